@@ -1,1 +1,118 @@
-//! Placeholder.
+//! Builds plugin crates to WebAssembly components, for build scripts.
+//!
+//! Owns the nested cargo call and what it needs around it. A component that comes out imports
+//! nothing but Lucid's own interfaces: the target has no WASI, so std cannot pull it in.
+
+mod sysroot;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The target every guest is built for.
+pub const WASM: &str = "wasm32-unknown-unknown";
+
+/// Why a guest could not be built. The text is for the person who runs cargo.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Builds guests of one cargo workspace, into a target folder beside the outer build's own.
+pub struct Builder {
+    workspace: PathBuf,
+    target: PathBuf,
+}
+
+impl Builder {
+    /// For the build script of a crate in `workspace`. `OUT_DIR` says where the outer build works.
+    pub fn new(workspace: impl Into<PathBuf>) -> Result<Self, Error> {
+        let workspace = workspace.into().canonicalize()?;
+        let out = PathBuf::from(std::env::var("OUT_DIR")?);
+        // OUT_DIR is <target>/<profile>/build/<crate>-<hash>/out. The nested build shares <target>,
+        // not its lock: a folder of its own.
+        let target = out
+            .ancestors()
+            .nth(4)
+            .ok_or("OUT_DIR is not below a target folder")?;
+        Ok(Self { workspace, target: target.to_path_buf() })
+    }
+
+    /// Builds `package` and makes a component of it. Returns the component's bytes.
+    pub fn component(&self, package: &str) -> Result<Vec<u8>, Error> {
+        let std = sysroot::find(&self.target)?;
+        let mut cargo = self.cargo(package, WASM);
+        cargo.arg("--lib");
+        if let Some(sysroot) = std {
+            cargo.env(
+                "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
+                format!("--sysroot={}", sysroot.display()),
+            );
+        }
+        run(&mut cargo, package)?;
+        let file = format!("{}.wasm", package.replace('-', "_"));
+        let module = std::fs::read(self.guests().join(WASM).join("guest").join(file))?;
+        Ok(wit_component::ComponentEncoder::default()
+            .validate(true)
+            .module(&module)?
+            .encode()?)
+    }
+
+    /// Builds the binary of `package` for this machine, linked statically so that it runs in any
+    /// root file system. Returns its bytes.
+    pub fn static_binary(&self, package: &str) -> Result<Vec<u8>, Error> {
+        let host = std::env::var("TARGET")?;
+        let mut cargo = self.cargo(package, &host);
+        let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", host.to_uppercase().replace('-', "_"));
+        cargo.args(["--bin", package]).env(flags, "-Ctarget-feature=+crt-static -Crelocation-model=static");
+        run(&mut cargo, package)?;
+        Ok(std::fs::read(self.guests().join(host).join("guest").join(package))?)
+    }
+
+    /// Tells cargo to run the build script again when anything below these folders of the workspace
+    /// changes, and only then.
+    pub fn watch(&self, folders: &[&str]) {
+        for folder in folders {
+            println!("cargo::rerun-if-changed={}", self.workspace.join(folder).display());
+        }
+        println!("cargo::rerun-if-changed={}", self.workspace.join("Cargo.lock").display());
+        println!("cargo::rerun-if-env-changed={}", sysroot::CHOICE);
+    }
+
+    fn guests(&self) -> PathBuf {
+        self.target.join("guests")
+    }
+
+    fn cargo(&self, package: &str, target: &str) -> Command {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // What the outer cargo says of the outer build (its flags, its clippy wrapper, its features)
+        // is not for the nested one.
+        for (name, _) in std::env::vars() {
+            let kept = matches!(
+                name.as_str(),
+                "CARGO_HOME" | "CARGO_NET_OFFLINE" | "CARGO_HTTP_CAINFO" | "RUSTUP_HOME" | "RUSTUP_TOOLCHAIN"
+            ) || name.starts_with("CARGO_REGISTRIES_")
+                || name.starts_with("CARGO_SOURCE_");
+            if !kept && (name.starts_with("CARGO") || name.starts_with("RUST") || name == "TARGET") {
+                cargo.env_remove(name);
+            }
+        }
+        cargo
+            .current_dir(&self.workspace)
+            .args(["build", "--quiet", "--locked", "--profile", "guest", "--package", package])
+            .args(["--target", target])
+            .arg("--target-dir")
+            .arg(self.guests());
+        cargo
+    }
+}
+
+/// The workspace's root, from the folder of a crate that is `up` levels below it.
+pub fn workspace_root(up: usize) -> Result<PathBuf, Error> {
+    let here = std::env::var("CARGO_MANIFEST_DIR")?;
+    Ok(Path::new(&here).ancestors().nth(up).ok_or("no workspace above this crate")?.to_path_buf())
+}
+
+fn run(command: &mut Command, what: &str) -> Result<(), Error> {
+    let output = command.output().map_err(|e| format!("cargo could not be started for {what}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{what} did not build:\n{}", String::from_utf8_lossy(&output.stderr)).into())
+}

@@ -1,0 +1,32 @@
+//! Builds the default plugins and the exec server, and writes them where `builtin.rs` embeds them:
+//! one binary holds all that a first run needs.
+
+use std::path::PathBuf;
+
+use lucid_guest_build::{Builder, Error, workspace_root};
+
+/// A default plugin above this size is a mistake: every one is copied into the binary.
+const MOST: usize = 400 * 1024;
+
+fn main() -> Result<(), Error> {
+    let builder = Builder::new(workspace_root(1)?)?;
+    builder.watch(&[
+        "plugins/build",
+        "plugins/sdk",
+        "plugins/mock",
+        "plugins/coder",
+        "plugins/openai",
+        "sandbox-image/exec",
+        "wit",
+    ]);
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    for name in ["mock", "coder", "openai"] {
+        let component = builder.component(&format!("lucid-{name}"))?;
+        if component.len() > MOST {
+            return Err(format!("plugins/{name} is {} bytes; at most {MOST} are allowed", component.len()).into());
+        }
+        std::fs::write(out.join(format!("{name}.wasm")), component)?;
+    }
+    std::fs::write(out.join("lucid-exec"), builder.static_binary("lucid-exec")?)?;
+    Ok(())
+}

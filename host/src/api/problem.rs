@@ -1,0 +1,460 @@
+//! Owns how a request fails: RFC 9457 problems, and extractors whose refusals are problems too.
+//!
+//! What always holds: every error body is `application/problem+json` with `type`, `title`, `status`
+//! and `detail`, and `detail` is a sentence for a person (older clients read nothing else). The cause
+//! of an internal error goes to the log, never to the client.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt;
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::auth::AuthError;
+
+/// A parser's message may repeat what was sent; more than this helps nobody.
+const LONGEST_REASON: usize = 300;
+
+/// A failed request, as the client sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`: the status says what kind of problem it is.
+    #[serde(rename = "type")]
+    #[schema(value_type = String, example = "about:blank")]
+    kind: &'static str,
+    /// The status in words.
+    #[schema(value_type = String, example = "Not Found")]
+    title: Cow<'static, str>,
+    /// The HTTP status.
+    #[serde(serialize_with = "as_number")]
+    #[schema(value_type = u16, example = 404)]
+    status: StatusCode,
+    /// What went wrong, in a sentence.
+    #[schema(example = "Chat not found")]
+    detail: String,
+}
+
+impl Problem {
+    /// A problem with any status; the title is the status's own.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            kind: "about:blank",
+            title: Cow::Borrowed(status.canonical_reason().unwrap_or("Error")),
+            status,
+            detail: detail.into(),
+        }
+    }
+
+    /// The same problem under another title.
+    #[must_use]
+    pub fn with_title(mut self, title: impl Into<Cow<'static, str>>) -> Self {
+        self.title = title.into();
+        self
+    }
+
+    /// 400: the request cannot be carried out as it was sent.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// 401: the caller, or a key they gave, is not accepted.
+    pub fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, detail)
+    }
+
+    /// 403: the caller is known, and may not.
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    /// 404: there is no such thing.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// 409: what is asked for does not fit the state it would act on.
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
+    /// 413: the body is larger than what is taken.
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    }
+
+    /// 415: the body is of a kind that is not taken.
+    pub fn unsupported_media_type(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+    }
+
+    /// 422: a field is missing or holds what it may not.
+    pub fn unprocessable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    }
+
+    /// 429: the caller has as much as they may have.
+    pub fn too_many(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, detail)
+    }
+
+    /// 500: our own fault. The cause is logged, with the causes below it; the client gets a plain
+    /// sentence.
+    pub fn internal(cause: &(dyn Error + 'static)) -> Self {
+        tracing::error!(cause = %Chain(cause), "a request failed");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Something went wrong on the server. The log says what.",
+        )
+    }
+
+    /// 502: a service behind this one failed.
+    pub fn bad_gateway(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, detail)
+    }
+
+    /// 503: not now; later may work.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The sentence that is shown.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The title that is shown.
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+}
+
+/// The answer for a route that is not there; the router's fallback.
+pub async fn no_such_route() -> Problem {
+    Problem::not_found("There is nothing at this address.")
+}
+
+/// The answer for a route that is there, but not with this method; the router's method fallback.
+pub async fn no_such_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "This address does not take that method.",
+    )
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl Error for Problem {}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(&self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        Self::unauthorized(error.to_string())
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        match &rejection {
+            JsonRejection::JsonDataError(error) => {
+                Self::unprocessable(format!("The request body does not fit: {}.", reason(error)))
+            }
+            JsonRejection::JsonSyntaxError(error) => {
+                Self::bad_request(format!("The request body is not JSON: {}.", reason(error)))
+            }
+            JsonRejection::MissingJsonContentType(_) => Self::unsupported_media_type(
+                "The request body must be sent with Content-Type: application/json.",
+            ),
+            other if other.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::too_large("The request body is larger than what this server takes.")
+            }
+            other if other.status().is_server_error() => Self::internal(other),
+            other => Self::new(other.status(), "The request body could not be read."),
+        }
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::unprocessable(format!("The query does not fit: {}.", reason(&rejection)))
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        if rejection.status().is_server_error() {
+            return Self::internal(&rejection);
+        }
+        // An id of the wrong form names nothing, which is what an unknown id does.
+        Self::not_found("There is nothing at this address.")
+    }
+}
+
+/// A JSON body, taken or given. Unlike axum's own, a refusal is a [`Problem`].
+#[derive(Debug, Clone, Copy, Default, FromRequest)]
+#[from_request(via(axum::Json), rejection(Problem))]
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+/// Query parameters. Unlike axum's own, a refusal is a [`Problem`].
+#[derive(Debug, Clone, Copy, Default, FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+pub struct Query<T>(pub T);
+
+/// Path parameters. Unlike axum's own, a refusal is a [`Problem`].
+#[derive(Debug, Clone, Copy, Default, FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Problem))]
+pub struct Path<T>(pub T);
+
+/// What a parser said, on one line, without the position of a body that people do not look at, and
+/// cut to a length that is read.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let text = error.source().unwrap_or(error).to_string();
+    let text = text
+        .rfind(" at line ")
+        .map_or(text.as_str(), |at| &text[..at]);
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    match clean.char_indices().nth(LONGEST_REASON) {
+        Some((at, _)) => format!("{}…", &clean[..at]),
+        None => clean,
+    }
+}
+
+struct Chain<'a>(&'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut below = self.0.source();
+        while let Some(cause) = below {
+            write!(f, ": {cause}")?;
+            below = cause.source();
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::extract::{DefaultBodyLimit, Request};
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    #[derive(Debug, Deserialize)]
+    struct Wanted {
+        #[expect(dead_code, reason = "only its presence is looked at")]
+        task: String,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Page {
+        limit: Option<u32>,
+    }
+
+    async fn body(response: Response) -> (StatusCode, String, Value) {
+        let status = response.status();
+        let kind = response.headers()[header::CONTENT_TYPE]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20)
+            .await
+            .unwrap();
+        (status, kind, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    fn request(kind: Option<&str>, body: &str) -> Request {
+        let mut request = Request::post("/")
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        if let Some(kind) = kind {
+            request
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_str(kind).unwrap());
+        }
+        request
+    }
+
+    async fn refused(kind: Option<&str>, text: &str) -> Problem {
+        Json::<Wanted>::from_request(request(kind, text), &())
+            .await
+            .unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_problem_has_all_four_members_and_its_own_media_type() {
+        let (status, kind, value) =
+            body(Problem::not_found("Chat not found").into_response()).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert_eq!(kind, "application/problem+json");
+        let expected = json!({"type": "about:blank", "title": "Not Found", "status": 404, "detail": "Chat not found"});
+        assert_eq!(value, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refused_caller_gets_401_with_the_sentence_and_the_scheme() {
+        let response = Problem::from(AuthError::MissingSubject).into_response();
+        assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
+        let (status, _, value) = body(response).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        assert_eq!(value["detail"], "Token missing sub claim");
+    }
+
+    #[tokio::test]
+    async fn an_internal_error_does_not_show_its_cause() {
+        let cause = std::io::Error::other("password=hunter2");
+        let (status, _, value) = body(Problem::internal(&cause).into_response()).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!value.to_string().contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_field_is_422_and_named() {
+        let problem = refused(Some("application/json"), "{}").await;
+        assert_eq!(problem.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(
+            problem.detail(),
+            "The request body does not fit: missing field `task`."
+        );
+    }
+
+    #[tokio::test]
+    async fn a_field_of_the_wrong_type_is_422_and_named() {
+        let problem = refused(Some("application/json; charset=utf-8"), r#"{"task": 3}"#).await;
+        assert_eq!(problem.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(
+            problem.detail(),
+            "The request body does not fit: task: invalid type: integer `3`, expected a string."
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_json_is_400_and_of_another_kind_415() {
+        assert_eq!(
+            refused(Some("application/json"), "{").await.status(),
+            StatusCode::BAD_REQUEST
+        );
+        assert_eq!(
+            refused(None, "{}").await.status(),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE
+        );
+        assert_eq!(
+            refused(Some("text/plain"), "{}").await.status(),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_413() {
+        let mut large = request(
+            Some("application/json"),
+            &format!("{{\"task\":\"{}\"}}", "x".repeat(64)),
+        );
+        DefaultBodyLimit::max(16).apply(&mut large);
+        let problem = Json::<Wanted>::from_request(large, &()).await.unwrap_err();
+        assert_eq!(problem.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[tokio::test]
+    async fn a_long_value_is_not_repeated_in_full() {
+        let problem = refused(
+            Some("application/json"),
+            &format!("\"{}\"", "é".repeat(10_000)),
+        )
+        .await;
+        assert!(
+            problem.detail().chars().count() < 400,
+            "{}",
+            problem.detail()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_query_that_does_not_fit_is_422() {
+        let (mut parts, ()) = Request::get("/?limit=many").body(()).unwrap().into_parts();
+        let problem = Query::<Page>::from_request_parts(&mut parts, &())
+            .await
+            .unwrap_err();
+        assert_eq!(problem.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(problem.detail().contains("limit"), "{}", problem.detail());
+        let (mut parts, ()) = Request::get("/?limit=3").body(()).unwrap().into_parts();
+        assert_eq!(
+            Query::<Page>::from_request_parts(&mut parts, &())
+                .await
+                .unwrap()
+                .0
+                .limit,
+            Some(3)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_path_outside_a_route_is_our_own_fault() {
+        let (mut parts, ()) = Request::get("/").body(()).unwrap().into_parts();
+        let problem = Path::<u32>::from_request_parts(&mut parts, &())
+            .await
+            .unwrap_err();
+        assert_eq!(problem.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[tokio::test]
+    async fn a_missing_route_or_method_is_a_problem_too() {
+        assert_eq!(no_such_route().await.status(), StatusCode::NOT_FOUND);
+        assert_eq!(
+            no_such_method().await.status(),
+            StatusCode::METHOD_NOT_ALLOWED
+        );
+    }
+
+    #[test]
+    fn the_causes_of_an_error_are_told_in_one_line() {
+        let outer = std::io::Error::other(crate::auth::AuthError::Required);
+        assert!(
+            Chain(&outer)
+                .to_string()
+                .starts_with("Authentication required")
+        );
+    }
+}

@@ -1,0 +1,10 @@
+//! What the build put into this binary: the default plugins, and the exec server for sandboxes.
+
+/// The mock agent.
+pub const MOCK: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mock.wasm"));
+/// The default agent.
+pub const CODER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/coder.wasm"));
+/// The adapter for OpenAI chat completions.
+pub const OPENAI: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/openai.wasm"));
+/// The exec server, a static executable.
+pub const EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));

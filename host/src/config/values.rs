@@ -1,0 +1,237 @@
+//! Owns how the text of one setting becomes its value.
+//!
+//! What always holds: a reader takes exactly what its setting's sentence says is allowed, and gives
+//! nothing for everything else; it never guesses what was meant.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use url::Url;
+
+use super::ConfigError;
+use super::choices::{AllowedOrigins, Choice};
+use crate::secret::Secret;
+
+/// The values that are set, by name; none is empty.
+pub(super) struct Values(HashMap<String, String>);
+
+impl Values {
+    pub(super) fn new(values: impl Iterator<Item = (String, String)>) -> Self {
+        Self(
+            values
+                .filter(|(_, value)| !value.trim().is_empty())
+                .collect(),
+        )
+    }
+
+    pub(super) fn raw(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.raw(name).map(str::trim)
+    }
+
+    pub(super) fn optional<T>(
+        &self,
+        name: &'static str,
+        allowed: &'static str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(text) = self.text(name) else {
+            return Ok(None);
+        };
+        match read(text) {
+            Some(value) => Ok(Some(value)),
+            None => Err(ConfigError::NotAllowed {
+                name,
+                given: shown(text),
+                allowed,
+            }),
+        }
+    }
+
+    pub(super) fn parsed<T>(
+        &self,
+        name: &'static str,
+        default: T,
+        allowed: &'static str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        Ok(self.optional(name, allowed, read)?.unwrap_or(default))
+    }
+
+    pub(super) fn choice<T: Choice>(
+        &self,
+        name: &'static str,
+        default: T,
+    ) -> Result<T, ConfigError> {
+        self.parsed(name, default, T::ALLOWED, |text| {
+            T::NAMES
+                .iter()
+                .find(|(known, _)| known.eq_ignore_ascii_case(text))
+                .map(|(_, value)| *value)
+        })
+    }
+
+    pub(super) fn provider(&self, name: &'static str) -> Result<Option<String>, ConfigError> {
+        let allowed = "a provider's name: letters, digits, - and _, at most 64";
+        self.optional(name, allowed, |text| {
+            let fits = text.len() <= 64
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+            fits.then(|| text.to_ascii_lowercase())
+        })
+    }
+
+    /// A secret that is sent in a header. Anything a header cannot carry would fail at its first
+    /// use, with a worse message.
+    pub(super) fn header_secret(&self, name: &'static str) -> Result<Option<Secret>, ConfigError> {
+        let Some(text) = self.text(name) else {
+            return Ok(None);
+        };
+        if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(Some(Secret::from(text)));
+        }
+        let allowed = "printable ASCII without spaces or line breaks, since it is sent in a header";
+        Err(ConfigError::BadSecret { name, allowed })
+    }
+
+    pub(super) fn base_url(&self, name: &'static str) -> Result<Option<Url>, ConfigError> {
+        let allowed = "an http or https URL such as https://api.example.com/v1, without user name, password, query or fragment";
+        let Some(text) = self.text(name) else {
+            return Ok(None);
+        };
+        let url = Url::parse(text).ok().filter(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.host().is_some()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        match url {
+            Some(url) => Ok(Some(url)),
+            // A key may stand before an @ or behind a ?.
+            None if text.contains(['@', '?', '#']) => Err(ConfigError::BadSecret { name, allowed }),
+            None => Err(ConfigError::NotAllowed {
+                name,
+                given: shown(text),
+                allowed,
+            }),
+        }
+    }
+}
+
+/// A value as an error shows it: quoted, on one line, and not longer than is read.
+pub(super) fn shown(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((at, _)) => format!("{:?}…", &text[..at]),
+        None => format!("{text:?}"),
+    }
+}
+
+pub(super) fn unprintable(c: char) -> bool {
+    c.is_control() || c.is_whitespace()
+}
+
+pub(super) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
+    // `parse` takes a leading plus sign; nobody means one here.
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+pub(super) fn count(text: &str) -> Option<u32> {
+    number(text).filter(|count| (1..=10_000).contains(count))
+}
+
+pub(super) fn seconds(text: &str, least: f64, most: f64) -> Option<Duration> {
+    // Not a number fails both comparisons, so it is not in any range.
+    let seconds: f64 = text
+        .parse()
+        .ok()
+        .filter(|seconds| (least..=most).contains(seconds))?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// A size as Docker writes it: a number with b, k, m, g or t behind it, also kb or KiB; all of them
+/// powers of 1024.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let text = text.to_ascii_lowercase();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (amount, unit) = text.split_at(end);
+    let shift = match unit.trim_start() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    let factor = 1u64 << shift;
+    match amount.split_once('.') {
+        None => number::<u64>(amount)?.checked_mul(factor),
+        Some((whole, part)) => {
+            // In integers, so that no size is off by a rounding. Nine places are more than a size has.
+            if part.is_empty() || part.len() > 9 {
+                return None;
+            }
+            let whole = u128::from(number::<u64>(whole)?);
+            let scale = 10u128.pow(u32::try_from(part.len()).ok()?);
+            let bytes =
+                (whole * scale + u128::from(number::<u64>(part)?)) * u128::from(factor) / scale;
+            u64::try_from(bytes).ok()
+        }
+    }
+}
+
+pub(super) fn ip(text: &str) -> Option<IpAddr> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    bare.parse().ok()
+}
+
+pub(super) fn origins(text: &str) -> Option<AllowedOrigins> {
+    if text == "*" {
+        return Some(AllowedOrigins::Any);
+    }
+    let mut list: Vec<String> = Vec::new();
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
+        let url = Url::parse(part).ok()?;
+        let bare = matches!(url.scheme(), "http" | "https")
+            && !part.contains(['*', '@', '?', '#', '\\'])
+            && url.path() == "/";
+        let origin = url.origin().ascii_serialization();
+        if !bare {
+            return None;
+        }
+        if !list.contains(&origin) {
+            list.push(origin);
+        }
+    }
+    (!list.is_empty()).then_some(AllowedOrigins::List(list))
+}
+
+pub(super) fn mount_path(text: &str) -> Option<String> {
+    let path = text.strip_prefix('/')?.trim_end_matches('/');
+    // A colon would end the path where it becomes part of a PATH or a mount option.
+    let fits = !path.is_empty()
+        && !path.contains(|c: char| c.is_control() || c == ':')
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    fits.then(|| format!("/{path}"))
+}

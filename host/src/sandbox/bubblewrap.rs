@@ -1,0 +1,124 @@
+//! The command line of a bubblewrap box.
+//!
+//! What always holds: the box's root is made from nothing and read-only; of the host it sees the
+//! system's programs, this session's workspace and this session's runtime folder; every file system
+//! that can be written and lives in memory has a size.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use lucid_exec::protocol::Serve;
+use tokio::process::Command;
+
+use super::runtime::{Runtime, SessionDir};
+use super::{Network, SandboxError, Settings, Spec, environment};
+use crate::workspace::box_user;
+
+/// What programs need of `/etc`, and nothing that is a secret.
+const ETC: [&str; 14] = [
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/ca-certificates",
+    "/etc/pki/tls/certs",
+    "/etc/python3",
+];
+
+/// The installed bwrap, and what it can do.
+pub(super) struct Program {
+    path: PathBuf,
+    disable_user_namespaces: bool,
+}
+
+impl Program {
+    pub(super) async fn find() -> Result<Self, String> {
+        let path = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap", "/run/current-system/sw/bin/bwrap"]
+            .into_iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists())
+            .ok_or("bwrap is not installed (`apt-get install bubblewrap`).")?;
+        let help = Command::new(&path).arg("--help").output().await.map_err(|error| format!("bwrap does not run: {error}."))?;
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        if !help.contains("--size") {
+            return Err("this bwrap is too old: 0.7 or later is needed.".to_owned());
+        }
+        Ok(Self { path, disable_user_namespaces: help.contains("--disable-userns") })
+    }
+
+    pub(super) fn command(
+        &self,
+        settings: &Settings,
+        dir: &SessionDir,
+        runtime: &Runtime,
+        spec: Spec<'_>,
+        serve: &Serve,
+    ) -> Result<Command, SandboxError> {
+        let serve = serde_json::to_string(serve).map_err(|error| SandboxError::Start(error.to_string()))?;
+        let size = (settings.memory_bytes / 2).max(64 << 20).to_string();
+        let mut arguments = Arguments(Vec::new());
+        arguments.add(["--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000"]);
+        arguments.add(["--die-with-parent", "--new-session", "--hostname", "sandbox"]);
+        if self.disable_user_namespaces {
+            arguments.add(["--disable-userns"]);
+        }
+        arguments.system_folders();
+        for path in ETC {
+            arguments.add(["--ro-bind-try", path, path]);
+        }
+        for name in ["passwd", "group", "hosts"] {
+            arguments.bind("--ro-bind", &runtime.etc(name), &format!("/etc/{name}"));
+        }
+        if settings.network == Network::Host {
+            arguments.add(["--share-net", "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]);
+        }
+        arguments.add(["--proc", "/proc", "--dev", "/dev"]);
+        arguments.add(["--size", "67108864", "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]);
+        arguments.add(["--size", &size, "--perms", "1777", "--tmpfs", "/tmp"]);
+        arguments.add(["--size", &size, "--perms", "0700", "--tmpfs", "/home/agent"]);
+        arguments.bind("--ro-bind", dir.path(), "/run/lucid");
+        arguments.bind("--bind", spec.workspace, &settings.workspace_mount);
+        arguments.add(["--remount-ro", "/", "--chdir", &settings.workspace_mount]);
+        arguments.add(["--", "/run/lucid/bin/lucid-exec", "--serve", &serve]);
+
+        let mut command = Command::new(&self.path);
+        command.args(arguments.0).env_clear().current_dir("/");
+        command.envs(environment("/run/lucid/bin", "/home/agent", "/tmp", "/run/lucid/git.sock", spec));
+        if let Some(user) = box_user() {
+            // std drops the supplementary groups along with the user.
+            command.uid(user).gid(user);
+        }
+        Ok(command)
+    }
+}
+
+struct Arguments(Vec<std::ffi::OsString>);
+
+impl Arguments {
+    fn add<'a>(&mut self, arguments: impl IntoIterator<Item = &'a str>) {
+        self.0.extend(arguments.into_iter().map(Into::into));
+    }
+
+    fn bind(&mut self, how: &str, from: &Path, to: &str) {
+        self.0.extend([OsStr::new(how).to_owned(), from.as_os_str().to_owned(), to.into()]);
+    }
+
+    /// `/usr` and what stands beside it: links as links, folders as folders.
+    fn system_folders(&mut self) {
+        self.add(["--ro-bind", "/usr", "/usr"]);
+        for path in ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"] {
+            if let Ok(target) = std::fs::read_link(path) {
+                self.bind("--symlink", &target, path);
+            } else {
+                self.add(["--ro-bind-try", path, path]);
+            }
+        }
+    }
+}

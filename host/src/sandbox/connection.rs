@@ -1,0 +1,253 @@
+//! The host's end of the socket to an exec server.
+//!
+//! What always holds: the server sits among hostile code, so nothing it sends is trusted: a frame
+//! out of turn, or more bytes than were agreed on, ends the connection; and a connection that ended
+//! ends every command that waits on it.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc as std_mpsc};
+use std::time::Duration;
+
+use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, Start, VERSION};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::SandboxError;
+
+/// What a command's waiter is told.
+pub(super) enum Event {
+    Output(Vec<u8>),
+    Tail(Vec<u8>),
+    Exit(Exit),
+    Failed(String),
+}
+
+struct Waiter {
+    events: mpsc::UnboundedSender<Event>,
+    /// How many bytes the server may still send: what was asked for, so the channel is bounded too.
+    head_left: usize,
+    tail_left: usize,
+}
+
+#[derive(Default)]
+struct State {
+    gone: Option<String>,
+    last_id: u32,
+    waiting: HashMap<u32, Waiter>,
+}
+
+/// An open connection.
+pub(super) struct Connection {
+    state: Arc<Mutex<State>>,
+    frames: mpsc::UnboundedSender<Vec<u8>>,
+    /// A second handle of the socket, to end it from anywhere.
+    socket: StdStream,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Connection {
+    /// Starts the process of a box and waits until its server is ready.
+    pub(super) async fn open(mut command: Command, patience: Duration) -> Result<(Self, Child), SandboxError> {
+        let start = |error: std::io::Error| SandboxError::Start(error.to_string());
+        let (ours, theirs) = StdStream::pair().map_err(start)?;
+        ours.set_nonblocking(true).map_err(start)?;
+        let socket = ours.try_clone().map_err(start)?;
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = spawn(command).await.map_err(start)?;
+        let complaint = Arc::new(Mutex::new(String::new()));
+        let listening = process.stderr.take().map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
+        let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
+        let problem = match tokio::time::timeout(patience, read_frame(&mut reader)).await {
+            Ok(Ok(Frame { kind: Kind::Hello, payload, .. })) => match serde_json::from_slice::<Hello>(&payload) {
+                Ok(hello) if hello.version == VERSION => None,
+                _ => Some("its exec server speaks another version.".to_owned()),
+            },
+            Ok(Ok(_)) => Some("its exec server did not say hello.".to_owned()),
+            Ok(Err(_)) => Some("it ended at once.".to_owned()),
+            Err(_) => Some(format!("it was not ready after {} seconds.", patience.as_secs())),
+        };
+        if let Some(problem) = problem {
+            let _ = socket.shutdown(Shutdown::Both);
+            if tokio::time::timeout(Duration::from_secs(2), process.wait()).await.is_err() {
+                let _ = process.kill().await;
+            }
+            if let Some(listening) = listening {
+                let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
+            }
+            let said = complaint.lock().unwrap_or_else(PoisonError::into_inner).trim().to_owned();
+            return Err(SandboxError::Start(if said.is_empty() { problem } else { format!("{problem} It said: {said}") }));
+        }
+        let (frames, queue) = mpsc::unbounded_channel();
+        let state = Arc::new(Mutex::new(State::default()));
+        tokio::spawn(write_frames(writer, queue));
+        let shared = Arc::clone(&state);
+        tokio::spawn(async move {
+            let sentence = read_frames(reader, &shared).await;
+            end(&shared, &sentence);
+        });
+        Ok((Self { state, frames, socket }, process))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        lock(&self.state).gone.is_none()
+    }
+
+    /// Why the box is gone.
+    pub(super) fn gone(&self) -> SandboxError {
+        SandboxError::Gone(lock(&self.state).gone.clone().unwrap_or_else(|| "Its connection ended.".to_owned()))
+    }
+
+    /// Ends the connection; the first reason given stays.
+    pub(super) fn shut(&self, sentence: &str) {
+        end(&self.state, sentence);
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Sends a command off.
+    pub(super) fn start(&self, start: &Start) -> Result<Running<'_>, SandboxError> {
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut state = lock(&self.state);
+        if state.gone.is_some() {
+            drop(state);
+            return Err(self.gone());
+        }
+        state.last_id = state.last_id.wrapping_add(1);
+        let id = state.last_id;
+        let frame = Frame::json(Kind::Start, id, start)
+            .map_err(|_| SandboxError::Refused("The command is too long to be run; write it to a file first.".to_owned()))?;
+        state.waiting.insert(id, Waiter { events: sender, head_left: start.output_head, tail_left: start.output_tail });
+        drop(state);
+        let _ = self.frames.send(frame.encode());
+        Ok(Running { connection: self, id, events, over: false })
+    }
+}
+
+fn end(state: &Mutex<State>, sentence: &str) {
+    let mut state = lock(state);
+    state.gone.get_or_insert_with(|| sentence.to_owned());
+    state.waiting.clear();
+}
+
+/// A command that was sent off.
+pub(super) struct Running<'a> {
+    connection: &'a Connection,
+    id: u32,
+    events: mpsc::UnboundedReceiver<Event>,
+    over: bool,
+}
+
+impl Running<'_> {
+    /// What comes next; nothing when the box is gone.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        self.over = matches!(event, None | Some(Event::Exit(_) | Event::Failed(_)));
+        event
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = self.connection.frames.send(Frame::new(Kind::Kill, self.id, Vec::new()).encode());
+        }
+    }
+}
+
+async fn read_frame(reader: &mut OwnedReadHalf) -> std::io::Result<Frame> {
+    let mut header = [0; HEADER];
+    reader.read_exact(&mut header).await?;
+    let Header { kind, id, length } =
+        Header::parse(header).map_err(|bad| std::io::Error::new(std::io::ErrorKind::InvalidData, bad))?;
+    let mut payload = vec![0; length];
+    reader.read_exact(&mut payload).await?;
+    Ok(Frame { kind, id, payload })
+}
+
+/// Hands frames to the commands that wait for them, until the connection ends; says why it did.
+async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String {
+    loop {
+        let frame = match read_frame(&mut reader).await {
+            Ok(frame) => frame,
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return format!("{error}."),
+            Err(_) => return "It ended on its own: it was killed, or ran out of memory.".to_owned(),
+        };
+        let Frame { kind, id, payload } = frame;
+        let mut state = lock(state);
+        let Some(waiter) = state.waiting.get_mut(&id) else {
+            return "Its exec server spoke of a command that was never sent.".to_owned();
+        };
+        let (event, last) = match kind {
+            Kind::Output if payload.len() <= waiter.head_left => {
+                waiter.head_left -= payload.len();
+                (Event::Output(payload), false)
+            }
+            Kind::Tail if payload.len() <= waiter.tail_left => {
+                waiter.tail_left -= payload.len();
+                (Event::Tail(payload), false)
+            }
+            Kind::Exit => match serde_json::from_slice(&payload) {
+                Ok(exit) => (Event::Exit(exit), true),
+                Err(error) => return format!("Its exec server reported an end that cannot be read: {error}."),
+            },
+            Kind::Failed => (Event::Failed(String::from_utf8_lossy(&payload).into_owned()), true),
+            Kind::Output | Kind::Tail => return "Its exec server sent more output than it was asked for.".to_owned(),
+            other => return format!("Its exec server sent a {other:?} frame out of turn."),
+        };
+        // A waiter that is gone was dropped: its command is being killed.
+        let _ = waiter.events.send(event);
+        if last {
+            state.waiting.remove(&id);
+        }
+    }
+}
+
+async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(frame) = queue.recv().await {
+        if writer.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the first of what a box's own processes complain about, and reads the rest away.
+async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<String>>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < 4096 {
+            kept.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Starts a process from a thread that never ends. The kernel sends the signal that `bwrap
+/// --die-with-parent` asks for when the starting *thread* ends, and the runtime's threads may.
+async fn spawn(mut command: Command) -> std::io::Result<Child> {
+    static STARTER: OnceLock<Option<std_mpsc::Sender<Job>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (sender, jobs) = std_mpsc::channel::<Job>();
+        let run = move || jobs.into_iter().for_each(|job| job());
+        std::thread::Builder::new().name("sandbox-starter".into()).spawn(run).ok().map(|_| sender)
+    });
+    let lost = || std::io::Error::other("the thread that starts sandboxes is gone");
+    let runtime = tokio::runtime::Handle::current();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let job: Job = Box::new(move || {
+        let _runtime = runtime.enter();
+        let _ = sender.send(command.spawn());
+    });
+    starter.as_ref().ok_or_else(lost)?.send(job).map_err(|_| lost())?;
+    receiver.await.map_err(|_| lost())?
+}

@@ -1,0 +1,153 @@
+//! One command in a box, as the rest of the host sees it.
+//!
+//! What always holds: a command that was started is waited for or killed, whatever becomes of the
+//! future that started it; and its output is bounded here too, whatever the box sends.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lucid_exec::protocol::Start;
+
+use super::SandboxError;
+use super::connection::{Connection, Event};
+
+/// How much longer than its time-out a command may take before the box counts as dead.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A command to run.
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    what: What,
+    cwd: Option<String>,
+    env: BTreeMap<String, String>,
+    timeout: Duration,
+    head: usize,
+    tail: usize,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Shell(String),
+    Program(Vec<String>),
+}
+
+impl ExecRequest {
+    fn new(what: What) -> Self {
+        let timeout = Duration::from_secs(120);
+        Self { what, cwd: None, env: BTreeMap::new(), timeout, head: 64 << 10, tail: 64 << 10 }
+    }
+
+    /// A command line for the box's shell.
+    #[must_use]
+    pub fn shell(command: impl Into<String>) -> Self {
+        Self::new(What::Shell(command.into()))
+    }
+
+    /// A program and its arguments, no shell between.
+    #[must_use]
+    pub fn argv<I: IntoIterator<Item = S>, S: Into<String>>(argv: I) -> Self {
+        Self::new(What::Program(argv.into_iter().map(Into::into).collect()))
+    }
+
+    /// The folder it runs in, the workspace where not given.
+    #[must_use]
+    pub fn cwd(mut self, cwd: impl Into<String>) -> Self {
+        self.cwd = Some(cwd.into());
+        self
+    }
+
+    /// One more variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// After which time its process group is killed; 120 seconds where not given.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How many of the first and the last bytes of its output are kept.
+    #[must_use]
+    pub fn keep(mut self, head: usize, tail: usize) -> Self {
+        (self.head, self.tail) = (head, tail);
+        self
+    }
+
+    pub(super) fn into_start(self, shell: &str, workspace: &str) -> Start {
+        let argv = match self.what {
+            What::Shell(command) => vec![shell.to_owned(), "-c".to_owned(), command],
+            What::Program(argv) => argv,
+        };
+        Start {
+            argv,
+            cwd: Some(self.cwd.unwrap_or_else(|| workspace.to_owned())),
+            env: self.env,
+            timeout_ms: Some(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)),
+            stdin: None,
+            output_head: self.head,
+            output_tail: self.tail,
+        }
+    }
+}
+
+/// How a command ended and what it wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecResult {
+    /// The exit code; 128 and the signal's number where a signal ended it.
+    pub exit_code: i32,
+    /// The time-out killed it.
+    pub timed_out: bool,
+    /// What it wrote to standard output and error, in order; a sentence stands for what was left out.
+    pub output: String,
+    /// How many bytes were left out.
+    pub omitted: u64,
+    /// How long it ran.
+    pub duration: Duration,
+}
+
+pub(super) async fn run(
+    connection: &Connection,
+    start: Start,
+    mut on_output: impl FnMut(&[u8]) + Send,
+) -> Result<ExecResult, SandboxError> {
+    let begun = Instant::now();
+    let limit = Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(PATIENCE);
+    // Kills the command when it is dropped before the end.
+    let mut command = connection.start(&start)?;
+    let (mut head, mut tail) = (Vec::new(), Vec::new());
+    loop {
+        let left = limit.saturating_sub(begun.elapsed());
+        let Ok(event) = tokio::time::timeout(left, command.next()).await else {
+            connection.shut("It no longer answers.");
+            return Err(connection.gone());
+        };
+        match event {
+            Some(Event::Output(bytes)) => {
+                on_output(&bytes);
+                head.extend_from_slice(&bytes);
+            }
+            Some(Event::Tail(bytes)) => tail.extend_from_slice(&bytes),
+            Some(Event::Exit(exit)) => {
+                let exit_code = exit.code.or(exit.signal.map(|signal| 128 + signal)).unwrap_or(-1);
+                let output = joined(&head, &tail, exit.omitted);
+                let (timed_out, omitted) = (exit.timed_out, exit.omitted);
+                return Ok(ExecResult { exit_code, timed_out, output, omitted, duration: begun.elapsed() });
+            }
+            Some(Event::Failed(sentence)) => return Err(SandboxError::Refused(sentence)),
+            None => return Err(connection.gone()),
+        }
+    }
+}
+
+fn joined(head: &[u8], tail: &[u8], omitted: u64) -> String {
+    if omitted == 0 {
+        // In one piece: a character may lie across the seam.
+        return String::from_utf8_lossy(&[head, tail].concat()).into_owned();
+    }
+    let (head, tail) = (String::from_utf8_lossy(head), String::from_utf8_lossy(tail));
+    format!("{head}\n[… {omitted} bytes left out …]\n{tail}")
+}

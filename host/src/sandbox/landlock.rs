@@ -1,0 +1,70 @@
+//! The command line of a box without namespaces: the exec server under its own supervisor, confined
+//! by Landlock, or, where the operator chose no sandbox, by resource limits only.
+//!
+//! What always holds: only the workspace and the session's own folders can be written; of the system
+//! only named folders can be read, and none that holds a secret.
+
+use lucid_exec::protocol::{Confine, Serve};
+use tokio::process::Command;
+
+use super::runtime::SessionDir;
+use super::{Network, SandboxError, Settings, Spec, environment};
+use crate::workspace::box_user;
+
+const READ_ONLY: [&str; 25] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix/store",
+    "/proc",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/hosts",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/ca-certificates",
+    "/etc/pki/tls/certs",
+];
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+pub(super) fn command(
+    settings: &Settings,
+    dir: &SessionDir,
+    spec: Spec<'_>,
+    mut serve: Serve,
+    confined: bool,
+) -> Result<Command, SandboxError> {
+    let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    if confined {
+        let network = settings.network == Network::Host;
+        let mut read_only: Vec<String> = READ_ONLY.map(str::to_owned).into();
+        read_only.extend([dir.path().to_string_lossy().into_owned()]);
+        if network {
+            read_only.push("/etc/resolv.conf".to_owned());
+        }
+        let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
+        read_write.extend([within("tmp"), within("home"), spec.workspace.to_string_lossy().into_owned()]);
+        serve.confine = Some(Confine { read_write, read_only, network });
+    }
+    let serve = serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
+    let mut command = Command::new(within("bin/lucid-exec"));
+    command.args(["--supervise", &serve]).env_clear().current_dir(spec.workspace);
+    command.envs(environment(&within("bin"), &within("home"), &within("tmp"), &within("git.sock"), spec));
+    if let Some(user) = box_user() {
+        command.uid(user).gid(user);
+    }
+    Ok(command)
+}

@@ -1,0 +1,205 @@
+//! Owns the database: one SQLite file for the log of sessions and the record of chats.
+//!
+//! What always holds: there is one process (a lock file), and in it one writer, an operating system
+//! thread that commits what many sessions wrote together; a write is acknowledged only after its
+//! commit, and one write that fails undoes itself and none of its neighbours. Reads have connections
+//! of their own and never wait for the writer. The folder is the owner's alone (0700), the file too
+//! (0600).
+//!
+//! `synchronous=NORMAL` with a write-ahead log: whatever was acknowledged survives a crash or a kill
+//! of this process, since the operating system has the pages. A power failure or a crash of the
+//! operating system may take the last moments (what was written since the last checkpoint and not
+//! yet flushed); the file stays consistent, and a session then goes on from the last step that is
+//! there. FULL would cost one flush for each group commit and guard against nothing else.
+
+mod chats;
+mod readers;
+mod rows;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use chats::{Chat, ChatMessage, Chats, TITLE_LENGTH};
+pub use rows::{
+    ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
+    StepRow, cut,
+};
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+/// The database's file, in the storage folder.
+const DATABASE: &str = "lucid.db";
+/// Held locked by the process that uses the folder.
+const LOCK: &str = "lucid.lock";
+/// One for each version, in order; `user_version` counts those that were run.
+const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_log_and_chats.sql")];
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder or a file in it.
+    #[error("the storage folder {path} cannot be used: {cause}")]
+    Folder {
+        /// Which folder or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("the storage folder {0} is in use by another lucid; stop that one, or choose another folder")]
+    InUse(PathBuf),
+    /// SQLite said no.
+    #[error("the database refused: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// The group's transaction could not be committed; nothing of it is written.
+    #[error("the database could not commit: {0}")]
+    Commit(String),
+    /// The file was written by a newer build.
+    #[error("the database has version {found}, and this build knows {known}; use a newer lucid")]
+    TooNew {
+        /// In the file.
+        found: i64,
+        /// In this build.
+        known: i64,
+    },
+    /// What is written there is not what this build writes.
+    #[error("the log holds something that this build does not understand: {0}")]
+    Content(String),
+    /// The writer is gone, or a write came to grief.
+    #[error("the store is closed, or a write in it failed badly; the log of the host says more")]
+    Closed,
+}
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    // Dropped in this order: the writer drains and ends, then the readers, then the lock.
+    writer: writer::Writer,
+    readers: readers::Readers,
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("folder", &self.inner.folder).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the database in a folder, and makes both where they are not there. Blocks shortly.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |cause| StoreError::Folder { path, cause }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+        std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed(folder))?;
+        let private = |name: &str| -> Result<File, StoreError> {
+            let path = folder.join(name);
+            let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = open.map_err(failed(&path))?;
+            file.set_permissions(Permissions::from_mode(0o600)).map_err(failed(&path))?;
+            Ok(file)
+        };
+        let lock = private(LOCK)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(folder.to_owned())),
+            Err(std::fs::TryLockError::Error(cause)) => return Err(failed(&folder.join(LOCK))(cause)),
+        }
+        drop(private(DATABASE)?);
+        let path = folder.join(DATABASE);
+        let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        migrate(&mut connection)?;
+        let writer = writer::Writer::start(connection)?;
+        let readers = readers::Readers::new(path);
+        Ok(Self { inner: Arc::new(Inner { writer, readers, folder: folder.to_owned(), _lock: lock }) })
+    }
+
+    /// Where it is kept.
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
+    }
+
+    /// What the store is called in `GET /`.
+    pub fn kind(&self) -> &'static str {
+        "sqlite"
+    }
+
+    /// Runs one write in the writer's thread, and returns when it is committed. A write that returns
+    /// an error leaves nothing behind.
+    pub async fn write<T, F>(&self, write: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.inner.writer.write(write).await
+    }
+
+    /// Runs one read on a connection of its own, off the async threads. It sees whatever was
+    /// committed before.
+    pub async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let store = self.inner.clone();
+        store.readers.read(read).await
+    }
+
+    /// From now on the writer lets through this many writes and then is as dead as after a crash.
+    #[cfg(test)]
+    pub(crate) fn crash_after(&self, writes: u64) {
+        self.inner.writer.crash_after(writes);
+    }
+
+    /// How many transactions and how many writes there were.
+    #[cfg(test)]
+    pub(crate) fn written(&self) -> (u64, u64) {
+        self.inner.writer.written()
+    }
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
+    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "normal")?;
+        // 16 MB of log before it is folded back: fewer, longer stretches of copying.
+        connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
+        connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    }
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    for (version, sql) in (1i64..).zip(MIGRATIONS) {
+        if version > found {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "user_version", version)?;
+            transaction.commit()?;
+        }
+    }
+    Ok(())
+}

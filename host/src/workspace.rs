@@ -1,0 +1,378 @@
+//! A session's folder of files, as the host reads and writes it.
+//!
+//! What always holds: every path is resolved below an open directory handle, so neither `..` nor a
+//! symbolic link, nor one swapped in meanwhile by hostile code, leads out; nothing but a regular
+//! file is ever read, so a pipe or a device cannot hang the host; sizes and counts are bounded.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
+use rustix::fs::{Gid, OFlags, Uid};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+#[cfg(test)]
+#[path = "workspace_tests.rs"]
+mod tests;
+
+/// Where every kind of path may begin, whatever the sandbox.
+const MOUNT: &str = "/workspace";
+/// The user that owns what a sandbox may write, where the host is root.
+const BOX_USER: u32 = 1000;
+/// The deepest folder of a tree that is shown.
+const MAX_DEPTH: usize = 24;
+/// The most nodes of a tree that are shown.
+const MAX_NODES: usize = 10_000;
+/// What a tree leaves out, besides every folder whose name starts with a dot.
+const LEFT_OUT: [&str; 12] = [
+    ".git", "node_modules", "__pycache__", ".next", ".venv", "venv", ".mypy_cache", ".pytest_cache", "dist", "build",
+    ".tox", ".eggs",
+];
+
+/// Whom files of sandboxes belong to: a user of their own when the host is root, else the host's.
+#[must_use]
+pub fn box_user() -> Option<u32> {
+    rustix::process::geteuid().is_root().then_some(BOX_USER)
+}
+
+/// A file name for any text, a different one for each.
+#[must_use]
+pub fn safe_name(text: &str) -> String {
+    let mut name = String::with_capacity(text.len());
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' => name.push(byte.into()),
+            b'.' if at > 0 => name.push('.'),
+            // `%` and `~` are never kept, so what stands for something else cannot be met as itself.
+            other => name.push_str(&format!("%{other:02x}")),
+        }
+    }
+    if name.is_empty() {
+        return "~".to_owned();
+    }
+    if name.len() > 100 {
+        let digest: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        return format!("~{digest}");
+    }
+    name
+}
+
+/// Why a file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// The path, or a link on it, leads out of the workspace.
+    #[error("Path traversal not allowed.")]
+    Traversal,
+    /// There is no such file.
+    #[error("File not found: {0}")]
+    NotFound(String),
+    /// The file is larger than what may be read.
+    #[error("{path} is {size} bytes; at most {limit} can be read.")]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// Its size.
+        size: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// It is a folder, a pipe, a device.
+    #[error("{0} is not a regular file.")]
+    NotAFile(String),
+    /// Anything else.
+    #[error("{path}: {cause}")]
+    Io {
+        /// What was tried on.
+        path: String,
+        /// Why it failed.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// A path inside a workspace: no `..`, no leading slash, checked once and for all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkspacePath(PathBuf);
+
+impl WorkspacePath {
+    /// Takes what a client or a model wrote: from the workspace's root, with or without the slash,
+    /// with or without one of the places the workspace is known at.
+    pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
+        if text.contains('\0') {
+            return Err(WorkspaceError::Traversal);
+        }
+        let inside = known_at.iter().find_map(|root| {
+            let rest = text.strip_prefix(root.trim_end_matches('/'))?;
+            (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+        });
+        let mut path = PathBuf::new();
+        for part in inside.unwrap_or(text).split('/') {
+            match part {
+                "" | "." => {}
+                ".." if path.pop() => {}
+                ".." => return Err(WorkspaceError::Traversal),
+                name => path.push(name),
+            }
+        }
+        Ok(Self(path))
+    }
+
+    fn on_disk(&self) -> &Path {
+        if self.0.as_os_str().is_empty() { Path::new(".") } else { &self.0 }
+    }
+
+    /// Whether it is the workspace itself.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.0.as_os_str().is_empty()
+    }
+
+    /// As clients see it: from the root, with a slash.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        format!("/{}", self.0.to_string_lossy())
+    }
+}
+
+/// One entry of a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// The entry's own name.
+    pub name: String,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: NodeKind,
+    /// From the workspace's root, with a leading slash.
+    pub path: String,
+    /// What is in it, for folders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub children: Option<Vec<Node>>,
+}
+
+/// What a node is. A symbolic link is a file: it is shown and not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeKind {
+    /// Anything that is not a folder.
+    File,
+    /// A folder.
+    Folder,
+}
+
+/// A session's folder.
+#[derive(Debug)]
+pub struct Workspace {
+    dir: Dir,
+    path: PathBuf,
+}
+
+impl Workspace {
+    /// Makes, or opens, the folder of a session below `base`.
+    pub fn create(base: &Path, user: &str, session: &str) -> Result<Self, WorkspaceError> {
+        let path = base.join(safe_name(user)).join(safe_name(session));
+        let failed = |cause| WorkspaceError::Io { path: path.display().to_string(), cause };
+        std::fs::create_dir_all(&path).map_err(failed)?;
+        // The box's user must pass through; which sessions there are, it must not see.
+        for folder in [base, path.parent().unwrap_or(base)] {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).map_err(failed)?;
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        if let Some(user) = box_user() {
+            std::os::unix::fs::chown(&path, Some(user), Some(user)).map_err(failed)?;
+        }
+        let path = path.canonicalize().map_err(failed)?;
+        let dir = Dir::open_ambient_dir(&path, ambient_authority()).map_err(failed)?;
+        Ok(Self { dir, path })
+    }
+
+    /// The folder on the host.
+    #[must_use]
+    pub fn host_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Checks a path that a client or a model wrote.
+    pub fn path(&self, text: &str) -> Result<WorkspacePath, WorkspaceError> {
+        WorkspacePath::parse(text, &[MOUNT, &self.path.to_string_lossy()])
+    }
+
+    /// A file's bytes, if they are at most `max`.
+    pub fn read(&self, path: &WorkspacePath, max: u64) -> Result<Vec<u8>, WorkspaceError> {
+        let failed = |cause| explain(path, cause);
+        let mut options = OpenOptions::new();
+        // Not blocking: opening a pipe would wait for its other end.
+        options.read(true).custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32);
+        let file = self.dir.open_with(path.on_disk(), &options).map_err(failed)?;
+        let data = file.metadata().map_err(failed)?;
+        if !data.is_file() {
+            return Err(WorkspaceError::NotAFile(path.shown()));
+        }
+        let too_large = |size| WorkspaceError::TooLarge { path: path.shown(), size, limit: max };
+        if data.len() > max {
+            return Err(too_large(data.len()));
+        }
+        let mut content = Vec::new();
+        // It may grow while it is read.
+        file.take(max.saturating_add(1)).read_to_end(&mut content).map_err(failed)?;
+        if content.len() as u64 > max {
+            return Err(too_large(content.len() as u64));
+        }
+        Ok(content)
+    }
+
+    /// Puts a file in place, whole or not at all, with the folders it needs.
+    pub fn write(&self, path: &WorkspacePath, content: &[u8]) -> Result<(), WorkspaceError> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let failed = |cause| explain(path, cause);
+        if path.is_root() {
+            return Err(WorkspaceError::NotAFile(path.shown()));
+        }
+        self.make_parents(path)?;
+        // A link is written through, if it stays inside; the check is the handle's, not this look.
+        let target = self.dir.canonicalize(path.on_disk());
+        let target = match target {
+            Ok(target) => target,
+            Err(error) if error.kind() == ErrorKind::NotFound => path.0.clone(),
+            Err(error) => return Err(failed(error)),
+        };
+        let mode = match self.dir.metadata(&target) {
+            Ok(data) if data.is_file() => data.permissions().mode() & 0o777,
+            Ok(_) => return Err(WorkspaceError::NotAFile(path.shown())),
+            Err(_) => 0o644,
+        };
+        let name = format!(".lucid-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let temporary = target.with_file_name(name);
+        let put = || -> io::Result<()> {
+            let mut options = OpenOptions::new();
+            let mut file = self.dir.open_with(&temporary, options.write(true).create_new(true).mode(0o600))?;
+            file.write_all(content)?;
+            if let Some(user) = box_user() {
+                rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
+            }
+            file.set_permissions(Permissions::from_mode(mode))?;
+            self.dir.rename(&temporary, &self.dir, &target)
+        };
+        put().map_err(|error| {
+            let _ = self.dir.remove_file(&temporary);
+            failed(error)
+        })
+    }
+
+    /// Takes a file away; undoing its creation needs this.
+    pub fn remove_file(&self, path: &WorkspacePath) -> Result<(), WorkspaceError> {
+        self.dir.remove_file(path.on_disk()).map_err(|cause| explain(path, cause))
+    }
+
+    /// Whether the path is a folder.
+    pub fn is_folder(&self, path: &WorkspacePath) -> Result<bool, WorkspaceError> {
+        self.dir.metadata(path.on_disk()).map(|data| data.is_dir()).map_err(|cause| explain(path, cause))
+    }
+
+    /// The names in a folder, folders with a slash behind them, sorted; at most `most` of them.
+    pub fn list(&self, path: &WorkspacePath, most: usize) -> Result<Vec<String>, WorkspaceError> {
+        let failed = |cause| explain(path, cause);
+        let mut names = Vec::new();
+        for entry in self.dir.read_dir(path.on_disk()).map_err(failed)?.take(most) {
+            let entry = entry.map_err(failed)?;
+            let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            names.push(format!("{}{}", entry.file_name().to_string_lossy(), if folder { "/" } else { "" }));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The tree that clients are shown: bounded, without what nobody looks for, links not followed.
+    pub fn tree(&self) -> Result<Vec<Node>, WorkspaceError> {
+        let mut left = MAX_NODES;
+        let root = WorkspacePath(PathBuf::new());
+        let entries = self.dir.entries().map_err(|cause| explain(&root, cause))?;
+        Ok(branch(entries, "", MAX_DEPTH, &mut left))
+    }
+
+    /// Removes the folder and all in it.
+    pub fn remove(&self) -> Result<(), WorkspaceError> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => {
+                Err(WorkspaceError::Io { path: self.path.display().to_string(), cause })
+            }
+            _ => {
+                // The user's folder goes with the last session; while others are there, this fails.
+                let _ = self.path.parent().map(std::fs::remove_dir);
+                Ok(())
+            }
+        }
+    }
+
+    fn make_parents(&self, path: &WorkspacePath) -> Result<(), WorkspaceError> {
+        let failed = |cause| explain(path, cause);
+        let mut made = PathBuf::new();
+        for part in path.0.parent().into_iter().flat_map(Path::components) {
+            made.push(part);
+            match self.dir.create_dir(&made) {
+                Ok(()) => {
+                    if let Some(user) = box_user() {
+                        // On an open folder that is not a link: the name may be another's by now.
+                        let folder = self.dir.open_dir(&made).map_err(failed)?;
+                        rustix::fs::fchown(&folder, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))
+                            .map_err(|error| failed(error.into()))?;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn branch(entries: cap_std::fs::ReadDir, parent: &str, depth: usize, left: &mut usize) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    let mut folders = Vec::new();
+    for entry in entries.flatten() {
+        if *left == 0 {
+            break;
+        }
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if LEFT_OUT.contains(&name.as_str()) || name.starts_with(".lucid-") || (folder && name.starts_with('.')) {
+            continue;
+        }
+        *left -= 1;
+        let path = format!("{parent}/{name}");
+        let kind = if folder { NodeKind::Folder } else { NodeKind::File };
+        if folder {
+            folders.push((nodes.len(), entry));
+        }
+        nodes.push(Node { name, kind, path, children: folder.then(Vec::new) });
+    }
+    // A whole level first, so that one deep folder does not use up what all share.
+    for (at, entry) in folders {
+        if depth == 0 || *left == 0 {
+            break;
+        }
+        // Opened as an entry of its own folder: a link that took its place is not followed.
+        if let Ok(inner) = entry.open_dir().and_then(|folder| folder.entries()) {
+            let children = branch(inner, &nodes[at].path, depth - 1, left);
+            nodes[at].children = Some(children);
+        }
+    }
+    nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    nodes
+}
+
+fn explain(path: &WorkspacePath, cause: io::Error) -> WorkspaceError {
+    // What the resolver says of a path that leads out: an error of its own, or the kernel's EXDEV.
+    let escapes = cause.kind() == ErrorKind::CrossesDevices
+        || (cause.kind() == ErrorKind::PermissionDenied && cause.raw_os_error().is_none());
+    match cause.kind() {
+        _ if escapes => WorkspaceError::Traversal,
+        ErrorKind::NotFound | ErrorKind::NotADirectory => WorkspaceError::NotFound(path.shown()),
+        ErrorKind::IsADirectory => WorkspaceError::NotAFile(path.shown()),
+        // A socket, or a device without a driver.
+        _ if cause.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => WorkspaceError::NotAFile(path.shown()),
+        _ => WorkspaceError::Io { path: path.shown(), cause },
+    }
+}

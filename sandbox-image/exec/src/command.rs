@@ -1,0 +1,227 @@
+//! One command: its process group, its output, its time-out.
+//!
+//! What always holds: the command is over when its main process is, whoever else still holds the
+//! pipe; a time-out or a kill ends the whole group; and exactly one `Exit` or `Failed` is sent.
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use lucid_exec::output::Capped;
+use lucid_exec::protocol::{Exit, Frame, Kind, Start};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
+
+use crate::children::outcome;
+use crate::server::Server;
+
+/// How long a group has between the polite signal and the other one.
+const GRACE: Duration = Duration::from_millis(200);
+/// How long a killed process may take to be gone.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+/// How long what is already in the pipe is read after the main process ended.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// What a command's thread is told.
+pub(crate) enum Note {
+    /// The main process ended.
+    Ended(WaitStatus),
+    /// The host wants it gone.
+    Kill,
+}
+
+/// Runs a command to its end and reports it.
+pub(crate) fn run(server: &Arc<Server>, id: u32, start: Start, notes: &Sender<Note>, inbox: &Receiver<Note>) {
+    match try_run(server, id, start, notes, inbox) {
+        Ok((exit, tail)) => {
+            for frame in Frame::split(Kind::Tail, id, &tail) {
+                server.send(&frame);
+            }
+            if let Ok(frame) = Frame::json(Kind::Exit, id, &exit) {
+                server.send(&frame);
+            }
+        }
+        Err(sentence) => server.send(&Frame::new(Kind::Failed, id, sentence)),
+    }
+}
+
+fn try_run(
+    server: &Arc<Server>,
+    id: u32,
+    start: Start,
+    notes: &Sender<Note>,
+    inbox: &Receiver<Note>,
+) -> Result<(Exit, Vec<u8>), String> {
+    let Some((program, arguments)) = start.argv.split_first() else {
+        return Err("The command is empty.".to_owned());
+    };
+    if let Some(cwd) = &start.cwd
+        && !std::path::Path::new(cwd).is_dir()
+    {
+        return Err(format!("The folder {cwd} does not exist in the sandbox."));
+    }
+    let (reader, writer) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
+    let also = writer.try_clone().map_err(|error| format!("No pipe could be made: {error}."))?;
+    let mut command = Command::new(program);
+    command.args(arguments).envs(&start.env).process_group(0).stdout(writer).stderr(also);
+    command.stdin(if start.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+    if let Some(cwd) = &start.cwd {
+        command.current_dir(cwd);
+    }
+    let stdin = match start.stdin {
+        None => None,
+        Some(text) => {
+            let (input, output) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
+            command.stdin(input);
+            Some((text, output))
+        }
+    };
+
+    let begun = Instant::now();
+    let pid = server.children.spawn(&mut command, notes).map_err(|error| refusal(program, &error))?;
+    // The command holds the writing ends: ours must go, or the pipe would never end.
+    drop(command);
+    let result = attend(server, id, pid, begun, start.timeout_ms, (start.output_head, start.output_tail), reader, stdin, inbox);
+    if result.is_err() {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    result
+}
+
+#[allow(clippy::too_many_arguments)]
+fn attend(
+    server: &Arc<Server>,
+    id: u32,
+    pid: Pid,
+    begun: Instant,
+    timeout_ms: Option<u64>,
+    (head, tail): (usize, usize),
+    reader: PipeReader,
+    stdin: Option<(String, PipeWriter)>,
+    inbox: &Receiver<Note>,
+) -> Result<(Exit, Vec<u8>), String> {
+    let full = |error: io::Error| format!("The sandbox has no room for another thread: {error}. End what runs in it.");
+    if let Some((text, mut output)) = stdin {
+        std::thread::Builder::new()
+            .spawn(move || drop(output.write_all(text.as_bytes())))
+            .map_err(full)?;
+    }
+    let (ended, wake) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
+    let (done, kept) = std::sync::mpsc::channel();
+    let pump = Arc::clone(server);
+    std::thread::Builder::new()
+        .spawn(move || read_output(&pump, id, Capped::new(head, tail), reader, &ended, &done))
+        .map_err(full)?;
+
+    let mut exit = Exit::default();
+    let deadline = timeout_ms.map(|timeout| begun + Duration::from_millis(timeout));
+    let mut status = match wait_until(inbox, deadline) {
+        Ok(Note::Ended(status)) => Some(status),
+        Ok(Note::Kill) => {
+            exit.killed = true;
+            None
+        }
+        Err(_) => {
+            exit.timed_out = true;
+            None
+        }
+    };
+    if status.is_none() {
+        let _ = kill_process_group(pid, Signal::TERM);
+        status = wait_ended(inbox, GRACE);
+        // Also when the main process went politely: others of its group may not have.
+        let _ = kill_process_group(pid, Signal::KILL);
+        if status.is_none() {
+            status = wait_ended(inbox, LAST_WAIT);
+        }
+    }
+    drop(wake);
+    let (tail, omitted) = kept.recv_timeout(LAST_WAIT).unwrap_or_default();
+    (exit.code, exit.signal) = status.map_or((None, Some(9)), outcome);
+    exit.omitted = omitted;
+    Ok((exit, tail))
+}
+
+fn wait_until(inbox: &Receiver<Note>, deadline: Option<Instant>) -> Result<Note, RecvTimeoutError> {
+    match deadline {
+        None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+    }
+}
+
+fn wait_ended(inbox: &Receiver<Note>, patience: Duration) -> Option<WaitStatus> {
+    let deadline = Some(Instant::now() + patience);
+    loop {
+        match wait_until(inbox, deadline) {
+            Ok(Note::Ended(status)) => return Some(status),
+            Ok(Note::Kill) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Reads until the pipe ends, or the command does and the pipe is empty; reports what was kept, and
+/// from then on only empties the pipe, so that a process in the background can go on writing.
+fn read_output(
+    server: &Server,
+    id: u32,
+    mut capped: Capped,
+    mut reader: PipeReader,
+    ended: &PipeReader,
+    done: &Sender<(Vec<u8>, u64)>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut drain_until: Option<Instant> = None;
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(reader.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN),
+        ];
+        let draining = drain_until.is_some();
+        let watched = if draining { &mut ready[..1] } else { &mut ready[..] };
+        if let Err(error) = poll(watched, draining.then_some(&now)) {
+            if error == rustix::io::Errno::INTR {
+                continue;
+            }
+            break;
+        }
+        let readable = !ready[0].revents().is_empty();
+        if !draining && !ready[1].revents().is_empty() {
+            drain_until = Some(Instant::now() + DRAIN);
+        }
+        if readable {
+            match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    let live = capped.push(&buffer[..count]);
+                    if !live.is_empty() {
+                        server.send(&Frame::new(Kind::Output, id, live));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        if drain_until.is_some_and(|until| (draining && !readable) || Instant::now() >= until) {
+            break;
+        }
+    }
+    let _ = done.send(capped.finish());
+    while matches!(reader.read(&mut buffer), Ok(count) if count > 0) {}
+}
+
+fn refusal(program: &str, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("There is no program {program} in the sandbox."),
+        io::ErrorKind::PermissionDenied => format!("{program} cannot be run in the sandbox: permission denied."),
+        io::ErrorKind::WouldBlock => {
+            "The sandbox is full of processes: end what runs in the background, or close the session.".to_owned()
+        }
+        _ => format!("{program} could not be started: {error}."),
+    }
+}

@@ -1,0 +1,118 @@
+//! What the server takes from itself before it runs anything: resources, files, network.
+//!
+//! What always holds: a confinement that was asked for and is not enforced at all is an error, and
+//! the server then never starts. With the network off, no socket but a local one can be made.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    path_beneath_rules,
+};
+use lucid_exec::protocol::{Confine, Limits, Serve};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+/// The newest rules we know; an older kernel enforces those it has.
+const RULES: ABI = ABI::V10;
+
+/// Applies limits and confinement to this thread and all that it starts from now on.
+pub(crate) fn apply(serve: &Serve) -> Result<(), String> {
+    limit(&serve.limits)?;
+    if let Some(confine) = &serve.confine {
+        restrict_files(confine).map_err(|error| format!("Landlock cannot confine this session: {error}"))?;
+        restrict_sockets(confine.network).map_err(|error| format!("seccomp cannot confine this session: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Whether Landlock works here. Confines this process, which is about to end.
+pub(crate) fn probe() -> Result<(), String> {
+    let confine = Confine { read_only: vec!["/".to_owned()], ..Confine::default() };
+    restrict_files(&confine)
+        .and_then(|()| restrict_sockets(false))
+        .map_err(|error| format!("Landlock does not work here: {error}"))
+}
+
+fn restrict_files(confine: &Confine) -> Result<(), String> {
+    let all = AccessFs::from_all(RULES);
+    // Reaching a local socket is right below every folder that is let through.
+    let read = AccessFs::from_read(RULES) | (all & AccessFs::ResolveUnix);
+    let build = || {
+        let mut rules = Ruleset::default().handle_access(all)?.scope(Scope::from_all(RULES))?;
+        if !confine.network {
+            rules = rules.handle_access(AccessNet::from_all(RULES))?;
+        }
+        rules
+            .create()?
+            .add_rules(path_beneath_rules(&confine.read_only, read))?
+            .add_rules(path_beneath_rules(&confine.read_write, all))?
+            .restrict_self()
+    };
+    let status = build().map_err(|error: landlock::RulesetError| error.to_string())?;
+    if status.ruleset == RulesetStatus::NotEnforced || !status.no_new_privs {
+        return Err("the kernel enforces none of its rules (it needs Linux 5.13 with `landlock` in its LSM list)".to_owned());
+    }
+    Ok(())
+}
+
+/// Landlock knows neither UDP nor raw nor VM sockets on most kernels: a small system call filter
+/// closes them. io_uring, which makes sockets past such a filter, is closed with them.
+fn restrict_sockets(network: bool) -> Result<(), String> {
+    let mut allowed = vec![libc::AF_UNIX];
+    if network {
+        allowed.extend([libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK]);
+    }
+    let build = || -> Result<BpfProgram, seccompiler::Error> {
+        let others = allowed
+            .iter()
+            .map(|family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family.cast_unsigned().into()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut rules = BTreeMap::new();
+        rules.insert(libc::SYS_socket, vec![SeccompRule::new(others)?]);
+        rules.insert(libc::SYS_io_uring_setup, Vec::new());
+        let filter = SeccompFilter::new(
+            rules,
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::EACCES.cast_unsigned()),
+            std::env::consts::ARCH.try_into()?,
+        )?;
+        Ok(filter.try_into()?)
+    };
+    let program = build().map_err(|error| error.to_string())?;
+    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
+}
+
+fn limit(limits: &Limits) -> Result<(), String> {
+    let processes = limits.processes + if limits.shared_user { threads_of_this_user() } else { 0 };
+    let wanted = [
+        (Resource::Core, Some(0)),
+        (Resource::Nofile, Some(limits.open_files)),
+        (Resource::Fsize, Some(limits.file_bytes)),
+        (Resource::Nproc, Some(processes)),
+        (Resource::Data, limits.data_bytes),
+    ];
+    for (resource, value) in wanted {
+        let Some(value) = value else { continue };
+        // Never above what this process was allowed itself.
+        let value = getrlimit(resource).maximum.map_or(value, |most| value.min(most));
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+            .map_err(|error| format!("the limit {resource:?} of {value} was refused: {error}"))?;
+    }
+    Ok(())
+}
+
+fn threads_of_this_user() -> u64 {
+    let user = rustix::process::getuid().as_raw();
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(|first: char| first.is_ascii_digit()))
+        .filter(|entry| entry.metadata().is_ok_and(|data| data.uid() == user))
+        .map(|entry| std::fs::read_dir(entry.path().join("task")).map_or(1, |tasks| tasks.count() as u64))
+        .sum()
+}

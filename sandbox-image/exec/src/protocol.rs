@@ -1,0 +1,300 @@
+//! The frames between the host and an exec server, and between a git helper and the host's gateway.
+//!
+//! A frame is `u32 length of the payload, u8 kind, u32 id, payload`, big-endian. Ids name commands;
+//! the host chooses them. What always holds: a length above [`MAX_PAYLOAD`] ends the connection
+//! before a byte of it is read, and an unknown kind is an error, never skipped.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// Raised whenever a frame changes its meaning. Both ends must name the same one.
+pub const VERSION: u32 = 1;
+/// The most a frame may carry.
+pub const MAX_PAYLOAD: usize = 1 << 20;
+/// The size of what precedes a payload.
+pub const HEADER: usize = 9;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Server: I am ready. JSON [`Hello`].
+    Hello = 1,
+    /// Host: run a command. JSON [`Start`].
+    Start = 2,
+    /// Host: kill a command and its process group.
+    Kill = 3,
+    /// Server: bytes a command wrote, as they come.
+    Output = 4,
+    /// Server: the kept end of a command's output, just before its `Exit`.
+    Tail = 5,
+    /// Server: a command is over. JSON [`Exit`].
+    Exit = 6,
+    /// Server: a command could not be started. A sentence.
+    Failed = 7,
+    /// Git helper: the repository I want. JSON [`GitOpen`]. Answered with the advertisement.
+    GitOpen = 16,
+    /// Git helper: a part of a request.
+    GitBody = 17,
+    /// Git helper: the request is whole, send it.
+    GitPost = 18,
+    /// Gateway: a part of the answer.
+    GitData = 19,
+    /// Gateway: the answer is whole.
+    GitEnd = 20,
+    /// Gateway: no answer. A sentence.
+    GitError = 21,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [
+            Self::Hello, Self::Start, Self::Kill, Self::Output, Self::Tail, Self::Exit, Self::Failed,
+            Self::GitOpen, Self::GitBody, Self::GitPost, Self::GitData, Self::GitEnd, Self::GitError,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// Why bytes were not a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadFrame {
+    /// The length that was announced.
+    TooLong(usize),
+    /// The kind that nobody knows.
+    UnknownKind(u8),
+}
+
+impl fmt::Display for BadFrame {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(length) => write!(out, "a frame of {length} bytes is longer than the {MAX_PAYLOAD} allowed"),
+            Self::UnknownKind(kind) => write!(out, "a frame has the unknown kind {kind}"),
+        }
+    }
+}
+
+impl std::error::Error for BadFrame {}
+
+/// What precedes a payload, checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is.
+    pub kind: Kind,
+    /// The command it belongs to.
+    pub id: u32,
+    /// How many bytes follow.
+    pub length: usize,
+}
+
+impl Header {
+    /// Reads and checks a header.
+    pub fn parse(bytes: [u8; HEADER]) -> Result<Self, BadFrame> {
+        let [l0, l1, l2, l3, kind, i0, i1, i2, i3] = bytes;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        if length > MAX_PAYLOAD {
+            return Err(BadFrame::TooLong(length));
+        }
+        let kind = Kind::from_byte(kind).ok_or(BadFrame::UnknownKind(kind))?;
+        Ok(Self { kind, id: u32::from_be_bytes([i0, i1, i2, i3]), length })
+    }
+}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// What it is.
+    pub kind: Kind,
+    /// The command it belongs to, 0 where it belongs to none.
+    pub id: u32,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// A frame. A payload that is too long is cut; senders split long data with [`Frame::split`].
+    #[must_use]
+    pub fn new(kind: Kind, id: u32, payload: impl Into<Vec<u8>>) -> Self {
+        let mut payload = payload.into();
+        payload.truncate(MAX_PAYLOAD);
+        Self { kind, id, payload }
+    }
+
+    /// A frame that carries JSON.
+    pub fn json(kind: Kind, id: u32, value: &impl Serialize) -> io::Result<Self> {
+        let payload = serde_json::to_vec(value)?;
+        if payload.len() > MAX_PAYLOAD {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, BadFrame::TooLong(payload.len())));
+        }
+        Ok(Self { kind, id, payload })
+    }
+
+    /// As many frames as the bytes need.
+    pub fn split(kind: Kind, id: u32, bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
+        bytes.chunks(MAX_PAYLOAD / 4).map(move |part| Self::new(kind, id, part))
+    }
+
+    /// The bytes on the wire.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER + self.payload.len());
+        bytes.extend((self.payload.len() as u32).to_be_bytes());
+        bytes.push(self.kind as u8);
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend(&self.payload);
+        bytes
+    }
+
+    /// Writes the frame in one piece.
+    pub fn write_to(&self, mut out: impl Write) -> io::Result<()> {
+        out.write_all(&self.encode())?;
+        out.flush()
+    }
+
+    /// Reads one frame; `None` at a clean end between two.
+    pub fn read_from(mut input: impl Read) -> io::Result<Option<Self>> {
+        let mut header = [0; HEADER];
+        let mut have = 0;
+        while have < HEADER {
+            match input.read(&mut header[have..]) {
+                Ok(0) if have == 0 => return Ok(None),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => have += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let header = Header::parse(header).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
+        let mut payload = vec![0; header.length];
+        input.read_exact(&mut payload)?;
+        Ok(Some(Self { kind: header.kind, id: header.id, payload }))
+    }
+}
+
+/// The server's first frame.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the server.
+    pub version: u32,
+}
+
+/// A command to run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Start {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Where it runs; the server's own folder where absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Added to the server's environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// After which time the process group is killed.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// What it reads; nothing where absent.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// How many of the first bytes are sent as they come.
+    pub output_head: usize,
+    /// How many of the last bytes are kept.
+    pub output_tail: usize,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code, where it ended by itself.
+    pub code: Option<i32>,
+    /// The signal, where one ended it.
+    pub signal: Option<i32>,
+    /// The time-out killed it.
+    pub timed_out: bool,
+    /// The host killed it.
+    pub killed: bool,
+    /// How many bytes lie between the first and the last that were sent.
+    pub omitted: u64,
+}
+
+/// What the server is started with.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Serve {
+    /// Resource limits for everything in the box.
+    pub limits: Limits,
+    /// Confine the server and all below it with Landlock.
+    #[serde(default)]
+    pub confine: Option<Confine>,
+}
+
+/// Resource limits.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// How many processes and threads.
+    pub processes: u64,
+    /// The user runs other things too, which count against the same limit: allow for them.
+    pub shared_user: bool,
+    /// How many open files, each process.
+    pub open_files: u64,
+    /// How large a file may become.
+    pub file_bytes: u64,
+    /// How much data memory, each process. Unlimited where absent.
+    #[serde(default)]
+    pub data_bytes: Option<u64>,
+}
+
+/// What Landlock lets through.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Confine {
+    /// Folders and files that may be read, written and run.
+    pub read_write: Vec<String>,
+    /// Folders and files that may be read and run.
+    pub read_only: Vec<String>,
+    /// Whether the network may be used.
+    pub network: bool,
+}
+
+/// A git helper's first frame.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GitOpen {
+    /// [`VERSION`] of the helper.
+    pub version: u32,
+    /// What is in the file beside the socket: proof that the caller sits in this session's box.
+    pub key: String,
+    /// The repository.
+    pub url: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_read_back_is_the_frame_that_was_written() {
+        let frame = Frame::new(Kind::Output, 7, b"hello".to_vec());
+        let bytes = frame.encode();
+        assert_eq!(Frame::read_from(bytes.as_slice()).unwrap(), Some(frame));
+        assert_eq!(Frame::read_from(&bytes[..0]).unwrap(), None);
+        for cut in 1..bytes.len() {
+            assert!(Frame::read_from(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
+        let mut bytes = Frame::new(Kind::Output, 7, Vec::new()).encode();
+        bytes[..4].copy_from_slice(&u32::MAX.to_be_bytes());
+        let error = Frame::read_from(bytes.as_slice()).unwrap_err();
+        assert!(error.to_string().contains("longer than"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_kind_is_an_error() {
+        let mut bytes = Frame::new(Kind::Output, 7, Vec::new()).encode();
+        bytes[4] = 99;
+        assert!(Frame::read_from(bytes.as_slice()).is_err());
+    }
+}
