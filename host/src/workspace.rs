@@ -5,12 +5,13 @@
 //! file is ever read, so a pipe or a device cannot hang the host; sizes and counts are bounded.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
-use rustix::fs::{Gid, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, OFlags, Uid};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -316,7 +317,8 @@ impl Workspace {
                     if let Some(user) = box_user() {
                         // On an open folder that is not a link: the name may be another's by now.
                         let folder = self.dir.open_dir(&made).map_err(failed)?;
-                        rustix::fs::fchown(&folder, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))
+                        let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(user)));
+                        rustix::fs::chownat(&folder, "", user, group, AtFlags::EMPTY_PATH)
                             .map_err(|error| failed(error.into()))?;
                     }
                 }

@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: the real `lucid` binary on a port and a folder of its own,
+//! clients for its REST and WebSocket sides, and the outside world it talks to (a scripted model
+//! endpoint, a git server over smart HTTP).
+//!
+//! What always holds: nothing here links the host. It is driven as an operator and a frontend drive
+//! it, tokens included, so that an error of the host cannot hide in code that both share. A wait has
+//! a deadline and says what it waited for; a test that fails prints the host's own log.
+
+mod git;
+mod host;
+mod model;
+mod socket;
+mod token;
+mod wait;
+
+pub use git::{GitServer, repository};
+pub use host::{Answer, Host, HostBuilder, binary, command, find, process_with, text_of};
+pub use model::{Model, Seen, Turn, call, calls};
+pub use socket::{Socket, event, is_completed, kinds, seq};
+pub use token::{JWT_SECRET, claims_token, expired_token, foreign_token, token};
+pub use wait::{DEADLINE, eventually, within};

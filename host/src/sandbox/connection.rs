@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc as std_mpsc}
 use std::time::Duration;
 
 use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, Start, VERSION};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
@@ -163,7 +163,8 @@ impl Drop for Running<'_> {
     }
 }
 
-async fn read_frame(reader: &mut OwnedReadHalf) -> std::io::Result<Frame> {
+/// Reads one frame, its length checked before anything is allocated for it.
+pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header).await?;
     let Header { kind, id, length } =

@@ -13,7 +13,7 @@ mod exec;
 mod landlock;
 mod runtime;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use lucid_exec::protocol::{Limits, Serve};
 
 use connection::Connection;
+pub(crate) use connection::read_frame;
 pub use exec::{ExecRequest, ExecResult};
 use runtime::{Runtime, SessionDir};
 

@@ -13,7 +13,9 @@
 //! there. FULL would cost one flush for each group commit and guard against nothing else.
 
 mod chats;
+mod model;
 mod readers;
+mod reads;
 mod rows;
 mod writer;
 
@@ -21,10 +23,11 @@ mod writer;
 mod tests;
 
 pub use chats::{Chat, ChatMessage, Chats, TITLE_LENGTH};
-pub use rows::{
+pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
     StepRow, cut,
 };
+pub use reads::{frames_after, logged_steps, open_effects, transcript};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};

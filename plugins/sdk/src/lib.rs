@@ -1,1 +1,63 @@
-//! Placeholder.
+//! What a Lucid plugin is written with: the WIT bindings, and a thin layer that takes away what
+//! every plugin would write again.
+//!
+//! Always holds: nothing here reads a clock, randomness, a file or the network, so a plugin built
+//! on it imports at most `lucid:host/log`. Everything runs natively as well, which is how plugins
+//! are tested: call [`policy::run`] or a [`llm::Decoder`] from a `#[test]`.
+//!
+//! An agent is a type that implements [`policy::Policy`]:
+//!
+//! ```
+//! use lucid_plugin::policy::{Commands, Context, Descriptor, Input, Policy};
+//! use lucid_plugin::types::Error;
+//!
+//! struct Parrot;
+//!
+//! impl Policy for Parrot {
+//!     type State = u32;
+//!     const SCHEMA: u32 = 1;
+//!
+//!     fn describe() -> Descriptor {
+//!         lucid_plugin::policy::describe::<Self>("parrot", "0.1.0", "Says it again.")
+//!     }
+//!
+//!     fn step(_: &Context, told: &mut u32, input: Input, out: &mut Commands) -> Result<(), Error> {
+//!         if let Input::Started(start) = input {
+//!             *told += 1;
+//!             out.succeed(start.task);
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//!
+//! lucid_plugin::export_policy!(Parrot);
+//! ```
+//!
+//! An adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`.
+
+pub mod bindings;
+pub mod llm;
+mod messages;
+pub mod policy;
+
+/// The shared vocabulary: messages, tools, errors, HTTP.
+pub mod types {
+    pub use crate::bindings::shared::lucid::types::types::{
+        BlobRef, Content, Custom, EffectId, Error, ErrorKind, Header, HttpRequest, HttpResponse,
+        Json, Message, Role, SessionId, StopReason, Thinking, ToolCall, ToolDefinition, ToolResult,
+        Usage,
+    };
+}
+
+pub use messages::{NO_USAGE, cut, joined_text};
+
+/// How much a log line matters.
+pub use bindings::shared::lucid::host::log::Level;
+
+/// Writes a line to the host's log, under the plugin's name. Off wasm there is no host to hear it.
+pub fn log(level: Level, message: &str) {
+    #[cfg(target_arch = "wasm32")]
+    bindings::shared::lucid::host::log::log(level, message);
+    #[cfg(not(target_arch = "wasm32"))]
+    let _ = (level, message);
+}

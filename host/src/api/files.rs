@@ -1,0 +1,166 @@
+//! Owns the routes over a session's workspace: its tree, and the text of a file.
+//!
+//! What always holds: the session is looked up together with its user; the path is checked by the
+//! workspace, which cannot be left; the file system is never waited for on an async thread.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::Api;
+use super::problem::{Json, Problem, Query};
+use crate::auth::Identity;
+use crate::workspace::{Node, Workspace, WorkspaceError};
+
+const NOT_YOURS: &str = "Not authorized to access this session.";
+/// The largest file that is shown.
+const LARGEST_FILE: u64 = 8 * 1024 * 1024;
+
+/// Whose tree is asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct TreeQuery {
+    /// The session (not the chat).
+    session_id: String,
+}
+
+/// A workspace's tree.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TreeView {
+    /// Nodes: `name`, `type` (`file` or `folder`), `path` (from the workspace's root, as in
+    /// `/src/a.py`), and `children` on folders.
+    #[schema(value_type = Vec<Object>, example = json!([{"name": "a.py", "type": "file", "path": "/a.py"}]))]
+    tree: Vec<Node>,
+}
+
+/// List a workspace
+#[utoipa::path(
+    get, path = "/api/v1/files/list", tag = "files", params(TreeQuery),
+    responses(
+        (status = 200, body = TreeView),
+        (status = 401, body = Problem),
+        (status = 403, description = "Another user's session", body = Problem),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    who: Identity,
+    Query(query): Query<TreeQuery>,
+) -> Result<Json<TreeView>, Problem> {
+    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    // A session that has not started has no workspace yet, which is the same as an empty one.
+    let Some(workspace) = session.workspace() else { return Ok(Json(TreeView { tree: Vec::new() })) };
+    let tree = off_thread(workspace, |workspace| workspace.tree()).await?;
+    Ok(Json(TreeView { tree }))
+}
+
+/// Which file is asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct FileQuery {
+    /// The session (not the chat).
+    session_id: String,
+    /// From the workspace's root, with or without the leading `/workspace`.
+    path: String,
+}
+
+/// A file's text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FileView {
+    /// What is no valid UTF-8 is replaced.
+    content: String,
+}
+
+/// Read a file
+#[utoipa::path(
+    get, path = "/api/v1/files/read", tag = "files", params(FileQuery),
+    responses(
+        (status = 200, body = FileView),
+        (status = 400, description = "The path leaves the workspace", body = Problem),
+        (status = 401, body = Problem),
+        (status = 403, description = "Another user's session", body = Problem),
+        (status = 404, body = Problem),
+        (status = 413, description = "The file is larger than 8 MiB", body = Problem),
+        (status = 422, body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn read(
+    State(api): State<Api>,
+    who: Identity,
+    Query(query): Query<FileQuery>,
+) -> Result<Json<FileView>, Problem> {
+    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    let asked = query.path;
+    let Some(workspace) = session.workspace() else { return Err(no_file(&asked)) };
+    let path = asked.clone();
+    let bytes = off_thread(workspace, move |workspace| workspace.read(&workspace.path(&path)?, LARGEST_FILE))
+        .await
+        // Under the name that the client used.
+        .map_err(|problem| if problem.status() == 404 { no_file(&asked) } else { problem })?;
+    let content = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    Ok(Json(FileView { content }))
+}
+
+fn no_file(path: &str) -> Problem {
+    Problem::not_found(format!("File not found: {path}"))
+}
+
+async fn off_thread<T: Send + 'static>(
+    workspace: Arc<Workspace>,
+    work: impl FnOnce(&Workspace) -> Result<T, WorkspaceError> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(move || work(&workspace)).await {
+        Ok(done) => Ok(done?),
+        Err(cause) => Err(Problem::internal(&cause)),
+    }
+}
+
+impl From<WorkspaceError> for Problem {
+    fn from(error: WorkspaceError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WorkspaceError::Traversal => Self::bad_request(detail),
+            WorkspaceError::NotFound(_) => Self::not_found(detail),
+            WorkspaceError::NotAFile(_) => Self::bad_request(detail),
+            WorkspaceError::TooLarge { .. } => Self::too_large(detail),
+            WorkspaceError::Io { .. } => Self::internal(&error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_of_a_workspace_has_its_status() {
+        let statuses = [
+            (WorkspaceError::Traversal, 400),
+            (WorkspaceError::NotFound("a".into()), 404),
+            (WorkspaceError::TooLarge { path: "a".into(), size: 9, limit: 1 }, 413),
+            (WorkspaceError::Io { path: "a".into(), cause: std::io::Error::other("disk") }, 500),
+        ];
+        for (error, status) in statuses {
+            assert_eq!(Problem::from(error).status(), status);
+        }
+        assert_eq!(Problem::from(WorkspaceError::Traversal).detail(), "Path traversal not allowed.");
+        assert_eq!(no_file("a/b.py").detail(), "File not found: a/b.py");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_from_the_workspaces_root_under_each_of_its_names() {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Arc::new(Workspace::create(base.path(), "u1", "s1").unwrap());
+        std::fs::write(workspace.host_path().join("a.txt"), "hello").unwrap();
+        for name in ["a.txt", "/a.txt", "/workspace/a.txt"] {
+            let read = off_thread(workspace.clone(), move |w| w.read(&w.path(name)?, LARGEST_FILE)).await.unwrap();
+            assert_eq!(read, b"hello", "{name}");
+        }
+        let out = off_thread(workspace, |w| w.read(&w.path("../x")?, LARGEST_FILE)).await.unwrap_err();
+        assert_eq!((out.status().as_u16(), out.detail()), (400, "Path traversal not allowed."));
+    }
+}

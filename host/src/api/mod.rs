@@ -1,0 +1,222 @@
+//! Owns what the server answers over HTTP: the routes, and the layers around all of them.
+//!
+//! What always holds: every answer that is no success is a problem, also for an address that is not
+//! there and for a handler that panicked; no query string is logged (a token may be in it); a body
+//! is at most 1 MiB. Who asks is decided once, by `Identity`, and every look-up names that user.
+
+pub mod problem;
+
+mod chats;
+mod files;
+mod root;
+mod session_request;
+mod sessions;
+mod ws;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::http::{HeaderName, HeaderValue, Method, Request, header};
+use axum::response::{IntoResponse, Response};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::trace::TraceLayer;
+use tracing::Span;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+use self::problem::Problem;
+pub use self::root::{About, PluginView};
+use crate::auth::Authenticator;
+use crate::config::AllowedOrigins;
+use crate::session::Sessions;
+use crate::store::Chats;
+
+/// The largest body, and the largest WebSocket message, in bytes.
+const LARGEST_BODY: usize = 1024 * 1024;
+
+/// What the routes work with. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    parts: Arc<Parts>,
+}
+
+struct Parts {
+    auth: Arc<Authenticator>,
+    sessions: Sessions,
+    chats: Chats,
+    about: Box<dyn Fn() -> About + Send + Sync>,
+    stop: CancellationToken,
+    sockets: TaskTracker,
+}
+
+impl Api {
+    /// Puts the parts together. `about` is asked anew for each `GET /`.
+    pub fn new(
+        auth: Arc<Authenticator>,
+        sessions: Sessions,
+        chats: Chats,
+        about: impl Fn() -> About + Send + Sync + 'static,
+    ) -> Self {
+        let parts = Parts {
+            auth,
+            sessions,
+            chats,
+            about: Box::new(about),
+            stop: CancellationToken::new(),
+            sockets: TaskTracker::new(),
+        };
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// Tells every WebSocket client that the server goes away, and waits until each was told. The
+    /// sessions themselves are left alone: a client that reconnects later finds its own again.
+    pub async fn close_sockets(&self) {
+        self.parts.stop.cancel();
+        self.parts.sockets.close();
+        self.parts.sockets.wait().await;
+    }
+}
+
+impl FromRef<Api> for Arc<Authenticator> {
+    fn from_ref(api: &Api) -> Self {
+        api.parts.auth.clone()
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Lucid",
+        description = "Runs AI coding agents whose policies, models and git providers are WebAssembly components.\n\nA *session* is live work; a *chat* is its record. The WebSocket at `/api/v1/ws` starts sessions and shows what they do.",
+    ),
+    modifiers(&Schemes),
+    components(schemas(Problem)),
+    tags(
+        (name = "status", description = "What this server is, without authentication"),
+        (name = "sessions", description = "Live work"),
+        (name = "chats", description = "The record of the work"),
+        (name = "files", description = "The workspace of a session"),
+    ),
+)]
+struct Description;
+
+/// The two ways of authentication, for the description.
+struct Schemes;
+
+impl utoipa::Modify for Schemes {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        let components = api.components.get_or_insert_with(Default::default);
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        for (name, header) in [("internal_user", "X-User-ID"), ("internal_key", "X-Internal-Key")] {
+            let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(header)));
+            components.add_security_scheme(name, scheme);
+        }
+    }
+}
+
+/// All routes, described. What each does is in the file of its group.
+fn described() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(root::root))
+        .routes(routes!(root::health))
+        .routes(routes!(sessions::create, sessions::list))
+        .routes(routes!(sessions::stop))
+        .routes(routes!(chats::list))
+        .routes(routes!(chats::get, chats::rename, chats::delete))
+        .routes(routes!(files::list))
+        .routes(routes!(files::read))
+        .routes(routes!(ws::open))
+}
+
+/// The whole router, ready to be served.
+pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
+    let (router, description) = described().split_for_parts();
+    router
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
+        .fallback(problem::no_such_route)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .with_state(api)
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(fixed(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(fixed(header::X_FRAME_OPTIONS, "DENY"))
+        .layer(fixed(header::REFERRER_POLICY, "no-referrer"))
+        // What an answer holds is one user's; nothing between here and them may keep it.
+        .layer(fixed(header::CACHE_CONTROL, "no-store"))
+        .layer(cors(origins))
+        .layer(TraceLayer::new_for_http().make_span_with(span))
+}
+
+fn fixed(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
+    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
+}
+
+/// The path only: the query may hold a token.
+fn span<B>(request: &Request<B>) -> Span {
+    tracing::info_span!("request", method = %request.method(), path = request.uri().path())
+}
+
+fn cors(origins: &AllowedOrigins) -> CorsLayer {
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers(AllowHeaders::mirror_request());
+    match origins {
+        AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
+        // A frontend may send its requests with credentials; none are read here.
+        AllowedOrigins::List(list) => layer
+            .allow_origin(AllowOrigin::list(list.iter().filter_map(|origin| HeaderValue::from_str(origin).ok())))
+            .allow_credentials(true),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text");
+    Problem::internal(&std::io::Error::other(format!("a handler panicked: {text}"))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_of_the_contract_is_described() {
+        let api = described().into_openapi();
+        let paths: Vec<&str> = api.paths.paths.keys().map(String::as_str).collect();
+        for path in [
+            "/",
+            "/health",
+            "/api/v1/sessions",
+            "/api/v1/sessions/{id}",
+            "/api/v1/chats",
+            "/api/v1/chats/{id}",
+            "/api/v1/files/list",
+            "/api/v1/files/read",
+            "/api/v1/ws",
+        ] {
+            assert!(paths.contains(&path), "{path} is missing from {paths:?}");
+        }
+        assert!(api.to_json().is_ok());
+    }
+
+    #[test]
+    fn a_panic_is_answered_with_a_plain_sentence() {
+        let response = panicked(Box::new("secret"));
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+    }
+}

@@ -1,0 +1,126 @@
+//! Owns the two routes that anybody may ask: what this server is, and whether it is up.
+//!
+//! What always holds: nothing here names a user or holds a secret.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::problem::Json;
+
+/// What a deployment is made of, as far as a client may know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct About {
+    /// The model of the default provider; empty where there is none.
+    pub llm_model: String,
+    /// The policy of a session that names none.
+    pub default_policy: String,
+    /// That policy is a real agent, not the rehearsal.
+    pub real_agent: bool,
+    /// What commands run in, such as `bubblewrap`; `none` where there is nothing.
+    pub sandbox: String,
+    /// How many sandboxes there are now.
+    pub active_sandboxes: usize,
+    /// How many sessions are alive now.
+    pub active_sessions: usize,
+    /// Where the log and the chats are, such as `sqlite`.
+    pub store: String,
+    /// What is loaded.
+    pub plugins: Vec<PluginView>,
+}
+
+/// A loaded plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PluginView {
+    /// `policy` or `llm`.
+    #[schema(example = "policy")]
+    pub kind: String,
+    /// Its name.
+    #[schema(example = "coder")]
+    pub name: String,
+    /// Its version.
+    #[schema(example = "0.1.0")]
+    pub version: String,
+}
+
+/// What this server is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ServiceView {
+    service: &'static str,
+    version: &'static str,
+    #[schema(example = "healthy")]
+    status: &'static str,
+    docker_available: bool,
+    active_sandboxes: usize,
+    active_sessions: usize,
+    /// The default provider's model.
+    llm_model: String,
+    /// True when the default policy is a real agent, false when it is the rehearsal. The name is
+    /// what older clients look for.
+    openhands_available: bool,
+    default_policy: String,
+    /// What commands run in.
+    #[schema(example = "bubblewrap")]
+    sandbox: String,
+    #[schema(example = "sqlite")]
+    store: String,
+    plugins: Vec<PluginView>,
+}
+
+impl From<About> for ServiceView {
+    fn from(about: About) -> Self {
+        Self {
+            service: "Lucid AI Engine",
+            version: env!("CARGO_PKG_VERSION"),
+            status: "healthy",
+            docker_available: about.sandbox == "docker",
+            active_sandboxes: about.active_sandboxes,
+            active_sessions: about.active_sessions,
+            llm_model: about.llm_model,
+            openhands_available: about.real_agent,
+            default_policy: about.default_policy,
+            sandbox: about.sandbox,
+            store: about.store,
+            plugins: about.plugins,
+        }
+    }
+}
+
+/// What this server is
+#[utoipa::path(get, path = "/", tag = "status", responses((status = 200, body = ServiceView)))]
+pub(super) async fn root(State(api): State<Api>) -> Json<ServiceView> {
+    Json((api.parts.about)().into())
+}
+
+/// That the server is up.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct HealthView {
+    #[schema(example = "ok")]
+    status: &'static str,
+}
+
+/// Whether this server is up
+#[utoipa::path(get, path = "/health", tag = "status", responses((status = 200, body = HealthView)))]
+pub(super) async fn health() -> Json<HealthView> {
+    Json(HealthView { status: "ok" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_client_finds_every_member_it_knows() {
+        let about = About { real_agent: true, sandbox: "landlock".into(), active_sessions: 3, ..About::default() };
+        let value = serde_json::to_value(ServiceView::from(about)).unwrap();
+        assert_eq!(value["service"], "Lucid AI Engine");
+        assert_eq!(value["status"], "healthy");
+        assert_eq!(value["docker_available"], false);
+        assert_eq!(value["openhands_available"], true);
+        assert_eq!(value["active_sessions"], 3);
+        for name in ["version", "active_sandboxes", "llm_model", "sandbox", "store", "plugins"] {
+            assert!(value.get(name).is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Owns how a client asks for a session: the same members by REST and in the WebSocket's first
+//! message.
+//!
+//! What always holds: a member that is `null` or blank counts as absent; who the session is for is
+//! never read from here (`userId` is not even looked at).
+
+use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
+
+use crate::auth::Identity;
+use crate::secret::Secret;
+use crate::session::NewSession;
+
+/// What a session that is asked for should be.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SessionRequest {
+    /// What to do.
+    #[serde(deserialize_with = "unless_blank")]
+    #[schema(required, example = "Fix the failing test")]
+    pub(super) task: Option<String>,
+    /// A repository to clone into the workspace.
+    #[serde(deserialize_with = "unless_blank")]
+    repo_url: Option<String>,
+    /// A token for that repository. It never reaches the sandbox.
+    #[serde(deserialize_with = "secret")]
+    #[schema(value_type = Option<String>)]
+    git_token: Option<Secret>,
+    /// The branch to check out.
+    #[serde(deserialize_with = "unless_blank")]
+    branch: Option<String>,
+    /// The name that commits are made under.
+    #[serde(deserialize_with = "unless_blank")]
+    git_user_name: Option<String>,
+    /// The address that commits are made under.
+    #[serde(deserialize_with = "unless_blank")]
+    git_user_email: Option<String>,
+    /// The project this belongs to.
+    #[serde(deserialize_with = "unless_blank")]
+    pub(super) project_id: Option<String>,
+    /// The provider of the model.
+    #[serde(rename = "model_provider", deserialize_with = "unless_blank")]
+    provider: Option<String>,
+    #[serde(rename = "modelProvider", deserialize_with = "unless_blank")]
+    provider_too: Option<String>,
+    /// The user's own key for that provider.
+    #[serde(rename = "api_key", deserialize_with = "secret")]
+    #[schema(value_type = Option<String>)]
+    api_key: Option<Secret>,
+    #[serde(rename = "apiKey", deserialize_with = "secret")]
+    #[schema(value_type = Option<String>)]
+    api_key_too: Option<Secret>,
+    /// The policy, where not the deployment's default.
+    #[serde(deserialize_with = "unless_blank")]
+    policy: Option<String>,
+}
+
+impl SessionRequest {
+    /// The repository that is asked for.
+    pub(super) fn repo_url(&self) -> Option<&str> {
+        self.repo_url.as_deref()
+    }
+
+    /// The project: the one that is named, else the one the token was made for.
+    pub(super) fn project_for(&self, who: &Identity) -> Option<String> {
+        self.project_id.clone().or_else(|| who.project.clone())
+    }
+
+    /// The session to make, or nothing where the task is missing.
+    pub(super) fn for_user(self, who: &Identity) -> Option<NewSession> {
+        let project_id = self.project_for(who);
+        Some(NewSession {
+            user: who.user.clone(),
+            project_id,
+            task: self.task?,
+            repo_url: self.repo_url,
+            git_token: self.git_token,
+            branch: self.branch,
+            git_user_name: self.git_user_name,
+            git_user_email: self.git_user_email,
+            provider: self.provider.or(self.provider_too),
+            api_key: self.api_key.or(self.api_key_too),
+            policy: self.policy,
+        })
+    }
+}
+
+/// Text, where there is any.
+pub(super) fn unless_blank<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    Ok(text.filter(|text| !text.trim().is_empty()))
+}
+
+/// A secret, where there is any.
+pub(super) fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
+    Ok(unless_blank(from)?.map(|text| Secret::new(text.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(project: Option<&str>) -> Identity {
+        Identity { user: "u1".into(), token: None, project: project.map(str::to_owned), session: None }
+    }
+
+    fn asked(json: &str) -> SessionRequest {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn null_and_blank_members_count_as_absent() {
+        let request = asked(
+            r#"{"task":"do","repoUrl":"","gitToken":null,"branch":" ","model_provider":"","api_key":"","policy":null}"#,
+        );
+        let new = request.for_user(&who(None)).unwrap();
+        assert_eq!((new.task.as_str(), new.repo_url, new.branch, new.provider), ("do", None, None, None));
+        assert!(new.git_token.is_none() && new.api_key.is_none() && new.policy.is_none());
+    }
+
+    #[test]
+    fn a_request_without_a_task_gives_no_session() {
+        for json in ["{}", r#"{"task":null}"#, r#"{"task":"  "}"#] {
+            assert!(asked(json).for_user(&who(None)).is_none(), "{json}");
+        }
+    }
+
+    #[test]
+    fn provider_and_key_are_taken_under_both_names() {
+        for json in [
+            r#"{"task":"t","modelProvider":"openai","apiKey":"k"}"#,
+            r#"{"task":"t","model_provider":"openai","api_key":"k"}"#,
+            r#"{"task":"t","modelProvider":"other","model_provider":"openai","apiKey":"","api_key":"k"}"#,
+        ] {
+            let new = asked(json).for_user(&who(None)).unwrap();
+            assert_eq!(new.provider.as_deref(), Some("openai"));
+            assert_eq!(new.api_key.unwrap().expose(), "k");
+        }
+    }
+
+    #[test]
+    fn the_user_is_the_one_who_asked_whatever_the_body_says() {
+        let new = asked(r#"{"task":"t","userId":"root","token":"x"}"#).for_user(&who(None)).unwrap();
+        assert_eq!(new.user.as_str(), "u1");
+    }
+
+    #[test]
+    fn the_tokens_project_stands_in_for_a_missing_one() {
+        assert_eq!(asked("{}").project_for(&who(Some("p1"))).as_deref(), Some("p1"));
+        assert_eq!(asked(r#"{"projectId":"p2"}"#).project_for(&who(Some("p1"))).as_deref(), Some("p2"));
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_by_debug() {
+        let request = asked(r#"{"task":"t","gitToken":"ghp_hidden","apiKey":"sk_hidden"}"#);
+        assert!(!format!("{request:?}").contains("hidden"));
+    }
+}

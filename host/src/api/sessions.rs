@@ -1,0 +1,202 @@
+//! Owns the routes over live work: make a session, list the caller's, stop one.
+//!
+//! What always holds: a session is looked up together with its user, so another user's is never
+//! shown or touched.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::problem::{Json, Path, Problem};
+use super::session_request::SessionRequest;
+use crate::auth::Identity;
+use crate::session::{CreateError, LookupError, SessionId, Summary};
+
+/// A list shows this much of a task, in characters.
+const LISTED_TASK: usize = 80;
+/// An id that is longer is not repeated in full.
+const LONGEST_ID: usize = 64;
+
+/// A session that was made.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CreatedView {
+    /// `ready`, or `mock` where the policy is the rehearsal.
+    #[schema(example = "ready")]
+    status: &'static str,
+    session_id: String,
+    message: &'static str,
+}
+
+/// Make a session
+///
+/// It starts when a WebSocket attaches to it, with `sessionId` in the first message.
+#[utoipa::path(
+    post, path = "/api/v1/sessions", tag = "sessions", request_body = SessionRequest,
+    responses(
+        (status = 200, body = CreatedView),
+        (status = 400, description = "Unknown provider, or no key for it", body = Problem),
+        (status = 401, description = "Not authenticated, or the provider refused the key", body = Problem),
+        (status = 422, description = "No task", body = Problem),
+        (status = 429, description = "The caller has as many sessions as they may", body = Problem),
+        (status = 503, description = "Nothing to run commands in", body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn create(
+    State(api): State<Api>,
+    who: Identity,
+    Json(request): Json<SessionRequest>,
+) -> Result<Json<CreatedView>, Problem> {
+    let new = request.for_user(&who).ok_or_else(|| Problem::unprocessable("Missing required field: 'task'"))?;
+    let session = api.parts.sessions.create(new).await?;
+    let (status, message) = if session.is_mock() {
+        ("mock", "Session created with the mock agent, which calls no model.")
+    } else {
+        ("ready", "Session created.")
+    };
+    Ok(Json(CreatedView { status, session_id: session.id().to_string(), message }))
+}
+
+/// The caller's sessions.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SessionsView {
+    sessions: Vec<SessionView>,
+}
+
+/// A session in a list.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SessionView {
+    session_id: String,
+    user_id: String,
+    /// The first 80 characters.
+    task: String,
+    is_alive: bool,
+    created_at: String,
+}
+
+impl From<Summary> for SessionView {
+    fn from(summary: Summary) -> Self {
+        Self {
+            session_id: summary.session_id.to_string(),
+            user_id: summary.user_id.to_string(),
+            task: summary.task.chars().take(LISTED_TASK).collect(),
+            is_alive: summary.is_alive,
+            created_at: summary.created_at,
+        }
+    }
+}
+
+/// List the caller's sessions
+#[utoipa::path(
+    get, path = "/api/v1/sessions", tag = "sessions",
+    responses((status = 200, body = SessionsView), (status = 401, body = Problem)),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn list(State(api): State<Api>, who: Identity) -> Json<SessionsView> {
+    let sessions = api.parts.sessions.list(&who.user);
+    Json(SessionsView { sessions: sessions.into_iter().map(SessionView::from).collect() })
+}
+
+/// A session that was stopped.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StoppedView {
+    #[schema(example = "stopped")]
+    status: &'static str,
+    session_id: String,
+    message: &'static str,
+}
+
+/// Stop a session
+///
+/// The id is a session's, not a chat's.
+#[utoipa::path(
+    delete, path = "/api/v1/sessions/{id}", tag = "sessions",
+    params(("id" = String, Path, description = "The session")),
+    responses(
+        (status = 200, body = StoppedView),
+        (status = 401, body = Problem),
+        (status = 403, description = "Another user's", body = Problem),
+        (status = 404, body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn stop(
+    State(api): State<Api>,
+    who: Identity,
+    Path(id): Path<String>,
+) -> Result<Json<StoppedView>, Problem> {
+    let session = api.session(&id, &who, "Not authorized to stop this session.")?;
+    api.parts.sessions.stop(session.id()).await;
+    Ok(Json(StoppedView {
+        status: "stopped",
+        session_id: session.id().to_string(),
+        message: "Session stopped and resources cleaned up.",
+    }))
+}
+
+impl Api {
+    /// The caller's session of that id. Another user's is refused with the given sentence.
+    pub(super) fn session(
+        &self,
+        id: &str,
+        who: &Identity,
+        not_yours: &str,
+    ) -> Result<std::sync::Arc<crate::session::Session>, Problem> {
+        let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
+        self.parts.sessions.get(&parsed, &who.user).map_err(|error| match error {
+            LookupError::NotFound => no_session(id),
+            LookupError::NotYours => Problem::forbidden(not_yours),
+        })
+    }
+}
+
+/// The answer for a session that is not there.
+pub(super) fn no_session(id: &str) -> Problem {
+    let shown: String = id.chars().filter(|c| !c.is_control()).take(LONGEST_ID).collect();
+    Problem::not_found(format!("Session {shown} not found."))
+}
+
+impl From<CreateError> for Problem {
+    fn from(error: CreateError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CreateError::UnknownProvider(_) | CreateError::MissingKey(_) | CreateError::UnknownPolicy(_) => {
+                Self::bad_request(detail)
+            }
+            CreateError::TooManySessions(_) => Self::too_many(detail),
+            CreateError::NoSandbox(_) => Self::unavailable(detail),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_shows_the_first_80_characters_of_a_task() {
+        let summary = Summary {
+            session_id: "0198c0de-0000-7000-8000-000000000000".parse().unwrap(),
+            user_id: "u1".into(),
+            task: "é".repeat(200),
+            is_alive: true,
+            created_at: "2026-02-18T10:30:00+00:00".to_owned(),
+        };
+        let value = serde_json::to_value(SessionView::from(summary)).unwrap();
+        assert_eq!(value["task"].as_str().unwrap().chars().count(), 80);
+        assert_eq!(value["isAlive"], true);
+        assert_eq!(value["userId"], "u1");
+        assert_eq!(value["createdAt"], "2026-02-18T10:30:00+00:00");
+        assert!(value["sessionId"].is_string());
+    }
+
+    #[test]
+    fn an_unknown_id_is_repeated_only_in_part() {
+        assert_eq!(no_session("abc").detail(), "Session abc not found.");
+        assert!(no_session(&"x\n".repeat(10_000)).detail().len() < 100);
+    }
+}

@@ -1,0 +1,172 @@
+//! Owns one client's connection to its session: frames out, messages in, until either side ends it.
+//!
+//! What always holds: only what fits into the socket is taken from the log; the two directions do not
+//! wait for each other, so a client that does not read can still stop its session; whichever way this
+//! ends, the client is detached.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, close_code};
+use futures::stream::{self, SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::frames::Own;
+use super::handshake::{Later, later};
+use super::{Admitted, GOODBYE, STALLED, closing};
+use crate::api::Api;
+use crate::session::{Batch, Features, Session, Subscription, render};
+
+/// How often the protocol's own ping is sent.
+const PING: Duration = Duration::from_secs(20);
+/// A client that sent nothing for this long, not even the answer to a ping, is gone.
+const SILENT: Duration = Duration::from_secs(75);
+/// Answers that wait for the socket. A client that asks without reading waits too.
+const ANSWERS: usize = 8;
+
+/// Serves a client until it leaves, the session ends, or the server stops.
+pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
+    let Admitted { session, last_seq, features } = admitted;
+    let _attached = session.attach();
+    let subscription = session.subscribe(last_seq);
+    let (sink, stream) = socket.split();
+    let (answers, waiting) = mpsc::channel(ANSWERS);
+    let mut writing = pin!(write(sink, subscription, features, waiting, &api.parts.stop));
+    let mut reading = pin!(read(stream, &session, answers));
+    tokio::select! {
+        () = &mut writing => {
+            // The close was sent; reading on lets the client take it before the connection goes.
+            let _ = timeout(GOODBYE, reading).await;
+        }
+        () = &mut reading => {}
+    }
+    tracing::debug!(session = %session.id(), "a client is detached");
+}
+
+/// Takes what the client says.
+async fn read(mut stream: SplitStream<WebSocket>, session: &Session, answers: mpsc::Sender<String>) {
+    loop {
+        let text = match timeout(SILENT, stream.next()).await {
+            Ok(Some(Ok(Message::Text(text)))) => text,
+            Ok(Some(Ok(Message::Binary(_)))) => {
+                answer(&answers, &Own::Error { message: "Messages must be text." }).await;
+                continue;
+            }
+            Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
+            Ok(Some(Ok(Message::Close(_))) | None) => return,
+            Ok(Some(Err(error))) => {
+                tracing::debug!(session = %session.id(), %error, "a connection broke");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!(session = %session.id(), "a client is silent and counts as gone");
+                return;
+            }
+        };
+        match later(&text) {
+            Later::Message(content) => {
+                if let Err(error) = session.message(content).await {
+                    answer(&answers, &Own::Error { message: &error.to_string() }).await;
+                }
+            }
+            Later::Empty => answer(&answers, &Own::Error { message: "Empty content" }).await,
+            Later::Stop(reason) => session.stop(reason).await,
+            Later::Ping => answer(&answers, &Own::Pong).await,
+            Later::Unknown => {}
+            Later::Wrong => answer(&answers, &Own::Error { message: "The message is not a JSON object." }).await,
+        }
+    }
+}
+
+/// Nobody takes answers once the writer is done, and then nobody waits for them.
+async fn answer(answers: &mpsc::Sender<String>, frame: &Own<'_>) {
+    let _ = answers.send(frame.text()).await;
+}
+
+/// Why nothing more is written.
+enum End {
+    /// The client takes nothing.
+    Gone,
+    /// It is told so.
+    Close(u16, &'static str),
+}
+
+type Sink = SplitSink<WebSocket, Message>;
+
+/// Shows the client what happens.
+async fn write(
+    mut sink: Sink,
+    subscription: Subscription,
+    features: Features,
+    mut answers: mpsc::Receiver<String>,
+    stop: &CancellationToken,
+) {
+    let end = match pump(&mut sink, subscription, features, &mut answers, stop).await {
+        Ok(end) | Err(end) => end,
+    };
+    if let End::Close(code, reason) = end {
+        let _ = timeout(GOODBYE, sink.send(closing(code, reason))).await;
+    }
+}
+
+async fn pump(
+    sink: &mut Sink,
+    subscription: Subscription,
+    features: Features,
+    answers: &mut mpsc::Receiver<String>,
+    stop: &CancellationToken,
+) -> Result<End, End> {
+    // As a stream, a batch that is half read survives the other arms.
+    let batches = stream::unfold(subscription, |mut subscription| async move {
+        let batch = subscription.next().await;
+        Some((batch, subscription))
+    });
+    let mut batches = pin!(batches);
+    let mut pings = interval(PING);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings.reset();
+    loop {
+        tokio::select! {
+            batch = batches.next() => match batch {
+                Some(Batch::Frames(frames)) => {
+                    for (seq, frame) in frames {
+                        if let Some(text) = render(seq, &frame, features) {
+                            feed(sink, Message::Text(Utf8Bytes::from(&*text))).await?;
+                        }
+                    }
+                }
+                Some(Batch::Delta(frame)) if features.deltas => {
+                    feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?;
+                }
+                Some(Batch::Delta(_)) => continue,
+                Some(Batch::Ended(reason)) => {
+                    flush(sink).await?;
+                    return Ok(goodbye(&reason));
+                }
+                None => return Ok(End::Close(close_code::ERROR, "The log came to an end.")),
+            },
+            Some(text) = answers.recv() => feed(sink, Message::Text(text.into())).await?,
+            _ = pings.tick() => feed(sink, Message::Ping(Default::default())).await?,
+            () = stop.cancelled() => return Ok(End::Close(close_code::RESTART, "The server is stopping.")),
+        }
+        flush(sink).await?;
+    }
+}
+
+async fn feed(sink: &mut Sink, message: Message) -> Result<(), End> {
+    in_time(timeout(STALLED, sink.feed(message)).await)
+}
+
+async fn flush(sink: &mut Sink) -> Result<(), End> {
+    in_time(timeout(STALLED, sink.flush()).await)
+}
+
+fn in_time(done: Result<Result<(), axum::Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
+    match done {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(End::Gone),
+    }
+}

@@ -1,0 +1,68 @@
+//! Owns the frames that are this connection's own, and what a client may ask for by name.
+//!
+//! What always holds: a frame made here is in no log and has no number.
+
+use serde::Serialize;
+
+use crate::session::Features;
+
+/// Reads `features`. Names that are not known are passed over. Who wants numbers gets every row of
+/// the log: a hole would mean a loss.
+pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Features {
+    let mut features = Features::default();
+    for name in names {
+        match name {
+            "seq" => (features.seq, features.usage) = (true, true),
+            "deltas" => features.deltas = true,
+            "diffs" => features.diffs = true,
+            "usage" => features.usage = true,
+            _ => {}
+        }
+    }
+    features
+}
+
+/// A frame of this connection alone.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Own<'a> {
+    /// The answer to a ping.
+    Pong,
+    /// Something that failed.
+    Error {
+        /// What.
+        message: &'a str,
+    },
+}
+
+impl Own<'_> {
+    /// Its JSON.
+    pub(super) fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| r#"{"type":"error","message":"internal"}"#.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn features_that_are_not_known_are_passed_over() {
+        let none = Features::default();
+        assert_eq!(named(["later", "deltas", "usage"]), Features { deltas: true, usage: true, ..none });
+        assert_eq!(named([]), none);
+    }
+
+    #[test]
+    fn numbers_come_without_a_hole() {
+        assert!(named(["seq"]).usage);
+    }
+
+    #[test]
+    fn own_frames_are_the_contracts() {
+        assert_eq!(Own::Pong.text(), r#"{"type":"pong"}"#);
+        let error: Value = serde_json::from_str(&Own::Error { message: "Empty content" }.text()).unwrap();
+        assert_eq!(error, json!({"type": "error", "message": "Empty content"}));
+    }
+}

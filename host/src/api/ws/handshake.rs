@@ -1,0 +1,162 @@
+//! Owns what a client's messages mean: the first one, and those that follow.
+//!
+//! What always holds: reading a message decides nothing about who sent it, and no message, however
+//! it is written, is worse than an answer that says what is wrong with it.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::frames::named;
+use crate::session::Features;
+use crate::api::session_request::{SessionRequest, secret, unless_blank};
+use crate::secret::Secret;
+
+/// The first message.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Hello {
+    /// The session that is asked for, where none is named.
+    #[serde(flatten)]
+    pub(super) request: SessionRequest,
+    /// Who is there, unless the address said so.
+    #[serde(deserialize_with = "secret")]
+    pub(super) token: Option<Secret>,
+    /// A session that exists.
+    #[serde(deserialize_with = "unless_blank")]
+    pub(super) session_id: Option<String>,
+    /// The last number the client has; everything after it is sent again.
+    pub(super) last_seq: Option<u64>,
+    features: Option<Vec<String>>,
+}
+
+impl Hello {
+    /// What the client asked for.
+    pub(super) fn features(&self) -> Features {
+        named(self.features.iter().flatten().map(String::as_str))
+    }
+}
+
+/// What the first message turned out to be.
+#[derive(Debug)]
+pub(super) enum First {
+    /// The handshake.
+    Hello(Box<Hello>),
+    /// A client that pings before it says what it wants.
+    Ping,
+    /// Not a handshake; the sentence says why.
+    Wrong(String),
+}
+
+/// Reads the first message.
+pub(super) fn first(text: &str) -> First {
+    let value: Value = match serde_json::from_str(text) {
+        Ok(value @ Value::Object(_)) => value,
+        Ok(_) => return First::Wrong("The first message must be a JSON object.".to_owned()),
+        Err(_) => return First::Wrong("The first message is not JSON.".to_owned()),
+    };
+    if value.get("type").and_then(Value::as_str) == Some("ping") && value.get("task").is_none() {
+        return First::Ping;
+    }
+    match serde_json::from_value(value) {
+        Ok(hello) => First::Hello(Box::new(hello)),
+        // The parser's own words repeat what was sent, which may be a secret in the wrong place.
+        Err(_) => First::Wrong("A member of the first message has a type that does not fit.".to_owned()),
+    }
+}
+
+/// What a later message asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Later {
+    /// A follow-up.
+    Message(String),
+    /// A follow-up that says nothing.
+    Empty,
+    /// The session is to end; the text is the user's.
+    Stop(String),
+    /// An answer is wanted.
+    Ping,
+    /// Of a kind that is not known here; passed over.
+    Unknown,
+    /// Not JSON, or no object.
+    Wrong,
+}
+
+/// Reads a later message.
+pub(super) fn later(text: &str) -> Later {
+    let Ok(Value::Object(mut message)) = serde_json::from_str(text) else { return Later::Wrong };
+    let content = match message.remove("content") {
+        Some(Value::String(content)) => content,
+        _ => String::new(),
+    };
+    match message.get("type").and_then(Value::as_str) {
+        Some("message") if content.trim().is_empty() => Later::Empty,
+        Some("message") => Later::Message(content),
+        Some("stop") => Later::Stop(content),
+        Some("ping") => Later::Ping,
+        _ => Later::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(text: &str) -> Hello {
+        match first(text) {
+            First::Hello(hello) => *hello,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_message_of_an_old_client_is_read() {
+        let read = hello(
+            r#"{"task":"do it","repoUrl":"https://x/y.git","gitToken":"g","branch":"main","gitUserName":"n",
+                "gitUserEmail":"e@x","projectId":"p","modelProvider":"openai","apiKey":"k","token":"t"}"#,
+        );
+        assert_eq!(read.request.task.as_deref(), Some("do it"));
+        assert_eq!(read.request.repo_url(), Some("https://x/y.git"));
+        assert_eq!(read.token.as_ref().unwrap().expose(), "t");
+        assert_eq!((read.session_id.as_deref(), read.last_seq, read.features()), (None, None, Features::default()));
+    }
+
+    #[test]
+    fn the_newer_members_are_read_and_may_be_null() {
+        let read = hello(r#"{"sessionId":"s","lastSeq":12,"features":["seq","deltas","unknown"]}"#);
+        assert_eq!((read.session_id.as_deref(), read.last_seq), (Some("s"), Some(12)));
+        assert_eq!(read.features(), Features { seq: true, deltas: true, ..Features::default() });
+        let read = hello(r#"{"task":null,"sessionId":"","lastSeq":null,"features":null,"token":null,"other":{}}"#);
+        assert!(read.session_id.is_none() && read.last_seq.is_none() && read.token.is_none());
+        assert!(read.request.task.is_none());
+    }
+
+    #[test]
+    fn what_is_no_handshake_is_told_so_without_being_repeated() {
+        for text in ["", "{", "[]", "\"task\"", "7", r#"{"task":["hunter2"]}"#, r#"{"lastSeq":-1}"#] {
+            let First::Wrong(why) = first(text) else { panic!("{text}") };
+            assert!(why.ends_with('.') && !why.contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_ping_before_the_handshake_is_a_ping() {
+        assert!(matches!(first(r#"{"type":"ping"}"#), First::Ping));
+        assert!(matches!(first(r#"{"type":"start","task":"t"}"#), First::Hello(_)));
+    }
+
+    #[test]
+    fn later_messages_are_told_apart() {
+        assert_eq!(later(r#"{"type":"message","content":"go on"}"#), Later::Message("go on".into()));
+        for empty in [r#"{"type":"message"}"#, r#"{"type":"message","content":" \n"}"#, r#"{"type":"message","content":3}"#] {
+            assert_eq!(later(empty), Later::Empty, "{empty}");
+        }
+        assert_eq!(later(r#"{"type":"stop","content":"enough"}"#), Later::Stop("enough".into()));
+        assert_eq!(later(r#"{"type":"stop"}"#), Later::Stop(String::new()));
+        assert_eq!(later(r#"{"type":"ping"}"#), Later::Ping);
+        assert_eq!(later(r#"{"type":"dance"}"#), Later::Unknown);
+        assert_eq!(later("{}"), Later::Unknown);
+        for wrong in ["", "nonsense", "[1]", "{"] {
+            assert_eq!(later(wrong), Later::Wrong, "{wrong}");
+        }
+    }
+}

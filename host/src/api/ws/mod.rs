@@ -1,0 +1,238 @@
+//! Owns the WebSocket: who is there, which session they get, and the two directions afterwards.
+//!
+//! What always holds: nothing is done for a client before its token is checked; another user's
+//! session looks like one that is not there; frames are read from the log at the pace the client
+//! takes them, so a slow client loses nothing and nothing piles up for it here; a client that is gone
+//! is noticed and detached, and its session runs on for the grace time.
+
+mod connection;
+mod frames;
+mod handshake;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout, timeout_at};
+use utoipa::IntoParams;
+
+use self::frames::Own;
+use self::handshake::{First, Hello};
+use super::problem::{Problem, Query};
+use super::sessions::no_session;
+use super::{Api, LARGEST_BODY};
+use crate::auth::Identity;
+use crate::session::{Features, Session, SessionId};
+
+/// How long a client has for its first message.
+const FIRST_MESSAGE: Duration = Duration::from_secs(30);
+/// How long a client may take to accept one more frame before it counts as gone.
+const STALLED: Duration = Duration::from_secs(60);
+/// How long a closing client has to answer.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// No or bad authentication; final for the client.
+const CLOSE_UNAUTHENTICATED: u16 = 4010;
+/// No task; final for the client.
+const CLOSE_NO_TASK: u16 = 4001;
+/// The session that was named is not there.
+const CLOSE_NO_SESSION: u16 = 4004;
+
+const UNAUTHENTICATED: &str = "Authentication required. Provide a valid JWT token.";
+const NO_TASK: &str = "Missing required field: 'task'";
+
+/// The token, where it comes with the address.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TokenQuery {
+    /// A JWT. It may come as `token` in the first message instead.
+    token: Option<String>,
+}
+
+/// Work on a task
+///
+/// A WebSocket. The client's first message, within 30 s, is a JSON object with the members of
+/// `POST /api/v1/sessions`, and optionally `sessionId`, `lastSeq` and `features` (`seq`, `deltas`,
+/// `diffs`, `usage`). Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
+/// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
+/// session ended, 1012 the server restarts (reconnect with `sessionId` and `lastSeq`).
+#[utoipa::path(
+    get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
+    responses((status = 101, description = "The protocol is switched"), (status = 400, body = Problem)),
+)]
+pub(super) async fn open(
+    State(api): State<Api>,
+    Query(query): Query<TokenQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let upgrade = upgrade.map_err(|rejection| {
+        let status = axum::response::IntoResponse::into_response(rejection).status();
+        Problem::new(status, "This address takes WebSocket connections only.")
+    })?;
+    if api.parts.stop.is_cancelled() {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The server is stopping."));
+    }
+    let token = query.token.filter(|token| !token.trim().is_empty());
+    let tracker = api.parts.sockets.clone();
+    let upgrade = upgrade.max_message_size(LARGEST_BODY).max_frame_size(LARGEST_BODY);
+    Ok(upgrade.on_upgrade(move |socket| tracker.track_future(serve(api, socket, token))))
+}
+
+/// A client that is served, and what it gets.
+struct Admitted {
+    session: Arc<Session>,
+    last_seq: Option<u64>,
+    features: Features,
+}
+
+/// A client that is not served.
+struct Refused {
+    code: u16,
+    reason: String,
+    /// It is told in a frame as well.
+    aloud: bool,
+}
+
+impl Refused {
+    fn aloud(code: u16, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into(), aloud: true }
+    }
+}
+
+/// Why there is no conversation: the client is gone, or it was refused.
+enum Left {
+    Gone,
+    Refused(Refused),
+}
+
+impl From<Refused> for Left {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
+    let admitted = tokio::select! {
+        admitted = admit(&api, &mut socket, token) => admitted,
+        () = api.parts.stop.cancelled() => Err(Refused {
+            code: close_code::RESTART, reason: "The server is stopping.".to_owned(), aloud: false,
+        }.into()),
+    };
+    match admitted {
+        Ok(admitted) => Box::pin(connection::converse(&api, socket, admitted)).await,
+        Err(Left::Gone) => {}
+        Err(Left::Refused(refused)) => {
+            tracing::debug!(code = refused.code, reason = refused.reason, "a client was refused");
+            let _ = timeout(GOODBYE, refuse(socket, refused)).await;
+        }
+    }
+}
+
+/// Who is there, and which session they get.
+async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Admitted, Left> {
+    let known = match token {
+        Some(token) => Some(api.parts.auth.token(&token).map_err(|error| Refused {
+            code: CLOSE_UNAUTHENTICATED,
+            reason: error.to_string(),
+            aloud: false,
+        })?),
+        None => None,
+    };
+    let hello = greeting(socket, known.is_some()).await?;
+    let who = match (known, &hello.token) {
+        (Some(who), _) => who,
+        (None, Some(token)) => {
+            api.parts.auth.token(token.expose()).map_err(|_| Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED))?
+        }
+        (None, None) => return Err(Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
+    };
+    let (last_seq, features) = (hello.last_seq, hello.features());
+    let session = session_for(api, &who, hello).await?;
+    api.parts.sessions.start(&session);
+    Ok(Admitted { session, last_seq, features })
+}
+
+/// The first message that is no ping.
+async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
+    let deadline = Instant::now() + FIRST_MESSAGE;
+    // What a client must put right first decides the code.
+    let code = if known { CLOSE_NO_TASK } else { CLOSE_UNAUTHENTICATED };
+    loop {
+        let Ok(message) = timeout_at(deadline, socket.recv()).await else {
+            return Err(Refused::aloud(code, "No first message came within 30 seconds.").into());
+        };
+        let text = match message {
+            Some(Ok(Message::Text(text))) => text,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Binary(_))) => {
+                return Err(Refused::aloud(code, "The first message must be text.").into());
+            }
+            Some(Ok(Message::Close(_))) | None => return Err(Left::Gone),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a client's first message could not be read");
+                return Err(Refused { code: close_code::PROTOCOL, reason: String::new(), aloud: false }.into());
+            }
+        };
+        match handshake::first(&text) {
+            First::Hello(hello) => return Ok(*hello),
+            First::Ping => socket.send(Message::text(Own::Pong.text())).await.map_err(|_| Left::Gone)?,
+            First::Wrong(why) => return Err(Refused::aloud(code, why).into()),
+        }
+    }
+}
+
+/// The session that is named, the one that does the same work already, or a new one.
+async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Session>, Refused> {
+    let sessions = &api.parts.sessions;
+    if let Some(id) = hello.session_id {
+        // Another user's is refused like one that is not there.
+        let session = id.parse::<SessionId>().ok().and_then(|parsed| sessions.get(&parsed, &who.user).ok());
+        return session.ok_or_else(|| Refused::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
+    }
+    let Some(task) = hello.request.task.as_deref() else { return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK)) };
+    let project = hello.request.project_for(who);
+    if let Some(session) = sessions.find_same(&who.user, project.as_deref(), task, hello.request.repo_url()) {
+        return Ok(session);
+    }
+    let Some(new) = hello.request.for_user(who) else { return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK)) };
+    // 1000, not an error's code: the same message would fail in the same way, so the client is not to
+    // try again by itself.
+    sessions.create(new).await.map_err(|error| Refused::aloud(close_code::NORMAL, error.to_string()))
+}
+
+/// Says why, closes, and waits until the client has read it.
+async fn refuse(mut socket: WebSocket, refused: Refused) {
+    if refused.aloud {
+        let _ = socket.send(Message::text(Own::Error { message: &refused.reason }.text())).await;
+    }
+    let _ = socket.send(closing(refused.code, &refused.reason)).await;
+    while let Some(Ok(_)) = socket.recv().await {}
+}
+
+/// A close with a reason of at most the 123 bytes that the protocol has room for.
+fn closing(code: u16, reason: &str) -> Message {
+    let mut end = reason.len().min(123);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    Message::Close(Some(CloseFrame { code, reason: reason[..end].into() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_has_a_reason_that_fits() {
+        for reason in [String::new(), "short".to_owned(), "é".repeat(200)] {
+            let Message::Close(Some(frame)) = closing(4010, &reason) else { panic!() };
+            assert!(frame.reason.len() <= 123 && reason.starts_with(frame.reason.as_str()));
+            assert_eq!(frame.code, 4010);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Owns `lucid doctor`: what was found on this machine, and what to do about what is missing.
+//!
+//! What always holds: no secret is shown, only whether there is one; each thing that is missing comes
+//! with what to do; the exit code is 1 where no session could run.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use owo_colors::Style;
+
+use super::screen::{Screen, clean, colours};
+use crate::app::{self, Folders};
+use crate::builtin;
+use crate::config::{Config, SandboxBackend, SandboxNetwork};
+use crate::plugins::Plugins;
+use crate::sandbox::{Kind, Sandboxes};
+use crate::store::{Store, StoreError};
+
+/// How a finding stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// It works.
+    Good,
+    /// It is not there, and something else does its work or nobody needs it.
+    Note,
+    /// Nothing can run without it.
+    Bad,
+}
+
+struct Report {
+    screen: Screen,
+    bad: bool,
+}
+
+impl Report {
+    fn title(&self, text: &str) {
+        println!("{}", self.screen.paint(text, Style::new().bold()));
+    }
+
+    fn line(&mut self, mark: Mark, text: &str) {
+        self.bad |= mark == Mark::Bad;
+        let (sign, style) = match mark {
+            Mark::Good => ("ok", Style::new().green()),
+            Mark::Note => ("--", Style::new().yellow()),
+            Mark::Bad => ("!!", Style::new().red()),
+        };
+        let text = clean(text).trim_end().replace('\n', "\n      ");
+        println!("  {}  {text}", self.screen.paint(sign, style));
+    }
+}
+
+/// Looks at everything, in the order in which a start needs it.
+pub(super) async fn doctor(config: Config) -> ExitCode {
+    let mut report = Report { screen: Screen::new(colours(std::io::stdout().is_terminal())), bad: false };
+    settings(&mut report, &config);
+    store(&mut report, &config);
+    let folders = Folders::below(&config.workspace_base_path);
+    sandboxes(&mut report, &config, &folders).await;
+    plugins(&mut report, &folders).await;
+    keys(&mut report, &config);
+    if report.bad {
+        println!("\nNo session can run here until what is marked !! is put right.");
+        return ExitCode::FAILURE;
+    }
+    println!("\nSessions can run here.");
+    ExitCode::SUCCESS
+}
+
+fn settings(report: &mut Report, config: &Config) {
+    report.title("Settings");
+    let mode = if config.local {
+        "local mode, for this machine only; set SUPABASE_JWT_SECRET to serve others".to_owned()
+    } else {
+        "tokens are checked with SUPABASE_JWT_SECRET".to_owned()
+    };
+    report.line(Mark::Good, &mode);
+    report.line(Mark::Good, &format!("listens on {}", config.address()));
+    report.line(Mark::Good, &format!("the default policy is {}", config.default_policy));
+    for warning in &config.warnings {
+        report.line(Mark::Note, warning);
+    }
+}
+
+fn store(report: &mut Report, config: &Config) {
+    report.title("Store");
+    if let Err(error) = config.keys() {
+        report.line(Mark::Bad, &error.to_string());
+        return;
+    }
+    let folders = Folders::below(&config.workspace_base_path);
+    match app::open_store(&folders) {
+        Ok(store) => report.line(Mark::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
+        // It works: somebody works with it.
+        Err(StoreError::InUse(folder)) => {
+            report.line(Mark::Good, &format!("in {}, in use by a lucid that runs now", folder.display()));
+        }
+        Err(error) => report.line(
+            Mark::Bad,
+            &format!("{error}.\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one."),
+        ),
+    }
+}
+
+async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
+    report.title("Sandbox");
+    let found: Sandboxes = match app::find_sandboxes(config, folders).await {
+        Ok(found) => found,
+        Err(error) => {
+            report.line(Mark::Bad, &format!("{error}\nSet SANDBOX_BACKEND to auto, to use whatever works here."));
+            return;
+        }
+    };
+    let refused = found.refusal().is_some();
+    for finding in found.findings() {
+        match (&finding.problem, refused) {
+            (None, _) if finding.kind == found.kind() => {
+                report.line(Mark::Good, &format!("{} works, and is used", finding.kind));
+            }
+            (None, _) => report.line(Mark::Good, &format!("{} works", finding.kind)),
+            (Some(problem), _) => report.line(Mark::Note, &format!("{}: {problem}\n{}", finding.kind, advice(finding.kind))),
+        }
+    }
+    if refused {
+        report.line(
+            Mark::Bad,
+            "There is nothing to run commands in. Put one of the above right, or, where all work is trusted, set SANDBOX_BACKEND=none.",
+        );
+    } else if config.sandbox_backend == SandboxBackend::None {
+        report.line(Mark::Note, "SANDBOX_BACKEND is none: commands run with all the rights of this user.");
+    }
+    if config.sandbox_network == SandboxNetwork::None {
+        report.line(Mark::Good, "SANDBOX_NETWORK is none: commands have no network");
+    }
+    for program in ["git"] {
+        if !installed(program) {
+            report.line(Mark::Note, &format!("{program} is not installed, so no repository can be cloned: apt-get install {program}"));
+        }
+    }
+}
+
+/// What makes a kind of sandbox work.
+fn advice(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Bubblewrap => {
+            "Install it (apt-get install bubblewrap). In a container it needs user namespaces: see --security-opt, or use Landlock."
+        }
+        Kind::Landlock => "It needs a Linux kernel from 5.13 on with landlock in the list of /sys/kernel/security/lsm.",
+        Kind::None => "",
+    }
+}
+
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+async fn plugins(report: &mut Report, folders: &Folders) {
+    report.title("Plugins");
+    let loaded: Plugins = match app::load_plugins(folders).await {
+        Ok(loaded) => loaded,
+        Err(error) => return report.line(Mark::Bad, &error.to_string()),
+    };
+    for plugin in loaded.list() {
+        let size = match plugin.name.as_str() {
+            "mock" => builtin::MOCK.len(),
+            "coder" => builtin::CODER.len(),
+            "openai" => builtin::OPENAI.len(),
+            _ => 0,
+        };
+        let digest = plugin.digest.get(..12).unwrap_or(&plugin.digest);
+        let line = format!(
+            "{:<7} {:<8} {:<8} {:>4} KB  sha256 {digest}…",
+            plugin.kind.to_string(), plugin.name, plugin.version, size.div_ceil(1024),
+        );
+        report.line(Mark::Good, &line);
+    }
+}
+
+fn keys(report: &mut Report, config: &Config) {
+    report.title("Keys");
+    let mut any = false;
+    for (name, there) in [
+        ("OPENAI_API_KEY", config.openai_api_key.is_some()),
+        ("LLM_API_KEY", config.llm_api_key.is_some()),
+        ("LLM_BASE_URL", config.llm_base_url.is_some()),
+        ("INTERNAL_API_KEY", config.internal_api_key.is_some()),
+        ("ENCRYPTION_KEY", config.encryption_key.is_some()),
+    ] {
+        any |= there && name.ends_with("_API_KEY") && name != "INTERNAL_API_KEY";
+        let (mark, word) = if there { (Mark::Good, "set") } else { (Mark::Note, "not set") };
+        report.line(mark, &format!("{name} is {word}"));
+    }
+    if !any && config.llm_base_url.is_none() {
+        report.line(
+            Mark::Note,
+            "No model can be asked: set OPENAI_API_KEY, or LLM_BASE_URL (and LLM_API_KEY) for a compatible server. Until then the mock agent plays its script.",
+        );
+    }
+}

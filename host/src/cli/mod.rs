@@ -1,0 +1,199 @@
+//! Owns the command line: what it takes, and which exit code comes back.
+//!
+//! What always holds: 0 is success, 1 a task or a start that failed, 2 a wrong command line or
+//! setting; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
+
+mod doctor;
+mod run;
+mod screen;
+mod serve;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::auth::{Authenticator, UserId};
+use crate::config::{Config, ConfigError, LogFormat};
+
+/// A server that runs AI coding agents for many users.
+#[derive(Debug, Parser)]
+#[command(name = "lucid", version, about, after_help = "Settings are read from the environment and from .env.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve clients over HTTP and WebSocket (the default)
+    Serve,
+    /// Work on one task here, without a server, and show what happens
+    Run(RunArgs),
+    /// Print a token for a user
+    Token(TokenArgs),
+    /// Say what was found on this machine, and what to do about what is missing
+    Doctor,
+}
+
+/// One task, in the terminal.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// What to do
+    task: String,
+    /// A repository to clone into the workspace
+    #[arg(long, value_name = "URL")]
+    repo: Option<String>,
+    /// The branch to check out
+    #[arg(long, requires = "repo")]
+    branch: Option<String>,
+    /// The model, in place of LLM_MODEL
+    #[arg(long)]
+    model: Option<String>,
+    /// The model's provider, in place of DEFAULT_MODEL_PROVIDER
+    #[arg(long)]
+    provider: Option<String>,
+    /// The policy, in place of DEFAULT_POLICY
+    #[arg(long)]
+    policy: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// The user's id
+    #[arg(long)]
+    user: String,
+    /// How long it is good for
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: u32,
+}
+
+const DAY: u64 = 24 * 60 * 60;
+
+/// A setting that is wrong, a command line that is wrong.
+const WRONG: u8 = 2;
+
+/// Runs the command that was asked for.
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    let config = match Config::load() {
+        Ok(config) => config,
+        Err(error) => return wrong(&error),
+    };
+    log(&config, if matches!(command, Command::Serve) { "info" } else { "warn" });
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("The threads for the work could not be started: {error}.")),
+    };
+    match command {
+        Command::Serve => runtime.block_on(serve::serve(config)),
+        Command::Run(args) => runtime.block_on(run::run(config, args)),
+        Command::Token(args) => token(&config, &args),
+        Command::Doctor => runtime.block_on(doctor::doctor(config)),
+    }
+}
+
+fn token(config: &Config, args: &TokenArgs) -> ExitCode {
+    let keys = match config.keys() {
+        Ok(keys) => keys,
+        Err(error) => return wrong(&error),
+    };
+    let auth = Authenticator::new(&keys.jwt, None);
+    let user = UserId::from(args.user.as_str());
+    let issued = auth.issue(&user, Duration::from_secs(u64::from(args.days) * DAY));
+    match issued {
+        // What this server itself would refuse is not handed out.
+        Ok(token) if auth.token(&token).is_ok() => {
+            println!("{token}");
+            ExitCode::SUCCESS
+        }
+        Ok(_) => {
+            eprintln!("--user must be 1 to 255 bytes of text without control characters.");
+            ExitCode::from(WRONG)
+        }
+        Err(error) => failed(&format!("There is no token: {error}.")),
+    }
+}
+
+/// One line for the operator.
+fn wrong(error: &ConfigError) -> ExitCode {
+    eprintln!("{}", screen::one_line(&error.to_string()));
+    ExitCode::from(WRONG)
+}
+
+/// One line for whoever waits.
+fn failed(sentence: &str) -> ExitCode {
+    eprintln!("{}", screen::one_line(sentence));
+    ExitCode::FAILURE
+}
+
+/// Sends the log to stderr. `RUST_LOG` says what is in it.
+fn log(config: &Config, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An error means that there is a subscriber already, which is as good.
+    let _ = match config.log_format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => {
+            let ansi = screen::colours(std::io::stderr().is_terminal());
+            builder.with_ansi(ansi).with_target(false).try_init()
+        }
+    };
+}
+
+/// Waits for Ctrl-C or the signal that a service manager sends.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let ctrl_c = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = ctrl_c => {}
+        () = terminated => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_means_serve() {
+        assert!(Cli::try_parse_from(["lucid"]).unwrap().command.is_none());
+        assert!(matches!(Cli::try_parse_from(["lucid", "serve"]).unwrap().command, Some(Command::Serve)));
+    }
+
+    #[test]
+    fn run_takes_a_task_and_its_options() {
+        let parsed = Cli::try_parse_from(["lucid", "run", "fix it", "--repo", "https://x/y", "--model", "m"]).unwrap();
+        let Some(Command::Run(args)) = parsed.command else { panic!() };
+        assert_eq!((args.task.as_str(), args.repo.as_deref(), args.model.as_deref()), ("fix it", Some("https://x/y"), Some("m")));
+        assert!(Cli::try_parse_from(["lucid", "run"]).is_err());
+        assert!(Cli::try_parse_from(["lucid", "run", "t", "--branch", "b"]).is_err());
+    }
+
+    #[test]
+    fn a_token_needs_a_user_and_lasts_at_least_a_day() {
+        assert!(Cli::try_parse_from(["lucid", "token"]).is_err());
+        assert!(Cli::try_parse_from(["lucid", "token", "--user", "u", "--days", "0"]).is_err());
+        assert!(Cli::try_parse_from(["lucid", "token", "--user", "u", "--days", "7"]).is_ok());
+    }
+}

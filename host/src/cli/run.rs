@@ -1,0 +1,162 @@
+//! Owns `lucid run`: one task in this process, shown in the terminal as it goes.
+//!
+//! What always holds: it is the same session that a server would run, on a storage folder of its own,
+//! so that it works beside a server; the exit code says whether the task succeeded; the workspace is
+//! kept and named at the end.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use owo_colors::Style;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::screen::{Progress, Screen, colours};
+use super::serve::LOCAL_USER;
+use super::{RunArgs, failed, interrupted, wrong};
+use crate::app::{App, StartError};
+use crate::config::Config;
+use crate::session::{Batch, NewSession, Session};
+
+/// How long a session may take to end.
+const END: Duration = Duration::from_secs(15);
+
+/// Works on one task.
+pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
+    if args.model.is_some() {
+        config.llm_model = args.model;
+    }
+    let storage = match own_folder(&config) {
+        Ok(storage) => storage,
+        Err(error) => return failed(&error),
+    };
+    let app = match Box::pin(App::start_in(config, &storage)).await {
+        Ok(app) => app,
+        Err(StartError::Config(error)) => return wrong(&error),
+        Err(error) => return failed(&error.to_string()),
+    };
+    let new = NewSession {
+        user: LOCAL_USER.into(),
+        task: args.task,
+        repo_url: args.repo,
+        branch: args.branch,
+        provider: args.provider,
+        policy: args.policy,
+        keep_workspace: true,
+        ..NewSession::default()
+    };
+    let session = match app.sessions().create(new).await {
+        Ok(session) => session,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let mut view = View::new();
+    let _attached = session.attach();
+    app.sessions().start(&session);
+    let outcome = tokio::select! {
+        outcome = watch(&session, &mut view) => outcome,
+        () = interrupted() => {
+            view.line(&view.screen.entry("stopped", Style::new().yellow(), "as you asked"));
+            false
+        }
+    };
+    view.end();
+    let workspace = session.workspace().map(|workspace| workspace.host_path().to_owned());
+    // A second Ctrl-C does not wait.
+    let ended = async {
+        app.sessions().stop(session.id()).await;
+        app.sessions().shutdown().await;
+    };
+    tokio::select! {
+        _ = timeout(END, ended) => {}
+        () = interrupted() => {}
+    }
+    if let Some(workspace) = workspace {
+        let path = workspace.display().to_string();
+        view.line(&view.screen.entry("files", Style::new().dimmed(), &path));
+    }
+    if outcome { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A folder that no server and no other run has open.
+fn own_folder(config: &Config) -> Result<PathBuf, String> {
+    let base = &config.workspace_base_path;
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let folder = base.join(".lucid").join("runs").join(id);
+    std::fs::create_dir_all(&folder).map_err(|cause| {
+        format!("The folder {} cannot be made ({cause}). Is WORKSPACE_BASE_PATH a place this user can write to?", folder.display())
+    })?;
+    Ok(folder)
+}
+
+/// Shows frames until the task is over, and says whether it succeeded.
+async fn watch(session: &Arc<Session>, view: &mut View) -> bool {
+    let mut subscription = session.subscribe(None);
+    loop {
+        let frames = match subscription.next().await {
+            Batch::Frames(frames) => frames,
+            Batch::Delta(_) => continue,
+            Batch::Ended(_) => return false,
+        };
+        for (_, frame) in frames {
+            let frame = serde_json::from_str(&frame).unwrap_or(Value::Null);
+            match view.frame(&frame) {
+                Progress::Done => return true,
+                Progress::Failed => return false,
+                Progress::Same | Progress::Busy(_) => {}
+            }
+        }
+    }
+}
+
+/// The terminal: lines that stay, and below them what is going on.
+struct View {
+    screen: Screen,
+    spinner: Option<ProgressBar>,
+}
+
+impl View {
+    fn new() -> Self {
+        let out = std::io::stdout().is_terminal();
+        let err = std::io::stderr().is_terminal();
+        // The spinner is drawn on stderr, below lines on stdout: both must be the terminal.
+        let spinner = (out && err).then(|| {
+            let bar = ProgressBar::new_spinner();
+            let style = ProgressStyle::with_template("{spinner:>7}  {wide_msg} {elapsed}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Self { screen: Screen::new(colours(out)), spinner }
+    }
+
+    fn frame(&mut self, frame: &Value) -> Progress {
+        let shown = self.screen.show(frame);
+        if !shown.text.is_empty() {
+            self.line(&shown.text);
+        }
+        if let (Some(spinner), Progress::Busy(what)) = (&self.spinner, &shown.progress) {
+            spinner.reset_elapsed();
+            spinner.set_message(what.clone());
+        }
+        shown.progress
+    }
+
+    fn line(&self, text: &str) {
+        // Whoever reads may have gone; the work goes on all the same.
+        let print = || drop(writeln!(std::io::stdout(), "{text}"));
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Owns `lucid serve`: from the settings to a listening server, and its end.
+//!
+//! What always holds: `listening on http://…` is printed once everything works, with the real port;
+//! on SIGINT or SIGTERM clients are told, sessions are left in the log for the next start, and a
+//! second signal ends the process at once.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::{DAY, failed, interrupted, wrong};
+use crate::app::{App, StartError};
+use crate::auth::UserId;
+use crate::config::Config;
+
+/// How long requests that are under way may take at the end.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
+/// How long sessions may take to come to rest.
+const LAST_STEPS: Duration = Duration::from_secs(15);
+/// Who the token of local mode stands for.
+pub(super) const LOCAL_USER: &str = "local";
+
+/// Serves until it is told to stop.
+pub(super) async fn serve(config: Config) -> ExitCode {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    // First, so that a second server on the same port says so at once.
+    let address = config.address();
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => return failed(&format!("Nothing can listen on {address}: {error}. Choose another HOST or PORT.")),
+    };
+    let app = match Box::pin(App::start(config)).await {
+        Ok(app) => app,
+        Err(StartError::Config(error)) => return wrong(&error),
+        Err(error) => return failed(&error.to_string()),
+    };
+    let address = listener.local_addr().unwrap_or(address);
+    app.sessions().recover().await;
+    welcome(&app, address);
+    let served = run(&app, listener).await;
+    if timeout(LAST_STEPS, app.sessions().shutdown()).await.is_err() {
+        tracing::warn!("some sessions did not come to rest; they go on at the next start");
+    }
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&format!("The server ended: {error}.")),
+    }
+}
+
+async fn run(app: &App, listener: TcpListener) -> std::io::Result<()> {
+    let api = app.api();
+    let router = app.router(api.clone());
+    let (told, stopping) = tokio::sync::oneshot::channel::<()>();
+    let goodbye = async move {
+        interrupted().await;
+        tracing::info!("stopping");
+        tokio::spawn(async {
+            interrupted().await;
+            std::process::exit(130);
+        });
+        // Connections of WebSockets are no requests any more, so the server does not wait for them.
+        let _ = timeout(LAST_REQUESTS, api.close_sockets()).await;
+        let _ = told.send(());
+    };
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        // A frame is small, and somebody waits for it.
+        let _ = stream.set_nodelay(true);
+    });
+    let serving = axum::serve(listener, router).with_graceful_shutdown(goodbye);
+    let overdue = async {
+        // An error means that there was no signal, and then the server ended by itself.
+        if stopping.await.is_ok() {
+            tokio::time::sleep(LAST_REQUESTS).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        served = std::future::IntoFuture::into_future(serving) => served,
+        () = overdue => Ok(()),
+    }
+}
+
+/// What a person needs to begin. The last line says that the server is ready.
+fn welcome(app: &App, address: SocketAddr) {
+    if app.config().local {
+        println!("local mode: SUPABASE_JWT_SECRET is not set, so only this machine can connect");
+        println!("try it at http://{address}/docs");
+        match app.auth().issue(&UserId::from(LOCAL_USER), Duration::from_secs(30 * DAY)) {
+            Ok(token) => println!("token: {token}"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+    println!("listening on http://{address}");
+}

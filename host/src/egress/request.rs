@@ -1,0 +1,243 @@
+//! Owns what of a plugin's request is sent, and what is refused.
+//!
+//! What always holds: the URL that comes out has the base URL's scheme, host and port, and a path
+//! below the base URL's path, whatever the plugin wrote; and no header that is the host's own is
+//! among the plugin's.
+
+use reqwest::Method;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use url::Url;
+
+use super::EgressError;
+use crate::plugins::text::clean;
+use crate::plugins::types::Header;
+
+const LONGEST_PATH: usize = 2_048;
+const MOST_HEADERS: usize = 64;
+
+/// The host's own: credentials, where it goes, how it is carried.
+const HOST_HEADERS: &[&str] = &[
+    "accept-encoding",
+    "api-key",
+    "authorization",
+    "connection",
+    "content-length",
+    "cookie",
+    "cookie2",
+    "expect",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "origin",
+    "referer",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "via",
+    "x-api-key",
+    "x-auth-token",
+    "x-goog-api-key",
+    "x-real-ip",
+];
+const HOST_PREFIXES: &[&str] = &["proxy-", "sec-", "x-forwarded-", "x-amz-security-"];
+
+/// The base URL with the plugin's path below it.
+pub(super) fn join(
+    base: &Url,
+    path: &str,
+    query: &[(String, String)],
+) -> Result<Url, EgressError> {
+    let refuse = |reason| EgressError::Path {
+        path: clean(path, 200),
+        reason,
+    };
+    check_path(path).map_err(refuse)?;
+    let mut url = base.clone();
+    let below = base.path().trim_end_matches('/');
+    url.set_path(&format!("{below}{path}"));
+    if !query.is_empty() {
+        url.query_pairs_mut().extend_pairs(query);
+    }
+    // What was checked above makes this certain; it is asked all the same, of what is really sent.
+    let same = url.scheme() == base.scheme()
+        && url.host() == base.host()
+        && url.port_or_known_default() == base.port_or_known_default()
+        && url.username().is_empty()
+        && url.path().strip_prefix(below) == Some(path);
+    if same {
+        Ok(url)
+    } else {
+        Err(refuse("it leads away from the base URL"))
+    }
+}
+
+fn check_path(path: &str) -> Result<(), &'static str> {
+    if path.len() > LONGEST_PATH {
+        return Err("it is too long");
+    }
+    let Some(rest) = path.strip_prefix('/') else {
+        return Err("it must start with `/`");
+    };
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%".contains(&c);
+    if !path.bytes().all(plain) {
+        return Err("it has a character that belongs in the query or must be percent-encoded");
+    }
+    let segments = rest.split('/');
+    let last = segments.clone().count() - 1;
+    for (number, segment) in segments.enumerate() {
+        if segment.is_empty() && number != last {
+            return Err("it has an empty part");
+        }
+        if segment == "." || segment == ".." {
+            return Err("it has a part `.` or `..`");
+        }
+        check_escapes(segment)?;
+    }
+    Ok(())
+}
+
+/// An escape may stand for a character that means nothing to a path.
+fn check_escapes(segment: &str) -> Result<(), &'static str> {
+    let mut pieces = segment.split('%');
+    pieces.next();
+    for piece in pieces {
+        let code = piece.get(..2).and_then(|hex| {
+            let plain = hex.bytes().all(|c| c.is_ascii_hexdigit());
+            plain.then(|| u8::from_str_radix(hex, 16).ok()).flatten()
+        });
+        match code {
+            None => return Err("it has a `%` that is not an escape"),
+            Some(b'.' | b'/' | b'\\' | b'%' | 0..=0x1f | 0x7f) => {
+                return Err("it has an escape that hides what the path is");
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// One of the methods that an API is asked with.
+pub(super) fn method(method: &str) -> Result<Method, EgressError> {
+    match method {
+        "GET" => Ok(Method::GET),
+        "POST" => Ok(Method::POST),
+        "PUT" => Ok(Method::PUT),
+        "PATCH" => Ok(Method::PATCH),
+        "DELETE" => Ok(Method::DELETE),
+        other => Err(EgressError::Method {
+            method: clean(other, 20),
+        }),
+    }
+}
+
+/// The plugin's headers, if all of them are its to set.
+pub(super) fn headers(headers: &[Header]) -> Result<HeaderMap, EgressError> {
+    let mut map = HeaderMap::with_capacity(headers.len() + 1);
+    for header in headers {
+        let refuse = |reason| EgressError::Header {
+            name: clean(&header.name, 100),
+            reason,
+        };
+        let name = HeaderName::from_bytes(header.name.as_bytes())
+            .map_err(|_| refuse("that is not a header's name"))?;
+        let host = HOST_HEADERS.contains(&name.as_str())
+            || HOST_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
+        if host {
+            return Err(EgressError::HostHeader {
+                name: name.as_str().to_owned(),
+            });
+        }
+        let value = HeaderValue::from_str(&header.value)
+            .map_err(|_| refuse("its value has a line break or another control character"))?;
+        if map.len() >= MOST_HEADERS {
+            return Err(refuse("there are too many"));
+        }
+        map.append(name, value);
+    }
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(base: &str, path: &str) -> Result<String, EgressError> {
+        join(&Url::parse(base).unwrap(), path, &[]).map(String::from)
+    }
+
+    #[test]
+    fn a_path_goes_below_the_base_url_with_or_without_its_slash() {
+        for base in ["https://api.example/v1", "https://api.example/v1/"] {
+            let url = joined(base, "/chat/completions").unwrap();
+            assert_eq!(url, "https://api.example/v1/chat/completions");
+        }
+        let url = joined("http://[::1]:8080", "/models/a:generate%20x/").unwrap();
+        assert_eq!(url, "http://[::1]:8080/models/a:generate%20x/");
+        assert_eq!(joined("https://a.b/v1", "/").unwrap(), "https://a.b/v1/");
+    }
+
+    #[test]
+    fn a_query_is_added_to_the_base_urls_own_and_encoded() {
+        let base = Url::parse("https://a.b/x?version=1").unwrap();
+        let query = [("q".to_owned(), "a&b=c#/d".to_owned())];
+        let url = join(&base, "/y", &query).unwrap();
+        assert_eq!(url.as_str(), "https://a.b/x/y?version=1&q=a%26b%3Dc%23%2Fd");
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_refused() {
+        for path in [
+            "", "chat", "//evil.example/x", "/a//b", "/..", "/a/../b", "/a/./b", "/%2e%2e/b",
+            "/%2E./b", "/a%2fb", "/a%5cb", "/a\\b", "/a?b", "/a#b", "/a b", "/a\tb", "/a\r\nb",
+            "/a%", "/a%g0", "/a%+1", "/a%00", "/a%252e", "https://evil.example/", "@evil.example",
+            "/ä", "\\\\evil.example", ":8080/x",
+        ] {
+            let refused = joined("https://api.example/v1", path);
+            assert!(
+                matches!(refused, Err(EgressError::Path { .. })),
+                "{path}: {refused:?}"
+            );
+        }
+        assert!(joined("https://a.b", &format!("/{}", "a".repeat(3_000))).is_err());
+    }
+
+    #[test]
+    fn a_header_that_is_the_hosts_own_is_refused_by_name() {
+        for name in [
+            "Authorization", "host", "COOKIE", "Content-Length", "connection", "Transfer-Encoding",
+            "Proxy-Authorization", "proxy-anything", "X-Api-Key", "x-goog-api-key", "X-Forwarded-For",
+        ] {
+            let header = Header {
+                name: name.to_owned(),
+                value: "x".to_owned(),
+            };
+            let name = name.to_lowercase();
+            assert_eq!(headers(&[header]), Err(EgressError::HostHeader { name }));
+        }
+    }
+
+    #[test]
+    fn a_header_that_breaks_the_line_is_refused_and_a_plain_one_is_sent() {
+        let header = |name: &str, value: &str| Header {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        };
+        assert!(headers(&[header("x", "a\r\nAuthorization: b")]).is_err());
+        assert!(headers(&[header("x y", "a")]).is_err());
+        assert!(headers(&[header("", "a")]).is_err());
+        let fine = [header("Content-Type", "application/json"), header("anthropic-beta", "a")];
+        assert_eq!(headers(&fine).unwrap().len(), 2);
+        assert!(headers(&vec![header("a", "b"); 65]).is_err());
+    }
+
+    #[test]
+    fn only_the_methods_of_an_api_are_sent() {
+        assert!(method("POST").is_ok());
+        for wrong in ["post", "CONNECT", "TRACE", "", "GET /"] {
+            assert!(method(wrong).is_err());
+        }
+    }
+}

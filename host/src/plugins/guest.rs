@@ -1,0 +1,131 @@
+//! Owns what the host keeps for one live instance, and all that the instance can reach: its limits
+//! and its log.
+//!
+//! What always holds: memory is counted over all of a component's memories together; a call writes a
+//! bounded number of bounded lines, without control characters, under the plugin's name.
+
+use std::sync::Arc;
+
+use wasmtime::ResourceLimiter;
+
+use super::bindings::log::{Host, Level};
+use super::text::clean;
+
+/// How many lines one call may write.
+const MOST_LINES: u32 = 32;
+/// How long each may be, in characters.
+const LONGEST_LINE: usize = 1_000;
+/// How many elements all of a component's tables may have. The pool's own limit is below.
+const MOST_ELEMENTS: usize = 100_000;
+
+/// The host's side of one instance.
+pub(super) struct Guest {
+    plugin: Arc<str>,
+    lines: u32,
+    memory_limit: usize,
+    memory: usize,
+    elements: usize,
+    refused: bool,
+}
+
+impl Guest {
+    pub(super) fn new(plugin: Arc<str>, memory_limit: usize) -> Self {
+        Self {
+            plugin,
+            lines: 0,
+            memory_limit,
+            memory: 0,
+            elements: 0,
+            refused: false,
+        }
+    }
+
+    /// A new call begins.
+    pub(super) fn begin(&mut self) {
+        self.lines = 0;
+        self.refused = false;
+    }
+
+    /// Linear memory so far.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Whether this call was denied memory.
+    pub(super) fn refused_memory(&self) -> bool {
+        self.refused
+    }
+}
+
+impl Host for Guest {
+    fn log(&mut self, level: Level, message: String) {
+        let plugin = &*self.plugin;
+        self.lines += 1;
+        if self.lines > MOST_LINES {
+            if self.lines == MOST_LINES + 1 {
+                tracing::warn!(
+                    plugin,
+                    "more than {MOST_LINES} log lines in one call; the rest is dropped"
+                );
+            }
+            return;
+        }
+        let message = clean(&message, LONGEST_LINE);
+        match level {
+            Level::Debug => tracing::debug!(plugin, "{message}"),
+            Level::Info => tracing::info!(plugin, "{message}"),
+            Level::Warn => tracing::warn!(plugin, "{message}"),
+            Level::Error => tracing::error!(plugin, "{message}"),
+        }
+    }
+}
+
+impl ResourceLimiter for Guest {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let total = self.memory + desired.saturating_sub(current);
+        if total > self.memory_limit {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.memory = total;
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        // Allowed here, but not there: more than the pool has for one memory.
+        self.refused = true;
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let total = self.elements + desired.saturating_sub(current);
+        if total > MOST_ELEMENTS {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.elements = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        super::engine::MOST_CORE_INSTANCES as usize + 1
+    }
+
+    fn tables(&self) -> usize {
+        super::engine::MOST_TABLES as usize
+    }
+
+    fn memories(&self) -> usize {
+        super::engine::MOST_MEMORIES as usize
+    }
+}

@@ -1,0 +1,184 @@
+//! Owns the life of an instance: a slot, a store, a call with its limits, and what came of it.
+//!
+//! What always holds: a store exists only while its slot is held; every call begins with full fuel
+//! and a fresh log; a call that did not come back by itself leaves a store that is not used again.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::OwnedSemaphorePermit;
+use wasmtime::{Store, Trap};
+
+use super::bindings::types;
+use super::engine::{Engine, Lane};
+use super::guest::Guest;
+use super::limits::{CallError, Called, Figures, Limits, Place, cleaned};
+use super::text::clean;
+
+/// What wasmtime says when a call copied out more than it may. The type of it is private to
+/// wasmtime; a test fails if a new version says something else.
+const TOO_MUCH_OUTPUT: &str = "fuel allocated for hostcalls has been exhausted";
+/// Handles to resources that one instance may hold.
+const MOST_HANDLES: usize = 1_000;
+
+/// What every kind of plugin has, once it was let in.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) engine: Engine,
+    pub(super) name: Arc<str>,
+    pub(super) digest: String,
+    pub(super) limits: Limits,
+}
+
+impl Loaded {
+    /// Waits for a slot and makes a store in it. The instance comes with the first call.
+    pub(super) async fn open(&self, lane: Lane, call: &'static str) -> Result<Live, CallError> {
+        let Some(slot) = self.engine.slot(lane).await else {
+            return Err(self.internal(call, "the engine is shutting down"));
+        };
+        let guest = Guest::new(self.name.clone(), self.limits.memory_bytes);
+        let mut store = Store::new(self.engine.wasmtime(), guest);
+        store.limiter(|guest| guest);
+        store.set_hostcall_fuel(self.limits.output_bytes);
+        store.set_max_component_handles(MOST_HANDLES);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        Ok(Live { store, _slot: slot })
+    }
+
+    pub(super) fn internal(&self, call: &'static str, detail: &str) -> CallError {
+        CallError::Internal {
+            at: self.place(call),
+            detail: clean(detail, 500),
+        }
+    }
+
+    fn place(&self, call: &'static str) -> Place {
+        Place {
+            plugin: self.name.clone(),
+            call,
+        }
+    }
+}
+
+/// A store and the slot it lives in. The store goes first.
+pub(super) struct Live {
+    pub(super) store: Store<Guest>,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Carries out one call: fresh fuel, the clock, and an answer to what went wrong. `$run` is a block
+/// that may use `?` on wasmtime's errors and ends with the guest's own result.
+macro_rules! call {
+    ($loaded:expr, $live:expr, $call:literal, $run:block) => {{
+        let begun = $crate::plugins::live::begin($loaded, &mut $live.store);
+        let outcome = tokio::time::timeout($loaded.limits.wall, async { $run }).await;
+        $crate::plugins::live::settle($loaded, &$live.store, $call, begun, outcome)
+    }};
+}
+pub(super) use call;
+
+/// Begins a call.
+pub(super) fn begin(loaded: &Loaded, store: &mut Store<Guest>) -> Instant {
+    store.data_mut().begin();
+    // Fails only where fuel is off; then nothing is left, and the call ends at once.
+    if let Err(error) = store.set_fuel(loaded.limits.fuel) {
+        tracing::error!("a plugin's fuel cannot be set: {error:#}");
+    }
+    Instant::now()
+}
+
+/// What a call came to.
+type Outcome<T> =
+    Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>;
+
+/// Ends a call.
+pub(super) fn settle<T>(
+    loaded: &Loaded,
+    store: &Store<Guest>,
+    call: &'static str,
+    begun: Instant,
+    outcome: Outcome<T>,
+) -> Called<T> {
+    let left = store.get_fuel().unwrap_or(0);
+    let figures = Figures {
+        fuel: loaded.limits.fuel.saturating_sub(left),
+        memory_bytes: store.data().memory() as u64,
+        micros: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+    };
+    let result = match outcome {
+        Ok(Ok(Ok(value))) => Ok(value),
+        Ok(Ok(Err(error))) => Err(CallError::Plugin {
+            at: loaded.place(call),
+            error: cleaned(error),
+        }),
+        Ok(Err(error)) => Err(broken(loaded, store, call, &error)),
+        Err(_elapsed) => Err(CallError::Deadline {
+            at: loaded.place(call),
+            limit: loaded.limits.wall,
+        }),
+    };
+    if let Err(error) = &result
+        && !matches!(error, CallError::Plugin { .. })
+    {
+        tracing::warn!(plugin = &*loaded.name, call, "{error}");
+    }
+    Called { result, figures }
+}
+
+/// A call that never began.
+pub(super) fn not_begun<T>(error: CallError) -> Called<T> {
+    Called {
+        result: Err(error),
+        figures: Figures::default(),
+    }
+}
+
+fn broken(
+    loaded: &Loaded,
+    store: &Store<Guest>,
+    call: &'static str,
+    error: &wasmtime::Error,
+) -> CallError {
+    let at = loaded.place(call);
+    let trap = error.downcast_ref::<Trap>();
+    if trap == Some(&Trap::OutOfFuel) {
+        let limit = loaded.limits.fuel;
+        return CallError::OutOfFuel { at, limit };
+    }
+    if error
+        .chain()
+        .any(|cause| cause.to_string().contains(TOO_MUCH_OUTPUT))
+    {
+        let limit = loaded.limits.output_bytes;
+        return CallError::TooMuchOutput { at, limit };
+    }
+    if store.data().refused_memory() {
+        let limit = loaded.limits.memory_bytes;
+        return CallError::OutOfMemory { at, limit };
+    }
+    // The deepest cause is the trap; what is above it is where it happened.
+    let cause = error.root_cause().to_string();
+    let place = error
+        .downcast_ref::<wasmtime::WasmBacktrace>()
+        .and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name()))
+        .map(|name| format!(" in {name}"))
+        .unwrap_or_default();
+    let detail = clean(
+        &format!("{}{place}", cause.trim_start_matches("wasm trap: ")),
+        500,
+    );
+    if trap.is_some() {
+        CallError::Trap { at, detail }
+    } else {
+        CallError::Internal { at, detail }
+    }
+}
+
+/// Keeps the future of a call small where it is awaited.
+pub(super) fn boxed<'a, T>(
+    future: impl Future<Output = T> + Send + 'a,
+) -> std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+    Box::pin(future)
+}

@@ -1,0 +1,192 @@
+//! Owns the plugins: WebAssembly components that turn values into values, and the set that is loaded.
+//!
+//! What always holds: a plugin computes and the host acts. No component reaches a clock, a file, the
+//! network or a secret, one that wants to is not let in, and none can hold up or bring down the host
+//! or another session: each call has limits, and passing one is an ordinary error of that call.
+//!
+//! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
+//! `policy` and `llm` the front of each kind, `complete` one model call from end to end.
+
+mod admission;
+mod bindings;
+mod complete;
+mod engine;
+mod guest;
+mod limits;
+mod live;
+mod llm;
+mod policy;
+#[cfg(test)]
+mod tests;
+pub(crate) mod text;
+
+use std::collections::BTreeMap;
+
+pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
+pub use bindings::{llm as llm_types, policy as policy_types, types};
+pub use complete::{Completed, Target, complete};
+pub use engine::{Engine, EngineError, EngineOptions};
+pub use limits::{CallError, Called, Figures, Limits, Place};
+pub use llm::{DecoderSession, LlmPlugin};
+pub use policy::PolicyPlugin;
+
+/// The plugins that are loaded, by kind and name. It never changes once it is built.
+#[derive(Debug, Clone, Default)]
+pub struct Plugins {
+    policies: BTreeMap<String, PolicyPlugin>,
+    llms: BTreeMap<String, LlmPlugin>,
+}
+
+/// What is said of a loaded plugin.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PluginInfo {
+    /// What it is for.
+    pub kind: Kind,
+    /// The name it was loaded under.
+    pub name: String,
+    /// Its own version.
+    pub version: String,
+    /// The component's SHA-256, in lower-case hex.
+    pub digest: String,
+}
+
+impl Plugins {
+    /// Begins a set.
+    pub fn builder(engine: Engine) -> PluginsBuilder {
+        PluginsBuilder {
+            engine,
+            limits: Limits::default(),
+            wanted: Vec::new(),
+        }
+    }
+
+    /// The policy of this name.
+    pub fn policy(&self, name: &str) -> Option<&PolicyPlugin> {
+        self.policies.get(name)
+    }
+
+    /// The model adapter of this name.
+    pub fn llm(&self, name: &str) -> Option<&LlmPlugin> {
+        self.llms.get(name)
+    }
+
+    /// All policies, by name.
+    pub fn policies(&self) -> impl Iterator<Item = &PolicyPlugin> {
+        self.policies.values()
+    }
+
+    /// All model adapters, by name.
+    pub fn llms(&self) -> impl Iterator<Item = &LlmPlugin> {
+        self.llms.values()
+    }
+
+    /// All of them, policies first, each kind by name.
+    pub fn list(&self) -> Vec<PluginInfo> {
+        let policies = self.policies.values().map(|plugin| PluginInfo {
+            kind: Kind::Policy,
+            name: plugin.name().to_owned(),
+            version: plugin.descriptor().version.clone(),
+            digest: plugin.digest().to_owned(),
+        });
+        let llms = self.llms.values().map(|plugin| PluginInfo {
+            kind: Kind::Llm,
+            name: plugin.name().to_owned(),
+            version: plugin.descriptor().version.clone(),
+            digest: plugin.digest().to_owned(),
+        });
+        policies.chain(llms).collect()
+    }
+}
+
+/// A set of plugins that is being put together.
+#[derive(Debug)]
+pub struct PluginsBuilder {
+    engine: Engine,
+    limits: Limits,
+    wanted: Vec<(Kind, String, Vec<u8>)>,
+}
+
+impl PluginsBuilder {
+    /// What one call of any of them may use.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Adds a policy.
+    #[must_use]
+    pub fn policy(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
+        self.wanted.push((Kind::Policy, name.into(), wasm.into()));
+        self
+    }
+
+    /// Adds a model adapter.
+    #[must_use]
+    pub fn llm(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
+        self.wanted.push((Kind::Llm, name.into(), wasm.into()));
+        self
+    }
+
+    /// Loads them all, or says what is wrong with the first that cannot be.
+    pub async fn build(self) -> Result<Plugins, LoadError> {
+        let mut plugins = Plugins::default();
+        for (kind, name, wasm) in self.wanted {
+            let (engine, limits) = (&self.engine, &self.limits);
+            let taken = match kind {
+                Kind::Policy => {
+                    let plugin = PolicyPlugin::load(engine, &name, &wasm, limits).await?;
+                    plugins.policies.insert(name.clone(), plugin).is_some()
+                }
+                Kind::Llm => {
+                    let plugin = LlmPlugin::load(engine, &name, &wasm, limits).await?;
+                    plugins.llms.insert(name.clone(), plugin).is_some()
+                }
+            };
+            if taken {
+                return Err(LoadError::SameName { plugin: name, kind });
+            }
+        }
+        Ok(plugins)
+    }
+}
+
+/// Lets a component in on a thread that may be busy for a while.
+async fn compile(
+    engine: &Engine,
+    kind: Kind,
+    name: &str,
+    wasm: &[u8],
+) -> Result<admission::Admitted, LoadError> {
+    let (engine, plugin, wasm) = (engine.clone(), name.to_owned(), wasm.to_vec());
+    tokio::task::spawn_blocking(move || admission::admit(&engine, kind, &plugin, &wasm))
+        .await
+        .unwrap_or_else(|_| {
+            Err(LoadError::Interrupted {
+                plugin: name.to_owned(),
+            })
+        })
+}
+
+/// Checks what a plugin says of itself, and makes it fit to be shown.
+fn described(
+    plugin: &str,
+    name: &str,
+    version: &mut String,
+    description: &mut String,
+) -> Result<(), LoadError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let wrong = if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+        "its name must be 1 to 64 lower-case letters, digits and hyphens".to_owned()
+    } else if version.is_empty() || version.len() > 64 || version.chars().any(char::is_control) {
+        "its version must be 1 to 64 characters".to_owned()
+    } else {
+        *description = text::clean(description, 500);
+        return Ok(());
+    };
+    Err(LoadError::Descriptor {
+        plugin: plugin.to_owned(),
+        detail: wrong,
+    })
+}

@@ -1,0 +1,297 @@
+//! Owns what a client's frames look like, and how an event becomes one.
+//!
+//! What always holds: a frame is valid JSON of the wire contract; what is too long is cut here, on a
+//! character's boundary, and nowhere else, so the record keeps all of it. The stored frame holds what
+//! any client may ask for; [`render`] takes out what this one did not.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::plugins::policy::Event;
+use crate::plugins::types::Usage;
+use crate::store::{ChatLine, cut};
+
+use super::ports::DeltaKind;
+
+/// Characters of `content` in a frame.
+pub const CONTENT_LENGTH: usize = 2000;
+/// Characters of `thought` in a frame.
+pub const THOUGHT_LENGTH: usize = 1000;
+
+/// Something that a person is shown, in full.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventDraft {
+    /// As in the wire contract, such as `CmdRunAction`.
+    pub event_type: String,
+    /// The text of it.
+    pub content: String,
+    /// Why the agent does it.
+    pub thought: Option<String>,
+    /// The command that runs.
+    pub command: Option<String>,
+    /// How it ended.
+    pub exit_code: Option<i32>,
+    /// Which file.
+    pub path: Option<String>,
+    /// A unified diff, for a client that asked for `diffs`.
+    pub diff: Option<String>,
+}
+
+/// What a policy may say in an event's `fields`.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Fields {
+    thought: Option<Value>,
+    command: Option<Value>,
+    exit_code: Option<i32>,
+    path: Option<Value>,
+    diff: Option<Value>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AgentEvent<'a> {
+    r#type: &'static str,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_type: Option<&'a str>,
+    content: &'a str,
+    timestamp: String,
+    #[serde(flatten)]
+    details: Details<'a>,
+}
+
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct Details<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thought: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diff: Option<&'a str>,
+}
+
+impl EventDraft {
+    /// What a policy wants to be shown. Fields that are not what they should be are left out.
+    pub fn from_policy(event: &Event) -> Self {
+        let fields: Fields = serde_json::from_str(&event.fields).unwrap_or_default();
+        let text = |value: Option<Value>| match value {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        };
+        Self {
+            event_type: event.event_type.clone(),
+            content: event.content.clone(),
+            thought: text(fields.thought),
+            command: text(fields.command),
+            exit_code: fields.exit_code,
+            path: text(fields.path),
+            diff: text(fields.diff),
+        }
+    }
+
+    /// A plain text under a type.
+    pub fn text(event_type: &str, content: impl Into<String>) -> Self {
+        Self { event_type: event_type.to_owned(), content: content.into(), ..Self::default() }
+    }
+
+    fn details(&self) -> Details<'_> {
+        Details {
+            thought: self.thought.as_deref(),
+            command: self.command.as_deref(),
+            exit_code: self.exit_code,
+            path: self.path.as_deref(),
+            diff: self.diff.as_deref(),
+        }
+    }
+
+    /// The frame, cut.
+    pub(super) fn frame(&self, at: u64) -> String {
+        let mut details = self.details();
+        details.thought = details.thought.map(|text| cut(text, THOUGHT_LENGTH));
+        details.command = details.command.map(|text| cut(text, CONTENT_LENGTH));
+        json(&AgentEvent {
+            r#type: "agent_event",
+            event: kind_of(&self.event_type),
+            event_type: Some(&self.event_type),
+            content: cut(&self.content, CONTENT_LENGTH),
+            timestamp: timestamp(at),
+            details,
+        })
+    }
+
+    /// The line of the record, in full; none where there is nothing to read.
+    pub(super) fn into_line(self) -> Option<ChatLine> {
+        if self.content.is_empty() {
+            return None;
+        }
+        let metadata = Some(json(&self.details())).filter(|text| text != "{}");
+        Some(ChatLine { role: "assistant", content: self.content, event_type: self.event_type, metadata })
+    }
+}
+
+/// What kind of event a type is, by its name.
+pub fn kind_of(event_type: &str) -> &'static str {
+    if event_type.contains("Error") {
+        "error"
+    } else if event_type.ends_with("Action") {
+        "action"
+    } else if event_type.contains("State") {
+        "state"
+    } else {
+        "observation"
+    }
+}
+
+/// RFC 3339, UTC, with an offset in digits as older clients expect.
+pub(super) fn timestamp(at: u64) -> String {
+    let at = i64::try_from(at).ok().and_then(DateTime::<Utc>::from_timestamp_millis).unwrap_or_default();
+    at.to_rfc3339_opts(SecondsFormat::Millis, false)
+}
+
+fn json(value: &impl Serialize) -> String {
+    // Plain structs of texts and numbers: there is nothing in them that cannot be written.
+    serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// A status of the session.
+pub(super) fn status(status: &str, message: &str, session: Option<&str>) -> String {
+    #[derive(Serialize)]
+    struct Frame<'a> {
+        r#type: &'static str,
+        status: &'a str,
+        #[serde(rename = "sessionId", skip_serializing_if = "Option::is_none")]
+        session: Option<&'a str>,
+        message: &'a str,
+    }
+    json(&Frame { r#type: "status", status, session, message: cut(message, CONTENT_LENGTH) })
+}
+
+/// Something really failed.
+pub(super) fn error(message: &str) -> String {
+    #[derive(Serialize)]
+    struct Frame<'a> {
+        r#type: &'static str,
+        message: &'a str,
+    }
+    json(&Frame { r#type: "error", message: cut(message, CONTENT_LENGTH) })
+}
+
+/// A task begins.
+pub(super) fn task_start(task: &str, at: u64) -> String {
+    json(&AgentEvent {
+        r#type: "agent_event",
+        event: "task_start",
+        event_type: None,
+        content: cut(task, CONTENT_LENGTH),
+        timestamp: timestamp(at),
+        details: Details::default(),
+    })
+}
+
+/// The workspace's tree; `tree` is the JSON of a list of nodes.
+pub(super) fn file_tree(tree: &str, at: u64) -> String {
+    format!(r#"{{"type":"file_tree","tree":{tree},"timestamp":"{}"}}"#, timestamp(at))
+}
+
+/// What a model call cost.
+pub(super) fn usage(usage: &Usage, task_tokens: u64) -> String {
+    format!(
+        r#"{{"type":"usage","inputTokens":{},"outputTokens":{},"cacheReadTokens":{},"cacheWriteTokens":{},"taskTokens":{task_tokens}}}"#,
+        usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens,
+    )
+}
+
+/// A piece of what is going on. Not in the log.
+pub(super) fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
+    #[derive(Serialize)]
+    struct Frame<'a> {
+        r#type: &'static str,
+        kind: &'static str,
+        effect: &'a str,
+        content: &'a str,
+    }
+    let kind = match kind {
+        DeltaKind::Text => "text",
+        DeltaKind::Thinking => "thinking",
+        DeltaKind::Terminal => "terminal",
+    };
+    json(&Frame { r#type: "delta", kind, effect, content: text })
+}
+
+/// What a client asked for beyond the contract.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Every frame says its number.
+    pub seq: bool,
+    /// Text as it is generated.
+    pub deltas: bool,
+    /// File edits carry a unified diff.
+    pub diffs: bool,
+    /// Tokens after each model call.
+    pub usage: bool,
+}
+
+/// A frame of the log as this client gets it; none where it is not for this client.
+pub fn render<'a>(seq: u64, frame: &'a str, features: Features) -> Option<Cow<'a, str>> {
+    if !features.usage && frame.starts_with(r#"{"type":"usage""#) {
+        return None;
+    }
+    let mut frame = Cow::Borrowed(frame);
+    // The word may be in a text as well; only then is it parsed for nothing.
+    if !features.diffs && frame.starts_with(r#"{"type":"agent_event""#) && frame.contains(r#""diff":"#) {
+        frame = Cow::Owned(without_diff(&frame).unwrap_or_else(|| frame.into_owned()));
+    }
+    if features.seq && frame.ends_with('}') {
+        let mut text = frame.into_owned();
+        text.pop();
+        // Writing into a string cannot fail.
+        let _ = write!(text, r#","seq":{seq}}}"#);
+        frame = Cow::Owned(text);
+    }
+    Some(frame)
+}
+
+/// Takes the member out and leaves the order of the others.
+fn without_diff(frame: &str) -> Option<String> {
+    struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+    impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("an object")
+                }
+                fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut members = Vec::new();
+                    while let Some((name, value)) = map.next_entry()? {
+                        members.push((name, value));
+                    }
+                    Ok(members)
+                }
+            }
+            from.deserialize_map(Visitor).map(Members)
+        }
+    }
+    let members: Members<'_> = serde_json::from_str(frame).ok()?;
+    let mut text = String::with_capacity(frame.len());
+    for (name, value) in members.0.iter().filter(|(name, _)| name != "diff") {
+        text.push(if text.is_empty() { '{' } else { ',' });
+        text.push_str(&serde_json::to_string(name).ok()?);
+        text.push(':');
+        text.push_str(value.get());
+    }
+    text.push('}');
+    Some(text)
+}

@@ -1,0 +1,221 @@
+//! Owns what the engine needs of the rest of the host, as four small traits.
+//!
+//! What always holds: the engine reaches policies, models and places only through these, so it runs
+//! in a test with none of them. Whatever fails, fails with a sentence or an [`Error`]; nothing here
+//! panics. Dropping a returned future gives the work up.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use crate::plugins::policy::{Context, Input, ModelCall, Snapshot, Transition};
+use crate::plugins::types::{Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage};
+use crate::secret::Secret;
+use crate::workspace::Workspace;
+
+use super::CreateError;
+use super::frames::EventDraft;
+
+/// What the engine must know of a policy.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyInfo {
+    /// Lower case, such as `coder`.
+    pub name: String,
+    /// Names the very component that decides, in the log.
+    pub digest: String,
+    /// A session needs a provider and a key.
+    pub calls_models: bool,
+    /// A session is refused where there is no sandbox.
+    pub needs_sandbox: bool,
+    /// It is the rehearsal: clients are told `mock_mode`.
+    pub mock: bool,
+    /// The deployment's settings for it, a JSON object.
+    pub settings: String,
+}
+
+/// What a step gave, and what it cost.
+#[derive(Debug)]
+pub struct Stepped {
+    /// The transition, or a sentence.
+    pub result: Result<Transition, String>,
+    /// Instructions, roughly.
+    pub fuel: u64,
+    /// In bytes.
+    pub memory: u64,
+    /// In microseconds.
+    pub micros: u64,
+}
+
+/// One policy. Pure: the same arguments give the same transition.
+pub trait Policy: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &PolicyInfo;
+    /// One step.
+    fn step<'a>(
+        &'a self,
+        context: &'a Context,
+        state: Option<&'a Snapshot>,
+        inputs: &'a [Input],
+    ) -> BoxFuture<'a, Stepped>;
+}
+
+/// The policies of the deployment.
+pub trait Policies: Send + Sync {
+    /// The one of that name, or the deployment's default.
+    fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError>;
+}
+
+/// Who answers a session's model calls.
+#[derive(Debug, Clone, Default)]
+pub struct Provider {
+    /// Its name in this deployment.
+    pub name: String,
+    /// The model, where the policy names none.
+    pub model: String,
+}
+
+/// A model call with its prompt resolved.
+#[derive(Debug)]
+pub struct ModelRequest {
+    /// Who answers.
+    pub provider: String,
+    /// The session's own key; without one the deployment's is used.
+    pub api_key: Option<Secret>,
+    /// As the policy asked, with the model's name filled in.
+    pub call: ModelCall,
+    /// The conversation.
+    pub messages: Vec<Message>,
+}
+
+/// What a model call gave.
+#[derive(Debug)]
+pub struct ModelAnswer {
+    /// What the model said.
+    pub message: Message,
+    /// Why it stopped.
+    pub stop: StopReason,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// A piece of something that is still going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaKind {
+    /// The model's text.
+    Text,
+    /// The model's reasoning.
+    Thinking,
+    /// What a command prints.
+    Terminal,
+}
+
+/// Takes what can be shown before an effect is done. Never waits; may lose.
+pub type DeltaSink = Arc<dyn Fn(DeltaKind, &str) + Send + Sync>;
+
+/// The deployment's model providers.
+pub trait Models: Send + Sync {
+    /// The provider of that name, or the default one. Fails where it is unknown, or where neither
+    /// the caller nor the deployment has a key for it.
+    fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError>;
+    /// Asks the model.
+    fn call(&self, request: ModelRequest, deltas: DeltaSink) -> BoxFuture<'static, Result<ModelAnswer, Error>>;
+}
+
+/// What a place is made for.
+#[derive(Debug, Clone)]
+pub struct PlaceSpec {
+    /// The session.
+    pub session: String,
+    /// Whose it is.
+    pub user: String,
+    /// What to clone.
+    pub repo_url: Option<String>,
+    /// With which token.
+    pub git_token: Option<Secret>,
+    /// Which branch.
+    pub branch: Option<String>,
+    /// For commits.
+    pub git_user_name: Option<String>,
+    /// For commits.
+    pub git_user_email: Option<String>,
+}
+
+/// Where work happens.
+pub trait Places: Send + Sync {
+    /// Why there can be none; none where there can.
+    fn refusal(&self) -> Option<String>;
+    /// What a tool call looks like before it runs. Pure.
+    fn describe(&self, call: &ToolCall) -> EventDraft;
+    /// A new place: what was left of an earlier try is wiped, the repository cloned.
+    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
+    /// A sandbox over the workspace that is there.
+    fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
+    /// The workspace alone, where it is there.
+    fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
+    /// Removes what a session left. Nothing left is fine.
+    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, ()>;
+}
+
+/// What a tool gave.
+#[derive(Debug)]
+pub struct ToolDone {
+    /// What the model reads.
+    pub result: ToolResult,
+    /// What a person sees.
+    pub shown: EventDraft,
+}
+
+/// A sandbox over a workspace.
+pub trait Place: Send + Sync {
+    /// The folder, as the host sees it.
+    fn workspace(&self) -> Option<Arc<Workspace>>;
+    /// The folder, as commands see it.
+    fn root(&self) -> String;
+    /// What the repository tells agents.
+    fn instructions(&self) -> Vec<String>;
+    /// What can be run.
+    fn definitions(&self) -> Vec<ToolDefinition>;
+    /// Runs a tool. A tool that fails is a result, an error is the host's own.
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>>;
+    /// The workspace's tree, as the JSON of a list of nodes.
+    fn tree(&self) -> BoxFuture<'static, Option<String>>;
+    /// Ends all that runs, and the sandbox. The workspace stays.
+    fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// What a session's queue takes.
+#[derive(Debug)]
+pub(super) enum News {
+    /// The place is ready, or none is needed.
+    Started(Started),
+    /// The user says something.
+    Message(String),
+    /// A model call ended.
+    Model(String, Result<ModelAnswer, Error>),
+    /// A tool ended; the tree where it changed.
+    Tool(String, Result<ToolDone, Error>, Option<String>),
+    /// A timer ran out.
+    Timer(String),
+    /// The host stopped while this ran.
+    Lost(String),
+    /// It was given up before it ran: a question, or what a budget forbids.
+    Failed(String, Error),
+}
+
+/// What the first input needs beside the task.
+#[derive(Debug, Default)]
+pub(super) struct Started {
+    pub(super) workspace: String,
+    pub(super) instructions: Vec<String>,
+    pub(super) tools: Vec<ToolDefinition>,
+    pub(super) tree: Option<String>,
+}
+
+/// Into a session's queue. Boxed, so that an idle queue is small.
+pub(super) type Mailbox = mpsc::Sender<Box<News>>;

@@ -1,0 +1,459 @@
+//! Owns the one pure function of the engine: from a session's numbers, what arrived, and what the
+//! policy decided, to all that is written, shown and begun.
+//!
+//! What always holds: no I/O, no clock, no randomness. Sequence numbers and entries are dense. An
+//! effect has at most one result: news of an effect that is not open is passed over. What a policy
+//! commands is shown by the host, not by the policy.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::plugins::policy::{
+    Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, Start, ToolReply, ToolRun,
+    UserMessage,
+};
+use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolCall, ToolResult};
+use crate::store::{ChatLine, Counters, Decision, EffectKind, EffectRow, Status, StepRow};
+
+use super::frames::{self, EventDraft};
+use super::ports::{ModelAnswer, News, Started, Stepped};
+
+/// Steps without a word of the user, after which a policy is taken to go round in circles.
+pub(super) const STEPS_ALONE: u32 = 10_000;
+
+/// What never changes while a session lives, as far as records need it.
+pub(super) struct Scene<'a> {
+    pub(super) session: &'a Arc<str>,
+    pub(super) chat: &'a Arc<str>,
+    pub(super) task: &'a str,
+    pub(super) repository: Option<&'a str>,
+    pub(super) branch: Option<&'a str>,
+    pub(super) model: &'a str,
+    pub(super) mock: bool,
+    pub(super) settings: &'a str,
+    pub(super) policy_digest: &'a str,
+    pub(super) max_iterations: u32,
+    pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
+}
+
+/// Work that begins once the record is written.
+#[derive(Debug)]
+pub(super) enum Begin {
+    Model(ModelCall),
+    Tool(ToolRun),
+    Timer(String, u64),
+    /// Abort it; it ends as cancelled.
+    Cancel(String),
+    /// Abort all; nobody is told.
+    CancelAll,
+    /// Goes straight back into the queue.
+    News(News),
+}
+
+/// A round in the making.
+pub(super) struct Draft<'a> {
+    scene: &'a Scene<'a>,
+    at: u64,
+    row: u64,
+    first_seq: u64,
+    pub(super) counters: Counters,
+    pub(super) open: BTreeMap<String, EffectKind>,
+    pub(super) inputs: Vec<Input>,
+    frames: Vec<Arc<str>>,
+    entries: Vec<(u64, String)>,
+    lines: Vec<ChatLine>,
+    closed: Vec<String>,
+    opened: Vec<EffectRow>,
+    begin: Vec<Begin>,
+}
+
+/// A round that is ready to be written.
+pub(super) struct Round {
+    pub(super) row: StepRow,
+    pub(super) open: BTreeMap<String, EffectKind>,
+    pub(super) state: Option<Snapshot>,
+    pub(super) begin: Vec<Begin>,
+}
+
+/// An error of the host's own.
+pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error { kind, code: None, message: message.into(), retry_after_ms: None }
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(
+        scene: &'a Scene<'a>,
+        counters: Counters,
+        open: BTreeMap<String, EffectKind>,
+        at: u64,
+    ) -> Self {
+        Self {
+            scene,
+            at,
+            row: counters.next_row,
+            first_seq: counters.next_seq,
+            counters,
+            open,
+            inputs: Vec::new(),
+            frames: Vec::new(),
+            entries: Vec::new(),
+            lines: Vec::new(),
+            closed: Vec::new(),
+            opened: Vec::new(),
+            begin: Vec::new(),
+        }
+    }
+
+    /// Adds a frame that the policy has no part in.
+    pub(super) fn frame(&mut self, frame: String) {
+        self.frames.push(frame.into());
+        self.counters.next_seq += 1;
+    }
+
+    fn event(&mut self, event: EventDraft) {
+        self.frame(event.frame(self.at));
+        self.lines.extend(event.into_line());
+    }
+
+    fn entry(&mut self, message: &Message) -> u64 {
+        let entry = self.counters.next_entry;
+        self.counters.next_entry += 1;
+        // A message is texts and numbers; there is nothing in it that cannot be written.
+        self.entries.push((entry, serde_json::to_string(message).unwrap_or_default()));
+        entry
+    }
+
+    /// The first lines of a session: its task, and that it begins. Everything else follows `start`.
+    pub(super) fn open_session(&mut self) {
+        let task = self.scene.task.to_owned();
+        self.entry(&user_says(&task));
+        self.lines.push(ChatLine {
+            role: "user",
+            content: task,
+            event_type: "InitialTask".to_owned(),
+            metadata: None,
+        });
+        self.frame(frames::status("initializing", "Setting up the session.", None));
+    }
+
+    fn open_task(&mut self, task: &str) {
+        self.counters.task_open = true;
+        self.counters.task_started_at = self.at;
+        self.counters.iterations = 0;
+        self.counters.tokens = 0;
+        if !self.scene.mock {
+            self.frame(frames::task_start(task, self.at));
+        }
+    }
+
+    /// Closes an effect. False where it is not open: then its result came too late.
+    fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
+        match self.open.get(effect) {
+            Some(found) if kind.is_none_or(|kind| kind == *found) => {
+                self.open.remove(effect);
+                self.closed.push(effect.to_owned());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes one thing that arrived.
+    pub(super) fn take(&mut self, news: News) {
+        match news {
+            News::Started(started) => self.started(started),
+            News::Message(text) => self.message(text),
+            News::Model(effect, result) => {
+                if self.close(&effect, Some(EffectKind::Model)) {
+                    match result {
+                        Ok(answer) => self.model(effect, answer),
+                        Err(error) => self.failed(effect, error),
+                    }
+                }
+            }
+            News::Tool(effect, result, tree) => {
+                if self.close(&effect, Some(EffectKind::Tool)) {
+                    match result {
+                        Ok(done) => {
+                            self.event(done.shown);
+                            let entry = self.entry(&tool_says(&done.result));
+                            self.inputs.push(Input::ToolReplied(ToolReply { effect, entry, outcome: done.result }));
+                        }
+                        Err(error) => self.failed(effect, error),
+                    }
+                    if let Some(tree) = tree {
+                        self.frame(frames::file_tree(&tree, self.at));
+                    }
+                }
+            }
+            News::Timer(effect) => {
+                if self.close(&effect, Some(EffectKind::Timer)) {
+                    self.inputs.push(Input::TimerFired(effect));
+                }
+            }
+            News::Lost(effect) => {
+                if self.close(&effect, None) {
+                    self.event(EventDraft::text(
+                        "AgentErrorObservation",
+                        "The server was restarted while this ran. It may or may not have happened, and was not run again.",
+                    ));
+                    self.inputs.push(Input::EffectLost(effect));
+                }
+            }
+            News::Failed(effect, error) => {
+                if self.close(&effect, None) {
+                    self.failed(effect, error);
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, started: Started) {
+        let scene = self.scene;
+        let (status, message) = if scene.mock {
+            ("mock_mode", "Running the mock agent: no model is called.")
+        } else {
+            ("ready", "The session is ready.")
+        };
+        self.frame(frames::status(status, message, Some(scene.session)));
+        self.open_task(scene.task);
+        if let Some(tree) = &started.tree {
+            self.frame(frames::file_tree(tree, self.at));
+        }
+        self.inputs.push(Input::Started(Start {
+            task: scene.task.to_owned(),
+            entry: 0,
+            workspace: started.workspace,
+            repository: scene.repository.map(str::to_owned),
+            branch: scene.branch.map(str::to_owned),
+            model: scene.model.to_owned(),
+            instructions: started.instructions,
+            tools: started.tools,
+            settings: scene.settings.to_owned(),
+        }));
+    }
+
+    fn message(&mut self, text: String) {
+        self.counters.steps_alone = 0;
+        let message = user_says(&text);
+        let question = self.open.iter().find(|(_, kind)| **kind == EffectKind::Ask).map(|(id, _)| id.clone());
+        if question.is_none() && !self.counters.task_open {
+            self.open_task(&text);
+        }
+        let entry = self.entry(&message);
+        match question {
+            Some(effect) => {
+                self.close(&effect, None);
+                self.inputs.push(Input::Answered(Answer { effect, entry, text: text.clone() }));
+            }
+            None => self.inputs.push(Input::UserMessage(UserMessage { entry, content: message.content })),
+        }
+        self.lines.push(ChatLine {
+            role: "user",
+            content: text,
+            event_type: "FollowUp".to_owned(),
+            metadata: None,
+        });
+    }
+
+    fn model(&mut self, effect: String, answer: ModelAnswer) {
+        let usage = &answer.usage;
+        let used = [usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens];
+        self.counters.tokens = used.into_iter().fold(self.counters.tokens, u64::saturating_add);
+        let entry = self.entry(&answer.message);
+        let (mut text, mut thought) = (String::new(), String::new());
+        for content in &answer.message.content {
+            match content {
+                Content::Text(piece) => text.push_str(piece),
+                Content::Thinking(piece) => thought.push_str(&piece.text),
+                _ => {}
+            }
+        }
+        let event_type = if text.trim().is_empty() { "ThinkAction" } else { "AgentMessageAction" };
+        if text.trim().is_empty() {
+            text.clone_from(&thought);
+        }
+        if !text.trim().is_empty() {
+            let thought = Some(thought).filter(|thought| !thought.is_empty());
+            self.event(EventDraft { thought, ..EventDraft::text(event_type, text) });
+        }
+        self.frame(frames::usage(&answer.usage, self.counters.tokens));
+        self.inputs.push(Input::ModelReplied(ModelReply {
+            effect,
+            entry,
+            message: answer.message,
+            stop: answer.stop,
+            usage: answer.usage,
+        }));
+    }
+
+    fn failed(&mut self, effect: String, error: Error) {
+        if error.kind != ErrorKind::Cancelled {
+            self.event(EventDraft::text("AgentErrorObservation", error.message.clone()));
+        }
+        self.inputs.push(Input::EffectFailed(Failure { effect, error }));
+    }
+
+    /// Whether nothing came of what arrived.
+    pub(super) fn is_empty(&self) -> bool {
+        self.inputs.is_empty() && self.frames.is_empty()
+    }
+
+    /// A record of the host's own: frames, and where the session stands.
+    pub(super) fn close_round(self, status: Status, end_reason: Option<String>) -> Round {
+        self.round(None, None, status, end_reason)
+    }
+
+    /// The policy's part.
+    pub(super) fn decide(mut self, context: &Context, stepped: Stepped) -> Round {
+        let mut decision = Decision {
+            step: self.counters.step,
+            context: serde_json::to_string(context).unwrap_or_default(),
+            inputs: serde_json::to_string(&self.inputs).unwrap_or_default(),
+            plugin: self.scene.policy_digest.to_owned(),
+            fuel: stepped.fuel,
+            memory: stepped.memory,
+            micros: stepped.micros,
+            ..Decision::default()
+        };
+        self.counters.step += 1;
+        self.counters.steps_alone = self.counters.steps_alone.saturating_add(1);
+        let state = match stepped.result {
+            Ok(transition) => {
+                decision.commands = serde_json::to_string(&transition.commands).ok();
+                for command in transition.commands {
+                    self.command(command);
+                }
+                let state = transition.state;
+                decision.state_digest = Some(Sha256::digest(&state.bytes).into());
+                decision.state = Some((state.schema, state.bytes.clone().into()));
+                Some(state)
+            }
+            Err(reason) => {
+                self.fail(&reason);
+                decision.error = Some(reason);
+                None
+            }
+        };
+        self.round(Some(decision), state, Status::Running, None)
+    }
+
+    /// Ends the open task, and all that it began.
+    fn fail(&mut self, reason: &str) {
+        self.frame(frames::error(reason));
+        self.counters.task_open = false;
+        self.closed.extend(std::mem::take(&mut self.open).into_keys());
+        self.begin.push(Begin::CancelAll);
+    }
+
+    /// An effect's name is taken while it is open.
+    fn opens(&mut self, effect: &str, kind: EffectKind, due_at: Option<u64>) -> bool {
+        if self.open.contains_key(effect) {
+            tracing::warn!(session = %self.scene.session, effect, "the policy named two open effects alike");
+            return false;
+        }
+        self.open.insert(effect.to_owned(), kind);
+        self.opened.push(EffectRow { id: effect.to_owned(), kind, due_at });
+        true
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::CallModel(call) => {
+                if self.opens(&call.effect, EffectKind::Model, None) {
+                    if self.counters.iterations >= self.scene.max_iterations {
+                        let reason = format!("The task used up its {} model calls.", self.scene.max_iterations);
+                        let error = fault(ErrorKind::Deadline, reason);
+                        self.begin.push(Begin::News(News::Failed(call.effect, error)));
+                    } else {
+                        self.counters.iterations += 1;
+                        self.begin.push(Begin::Model(call));
+                    }
+                }
+            }
+            Command::RunTool(run) => {
+                if self.opens(&run.effect, EffectKind::Tool, None) {
+                    self.event((self.scene.describe)(&run.call));
+                    self.begin.push(Begin::Tool(run));
+                }
+            }
+            Command::Ask(question) => {
+                if self.opens(&question.effect, EffectKind::Ask, None) {
+                    self.event(EventDraft::text("AgentMessageAction", question.title));
+                }
+            }
+            Command::SetTimer(timer) => {
+                let due = self.at.saturating_add(timer.delay_ms);
+                if self.opens(&timer.effect, EffectKind::Timer, Some(due)) {
+                    self.begin.push(Begin::Timer(timer.effect, due));
+                }
+            }
+            Command::Cancel(effect) => {
+                if self.open.contains_key(&effect) {
+                    self.begin.push(Begin::Cancel(effect));
+                }
+            }
+            Command::Append(message) => {
+                self.entry(&message);
+            }
+            Command::Emit(event) => self.event(EventDraft::from_policy(&event)),
+            Command::Finish(outcome) => self.finish(outcome),
+            Command::Other(custom) => {
+                tracing::info!(session = %self.scene.session, kind = custom.kind, "passed over a command that this version does not know");
+            }
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        if !std::mem::replace(&mut self.counters.task_open, false) {
+            return;
+        }
+        match outcome {
+            Outcome::Succeeded(text) => {
+                let text = if text.trim().is_empty() { "Task completed." } else { &text };
+                self.frame(frames::status("completed", text, None));
+            }
+            Outcome::Failed(error) => self.frame(frames::error(&error.message)),
+            Outcome::Cancelled => self.frame(frames::status("completed", "The task was cancelled.", None)),
+        }
+    }
+
+    fn round(
+        mut self,
+        decision: Option<Decision>,
+        state: Option<Snapshot>,
+        status: Status,
+        end_reason: Option<String>,
+    ) -> Round {
+        self.counters.next_row += 1;
+        // Opened and closed in the same round (the step failed): there was never anything to keep.
+        self.opened.retain(|effect| self.open.contains_key(&effect.id));
+        let row = StepRow {
+            session: self.scene.session.clone(),
+            chat: self.scene.chat.clone(),
+            row: self.row,
+            at: self.at,
+            decision,
+            first_seq: self.first_seq,
+            frames: self.frames,
+            entries: self.entries,
+            chat_lines: self.lines,
+            opened: self.opened,
+            closed: self.closed,
+            counters: self.counters,
+            status,
+            end_reason,
+        };
+        Round { row, open: self.open, state, begin: self.begin }
+    }
+}
+
+fn user_says(text: &str) -> Message {
+    Message { role: Role::User, content: vec![Content::Text(text.to_owned())] }
+}
+
+fn tool_says(result: &ToolResult) -> Message {
+    Message { role: Role::Tool, content: vec![Content::ToolResult(result.clone())] }
+}

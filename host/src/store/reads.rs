@@ -1,0 +1,143 @@
+//! Owns how the log's rows are read: sessions, open effects, transcripts, frames, steps.
+//!
+//! What always holds: what is read is what was committed before; long things are read in pieces.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde_json::value::RawValue;
+
+use super::StoreError;
+use super::model::{Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status};
+use super::rows::to_sql;
+
+fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
+    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+}
+
+impl SessionRow {
+    /// All sessions that have not ended, the oldest first.
+    pub fn alive(connection: &Connection) -> Result<Vec<Self>, StoreError> {
+        let mut select =
+            connection.prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
+        let rows = select.query_map([], Self::read)?;
+        rows.map(|row| row.map_err(StoreError::from)).collect()
+    }
+
+    /// One session, whatever became of it.
+    pub fn find(connection: &Connection, id: &str) -> Result<Option<Self>, StoreError> {
+        let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
+        Ok(select.query_row([id], Self::read).optional()?)
+    }
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let schema: Option<u32> = row.get("state_schema")?;
+        let bytes: Option<Vec<u8>> = row.get("state")?;
+        Ok(Self {
+            fixed: NewSessionRow {
+                id: row.get("id")?,
+                user: row.get("user_id")?,
+                project_id: row.get("project_id")?,
+                task: row.get("task")?,
+                repo_url: row.get("repo_url")?,
+                branch: row.get("branch")?,
+                git_user_name: row.get("git_user_name")?,
+                git_user_email: row.get("git_user_email")?,
+                policy: row.get("policy")?,
+                provider: row.get("provider")?,
+                model: row.get("model")?,
+                chat_id: row.get("chat_id")?,
+                api_key: row.get("api_key_sealed")?,
+                git_token: row.get("git_token_sealed")?,
+                created_at: from_sql(row, "created_at")?,
+            },
+            status: Status::parse(&row.get::<_, String>("status")?),
+            counters: Counters {
+                step: from_sql(row, "step")?,
+                next_row: from_sql(row, "next_row")?,
+                next_seq: from_sql(row, "next_seq")?,
+                next_entry: from_sql(row, "next_entry")?,
+                task_open: row.get("task_open")?,
+                task_started_at: from_sql(row, "task_started_at")?,
+                iterations: row.get("iterations")?,
+                tokens: from_sql(row, "tokens")?,
+                steps_alone: row.get("steps_alone")?,
+            },
+            state: schema.zip(bytes),
+        })
+    }
+}
+
+/// The effects of a session that have no result.
+pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
+    let mut select =
+        connection.prepare_cached("SELECT effect_id, kind, due_at FROM effects WHERE session_id = ?1")?;
+    let mut rows = select.query([session])?;
+    let mut effects = Vec::new();
+    while let Some(row) = rows.next()? {
+        effects.push(EffectRow {
+            id: row.get(0)?,
+            kind: EffectKind::parse(&row.get::<_, String>(1)?)?,
+            due_at: row.get::<_, Option<i64>>(2)?.map(|due| u64::try_from(due).unwrap_or(0)),
+        });
+    }
+    Ok(effects)
+}
+
+/// Entries of a transcript, as JSON, from one number to another, both taken.
+pub fn transcript(connection: &Connection, session: &str, first: u64, last: u64) -> Result<Vec<String>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT message FROM transcript WHERE session_id = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry",
+    )?;
+    let rows = select.query_map(params![session, to_sql(first), to_sql(last)], |row| row.get(0))?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}
+
+/// The frames after a sequence number, some at a time; none where there are no more.
+pub fn frames_after(
+    connection: &Connection,
+    session: &str,
+    seq: u64,
+    most_bytes: usize,
+) -> Result<FrameChunk, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT first_seq, frames FROM steps
+         WHERE session_id = ?1 AND last_seq > ?2 AND last_seq >= first_seq ORDER BY row",
+    )?;
+    let mut rows = select.query(params![session, to_sql(seq)])?;
+    let mut chunk = FrameChunk::default();
+    let mut bytes = 0;
+    while bytes < most_bytes
+        && let Some(row) = rows.next()?
+    {
+        let first = from_sql(row, "first_seq")?;
+        let text: String = row.get(1)?;
+        let frames: Vec<&RawValue> =
+            serde_json::from_str(&text).map_err(|cause| StoreError::Content(cause.to_string()))?;
+        for (number, frame) in (first..).zip(frames) {
+            if number > seq {
+                bytes += frame.get().len();
+                chunk.frames.push((number, Arc::from(frame.get())));
+            }
+        }
+    }
+    Ok(chunk)
+}
+
+/// The policy's steps from one number on, some at a time.
+pub fn logged_steps(connection: &Connection, session: &str, from: u64) -> Result<Vec<LoggedStep>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT step, context, inputs, commands, plugin FROM steps
+         WHERE session_id = ?1 AND step >= ?2 ORDER BY row LIMIT 64",
+    )?;
+    let rows = select.query_map(params![session, to_sql(from)], |row| {
+        Ok(LoggedStep {
+            step: from_sql(row, "step")?,
+            context: row.get(1)?,
+            inputs: row.get(2)?,
+            commands: row.get(3)?,
+            plugin: row.get(4)?,
+        })
+    })?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}

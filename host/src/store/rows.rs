@@ -1,0 +1,200 @@
+//! Owns how the log's rows are written.
+//!
+//! What always holds: a [`StepRow`] is written as a whole or not at all (the caller's savepoint sees
+//! to that). Frames are kept as the JSON that clients get, so a replay is byte for byte.
+
+use rusqlite::{Connection, params};
+use uuid::Uuid;
+
+use super::StoreError;
+use super::model::{Decision, NewSessionRow, Status, StepRow};
+
+/// SQLite's integers are signed; none of these numbers comes near the end.
+pub(super) fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+impl NewSessionRow {
+    /// Writes the session, its chat and its first round.
+    pub fn insert(&self, connection: &Connection, title: &str, first: &StepRow) -> Result<(), StoreError> {
+        let counters = &first.counters;
+        connection
+            .prepare_cached(
+                "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
+                     policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
+                     next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
+                     updated_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
+                     ?20, ?21, 0, 0, 0, ?15)",
+            )?
+            .execute(params![
+                self.id,
+                self.user,
+                self.project_id,
+                self.task,
+                self.repo_url,
+                self.branch,
+                self.git_user_name,
+                self.git_user_email,
+                self.policy,
+                self.provider,
+                self.model,
+                self.chat_id,
+                self.api_key,
+                self.git_token,
+                to_sql(self.created_at),
+                first.status.text(),
+                to_sql(counters.next_row),
+                to_sql(counters.next_seq),
+                to_sql(counters.next_entry),
+                counters.task_open,
+                to_sql(counters.task_started_at),
+            ])?;
+        connection
+            .prepare_cached(
+                "INSERT INTO chat_sessions (id, user_id, agent_session_id, project_id, title, model_provider,
+                     is_active, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7, ?7)",
+            )?
+            .execute(params![
+                self.chat_id,
+                self.user,
+                self.id,
+                self.project_id,
+                title,
+                self.provider,
+                to_sql(self.created_at),
+            ])?;
+        first.insert_parts(connection)
+    }
+}
+
+impl StepRow {
+    /// Writes the round. The caller's transaction makes it one.
+    pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
+        let counters = &self.counters;
+        let state = self.decision.as_ref().and_then(|decision| decision.state.as_ref());
+        connection
+            .prepare_cached(
+                "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
+                     next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
+                     steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
+                     state = coalesce(?15, state) WHERE id = ?1",
+            )?
+            .execute(params![
+                &*self.session,
+                self.status.text(),
+                self.end_reason,
+                to_sql(counters.step),
+                to_sql(counters.next_row),
+                to_sql(counters.next_seq),
+                to_sql(counters.next_entry),
+                counters.task_open,
+                to_sql(counters.task_started_at),
+                counters.iterations,
+                to_sql(counters.tokens),
+                counters.steps_alone,
+                to_sql(self.at),
+                state.map(|(schema, _)| schema),
+                state.map(|(_, bytes)| bytes.as_slice()),
+            ])?;
+        let over = matches!(self.status, Status::Stopping | Status::Ended);
+        if over || !self.chat_lines.is_empty() {
+            connection
+                .prepare_cached(
+                    "UPDATE chat_sessions SET updated_at = ?2, is_active = is_active AND NOT ?3 WHERE id = ?1",
+                )?
+                .execute(params![&*self.chat, to_sql(self.at), over])?;
+        }
+        if over {
+            connection
+                .prepare_cached("DELETE FROM effects WHERE session_id = ?1")?
+                .execute(params![&*self.session])?;
+            // A key is kept only as long as it can be used.
+            connection
+                .prepare_cached(
+                    "UPDATE sessions SET api_key_sealed = NULL, git_token_sealed = NULL WHERE id = ?1
+                     AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
+                )?
+                .execute(params![&*self.session])?;
+        }
+        self.insert_parts(connection)
+    }
+
+    fn insert_parts(&self, connection: &Connection) -> Result<(), StoreError> {
+        let nothing = Decision::default();
+        let decision = self.decision.as_ref();
+        let d = decision.unwrap_or(&nothing);
+        let length = self.frames.iter().map(|frame| frame.len() + 1).sum::<usize>() + 2;
+        let mut frames = String::with_capacity(length);
+        frames.push('[');
+        for frame in &self.frames {
+            if frames.len() > 1 {
+                frames.push(',');
+            }
+            frames.push_str(frame);
+        }
+        frames.push(']');
+        connection
+            .prepare_cached(
+                "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
+                     micros, error, context, inputs, commands, frames)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            )?
+            .execute(params![
+                &*self.session,
+                to_sql(self.row),
+                to_sql(self.first_seq),
+                to_sql(self.first_seq + self.frames.len() as u64) - 1,
+                to_sql(self.at),
+                decision.map(|d| to_sql(d.step)),
+                decision.map(|d| &d.plugin),
+                d.state_digest.as_ref().map(|digest| &digest[..]),
+                decision.map(|d| to_sql(d.fuel)),
+                decision.map(|d| to_sql(d.memory)),
+                decision.map(|d| to_sql(d.micros)),
+                d.error,
+                decision.map(|d| &d.context),
+                decision.map(|d| &d.inputs),
+                d.commands,
+                frames,
+            ])?;
+        if !self.entries.is_empty() {
+            let mut insert = connection
+                .prepare_cached("INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)")?;
+            for (entry, message) in &self.entries {
+                insert.execute(params![&*self.session, to_sql(*entry), message])?;
+            }
+        }
+        if !self.chat_lines.is_empty() {
+            // Nobody is told of a line for a chat that its user has deleted meanwhile.
+            let mut insert = connection.prepare_cached(
+                "INSERT INTO chat_messages (id, session_id, role, content, event_type, metadata_json, created_at)
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM chat_sessions WHERE id = ?2)",
+            )?;
+            let mut buffer = Uuid::encode_buffer();
+            for line in &self.chat_lines {
+                let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
+                insert.execute(params![
+                    id,
+                    &*self.chat,
+                    line.role,
+                    line.content,
+                    line.event_type,
+                    line.metadata,
+                    to_sql(self.at),
+                ])?;
+            }
+        }
+        for effect in &self.closed {
+            connection
+                .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
+                .execute(params![&*self.session, effect])?;
+        }
+        for effect in &self.opened {
+            connection
+                .prepare_cached("INSERT INTO effects (session_id, effect_id, kind, due_at) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![&*self.session, effect.id, effect.kind.text(), effect.due_at.map(to_sql)])?;
+        }
+        Ok(())
+    }
+}

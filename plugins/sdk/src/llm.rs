@@ -1,0 +1,135 @@
+//! The adapter side: the traits a provider's adapter implements, and the glue to the exported
+//! interface.
+//!
+//! Always holds: one decoder reads one response, and `finish` ends it: whatever comes behind
+//! `finish` or behind an error is answered with an error, so a decoder needs no such care itself.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+
+use serde::de::DeserializeOwned;
+
+use crate::bindings::llm::exports::lucid::llm::provider as wit;
+use crate::types::{Error, Header};
+
+pub use wit::{
+    Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, ModelInfo, Sse,
+    ToolCallArguments, ToolCallStart,
+};
+
+/// A model provider's API: it says what to send and what came back means.
+pub trait Adapter: 'static {
+    /// Reads one response.
+    type Decoder: Decoder;
+
+    /// What this adapter is.
+    fn describe() -> Descriptor;
+
+    /// The models it knows; others may work as well.
+    fn models(settings: &str) -> Vec<ModelInfo>;
+
+    /// Puts a request into the provider's form.
+    fn encode(settings: &str, request: CompletionRequest) -> Result<Encoded, Error>;
+
+    /// What a refusal means.
+    fn classify(status: u16, headers: &[Header], body: &[u8]) -> Error;
+}
+
+/// Reads one response, frame by frame.
+pub trait Decoder: Sized + 'static {
+    /// For an answer of this model.
+    fn new(model: String) -> Self;
+
+    /// Takes the next frame. An error ends the response.
+    fn push(&mut self, frame: Frame, deltas: &mut Vec<Delta>) -> Result<(), Error>;
+
+    /// The response is over; an answer that is not whole is an error of kind `upstream`.
+    fn finish(self) -> Result<Completion, Error>;
+}
+
+/// An adapter's settings; none at all are the defaults.
+pub fn parse_settings<T: DeserializeOwned + Default>(settings: &str) -> Result<T, Error> {
+    let text = settings.trim();
+    if text.is_empty() || text == "null" {
+        return Ok(T::default());
+    }
+    serde_json::from_str(text)
+        .map_err(|e| Error::invalid(format!("The adapter's settings cannot be read: {e}.")))
+}
+
+/// A header's value, whatever its case.
+pub fn header<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
+    headers
+        .iter()
+        .find(|h| h.name.eq_ignore_ascii_case(name))
+        .map(|h| h.value.as_str())
+}
+
+/// What `export_llm!` exports in the name of an adapter.
+#[doc(hidden)]
+pub struct Exported<A>(PhantomData<A>);
+
+/// A decoder behind the shared reference that a resource's methods get. Empty once it ended.
+#[doc(hidden)]
+pub struct ExportedDecoder<D>(RefCell<Option<D>>);
+
+impl<A: Adapter> wit::Guest for Exported<A> {
+    type Decoder = ExportedDecoder<A::Decoder>;
+
+    fn describe() -> Descriptor {
+        A::describe()
+    }
+
+    fn models(settings: String) -> Vec<ModelInfo> {
+        A::models(&settings)
+    }
+
+    fn encode(settings: String, request: CompletionRequest) -> Result<Encoded, Error> {
+        A::encode(&settings, request)
+    }
+
+    fn classify(status: u16, headers: Vec<Header>, body: Vec<u8>) -> Error {
+        A::classify(status, &headers, &body)
+    }
+}
+
+impl<D: Decoder> wit::GuestDecoder for ExportedDecoder<D> {
+    fn new(model: String) -> Self {
+        Self(RefCell::new(Some(D::new(model))))
+    }
+
+    fn push(&self, frames: Vec<Frame>) -> Result<Vec<Delta>, Error> {
+        let mut decoder = self.0.borrow_mut();
+        let mut deltas = Vec::new();
+        for frame in frames {
+            let pushed = decoder.as_mut().ok_or_else(over)?.push(frame, &mut deltas);
+            if let Err(error) = pushed {
+                *decoder = None;
+                return Err(error);
+            }
+        }
+        Ok(deltas)
+    }
+
+    fn finish(&self) -> Result<Completion, Error> {
+        self.0.borrow_mut().take().ok_or_else(over)?.finish()
+    }
+}
+
+fn over() -> Error {
+    Error::internal("This response is over already.")
+}
+
+/// Exports an [`Adapter`] as the component's own. Once in a crate; natively it does nothing.
+#[macro_export]
+macro_rules! export_llm {
+    ($adapter:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        const _: () = {
+            type Exported = $crate::llm::Exported<$adapter>;
+            $crate::bindings::llm::export_llm_world!(
+                Exported with_types_in $crate::bindings::llm
+            );
+        };
+    };
+}

@@ -1,0 +1,320 @@
+//! The policy side: the trait an agent implements, the commands it gives, and the glue to the
+//! exported interface.
+//!
+//! Always holds: the state goes into the snapshot as JSON under `SCHEMA`, and a snapshot of another
+//! schema is never read as if it were this one. An error in a step gives no commands at all.
+
+use std::marker::PhantomData;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::bindings::policy::exports::lucid::policy::policy as wit;
+use crate::types::{
+    EffectId, Error, ErrorKind, Message, ToolCall, ToolDefinition, ToolResult,
+};
+
+pub use wit::{
+    Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelReply, Outcome,
+    Part, Question, Snapshot, Span, Start, Timer, ToolReply, ToolRun, Transition, UserMessage,
+};
+
+/// An agent: it decides what happens next, and never does anything itself.
+pub trait Policy: 'static {
+    /// What it remembers from one step to the next.
+    type State: Serialize + DeserializeOwned + Default;
+
+    /// The layout of the state. Count it up when a build could not read the older JSON.
+    const SCHEMA: u32;
+
+    /// The oldest layout [`Policy::migrate`] takes.
+    const OLDEST_SCHEMA: u32 = Self::SCHEMA;
+
+    /// What this policy is; [`describe`] fills in the usual.
+    fn describe() -> Descriptor;
+
+    /// Takes one input. Must be pure: all that varies is in `ctx`.
+    fn step(
+        ctx: &Context,
+        state: &mut Self::State,
+        input: Input,
+        out: &mut Commands,
+    ) -> Result<(), Error>;
+
+    /// Called once behind all inputs of a step: the place for what must happen once however many
+    /// inputs came together, such as the next model call.
+    fn settle(ctx: &Context, state: &mut Self::State, out: &mut Commands) -> Result<(), Error> {
+        let _ = (ctx, state, out);
+        Ok(())
+    }
+
+    /// Turns an older state into this build's. Never called for [`Policy::SCHEMA`] itself.
+    fn migrate(schema: u32, old: serde_json::Value) -> Result<Self::State, Error> {
+        let _ = old;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("This build cannot take over a session with state of schema {schema}."),
+        ))
+    }
+}
+
+/// A descriptor for a policy that calls no model and needs no sandbox; set what differs.
+pub fn describe<P: Policy>(name: &str, version: &str, description: &str) -> Descriptor {
+    Descriptor {
+        name: name.into(),
+        version: version.into(),
+        description: description.into(),
+        calls_models: false,
+        needs_sandbox: false,
+        schema: P::SCHEMA,
+        oldest_schema: P::OLDEST_SCHEMA,
+    }
+}
+
+/// The commands of a step, in the order they were given.
+#[derive(Debug, Default)]
+pub struct Commands(Vec<Command>);
+
+impl Commands {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Any command.
+    pub fn push(&mut self, command: Command) {
+        self.0.push(command);
+    }
+
+    /// Asks a model.
+    pub fn call_model(&mut self, call: ModelCall) {
+        self.push(Command::CallModel(call));
+    }
+
+    /// Runs one of the host's tools.
+    pub fn run_tool(&mut self, effect: impl Into<EffectId>, call: ToolCall) {
+        self.push(Command::RunTool(ToolRun {
+            effect: effect.into(),
+            call,
+            timeout_ms: None,
+        }));
+    }
+
+    /// Asks the user.
+    pub fn ask(&mut self, effect: impl Into<EffectId>, title: impl Into<String>) {
+        self.push(Command::Ask(Question {
+            effect: effect.into(),
+            title: title.into(),
+            detail: "{}".into(),
+        }));
+    }
+
+    /// Wakes the policy up later.
+    pub fn set_timer(&mut self, effect: impl Into<EffectId>, delay_ms: u64) {
+        self.push(Command::SetTimer(Timer {
+            effect: effect.into(),
+            delay_ms,
+        }));
+    }
+
+    /// Gives an effect up.
+    pub fn cancel(&mut self, effect: impl Into<EffectId>) {
+        self.push(Command::Cancel(effect.into()));
+    }
+
+    /// Adds a message to the transcript.
+    pub fn append(&mut self, message: Message) {
+        self.push(Command::Append(message));
+    }
+
+    /// Adds a tool's answer to the transcript.
+    pub fn append_result(&mut self, result: ToolResult) {
+        self.append(Message::tool(result));
+    }
+
+    /// Shows something; `fields` is a JSON object.
+    pub fn emit(
+        &mut self,
+        event_type: impl Into<String>,
+        content: impl Into<String>,
+        fields: &serde_json::Value,
+    ) {
+        self.push(Command::Emit(Event {
+            event_type: event_type.into(),
+            content: content.into(),
+            fields: fields.to_string(),
+        }));
+    }
+
+    /// Closes the task: done.
+    pub fn succeed(&mut self, text: impl Into<String>) {
+        self.push(Command::Finish(Outcome::Succeeded(text.into())));
+    }
+
+    /// Closes the task: given up.
+    pub fn fail(&mut self, error: Error) {
+        self.push(Command::Finish(Outcome::Failed(error)));
+    }
+
+    /// Closes the task: the user wanted that.
+    pub fn cancelled(&mut self) {
+        self.push(Command::Finish(Outcome::Cancelled));
+    }
+
+    /// What was given so far.
+    pub fn as_slice(&self) -> &[Command] {
+        &self.0
+    }
+
+    /// All of them.
+    pub fn into_vec(self) -> Vec<Command> {
+        self.0
+    }
+}
+
+impl ModelCall {
+    /// A call of the session's own model with nothing set.
+    pub fn new(
+        effect: impl Into<EffectId>,
+        prompt: Vec<Part>,
+        tools: Vec<ToolDefinition>,
+    ) -> Self {
+        Self {
+            effect: effect.into(),
+            model: String::new(),
+            prompt,
+            tools,
+            max_output_tokens: None,
+            params: "{}".into(),
+        }
+    }
+}
+
+impl Part {
+    /// The transcript from an entry to its end.
+    pub fn history_from(first: u64) -> Self {
+        Self::History(Span { first, last: None })
+    }
+
+    /// Some entries of the transcript, the last one among them.
+    pub fn history(first: u64, last: u64) -> Self {
+        Self::History(Span {
+            first,
+            last: Some(last),
+        })
+    }
+}
+
+impl Start {
+    /// The deployment's settings; none at all are the defaults.
+    pub fn parsed_settings<T: DeserializeOwned + Default>(&self) -> Result<T, Error> {
+        let text = self.settings.trim();
+        if text.is_empty() || text == "null" {
+            return Ok(T::default());
+        }
+        serde_json::from_str(text)
+            .map_err(|e| Error::invalid(format!("The policy's settings cannot be read: {e}.")))
+    }
+
+    /// Whether the host offers a tool of this name.
+    pub fn offers(&self, tool: &str) -> bool {
+        self.tools.iter().any(|t| t.name == tool)
+    }
+}
+
+/// One step as the host makes it: reads the state, takes the inputs, writes the state. For tests,
+/// too: hand the snapshot of one step to the next.
+pub fn run<P: Policy>(
+    ctx: &Context,
+    snapshot: Option<Snapshot>,
+    inputs: Vec<Input>,
+) -> Result<Transition, Error> {
+    let mut state: P::State = match snapshot {
+        None => P::State::default(),
+        Some(s) if s.schema == P::SCHEMA => read(&s.bytes)?,
+        Some(s) => {
+            return Err(Error::internal(format!(
+                "The state has schema {}, this build writes {}: migrate it first.",
+                s.schema,
+                P::SCHEMA
+            )));
+        }
+    };
+    let mut out = Commands::new();
+    for input in inputs {
+        P::step(ctx, &mut state, input, &mut out)?;
+    }
+    P::settle(ctx, &mut state, &mut out)?;
+    Ok(Transition {
+        state: write::<P>(&state)?,
+        commands: out.into_vec(),
+    })
+}
+
+/// A take-over as the host makes it.
+pub fn migrate<P: Policy>(old: Snapshot) -> Result<Snapshot, Error> {
+    if old.schema == P::SCHEMA {
+        return Ok(old);
+    }
+    if old.schema < P::OLDEST_SCHEMA || old.schema > P::SCHEMA {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "The state has schema {}; this build takes {} to {}.",
+                old.schema,
+                P::OLDEST_SCHEMA,
+                P::SCHEMA
+            ),
+        ));
+    }
+    write::<P>(&P::migrate(old.schema, read(&old.bytes)?)?)
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::internal(format!("The session's state cannot be read: {e}.")))
+}
+
+fn write<P: Policy>(state: &P::State) -> Result<Snapshot, Error> {
+    let bytes = serde_json::to_vec(state)
+        .map_err(|e| Error::internal(format!("The session's state cannot be written: {e}.")))?;
+    Ok(Snapshot {
+        schema: P::SCHEMA,
+        bytes,
+    })
+}
+
+/// What `export_policy!` exports in the name of a policy.
+#[doc(hidden)]
+pub struct Exported<P>(PhantomData<P>);
+
+impl<P: Policy> wit::Guest for Exported<P> {
+    fn describe() -> Descriptor {
+        P::describe()
+    }
+
+    fn step(
+        ctx: Context,
+        state: Option<Snapshot>,
+        inputs: Vec<Input>,
+    ) -> Result<Transition, Error> {
+        run::<P>(&ctx, state, inputs)
+    }
+
+    fn migrate(old: Snapshot) -> Result<Snapshot, Error> {
+        migrate::<P>(old)
+    }
+}
+
+/// Exports a [`Policy`] as the component's own. Once in a crate; natively it does nothing.
+#[macro_export]
+macro_rules! export_policy {
+    ($policy:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        const _: () = {
+            type Exported = $crate::policy::Exported<$policy>;
+            $crate::bindings::policy::export_policy_world!(
+                Exported with_types_in $crate::bindings::policy
+            );
+        };
+    };
+}

@@ -1,0 +1,312 @@
+//! The host: built once, started on a free port with a storage folder of its own, killed at the end.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Method};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::token::{JWT_SECRET, token};
+use crate::wait::DEADLINE;
+
+/// The binary `lucid`, of the profile these tests were built with. Cargo decides whether there is
+/// anything to build.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.ancestors().nth(2).unwrap();
+        let name = profile.file_name().and_then(OsStr::to_str).unwrap();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .args(["build", "--locked", "--package", "lucid", "--bin", "lucid"])
+            .args(["--profile", if name == "debug" { "dev" } else { name }])
+            .arg("--target-dir")
+            .arg(profile.parent().unwrap());
+        let output = cargo.output().unwrap_or_else(|e| panic!("{cargo:?} could not be started: {e}"));
+        assert!(
+            output.status.success(),
+            "{cargo:?} failed ({}):\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        profile.join("lucid")
+    })
+}
+
+/// A call of the binary in a folder, with nothing of this process's environment but what commands
+/// need to be found, and no setting.
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments).current_dir(folder).env_clear().stdin(Stdio::null());
+    for name in ["PATH", "HOME", "LANG", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// What to start.
+pub struct HostBuilder {
+    settings: Vec<(String, String)>,
+}
+
+impl HostBuilder {
+    /// One setting more, or another value for one.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// One setting less.
+    #[must_use]
+    pub fn unset(mut self, name: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// Starts it, and waits until it listens.
+    pub fn start(self) -> Host {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let folder = tempfile::Builder::new().prefix("lucid-test-").tempdir().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (child, address) = spawn(&folder, &self.settings, &log);
+        Host { child, address, log, folder, settings: self.settings, client: Client::builder().no_proxy().build().unwrap() }
+    }
+}
+
+/// A running host.
+pub struct Host {
+    child: Child,
+    address: String,
+    log: Arc<Mutex<String>>,
+    folder: TempDir,
+    settings: Vec<(String, String)>,
+    client: Client,
+}
+
+/// What the host answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// `Content-Type`.
+    pub media_type: String,
+    /// The body, `null` where it is not JSON.
+    pub body: Value,
+    /// The body as it came.
+    pub text: String,
+    /// All headers.
+    pub headers: HeaderMap,
+}
+
+impl Answer {
+    /// The body of a success.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        assert!(self.media_type.starts_with("application/json"), "{self:?}");
+        self.body
+    }
+
+    /// Checks a refusal: its status, its form, and its sentence.
+    #[track_caller]
+    pub fn refused(&self, status: u16, detail: &str) {
+        self.problem(status);
+        assert_eq!(self.body["detail"], detail, "{self:?}");
+    }
+
+    /// Checks a refusal's status and form, and gives its sentence.
+    #[track_caller]
+    pub fn problem(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.media_type, "application/problem+json", "{self:?}");
+        assert_eq!(self.body["status"], status, "{self:?}");
+        assert!(self.body["title"].is_string() && self.body["type"].is_string(), "{self:?}");
+        let detail = self.body["detail"].as_str().unwrap_or_default();
+        assert!(!detail.is_empty(), "{self:?}");
+        detail.to_owned()
+    }
+}
+
+impl Host {
+    /// A host for other people's sessions: tokens are signed with [`JWT_SECRET`], the mock does not
+    /// pause, repositories and models on this machine are allowed.
+    #[must_use]
+    pub fn with_defaults() -> HostBuilder {
+        HostBuilder { settings: Vec::new() }
+            .set("SUPABASE_JWT_SECRET", JWT_SECRET)
+            .set("HOST", "127.0.0.1")
+            .set("MOCK_STEP_DELAY_SECONDS", "0")
+            .set("ALLOW_PRIVATE_REPOSITORIES", "true")
+            .set("MAX_SESSIONS_PER_USER", "1000")
+    }
+
+    /// Where it listens, such as `127.0.0.1:4711`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its working directory, above the storage folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The workspace of a session, where it was made.
+    pub fn workspace(&self, session: &str) -> PathBuf {
+        find(&self.folder.path().join("storage"), session)
+            .unwrap_or_else(|| panic!("no folder for session {session} below {}", self.folder.path().display()))
+    }
+
+    /// All it printed so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// SIGKILL: nothing of it can tidy up.
+    pub fn crash(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again over the same storage, on another port.
+    pub fn start_again(&mut self) {
+        assert!(self.child.try_wait().unwrap().is_some(), "the host still runs");
+        self.log.lock().unwrap().push_str("--- started again ---\n");
+        (self.child, self.address) = spawn(&self.folder, &self.settings, &self.log);
+    }
+
+    /// A REST call for a user.
+    pub async fn call(&self, user: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let bearer = format!("Bearer {}", token(user));
+        self.send(method, path, &[("authorization", &bearer)], body.map(Value::to_string)).await
+    }
+
+    /// GET for a user.
+    pub async fn get(&self, user: &str, path: &str) -> Answer {
+        self.call(user, "GET", path, None).await
+    }
+
+    /// POST for a user.
+    pub async fn post(&self, user: &str, path: &str, body: Value) -> Answer {
+        self.call(user, "POST", path, Some(&body)).await
+    }
+
+    /// DELETE for a user.
+    pub async fn delete(&self, user: &str, path: &str) -> Answer {
+        self.call(user, "DELETE", path, None).await
+    }
+
+    /// Any call.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<String>) -> Answer {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let mut request = self.client.request(method, format!("http://{}{path}", self.address)).timeout(DEADLINE);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+                request = request.header("content-type", "application/json");
+            }
+            request = request.body(body);
+        }
+        let response = request.send().await.unwrap_or_else(|e| panic!("{path} was not answered: {e:?}"));
+        let status = response.status().as_u16();
+        let media_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+        let headers = response.headers().clone();
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or_default();
+        Answer { status, media_type: media_type.unwrap_or_default(), body, text, headers }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- what the host printed ---\n{}--- end ---", self.log());
+        }
+    }
+}
+
+/// What a child wrote to one of its streams.
+pub fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The id of a process whose command line holds a text.
+pub fn process_with(text: &str) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        *pid != std::process::id() && String::from_utf8_lossy(&line).contains(text)
+    })
+}
+
+/// The first path below a folder with this name.
+pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    entries.flatten().find_map(|entry| {
+        if entry.file_name() == name {
+            return Some(entry.path());
+        }
+        entry.file_type().ok()?.is_dir().then(|| find(&entry.path(), name))?
+    })
+}
+
+fn spawn(folder: &TempDir, settings: &[(String, String)], log: &Arc<Mutex<String>>) -> (Child, String) {
+    let mut child = command(folder.path(), &["serve"])
+        .env("PORT", "0")
+        .env("WORKSPACE_BASE_PATH", folder.path().join("storage"))
+        .envs(settings.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (found, address) = mpsc::channel();
+    copy(child.stdout.take().unwrap(), log, &found);
+    copy(child.stderr.take().unwrap(), log, &found);
+    drop(found);
+    match address.recv_timeout(DEADLINE) {
+        Ok(address) => (child, address),
+        Err(why) => {
+            child.kill().ok();
+            let status = child.wait().unwrap();
+            panic!("the host never said where it listens ({why}, {status}); it printed:\n{}", log.lock().unwrap())
+        }
+    }
+}
+
+/// Copies a stream into the log, in a thread of its own so that the host never waits for it.
+fn copy(stream: impl Read + Send + 'static, log: &Arc<Mutex<String>>, found: &mpsc::Sender<String>) {
+    let (log, found) = (log.clone(), found.clone());
+    std::thread::spawn(move || {
+        let mut found = Some(found);
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            let line = text_of(&line);
+            if let Some((_, rest)) = line.split_once("listening on http://")
+                && let Some(found) = found.take()
+            {
+                let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c))).unwrap_or(rest.len());
+                found.send(rest[..end].to_owned()).ok();
+            }
+            log.lock().unwrap().push_str(&(line + "\n"));
+        }
+    });
+}

@@ -1,0 +1,198 @@
+//! A model endpoint that speaks OpenAI's chat completions and says what the test tells it to.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use futures::StreamExt as _;
+use futures::future::Either;
+use futures::stream;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::wait::within;
+
+/// What the model does when it is asked.
+pub enum Turn {
+    /// Says something and ends its turn.
+    Say(String),
+    /// Calls tools, all in one turn: name and arguments.
+    Call(Vec<(String, Value)>),
+    /// Begins to answer, and never goes on.
+    Hang,
+    /// Refuses with a status and an error message.
+    Refuse(u16, String),
+}
+
+/// One tool call.
+pub fn call(tool: &str, arguments: Value) -> Turn {
+    Turn::Call(vec![(tool.to_owned(), arguments)])
+}
+
+/// Several tool calls in one turn.
+pub fn calls<const N: usize>(all: [(&str, Value); N]) -> Turn {
+    Turn::Call(all.map(|(tool, arguments)| (tool.to_owned(), arguments)).into())
+}
+
+/// A request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Path and query.
+    pub uri: String,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: String,
+}
+
+impl Seen {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_default()
+    }
+
+    /// The texts of all messages of a role.
+    pub fn messages(&self, role: &str) -> Vec<String> {
+        let body = self.json();
+        let all = body["messages"].as_array().cloned().unwrap_or_default();
+        let text = |content: &Value| match content {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        all.iter().filter(|message| message["role"] == role).map(|message| text(&message["content"])).collect()
+    }
+}
+
+/// The running endpoint.
+pub struct Model {
+    /// For `LLM_BASE_URL`.
+    pub url: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    count: watch::Receiver<usize>,
+}
+
+impl Model {
+    /// Starts it. The script is asked with the number of the completion, from 0, and the request.
+    pub async fn start(script: impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static) -> Self {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (counted, count) = watch::channel(0);
+        let all = seen.clone();
+        let asked = Mutex::new(0);
+        let answer = Arc::new(move |uri: Uri, headers: HeaderMap, body: Bytes| {
+            let request = Seen { uri: uri.to_string(), headers, body: String::from_utf8_lossy(&body).into_owned() };
+            all.lock().unwrap().push(request.clone());
+            if !uri.path().ends_with("/chat/completions") {
+                // What else a host may ask, such as whether a key is good.
+                return match script(usize::MAX, &request) {
+                    Turn::Refuse(status, message) => refusal(status, &message),
+                    _ => json_response(200, &json!({"object": "list", "data": [{"id": "scripted", "object": "model"}]})),
+                };
+            }
+            let number = {
+                let mut asked = asked.lock().unwrap();
+                *asked += 1;
+                *asked - 1
+            };
+            let response = match script(number, &request) {
+                Turn::Refuse(status, message) => refusal(status, &message),
+                turn => streamed(number, turn),
+            };
+            counted.send_replace(number + 1);
+            response
+        });
+        let router = Router::new().fallback(move |uri: Uri, headers: HeaderMap, body: Bytes| {
+            let answer = answer.clone();
+            async move { answer(uri, headers, body) }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, seen, count }
+    }
+
+    /// Waits until it was asked for so many completions.
+    pub async fn asked(&self, times: usize) {
+        let mut count = self.count.clone();
+        within(&format!("{times} model calls"), count.wait_for(|count| *count >= times)).await.unwrap();
+    }
+
+    /// Every request, probes of a key too.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// The requests for completions.
+    pub fn completions(&self) -> Vec<Seen> {
+        self.seen().into_iter().filter(|seen| seen.uri.contains("/chat/completions")).collect()
+    }
+}
+
+fn json_response(status: u16, body: &Value) -> Response<Body> {
+    Response::builder()
+        .status(StatusCode::from_u16(status).unwrap())
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_string()))
+        .unwrap()
+}
+
+fn refusal(status: u16, message: &str) -> Response<Body> {
+    json_response(status, &json!({"error": {"message": message, "type": "scripted", "code": "scripted"}}))
+}
+
+/// The answer as server-sent events, in pieces that fall where they may.
+fn streamed(number: usize, turn: Turn) -> Response<Body> {
+    let chunk = |delta: Value, reason: Option<&str>| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+        let chunk = json!({"id": format!("chatcmpl-{number}"), "object": "chat.completion.chunk", "created": 1,
+            "model": "scripted", "choices": [choice]});
+        format!("data: {chunk}\n\n")
+    };
+    let mut text = chunk(json!({"role": "assistant", "content": ""}), None);
+    let mut hangs = false;
+    let reason = match turn {
+        Turn::Say(said) => {
+            for word in said.split_inclusive(' ') {
+                text += &chunk(json!({"content": word}), None);
+            }
+            "stop"
+        }
+        Turn::Call(all) => {
+            for (index, (tool, arguments)) in all.iter().enumerate() {
+                let id = format!("call_{number}_{index}");
+                let function = json!({"name": tool, "arguments": ""});
+                let start = json!({"index": index, "id": id, "type": "function", "function": function});
+                text += &chunk(json!({"tool_calls": [start]}), None);
+                let arguments: Vec<char> = arguments.to_string().chars().collect();
+                for piece in arguments.chunks(12) {
+                    let piece: String = piece.iter().collect();
+                    let more = json!({"index": index, "function": {"arguments": piece}});
+                    text += &chunk(json!({"tool_calls": [more]}), None);
+                }
+            }
+            "tool_calls"
+        }
+        Turn::Hang => {
+            text += &chunk(json!({"content": "I am thinking about "}), None);
+            hangs = true;
+            ""
+        }
+        Turn::Refuse(..) => unreachable!("a refusal is not streamed"),
+    };
+    if !hangs {
+        text += &chunk(json!({}), Some(reason));
+        let usage = json!({"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120});
+        let last = json!({"id": format!("chatcmpl-{number}"), "object": "chat.completion.chunk", "created": 1,
+            "model": "scripted", "choices": [], "usage": usage});
+        text += &format!("data: {last}\n\ndata: [DONE]\n\n");
+    }
+    let pieces: Vec<_> =
+        text.as_bytes().chunks(97).map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece))).collect();
+    let rest = if hangs { Either::Left(stream::pending()) } else { Either::Right(stream::empty()) };
+    Response::builder()
+        .header("content-type", "text/event-stream")
+        .body(Body::from_stream(stream::iter(pieces).chain(rest)))
+        .unwrap()
+}

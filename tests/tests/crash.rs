@@ -1,0 +1,155 @@
+//! SIGKILL at bad moments: what was written is there afterwards, what was in doubt is said to be lost,
+//! and nothing happens twice.
+
+use lucid_tests::{Host, Model, Socket, Turn, call, eventually, is_completed, kinds, process_with, seq};
+use serde_json::{Value, json};
+
+/// Frames that a client got before and after a crash, put together.
+fn check_dense(before: &[Value], after: &[Value]) {
+    let numbers: Vec<u64> = before.iter().chain(after).filter_map(seq).collect();
+    let dense = numbers.windows(2).all(|two| two[1] == two[0] + 1);
+    assert!(dense, "before: {:?}\nafter: {:?}", before.iter().map(seq).collect::<Vec<_>>(), after.iter().map(seq).collect::<Vec<_>>());
+}
+
+async fn listed(host: &Host, user: &str) -> Vec<String> {
+    let sessions = host.get(user, "/api/v1/sessions").await.ok();
+    let all = sessions["sessions"].as_array().unwrap();
+    all.iter().map(|session| session["sessionId"].as_str().unwrap().to_owned()).collect()
+}
+
+fn last_seq(socket: &Socket) -> u64 {
+    socket.frames.iter().filter_map(seq).max().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
+    // A number nobody else sleeps for: the process can be found by it.
+    let marker = format!("300.{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_007);
+    let command = format!("echo ran >> effects.txt; sleep {marker}");
+    let model = Model::start(move |number, _| match number {
+        0 => call("terminal", json!({"command": command})),
+        1 => call("finish", json!({"message": "It was cut off."})),
+        _ => Turn::Say("Done.".into()),
+    })
+    .await;
+    let mut host = Host::with_defaults().set("OPENAI_API_KEY", "sk-test").set("LLM_BASE_URL", &model.url).start();
+    let first = json!({"task": "Run it", "modelProvider": "openai", "features": ["seq"]});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    let session = socket.session().await;
+    socket.until("the command", |frame| frame["eventType"] == "CmdRunAction").await;
+    let read = format!("/api/v1/files/read?session_id={session}&path=effects.txt");
+    eventually("the command's first effect", async || {
+        let answer = host.get("alice", &read).await;
+        (answer.body["content"] == "ran\n").then_some(())
+    })
+    .await;
+    let seen = last_seq(&socket);
+    host.crash();
+    eventually("the command to die with its host", async || process_with(&marker).is_none().then_some(())).await;
+
+    host.start_again();
+    assert_eq!(listed(&host, "alice").await, [session.as_str()]);
+    let again = json!({"sessionId": session, "lastSeq": seen, "features": ["seq"]});
+    let mut back = Socket::open(&host, "alice", again).await;
+    back.completed().await;
+    check_dense(&socket.frames, &back.frames);
+    assert_eq!(back.frames.iter().filter_map(seq).min(), Some(seen + 1), "{:#?}", back.frames);
+    let runs = |frames: &[Value]| kinds(frames).iter().filter(|kind| *kind == "action:CmdRunAction").count();
+    assert_eq!((runs(&socket.frames), runs(&back.frames)), (1, 0), "{:#?}", back.frames);
+
+    // The model was told, in the place of the tool's result.
+    let asked = model.completions();
+    assert_eq!(asked.len(), 2);
+    let told = asked[1].messages("tool");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].to_lowercase().contains("lost"), "{told:?}");
+    assert_eq!(host.get("alice", &read).await.ok()["content"], "ran\n", "the command ran twice");
+    assert_eq!(process_with(&marker), None, "the command runs again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_goes_on_after_a_crash_in_the_middle_of_a_model_call() {
+    let model = Model::start(|number, _| match number {
+        0 => Turn::Hang,
+        1 => call("terminal", json!({"command": "echo after the crash"})),
+        _ => call("finish", json!({"message": "All done."})),
+    })
+    .await;
+    let mut host = Host::with_defaults().set("OPENAI_API_KEY", "sk-test").set("LLM_BASE_URL", &model.url).start();
+    let first = json!({"task": "Think long", "modelProvider": "openai", "features": ["seq"]});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    let session = socket.session().await;
+    model.asked(1).await;
+    socket.until("task_start", |frame| frame["event"] == "task_start").await;
+    let seen = last_seq(&socket);
+    host.crash();
+    host.start_again();
+
+    assert_eq!(listed(&host, "alice").await, [session.as_str()]);
+    // Nobody is connected: the task goes on by itself.
+    model.asked(3).await;
+    let again = json!({"sessionId": session, "lastSeq": seen, "features": ["seq"]});
+    let mut back = Socket::open(&host, "alice", again).await;
+    back.completed().await;
+    check_dense(&socket.frames, &back.frames);
+    let found = kinds(&back.frames);
+    assert!(found.iter().any(|kind| kind == "observation:CmdOutputObservation"), "{found:?}");
+
+    // The same from the start: a client that has nothing gets everything, once.
+    let whole = json!({"sessionId": session, "lastSeq": 0, "features": ["seq"]});
+    let mut whole = Socket::open(&host, "alice", whole).await;
+    whole.completed().await;
+    let of = |frames: &[Value]| -> Vec<Value> { frames.iter().filter(|frame| seq(frame).is_some()).cloned().collect() };
+    let pieces = [of(&socket.frames), of(&back.frames)].concat();
+    let all = of(&whole.frames);
+    let from = pieces.first().and_then(seq).unwrap();
+    let all: Vec<Value> = all.into_iter().filter(|frame| seq(frame) >= Some(from)).collect();
+    assert_eq!(all, pieces, "a replay differs from what was shown live");
+
+    // And follow-ups work on the session that came back.
+    back.say("One thing more").await;
+    back.completed().await;
+    assert!(model.completions().len() > 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_a_crash_hits_anywhere_all_come_to_their_end_without_a_gap() {
+    const SESSIONS: usize = 12;
+    let mut host = Host::with_defaults().set("SANDBOX_BACKEND", "none").start();
+    let mut sockets = Vec::new();
+    for number in 0..SESSIONS {
+        let first = json!({"task": format!("Task {number}"), "features": ["seq"]});
+        sockets.push(Socket::open(&host, "alice", first).await);
+    }
+    let mut sessions = Vec::new();
+    for (number, socket) in sockets.iter_mut().enumerate() {
+        sessions.push(socket.session().await);
+        // Some have only begun, some are far.
+        for _ in 0..number % 6 {
+            if !socket.frames.iter().any(is_completed) {
+                socket.next().await;
+            }
+        }
+    }
+    host.crash();
+    host.start_again();
+    let mut found = listed(&host, "alice").await;
+    let mut expected = sessions.clone();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    for (socket, session) in sockets.iter().zip(&sessions) {
+        let again = json!({"sessionId": session, "lastSeq": last_seq(socket), "features": ["seq"]});
+        let mut back = Socket::open(&host, "alice", again).await;
+        if !socket.frames.iter().any(is_completed) {
+            back.completed().await;
+        } else {
+            back.send(json!({"type": "ping"})).await;
+            back.until("pong", |frame| frame["type"] == "pong").await;
+        }
+        check_dense(&socket.frames, &back.frames);
+        let both = [socket.frames.clone(), back.frames].concat();
+        let ends = both.iter().filter(|frame| is_completed(frame)).count();
+        assert_eq!(ends, 1, "{both:#?}");
+    }
+}
