@@ -20,14 +20,19 @@ pub struct GitServer {
 impl GitServer {
     /// Starts one with no repository.
     pub async fn start() -> Self {
-        let root = tempfile::Builder::new().prefix("lucid-git-").tempdir().unwrap();
+        let root = tempfile::Builder::new()
+            .prefix("lucid-git-")
+            .tempdir()
+            .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let path = root.path().to_owned();
-        let router = Router::new().fallback(move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
-            let path = path.clone();
-            async move { backend(&path, &method, &uri, &headers, &body).await }
-        });
+        let router = Router::new().fallback(
+            move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
+                let path = path.clone();
+                async move { backend(&path, &method, &uri, &headers, &body).await }
+            },
+        );
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { url, root }
     }
@@ -35,14 +40,26 @@ impl GitServer {
     /// Publishes a repository, and gives its address.
     pub fn publish(&self, name: &str, repository: &Path) -> String {
         let bare = self.root.path().join(format!("{name}.git"));
-        git(self.root.path(), &["clone", "--quiet", "--bare", repository.to_str().unwrap(), bare.to_str().unwrap()]);
+        git(
+            self.root.path(),
+            &[
+                "clone",
+                "--quiet",
+                "--bare",
+                repository.to_str().unwrap(),
+                bare.to_str().unwrap(),
+            ],
+        );
         format!("{}/{name}.git", self.url)
     }
 }
 
 /// A repository with these files in one commit on `main`.
 pub fn repository(files: &[(&str, &str)]) -> TempDir {
-    let folder = tempfile::Builder::new().prefix("lucid-repository-").tempdir().unwrap();
+    let folder = tempfile::Builder::new()
+        .prefix("lucid-repository-")
+        .tempdir()
+        .unwrap();
     git(folder.path(), &["init", "--quiet", "--initial-branch=main"]);
     for (name, text) in files {
         let path = folder.path().join(name);
@@ -50,24 +67,50 @@ pub fn repository(files: &[(&str, &str)]) -> TempDir {
         std::fs::write(path, text).unwrap();
     }
     git(folder.path(), &["add", "--all"]);
-    git(folder.path(), &["commit", "--quiet", "--message", "As it was"]);
+    git(
+        folder.path(),
+        &["commit", "--quiet", "--message", "As it was"],
+    );
     folder
 }
 
 fn git(folder: &Path, arguments: &[&str]) {
     let output = Command::new("git")
         .current_dir(folder)
-        .args(["-c", "user.name=Test", "-c", "user.email=test@example.com", "-c", "safe.directory=*"])
+        .args([
+            "-c",
+            "user.name=Test",
+            "-c",
+            "user.email=test@example.com",
+            "-c",
+            "safe.directory=*",
+        ])
         .args(arguments)
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .output()
         .unwrap();
-    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "git {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// `git http-backend` as a CGI program (RFC 3875).
-async fn backend(root: &Path, method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+async fn backend(
+    root: &Path,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Response<Body> {
+    let header = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let mut child = tokio::process::Command::new("git")
         .args(["-c", "safe.directory=*", "http-backend"])
         .env("GIT_PROJECT_ROOT", root)
@@ -91,12 +134,25 @@ async fn backend(root: &Path, method: &Method, uri: &Uri, headers: &HeaderMap, b
     };
     let (output, ()) = tokio::join!(child.wait_with_output(), feed);
     let output = output.unwrap().stdout;
-    let end = output.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(output.len());
+    let end = output
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap_or(output.len());
     let mut response = Response::builder();
     for line in String::from_utf8_lossy(&output[..end]).lines() {
-        let Some((name, value)) = line.split_once(':') else { continue };
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
         response = match name {
-            "Status" => response.status(value.trim().split(' ').next().unwrap().parse::<u16>().unwrap()),
+            "Status" => response.status(
+                value
+                    .trim()
+                    .split(' ')
+                    .next()
+                    .unwrap()
+                    .parse::<u16>()
+                    .unwrap(),
+            ),
             _ => response.header(name, value.trim()),
         };
     }
@@ -116,8 +172,13 @@ mod tests {
         let into = tempfile::tempdir().unwrap();
         let target = into.path().join("clone");
         let mut clone = tokio::process::Command::new("git");
-        clone.args(["clone", "--quiet", "--branch", "main", &url]).arg(&target);
+        clone
+            .args(["clone", "--quiet", "--branch", "main", &url])
+            .arg(&target);
         assert!(clone.status().await.unwrap().success());
-        assert_eq!(std::fs::read_to_string(target.join("folder/a.txt")).unwrap(), "a\n");
+        assert_eq!(
+            std::fs::read_to_string(target.join("folder/a.txt")).unwrap(),
+            "a\n"
+        );
     }
 }

@@ -29,7 +29,9 @@ pub fn binary() -> &'static Path {
             .args(["--profile", if name == "debug" { "dev" } else { name }])
             .arg("--target-dir")
             .arg(profile.parent().unwrap());
-        let output = cargo.output().unwrap_or_else(|e| panic!("{cargo:?} could not be started: {e}"));
+        let output = cargo
+            .output()
+            .unwrap_or_else(|e| panic!("{cargo:?} could not be started: {e}"));
         assert!(
             output.status.success(),
             "{cargo:?} failed ({}):\n{}",
@@ -44,7 +46,11 @@ pub fn binary() -> &'static Path {
 /// need to be found, and no setting.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
-    command.args(arguments).current_dir(folder).env_clear().stdin(Stdio::null());
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .stdin(Stdio::null());
     for name in ["PATH", "HOME", "LANG", "TMPDIR"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
@@ -77,11 +83,24 @@ impl HostBuilder {
 
     /// Starts it, and waits until it listens.
     pub fn start(self) -> Host {
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let folder = tempfile::Builder::new().prefix("lucid-test-").tempdir().unwrap();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let folder = tempfile::Builder::new()
+            .prefix("lucid-test-")
+            .tempdir()
+            .unwrap();
+        with_compiled_plugins(&folder.path().join("storage"));
         let log = Arc::new(Mutex::new(String::new()));
         let (child, address) = spawn(&folder, &self.settings, &log);
-        Host { child, address, log, folder, settings: self.settings, client: Client::builder().no_proxy().build().unwrap() }
+        Host {
+            child,
+            address,
+            log,
+            folder,
+            settings: self.settings,
+            client: Client::builder().no_proxy().build().unwrap(),
+        }
     }
 }
 
@@ -132,7 +151,10 @@ impl Answer {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.media_type, "application/problem+json", "{self:?}");
         assert_eq!(self.body["status"], status, "{self:?}");
-        assert!(self.body["title"].is_string() && self.body["type"].is_string(), "{self:?}");
+        assert!(
+            self.body["title"].is_string() && self.body["type"].is_string(),
+            "{self:?}"
+        );
         let detail = self.body["detail"].as_str().unwrap_or_default();
         assert!(!detail.is_empty(), "{self:?}");
         detail.to_owned()
@@ -144,12 +166,14 @@ impl Host {
     /// pause, repositories and models on this machine are allowed.
     #[must_use]
     pub fn with_defaults() -> HostBuilder {
-        HostBuilder { settings: Vec::new() }
-            .set("SUPABASE_JWT_SECRET", JWT_SECRET)
-            .set("HOST", "127.0.0.1")
-            .set("MOCK_STEP_DELAY_SECONDS", "0")
-            .set("ALLOW_PRIVATE_REPOSITORIES", "true")
-            .set("MAX_SESSIONS_PER_USER", "1000")
+        HostBuilder {
+            settings: Vec::new(),
+        }
+        .set("SUPABASE_JWT_SECRET", JWT_SECRET)
+        .set("HOST", "127.0.0.1")
+        .set("MOCK_STEP_DELAY_SECONDS", "0")
+        .set("ALLOW_PRIVATE_REPOSITORIES", "true")
+        .set("MAX_SESSIONS_PER_USER", "1000")
     }
 
     /// Where it listens, such as `127.0.0.1:4711`.
@@ -169,8 +193,22 @@ impl Host {
 
     /// The workspace of a session, where it was made.
     pub fn workspace(&self, session: &str) -> PathBuf {
-        find(&self.folder.path().join("storage"), session)
-            .unwrap_or_else(|| panic!("no folder for session {session} below {}", self.folder.path().display()))
+        // What starts with a dot is the host's own, and may be named after the session too.
+        let own =
+            |entry: &std::fs::DirEntry| !entry.file_name().as_encoded_bytes().starts_with(b".");
+        let users = std::fs::read_dir(self.folder.path().join("storage"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        users
+            .filter(own)
+            .find_map(|entry| find(&entry.path(), session))
+            .unwrap_or_else(|| {
+                panic!(
+                    "no folder for session {session} below {}",
+                    self.folder.path().display()
+                )
+            })
     }
 
     /// All it printed so far.
@@ -186,7 +224,10 @@ impl Host {
 
     /// Starts it again over the same storage, on another port.
     pub fn start_again(&mut self) {
-        assert!(self.child.try_wait().unwrap().is_some(), "the host still runs");
+        assert!(
+            self.child.try_wait().unwrap().is_some(),
+            "the host still runs"
+        );
         self.log.lock().unwrap().push_str("--- started again ---\n");
         (self.child, self.address) = spawn(&self.folder, &self.settings, &self.log);
     }
@@ -194,7 +235,13 @@ impl Host {
     /// A REST call for a user.
     pub async fn call(&self, user: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let bearer = format!("Bearer {}", token(user));
-        self.send(method, path, &[("authorization", &bearer)], body.map(Value::to_string)).await
+        self.send(
+            method,
+            path,
+            &[("authorization", &bearer)],
+            body.map(Value::to_string),
+        )
+        .await
     }
 
     /// GET for a user.
@@ -213,25 +260,49 @@ impl Host {
     }
 
     /// Any call.
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<String>) -> Answer {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<String>,
+    ) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let mut request = self.client.request(method, format!("http://{}{path}", self.address)).timeout(DEADLINE);
+        let mut request = self
+            .client
+            .request(method, format!("http://{}{path}", self.address))
+            .timeout(DEADLINE);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         if let Some(body) = body {
-            if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            if !headers
+                .iter()
+                .any(|(name, _)| name.eq_ignore_ascii_case("content-type"))
+            {
                 request = request.header("content-type", "application/json");
             }
             request = request.body(body);
         }
-        let response = request.send().await.unwrap_or_else(|e| panic!("{path} was not answered: {e:?}"));
+        let response = request
+            .send()
+            .await
+            .unwrap_or_else(|e| panic!("{path} was not answered: {e:?}"));
         let status = response.status().as_u16();
-        let media_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+        let media_type = response
+            .headers()
+            .get("content-type")
+            .map(|value| value.to_str().unwrap().to_owned());
         let headers = response.headers().clone();
         let text = response.text().await.unwrap();
         let body = serde_json::from_str(&text).unwrap_or_default();
-        Answer { status, media_type: media_type.unwrap_or_default(), body, text, headers }
+        Answer {
+            status,
+            media_type: media_type.unwrap_or_default(),
+            body,
+            text,
+            headers,
+        }
     }
 }
 
@@ -245,6 +316,35 @@ impl Drop for Host {
     }
 }
 
+/// Puts the plugins' compiled code into a storage folder that is about to be used, so that each of the
+/// many hosts does not spend seconds on compiling the same. `lucid doctor` makes it, once. A host
+/// checks what it finds there, and compiles what it does not find.
+pub fn with_compiled_plugins(storage: &Path) {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    let cache = CACHE.get_or_init(|| {
+        let storage = binary().with_file_name("lucid-tests-storage");
+        let mut doctor = command(storage.parent().unwrap(), &["doctor"]);
+        doctor
+            .env("WORKSPACE_BASE_PATH", &storage)
+            .output()
+            .unwrap();
+        storage.join(".lucid/cache")
+    });
+    if cache.is_dir() {
+        std::fs::create_dir_all(storage.join(".lucid")).unwrap();
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(cache)
+            .arg(storage.join(".lucid"))
+            .status();
+        assert!(
+            copied.unwrap().success(),
+            "{} could not be copied",
+            cache.display()
+        );
+    }
+}
+
 /// What a child wrote to one of its streams.
 pub fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -253,10 +353,12 @@ pub fn text_of(bytes: &[u8]) -> String {
 /// The id of a process whose command line holds a text.
 pub fn process_with(text: &str) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        *pid != std::process::id() && String::from_utf8_lossy(&line).contains(text)
-    })
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(|pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            *pid != std::process::id() && String::from_utf8_lossy(&line).contains(text)
+        })
 }
 
 /// The first path below a folder with this name.
@@ -266,11 +368,19 @@ pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
         if entry.file_name() == name {
             return Some(entry.path());
         }
-        entry.file_type().ok()?.is_dir().then(|| find(&entry.path(), name))?
+        entry
+            .file_type()
+            .ok()?
+            .is_dir()
+            .then(|| find(&entry.path(), name))?
     })
 }
 
-fn spawn(folder: &TempDir, settings: &[(String, String)], log: &Arc<Mutex<String>>) -> (Child, String) {
+fn spawn(
+    folder: &TempDir,
+    settings: &[(String, String)],
+    log: &Arc<Mutex<String>>,
+) -> (Child, String) {
     let mut child = command(folder.path(), &["serve"])
         .env("PORT", "0")
         .env("WORKSPACE_BASE_PATH", folder.path().join("storage"))
@@ -288,13 +398,20 @@ fn spawn(folder: &TempDir, settings: &[(String, String)], log: &Arc<Mutex<String
         Err(why) => {
             child.kill().ok();
             let status = child.wait().unwrap();
-            panic!("the host never said where it listens ({why}, {status}); it printed:\n{}", log.lock().unwrap())
+            panic!(
+                "the host never said where it listens ({why}, {status}); it printed:\n{}",
+                log.lock().unwrap()
+            )
         }
     }
 }
 
 /// Copies a stream into the log, in a thread of its own so that the host never waits for it.
-fn copy(stream: impl Read + Send + 'static, log: &Arc<Mutex<String>>, found: &mpsc::Sender<String>) {
+fn copy(
+    stream: impl Read + Send + 'static,
+    log: &Arc<Mutex<String>>,
+    found: &mpsc::Sender<String>,
+) {
     let (log, found) = (log.clone(), found.clone());
     std::thread::spawn(move || {
         let mut found = Some(found);
@@ -303,7 +420,9 @@ fn copy(stream: impl Read + Send + 'static, log: &Arc<Mutex<String>>, found: &mp
             if let Some((_, rest)) = line.split_once("listening on http://")
                 && let Some(found) = found.take()
             {
-                let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c))).unwrap_or(rest.len());
+                let end = rest
+                    .find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c)))
+                    .unwrap_or(rest.len());
                 found.send(rest[..end].to_owned()).ok();
             }
             log.lock().unwrap().push_str(&(line + "\n"));

@@ -14,7 +14,9 @@ mod token;
 mod wait;
 
 pub use git::{GitServer, repository};
-pub use host::{Answer, Host, HostBuilder, binary, command, find, process_with, text_of};
+pub use host::{
+    Answer, Host, HostBuilder, binary, command, find, process_with, text_of, with_compiled_plugins,
+};
 pub use model::{Model, Seen, Turn, call, calls};
 pub use socket::{Socket, event, is_completed, kinds, seq};
 pub use token::{JWT_SECRET, claims_token, expired_token, foreign_token, token};

@@ -21,8 +21,8 @@ pub enum Turn {
     Say(String),
     /// Calls tools, all in one turn: name and arguments.
     Call(Vec<(String, Value)>),
-    /// Begins to answer, and never goes on.
-    Hang,
+    /// Says this much, and never goes on.
+    Hang(String),
     /// Refuses with a status and an error message.
     Refuse(u16, String),
 }
@@ -34,7 +34,10 @@ pub fn call(tool: &str, arguments: Value) -> Turn {
 
 /// Several tool calls in one turn.
 pub fn calls<const N: usize>(all: [(&str, Value); N]) -> Turn {
-    Turn::Call(all.map(|(tool, arguments)| (tool.to_owned(), arguments)).into())
+    Turn::Call(
+        all.map(|(tool, arguments)| (tool.to_owned(), arguments))
+            .into(),
+    )
 }
 
 /// A request as it arrived.
@@ -62,7 +65,10 @@ impl Seen {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        all.iter().filter(|message| message["role"] == role).map(|message| text(&message["content"])).collect()
+        all.iter()
+            .filter(|message| message["role"] == role)
+            .map(|message| text(&message["content"]))
+            .collect()
     }
 }
 
@@ -82,13 +88,20 @@ impl Model {
         let all = seen.clone();
         let asked = Mutex::new(0);
         let answer = Arc::new(move |uri: Uri, headers: HeaderMap, body: Bytes| {
-            let request = Seen { uri: uri.to_string(), headers, body: String::from_utf8_lossy(&body).into_owned() };
+            let request = Seen {
+                uri: uri.to_string(),
+                headers,
+                body: String::from_utf8_lossy(&body).into_owned(),
+            };
             all.lock().unwrap().push(request.clone());
             if !uri.path().ends_with("/chat/completions") {
                 // What else a host may ask, such as whether a key is good.
                 return match script(usize::MAX, &request) {
                     Turn::Refuse(status, message) => refusal(status, &message),
-                    _ => json_response(200, &json!({"object": "list", "data": [{"id": "scripted", "object": "model"}]})),
+                    _ => json_response(
+                        200,
+                        &json!({"object": "list", "data": [{"id": "scripted", "object": "model"}]}),
+                    ),
                 };
             }
             let number = {
@@ -116,7 +129,12 @@ impl Model {
     /// Waits until it was asked for so many completions.
     pub async fn asked(&self, times: usize) {
         let mut count = self.count.clone();
-        within(&format!("{times} model calls"), count.wait_for(|count| *count >= times)).await.unwrap();
+        within(
+            &format!("{times} model calls"),
+            count.wait_for(|count| *count >= times),
+        )
+        .await
+        .unwrap();
     }
 
     /// Every request, probes of a key too.
@@ -126,7 +144,10 @@ impl Model {
 
     /// The requests for completions.
     pub fn completions(&self) -> Vec<Seen> {
-        self.seen().into_iter().filter(|seen| seen.uri.contains("/chat/completions")).collect()
+        self.seen()
+            .into_iter()
+            .filter(|seen| seen.uri.contains("/chat/completions"))
+            .collect()
     }
 }
 
@@ -139,7 +160,10 @@ fn json_response(status: u16, body: &Value) -> Response<Body> {
 }
 
 fn refusal(status: u16, message: &str) -> Response<Body> {
-    json_response(status, &json!({"error": {"message": message, "type": "scripted", "code": "scripted"}}))
+    json_response(
+        status,
+        &json!({"error": {"message": message, "type": "scripted", "code": "scripted"}}),
+    )
 }
 
 /// The answer as server-sent events, in pieces that fall where they may.
@@ -163,7 +187,8 @@ fn streamed(number: usize, turn: Turn) -> Response<Body> {
             for (index, (tool, arguments)) in all.iter().enumerate() {
                 let id = format!("call_{number}_{index}");
                 let function = json!({"name": tool, "arguments": ""});
-                let start = json!({"index": index, "id": id, "type": "function", "function": function});
+                let start =
+                    json!({"index": index, "id": id, "type": "function", "function": function});
                 text += &chunk(json!({"tool_calls": [start]}), None);
                 let arguments: Vec<char> = arguments.to_string().chars().collect();
                 for piece in arguments.chunks(12) {
@@ -174,8 +199,8 @@ fn streamed(number: usize, turn: Turn) -> Response<Body> {
             }
             "tool_calls"
         }
-        Turn::Hang => {
-            text += &chunk(json!({"content": "I am thinking about "}), None);
+        Turn::Hang(said) => {
+            text += &chunk(json!({"content": said}), None);
             hangs = true;
             ""
         }
@@ -188,9 +213,16 @@ fn streamed(number: usize, turn: Turn) -> Response<Body> {
             "model": "scripted", "choices": [], "usage": usage});
         text += &format!("data: {last}\n\ndata: [DONE]\n\n");
     }
-    let pieces: Vec<_> =
-        text.as_bytes().chunks(97).map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece))).collect();
-    let rest = if hangs { Either::Left(stream::pending()) } else { Either::Right(stream::empty()) };
+    let pieces: Vec<_> = text
+        .as_bytes()
+        .chunks(97)
+        .map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece)))
+        .collect();
+    let rest = if hangs {
+        Either::Left(stream::pending())
+    } else {
+        Either::Right(stream::empty())
+    };
     Response::builder()
         .header("content-type", "text/event-stream")
         .body(Body::from_stream(stream::iter(pieces).chain(rest)))

@@ -41,9 +41,16 @@ impl Socket {
         let address = host.address();
         let tcp = tcp.connect(address.parse().unwrap()).await.unwrap();
         let url = format!("ws://{address}/api/v1/ws{query}");
-        let connected = tokio::time::timeout(DEADLINE, tokio_tungstenite::client_async(url, tcp)).await;
-        let (stream, _) = connected.expect("the handshake timed out").expect("the handshake failed");
-        Self { stream, frames: Vec::new(), closed: None }
+        let connected =
+            tokio::time::timeout(DEADLINE, tokio_tungstenite::client_async(url, tcp)).await;
+        let (stream, _) = connected
+            .expect("the handshake timed out")
+            .expect("the handshake failed");
+        Self {
+            stream,
+            frames: Vec::new(),
+            closed: None,
+        }
     }
 
     /// Sends a frame.
@@ -54,12 +61,14 @@ impl Socket {
     /// Sends a text that need not be a frame.
     pub async fn send_text(&mut self, text: &str) {
         let sent = tokio::time::timeout(DEADLINE, self.stream.send(Message::text(text))).await;
-        sent.expect("the host does not read").expect("the host closed the connection");
+        sent.expect("the host does not read")
+            .expect("the host closed the connection");
     }
 
     /// A follow-up.
     pub async fn say(&mut self, content: &str) {
-        self.send(json!({"type": "message", "content": content})).await;
+        self.send(json!({"type": "message", "content": content}))
+            .await;
     }
 
     /// The next frame; none when the connection is closed.
@@ -70,8 +79,8 @@ impl Socket {
             };
             match message {
                 Some(Ok(Message::Text(text))) => {
-                    let frame: Value =
-                        serde_json::from_str(&text).unwrap_or_else(|e| panic!("no JSON in a frame ({e}): {text}"));
+                    let frame: Value = serde_json::from_str(&text)
+                        .unwrap_or_else(|e| panic!("no JSON in a frame ({e}): {text}"));
                     self.frames.push(frame.clone());
                     return Some(frame);
                 }
@@ -95,7 +104,11 @@ impl Socket {
                 return read;
             }
         }
-        panic!("closed ({:?}) before {what}; frames: {}", self.closed, self.told());
+        panic!(
+            "closed ({:?}) before {what}; frames: {}",
+            self.closed,
+            self.told()
+        );
     }
 
     /// Reads on until the task is completed.
@@ -105,14 +118,20 @@ impl Socket {
 
     /// Reads the frame that names the session, and gives its id.
     pub async fn session(&mut self) -> String {
-        let read = self.until("the session's id", |frame| frame["sessionId"].is_string()).await;
-        read.last().unwrap()["sessionId"].as_str().unwrap().to_owned()
+        let read = self
+            .until("the session's id", |frame| frame["sessionId"].is_string())
+            .await;
+        read.last().unwrap()["sessionId"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     /// Reads to the end of the connection, and gives the close code.
     pub async fn end(&mut self) -> u16 {
         while self.next().await.is_some() {}
-        self.closed.unwrap_or_else(|| panic!("closed without a code; frames: {}", self.told()))
+        self.closed
+            .unwrap_or_else(|| panic!("closed without a code; frames: {}", self.told()))
     }
 
     /// Takes the connection apart, to read and write apart from each other.
@@ -121,8 +140,16 @@ impl Socket {
     }
 
     fn told(&self) -> String {
-        let lines: Vec<String> = self.frames.iter().map(|frame| frame.to_string().chars().take(300).collect()).collect();
-        if lines.is_empty() { "none".to_owned() } else { format!("\n  {}", lines.join("\n  ")) }
+        let lines: Vec<String> = self
+            .frames
+            .iter()
+            .map(|frame| frame.to_string().chars().take(300).collect())
+            .collect();
+        if lines.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("\n  {}", lines.join("\n  "))
+        }
     }
 }
 
@@ -139,7 +166,10 @@ pub fn is_completed(frame: &Value) -> bool {
 /// The first frame with this event type.
 #[track_caller]
 pub fn event<'a>(frames: &'a [Value], kind: &str) -> &'a Value {
-    frames.iter().find(|frame| frame["eventType"] == kind).unwrap_or_else(|| panic!("no {kind} in {frames:#?}"))
+    frames
+        .iter()
+        .find(|frame| frame["eventType"] == kind)
+        .unwrap_or_else(|| panic!("no {kind} in {frames:#?}"))
 }
 
 /// What the frames are, in short: `status:completed`, `action:CmdRunAction`.
@@ -150,7 +180,9 @@ pub fn kinds(frames: &[Value]) -> Vec<String> {
         .map(|frame| match frame["type"].as_str() {
             Some("status") => format!("status:{}", text(&frame["status"])),
             Some("agent_event") if frame["event"] == "task_start" => "task_start".to_owned(),
-            Some("agent_event") => format!("{}:{}", text(&frame["event"]), text(&frame["eventType"])),
+            Some("agent_event") => {
+                format!("{}:{}", text(&frame["event"]), text(&frame["eventType"]))
+            }
             _ => text(&frame["type"]),
         })
         .collect()

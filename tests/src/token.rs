@@ -31,17 +31,27 @@ pub fn expired_token(user: &str) -> String {
 /// A token that someone else signed.
 pub fn foreign_token(user: &str) -> String {
     let claims = json!({"sub": user, "exp": now() + 3600});
-    sign("HS256", &claims, "a-secret-that-the-host-has-never-heard-of")
+    sign(
+        "HS256",
+        &claims,
+        "a-secret-that-the-host-has-never-heard-of",
+    )
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
 }
 
 fn sign(algorithm: &str, claims: &Value, secret: &str) -> String {
     let header = json!({"alg": algorithm, "typ": "JWT"});
-    let signed =
-        format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let signed = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(header.to_string()),
+        URL_SAFE_NO_PAD.encode(claims.to_string())
+    );
     let signature = hmac(secret.as_bytes(), signed.as_bytes());
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
@@ -51,7 +61,10 @@ fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
     assert!(key.len() <= 64);
     let pad = |with: u8| -> Vec<u8> {
         let mut block = [with; 64];
-        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+            .iter_mut()
+            .zip(key)
+            .for_each(|(byte, key)| *byte ^= key);
         block.to_vec()
     };
     let inner = Sha256::digest([pad(0x36), message.to_vec()].concat());
@@ -64,8 +77,13 @@ mod tests {
 
     #[test]
     fn the_code_is_that_of_rfc_4231() {
-        let code: String =
-            hmac(b"Jefe", b"what do ya want for nothing?").iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(code, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+        let code: String = hmac(b"Jefe", b"what do ya want for nothing?")
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(
+            code,
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
     }
 }

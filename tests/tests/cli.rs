@@ -2,23 +2,37 @@
 
 use std::process::{Command, Output, Stdio};
 
-use lucid_tests::{Host, Model, command, find, text_of};
+use lucid_tests::{Host, Model, command, find, text_of, with_compiled_plugins};
 use tempfile::TempDir;
 
 /// Secrets that must never be printed. Each is long enough that nothing else looks like it.
 const SECRETS: [(&str, &str); 4] = [
-    ("SUPABASE_JWT_SECRET", "jwt-secret-that-must-not-be-printed-1"),
-    ("ENCRYPTION_KEY", "encryption-key-that-must-not-be-printed-2"),
-    ("INTERNAL_API_KEY", "internal-key-that-must-not-be-printed-3"),
+    (
+        "SUPABASE_JWT_SECRET",
+        "jwt-secret-that-must-not-be-printed-1",
+    ),
+    (
+        "ENCRYPTION_KEY",
+        "encryption-key-that-must-not-be-printed-2",
+    ),
+    (
+        "INTERNAL_API_KEY",
+        "internal-key-that-must-not-be-printed-3",
+    ),
     ("OPENAI_API_KEY", "sk-openai-key-that-must-not-be-printed-4"),
 ];
 
 fn folder() -> TempDir {
-    tempfile::Builder::new().prefix("lucid-cli-").tempdir().unwrap()
+    tempfile::Builder::new()
+        .prefix("lucid-cli-")
+        .tempdir()
+        .unwrap()
 }
 
 async fn output(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
 }
 
 fn both(output: &Output) -> String {
@@ -28,24 +42,39 @@ fn both(output: &Output) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn run_with_nothing_configured_really_writes_and_runs_a_file() {
     let folder = folder();
+    with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Write a hello world"]);
     run.env("MOCK_STEP_DELAY_SECONDS", "0");
     let output = output(run).await;
     let printed = both(&output);
     assert_eq!(output.status.code(), Some(0), "{printed}");
-    assert!(text_of(&output.stdout).contains("Hello, World!"), "{printed}");
+    assert!(
+        text_of(&output.stdout).contains("Hello, World!"),
+        "{printed}"
+    );
     assert!(printed.contains("python /workspace/hello.py"), "{printed}");
-    assert!(!printed.contains('\u{1b}'), "colours, and this is no terminal: {printed:?}");
-    let file = find(&folder.path().join("storage"), "hello.py").unwrap_or_else(|| panic!("no hello.py: {printed}"));
-    assert_eq!(std::fs::read_to_string(file).unwrap().trim_end(), "print(\"Hello, World!\")");
+    assert!(
+        !printed.contains('\u{1b}'),
+        "colours, and this is no terminal: {printed:?}"
+    );
+    let file = find(&folder.path().join("storage"), "hello.py")
+        .unwrap_or_else(|| panic!("no hello.py: {printed}"));
+    assert_eq!(
+        std::fs::read_to_string(file).unwrap().trim_end(),
+        "print(\"Hello, World!\")"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_says_with_its_exit_code_that_a_task_failed() {
-    let model = Model::start(|_, _| lucid_tests::Turn::Refuse(400, "This model is on holiday.".into())).await;
+    let model =
+        Model::start(|_, _| lucid_tests::Turn::Refuse(400, "This model is on holiday.".into()))
+            .await;
     let folder = folder();
+    with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Do something"]);
-    run.env("OPENAI_API_KEY", "sk-test").env("LLM_BASE_URL", &model.url);
+    run.env("OPENAI_API_KEY", "sk-test")
+        .env("LLM_BASE_URL", &model.url);
     let output = output(run).await;
     let printed = both(&output);
     assert!(!output.status.success(), "{printed}");
@@ -58,8 +87,19 @@ async fn doctor_says_what_is_there_and_ends_well() {
     let output = output(command(folder.path(), &["doctor"])).await;
     let printed = both(&output);
     assert_eq!(output.status.code(), Some(0), "{printed}");
-    for word in ["bubblewrap", "landlock", "sqlite", "mock", "coder", "openai", "OPENAI_API_KEY"] {
-        assert!(printed.to_lowercase().contains(&word.to_lowercase()), "nothing on {word}: {printed}");
+    for word in [
+        "bubblewrap",
+        "landlock",
+        "sqlite",
+        "mock",
+        "coder",
+        "openai",
+        "OPENAI_API_KEY",
+    ] {
+        assert!(
+            printed.to_lowercase().contains(&word.to_lowercase()),
+            "nothing on {word}: {printed}"
+        );
     }
 }
 
@@ -88,10 +128,16 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
             let (out, err) = (text_of(&output.stdout), text_of(&output.stderr));
             assert_eq!(output.status.code(), Some(2), "{name}={value}: {out}{err}");
             assert_eq!(err.trim_end().lines().count(), 1, "{name}={value}: {err}");
-            assert!(err.contains(name) && err.contains(value), "{name}={value}: {err}");
+            assert!(
+                err.contains(name) && err.contains(value),
+                "{name}={value}: {err}"
+            );
             assert_eq!(out, "", "{name}={value}");
         }
-        assert!(!folder.path().join("storage").exists(), "{name}={value}: something was made before it was refused");
+        assert!(
+            !folder.path().join("storage").exists(),
+            "{name}={value}: something was made before it was refused"
+        );
     }
 }
 
@@ -104,36 +150,66 @@ async fn local_mode_listens_for_nobody_else() {
     let err = text_of(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{err}");
     assert_eq!(err.trim_end().lines().count(), 1, "{err}");
-    assert!(err.contains("HOST") && err.contains("SUPABASE_JWT_SECRET"), "{err}");
+    assert!(
+        err.contains("HOST") && err.contains("SUPABASE_JWT_SECRET"),
+        "{err}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn local_mode_prints_a_token_that_works_and_keeps_its_secret_to_itself() {
     use std::os::unix::fs::PermissionsExt as _;
     let host = Host::with_defaults().unset("SUPABASE_JWT_SECRET").start();
-    assert!(host.address().starts_with("127.0.0.1:"), "{}", host.address());
+    assert!(
+        host.address().starts_with("127.0.0.1:"),
+        "{}",
+        host.address()
+    );
     let token = lucid_tests::eventually("a token in the log", async || jwt(&host.log())).await;
     let bearer = format!("Bearer {token}");
-    host.send("GET", "/api/v1/sessions", &[("authorization", &bearer)], None).await.ok();
+    host.send(
+        "GET",
+        "/api/v1/sessions",
+        &[("authorization", &bearer)],
+        None,
+    )
+    .await
+    .ok();
     // A token for this test's usual secret is nothing here.
-    host.get("alice", "/api/v1/sessions").await.refused(401, "Invalid token");
-    let secret = host.folder().join("storage/local-secret");
+    host.get("alice", "/api/v1/sessions")
+        .await
+        .refused(401, "Invalid token");
+    let secret =
+        find(&host.folder().join("storage"), "local-secret").expect("no secret in storage");
     let mode = std::fs::metadata(&secret).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let secret = std::fs::read_to_string(secret).unwrap();
-    assert!(!host.log().contains(secret.trim()), "the secret is in the log");
+    assert!(
+        !host.log().contains(secret.trim()),
+        "the secret is in the log"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_makes_one_that_the_server_takes() {
     let host = Host::with_defaults().start();
     let mut token = command(host.folder(), &["token", "--user", "carol"]);
-    token.env("SUPABASE_JWT_SECRET", lucid_tests::JWT_SECRET).env("WORKSPACE_BASE_PATH", host.folder().join("storage"));
+    token
+        .env("SUPABASE_JWT_SECRET", lucid_tests::JWT_SECRET)
+        .env("WORKSPACE_BASE_PATH", host.folder().join("storage"));
     let output = output(token).await;
     assert_eq!(output.status.code(), Some(0), "{}", both(&output));
-    let token = jwt(&text_of(&output.stdout)).unwrap_or_else(|| panic!("no token: {}", both(&output)));
+    let token =
+        jwt(&text_of(&output.stdout)).unwrap_or_else(|| panic!("no token: {}", both(&output)));
     let bearer = format!("Bearer {token}");
-    host.send("POST", "/api/v1/sessions", &[("authorization", &bearer)], Some(r#"{"task":"Mine"}"#.into())).await.ok();
+    host.send(
+        "POST",
+        "/api/v1/sessions",
+        &[("authorization", &bearer)],
+        Some(r#"{"task":"Mine"}"#.into()),
+    )
+    .await
+    .ok();
     let sessions = host.get("carol", "/api/v1/sessions").await.ok();
     assert_eq!(sessions["sessions"][0]["userId"], "carol");
 }
@@ -143,10 +219,18 @@ async fn no_output_holds_a_secret() {
     let folder = folder();
     let silent = |printed: &str, what: &str| {
         for (name, secret) in SECRETS {
-            assert!(!printed.contains(secret), "{what} printed {name}: {printed}");
+            assert!(
+                !printed.contains(secret),
+                "{what} printed {name}: {printed}"
+            );
         }
     };
-    for arguments in [&["doctor"][..], &["token", "--user", "carol"], &["--help"], &["--version"]] {
+    for arguments in [
+        &["doctor"][..],
+        &["token", "--user", "carol"],
+        &["--help"],
+        &["--version"],
+    ] {
         let mut call = command(folder.path(), arguments);
         call.envs(SECRETS);
         let output = output(call).await;
@@ -155,16 +239,29 @@ async fn no_output_holds_a_secret() {
     }
     // Wrong ones are refused, and not shown either.
     for (name, secret) in [
-        ("OPENAI_API_KEY", "sk-with a line\nbreak-that-must-not-be-printed"),
-        ("INTERNAL_API_KEY", "key-with-\u{7f}-that-must-not-be-printed"),
-        ("LLM_BASE_URL", "ftp://user:password-that-must-not-be-printed@example.com"),
+        (
+            "OPENAI_API_KEY",
+            "sk-with a line\nbreak-that-must-not-be-printed",
+        ),
+        (
+            "INTERNAL_API_KEY",
+            "key-with-\u{7f}-that-must-not-be-printed",
+        ),
+        (
+            "LLM_BASE_URL",
+            "ftp://user:password-that-must-not-be-printed@example.com",
+        ),
     ] {
         let mut serve = command(folder.path(), &["serve"]);
         serve.env(name, secret);
         let output = output(serve).await;
         assert_eq!(output.status.code(), Some(2), "{}", both(&output));
         assert!(text_of(&output.stderr).contains(name), "{}", both(&output));
-        assert!(!both(&output).contains("must-not-be-printed"), "{}", both(&output));
+        assert!(
+            !both(&output).contains("must-not-be-printed"),
+            "{}",
+            both(&output)
+        );
     }
     // A server with all of them, and a look at what it says of itself.
     let mut builder = Host::with_defaults();
@@ -198,5 +295,7 @@ async fn a_second_server_on_the_same_storage_is_refused() {
 /// The first JWT in a text.
 fn jwt(text: &str) -> Option<String> {
     let word = |c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c));
-    text.split(word).find(|word| word.starts_with("eyJ") && word.matches('.').count() == 2).map(str::to_owned)
+    text.split(word)
+        .find(|word| word.starts_with("eyJ") && word.matches('.').count() == 2)
+        .map(str::to_owned)
 }

@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use lucid_tests::{GitServer, Host, Model, Socket, Turn, call, calls, event, kinds, repository, seq};
+use lucid_tests::{
+    GitServer, Host, Model, Socket, Turn, call, calls, event, kinds, repository, seq,
+};
 use serde_json::json;
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
@@ -32,71 +34,179 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
                     "old_str": "return a - b", "new_str": "return a + b"}),
             ),
         ]),
-        2 => calls([("terminal", json!({"command": RUN})), ("terminal", json!({"command": LONG}))]),
+        2 => calls([
+            ("terminal", json!({"command": RUN})),
+            ("terminal", json!({"command": LONG})),
+        ]),
         3 => call("finish", json!({"message": "add() adds now."})),
         _ => Turn::Say("You have thanked me already.".into()),
     })
     .await;
-    let host = Host::with_defaults().set("OPENAI_API_KEY", KEY).set("LLM_BASE_URL", &model.url).start();
+    let host = Host::with_defaults()
+        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_BASE_URL", &model.url)
+        .start();
 
     let task = format!("Make the tests pass. {}", "And be careful. ".repeat(200));
     let first = json!({"task": task, "repoUrl": url, "branch": "main", "modelProvider": "openai",
         "projectId": "calc", "features": ["seq"]});
     let mut socket = Socket::open(&host, "alice", first).await;
     let session = socket.session().await;
-    assert_eq!(socket.frames.last().unwrap()["status"], "ready", "{:?}", socket.frames);
+    assert_eq!(
+        socket.frames.last().unwrap()["status"],
+        "ready",
+        "{:?}",
+        socket.frames
+    );
     socket.completed().await;
     let frames = socket.frames.clone();
 
     // In order, without a gap.
-    let numbers: Vec<u64> = frames.iter().map(|frame| seq(frame).unwrap_or_else(|| panic!("no seq: {frame}"))).collect();
-    assert!(numbers.windows(2).all(|two| two[1] == two[0] + 1), "{numbers:?}");
+    let numbers: Vec<u64> = frames
+        .iter()
+        .map(|frame| seq(frame).unwrap_or_else(|| panic!("no seq: {frame}")))
+        .collect();
+    assert!(
+        numbers.windows(2).all(|two| two[1] == two[0] + 1),
+        "{numbers:?}"
+    );
     let kinds = kinds(&frames);
-    let at = |kind: &str| kinds.iter().position(|found| found == kind).unwrap_or_else(|| panic!("no {kind}: {kinds:?}"));
+    let at = |kind: &str| {
+        kinds
+            .iter()
+            .position(|found| found == kind)
+            .unwrap_or_else(|| panic!("no {kind}: {kinds:?}"))
+    };
     assert!(at("status:ready") < at("task_start"), "{kinds:?}");
     assert!(at("task_start") < at("action:CmdRunAction"), "{kinds:?}");
-    assert!(at("action:CmdRunAction") < at("observation:CmdOutputObservation"), "{kinds:?}");
-    assert!(at("observation:CmdOutputObservation") < at("action:FileEditAction"), "{kinds:?}");
-    assert!(at("action:FileEditAction") < at("observation:FileEditObservation"), "{kinds:?}");
+    assert!(
+        at("action:CmdRunAction") < at("observation:CmdOutputObservation"),
+        "{kinds:?}"
+    );
+    assert!(
+        at("observation:CmdOutputObservation") < at("action:FileEditAction"),
+        "{kinds:?}"
+    );
+    assert!(
+        at("action:FileEditAction") < at("observation:FileEditObservation"),
+        "{kinds:?}"
+    );
     assert_eq!(kinds.last().unwrap(), "status:completed");
-    assert_eq!(kinds.iter().filter(|kind| *kind == "action:CmdRunAction").count(), 3, "{kinds:?}");
+    assert_eq!(
+        kinds
+            .iter()
+            .filter(|kind| *kind == "action:CmdRunAction")
+            .count(),
+        3,
+        "{kinds:?}"
+    );
     assert!(!kinds.iter().any(|kind| kind == "error"), "{kinds:?}");
 
-    let outputs: Vec<_> = frames.iter().filter(|frame| frame["eventType"] == "CmdOutputObservation").collect();
+    let outputs: Vec<_> = frames
+        .iter()
+        .filter(|frame| frame["eventType"] == "CmdOutputObservation")
+        .collect();
     assert_eq!(outputs.len(), 3, "{kinds:?}");
-    assert_ne!(outputs[0]["exitCode"], 0, "the test passed before it was fixed: {}", outputs[0]);
-    assert!(outputs[0]["content"].as_str().unwrap().contains("-1 != 5"), "{}", outputs[0]);
+    assert_ne!(
+        outputs[0]["exitCode"], 0,
+        "the test passed before it was fixed: {}",
+        outputs[0]
+    );
+    assert!(
+        outputs[0]["content"].as_str().unwrap().contains("-1 != 5"),
+        "{}",
+        outputs[0]
+    );
     assert_eq!(outputs[1]["exitCode"], 0, "{}", outputs[1]);
     assert_eq!(event(&frames, "CmdRunAction")["command"], RUN);
-    assert_eq!(event(&frames, "FileEditAction")["path"], "/workspace/calc.py");
+    assert_eq!(
+        event(&frames, "FileEditAction")["path"],
+        "/workspace/calc.py"
+    );
     for frame in &frames {
-        assert!(frame["content"].as_str().unwrap_or_default().chars().count() <= 2000, "{frame}");
-        assert!(frame["thought"].as_str().unwrap_or_default().chars().count() <= 1000, "{frame}");
+        assert!(
+            frame["content"]
+                .as_str()
+                .unwrap_or_default()
+                .chars()
+                .count()
+                <= 2000,
+            "{frame}"
+        );
+        assert!(
+            frame["thought"]
+                .as_str()
+                .unwrap_or_default()
+                .chars()
+                .count()
+                <= 1000,
+            "{frame}"
+        );
     }
 
     // The work is really done: the repository's own test, run by us.
     let workspace = checkout(&host.workspace(&session));
-    let output = Command::new("python3").args(["-m", "unittest", "-q", "test_calc"]).current_dir(&workspace).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("python3")
+        .args(["-m", "unittest", "-q", "test_calc"])
+        .current_dir(&workspace)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 
     // What the model was told: the tools' results, and what the repository says to agents.
     let asked = model.completions();
     assert_eq!(asked.len(), 4);
-    assert!(asked[0].body.contains("Always run the tests with python3."), "AGENTS.md was not read: {}", asked[0].body);
-    assert!(asked[0].messages("user").concat().contains(&task), "the model did not get the whole task");
-    assert!(asked[1].messages("tool")[0].contains("-1 != 5"), "{:?}", asked[1].messages("tool"));
-    assert_eq!(asked[2].messages("tool").len(), 3, "{:?}", asked[2].messages("tool"));
+    assert!(
+        asked[0].body.contains("Always run the tests with python3."),
+        "AGENTS.md was not read: {}",
+        asked[0].body
+    );
+    assert!(
+        asked[0].messages("user").concat().contains(&task),
+        "the model did not get the whole task"
+    );
+    assert!(
+        asked[1].messages("tool")[0].contains("-1 != 5"),
+        "{:?}",
+        asked[1].messages("tool")
+    );
+    assert_eq!(
+        asked[2].messages("tool").len(),
+        3,
+        "{:?}",
+        asked[2].messages("tool")
+    );
 
     // The key went to the model as a Bearer token, and nowhere else.
     for request in model.seen() {
-        assert_eq!(request.headers["authorization"], format!("Bearer {KEY}").as_str());
-        let headers = request.headers.iter().filter(|(name, _)| *name != "authorization");
+        assert_eq!(
+            request.headers["authorization"],
+            format!("Bearer {KEY}").as_str()
+        );
+        let headers = request
+            .headers
+            .iter()
+            .filter(|(name, _)| *name != "authorization");
         assert!(!request.body.contains(KEY) && !request.uri.contains(KEY));
-        assert!(headers.into_iter().all(|(_, value)| !String::from_utf8_lossy(value.as_bytes()).contains(KEY)));
+        assert!(
+            headers
+                .into_iter()
+                .all(|(_, value)| !String::from_utf8_lossy(value.as_bytes()).contains(KEY))
+        );
     }
-    assert!(frames.iter().all(|frame| !frame.to_string().contains(KEY)), "a frame holds the key");
+    assert!(
+        frames.iter().all(|frame| !frame.to_string().contains(KEY)),
+        "a frame holds the key"
+    );
     assert!(!host.log().contains(KEY), "the host's log holds the key");
-    assert_eq!(holding(&host.folder().join("storage"), KEY.as_bytes()), Vec::<std::path::PathBuf>::new());
+    assert_eq!(
+        holding(&host.folder().join("storage"), KEY.as_bytes()),
+        Vec::<std::path::PathBuf>::new()
+    );
 
     // The chat holds all of it, uncut.
     let chats = host.get("alice", "/api/v1/chats").await.ok();
@@ -105,19 +215,40 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
     let messages = lucid_tests::eventually("the whole chat", async || {
         let chat = host.get("alice", &format!("/api/v1/chats/{id}")).await.ok();
         let messages = chat["messages"].as_array().unwrap().clone();
-        (messages.iter().filter(|message| message["eventType"] == "CmdOutputObservation").count() == 3).then_some(messages)
+        (messages
+            .iter()
+            .filter(|message| message["eventType"] == "CmdOutputObservation")
+            .count()
+            == 3)
+            .then_some(messages)
     })
     .await;
     assert_eq!(messages[0]["role"], "user");
     assert_eq!(messages[0]["eventType"], "InitialTask");
     assert_eq!(messages[0]["content"].as_str().unwrap().trim(), task.trim());
-    assert!(messages[1..].iter().all(|message| message["role"] == "assistant"), "{messages:#?}");
-    let long = messages.iter().any(|message| message["content"].as_str().unwrap().contains(&"x".repeat(9000)));
+    assert!(
+        messages[1..]
+            .iter()
+            .all(|message| message["role"] == "assistant"),
+        "{messages:#?}"
+    );
+    let long = messages.iter().any(|message| {
+        message["content"]
+            .as_str()
+            .unwrap()
+            .contains(&"x".repeat(9000))
+    });
     assert!(long, "a message was cut");
-    let recorded: Vec<_> = messages.iter().filter_map(|message| message["eventType"].as_str()).collect();
+    let recorded: Vec<_> = messages
+        .iter()
+        .filter_map(|message| message["eventType"].as_str())
+        .collect();
     let shown: Vec<_> = frames
         .iter()
-        .filter(|frame| ["action", "observation", "error"].contains(&frame["event"].as_str().unwrap_or_default()))
+        .filter(|frame| {
+            ["action", "observation", "error"]
+                .contains(&frame["event"].as_str().unwrap_or_default())
+        })
         .filter(|frame| !frame["content"].as_str().unwrap_or_default().is_empty())
         .filter_map(|frame| frame["eventType"].as_str())
         .collect();
@@ -132,38 +263,84 @@ async fn a_coder_that_never_finishes_ends_at_its_budget() {
         .set("LLM_BASE_URL", &model.url)
         .set("MAX_ITERATIONS", "3")
         .start();
-    let mut socket = Socket::open(&host, "alice", json!({"task": "Never stop", "modelProvider": "openai"})).await;
-    let ended = |frame: &serde_json::Value| frame["type"] == "error" || frame["status"] == "completed" || frame["event"] == "error";
+    let mut socket = Socket::open(
+        &host,
+        "alice",
+        json!({"task": "Never stop", "modelProvider": "openai"}),
+    )
+    .await;
+    let ended = |frame: &serde_json::Value| {
+        frame["type"] == "error" || frame["status"] == "completed" || frame["event"] == "error"
+    };
     socket.until("the end", ended).await;
-    assert!(model.completions().len() <= 3, "{} model calls", model.completions().len());
+    assert!(
+        model.completions().len() <= 3,
+        "{} model calls",
+        model.completions().len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_refuses_the_key_is_said_plainly_and_without_the_key() {
-    let model = Model::start(|_, _| Turn::Refuse(401, format!("Incorrect API key provided: {KEY}"))).await;
-    let host = Host::with_defaults().set("OPENAI_API_KEY", KEY).set("LLM_BASE_URL", &model.url).start();
-    let mut socket = Socket::open(&host, "alice", json!({"task": "Go", "modelProvider": "openai"})).await;
-    let read = socket.until("an error", |frame| frame["type"] == "error" || frame["event"] == "error").await;
-    assert!(!read.iter().any(|frame| frame.to_string().contains(KEY)), "a frame holds the key: {read:#?}");
+    let model =
+        Model::start(|_, _| Turn::Refuse(401, format!("Incorrect API key provided: {KEY}"))).await;
+    let host = Host::with_defaults()
+        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let mut socket = Socket::open(
+        &host,
+        "alice",
+        json!({"task": "Go", "modelProvider": "openai"}),
+    )
+    .await;
+    let read = socket
+        .until("an error", |frame| {
+            frame["type"] == "error" || frame["event"] == "error"
+        })
+        .await;
+    assert!(
+        !read.iter().any(|frame| frame.to_string().contains(KEY)),
+        "a frame holds the key: {read:#?}"
+    );
     assert!(!host.log().contains(KEY), "the host's log holds the key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_models_words_come_as_deltas_diffs_and_usage_to_a_client_that_asks() {
     let model = Model::start(|number, _| match number {
-        0 => call("file_editor", json!({"command": "create", "path": "/workspace/a.txt", "file_text": "one\n"})),
+        0 => call(
+            "file_editor",
+            json!({"command": "create", "path": "/workspace/a.txt", "file_text": "one\n"}),
+        ),
         _ => Turn::Say("I wrote one line for you.".into()),
     })
     .await;
-    let host = Host::with_defaults().set("OPENAI_API_KEY", KEY).set("LLM_BASE_URL", &model.url).start();
+    let host = Host::with_defaults()
+        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_BASE_URL", &model.url)
+        .start();
     let features = json!(["seq", "deltas", "diffs", "usage"]);
     let first = json!({"task": "Write a line", "modelProvider": "openai", "features": features});
     let mut socket = Socket::open(&host, "alice", first).await;
     let frames = socket.completed().await;
-    let deltas: Vec<_> = frames.iter().filter(|frame| frame["type"] == "delta").collect();
+    let deltas: Vec<_> = frames
+        .iter()
+        .filter(|frame| frame["type"] == "delta")
+        .collect();
     assert!(!deltas.is_empty(), "no delta: {frames:#?}");
-    assert!(frames.iter().any(|frame| frame.to_string().contains("+one")), "no diff: {frames:#?}");
-    assert!(frames.iter().any(|frame| frame["type"] == "usage" || frame.get("usage").is_some()), "no usage: {frames:#?}");
+    assert!(
+        frames
+            .iter()
+            .any(|frame| frame.to_string().contains("+one")),
+        "no diff: {frames:#?}"
+    );
+    assert!(
+        frames
+            .iter()
+            .any(|frame| frame["type"] == "usage" || frame.get("usage").is_some()),
+        "no usage: {frames:#?}"
+    );
 }
 
 /// The checkout below a session's folder.
@@ -183,7 +360,9 @@ fn checkout(folder: &std::path::Path) -> std::path::PathBuf {
 fn holding(folder: &std::path::Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         if kind.is_dir() {
             found.extend(holding(&entry.path(), bytes));
         } else if kind.is_file() {

@@ -1,24 +1,38 @@
 //! SIGKILL at bad moments: what was written is there afterwards, what was in doubt is said to be lost,
 //! and nothing happens twice.
 
-use lucid_tests::{Host, Model, Socket, Turn, call, eventually, is_completed, kinds, process_with, seq};
+use lucid_tests::{
+    Host, Model, Socket, Turn, call, eventually, is_completed, kinds, process_with, seq,
+};
 use serde_json::{Value, json};
 
 /// Frames that a client got before and after a crash, put together.
 fn check_dense(before: &[Value], after: &[Value]) {
     let numbers: Vec<u64> = before.iter().chain(after).filter_map(seq).collect();
     let dense = numbers.windows(2).all(|two| two[1] == two[0] + 1);
-    assert!(dense, "before: {:?}\nafter: {:?}", before.iter().map(seq).collect::<Vec<_>>(), after.iter().map(seq).collect::<Vec<_>>());
+    assert!(
+        dense,
+        "before: {:?}\nafter: {:?}",
+        before.iter().map(seq).collect::<Vec<_>>(),
+        after.iter().map(seq).collect::<Vec<_>>()
+    );
 }
 
 async fn listed(host: &Host, user: &str) -> Vec<String> {
     let sessions = host.get(user, "/api/v1/sessions").await.ok();
     let all = sessions["sessions"].as_array().unwrap();
-    all.iter().map(|session| session["sessionId"].as_str().unwrap().to_owned()).collect()
+    all.iter()
+        .map(|session| session["sessionId"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn last_seq(socket: &Socket) -> u64 {
-    socket.frames.iter().filter_map(seq).max().unwrap_or_default()
+    socket
+        .frames
+        .iter()
+        .filter_map(seq)
+        .max()
+        .unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,11 +46,16 @@ async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
         _ => Turn::Say("Done.".into()),
     })
     .await;
-    let mut host = Host::with_defaults().set("OPENAI_API_KEY", "sk-test").set("LLM_BASE_URL", &model.url).start();
+    let mut host = Host::with_defaults()
+        .set("OPENAI_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
     let first = json!({"task": "Run it", "modelProvider": "openai", "features": ["seq"]});
     let mut socket = Socket::open(&host, "alice", first).await;
     let session = socket.session().await;
-    socket.until("the command", |frame| frame["eventType"] == "CmdRunAction").await;
+    socket
+        .until("the command", |frame| frame["eventType"] == "CmdRunAction")
+        .await;
     let read = format!("/api/v1/files/read?session_id={session}&path=effects.txt");
     eventually("the command's first effect", async || {
         let answer = host.get("alice", &read).await;
@@ -45,7 +64,10 @@ async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
     .await;
     let seen = last_seq(&socket);
     host.crash();
-    eventually("the command to die with its host", async || process_with(&marker).is_none().then_some(())).await;
+    eventually("the command to die with its host", async || {
+        process_with(&marker).is_none().then_some(())
+    })
+    .await;
 
     host.start_again();
     assert_eq!(listed(&host, "alice").await, [session.as_str()]);
@@ -53,34 +75,62 @@ async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
     let mut back = Socket::open(&host, "alice", again).await;
     back.completed().await;
     check_dense(&socket.frames, &back.frames);
-    assert_eq!(back.frames.iter().filter_map(seq).min(), Some(seen + 1), "{:#?}", back.frames);
-    let runs = |frames: &[Value]| kinds(frames).iter().filter(|kind| *kind == "action:CmdRunAction").count();
-    assert_eq!((runs(&socket.frames), runs(&back.frames)), (1, 0), "{:#?}", back.frames);
+    assert_eq!(
+        back.frames.iter().filter_map(seq).min(),
+        Some(seen + 1),
+        "{:#?}",
+        back.frames
+    );
+    let runs = |frames: &[Value]| {
+        kinds(frames)
+            .iter()
+            .filter(|kind| *kind == "action:CmdRunAction")
+            .count()
+    };
+    assert_eq!(
+        (runs(&socket.frames), runs(&back.frames)),
+        (1, 0),
+        "{:#?}",
+        back.frames
+    );
 
     // The model was told, in the place of the tool's result.
     let asked = model.completions();
     assert_eq!(asked.len(), 2);
     let told = asked[1].messages("tool");
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].to_lowercase().contains("lost"), "{told:?}");
-    assert_eq!(host.get("alice", &read).await.ok()["content"], "ran\n", "the command ran twice");
+    let said = told[0].to_lowercase();
+    assert!(
+        said.contains("lost") || said.contains("may or may not have happened"),
+        "{told:?}"
+    );
+    assert_eq!(
+        host.get("alice", &read).await.ok()["content"],
+        "ran\n",
+        "the command ran twice"
+    );
     assert_eq!(process_with(&marker), None, "the command runs again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_goes_on_after_a_crash_in_the_middle_of_a_model_call() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Hang,
+        0 => Turn::Hang("I am thinking about ".into()),
         1 => call("terminal", json!({"command": "echo after the crash"})),
         _ => call("finish", json!({"message": "All done."})),
     })
     .await;
-    let mut host = Host::with_defaults().set("OPENAI_API_KEY", "sk-test").set("LLM_BASE_URL", &model.url).start();
+    let mut host = Host::with_defaults()
+        .set("OPENAI_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
     let first = json!({"task": "Think long", "modelProvider": "openai", "features": ["seq"]});
     let mut socket = Socket::open(&host, "alice", first).await;
     let session = socket.session().await;
     model.asked(1).await;
-    socket.until("task_start", |frame| frame["event"] == "task_start").await;
+    socket
+        .until("task_start", |frame| frame["event"] == "task_start")
+        .await;
     let seen = last_seq(&socket);
     host.crash();
     host.start_again();
@@ -93,17 +143,31 @@ async fn a_task_goes_on_after_a_crash_in_the_middle_of_a_model_call() {
     back.completed().await;
     check_dense(&socket.frames, &back.frames);
     let found = kinds(&back.frames);
-    assert!(found.iter().any(|kind| kind == "observation:CmdOutputObservation"), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|kind| kind == "observation:CmdOutputObservation"),
+        "{found:?}"
+    );
 
     // The same from the start: a client that has nothing gets everything, once.
     let whole = json!({"sessionId": session, "lastSeq": 0, "features": ["seq"]});
     let mut whole = Socket::open(&host, "alice", whole).await;
     whole.completed().await;
-    let of = |frames: &[Value]| -> Vec<Value> { frames.iter().filter(|frame| seq(frame).is_some()).cloned().collect() };
+    let of = |frames: &[Value]| -> Vec<Value> {
+        frames
+            .iter()
+            .filter(|frame| seq(frame).is_some())
+            .cloned()
+            .collect()
+    };
     let pieces = [of(&socket.frames), of(&back.frames)].concat();
     let all = of(&whole.frames);
     let from = pieces.first().and_then(seq).unwrap();
-    let all: Vec<Value> = all.into_iter().filter(|frame| seq(frame) >= Some(from)).collect();
+    let all: Vec<Value> = all
+        .into_iter()
+        .filter(|frame| seq(frame) >= Some(from))
+        .collect();
     assert_eq!(all, pieces, "a replay differs from what was shown live");
 
     // And follow-ups work on the session that came back.

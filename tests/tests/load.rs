@@ -26,16 +26,44 @@ async fn two_hundred_sessions_at_once_each_get_every_frame_in_order() {
     let mut sessions = std::collections::HashSet::new();
     for (number, run) in runs.iter().enumerate() {
         let numbers: Vec<u64> = run.frames.iter().filter_map(seq).collect();
-        assert_eq!(numbers.len(), run.frames.len(), "session {number} has a frame without seq: {:#?}", run.frames);
-        assert!(numbers.windows(2).all(|two| two[1] == two[0] + 1), "session {number}: {numbers:?}");
-        let script: Vec<String> = kinds(&run.frames).into_iter().filter(|kind| kind != "file_tree").collect();
+        assert_eq!(
+            numbers.len(),
+            run.frames.len(),
+            "session {number} has a frame without seq: {:#?}",
+            run.frames
+        );
+        assert!(
+            numbers.windows(2).all(|two| two[1] == two[0] + 1),
+            "session {number}: {numbers:?}"
+        );
+        let script: Vec<String> = kinds(&run.frames)
+            .into_iter()
+            .filter(|kind| kind != "file_tree")
+            .collect();
         assert_eq!(script.len(), 10, "session {number}: {script:?}");
-        assert_eq!(script[9], "status:completed", "session {number}: {script:?}");
+        assert_eq!(
+            script[9], "status:completed",
+            "session {number}: {script:?}"
+        );
         let own = format!("Task {number}");
-        let think = run.frames.iter().find(|frame| frame["eventType"] == "ThinkAction").unwrap();
-        assert!(think["content"].as_str().unwrap().contains(&own), "session {number} got another's frame: {think}");
-        let session = run.frames.iter().find_map(|frame| frame["sessionId"].as_str()).unwrap();
-        assert!(sessions.insert(session.to_owned()), "two runs have the session {session}");
+        let think = run
+            .frames
+            .iter()
+            .find(|frame| frame["eventType"] == "ThinkAction")
+            .unwrap();
+        assert!(
+            think["content"].as_str().unwrap().contains(&own),
+            "session {number} got another's frame: {think}"
+        );
+        let session = run
+            .frames
+            .iter()
+            .find_map(|frame| frame["sessionId"].as_str())
+            .unwrap();
+        assert!(
+            sessions.insert(session.to_owned()),
+            "two runs have the session {session}"
+        );
     }
     let about = host.send("GET", "/", &[], None).await.ok();
     assert_eq!(about["active_sessions"], SESSIONS, "{about}");
@@ -45,8 +73,11 @@ async fn two_hundred_sessions_at_once_each_get_every_frame_in_order() {
 async fn a_client_that_does_not_read_for_a_while_misses_nothing_when_it_does() {
     const MESSAGES: usize = 1000;
     let host = Host::with_defaults().set("SANDBOX_BACKEND", "none").start();
-    let mut socket = Socket::connect_with(&host, &format!("?token={}", token("alice")), Some(4096)).await;
-    socket.send(json!({"task": "Talk to me", "features": ["seq"]})).await;
+    let mut socket =
+        Socket::connect_with(&host, &format!("?token={}", token("alice")), Some(4096)).await;
+    socket
+        .send(json!({"task": "Talk to me", "features": ["seq"]}))
+        .await;
     let session = socket.session().await;
     socket.completed().await;
     let mut numbers: Vec<u64> = socket.frames.iter().filter_map(seq).collect();
@@ -69,7 +100,8 @@ async fn a_client_that_does_not_read_for_a_while_misses_nothing_when_it_does() {
     let until = |now: tokio::time::Instant| enough.min(now + Duration::from_secs(3));
     while let Ok(Ok(())) =
         tokio::time::timeout_at(until(tokio::time::Instant::now()), progressed.changed()).await
-    {}
+    {
+    }
     assert!(*progressed.borrow() > 0, "the host took nothing");
 
     let (mut answers, mut open) = (Vec::new(), true);
@@ -78,23 +110,37 @@ async fn a_client_that_does_not_read_for_a_while_misses_nothing_when_it_does() {
         let frame: Value = match message {
             Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
             Some(Ok(_)) => continue,
-            other => panic!("the connection ended after {} answers: {other:?}", answers.len()),
+            other => panic!(
+                "the connection ended after {} answers: {other:?}",
+                answers.len()
+            ),
         };
         numbers.extend(seq(&frame));
         if frame["eventType"] == "MockResponse" {
             let content = frame["content"].as_str().unwrap();
-            let at = content.find("message ").unwrap_or_else(|| panic!("{content}")) + "message ".len();
+            let at = content
+                .find("message ")
+                .unwrap_or_else(|| panic!("{content}"))
+                + "message ".len();
             answers.push(content[at..at + 4].parse::<usize>().unwrap());
         }
         open = answers.len() < MESSAGES;
     }
     assert_eq!(answers, (0..MESSAGES).collect::<Vec<_>>());
-    assert!(numbers.windows(2).all(|two| two[1] == two[0] + 1), "a gap in {numbers:?}");
+    assert!(
+        numbers.windows(2).all(|two| two[1] == two[0] + 1),
+        "a gap in {numbers:?}"
+    );
     drop((writer.await.unwrap(), read));
 
     // The chat has every one of them, whole, in the order they were said.
     let chats = host.get("alice", "/api/v1/chats").await.ok();
-    let chat = chats["chats"].as_array().unwrap().iter().find(|chat| chat["agentSessionId"] == session.as_str()).unwrap();
+    let chat = chats["chats"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|chat| chat["agentSessionId"] == session.as_str())
+        .unwrap();
     let path = format!("/api/v1/chats/{}", chat["id"].as_str().unwrap());
     eventually("all follow-ups in the chat", async || {
         let chat = host.get("alice", &path).await.ok();
@@ -104,7 +150,10 @@ async fn a_client_that_does_not_read_for_a_while_misses_nothing_when_it_does() {
             .filter(|message| message["eventType"] == "FollowUp")
             .map(|message| message["content"].as_str().unwrap())
             .collect();
-        let whole = said.iter().enumerate().all(|(n, text)| text.starts_with(&format!("message {n:04} ")) && text.len() > 1900);
+        let whole = said
+            .iter()
+            .enumerate()
+            .all(|(n, text)| text.starts_with(&format!("message {n:04} ")) && text.len() > 1900);
         (said.len() == MESSAGES && whole).then_some(())
     })
     .await;
@@ -130,6 +179,9 @@ async fn a_client_that_loses_its_connection_at_any_frame_gets_the_rest_exactly_o
         }
         back.completed().await;
         let numbers: Vec<u64> = before.iter().chain(&back.frames).filter_map(seq).collect();
-        assert!(numbers.windows(2).all(|two| two[1] == two[0] + 1), "lost after {taken}: {numbers:?}");
+        assert!(
+            numbers.windows(2).all(|two| two[1] == two[0] + 1),
+            "lost after {taken}: {numbers:?}"
+        );
     }
 }

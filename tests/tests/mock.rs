@@ -1,6 +1,8 @@
 //! The mock agent over WebSocket: exactly the contract's frames, played for real.
 
-use lucid_tests::{Host, Socket, claims_token, event, expired_token, find, foreign_token, kinds, token};
+use lucid_tests::{
+    Host, Socket, claims_token, event, expired_token, find, foreign_token, kinds, token,
+};
 use serde_json::{Value, json};
 
 /// The contract's script, without `file_tree`, which may come at any time.
@@ -18,23 +20,40 @@ const SCRIPT: [&str; 10] = [
 ];
 
 fn without_trees(frames: &[Value]) -> Vec<Value> {
-    frames.iter().filter(|frame| frame["type"] != "file_tree").cloned().collect()
+    frames
+        .iter()
+        .filter(|frame| frame["type"] != "file_tree")
+        .cloned()
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mock_plays_exactly_the_contracts_sequence_and_its_file_is_really_there() {
     let host = Host::with_defaults().start();
-    let mut socket = Socket::open(&host, "alice", json!({"task": "Write a \"hello\"", "projectId": "p1"})).await;
+    let mut socket = Socket::open(
+        &host,
+        "alice",
+        json!({"task": "Write a \"hello\"", "projectId": "p1"}),
+    )
+    .await;
     let all = socket.completed().await;
     let frames = without_trees(&all);
     assert_eq!(kinds(&frames), SCRIPT, "{frames:#?}");
 
     for frame in &all {
         let members = ["seq", "policy", "diff", "usage"];
-        assert!(members.iter().all(|name| frame.get(name).is_none()), "nobody asked for this: {frame}");
+        assert!(
+            members.iter().all(|name| frame.get(name).is_none()),
+            "nobody asked for this: {frame}"
+        );
         if frame["type"] != "status" {
-            let time = frame["timestamp"].as_str().unwrap_or_else(|| panic!("no timestamp: {frame}"));
-            assert!(time.contains('T') && (time.ends_with("+00:00") || time.ends_with('Z')), "{frame}");
+            let time = frame["timestamp"]
+                .as_str()
+                .unwrap_or_else(|| panic!("no timestamp: {frame}"));
+            assert!(
+                time.contains('T') && (time.ends_with("+00:00") || time.ends_with('Z')),
+                "{frame}"
+            );
         }
         if frame["type"] == "agent_event" {
             assert!(frame["content"].is_string(), "{frame}");
@@ -42,27 +61,74 @@ async fn the_mock_plays_exactly_the_contracts_sequence_and_its_file_is_really_th
     }
     assert!(frames[0]["message"].is_string() && frames[1]["message"].is_string());
     let session = frames[1]["sessionId"].as_str().unwrap();
-    assert!(frames[2]["content"].as_str().unwrap().starts_with("Analyzing task: \""), "{}", frames[2]);
-    assert!(!frames[2]["thought"].as_str().unwrap().is_empty(), "{}", frames[2]);
+    assert!(
+        frames[2]["content"]
+            .as_str()
+            .unwrap()
+            .starts_with("Analyzing task: \""),
+        "{}",
+        frames[2]
+    );
+    assert!(
+        !frames[2]["thought"].as_str().unwrap().is_empty(),
+        "{}",
+        frames[2]
+    );
     assert_eq!(frames[3]["command"], "mkdir -p /workspace && cd /workspace");
     assert_eq!(frames[3]["content"], frames[3]["command"]);
     assert_eq!(frames[4]["exitCode"], 0);
     assert_eq!(frames[5]["path"], "/workspace/hello.py");
-    assert!(frames[5]["content"].as_str().unwrap().contains("print(\"Hello, World!\")"), "{}", frames[5]);
+    assert!(
+        frames[5]["content"]
+            .as_str()
+            .unwrap()
+            .contains("print(\"Hello, World!\")"),
+        "{}",
+        frames[5]
+    );
     assert_eq!(frames[6]["path"], "/workspace/hello.py");
     assert_eq!(frames[7]["command"], "python /workspace/hello.py");
     assert_eq!(frames[8]["exitCode"], 0, "{}", frames[8]);
-    assert_eq!(frames[8]["content"].as_str().unwrap().trim_end(), "Hello, World!");
-    assert!(frames[9]["message"].as_str().unwrap().starts_with("[MOCK]"), "{}", frames[9]);
+    assert_eq!(
+        frames[8]["content"].as_str().unwrap().trim_end(),
+        "Hello, World!"
+    );
+    assert!(
+        frames[9]["message"].as_str().unwrap().starts_with("[MOCK]"),
+        "{}",
+        frames[9]
+    );
 
-    let file = host.get("alice", &format!("/api/v1/files/read?session_id={session}&path=/workspace/hello.py")).await.ok();
-    assert_eq!(file["content"].as_str().unwrap().trim_end(), "print(\"Hello, World!\")");
-    let tree = host.get("alice", &format!("/api/v1/files/list?session_id={session}")).await.ok();
-    assert_eq!(tree["tree"], json!([{"name": "hello.py", "type": "file", "path": "/hello.py"}]));
-    let told = all.iter().rfind(|frame| frame["type"] == "file_tree").expect("the tree changed, and nobody said so");
+    let file = host
+        .get(
+            "alice",
+            &format!("/api/v1/files/read?session_id={session}&path=/workspace/hello.py"),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        file["content"].as_str().unwrap().trim_end(),
+        "print(\"Hello, World!\")"
+    );
+    let tree = host
+        .get("alice", &format!("/api/v1/files/list?session_id={session}"))
+        .await
+        .ok();
+    assert_eq!(
+        tree["tree"],
+        json!([{"name": "hello.py", "type": "file", "path": "/hello.py"}])
+    );
+    let told = all
+        .iter()
+        .rfind(|frame| frame["type"] == "file_tree")
+        .expect("the tree changed, and nobody said so");
     assert_eq!(told["tree"], tree["tree"]);
     let on_disk = find(&host.workspace(session), "hello.py").expect("hello.py is not on the disk");
-    assert!(std::fs::read_to_string(on_disk).unwrap().starts_with("print("));
+    assert!(
+        std::fs::read_to_string(on_disk)
+            .unwrap()
+            .starts_with("print(")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,36 +142,72 @@ async fn after_completed_the_connection_takes_follow_ups_pings_and_refuses_empty
     let pong = without_trees(&socket.until("pong", |frame| frame["type"] == "pong").await);
     assert_eq!(pong, [json!({"type": "pong"})]);
 
-    for empty in [json!({"type": "message", "content": ""}), json!({"type": "message"})] {
+    for empty in [
+        json!({"type": "message", "content": ""}),
+        json!({"type": "message"}),
+    ] {
         socket.send(empty).await;
-        let read = without_trees(&socket.until("the refusal", |frame| frame["type"] == "error").await);
+        let read = without_trees(
+            &socket
+                .until("the refusal", |frame| frame["type"] == "error")
+                .await,
+        );
         assert_eq!(read, [json!({"type": "error", "message": "Empty content"})]);
     }
 
     socket.say("And now in French, s'il vous plaît").await;
-    let read = socket.until("the answer", |frame| frame["eventType"] == "MockResponse").await;
+    let read = socket
+        .until("the answer", |frame| frame["eventType"] == "MockResponse")
+        .await;
     let answer = event(&read, "MockResponse");
     assert_eq!(answer["event"], "observation");
-    assert!(answer["content"].as_str().unwrap().contains("And now in French, s'il vous plaît"), "{answer}");
-    assert!(!kinds(&read).iter().any(|kind| kind == "error"), "{read:#?}");
+    assert!(
+        answer["content"]
+            .as_str()
+            .unwrap()
+            .contains("And now in French, s'il vous plaît"),
+        "{answer}"
+    );
+    assert!(
+        !kinds(&read).iter().any(|kind| kind == "error"),
+        "{read:#?}"
+    );
 
     // A second one, to be sure that the first left the session as it was.
     socket.say("Thank you").await;
-    let read = socket.until("the answer", |frame| frame["eventType"] == "MockResponse").await;
-    assert!(event(&read, "MockResponse")["content"].as_str().unwrap().contains("Thank you"));
+    let read = socket
+        .until("the answer", |frame| frame["eventType"] == "MockResponse")
+        .await;
+    assert!(
+        event(&read, "MockResponse")["content"]
+            .as_str()
+            .unwrap()
+            .contains("Thank you")
+    );
 
     let chats = host.get("alice", "/api/v1/chats").await.ok();
-    let chat = chats["chats"].as_array().unwrap().iter().find(|chat| chat["agentSessionId"] == session.as_str()).unwrap();
+    let chat = chats["chats"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|chat| chat["agentSessionId"] == session.as_str())
+        .unwrap();
     assert_eq!(chat["isActive"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_the_session_with_1000() {
-    let host = Host::with_defaults().set("MOCK_STEP_DELAY_SECONDS", "30").start();
+    let host = Host::with_defaults()
+        .set("MOCK_STEP_DELAY_SECONDS", "30")
+        .start();
     let mut socket = Socket::open(&host, "alice", json!({"task": "Wait for me"})).await;
     let session = socket.session().await;
-    socket.send(json!({"type": "stop", "content": "enough"})).await;
-    let read = socket.until("stopping", |frame| frame["status"] == "stopping").await;
+    socket
+        .send(json!({"type": "stop", "content": "enough"}))
+        .await;
+    let read = socket
+        .until("stopping", |frame| frame["status"] == "stopping")
+        .await;
     assert!(read.last().unwrap()["message"].is_string(), "{read:#?}");
     assert_eq!(socket.end().await, 1000);
     lucid_tests::eventually("the session's end", async || {
@@ -132,7 +234,11 @@ async fn a_message_without_a_task_is_closed_with_4001() {
         let mut socket = Socket::open(&host, "alice", first.clone()).await;
         assert_eq!(socket.end().await, 4001, "{first}");
         let error = socket.frames.iter().find(|frame| frame["type"] == "error");
-        assert_eq!(error, Some(&json!({"type": "error", "message": "Missing required field: 'task'"})), "{first}");
+        assert_eq!(
+            error,
+            Some(&json!({"type": "error", "message": "Missing required field: 'task'"})),
+            "{first}"
+        );
     }
 }
 
@@ -149,23 +255,39 @@ async fn nobody_without_a_good_token_gets_in() {
         json!(claims_token(json!({"role": "anon"}))),
     ] {
         let mut socket = Socket::connect(&host, "").await;
-        socket.send(json!({"task": "Let me in", "token": member})).await;
+        socket
+            .send(json!({"task": "Let me in", "token": member}))
+            .await;
         assert_eq!(socket.end().await, 4010, "{member}");
         let error = json!({"type": "error", "message": "Authentication required. Provide a valid JWT token."});
         assert_eq!(socket.frames, [error], "{member}");
     }
     // In the address.
-    for bad in ["nonsense".to_owned(), expired_token("alice"), foreign_token("alice")] {
+    for bad in [
+        "nonsense".to_owned(),
+        expired_token("alice"),
+        foreign_token("alice"),
+    ] {
         let mut socket = Socket::connect(&host, &format!("?token={bad}")).await;
         assert_eq!(socket.end().await, 4010);
-        assert!(socket.frames.iter().all(|frame| frame["type"] == "error"), "{:?}", socket.frames);
+        assert!(
+            socket.frames.iter().all(|frame| frame["type"] == "error"),
+            "{:?}",
+            socket.frames
+        );
     }
     // A good one is taken in both places.
     let mut socket = Socket::connect(&host, "").await;
-    socket.send(json!({"task": "Let me in", "token": token("alice")})).await;
+    socket
+        .send(json!({"task": "Let me in", "token": token("alice")}))
+        .await;
     socket.completed().await;
     let sessions = host.get("alice", "/api/v1/sessions").await.ok();
-    assert_eq!(sessions["sessions"].as_array().unwrap().len(), 1, "{sessions}");
+    assert_eq!(
+        sessions["sessions"].as_array().unwrap().len(),
+        1,
+        "{sessions}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,5 +304,9 @@ async fn a_client_that_repeats_its_project_and_task_gets_its_session_back() {
     let mut other = Socket::open(&host, "bob", first).await;
     assert_ne!(other.session().await, session);
     let sessions = host.get("alice", "/api/v1/sessions").await.ok();
-    assert_eq!(sessions["sessions"].as_array().unwrap().len(), 1, "{sessions}");
+    assert_eq!(
+        sessions["sessions"].as_array().unwrap().len(),
+        1,
+        "{sessions}"
+    );
 }

@@ -21,7 +21,10 @@ async fn chat_of(host: &Host, user: &str, session: &str) -> String {
     let chats = host.get(user, "/api/v1/chats?limit=100").await.ok();
     let all = chats["chats"].as_array().unwrap();
     let chat = all.iter().find(|chat| chat["agentSessionId"] == session);
-    chat.unwrap_or_else(|| panic!("no chat of {session}: {chats}"))["id"].as_str().unwrap().to_owned()
+    chat.unwrap_or_else(|| panic!("no chat of {session}: {chats}"))["id"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 async fn made(host: &Host, user: &str, body: Value) -> String {
@@ -32,14 +35,26 @@ async fn made(host: &Host, user: &str, body: Value) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_two_open_routes_say_what_this_is() {
     let host = Host::with_defaults().start();
-    assert_eq!(host.send("GET", "/health", &[], None).await.ok(), json!({"status": "ok"}));
+    assert_eq!(
+        host.send("GET", "/health", &[], None).await.ok(),
+        json!({"status": "ok"})
+    );
     let about = host.send("GET", "/", &[], None).await.ok();
     assert_eq!(about["service"], "Lucid AI Engine");
     assert_eq!(about["status"], "healthy");
     assert_eq!(about["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(about["openhands_available"], false, "the default here is the mock");
-    assert_eq!((&about["active_sessions"], &about["active_sandboxes"]), (&json!(0), &json!(0)));
-    assert!(about["docker_available"].is_boolean() && about["llm_model"].is_string(), "{about}");
+    assert_eq!(
+        about["openhands_available"], false,
+        "the default here is the mock"
+    );
+    assert_eq!(
+        (&about["active_sessions"], &about["active_sandboxes"]),
+        (&json!(0), &json!(0))
+    );
+    assert!(
+        about["docker_available"].is_boolean() && about["llm_model"].is_string(),
+        "{about}"
+    );
     assert_eq!(about["store"], "sqlite");
     assert!(!about["sandbox"].as_str().unwrap().is_empty());
     for (kind, name) in [("policy", "mock"), ("policy", "coder"), ("llm", "openai")] {
@@ -48,7 +63,9 @@ async fn the_two_open_routes_say_what_this_is() {
         });
         assert!(found, "no {kind} {name}: {about}");
     }
-    let real = Host::with_defaults().set("OPENAI_API_KEY", "sk-test").start();
+    let real = Host::with_defaults()
+        .set("OPENAI_API_KEY", "sk-test")
+        .start();
     let about = real.send("GET", "/", &[], None).await.ok();
     assert_eq!(about["openhands_available"], true);
     assert_ne!(about["llm_model"], "", "{about}");
@@ -56,7 +73,9 @@ async fn the_two_open_routes_say_what_this_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_refuses_whoever_does_not_prove_who_they_are() {
-    let host = Host::with_defaults().set("INTERNAL_API_KEY", "internal-key-of-the-tests").start();
+    let host = Host::with_defaults()
+        .set("INTERNAL_API_KEY", "internal-key-of-the-tests")
+        .start();
     let routes = [
         ("POST", "/api/v1/sessions".to_owned()),
         ("GET", "/api/v1/sessions".to_owned()),
@@ -66,7 +85,10 @@ async fn every_route_refuses_whoever_does_not_prove_who_they_are() {
         ("PATCH", format!("/api/v1/chats/{NOBODY}")),
         ("DELETE", format!("/api/v1/chats/{NOBODY}")),
         ("GET", format!("/api/v1/files/list?session_id={NOBODY}")),
-        ("GET", format!("/api/v1/files/read?session_id={NOBODY}&path=a")),
+        (
+            "GET",
+            format!("/api/v1/files/read?session_id={NOBODY}&path=a"),
+        ),
     ];
     let bearer = |token: &str| ("authorization", format!("Bearer {token}"));
     let user = || ("x-user-id", "alice".to_owned());
@@ -75,40 +97,79 @@ async fn every_route_refuses_whoever_does_not_prove_who_they_are() {
     let refusals = [
         (vec![], "Authentication required"),
         (vec![user()], "Authentication required"),
-        (vec![key("internal-key-of-the-tests")], "Authentication required"),
-        (vec![("authorization", "Basic YWxpY2U6cGFzcw==".to_owned())], "Authentication required"),
+        (
+            vec![key("internal-key-of-the-tests")],
+            "Authentication required",
+        ),
+        (
+            vec![("authorization", "Basic YWxpY2U6cGFzcw==".to_owned())],
+            "Authentication required",
+        ),
         (vec![bearer("nonsense")], "Invalid token"),
         (vec![bearer(&expired_token("alice"))], "Invalid token"),
         (vec![bearer(&foreign_token("alice"))], "Invalid token"),
         (vec![bearer(none)], "Invalid token"),
-        (vec![bearer(&claims_token(json!({"role": "anon"})))], "Token missing sub claim"),
-        (vec![user(), key("internal-key-of-the-test")], "Invalid internal API key"),
+        (
+            vec![bearer(&claims_token(json!({"role": "anon"})))],
+            "Token missing sub claim",
+        ),
+        (
+            vec![user(), key("internal-key-of-the-test")],
+            "Invalid internal API key",
+        ),
         // A Bearer that fails does not fall through.
-        (vec![bearer("nonsense"), user(), key("internal-key-of-the-tests")], "Invalid token"),
+        (
+            vec![bearer("nonsense"), user(), key("internal-key-of-the-tests")],
+            "Invalid token",
+        ),
     ];
     for (method, path) in &routes {
-        let body = || ["POST", "PATCH"].contains(method).then(|| json!({"task": "t", "title": "t"}).to_string());
+        let body = || {
+            ["POST", "PATCH"]
+                .contains(method)
+                .then(|| json!({"task": "t", "title": "t"}).to_string())
+        };
         for (headers, detail) in &refusals {
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            host.send(method, path, &headers, body()).await.refused(401, detail);
+            let headers: Vec<(&str, &str)> = headers
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
+            host.send(method, path, &headers, body())
+                .await
+                .refused(401, detail);
         }
     }
 
     // The ways that are open.
     let list = async |headers: &[(&str, String)]| {
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        host.send("GET", "/api/v1/sessions", &headers, None).await.ok()
+        let headers: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        host.send("GET", "/api/v1/sessions", &headers, None)
+            .await
+            .ok()
     };
     let session = made(&host, "alice", json!({"task": "Mine"})).await;
     for headers in [
         vec![bearer(&token("alice"))],
         vec![bearer(&claims_token(json!({"userId": "alice"})))],
-        vec![bearer(&claims_token(json!({"sub": "alice", "userId": "bob", "aud": ["anything"]})))],
+        vec![bearer(&claims_token(
+            json!({"sub": "alice", "userId": "bob", "aud": ["anything"]}),
+        ))],
         vec![user(), key("internal-key-of-the-tests")],
         // A good Bearer decides, whatever else is sent.
-        vec![bearer(&token("alice")), ("x-user-id", "bob".to_owned()), key("internal-key-of-the-tests")],
+        vec![
+            bearer(&token("alice")),
+            ("x-user-id", "bob".to_owned()),
+            key("internal-key-of-the-tests"),
+        ],
     ] {
-        assert_eq!(list(&headers).await["sessions"][0]["sessionId"], session.as_str(), "{headers:?}");
+        assert_eq!(
+            list(&headers).await["sessions"][0]["sessionId"],
+            session.as_str(),
+            "{headers:?}"
+        );
     }
 }
 
@@ -117,7 +178,9 @@ async fn without_an_internal_key_the_way_for_servers_is_closed() {
     let host = Host::with_defaults().start();
     for key in ["", "anything", "undefined"] {
         let headers = [("x-user-id", "alice"), ("x-internal-key", key)];
-        host.send("GET", "/api/v1/sessions", &headers, None).await.refused(401, "Authentication required");
+        host.send("GET", "/api/v1/sessions", &headers, None)
+            .await
+            .refused(401, "Authentication required");
     }
 }
 
@@ -137,49 +200,107 @@ async fn sessions_are_made_listed_and_stopped() {
     let listed = listed["sessions"].as_array().unwrap().clone();
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0]["sessionId"], id);
-    assert_eq!(listed[0]["userId"], "alice", "`userId` was taken for an identity");
-    assert_eq!(listed[0]["task"], task.chars().take(80).collect::<String>().as_str());
+    assert_eq!(
+        listed[0]["userId"], "alice",
+        "`userId` was taken for an identity"
+    );
+    assert_eq!(
+        listed[0]["task"],
+        task.chars().take(80).collect::<String>().as_str()
+    );
     assert_eq!(listed[0]["isAlive"], true);
     assert!(listed[0]["createdAt"].as_str().unwrap().contains('T'));
-    assert_eq!(host.get("bob", "/api/v1/sessions").await.ok(), json!({"sessions": []}));
+    assert_eq!(
+        host.get("bob", "/api/v1/sessions").await.ok(),
+        json!({"sessions": []})
+    );
 
     let path = format!("/api/v1/sessions/{id}");
-    host.delete("bob", &path).await.refused(403, "Not authorized to stop this session.");
+    host.delete("bob", &path)
+        .await
+        .refused(403, "Not authorized to stop this session.");
     let stopped = host.delete("alice", &path).await.ok();
     let message = "Session stopped and resources cleaned up.";
-    assert_eq!(stopped, json!({"status": "stopped", "sessionId": id, "message": message}));
-    host.delete("alice", &path).await.refused(404, &format!("Session {id} not found."));
+    assert_eq!(
+        stopped,
+        json!({"status": "stopped", "sessionId": id, "message": message})
+    );
+    host.delete("alice", &path)
+        .await
+        .refused(404, &format!("Session {id} not found."));
     let unknown = format!("Session {NOBODY} not found.");
-    host.delete("alice", &format!("/api/v1/sessions/{NOBODY}")).await.refused(404, &unknown);
-    host.delete("alice", "/api/v1/sessions/nonsense").await.refused(404, "Session nonsense not found.");
-    assert_eq!(host.get("alice", "/api/v1/sessions").await.ok(), json!({"sessions": []}));
+    host.delete("alice", &format!("/api/v1/sessions/{NOBODY}"))
+        .await
+        .refused(404, &unknown);
+    host.delete("alice", "/api/v1/sessions/nonsense")
+        .await
+        .refused(404, "Session nonsense not found.");
+    assert_eq!(
+        host.get("alice", "/api/v1/sessions").await.ok(),
+        json!({"sessions": []})
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_cannot_be_made_is_refused_before_anything_is_made() {
-    let host = Host::with_defaults().set("MAX_SESSIONS_PER_USER", "2").start();
-    for body in [json!({}), json!({"task": ""}), json!({"task": null}), json!({"task": " \n"}), json!({"task": 7})] {
-        host.post("alice", "/api/v1/sessions", body).await.problem(422);
+    let host = Host::with_defaults()
+        .set("MAX_SESSIONS_PER_USER", "2")
+        .start();
+    for body in [
+        json!({}),
+        json!({"task": ""}),
+        json!({"task": null}),
+        json!({"task": " \n"}),
+        json!({"task": 7}),
+    ] {
+        host.post("alice", "/api/v1/sessions", body)
+            .await
+            .problem(422);
     }
     let bearer = format!("Bearer {}", token("alice"));
     let send = async |kind: &str, body: String| {
         let headers = [("authorization", bearer.as_str()), ("content-type", kind)];
-        host.send("POST", "/api/v1/sessions", &headers, Some(body)).await
+        host.send("POST", "/api/v1/sessions", &headers, Some(body))
+            .await
     };
     send("application/json", "{".into()).await.problem(400);
-    send("text/plain", r#"{"task":"t"}"#.into()).await.problem(415);
-    send("application/json", json!({"task": "x".repeat(2 << 20)}).to_string()).await.problem(413);
+    send("text/plain", r#"{"task":"t"}"#.into())
+        .await
+        .problem(415);
+    send(
+        "application/json",
+        json!({"task": "x".repeat(2 << 20)}).to_string(),
+    )
+    .await
+    .problem(413);
 
-    let coder = |provider: Value| json!({"task": "t", "policy": "coder", "model_provider": provider});
-    let unknown = host.post("alice", "/api/v1/sessions", coder(json!("nobody"))).await.problem(400);
+    let coder =
+        |provider: Value| json!({"task": "t", "policy": "coder", "model_provider": provider});
+    let unknown = host
+        .post("alice", "/api/v1/sessions", coder(json!("nobody")))
+        .await
+        .problem(400);
     assert!(unknown.contains("nobody"), "{unknown}");
-    let keyless = host.post("alice", "/api/v1/sessions", coder(json!("openai"))).await.problem(400);
+    let keyless = host
+        .post("alice", "/api/v1/sessions", coder(json!("openai")))
+        .await
+        .problem(400);
     assert!(keyless.contains("key"), "{keyless}");
-    host.post("alice", "/api/v1/sessions", coder(json!(null))).await.problem(400);
+    host.post("alice", "/api/v1/sessions", coder(json!(null)))
+        .await
+        .problem(400);
     let policy = json!({"task": "t", "policy": "nonsense"});
-    host.post("alice", "/api/v1/sessions", policy).await.problem(400);
-    assert_eq!(host.get("alice", "/api/v1/sessions").await.ok(), json!({"sessions": []}));
-    assert_eq!(host.get("alice", "/api/v1/chats").await.ok(), json!({"chats": []}));
+    host.post("alice", "/api/v1/sessions", policy)
+        .await
+        .problem(400);
+    assert_eq!(
+        host.get("alice", "/api/v1/sessions").await.ok(),
+        json!({"sessions": []})
+    );
+    assert_eq!(
+        host.get("alice", "/api/v1/chats").await.ok(),
+        json!({"chats": []})
+    );
 
     // With a key of the caller's own it is made, and the key is shown nowhere.
     let own = json!({"task": "t", "policy": "coder", "model_provider": "openai", "api_key": "sk-alices-very-own"});
@@ -187,14 +308,19 @@ async fn a_session_that_cannot_be_made_is_refused_before_anything_is_made() {
     assert!(!answer.text.contains("sk-alices"), "{answer:?}");
     assert_eq!(answer.ok()["status"], "ready");
     made(&host, "alice", json!({"task": "the second"})).await;
-    host.post("alice", "/api/v1/sessions", json!({"task": "the third"})).await.problem(429);
+    host.post("alice", "/api/v1/sessions", json!({"task": "the third"}))
+        .await
+        .problem(429);
     made(&host, "bob", json!({"task": "another user's first"})).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_the_provider_refuses_is_401() {
     let model = Model::start(|_, _| Turn::Refuse(401, "Incorrect API key provided.".into())).await;
-    let host = Host::with_defaults().set("OPENAI_API_KEY", "sk-revoked").set("LLM_BASE_URL", &model.url).start();
+    let host = Host::with_defaults()
+        .set("OPENAI_API_KEY", "sk-revoked")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
     let body = json!({"task": "t", "model_provider": "openai"});
     let answer = host.post("alice", "/api/v1/sessions", body).await;
     assert!(!answer.text.contains("sk-revoked"), "{answer:?}");
@@ -205,15 +331,23 @@ async fn a_key_that_the_provider_refuses_is_401() {
 async fn a_session_made_by_rest_starts_when_a_client_attaches_and_ends_when_it_is_stopped() {
     let host = Host::with_defaults().start();
     let id = made(&host, "alice", json!({"task": "Made by REST"})).await;
-    let empty = host.get("alice", &format!("/api/v1/files/list?session_id={id}")).await.ok();
+    let empty = host
+        .get("alice", &format!("/api/v1/files/list?session_id={id}"))
+        .await
+        .ok();
     assert_eq!(empty, json!({"tree": []}));
     let mut socket = Socket::open(&host, "alice", json!({"sessionId": id})).await;
     assert_eq!(socket.session().await, id);
     socket.completed().await;
-    host.delete("alice", &format!("/api/v1/sessions/{id}")).await.ok();
+    host.delete("alice", &format!("/api/v1/sessions/{id}"))
+        .await
+        .ok();
     assert_eq!(socket.end().await, 1000);
     let chat = chat_of(&host, "alice", &id).await;
-    let chat = host.get("alice", &format!("/api/v1/chats/{chat}")).await.ok();
+    let chat = host
+        .get("alice", &format!("/api/v1/chats/{chat}"))
+        .await
+        .ok();
     assert_eq!(chat["isActive"], false);
 }
 
@@ -226,8 +360,14 @@ async fn chats_are_listed_read_renamed_and_deleted() {
         assert_eq!(chat["projectId"], "The first of all", "{chat}");
         assert_eq!(chat["agentSessionId"], session.as_str(), "{chat}");
         assert_eq!(chat["isActive"], true, "{chat}");
-        assert!(chat.as_object().unwrap().contains_key("modelProvider"), "{chat}");
-        assert!(chat["createdAt"].as_str() <= chat["updatedAt"].as_str(), "{chat}");
+        assert!(
+            chat.as_object().unwrap().contains_key("modelProvider"),
+            "{chat}"
+        );
+        assert!(
+            chat["createdAt"].as_str() <= chat["updatedAt"].as_str(),
+            "{chat}"
+        );
     };
     let listed = host.get("alice", "/api/v1/chats").await.ok();
     members(&listed["chats"][0]);
@@ -247,7 +387,10 @@ async fn chats_are_listed_read_renamed_and_deleted() {
     let whole = eventually("the whole chat", async || {
         let whole = host.get("alice", &path).await.ok();
         let last = whole["messages"].as_array().unwrap().last()?;
-        last["content"].as_str()?.contains("Hello, World!").then_some(())?;
+        last["content"]
+            .as_str()?
+            .contains("Hello, World!")
+            .then_some(())?;
         (last["eventType"] == "CmdOutputObservation").then_some(whole)
     })
     .await;
@@ -257,37 +400,84 @@ async fn chats_are_listed_read_renamed_and_deleted() {
     let kept: Vec<_> = messages
         .iter()
         .filter(|message| !message["content"].as_str().unwrap().trim().is_empty())
-        .map(|message| (message["role"].as_str().unwrap(), message["eventType"].as_str().unwrap()))
+        .map(|message| {
+            (
+                message["role"].as_str().unwrap(),
+                message["eventType"].as_str().unwrap(),
+            )
+        })
         .collect();
     assert_eq!(kept, expected, "{messages:#?}");
     assert_eq!(messages[0]["content"], "The first of all");
-    let mut ids: Vec<_> = messages.iter().map(|message| message["id"].as_str().unwrap()).collect();
+    let mut ids: Vec<_> = messages
+        .iter()
+        .map(|message| message["id"].as_str().unwrap())
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), messages.len());
-    assert!(messages.iter().all(|message| message["createdAt"].is_string()), "{messages:#?}");
-    assert!(messages.iter().all(|message| message.as_object().unwrap().contains_key("metadataJson")));
+    assert!(
+        messages
+            .iter()
+            .all(|message| message["createdAt"].is_string()),
+        "{messages:#?}"
+    );
+    assert!(
+        messages
+            .iter()
+            .all(|message| message.as_object().unwrap().contains_key("metadataJson"))
+    );
 
-    let patch = async |user: &str, path: &str, body: Value| host.call(user, "PATCH", path, Some(&body)).await;
-    let renamed = patch("alice", &path, json!({"title": "Ein besserer Name"})).await.ok();
-    assert_eq!(renamed, json!({"status": "updated", "id": chat, "title": "Ein besserer Name"}));
-    assert_eq!(host.get("alice", &path).await.ok()["title"], "Ein besserer Name");
+    let patch = async |user: &str, path: &str, body: Value| {
+        host.call(user, "PATCH", path, Some(&body)).await
+    };
+    let renamed = patch("alice", &path, json!({"title": "Ein besserer Name"}))
+        .await
+        .ok();
+    assert_eq!(
+        renamed,
+        json!({"status": "updated", "id": chat, "title": "Ein besserer Name"})
+    );
+    assert_eq!(
+        host.get("alice", &path).await.ok()["title"],
+        "Ein besserer Name"
+    );
     for body in [json!({}), json!({"title": ""}), json!({"title": null})] {
-        patch("alice", &path, body).await.refused(400, "Missing 'title'");
+        patch("alice", &path, body)
+            .await
+            .refused(400, "Missing 'title'");
     }
     let unknown = format!("/api/v1/chats/{NOBODY}");
-    patch("alice", &unknown, json!({"title": "t"})).await.refused(404, "Chat not found");
-    host.get("alice", &unknown).await.refused(404, "Chat not found");
-    host.delete("alice", &unknown).await.refused(404, "Chat not found");
+    patch("alice", &unknown, json!({"title": "t"}))
+        .await
+        .refused(404, "Chat not found");
+    host.get("alice", &unknown)
+        .await
+        .refused(404, "Chat not found");
+    host.delete("alice", &unknown)
+        .await
+        .refused(404, "Chat not found");
     // A session's id is not a chat's.
     if session != chat {
-        host.get("alice", &format!("/api/v1/chats/{session}")).await.refused(404, "Chat not found");
+        host.get("alice", &format!("/api/v1/chats/{session}"))
+            .await
+            .refused(404, "Chat not found");
     }
 
-    assert_eq!(host.delete("alice", &path).await.ok(), json!({"status": "deleted", "id": chat}));
-    host.get("alice", &path).await.refused(404, "Chat not found");
-    host.delete("alice", &path).await.refused(404, "Chat not found");
-    assert_eq!(host.get("alice", "/api/v1/chats").await.ok(), json!({"chats": []}));
+    assert_eq!(
+        host.delete("alice", &path).await.ok(),
+        json!({"status": "deleted", "id": chat})
+    );
+    host.get("alice", &path)
+        .await
+        .refused(404, "Chat not found");
+    host.delete("alice", &path)
+        .await
+        .refused(404, "Chat not found");
+    assert_eq!(
+        host.get("alice", "/api/v1/chats").await.ok(),
+        json!({"chats": []})
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -297,25 +487,47 @@ async fn chats_come_in_pages_newest_first() {
         made(&host, "alice", json!({"task": format!("Task {number}")})).await;
     }
     let page = async |query: &str| -> Vec<Value> {
-        let chats = host.get("alice", &format!("/api/v1/chats{query}")).await.ok();
+        let chats = host
+            .get("alice", &format!("/api/v1/chats{query}"))
+            .await
+            .ok();
         chats["chats"].as_array().unwrap().clone()
     };
     let all = page("").await;
     assert_eq!(all.len(), 5);
-    let times: Vec<_> = all.iter().map(|chat| chat["updatedAt"].as_str().unwrap()).collect();
+    let times: Vec<_> = all
+        .iter()
+        .map(|chat| chat["updatedAt"].as_str().unwrap())
+        .collect();
     assert!(times.windows(2).all(|two| two[0] >= two[1]), "{times:?}");
     assert_eq!(page("?limit=2").await, all[..2]);
     assert_eq!(page("?limit=2&offset=2").await, all[2..4]);
     assert_eq!(page("?limit=100&offset=4").await, all[4..]);
     assert_eq!(page("?offset=9").await, [] as [Value; 0]);
-    for query in ["?limit=0", "?limit=101", "?limit=-1", "?limit=x", "?offset=-1", "?offset=x"] {
-        host.get("alice", &format!("/api/v1/chats{query}")).await.problem(422);
+    for query in [
+        "?limit=0",
+        "?limit=101",
+        "?limit=-1",
+        "?limit=x",
+        "?offset=-1",
+        "?offset=x",
+    ] {
+        host.get("alice", &format!("/api/v1/chats{query}"))
+            .await
+            .problem(422);
     }
     // A change makes the oldest the newest.
     let oldest = all[4]["id"].as_str().unwrap();
     eventually("the renamed chat at the top", async || {
         let title = json!({"title": "Newest"});
-        host.call("alice", "PATCH", &format!("/api/v1/chats/{oldest}"), Some(&title)).await.ok();
+        host.call(
+            "alice",
+            "PATCH",
+            &format!("/api/v1/chats/{oldest}"),
+            Some(&title),
+        )
+        .await
+        .ok();
         (page("").await[0]["id"] == oldest).then_some(())
     })
     .await;
@@ -333,8 +545,20 @@ async fn files_are_listed_and_read_and_the_workspace_cannot_be_left() {
         std::fs::write(path, bytes).unwrap();
     };
     for left_out in [
-        ".git", "node_modules", "__pycache__", ".next", ".venv", "venv", ".mypy_cache", ".pytest_cache", "dist", "build",
-        ".tox", ".eggs", ".anything", "src/node_modules",
+        ".git",
+        "node_modules",
+        "__pycache__",
+        ".next",
+        ".venv",
+        "venv",
+        ".mypy_cache",
+        ".pytest_cache",
+        "dist",
+        "build",
+        ".tox",
+        ".eggs",
+        ".anything",
+        "src/node_modules",
     ] {
         write(&format!("{left_out}/inside.txt"), b"not shown");
     }
@@ -348,20 +572,47 @@ async fn files_are_listed_and_read_and_the_workspace_cannot_be_left() {
     std::os::unix::fs::symlink("/etc", root.join("out")).unwrap();
     std::os::unix::fs::symlink(host.folder().join("outside.txt"), root.join("link.txt")).unwrap();
 
-    let answer = host.get("alice", &format!("/api/v1/files/list?session_id={session}")).await.ok();
+    let answer = host
+        .get("alice", &format!("/api/v1/files/list?session_id={session}"))
+        .await
+        .ok();
     let file = |name: &str, path: &str| json!({"name": name, "type": "file", "path": path});
     let folder = |name: &str, path: &str, children: Value| json!({"name": name, "type": "folder", "path": path, "children": children});
     let tree: Vec<Value> = answer["tree"].as_array().unwrap().clone();
-    let links: Vec<_> = tree.iter().filter(|node| ["out", "link.txt"].contains(&node["name"].as_str().unwrap())).collect();
-    assert!(links.iter().all(|node| node["children"].as_array().is_none_or(Vec::is_empty)), "{links:?}");
-    let names: Vec<_> = tree.iter().map(|node| node["name"].as_str().unwrap().to_owned()).collect();
-    let mut own: Vec<Value> =
-        tree.into_iter().filter(|node| !["out", "link.txt"].contains(&node["name"].as_str().unwrap())).collect();
+    let links: Vec<_> = tree
+        .iter()
+        .filter(|node| ["out", "link.txt"].contains(&node["name"].as_str().unwrap()))
+        .collect();
+    assert!(
+        links
+            .iter()
+            .all(|node| node["children"].as_array().is_none_or(Vec::is_empty)),
+        "{links:?}"
+    );
+    let names: Vec<_> = tree
+        .iter()
+        .map(|node| node["name"].as_str().unwrap().to_owned())
+        .collect();
+    let mut own: Vec<Value> = tree
+        .into_iter()
+        .filter(|node| !["out", "link.txt"].contains(&node["name"].as_str().unwrap()))
+        .collect();
     let mut expected = vec![
         file(".env.example", "/.env.example"),
         folder("empty", "/empty", json!([])),
         file("hello.py", "/hello.py"),
-        folder("src", "/src", json!([file("a.py", "/src/a.py"), folder("deep", "/src/deep", json!([file("b.txt", "/src/deep/b.txt")]))])),
+        folder(
+            "src",
+            "/src",
+            json!([
+                file("a.py", "/src/a.py"),
+                folder(
+                    "deep",
+                    "/src/deep",
+                    json!([file("b.txt", "/src/deep/b.txt")])
+                )
+            ]),
+        ),
         file("with space & more?.txt", "/with space & more?.txt"),
         file("z.txt", "/z.txt"),
     ];
@@ -375,40 +626,87 @@ async fn files_are_listed_and_read_and_the_workspace_cannot_be_left() {
 
     let read = async |user: &str, path: &str| {
         let path: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        host.get(user, &format!("/api/v1/files/read?session_id={session}&path={path}")).await
+        host.get(
+            user,
+            &format!("/api/v1/files/read?session_id={session}&path={path}"),
+        )
+        .await
     };
     for path in ["src/a.py", "/src/a.py", "/workspace/src/a.py"] {
-        assert_eq!(read("alice", path).await.ok(), json!({"content": "a = 1\n"}), "{path}");
+        assert_eq!(
+            read("alice", path).await.ok(),
+            json!({"content": "a = 1\n"}),
+            "{path}"
+        );
     }
-    assert_eq!(read("alice", "src/deep/b.txt").await.ok()["content"], "caf\u{fffd} \u{fffd}");
-    assert_eq!(read("alice", "with space & more?.txt").await.ok()["content"], "Größe\n");
+    assert_eq!(
+        read("alice", "src/deep/b.txt").await.ok()["content"],
+        "caf\u{fffd} \u{fffd}"
+    );
+    assert_eq!(
+        read("alice", "with space & more?.txt").await.ok()["content"],
+        "Größe\n"
+    );
     assert_eq!(read("alice", "z.txt").await.ok()["content"], "");
-    for path in
-        ["../outside.txt", "/workspace/../outside.txt", "src/../../x", "..", "link.txt", "out/hostname", "/workspace/out/hostname"]
-    {
-        read("alice", path).await.refused(400, "Path traversal not allowed.");
+    for path in [
+        "../outside.txt",
+        "/workspace/../outside.txt",
+        "src/../../x",
+        "..",
+        "link.txt",
+        "out/hostname",
+        "/workspace/out/hostname",
+    ] {
+        read("alice", path)
+            .await
+            .refused(400, "Path traversal not allowed.");
     }
-    for path in ["nothing.txt", "/workspace/src/nothing.py", "/etc/hostname", "src/a.py/b"] {
-        read("alice", path).await.refused(404, &format!("File not found: {path}"));
+    for path in [
+        "nothing.txt",
+        "/workspace/src/nothing.py",
+        "/etc/hostname",
+        "src/a.py/b",
+    ] {
+        read("alice", path)
+            .await
+            .refused(404, &format!("File not found: {path}"));
     }
     read("alice", "src").await.problem(400);
     read("bob", "src/a.py").await.problem(403);
-    host.get("bob", &format!("/api/v1/files/list?session_id={session}")).await.problem(403);
+    host.get("bob", &format!("/api/v1/files/list?session_id={session}"))
+        .await
+        .problem(403);
     let unknown = format!("Session {NOBODY} not found.");
-    host.get("alice", &format!("/api/v1/files/list?session_id={NOBODY}")).await.refused(404, &unknown);
-    host.get("alice", &format!("/api/v1/files/read?session_id={NOBODY}&path=a")).await.refused(404, &unknown);
+    host.get("alice", &format!("/api/v1/files/list?session_id={NOBODY}"))
+        .await
+        .refused(404, &unknown);
+    host.get(
+        "alice",
+        &format!("/api/v1/files/read?session_id={NOBODY}&path=a"),
+    )
+    .await
+    .refused(404, &unknown);
     host.get("alice", "/api/v1/files/list").await.problem(422);
-    host.get("alice", &format!("/api/v1/files/read?session_id={session}")).await.problem(422);
+    host.get("alice", &format!("/api/v1/files/read?session_id={session}"))
+        .await
+        .problem(422);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_users_never_see_each_others_things_by_any_route() {
-    let host = Host::with_defaults().set("INTERNAL_API_KEY", "internal-key-of-the-tests").start();
+    let host = Host::with_defaults()
+        .set("INTERNAL_API_KEY", "internal-key-of-the-tests")
+        .start();
     let (session, chat) = played(&host, "alice", "alices-secret-plan").await;
     let (bobs, _) = played(&host, "bob", "bobs-own-plan").await;
     let bob = format!("Bearer {}", token("bob"));
-    let ways: [Vec<(&str, &str)>; 2] =
-        [vec![("authorization", &bob)], vec![("x-user-id", "bob"), ("x-internal-key", "internal-key-of-the-tests")]];
+    let ways: [Vec<(&str, &str)>; 2] = [
+        vec![("authorization", &bob)],
+        vec![
+            ("x-user-id", "bob"),
+            ("x-internal-key", "internal-key-of-the-tests"),
+        ],
+    ];
     for headers in &ways {
         let title = || Some(json!({"title": "bob was here"}).to_string());
         for (method, path, body, status) in [
@@ -418,37 +716,76 @@ async fn two_users_never_see_each_others_things_by_any_route() {
             ("GET", format!("/api/v1/chats/{chat}"), None, 404),
             ("PATCH", format!("/api/v1/chats/{chat}"), title(), 404),
             ("DELETE", format!("/api/v1/chats/{chat}"), None, 404),
-            ("GET", format!("/api/v1/files/list?session_id={session}"), None, 403),
-            ("GET", format!("/api/v1/files/read?session_id={session}&path=hello.py"), None, 403),
-            ("GET", format!("/api/v1/files/read?session_id={bobs}&path=../{session}/hello.py"), None, 400),
+            (
+                "GET",
+                format!("/api/v1/files/list?session_id={session}"),
+                None,
+                403,
+            ),
+            (
+                "GET",
+                format!("/api/v1/files/read?session_id={session}&path=hello.py"),
+                None,
+                403,
+            ),
+            (
+                "GET",
+                format!("/api/v1/files/read?session_id={bobs}&path=../{session}/hello.py"),
+                None,
+                400,
+            ),
         ] {
             let answer = host.send(method, &path, headers, body).await;
             assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
             for word in ["alices-secret-plan", "alice", "hello.py\""] {
-                assert!(!answer.text.contains(word), "{method} {path} shows {word}: {answer:?}");
+                assert!(
+                    !answer.text.contains(word),
+                    "{method} {path} shows {word}: {answer:?}"
+                );
             }
         }
     }
     // Nor by the socket.
     for features in [json!(["seq"]), json!(null)] {
-        let mut socket = Socket::open(&host, "bob", json!({"sessionId": session, "lastSeq": 0, "features": features})).await;
+        let mut socket = Socket::open(
+            &host,
+            "bob",
+            json!({"sessionId": session, "lastSeq": 0, "features": features}),
+        )
+        .await;
         let code = socket.end().await;
-        assert!(socket.frames.iter().all(|frame| frame["type"] == "error"), "{:?}", socket.frames);
+        assert!(
+            socket.frames.iter().all(|frame| frame["type"] == "error"),
+            "{:?}",
+            socket.frames
+        );
         assert!(code >= 4000 || code == 1000 || code == 1008, "{code}");
     }
     // And nothing of alice's has changed.
-    let chat = host.get("alice", &format!("/api/v1/chats/{chat}")).await.ok();
-    assert_eq!((&chat["title"], &chat["isActive"]), (&json!("alices-secret-plan"), &json!(true)));
+    let chat = host
+        .get("alice", &format!("/api/v1/chats/{chat}"))
+        .await
+        .ok();
+    assert_eq!(
+        (&chat["title"], &chat["isActive"]),
+        (&json!("alices-secret-plan"), &json!(true))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_a_problem_too_and_the_description_names_every_route() {
     let host = Host::with_defaults().start();
     host.get("alice", "/api/v1/nothing").await.problem(404);
-    host.call("alice", "PUT", "/api/v1/sessions", None).await.problem(405);
+    host.call("alice", "PUT", "/api/v1/sessions", None)
+        .await
+        .problem(405);
     host.get("alice", "/api/v1/ws").await.problem(400);
     let page = host.send("GET", "/docs/", &[], None).await;
-    assert_eq!((page.status, page.media_type.starts_with("text/html")), (200, true), "{page:?}");
+    assert_eq!(
+        (page.status, page.media_type.starts_with("text/html")),
+        (200, true),
+        "{page:?}"
+    );
     let description = host.send("GET", "/openapi.json", &[], None).await.ok();
     for (path, methods) in [
         ("/", &["get"][..]),
@@ -462,29 +799,61 @@ async fn what_is_not_there_is_a_problem_too_and_the_description_names_every_rout
         ("/api/v1/ws", &["get"]),
     ] {
         for method in methods {
-            assert!(description["paths"][path][method].is_object(), "{method} {path} is not described");
+            assert!(
+                description["paths"][path][method].is_object(),
+                "{method} {path} is not described"
+            );
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_may_call_from_the_allowed_origins_only() {
-    let host = Host::with_defaults().set("ALLOWED_ORIGINS", "https://app.example.com,http://localhost:3000").start();
-    for (origin, allowed) in [("https://app.example.com", true), ("http://localhost:3000", true), ("https://evil.example", false)] {
+    let host = Host::with_defaults()
+        .set(
+            "ALLOWED_ORIGINS",
+            "https://app.example.com,http://localhost:3000",
+        )
+        .start();
+    for (origin, allowed) in [
+        ("https://app.example.com", true),
+        ("http://localhost:3000", true),
+        ("https://evil.example", false),
+    ] {
         let headers = [
             ("origin", origin),
             ("access-control-request-method", "PATCH"),
-            ("access-control-request-headers", "authorization,content-type"),
+            (
+                "access-control-request-headers",
+                "authorization,content-type",
+            ),
         ];
-        let answer = host.send("OPTIONS", "/api/v1/sessions", &headers, None).await;
-        let told = answer.headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+        let answer = host
+            .send("OPTIONS", "/api/v1/sessions", &headers, None)
+            .await;
+        let told = answer
+            .headers
+            .get("access-control-allow-origin")
+            .map(|value| value.to_str().unwrap());
         assert_eq!(told, allowed.then_some(origin), "{answer:?}");
         if allowed {
-            let methods = answer.headers["access-control-allow-methods"].to_str().unwrap();
-            assert!(["GET", "POST", "PATCH", "DELETE"].iter().all(|method| methods.contains(method)), "{methods}");
+            let methods = answer.headers["access-control-allow-methods"]
+                .to_str()
+                .unwrap();
+            assert!(
+                ["GET", "POST", "PATCH", "DELETE"]
+                    .iter()
+                    .all(|method| methods.contains(method)),
+                "{methods}"
+            );
         }
-        let simple = host.send("GET", "/health", &[("origin", origin)], None).await;
-        let told = simple.headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+        let simple = host
+            .send("GET", "/health", &[("origin", origin)], None)
+            .await;
+        let told = simple
+            .headers
+            .get("access-control-allow-origin")
+            .map(|value| value.to_str().unwrap());
         assert_eq!(told, allowed.then_some(origin), "{simple:?}");
     }
 }

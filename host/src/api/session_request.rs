@@ -4,7 +4,7 @@
 //! What always holds: a member that is `null` or blank counts as absent; who the session is for is
 //! never read from here (`userId` is not even looked at).
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::auth::Identity;
@@ -13,87 +13,86 @@ use crate::session::NewSession;
 
 /// What a session that is asked for should be.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct SessionRequest {
     /// What to do.
-    #[serde(deserialize_with = "unless_blank")]
     #[schema(required, example = "Fix the failing test")]
-    pub(super) task: Option<String>,
+    task: Option<String>,
     /// A repository to clone into the workspace.
-    #[serde(deserialize_with = "unless_blank")]
     repo_url: Option<String>,
     /// A token for that repository. It never reaches the sandbox.
-    #[serde(deserialize_with = "secret")]
     #[schema(value_type = Option<String>)]
     git_token: Option<Secret>,
     /// The branch to check out.
-    #[serde(deserialize_with = "unless_blank")]
     branch: Option<String>,
     /// The name that commits are made under.
-    #[serde(deserialize_with = "unless_blank")]
     git_user_name: Option<String>,
     /// The address that commits are made under.
-    #[serde(deserialize_with = "unless_blank")]
     git_user_email: Option<String>,
     /// The project this belongs to.
-    #[serde(deserialize_with = "unless_blank")]
-    pub(super) project_id: Option<String>,
+    project_id: Option<String>,
     /// The provider of the model.
-    #[serde(rename = "model_provider", deserialize_with = "unless_blank")]
+    #[serde(rename = "model_provider")]
     provider: Option<String>,
-    #[serde(rename = "modelProvider", deserialize_with = "unless_blank")]
+    #[serde(rename = "modelProvider")]
     provider_too: Option<String>,
     /// The user's own key for that provider.
-    #[serde(rename = "api_key", deserialize_with = "secret")]
+    #[serde(rename = "api_key")]
     #[schema(value_type = Option<String>)]
     api_key: Option<Secret>,
-    #[serde(rename = "apiKey", deserialize_with = "secret")]
+    #[serde(rename = "apiKey")]
     #[schema(value_type = Option<String>)]
     api_key_too: Option<Secret>,
     /// The policy, where not the deployment's default.
-    #[serde(deserialize_with = "unless_blank")]
     policy: Option<String>,
 }
 
 impl SessionRequest {
+    /// The task, where there is one.
+    pub(super) fn task(&self) -> Option<&str> {
+        self.task.as_deref().filter(|task| !task.trim().is_empty())
+    }
+
     /// The repository that is asked for.
     pub(super) fn repo_url(&self) -> Option<&str> {
-        self.repo_url.as_deref()
+        self.repo_url.as_deref().map(str::trim).filter(|url| !url.is_empty())
     }
 
     /// The project: the one that is named, else the one the token was made for.
     pub(super) fn project_for(&self, who: &Identity) -> Option<String> {
-        self.project_id.clone().or_else(|| who.project.clone())
+        unless_blank(self.project_id.clone()).or_else(|| who.project.clone())
     }
 
     /// The session to make, or nothing where the task is missing.
     pub(super) fn for_user(self, who: &Identity) -> Option<NewSession> {
-        let project_id = self.project_for(who);
         Some(NewSession {
             user: who.user.clone(),
-            project_id,
-            task: self.task?,
-            repo_url: self.repo_url,
-            git_token: self.git_token,
-            branch: self.branch,
-            git_user_name: self.git_user_name,
-            git_user_email: self.git_user_email,
-            provider: self.provider.or(self.provider_too),
-            api_key: self.api_key.or(self.api_key_too),
-            policy: self.policy,
+            project_id: self.project_for(who),
+            task: self.task()?.to_owned(),
+            repo_url: self.repo_url().map(str::to_owned),
+            git_token: unless_empty(self.git_token),
+            branch: unless_blank(self.branch),
+            git_user_name: unless_blank(self.git_user_name),
+            git_user_email: unless_blank(self.git_user_email),
+            provider: unless_blank(self.provider).or_else(|| unless_blank(self.provider_too)),
+            api_key: unless_empty(self.api_key).or_else(|| unless_empty(self.api_key_too)),
+            policy: unless_blank(self.policy),
         })
     }
 }
 
 /// Text, where there is any.
-pub(super) fn unless_blank<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let text = Option::<String>::deserialize(from)?;
-    Ok(text.filter(|text| !text.trim().is_empty()))
+pub(super) fn unless_blank(text: Option<String>) -> Option<String> {
+    let text = text?;
+    let trimmed = text.trim();
+    (!trimmed.is_empty()).then(|| trimmed.to_owned())
 }
 
 /// A secret, where there is any.
-pub(super) fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
-    Ok(unless_blank(from)?.map(|text| Secret::new(text.trim())))
+pub(super) fn unless_empty(secret: Option<Secret>) -> Option<Secret> {
+    let secret = secret?;
+    let trimmed = secret.expose().trim();
+    (!trimmed.is_empty()).then(|| Secret::new(trimmed))
 }
 
 #[cfg(test)]

@@ -103,15 +103,17 @@ impl LlmPlugin {
 
     /// The models it knows.
     pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
+        let settings = settings.to_owned();
         fresh!(self, "models", |provider, store| {
-            provider.call_models(store, settings).await.map(Ok)
+            provider.call_models(store, &settings).await.map(Ok)
         })
     }
 
     /// Puts a request into the provider's form.
     pub async fn encode(&self, settings: &str, request: &CompletionRequest) -> Called<Encoded> {
+        let settings = settings.to_owned();
         fresh!(self, "encode", |provider, store| {
-            provider.call_encode(store, settings, request).await
+            provider.call_encode(store, &settings, request).await
         })
     }
 

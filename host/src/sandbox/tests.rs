@@ -61,10 +61,10 @@ async fn all_gone(mark: &str) {
     }
 }
 
-async fn some_run(mark: &str) {
+async fn some_run(mark: &str, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while running(mark) == 0 {
-        assert!(Instant::now() < deadline, "no process with {mark} came up");
+    while running(mark) < count {
+        assert!(Instant::now() < deadline, "fewer than {count} processes with {mark} came up");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -219,7 +219,7 @@ async fn dropping_the_future_kills_the_command() {
         let request = ExecRequest::shell(format!("sleep {mark}; true"));
         tokio::select! {
             _ = sandbox.exec(request, |_| {}) => panic!("the command ended by itself"),
-            () = some_run(&mark) => {}
+            () = some_run(&mark, 1) => {}
         }
         all_gone(&mark).await;
         sandbox.close().await;
@@ -240,7 +240,12 @@ async fn a_background_process_survives_its_command_and_dies_with_the_box() {
         assert!(result.output.contains("done"));
         assert_eq!(result.exit_code, 0);
         shell(&sandbox, "true").await;
-        assert_eq!(running(&mark), 2, "{choice:?}");
+        some_run(&mark, 2).await;
+        // Its output goes nowhere, which must not end it.
+        shell(&sandbox, "mkfifo begin; (read x < begin; echo late; echo late; touch proof) & true").await;
+        let proof = "echo > begin; until test -e proof; do sleep 0.01; done";
+        let request = ExecRequest::shell(proof).timeout(Duration::from_secs(10));
+        assert!(!sandbox.exec(request, |_| {}).await.unwrap().timed_out, "{choice:?}: it died when it wrote");
         sandbox.close().await;
         all_gone(&mark).await;
     }
@@ -253,7 +258,7 @@ async fn a_box_whose_last_handle_is_dropped_takes_everything_along() {
         let sandbox = ground.start("one", None).await;
         let mark = mark();
         shell(&sandbox, &format!("setsid sleep {mark} & true")).await;
-        some_run(&mark).await;
+        some_run(&mark, 1).await;
         let folder = sandbox.runtime_dir().to_owned();
         drop(sandbox);
         all_gone(&mark).await;
@@ -305,7 +310,7 @@ async fn a_box_that_kills_or_stops_its_own_server_is_gone_and_leaves_nothing() {
         let sandbox = ground.start("one", None).await;
         let mark = mark();
         shell(&sandbox, &format!("setsid sleep {mark} & true")).await;
-        some_run(&mark).await;
+        some_run(&mark, 1).await;
         let error = sandbox.exec(ExecRequest::shell("kill -9 $PPID; sleep 5"), |_| {}).await.unwrap_err();
         assert!(matches!(error, SandboxError::Gone(_)), "{choice:?}: {error}");
         let error = sandbox.exec(ExecRequest::shell("true"), |_| {}).await.unwrap_err();
@@ -318,7 +323,7 @@ async fn a_box_that_kills_or_stops_its_own_server_is_gone_and_leaves_nothing() {
         let stop = format!("setsid sleep {mark} & kill -STOP $PPID; wait");
         tokio::select! {
             _ = sandbox.exec(ExecRequest::shell(stop), |_| {}) => panic!("a stopped server answers"),
-            () = some_run(&mark) => {}
+            () = some_run(&mark, 1) => {}
         }
         let begun = Instant::now();
         sandbox.close().await;

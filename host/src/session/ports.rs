@@ -219,3 +219,18 @@ pub(super) struct Started {
 
 /// Into a session's queue. Boxed, so that an idle queue is small.
 pub(super) type Mailbox = mpsc::Sender<Box<News>>;
+
+/// Stands for a policy that the deployment no longer has; its session is only ended.
+#[derive(Default)]
+pub(super) struct NoPolicy(PolicyInfo);
+
+impl Policy for NoPolicy {
+    fn info(&self) -> &PolicyInfo {
+        &self.0
+    }
+
+    fn step<'a>(&'a self, _: &'a Context, _: Option<&'a Snapshot>, _: &'a [Input]) -> BoxFuture<'a, Stepped> {
+        let result = Err("The policy of this session is not part of this deployment any more.".to_owned());
+        Box::pin(std::future::ready(Stepped { result, fuel: 0, memory: 0, micros: 0 }))
+    }
+}

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::plugins::policy::{
-    Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, Start, ToolReply, ToolRun,
-    UserMessage,
+    Command, Context, Input, ModelCall, Outcome, Snapshot, ToolRun,
 };
-use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolCall, ToolResult};
+use crate::plugins::types::{Error, ErrorKind, Message, ToolCall};
 use crate::store::{ChatLine, Counters, Decision, EffectKind, EffectRow, Status, StepRow};
 
 use super::frames::{self, EventDraft};
-use super::ports::{ModelAnswer, News, Started, Stepped};
+use super::intake::user_says;
+use super::ports::{News, Stepped};
 
 /// Steps without a word of the user, after which a policy is taken to go round in circles.
 pub(super) const STEPS_ALONE: u32 = 10_000;
@@ -54,8 +54,8 @@ pub(super) enum Begin {
 
 /// A round in the making.
 pub(super) struct Draft<'a> {
-    scene: &'a Scene<'a>,
-    at: u64,
+    pub(super) scene: &'a Scene<'a>,
+    pub(super) at: u64,
     row: u64,
     first_seq: u64,
     pub(super) counters: Counters,
@@ -63,7 +63,7 @@ pub(super) struct Draft<'a> {
     pub(super) inputs: Vec<Input>,
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
-    lines: Vec<ChatLine>,
+    pub(super) lines: Vec<ChatLine>,
     closed: Vec<String>,
     opened: Vec<EffectRow>,
     begin: Vec<Begin>,
@@ -112,12 +112,12 @@ impl<'a> Draft<'a> {
         self.counters.next_seq += 1;
     }
 
-    fn event(&mut self, event: EventDraft) {
+    pub(super) fn event(&mut self, event: EventDraft) {
         self.frame(event.frame(self.at));
         self.lines.extend(event.into_line());
     }
 
-    fn entry(&mut self, message: &Message) -> u64 {
+    pub(super) fn entry(&mut self, message: &Message) -> u64 {
         let entry = self.counters.next_entry;
         self.counters.next_entry += 1;
         // A message is texts and numbers; there is nothing in it that cannot be written.
@@ -138,7 +138,7 @@ impl<'a> Draft<'a> {
         self.frame(frames::status("initializing", "Setting up the session.", None));
     }
 
-    fn open_task(&mut self, task: &str) {
+    pub(super) fn open_task(&mut self, task: &str) {
         self.counters.task_open = true;
         self.counters.task_started_at = self.at;
         self.counters.iterations = 0;
@@ -149,7 +149,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Closes an effect. False where it is not open: then its result came too late.
-    fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
+    pub(super) fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
         match self.open.get(effect) {
             Some(found) if kind.is_none_or(|kind| kind == *found) => {
                 self.open.remove(effect);
@@ -158,142 +158,6 @@ impl<'a> Draft<'a> {
             }
             _ => false,
         }
-    }
-
-    /// Takes one thing that arrived.
-    pub(super) fn take(&mut self, news: News) {
-        match news {
-            News::Started(started) => self.started(started),
-            News::Message(text) => self.message(text),
-            News::Model(effect, result) => {
-                if self.close(&effect, Some(EffectKind::Model)) {
-                    match result {
-                        Ok(answer) => self.model(effect, answer),
-                        Err(error) => self.failed(effect, error),
-                    }
-                }
-            }
-            News::Tool(effect, result, tree) => {
-                if self.close(&effect, Some(EffectKind::Tool)) {
-                    match result {
-                        Ok(done) => {
-                            self.event(done.shown);
-                            let entry = self.entry(&tool_says(&done.result));
-                            self.inputs.push(Input::ToolReplied(ToolReply { effect, entry, outcome: done.result }));
-                        }
-                        Err(error) => self.failed(effect, error),
-                    }
-                    if let Some(tree) = tree {
-                        self.frame(frames::file_tree(&tree, self.at));
-                    }
-                }
-            }
-            News::Timer(effect) => {
-                if self.close(&effect, Some(EffectKind::Timer)) {
-                    self.inputs.push(Input::TimerFired(effect));
-                }
-            }
-            News::Lost(effect) => {
-                if self.close(&effect, None) {
-                    self.event(EventDraft::text(
-                        "AgentErrorObservation",
-                        "The server was restarted while this ran. It may or may not have happened, and was not run again.",
-                    ));
-                    self.inputs.push(Input::EffectLost(effect));
-                }
-            }
-            News::Failed(effect, error) => {
-                if self.close(&effect, None) {
-                    self.failed(effect, error);
-                }
-            }
-        }
-    }
-
-    fn started(&mut self, started: Started) {
-        let scene = self.scene;
-        let (status, message) = if scene.mock {
-            ("mock_mode", "Running the mock agent: no model is called.")
-        } else {
-            ("ready", "The session is ready.")
-        };
-        self.frame(frames::status(status, message, Some(scene.session)));
-        self.open_task(scene.task);
-        if let Some(tree) = &started.tree {
-            self.frame(frames::file_tree(tree, self.at));
-        }
-        self.inputs.push(Input::Started(Start {
-            task: scene.task.to_owned(),
-            entry: 0,
-            workspace: started.workspace,
-            repository: scene.repository.map(str::to_owned),
-            branch: scene.branch.map(str::to_owned),
-            model: scene.model.to_owned(),
-            instructions: started.instructions,
-            tools: started.tools,
-            settings: scene.settings.to_owned(),
-        }));
-    }
-
-    fn message(&mut self, text: String) {
-        self.counters.steps_alone = 0;
-        let message = user_says(&text);
-        let question = self.open.iter().find(|(_, kind)| **kind == EffectKind::Ask).map(|(id, _)| id.clone());
-        if question.is_none() && !self.counters.task_open {
-            self.open_task(&text);
-        }
-        let entry = self.entry(&message);
-        match question {
-            Some(effect) => {
-                self.close(&effect, None);
-                self.inputs.push(Input::Answered(Answer { effect, entry, text: text.clone() }));
-            }
-            None => self.inputs.push(Input::UserMessage(UserMessage { entry, content: message.content })),
-        }
-        self.lines.push(ChatLine {
-            role: "user",
-            content: text,
-            event_type: "FollowUp".to_owned(),
-            metadata: None,
-        });
-    }
-
-    fn model(&mut self, effect: String, answer: ModelAnswer) {
-        let usage = &answer.usage;
-        let used = [usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens];
-        self.counters.tokens = used.into_iter().fold(self.counters.tokens, u64::saturating_add);
-        let entry = self.entry(&answer.message);
-        let (mut text, mut thought) = (String::new(), String::new());
-        for content in &answer.message.content {
-            match content {
-                Content::Text(piece) => text.push_str(piece),
-                Content::Thinking(piece) => thought.push_str(&piece.text),
-                _ => {}
-            }
-        }
-        let event_type = if text.trim().is_empty() { "ThinkAction" } else { "AgentMessageAction" };
-        if text.trim().is_empty() {
-            text.clone_from(&thought);
-        }
-        if !text.trim().is_empty() {
-            let thought = Some(thought).filter(|thought| !thought.is_empty());
-            self.event(EventDraft { thought, ..EventDraft::text(event_type, text) });
-        }
-        self.frame(frames::usage(&answer.usage, self.counters.tokens));
-        self.inputs.push(Input::ModelReplied(ModelReply {
-            effect,
-            entry,
-            message: answer.message,
-            stop: answer.stop,
-            usage: answer.usage,
-        }));
-    }
-
-    fn failed(&mut self, effect: String, error: Error) {
-        if error.kind != ErrorKind::Cancelled {
-            self.event(EventDraft::text("AgentErrorObservation", error.message.clone()));
-        }
-        self.inputs.push(Input::EffectFailed(Failure { effect, error }));
     }
 
     /// Whether nothing came of what arrived.
@@ -340,9 +204,15 @@ impl<'a> Draft<'a> {
         self.round(Some(decision), state, Status::Running, None)
     }
 
+    /// The task failed: said to the client, and kept.
+    fn error(&mut self, reason: &str) {
+        self.frame(frames::error(reason));
+        self.lines.extend(EventDraft::text("AgentErrorObservation", reason).into_line());
+    }
+
     /// Ends the open task, and all that it began.
     fn fail(&mut self, reason: &str) {
-        self.frame(frames::error(reason));
+        self.error(reason);
         self.counters.task_open = false;
         self.closed.extend(std::mem::take(&mut self.open).into_keys());
         self.begin.push(Begin::CancelAll);
@@ -415,7 +285,7 @@ impl<'a> Draft<'a> {
                 let text = if text.trim().is_empty() { "Task completed." } else { &text };
                 self.frame(frames::status("completed", text, None));
             }
-            Outcome::Failed(error) => self.frame(frames::error(&error.message)),
+            Outcome::Failed(error) => self.error(&error.message),
             Outcome::Cancelled => self.frame(frames::status("completed", "The task was cancelled.", None)),
         }
     }
@@ -448,12 +318,4 @@ impl<'a> Draft<'a> {
         };
         Round { row, open: self.open, state, begin: self.begin }
     }
-}
-
-fn user_says(text: &str) -> Message {
-    Message { role: Role::User, content: vec![Content::Text(text.to_owned())] }
-}
-
-fn tool_says(result: &ToolResult) -> Message {
-    Message { role: Role::Tool, content: vec![Content::ToolResult(result.clone())] }
 }

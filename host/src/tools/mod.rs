@@ -1,1 +1,216 @@
-//! docs
+//! The tools a policy may use: a terminal in the session's sandbox and an editor of its workspace.
+//!
+//! What always holds: what goes wrong with a tool is its outcome, which the model reads; an error is
+//! only a sandbox that is gone. A result is bounded, and says what it leaves out.
+
+mod describe;
+mod editor;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+pub use describe::{CallView, describe_call};
+use editor::{Edit, History};
+
+use crate::sandbox::{ExecRequest, Sandbox, SandboxError};
+use crate::workspace::Workspace;
+
+/// The most bytes of a result.
+const MAX_RESULT: usize = 30_000;
+/// The most a policy may ask a command to take.
+const MAX_SECONDS: u64 = 3600;
+
+/// A tool as a model is told of it.
+#[derive(Debug, Clone)]
+pub struct Definition {
+    /// What it is called by.
+    pub name: &'static str,
+    /// What it does and when to use it.
+    pub description: &'static str,
+    /// The JSON schema of its arguments.
+    pub input_schema: Value,
+}
+
+/// All tools.
+#[must_use]
+pub fn definitions() -> Vec<Definition> {
+    vec![
+        Definition {
+            name: "terminal",
+            description: "Runs a command line in the sandbox's shell, in the workspace's folder, and gives back what \
+                it wrote to standard output and error, and its exit code. Each call is a new shell: `cd` and \
+                variables do not last. It has no standard input, so it must not ask questions. A process started \
+                with `&` goes on after the call; send its output to a file. Long output is cut in the middle.",
+            input_schema: json!({
+                "type": "object",
+                "properties": {
+                    "command": {"type": "string", "description": "The command line."},
+                    "timeout": {
+                        "type": "integer", "minimum": 1, "maximum": MAX_SECONDS,
+                        "description": "After how many seconds the command is killed.",
+                    },
+                },
+                "required": ["command"],
+                "additionalProperties": false,
+            }),
+        },
+        Definition {
+            name: "file_editor",
+            description: "Views and changes text files of the workspace. `view` shows a file with line numbers, or \
+                what is in a folder; `create` writes a whole file; `str_replace` replaces `old_str`, which must occur \
+                exactly once, by `new_str`; `insert` puts `new_str` behind line `insert_line` (0 is the beginning); \
+                `undo_edit` takes back the last change of that file.",
+            input_schema: json!({
+                "type": "object",
+                "properties": {
+                    "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert", "undo_edit"]},
+                    "path": {"type": "string", "description": "The file or folder, from the workspace's root."},
+                    "file_text": {"type": "string", "description": "For `create`: the whole content."},
+                    "old_str": {"type": "string", "description": "For `str_replace`: the text to replace, with enough around it to be unique."},
+                    "new_str": {"type": "string", "description": "For `str_replace` and `insert`: the new text."},
+                    "insert_line": {"type": "integer", "minimum": 0, "description": "For `insert`: the line to insert behind."},
+                    "view_range": {
+                        "type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2,
+                        "description": "For `view`: the first and the last line to show; -1 is the file's end.",
+                    },
+                },
+                "required": ["command", "path"],
+                "additionalProperties": false,
+            }),
+        },
+    ]
+}
+
+/// How a tool came to its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToolOutcome {
+    /// The tool could not do what was asked. A command that fails has an exit code instead.
+    pub is_error: bool,
+    /// What the model reads.
+    pub text: String,
+    /// The exit code of a command.
+    pub exit_code: Option<i32>,
+    /// The file or folder, from the workspace's root.
+    pub path: Option<String>,
+    /// What an edit changed, as a unified diff.
+    pub diff: Option<String>,
+}
+
+impl ToolOutcome {
+    fn failed(text: impl Into<String>) -> Self {
+        Self { is_error: true, text: text.into(), ..Self::default() }
+    }
+}
+
+/// What the tools of one session work on.
+#[derive(Debug, Clone)]
+pub struct ToolBox {
+    sandbox: Sandbox,
+    workspace: Arc<Workspace>,
+    history: Arc<History>,
+}
+
+impl ToolBox {
+    /// The tools of a session. Its undo history begins empty.
+    #[must_use]
+    pub fn new(sandbox: Sandbox, workspace: Arc<Workspace>) -> Self {
+        Self { sandbox, workspace, history: Arc::default() }
+    }
+
+    /// The box that commands run in.
+    #[must_use]
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+}
+
+#[derive(Deserialize)]
+struct Terminal {
+    command: String,
+    #[serde(default)]
+    timeout: Option<f64>,
+}
+
+/// Runs a tool. `timeout` is what a command may take where its call says nothing.
+pub async fn run(
+    tools: &ToolBox,
+    name: &str,
+    arguments: &str,
+    timeout: Duration,
+    on_output: impl FnMut(&[u8]) + Send,
+) -> Result<ToolOutcome, SandboxError> {
+    match name {
+        "terminal" => match serde_json::from_str::<Terminal>(arguments) {
+            Ok(call) => terminal(tools, call, timeout, on_output).await,
+            Err(error) => Ok(unreadable(name, &error)),
+        },
+        "file_editor" => match serde_json::from_str::<Edit>(arguments) {
+            Ok(edit) => Ok(edit_file(tools, edit).await),
+            Err(error) => Ok(unreadable(name, &error)),
+        },
+        _ => Ok(ToolOutcome::failed(format!("There is no tool {name:?}. There are: terminal, file_editor."))),
+    }
+}
+
+fn unreadable(name: &str, error: &serde_json::Error) -> ToolOutcome {
+    ToolOutcome::failed(format!("The arguments of {name} cannot be read: {error}. Give them as its schema says."))
+}
+
+async fn terminal(
+    tools: &ToolBox,
+    call: Terminal,
+    timeout: Duration,
+    on_output: impl FnMut(&[u8]) + Send,
+) -> Result<ToolOutcome, SandboxError> {
+    if call.command.trim().is_empty() {
+        return Ok(ToolOutcome::failed("The command is empty."));
+    }
+    let timeout = match call.timeout {
+        Some(seconds) if seconds >= 1.0 => Duration::from_secs_f64(seconds.min(MAX_SECONDS as f64)),
+        Some(_) => return Ok(ToolOutcome::failed("The time-out must be a second or more.")),
+        None => timeout,
+    };
+    let half = MAX_RESULT / 2;
+    let request = ExecRequest::shell(call.command).timeout(timeout).keep(half, half);
+    let result = match tools.sandbox.exec(request, on_output).await {
+        Ok(result) => result,
+        Err(SandboxError::Refused(sentence)) => return Ok(ToolOutcome::failed(sentence)),
+        Err(error) => return Err(error),
+    };
+    // Invalid UTF-8 grows threefold when it is replaced.
+    let mut text = middle_left_out(result.output, MAX_RESULT + 100);
+    if result.timed_out {
+        text.push_str(&format!(
+            "\n[The command was killed after {} seconds. Give it more time, or run it in the background.]",
+            timeout.as_secs()
+        ));
+    }
+    Ok(ToolOutcome { is_error: result.timed_out, text, exit_code: Some(result.exit_code), path: None, diff: None })
+}
+
+async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
+    let (workspace, history) = (Arc::clone(&tools.workspace), Arc::clone(&tools.history));
+    match tokio::task::spawn_blocking(move || editor::run(&workspace, &history, &edit)).await {
+        Ok(mut outcome) => {
+            outcome.text = middle_left_out(outcome.text, MAX_RESULT);
+            outcome.diff = outcome.diff.map(|diff| middle_left_out(diff, MAX_RESULT));
+            outcome
+        }
+        Err(_) => ToolOutcome::failed("The editor stopped unexpectedly; the file may be unchanged. View it first."),
+    }
+}
+
+/// The text, or its beginning and its end with a sentence between them.
+fn middle_left_out(text: String, most: usize) -> String {
+    if text.len() <= most {
+        return text;
+    }
+    let head = text.floor_char_boundary(most / 2);
+    let tail = text.ceil_char_boundary(text.len() - most / 2);
+    format!("{}\n[… {} bytes left out …]\n{}", &text[..head], tail - head, &text[tail..])
+}

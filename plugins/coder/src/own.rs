@@ -139,7 +139,7 @@ pub(crate) fn call(
             Err(e) => wrong(e),
         },
         _ => match Finish::deserialize(arguments) {
-            Ok(_) if s.ending.is_some() => Some(Err("`finish` was called already.".into())),
+            Ok(_) if s.ending.is_some() => Some(Ok("`finish` was called already.".into())),
             Ok(Finish { message, success }) => {
                 s.ending = Some(Ending { call_id: Some(call_id.into()), message, success });
                 None

@@ -170,3 +170,9 @@ fn in_time(done: Result<Result<(), axum::Error>, tokio::time::error::Elapsed>) -
         Ok(Err(_)) | Err(_) => Err(End::Gone),
     }
 }
+
+/// How a client is told that its session is over.
+fn goodbye(reason: &str) -> End {
+    let _ = reason;
+    End::Close(close_code::NORMAL, "The session ended.")
+}

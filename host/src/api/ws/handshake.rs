@@ -8,28 +8,36 @@ use serde_json::Value;
 
 use super::frames::named;
 use crate::session::Features;
-use crate::api::session_request::{SessionRequest, secret, unless_blank};
+use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
 use crate::secret::Secret;
 
 /// The first message.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Hello {
     /// The session that is asked for, where none is named.
     #[serde(flatten)]
     pub(super) request: SessionRequest,
     /// Who is there, unless the address said so.
-    #[serde(deserialize_with = "secret")]
-    pub(super) token: Option<Secret>,
+    token: Option<Secret>,
     /// A session that exists.
-    #[serde(deserialize_with = "unless_blank")]
-    pub(super) session_id: Option<String>,
+    session_id: Option<String>,
     /// The last number the client has; everything after it is sent again.
     pub(super) last_seq: Option<u64>,
     features: Option<Vec<String>>,
 }
 
 impl Hello {
+    /// The token that came with the message.
+    pub(super) fn token(&self) -> Option<Secret> {
+        unless_empty(self.token.clone())
+    }
+
+    /// The session that is named.
+    pub(super) fn session_id(&self) -> Option<String> {
+        unless_blank(self.session_id.clone())
+    }
+
     /// What the client asked for.
     pub(super) fn features(&self) -> Features {
         named(self.features.iter().flatten().map(String::as_str))
@@ -114,20 +122,20 @@ mod tests {
             r#"{"task":"do it","repoUrl":"https://x/y.git","gitToken":"g","branch":"main","gitUserName":"n",
                 "gitUserEmail":"e@x","projectId":"p","modelProvider":"openai","apiKey":"k","token":"t"}"#,
         );
-        assert_eq!(read.request.task.as_deref(), Some("do it"));
+        assert_eq!(read.request.task(), Some("do it"));
         assert_eq!(read.request.repo_url(), Some("https://x/y.git"));
-        assert_eq!(read.token.as_ref().unwrap().expose(), "t");
-        assert_eq!((read.session_id.as_deref(), read.last_seq, read.features()), (None, None, Features::default()));
+        assert_eq!(read.token().unwrap().expose(), "t");
+        assert_eq!((read.session_id().as_deref(), read.last_seq, read.features()), (None, None, Features::default()));
     }
 
     #[test]
     fn the_newer_members_are_read_and_may_be_null() {
         let read = hello(r#"{"sessionId":"s","lastSeq":12,"features":["seq","deltas","unknown"]}"#);
-        assert_eq!((read.session_id.as_deref(), read.last_seq), (Some("s"), Some(12)));
+        assert_eq!((read.session_id().as_deref(), read.last_seq), (Some("s"), Some(12)));
         assert_eq!(read.features(), Features { seq: true, deltas: true, ..Features::default() });
         let read = hello(r#"{"task":null,"sessionId":"","lastSeq":null,"features":null,"token":null,"other":{}}"#);
-        assert!(read.session_id.is_none() && read.last_seq.is_none() && read.token.is_none());
-        assert!(read.request.task.is_none());
+        assert!(read.session_id().is_none() && read.last_seq.is_none() && read.token().is_none());
+        assert!(read.request.task().is_none());
     }
 
     #[test]

@@ -144,7 +144,7 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
         None => None,
     };
     let hello = greeting(socket, known.is_some()).await?;
-    let who = match (known, &hello.token) {
+    let who = match (known, hello.token()) {
         (Some(who), _) => who,
         (None, Some(token)) => {
             api.parts.auth.token(token.expose()).map_err(|_| Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED))?
@@ -189,12 +189,12 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
 /// The session that is named, the one that does the same work already, or a new one.
 async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Session>, Refused> {
     let sessions = &api.parts.sessions;
-    if let Some(id) = hello.session_id {
+    if let Some(id) = hello.session_id() {
         // Another user's is refused like one that is not there.
         let session = id.parse::<SessionId>().ok().and_then(|parsed| sessions.get(&parsed, &who.user).ok());
         return session.ok_or_else(|| Refused::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
     }
-    let Some(task) = hello.request.task.as_deref() else { return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK)) };
+    let Some(task) = hello.request.task() else { return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK)) };
     let project = hello.request.project_for(who);
     if let Some(session) = sessions.find_same(&who.user, project.as_deref(), task, hello.request.repo_url()) {
         return Ok(session);

@@ -1,0 +1,174 @@
+//! Owns the guests that the tests in this crate need: core modules written by hand, made components
+//! against the real WIT. They answer from memory that was laid out here, so each test can say what a
+//! guest does without a guest toolchain.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+/// Memory that a guest starts with, from this address on.
+const BASE: u32 = 1024;
+
+/// A guest's memory while it is laid out.
+struct Image(Vec<u8>);
+
+impl Image {
+    fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Puts bytes at the next multiple of 8.
+    fn put(&mut self, bytes: &[u8]) -> u32 {
+        self.0.resize(self.0.len().next_multiple_of(8), 0);
+        let at = BASE + u32::try_from(self.0.len()).unwrap();
+        self.0.extend_from_slice(bytes);
+        at
+    }
+
+    /// A string or list of bytes, as pointer and length.
+    fn text(&mut self, text: &str) -> [u32; 2] {
+        [self.put(text.as_bytes()), u32::try_from(text.len()).unwrap()]
+    }
+
+    fn words(&mut self, words: &[u32]) -> u32 {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.put(&bytes)
+    }
+
+    fn data(&self) -> String {
+        let mut data = String::new();
+        for byte in &self.0 {
+            write!(data, "\\{byte:02x}").unwrap();
+        }
+        format!("(data (i32.const {BASE}) \"{data}\")")
+    }
+}
+
+const MEMORY: &str = r#"
+    (memory (export "memory") 160)
+    (global $next (mut i32) (i32.const 65536))
+    (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+      (local $at i32)
+      (local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
+      (global.set $next (i32.add (local.get $at) (local.get 3)))
+      (local.get $at))
+"#;
+
+/// A policy whose `step` has this body. In it, `$ok` is the address of a transition without commands
+/// and with the state `[1, 2, 3]`, `$err` of the error `too\u{7} hot`; local 0 is free.
+pub(crate) fn policy(step: &str) -> Vec<u8> {
+    let mut image = Image::new();
+    let [name, version, about] =
+        ["test", "1.2.3", "A test."].map(|text| image.text(text));
+    let descriptor = image.words(&[
+        name[0], name[1], version[0], version[1], about[0], about[1], 1, 7, 5,
+    ]);
+    let state = image.put(&[1, 2, 3]);
+    let ok = image.words(&[0, 0, 7, state, 3, 0, 0]);
+    let message = image.text("too\u{7} hot");
+    let err = image.words(&[1, 0, 8, 0, 0, 0, message[0], message[1], 0, 0, 0, 0]);
+    let log = image.text("a\x1b[1mb");
+    let module = format!(
+        r#"(module
+    (import "lucid:host/log@0.1.0" "log" (func $log (param i32 i32 i32)))
+    {MEMORY}
+    {data}
+    (global $ok i32 (i32.const {ok}))
+    (global $err i32 (i32.const {err}))
+    (func $say (call $log (i32.const 1) (i32.const {log}) (i32.const {log_len})))
+    (func (export "lucid:policy/policy@0.1.0#describe") (result i32) (i32.const {descriptor}))
+    (func (export "lucid:policy/policy@0.1.0#migrate") (param i32 i32 i32) (result i32) unreachable)
+    (func (export "lucid:policy/policy@0.1.0#step")
+      (param i32 i32 i64 i64 i64 i32 i32 i64 i32 i64 i32 i32 i32 i32 i32 i32) (result i32)
+      {step}))"#,
+        data = image.data(),
+        log = log[0],
+        log_len = log[1],
+    );
+    component(&module, "policy", "policy-plugin")
+}
+
+/// What an LLM guest does.
+pub(crate) struct Llm {
+    pub(crate) path: &'static str,
+    pub(crate) framing: u32,
+    /// Of the one header it sends.
+    pub(crate) header: &'static str,
+}
+
+impl Default for Llm {
+    fn default() -> Self {
+        Self {
+            path: "/chat",
+            framing: 0,
+            header: "content-type",
+        }
+    }
+}
+
+/// An adapter that posts `{}`, shows `x` for each push, and ends with `done`. A refusal's body is its
+/// error's message; 429 is `rate-limited`, 401 `unauthenticated`, anything else `upstream`.
+pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
+    let mut image = Image::new();
+    let [name, version, about, url, model] =
+        ["test", "1.2.3", "A test.", "https://example.org", "m"].map(|text| image.text(text));
+    let descriptor = image.words(&[name, version, about, url, model].concat());
+    let none = image.words(&[0, 0]);
+    let [post, path, header, value, body] =
+        ["POST", guest.path, guest.header, "application/json", "{}"].map(|text| image.text(text));
+    let headers = image.words(&[header, value].concat());
+    let encoded = image.words(&[
+        0, 0, post[0], post[1], path[0], path[1], 0, 0, headers, 1, body[0], body[1], guest.framing,
+    ]);
+    let error = image.words(&[0; 12]);
+    let x = image.text("x");
+    let delta = image.words(&[0, 0, x[0], x[1], 0, 0, 0, 0, 0, 0]);
+    let deltas = image.words(&[0, 0, delta, 1]);
+    let done = image.text("done");
+    let content = image.words(&[0, 0, done[0], done[1], 0, 0, 0, 0, 0, 0, 0, 0]);
+    let finished = image.words(&[0, 0, 2, content, 1, 0, 11, 0, 22, 0, 0, 0, 0, 0]);
+    let at = "lucid:llm/provider@0.1.0";
+    let module = format!(
+        r#"(module
+    (import "[export]{at}" "[resource-new]decoder" (func $new (param i32) (result i32)))
+    {MEMORY}
+    {data}
+    (func (export "{at}#describe") (result i32) (i32.const {descriptor}))
+    (func (export "{at}#models") (param i32 i32) (result i32) (i32.const {none}))
+    (func (export "{at}#encode")
+      (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32) (i32.const {encoded}))
+    (func (export "{at}#classify") (param $status i32) (param i32 i32 i32 i32) (result i32)
+      (i32.store8 (i32.const {error})
+        (if (result i32) (i32.eq (local.get $status) (i32.const 429)) (then (i32.const 5))
+          (else (if (result i32) (i32.eq (local.get $status) (i32.const 401))
+            (then (i32.const 1)) (else (i32.const 12))))))
+      (i32.store (i32.const {message}) (local.get 3))
+      (i32.store (i32.const {length}) (local.get 4))
+      (i32.const {error}))
+    (func (export "{at}#[constructor]decoder") (param i32 i32) (result i32)
+      (call $new (i32.const 1)))
+    (func (export "{at}#[method]decoder.push") (param i32 i32 i32) (result i32)
+      (i32.const {deltas}))
+    (func (export "{at}#[method]decoder.finish") (param i32) (result i32) (i32.const {finished})))"#,
+        data = image.data(),
+        message = error + 16,
+        length = error + 20,
+    );
+    component(&module, "llm", "llm-plugin")
+}
+
+fn component(module: &str, package: &str, world: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(module).unwrap();
+    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
+    let mut resolve = Resolve::default();
+    for shared in ["types", "host"] {
+        resolve.push_path(wit.join(shared)).unwrap();
+    }
+    let (package, _) = resolve.push_path(wit.join(package)).unwrap();
+    let world = resolve.select_world(&[package], Some(world)).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    let encoder = ComponentEncoder::default().validate(true);
+    encoder.module(&module).unwrap().encode().unwrap()
+}

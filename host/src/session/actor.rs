@@ -1,0 +1,341 @@
+//! Owns a session's life: one task that takes what arrives, lets the policy decide, writes, shows and
+//! begins, in this order and one round after the other.
+//!
+//! What always holds: nothing is shown or begun before the round that says so is committed. The actor
+//! ends with its session, and takes effects, sandbox and workspace along; at a shutdown it leaves
+//! the log and the workspace, from which it goes on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::plugins::policy::{Context, Snapshot};
+use crate::plugins::types::ToolCall;
+use crate::secret::Secret;
+use crate::store::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
+
+use super::effects::Effects;
+use super::frames::{self, EventDraft};
+use super::live::Session;
+use super::ports::{News, Place, PlaceSpec, Policy, Started, Stepped};
+use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene};
+use super::{CloseReason, Shared};
+
+/// How much is taken into one round.
+const ROUND: usize = 64;
+
+/// What an actor starts from.
+pub(super) struct Origin {
+    pub(super) fixed: Arc<NewSessionRow>,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) api_key: Option<Secret>,
+    pub(super) git_token: Option<Secret>,
+    pub(super) counters: Counters,
+    pub(super) state: Option<Snapshot>,
+    pub(super) open: Vec<EffectRow>,
+    pub(super) news: mpsc::Receiver<Box<News>>,
+    pub(super) status: Status,
+}
+
+/// Why the rounds ended.
+enum End {
+    /// Somebody wants it to end.
+    Stopped,
+    /// The host goes down; the session does not.
+    Halted,
+    /// The open task took too long.
+    TimedOut,
+    /// There is no place to work in.
+    NoPlace(String),
+    /// The log cannot be written.
+    Broken,
+}
+
+pub(super) struct Actor {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    fixed: Arc<NewSessionRow>,
+    policy: Arc<dyn Policy>,
+    id: Arc<str>,
+    chat: Arc<str>,
+    counters: Counters,
+    open: BTreeMap<String, EffectKind>,
+    state: Option<Snapshot>,
+    queue: VecDeque<News>,
+    news: mpsc::Receiver<Box<News>>,
+    effects: Effects,
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Lives a session from where its origin says until its end.
+pub(super) async fn live(shared: Arc<Shared>, session: Arc<Session>, origin: Origin) {
+    let id: Arc<str> = origin.fixed.id.as_str().into();
+    let spec = PlaceSpec {
+        session: origin.fixed.id.clone(),
+        user: origin.fixed.user.clone(),
+        repo_url: origin.fixed.repo_url.clone(),
+        git_token: origin.git_token,
+        branch: origin.fixed.branch.clone(),
+        git_user_name: origin.fixed.git_user_name.clone(),
+        git_user_email: origin.fixed.git_user_email.clone(),
+    };
+    let open: BTreeMap<_, _> = origin.open.iter().map(|effect| (effect.id.clone(), effect.kind)).collect();
+    let mut actor = Actor {
+        effects: Effects::new(shared.clone(), session.clone(), spec, origin.api_key, origin.fixed.clone()),
+        chat: origin.fixed.chat_id.as_str().into(),
+        id,
+        fixed: origin.fixed,
+        policy: origin.policy,
+        counters: origin.counters,
+        open,
+        state: origin.state,
+        queue: VecDeque::new(),
+        news: origin.news,
+        shared,
+        session,
+    };
+    // A session that has stepped went through provisioning.
+    let begun = actor.counters.step > 0;
+    if begun {
+        actor.resume(origin.open);
+    }
+    let end = if origin.status == Status::Stopping { End::Stopped } else { Box::pin(actor.run(begun)).await };
+    Box::pin(actor.end(end, origin.status)).await;
+}
+
+impl Actor {
+    /// What was running when the host stopped is lost, and its policy is told; what waited, waits on.
+    fn resume(&mut self, open: Vec<EffectRow>) {
+        self.effects.reopen_workspace();
+        for effect in open {
+            match effect.kind {
+                EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
+                EffectKind::Timer => self.effects.timer(effect.id, effect.due_at.unwrap_or(0)),
+                EffectKind::Ask => {}
+            }
+        }
+    }
+
+    async fn run(&mut self, begun: bool) -> End {
+        if !begun && let Err(end) = self.provision().await {
+            return end;
+        }
+        loop {
+            if let Some(end) = self.wait().await {
+                return end;
+            }
+            if let Err(end) = self.round().await {
+                return end;
+            }
+        }
+    }
+
+    async fn provision(&mut self) -> Result<(), End> {
+        let mut started = Started { workspace: "/workspace".to_owned(), ..Started::default() };
+        if self.shared.deps.places.refusal().is_none() {
+            let place = tokio::select! {
+                biased;
+                () = self.session.stop.cancelled() => return Err(End::Stopped),
+                () = self.shared.halt.cancelled() => return Err(End::Halted),
+                place = self.effects.provision() => place.map_err(End::NoPlace)?,
+            };
+            started = self.describe_place(&*place).await;
+        }
+        self.queue.push_front(News::Started(started));
+        Ok(())
+    }
+
+    async fn describe_place(&mut self, place: &dyn Place) -> Started {
+        Started {
+            workspace: place.root(),
+            instructions: place.instructions(),
+            tools: place.definitions(),
+            tree: self.effects.first_tree(place).await,
+        }
+    }
+
+    /// Waits until there is something to do.
+    async fn wait(&mut self) -> Option<End> {
+        let deadline = self.deadline();
+        tokio::select! {
+            biased;
+            () = self.session.stop.cancelled() => return Some(End::Stopped),
+            () = self.shared.halt.cancelled() => return Some(End::Halted),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                return Some(End::TimedOut);
+            }
+            () = std::future::ready(()), if !self.queue.is_empty() => {}
+            news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
+        }
+        while self.queue.len() < ROUND
+            && let Ok(news) = self.news.try_recv()
+        {
+            self.queue.push_back(*news);
+        }
+        None
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.counters.task_open.then(|| Instant::now() + self.time_left())
+    }
+
+    fn time_left(&self) -> Duration {
+        let used = Duration::from_millis(now().saturating_sub(self.counters.task_started_at));
+        self.shared.deps.limits.task_time.saturating_sub(used)
+    }
+
+    /// Takes what arrived, lets the policy decide, writes, shows, begins.
+    async fn round(&mut self) -> Result<(), End> {
+        let at = now();
+        let (policy, fixed, places) = (self.policy.clone(), self.fixed.clone(), self.shared.deps.places.clone());
+        let describe = move |call: &_| places.describe(call);
+        let names = (self.id.clone(), self.chat.clone());
+        let scene = scene(&names, &fixed, &*policy, self.shared.deps.limits.iterations, &describe);
+        let mut draft = Draft::new(&scene, self.counters, self.open.clone(), at);
+        let mut taken = 0;
+        while taken < ROUND
+            && let Some(news) = self.queue.pop_front()
+        {
+            draft.take(news);
+            taken += 1;
+        }
+        if draft.is_empty() {
+            // Whatever came was too late.
+            return Ok(());
+        }
+        let limits = &self.shared.deps.limits;
+        let spent = Duration::from_millis(at.saturating_sub(draft.counters.task_started_at));
+        let context = Context {
+            session: self.id.to_string(),
+            step: draft.counters.step,
+            now_ms: at,
+            seed: rand::random(),
+            iterations_left: limits.iterations.saturating_sub(draft.counters.iterations),
+            tokens_left: None,
+            millis_left: u64::try_from(limits.task_time.saturating_sub(spent).as_millis()).ok(),
+        };
+        let stepped = if draft.counters.steps_alone >= STEPS_ALONE {
+            let result = Err(format!("The agent took {STEPS_ALONE} steps without a word of the user, and was stopped."));
+            Stepped { result, fuel: 0, memory: 0, micros: 0 }
+        } else {
+            policy.step(&context, self.state.as_ref(), &draft.inputs).await
+        };
+        let round = draft.decide(&context, stepped);
+        self.commit(round).await
+    }
+
+    async fn commit(&mut self, round: Round) -> Result<(), End> {
+        let Round { row, open, state, begin } = round;
+        let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
+        if let Err(cause) = self.shared.deps.store.write(move |connection| row.insert(connection)).await {
+            tracing::error!(session = %self.id, %cause, "a round could not be written; the session pauses until the next start");
+            return Err(End::Broken);
+        }
+        self.counters = counters;
+        self.open = open;
+        if state.is_some() {
+            self.state = state;
+        }
+        self.session.publish(first, &frames);
+        for begin in begin {
+            match begin {
+                Begin::Model(call) => self.effects.model(call, self.counters.next_entry.saturating_sub(1)),
+                Begin::Tool(run) => self.effects.tool(run),
+                Begin::Timer(effect, due) => self.effects.timer(effect, due),
+                Begin::Cancel(effect) => self.queue.push_back(self.effects.cancel(effect)),
+                Begin::CancelAll => self.effects.cancel_all(),
+                Begin::News(news) => self.queue.push_back(news),
+            }
+        }
+        self.effects.settle(&self.open);
+        Ok(())
+    }
+
+    /// Ends the session, or pauses it, and gives back what it held.
+    async fn end(mut self, end: End, status: Status) {
+        self.effects.cancel_all();
+        let (close, frame) = match end {
+            End::Halted => {
+                self.effects.close_place().await;
+                return self.leave(CloseReason::restarting());
+            }
+            End::Broken => {
+                self.effects.close_place().await;
+                return self.leave(CloseReason::failed("The session's log could not be written."));
+            }
+            End::Stopped => {
+                let reason = self.session.closing.get().cloned().unwrap_or_default();
+                let frame = frames::status("stopping", &reason.reason, None);
+                (reason, (status != Status::Stopping).then_some(frame))
+            }
+            End::TimedOut => {
+                let limit = self.shared.deps.limits.task_time.as_secs();
+                let reason = format!("The task took longer than {limit} seconds, and was ended.");
+                (CloseReason::done(&reason), Some(frames::error(&reason)))
+            }
+            End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),
+        };
+        // In this order: whoever looks now is told why, and what happens below cannot be undone.
+        let _ = self.session.closing.set(close.clone());
+        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
+        let status = if held { Status::Stopping } else { Status::Ended };
+        let written = self.last_round(frame, status, &close).await;
+        self.effects.close_place().await;
+        if held {
+            self.effects.wipe().await;
+            if written {
+                self.last_round(None, Status::Ended, &close).await;
+            }
+        }
+        self.leave(close);
+    }
+
+    async fn last_round(&mut self, frame: Option<String>, status: Status, close: &CloseReason) -> bool {
+        let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
+        let names = (self.id.clone(), self.chat.clone());
+        let scene = scene(&names, &fixed, &*policy, 0, &|_| EventDraft::default());
+        let mut draft = Draft::new(&scene, self.counters, BTreeMap::new(), now());
+        if let Some(frame) = frame {
+            draft.frame(frame);
+        }
+        draft.counters.task_open = false;
+        let round = draft.close_round(status, Some(close.reason.clone()));
+        self.commit(round).await.is_ok()
+    }
+
+    fn leave(self, reason: CloseReason) {
+        self.shared.forget(&self.session);
+        self.session.end(reason);
+    }
+}
+
+fn scene<'a>(
+    names: &'a (Arc<str>, Arc<str>),
+    fixed: &'a NewSessionRow,
+    policy: &'a dyn Policy,
+    max_iterations: u32,
+    describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
+) -> Scene<'a> {
+    let info = policy.info();
+    Scene {
+        session: &names.0,
+        chat: &names.1,
+        task: &fixed.task,
+        repository: fixed.repo_url.as_deref(),
+        branch: fixed.branch.as_deref(),
+        model: &fixed.model,
+        mock: info.mock,
+        settings: &info.settings,
+        policy_digest: &info.digest,
+        max_iterations,
+        describe,
+    }
+}

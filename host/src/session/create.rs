@@ -1,0 +1,207 @@
+//! Owns how a session is made, and how its actor is started.
+//!
+//! What always holds: whatever can be refused is refused before anything is written. A session, its
+//! chat, its task and its first frame are one transaction. Its secrets are in the log sealed, and
+//! gone from it when the session ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::auth::UserId;
+use crate::plugins::policy::Snapshot;
+use crate::secret::Secret;
+use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
+
+use super::actor::{self, Origin};
+use super::live::{Launch, Parts, Session};
+use super::ports::{Policy, Provider};
+use super::record::{Draft, Scene};
+use super::{SessionId, Sessions, Shared, frames};
+
+/// How much may wait for a session.
+const MAILBOX: usize = 64;
+
+/// Why no session is made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The deployment has no such provider. Holds its name.
+    #[error("Unknown model provider '{0}'.")]
+    UnknownProvider(String),
+    /// Neither the caller nor the deployment has a key. Holds the provider's name.
+    #[error("No API key for the model provider '{0}'. Send one with the request, or ask the operator to set one.")]
+    MissingKey(String),
+    /// The deployment has no such policy. Holds its name.
+    #[error("Unknown policy '{0}'.")]
+    UnknownPolicy(String),
+    /// The policy works in a sandbox, and there is none. Holds the reason.
+    #[error("There is no sandbox to work in: {0}")]
+    NoSandbox(String),
+    /// The user has as many as they may. Holds how many that is.
+    #[error("You have {0} sessions already, which is as many as you may have. Stop one first.")]
+    TooManySessions(usize),
+    /// The host goes down.
+    #[error("The server is about to restart. Try again in a moment.")]
+    ShuttingDown,
+    /// The log could not be written.
+    #[error("The session could not be written down.")]
+    Store(#[from] StoreError),
+}
+
+/// What a session is asked for.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// Whose it is.
+    pub user: UserId,
+    /// The client's name for what it belongs to.
+    pub project_id: Option<String>,
+    /// What to do.
+    pub task: String,
+    /// What to clone.
+    pub repo_url: Option<String>,
+    /// With which token.
+    pub git_token: Option<Secret>,
+    /// Which branch.
+    pub branch: Option<String>,
+    /// For commits.
+    pub git_user_name: Option<String>,
+    /// For commits.
+    pub git_user_email: Option<String>,
+    /// Who answers model calls.
+    pub provider: Option<String>,
+    /// The user's own key for it.
+    pub api_key: Option<Secret>,
+    /// Who decides.
+    pub policy: Option<String>,
+}
+
+/// Binds a sealed secret to its row and column.
+pub(super) fn seal_context(session: &str, what: &str) -> String {
+    format!("session/{session}/{what}")
+}
+
+impl Sessions {
+    /// Makes a session and writes it down. It does nothing until [`Sessions::start`].
+    pub async fn create(&self, new: NewSession) -> Result<Arc<Session>, CreateError> {
+        let deps = &self.shared.deps;
+        if self.shared.halt.is_cancelled() {
+            return Err(CreateError::ShuttingDown);
+        }
+        let policy = deps.policies.find(new.policy.as_deref())?;
+        let info = policy.info();
+        let provider = if info.calls_models {
+            deps.models.find(new.provider.as_deref(), new.api_key.is_some())?
+        } else {
+            // Only a label: any is taken.
+            Provider { name: new.provider.unwrap_or_default(), model: String::new() }
+        };
+        if info.needs_sandbox
+            && let Some(reason) = deps.places.refusal()
+        {
+            return Err(CreateError::NoSandbox(reason));
+        }
+        let most = deps.limits.sessions_per_user;
+        if self.shared.count_of(&new.user) >= most {
+            return Err(CreateError::TooManySessions(most));
+        }
+        let id = SessionId::new();
+        let name = id.to_string();
+        let seal = |secret: &Option<Secret>, what: &str| {
+            secret.as_ref().map(|secret| deps.sealer.seal(secret.expose().as_bytes(), &seal_context(&name, what)))
+        };
+        let fixed = Arc::new(NewSessionRow {
+            api_key: seal(&new.api_key, "api-key"),
+            git_token: seal(&new.git_token, "git-token"),
+            user: new.user.to_string(),
+            project_id: new.project_id,
+            task: new.task,
+            repo_url: new.repo_url,
+            branch: new.branch,
+            git_user_name: new.git_user_name,
+            git_user_email: new.git_user_email,
+            policy: info.name.clone(),
+            provider: provider.name,
+            model: provider.model,
+            chat_id: Uuid::now_v7().to_string(),
+            created_at: actor::now(),
+            id: name,
+        });
+        let first = first_round(&fixed, info.mock);
+        let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
+        let row = fixed.clone();
+        let title = store::cut(fixed.task.lines().next().unwrap_or_default(), store::TITLE_LENGTH).to_owned();
+        deps.store.write(move |connection| row.insert(connection, &title, &first)).await?;
+        let secrets = Secrets { api_key: new.api_key, git_token: new.git_token };
+        let session = self.shared.assemble(id, fixed, policy, secrets, counters, None, Vec::new(), Status::Created);
+        session.publish(first_seq, &frames);
+        Ok(session)
+    }
+}
+
+/// What the user entrusted to the session.
+#[derive(Default)]
+pub(super) struct Secrets {
+    pub(super) api_key: Option<Secret>,
+    pub(super) git_token: Option<Secret>,
+}
+
+impl Shared {
+    /// A session that is in the log becomes one that can be started.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the session, and there are two callers")]
+    pub(super) fn assemble(
+        self: &Arc<Self>,
+        id: SessionId,
+        fixed: Arc<NewSessionRow>,
+        policy: Arc<dyn Policy>,
+        secrets: Secrets,
+        counters: Counters,
+        state: Option<Snapshot>,
+        open: Vec<EffectRow>,
+        status: Status,
+    ) -> Arc<Session> {
+        let (mailbox, news) = mpsc::channel(MAILBOX);
+        let mock = policy.info().mock;
+        let (user, project_id) = (UserId::from(fixed.user.as_str()), fixed.project_id.clone());
+        let (task, repo_url, created_at) = (fixed.task.as_str().into(), fixed.repo_url.clone(), fixed.created_at);
+        let Secrets { api_key, git_token } = secrets;
+        let origin = Origin { fixed, policy, api_key, git_token, counters, state, open, news, status };
+        let shared = Arc::downgrade(self);
+        let launch: Launch = Box::new(move |session| {
+            if let Some(shared) = shared.upgrade() {
+                let actors = shared.actors.clone();
+                actors.spawn(actor::live(shared, session, origin));
+            }
+        });
+        let store = self.deps.store.clone();
+        let head = counters.next_seq.saturating_sub(1);
+        let parts =
+            Parts { id, user, project_id, task, repo_url, mock, created_at, store, head, launch, mailbox };
+        let session = Session::new(parts);
+        self.remember(&session);
+        session
+    }
+}
+
+/// The task, and that the session begins.
+fn first_round(fixed: &NewSessionRow, mock: bool) -> store::StepRow {
+    let (session, chat) = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
+    let scene = Scene {
+        session: &session,
+        chat: &chat,
+        task: &fixed.task,
+        repository: None,
+        branch: None,
+        model: "",
+        mock,
+        settings: "",
+        policy_digest: "",
+        max_iterations: 0,
+        describe: &|_| frames::EventDraft::default(),
+    };
+    let counters = Counters { next_seq: 1, ..Counters::default() };
+    let mut draft = Draft::new(&scene, counters, BTreeMap::new(), fixed.created_at);
+    draft.open_session();
+    draft.close_round(Status::Created, None).row
+}

@@ -1,0 +1,222 @@
+//! Owns what runs for a session: model calls and timers side by side, tools one after the other.
+//!
+//! What always holds: an effect reports exactly once, into the session's queue, unless it is
+//! cancelled; then nothing of it reports and the canceller answers for it. Nothing here decides or
+//! writes. Dropping [`Effects`] ends all of them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use crate::plugins::policy::{ModelCall, ToolRun};
+use crate::plugins::types::ErrorKind;
+use crate::secret::Secret;
+use crate::store::{EffectKind, NewSessionRow};
+
+use super::live::Session;
+use super::ports::{DeltaSink, ModelRequest, News, Place, PlaceSpec};
+use super::record::fault;
+use super::{Shared, actor, frames, prompt};
+
+pub(super) struct Effects {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    fixed: Arc<NewSessionRow>,
+    spec: PlaceSpec,
+    api_key: Option<Secret>,
+    running: HashMap<String, AbortHandle>,
+    waiting: VecDeque<ToolRun>,
+    tool: Option<String>,
+    /// Filled once, by provisioning or by the first tool after a restart.
+    place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    tree: Arc<AtomicU64>,
+}
+
+impl Drop for Effects {
+    fn drop(&mut self) {
+        self.cancel_all();
+    }
+}
+
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Effects {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        session: Arc<Session>,
+        spec: PlaceSpec,
+        api_key: Option<Secret>,
+        fixed: Arc<NewSessionRow>,
+    ) -> Self {
+        Self {
+            shared,
+            session,
+            fixed,
+            spec,
+            api_key,
+            running: HashMap::new(),
+            waiting: VecDeque::new(),
+            tool: None,
+            place: Arc::default(),
+            tree: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
+    /// A new place for the session.
+    pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, String> {
+        let place = self.shared.deps.places.provision(self.spec.clone()).await?;
+        if let Some(workspace) = place.workspace() {
+            let _ = self.session.workspace.set(workspace);
+        }
+        // Nobody else fills it: tools begin later.
+        let _ = self.place.set(place.clone());
+        Ok(place)
+    }
+
+    /// After a restart the files are there at once; the sandbox comes with the first tool.
+    pub(super) fn reopen_workspace(&mut self) {
+        if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
+            let _ = self.session.workspace.set(workspace);
+        }
+    }
+
+    /// The tree at the start, where it holds anything.
+    pub(super) async fn first_tree(&self, place: &dyn Place) -> Option<String> {
+        let tree = place.tree().await?;
+        self.tree.store(digest(&tree), Ordering::Relaxed);
+        (tree != "[]").then_some(tree)
+    }
+
+    fn spawn(&mut self, effect: String, work: impl Future<Output = News> + Send + 'static) {
+        let mailbox = self.session.mailbox.clone();
+        let task = tokio::spawn(async move {
+            let news = work.await;
+            // The session may be over.
+            let _ = mailbox.send(Box::new(news)).await;
+        });
+        self.running.insert(effect, task.abort_handle());
+    }
+
+    fn sink(&self, effect: &str) -> DeltaSink {
+        let (session, effect) = (self.session.clone(), effect.to_owned());
+        Arc::new(move |kind, text| session.delta(|| frames::delta(kind, &effect, text)))
+    }
+
+    pub(super) fn timer(&mut self, effect: String, due: u64) {
+        let left = Duration::from_millis(due.saturating_sub(actor::now()));
+        let name = effect.clone();
+        self.spawn(effect, async move {
+            if !left.is_zero() {
+                tokio::time::sleep(left).await;
+            }
+            News::Timer(name)
+        });
+    }
+
+    pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
+        let (shared, session) = (self.shared.clone(), self.fixed.clone());
+        let (api_key, sink) = (self.api_key.clone(), self.sink(&call.effect));
+        let effect = call.effect.clone();
+        self.spawn(effect.clone(), async move {
+            let parts = std::mem::take(&mut call.prompt);
+            if call.model.is_empty() {
+                call.model.clone_from(&session.model);
+            }
+            let answer = match prompt::resolve(&shared.deps.store, &session.id, parts, last_entry).await {
+                Ok(messages) => {
+                    let request = ModelRequest { provider: session.provider.clone(), api_key, call, messages };
+                    shared.deps.models.call(request, sink).await
+                }
+                Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string())),
+            };
+            News::Model(effect, answer)
+        });
+    }
+
+    pub(super) fn tool(&mut self, run: ToolRun) {
+        self.waiting.push_back(run);
+    }
+
+    /// Forgets what is done, and begins the next tool where none runs.
+    pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
+        self.running.retain(|effect, _| open.contains_key(effect));
+        self.tool.take_if(|effect| !open.contains_key(effect));
+        if self.tool.is_none()
+            && let Some(run) = self.waiting.pop_front()
+        {
+            self.tool = Some(run.effect.clone());
+            self.begin_tool(run);
+        }
+        if self.running.is_empty() {
+            self.running.shrink_to_fit();
+        }
+    }
+
+    fn begin_tool(&mut self, run: ToolRun) {
+        let (shared, session, cell) = (self.shared.clone(), self.session.clone(), self.place.clone());
+        let (spec, sink, last_tree) = (self.spec.clone(), self.sink(&run.effect), self.tree.clone());
+        let effect = run.effect.clone();
+        self.spawn(effect.clone(), async move {
+            let opened = cell.get_or_try_init(|| async {
+                match shared.deps.places.refusal() {
+                    Some(reason) => Err(reason),
+                    None => shared.deps.places.reopen(spec).await,
+                }
+            });
+            let place = match opened.await {
+                Ok(place) => place,
+                Err(reason) => return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None),
+            };
+            if let Some(workspace) = place.workspace() {
+                let _ = session.workspace.set(workspace);
+            }
+            let done = place.run(run.call, run.timeout_ms, sink).await;
+            let tree = place.tree().await;
+            let changed = tree.filter(|tree| {
+                let now = digest(tree);
+                last_tree.swap(now, Ordering::Relaxed) != now
+            });
+            News::Tool(effect, done, changed)
+        });
+    }
+
+    /// Gives an effect up; what is returned goes into the queue.
+    pub(super) fn cancel(&mut self, effect: String) -> News {
+        if let Some(task) = self.running.remove(&effect) {
+            task.abort();
+        }
+        self.waiting.retain(|run| run.effect != effect);
+        News::Failed(effect, fault(ErrorKind::Cancelled, "It was given up."))
+    }
+
+    pub(super) fn cancel_all(&mut self) {
+        self.waiting.clear();
+        self.tool = None;
+        for (_, task) in self.running.drain() {
+            task.abort();
+        }
+    }
+
+    pub(super) fn holds_place(&self) -> bool {
+        self.place.initialized()
+    }
+
+    pub(super) async fn close_place(&mut self) {
+        if let Some(place) = self.place.get() {
+            place.close().await;
+        }
+    }
+
+    pub(super) async fn wipe(&mut self) {
+        self.shared.deps.places.wipe(self.spec.clone()).await;
+    }
+}

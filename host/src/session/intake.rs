@@ -1,0 +1,158 @@
+//! Owns the first half of a record: what arrived becomes inputs, transcript entries and what a person
+//! sees of it.
+//!
+//! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing.
+
+use crate::plugins::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
+use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
+use crate::store::{ChatLine, EffectKind};
+
+use super::frames::{self, EventDraft};
+use super::ports::{ModelAnswer, News, Started};
+use super::record::Draft;
+
+impl Draft<'_> {
+    /// Takes one thing that arrived.
+    pub(super) fn take(&mut self, news: News) {
+        match news {
+            News::Started(started) => self.started(started),
+            News::Message(text) => self.message(text),
+            News::Model(effect, result) => {
+                if self.close(&effect, Some(EffectKind::Model)) {
+                    match result {
+                        Ok(answer) => self.model(effect, answer),
+                        Err(error) => self.failed(effect, error),
+                    }
+                }
+            }
+            News::Tool(effect, result, tree) => {
+                if self.close(&effect, Some(EffectKind::Tool)) {
+                    match result {
+                        Ok(done) => {
+                            self.event(done.shown);
+                            let entry = self.entry(&tool_says(&done.result));
+                            self.inputs.push(Input::ToolReplied(ToolReply { effect, entry, outcome: done.result }));
+                        }
+                        Err(error) => self.failed(effect, error),
+                    }
+                    if let Some(tree) = tree {
+                        self.frame(frames::file_tree(&tree, self.at));
+                    }
+                }
+            }
+            News::Timer(effect) => {
+                if self.close(&effect, Some(EffectKind::Timer)) {
+                    self.inputs.push(Input::TimerFired(effect));
+                }
+            }
+            News::Lost(effect) => {
+                if self.close(&effect, None) {
+                    self.event(EventDraft::text(
+                        "AgentErrorObservation",
+                        "The server was restarted while this ran. It may or may not have happened, and was not run again.",
+                    ));
+                    self.inputs.push(Input::EffectLost(effect));
+                }
+            }
+            News::Failed(effect, error) => {
+                if self.close(&effect, None) {
+                    self.failed(effect, error);
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, started: Started) {
+        let scene = self.scene;
+        let (status, message) = if scene.mock {
+            ("mock_mode", "Running the mock agent: no model is called.")
+        } else {
+            ("ready", "The session is ready.")
+        };
+        self.frame(frames::status(status, message, Some(scene.session)));
+        self.open_task(scene.task);
+        if let Some(tree) = &started.tree {
+            self.frame(frames::file_tree(tree, self.at));
+        }
+        self.inputs.push(Input::Started(Start {
+            task: scene.task.to_owned(),
+            entry: 0,
+            workspace: started.workspace,
+            repository: scene.repository.map(str::to_owned),
+            branch: scene.branch.map(str::to_owned),
+            model: scene.model.to_owned(),
+            instructions: started.instructions,
+            tools: started.tools,
+            settings: scene.settings.to_owned(),
+        }));
+    }
+
+    fn message(&mut self, text: String) {
+        self.counters.steps_alone = 0;
+        let message = user_says(&text);
+        let question = self.open.iter().find(|(_, kind)| **kind == EffectKind::Ask).map(|(id, _)| id.clone());
+        if question.is_none() && !self.counters.task_open {
+            self.open_task(&text);
+        }
+        let entry = self.entry(&message);
+        match question {
+            Some(effect) => {
+                self.close(&effect, None);
+                self.inputs.push(Input::Answered(Answer { effect, entry, text: text.clone() }));
+            }
+            None => self.inputs.push(Input::UserMessage(UserMessage { entry, content: message.content })),
+        }
+        self.lines.push(ChatLine {
+            role: "user",
+            content: text,
+            event_type: "FollowUp".to_owned(),
+            metadata: None,
+        });
+    }
+
+    fn model(&mut self, effect: String, answer: ModelAnswer) {
+        let usage = &answer.usage;
+        let used = [usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens];
+        self.counters.tokens = used.into_iter().fold(self.counters.tokens, u64::saturating_add);
+        let entry = self.entry(&answer.message);
+        let (mut text, mut thought) = (String::new(), String::new());
+        for content in &answer.message.content {
+            match content {
+                Content::Text(piece) => text.push_str(piece),
+                Content::Thinking(piece) => thought.push_str(&piece.text),
+                _ => {}
+            }
+        }
+        let event_type = if text.trim().is_empty() { "ThinkAction" } else { "AgentMessageAction" };
+        if text.trim().is_empty() {
+            text.clone_from(&thought);
+        }
+        if !text.trim().is_empty() {
+            let thought = Some(thought).filter(|thought| !thought.is_empty());
+            self.event(EventDraft { thought, ..EventDraft::text(event_type, text) });
+        }
+        self.frame(frames::usage(&answer.usage, self.counters.tokens));
+        self.inputs.push(Input::ModelReplied(ModelReply {
+            effect,
+            entry,
+            message: answer.message,
+            stop: answer.stop,
+            usage: answer.usage,
+        }));
+    }
+
+    fn failed(&mut self, effect: String, error: Error) {
+        if error.kind != ErrorKind::Cancelled {
+            self.event(EventDraft::text("AgentErrorObservation", error.message.clone()));
+        }
+        self.inputs.push(Input::EffectFailed(Failure { effect, error }));
+    }
+}
+
+pub(super) fn user_says(text: &str) -> Message {
+    Message { role: Role::User, content: vec![Content::Text(text.to_owned())] }
+}
+
+fn tool_says(result: &ToolResult) -> Message {
+    Message { role: Role::Tool, content: vec![Content::ToolResult(result.clone())] }
+}

@@ -1,0 +1,340 @@
+//! Owns live sessions: making them, finding them, ending them, and going on with them after a
+//! restart.
+//!
+//! What always holds: a session that is found was asked for by its user. What a session is told and
+//! does is in the log before anybody sees it, so `recover` goes on where the last host stopped, and
+//! no effect is run a second time. Sessions share nothing but the store; one that fails takes no
+//! other along.
+
+mod actor;
+mod create;
+mod effects;
+mod frames;
+mod intake;
+mod live;
+mod ports;
+mod prompt;
+mod record;
+mod recover;
+mod replay;
+mod subscription;
+
+#[cfg(test)]
+mod tests;
+
+pub use create::{CreateError, NewSession};
+pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, kind_of, render};
+pub use live::{AttachGuard, Session};
+pub use ports::{
+    DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Place, PlaceSpec, Places, Policies, Policy, PolicyInfo,
+    Provider, Stepped, ToolDone,
+};
+pub use replay::{Replay, ReplayError};
+pub use subscription::{Batch, Subscription};
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::auth::UserId;
+use crate::seal::Sealer;
+use crate::store::Store;
+
+use live::held;
+
+/// Names a session for its whole life, across restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(Uuid);
+
+impl SessionId {
+    fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text).map(Self)
+    }
+}
+
+/// With which code and words a connection is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloseReason {
+    /// A WebSocket close code: 1000 where the session is over, any other where the client may come
+    /// again.
+    pub code: u16,
+    /// A sentence.
+    pub reason: String,
+}
+
+impl Default for CloseReason {
+    fn default() -> Self {
+        Self::done("The session has ended.")
+    }
+}
+
+impl CloseReason {
+    /// The session is over.
+    pub fn done(reason: &str) -> Self {
+        Self { code: 1000, reason: reason.to_owned() }
+    }
+
+    /// The user stopped it.
+    pub fn stopped() -> Self {
+        Self::done("Stopping the session.")
+    }
+
+    fn restarting() -> Self {
+        Self { code: 1012, reason: "The server restarts; the session goes on afterwards.".to_owned() }
+    }
+
+    fn failed(reason: &str) -> Self {
+        Self { code: 1011, reason: reason.to_owned() }
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// There is no more to come.
+    #[error("The session has ended.")]
+    Over,
+    /// Too many messages wait already.
+    #[error("The session has not yet taken the messages before this one. Try again in a moment.")]
+    Busy,
+}
+
+/// Why a session is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// No session has this id, or it has ended.
+    #[error("Session not found.")]
+    NotFound,
+    /// It is another user's.
+    #[error("The session belongs to another user.")]
+    NotYours,
+}
+
+/// What sessions may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Model calls in one task.
+    pub iterations: u32,
+    /// How long one task may take.
+    pub task_time: Duration,
+    /// How long a session goes on with nobody attached.
+    pub grace: Duration,
+    /// Live sessions of one user.
+    pub sessions_per_user: usize,
+}
+
+/// All that sessions need.
+pub struct Deps {
+    /// The log.
+    pub store: Store,
+    /// For the secrets in the log.
+    pub sealer: Sealer,
+    /// Who decides.
+    pub policies: Arc<dyn Policies>,
+    /// Who answers.
+    pub models: Arc<dyn Models>,
+    /// Where work happens.
+    pub places: Arc<dyn Places>,
+    /// What sessions may use.
+    pub limits: Limits,
+}
+
+/// A session in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// All of the task.
+    pub task: String,
+    /// Whether more can happen in it.
+    pub is_alive: bool,
+    /// RFC 3339.
+    pub created_at: String,
+}
+
+/// All live sessions. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    deps: Deps,
+    halt: CancellationToken,
+    actors: TaskTracker,
+    registry: Mutex<Registry>,
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Registry {
+    by_id: HashMap<SessionId, Arc<Session>>,
+    by_user: HashMap<UserId, HashSet<SessionId>>,
+    /// The newest session of the same user, project, task and repository.
+    by_work: HashMap<u64, SessionId>,
+}
+
+type Work<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
+
+impl Session {
+    fn work(&self) -> Work<'_> {
+        (&self.user, self.project_id.as_deref(), &self.task, self.repo_url.as_deref())
+    }
+}
+
+impl Shared {
+    fn remember(&self, session: &Arc<Session>) {
+        let work = self.hasher.hash_one(session.work());
+        let mut registry = held(&self.registry);
+        registry.by_user.entry(session.user.clone()).or_default().insert(session.id);
+        registry.by_work.insert(work, session.id);
+        registry.by_id.insert(session.id, session.clone());
+    }
+
+    fn forget(&self, session: &Session) {
+        let work = self.hasher.hash_one(session.work());
+        let mut registry = held(&self.registry);
+        registry.by_id.remove(&session.id);
+        if registry.by_work.get(&work) == Some(&session.id) {
+            registry.by_work.remove(&work);
+        }
+        if let Some(of_user) = registry.by_user.get_mut(&session.user) {
+            of_user.remove(&session.id);
+            if of_user.is_empty() {
+                registry.by_user.remove(&session.user);
+            }
+        }
+    }
+
+    fn count_of(&self, user: &UserId) -> usize {
+        held(&self.registry).by_user.get(user).map_or(0, HashSet::len)
+    }
+}
+
+impl Sessions {
+    /// No sessions yet; call [`Sessions::recover`] for those of the last run. Needs a tokio runtime.
+    pub fn new(deps: Deps) -> Self {
+        let shared = Arc::new(Shared {
+            deps,
+            halt: CancellationToken::new(),
+            actors: TaskTracker::new(),
+            registry: Mutex::default(),
+            hasher: RandomState::new(),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&shared), shared.halt.clone(), shared.deps.limits.grace));
+        Self { shared }
+    }
+
+    /// Starts a session that is not started yet.
+    pub fn start(&self, session: &Arc<Session>) {
+        session.launch();
+    }
+
+    /// A live session of this user.
+    pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<Session>, LookupError> {
+        let session = held(&self.shared.registry).by_id.get(id).cloned().ok_or(LookupError::NotFound)?;
+        if session.user == *user { Ok(session) } else { Err(LookupError::NotYours) }
+    }
+
+    /// The user's live sessions, the newest first.
+    pub fn list(&self, user: &UserId) -> Vec<Summary> {
+        let registry = held(&self.shared.registry);
+        let ids = registry.by_user.get(user).into_iter().flatten();
+        let mut found: Vec<_> = ids.filter_map(|id| registry.by_id.get(id)).cloned().collect();
+        drop(registry);
+        found.sort_by_key(|session| std::cmp::Reverse((session.created_at, session.id)));
+        let summary = |session: Arc<Session>| Summary {
+            session_id: session.id,
+            user_id: session.user.clone(),
+            task: session.task.to_string(),
+            is_alive: session.is_alive(),
+            created_at: frames::timestamp(session.created_at),
+        };
+        found.into_iter().map(summary).collect()
+    }
+
+    /// A session of this user that does the very same work, with a client or within the grace time.
+    pub fn find_same(
+        &self,
+        user: &UserId,
+        project_id: Option<&str>,
+        task: &str,
+        repo_url: Option<&str>,
+    ) -> Option<Arc<Session>> {
+        let work: Work<'_> = (user, project_id, task, repo_url);
+        let registry = held(&self.shared.registry);
+        let id = registry.by_work.get(&self.shared.hasher.hash_one(work))?;
+        registry.by_id.get(id).filter(|session| session.work() == work && session.is_alive()).cloned()
+    }
+
+    /// Ends a session; returns when nothing is left of it but its log.
+    pub async fn stop(&self, id: &SessionId) {
+        let session = held(&self.shared.registry).by_id.get(id).cloned();
+        if let Some(session) = session {
+            session.stop(CloseReason::stopped());
+            let mut head = session.head.subscribe();
+            // Fails only where the session is gone, which is what is waited for.
+            let _ = head.wait_for(|head| head.ended).await;
+        }
+    }
+
+    /// How many sessions live.
+    pub fn count(&self) -> usize {
+        held(&self.shared.registry).by_id.len()
+    }
+
+    /// How many of them have a workspace to work in.
+    pub fn count_with_workspace(&self) -> usize {
+        held(&self.shared.registry).by_id.values().filter(|session| session.workspace.get().is_some()).count()
+    }
+
+    /// Ends what runs, but no session: they go on at the next start.
+    pub async fn shutdown(&self) {
+        self.shared.halt.cancel();
+        self.shared.actors.close();
+        self.shared.actors.wait().await;
+    }
+}
+
+/// Ends the sessions that nobody has been attached to for the grace time.
+async fn sweep(shared: std::sync::Weak<Shared>, halt: CancellationToken, grace: Duration) {
+    let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
+    while halt.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        let Some(shared) = shared.upgrade() else { return };
+        let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
+        for session in sessions {
+            if session.alone_since().is_some_and(|since| since.elapsed() >= grace) {
+                session.stop(CloseReason::done("Nobody was connected any more, so the session was ended."));
+            }
+        }
+    }
+}

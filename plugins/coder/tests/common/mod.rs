@@ -1,0 +1,251 @@
+//! A host for the agent's tests: it keeps a transcript as the real one does, and hands each step's
+//! snapshot to the next.
+//!
+//! Always holds: entries are numbered without gaps, and each input that adds to the transcript
+//! carries its entry's number.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::collections::BTreeSet;
+
+use lucid_coder::Coder;
+use lucid_plugin::NO_USAGE;
+use lucid_plugin::policy::{
+    self, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Part, Snapshot, Start,
+    ToolReply, ToolRun, UserMessage,
+};
+use lucid_plugin::types::{
+    Content, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition, ToolResult,
+};
+use serde_json::json;
+
+pub struct Host {
+    pub snapshot: Option<Snapshot>,
+    pub transcript: Vec<Message>,
+    pub step: u64,
+    pub iterations_left: u32,
+    pub tokens_left: Option<u64>,
+    pub effects: BTreeSet<String>,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        Self {
+            snapshot: None,
+            transcript: Vec::new(),
+            step: 0,
+            iterations_left: 100,
+            tokens_left: None,
+            effects: BTreeSet::new(),
+        }
+    }
+
+    /// A session that has started, with the model call it began with.
+    pub fn started() -> (Self, ModelCall) {
+        let mut host = Self::new();
+        let commands = host.start("{}");
+        let call = model_call(&commands);
+        (host, call)
+    }
+
+    pub fn start(&mut self, settings: &str) -> Vec<Command> {
+        let start = self.start_input(settings);
+        self.send(vec![start])
+    }
+
+    pub fn start_input(&mut self, settings: &str) -> Input {
+        let tool = |name: &str| ToolDefinition::new(name, "Does it.", &json!({"type": "object"}));
+        Input::Started(Start {
+            task: "Fix the bug".into(),
+            entry: self.add(Message::user("Fix the bug")),
+            workspace: "/workspace".into(),
+            repository: Some("https://example.org/a/b".into()),
+            branch: Some("main".into()),
+            model: "m".into(),
+            instructions: vec!["Use tabs.".into()],
+            tools: vec![tool("terminal"), tool("file_editor")],
+            settings: settings.into(),
+        })
+    }
+
+    pub fn send(&mut self, inputs: Vec<Input>) -> Vec<Command> {
+        let ctx = Context {
+            session: "s".into(),
+            step: self.step,
+            now_ms: 0,
+            seed: 0,
+            iterations_left: self.iterations_left,
+            tokens_left: self.tokens_left,
+            millis_left: None,
+        };
+        self.step += 1;
+        let before = self.snapshot.take();
+        let done = policy::run::<Coder>(&ctx, before.clone(), inputs.clone()).unwrap();
+        // Pure: the same arguments give the same transition.
+        assert_eq!(done, policy::run::<Coder>(&ctx, before, inputs).unwrap());
+        self.snapshot = Some(done.state);
+        for command in &done.commands {
+            match command {
+                Command::Append(message) => self.transcript.push(message.clone()),
+                Command::CallModel(call) => self.name_effect(&call.effect),
+                Command::RunTool(run) => self.name_effect(&run.effect),
+                _ => {}
+            }
+        }
+        done.commands
+    }
+
+    fn name_effect(&mut self, effect: &str) {
+        assert!(self.effects.insert(effect.into()), "{effect} was used before");
+    }
+
+    pub fn add(&mut self, message: Message) -> u64 {
+        self.transcript.push(message);
+        self.transcript.len() as u64 - 1
+    }
+
+    /// What the model says, as an input.
+    pub fn reply_input(&mut self, effect: &str, content: Vec<Content>, stop: StopReason) -> Input {
+        let message = Message { role: Role::Assistant, content };
+        let entry = self.add(message.clone());
+        let effect = effect.into();
+        Input::ModelReplied(ModelReply { effect, entry, message, stop, usage: NO_USAGE })
+    }
+
+    pub fn model_says(
+        &mut self,
+        call: &ModelCall,
+        content: Vec<Content>,
+        stop: StopReason,
+    ) -> Vec<Command> {
+        let input = self.reply_input(&call.effect, content, stop);
+        self.send(vec![input])
+    }
+
+    pub fn model_calls(&mut self, call: &ModelCall, calls: &[(&str, &str, &str)]) -> Vec<Command> {
+        let content = calls.iter().map(|(id, name, arguments)| tool_call(id, name, arguments));
+        self.model_says(call, content.collect(), StopReason::ToolUse)
+    }
+
+    pub fn result_input(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Input {
+        let outcome = ToolResult {
+            exit_code: Some(exit_code),
+            ..ToolResult::ok(run.call.id.clone(), text)
+        };
+        let entry = self.add(Message::tool(outcome.clone()));
+        Input::ToolReplied(ToolReply { effect: run.effect.clone(), entry, outcome })
+    }
+
+    pub fn tool_gives(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Vec<Command> {
+        let input = self.result_input(run, text, exit_code);
+        self.send(vec![input])
+    }
+
+    pub fn said_input(&mut self, text: &str) -> Input {
+        let entry = self.add(Message::user(text));
+        Input::UserMessage(UserMessage { entry, content: vec![Content::Text(text.into())] })
+    }
+
+    pub fn user_says(&mut self, text: &str) -> Vec<Command> {
+        let input = self.said_input(text);
+        self.send(vec![input])
+    }
+
+    pub fn fails(&mut self, effect: &str, kind: ErrorKind) -> Vec<Command> {
+        let error = Error::new(kind, "It failed.");
+        self.send(vec![Input::EffectFailed(Failure { effect: effect.into(), error })])
+    }
+
+    /// Every tool call of the transcript has exactly one answer.
+    pub fn assert_answered(&self) {
+        let mut open: BTreeSet<&str> = BTreeSet::new();
+        for message in &self.transcript {
+            for piece in &message.content {
+                match piece {
+                    Content::ToolCall(call) => assert!(open.insert(&call.id), "{}", call.id),
+                    Content::ToolResult(r) => {
+                        assert!(open.remove(r.call_id.as_str()), "{} twice", r.call_id);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(open.is_empty(), "no answer to {open:?}");
+    }
+}
+
+pub fn tool_call(id: &str, name: &str, arguments: &str) -> Content {
+    Content::ToolCall(ToolCall { id: id.into(), name: name.into(), arguments: arguments.into() })
+}
+
+pub fn text(text: &str) -> Vec<Content> {
+    vec![Content::Text(text.into())]
+}
+
+/// The one model call among commands.
+pub fn model_call(commands: &[Command]) -> ModelCall {
+    let mut calls = commands.iter().filter_map(|c| match c {
+        Command::CallModel(call) => Some(call.clone()),
+        _ => None,
+    });
+    let call = calls.next().unwrap_or_else(|| panic!("no model call: {commands:?}"));
+    assert!(calls.next().is_none(), "two model calls: {commands:?}");
+    call
+}
+
+pub fn runs(commands: &[Command]) -> Vec<ToolRun> {
+    commands
+        .iter()
+        .filter_map(|c| match c {
+            Command::RunTool(run) => Some(run.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+pub fn outcome(commands: &[Command]) -> &Outcome {
+    match commands.last() {
+        Some(Command::Finish(outcome)) => outcome,
+        _ => panic!("not finished: {commands:?}"),
+    }
+}
+
+pub fn failed(commands: &[Command]) -> &Error {
+    match outcome(commands) {
+        Outcome::Failed(error) => error,
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+pub fn appended(commands: &[Command]) -> Vec<Message> {
+    commands
+        .iter()
+        .filter_map(|c| match c {
+            Command::Append(message) => Some(message.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The tool results among appended messages.
+pub fn results(commands: &[Command]) -> Vec<ToolResult> {
+    appended(commands)
+        .into_iter()
+        .flat_map(|m| m.content)
+        .filter_map(|c| match c {
+            Content::ToolResult(result) => Some(result),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The inline messages of a prompt.
+pub fn inline(call: &ModelCall) -> Vec<&Message> {
+    call.prompt
+        .iter()
+        .filter_map(|part| match part {
+            Part::Inline(message) => Some(message),
+            Part::History(_) => None,
+        })
+        .collect()
+}

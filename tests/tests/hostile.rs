@@ -1,0 +1,370 @@
+//! Guests that loop, allocate, trap, flood or want the network: each is stopped with its own error,
+//! while another session's steps go on. And a look into the guests' memory for the API key.
+
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use lucid::builtin::{MOCK, OPENAI};
+use lucid::plugins::llm_types::CompletionRequest;
+use lucid::plugins::policy_types::{Command, Context, Input, Start, Transition};
+use lucid::plugins::types::{Content, Message, Role};
+use lucid::plugins::{
+    CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
+};
+use lucid_tests::{Host, Model, Socket, Turn, within};
+use serde_json::json;
+
+const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.wasm"));
+
+fn limits() -> Limits {
+    Limits {
+        fuel: 500_000_000,
+        memory_bytes: 32 << 20,
+        output_bytes: 1 << 20,
+        wall: Duration::from_secs(30),
+    }
+}
+
+fn started(task: &str) -> Input {
+    Input::Started(Start {
+        task: task.into(),
+        entry: 0,
+        workspace: "/workspace".into(),
+        repository: None,
+        branch: None,
+        model: String::new(),
+        instructions: Vec::new(),
+        tools: Vec::new(),
+        settings: json!({"delay_ms": 0}).to_string(),
+    })
+}
+
+fn context() -> Context {
+    Context {
+        session: "0198c0de-0000-7000-8000-000000000000".into(),
+        step: 0,
+        now_ms: 1_771_410_600_000,
+        seed: 7,
+        iterations_left: 50,
+        tokens_left: None,
+        millis_left: None,
+    }
+}
+
+async fn step(policy: &PolicyPlugin, task: &str) -> Called<Transition> {
+    policy.step(&context(), None, &[started(task)]).await
+}
+
+/// Another session: it plays the mock's script again and again, and never waits long.
+struct Neighbour {
+    stop: Arc<AtomicBool>,
+    steps: Arc<AtomicU64>,
+    running: tokio::task::JoinHandle<Duration>,
+}
+
+impl Neighbour {
+    fn new(mock: &PolicyPlugin) -> Self {
+        let (stop, steps) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (mock, stopped, counted) = (mock.clone(), stop.clone(), steps.clone());
+        let running = tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let before = std::time::Instant::now();
+                let called = step(&mock, "Be a good neighbour").await;
+                longest = longest.max(before.elapsed());
+                let transition = called.result.expect("the neighbour was disturbed");
+                assert!(
+                    matches!(transition.commands.last(), Some(Command::Finish(_))),
+                    "{transition:?}"
+                );
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+            longest
+        });
+        Self {
+            stop,
+            steps,
+            running,
+        }
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    async fn more(&self, than: u64) {
+        within("the neighbour's next steps", async {
+            while self.steps() <= than {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    async fn end(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        within("the neighbour", self.running).await.unwrap()
+    }
+}
+
+async fn both() -> (PolicyPlugin, PolicyPlugin) {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let hostile = PolicyPlugin::load(&engine, "hostile", HOSTILE, &limits())
+        .await
+        .unwrap();
+    let mock = PolicyPlugin::load(&engine, "mock", MOCK, &Limits::default())
+        .await
+        .unwrap();
+    (hostile, mock)
+}
+
+/// Runs the hostile guest beside its neighbour, and gives its error.
+async fn misbehaved(task: &str) -> CallError {
+    let (hostile, mock) = both().await;
+    let neighbour = Neighbour::new(&mock);
+    neighbour.more(3).await;
+    let before = neighbour.steps();
+    let called = within(&format!("`{task}` to be stopped"), step(&hostile, task)).await;
+    assert!(
+        called.figures.fuel <= limits().fuel + 1,
+        "{:?}",
+        called.figures
+    );
+    assert!(
+        called.figures.memory_bytes <= limits().memory_bytes as u64,
+        "{:?}",
+        called.figures
+    );
+    let error = called.result.expect_err(task);
+    // Whoever is told must know which plugin, and what to do.
+    assert!(error.to_string().contains("`hostile`"), "{error}");
+    neighbour.more(before).await;
+    // The guest that was stopped left nothing behind that stops the next call.
+    let again = step(&hostile, task).await.result.expect_err(task);
+    assert_eq!(
+        std::mem::discriminant(&again),
+        std::mem::discriminant(&error),
+        "{again}"
+    );
+    let longest = neighbour.end().await;
+    assert!(
+        longest < Duration::from_secs(5),
+        "the neighbour waited {longest:?} for one step"
+    );
+    error
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_loops_for_ever_runs_out_of_fuel() {
+    let error = misbehaved("loop").await;
+    assert!(matches!(error, CallError::OutOfFuel { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_loops_for_ever_on_plenty_of_fuel_meets_the_clock() {
+    let (_, mock) = both().await;
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let limits = Limits {
+        fuel: u64::MAX / 2,
+        wall: Duration::from_millis(300),
+        ..limits()
+    };
+    let hostile = PolicyPlugin::load(&engine, "hostile", HOSTILE, &limits)
+        .await
+        .unwrap();
+    let neighbour = Neighbour::new(&mock);
+    let called = within("the clock", step(&hostile, "loop")).await;
+    let error = called.result.expect_err("loop");
+    assert!(matches!(error, CallError::Deadline { .. }), "{error}");
+    neighbour.more(neighbour.steps()).await;
+    neighbour.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_allocates_for_ever_runs_out_of_memory() {
+    let error = misbehaved("alloc").await;
+    assert!(matches!(error, CallError::OutOfMemory { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_traps_is_a_fault_of_that_guest() {
+    let error = misbehaved("trap").await;
+    assert!(matches!(error, CallError::Trap { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_returns_far_too_much_is_cut_off() {
+    let error = misbehaved("flood").await;
+    assert!(matches!(error, CallError::TooMuchOutput { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_wants_the_network_is_refused_by_name() {
+    const IMPORT: &str = "wasi:sockets/tcp@0.2.0";
+    // A component with one type, an instance that exports nothing, and one import of that type.
+    let mut wasm = b"\0asm\x0d\0\x01\0".to_vec();
+    wasm.extend([7, 3, 1, 0x42, 0]);
+    let length = u8::try_from(IMPORT.len()).unwrap();
+    wasm.extend([10, length + 5, 1, 0, length]);
+    wasm.extend(IMPORT.as_bytes());
+    wasm.extend([5, 0]);
+
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let policy = PolicyPlugin::load(&engine, "greedy", &wasm, &limits())
+        .await
+        .expect_err("it was let in");
+    let llm = LlmPlugin::load(&engine, "greedy", &wasm, &limits())
+        .await
+        .expect_err("it was let in");
+    for refused in [policy, llm] {
+        assert!(
+            matches!(&refused, LoadError::ForbiddenImport { import, .. } if import == IMPORT),
+            "{refused}"
+        );
+        let told = refused.to_string();
+        assert!(told.contains(IMPORT) && told.contains("greedy"), "{told}");
+    }
+    // What is no component at all is refused as such.
+    for wasm in [&b""[..], b"\0asm\x01\0\0\0", b"#!/bin/sh\n"] {
+        let refused = PolicyPlugin::load(&engine, "odd", wasm, &limits())
+            .await
+            .expect_err("it was let in");
+        assert!(
+            matches!(refused, LoadError::NotAComponent { .. }),
+            "{refused}"
+        );
+    }
+    // And one of the wrong kind: the mock is no model adapter.
+    let refused = LlmPlugin::load(&engine, "mock", MOCK, &limits())
+        .await
+        .expect_err("it was let in");
+    assert!(
+        matches!(refused, LoadError::MissingExport { .. }),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapters_request_has_a_path_and_no_credential() {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let openai = LlmPlugin::load(&engine, "openai", OPENAI, &Limits::default())
+        .await
+        .unwrap();
+    let request = CompletionRequest {
+        model: "scripted".into(),
+        messages: vec![Message {
+            role: Role::User,
+            content: vec![Content::Text("Hello there".into())],
+        }],
+        tools: Vec::new(),
+        max_output_tokens: None,
+        params: "{}".into(),
+        streaming: true,
+    };
+    let encoded = openai.encode("{}", &request).await.result.unwrap();
+    let http = encoded.request;
+    assert!(
+        http.path.starts_with('/') && !http.path.contains("//"),
+        "{}",
+        http.path
+    );
+    let own = [
+        "authorization",
+        "host",
+        "cookie",
+        "proxy-authorization",
+        "x-api-key",
+        "api-key",
+    ];
+    assert!(
+        http.headers
+            .iter()
+            .all(|header| !own.contains(&header.name.to_lowercase().as_str()))
+    );
+    assert!(String::from_utf8_lossy(&http.body).contains("Hello there"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_key_is_in_no_guests_memory() {
+    let key = format!("sk-{}", uuid::Uuid::new_v4().simple());
+    let marker = format!("marker-{}", uuid::Uuid::new_v4().simple());
+    let said = marker.clone();
+    let model = Model::start(move |_, _| Turn::Hang(said.clone())).await;
+    let host = Host::with_defaults()
+        .set("OPENAI_API_KEY", &key)
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let first = json!({"task": "Look at me", "modelProvider": "openai", "features": ["deltas"]});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    // The adapter has decoded the beginning, and its instance lives until the answer is over.
+    socket
+        .until("the first delta", |frame| frame["type"] == "delta")
+        .await;
+    assert_eq!(
+        model.completions()[0].headers["authorization"],
+        format!("Bearer {key}").as_str()
+    );
+
+    let guests = guest_memories(host.pid());
+    let holding = |text: &str| {
+        guests
+            .iter()
+            .filter(|memory| {
+                memory
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            })
+            .count()
+    };
+    // That the marker is there proves that these are the guests' memories.
+    assert!(
+        holding(&marker) > 0,
+        "none of {} memories holds what the model said",
+        guests.len()
+    );
+    assert_eq!(holding(&key), 0, "a guest's memory holds the key");
+}
+
+/// The linear memories of a process's guests: readable stretches in front of a reservation so large
+/// that only wasmtime makes one.
+fn guest_memories(pid: u32) -> Vec<Vec<u8>> {
+    const RESERVED: u64 = 128 << 20;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let all: Vec<(u64, u64, String)> = maps
+        .lines()
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let (start, end) = words.next().unwrap().split_once('-').unwrap();
+            let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            (number(start), number(end), words.next().unwrap().to_owned())
+        })
+        .collect();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem"))
+        .expect("the host's memory cannot be looked at");
+    let mut found = Vec::new();
+    for (index, (start, end, access)) in all.iter().enumerate() {
+        // One memory may be several mappings: its image, and what grew behind it.
+        let mut behind = *end;
+        let rest = all[index + 1..].iter().take_while(|(from, to, _)| {
+            let joined = *from == behind;
+            behind = *to;
+            joined
+        });
+        let guarded = rest
+            .take(3)
+            .any(|(from, to, access)| access.starts_with("---") && to - from >= RESERVED);
+        if access.starts_with("rw") && guarded {
+            let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+            if memory.read_exact_at(&mut bytes, *start).is_ok() {
+                found.push(bytes);
+            }
+        }
+    }
+    found
+}
