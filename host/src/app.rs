@@ -4,6 +4,12 @@
 //! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
 //! no user's folder has.
 
+mod models;
+mod places;
+mod policies;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,11 +19,17 @@ use crate::api::{self, About, Api, PluginView};
 use crate::auth::Authenticator;
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
-use crate::plugins::{Engine, EngineError, EngineOptions, LoadError, Plugins};
+use crate::git_gateway::{self, GatewayError};
+use crate::plugins::{Engine, EngineError, EngineOptions, LoadError, PluginInfo, Plugins};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
-use crate::session::{Deps, Sessions};
+use crate::session::{Deps, Limits, Sessions};
 use crate::store::{Chats, Store, StoreError};
+
+pub use self::models::ModelsError;
+use self::models::Providers;
+use self::places::Ground;
+use self::policies::Offered;
 
 /// Why there is nothing to run.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +46,12 @@ pub enum StartError {
     /// The database.
     #[error("The store cannot be used: {0}.")]
     Store(#[from] StoreError),
+    /// The model providers.
+    #[error("The model providers cannot be used: {0}.")]
+    Models(#[from] ModelsError),
+    /// Git's gateway.
+    #[error("{0}.")]
+    Git(#[from] GatewayError),
     /// The sandbox that was asked for.
     #[error("{0}")]
     Sandbox(#[from] SandboxError),
@@ -50,17 +68,21 @@ pub enum StartError {
 
 /// Everything, running.
 pub struct App {
-    config: Arc<Config>,
+    config: Config,
     auth: Arc<Authenticator>,
     sessions: Sessions,
     chats: Chats,
-    about: Arc<Fixed>,
+    /// As it was at the start; how many there are of what is asked anew.
+    about: About,
 }
 
-/// What `GET /` says that stays as it is while the server runs.
-struct Fixed {
-    about: About,
-    sessions: Sessions,
+/// Whether workspaces outlive their sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// They go with them.
+    No,
+    /// They stay.
+    Workspaces,
 }
 
 /// The folders below one base.
@@ -81,47 +103,52 @@ impl Folders {
 impl App {
     /// Starts every part, on the storage folder of the settings.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let base = config.workspace_base_path.clone();
-        Self::start_in(config, &base).await
+        let storage = config.workspace_base_path.clone();
+        Self::start_in(config, &storage, Keep::No).await
     }
 
     /// Starts every part with the log and the workspaces in `storage`. What belongs to the machine
     /// (secrets, compiled plugins, the sandboxes' programs) stays below `WORKSPACE_BASE_PATH`.
-    pub async fn start_in(mut config: Config, storage: &Path) -> Result<Self, StartError> {
+    pub async fn start_in(config: Config, storage: &Path, keep: Keep) -> Result<Self, StartError> {
         let machine = Folders::below(&config.workspace_base_path);
-        let own = Folders::below(storage);
-        // Made here, so that it is not made by whoever needs a folder inside, with its mode.
-        for folder in [&config.workspace_base_path, storage] {
-            make(folder)?;
-        }
+        make(&config.workspace_base_path)?;
+        make(storage)?;
         let keys = config.keys()?;
-        let store = open_store(&own)?;
+        let store = open_store(&Folders::below(storage))?;
         let (plugins, sandboxes) = tokio::try_join!(load_plugins(&machine), find_sandboxes(&config, &machine))?;
-        config.workspace_base_path = storage.to_owned();
-        let config = Arc::new(config);
-        let auth = Arc::new(Authenticator::new(&keys.jwt, config.internal_api_key.clone()));
-        let chats = Chats::new(store.clone());
-        let plugin_views = views(&plugins);
+        let models = Providers::new(&plugins, &config)?;
+        let policies = Offered::new(&plugins, &config, models.any_usable());
         let about = About {
-            sandbox: sandboxes.kind().to_string(),
+            llm_model: models.default_model(),
+            default_policy: policies.default().to_owned(),
+            real_agent: policies.default_is_real(),
+            sandbox: sandbox_name(&sandboxes),
             store: store.kind().to_owned(),
-            plugins: plugin_views,
+            plugins: plugins.list().into_iter().map(view).collect(),
             ..About::default()
         };
-        let sessions = Sessions::new(Deps {
-            config: config.clone(),
-            store,
-            plugins: Arc::new(plugins),
+        let ground = Ground {
             sandboxes,
-            sealer: Sealer::new(&keys.seal),
-        });
-        let about = About {
-            llm_model: sessions.default_model().unwrap_or_default(),
-            real_agent: sessions.default_policy() != "mock",
-            default_policy: sessions.default_policy().to_owned(),
-            ..about
+            base: storage.to_owned(),
+            client: git_gateway::client(config.allow_private_repositories)?,
+            allow_private: config.allow_private_repositories,
+            keep: keep == Keep::Workspaces,
         };
-        let about = Arc::new(Fixed { about, sessions: sessions.clone() });
+        let chats = Chats::new(store.clone());
+        let sessions = Sessions::new(Deps {
+            store,
+            sealer: Sealer::new(&keys.seal),
+            policies: Arc::new(policies),
+            models: Arc::new(models),
+            places: Arc::new(ground),
+            limits: Limits {
+                iterations: config.max_iterations,
+                task_time: config.conversation_timeout,
+                grace: config.session_grace,
+                sessions_per_user: usize::try_from(config.max_sessions_per_user).unwrap_or(usize::MAX),
+            },
+        });
+        let auth = Arc::new(Authenticator::new(&keys.jwt, config.internal_api_key.clone()));
         Ok(Self { config, auth, sessions, chats, about })
     }
 
@@ -142,10 +169,11 @@ impl App {
 
     /// What the routes work with.
     pub fn api(&self) -> Api {
-        let fixed = self.about.clone();
-        let about = move || {
-            let counts = fixed.sessions.counts();
-            About { active_sessions: counts.sessions, active_sandboxes: counts.sandboxes, ..fixed.about.clone() }
+        let (fixed, sessions) = (self.about.clone(), self.sessions.clone());
+        let about = move || About {
+            active_sessions: sessions.count(),
+            active_sandboxes: sessions.count_with_workspace(),
+            ..fixed.clone()
         };
         Api::new(self.auth.clone(), self.sessions.clone(), self.chats.clone(), about)
     }
@@ -156,13 +184,24 @@ impl App {
     }
 }
 
-fn make(folder: &Path) -> Result<(), StartError> {
-    std::fs::create_dir_all(folder).map_err(|cause| StartError::Folder { path: folder.to_owned(), cause })
+/// A folder that others may pass through, as sandboxes must, and not look into.
+pub(crate) fn make(folder: &Path) -> Result<(), StartError> {
+    let made = std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
+    made.map_err(|cause| StartError::Folder { path: folder.to_owned(), cause })
 }
 
 /// The log and the chats.
-pub(crate) fn open_store(folders: &Folders) -> Result<Store, StoreError> {
-    Store::open(&folders.data)
+pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
+    make(&folders.own)?;
+    Ok(Store::open(&folders.data)?)
+}
+
+/// The policy of a session that names none, and the model it would ask; empty where there is none.
+pub(crate) fn defaults(plugins: &Plugins, config: &Config) -> Result<(&'static str, String), StartError> {
+    let models = Providers::new(plugins, config)?;
+    let policies = Offered::new(plugins, config, models.any_usable());
+    Ok((policies.default(), models.default_model()))
 }
 
 /// The default plugins, compiled or taken from the cache.
@@ -179,6 +218,7 @@ pub(crate) async fn load_plugins(folders: &Folders) -> Result<Plugins, StartErro
 
 /// What commands can be run in.
 pub(crate) async fn find_sandboxes(config: &Config, folders: &Folders) -> Result<Sandboxes, StartError> {
+    make(&folders.own)?;
     let choice = match config.sandbox_backend {
         SandboxBackend::Auto => Choice::Auto,
         SandboxBackend::Bubblewrap => Choice::Bubblewrap,
@@ -198,11 +238,14 @@ pub(crate) async fn find_sandboxes(config: &Config, folders: &Folders) -> Result
     Ok(Box::pin(Sandboxes::detect(choice, settings, builtin::EXEC)).await?)
 }
 
-fn views(plugins: &Plugins) -> Vec<PluginView> {
-    let view = |info: crate::plugins::PluginInfo| PluginView {
-        kind: info.kind.to_string(),
-        name: info.name,
-        version: info.version,
-    };
-    plugins.list().into_iter().map(view).collect()
+/// What `GET /` calls it.
+fn sandbox_name(sandboxes: &Sandboxes) -> String {
+    match sandboxes.refusal() {
+        Some(_) => "unavailable".to_owned(),
+        None => sandboxes.kind().to_string(),
+    }
+}
+
+fn view(info: PluginInfo) -> PluginView {
+    PluginView { kind: info.kind.to_string(), name: info.name, version: info.version }
 }

@@ -108,12 +108,17 @@ pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
                 || v4 == Ipv4Addr::new(168, 63, 129, 16);
             let private = v4.is_private()
                 || v4.is_loopback()
-                || matches!((a, b, c), (0 | 240.., ..) | (100, 64..=127, _) | (198, 18 | 19, _) | (192, 0, 0));
+                || matches!(
+                    (a, b, c),
+                    (0 | 240.., ..) | (100, 64..=127, _) | (198, 18 | 19, _) | (192, 0, 0)
+                );
             (never, private)
         }
         (None, IpAddr::V6(v6)) => {
-            let metadata = v6.segments()[..2] == [0xfd00, 0x0ec2] || v6.segments()[..2] == [0xfd20, 0x00ce];
-            let never = v6.is_multicast() || v6.is_unspecified() || v6.is_unicast_link_local() || metadata;
+            let metadata =
+                v6.segments()[..2] == [0xfd00, 0x0ec2] || v6.segments()[..2] == [0xfd20, 0x00ce];
+            let never =
+                v6.is_multicast() || v6.is_unspecified() || v6.is_unicast_link_local() || metadata;
             (never, v6.is_loopback() || v6.is_unique_local())
         }
         (None, IpAddr::V4(_)) => (true, true),
@@ -140,9 +145,12 @@ impl reqwest::dns::Resolve for Resolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let allow_private = self.allow_private;
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let allowed: Vec<SocketAddr> =
-                found.into_iter().filter(|address| address_allowed(address.ip(), allow_private)).collect();
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let allowed: Vec<SocketAddr> = found
+                .into_iter()
+                .filter(|address| address_allowed(address.ip(), allow_private))
+                .collect();
             if allowed.is_empty() {
                 return Err(refused_address(name.as_str()).into());
             }
@@ -153,7 +161,9 @@ impl reqwest::dns::Resolve for Resolver {
 }
 
 fn refused_address(host: &str) -> String {
-    format!("{host} is at an address of a private network, which this host does not let sessions reach")
+    format!(
+        "{host} is at an address of a private network, which this host does not let sessions reach"
+    )
 }
 
 /// The HTTP client that gateways use: no redirects, no proxy, checked addresses.
@@ -186,7 +196,9 @@ pub struct Gateway {
 
 impl fmt::Debug for Gateway {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Gateway").field("socket", &self.socket).finish_non_exhaustive()
+        out.debug_struct("Gateway")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -202,20 +214,33 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let url = repository_url(repository)?;
         let socket = folder.join("git.sock");
-        let failed = |cause| GatewayError::Socket { path: socket.display().to_string(), cause };
+        let failed = |cause| GatewayError::Socket {
+            path: socket.display().to_string(),
+            cause,
+        };
         let key = uuid::Uuid::new_v4().simple().to_string();
         let key_file = folder.join("git.key");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).map_err(failed)?;
         std::fs::write(&key_file, &key).map_err(failed)?;
         for path in [&socket, &key_file] {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                .map_err(failed)?;
             if let Some(user) = box_user() {
                 std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
             }
         }
-        let remote = Arc::new(Remote { client, url, token, allow_private, key });
-        Ok(Self { task: tokio::spawn(listen(listener, remote)), socket })
+        let remote = Arc::new(Remote {
+            client,
+            url,
+            token,
+            allow_private,
+            key,
+        });
+        Ok(Self {
+            task: tokio::spawn(listen(listener, remote)),
+            socket,
+        })
     }
 }
 
@@ -232,7 +257,9 @@ async fn listen(listener: UnixListener, remote: Arc<Remote>) {
     // With the gateway its connections go too.
     let mut helpers = tokio::task::JoinSet::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(error) => {
@@ -257,7 +284,11 @@ async fn listen(listener: UnixListener, remote: Arc<Remote>) {
 /// Serves one helper. An error is a sentence for git's user.
 async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), String> {
     let open = match tokio::time::timeout(Duration::from_secs(10), read_frame(connection)).await {
-        Ok(Ok(Frame { kind: Kind::GitOpen, payload, .. })) => serde_json::from_slice::<GitOpen>(&payload).ok(),
+        Ok(Ok(Frame {
+            kind: Kind::GitOpen,
+            payload,
+            ..
+        })) => serde_json::from_slice::<GitOpen>(&payload).ok(),
         _ => None,
     };
     let open = open.ok_or("the git helper did not say what it wants")?;
@@ -268,7 +299,10 @@ async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), Strin
         return Err("the git helper does not belong to this session".to_owned());
     }
     if plain(&open.url) != plain(&remote.url) {
-        return Err(format!("this session may reach {} and no other repository", remote.url));
+        return Err(format!(
+            "this session may reach {} and no other repository",
+            remote.url
+        ));
     }
     let (url, advertisement) = advertise(remote).await?;
     for frame in Frame::split(Kind::GitData, 0, &advertisement) {
@@ -290,7 +324,9 @@ async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), Strin
             let part = part.map_err(broken)?;
             received += part.len() as u64;
             if received > MAX_ANSWER {
-                return Err(format!("the repository is larger than the {MAX_ANSWER} bytes a session may fetch"));
+                return Err(format!(
+                    "the repository is larger than the {MAX_ANSWER} bytes a session may fetch"
+                ));
             }
             for frame in Frame::split(Kind::GitData, 0, &part) {
                 send(connection, &frame).await?;
@@ -308,7 +344,10 @@ fn plain(url: &str) -> &str {
 
 async fn send(connection: &mut UnixStream, frame: &Frame) -> Result<(), String> {
     let written = tokio::time::timeout(IDLE, connection.write_all(&frame.encode())).await;
-    written.ok().and_then(Result::ok).ok_or_else(|| "the git helper went away".to_owned())
+    written
+        .ok()
+        .and_then(Result::ok)
+        .ok_or_else(|| "the git helper went away".to_owned())
 }
 
 /// One request of a helper; none when it is done.
@@ -316,12 +355,21 @@ async fn read_request(connection: &mut UnixStream) -> Result<Option<Vec<u8>>, St
     let mut request = Vec::new();
     loop {
         match tokio::time::timeout(IDLE, read_frame(connection)).await {
-            Ok(Ok(Frame { kind: Kind::GitBody, payload, .. })) if request.len() + payload.len() <= MAX_REQUEST => {
+            Ok(Ok(Frame {
+                kind: Kind::GitBody,
+                payload,
+                ..
+            })) if request.len() + payload.len() <= MAX_REQUEST => {
                 request.extend(payload);
             }
-            Ok(Ok(Frame { kind: Kind::GitPost, .. })) => return Ok(Some(request)),
+            Ok(Ok(Frame {
+                kind: Kind::GitPost,
+                ..
+            })) => return Ok(Some(request)),
             Ok(Err(_)) if request.is_empty() => return Ok(None),
-            Ok(_) => return Err("the git helper's request is too large or cannot be read".to_owned()),
+            Ok(_) => {
+                return Err("the git helper's request is too large or cannot be read".to_owned());
+            }
             Err(_) => return Err("the git helper was silent for too long".to_owned()),
         }
     }
@@ -341,10 +389,15 @@ async fn advertise(remote: &Remote) -> Result<(String, Vec<u8>), String> {
         return Err(refused_address(parsed.host_str().unwrap_or_default()));
     }
     if remote.token.is_some() && parsed.scheme() != "https" && !remote.allow_private {
-        return Err("a token is sent only over https: use the https URL of the repository".to_owned());
+        return Err(
+            "a token is sent only over https: use the https URL of the repository".to_owned(),
+        );
     }
     let answer = loop {
-        let request = remote.client.get(format!("{url}/info/refs?service=git-upload-pack")).headers(headers(remote)?);
+        let request = remote
+            .client
+            .get(format!("{url}/info/refs?service=git-upload-pack"))
+            .headers(headers(remote)?);
         let answer = sent(request).await?;
         if !answer.status().is_redirection() || url.ends_with(".git") {
             break answer;
@@ -357,11 +410,16 @@ async fn advertise(remote: &Remote) -> Result<(String, Vec<u8>), String> {
     while let Some(part) = body.next().await {
         bytes.extend(part.map_err(broken)?);
         if bytes.len() as u64 > MAX_ADVERTISEMENT {
-            return Err("the git server's first answer is too long: it does not speak protocol version 2".to_owned());
+            return Err(
+                "the git server's first answer is too long: it does not speak protocol version 2"
+                    .to_owned(),
+            );
         }
     }
     let service = b"001e# service=git-upload-pack\n0000";
-    let bytes = bytes.strip_prefix(service).map_or_else(|| bytes.clone(), <[u8]>::to_vec);
+    let bytes = bytes
+        .strip_prefix(service)
+        .map_or_else(|| bytes.clone(), <[u8]>::to_vec);
     if !bytes.starts_with(b"000eversion 2\n") {
         return Err("the git server does not speak protocol version 2".to_owned());
     }
@@ -375,8 +433,12 @@ fn headers(remote: &Remote) -> Result<HeaderMap, String> {
     headers.insert(USER_AGENT, HeaderValue::from_static("git/2.40 (lucid)"));
     if let Some(token) = &remote.token {
         let pair = format!("x-access-token:{}", token.expose_secret());
-        let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
-        let mut value = HeaderValue::from_str(&value).map_err(|_| "the git token cannot be sent".to_owned())?;
+        let value = format!(
+            "Basic {}",
+            base64::engine::general_purpose::STANDARD.encode(pair)
+        );
+        let mut value =
+            HeaderValue::from_str(&value).map_err(|_| "the git token cannot be sent".to_owned())?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
@@ -398,11 +460,17 @@ fn accepted(answer: Response, content_type: &str) -> Result<Response, String> {
             return Err("the git server refused access: connect an account, or give a token, that may read the repository".to_owned());
         }
         StatusCode::NOT_FOUND => {
-            return Err("the git server knows no such repository, or the token may not see it".to_owned());
+            return Err(
+                "the git server knows no such repository, or the token may not see it".to_owned(),
+            );
         }
         _ => return Err(format!("the git server answered {status}")),
     }
-    let given = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let given = answer
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     if given.split(';').next().unwrap_or_default().trim() != content_type {
         return Err("the server at that URL is not a git server".to_owned());
     }
@@ -446,13 +514,23 @@ pub async fn clone_into(
 ) -> Result<(), CloneError> {
     let url = repository_url(repository)?;
     let mut argv = vec!["git".to_owned()];
-    for setting in ["protocol.file.allow=never", "protocol.ext.allow=never", "core.hooksPath=/dev/null", "advice.detachedHead=false"] {
+    for setting in [
+        "protocol.file.allow=never",
+        "protocol.ext.allow=never",
+        "core.hooksPath=/dev/null",
+        "advice.detachedHead=false",
+    ] {
         argv.extend(["-c".to_owned(), setting.to_owned()]);
     }
     argv.extend(["clone", "--quiet", "--no-recurse-submodules"].map(str::to_owned));
     if let Some(branch) = branch {
         let odd = |c: char| c.is_control() || c.is_whitespace() || "~^:?*[\\".contains(c);
-        if branch.is_empty() || branch.len() > 250 || branch.starts_with('-') || branch.contains("..") || branch.contains(odd) {
+        if branch.is_empty()
+            || branch.len() > 250
+            || branch.starts_with('-')
+            || branch.contains("..")
+            || branch.contains(odd)
+        {
             return Err(CloneError::Branch(branch.chars().take(100).collect()));
         }
         argv.extend(["--branch".to_owned(), branch.to_owned()]);
@@ -461,16 +539,30 @@ pub async fn clone_into(
     git(sandbox, argv).await?;
     for (key, value) in [("user.name", user_name), ("user.email", user_email)] {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
-            git(sandbox, ["git", "config", "--replace-all", key, value].map(str::to_owned).to_vec()).await?;
+            git(
+                sandbox,
+                ["git", "config", "--replace-all", key, value]
+                    .map(str::to_owned)
+                    .to_vec(),
+            )
+            .await?;
         }
     }
     Ok(())
 }
 
 async fn git(sandbox: &Sandbox, argv: Vec<String>) -> Result<(), CloneError> {
-    let result = sandbox.exec(ExecRequest::argv(argv).timeout(CLONE).keep(2000, 2000), |_| {}).await?;
+    let result = sandbox
+        .exec(
+            ExecRequest::argv(argv).timeout(CLONE).keep(2000, 2000),
+            |_| {},
+        )
+        .await?;
     if result.timed_out {
-        return Err(CloneError::Failed(format!("it took longer than {} seconds.", CLONE.as_secs())));
+        return Err(CloneError::Failed(format!(
+            "it took longer than {} seconds.",
+            CLONE.as_secs()
+        )));
     }
     if result.exit_code != 0 {
         return Err(CloneError::Failed(result.output.trim().to_owned()));

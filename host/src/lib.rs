@@ -3,8 +3,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod app;
 pub mod auth;
 pub mod builtin;
+pub mod cli;
 pub mod config;
+pub mod egress;
+pub mod git_gateway;
+pub mod plugins;
+pub mod sandbox;
 pub mod seal;
 pub mod secret;
+pub mod session;
+pub mod store;
+pub mod tools;
+pub mod workspace;

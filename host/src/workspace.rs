@@ -29,8 +29,18 @@ const MAX_DEPTH: usize = 24;
 const MAX_NODES: usize = 10_000;
 /// What a tree leaves out, besides every folder whose name starts with a dot.
 const LEFT_OUT: [&str; 12] = [
-    ".git", "node_modules", "__pycache__", ".next", ".venv", "venv", ".mypy_cache", ".pytest_cache", "dist", "build",
-    ".tox", ".eggs",
+    ".git",
+    "node_modules",
+    "__pycache__",
+    ".next",
+    ".venv",
+    "venv",
+    ".mypy_cache",
+    ".pytest_cache",
+    "dist",
+    "build",
+    ".tox",
+    ".eggs",
 ];
 
 /// Whom files of sandboxes belong to: a user of their own when the host is root, else the host's.
@@ -55,7 +65,10 @@ pub fn safe_name(text: &str) -> String {
         return "~".to_owned();
     }
     if name.len() > 100 {
-        let digest: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = Sha256::digest(text.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         return format!("~{digest}");
     }
     name
@@ -122,7 +135,11 @@ impl WorkspacePath {
     }
 
     fn on_disk(&self) -> &Path {
-        if self.0.as_os_str().is_empty() { Path::new(".") } else { &self.0 }
+        if self.0.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.0
+        }
     }
 
     /// Whether it is the workspace itself.
@@ -174,11 +191,15 @@ impl Workspace {
     /// Makes, or opens, the folder of a session below `base`.
     pub fn create(base: &Path, user: &str, session: &str) -> Result<Self, WorkspaceError> {
         let path = base.join(safe_name(user)).join(safe_name(session));
-        let failed = |cause| WorkspaceError::Io { path: path.display().to_string(), cause };
+        let failed = |cause| WorkspaceError::Io {
+            path: path.display().to_string(),
+            cause,
+        };
         std::fs::create_dir_all(&path).map_err(failed)?;
         // The box's user must pass through; which sessions there are, it must not see.
         for folder in [base, path.parent().unwrap_or(base)] {
-            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).map_err(failed)?;
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+                .map_err(failed)?;
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
         if let Some(user) = box_user() {
@@ -205,19 +226,30 @@ impl Workspace {
         let failed = |cause| explain(path, cause);
         let mut options = OpenOptions::new();
         // Not blocking: opening a pipe would wait for its other end.
-        options.read(true).custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32);
-        let file = self.dir.open_with(path.on_disk(), &options).map_err(failed)?;
+        options
+            .read(true)
+            .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32);
+        let file = self
+            .dir
+            .open_with(path.on_disk(), &options)
+            .map_err(failed)?;
         let data = file.metadata().map_err(failed)?;
         if !data.is_file() {
             return Err(WorkspaceError::NotAFile(path.shown()));
         }
-        let too_large = |size| WorkspaceError::TooLarge { path: path.shown(), size, limit: max };
+        let too_large = |size| WorkspaceError::TooLarge {
+            path: path.shown(),
+            size,
+            limit: max,
+        };
         if data.len() > max {
             return Err(too_large(data.len()));
         }
         let mut content = Vec::new();
         // It may grow while it is read.
-        file.take(max.saturating_add(1)).read_to_end(&mut content).map_err(failed)?;
+        file.take(max.saturating_add(1))
+            .read_to_end(&mut content)
+            .map_err(failed)?;
         if content.len() as u64 > max {
             return Err(too_large(content.len() as u64));
         }
@@ -244,11 +276,17 @@ impl Workspace {
             Ok(_) => return Err(WorkspaceError::NotAFile(path.shown())),
             Err(_) => 0o644,
         };
-        let name = format!(".lucid-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            ".lucid-{}-{}",
+            std::process::id(),
+            COUNTER.fetch_add(1, Ordering::Relaxed)
+        );
         let temporary = target.with_file_name(name);
         let put = || -> io::Result<()> {
             let mut options = OpenOptions::new();
-            let mut file = self.dir.open_with(&temporary, options.write(true).create_new(true).mode(0o600))?;
+            let mut file = self
+                .dir
+                .open_with(&temporary, options.write(true).create_new(true).mode(0o600))?;
             file.write_all(content)?;
             if let Some(user) = box_user() {
                 rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
@@ -264,22 +302,36 @@ impl Workspace {
 
     /// Takes a file away; undoing its creation needs this.
     pub fn remove_file(&self, path: &WorkspacePath) -> Result<(), WorkspaceError> {
-        self.dir.remove_file(path.on_disk()).map_err(|cause| explain(path, cause))
+        self.dir
+            .remove_file(path.on_disk())
+            .map_err(|cause| explain(path, cause))
     }
 
     /// Whether the path is a folder.
     pub fn is_folder(&self, path: &WorkspacePath) -> Result<bool, WorkspaceError> {
-        self.dir.metadata(path.on_disk()).map(|data| data.is_dir()).map_err(|cause| explain(path, cause))
+        self.dir
+            .metadata(path.on_disk())
+            .map(|data| data.is_dir())
+            .map_err(|cause| explain(path, cause))
     }
 
     /// The names in a folder, folders with a slash behind them, sorted; at most `most` of them.
     pub fn list(&self, path: &WorkspacePath, most: usize) -> Result<Vec<String>, WorkspaceError> {
         let failed = |cause| explain(path, cause);
         let mut names = Vec::new();
-        for entry in self.dir.read_dir(path.on_disk()).map_err(failed)?.take(most) {
+        for entry in self
+            .dir
+            .read_dir(path.on_disk())
+            .map_err(failed)?
+            .take(most)
+        {
             let entry = entry.map_err(failed)?;
             let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            names.push(format!("{}{}", entry.file_name().to_string_lossy(), if folder { "/" } else { "" }));
+            names.push(format!(
+                "{}{}",
+                entry.file_name().to_string_lossy(),
+                if folder { "/" } else { "" }
+            ));
         }
         names.sort();
         Ok(names)
@@ -296,9 +348,10 @@ impl Workspace {
     /// Removes the folder and all in it.
     pub fn remove(&self) -> Result<(), WorkspaceError> {
         match std::fs::remove_dir_all(&self.path) {
-            Err(cause) if cause.kind() != ErrorKind::NotFound => {
-                Err(WorkspaceError::Io { path: self.path.display().to_string(), cause })
-            }
+            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(WorkspaceError::Io {
+                path: self.path.display().to_string(),
+                cause,
+            }),
             _ => {
                 // The user's folder goes with the last session; while others are there, this fails.
                 let _ = self.path.parent().map(std::fs::remove_dir);
@@ -330,7 +383,12 @@ impl Workspace {
     }
 }
 
-fn branch(entries: cap_std::fs::ReadDir, parent: &str, depth: usize, left: &mut usize) -> Vec<Node> {
+fn branch(
+    entries: cap_std::fs::ReadDir,
+    parent: &str,
+    depth: usize,
+    left: &mut usize,
+) -> Vec<Node> {
     let mut nodes = Vec::new();
     let mut folders = Vec::new();
     for entry in entries.flatten() {
@@ -339,16 +397,28 @@ fn branch(entries: cap_std::fs::ReadDir, parent: &str, depth: usize, left: &mut 
         }
         let name = entry.file_name().to_string_lossy().into_owned();
         let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if LEFT_OUT.contains(&name.as_str()) || name.starts_with(".lucid-") || (folder && name.starts_with('.')) {
+        if LEFT_OUT.contains(&name.as_str())
+            || name.starts_with(".lucid-")
+            || (folder && name.starts_with('.'))
+        {
             continue;
         }
         *left -= 1;
         let path = format!("{parent}/{name}");
-        let kind = if folder { NodeKind::Folder } else { NodeKind::File };
+        let kind = if folder {
+            NodeKind::Folder
+        } else {
+            NodeKind::File
+        };
         if folder {
             folders.push((nodes.len(), entry));
         }
-        nodes.push(Node { name, kind, path, children: folder.then(Vec::new) });
+        nodes.push(Node {
+            name,
+            kind,
+            path,
+            children: folder.then(Vec::new),
+        });
     }
     // A whole level first, so that one deep folder does not use up what all share.
     for (at, entry) in folders {
@@ -374,7 +444,12 @@ fn explain(path: &WorkspacePath, cause: io::Error) -> WorkspaceError {
         ErrorKind::NotFound | ErrorKind::NotADirectory => WorkspaceError::NotFound(path.shown()),
         ErrorKind::IsADirectory => WorkspaceError::NotAFile(path.shown()),
         // A socket, or a device without a driver.
-        _ if cause.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => WorkspaceError::NotAFile(path.shown()),
-        _ => WorkspaceError::Io { path: path.shown(), cause },
+        _ if cause.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+            WorkspaceError::NotAFile(path.shown())
+        }
+        _ => WorkspaceError::Io {
+            path: path.shown(),
+            cause,
+        },
     }
 }

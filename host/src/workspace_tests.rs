@@ -13,18 +13,26 @@ fn workspace() -> (tempfile::TempDir, Workspace) {
 }
 
 fn read(workspace: &Workspace, path: &str) -> Result<Vec<u8>, WorkspaceError> {
-    workspace.path(path).and_then(|path| workspace.read(&path, 1000))
+    workspace
+        .path(path)
+        .and_then(|path| workspace.read(&path, 1000))
 }
 
 #[test]
 fn names_stay_apart_and_never_lead_elsewhere() {
     let long = "x".repeat(300);
     let longer = "x".repeat(301);
-    let texts = ["", ".", "..", "a/b", "a%2fb", "a.b", ".a", "~", "A", "a", "é", "a b", &long, &longer];
-    let names: std::collections::HashSet<String> = texts.iter().map(|text| safe_name(text)).collect();
+    let texts = [
+        "", ".", "..", "a/b", "a%2fb", "a.b", ".a", "~", "A", "a", "é", "a b", &long, &longer,
+    ];
+    let names: std::collections::HashSet<String> =
+        texts.iter().map(|text| safe_name(text)).collect();
     assert_eq!(names.len(), texts.len());
     for name in names {
-        assert!(!name.contains('/') && !name.starts_with('.') && name.len() <= 100 && !name.is_empty(), "{name}");
+        assert!(
+            !name.contains('/') && !name.starts_with('.') && name.len() <= 100 && !name.is_empty(),
+            "{name}"
+        );
     }
 }
 
@@ -32,13 +40,31 @@ fn names_stay_apart_and_never_lead_elsewhere() {
 fn a_path_is_taken_from_the_root_however_it_is_written() {
     let (_base, workspace) = workspace();
     let real = format!("{}/src/a.py", workspace.host_path().display());
-    for text in ["src/a.py", "/src/a.py", "/workspace/src/a.py", "./src//b/../a.py", &real] {
+    for text in [
+        "src/a.py",
+        "/src/a.py",
+        "/workspace/src/a.py",
+        "./src//b/../a.py",
+        &real,
+    ] {
         assert_eq!(workspace.path(text).unwrap().shown(), "/src/a.py", "{text}");
     }
     assert!(workspace.path("/workspace").unwrap().is_root());
-    assert_eq!(workspace.path("/workspaces/a").unwrap().shown(), "/workspaces/a");
-    for text in ["..", "/../etc/passwd", "/workspace/../etc/passwd", "a/../../b", "a\0b"] {
-        assert!(matches!(workspace.path(text), Err(WorkspaceError::Traversal)), "{text}");
+    assert_eq!(
+        workspace.path("/workspaces/a").unwrap().shown(),
+        "/workspaces/a"
+    );
+    for text in [
+        "..",
+        "/../etc/passwd",
+        "/workspace/../etc/passwd",
+        "a/../../b",
+        "a\0b",
+    ] {
+        assert!(
+            matches!(workspace.path(text), Err(WorkspaceError::Traversal)),
+            "{text}"
+        );
     }
 }
 
@@ -56,10 +82,24 @@ fn what_is_written_is_read_back_and_belongs_to_the_box() {
     assert_eq!(data.mode() & 0o777, 0o755, "the mode stays");
     if let Some(user) = box_user() {
         assert_eq!(data.uid(), user);
-        assert_eq!(std::fs::metadata(workspace.host_path().join("a")).unwrap().uid(), user);
+        assert_eq!(
+            std::fs::metadata(workspace.host_path().join("a"))
+                .unwrap()
+                .uid(),
+            user
+        );
     }
-    assert_eq!(std::fs::read_dir(workspace.host_path().join("a/b")).unwrap().count(), 1, "no temporary file stays");
-    assert!(matches!(workspace.write(&workspace.path("/a").unwrap(), b""), Err(WorkspaceError::NotAFile(_))));
+    assert_eq!(
+        std::fs::read_dir(workspace.host_path().join("a/b"))
+            .unwrap()
+            .count(),
+        1,
+        "no temporary file stays"
+    );
+    assert!(matches!(
+        workspace.write(&workspace.path("/a").unwrap(), b""),
+        Err(WorkspaceError::NotAFile(_))
+    ));
 }
 
 #[test]
@@ -71,21 +111,39 @@ fn links_that_lead_out_are_refused_for_reading_and_writing() {
     symlink("../../secret", root.join("relative")).unwrap();
     symlink(base.path(), root.join("folder")).unwrap();
     for path in ["absolute", "relative", "folder/secret"] {
-        assert!(matches!(read(&workspace, path), Err(WorkspaceError::Traversal)), "{path}: {:?}", read(&workspace, path));
+        assert!(
+            matches!(read(&workspace, path), Err(WorkspaceError::Traversal)),
+            "{path}: {:?}",
+            read(&workspace, path)
+        );
         let written = workspace.write(&workspace.path(path).unwrap(), b"changed");
-        assert!(matches!(written, Err(WorkspaceError::Traversal)), "{path}: {written:?}");
+        assert!(
+            matches!(written, Err(WorkspaceError::Traversal)),
+            "{path}: {written:?}"
+        );
     }
-    assert!(workspace.write(&workspace.path("folder/new").unwrap(), b"").is_err());
+    assert!(
+        workspace
+            .write(&workspace.path("folder/new").unwrap(), b"")
+            .is_err()
+    );
     assert!(!base.path().join("new").exists());
-    assert_eq!(std::fs::read(base.path().join("secret")).unwrap(), b"secret");
+    assert_eq!(
+        std::fs::read(base.path().join("secret")).unwrap(),
+        b"secret"
+    );
 }
 
 #[test]
 fn a_link_that_stays_inside_is_read_and_written_through() {
     let (_base, workspace) = workspace();
-    workspace.write(&workspace.path("real").unwrap(), b"one").unwrap();
+    workspace
+        .write(&workspace.path("real").unwrap(), b"one")
+        .unwrap();
     symlink("real", workspace.host_path().join("link")).unwrap();
-    workspace.write(&workspace.path("link").unwrap(), b"two").unwrap();
+    workspace
+        .write(&workspace.path("link").unwrap(), b"two")
+        .unwrap();
     assert_eq!(read(&workspace, "real").unwrap(), b"two");
     assert!(workspace.host_path().join("link").is_symlink());
 }
@@ -129,21 +187,40 @@ fn a_link_swapped_in_while_the_host_looks_never_leads_out() {
     }
     over.store(true, Ordering::Relaxed);
     swapper.join().unwrap();
-    assert!(fine > 0 && refused > 0, "both must have been met: {fine} and {refused}");
-    assert_eq!(std::fs::read(base.path().join("outside/file")).unwrap(), b"secret");
+    assert!(
+        fine > 0 && refused > 0,
+        "both must have been met: {fine} and {refused}"
+    );
+    assert_eq!(
+        std::fs::read(base.path().join("outside/file")).unwrap(),
+        b"secret"
+    );
 }
 
 #[test]
 fn pipes_sockets_and_folders_are_not_files_and_do_not_hang() {
     let (_base, workspace) = workspace();
     let root = workspace.host_path();
-    rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe"), rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.join("pipe"),
+        rustix::fs::FileType::Fifo,
+        0o666.into(),
+        0,
+    )
+    .unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     std::fs::create_dir(root.join("folder")).unwrap();
     for path in ["pipe", "socket", "folder", "/"] {
-        assert!(matches!(read(&workspace, path), Err(WorkspaceError::NotAFile(_))), "{path}: {:?}", read(&workspace, path));
+        assert!(
+            matches!(read(&workspace, path), Err(WorkspaceError::NotAFile(_))),
+            "{path}: {:?}",
+            read(&workspace, path)
+        );
     }
-    assert!(matches!(read(&workspace, "none/at/all"), Err(WorkspaceError::NotFound(path)) if path == "/none/at/all"));
+    assert!(
+        matches!(read(&workspace, "none/at/all"), Err(WorkspaceError::NotFound(path)) if path == "/none/at/all")
+    );
 }
 
 #[test]
@@ -152,15 +229,28 @@ fn a_file_that_is_too_large_is_named_with_its_size() {
     let file = std::fs::File::create(workspace.host_path().join("huge")).unwrap();
     file.set_len(10 << 30).unwrap();
     let error = read(&workspace, "huge").unwrap_err();
-    assert_eq!(error.to_string(), "/huge is 10737418240 bytes; at most 1000 can be read.");
+    assert_eq!(
+        error.to_string(),
+        "/huge is 10737418240 bytes; at most 1000 can be read."
+    );
 }
 
 #[test]
 fn a_tree_is_sorted_and_leaves_out_what_nobody_looks_for() {
     let (_base, workspace) = workspace();
     let root = workspace.host_path();
-    for file in ["b.py", "src/z.py", "src/a.py", ".git/config", "node_modules/x/y.js", ".hidden/file", ".env"] {
-        workspace.write(&workspace.path(file).unwrap(), b"").unwrap();
+    for file in [
+        "b.py",
+        "src/z.py",
+        "src/a.py",
+        ".git/config",
+        "node_modules/x/y.js",
+        ".hidden/file",
+        ".env",
+    ] {
+        workspace
+            .write(&workspace.path(file).unwrap(), b"")
+            .unwrap();
     }
     symlink("/etc", root.join("etc")).unwrap();
     use std::os::unix::ffi::OsStrExt;
@@ -188,7 +278,10 @@ fn a_tree_of_hostile_size_and_depth_is_bounded() {
         std::fs::write(workspace.host_path().join(format!("f{number}")), "").unwrap();
     }
     fn count(nodes: &[Node]) -> usize {
-        nodes.iter().map(|node| 1 + count(node.children.as_deref().unwrap_or_default())).sum()
+        nodes
+            .iter()
+            .map(|node| 1 + count(node.children.as_deref().unwrap_or_default()))
+            .sum()
     }
     assert!(count(&workspace.tree().unwrap()) <= MAX_NODES);
 }

@@ -134,11 +134,6 @@ impl Socket {
             .unwrap_or_else(|| panic!("closed without a code; frames: {}", self.told()))
     }
 
-    /// Takes the connection apart, to read and write apart from each other.
-    pub fn into_stream(self) -> WebSocketStream<TcpStream> {
-        self.stream
-    }
-
     fn told(&self) -> String {
         let lines: Vec<String> = self
             .frames

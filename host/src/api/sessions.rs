@@ -163,12 +163,13 @@ pub(super) fn no_session(id: &str) -> Problem {
 impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         let detail = error.to_string();
-        match error {
+        match &error {
             CreateError::UnknownProvider(_) | CreateError::MissingKey(_) | CreateError::UnknownPolicy(_) => {
                 Self::bad_request(detail)
             }
             CreateError::TooManySessions(_) => Self::too_many(detail),
-            CreateError::NoSandbox(_) => Self::unavailable(detail),
+            CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
+            CreateError::Store(_) => Self::internal(&error),
         }
     }
 }

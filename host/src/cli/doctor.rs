@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use owo_colors::Style;
 
 use super::screen::{Screen, clean, colours};
-use crate::app::{self, Folders};
+use crate::app::{self, Folders, StartError};
 use crate::builtin;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use crate::plugins::Plugins;
@@ -56,7 +56,7 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
     store(&mut report, &config);
     let folders = Folders::below(&config.workspace_base_path);
     sandboxes(&mut report, &config, &folders).await;
-    plugins(&mut report, &folders).await;
+    plugins(&mut report, &config, &folders).await;
     keys(&mut report, &config);
     if report.bad {
         println!("\nNo session can run here until what is marked !! is put right.");
@@ -75,7 +75,6 @@ fn settings(report: &mut Report, config: &Config) {
     };
     report.line(Mark::Good, &mode);
     report.line(Mark::Good, &format!("listens on {}", config.address()));
-    report.line(Mark::Good, &format!("the default policy is {}", config.default_policy));
     for warning in &config.warnings {
         report.line(Mark::Note, warning);
     }
@@ -91,12 +90,12 @@ fn store(report: &mut Report, config: &Config) {
     match app::open_store(&folders) {
         Ok(store) => report.line(Mark::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
         // It works: somebody works with it.
-        Err(StoreError::InUse(folder)) => {
+        Err(StartError::Store(StoreError::InUse(folder))) => {
             report.line(Mark::Good, &format!("in {}, in use by a lucid that runs now", folder.display()));
         }
         Err(error) => report.line(
             Mark::Bad,
-            &format!("{error}.\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one."),
+            &format!("{error}\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one."),
         ),
     }
 }
@@ -106,7 +105,13 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
     let found: Sandboxes = match app::find_sandboxes(config, folders).await {
         Ok(found) => found,
         Err(error) => {
-            report.line(Mark::Bad, &format!("{error}\nSet SANDBOX_BACKEND to auto, to use whatever works here."));
+            let advice = match config.sandbox_backend {
+                SandboxBackend::Auto | SandboxBackend::None => "",
+                SandboxBackend::Bubblewrap | SandboxBackend::Landlock => {
+                    "\nSet SANDBOX_BACKEND to auto, to use whatever works here."
+                }
+            };
+            report.line(Mark::Bad, &format!("{error}{advice}"));
             return;
         }
     };
@@ -131,10 +136,8 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
     if config.sandbox_network == SandboxNetwork::None {
         report.line(Mark::Good, "SANDBOX_NETWORK is none: commands have no network");
     }
-    for program in ["git"] {
-        if !installed(program) {
-            report.line(Mark::Note, &format!("{program} is not installed, so no repository can be cloned: apt-get install {program}"));
-        }
+    if !installed("git") {
+        report.line(Mark::Note, "git is not installed, so no repository can be cloned: apt-get install git");
     }
 }
 
@@ -154,7 +157,7 @@ fn installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-async fn plugins(report: &mut Report, folders: &Folders) {
+async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
     report.title("Plugins");
     let loaded: Plugins = match app::load_plugins(folders).await {
         Ok(loaded) => loaded,
@@ -173,6 +176,12 @@ async fn plugins(report: &mut Report, folders: &Folders) {
             plugin.kind.to_string(), plugin.name, plugin.version, size.div_ceil(1024),
         );
         report.line(Mark::Good, &line);
+    }
+    match app::defaults(&loaded, config) {
+        Ok((policy, model)) => {
+            report.line(Mark::Good, &format!("a session that names none gets the policy {policy}, and the model {model} where the policy asks one"));
+        }
+        Err(error) => report.line(Mark::Bad, &error.to_string()),
     }
 }
 

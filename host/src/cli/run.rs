@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::screen::{Progress, Screen, colours};
 use super::serve::LOCAL_USER;
 use super::{RunArgs, failed, interrupted, wrong};
-use crate::app::{App, StartError};
+use crate::app::{self, App, Keep, StartError};
 use crate::config::Config;
 use crate::session::{Batch, NewSession, Session};
 
@@ -32,9 +32,9 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     }
     let storage = match own_folder(&config) {
         Ok(storage) => storage,
-        Err(error) => return failed(&error),
+        Err(error) => return failed(&error.to_string()),
     };
-    let app = match Box::pin(App::start_in(config, &storage)).await {
+    let app = match Box::pin(App::start_in(config, &storage, Keep::Workspaces)).await {
         Ok(app) => app,
         Err(StartError::Config(error)) => return wrong(&error),
         Err(error) => return failed(&error.to_string()),
@@ -46,8 +46,11 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         branch: args.branch,
         provider: args.provider,
         policy: args.policy,
-        keep_workspace: true,
-        ..NewSession::default()
+        project_id: None,
+        git_token: None,
+        git_user_name: None,
+        git_user_email: None,
+        api_key: None,
     };
     let session = match app.sessions().create(new).await {
         Ok(session) => session,
@@ -82,23 +85,23 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
 }
 
 /// A folder that no server and no other run has open.
-fn own_folder(config: &Config) -> Result<PathBuf, String> {
-    let base = &config.workspace_base_path;
+fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
+    let mut folder = config.workspace_base_path.clone();
     let id = uuid::Uuid::now_v7().simple().to_string();
-    let folder = base.join(".lucid").join("runs").join(id);
-    std::fs::create_dir_all(&folder).map_err(|cause| {
-        format!("The folder {} cannot be made ({cause}). Is WORKSPACE_BASE_PATH a place this user can write to?", folder.display())
-    })?;
+    for name in [".lucid", "runs", &id] {
+        folder.push(name);
+        app::make(&folder)?;
+    }
     Ok(folder)
 }
 
 /// Shows frames until the task is over, and says whether it succeeded.
 async fn watch(session: &Arc<Session>, view: &mut View) -> bool {
-    let mut subscription = session.subscribe(None);
+    let mut subscription = session.subscribe(0);
     loop {
         let frames = match subscription.next().await {
             Batch::Frames(frames) => frames,
-            Batch::Delta(_) => continue,
+            Batch::Delta(_) | Batch::Gap(..) => continue,
             Batch::Ended(_) => return false,
         };
         for (_, frame) in frames {

@@ -40,7 +40,11 @@ pub(super) async fn serve(config: Config) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(address);
-    app.sessions().recover().await;
+    match app.sessions().recover().await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "sessions of the last run go on"),
+        Err(error) => return failed(&format!("The sessions of the last run cannot be read: {error}.")),
+    }
     welcome(&app, address);
     let served = run(&app, listener).await;
     if timeout(LAST_STEPS, app.sessions().shutdown()).await.is_err() {

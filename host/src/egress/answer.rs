@@ -103,7 +103,7 @@ pub(super) fn frames(
         .and_then(|kind| kind.to_str().ok())
         .and_then(|kind| kind.split(';').next())
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-    let pieces = pieces(response, limits.clone());
+    let pieces = pieces(response, limits);
     let frames = match framing {
         // A provider that was asked for events may answer with one JSON value, an error for example.
         Framing::ServerSentEvents if json => whole(pieces),
@@ -125,10 +125,11 @@ type Pieces = BoxStream<'static, Result<Bytes, EgressError>>;
 type Cut = BoxStream<'static, Result<Frame, EgressError>>;
 
 /// The body as it comes, with its limits.
-fn pieces(response: Response, limits: EgressLimits) -> Pieces {
-    stream::try_unfold((response, 0_u64), move |(mut response, before)| {
-        let (idle, most) = (limits.idle, limits.response);
-        async move {
+fn pieces(response: Response, limits: &EgressLimits) -> Pieces {
+    let (idle, most) = (limits.idle, limits.response);
+    stream::try_unfold(
+        (response, 0_u64),
+        move |(mut response, before)| async move {
             let piece = tokio::time::timeout(idle, response.chunk())
                 .await
                 .map_err(|_| EgressError::Idle { limit: idle })?
@@ -143,8 +144,8 @@ fn pieces(response: Response, limits: EgressLimits) -> Pieces {
                 return Err(EgressError::TooLarge { limit: most });
             }
             Ok(Some((piece, (response, so_far))))
-        }
-    })
+        },
+    )
     .boxed()
 }
 

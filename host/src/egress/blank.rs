@@ -10,7 +10,10 @@ const BLANK: &str = "[secret]";
 
 /// The text without the key.
 pub fn blank(text: &str, key: Option<&SecretString>) -> String {
-    let Some(key) = key.map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) else {
+    let Some(key) = key
+        .map(ExposeSecret::expose_secret)
+        .filter(|key| !key.is_empty())
+    else {
         return text.to_owned();
     };
     let quoted: String = byte_serialize(key.as_bytes()).collect();

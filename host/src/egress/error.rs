@@ -28,7 +28,9 @@ pub enum EgressError {
         reason: &'static str,
     },
     /// The deployment's key.
-    #[error("the provider's key has characters that no header can hold; it may have been cut or quoted when it was copied")]
+    #[error(
+        "the provider's key has characters that no header can hold; it may have been cut or quoted when it was copied"
+    )]
     Key,
     /// The plugin's path.
     #[error("the plugin asked for the path `{path}`, which is not allowed: {reason}")]
@@ -39,7 +41,9 @@ pub enum EgressError {
         reason: &'static str,
     },
     /// The plugin's method.
-    #[error("the plugin asked with the method `{method}`; GET, POST, PUT, PATCH and DELETE are allowed")]
+    #[error(
+        "the plugin asked with the method `{method}`; GET, POST, PUT, PATCH and DELETE are allowed"
+    )]
     Method {
         /// The method, cleaned and cut.
         method: String,
@@ -81,7 +85,9 @@ pub enum EgressError {
         limit: Duration,
     },
     /// It points elsewhere.
-    #[error("{host} answered with a redirect (HTTP {status}), which is not followed, since the key would go along; correct the base URL")]
+    #[error(
+        "{host} answered with a redirect (HTTP {status}), which is not followed, since the key would go along; correct the base URL"
+    )]
     Redirected {
         /// Who was asked.
         host: String,
@@ -146,7 +152,9 @@ impl EgressError {
 impl From<EgressError> for types::Error {
     /// In the vocabulary that policies and clients know. The kind says whether it is tried again.
     fn from(error: EgressError) -> Self {
-        use types::ErrorKind::{Deadline, Internal, InvalidInput, Unauthenticated, Unsupported, Upstream};
+        use types::ErrorKind::{
+            Deadline, Internal, InvalidInput, Unauthenticated, Unsupported, Upstream,
+        };
         let (kind, code) = match &error {
             EgressError::Client { .. } => (Internal, "client"),
             EgressError::BaseUrl { .. } => (InvalidInput, "base-url"),

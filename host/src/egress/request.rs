@@ -45,11 +45,7 @@ const HOST_HEADERS: &[&str] = &[
 const HOST_PREFIXES: &[&str] = &["proxy-", "sec-", "x-forwarded-", "x-amz-security-"];
 
 /// The base URL with the plugin's path below it.
-pub(super) fn join(
-    base: &Url,
-    path: &str,
-    query: &[(String, String)],
-) -> Result<Url, EgressError> {
+pub(super) fn join(base: &Url, path: &str, query: &[(String, String)]) -> Result<Url, EgressError> {
     let refuse = |reason| EgressError::Path {
         path: clean(path, 200),
         reason,
@@ -144,7 +140,9 @@ pub(super) fn headers(headers: &[Header]) -> Result<HeaderMap, EgressError> {
         let name = HeaderName::from_bytes(header.name.as_bytes())
             .map_err(|_| refuse("that is not a header's name"))?;
         let host = HOST_HEADERS.contains(&name.as_str())
-            || HOST_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
+            || HOST_PREFIXES
+                .iter()
+                .any(|prefix| name.as_str().starts_with(prefix));
         if host {
             return Err(EgressError::HostHeader {
                 name: name.as_str().to_owned(),
@@ -190,10 +188,33 @@ mod tests {
     #[test]
     fn a_path_that_leads_elsewhere_is_refused() {
         for path in [
-            "", "chat", "//evil.example/x", "/a//b", "/..", "/a/../b", "/a/./b", "/%2e%2e/b",
-            "/%2E./b", "/a%2fb", "/a%5cb", "/a\\b", "/a?b", "/a#b", "/a b", "/a\tb", "/a\r\nb",
-            "/a%", "/a%g0", "/a%+1", "/a%00", "/a%252e", "https://evil.example/", "@evil.example",
-            "/ä", "\\\\evil.example", ":8080/x",
+            "",
+            "chat",
+            "//evil.example/x",
+            "/a//b",
+            "/..",
+            "/a/../b",
+            "/a/./b",
+            "/%2e%2e/b",
+            "/%2E./b",
+            "/a%2fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a?b",
+            "/a#b",
+            "/a b",
+            "/a\tb",
+            "/a\r\nb",
+            "/a%",
+            "/a%g0",
+            "/a%+1",
+            "/a%00",
+            "/a%252e",
+            "https://evil.example/",
+            "@evil.example",
+            "/ä",
+            "\\\\evil.example",
+            ":8080/x",
         ] {
             let refused = joined("https://api.example/v1", path);
             assert!(
@@ -207,8 +228,17 @@ mod tests {
     #[test]
     fn a_header_that_is_the_hosts_own_is_refused_by_name() {
         for name in [
-            "Authorization", "host", "COOKIE", "Content-Length", "connection", "Transfer-Encoding",
-            "Proxy-Authorization", "proxy-anything", "X-Api-Key", "x-goog-api-key", "X-Forwarded-For",
+            "Authorization",
+            "host",
+            "COOKIE",
+            "Content-Length",
+            "connection",
+            "Transfer-Encoding",
+            "Proxy-Authorization",
+            "proxy-anything",
+            "X-Api-Key",
+            "x-goog-api-key",
+            "X-Forwarded-For",
         ] {
             let header = Header {
                 name: name.to_owned(),
@@ -228,7 +258,10 @@ mod tests {
         assert!(headers(&[header("x", "a\r\nAuthorization: b")]).is_err());
         assert!(headers(&[header("x y", "a")]).is_err());
         assert!(headers(&[header("", "a")]).is_err());
-        let fine = [header("Content-Type", "application/json"), header("anthropic-beta", "a")];
+        let fine = [
+            header("Content-Type", "application/json"),
+            header("anthropic-beta", "a"),
+        ];
         assert_eq!(headers(&fine).unwrap().len(), 2);
         assert!(headers(&vec![header("a", "b"); 65]).is_err());
     }

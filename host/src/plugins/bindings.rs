@@ -5,11 +5,7 @@
 //! from. All of them can be written as JSON and read back, since the session engine logs them.
 
 pub(super) mod policy_world {
-    #![allow(
-        missing_docs,
-        clippy::all,
-        reason = "generated; documented in the WIT"
-    )]
+    #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
     wasmtime::component::bindgen!({
         path: ["../wit/types", "../wit/host", "../wit/policy"],
         world: "lucid:policy/policy-plugin",
@@ -19,11 +15,7 @@ pub(super) mod policy_world {
 }
 
 pub(super) mod llm_world {
-    #![allow(
-        missing_docs,
-        clippy::all,
-        reason = "generated; documented in the WIT"
-    )]
+    #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
     wasmtime::component::bindgen!({
         path: ["../wit/types", "../wit/host", "../wit/llm"],
         world: "lucid:llm/llm-plugin",

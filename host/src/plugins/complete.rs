@@ -64,7 +64,7 @@ pub async fn complete(
         shown: false,
         figures: Figures::default(),
     };
-    let answered = Box::pin(call.to_the_end()).await;
+    let answered = Box::pin(call.run()).await;
     answered.map_err(|mut error| {
         error.message = blank(&error.message, target.key);
         error.code = error.code.map(|code| blank(&code, target.key));
@@ -82,7 +82,7 @@ struct Call<'a, F> {
 }
 
 impl<F: FnMut(&Delta) + Send> Call<'_, F> {
-    async fn to_the_end(&mut self) -> Result<Completed, Error> {
+    async fn run(&mut self) -> Result<Completed, Error> {
         let encoded = self.llm.encode(self.target.settings, self.request).await;
         self.figures += encoded.figures;
         let encoded = encoded.result?;
@@ -237,7 +237,11 @@ mod tests {
         assert_eq!(retry_after_ms(&header("retry-after", " 0.5 ")), Some(500));
         assert_eq!(retry_after_ms(&header("retry-after-ms", "250")), Some(250));
         for wrong in ["-1", "NaN", "inf", "", "Wed, 21 Oct 2026 07:28:00 GMT"] {
-            assert_eq!(retry_after_ms(&header("retry-after", wrong)), None, "{wrong}");
+            assert_eq!(
+                retry_after_ms(&header("retry-after", wrong)),
+                None,
+                "{wrong}"
+            );
         }
     }
 }

@@ -90,8 +90,7 @@ pub(super) fn begin(loaded: &Loaded, store: &mut Store<Guest>) -> Instant {
 }
 
 /// What a call came to.
-type Outcome<T> =
-    Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>;
+type Outcome<T> = Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>;
 
 /// Ends a call.
 pub(super) fn settle<T>(

@@ -76,7 +76,7 @@ impl LlmPlugin {
         described(
             name,
             &descriptor.name,
-            &mut descriptor.version,
+            &descriptor.version,
             &mut descriptor.description,
         )?;
         Ok(Self(Arc::new(Inner {

@@ -17,7 +17,7 @@ mod live;
 mod llm;
 mod policy;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod text;
 
 use std::collections::BTreeMap;
@@ -173,7 +173,7 @@ async fn compile(
 fn described(
     plugin: &str,
     name: &str,
-    version: &mut String,
+    version: &str,
     description: &mut String,
 ) -> Result<(), LoadError> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

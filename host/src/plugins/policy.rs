@@ -51,7 +51,7 @@ impl PolicyPlugin {
         described(
             name,
             &descriptor.name,
-            &mut descriptor.version,
+            &descriptor.version,
             &mut descriptor.description,
         )?;
         if descriptor.oldest_schema > descriptor.schema {

@@ -40,17 +40,29 @@ pub(super) struct Program {
 
 impl Program {
     pub(super) async fn find() -> Result<Self, String> {
-        let path = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap", "/run/current-system/sw/bin/bwrap"]
-            .into_iter()
-            .map(PathBuf::from)
-            .find(|path| path.exists())
-            .ok_or("bwrap is not installed (`apt-get install bubblewrap`).")?;
-        let help = Command::new(&path).arg("--help").output().await.map_err(|error| format!("bwrap does not run: {error}."))?;
+        let path = [
+            "/usr/bin/bwrap",
+            "/usr/local/bin/bwrap",
+            "/bin/bwrap",
+            "/run/current-system/sw/bin/bwrap",
+        ]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .ok_or("bwrap is not installed (`apt-get install bubblewrap`).")?;
+        let help = Command::new(&path)
+            .arg("--help")
+            .output()
+            .await
+            .map_err(|error| format!("bwrap does not run: {error}."))?;
         let help = String::from_utf8_lossy(&help.stdout).into_owned();
         if !help.contains("--size") {
             return Err("this bwrap is too old: 0.7 or later is needed.".to_owned());
         }
-        Ok(Self { path, disable_user_namespaces: help.contains("--disable-userns") })
+        Ok(Self {
+            path,
+            disable_user_namespaces: help.contains("--disable-userns"),
+        })
     }
 
     pub(super) fn command(
@@ -61,11 +73,24 @@ impl Program {
         spec: Spec<'_>,
         serve: &Serve,
     ) -> Result<Command, SandboxError> {
-        let serve = serde_json::to_string(serve).map_err(|error| SandboxError::Start(error.to_string()))?;
+        let serve =
+            serde_json::to_string(serve).map_err(|error| SandboxError::Start(error.to_string()))?;
         let size = (settings.memory_bytes / 2).max(64 << 20).to_string();
         let mut arguments = Arguments(Vec::new());
-        arguments.add(["--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000"]);
-        arguments.add(["--die-with-parent", "--new-session", "--hostname", "sandbox"]);
+        arguments.add([
+            "--unshare-all",
+            "--unshare-user",
+            "--uid",
+            "1000",
+            "--gid",
+            "1000",
+        ]);
+        arguments.add([
+            "--die-with-parent",
+            "--new-session",
+            "--hostname",
+            "sandbox",
+        ]);
         if self.disable_user_namespaces {
             arguments.add(["--disable-userns"]);
         }
@@ -77,10 +102,24 @@ impl Program {
             arguments.bind("--ro-bind", &runtime.etc(name), &format!("/etc/{name}"));
         }
         if settings.network == Network::Host {
-            arguments.add(["--share-net", "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]);
+            arguments.add([
+                "--share-net",
+                "--ro-bind-try",
+                "/etc/resolv.conf",
+                "/etc/resolv.conf",
+            ]);
         }
         arguments.add(["--proc", "/proc", "--dev", "/dev"]);
-        arguments.add(["--size", "67108864", "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]);
+        arguments.add([
+            "--size",
+            "67108864",
+            "--perms",
+            "1777",
+            "--tmpfs",
+            "/dev/shm",
+            "--remount-ro",
+            "/dev",
+        ]);
         arguments.add(["--size", &size, "--perms", "1777", "--tmpfs", "/tmp"]);
         arguments.add(["--size", &size, "--perms", "0700", "--tmpfs", "/home/agent"]);
         arguments.bind("--ro-bind", dir.path(), "/run/lucid");
@@ -90,7 +129,13 @@ impl Program {
 
         let mut command = Command::new(&self.path);
         command.args(arguments.0).env_clear().current_dir("/");
-        command.envs(environment("/run/lucid/bin", "/home/agent", "/tmp", "/run/lucid/git.sock", spec));
+        command.envs(environment(
+            "/run/lucid/bin",
+            "/home/agent",
+            "/tmp",
+            "/run/lucid/git.sock",
+            spec,
+        ));
         if let Some(user) = box_user() {
             // std drops the supplementary groups along with the user.
             command.uid(user).gid(user);
@@ -107,13 +152,25 @@ impl Arguments {
     }
 
     fn bind(&mut self, how: &str, from: &Path, to: &str) {
-        self.0.extend([OsStr::new(how).to_owned(), from.as_os_str().to_owned(), to.into()]);
+        self.0.extend([
+            OsStr::new(how).to_owned(),
+            from.as_os_str().to_owned(),
+            to.into(),
+        ]);
     }
 
     /// `/usr` and what stands beside it: links as links, folders as folders.
     fn system_folders(&mut self) {
         self.add(["--ro-bind", "/usr", "/usr"]);
-        for path in ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"] {
+        for path in [
+            "/bin",
+            "/sbin",
+            "/lib",
+            "/lib32",
+            "/lib64",
+            "/libx32",
+            "/nix/store",
+        ] {
             if let Ok(target) = std::fs::read_link(path) {
                 self.bind("--symlink", &target, path);
             } else {

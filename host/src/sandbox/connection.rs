@@ -57,35 +57,62 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl Connection {
     /// Starts the process of a box and waits until its server is ready.
-    pub(super) async fn open(mut command: Command, patience: Duration) -> Result<(Self, Child), SandboxError> {
+    pub(super) async fn open(
+        mut command: Command,
+        patience: Duration,
+    ) -> Result<(Self, Child), SandboxError> {
         let start = |error: std::io::Error| SandboxError::Start(error.to_string());
         let (ours, theirs) = StdStream::pair().map_err(start)?;
         ours.set_nonblocking(true).map_err(start)?;
         let socket = ours.try_clone().map_err(start)?;
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut process = spawn(command).await.map_err(start)?;
         let complaint = Arc::new(Mutex::new(String::new()));
-        let listening = process.stderr.take().map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
+        let listening = process
+            .stderr
+            .take()
+            .map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
         let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
         let problem = match tokio::time::timeout(patience, read_frame(&mut reader)).await {
-            Ok(Ok(Frame { kind: Kind::Hello, payload, .. })) => match serde_json::from_slice::<Hello>(&payload) {
+            Ok(Ok(Frame {
+                kind: Kind::Hello,
+                payload,
+                ..
+            })) => match serde_json::from_slice::<Hello>(&payload) {
                 Ok(hello) if hello.version == VERSION => None,
                 _ => Some("its exec server speaks another version.".to_owned()),
             },
             Ok(Ok(_)) => Some("its exec server did not say hello.".to_owned()),
             Ok(Err(_)) => Some("it ended at once.".to_owned()),
-            Err(_) => Some(format!("it was not ready after {} seconds.", patience.as_secs())),
+            Err(_) => Some(format!(
+                "it was not ready after {} seconds.",
+                patience.as_secs()
+            )),
         };
         if let Some(problem) = problem {
             let _ = socket.shutdown(Shutdown::Both);
-            if tokio::time::timeout(Duration::from_secs(2), process.wait()).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(2), process.wait())
+                .await
+                .is_err()
+            {
                 let _ = process.kill().await;
             }
             if let Some(listening) = listening {
                 let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
             }
-            let said = complaint.lock().unwrap_or_else(PoisonError::into_inner).trim().to_owned();
-            return Err(SandboxError::Start(if said.is_empty() { problem } else { format!("{problem} It said: {said}") }));
+            let said = complaint
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trim()
+                .to_owned();
+            return Err(SandboxError::Start(if said.is_empty() {
+                problem
+            } else {
+                format!("{problem} It said: {said}")
+            }));
         }
         let (frames, queue) = mpsc::unbounded_channel();
         let state = Arc::new(Mutex::new(State::default()));
@@ -95,7 +122,14 @@ impl Connection {
             let sentence = read_frames(reader, &shared).await;
             end(&shared, &sentence);
         });
-        Ok((Self { state, frames, socket }, process))
+        Ok((
+            Self {
+                state,
+                frames,
+                socket,
+            },
+            process,
+        ))
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -104,7 +138,12 @@ impl Connection {
 
     /// Why the box is gone.
     pub(super) fn gone(&self) -> SandboxError {
-        SandboxError::Gone(lock(&self.state).gone.clone().unwrap_or_else(|| "Its connection ended.".to_owned()))
+        SandboxError::Gone(
+            lock(&self.state)
+                .gone
+                .clone()
+                .unwrap_or_else(|| "Its connection ended.".to_owned()),
+        )
     }
 
     /// Ends the connection; the first reason given stays.
@@ -123,12 +162,27 @@ impl Connection {
         }
         state.last_id = state.last_id.wrapping_add(1);
         let id = state.last_id;
-        let frame = Frame::json(Kind::Start, id, start)
-            .map_err(|_| SandboxError::Refused("The command is too long to be run; write it to a file first.".to_owned()))?;
-        state.waiting.insert(id, Waiter { events: sender, head_left: start.output_head, tail_left: start.output_tail });
+        let frame = Frame::json(Kind::Start, id, start).map_err(|_| {
+            SandboxError::Refused(
+                "The command is too long to be run; write it to a file first.".to_owned(),
+            )
+        })?;
+        state.waiting.insert(
+            id,
+            Waiter {
+                events: sender,
+                head_left: start.output_head,
+                tail_left: start.output_tail,
+            },
+        );
         drop(state);
         let _ = self.frames.send(frame.encode());
-        Ok(Running { connection: self, id, events, over: false })
+        Ok(Running {
+            connection: self,
+            id,
+            events,
+            over: false,
+        })
     }
 }
 
@@ -158,7 +212,10 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.over {
-            let _ = self.connection.frames.send(Frame::new(Kind::Kill, self.id, Vec::new()).encode());
+            let _ = self
+                .connection
+                .frames
+                .send(Frame::new(Kind::Kill, self.id, Vec::new()).encode());
         }
     }
 }
@@ -167,8 +224,8 @@ impl Drop for Running<'_> {
 pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header).await?;
-    let Header { kind, id, length } =
-        Header::parse(header).map_err(|bad| std::io::Error::new(std::io::ErrorKind::InvalidData, bad))?;
+    let Header { kind, id, length } = Header::parse(header)
+        .map_err(|bad| std::io::Error::new(std::io::ErrorKind::InvalidData, bad))?;
     let mut payload = vec![0; length];
     reader.read_exact(&mut payload).await?;
     Ok(Frame { kind, id, payload })
@@ -179,8 +236,12 @@ async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String 
     loop {
         let frame = match read_frame(&mut reader).await {
             Ok(frame) => frame,
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return format!("{error}."),
-            Err(_) => return "It ended on its own: it was killed, or ran out of memory.".to_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                return format!("{error}.");
+            }
+            Err(_) => {
+                return "It ended on its own: it was killed, or ran out of memory.".to_owned();
+            }
         };
         let Frame { kind, id, payload } = frame;
         let mut state = lock(state);
@@ -198,10 +259,17 @@ async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String 
             }
             Kind::Exit => match serde_json::from_slice(&payload) {
                 Ok(exit) => (Event::Exit(exit), true),
-                Err(error) => return format!("Its exec server reported an end that cannot be read: {error}."),
+                Err(error) => {
+                    return format!("Its exec server reported an end that cannot be read: {error}.");
+                }
             },
-            Kind::Failed => (Event::Failed(String::from_utf8_lossy(&payload).into_owned()), true),
-            Kind::Output | Kind::Tail => return "Its exec server sent more output than it was asked for.".to_owned(),
+            Kind::Failed => (
+                Event::Failed(String::from_utf8_lossy(&payload).into_owned()),
+                true,
+            ),
+            Kind::Output | Kind::Tail => {
+                return "Its exec server sent more output than it was asked for.".to_owned();
+            }
             other => return format!("Its exec server sent a {other:?} frame out of turn."),
         };
         // A waiter that is gone was dropped: its command is being killed.
@@ -240,7 +308,11 @@ async fn spawn(mut command: Command) -> std::io::Result<Child> {
     let starter = STARTER.get_or_init(|| {
         let (sender, jobs) = std_mpsc::channel::<Job>();
         let run = move || jobs.into_iter().for_each(|job| job());
-        std::thread::Builder::new().name("sandbox-starter".into()).spawn(run).ok().map(|_| sender)
+        std::thread::Builder::new()
+            .name("sandbox-starter".into())
+            .spawn(run)
+            .ok()
+            .map(|_| sender)
     });
     let lost = || std::io::Error::other("the thread that starts sandboxes is gone");
     let runtime = tokio::runtime::Handle::current();
@@ -249,6 +321,10 @@ async fn spawn(mut command: Command) -> std::io::Result<Child> {
         let _runtime = runtime.enter();
         let _ = sender.send(command.spawn());
     });
-    starter.as_ref().ok_or_else(lost)?.send(job).map_err(|_| lost())?;
+    starter
+        .as_ref()
+        .ok_or_else(lost)?
+        .send(job)
+        .map_err(|_| lost())?;
     receiver.await.map_err(|_| lost())?
 }

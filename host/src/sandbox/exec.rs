@@ -34,7 +34,14 @@ enum What {
 impl ExecRequest {
     fn new(what: What) -> Self {
         let timeout = Duration::from_secs(120);
-        Self { what, cwd: None, env: BTreeMap::new(), timeout, head: 64 << 10, tail: 64 << 10 }
+        Self {
+            what,
+            cwd: None,
+            env: BTreeMap::new(),
+            timeout,
+            head: 64 << 10,
+            tail: 64 << 10,
+        }
     }
 
     /// A command line for the box's shell.
@@ -115,7 +122,8 @@ pub(super) async fn run(
     mut on_output: impl FnMut(&[u8]) + Send,
 ) -> Result<ExecResult, SandboxError> {
     let begun = Instant::now();
-    let limit = Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(PATIENCE);
+    let limit =
+        Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(PATIENCE);
     // Kills the command when it is dropped before the end.
     let mut command = connection.start(&start)?;
     let (mut head, mut tail) = (Vec::new(), Vec::new());
@@ -132,10 +140,19 @@ pub(super) async fn run(
             }
             Some(Event::Tail(bytes)) => tail.extend_from_slice(&bytes),
             Some(Event::Exit(exit)) => {
-                let exit_code = exit.code.or(exit.signal.map(|signal| 128 + signal)).unwrap_or(-1);
+                let exit_code = exit
+                    .code
+                    .or(exit.signal.map(|signal| 128 + signal))
+                    .unwrap_or(-1);
                 let output = joined(&head, &tail, exit.omitted);
                 let (timed_out, omitted) = (exit.timed_out, exit.omitted);
-                return Ok(ExecResult { exit_code, timed_out, output, omitted, duration: begun.elapsed() });
+                return Ok(ExecResult {
+                    exit_code,
+                    timed_out,
+                    output,
+                    omitted,
+                    duration: begun.elapsed(),
+                });
             }
             Some(Event::Failed(sentence)) => return Err(SandboxError::Refused(sentence)),
             None => return Err(connection.gone()),

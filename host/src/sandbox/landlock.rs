@@ -38,7 +38,13 @@ const READ_ONLY: [&str; 25] = [
     "/etc/ca-certificates",
     "/etc/pki/tls/certs",
 ];
-const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+const DEVICES: [&str; 5] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+];
 
 pub(super) fn command(
     settings: &Settings,
@@ -56,13 +62,31 @@ pub(super) fn command(
             read_only.push("/etc/resolv.conf".to_owned());
         }
         let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
-        read_write.extend([within("tmp"), within("home"), spec.workspace.to_string_lossy().into_owned()]);
-        serve.confine = Some(Confine { read_write, read_only, network });
+        read_write.extend([
+            within("tmp"),
+            within("home"),
+            spec.workspace.to_string_lossy().into_owned(),
+        ]);
+        serve.confine = Some(Confine {
+            read_write,
+            read_only,
+            network,
+        });
     }
-    let serve = serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
+    let serve =
+        serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
     let mut command = Command::new(within("bin/lucid-exec"));
-    command.args(["--supervise", &serve]).env_clear().current_dir(spec.workspace);
-    command.envs(environment(&within("bin"), &within("home"), &within("tmp"), &within("git.sock"), spec));
+    command
+        .args(["--supervise", &serve])
+        .env_clear()
+        .current_dir(spec.workspace);
+    command.envs(environment(
+        &within("bin"),
+        &within("home"),
+        &within("tmp"),
+        &within("git.sock"),
+        spec,
+    ));
     if let Some(user) = box_user() {
         command.uid(user).gid(user);
     }

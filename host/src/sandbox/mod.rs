@@ -32,6 +32,7 @@ use runtime::{Runtime, SessionDir};
 const START: Duration = Duration::from_secs(10);
 /// How long a box may take to end once it was told to.
 const END: Duration = Duration::from_secs(8);
+const NAMESPACE_END: Duration = Duration::from_secs(2);
 
 /// What keeps a session's commands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -162,7 +163,11 @@ impl Sandboxes {
     ///
     /// `Auto` always gives something: where nothing works, its [`Sandboxes::refusal`] says why and
     /// every start is refused. An explicit choice that does not work is an error.
-    pub async fn detect(choice: Choice, settings: Settings, exec: &'static [u8]) -> Result<Self, SandboxError> {
+    pub async fn detect(
+        choice: Choice,
+        settings: Settings,
+        exec: &'static [u8],
+    ) -> Result<Self, SandboxError> {
         let runtime = Runtime::install(&settings.run_dir, exec)?;
         let mut shared = Shared {
             kind: Kind::None,
@@ -182,11 +187,24 @@ impl Sandboxes {
         for kind in kinds {
             let tried = Self::attempt(&mut shared, *kind).await;
             found = found.or(tried.is_ok().then_some(*kind));
-            shared.findings.push(Finding { kind: *kind, problem: tried.err() });
+            shared.findings.push(Finding {
+                kind: *kind,
+                problem: tried.err(),
+            });
         }
         let reasons = || {
-            let reason = |finding: &Finding| finding.problem.as_ref().map(|problem| format!("{}: {problem}", finding.kind));
-            shared.findings.iter().filter_map(reason).collect::<Vec<_>>().join(" ")
+            let reason = |finding: &Finding| {
+                finding
+                    .problem
+                    .as_ref()
+                    .map(|problem| format!("{}: {problem}", finding.kind))
+            };
+            shared
+                .findings
+                .iter()
+                .filter_map(reason)
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         match (found, choice) {
             (Some(kind), _) => shared.kind = kind,
@@ -201,8 +219,15 @@ impl Sandboxes {
         if kind == Kind::Bubblewrap {
             shared.bubblewrap = Some(bubblewrap::Program::find().await?);
         }
-        let workspace = shared.runtime.probe_workspace().map_err(|error| error.to_string())?;
-        let spec = Spec { session: "probe", workspace: &workspace, repository: None };
+        let workspace = shared
+            .runtime
+            .probe_workspace()
+            .map_err(|error| error.to_string())?;
+        let spec = Spec {
+            session: "probe",
+            workspace: &workspace,
+            repository: None,
+        };
         let outcome = async {
             let sandbox = Sandbox::start(shared, kind, spec).await?;
             let ran = sandbox.exec(ExecRequest::argv(["/bin/true"]), |_| {}).await;
@@ -213,7 +238,10 @@ impl Sandboxes {
         let _ = std::fs::remove_dir_all(&workspace);
         match outcome {
             Ok(result) if result.exit_code == 0 => Ok(()),
-            Ok(result) => Err(format!("a first command ended with code {}: {}", result.exit_code, result.output)),
+            Ok(result) => Err(format!(
+                "a first command ended with code {}: {}",
+                result.exit_code, result.output
+            )),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -268,7 +296,10 @@ struct Inner {
 
 impl fmt::Debug for Sandbox {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Sandbox").field("kind", &self.0.kind).field("workspace", &self.0.workspace).finish()
+        out.debug_struct("Sandbox")
+            .field("kind", &self.0.kind)
+            .field("workspace", &self.0.workspace)
+            .finish()
     }
 }
 
@@ -290,18 +321,33 @@ impl Sandbox {
             confine: None,
         };
         let (command, workspace) = match (kind, &shared.bubblewrap) {
-            (Kind::Bubblewrap, Some(program)) => {
-                (program.command(settings, &dir, &shared.runtime, spec, &serve)?, settings.workspace_mount.clone())
+            (Kind::Bubblewrap, Some(program)) => (
+                program.command(settings, &dir, &shared.runtime, spec, &serve)?,
+                settings.workspace_mount.clone(),
+            ),
+            (Kind::Bubblewrap, None) => {
+                return Err(SandboxError::Start("bwrap was not found.".to_owned()));
             }
-            (Kind::Bubblewrap, None) => return Err(SandboxError::Start("bwrap was not found.".to_owned())),
             (Kind::Landlock | Kind::None, _) => {
-                let command = landlock::command(settings, &dir, spec, serve, kind == Kind::Landlock)?;
+                let command =
+                    landlock::command(settings, &dir, spec, serve, kind == Kind::Landlock)?;
                 (command, spec.workspace.to_string_lossy().into_owned())
             }
         };
         let (connection, process) = Connection::open(command, START).await?;
-        let shell = if Path::new("/bin/bash").exists() { "bash" } else { "sh" };
-        Ok(Self(Arc::new(Inner { kind, workspace, shell, dir, connection, process: Mutex::new(Some(process)) })))
+        let shell = if Path::new("/bin/bash").exists() {
+            "bash"
+        } else {
+            "sh"
+        };
+        Ok(Self(Arc::new(Inner {
+            kind,
+            workspace,
+            shell,
+            dir,
+            connection,
+            process: Mutex::new(Some(process)),
+        })))
     }
 
     /// The workspace's folder as commands see it.
@@ -342,15 +388,14 @@ impl Sandbox {
     /// Ends the box: every process in it is killed and its folder removed. Twice is once.
     pub async fn close(&self) {
         self.0.connection.shut("It was closed.");
-        let process = self.0.process.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut process) = process {
-            if self.0.kind == Kind::Bubblewrap {
-                // With its first process a process namespace dies as a whole, at once.
-                let _ = process.start_kill();
-            }
-            if tokio::time::timeout(END, process.wait()).await.is_err() {
-                let _ = process.kill().await;
-            }
+        let process = self
+            .0
+            .process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(process) = process {
+            see_out(process, self.0.kind).await;
         }
         self.0.dir.remove();
     }
@@ -359,19 +404,49 @@ impl Sandbox {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.connection.shut("It was closed.");
-        // The supervisor of the other kinds ends by itself, after it killed what is below it.
-        if let Some(process) = self.process.get_mut().unwrap_or_else(PoisonError::into_inner)
-            && self.kind == Kind::Bubblewrap
-        {
-            let _ = process.start_kill();
+        let process = self
+            .process
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let (Some(process), Ok(runtime)) = (process, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(see_out(process, self.kind));
         }
         self.dir.remove();
     }
 }
 
+/// Waits for a box whose connection was shut, and kills it where hostile code keeps it from ending.
+/// Waiting comes first: bwrap then reaps what is its own, and leaves no zombie to whoever is init.
+async fn see_out(mut process: tokio::process::Child, kind: Kind) {
+    // With its first process a process namespace dies as a whole; the supervisor of the other
+    // kinds needs its time to find what is below it, and cannot be kept from it.
+    let patience = if kind == Kind::Bubblewrap {
+        NAMESPACE_END
+    } else {
+        END
+    };
+    if tokio::time::timeout(patience, process.wait())
+        .await
+        .is_err()
+    {
+        let _ = process.kill().await;
+    }
+}
+
 /// What every command finds in its environment.
-fn environment(bin: &str, home: &str, temporary: &str, socket: &str, spec: Spec<'_>) -> BTreeMap<String, String> {
-    let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
+fn environment(
+    bin: &str,
+    home: &str,
+    temporary: &str,
+    socket: &str,
+    spec: Spec<'_>,
+) -> BTreeMap<String, String> {
+    let shell = if Path::new("/bin/bash").exists() {
+        "/bin/bash"
+    } else {
+        "/bin/sh"
+    };
     let path = format!("{bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let mut environment: BTreeMap<String, String> = [
         ("PATH", path.as_str()),
@@ -395,7 +470,10 @@ fn environment(bin: &str, home: &str, temporary: &str, socket: &str, spec: Spec<
         let repository = repository.trim_end_matches('/');
         let repository = repository.strip_suffix(".git").unwrap_or(repository);
         let entries = [
-            (format!("url.lucid::{repository}.insteadOf"), repository.to_owned()),
+            (
+                format!("url.lucid::{repository}.insteadOf"),
+                repository.to_owned(),
+            ),
             ("protocol.lucid.allow".to_owned(), "always".to_owned()),
             ("protocol.version".to_owned(), "2".to_owned()),
         ];

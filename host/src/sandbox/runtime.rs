@@ -26,11 +26,17 @@ impl Runtime {
         let sessions = run_dir.join(std::process::id().to_string());
         let (bin, etc) = (run_dir.join("bin"), run_dir.join("etc"));
         for folder in [run_dir, &bin, &etc, &sessions] {
-            fs::create_dir_all(folder).map_err(io_error(format!("The folder {} cannot be made", folder.display())))?;
+            fs::create_dir_all(folder).map_err(io_error(format!(
+                "The folder {} cannot be made",
+                folder.display()
+            )))?;
             // Entered by the box's user, listed by nobody but the host's.
             set_mode(folder, 0o711)?;
         }
-        let run_dir = run_dir.canonicalize().map_err(io_error(format!("{} cannot be resolved", run_dir.display())))?;
+        let run_dir = run_dir.canonicalize().map_err(io_error(format!(
+            "{} cannot be resolved",
+            run_dir.display()
+        )))?;
         check_reachable(&run_dir)?;
         remove_leftovers(&run_dir);
         let runtime = Self {
@@ -40,8 +46,16 @@ impl Runtime {
         };
         put(&runtime.exec, exec, 0o755)?;
         put(&runtime.etc.join("passwd"), b"root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n", 0o644)?;
-        put(&runtime.etc.join("group"), b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n", 0o644)?;
-        put(&runtime.etc.join("hosts"), b"127.0.0.1 localhost sandbox\n::1 localhost\n", 0o644)?;
+        put(
+            &runtime.etc.join("group"),
+            b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
+            0o644,
+        )?;
+        put(
+            &runtime.etc.join("hosts"),
+            b"127.0.0.1 localhost sandbox\n::1 localhost\n",
+            0o644,
+        )?;
         Ok(runtime)
     }
 
@@ -51,8 +65,12 @@ impl Runtime {
     }
 
     pub(super) fn probe_workspace(&self) -> Result<PathBuf, SandboxError> {
-        let path = self.sessions.join(format!("probe-workspace-{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
-        fs::create_dir_all(&path).map_err(io_error("A folder to try a sandbox in cannot be made"))?;
+        let path = self.sessions.join(format!(
+            "probe-workspace-{}",
+            COUNTER.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir_all(&path)
+            .map_err(io_error("A folder to try a sandbox in cannot be made"))?;
         Ok(path)
     }
 
@@ -60,8 +78,16 @@ impl Runtime {
     /// are tried at a time, apart.
     pub(super) fn session(&self, session: &str) -> Result<SessionDir, SandboxError> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let dir = SessionDir(self.sessions.join(format!("{}.{number}", safe_name(session))));
-        let failed = || io_error(format!("The sandbox's folder {} cannot be made", dir.0.display()));
+        let dir = SessionDir(
+            self.sessions
+                .join(format!("{}.{number}", safe_name(session))),
+        );
+        let failed = || {
+            io_error(format!(
+                "The sandbox's folder {} cannot be made",
+                dir.0.display()
+            ))
+        };
         let bin = dir.0.join("bin");
         fs::create_dir_all(&bin).map_err(failed())?;
         set_mode(&dir.0, 0o711)?;
@@ -70,7 +96,12 @@ impl Runtime {
             fs::copy(&self.exec, &exec).map_err(failed())?;
         }
         symlink("lucid-exec", bin.join("git-remote-lucid")).map_err(failed())?;
-        let has = |program: &str| ["/usr/local/bin", "/usr/bin", "/bin"].iter().map(|at| Path::new(at).join(program)).find(|at| at.exists());
+        let has = |program: &str| {
+            ["/usr/local/bin", "/usr/bin", "/bin"]
+                .iter()
+                .map(|at| Path::new(at).join(program))
+                .find(|at| at.exists())
+        };
         if let (None, Some(python)) = (has("python"), has("python3")) {
             symlink(python, bin.join("python")).map_err(failed())?;
         }
@@ -117,7 +148,9 @@ impl Drop for SessionDir {
 fn remove_leftovers(run_dir: &Path) {
     for entry in fs::read_dir(run_dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(process) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else { continue };
+        let Some(process) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
+            continue;
+        };
         if !Path::new("/proc").join(process).exists() {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -125,8 +158,10 @@ fn remove_leftovers(run_dir: &Path) {
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), SandboxError> {
-    fs::set_permissions(path, Permissions::from_mode(mode))
-        .map_err(io_error(format!("The permissions of {} cannot be set", path.display())))
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error(format!(
+        "The permissions of {} cannot be set",
+        path.display()
+    )))
 }
 
 fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
@@ -144,18 +179,27 @@ fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
 /// Gives a folder to the user that boxes run as, where that is another than the host's.
 pub(super) fn give_to_box_user(path: &Path) -> Result<(), SandboxError> {
     match box_user() {
-        Some(user) => chown(path, Some(user), Some(user))
-            .map_err(io_error(format!("{} cannot be given to user {user}", path.display()))),
+        Some(user) => chown(path, Some(user), Some(user)).map_err(io_error(format!(
+            "{} cannot be given to user {user}",
+            path.display()
+        ))),
         None => Ok(()),
     }
 }
 
 /// Says early, and by name, which folder the box's user cannot pass on the way to `path`.
 pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
-    let path = path.canonicalize().map_err(io_error(format!("The folder {} cannot be resolved", path.display())))?;
-    let Some(user) = box_user() else { return Ok(()) };
+    let path = path.canonicalize().map_err(io_error(format!(
+        "The folder {} cannot be resolved",
+        path.display()
+    )))?;
+    let Some(user) = box_user() else {
+        return Ok(());
+    };
     for folder in path.ancestors().skip(1) {
-        let Ok(data) = fs::metadata(folder) else { continue };
+        let Ok(data) = fs::metadata(folder) else {
+            continue;
+        };
         let open = data.mode() & 0o001 != 0 || (data.uid() == user && data.mode() & 0o100 != 0);
         if !open {
             return Err(SandboxError::Start(format!(

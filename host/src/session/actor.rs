@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::plugins::policy::{Context, Snapshot};
+use crate::plugins::policy_types::{Context, Snapshot};
 use crate::plugins::types::ToolCall;
 use crate::secret::Secret;
 use crate::store::{Counters, EffectKind, EffectRow, NewSessionRow, Status};

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::auth::UserId;
-use crate::plugins::policy::Snapshot;
+use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
 

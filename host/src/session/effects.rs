@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
-use crate::plugins::policy::{ModelCall, ToolRun};
+use crate::plugins::policy_types::{ModelCall, ToolRun};
 use crate::plugins::types::ErrorKind;
 use crate::secret::Secret;
 use crate::store::{EffectKind, NewSessionRow};

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::plugins::policy::Event;
+use crate::plugins::policy_types::Event;
 use crate::plugins::types::Usage;
 use crate::store::{ChatLine, cut};
 

@@ -3,7 +3,7 @@
 //!
 //! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing.
 
-use crate::plugins::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
+use crate::plugins::policy_types::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
 use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 use crate::store::{ChatLine, EffectKind};
 

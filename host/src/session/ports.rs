@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use crate::plugins::policy::{Context, Input, ModelCall, Snapshot, Transition};
+use crate::plugins::policy_types::{Context, Input, ModelCall, Snapshot, Transition};
 use crate::plugins::types::{Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage};
 use crate::secret::Secret;
 use crate::workspace::Workspace;

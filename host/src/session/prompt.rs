@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::plugins::policy::Part;
+use crate::plugins::policy_types::Part;
 use crate::plugins::types::{Content, Message, Role, ToolResult};
 use crate::store::{self, Store, StoreError};
 

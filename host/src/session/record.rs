@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::plugins::policy::{
+use crate::plugins::policy_types::{
     Command, Context, Input, ModelCall, Outcome, Snapshot, ToolRun,
 };
 use crate::plugins::types::{Error, ErrorKind, Message, ToolCall};

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::plugins::policy::Snapshot;
+use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 

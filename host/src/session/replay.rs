@@ -3,7 +3,7 @@
 //! What always holds: nothing is carried out and nothing is written. Commands are compared byte for
 //! byte, as the log has them.
 
-use crate::plugins::policy::{Context, Input, Snapshot};
+use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, LoggedStep, SessionRow, Store, StoreError};
 
 use super::Sessions;

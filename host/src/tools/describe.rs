@@ -37,19 +37,51 @@ pub fn describe_call(name: &str, arguments: &str) -> CallView {
     let path = text("path");
     let named = path.clone().unwrap_or_default();
     let (event_type, observation_type, content) = match text("command").as_deref() {
-        Some("view") => ("FileReadAction", "FileReadObservation", format!("Read {named}")),
-        Some("create") => ("FileWriteAction", "FileWriteObservation", text("file_text").unwrap_or_default()),
+        Some("view") => (
+            "FileReadAction",
+            "FileReadObservation",
+            format!("Read {named}"),
+        ),
+        Some("create") => (
+            "FileWriteAction",
+            "FileWriteObservation",
+            text("file_text").unwrap_or_default(),
+        ),
         Some("str_replace") => {
-            let (old, new) = (text("old_str").unwrap_or_default(), text("new_str").unwrap_or_default());
-            ("FileEditAction", "FileEditObservation", format!("Replace in {named}\n--- old\n{old}\n+++ new\n{new}"))
+            let (old, new) = (
+                text("old_str").unwrap_or_default(),
+                text("new_str").unwrap_or_default(),
+            );
+            (
+                "FileEditAction",
+                "FileEditObservation",
+                format!("Replace in {named}\n--- old\n{old}\n+++ new\n{new}"),
+            )
         }
         Some("insert") => {
-            let line = value.get("insert_line").map(Value::to_string).unwrap_or_default();
+            let line = value
+                .get("insert_line")
+                .map(Value::to_string)
+                .unwrap_or_default();
             let new = text("new_str").unwrap_or_default();
-            ("FileEditAction", "FileEditObservation", format!("Insert into {named} behind line {line}\n{new}"))
+            (
+                "FileEditAction",
+                "FileEditObservation",
+                format!("Insert into {named} behind line {line}\n{new}"),
+            )
         }
-        Some("undo_edit") => ("FileEditAction", "FileEditObservation", format!("Undo the last change of {named}")),
+        Some("undo_edit") => (
+            "FileEditAction",
+            "FileEditObservation",
+            format!("Undo the last change of {named}"),
+        ),
         _ => ("FileEditAction", "FileEditObservation", plain()),
     };
-    CallView { event_type, observation_type, content, command: None, path }
+    CallView {
+        event_type,
+        observation_type,
+        content,
+        command: None,
+        path,
+    }
 }

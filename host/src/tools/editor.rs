@@ -70,15 +70,26 @@ impl History {
         kept.bytes += size(content.as_ref());
         let states = kept.files.entry(path.clone()).or_default();
         states.push_back(content);
-        let old = if states.len() > MAX_UNDO { states.pop_front().flatten() } else { None };
+        let old = if states.len() > MAX_UNDO {
+            states.pop_front().flatten()
+        } else {
+            None
+        };
         kept.bytes -= size(old.as_ref());
         if kept.bytes > MAX_KEPT {
             // All but this file's: what was just done is what may have to be undone.
             kept.files.retain(|file, _| file == path);
-            kept.bytes = kept.files.values().flatten().map(|content| size(content.as_ref())).sum();
+            kept.bytes = kept
+                .files
+                .values()
+                .flatten()
+                .map(|content| size(content.as_ref()))
+                .sum();
         }
         while kept.bytes > MAX_KEPT {
-            let Some(old) = kept.files.get_mut(path).and_then(VecDeque::pop_front) else { break };
+            let Some(old) = kept.files.get_mut(path).and_then(VecDeque::pop_front) else {
+                break;
+            };
             kept.bytes -= size(old.as_ref());
         }
     }
@@ -97,7 +108,12 @@ type Done = Result<ToolOutcome, String>;
 pub(super) fn run(workspace: &Workspace, history: &History, edit: &Edit) -> ToolOutcome {
     let path = match workspace.path(&edit.path) {
         Ok(path) => path,
-        Err(_) => return ToolOutcome::failed(format!("{} is not in the workspace. Paths are taken from its root.", edit.path)),
+        Err(_) => {
+            return ToolOutcome::failed(format!(
+                "{} is not in the workspace. Paths are taken from its root.",
+                edit.path
+            ));
+        }
     };
     let done = match edit.command {
         Command::View => view(workspace, &path, edit.view_range),
@@ -108,14 +124,22 @@ pub(super) fn run(workspace: &Workspace, history: &History, edit: &Edit) -> Tool
     };
     let shown = Some(path.shown());
     match done {
-        Ok(outcome) => ToolOutcome { path: shown, ..outcome },
-        Err(sentence) => ToolOutcome { path: shown, ..ToolOutcome::failed(sentence) },
+        Ok(outcome) => ToolOutcome {
+            path: shown,
+            ..outcome
+        },
+        Err(sentence) => ToolOutcome {
+            path: shown,
+            ..ToolOutcome::failed(sentence)
+        },
     }
 }
 
 fn sentence(error: WorkspaceError) -> String {
     match error {
-        WorkspaceError::Traversal => "That path leads out of the workspace through a symbolic link.".to_owned(),
+        WorkspaceError::Traversal => {
+            "That path leads out of the workspace through a symbolic link.".to_owned()
+        }
         WorkspaceError::Io { path, cause } => format!("{path}: {cause}."),
         other => other.to_string(),
     }
@@ -123,57 +147,116 @@ fn sentence(error: WorkspaceError) -> String {
 
 fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<String, String> {
     let bytes = workspace.read(path, MAX_FILE).map_err(sentence)?;
-    String::from_utf8(bytes)
-        .map_err(|_| format!("{} is not a text file (it is not UTF-8). Use the terminal for it.", path.shown()))
+    String::from_utf8(bytes).map_err(|_| {
+        format!(
+            "{} is not a text file (it is not UTF-8). Use the terminal for it.",
+            path.shown()
+        )
+    })
 }
 
 fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) -> Done {
     if workspace.is_folder(path).map_err(sentence)? {
         if range.is_some() {
-            return Err(format!("{} is a folder: it has no lines to choose from.", path.shown()));
+            return Err(format!(
+                "{} is a folder: it has no lines to choose from.",
+                path.shown()
+            ));
         }
         let names = workspace.list(path, MAX_NAMES).map_err(sentence)?;
-        let more = if names.len() == MAX_NAMES { "\n[… there are more …]" } else { "" };
-        let text = if names.is_empty() { "The folder is empty.".to_owned() } else { names.join("\n") + more };
-        return Ok(ToolOutcome { text, ..ToolOutcome::default() });
+        let more = if names.len() == MAX_NAMES {
+            "\n[… there are more …]"
+        } else {
+            ""
+        };
+        let text = if names.is_empty() {
+            "The folder is empty.".to_owned()
+        } else {
+            names.join("\n") + more
+        };
+        return Ok(ToolOutcome {
+            text,
+            ..ToolOutcome::default()
+        });
     }
     let bytes = workspace.read(path, MAX_FILE).map_err(sentence)?;
     if bytes.contains(&0) {
-        return Err(format!("{} is not a text file. Use the terminal for it.", path.shown()));
+        return Err(format!(
+            "{} is not a text file. Use the terminal for it.",
+            path.shown()
+        ));
     }
     let content = String::from_utf8_lossy(&bytes);
     let count = content.lines().count();
     let (first, last) = match range {
         None => (1, count),
         Some((first, last)) => {
-            let end = if last == -1 { Some(count) } else { usize::try_from(last).ok() };
+            let end = if last == -1 {
+                Some(count)
+            } else {
+                usize::try_from(last).ok()
+            };
             match (usize::try_from(first), end) {
-                (Ok(first @ 1..), Some(last)) if first <= last && first <= count => (first, last.min(count)),
-                _ => return Err(format!("The lines {first} to {last} cannot be shown: {} has {count} lines.", path.shown())),
+                (Ok(first @ 1..), Some(last)) if first <= last && first <= count => {
+                    (first, last.min(count))
+                }
+                _ => {
+                    return Err(format!(
+                        "The lines {first} to {last} cannot be shown: {} has {count} lines.",
+                        path.shown()
+                    ));
+                }
             }
         }
     };
-    let text = if count == 0 { "The file is empty.".to_owned() } else { numbered(&content, first, last) };
-    Ok(ToolOutcome { text, ..ToolOutcome::default() })
+    let text = if count == 0 {
+        "The file is empty.".to_owned()
+    } else {
+        numbered(&content, first, last)
+    };
+    Ok(ToolOutcome {
+        text,
+        ..ToolOutcome::default()
+    })
 }
 
 fn create(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: &Edit) -> Done {
-    let text = edit.file_text.as_deref().ok_or("`create` needs `file_text`.")?;
+    let text = edit
+        .file_text
+        .as_deref()
+        .ok_or("`create` needs `file_text`.")?;
     let before = match workspace.read(path, MAX_FILE) {
         Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
         Err(WorkspaceError::NotFound(_)) => None,
         Err(error) => return Err(sentence(error)),
     };
-    let said = if before.is_some() { "was written anew" } else { "was created" };
+    let said = if before.is_some() {
+        "was written anew"
+    } else {
+        "was created"
+    };
     let lines = text.lines().count();
-    change(workspace, history, path, before, text, format!("{} {said}: {lines} lines.", path.shown()))
+    change(
+        workspace,
+        history,
+        path,
+        before,
+        text,
+        format!("{} {said}: {lines} lines.", path.shown()),
+    )
 }
 
 fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: &Edit) -> Done {
-    let old = edit.old_str.as_deref().ok_or("`str_replace` needs `old_str`.")?;
+    let old = edit
+        .old_str
+        .as_deref()
+        .ok_or("`str_replace` needs `old_str`.")?;
     let new = edit.new_str.as_deref().unwrap_or_default();
     if old.is_empty() {
-        return Err("`old_str` is empty. Use `insert` to add text, or `create` to write a whole file.".to_owned());
+        return Err(
+            "`old_str` is empty. Use `insert` to add text, or `create` to write a whole file."
+                .to_owned(),
+        );
     }
     if old == new {
         return Err("`old_str` and `new_str` are the same: nothing to do.".to_owned());
@@ -196,11 +279,18 @@ fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit:
             let after = [&before[..*at], new, &before[at + old.len()..]].concat();
             let first = line_of(*at);
             let text = around(&after, first, first + new.matches('\n').count());
-            let text = format!("{} was changed. Around the change it reads:\n{text}", path.shown());
+            let text = format!(
+                "{} was changed. Around the change it reads:\n{text}",
+                path.shown()
+            );
             change(workspace, history, path, Some(before), &after, text)
         }
         _ => {
-            let mut lines: Vec<String> = places.iter().take(20).map(|at| line_of(*at).to_string()).collect();
+            let mut lines: Vec<String> = places
+                .iter()
+                .take(20)
+                .map(|at| line_of(*at).to_string())
+                .collect();
             if places.len() > lines.len() {
                 lines.push("…".to_owned());
             }
@@ -220,7 +310,11 @@ fn insert(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: 
     let before = read(workspace, path)?;
     let lines: Vec<&str> = before.split_inclusive('\n').collect();
     if line > lines.len() {
-        return Err(format!("Nothing can be inserted behind line {line}: {} has {} lines.", path.shown(), lines.len()));
+        return Err(format!(
+            "Nothing can be inserted behind line {line}: {} has {} lines.",
+            path.shown(),
+            lines.len()
+        ));
     }
     let mut after = lines[..line].concat();
     if !after.is_empty() && !after.ends_with('\n') {
@@ -233,13 +327,19 @@ fn insert(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: 
     }
     after.push_str(&rest);
     let text = around(&after, line + 1, line + new.lines().count().max(1));
-    let text = format!("{} was changed. Around the change it reads:\n{text}", path.shown());
+    let text = format!(
+        "{} was changed. Around the change it reads:\n{text}",
+        path.shown()
+    );
     change(workspace, history, path, Some(before), &after, text)
 }
 
 fn undo(workspace: &Workspace, history: &History, path: &WorkspacePath) -> Done {
     let Some(content) = history.pop(path) else {
-        return Err(format!("There is no change of {} to take back.", path.shown()));
+        return Err(format!(
+            "There is no change of {} to take back.",
+            path.shown()
+        ));
     };
     let now = match workspace.read(path, MAX_FILE) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -256,7 +356,11 @@ fn undo(workspace: &Workspace, history: &History, path: &WorkspacePath) -> Done 
         }
     };
     let diff = diff(path, Some(&now), content.as_deref());
-    Ok(ToolOutcome { text, diff: Some(diff), ..ToolOutcome::default() })
+    Ok(ToolOutcome {
+        text,
+        diff: Some(diff),
+        ..ToolOutcome::default()
+    })
 }
 
 fn change(
@@ -270,7 +374,11 @@ fn change(
     workspace.write(path, after.as_bytes()).map_err(sentence)?;
     let diff = Some(diff(path, before.as_deref(), Some(after)));
     history.push(path, before);
-    Ok(ToolOutcome { text, diff, ..ToolOutcome::default() })
+    Ok(ToolOutcome {
+        text,
+        diff,
+        ..ToolOutcome::default()
+    })
 }
 
 fn diff(path: &WorkspacePath, before: Option<&str>, after: Option<&str>) -> String {
@@ -290,7 +398,12 @@ fn diff(path: &WorkspacePath, before: Option<&str>, after: Option<&str>) -> Stri
 
 fn numbered(content: &str, first: usize, last: usize) -> String {
     let mut text = String::new();
-    for (number, line) in content.lines().enumerate().skip(first - 1).take(last + 1 - first) {
+    for (number, line) in content
+        .lines()
+        .enumerate()
+        .skip(first - 1)
+        .take(last + 1 - first)
+    {
         text.push_str(&format!("{:>6}\t{line}\n", number + 1));
     }
     text

@@ -103,7 +103,11 @@ pub struct ToolOutcome {
 
 impl ToolOutcome {
     fn failed(text: impl Into<String>) -> Self {
-        Self { is_error: true, text: text.into(), ..Self::default() }
+        Self {
+            is_error: true,
+            text: text.into(),
+            ..Self::default()
+        }
     }
 }
 
@@ -119,7 +123,11 @@ impl ToolBox {
     /// The tools of a session. Its undo history begins empty.
     #[must_use]
     pub fn new(sandbox: Sandbox, workspace: Arc<Workspace>) -> Self {
-        Self { sandbox, workspace, history: Arc::default() }
+        Self {
+            sandbox,
+            workspace,
+            history: Arc::default(),
+        }
     }
 
     /// The box that commands run in.
@@ -153,12 +161,16 @@ pub async fn run(
             Ok(edit) => Ok(edit_file(tools, edit).await),
             Err(error) => Ok(unreadable(name, &error)),
         },
-        _ => Ok(ToolOutcome::failed(format!("There is no tool {name:?}. There are: terminal, file_editor."))),
+        _ => Ok(ToolOutcome::failed(format!(
+            "There is no tool {name:?}. There are: terminal, file_editor."
+        ))),
     }
 }
 
 fn unreadable(name: &str, error: &serde_json::Error) -> ToolOutcome {
-    ToolOutcome::failed(format!("The arguments of {name} cannot be read: {error}. Give them as its schema says."))
+    ToolOutcome::failed(format!(
+        "The arguments of {name} cannot be read: {error}. Give them as its schema says."
+    ))
 }
 
 async fn terminal(
@@ -172,11 +184,17 @@ async fn terminal(
     }
     let timeout = match call.timeout {
         Some(seconds) if seconds >= 1.0 => Duration::from_secs_f64(seconds.min(MAX_SECONDS as f64)),
-        Some(_) => return Ok(ToolOutcome::failed("The time-out must be a second or more.")),
+        Some(_) => {
+            return Ok(ToolOutcome::failed(
+                "The time-out must be a second or more.",
+            ));
+        }
         None => timeout,
     };
     let half = MAX_RESULT / 2;
-    let request = ExecRequest::shell(call.command).timeout(timeout).keep(half, half);
+    let request = ExecRequest::shell(call.command)
+        .timeout(timeout)
+        .keep(half, half);
     let result = match tools.sandbox.exec(request, on_output).await {
         Ok(result) => result,
         Err(SandboxError::Refused(sentence)) => return Ok(ToolOutcome::failed(sentence)),
@@ -190,7 +208,13 @@ async fn terminal(
             timeout.as_secs()
         ));
     }
-    Ok(ToolOutcome { is_error: result.timed_out, text, exit_code: Some(result.exit_code), path: None, diff: None })
+    Ok(ToolOutcome {
+        is_error: result.timed_out,
+        text,
+        exit_code: Some(result.exit_code),
+        path: None,
+        diff: None,
+    })
 }
 
 async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
@@ -201,7 +225,9 @@ async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
             outcome.diff = outcome.diff.map(|diff| middle_left_out(diff, MAX_RESULT));
             outcome
         }
-        Err(_) => ToolOutcome::failed("The editor stopped unexpectedly; the file may be unchanged. View it first."),
+        Err(_) => ToolOutcome::failed(
+            "The editor stopped unexpectedly; the file may be unchanged. View it first.",
+        ),
     }
 }
 
@@ -212,5 +238,10 @@ fn middle_left_out(text: String, most: usize) -> String {
     }
     let head = text.floor_char_boundary(most / 2);
     let tail = text.ceil_char_boundary(text.len() - most / 2);
-    format!("{}\n[… {} bytes left out …]\n{}", &text[..head], tail - head, &text[tail..])
+    format!(
+        "{}\n[… {} bytes left out …]\n{}",
+        &text[..head],
+        tail - head,
+        &text[tail..]
+    )
 }

@@ -20,7 +20,15 @@ impl Tools {
     }
 
     async fn run(&self, name: &str, arguments: Value) -> ToolOutcome {
-        run(&self.tools, name, &arguments.to_string(), Duration::from_secs(30), |_| {}).await.unwrap()
+        run(
+            &self.tools,
+            name,
+            &arguments.to_string(),
+            Duration::from_secs(30),
+            |_| {},
+        )
+        .await
+        .unwrap()
     }
 
     async fn edit(&self, command: &str, path: &str, mut rest: Value) -> ToolOutcome {
@@ -37,11 +45,29 @@ impl Tools {
 #[tokio::test]
 async fn the_terminal_gives_output_and_exit_code_and_a_failing_command_is_no_tool_error() {
     let tools = Tools::new().await;
-    let outcome = tools.run("terminal", json!({"command": "echo hello; exit 4"})).await;
-    assert_eq!((outcome.text.as_str(), outcome.exit_code, outcome.is_error), ("hello\n", Some(4), false));
-    let outcome = tools.run("terminal", json!({"command": "echo begun; sleep 60", "timeout": 1})).await;
-    assert!(outcome.is_error && outcome.text.starts_with("begun\n\n[The command was killed after 1 seconds."), "{outcome:?}");
-    let outcome = tools.run("terminal", json!({"command": "seq 1 100000"})).await;
+    let outcome = tools
+        .run("terminal", json!({"command": "echo hello; exit 4"}))
+        .await;
+    assert_eq!(
+        (outcome.text.as_str(), outcome.exit_code, outcome.is_error),
+        ("hello\n", Some(4), false)
+    );
+    let outcome = tools
+        .run(
+            "terminal",
+            json!({"command": "echo begun; sleep 60", "timeout": 1}),
+        )
+        .await;
+    assert!(
+        outcome.is_error
+            && outcome
+                .text
+                .starts_with("begun\n\n[The command was killed after 1 seconds."),
+        "{outcome:?}"
+    );
+    let outcome = tools
+        .run("terminal", json!({"command": "seq 1 100000"}))
+        .await;
     assert!(outcome.text.len() <= MAX_RESULT + 100 && outcome.text.contains("bytes left out"));
     assert!(outcome.text.ends_with("100000\n"));
 }
@@ -59,9 +85,20 @@ async fn arguments_that_make_no_sense_are_outcomes_the_model_can_read() {
         ("browser", json!({})),
     ] {
         let outcome = tools.run(name, arguments.clone()).await;
-        assert!(outcome.is_error && !outcome.text.is_empty(), "{name} {arguments}: {outcome:?}");
+        assert!(
+            outcome.is_error && !outcome.text.is_empty(),
+            "{name} {arguments}: {outcome:?}"
+        );
     }
-    let outcome = run(&tools.tools, "terminal", "{not json", Duration::from_secs(1), |_| {}).await.unwrap();
+    let outcome = run(
+        &tools.tools,
+        "terminal",
+        "{not json",
+        Duration::from_secs(1),
+        |_| {},
+    )
+    .await
+    .unwrap();
     assert!(outcome.is_error);
 }
 
@@ -70,7 +107,15 @@ async fn a_gone_sandbox_is_an_error_and_files_can_still_be_read() {
     let tools = Tools::new().await;
     tools.edit("create", "a", json!({"file_text": "x\n"})).await;
     tools.tools.sandbox().close().await;
-    let error = run(&tools.tools, "terminal", r#"{"command":"true"}"#, Duration::from_secs(1), |_| {}).await.unwrap_err();
+    let error = run(
+        &tools.tools,
+        "terminal",
+        r#"{"command":"true"}"#,
+        Duration::from_secs(1),
+        |_| {},
+    )
+    .await
+    .unwrap_err();
     assert!(matches!(error, SandboxError::Gone(_)));
     assert_eq!(tools.edit("view", "a", json!({})).await.text, "     1\tx\n");
 }
@@ -78,56 +123,166 @@ async fn a_gone_sandbox_is_an_error_and_files_can_still_be_read() {
 #[tokio::test]
 async fn files_are_created_viewed_changed_and_changed_back() {
     let tools = Tools::new().await;
-    let outcome = tools.edit("create", "/workspace/src/a.py", json!({"file_text": "one\ntwo\nthree\n"})).await;
+    let outcome = tools
+        .edit(
+            "create",
+            "/workspace/src/a.py",
+            json!({"file_text": "one\ntwo\nthree\n"}),
+        )
+        .await;
     assert_eq!(outcome.path.as_deref(), Some("/src/a.py"));
-    assert!(outcome.diff.unwrap().starts_with("--- /dev/null\n+++ b/src/a.py\n@@ -0,0 +1,3 @@\n+one\n"));
-    assert_eq!(tools.edit("view", "src/a.py", json!({"view_range": [2, -1]})).await.text, "     2\ttwo\n     3\tthree\n");
-    assert!(tools.edit("view", "src/a.py", json!({"view_range": [4, 9]})).await.is_error);
+    assert!(
+        outcome
+            .diff
+            .unwrap()
+            .starts_with("--- /dev/null\n+++ b/src/a.py\n@@ -0,0 +1,3 @@\n+one\n")
+    );
+    assert_eq!(
+        tools
+            .edit("view", "src/a.py", json!({"view_range": [2, -1]}))
+            .await
+            .text,
+        "     2\ttwo\n     3\tthree\n"
+    );
+    assert!(
+        tools
+            .edit("view", "src/a.py", json!({"view_range": [4, 9]}))
+            .await
+            .is_error
+    );
     assert_eq!(tools.edit("view", "/", json!({})).await.text, "src/");
 
-    let outcome = tools.edit("str_replace", "src/a.py", json!({"old_str": "two\n", "new_str": "2\n2.5\n"})).await;
+    let outcome = tools
+        .edit(
+            "str_replace",
+            "src/a.py",
+            json!({"old_str": "two\n", "new_str": "2\n2.5\n"}),
+        )
+        .await;
     assert_eq!(tools.content("src/a.py"), "one\n2\n2.5\nthree\n");
     assert!(outcome.diff.unwrap().contains("-two\n+2\n+2.5\n"));
     assert!(outcome.text.contains("     3\t2.5\n"));
-    let outcome = tools.edit("insert", "src/a.py", json!({"insert_line": 0, "new_str": "zero"})).await;
+    let outcome = tools
+        .edit(
+            "insert",
+            "src/a.py",
+            json!({"insert_line": 0, "new_str": "zero"}),
+        )
+        .await;
     assert!(!outcome.is_error);
-    tools.edit("insert", "src/a.py", json!({"insert_line": 5, "new_str": "four"})).await;
-    assert_eq!(tools.content("src/a.py"), "zero\none\n2\n2.5\nthree\nfour\n");
-    assert!(tools.edit("insert", "src/a.py", json!({"insert_line": 7, "new_str": "x"})).await.is_error);
+    tools
+        .edit(
+            "insert",
+            "src/a.py",
+            json!({"insert_line": 5, "new_str": "four"}),
+        )
+        .await;
+    assert_eq!(
+        tools.content("src/a.py"),
+        "zero\none\n2\n2.5\nthree\nfour\n"
+    );
+    assert!(
+        tools
+            .edit(
+                "insert",
+                "src/a.py",
+                json!({"insert_line": 7, "new_str": "x"})
+            )
+            .await
+            .is_error
+    );
     // What the box made belongs to the box, and what the host made too.
-    let outcome = tools.run("terminal", json!({"command": "echo five >> src/a.py && cat src/a.py | tail -n 1"})).await;
+    let outcome = tools
+        .run(
+            "terminal",
+            json!({"command": "echo five >> src/a.py && cat src/a.py | tail -n 1"}),
+        )
+        .await;
     assert_eq!(outcome.text, "five\n");
 
-    for expected in ["zero\none\n2\n2.5\nthree\n", "one\n2\n2.5\nthree\n", "one\ntwo\nthree\n"] {
-        assert!(!tools.edit("undo_edit", "src/a.py", json!({})).await.is_error);
+    for expected in [
+        "zero\none\n2\n2.5\nthree\n",
+        "one\n2\n2.5\nthree\n",
+        "one\ntwo\nthree\n",
+    ] {
+        assert!(
+            !tools
+                .edit("undo_edit", "src/a.py", json!({}))
+                .await
+                .is_error
+        );
         assert_eq!(tools.content("src/a.py"), expected);
     }
     let outcome = tools.edit("undo_edit", "src/a.py", json!({})).await;
     assert!(outcome.text.contains("removed again"), "{outcome:?}");
     assert!(tools.edit("view", "src/a.py", json!({})).await.is_error);
-    assert!(tools.edit("undo_edit", "src/a.py", json!({})).await.is_error);
+    assert!(
+        tools
+            .edit("undo_edit", "src/a.py", json!({}))
+            .await
+            .is_error
+    );
 }
 
 #[tokio::test]
 async fn a_replacement_must_mean_one_place() {
     let tools = Tools::new().await;
-    tools.edit("create", "a", json!({"file_text": "x = 1\ny = 1\n\nx = 1\n"})).await;
-    let outcome = tools.edit("str_replace", "a", json!({"old_str": "x = 1", "new_str": "x = 2"})).await;
-    assert!(outcome.is_error && outcome.text.contains("occurs 2 times in /a, at the lines 1, 4."), "{outcome:?}");
-    let outcome = tools.edit("str_replace", "a", json!({"old_str": "z", "new_str": "x"})).await;
+    tools
+        .edit(
+            "create",
+            "a",
+            json!({"file_text": "x = 1\ny = 1\n\nx = 1\n"}),
+        )
+        .await;
+    let outcome = tools
+        .edit(
+            "str_replace",
+            "a",
+            json!({"old_str": "x = 1", "new_str": "x = 2"}),
+        )
+        .await;
+    assert!(
+        outcome.is_error
+            && outcome
+                .text
+                .contains("occurs 2 times in /a, at the lines 1, 4."),
+        "{outcome:?}"
+    );
+    let outcome = tools
+        .edit("str_replace", "a", json!({"old_str": "z", "new_str": "x"}))
+        .await;
     assert!(outcome.is_error && outcome.text.contains("does not occur"));
-    assert!(tools.edit("str_replace", "a", json!({"old_str": "", "new_str": "x"})).await.is_error);
-    assert!(tools.edit("str_replace", "a", json!({"old_str": "y = 1\n"})).await.diff.is_some());
+    assert!(
+        tools
+            .edit("str_replace", "a", json!({"old_str": "", "new_str": "x"}))
+            .await
+            .is_error
+    );
+    assert!(
+        tools
+            .edit("str_replace", "a", json!({"old_str": "y = 1\n"}))
+            .await
+            .diff
+            .is_some()
+    );
     assert_eq!(tools.content("a"), "x = 1\n\nx = 1\n");
     tools.edit("create", "b", json!({"file_text": "ééé"})).await;
-    assert!(tools.edit("str_replace", "b", json!({"old_str": "éé", "new_str": "e"})).await.text.contains("2 times"));
+    assert!(
+        tools
+            .edit("str_replace", "b", json!({"old_str": "éé", "new_str": "e"}))
+            .await
+            .text
+            .contains("2 times")
+    );
 }
 
 #[tokio::test]
 async fn what_is_kept_for_undoing_is_bounded() {
     let tools = Tools::new().await;
     for number in 0..30 {
-        tools.edit("create", "a", json!({"file_text": format!("{number}\n")})).await;
+        tools
+            .edit("create", "a", json!({"file_text": format!("{number}\n")}))
+            .await;
     }
     let mut undone = 0;
     while !tools.edit("undo_edit", "a", json!({})).await.is_error {
@@ -139,17 +294,34 @@ async fn what_is_kept_for_undoing_is_bounded() {
 #[tokio::test]
 async fn a_long_file_is_shown_with_its_middle_left_out() {
     let tools = Tools::new().await;
-    tools.edit("create", "a", json!({"file_text": "é".repeat(100) + "\n" + &"line\n".repeat(20_000)})).await;
+    tools
+        .edit(
+            "create",
+            "a",
+            json!({"file_text": "é".repeat(100) + "\n" + &"line\n".repeat(20_000)}),
+        )
+        .await;
     let outcome = tools.edit("view", "a", json!({})).await;
     assert!(outcome.text.len() < MAX_RESULT + 100 && outcome.text.contains("bytes left out"));
-    assert!(outcome.text.ends_with(" 20001\tline\n"), "{}", &outcome.text[outcome.text.len() - 40..]);
+    assert!(
+        outcome.text.ends_with(" 20001\tline\n"),
+        "{}",
+        &outcome.text[outcome.text.len() - 40..]
+    );
 }
 
 #[test]
 fn a_call_is_described_whatever_the_model_wrote() {
     let view = |name: &str, arguments: Value| describe_call(name, &arguments.to_string());
     let call = view("terminal", json!({"command": "pytest -q"}));
-    assert_eq!((call.event_type, call.content.as_str(), call.command.as_deref()), ("CmdRunAction", "pytest -q", Some("pytest -q")));
+    assert_eq!(
+        (
+            call.event_type,
+            call.content.as_str(),
+            call.command.as_deref()
+        ),
+        ("CmdRunAction", "pytest -q", Some("pytest -q"))
+    );
     let types = [
         ("view", "FileReadAction"),
         ("create", "FileWriteAction"),
@@ -159,10 +331,24 @@ fn a_call_is_described_whatever_the_model_wrote() {
         ("nonsense", "FileEditAction"),
     ];
     for (command, event_type) in types {
-        let call = view("file_editor", json!({"command": command, "path": "/a", "file_text": "text"}));
-        assert_eq!((call.event_type, call.path.as_deref()), (event_type, Some("/a")), "{command}");
+        let call = view(
+            "file_editor",
+            json!({"command": command, "path": "/a", "file_text": "text"}),
+        );
+        assert_eq!(
+            (call.event_type, call.path.as_deref()),
+            (event_type, Some("/a")),
+            "{command}"
+        );
     }
-    assert_eq!(view("file_editor", json!({"command": "create", "path": "/a", "file_text": "text"})).content, "text");
+    assert_eq!(
+        view(
+            "file_editor",
+            json!({"command": "create", "path": "/a", "file_text": "text"})
+        )
+        .content,
+        "text"
+    );
     assert_eq!(describe_call("terminal", "{oops").content, "terminal {oops");
 }
 

@@ -225,10 +225,7 @@ mod tests {
         let engine = Engine::default();
         let (_, first) = shelf.component(&engine, EMPTY).unwrap();
         let (_, second) = shelf.component(&engine, EMPTY).unwrap();
-        assert!(matches!(
-            (first, second),
-            (Origin::Compiled, Origin::Shelf)
-        ));
+        assert!(matches!((first, second), (Origin::Compiled, Origin::Shelf)));
         let mode = only_file(&folder).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
     }

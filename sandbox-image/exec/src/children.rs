@@ -34,7 +34,9 @@ impl Children {
     pub(crate) fn watched() -> io::Result<Arc<Self>> {
         let children = Arc::new(Self::default());
         let reaper = Arc::clone(&children);
-        std::thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap())?;
+        std::thread::Builder::new()
+            .name("reaper".into())
+            .spawn(move || reaper.reap())?;
         Ok(children)
     }
 
@@ -49,7 +51,9 @@ impl Children {
         let mut table = self.table();
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        table.waiting.insert(pid.as_raw_nonzero().get(), notes.clone());
+        table
+            .waiting
+            .insert(pid.as_raw_nonzero().get(), notes.clone());
         table.starts += 1;
         self.started.notify_all();
         Ok(pid)
@@ -66,7 +70,10 @@ impl Children {
             let mut table = self.table();
             if ended.is_err_and(|error| error == rustix::io::Errno::CHILD) {
                 while table.starts == seen {
-                    table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
+                    table = self
+                        .started
+                        .wait(table)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 continue;
             }
@@ -103,17 +110,33 @@ pub(crate) fn kill_all_below() {
 fn descendants(root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = std::fs::read(entry.path().join("stat")) else {
+            continue;
+        };
         // `pid (name) state parent …`, and the name may hold anything.
-        let Some(end) = stat.iter().rposition(|byte| *byte == b')') else { continue };
+        let Some(end) = stat.iter().rposition(|byte| *byte == b')') else {
+            continue;
+        };
         let rest = String::from_utf8_lossy(&stat[end + 1..]);
         let mut fields = rest.split_ascii_whitespace();
-        let (state, parent) = (fields.next(), fields.next().and_then(|parent| parent.parse().ok()));
+        let (state, parent) = (
+            fields.next(),
+            fields.next().and_then(|parent| parent.parse().ok()),
+        );
         if let (Some(state), Some(parent)) = (state, parent)
             && state != "X"
         {
-            children.entry(parent).or_default().push(if state == "Z" { -pid } else { pid });
+            children
+                .entry(parent)
+                .or_default()
+                .push(if state == "Z" { -pid } else { pid });
         }
     }
     let (mut found, mut todo, mut seen) = (Vec::new(), vec![root], HashSet::new());

@@ -35,7 +35,13 @@ pub(crate) enum Note {
 }
 
 /// Runs a command to its end and reports it.
-pub(crate) fn run(server: &Arc<Server>, id: u32, start: Start, notes: &Sender<Note>, inbox: &Receiver<Note>) {
+pub(crate) fn run(
+    server: &Arc<Server>,
+    id: u32,
+    start: Start,
+    notes: &Sender<Note>,
+    inbox: &Receiver<Note>,
+) {
     match try_run(server, id, start, notes, inbox) {
         Ok((exit, tail)) => {
             for frame in Frame::split(Kind::Tail, id, &tail) {
@@ -64,28 +70,54 @@ fn try_run(
     {
         return Err(format!("The folder {cwd} does not exist in the sandbox."));
     }
-    let (reader, writer) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
-    let also = writer.try_clone().map_err(|error| format!("No pipe could be made: {error}."))?;
+    let (reader, writer) =
+        io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
+    let also = writer
+        .try_clone()
+        .map_err(|error| format!("No pipe could be made: {error}."))?;
     let mut command = Command::new(program);
-    command.args(arguments).envs(&start.env).process_group(0).stdout(writer).stderr(also);
-    command.stdin(if start.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+    command
+        .args(arguments)
+        .envs(&start.env)
+        .process_group(0)
+        .stdout(writer)
+        .stderr(also);
+    command.stdin(if start.stdin.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    });
     if let Some(cwd) = &start.cwd {
         command.current_dir(cwd);
     }
     let stdin = match start.stdin {
         None => None,
         Some(text) => {
-            let (input, output) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
+            let (input, output) =
+                io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
             command.stdin(input);
             Some((text, output))
         }
     };
 
     let begun = Instant::now();
-    let pid = server.children.spawn(&mut command, notes).map_err(|error| refusal(program, &error))?;
+    let pid = server
+        .children
+        .spawn(&mut command, notes)
+        .map_err(|error| refusal(program, &error))?;
     // The command holds the writing ends: ours must go, or the pipe would never end.
     drop(command);
-    let result = attend(server, id, pid, begun, start.timeout_ms, (start.output_head, start.output_tail), reader, stdin, inbox);
+    let result = attend(
+        server,
+        id,
+        pid,
+        begun,
+        start.timeout_ms,
+        (start.output_head, start.output_tail),
+        reader,
+        stdin,
+        inbox,
+    );
     if result.is_err() {
         let _ = kill_process_group(pid, Signal::KILL);
     }
@@ -104,7 +136,9 @@ fn attend(
     stdin: Option<(String, PipeWriter)>,
     inbox: &Receiver<Note>,
 ) -> Result<(Exit, Vec<u8>), String> {
-    let full = |error: io::Error| format!("The sandbox has no room for another thread: {error}. End what runs in it.");
+    let full = |error: io::Error| {
+        format!("The sandbox has no room for another thread: {error}. End what runs in it.")
+    };
     if let Some((text, mut output)) = stdin {
         std::thread::Builder::new()
             .spawn(move || drop(output.write_all(text.as_bytes())))
@@ -176,14 +210,21 @@ fn read_output(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     let mut drain_until: Option<Instant> = None;
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     loop {
         let mut ready = [
             PollFd::from_borrowed_fd(reader.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN),
         ];
         let draining = drain_until.is_some();
-        let watched = if draining { &mut ready[..1] } else { &mut ready[..] };
+        let watched = if draining {
+            &mut ready[..1]
+        } else {
+            &mut ready[..]
+        };
         if let Err(error) = poll(watched, draining.then_some(&now)) {
             if error == rustix::io::Errno::INTR {
                 continue;

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
-    path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    Scope, path_beneath_rules,
 };
 use lucid_exec::protocol::{Confine, Limits, Serve};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
 };
 
 /// The newest rules we know; an older kernel enforces those it has.
@@ -23,15 +24,20 @@ const RULES: ABI = ABI::V10;
 pub(crate) fn apply(serve: &Serve) -> Result<(), String> {
     limit(&serve.limits)?;
     if let Some(confine) = &serve.confine {
-        restrict_files(confine).map_err(|error| format!("Landlock cannot confine this session: {error}"))?;
-        restrict_sockets(confine.network).map_err(|error| format!("seccomp cannot confine this session: {error}"))?;
+        restrict_files(confine)
+            .map_err(|error| format!("Landlock cannot confine this session: {error}"))?;
+        restrict_sockets(confine.network)
+            .map_err(|error| format!("seccomp cannot confine this session: {error}"))?;
     }
     Ok(())
 }
 
 /// Whether Landlock works here. Confines this process, which is about to end.
 pub(crate) fn probe() -> Result<(), String> {
-    let confine = Confine { read_only: vec!["/".to_owned()], ..Confine::default() };
+    let confine = Confine {
+        read_only: vec!["/".to_owned()],
+        ..Confine::default()
+    };
     restrict_files(&confine)
         .and_then(|()| restrict_sockets(false))
         .map_err(|error| format!("Landlock does not work here: {error}"))
@@ -42,7 +48,9 @@ fn restrict_files(confine: &Confine) -> Result<(), String> {
     // Reaching a local socket is right below every folder that is let through.
     let read = AccessFs::from_read(RULES) | (all & AccessFs::ResolveUnix);
     let build = || {
-        let mut rules = Ruleset::default().handle_access(all)?.scope(Scope::from_all(RULES))?;
+        let mut rules = Ruleset::default()
+            .handle_access(all)?
+            .scope(Scope::from_all(RULES))?;
         if !confine.network {
             rules = rules.handle_access(AccessNet::from_all(RULES))?;
         }
@@ -69,7 +77,14 @@ fn restrict_sockets(network: bool) -> Result<(), String> {
     let build = || -> Result<BpfProgram, seccompiler::Error> {
         let others = allowed
             .iter()
-            .map(|family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family.cast_unsigned().into()))
+            .map(|family| {
+                SeccompCondition::new(
+                    0,
+                    SeccompCmpArgLen::Dword,
+                    SeccompCmpOp::Ne,
+                    family.cast_unsigned().into(),
+                )
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut rules = BTreeMap::new();
         rules.insert(libc::SYS_socket, vec![SeccompRule::new(others)?]);
@@ -87,7 +102,12 @@ fn restrict_sockets(network: bool) -> Result<(), String> {
 }
 
 fn limit(limits: &Limits) -> Result<(), String> {
-    let processes = limits.processes + if limits.shared_user { threads_of_this_user() } else { 0 };
+    let processes = limits.processes
+        + if limits.shared_user {
+            threads_of_this_user()
+        } else {
+            0
+        };
     let wanted = [
         (Resource::Core, Some(0)),
         (Resource::Nofile, Some(limits.open_files)),
@@ -98,9 +118,17 @@ fn limit(limits: &Limits) -> Result<(), String> {
     for (resource, value) in wanted {
         let Some(value) = value else { continue };
         // Never above what this process was allowed itself.
-        let value = getrlimit(resource).maximum.map_or(value, |most| value.min(most));
-        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
-            .map_err(|error| format!("the limit {resource:?} of {value} was refused: {error}"))?;
+        let value = getrlimit(resource)
+            .maximum
+            .map_or(value, |most| value.min(most));
+        setrlimit(
+            resource,
+            Rlimit {
+                current: Some(value),
+                maximum: Some(value),
+            },
+        )
+        .map_err(|error| format!("the limit {resource:?} of {value} was refused: {error}"))?;
     }
     Ok(())
 }
@@ -111,8 +139,15 @@ fn threads_of_this_user() -> u64 {
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(|first: char| first.is_ascii_digit()))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(|first: char| first.is_ascii_digit())
+        })
         .filter(|entry| entry.metadata().is_ok_and(|data| data.uid() == user))
-        .map(|entry| std::fs::read_dir(entry.path().join("task")).map_or(1, |tasks| tasks.count() as u64))
+        .map(|entry| {
+            std::fs::read_dir(entry.path().join("task")).map_or(1, |tasks| tasks.count() as u64)
+        })
         .sum()
 }

@@ -31,31 +31,50 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
             option if option.starts_with("option ") => "unsupported\n",
             _ => return Err("this session's repository can be fetched but not pushed to: the host publishes its work".to_owned()),
         };
-        output.write_all(answer.as_bytes()).and_then(|()| output.flush()).map_err(lost_git)?;
+        output
+            .write_all(answer.as_bytes())
+            .and_then(|()| output.flush())
+            .map_err(lost_git)?;
     }
 }
 
 fn connect(url: &str, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
     let socket = PathBuf::from(
-        std::env::var_os("LUCID_GIT_SOCKET").ok_or("this sandbox has no git gateway (LUCID_GIT_SOCKET is not set)")?,
+        std::env::var_os("LUCID_GIT_SOCKET")
+            .ok_or("this sandbox has no git gateway (LUCID_GIT_SOCKET is not set)")?,
     );
-    let gateway =
-        UnixStream::connect(&socket).map_err(|error| format!("the host's git gateway cannot be reached: {error}"))?;
+    let gateway = UnixStream::connect(&socket)
+        .map_err(|error| format!("the host's git gateway cannot be reached: {error}"))?;
     let key = std::fs::read_to_string(socket.with_extension("key"))
         .map_err(|error| format!("the key of the git gateway cannot be read: {error}"))?;
-    let open = GitOpen { version: VERSION, key, url: url.to_owned() };
-    Frame::json(Kind::GitOpen, 0, &open).and_then(|frame| frame.write_to(&gateway)).map_err(lost_host)?;
+    let open = GitOpen {
+        version: VERSION,
+        key,
+        url: url.to_owned(),
+    };
+    Frame::json(Kind::GitOpen, 0, &open)
+        .and_then(|frame| frame.write_to(&gateway))
+        .map_err(lost_host)?;
     let mut advertisement = Vec::new();
     receive(&gateway, &mut advertisement)?;
     // The empty line says that the connection stands; the server's capabilities follow at once.
-    output.write_all(b"\n").and_then(|()| output.write_all(&advertisement)).and_then(|()| output.flush()).map_err(lost_git)?;
+    output
+        .write_all(b"\n")
+        .and_then(|()| output.write_all(&advertisement))
+        .and_then(|()| output.flush())
+        .map_err(lost_git)?;
     while let Some(request) = read_request(input)? {
         for frame in Frame::split(Kind::GitBody, 0, &request) {
             frame.write_to(&gateway).map_err(lost_host)?;
         }
-        Frame::new(Kind::GitPost, 0, Vec::new()).write_to(&gateway).map_err(lost_host)?;
+        Frame::new(Kind::GitPost, 0, Vec::new())
+            .write_to(&gateway)
+            .map_err(lost_host)?;
         receive(&gateway, &mut *output)?;
-        output.write_all(b"0002").and_then(|()| output.flush()).map_err(lost_git)?;
+        output
+            .write_all(b"0002")
+            .and_then(|()| output.flush())
+            .map_err(lost_git)?;
     }
     Ok(())
 }
@@ -64,9 +83,19 @@ fn connect(url: &str, input: &mut impl Read, output: &mut impl Write) -> Result<
 fn receive(gateway: &UnixStream, mut output: impl Write) -> Result<(), String> {
     loop {
         match Frame::read_from(gateway).map_err(lost_host)? {
-            Some(Frame { kind: Kind::GitData, payload, .. }) => output.write_all(&payload).map_err(lost_git)?,
-            Some(Frame { kind: Kind::GitEnd, .. }) => return Ok(()),
-            Some(Frame { kind: Kind::GitError, payload, .. }) => return Err(String::from_utf8_lossy(&payload).into_owned()),
+            Some(Frame {
+                kind: Kind::GitData,
+                payload,
+                ..
+            }) => output.write_all(&payload).map_err(lost_git)?,
+            Some(Frame {
+                kind: Kind::GitEnd, ..
+            }) => return Ok(()),
+            Some(Frame {
+                kind: Kind::GitError,
+                payload,
+                ..
+            }) => return Err(String::from_utf8_lossy(&payload).into_owned()),
             _ => return Err("the host's git gateway closed the connection".to_owned()),
         }
     }
@@ -79,7 +108,9 @@ fn read_request(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
         let mut length = [0; 4];
         match input.read_exact(&mut length) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && request.is_empty() => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && request.is_empty() => {
+                return Ok(None);
+            }
             Err(error) => return Err(lost_git(error)),
         }
         let size = std::str::from_utf8(&length)
@@ -93,7 +124,9 @@ fn read_request(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
         let start = request.len();
         let more = size.saturating_sub(4);
         if start + more > MAX_REQUEST {
-            return Err(format!("git's request is larger than the {MAX_REQUEST} bytes allowed"));
+            return Err(format!(
+                "git's request is larger than the {MAX_REQUEST} bytes allowed"
+            ));
         }
         request.resize(start + more, 0);
         input.read_exact(&mut request[start..]).map_err(lost_git)?;

@@ -21,8 +21,13 @@ use lucid_exec::protocol::Serve;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
-    if Path::new(&name).file_name().is_some_and(|name| name == "git-remote-lucid") {
+    let arguments: Vec<String> = arguments
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    if Path::new(&name)
+        .file_name()
+        .is_some_and(|name| name == "git-remote-lucid")
+    {
         return report("git-remote-lucid", git_remote::run(&arguments));
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -36,7 +41,8 @@ fn main() -> ExitCode {
 }
 
 fn parse(json: &str) -> Result<Serve, String> {
-    serde_json::from_str(json).map_err(|error| format!("the settings on the command line cannot be read: {error}"))
+    serde_json::from_str(json)
+        .map_err(|error| format!("the settings on the command line cannot be read: {error}"))
 }
 
 fn report(name: &str, outcome: Result<(), String>) -> ExitCode {

@@ -19,7 +19,12 @@ impl Capped {
     /// The first `head` bytes pass straight through, the last `tail` bytes after them are kept.
     #[must_use]
     pub fn new(head: usize, tail: usize) -> Self {
-        Self { head_left: head, tail_limit: tail, tail: VecDeque::new(), omitted: 0 }
+        Self {
+            head_left: head,
+            tail_limit: tail,
+            tail: VecDeque::new(),
+            omitted: 0,
+        }
     }
 
     /// Takes bytes in, and gives back the part that is to be shown at once.
@@ -51,7 +56,10 @@ mod tests {
     struct Dice(u64);
     impl Dice {
         fn roll(&mut self, below: usize) -> usize {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             ((self.0 >> 33) as usize) % below.max(1)
         }
     }
@@ -68,13 +76,20 @@ mod tests {
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(1 + dice.roll(rest.len()));
                 live.extend_from_slice(capped.push(now));
-                assert!(capped.tail.len() <= tail, "case {case}: the ring outgrew its limit");
+                assert!(
+                    capped.tail.len() <= tail,
+                    "case {case}: the ring outgrew its limit"
+                );
                 rest = later;
             }
             let (end, omitted) = capped.finish();
             assert_eq!(live, input[..head.min(input.len())], "case {case}");
             assert!(input.ends_with(&end), "case {case}");
-            assert_eq!(live.len() + end.len() + omitted as usize, input.len(), "case {case}");
+            assert_eq!(
+                live.len() + end.len() + omitted as usize,
+                input.len(),
+                "case {case}"
+            );
             assert_eq!(end.len(), tail.min(input.len() - live.len()), "case {case}");
         }
     }

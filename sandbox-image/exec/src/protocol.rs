@@ -52,8 +52,19 @@ pub enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         [
-            Self::Hello, Self::Start, Self::Kill, Self::Output, Self::Tail, Self::Exit, Self::Failed,
-            Self::GitOpen, Self::GitBody, Self::GitPost, Self::GitData, Self::GitEnd, Self::GitError,
+            Self::Hello,
+            Self::Start,
+            Self::Kill,
+            Self::Output,
+            Self::Tail,
+            Self::Exit,
+            Self::Failed,
+            Self::GitOpen,
+            Self::GitBody,
+            Self::GitPost,
+            Self::GitData,
+            Self::GitEnd,
+            Self::GitError,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -72,7 +83,10 @@ pub enum BadFrame {
 impl fmt::Display for BadFrame {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong(length) => write!(out, "a frame of {length} bytes is longer than the {MAX_PAYLOAD} allowed"),
+            Self::TooLong(length) => write!(
+                out,
+                "a frame of {length} bytes is longer than the {MAX_PAYLOAD} allowed"
+            ),
             Self::UnknownKind(kind) => write!(out, "a frame has the unknown kind {kind}"),
         }
     }
@@ -100,7 +114,11 @@ impl Header {
             return Err(BadFrame::TooLong(length));
         }
         let kind = Kind::from_byte(kind).ok_or(BadFrame::UnknownKind(kind))?;
-        Ok(Self { kind, id: u32::from_be_bytes([i0, i1, i2, i3]), length })
+        Ok(Self {
+            kind,
+            id: u32::from_be_bytes([i0, i1, i2, i3]),
+            length,
+        })
     }
 }
 
@@ -128,14 +146,19 @@ impl Frame {
     pub fn json(kind: Kind, id: u32, value: &impl Serialize) -> io::Result<Self> {
         let payload = serde_json::to_vec(value)?;
         if payload.len() > MAX_PAYLOAD {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, BadFrame::TooLong(payload.len())));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                BadFrame::TooLong(payload.len()),
+            ));
         }
         Ok(Self { kind, id, payload })
     }
 
     /// As many frames as the bytes need.
     pub fn split(kind: Kind, id: u32, bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
-        bytes.chunks(MAX_PAYLOAD / 4).map(move |part| Self::new(kind, id, part))
+        bytes
+            .chunks(MAX_PAYLOAD / 4)
+            .map(move |part| Self::new(kind, id, part))
     }
 
     /// The bytes on the wire.
@@ -168,10 +191,15 @@ impl Frame {
                 Err(error) => return Err(error),
             }
         }
-        let header = Header::parse(header).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
+        let header =
+            Header::parse(header).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
         let mut payload = vec![0; header.length];
         input.read_exact(&mut payload)?;
-        Ok(Some(Self { kind: header.kind, id: header.id, payload }))
+        Ok(Some(Self {
+            kind: header.kind,
+            id: header.id,
+            payload,
+        }))
     }
 }
 

@@ -47,7 +47,9 @@ impl Server {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             if running.len() >= MAX_COMMANDS {
                 drop(running);
-                return failed(format!("{MAX_COMMANDS} commands run already: wait for one of them to end."));
+                return failed(format!(
+                    "{MAX_COMMANDS} commands run already: wait for one of them to end."
+                ));
             }
             running.insert(id, notes.clone());
         }
@@ -58,16 +60,26 @@ impl Server {
         });
         if let Err(error) = thread {
             self.forget(id);
-            failed(format!("The sandbox is full of processes ({error}): close the session."));
+            failed(format!(
+                "The sandbox is full of processes ({error}): close the session."
+            ));
         }
     }
 
     fn forget(&self, id: u32) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     fn kill(&self, id: u32) {
-        if let Some(notes) = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+        if let Some(notes) = self
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+        {
             let _ = notes.send(Note::Kill);
         }
     }
@@ -80,17 +92,41 @@ pub(crate) fn run(serve: &Serve) -> Result<(), String> {
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
     // Before any thread is there: a restriction holds for the calling thread and what it starts.
     confine::apply(serve)?;
-    let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+    let stdin = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| error.to_string())?;
     let connection = UnixStream::from(stdin);
     let out = connection.try_clone().map_err(|error| error.to_string())?;
-    let children = Children::watched().map_err(|error| format!("no thread could be started: {error}"))?;
-    let server = Arc::new(Server { out: Mutex::new(out), children, running: Mutex::default() });
-    server.send(&Frame::json(Kind::Hello, 0, &Hello { version: VERSION }).map_err(|error| error.to_string())?);
+    let children =
+        Children::watched().map_err(|error| format!("no thread could be started: {error}"))?;
+    let server = Arc::new(Server {
+        out: Mutex::new(out),
+        children,
+        running: Mutex::default(),
+    });
+    server.send(
+        &Frame::json(Kind::Hello, 0, &Hello { version: VERSION })
+            .map_err(|error| error.to_string())?,
+    );
     let outcome = loop {
         match Frame::read_from(&connection) {
-            Ok(Some(Frame { kind: Kind::Start, id, payload })) => server.start(id, &payload),
-            Ok(Some(Frame { kind: Kind::Kill, id, .. })) => server.kill(id),
-            Ok(Some(frame)) => break Err(format!("the host sent a {:?} frame, which is not its to send", frame.kind)),
+            Ok(Some(Frame {
+                kind: Kind::Start,
+                id,
+                payload,
+            })) => server.start(id, &payload),
+            Ok(Some(Frame {
+                kind: Kind::Kill,
+                id,
+                ..
+            })) => server.kill(id),
+            Ok(Some(frame)) => {
+                break Err(format!(
+                    "the host sent a {:?} frame, which is not its to send",
+                    frame.kind
+                ));
+            }
             Ok(None) => break Ok(()),
             Err(error) => break Err(format!("the connection to the host broke: {error}")),
         }

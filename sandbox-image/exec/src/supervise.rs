@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, set_child_subreaper, set_dumpable_behavior,
-    waitpid,
+    DumpableBehavior, Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, set_child_subreaper,
+    set_dumpable_behavior, waitpid,
 };
 
 use crate::children;
@@ -18,14 +18,16 @@ use crate::children;
 pub(crate) fn run(json: &str) -> Result<(), String> {
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
-    let itself = std::env::current_exe().map_err(|error| format!("the program cannot find itself: {error}"))?;
+    let itself = std::env::current_exe()
+        .map_err(|error| format!("the program cannot find itself: {error}"))?;
     let child = Command::new(itself)
         .args(["--serve", json])
         .stdin(Stdio::inherit())
         .spawn()
         .map_err(|error| format!("the server could not be started: {error}"))?;
     let pid = Pid::from_child(&child);
-    let server = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| format!("the server cannot be watched: {error}"))?;
+    let server = pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|error| format!("the server cannot be watched: {error}"))?;
     let stdin = std::io::stdin();
     let outcome = loop {
         // No event is asked of the socket: its end is reported unasked.
@@ -38,7 +40,11 @@ pub(crate) fn run(json: &str) -> Result<(), String> {
             Err(error) => break Err(format!("nothing can be watched: {error}")),
             Ok(_) if !watched[1].revents().is_empty() => {
                 let failed = matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some((_, status))) if status.exit_status() != Some(0));
-                break if failed { Err("the server ended badly".to_owned()) } else { Ok(()) };
+                break if failed {
+                    Err("the server ended badly".to_owned())
+                } else {
+                    Ok(())
+                };
             }
             Ok(_) => break Ok(()),
         }

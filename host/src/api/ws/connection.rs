@@ -4,11 +4,13 @@
 //! wait for each other, so a client that does not read can still stop its session; whichever way this
 //! ends, the client is detached.
 
+use std::borrow::Cow;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket, close_code};
-use futures::stream::{self, SplitSink, SplitStream};
+use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -18,7 +20,7 @@ use super::frames::Own;
 use super::handshake::{Later, later};
 use super::{Admitted, GOODBYE, STALLED, closing};
 use crate::api::Api;
-use crate::session::{Batch, Features, Session, Subscription, render};
+use crate::session::{Batch, CloseReason, Features, Session, Subscription, render};
 
 /// How often the protocol's own ping is sent.
 const PING: Duration = Duration::from_secs(20);
@@ -31,7 +33,8 @@ const ANSWERS: usize = 8;
 pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
     let Admitted { session, last_seq, features } = admitted;
     let _attached = session.attach();
-    let subscription = session.subscribe(last_seq);
+    let subscription = session.subscribe(last_seq.unwrap_or(0));
+    let subscription = if features.deltas { subscription.with_deltas() } else { subscription };
     let (sink, stream) = socket.split();
     let (answers, waiting) = mpsc::channel(ANSWERS);
     let mut writing = pin!(write(sink, subscription, features, waiting, &api.parts.stop));
@@ -47,7 +50,7 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
 }
 
 /// Takes what the client says.
-async fn read(mut stream: SplitStream<WebSocket>, session: &Session, answers: mpsc::Sender<String>) {
+async fn read(mut stream: SplitStream<WebSocket>, session: &Arc<Session>, answers: mpsc::Sender<String>) {
     loop {
         let text = match timeout(SILENT, stream.next()).await {
             Ok(Some(Ok(Message::Text(text)))) => text,
@@ -68,12 +71,12 @@ async fn read(mut stream: SplitStream<WebSocket>, session: &Session, answers: mp
         };
         match later(&text) {
             Later::Message(content) => {
-                if let Err(error) = session.message(content).await {
+                if let Err(error) = session.message(content) {
                     answer(&answers, &Own::Error { message: &error.to_string() }).await;
                 }
             }
             Later::Empty => answer(&answers, &Own::Error { message: "Empty content" }).await,
-            Later::Stop(reason) => session.stop(reason).await,
+            Later::Stop => session.stop(CloseReason::stopped()),
             Later::Ping => answer(&answers, &Own::Pong).await,
             Later::Unknown => {}
             Later::Wrong => answer(&answers, &Own::Error { message: "The message is not a JSON object." }).await,
@@ -91,7 +94,7 @@ enum End {
     /// The client takes nothing.
     Gone,
     /// It is told so.
-    Close(u16, &'static str),
+    Close(u16, Cow<'static, str>),
 }
 
 type Sink = SplitSink<WebSocket, Message>;
@@ -99,80 +102,66 @@ type Sink = SplitSink<WebSocket, Message>;
 /// Shows the client what happens.
 async fn write(
     mut sink: Sink,
-    subscription: Subscription,
+    mut subscription: Subscription,
     features: Features,
     mut answers: mpsc::Receiver<String>,
     stop: &CancellationToken,
 ) {
-    let end = match pump(&mut sink, subscription, features, &mut answers, stop).await {
+    let end = match pump(&mut sink, &mut subscription, features, &mut answers, stop).await {
         Ok(end) | Err(end) => end,
     };
     if let End::Close(code, reason) = end {
-        let _ = timeout(GOODBYE, sink.send(closing(code, reason))).await;
+        let _ = timeout(GOODBYE, sink.send(closing(code, &reason))).await;
     }
 }
 
 async fn pump(
     sink: &mut Sink,
-    subscription: Subscription,
+    subscription: &mut Subscription,
     features: Features,
     answers: &mut mpsc::Receiver<String>,
     stop: &CancellationToken,
 ) -> Result<End, End> {
-    // As a stream, a batch that is half read survives the other arms.
-    let batches = stream::unfold(subscription, |mut subscription| async move {
-        let batch = subscription.next().await;
-        Some((batch, subscription))
-    });
-    let mut batches = pin!(batches);
     let mut pings = interval(PING);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     pings.reset();
     loop {
         tokio::select! {
-            batch = batches.next() => match batch {
-                Some(Batch::Frames(frames)) => {
+            batch = subscription.next() => match batch {
+                Batch::Frames(frames) => {
                     for (seq, frame) in frames {
                         if let Some(text) = render(seq, &frame, features) {
                             feed(sink, Message::Text(Utf8Bytes::from(&*text))).await?;
                         }
                     }
                 }
-                Some(Batch::Delta(frame)) if features.deltas => {
-                    feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?;
+                Batch::Delta(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
+                // Who does not count cannot miss what is not there.
+                Batch::Gap(from, to) if features.seq => {
+                    feed(sink, Message::Text(Own::Gap { from, to }.text().into())).await?;
                 }
-                Some(Batch::Delta(_)) => continue,
-                Some(Batch::Ended(reason)) => {
-                    flush(sink).await?;
-                    return Ok(goodbye(&reason));
-                }
-                None => return Ok(End::Close(close_code::ERROR, "The log came to an end.")),
+                Batch::Gap(..) => continue,
+                Batch::Ended(close) => return Ok(End::Close(close.code, close.reason.into())),
             },
             Some(text) = answers.recv() => feed(sink, Message::Text(text.into())).await?,
             _ = pings.tick() => feed(sink, Message::Ping(Default::default())).await?,
-            () = stop.cancelled() => return Ok(End::Close(close_code::RESTART, "The server is stopping.")),
+            () = stop.cancelled() => return Ok(End::Close(close_code::RESTART, "The server is stopping.".into())),
         }
         flush(sink).await?;
     }
 }
 
 async fn feed(sink: &mut Sink, message: Message) -> Result<(), End> {
-    in_time(timeout(STALLED, sink.feed(message)).await)
+    in_time(sink.feed(message)).await
 }
 
 async fn flush(sink: &mut Sink) -> Result<(), End> {
-    in_time(timeout(STALLED, sink.flush()).await)
+    in_time(sink.flush()).await
 }
 
-fn in_time(done: Result<Result<(), axum::Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
-    match done {
+async fn in_time(work: impl Future<Output = Result<(), axum::Error>>) -> Result<(), End> {
+    match timeout(STALLED, work).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(End::Gone),
     }
-}
-
-/// How a client is told that its session is over.
-fn goodbye(reason: &str) -> End {
-    let _ = reason;
-    End::Close(close_code::NORMAL, "The session ended.")
 }

@@ -28,6 +28,13 @@ pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Features {
 pub(super) enum Own<'a> {
     /// The answer to a ping.
     Pong,
+    /// The frames from one number to another, both taken, cannot be had.
+    Gap {
+        /// The first.
+        from: u64,
+        /// The last.
+        to: u64,
+    },
     /// Something that failed.
     Error {
         /// What.

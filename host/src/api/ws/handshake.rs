@@ -79,8 +79,8 @@ pub(super) enum Later {
     Message(String),
     /// A follow-up that says nothing.
     Empty,
-    /// The session is to end; the text is the user's.
-    Stop(String),
+    /// The session is to end.
+    Stop,
     /// An answer is wanted.
     Ping,
     /// Of a kind that is not known here; passed over.
@@ -99,7 +99,7 @@ pub(super) fn later(text: &str) -> Later {
     match message.get("type").and_then(Value::as_str) {
         Some("message") if content.trim().is_empty() => Later::Empty,
         Some("message") => Later::Message(content),
-        Some("stop") => Later::Stop(content),
+        Some("stop") => Later::Stop,
         Some("ping") => Later::Ping,
         _ => Later::Unknown,
     }
@@ -158,8 +158,8 @@ mod tests {
         for empty in [r#"{"type":"message"}"#, r#"{"type":"message","content":" \n"}"#, r#"{"type":"message","content":3}"#] {
             assert_eq!(later(empty), Later::Empty, "{empty}");
         }
-        assert_eq!(later(r#"{"type":"stop","content":"enough"}"#), Later::Stop("enough".into()));
-        assert_eq!(later(r#"{"type":"stop"}"#), Later::Stop(String::new()));
+        assert_eq!(later(r#"{"type":"stop","content":"enough"}"#), Later::Stop);
+        assert_eq!(later(r#"{"type":"stop"}"#), Later::Stop);
         assert_eq!(later(r#"{"type":"ping"}"#), Later::Ping);
         assert_eq!(later(r#"{"type":"dance"}"#), Later::Unknown);
         assert_eq!(later("{}"), Later::Unknown);

@@ -29,7 +29,10 @@ impl Image {
 
     /// A string or list of bytes, as pointer and length.
     fn text(&mut self, text: &str) -> [u32; 2] {
-        [self.put(text.as_bytes()), u32::try_from(text.len()).unwrap()]
+        [
+            self.put(text.as_bytes()),
+            u32::try_from(text.len()).unwrap(),
+        ]
     }
 
     fn words(&mut self, words: &[u32]) -> u32 {
@@ -60,8 +63,7 @@ const MEMORY: &str = r#"
 /// and with the state `[1, 2, 3]`, `$err` of the error `too\u{7} hot`; local 0 is free.
 pub(crate) fn policy(step: &str) -> Vec<u8> {
     let mut image = Image::new();
-    let [name, version, about] =
-        ["test", "1.2.3", "A test."].map(|text| image.text(text));
+    let [name, version, about] = ["test", "1.2.3", "A test."].map(|text| image.text(text));
     let descriptor = image.words(&[
         name[0], name[1], version[0], version[1], about[0], about[1], 1, 7, 5,
     ]);
@@ -120,7 +122,19 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
         ["POST", guest.path, guest.header, "application/json", "{}"].map(|text| image.text(text));
     let headers = image.words(&[header, value].concat());
     let encoded = image.words(&[
-        0, 0, post[0], post[1], path[0], path[1], 0, 0, headers, 1, body[0], body[1], guest.framing,
+        0,
+        0,
+        post[0],
+        post[1],
+        path[0],
+        path[1],
+        0,
+        0,
+        headers,
+        1,
+        body[0],
+        body[1],
+        guest.framing,
     ]);
     let error = image.words(&[0; 12]);
     let x = image.text("x");
@@ -168,7 +182,8 @@ fn component(module: &str, package: &str, world: &str) -> Vec<u8> {
     }
     let (package, _) = resolve.push_path(wit.join(package)).unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
-    let encoder = ComponentEncoder::default().validate(true);
-    encoder.module(&module).unwrap().encode().unwrap()
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
+    let mut encoder = ComponentEncoder::default();
+    encoder.module(&module).unwrap().validate(true);
+    encoder.encode().unwrap()
 }

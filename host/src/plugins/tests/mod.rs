@@ -59,7 +59,11 @@ async fn a_component_that_imports_sockets_is_refused_by_the_name_of_the_import()
     .await;
     assert!(matches!(&error, LoadError::ForbiddenImport { import, .. }
         if import == "wasi:sockets/tcp@0.2.0"));
-    assert!(error.to_string().contains("`bad` imports `wasi:sockets/tcp@0.2.0`"));
+    assert!(
+        error
+            .to_string()
+            .contains("`bad` imports `wasi:sockets/tcp@0.2.0`")
+    );
 }
 
 #[tokio::test]
@@ -83,7 +87,9 @@ async fn a_component_that_exports_nothing_is_told_what_it_lacks() {
 
 #[tokio::test]
 async fn a_log_import_of_another_type_is_refused_before_anything_runs() {
-    let mut wat = String::from("(component (import \"lucid:host/log@0.1.0\" (instance (export \"log\" (func (param \"x\" u32)))))");
+    let mut wat = String::from(
+        "(component (import \"lucid:host/log@0.1.0\" (instance (export \"log\" (func (param \"x\" u32)))))",
+    );
     wat.push_str("(core module $m (func (export \"f\"))) (core instance $i (instantiate $m))");
     wat.push_str("(func $f (canon lift (core func $i \"f\")))");
     wat.push_str("(instance $e (export \"describe\" (func $f)) (export \"step\" (func $f)) (export \"migrate\" (func $f)))");
@@ -105,7 +111,14 @@ async fn what_is_no_component_or_too_large_is_refused() {
     };
     let engine = Engine::new(small).unwrap();
     let error = PolicyPlugin::load(&engine, "bad", &[0; 11], &limits).await;
-    assert!(matches!(error, Err(LoadError::TooLarge { size: 11, limit: 10, .. })));
+    assert!(matches!(
+        error,
+        Err(LoadError::TooLarge {
+            size: 11,
+            limit: 10,
+            ..
+        })
+    ));
 }
 
 #[tokio::test]
@@ -140,7 +153,10 @@ async fn an_endless_loop_runs_out_of_fuel() {
     };
     let called = stepped(ENDLESS, &limits).await;
     let error = called.result.unwrap_err();
-    assert!(matches!(error, CallError::OutOfFuel { limit: 100_000, .. }), "{error}");
+    assert!(
+        matches!(error, CallError::OutOfFuel { limit: 100_000, .. }),
+        "{error}"
+    );
     assert!(error.to_string().contains("`step` of the plugin `test`"));
     assert!(called.figures.fuel >= 99_000);
 }
@@ -165,7 +181,11 @@ async fn an_endless_loop_with_endless_fuel_ends_at_the_deadline_and_holds_nobody
         turns
     });
     assert!(matches!(called.result, Err(CallError::Deadline { .. })));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
     assert!(turns >= 3, "{turns}");
     let again = plugin.step(&context, None, &[]).await;
     assert!(matches!(again.result, Err(CallError::Deadline { .. })));
@@ -173,9 +193,15 @@ async fn an_endless_loop_with_endless_fuel_ends_at_the_deadline_and_holds_nobody
 
 #[tokio::test]
 async fn a_trap_is_an_error_that_says_what_happened() {
-    let error = stepped("unreachable", &Limits::default()).await.result.unwrap_err();
-    assert!(matches!(&error, CallError::Trap { detail, .. }
-        if detail.contains("unreachable")), "{error}");
+    let error = stepped("unreachable", &Limits::default())
+        .await
+        .result
+        .unwrap_err();
+    assert!(
+        matches!(&error, CallError::Trap { detail, .. }
+        if detail.contains("unreachable")),
+        "{error}"
+    );
     let deep = stepped("i32.const 0x7fffffff i32.load", &Limits::default()).await;
     assert!(matches!(deep.result, Err(CallError::Trap { .. })));
 }
@@ -211,14 +237,23 @@ async fn a_result_that_is_too_large_is_refused() {
     let grow = "(i32.store offset=12 (global.get $ok) (i32.const 65536)) (i32.store offset=16 (global.get $ok) (i32.const 9437184)) global.get $ok";
     let error = stepped(grow, &Limits::default()).await.result.unwrap_err();
     assert!(
-        matches!(error, CallError::TooMuchOutput { limit: 8_388_608, .. }),
+        matches!(
+            error,
+            CallError::TooMuchOutput {
+                limit: 8_388_608,
+                ..
+            }
+        ),
         "{error}"
     );
 }
 
 #[tokio::test]
 async fn a_plugins_own_error_comes_back_cleaned() {
-    let error = stepped("global.get $err", &Limits::default()).await.result.unwrap_err();
+    let error = stepped("global.get $err", &Limits::default())
+        .await
+        .result
+        .unwrap_err();
     let CallError::Plugin { error, .. } = error else {
         panic!("{error}");
     };
@@ -256,7 +291,10 @@ async fn a_decoder_waits_for_a_decoder_and_a_short_call_for_neither() {
     let third = tokio::time::timeout(Duration::from_millis(50), plugin.decoder("m")).await;
     assert!(third.is_err());
     assert!(first.finish().await.result.is_ok());
-    assert!(matches!(first.finish().await.result, Err(CallError::Internal { .. })));
+    assert!(matches!(
+        first.finish().await.result,
+        Err(CallError::Internal { .. })
+    ));
     assert!(plugin.decoder("m").await.result.is_ok());
 }
 
@@ -288,11 +326,15 @@ async fn what_was_compiled_is_kept_and_taken_again() {
     let wasm = guests::policy("global.get $ok");
     for _ in 0..2 {
         let engine = Engine::new(options.clone()).unwrap();
-        let plugin = PolicyPlugin::load(&engine, "test", &wasm, &Limits::default());
-        let called = plugin.await.unwrap().step(&context(), None, &[]).await;
+        let plugin = PolicyPlugin::load(&engine, "test", &wasm, &Limits::default())
+            .await
+            .unwrap();
+        let called = plugin.step(&context(), None, &[]).await;
         assert!(called.result.is_ok());
     }
-    let kept = std::fs::read_dir(folder.path().join("cwasm")).unwrap().count();
+    let kept = std::fs::read_dir(folder.path().join("cwasm"))
+        .unwrap()
+        .count();
     assert_eq!(kept, 1);
 }
 

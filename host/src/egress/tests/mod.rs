@@ -1,0 +1,311 @@
+//! Owns the tests of what is sent and how an answer is read, against a server on the loopback.
+
+mod complete;
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::*;
+use crate::plugins::llm_types::Frame;
+use crate::plugins::types::Header;
+
+/// What the server saw of one request.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) uri: String,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
+}
+
+impl Seen {
+    fn header(&self, name: &str) -> Vec<&str> {
+        let found = self.headers.iter().filter(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+type Answers = Arc<dyn Fn(usize) -> Response + Send + Sync>;
+type Log = Arc<Mutex<Vec<Seen>>>;
+
+/// A server that writes down what it is asked, and answers by the request's number.
+pub(super) async fn server(
+    answer: impl Fn(usize) -> Response + Send + Sync + 'static,
+) -> (Endpoint, Log) {
+    async fn take(State((answer, log)): State<(Answers, Log)>, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec();
+        let headers = parts.headers.iter().map(|(name, value)| {
+            (
+                name.to_string(),
+                value.to_str().unwrap_or_default().to_owned(),
+            )
+        });
+        let number = {
+            let mut log = log.lock().unwrap();
+            log.push(Seen {
+                uri: parts.uri.to_string(),
+                headers: headers.collect(),
+                body,
+            });
+            log.len() - 1
+        };
+        answer(number)
+    }
+    let log = Log::default();
+    let answer: Answers = Arc::new(answer);
+    let router = Router::new()
+        .fallback(take)
+        .with_state((answer, log.clone()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let endpoint = Endpoint::new(Url::parse(&url).unwrap(), Injection::Bearer).unwrap();
+    (endpoint, log)
+}
+
+pub(super) fn egress() -> Egress {
+    Egress::new(EgressLimits {
+        connect: Duration::from_secs(2),
+        first_byte: Duration::from_millis(500),
+        idle: Duration::from_millis(500),
+        response: 10_000,
+        refusal: 100,
+    })
+    .unwrap()
+}
+
+pub(super) fn key() -> SecretString {
+    SecretString::from("sk-very-secret")
+}
+
+pub(super) fn sse(body: impl Into<Body>) -> Response {
+    ([(CONTENT, "text/event-stream")], body.into()).into_response()
+}
+
+pub(super) const CONTENT: &str = "content-type";
+
+fn post() -> HttpRequest {
+    HttpRequest {
+        method: "POST".into(),
+        path: "/chat".into(),
+        query: vec![("a".into(), "b c".into())],
+        headers: vec![Header {
+            name: "Content-Type".into(),
+            value: "application/json".into(),
+        }],
+        body: b"{}".to_vec(),
+    }
+}
+
+async fn asked(endpoint: &Endpoint, framing: Framing) -> Result<Answer, EgressError> {
+    egress()
+        .send(endpoint, Some(&key()), &post(), framing)
+        .await
+}
+
+async fn frames(endpoint: &Endpoint, framing: Framing) -> Result<Vec<Frame>, EgressError> {
+    match asked(endpoint, framing).await? {
+        Answer::Frames(frames) => frames.try_collect().await,
+        Answer::Refused(refusal) => panic!("{refusal:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_request_carries_the_guests_part_and_the_hosts_key() {
+    let (endpoint, log) = server(|_| "ok".into_response()).await;
+    let got = frames(&endpoint, Framing::WholeBody).await.unwrap();
+    assert_eq!(got, [Frame::Body(b"ok".to_vec())]);
+    let seen = log.lock().unwrap()[0].clone();
+    assert_eq!(seen.uri, "/v1/chat?a=b+c");
+    assert_eq!(seen.body, b"{}");
+    assert_eq!(seen.header("authorization"), ["Bearer sk-very-secret"]);
+    assert_eq!(seen.header("content-type"), ["application/json"]);
+    assert_eq!(seen.header("content-length"), ["2"]);
+}
+
+#[tokio::test]
+async fn a_guests_own_authorization_never_leaves_the_host() {
+    let (endpoint, log) = server(|_| "ok".into_response()).await;
+    let mut request = post();
+    request.headers[0].name = "Authorization".into();
+    let sent = egress()
+        .send(&endpoint, None, &request, Framing::WholeBody)
+        .await;
+    let name = "authorization".to_owned();
+    assert_eq!(sent.unwrap_err(), EgressError::HostHeader { name });
+    assert!(log.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed_and_the_key_stays() {
+    let (elsewhere, seen) = server(|_| "caught".into_response()).await;
+    let to = elsewhere.base_url().to_string();
+    for status in [301, 302, 307, 308] {
+        let to = to.clone();
+        let (endpoint, _) = server(move |_| {
+            let status = StatusCode::from_u16(status).unwrap();
+            (status, [("location", to.clone())]).into_response()
+        })
+        .await;
+        let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
+        assert!(matches!(error, EgressError::Redirected { status: s, .. } if s == status));
+    }
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_is_cut_and_blanked_and_has_no_cookies() {
+    let (endpoint, _) = server(|_| {
+        let body = format!("{} sk-very-secret {}", "a".repeat(80), "b".repeat(500));
+        let headers = [("set-cookie", "a=b"), ("x-echo", "Bearer sk-very-secret")];
+        (StatusCode::UNAUTHORIZED, headers, body).into_response()
+    })
+    .await;
+    let Ok(Answer::Refused(refusal)) = asked(&endpoint, Framing::ServerSentEvents).await else {
+        panic!("that was a refusal");
+    };
+    assert_eq!((refusal.status, refusal.body.len()), (401, 100));
+    let shown = format!("{refusal:?} {}", String::from_utf8_lossy(&refusal.body));
+    assert!(!shown.contains("sk-very") && !shown.contains("cookie"));
+    assert!(shown.contains("Bearer [secret]"));
+}
+
+#[tokio::test]
+async fn events_are_whole_wherever_the_stream_is_cut() {
+    let stream = "\u{feff}: hello\r\n\r\nevent: a\r\ndata: {\"x\": \"ä\"}\r\nid: 1\r\n\r\ndata: one\ndata: two\n\nevent: empty\n\ndata: [DONE]\n\n";
+    let event = |event: Option<&str>, data: &str, id: Option<&str>| {
+        Frame::Sse(crate::plugins::llm_types::Sse {
+            event: event.map(Into::into),
+            data: data.into(),
+            id: id.map(Into::into),
+        })
+    };
+    let expected = [
+        event(Some("a"), "{\"x\": \"ä\"}", Some("1")),
+        event(None, "one\ntwo", None),
+        event(None, "[DONE]", None),
+    ];
+    for cut in 0..=stream.len() {
+        let (one, two) = stream.as_bytes().split_at(cut);
+        let pieces = [one, two].map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)));
+        let got: Vec<Frame> = answer::events(stream::iter(pieces).boxed())
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(got, expected, "cut at {cut}");
+    }
+    // And byte by byte, through the wire.
+    let (endpoint, _) = server(move |_| {
+        let bytes = stream
+            .bytes()
+            .map(|byte| Ok::<_, std::io::Error>(vec![byte]));
+        sse(Body::from_stream(stream::iter(bytes)))
+    })
+    .await;
+    let got = frames(&endpoint, Framing::ServerSentEvents).await.unwrap();
+    assert_eq!(got, expected);
+}
+
+#[tokio::test]
+async fn lines_are_whole_wherever_the_stream_is_cut() {
+    let stream = "{\"a\":\"ä\"}\r\n\n{\"b\":2}\n{\"c\":3}";
+    let expected = ["{\"a\":\"ä\"}", "{\"b\":2}", "{\"c\":3}"].map(|line| Frame::Line(line.into()));
+    for cut in 0..=stream.len() {
+        let (one, two) = stream.as_bytes().split_at(cut);
+        let pieces = [one, two].map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)));
+        let got: Vec<Frame> = answer::lines(stream::iter(pieces).boxed())
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(got, expected, "cut at {cut}");
+    }
+}
+
+#[tokio::test]
+async fn json_instead_of_events_is_one_whole_body() {
+    let (endpoint, _) = server(|_| {
+        (
+            [(CONTENT, "application/json; charset=utf-8")],
+            "{\"error\":1}",
+        )
+            .into_response()
+    })
+    .await;
+    let got = frames(&endpoint, Framing::ServerSentEvents).await.unwrap();
+    assert_eq!(got, [Frame::Body(b"{\"error\":1}".to_vec())]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_ends_with_the_limit() {
+    let (endpoint, _) = server(|_| vec![b'a'; 10_001].into_response()).await;
+    let error = frames(&endpoint, Framing::WholeBody).await.unwrap_err();
+    assert_eq!(error, EgressError::TooLarge { limit: 10_000 });
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_or_pauses_too_long_is_an_error_of_its_own() {
+    let (endpoint, _) = server(|number| {
+        let first = stream::iter([Ok("data: a\n\n")]);
+        if number == 0 {
+            let broken = stream::iter([Err(std::io::Error::other("gone"))]);
+            sse(Body::from_stream(first.chain(broken)))
+        } else {
+            sse(Body::from_stream(first.chain(stream::pending())))
+        }
+    })
+    .await;
+    let error = frames(&endpoint, Framing::ServerSentEvents)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, EgressError::Broken { .. }), "{error:?}");
+    let error = frames(&endpoint, Framing::ServerSentEvents)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, EgressError::Idle { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_provider_that_does_not_begin_or_is_not_there_is_named() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
+    let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
+    assert!(matches!(&error, EgressError::FirstByte { host, .. } if host == "127.0.0.1"));
+    drop(listener);
+    let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
+    assert!(matches!(&error, EgressError::Connect { host, .. } if host == "127.0.0.1"));
+}
+
+#[test]
+fn a_base_url_is_http_with_a_host_and_nothing_secret() {
+    for wrong in [
+        "file:///etc",
+        "https://user:pass@a.b",
+        "https://user@a.b",
+        "https://a.b/#x",
+        "data:x",
+    ] {
+        let url = Url::parse(wrong).unwrap();
+        let refused = Endpoint::new(url, Injection::Bearer);
+        assert!(
+            matches!(refused, Err(EgressError::BaseUrl { .. })),
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_no_header_can_hold_is_an_error_without_the_key() {
+    let (endpoint, _) = server(|_| "ok".into_response()).await;
+    let key = SecretString::from("sk-broken\n");
+    let sent = egress()
+        .send(&endpoint, Some(&key), &post(), Framing::WholeBody)
+        .await;
+    assert_eq!(sent.unwrap_err(), EgressError::Key);
+}

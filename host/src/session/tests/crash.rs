@@ -1,0 +1,95 @@
+//! The host goes down after every single write.
+
+use super::*;
+
+/// How many writes one session of `worker` takes, from its making to `completed`.
+const WRITES: u64 = 6;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice() {
+    for writes in 1..=WRITES {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::new(worker);
+        let first = sessions(folder.path(), &world);
+        first.shared.deps.store.crash_after(writes);
+        let session = first.create(new("u")).await.unwrap();
+        let id = *session.id();
+        let mut frames = session.subscribe(0);
+        first.start(&session);
+        let before = until(&mut frames, "completed").await;
+        first.shutdown().await;
+        drop((frames, session, first));
+
+        let second = sessions(folder.path(), &world);
+        assert_eq!(second.recover().await.unwrap(), 1, "after {writes} writes");
+        let session = second.get(&id, &UserId::from("u")).unwrap();
+        second.start(&session);
+        let mut frames = session.subscribe(0);
+        let seen = until(&mut frames, "completed").await;
+        assert_dense(&seen);
+        assert_eq!(seen[..before.len()], before, "after {writes} writes: what was shown is what is written");
+        assert_eq!(names(&seen).iter().filter(|name| *name == "completed").count(), 1);
+        for effect in ["model m m", "tool a", "tool b"] {
+            assert!(world.done(effect) <= 1, "{effect} after {writes} writes");
+        }
+        let key = second.shared.deps.store.read(move |connection| {
+            let row = crate::store::SessionRow::find(connection, &id.to_string())?.unwrap();
+            Ok(row.fixed.api_key.unwrap())
+        });
+        assert!(!key.await.unwrap().windows(6).any(|part| part == b"sk-key"));
+        let replay = second.replay(&id.to_string()).await.unwrap();
+        assert_eq!(replay.different, None);
+        second.stop(&id).await;
+        assert_eq!(second.recover().await.unwrap(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_effect_is_never_run_again_and_its_policy_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    world.hold.store(true, Ordering::SeqCst);
+    first.start(&session);
+    while world.done("model m m") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    first.shutdown().await;
+    drop((session, first));
+    world.hold.store(false, Ordering::SeqCst);
+
+    let second = sessions(folder.path(), &world);
+    second.recover().await.unwrap();
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let seen = until(&mut session.subscribe(0), "completed").await;
+    assert_eq!(
+        names(&seen),
+        ["initializing", "ready", "task_start", "AgentErrorObservation", "completed"]
+    );
+    assert_eq!((world.done("model m m"), world.done("provision 5"), world.done("reopen")), (1, 1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_was_ending_ends_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    first.start(&session);
+    until(&mut session.subscribe(0), "completed").await;
+    // The round that says `stopping` is written, the one that says `ended` is not.
+    first.shared.deps.store.crash_after(1);
+    first.stop(&id).await;
+    assert_eq!(world.done("wipe"), 1);
+    first.shutdown().await;
+    drop((session, first));
+
+    let second = sessions(folder.path(), &world);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    second.stop(&id).await;
+    assert_eq!((world.done("wipe"), second.count()), (2, 0));
+    assert_eq!(second.recover().await.unwrap(), 0);
+}

@@ -1,0 +1,132 @@
+//! The pure half, on its own.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::ports::{News, Started};
+use super::super::record::{Begin, Draft, Scene};
+use super::*;
+use crate::store::{Counters, EffectKind};
+
+
+fn told(which: u8, effect: &str) -> News {
+    let effect = effect.to_owned();
+    let error = || Error { kind: ErrorKind::Upstream, code: None, message: "no".to_owned(), retry_after_ms: None };
+    match which {
+        0 => News::Started(Started::default()),
+        1 | 2 => News::Message("hi".to_owned()),
+        3 => News::Model(effect, Err(error())),
+        4 => News::Tool(effect, Err(error()), Some("[]".to_owned())),
+        5 => News::Timer(effect),
+        6 => News::Lost(effect),
+        7 => News::Failed(effect, error()),
+        8 => {
+            let message = Message { role: Role::Assistant, content: vec![Content::Text("t".to_owned())] };
+            let usage = Usage { input_tokens: 1, output_tokens: 1, cache_read_tokens: 0, cache_write_tokens: 0 };
+            News::Model(effect, Ok(ModelAnswer { message, stop: StopReason::EndTurn, usage }))
+        }
+        _ => {
+            let result =
+                ToolResult { call_id: "c".to_owned(), is_error: false, text: "t".to_owned(), exit_code: None, blobs: vec![] };
+            News::Tool(effect, Ok(ToolDone { result, shown: EventDraft::text("CmdOutputObservation", "t") }), None)
+        }
+    }
+}
+
+fn wanted(which: u8, effect: &str) -> Command {
+    match which {
+        0 => ask_model(effect),
+        1 => run(effect),
+        2 => Command::SetTimer(Timer { effect: effect.to_owned(), delay_ms: 5 }),
+        3 => Command::Ask(Question { effect: effect.to_owned(), title: "?".to_owned(), detail: "{}".to_owned() }),
+        4 => Command::Cancel(effect.to_owned()),
+        5 => Command::Append(Message { role: Role::User, content: vec![] }),
+        6 => finish(""),
+        7 => Command::Other(Custom { kind: "x".to_owned(), body: "{}".to_owned() }),
+        _ => say("so"),
+    }
+}
+
+type Drawn = Vec<(Vec<(u8, u8)>, Vec<(u8, u8)>, bool)>;
+
+fn rounds() -> impl Strategy<Value = Drawn> {
+    let some = |kinds| prop::collection::vec((kinds, 0u8..3), 0..6);
+    prop::collection::vec((some((0u8..10).boxed()), some((0u8..9).boxed()), prop::bool::weighted(0.9)), 1..20)
+}
+
+proptest! {
+    #[test]
+    fn numbers_are_dense_and_open_effects_are_those_opened_and_not_closed(drawn in rounds()) {
+        let (session, chat) = ("s".into(), "c".into());
+        let scene = Scene {
+            session: &session, chat: &chat, task: "t", repository: None, branch: None, model: "m", mock: false,
+            settings: "{}", policy_digest: "d", max_iterations: 3, describe: &|_| EventDraft::text("CmdRunAction", "x"),
+        };
+        let mut counters = Counters { next_seq: 1, ..Counters::default() };
+        let mut open = BTreeMap::<String, EffectKind>::new();
+        let mut rows = BTreeMap::<String, EffectKind>::new();
+        let context = Context {
+            session: "s".to_owned(), step: 0, now_ms: 0, seed: 0, iterations_left: 0, tokens_left: None, millis_left: None,
+        };
+        for (arrived, commands, good) in drawn {
+            let mut draft = Draft::new(&scene, counters, open.clone(), 10);
+            for (which, effect) in arrived {
+                draft.take(told(which, &effect.to_string()));
+            }
+            let commands: Vec<_> = commands.iter().map(|(which, effect)| wanted(*which, &effect.to_string())).collect();
+            let transition = Transition { state: Snapshot { schema: 1, bytes: vec![] }, commands };
+            let result = if good { Ok(transition) } else { Err("broke".to_owned()) };
+            let round = draft.decide(&context, Stepped { result, fuel: 0, memory: 0, micros: 0 });
+            let row = &round.row;
+            prop_assert_eq!(row.first_seq, counters.next_seq);
+            prop_assert_eq!(row.counters.next_seq, row.first_seq + row.frames.len() as u64);
+            prop_assert_eq!(row.counters.next_row, counters.next_row + 1);
+            prop_assert_eq!(row.counters.step, counters.step + 1);
+            let entries: Vec<u64> = row.entries.iter().map(|(entry, _)| *entry).collect();
+            prop_assert_eq!(entries, (counters.next_entry..row.counters.next_entry).collect::<Vec<_>>());
+            prop_assert!(row.counters.iterations <= 3);
+            for frame in &row.frames {
+                prop_assert!(serde_json::from_str::<serde_json::Value>(frame).unwrap()["type"].is_string());
+            }
+            // What the database would hold is what the engine holds.
+            for closed in &row.closed {
+                rows.remove(closed);
+            }
+            for opened in &row.opened {
+                prop_assert!(rows.insert(opened.id.clone(), opened.kind).is_none());
+            }
+            prop_assert_eq!(&rows, &round.open);
+            for begin in &round.begin {
+                if let Begin::Tool(run) = begin {
+                    prop_assert!(round.open.contains_key(&run.effect));
+                }
+            }
+            (counters, open) = (row.counters, round.open);
+        }
+    }
+}
+
+#[test]
+fn the_next_message_answers_an_open_question() {
+    let (session, chat) = ("s".into(), "c".into());
+    let scene = Scene {
+        session: &session,
+        chat: &chat,
+        task: "t",
+        repository: None,
+        branch: None,
+        model: "m",
+        mock: false,
+        settings: "{}",
+        policy_digest: "d",
+        max_iterations: 3,
+        describe: &|_| EventDraft::default(),
+    };
+    let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
+    let mut draft = Draft::new(&scene, Counters { next_entry: 4, task_open: true, ..Counters::default() }, open, 0);
+    draft.take(News::Message("yes".to_owned()));
+    draft.take(News::Message("and more".to_owned()));
+    assert!(matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
+        if answer.effect == "q" && answer.entry == 4 && message.entry == 5));
+}
