@@ -23,7 +23,11 @@ fn main() -> Result<(), Error> {
     for name in ["mock", "coder", "openai"] {
         let component = builder.component(&format!("lucid-{name}"))?;
         if component.len() > MOST {
-            return Err(format!("plugins/{name} is {} bytes; at most {MOST} are allowed", component.len()).into());
+            return Err(format!(
+                "plugins/{name} is {} bytes; at most {MOST} are allowed",
+                component.len()
+            )
+            .into());
         }
         std::fs::write(out.join(format!("{name}.wasm")), component)?;
     }

@@ -56,7 +56,9 @@ pub enum StartError {
     #[error("{0}")]
     Sandbox(#[from] SandboxError),
     /// The folder everything is in.
-    #[error("The folder {path} cannot be made ({cause}). Is WORKSPACE_BASE_PATH a place this user can write to?")]
+    #[error(
+        "The folder {path} cannot be made ({cause}). Is WORKSPACE_BASE_PATH a place this user can write to?"
+    )]
     Folder {
         /// Which.
         path: PathBuf,
@@ -96,7 +98,12 @@ pub(crate) struct Folders {
 impl Folders {
     pub(crate) fn below(base: &Path) -> Self {
         let own = base.join(".lucid");
-        Self { data: own.join("data"), cache: own.join("cache"), run: own.join("run"), own }
+        Self {
+            data: own.join("data"),
+            cache: own.join("cache"),
+            run: own.join("run"),
+            own,
+        }
     }
 }
 
@@ -115,7 +122,8 @@ impl App {
         make(storage)?;
         let keys = config.keys()?;
         let store = open_store(&Folders::below(storage))?;
-        let (plugins, sandboxes) = tokio::try_join!(load_plugins(&machine), find_sandboxes(&config, &machine))?;
+        let (plugins, sandboxes) =
+            tokio::try_join!(load_plugins(&machine), find_sandboxes(&config, &machine))?;
         let models = Providers::new(&plugins, &config)?;
         let policies = Offered::new(&plugins, &config, models.any_usable());
         let about = About {
@@ -145,11 +153,21 @@ impl App {
                 iterations: config.max_iterations,
                 task_time: config.conversation_timeout,
                 grace: config.session_grace,
-                sessions_per_user: usize::try_from(config.max_sessions_per_user).unwrap_or(usize::MAX),
+                sessions_per_user: usize::try_from(config.max_sessions_per_user)
+                    .unwrap_or(usize::MAX),
             },
         });
-        let auth = Arc::new(Authenticator::new(&keys.jwt, config.internal_api_key.clone()));
-        Ok(Self { config, auth, sessions, chats, about })
+        let auth = Arc::new(Authenticator::new(
+            &keys.jwt,
+            config.internal_api_key.clone(),
+        ));
+        Ok(Self {
+            config,
+            auth,
+            sessions,
+            chats,
+            about,
+        })
     }
 
     /// The settings it runs with.
@@ -175,7 +193,12 @@ impl App {
             active_sandboxes: sessions.count_with_workspace(),
             ..fixed.clone()
         };
-        Api::new(self.auth.clone(), self.sessions.clone(), self.chats.clone(), about)
+        Api::new(
+            self.auth.clone(),
+            self.sessions.clone(),
+            self.chats.clone(),
+            about,
+        )
     }
 
     /// The routes.
@@ -188,7 +211,10 @@ impl App {
 pub(crate) fn make(folder: &Path) -> Result<(), StartError> {
     let made = std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
-    made.map_err(|cause| StartError::Folder { path: folder.to_owned(), cause })
+    made.map_err(|cause| StartError::Folder {
+        path: folder.to_owned(),
+        cause,
+    })
 }
 
 /// The log and the chats.
@@ -198,7 +224,10 @@ pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
 }
 
 /// The policy of a session that names none, and the model it would ask; empty where there is none.
-pub(crate) fn defaults(plugins: &Plugins, config: &Config) -> Result<(&'static str, String), StartError> {
+pub(crate) fn defaults(
+    plugins: &Plugins,
+    config: &Config,
+) -> Result<(&'static str, String), StartError> {
     let models = Providers::new(plugins, config)?;
     let policies = Offered::new(plugins, config, models.any_usable());
     Ok((policies.default(), models.default_model()))
@@ -207,7 +236,10 @@ pub(crate) fn defaults(plugins: &Plugins, config: &Config) -> Result<(&'static s
 /// The default plugins, compiled or taken from the cache.
 pub(crate) async fn load_plugins(folders: &Folders) -> Result<Plugins, StartError> {
     make(&folders.own)?;
-    let engine = Engine::new(EngineOptions { cache: Some(folders.cache.clone()), ..EngineOptions::default() })?;
+    let engine = Engine::new(EngineOptions {
+        cache: Some(folders.cache.clone()),
+        ..EngineOptions::default()
+    })?;
     let plugins = Plugins::builder(engine)
         .policy("mock", builtin::MOCK)
         .policy("coder", builtin::CODER)
@@ -217,7 +249,10 @@ pub(crate) async fn load_plugins(folders: &Folders) -> Result<Plugins, StartErro
 }
 
 /// What commands can be run in.
-pub(crate) async fn find_sandboxes(config: &Config, folders: &Folders) -> Result<Sandboxes, StartError> {
+pub(crate) async fn find_sandboxes(
+    config: &Config,
+    folders: &Folders,
+) -> Result<Sandboxes, StartError> {
     make(&folders.own)?;
     let choice = match config.sandbox_backend {
         SandboxBackend::Auto => Choice::Auto,
@@ -247,5 +282,9 @@ fn sandbox_name(sandboxes: &Sandboxes) -> String {
 }
 
 fn view(info: PluginInfo) -> PluginView {
-    PluginView { kind: info.kind.to_string(), name: info.name, version: info.version }
+    PluginView {
+        kind: info.kind.to_string(),
+        name: info.name,
+        version: info.version,
+    }
 }

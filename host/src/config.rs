@@ -330,12 +330,6 @@ impl Config {
         }
 
         let sandbox_backend = values.choice("SANDBOX_BACKEND", SandboxBackend::Auto)?;
-        if sandbox_backend == SandboxBackend::None && !local {
-            warnings.push(
-                "SANDBOX_BACKEND is none: what any user's agent runs, it runs with all the rights of this server."
-                    .to_owned(),
-            );
-        }
 
         let newer = values.provider("DEFAULT_MODEL_PROVIDER")?;
         let older = values.provider("DEFAULT_PROVIDER")?;
@@ -661,15 +655,13 @@ mod tests {
     }
 
     #[test]
-    fn a_short_secret_and_an_open_sandbox_are_warned_about() {
+    fn short_secrets_are_warned_about() {
         let config = good(&[
             ("SUPABASE_JWT_SECRET", "short"),
             ("ENCRYPTION_KEY", "short"),
             ("INTERNAL_API_KEY", "short"),
-            ("SANDBOX_BACKEND", "none"),
         ]);
-        assert_eq!(config.warnings.len(), 4, "{:?}", config.warnings);
-        assert!(good(&[("SANDBOX_BACKEND", "none")]).warnings.is_empty());
+        assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
     }
 
     #[test]

@@ -28,16 +28,24 @@ pub(super) struct PageQuery {
 
 impl Default for PageQuery {
     fn default() -> Self {
-        Self { limit: 50, offset: 0 }
+        Self {
+            limit: 50,
+            offset: 0,
+        }
     }
 }
 
 impl PageQuery {
     fn checked(&self) -> Result<(u32, u32), Problem> {
-        let limit = u32::try_from(self.limit).ok().filter(|limit| (1..=100).contains(limit));
-        let limit = limit.ok_or_else(|| Problem::unprocessable("The query does not fit: limit must be from 1 to 100."))?;
-        let offset = u32::try_from(self.offset)
-            .map_err(|_| Problem::unprocessable("The query does not fit: offset must be 0 or more."))?;
+        let limit = u32::try_from(self.limit)
+            .ok()
+            .filter(|limit| (1..=100).contains(limit));
+        let limit = limit.ok_or_else(|| {
+            Problem::unprocessable("The query does not fit: limit must be from 1 to 100.")
+        })?;
+        let offset = u32::try_from(self.offset).map_err(|_| {
+            Problem::unprocessable("The query does not fit: offset must be 0 or more.")
+        })?;
         Ok((limit, offset))
     }
 }
@@ -112,7 +120,9 @@ impl From<ChatMessage> for MessageView {
             content: message.content,
             event_type: message.event_type,
             // As it was written; what is no JSON was never shown to anybody.
-            metadata_json: message.metadata_json.and_then(|text| RawValue::from_string(text).ok()),
+            metadata_json: message
+                .metadata_json
+                .and_then(|text| RawValue::from_string(text).ok()),
             created_at: message.created_at.to_rfc3339(),
         }
     }
@@ -132,8 +142,14 @@ pub(super) async fn list(
     Query(page): Query<PageQuery>,
 ) -> Result<Json<ChatsView>, Problem> {
     let (limit, offset) = page.checked()?;
-    let chats = api.parts.chats.list(who.user.as_str(), limit, offset).await?;
-    Ok(Json(ChatsView { chats: chats.into_iter().map(ChatView::from).collect() }))
+    let chats = api
+        .parts
+        .chats
+        .list(who.user.as_str(), limit, offset)
+        .await?;
+    Ok(Json(ChatsView {
+        chats: chats.into_iter().map(ChatView::from).collect(),
+    }))
 }
 
 /// Read a chat
@@ -149,8 +165,16 @@ pub(super) async fn get(
     who: Identity,
     Path(id): Path<String>,
 ) -> Result<Json<WholeChatView>, Problem> {
-    let (chat, messages) = api.parts.chats.get(who.user.as_str(), &id).await?.ok_or_else(no_chat)?;
-    Ok(Json(WholeChatView { chat: chat.into(), messages: messages.into_iter().map(MessageView::from).collect() }))
+    let (chat, messages) = api
+        .parts
+        .chats
+        .get(who.user.as_str(), &id)
+        .await?
+        .ok_or_else(no_chat)?;
+    Ok(Json(WholeChatView {
+        chat: chat.into(),
+        messages: messages.into_iter().map(MessageView::from).collect(),
+    }))
 }
 
 /// A new title.
@@ -188,10 +212,23 @@ pub(super) async fn rename(
     Path(id): Path<String>,
     Json(new): Json<NewTitle>,
 ) -> Result<Json<RenamedView>, Problem> {
-    let title = new.title.as_deref().map(str::trim).filter(|title| !title.is_empty());
+    let title = new
+        .title
+        .as_deref()
+        .map(str::trim)
+        .filter(|title| !title.is_empty());
     let title = title.ok_or_else(|| Problem::bad_request("Missing 'title'"))?;
-    let title = api.parts.chats.rename(who.user.as_str(), &id, title).await?.ok_or_else(no_chat)?;
-    Ok(Json(RenamedView { status: "updated", id, title }))
+    let title = api
+        .parts
+        .chats
+        .rename(who.user.as_str(), &id, title)
+        .await?
+        .ok_or_else(no_chat)?;
+    Ok(Json(RenamedView {
+        status: "updated",
+        id,
+        title,
+    }))
 }
 
 /// A chat that was deleted.
@@ -218,7 +255,10 @@ pub(super) async fn delete(
     if !api.parts.chats.delete(who.user.as_str(), &id).await? {
         return Err(no_chat());
     }
-    Ok(Json(DeletedView { status: "deleted", id }))
+    Ok(Json(DeletedView {
+        status: "deleted",
+        id,
+    }))
 }
 
 fn no_chat() -> Problem {
@@ -236,7 +276,9 @@ mod tests {
     use super::*;
 
     fn page(limit: i64, offset: i64) -> Result<(u32, u32), u16> {
-        PageQuery { limit, offset }.checked().map_err(|problem| problem.status().as_u16())
+        PageQuery { limit, offset }
+            .checked()
+            .map_err(|problem| problem.status().as_u16())
     }
 
     #[test]
@@ -245,7 +287,14 @@ mod tests {
         assert_eq!(page(limit, offset), Ok((50, 0)));
         assert_eq!(page(1, 0), Ok((1, 0)));
         assert_eq!(page(100, 7), Ok((100, 7)));
-        for (limit, offset) in [(0, 0), (101, 0), (-1, 0), (50, -1), (i64::MAX, 0), (50, i64::MAX)] {
+        for (limit, offset) in [
+            (0, 0),
+            (101, 0),
+            (-1, 0),
+            (50, -1),
+            (i64::MAX, 0),
+            (50, i64::MAX),
+        ] {
             assert_eq!(page(limit, offset), Err(422), "{limit} {offset}");
         }
     }
@@ -260,7 +309,8 @@ mod tests {
             metadata_json: metadata.map(str::to_owned),
             created_at: chrono::DateTime::from_timestamp(1_771_410_600, 0).unwrap(),
         };
-        let view = serde_json::to_value(MessageView::from(message(Some(r#"{"command":"ls"}"#)))).unwrap();
+        let view =
+            serde_json::to_value(MessageView::from(message(Some(r#"{"command":"ls"}"#)))).unwrap();
         assert_eq!(view["metadataJson"]["command"], "ls");
         assert_eq!(view["createdAt"], "2026-02-18T10:30:00+00:00");
         for none in [None, Some("{")] {

@@ -53,7 +53,9 @@ pub(super) async fn list(
 ) -> Result<Json<TreeView>, Problem> {
     let session = api.session(&query.session_id, &who, NOT_YOURS)?;
     // A session that has not started has no workspace yet, which is the same as an empty one.
-    let Some(workspace) = session.workspace() else { return Ok(Json(TreeView { tree: Vec::new() })) };
+    let Some(workspace) = session.workspace() else {
+        return Ok(Json(TreeView { tree: Vec::new() }));
+    };
     let tree = off_thread(workspace, |workspace| workspace.tree()).await?;
     Ok(Json(TreeView { tree }))
 }
@@ -95,13 +97,24 @@ pub(super) async fn read(
 ) -> Result<Json<FileView>, Problem> {
     let session = api.session(&query.session_id, &who, NOT_YOURS)?;
     let asked = query.path;
-    let Some(workspace) = session.workspace() else { return Err(no_file(&asked)) };
+    let Some(workspace) = session.workspace() else {
+        return Err(no_file(&asked));
+    };
     let path = asked.clone();
-    let bytes = off_thread(workspace, move |workspace| workspace.read(&workspace.path(&path)?, LARGEST_FILE))
-        .await
-        // Under the name that the client used.
-        .map_err(|problem| if problem.status() == 404 { no_file(&asked) } else { problem })?;
-    let content = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let bytes = off_thread(workspace, move |workspace| {
+        workspace.read(&workspace.path(&path)?, LARGEST_FILE)
+    })
+    .await
+    // Under the name that the client used.
+    .map_err(|problem| {
+        if problem.status() == 404 {
+            no_file(&asked)
+        } else {
+            problem
+        }
+    })?;
+    let content = String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     Ok(Json(FileView { content }))
 }
 
@@ -141,13 +154,29 @@ mod tests {
         let statuses = [
             (WorkspaceError::Traversal, 400),
             (WorkspaceError::NotFound("a".into()), 404),
-            (WorkspaceError::TooLarge { path: "a".into(), size: 9, limit: 1 }, 413),
-            (WorkspaceError::Io { path: "a".into(), cause: std::io::Error::other("disk") }, 500),
+            (
+                WorkspaceError::TooLarge {
+                    path: "a".into(),
+                    size: 9,
+                    limit: 1,
+                },
+                413,
+            ),
+            (
+                WorkspaceError::Io {
+                    path: "a".into(),
+                    cause: std::io::Error::other("disk"),
+                },
+                500,
+            ),
         ];
         for (error, status) in statuses {
             assert_eq!(Problem::from(error).status(), status);
         }
-        assert_eq!(Problem::from(WorkspaceError::Traversal).detail(), "Path traversal not allowed.");
+        assert_eq!(
+            Problem::from(WorkspaceError::Traversal).detail(),
+            "Path traversal not allowed."
+        );
         assert_eq!(no_file("a/b.py").detail(), "File not found: a/b.py");
     }
 
@@ -157,10 +186,19 @@ mod tests {
         let workspace = Arc::new(Workspace::create(base.path(), "u1", "s1").unwrap());
         std::fs::write(workspace.host_path().join("a.txt"), "hello").unwrap();
         for name in ["a.txt", "/a.txt", "/workspace/a.txt"] {
-            let read = off_thread(workspace.clone(), move |w| w.read(&w.path(name)?, LARGEST_FILE)).await.unwrap();
+            let read = off_thread(workspace.clone(), move |w| {
+                w.read(&w.path(name)?, LARGEST_FILE)
+            })
+            .await
+            .unwrap();
             assert_eq!(read, b"hello", "{name}");
         }
-        let out = off_thread(workspace, |w| w.read(&w.path("../x")?, LARGEST_FILE)).await.unwrap_err();
-        assert_eq!((out.status().as_u16(), out.detail()), (400, "Path traversal not allowed."));
+        let out = off_thread(workspace, |w| w.read(&w.path("../x")?, LARGEST_FILE))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (out.status().as_u16(), out.detail()),
+            (400, "Path traversal not allowed.")
+        );
     }
 }

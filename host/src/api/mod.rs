@@ -73,7 +73,9 @@ impl Api {
             stop: CancellationToken::new(),
             sockets: TaskTracker::new(),
         };
-        Self { parts: Arc::new(parts) }
+        Self {
+            parts: Arc::new(parts),
+        }
     }
 
     /// Tells every WebSocket client that the server goes away, and waits until each was told. The
@@ -113,11 +115,19 @@ struct Schemes;
 
 impl utoipa::Modify for Schemes {
     fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
-        use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        use utoipa::openapi::security::{
+            ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme,
+        };
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .build();
         let components = api.components.get_or_insert_with(Default::default);
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
-        for (name, header) in [("internal_user", "X-User-ID"), ("internal_key", "X-Internal-Key")] {
+        for (name, header) in [
+            ("internal_user", "X-User-ID"),
+            ("internal_key", "X-Internal-Key"),
+        ] {
             let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(header)));
             components.add_security_scheme(name, scheme);
         }
@@ -174,19 +184,28 @@ fn cors(origins: &AllowedOrigins) -> CorsLayer {
         AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
         // A frontend may send its requests with credentials; none are read here.
         AllowedOrigins::List(list) => layer
-            .allow_origin(AllowOrigin::list(list.iter().filter_map(|origin| HeaderValue::from_str(origin).ok())))
+            .allow_origin(AllowOrigin::list(
+                list.iter()
+                    .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+            ))
             .allow_credentials(true),
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the layer hands the panic over"
+)]
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no text");
-    Problem::internal(&std::io::Error::other(format!("a handler panicked: {text}"))).into_response()
+    Problem::internal(&std::io::Error::other(format!(
+        "a handler panicked: {text}"
+    )))
+    .into_response()
 }
 
 #[cfg(test)]
@@ -217,6 +236,9 @@ mod tests {
     fn a_panic_is_answered_with_a_plain_sentence() {
         let response = panicked(Box::new("secret"));
         assert_eq!(response.status(), 500);
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "application/problem+json"
+        );
     }
 }

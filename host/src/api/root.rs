@@ -113,14 +113,26 @@ mod tests {
 
     #[test]
     fn an_old_client_finds_every_member_it_knows() {
-        let about = About { real_agent: true, sandbox: "landlock".into(), active_sessions: 3, ..About::default() };
+        let about = About {
+            real_agent: true,
+            sandbox: "landlock".into(),
+            active_sessions: 3,
+            ..About::default()
+        };
         let value = serde_json::to_value(ServiceView::from(about)).unwrap();
         assert_eq!(value["service"], "Lucid AI Engine");
         assert_eq!(value["status"], "healthy");
         assert_eq!(value["docker_available"], false);
         assert_eq!(value["openhands_available"], true);
         assert_eq!(value["active_sessions"], 3);
-        for name in ["version", "active_sandboxes", "llm_model", "sandbox", "store", "plugins"] {
+        for name in [
+            "version",
+            "active_sandboxes",
+            "llm_model",
+            "sandbox",
+            "store",
+            "plugins",
+        ] {
             assert!(value.get(name).is_some(), "{name}");
         }
     }

@@ -55,7 +55,10 @@ impl SessionRequest {
 
     /// The repository that is asked for.
     pub(super) fn repo_url(&self) -> Option<&str> {
-        self.repo_url.as_deref().map(str::trim).filter(|url| !url.is_empty())
+        self.repo_url
+            .as_deref()
+            .map(str::trim)
+            .filter(|url| !url.is_empty())
     }
 
     /// The project: the one that is named, else the one the token was made for.
@@ -100,7 +103,12 @@ mod tests {
     use super::*;
 
     fn who(project: Option<&str>) -> Identity {
-        Identity { user: "u1".into(), token: None, project: project.map(str::to_owned), session: None }
+        Identity {
+            user: "u1".into(),
+            token: None,
+            project: project.map(str::to_owned),
+            session: None,
+        }
     }
 
     fn asked(json: &str) -> SessionRequest {
@@ -113,7 +121,10 @@ mod tests {
             r#"{"task":"do","repoUrl":"","gitToken":null,"branch":" ","model_provider":"","api_key":"","policy":null}"#,
         );
         let new = request.for_user(&who(None)).unwrap();
-        assert_eq!((new.task.as_str(), new.repo_url, new.branch, new.provider), ("do", None, None, None));
+        assert_eq!(
+            (new.task.as_str(), new.repo_url, new.branch, new.provider),
+            ("do", None, None, None)
+        );
         assert!(new.git_token.is_none() && new.api_key.is_none() && new.policy.is_none());
     }
 
@@ -139,14 +150,24 @@ mod tests {
 
     #[test]
     fn the_user_is_the_one_who_asked_whatever_the_body_says() {
-        let new = asked(r#"{"task":"t","userId":"root","token":"x"}"#).for_user(&who(None)).unwrap();
+        let new = asked(r#"{"task":"t","userId":"root","token":"x"}"#)
+            .for_user(&who(None))
+            .unwrap();
         assert_eq!(new.user.as_str(), "u1");
     }
 
     #[test]
     fn the_tokens_project_stands_in_for_a_missing_one() {
-        assert_eq!(asked("{}").project_for(&who(Some("p1"))).as_deref(), Some("p1"));
-        assert_eq!(asked(r#"{"projectId":"p2"}"#).project_for(&who(Some("p1"))).as_deref(), Some("p2"));
+        assert_eq!(
+            asked("{}").project_for(&who(Some("p1"))).as_deref(),
+            Some("p1")
+        );
+        assert_eq!(
+            asked(r#"{"projectId":"p2"}"#)
+                .project_for(&who(Some("p1")))
+                .as_deref(),
+            Some("p2")
+        );
     }
 
     #[test]

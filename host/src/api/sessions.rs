@@ -49,14 +49,23 @@ pub(super) async fn create(
     who: Identity,
     Json(request): Json<SessionRequest>,
 ) -> Result<Json<CreatedView>, Problem> {
-    let new = request.for_user(&who).ok_or_else(|| Problem::unprocessable("Missing required field: 'task'"))?;
+    let new = request
+        .for_user(&who)
+        .ok_or_else(|| Problem::unprocessable("Missing required field: 'task'"))?;
     let session = api.parts.sessions.create(new).await?;
     let (status, message) = if session.is_mock() {
-        ("mock", "Session created with the mock agent, which calls no model.")
+        (
+            "mock",
+            "Session created with the mock agent, which calls no model.",
+        )
     } else {
         ("ready", "Session created.")
     };
-    Ok(Json(CreatedView { status, session_id: session.id().to_string(), message }))
+    Ok(Json(CreatedView {
+        status,
+        session_id: session.id().to_string(),
+        message,
+    }))
 }
 
 /// The caller's sessions.
@@ -97,7 +106,9 @@ impl From<Summary> for SessionView {
 )]
 pub(super) async fn list(State(api): State<Api>, who: Identity) -> Json<SessionsView> {
     let sessions = api.parts.sessions.list(&who.user);
-    Json(SessionsView { sessions: sessions.into_iter().map(SessionView::from).collect() })
+    Json(SessionsView {
+        sessions: sessions.into_iter().map(SessionView::from).collect(),
+    })
 }
 
 /// A session that was stopped.
@@ -147,16 +158,23 @@ impl Api {
         not_yours: &str,
     ) -> Result<std::sync::Arc<crate::session::Session>, Problem> {
         let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
-        self.parts.sessions.get(&parsed, &who.user).map_err(|error| match error {
-            LookupError::NotFound => no_session(id),
-            LookupError::NotYours => Problem::forbidden(not_yours),
-        })
+        self.parts
+            .sessions
+            .get(&parsed, &who.user)
+            .map_err(|error| match error {
+                LookupError::NotFound => no_session(id),
+                LookupError::NotYours => Problem::forbidden(not_yours),
+            })
     }
 }
 
 /// The answer for a session that is not there.
 pub(super) fn no_session(id: &str) -> Problem {
-    let shown: String = id.chars().filter(|c| !c.is_control()).take(LONGEST_ID).collect();
+    let shown: String = id
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(LONGEST_ID)
+        .collect();
     Problem::not_found(format!("Session {shown} not found."))
 }
 
@@ -164,9 +182,9 @@ impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         let detail = error.to_string();
         match &error {
-            CreateError::UnknownProvider(_) | CreateError::MissingKey(_) | CreateError::UnknownPolicy(_) => {
-                Self::bad_request(detail)
-            }
+            CreateError::UnknownProvider(_)
+            | CreateError::MissingKey(_)
+            | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
             CreateError::Store(_) => Self::internal(&error),

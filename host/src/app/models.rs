@@ -16,7 +16,9 @@ use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::types::{Error, ErrorKind};
 use crate::plugins::{LlmPlugin, Plugins, Target, complete};
 use crate::secret::Secret;
-use crate::session::{CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Provider};
+use crate::session::{
+    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Provider,
+};
 
 /// The adapter's settings; none so far.
 const SETTINGS: &str = "{}";
@@ -65,21 +67,36 @@ impl Providers {
                 None => {
                     let url = Url::parse(&descriptor.default_base_url);
                     let url = url.map_err(|_| ModelsError::BaseUrl(name.clone()))?;
-                    (url, config.openai_api_key.as_ref().or(config.llm_api_key.as_ref()))
+                    (
+                        url,
+                        config
+                            .openai_api_key
+                            .as_ref()
+                            .or(config.llm_api_key.as_ref()),
+                    )
                 }
             };
             all.push(Arc::new(Served {
                 endpoint: Endpoint::new(base_url, Injection::Bearer)?,
                 key: key.map(sendable),
                 keyless: config.llm_base_url.is_some(),
-                model: config.llm_model.clone().unwrap_or_else(|| descriptor.default_model.clone()),
+                model: config
+                    .llm_model
+                    .clone()
+                    .unwrap_or_else(|| descriptor.default_model.clone()),
                 llm: llm.clone(),
                 name,
             }));
         }
         let default = config.default_model_provider.clone();
-        let default = default.or_else(|| all.first().map(|served| served.name.clone())).unwrap_or_default();
-        Ok(Self { egress: Egress::new(EgressLimits::default())?, all, default })
+        let default = default
+            .or_else(|| all.first().map(|served| served.name.clone()))
+            .unwrap_or_default();
+        Ok(Self {
+            egress: Egress::new(EgressLimits::default())?,
+            all,
+            default,
+        })
     }
 
     /// Whether a session that brings no key could ask a model.
@@ -89,11 +106,15 @@ impl Providers {
 
     /// The default provider's model; empty where there is no such provider.
     pub(super) fn default_model(&self) -> String {
-        self.named(&self.default).map(|served| served.model.clone()).unwrap_or_default()
+        self.named(&self.default)
+            .map(|served| served.model.clone())
+            .unwrap_or_default()
     }
 
     fn named(&self, name: &str) -> Option<&Arc<Served>> {
-        self.all.iter().find(|served| served.name.eq_ignore_ascii_case(name))
+        self.all
+            .iter()
+            .find(|served| served.name.eq_ignore_ascii_case(name))
     }
 }
 
@@ -112,14 +133,23 @@ impl Models for Providers {
         if !served.usable(has_key) {
             return Err(CreateError::MissingKey(served.name.clone()));
         }
-        Ok(Provider { name: served.name.clone(), model: served.model.clone() })
+        Ok(Provider {
+            name: served.name.clone(),
+            model: served.model.clone(),
+        })
     }
 
-    fn call(&self, request: ModelRequest, deltas: DeltaSink) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
+    fn call(
+        &self,
+        request: ModelRequest,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
         let found = self.named(&request.provider).cloned();
         let egress = self.egress.clone();
         async move {
-            let Some(served) = found else { return Err(no_longer(&request.provider)) };
+            let Some(served) = found else {
+                return Err(no_longer(&request.provider));
+            };
             ask(&egress, &served, request, &deltas).await
         }
         .boxed()
@@ -162,7 +192,11 @@ async fn ask(
         "a model answered"
     );
     let answer = done.completion;
-    Ok(ModelAnswer { message: answer.message, stop: answer.stop, usage: answer.usage })
+    Ok(ModelAnswer {
+        message: answer.message,
+        stop: answer.stop,
+        usage: answer.usage,
+    })
 }
 
 fn sendable(secret: &Secret) -> SecretString {

@@ -59,24 +59,43 @@ impl Ground {
     }
 
     async fn open(&self, spec: &PlaceSpec, workspace: Arc<Workspace>) -> Result<Opened, String> {
-        let repository = spec.repo_url.as_deref().map(git_gateway::repository_url).transpose();
+        let repository = spec
+            .repo_url
+            .as_deref()
+            .map(git_gateway::repository_url)
+            .transpose();
         let repository = repository.map_err(|error| error.to_string())?;
         let wanted = Spec {
             session: &spec.session,
             workspace: workspace.host_path(),
             repository: repository.as_deref(),
         };
-        let sandbox = self.sandboxes.start(wanted).await.map_err(|error| error.to_string())?;
+        let sandbox = self
+            .sandboxes
+            .start(wanted)
+            .await
+            .map_err(|error| error.to_string())?;
         let gateway = match &repository {
             None => None,
             Some(url) => {
-                let token = spec.git_token.as_ref().map(|token| SecretString::from(token.expose().to_owned()));
-                let opened =
-                    Gateway::start(sandbox.runtime_dir(), url, token, self.allow_private, self.client.clone());
+                let token = spec
+                    .git_token
+                    .as_ref()
+                    .map(|token| SecretString::from(token.expose().to_owned()));
+                let opened = Gateway::start(
+                    sandbox.runtime_dir(),
+                    url,
+                    token,
+                    self.allow_private,
+                    self.client.clone(),
+                );
                 Some(opened.map_err(|error| error.to_string())?)
             }
         };
-        Ok(Opened { tools: ToolBox::new(sandbox, workspace), _gateway: gateway })
+        Ok(Opened {
+            tools: ToolBox::new(sandbox, workspace),
+            _gateway: gateway,
+        })
     }
 
     async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, String> {
@@ -104,11 +123,25 @@ impl Ground {
         Ok(self.place(spec, workspace, opened).await)
     }
 
-    async fn place(self, spec: PlaceSpec, workspace: Arc<Workspace>, opened: Opened) -> Arc<dyn Place> {
+    async fn place(
+        self,
+        spec: PlaceSpec,
+        workspace: Arc<Workspace>,
+        opened: Opened,
+    ) -> Arc<dyn Place> {
         let root = opened.tools.sandbox().workspace_path().to_owned();
         let from = workspace.clone();
-        let instructions = blocking(move || Ok(instructions(&from))).await.unwrap_or_default();
-        let room = Room { ground: self, spec, workspace, root, instructions, opened: Mutex::new(Some(opened)) };
+        let instructions = blocking(move || Ok(instructions(&from)))
+            .await
+            .unwrap_or_default();
+        let room = Room {
+            ground: self,
+            spec,
+            workspace,
+            root,
+            instructions,
+            opened: Mutex::new(Some(opened)),
+        };
         Arc::new(Shared(Arc::new(room)))
     }
 }
@@ -138,11 +171,16 @@ impl Places for Ground {
     }
 
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
-        let folder = self.base.join(safe_name(&spec.user)).join(safe_name(&spec.session));
+        let folder = self
+            .base
+            .join(safe_name(&spec.user))
+            .join(safe_name(&spec.session));
         if !folder.is_dir() {
             return None;
         }
-        Workspace::create(&self.base, &spec.user, &spec.session).ok().map(Arc::new)
+        Workspace::create(&self.base, &spec.user, &spec.session)
+            .ok()
+            .map(Arc::new)
     }
 
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
@@ -152,7 +190,12 @@ impl Places for Ground {
                 return;
             }
             let session = spec.session.clone();
-            let wiped = blocking(move || ground.workspace(&spec).map_or(Ok(()), |workspace| workspace.remove())).await;
+            let wiped = blocking(move || {
+                ground
+                    .workspace(&spec)
+                    .map_or(Ok(()), |workspace| workspace.remove())
+            })
+            .await;
             if let Err(error) = wiped {
                 tracing::warn!(session, %error, "a workspace could not be removed");
             }
@@ -182,7 +225,9 @@ impl Room {
     /// The tools, in a new box where the old one died.
     async fn tools(&self) -> Result<ToolBox, String> {
         let mut opened = self.opened.lock().await;
-        let Some(present) = opened.as_ref() else { return Err("The sandbox was closed.".to_owned()) };
+        let Some(present) = opened.as_ref() else {
+            return Err("The sandbox was closed.".to_owned());
+        };
         if !present.tools.sandbox().is_alive() {
             present.tools.sandbox().close().await;
             *opened = Some(self.ground.open(&self.spec, self.workspace.clone()).await?);
@@ -191,9 +236,16 @@ impl Room {
         tools.ok_or_else(|| "The sandbox was closed.".to_owned())
     }
 
-    async fn run(&self, call: ToolCall, timeout_ms: Option<u32>, deltas: DeltaSink) -> Result<ToolDone, Error> {
+    async fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        deltas: DeltaSink,
+    ) -> Result<ToolDone, Error> {
         let tools = self.tools().await.map_err(fault)?;
-        let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| COMMAND_TIME.min(Duration::from_millis(ms.into())));
+        let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
+            COMMAND_TIME.min(Duration::from_millis(ms.into()))
+        });
         let show = |bytes: &[u8]| deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
         let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
         let outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
@@ -201,7 +253,12 @@ impl Room {
         // A command that ran has an exit code, whatever became of it; without one nothing was done.
         let undone = outcome.is_error && outcome.exit_code.is_none();
         let shown = EventDraft {
-            event_type: if undone { "AgentErrorObservation" } else { view.observation_type }.to_owned(),
+            event_type: if undone {
+                "AgentErrorObservation"
+            } else {
+                view.observation_type
+            }
+            .to_owned(),
             content: outcome.text.clone(),
             command: view.command,
             exit_code: outcome.exit_code,
@@ -278,7 +335,10 @@ impl Place for Shared {
 /// What the repository tells agents; the first file that is there.
 fn instructions(workspace: &Workspace) -> Vec<String> {
     let read = |name: &&str| {
-        let bytes = workspace.path(name).and_then(|path| workspace.read(&path, LONGEST_INSTRUCTIONS)).ok()?;
+        let bytes = workspace
+            .path(name)
+            .and_then(|path| workspace.read(&path, LONGEST_INSTRUCTIONS))
+            .ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     };
     INSTRUCTIONS.iter().find_map(read).into_iter().collect()
@@ -287,14 +347,24 @@ fn instructions(workspace: &Workspace) -> Vec<String> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, WorkspaceError> + Send + 'static,
 ) -> Result<T, WorkspaceError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|cause| {
-        Err(WorkspaceError::Io { path: "the workspace".to_owned(), cause: std::io::Error::other(cause) })
-    })
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|cause| {
+            Err(WorkspaceError::Io {
+                path: "the workspace".to_owned(),
+                cause: std::io::Error::other(cause),
+            })
+        })
 }
 
 /// The host's own failure, as a policy is told of it.
 fn fault(message: impl Into<String>) -> Error {
-    Error { kind: ErrorKind::Internal, code: None, message: message.into(), retry_after_ms: None }
+    Error {
+        kind: ErrorKind::Internal,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
 }
 
 #[cfg(test)]

@@ -40,7 +40,11 @@ impl Offered {
         let component = |plugin: &PolicyPlugin| {
             let descriptor = plugin.descriptor();
             let mock = plugin.name() == REHEARSAL;
-            let settings = if mock { json!({ "delay_ms": delay }) } else { json!({}) };
+            let settings = if mock {
+                json!({ "delay_ms": delay })
+            } else {
+                json!({})
+            };
             let info = PolicyInfo {
                 name: plugin.name().to_owned(),
                 digest: plugin.digest().to_owned(),
@@ -49,9 +53,18 @@ impl Offered {
                 mock,
                 settings: settings.to_string(),
             };
-            (plugin.name().to_owned(), Arc::new(Component { plugin: plugin.clone(), info }))
+            (
+                plugin.name().to_owned(),
+                Arc::new(Component {
+                    plugin: plugin.clone(),
+                    info,
+                }),
+            )
         };
-        Self { by_name: plugins.policies().map(component).collect(), default }
+        Self {
+            by_name: plugins.policies().map(component).collect(),
+            default,
+        }
     }
 
     /// The policy of a session that names none.
@@ -70,7 +83,9 @@ impl Policies for Offered {
         let name = name.unwrap_or(self.default);
         match self.by_name.get(name) {
             Some(found) => Ok(found.clone()),
-            None => Err(CreateError::UnknownPolicy(name.chars().take(SHOWN).collect())),
+            None => Err(CreateError::UnknownPolicy(
+                name.chars().take(SHOWN).collect(),
+            )),
         }
     }
 }

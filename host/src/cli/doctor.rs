@@ -51,7 +51,10 @@ impl Report {
 
 /// Looks at everything, in the order in which a start needs it.
 pub(super) async fn doctor(config: Config) -> ExitCode {
-    let mut report = Report { screen: Screen::new(colours(std::io::stdout().is_terminal())), bad: false };
+    let mut report = Report {
+        screen: Screen::new(colours(std::io::stdout().is_terminal())),
+        bad: false,
+    };
     settings(&mut report, &config);
     store(&mut report, &config);
     let folders = Folders::below(&config.workspace_base_path);
@@ -122,22 +125,34 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
                 report.line(Mark::Good, &format!("{} works, and is used", finding.kind));
             }
             (None, _) => report.line(Mark::Good, &format!("{} works", finding.kind)),
-            (Some(problem), _) => report.line(Mark::Note, &format!("{}: {problem}\n{}", finding.kind, advice(finding.kind))),
+            (Some(problem), _) => report.line(
+                Mark::Note,
+                &format!("{}: {problem}\n{}", finding.kind, advice(finding.kind)),
+            ),
         }
     }
-    if refused {
+    if config.sandbox_backend == SandboxBackend::None {
+        report.line(
+            Mark::Note,
+            "SANDBOX_BACKEND is none: no commands are run, and the mock only shows its script.",
+        );
+    } else if refused {
         report.line(
             Mark::Bad,
-            "There is nothing to run commands in. Put one of the above right, or, where all work is trusted, set SANDBOX_BACKEND=none.",
+            "There is nothing to run commands in. Put one of the above right; until then only the mock runs, and it only shows its script.",
         );
-    } else if config.sandbox_backend == SandboxBackend::None {
-        report.line(Mark::Note, "SANDBOX_BACKEND is none: commands run with all the rights of this user.");
     }
     if config.sandbox_network == SandboxNetwork::None {
-        report.line(Mark::Good, "SANDBOX_NETWORK is none: commands have no network");
+        report.line(
+            Mark::Good,
+            "SANDBOX_NETWORK is none: commands have no network",
+        );
     }
     if !installed("git") {
-        report.line(Mark::Note, "git is not installed, so no repository can be cloned: apt-get install git");
+        report.line(
+            Mark::Note,
+            "git is not installed, so no repository can be cloned: apt-get install git",
+        );
     }
 }
 
@@ -147,7 +162,9 @@ fn advice(kind: Kind) -> &'static str {
         Kind::Bubblewrap => {
             "Install it (apt-get install bubblewrap). In a container it needs user namespaces: see --security-opt, or use Landlock."
         }
-        Kind::Landlock => "It needs a Linux kernel from 5.13 on with landlock in the list of /sys/kernel/security/lsm.",
+        Kind::Landlock => {
+            "It needs a Linux kernel from 5.13 on with landlock in the list of /sys/kernel/security/lsm."
+        }
         Kind::None => "",
     }
 }
@@ -173,7 +190,10 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
         let digest = plugin.digest.get(..12).unwrap_or(&plugin.digest);
         let line = format!(
             "{:<7} {:<8} {:<8} {:>4} KB  sha256 {digest}…",
-            plugin.kind.to_string(), plugin.name, plugin.version, size.div_ceil(1024),
+            plugin.kind.to_string(),
+            plugin.name,
+            plugin.version,
+            size.div_ceil(1024),
         );
         report.line(Mark::Good, &line);
     }
@@ -196,7 +216,11 @@ fn keys(report: &mut Report, config: &Config) {
         ("ENCRYPTION_KEY", config.encryption_key.is_some()),
     ] {
         any |= there && name.ends_with("_API_KEY") && name != "INTERNAL_API_KEY";
-        let (mark, word) = if there { (Mark::Good, "set") } else { (Mark::Note, "not set") };
+        let (mark, word) = if there {
+            (Mark::Good, "set")
+        } else {
+            (Mark::Note, "not set")
+        };
         report.line(mark, &format!("{name} is {word}"));
     }
     if !any && config.llm_base_url.is_none() {

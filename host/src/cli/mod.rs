@@ -20,7 +20,12 @@ use crate::config::{Config, ConfigError, LogFormat};
 
 /// A server that runs AI coding agents for many users.
 #[derive(Debug, Parser)]
-#[command(name = "lucid", version, about, after_help = "Settings are read from the environment and from .env.")]
+#[command(
+    name = "lucid",
+    version,
+    about,
+    after_help = "Settings are read from the environment and from .env."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -82,10 +87,24 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return wrong(&error),
     };
-    log(&config, if matches!(command, Command::Serve) { "info" } else { "warn" });
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    log(
+        &config,
+        if matches!(command, Command::Serve) {
+            "info"
+        } else {
+            "warn"
+        },
+    );
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("The threads for the work could not be started: {error}.")),
+        Err(error) => {
+            return failed(&format!(
+                "The threads for the work could not be started: {error}."
+            ));
+        }
     };
     match command {
         Command::Serve => runtime.block_on(serve::serve(config)),
@@ -132,7 +151,9 @@ fn failed(sentence: &str) -> ExitCode {
 /// Sends the log to stderr. `RUST_LOG` says what is in it.
 fn log(config: &Config, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // An error means that there is a subscriber already, which is as good.
     let _ = match config.log_format {
         LogFormat::Json => builder.json().try_init(),
@@ -178,14 +199,35 @@ mod tests {
     #[test]
     fn no_command_means_serve() {
         assert!(Cli::try_parse_from(["lucid"]).unwrap().command.is_none());
-        assert!(matches!(Cli::try_parse_from(["lucid", "serve"]).unwrap().command, Some(Command::Serve)));
+        assert!(matches!(
+            Cli::try_parse_from(["lucid", "serve"]).unwrap().command,
+            Some(Command::Serve)
+        ));
     }
 
     #[test]
     fn run_takes_a_task_and_its_options() {
-        let parsed = Cli::try_parse_from(["lucid", "run", "fix it", "--repo", "https://x/y", "--model", "m"]).unwrap();
-        let Some(Command::Run(args)) = parsed.command else { panic!() };
-        assert_eq!((args.task.as_str(), args.repo.as_deref(), args.model.as_deref()), ("fix it", Some("https://x/y"), Some("m")));
+        let parsed = Cli::try_parse_from([
+            "lucid",
+            "run",
+            "fix it",
+            "--repo",
+            "https://x/y",
+            "--model",
+            "m",
+        ])
+        .unwrap();
+        let Some(Command::Run(args)) = parsed.command else {
+            panic!()
+        };
+        assert_eq!(
+            (
+                args.task.as_str(),
+                args.repo.as_deref(),
+                args.model.as_deref()
+            ),
+            ("fix it", Some("https://x/y"), Some("m"))
+        );
         assert!(Cli::try_parse_from(["lucid", "run"]).is_err());
         assert!(Cli::try_parse_from(["lucid", "run", "t", "--branch", "b"]).is_err());
     }

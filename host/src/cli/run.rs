@@ -67,7 +67,9 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         }
     };
     view.end();
-    let workspace = session.workspace().map(|workspace| workspace.host_path().to_owned());
+    let workspace = session
+        .workspace()
+        .map(|workspace| workspace.host_path().to_owned());
     // A second Ctrl-C does not wait.
     let ended = async {
         app.sessions().stop(session.id()).await;
@@ -81,7 +83,11 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         let path = workspace.display().to_string();
         view.line(&view.screen.entry("files", Style::new().dimmed(), &path));
     }
-    if outcome { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if outcome {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// A folder that no server and no other run has open.
@@ -133,7 +139,10 @@ impl View {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { screen: Screen::new(colours(out)), spinner }
+        Self {
+            screen: Screen::new(colours(out)),
+            spinner,
+        }
     }
 
     fn frame(&mut self, frame: &Value) -> Progress {

@@ -78,7 +78,11 @@ impl Screen {
 
     /// Text in a style, where there are colours.
     pub(super) fn paint(self, text: &str, style: Style) -> String {
-        if self.colour { text.style(style).to_string() } else { text.to_owned() }
+        if self.colour {
+            text.style(style).to_string()
+        } else {
+            text.to_owned()
+        }
     }
 
     /// What a person sees of a frame.
@@ -97,48 +101,89 @@ impl Screen {
     fn status(self, frame: &Value) -> Shown {
         let message = text(frame, "message");
         match text(frame, "status") {
-            "completed" => {
-                Shown { text: self.entry("done", Style::new().green(), message), progress: Progress::Done }
-            }
-            "failed" => Shown { text: self.entry("failed", Style::new().red(), message), progress: Progress::Failed },
+            "completed" => Shown {
+                text: self.entry("done", Style::new().green(), message),
+                progress: Progress::Done,
+            },
+            "failed" => Shown {
+                text: self.entry("failed", Style::new().red(), message),
+                progress: Progress::Failed,
+            },
             "initializing" => quiet(Progress::Busy("preparing".to_owned())),
             "ready" | "mock_mode" => {
                 let text = self.entry("ready", Style::new().dimmed(), message);
-                Shown { text, progress: Progress::Busy("working".to_owned()) }
+                Shown {
+                    text,
+                    progress: Progress::Busy("working".to_owned()),
+                }
             }
-            _ => Shown { text: self.entry("status", Style::new().dimmed(), message), progress: Progress::Same },
+            _ => Shown {
+                text: self.entry("status", Style::new().dimmed(), message),
+                progress: Progress::Same,
+            },
         }
     }
 
     fn event(self, frame: &Value) -> Shown {
-        let (event, kind, content) = (text(frame, "event"), text(frame, "eventType"), text(frame, "content"));
+        let (event, kind, content) = (
+            text(frame, "event"),
+            text(frame, "eventType"),
+            text(frame, "content"),
+        );
         let thinking = || Progress::Busy("thinking".to_owned());
         let cyan = Style::new().cyan();
         if event == "task_start" {
-            return Shown { text: self.entry("task", Style::new().bold(), content), progress: thinking() };
+            return Shown {
+                text: self.entry("task", Style::new().bold(), content),
+                progress: thinking(),
+            };
         }
         if event == "error" || kind == "AgentErrorObservation" {
-            return Shown { text: self.entry("error", Style::new().red(), content), progress: thinking() };
+            return Shown {
+                text: self.entry("error", Style::new().red(), content),
+                progress: thinking(),
+            };
         }
         match kind {
             "ThinkAction" => {
                 let thought = text(frame, "thought");
                 let said = [content, if thought == content { "" } else { thought }];
-                let said = said.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");
-                Shown { text: self.entry("think", Style::new().magenta(), &said), progress: thinking() }
+                let said = said
+                    .into_iter()
+                    .filter(|text| !text.is_empty())
+                    .collect::<Vec<_>>()
+                    .join("\n");
+                Shown {
+                    text: self.entry("think", Style::new().magenta(), &said),
+                    progress: thinking(),
+                }
             }
             "CmdRunAction" => {
-                let command = Some(text(frame, "command")).filter(|text| !text.is_empty()).unwrap_or(content);
+                let command = Some(text(frame, "command"))
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or(content);
                 let shown = self.entry("run", cyan, &format!("$ {command}"));
-                Shown { text: shown, progress: Progress::Busy(format!("$ {}", brief(command))) }
+                Shown {
+                    text: shown,
+                    progress: Progress::Busy(format!("$ {}", brief(command))),
+                }
             }
             "CmdOutputObservation" => {
-                let code = frame.get("exitCode").and_then(Value::as_i64).filter(|code| *code != 0);
+                let code = frame
+                    .get("exitCode")
+                    .and_then(Value::as_i64)
+                    .filter(|code| *code != 0);
                 let mut lines = self.block(content);
                 if let Some(code) = code {
-                    lines.push(self.paint(&format!("{:MARGIN$}exit code {code}", ""), Style::new().red()));
+                    lines.push(self.paint(
+                        &format!("{:MARGIN$}exit code {code}", ""),
+                        Style::new().red(),
+                    ));
                 }
-                Shown { text: lines.join("\n"), progress: thinking() }
+                Shown {
+                    text: lines.join("\n"),
+                    progress: thinking(),
+                }
             }
             "FileWriteAction" | "FileEditAction" | "FileReadAction" => {
                 let label = match kind {
@@ -146,20 +191,31 @@ impl Screen {
                     "FileEditAction" => "edit",
                     _ => "read",
                 };
-                let path = Some(text(frame, "path")).filter(|text| !text.is_empty()).unwrap_or(content);
+                let path = Some(text(frame, "path"))
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or(content);
                 let mut lines = vec![self.entry(label, cyan, path)];
                 lines.extend(self.diff(text(frame, "diff")));
-                Shown { text: lines.join("\n"), progress: Progress::Busy(format!("{label} {}", brief(path))) }
+                Shown {
+                    text: lines.join("\n"),
+                    progress: Progress::Busy(format!("{label} {}", brief(path))),
+                }
             }
             "FileWriteObservation" | "FileEditObservation" | "FileReadObservation" => {
                 let mut lines = self.diff(text(frame, "diff"));
                 if lines.is_empty() && kind != "FileReadObservation" {
                     lines = self.block(content);
                 }
-                Shown { text: lines.join("\n"), progress: thinking() }
+                Shown {
+                    text: lines.join("\n"),
+                    progress: thinking(),
+                }
             }
             _ if event == "state" || content.is_empty() => quiet(Progress::Same),
-            _ => Shown { text: self.entry("says", Style::new().blue(), content), progress: thinking() },
+            _ => Shown {
+                text: self.entry("says", Style::new().blue(), content),
+                progress: thinking(),
+            },
         }
     }
 
@@ -190,7 +246,10 @@ impl Screen {
 }
 
 fn quiet(progress: Progress) -> Shown {
-    Shown { text: String::new(), progress }
+    Shown {
+        text: String::new(),
+        progress,
+    }
 }
 
 fn text<'a>(frame: &'a Value, name: &str) -> &'a str {
@@ -208,7 +267,11 @@ fn brief(text: &str) -> String {
 
 /// Later lines start where the first one does.
 fn indented(text: &str) -> String {
-    clean(text).trim_end().lines().collect::<Vec<_>>().join(&format!("\n{:MARGIN$}", ""))
+    clean(text)
+        .trim_end()
+        .lines()
+        .collect::<Vec<_>>()
+        .join(&format!("\n{:MARGIN$}", ""))
 }
 
 #[cfg(test)]
@@ -232,10 +295,23 @@ mod tests {
     fn nothing_that_is_shown_can_steer_the_terminal() {
         let evil = "a\u{1b}[2Jb\u{7}\r\u{9b}31mc\u{202e}d";
         assert_eq!(clean(evil), "a[2Jb31mcd");
-        for kind in ["ThinkAction", "CmdRunAction", "CmdOutputObservation", "FileEditAction", "AgentMessageAction"] {
-            let frame = event(kind, &json!({"content": evil, "command": evil, "path": evil, "diff": evil, "thought": evil}));
+        for kind in [
+            "ThinkAction",
+            "CmdRunAction",
+            "CmdOutputObservation",
+            "FileEditAction",
+            "AgentMessageAction",
+        ] {
+            let frame = event(
+                kind,
+                &json!({"content": evil, "command": evil, "path": evil, "diff": evil, "thought": evil}),
+            );
             let shown = plain(&frame);
-            assert!(!shown.text.chars().any(|c| c.is_control() && c != '\n'), "{kind}: {:?}", shown.text);
+            assert!(
+                !shown.text.chars().any(|c| c.is_control() && c != '\n'),
+                "{kind}: {:?}",
+                shown.text
+            );
             if let Progress::Busy(what) = shown.progress {
                 assert!(!what.chars().any(char::is_control));
             }
@@ -244,12 +320,25 @@ mod tests {
 
     #[test]
     fn a_command_is_shown_with_its_output_and_a_bad_exit_code() {
-        let run = plain(&event("CmdRunAction", &json!({"content": "pytest -q", "command": "pytest -q"})));
+        let run = plain(&event(
+            "CmdRunAction",
+            &json!({"content": "pytest -q", "command": "pytest -q"}),
+        ));
         assert_eq!(run.text, "    run  $ pytest -q");
         assert_eq!(run.progress, Progress::Busy("$ pytest -q".to_owned()));
-        let output = plain(&event("CmdOutputObservation", &json!({"content": "1 failed\n", "exitCode": 1})));
+        let output = plain(&event(
+            "CmdOutputObservation",
+            &json!({"content": "1 failed\n", "exitCode": 1}),
+        ));
         assert_eq!(output.text, "         1 failed\n         exit code 1");
-        assert_eq!(plain(&event("CmdOutputObservation", &json!({"content": "ok", "exitCode": 0}))).text, "         ok");
+        assert_eq!(
+            plain(&event(
+                "CmdOutputObservation",
+                &json!({"content": "ok", "exitCode": 0})
+            ))
+            .text,
+            "         ok"
+        );
     }
 
     #[test]
@@ -264,9 +353,16 @@ mod tests {
     fn completed_is_success_and_an_error_is_failure() {
         let done = json!({"type": "status", "status": "completed", "message": "All good"});
         assert_eq!(plain(&done).progress, Progress::Done);
-        assert_eq!(plain(&json!({"type": "error", "message": "no"})).progress, Progress::Failed);
+        assert_eq!(
+            plain(&json!({"type": "error", "message": "no"})).progress,
+            Progress::Failed
+        );
         let tried = json!({"type": "agent_event", "event": "error", "eventType": "AgentErrorObservation", "content": "no"});
-        assert_ne!(plain(&tried).progress, Progress::Failed, "an agent may get over an error of its own");
+        assert_ne!(
+            plain(&tried).progress,
+            Progress::Failed,
+            "an agent may get over an error of its own"
+        );
     }
 
     #[test]
@@ -279,7 +375,12 @@ mod tests {
 
     #[test]
     fn a_frame_of_a_kind_that_is_not_known_is_passed_over() {
-        for frame in [json!({}), json!(null), json!({"type": "file_tree", "tree": []}), json!({"type": "later"})] {
+        for frame in [
+            json!({}),
+            json!(null),
+            json!({"type": "file_tree", "tree": []}),
+            json!({"type": "later"}),
+        ] {
             assert_eq!(plain(&frame), quiet(Progress::Same));
         }
     }

@@ -32,7 +32,11 @@ pub(super) async fn serve(config: Config) -> ExitCode {
     let address = config.address();
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
-        Err(error) => return failed(&format!("Nothing can listen on {address}: {error}. Choose another HOST or PORT.")),
+        Err(error) => {
+            return failed(&format!(
+                "Nothing can listen on {address}: {error}. Choose another HOST or PORT."
+            ));
+        }
     };
     let app = match Box::pin(App::start(config)).await {
         Ok(app) => app,
@@ -43,11 +47,18 @@ pub(super) async fn serve(config: Config) -> ExitCode {
     match app.sessions().recover().await {
         Ok(0) => {}
         Ok(count) => tracing::info!(count, "sessions of the last run go on"),
-        Err(error) => return failed(&format!("The sessions of the last run cannot be read: {error}.")),
+        Err(error) => {
+            return failed(&format!(
+                "The sessions of the last run cannot be read: {error}."
+            ));
+        }
     }
     welcome(&app, address);
     let served = run(&app, listener).await;
-    if timeout(LAST_STEPS, app.sessions().shutdown()).await.is_err() {
+    if timeout(LAST_STEPS, app.sessions().shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("some sessions did not come to rest; they go on at the next start");
     }
     match served {
@@ -95,7 +106,10 @@ fn welcome(app: &App, address: SocketAddr) {
     if app.config().local {
         println!("local mode: SUPABASE_JWT_SECRET is not set, so only this machine can connect");
         println!("try it at http://{address}/docs");
-        match app.auth().issue(&UserId::from(LOCAL_USER), Duration::from_secs(30 * DAY)) {
+        match app
+            .auth()
+            .issue(&UserId::from(LOCAL_USER), Duration::from_secs(30 * DAY))
+        {
             Ok(token) => println!("token: {token}"),
             Err(error) => tracing::error!("{error}"),
         }

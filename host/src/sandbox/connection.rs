@@ -260,7 +260,9 @@ async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String 
             Kind::Exit => match serde_json::from_slice(&payload) {
                 Ok(exit) => (Event::Exit(exit), true),
                 Err(error) => {
-                    return format!("Its exec server reported an end that cannot be read: {error}.");
+                    return format!(
+                        "Its exec server reported an end that cannot be read: {error}."
+                    );
                 }
             },
             Kind::Failed => (

@@ -1,5 +1,5 @@
 //! The command line of a box without namespaces: the exec server under its own supervisor, confined
-//! by Landlock, or, where the operator chose no sandbox, by resource limits only.
+//! by Landlock.
 //!
 //! What always holds: only the workspace and the session's own folders can be written; of the system
 //! only named folders can be read, and none that holds a secret.
@@ -51,28 +51,25 @@ pub(super) fn command(
     dir: &SessionDir,
     spec: Spec<'_>,
     mut serve: Serve,
-    confined: bool,
 ) -> Result<Command, SandboxError> {
     let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-    if confined {
-        let network = settings.network == Network::Host;
-        let mut read_only: Vec<String> = READ_ONLY.map(str::to_owned).into();
-        read_only.extend([dir.path().to_string_lossy().into_owned()]);
-        if network {
-            read_only.push("/etc/resolv.conf".to_owned());
-        }
-        let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
-        read_write.extend([
-            within("tmp"),
-            within("home"),
-            spec.workspace.to_string_lossy().into_owned(),
-        ]);
-        serve.confine = Some(Confine {
-            read_write,
-            read_only,
-            network,
-        });
+    let network = settings.network == Network::Host;
+    let mut read_only: Vec<String> = READ_ONLY.map(str::to_owned).into();
+    read_only.extend([dir.path().to_string_lossy().into_owned()]);
+    if network {
+        read_only.push("/etc/resolv.conf".to_owned());
     }
+    let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
+    read_write.extend([
+        within("tmp"),
+        within("home"),
+        spec.workspace.to_string_lossy().into_owned(),
+    ]);
+    serve.confine = Some(Confine {
+        read_write,
+        read_only,
+        network,
+    });
     let serve =
         serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
     let mut command = Command::new(within("bin/lucid-exec"));

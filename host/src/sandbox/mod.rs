@@ -4,8 +4,7 @@
 //! What always holds: a kind is used only after a box of it really ran here; a box sees one
 //! session's workspace and no other; commands get an environment made from nothing; and when a box
 //! is closed, or the host dies, no process of it lives on. Bubblewrap gives namespaces, Landlock
-//! confines files and sockets of ordinary processes, and `None` confines nothing: it needs the
-//! operator's explicit choice.
+//! confines files and sockets of ordinary processes, and with `None` nothing is run at all.
 
 mod bubblewrap;
 mod connection;
@@ -42,7 +41,7 @@ pub enum Kind {
     Bubblewrap,
     /// The kernel's Landlock with a system call filter and resource limits.
     Landlock,
-    /// Nothing but resource limits.
+    /// No box: nothing is run.
     None,
 }
 
@@ -66,7 +65,7 @@ pub enum Choice {
     Bubblewrap,
     /// Landlock or nothing.
     Landlock,
-    /// No sandbox: only for work whose author is trusted.
+    /// No box. Sessions whose policy can do without one still run.
     None,
 }
 
@@ -208,7 +207,10 @@ impl Sandboxes {
         };
         match (found, choice) {
             (Some(kind), _) => shared.kind = kind,
-            (None, Choice::None) => {}
+            (None, Choice::None) => {
+                shared.refusal =
+                    Some("SANDBOX_BACKEND is none: this deployment runs no commands.".to_owned());
+            }
             (None, Choice::Auto) => shared.refusal = Some(reasons()),
             (None, _) => return Err(SandboxError::Unavailable(reasons())),
         }
@@ -273,9 +275,7 @@ impl Sandboxes {
     /// Starts a box for a session.
     pub async fn start(&self, spec: Spec<'_>) -> Result<Sandbox, SandboxError> {
         if let Some(reasons) = &self.0.refusal {
-            return Err(SandboxError::Unavailable(format!(
-                "{reasons} Install bubblewrap, or choose no sandbox explicitly if all work here is trusted."
-            )));
+            return Err(SandboxError::Unavailable(reasons.clone()));
         }
         Box::pin(Sandbox::start(&self.0, self.0.kind, spec)).await
     }
@@ -328,9 +328,13 @@ impl Sandbox {
             (Kind::Bubblewrap, None) => {
                 return Err(SandboxError::Start("bwrap was not found.".to_owned()));
             }
-            (Kind::Landlock | Kind::None, _) => {
-                let command =
-                    landlock::command(settings, &dir, spec, serve, kind == Kind::Landlock)?;
+            (Kind::None, _) => {
+                return Err(SandboxError::Start(
+                    "there is no kind of box here.".to_owned(),
+                ));
+            }
+            (Kind::Landlock, _) => {
+                let command = landlock::command(settings, &dir, spec, serve)?;
                 (command, spec.workspace.to_string_lossy().into_owned())
             }
         };

@@ -356,7 +356,7 @@ async fn a_background_process_survives_its_command_and_dies_with_the_box() {
 
 #[tokio::test]
 async fn a_box_whose_last_handle_is_dropped_takes_everything_along() {
-    for choice in [Choice::Bubblewrap, Choice::Landlock, Choice::None] {
+    for choice in BOTH {
         let ground = Ground::new(choice).await;
         let sandbox = ground.start("one", None).await;
         let mark = mark();
@@ -480,7 +480,7 @@ async fn no_zombie_stays_of_orphans_or_of_failed_starts() {
                 "There is no program no-such-program in the sandbox."
             );
         }
-        let count = "sleep 0.1; cat /proc/[0-9]*/stat 2>/dev/null | grep -c '(sleep) Z'";
+        let count = "sleep 0.1; cat /proc/[0-9]*/stat 2>/dev/null | grep -c \") Z $PPID \"";
         assert_eq!(shell(&sandbox, count).await.output, "0\n", "{choice:?}");
         let error = sandbox
             .exec(ExecRequest::shell("true").cwd("/nowhere"), |_| {})
@@ -596,4 +596,22 @@ async fn boxes_start_in_milliseconds() {
                 && close < Duration::from_secs(1)
         );
     }
+}
+
+#[tokio::test]
+async fn without_a_kind_of_box_nothing_is_run() {
+    let ground = Ground::new(Choice::None).await;
+    let workspace = ground.workspace("one");
+    let refused = ground
+        .sandboxes
+        .start(Spec {
+            session: "one",
+            workspace: workspace.host_path(),
+            repository: None,
+        })
+        .await;
+    assert!(
+        matches!(&refused, Err(SandboxError::Unavailable(_))),
+        "a box was started although the operator chose none: {refused:?}"
+    );
 }

@@ -71,7 +71,9 @@ pub(super) struct Actor {
 
 /// Milliseconds since 1970.
 pub(super) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -87,9 +89,19 @@ pub(super) async fn live(shared: Arc<Shared>, session: Arc<Session>, origin: Ori
         git_user_name: origin.fixed.git_user_name.clone(),
         git_user_email: origin.fixed.git_user_email.clone(),
     };
-    let open: BTreeMap<_, _> = origin.open.iter().map(|effect| (effect.id.clone(), effect.kind)).collect();
+    let open: BTreeMap<_, _> = origin
+        .open
+        .iter()
+        .map(|effect| (effect.id.clone(), effect.kind))
+        .collect();
     let mut actor = Actor {
-        effects: Effects::new(shared.clone(), session.clone(), spec, origin.api_key, origin.fixed.clone()),
+        effects: Effects::new(
+            shared.clone(),
+            session.clone(),
+            spec,
+            origin.api_key,
+            origin.fixed.clone(),
+        ),
         chat: origin.fixed.chat_id.as_str().into(),
         id,
         fixed: origin.fixed,
@@ -107,7 +119,11 @@ pub(super) async fn live(shared: Arc<Shared>, session: Arc<Session>, origin: Ori
     if begun {
         actor.resume(origin.open);
     }
-    let end = if origin.status == Status::Stopping { End::Stopped } else { Box::pin(actor.run(begun)).await };
+    let end = if origin.status == Status::Stopping {
+        End::Stopped
+    } else {
+        Box::pin(actor.run(begun)).await
+    };
     Box::pin(actor.end(end, origin.status)).await;
 }
 
@@ -139,7 +155,10 @@ impl Actor {
     }
 
     async fn provision(&mut self) -> Result<(), End> {
-        let mut started = Started { workspace: "/workspace".to_owned(), ..Started::default() };
+        let mut started = Started {
+            workspace: "/workspace".to_owned(),
+            ..Started::default()
+        };
         if self.shared.deps.places.refusal().is_none() {
             let place = tokio::select! {
                 biased;
@@ -184,7 +203,9 @@ impl Actor {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.counters.task_open.then(|| Instant::now() + self.time_left())
+        self.counters
+            .task_open
+            .then(|| Instant::now() + self.time_left())
     }
 
     fn time_left(&self) -> Duration {
@@ -195,10 +216,20 @@ impl Actor {
     /// Takes what arrived, lets the policy decide, writes, shows, begins.
     async fn round(&mut self) -> Result<(), End> {
         let at = now();
-        let (policy, fixed, places) = (self.policy.clone(), self.fixed.clone(), self.shared.deps.places.clone());
+        let (policy, fixed, places) = (
+            self.policy.clone(),
+            self.fixed.clone(),
+            self.shared.deps.places.clone(),
+        );
         let describe = move |call: &_| places.describe(call);
         let names = (self.id.clone(), self.chat.clone());
-        let scene = scene(&names, &fixed, &*policy, self.shared.deps.limits.iterations, &describe);
+        let scene = scene(
+            &names,
+            &fixed,
+            &*policy,
+            self.shared.deps.limits.iterations,
+            &describe,
+        );
         let mut draft = Draft::new(&scene, self.counters, self.open.clone(), at);
         let mut taken = 0;
         while taken < ROUND
@@ -223,19 +254,39 @@ impl Actor {
             millis_left: u64::try_from(limits.task_time.saturating_sub(spent).as_millis()).ok(),
         };
         let stepped = if draft.counters.steps_alone >= STEPS_ALONE {
-            let result = Err(format!("The agent took {STEPS_ALONE} steps without a word of the user, and was stopped."));
-            Stepped { result, fuel: 0, memory: 0, micros: 0 }
+            let result = Err(format!(
+                "The agent took {STEPS_ALONE} steps without a word of the user, and was stopped."
+            ));
+            Stepped {
+                result,
+                fuel: 0,
+                memory: 0,
+                micros: 0,
+            }
         } else {
-            policy.step(&context, self.state.as_ref(), &draft.inputs).await
+            policy
+                .step(&context, self.state.as_ref(), &draft.inputs)
+                .await
         };
         let round = draft.decide(&context, stepped);
         self.commit(round).await
     }
 
     async fn commit(&mut self, round: Round) -> Result<(), End> {
-        let Round { row, open, state, begin } = round;
+        let Round {
+            row,
+            open,
+            state,
+            begin,
+        } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
-        if let Err(cause) = self.shared.deps.store.write(move |connection| row.insert(connection)).await {
+        if let Err(cause) = self
+            .shared
+            .deps
+            .store
+            .write(move |connection| row.insert(connection))
+            .await
+        {
             tracing::error!(session = %self.id, %cause, "a round could not be written; the session pauses until the next start");
             return Err(End::Broken);
         }
@@ -247,7 +298,9 @@ impl Actor {
         self.session.publish(first, &frames);
         for begin in begin {
             match begin {
-                Begin::Model(call) => self.effects.model(call, self.counters.next_entry.saturating_sub(1)),
+                Begin::Model(call) => self
+                    .effects
+                    .model(call, self.counters.next_entry.saturating_sub(1)),
                 Begin::Tool(run) => self.effects.tool(run),
                 Begin::Timer(effect, due) => self.effects.timer(effect, due),
                 Begin::Cancel(effect) => self.queue.push_back(self.effects.cancel(effect)),
@@ -269,7 +322,9 @@ impl Actor {
             }
             End::Broken => {
                 self.effects.close_place().await;
-                return self.leave(CloseReason::failed("The session's log could not be written."));
+                return self.leave(CloseReason::failed(
+                    "The session's log could not be written.",
+                ));
             }
             End::Stopped => {
                 let reason = self.session.closing.get().cloned().unwrap_or_default();
@@ -286,7 +341,11 @@ impl Actor {
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
         let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
-        let status = if held { Status::Stopping } else { Status::Ended };
+        let status = if held {
+            Status::Stopping
+        } else {
+            Status::Ended
+        };
         let written = self.last_round(frame, status, &close).await;
         self.effects.close_place().await;
         if held {
@@ -298,7 +357,12 @@ impl Actor {
         self.leave(close);
     }
 
-    async fn last_round(&mut self, frame: Option<String>, status: Status, close: &CloseReason) -> bool {
+    async fn last_round(
+        &mut self,
+        frame: Option<String>,
+        status: Status,
+        close: &CloseReason,
+    ) -> bool {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let scene = scene(&names, &fixed, &*policy, 0, &|_| EventDraft::default());

@@ -31,7 +31,9 @@ pub enum CreateError {
     #[error("Unknown model provider '{0}'.")]
     UnknownProvider(String),
     /// Neither the caller nor the deployment has a key. Holds the provider's name.
-    #[error("No API key for the model provider '{0}'. Send one with the request, or ask the operator to set one.")]
+    #[error(
+        "No API key for the model provider '{0}'. Send one with the request, or ask the operator to set one."
+    )]
     MissingKey(String),
     /// The deployment has no such policy. Holds its name.
     #[error("Unknown policy '{0}'.")]
@@ -92,10 +94,14 @@ impl Sessions {
         let policy = deps.policies.find(new.policy.as_deref())?;
         let info = policy.info();
         let provider = if info.calls_models {
-            deps.models.find(new.provider.as_deref(), new.api_key.is_some())?
+            deps.models
+                .find(new.provider.as_deref(), new.api_key.is_some())?
         } else {
             // Only a label: any is taken.
-            Provider { name: new.provider.unwrap_or_default(), model: String::new() }
+            Provider {
+                name: new.provider.unwrap_or_default(),
+                model: String::new(),
+            }
         };
         if info.needs_sandbox
             && let Some(reason) = deps.places.refusal()
@@ -109,7 +115,10 @@ impl Sessions {
         let id = SessionId::new();
         let name = id.to_string();
         let seal = |secret: &Option<Secret>, what: &str| {
-            secret.as_ref().map(|secret| deps.sealer.seal(secret.expose().as_bytes(), &seal_context(&name, what)))
+            secret.as_ref().map(|secret| {
+                deps.sealer
+                    .seal(secret.expose().as_bytes(), &seal_context(&name, what))
+            })
         };
         let fixed = Arc::new(NewSessionRow {
             api_key: seal(&new.api_key, "api-key"),
@@ -131,10 +140,28 @@ impl Sessions {
         let first = first_round(&fixed, info.mock);
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
         let row = fixed.clone();
-        let title = store::cut(fixed.task.lines().next().unwrap_or_default(), store::TITLE_LENGTH).to_owned();
-        deps.store.write(move |connection| row.insert(connection, &title, &first)).await?;
-        let secrets = Secrets { api_key: new.api_key, git_token: new.git_token };
-        let session = self.shared.assemble(id, fixed, policy, secrets, counters, None, Vec::new(), Status::Created);
+        let title = store::cut(
+            fixed.task.lines().next().unwrap_or_default(),
+            store::TITLE_LENGTH,
+        )
+        .to_owned();
+        deps.store
+            .write(move |connection| row.insert(connection, &title, &first))
+            .await?;
+        let secrets = Secrets {
+            api_key: new.api_key,
+            git_token: new.git_token,
+        };
+        let session = self.shared.assemble(
+            id,
+            fixed,
+            policy,
+            secrets,
+            counters,
+            None,
+            Vec::new(),
+            Status::Created,
+        );
         session.publish(first_seq, &frames);
         Ok(session)
     }
@@ -149,7 +176,10 @@ pub(super) struct Secrets {
 
 impl Shared {
     /// A session that is in the log becomes one that can be started.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the session, and there are two callers")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of the session, and there are two callers"
+    )]
     pub(super) fn assemble(
         self: &Arc<Self>,
         id: SessionId,
@@ -164,9 +194,23 @@ impl Shared {
         let (mailbox, news) = mpsc::channel(MAILBOX);
         let mock = policy.info().mock;
         let (user, project_id) = (UserId::from(fixed.user.as_str()), fixed.project_id.clone());
-        let (task, repo_url, created_at) = (fixed.task.as_str().into(), fixed.repo_url.clone(), fixed.created_at);
+        let (task, repo_url, created_at) = (
+            fixed.task.as_str().into(),
+            fixed.repo_url.clone(),
+            fixed.created_at,
+        );
         let Secrets { api_key, git_token } = secrets;
-        let origin = Origin { fixed, policy, api_key, git_token, counters, state, open, news, status };
+        let origin = Origin {
+            fixed,
+            policy,
+            api_key,
+            git_token,
+            counters,
+            state,
+            open,
+            news,
+            status,
+        };
         let shared = Arc::downgrade(self);
         let launch: Launch = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
@@ -176,8 +220,19 @@ impl Shared {
         });
         let store = self.deps.store.clone();
         let head = counters.next_seq.saturating_sub(1);
-        let parts =
-            Parts { id, user, project_id, task, repo_url, mock, created_at, store, head, launch, mailbox };
+        let parts = Parts {
+            id,
+            user,
+            project_id,
+            task,
+            repo_url,
+            mock,
+            created_at,
+            store,
+            head,
+            launch,
+            mailbox,
+        };
         let session = Session::new(parts);
         self.remember(&session);
         session
@@ -200,7 +255,10 @@ fn first_round(fixed: &NewSessionRow, mock: bool) -> store::StepRow {
         max_iterations: 0,
         describe: &|_| frames::EventDraft::default(),
     };
-    let counters = Counters { next_seq: 1, ..Counters::default() };
+    let counters = Counters {
+        next_seq: 1,
+        ..Counters::default()
+    };
     let mut draft = Draft::new(&scene, counters, BTreeMap::new(), fixed.created_at);
     draft.open_session();
     draft.close_round(Status::Created, None).row

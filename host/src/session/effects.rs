@@ -131,13 +131,19 @@ impl Effects {
             if call.model.is_empty() {
                 call.model.clone_from(&session.model);
             }
-            let answer = match prompt::resolve(&shared.deps.store, &session.id, parts, last_entry).await {
-                Ok(messages) => {
-                    let request = ModelRequest { provider: session.provider.clone(), api_key, call, messages };
-                    shared.deps.models.call(request, sink).await
-                }
-                Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string())),
-            };
+            let answer =
+                match prompt::resolve(&shared.deps.store, &session.id, parts, last_entry).await {
+                    Ok(messages) => {
+                        let request = ModelRequest {
+                            provider: session.provider.clone(),
+                            api_key,
+                            call,
+                            messages,
+                        };
+                        shared.deps.models.call(request, sink).await
+                    }
+                    Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string())),
+                };
             News::Model(effect, answer)
         });
     }
@@ -162,8 +168,13 @@ impl Effects {
     }
 
     fn begin_tool(&mut self, run: ToolRun) {
-        let (shared, session, cell) = (self.shared.clone(), self.session.clone(), self.place.clone());
-        let (spec, sink, last_tree) = (self.spec.clone(), self.sink(&run.effect), self.tree.clone());
+        let (shared, session, cell) = (
+            self.shared.clone(),
+            self.session.clone(),
+            self.place.clone(),
+        );
+        let (spec, sink, last_tree) =
+            (self.spec.clone(), self.sink(&run.effect), self.tree.clone());
         let effect = run.effect.clone();
         self.spawn(effect.clone(), async move {
             let opened = cell.get_or_try_init(|| async {
@@ -174,7 +185,9 @@ impl Effects {
             });
             let place = match opened.await {
                 Ok(place) => place,
-                Err(reason) => return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None),
+                Err(reason) => {
+                    return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None);
+                }
             };
             if let Some(workspace) = place.workspace() {
                 let _ = session.workspace.set(workspace);

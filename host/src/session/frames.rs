@@ -102,7 +102,11 @@ impl EventDraft {
 
     /// A plain text under a type.
     pub fn text(event_type: &str, content: impl Into<String>) -> Self {
-        Self { event_type: event_type.to_owned(), content: content.into(), ..Self::default() }
+        Self {
+            event_type: event_type.to_owned(),
+            content: content.into(),
+            ..Self::default()
+        }
     }
 
     fn details(&self) -> Details<'_> {
@@ -136,7 +140,12 @@ impl EventDraft {
             return None;
         }
         let metadata = Some(json(&self.details())).filter(|text| text != "{}");
-        Some(ChatLine { role: "assistant", content: self.content, event_type: self.event_type, metadata })
+        Some(ChatLine {
+            role: "assistant",
+            content: self.content,
+            event_type: self.event_type,
+            metadata,
+        })
     }
 }
 
@@ -155,7 +164,10 @@ pub fn kind_of(event_type: &str) -> &'static str {
 
 /// RFC 3339, UTC, with an offset in digits as older clients expect.
 pub(super) fn timestamp(at: u64) -> String {
-    let at = i64::try_from(at).ok().and_then(DateTime::<Utc>::from_timestamp_millis).unwrap_or_default();
+    let at = i64::try_from(at)
+        .ok()
+        .and_then(DateTime::<Utc>::from_timestamp_millis)
+        .unwrap_or_default();
     at.to_rfc3339_opts(SecondsFormat::Millis, false)
 }
 
@@ -174,7 +186,12 @@ pub(super) fn status(status: &str, message: &str, session: Option<&str>) -> Stri
         session: Option<&'a str>,
         message: &'a str,
     }
-    json(&Frame { r#type: "status", status, session, message: cut(message, CONTENT_LENGTH) })
+    json(&Frame {
+        r#type: "status",
+        status,
+        session,
+        message: cut(message, CONTENT_LENGTH),
+    })
 }
 
 /// Something really failed.
@@ -184,7 +201,10 @@ pub(super) fn error(message: &str) -> String {
         r#type: &'static str,
         message: &'a str,
     }
-    json(&Frame { r#type: "error", message: cut(message, CONTENT_LENGTH) })
+    json(&Frame {
+        r#type: "error",
+        message: cut(message, CONTENT_LENGTH),
+    })
 }
 
 /// A task begins.
@@ -201,7 +221,10 @@ pub(super) fn task_start(task: &str, at: u64) -> String {
 
 /// The workspace's tree; `tree` is the JSON of a list of nodes.
 pub(super) fn file_tree(tree: &str, at: u64) -> String {
-    format!(r#"{{"type":"file_tree","tree":{tree},"timestamp":"{}"}}"#, timestamp(at))
+    format!(
+        r#"{{"type":"file_tree","tree":{tree},"timestamp":"{}"}}"#,
+        timestamp(at)
+    )
 }
 
 /// What a model call cost.
@@ -226,7 +249,12 @@ pub(super) fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
         DeltaKind::Thinking => "thinking",
         DeltaKind::Terminal => "terminal",
     };
-    json(&Frame { r#type: "delta", kind, effect, content: text })
+    json(&Frame {
+        r#type: "delta",
+        kind,
+        effect,
+        content: text,
+    })
 }
 
 /// What a client asked for beyond the contract.
@@ -249,7 +277,10 @@ pub fn render<'a>(seq: u64, frame: &'a str, features: Features) -> Option<Cow<'a
     }
     let mut frame = Cow::Borrowed(frame);
     // The word may be in a text as well; only then is it parsed for nothing.
-    if !features.diffs && frame.starts_with(r#"{"type":"agent_event""#) && frame.contains(r#""diff":"#) {
+    if !features.diffs
+        && frame.starts_with(r#"{"type":"agent_event""#)
+        && frame.contains(r#""diff":"#)
+    {
         frame = Cow::Owned(without_diff(&frame).unwrap_or_else(|| frame.into_owned()));
     }
     if features.seq && frame.ends_with('}') {
@@ -273,7 +304,10 @@ fn without_diff(frame: &str) -> Option<String> {
                 fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                     f.write_str("an object")
                 }
-                fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                fn visit_map<A: serde::de::MapAccess<'de>>(
+                    self,
+                    mut map: A,
+                ) -> Result<Self::Value, A::Error> {
                     let mut members = Vec::new();
                     while let Some((name, value)) = map.next_entry()? {
                         members.push((name, value));

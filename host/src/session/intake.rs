@@ -3,7 +3,9 @@
 //!
 //! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing.
 
-use crate::plugins::policy_types::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
+use crate::plugins::policy_types::{
+    Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage,
+};
 use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 use crate::store::{ChatLine, EffectKind};
 
@@ -31,7 +33,11 @@ impl Draft<'_> {
                         Ok(done) => {
                             self.event(done.shown);
                             let entry = self.entry(&tool_says(&done.result));
-                            self.inputs.push(Input::ToolReplied(ToolReply { effect, entry, outcome: done.result }));
+                            self.inputs.push(Input::ToolReplied(ToolReply {
+                                effect,
+                                entry,
+                                outcome: done.result,
+                            }));
                         }
                         Err(error) => self.failed(effect, error),
                     }
@@ -90,7 +96,11 @@ impl Draft<'_> {
     fn message(&mut self, text: String) {
         self.counters.steps_alone = 0;
         let message = user_says(&text);
-        let question = self.open.iter().find(|(_, kind)| **kind == EffectKind::Ask).map(|(id, _)| id.clone());
+        let question = self
+            .open
+            .iter()
+            .find(|(_, kind)| **kind == EffectKind::Ask)
+            .map(|(id, _)| id.clone());
         if question.is_none() && !self.counters.task_open {
             self.open_task(&text);
         }
@@ -98,9 +108,16 @@ impl Draft<'_> {
         match question {
             Some(effect) => {
                 self.close(&effect, None);
-                self.inputs.push(Input::Answered(Answer { effect, entry, text: text.clone() }));
+                self.inputs.push(Input::Answered(Answer {
+                    effect,
+                    entry,
+                    text: text.clone(),
+                }));
             }
-            None => self.inputs.push(Input::UserMessage(UserMessage { entry, content: message.content })),
+            None => self.inputs.push(Input::UserMessage(UserMessage {
+                entry,
+                content: message.content,
+            })),
         }
         self.lines.push(ChatLine {
             role: "user",
@@ -112,8 +129,15 @@ impl Draft<'_> {
 
     fn model(&mut self, effect: String, answer: ModelAnswer) {
         let usage = &answer.usage;
-        let used = [usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens];
-        self.counters.tokens = used.into_iter().fold(self.counters.tokens, u64::saturating_add);
+        let used = [
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cache_read_tokens,
+            usage.cache_write_tokens,
+        ];
+        self.counters.tokens = used
+            .into_iter()
+            .fold(self.counters.tokens, u64::saturating_add);
         let entry = self.entry(&answer.message);
         let (mut text, mut thought) = (String::new(), String::new());
         for content in &answer.message.content {
@@ -123,13 +147,20 @@ impl Draft<'_> {
                 _ => {}
             }
         }
-        let event_type = if text.trim().is_empty() { "ThinkAction" } else { "AgentMessageAction" };
+        let event_type = if text.trim().is_empty() {
+            "ThinkAction"
+        } else {
+            "AgentMessageAction"
+        };
         if text.trim().is_empty() {
             text.clone_from(&thought);
         }
         if !text.trim().is_empty() {
             let thought = Some(thought).filter(|thought| !thought.is_empty());
-            self.event(EventDraft { thought, ..EventDraft::text(event_type, text) });
+            self.event(EventDraft {
+                thought,
+                ..EventDraft::text(event_type, text)
+            });
         }
         self.frame(frames::usage(&answer.usage, self.counters.tokens));
         self.inputs.push(Input::ModelReplied(ModelReply {
@@ -143,16 +174,26 @@ impl Draft<'_> {
 
     fn failed(&mut self, effect: String, error: Error) {
         if error.kind != ErrorKind::Cancelled {
-            self.event(EventDraft::text("AgentErrorObservation", error.message.clone()));
+            self.event(EventDraft::text(
+                "AgentErrorObservation",
+                error.message.clone(),
+            ));
         }
-        self.inputs.push(Input::EffectFailed(Failure { effect, error }));
+        self.inputs
+            .push(Input::EffectFailed(Failure { effect, error }));
     }
 }
 
 pub(super) fn user_says(text: &str) -> Message {
-    Message { role: Role::User, content: vec![Content::Text(text.to_owned())] }
+    Message {
+        role: Role::User,
+        content: vec![Content::Text(text.to_owned())],
+    }
 }
 
 fn tool_says(result: &ToolResult) -> Message {
-    Message { role: Role::Tool, content: vec![Content::ToolResult(result.clone())] }
+    Message {
+        role: Role::Tool,
+        content: vec![Content::ToolResult(result.clone())],
+    }
 }

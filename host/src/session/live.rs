@@ -87,7 +87,9 @@ pub(super) struct Parts {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,12 +111,18 @@ impl Session {
             mailbox: parts.mailbox,
             workspace: OnceLock::new(),
             stop: CancellationToken::new(),
-            head: watch::Sender::new(Head { seq: parts.head, ended: false }),
+            head: watch::Sender::new(Head {
+                seq: parts.head,
+                ended: false,
+            }),
             closing: OnceLock::new(),
             launch: Mutex::new(Some(parts.launch)),
             ring: Mutex::default(),
             deltas: OnceLock::new(),
-            attached: Mutex::new(Attached { clients: 0, since: Instant::now() }),
+            attached: Mutex::new(Attached {
+                clients: 0,
+                since: Instant::now(),
+            }),
         })
     }
 
@@ -149,10 +157,12 @@ impl Session {
         if !self.is_alive() {
             return Err(Ended::Over);
         }
-        self.mailbox.try_send(Box::new(News::Message(text.into()))).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Ended::Busy,
-            mpsc::error::TrySendError::Closed(_) => Ended::Over,
-        })
+        self.mailbox
+            .try_send(Box::new(News::Message(text.into())))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Ended::Busy,
+                mpsc::error::TrySendError::Closed(_) => Ended::Over,
+            })
     }
 
     /// Ends the session. Returns at once; a subscription says when it is over.
@@ -174,7 +184,9 @@ impl Session {
     /// Says that a client is there. When the last guard is dropped, the grace time starts.
     pub fn attach(self: &Arc<Self>) -> AttachGuard {
         held(&self.attached).clients += 1;
-        AttachGuard { session: self.clone() }
+        AttachGuard {
+            session: self.clone(),
+        }
     }
 
     /// Since when nobody is attached; none while somebody is.
@@ -200,19 +212,28 @@ impl Session {
                 ring.frames.push_back((seq, frame.clone()));
             }
             while ring.frames.len() > RING_FRAMES || ring.bytes > RING_BYTES {
-                let Some((_, oldest)) = ring.frames.pop_front() else { break };
+                let Some((_, oldest)) = ring.frames.pop_front() else {
+                    break;
+                };
                 ring.bytes -= oldest.len();
             }
             ring.frames.shrink_to(RING_FRAMES);
         }
-        self.head.send_modify(|head| head.seq = first + frames.len() as u64 - 1);
+        self.head
+            .send_modify(|head| head.seq = first + frames.len() as u64 - 1);
     }
 
     /// The frames after a number, where all of them are in memory.
     pub(super) fn recent(&self, after: u64) -> Option<Vec<(u64, Arc<str>)>> {
         let ring = held(&self.ring);
         let (oldest, _) = ring.frames.front()?;
-        (*oldest <= after + 1).then(|| ring.frames.iter().filter(|(seq, _)| *seq > after).cloned().collect())
+        (*oldest <= after + 1).then(|| {
+            ring.frames
+                .iter()
+                .filter(|(seq, _)| *seq > after)
+                .cloned()
+                .collect()
+        })
     }
 
     /// Nothing more will come.
@@ -222,12 +243,18 @@ impl Session {
     }
 
     pub(super) fn deltas(&self) -> broadcast::Receiver<Arc<str>> {
-        self.deltas.get_or_init(|| broadcast::Sender::new(DELTAS)).subscribe()
+        self.deltas
+            .get_or_init(|| broadcast::Sender::new(DELTAS))
+            .subscribe()
     }
 
     /// Shows a piece to those who asked; made only where somebody did.
     pub(super) fn delta(&self, frame: impl FnOnce() -> String) {
-        if let Some(deltas) = self.deltas.get().filter(|deltas| deltas.receiver_count() > 0) {
+        if let Some(deltas) = self
+            .deltas
+            .get()
+            .filter(|deltas| deltas.receiver_count() > 0)
+        {
             // Fails where the last one left just now.
             let _ = deltas.send(frame().into());
         }

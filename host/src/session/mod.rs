@@ -26,8 +26,8 @@ pub use create::{CreateError, NewSession};
 pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, kind_of, render};
 pub use live::{AttachGuard, Session};
 pub use ports::{
-    DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Place, PlaceSpec, Places, Policies, Policy, PolicyInfo,
-    Provider, Stepped, ToolDone,
+    DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Place, PlaceSpec, Places, Policies,
+    Policy, PolicyInfo, Provider, Stepped, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use subscription::{Batch, Subscription};
@@ -92,7 +92,10 @@ impl Default for CloseReason {
 impl CloseReason {
     /// The session is over.
     pub fn done(reason: &str) -> Self {
-        Self { code: 1000, reason: reason.to_owned() }
+        Self {
+            code: 1000,
+            reason: reason.to_owned(),
+        }
     }
 
     /// The user stopped it.
@@ -101,11 +104,17 @@ impl CloseReason {
     }
 
     fn restarting() -> Self {
-        Self { code: 1012, reason: "The server restarts; the session goes on afterwards.".to_owned() }
+        Self {
+            code: 1012,
+            reason: "The server restarts; the session goes on afterwards.".to_owned(),
+        }
     }
 
     fn failed(reason: &str) -> Self {
-        Self { code: 1011, reason: reason.to_owned() }
+        Self {
+            code: 1011,
+            reason: reason.to_owned(),
+        }
     }
 }
 
@@ -183,7 +192,9 @@ pub struct Sessions {
 
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").field("count", &self.count()).finish_non_exhaustive()
+        f.debug_struct("Sessions")
+            .field("count", &self.count())
+            .finish_non_exhaustive()
     }
 }
 
@@ -207,7 +218,12 @@ type Work<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
 
 impl Session {
     fn work(&self) -> Work<'_> {
-        (&self.user, self.project_id.as_deref(), &self.task, self.repo_url.as_deref())
+        (
+            &self.user,
+            self.project_id.as_deref(),
+            &self.task,
+            self.repo_url.as_deref(),
+        )
     }
 }
 
@@ -215,7 +231,11 @@ impl Shared {
     fn remember(&self, session: &Arc<Session>) {
         let work = self.hasher.hash_one(session.work());
         let mut registry = held(&self.registry);
-        registry.by_user.entry(session.user.clone()).or_default().insert(session.id);
+        registry
+            .by_user
+            .entry(session.user.clone())
+            .or_default()
+            .insert(session.id);
         registry.by_work.insert(work, session.id);
         registry.by_id.insert(session.id, session.clone());
     }
@@ -236,7 +256,10 @@ impl Shared {
     }
 
     fn count_of(&self, user: &UserId) -> usize {
-        held(&self.registry).by_user.get(user).map_or(0, HashSet::len)
+        held(&self.registry)
+            .by_user
+            .get(user)
+            .map_or(0, HashSet::len)
     }
 }
 
@@ -250,7 +273,11 @@ impl Sessions {
             registry: Mutex::default(),
             hasher: RandomState::new(),
         });
-        tokio::spawn(sweep(Arc::downgrade(&shared), shared.halt.clone(), shared.deps.limits.grace));
+        tokio::spawn(sweep(
+            Arc::downgrade(&shared),
+            shared.halt.clone(),
+            shared.deps.limits.grace,
+        ));
         Self { shared }
     }
 
@@ -261,15 +288,26 @@ impl Sessions {
 
     /// A live session of this user.
     pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<Session>, LookupError> {
-        let session = held(&self.shared.registry).by_id.get(id).cloned().ok_or(LookupError::NotFound)?;
-        if session.user == *user { Ok(session) } else { Err(LookupError::NotYours) }
+        let session = held(&self.shared.registry)
+            .by_id
+            .get(id)
+            .cloned()
+            .ok_or(LookupError::NotFound)?;
+        if session.user == *user {
+            Ok(session)
+        } else {
+            Err(LookupError::NotYours)
+        }
     }
 
     /// The user's live sessions, the newest first.
     pub fn list(&self, user: &UserId) -> Vec<Summary> {
         let registry = held(&self.shared.registry);
         let ids = registry.by_user.get(user).into_iter().flatten();
-        let mut found: Vec<_> = ids.filter_map(|id| registry.by_id.get(id)).cloned().collect();
+        let mut found: Vec<_> = ids
+            .filter_map(|id| registry.by_id.get(id))
+            .cloned()
+            .collect();
         drop(registry);
         found.sort_by_key(|session| std::cmp::Reverse((session.created_at, session.id)));
         let summary = |session: Arc<Session>| Summary {
@@ -293,7 +331,11 @@ impl Sessions {
         let work: Work<'_> = (user, project_id, task, repo_url);
         let registry = held(&self.shared.registry);
         let id = registry.by_work.get(&self.shared.hasher.hash_one(work))?;
-        registry.by_id.get(id).filter(|session| session.work() == work && session.is_alive()).cloned()
+        registry
+            .by_id
+            .get(id)
+            .filter(|session| session.work() == work && session.is_alive())
+            .cloned()
     }
 
     /// Ends a session; returns when nothing is left of it but its log.
@@ -314,7 +356,11 @@ impl Sessions {
 
     /// How many of them have a workspace to work in.
     pub fn count_with_workspace(&self) -> usize {
-        held(&self.shared.registry).by_id.values().filter(|session| session.workspace.get().is_some()).count()
+        held(&self.shared.registry)
+            .by_id
+            .values()
+            .filter(|session| session.workspace.get().is_some())
+            .count()
     }
 
     /// Ends what runs, but no session: they go on at the next start.
@@ -328,12 +374,23 @@ impl Sessions {
 /// Ends the sessions that nobody has been attached to for the grace time.
 async fn sweep(shared: std::sync::Weak<Shared>, halt: CancellationToken, grace: Duration) {
     let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
-    while halt.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
-        let Some(shared) = shared.upgrade() else { return };
+    while halt
+        .run_until_cancelled(tokio::time::sleep(pause))
+        .await
+        .is_some()
+    {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
         let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
         for session in sessions {
-            if session.alone_since().is_some_and(|since| since.elapsed() >= grace) {
-                session.stop(CloseReason::done("Nobody was connected any more, so the session was ended."));
+            if session
+                .alone_since()
+                .is_some_and(|since| since.elapsed() >= grace)
+            {
+                session.stop(CloseReason::done(
+                    "Nobody was connected any more, so the session was ended.",
+                ));
             }
         }
     }

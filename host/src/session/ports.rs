@@ -10,7 +10,9 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use crate::plugins::policy_types::{Context, Input, ModelCall, Snapshot, Transition};
-use crate::plugins::types::{Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage};
+use crate::plugins::types::{
+    Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
+};
 use crate::secret::Secret;
 use crate::workspace::Workspace;
 
@@ -119,7 +121,11 @@ pub trait Models: Send + Sync {
     /// the caller nor the deployment has a key for it.
     fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError>;
     /// Asks the model.
-    fn call(&self, request: ModelRequest, deltas: DeltaSink) -> BoxFuture<'static, Result<ModelAnswer, Error>>;
+    fn call(
+        &self,
+        request: ModelRequest,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ModelAnswer, Error>>;
 }
 
 /// What a place is made for.
@@ -229,8 +235,19 @@ impl Policy for NoPolicy {
         &self.0
     }
 
-    fn step<'a>(&'a self, _: &'a Context, _: Option<&'a Snapshot>, _: &'a [Input]) -> BoxFuture<'a, Stepped> {
-        let result = Err("The policy of this session is not part of this deployment any more.".to_owned());
-        Box::pin(std::future::ready(Stepped { result, fuel: 0, memory: 0, micros: 0 }))
+    fn step<'a>(
+        &'a self,
+        _: &'a Context,
+        _: Option<&'a Snapshot>,
+        _: &'a [Input],
+    ) -> BoxFuture<'a, Stepped> {
+        let result =
+            Err("The policy of this session is not part of this deployment any more.".to_owned());
+        Box::pin(std::future::ready(Stepped {
+            result,
+            fuel: 0,
+            memory: 0,
+            micros: 0,
+        }))
     }
 }

@@ -27,11 +27,14 @@ pub(super) async fn resolve(
             Part::History(span) => {
                 let session = session.to_owned();
                 let end = span.last.unwrap_or(last);
-                let rows =
-                    store.read(move |connection| store::transcript(connection, &session, span.first, end)).await?;
+                let rows = store
+                    .read(move |connection| {
+                        store::transcript(connection, &session, span.first, end)
+                    })
+                    .await?;
                 for row in rows {
-                    let message =
-                        serde_json::from_str(&row).map_err(|cause| StoreError::Content(cause.to_string()))?;
+                    let message = serde_json::from_str(&row)
+                        .map_err(|cause| StoreError::Content(cause.to_string()))?;
                     messages.push(message);
                 }
             }
@@ -49,7 +52,10 @@ pub(super) fn arrange(messages: Vec<Message>) -> Vec<Message> {
     for mut message in messages {
         message.content.retain(|content| match content {
             Content::ToolResult(result) => {
-                results.entry(result.call_id.clone()).or_default().push(result.clone());
+                results
+                    .entry(result.call_id.clone())
+                    .or_default()
+                    .push(result.clone());
                 false
             }
             _ => true,
@@ -83,7 +89,10 @@ pub(super) fn arrange(messages: Vec<Message>) -> Vec<Message> {
                     blobs: Vec::new(),
                 }))
             });
-            arranged.push(Message { role: Role::Tool, content: answers.collect() });
+            arranged.push(Message {
+                role: Role::Tool,
+                content: answers.collect(),
+            });
         }
     }
     arranged

@@ -79,7 +79,12 @@ pub(super) struct Round {
 
 /// An error of the host's own.
 pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
-    Error { kind, code: None, message: message.into(), retry_after_ms: None }
+    Error {
+        kind,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
 }
 
 impl<'a> Draft<'a> {
@@ -121,7 +126,8 @@ impl<'a> Draft<'a> {
         let entry = self.counters.next_entry;
         self.counters.next_entry += 1;
         // A message is texts and numbers; there is nothing in it that cannot be written.
-        self.entries.push((entry, serde_json::to_string(message).unwrap_or_default()));
+        self.entries
+            .push((entry, serde_json::to_string(message).unwrap_or_default()));
         entry
     }
 
@@ -135,7 +141,11 @@ impl<'a> Draft<'a> {
             event_type: "InitialTask".to_owned(),
             metadata: None,
         });
-        self.frame(frames::status("initializing", "Setting up the session.", None));
+        self.frame(frames::status(
+            "initializing",
+            "Setting up the session.",
+            None,
+        ));
     }
 
     pub(super) fn open_task(&mut self, task: &str) {
@@ -207,14 +217,16 @@ impl<'a> Draft<'a> {
     /// The task failed: said to the client, and kept.
     fn error(&mut self, reason: &str) {
         self.frame(frames::error(reason));
-        self.lines.extend(EventDraft::text("AgentErrorObservation", reason).into_line());
+        self.lines
+            .extend(EventDraft::text("AgentErrorObservation", reason).into_line());
     }
 
     /// Ends the open task, and all that it began.
     fn fail(&mut self, reason: &str) {
         self.error(reason);
         self.counters.task_open = false;
-        self.closed.extend(std::mem::take(&mut self.open).into_keys());
+        self.closed
+            .extend(std::mem::take(&mut self.open).into_keys());
         self.begin.push(Begin::CancelAll);
     }
 
@@ -225,7 +237,11 @@ impl<'a> Draft<'a> {
             return false;
         }
         self.open.insert(effect.to_owned(), kind);
-        self.opened.push(EffectRow { id: effect.to_owned(), kind, due_at });
+        self.opened.push(EffectRow {
+            id: effect.to_owned(),
+            kind,
+            due_at,
+        });
         true
     }
 
@@ -234,9 +250,13 @@ impl<'a> Draft<'a> {
             Command::CallModel(call) => {
                 if self.opens(&call.effect, EffectKind::Model, None) {
                     if self.counters.iterations >= self.scene.max_iterations {
-                        let reason = format!("The task used up its {} model calls.", self.scene.max_iterations);
+                        let reason = format!(
+                            "The task used up its {} model calls.",
+                            self.scene.max_iterations
+                        );
                         let error = fault(ErrorKind::Deadline, reason);
-                        self.begin.push(Begin::News(News::Failed(call.effect, error)));
+                        self.begin
+                            .push(Begin::News(News::Failed(call.effect, error)));
                     } else {
                         self.counters.iterations += 1;
                         self.begin.push(Begin::Model(call));
@@ -282,11 +302,17 @@ impl<'a> Draft<'a> {
         }
         match outcome {
             Outcome::Succeeded(text) => {
-                let text = if text.trim().is_empty() { "Task completed." } else { &text };
+                let text = if text.trim().is_empty() {
+                    "Task completed."
+                } else {
+                    &text
+                };
                 self.frame(frames::status("completed", text, None));
             }
             Outcome::Failed(error) => self.error(&error.message),
-            Outcome::Cancelled => self.frame(frames::status("completed", "The task was cancelled.", None)),
+            Outcome::Cancelled => {
+                self.frame(frames::status("completed", "The task was cancelled.", None))
+            }
         }
     }
 
@@ -299,7 +325,8 @@ impl<'a> Draft<'a> {
     ) -> Round {
         self.counters.next_row += 1;
         // Opened and closed in the same round (the step failed): there was never anything to keep.
-        self.opened.retain(|effect| self.open.contains_key(&effect.id));
+        self.opened
+            .retain(|effect| self.open.contains_key(&effect.id));
         let row = StepRow {
             session: self.scene.session.clone(),
             chat: self.scene.chat.clone(),
@@ -316,6 +343,11 @@ impl<'a> Draft<'a> {
             status,
             end_reason,
         };
-        Round { row, open: self.open, state, begin: self.begin }
+        Round {
+            row,
+            open: self.open,
+            state,
+            begin: self.begin,
+        }
     }
 }

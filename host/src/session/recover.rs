@@ -24,7 +24,9 @@ impl Sessions {
                 let effects = store::open_effects(connection, &row.fixed.id)?;
                 Ok((row, effects))
             };
-            rows.into_iter().map(with_effects).collect::<Result<Vec<_>, StoreError>>()
+            rows.into_iter()
+                .map(with_effects)
+                .collect::<Result<Vec<_>, StoreError>>()
         };
         let rows = self.shared.deps.store.read(read).await?;
         let mut count = 0;
@@ -36,13 +38,21 @@ impl Sessions {
 
     fn resume(&self, row: SessionRow, effects: Vec<EffectRow>) -> bool {
         let Ok(id) = row.fixed.id.parse() else {
-            tracing::error!(session = row.fixed.id, "the log holds a session without a proper id; it is passed over");
+            tracing::error!(
+                session = row.fixed.id,
+                "the log holds a session without a proper id; it is passed over"
+            );
             return false;
         };
         let mut trouble = None;
         let mut open = |sealed: &Option<Vec<u8>>, what: &str| -> Option<Secret> {
             let context = seal_context(&row.fixed.id, what);
-            match self.shared.deps.sealer.open_secret(sealed.as_ref()?, &context) {
+            match self
+                .shared
+                .deps
+                .sealer
+                .open_secret(sealed.as_ref()?, &context)
+            {
                 Ok(secret) => Some(secret),
                 Err(cause) => {
                     trouble = Some(cause.to_string());
@@ -54,7 +64,8 @@ impl Sessions {
             api_key: open(&row.fixed.api_key, "api-key"),
             git_token: open(&row.fixed.git_token, "git-token"),
         };
-        let policy: Arc<dyn Policy> = match self.shared.deps.policies.find(Some(&row.fixed.policy)) {
+        let policy: Arc<dyn Policy> = match self.shared.deps.policies.find(Some(&row.fixed.policy))
+        {
             Ok(policy) => policy,
             Err(cause) => {
                 trouble = Some(cause.to_string());
@@ -63,8 +74,16 @@ impl Sessions {
         };
         let state = row.state.map(|(schema, bytes)| Snapshot { schema, bytes });
         let fixed = Arc::new(row.fixed);
-        let session =
-            self.shared.assemble(id, fixed, policy, secrets, row.counters, state, effects, row.status);
+        let session = self.shared.assemble(
+            id,
+            fixed,
+            policy,
+            secrets,
+            row.counters,
+            state,
+            effects,
+            row.status,
+        );
         if let Some(reason) = trouble {
             tracing::error!(session = %id, reason, "a session cannot go on after the restart");
             session.stop(CloseReason::done(&reason));

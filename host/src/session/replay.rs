@@ -37,7 +37,9 @@ impl Sessions {
     pub async fn replay(&self, session: &str) -> Result<Replay, ReplayError> {
         let name = session.to_owned();
         let store = &self.shared.deps.store;
-        let row = store.read(move |connection| SessionRow::find(connection, &name)).await?;
+        let row = store
+            .read(move |connection| SessionRow::find(connection, &name))
+            .await?;
         let row = row.ok_or_else(|| ReplayError::NotFound(session.to_owned()))?;
         let policy = self.shared.deps.policies.find(Some(&row.fixed.policy))?;
         Ok(replay(store, session, &*policy).await?)
@@ -45,23 +47,37 @@ impl Sessions {
 }
 
 /// Puts a session's logged inputs through a policy.
-pub(super) async fn replay(store: &Store, session: &str, policy: &dyn Policy) -> Result<Replay, StoreError> {
+pub(super) async fn replay(
+    store: &Store,
+    session: &str,
+    policy: &dyn Policy,
+) -> Result<Replay, StoreError> {
     let mut state: Option<Snapshot> = None;
     let mut same = 0;
     let mut next = 0;
     loop {
         let name = session.to_owned();
-        let steps = store.read(move |connection| store::logged_steps(connection, &name, next)).await?;
+        let steps = store
+            .read(move |connection| store::logged_steps(connection, &name, next))
+            .await?;
         let Some(last) = steps.last() else {
-            return Ok(Replay { same, different: None });
+            return Ok(Replay {
+                same,
+                different: None,
+            });
         };
         next = last.step + 1;
         for logged in steps {
             let (commands, after) = again(policy, &logged, state.as_ref()).await?;
             if logged.commands.as_ref() != commands.as_ref().ok() {
-                let then = logged.commands.unwrap_or_else(|| "(the step failed)".to_owned());
+                let then = logged
+                    .commands
+                    .unwrap_or_else(|| "(the step failed)".to_owned());
                 let now = commands.unwrap_or_else(|reason| reason);
-                return Ok(Replay { same, different: Some((logged.step, then, now)) });
+                return Ok(Replay {
+                    same,
+                    different: Some((logged.step, then, now)),
+                });
             }
             same += 1;
             // A step that failed left the state as it was.
@@ -72,7 +88,11 @@ pub(super) async fn replay(store: &Store, session: &str, policy: &dyn Policy) ->
 
 type Again = (Result<String, String>, Option<Snapshot>);
 
-async fn again(policy: &dyn Policy, logged: &LoggedStep, state: Option<&Snapshot>) -> Result<Again, StoreError> {
+async fn again(
+    policy: &dyn Policy,
+    logged: &LoggedStep,
+    state: Option<&Snapshot>,
+) -> Result<Again, StoreError> {
     let content = |cause: serde_json::Error| StoreError::Content(cause.to_string());
     let context: Context = serde_json::from_str(&logged.context).map_err(content)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(content)?;

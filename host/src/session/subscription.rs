@@ -10,8 +10,8 @@ use tokio::sync::{broadcast, watch};
 
 use crate::store;
 
-use super::live::{Head, Session};
 use super::CloseReason;
+use super::live::{Head, Session};
 
 /// How much is read from the log at once.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -41,7 +41,12 @@ pub struct Subscription {
 impl Subscription {
     pub(super) fn new(session: Arc<Session>, last_seq: u64) -> Self {
         let head = session.head.subscribe();
-        Self { session, seen: last_seq, head, deltas: None }
+        Self {
+            session,
+            seen: last_seq,
+            head,
+            deltas: None,
+        }
     }
 
     /// Gives deltas as well.

@@ -55,7 +55,8 @@ pub struct Chats {
     store: Store,
 }
 
-const COLUMNS: &str = "id, agent_session_id, project_id, title, model_provider, is_active, created_at, updated_at";
+const COLUMNS: &str =
+    "id, agent_session_id, project_id, title, model_provider, is_active, created_at, updated_at";
 
 impl Chats {
     /// The chats of a store.
@@ -78,11 +79,17 @@ impl Chats {
     }
 
     /// One chat of the user, with its messages in the order they were written.
-    pub async fn get(&self, user: &str, id: &str) -> Result<Option<(Chat, Vec<ChatMessage>)>, StoreError> {
+    pub async fn get(
+        &self,
+        user: &str,
+        id: &str,
+    ) -> Result<Option<(Chat, Vec<ChatMessage>)>, StoreError> {
         let (user, id) = (user.to_owned(), id.to_owned());
         let work = move |connection: &Connection| {
             let Some(found) = connection
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM chat_sessions WHERE id = ?1 AND user_id = ?2"))?
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM chat_sessions WHERE id = ?1 AND user_id = ?2"
+                ))?
                 .query_row(params![id, user], chat)
                 .optional()?
             else {
@@ -101,8 +108,17 @@ impl Chats {
 
     /// Gives a chat another title, cut to what a title may have. Gives the title back, or none
     /// where the user has no such chat.
-    pub async fn rename(&self, user: &str, id: &str, title: &str) -> Result<Option<String>, StoreError> {
-        let (user, id, title) = (user.to_owned(), id.to_owned(), cut(title, TITLE_LENGTH).to_owned());
+    pub async fn rename(
+        &self,
+        user: &str,
+        id: &str,
+        title: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let (user, id, title) = (
+            user.to_owned(),
+            id.to_owned(),
+            cut(title, TITLE_LENGTH).to_owned(),
+        );
         let work = move |connection: &Connection| {
             let changed = connection
                 .prepare_cached("UPDATE chat_sessions SET title = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
@@ -120,7 +136,9 @@ impl Chats {
                 .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1 AND user_id = ?2")?
                 .execute(params![id, user])?;
             if deleted > 0 {
-                connection.prepare_cached("DELETE FROM chat_messages WHERE session_id = ?1")?.execute([id])?;
+                connection
+                    .prepare_cached("DELETE FROM chat_messages WHERE session_id = ?1")?
+                    .execute([id])?;
             }
             Ok(deleted > 0)
         };

@@ -24,8 +24,8 @@ mod tests;
 
 pub use chats::{Chat, ChatMessage, Chats, TITLE_LENGTH};
 pub use model::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
-    StepRow, cut,
+    ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
+    SessionRow, Status, StepRow, cut,
 };
 pub use reads::{frames_after, logged_steps, open_effects, transcript};
 
@@ -57,7 +57,9 @@ pub enum StoreError {
         cause: std::io::Error,
     },
     /// Another process has it.
-    #[error("the storage folder {0} is in use by another lucid; stop that one, or choose another folder")]
+    #[error(
+        "the storage folder {0} is in use by another lucid; stop that one, or choose another folder"
+    )]
     InUse(PathBuf),
     /// SQLite said no.
     #[error("the database refused: {0}")]
@@ -97,7 +99,9 @@ struct Inner {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("folder", &self.inner.folder).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("folder", &self.inner.folder)
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,20 +112,35 @@ impl Store {
             let path = path.to_owned();
             move |cause| StoreError::Folder { path, cause }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(failed(folder))?;
         std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed(folder))?;
         let private = |name: &str| -> Result<File, StoreError> {
             let path = folder.join(name);
-            let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let open = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path);
             let file = open.map_err(failed(&path))?;
-            file.set_permissions(Permissions::from_mode(0o600)).map_err(failed(&path))?;
+            file.set_permissions(Permissions::from_mode(0o600))
+                .map_err(failed(&path))?;
             Ok(file)
         };
         let lock = private(LOCK)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(folder.to_owned())),
-            Err(std::fs::TryLockError::Error(cause)) => return Err(failed(&folder.join(LOCK))(cause)),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse(folder.to_owned()));
+            }
+            Err(std::fs::TryLockError::Error(cause)) => {
+                return Err(failed(&folder.join(LOCK))(cause));
+            }
         }
         drop(private(DATABASE)?);
         let path = folder.join(DATABASE);
@@ -129,7 +148,14 @@ impl Store {
         migrate(&mut connection)?;
         let writer = writer::Writer::start(connection)?;
         let readers = readers::Readers::new(path);
-        Ok(Self { inner: Arc::new(Inner { writer, readers, folder: folder.to_owned(), _lock: lock }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                writer,
+                readers,
+                folder: folder.to_owned(),
+                _lock: lock,
+            }),
+        })
     }
 
     /// Where it is kept.

@@ -254,5 +254,11 @@ pub struct LoggedStep {
 /// Cuts a text to at most so many characters.
 pub fn cut(text: &str, most: usize) -> &str {
     // Bytes are never fewer than characters: most texts are seen to fit without counting.
-    if text.len() <= most { text } else { text.char_indices().nth(most).map_or(text, |(at, _)| &text[..at]) }
+    if text.len() <= most {
+        text
+    } else {
+        text.char_indices()
+            .nth(most)
+            .map_or(text, |(at, _)| &text[..at])
+    }
 }

@@ -27,7 +27,13 @@ struct Shared {
 impl Readers {
     pub(super) fn new(path: PathBuf) -> Self {
         let turns = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { shared: Arc::new(Shared { path, free: Mutex::new(Vec::new()), turns }) }
+        Self {
+            shared: Arc::new(Shared {
+                path,
+                free: Mutex::new(Vec::new()),
+                turns,
+            }),
+        }
     }
 
     pub(super) async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
@@ -36,18 +42,33 @@ impl Readers {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
         let shared = self.shared.clone();
-        let turn = shared.turns.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let turn = shared
+            .turns
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
         let work = move || {
             let _turn = turn;
-            let free = shared.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let free = shared
+                .free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             let connection = match free {
                 Some(connection) => connection,
                 None => connect(&shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
             };
             let result = read(&connection);
-            shared.free.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            shared
+                .free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(connection);
             result
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| StoreError::Closed)?
     }
 }

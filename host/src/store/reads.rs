@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
 use super::StoreError;
-use super::model::{Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status};
+use super::model::{
+    Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
+};
 use super::rows::to_sql;
 
 fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
@@ -18,8 +20,8 @@ fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
 impl SessionRow {
     /// All sessions that have not ended, the oldest first.
     pub fn alive(connection: &Connection) -> Result<Vec<Self>, StoreError> {
-        let mut select =
-            connection.prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
+        let mut select = connection
+            .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
         let rows = select.query_map([], Self::read)?;
         rows.map(|row| row.map_err(StoreError::from)).collect()
     }
@@ -70,26 +72,35 @@ impl SessionRow {
 
 /// The effects of a session that have no result.
 pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
-    let mut select =
-        connection.prepare_cached("SELECT effect_id, kind, due_at FROM effects WHERE session_id = ?1")?;
+    let mut select = connection
+        .prepare_cached("SELECT effect_id, kind, due_at FROM effects WHERE session_id = ?1")?;
     let mut rows = select.query([session])?;
     let mut effects = Vec::new();
     while let Some(row) = rows.next()? {
         effects.push(EffectRow {
             id: row.get(0)?,
             kind: EffectKind::parse(&row.get::<_, String>(1)?)?,
-            due_at: row.get::<_, Option<i64>>(2)?.map(|due| u64::try_from(due).unwrap_or(0)),
+            due_at: row
+                .get::<_, Option<i64>>(2)?
+                .map(|due| u64::try_from(due).unwrap_or(0)),
         });
     }
     Ok(effects)
 }
 
 /// Entries of a transcript, as JSON, from one number to another, both taken.
-pub fn transcript(connection: &Connection, session: &str, first: u64, last: u64) -> Result<Vec<String>, StoreError> {
+pub fn transcript(
+    connection: &Connection,
+    session: &str,
+    first: u64,
+    last: u64,
+) -> Result<Vec<String>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT message FROM transcript WHERE session_id = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry",
     )?;
-    let rows = select.query_map(params![session, to_sql(first), to_sql(last)], |row| row.get(0))?;
+    let rows = select.query_map(params![session, to_sql(first), to_sql(last)], |row| {
+        row.get(0)
+    })?;
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 
@@ -125,7 +136,11 @@ pub fn frames_after(
 }
 
 /// The policy's steps from one number on, some at a time.
-pub fn logged_steps(connection: &Connection, session: &str, from: u64) -> Result<Vec<LoggedStep>, StoreError> {
+pub fn logged_steps(
+    connection: &Connection,
+    session: &str,
+    from: u64,
+) -> Result<Vec<LoggedStep>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT step, context, inputs, commands, plugin FROM steps
          WHERE session_id = ?1 AND step >= ?2 ORDER BY row LIMIT 64",

@@ -16,7 +16,12 @@ pub(super) fn to_sql(number: u64) -> i64 {
 
 impl NewSessionRow {
     /// Writes the session, its chat and its first round.
-    pub fn insert(&self, connection: &Connection, title: &str, first: &StepRow) -> Result<(), StoreError> {
+    pub fn insert(
+        &self,
+        connection: &Connection,
+        title: &str,
+        first: &StepRow,
+    ) -> Result<(), StoreError> {
         let counters = &first.counters;
         connection
             .prepare_cached(
@@ -72,7 +77,10 @@ impl StepRow {
     /// Writes the round. The caller's transaction makes it one.
     pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
         let counters = &self.counters;
-        let state = self.decision.as_ref().and_then(|decision| decision.state.as_ref());
+        let state = self
+            .decision
+            .as_ref()
+            .and_then(|decision| decision.state.as_ref());
         connection
             .prepare_cached(
                 "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
@@ -124,7 +132,12 @@ impl StepRow {
         let nothing = Decision::default();
         let decision = self.decision.as_ref();
         let d = decision.unwrap_or(&nothing);
-        let length = self.frames.iter().map(|frame| frame.len() + 1).sum::<usize>() + 2;
+        let length = self
+            .frames
+            .iter()
+            .map(|frame| frame.len() + 1)
+            .sum::<usize>()
+            + 2;
         let mut frames = String::with_capacity(length);
         frames.push('[');
         for frame in &self.frames {
@@ -159,8 +172,9 @@ impl StepRow {
                 frames,
             ])?;
         if !self.entries.is_empty() {
-            let mut insert = connection
-                .prepare_cached("INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)")?;
+            let mut insert = connection.prepare_cached(
+                "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
+            )?;
             for (entry, message) in &self.entries {
                 insert.execute(params![&*self.session, to_sql(*entry), message])?;
             }

@@ -23,7 +23,9 @@ async fn writes_that_wait_together_are_committed_together() {
         let _ = wait.recv();
         Ok(())
     });
-    let others = futures::future::join_all((0..100).map(|entry| store.write(move |connection| add(connection, entry))));
+    let others = futures::future::join_all(
+        (0..100).map(|entry| store.write(move |connection| add(connection, entry))),
+    );
     let release = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         go.send(()).unwrap();
@@ -60,7 +62,9 @@ async fn a_write_that_fails_undoes_itself_and_no_other() {
     };
     let (_, good, bad, panics, after, ()) = tokio::join!(held, good, bad, panics, after, release);
     assert!(good.is_ok() && after.is_ok());
-    assert!(matches!(bad, Err(StoreError::Database(_))) && matches!(panics, Err(StoreError::Closed)));
+    assert!(
+        matches!(bad, Err(StoreError::Database(_))) && matches!(panics, Err(StoreError::Closed))
+    );
     assert!(store.written().0 <= 2);
     assert_eq!(store.read(count).await.unwrap(), 2);
 }
@@ -71,7 +75,10 @@ async fn what_was_acknowledged_is_there_after_the_store_is_opened_again() {
     let store = Store::open(folder.path()).unwrap();
     store.write(|connection| add(connection, 1)).await.unwrap();
     store.crash_after(0);
-    assert!(matches!(store.write(|connection| add(connection, 2)).await, Err(StoreError::Closed)));
+    assert!(matches!(
+        store.write(|connection| add(connection, 2)).await,
+        Err(StoreError::Closed)
+    ));
     drop(store);
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(store.read(count).await.unwrap(), 1);
@@ -83,7 +90,10 @@ fn the_folder_is_the_owners_alone_and_in_use_once() {
     let folder = parent.path().join("storage");
     let store = Store::open(&folder).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&folder), mode(&folder.join(DATABASE))), (0o700, 0o600));
+    assert_eq!(
+        (mode(&folder), mode(&folder.join(DATABASE))),
+        (0o700, 0o600)
+    );
     assert!(matches!(Store::open(&folder), Err(StoreError::InUse(_))));
     drop(store);
     Store::open(&folder).unwrap();
@@ -95,10 +105,16 @@ fn a_newer_database_is_left_alone() {
     drop(Store::open(folder.path()).unwrap());
     let connection = Connection::open(folder.path().join(DATABASE)).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(Store::open(folder.path()), Err(StoreError::TooNew { found: 99, .. })));
+    assert!(matches!(
+        Store::open(folder.path()),
+        Err(StoreError::TooNew { found: 99, .. })
+    ));
 }
 
 #[test]
 fn a_text_is_cut_on_a_characters_boundary() {
-    assert_eq!((cut("añb", 2), cut("añb", 3), cut("añb", 9), cut("", 0)), ("añ", "añb", "añb", ""));
+    assert_eq!(
+        (cut("añb", 2), cut("añb", 3), cut("añb", 9), cut("", 0)),
+        ("añ", "añb", "añb", "")
+    );
 }

@@ -46,8 +46,11 @@ impl Writer {
     pub(super) fn start(connection: Connection) -> Result<Self, StoreError> {
         let (queue, waiting) = mpsc::channel(QUEUE);
         #[cfg(test)]
-        let probe =
-            Arc::new(Probe { left: AtomicU64::new(u64::MAX), groups: AtomicU64::new(0), writes: AtomicU64::new(0) });
+        let probe = Arc::new(Probe {
+            left: AtomicU64::new(u64::MAX),
+            groups: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+        });
         #[cfg(test)]
         let seen = probe.clone();
         let body = move || {
@@ -61,7 +64,10 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("lucid-store".to_owned())
             .spawn(body)
-            .map_err(|cause| StoreError::Folder { path: "the writer's thread".into(), cause })?;
+            .map_err(|cause| StoreError::Folder {
+                path: "the writer's thread".into(),
+                cause,
+            })?;
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
@@ -100,7 +106,10 @@ impl Writer {
 
     #[cfg(test)]
     pub(super) fn written(&self) -> (u64, u64) {
-        (self.probe.groups.load(Ordering::SeqCst), self.probe.writes.load(Ordering::SeqCst))
+        (
+            self.probe.groups.load(Ordering::SeqCst),
+            self.probe.writes.load(Ordering::SeqCst),
+        )
     }
 }
 
@@ -144,7 +153,9 @@ fn run(connection: &Connection, mut waiting: mpsc::Receiver<Write>, #[cfg(test)]
 
 fn commit(connection: &Connection, group: &mut Vec<Write>) {
     let mut done: Vec<Acknowledge> = Vec::with_capacity(group.len());
-    let outcome = connection.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([]));
+    let outcome = connection
+        .prepare_cached("BEGIN IMMEDIATE")
+        .and_then(|mut begin| begin.execute([]));
     let mut failed = outcome.err();
     for write in group.drain(..) {
         if failed.is_some() {
@@ -158,7 +169,10 @@ fn commit(connection: &Connection, group: &mut Vec<Write>) {
         }
     }
     if failed.is_none() {
-        failed = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).err();
+        failed = connection
+            .prepare_cached("COMMIT")
+            .and_then(|mut commit| commit.execute([]))
+            .err();
     }
     let reason = failed.map(|cause| {
         tracing::error!(%cause, "the log could not be written");

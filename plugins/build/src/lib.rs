@@ -31,7 +31,10 @@ impl Builder {
             .ancestors()
             .nth(4)
             .ok_or("OUT_DIR is not below a target folder")?;
-        Ok(Self { workspace, target: target.to_path_buf() })
+        Ok(Self {
+            workspace,
+            target: target.to_path_buf(),
+        })
     }
 
     /// Builds `package` and makes a component of it. Returns the component's bytes.
@@ -59,19 +62,33 @@ impl Builder {
     pub fn static_binary(&self, package: &str) -> Result<Vec<u8>, Error> {
         let host = std::env::var("TARGET")?;
         let mut cargo = self.cargo(package, &host);
-        let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", host.to_uppercase().replace('-', "_"));
-        cargo.args(["--bin", package]).env(flags, "-Ctarget-feature=+crt-static -Crelocation-model=static");
+        let flags = format!(
+            "CARGO_TARGET_{}_RUSTFLAGS",
+            host.to_uppercase().replace('-', "_")
+        );
+        cargo.args(["--bin", package]).env(
+            flags,
+            "-Ctarget-feature=+crt-static -Crelocation-model=static",
+        );
         run(&mut cargo, package)?;
-        Ok(std::fs::read(self.guests().join(host).join("guest").join(package))?)
+        Ok(std::fs::read(
+            self.guests().join(host).join("guest").join(package),
+        )?)
     }
 
     /// Tells cargo to run the build script again when anything below these folders of the workspace
     /// changes, and only then.
     pub fn watch(&self, folders: &[&str]) {
         for folder in folders {
-            println!("cargo::rerun-if-changed={}", self.workspace.join(folder).display());
+            println!(
+                "cargo::rerun-if-changed={}",
+                self.workspace.join(folder).display()
+            );
         }
-        println!("cargo::rerun-if-changed={}", self.workspace.join("Cargo.lock").display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            self.workspace.join("Cargo.lock").display()
+        );
         println!("cargo::rerun-if-env-changed={}", sysroot::CHOICE);
     }
 
@@ -86,16 +103,29 @@ impl Builder {
         for (name, _) in std::env::vars() {
             let kept = matches!(
                 name.as_str(),
-                "CARGO_HOME" | "CARGO_NET_OFFLINE" | "CARGO_HTTP_CAINFO" | "RUSTUP_HOME" | "RUSTUP_TOOLCHAIN"
+                "CARGO_HOME"
+                    | "CARGO_NET_OFFLINE"
+                    | "CARGO_HTTP_CAINFO"
+                    | "RUSTUP_HOME"
+                    | "RUSTUP_TOOLCHAIN"
             ) || name.starts_with("CARGO_REGISTRIES_")
                 || name.starts_with("CARGO_SOURCE_");
-            if !kept && (name.starts_with("CARGO") || name.starts_with("RUST") || name == "TARGET") {
+            if !kept && (name.starts_with("CARGO") || name.starts_with("RUST") || name == "TARGET")
+            {
                 cargo.env_remove(name);
             }
         }
         cargo
             .current_dir(&self.workspace)
-            .args(["build", "--quiet", "--locked", "--profile", "guest", "--package", package])
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--profile",
+                "guest",
+                "--package",
+                package,
+            ])
             .args(["--target", target])
             .arg("--target-dir")
             .arg(self.guests());
@@ -106,13 +136,23 @@ impl Builder {
 /// The workspace's root, from the folder of a crate that is `up` levels below it.
 pub fn workspace_root(up: usize) -> Result<PathBuf, Error> {
     let here = std::env::var("CARGO_MANIFEST_DIR")?;
-    Ok(Path::new(&here).ancestors().nth(up).ok_or("no workspace above this crate")?.to_path_buf())
+    Ok(Path::new(&here)
+        .ancestors()
+        .nth(up)
+        .ok_or("no workspace above this crate")?
+        .to_path_buf())
 }
 
 fn run(command: &mut Command, what: &str) -> Result<(), Error> {
-    let output = command.output().map_err(|e| format!("cargo could not be started for {what}: {e}"))?;
+    let output = command
+        .output()
+        .map_err(|e| format!("cargo could not be started for {what}: {e}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("{what} did not build:\n{}", String::from_utf8_lossy(&output.stderr)).into())
+    Err(format!(
+        "{what} did not build:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    )
+    .into())
 }

@@ -26,7 +26,9 @@ pub(crate) fn find(target: &Path) -> Result<Option<PathBuf>, Error> {
                 println!("cargo::warning=guests: rustup installed the standard library for {WASM}");
                 return Ok(None);
             }
-            Ok(_) => tried.push("rustup: it reported success, but the library is not there".to_owned()),
+            Ok(_) => {
+                tried.push("rustup: it reported success, but the library is not there".to_owned())
+            }
             Err(error) => tried.push(format!("rustup: {error}")),
         }
     }
@@ -45,16 +47,24 @@ pub(crate) fn find(target: &Path) -> Result<Option<PathBuf>, Error> {
 
 fn from_source(target: &Path) -> Result<PathBuf, Error> {
     let version = output(Command::new(rustc()).arg("-vV"))?;
-    let hash: String = Sha256::digest(version.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let hash: String = Sha256::digest(version.as_bytes())
+        .iter()
+        .take(8)
+        .map(|b| format!("{b:02x}"))
+        .collect();
     let done = target.join("wasm-sysroot").join(&hash);
     if has_std(&done.join("lib/rustlib").join(WASM).join("lib")) {
         return Ok(done);
     }
     let release = line(&version, "release: ")?;
     let host = line(&version, "host: ")?;
-    println!("cargo::warning=guests: building the standard library for {WASM} from source, once for this compiler");
+    println!(
+        "cargo::warning=guests: building the standard library for {WASM} from source, once for this compiler"
+    );
 
-    let work = target.join("wasm-sysroot").join(format!("{hash}.{}", std::process::id()));
+    let work = target
+        .join("wasm-sysroot")
+        .join(format!("{hash}.{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&work);
     std::fs::create_dir_all(&work)?;
     let made = make(&work, &release, &host);
@@ -76,8 +86,16 @@ fn make(work: &Path, release: &str, host: &str) -> Result<PathBuf, Error> {
     let built = work.join("build");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars() {
-        if name.starts_with("CARGO_CFG") || name.starts_with("CARGO_FEATURE") || name.starts_with("CARGO_PROFILE")
-            || matches!(name.as_str(), "CARGO_ENCODED_RUSTFLAGS" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTC_WRAPPER" | "CARGO_TARGET_DIR")
+        if name.starts_with("CARGO_CFG")
+            || name.starts_with("CARGO_FEATURE")
+            || name.starts_with("CARGO_PROFILE")
+            || matches!(
+                name.as_str(),
+                "CARGO_ENCODED_RUSTFLAGS"
+                    | "RUSTC_WORKSPACE_WRAPPER"
+                    | "RUSTC_WRAPPER"
+                    | "CARGO_TARGET_DIR"
+            )
         {
             cargo.env_remove(name);
         }
@@ -88,8 +106,18 @@ fn make(work: &Path, release: &str, host: &str) -> Result<PathBuf, Error> {
             // std is built by a stable compiler: this is what its own build sets.
             .env("RUSTC_BOOTSTRAP", "1")
             // Without the bitcode a guest with LTO does not link.
-            .env("RUSTFLAGS", "-Zforce-unstable-if-unmarked -Cembed-bitcode=yes")
-            .args(["build", "--quiet", "--locked", "--release", "--manifest-path", "sysroot/Cargo.toml"])
+            .env(
+                "RUSTFLAGS",
+                "-Zforce-unstable-if-unmarked -Cembed-bitcode=yes",
+            )
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--release",
+                "--manifest-path",
+                "sysroot/Cargo.toml",
+            ])
             .args(["--target", WASM, "--target-dir"])
             .arg(&built),
     )?;
@@ -132,7 +160,12 @@ version=$(apt-cache "$@" madison rust-src | cut -d'|' -f2 | tr -d ' ' | grep -F 
 apt-get -qq "$@" download "rust-src=$version"
 dpkg --fsys-tarfile rust-src*.deb | tar xf - --wildcards './usr/src/rustc-*/library'
 "#;
-    output(Command::new("sh").args(["-c", script, "sh"]).arg(work).arg(release))?;
+    output(
+        Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(work)
+            .arg(release),
+    )?;
     Ok(work.join(format!("usr/src/rustc-{release}/library")))
 }
 
@@ -159,7 +192,9 @@ fn has_std(lib: &Path) -> bool {
 
 fn line(text: &str, start: &str) -> Result<String, Error> {
     let found = text.lines().find_map(|l| l.strip_prefix(start));
-    Ok(found.ok_or_else(|| format!("rustc -vV has no line '{start}'"))?.to_owned())
+    Ok(found
+        .ok_or_else(|| format!("rustc -vV has no line '{start}'"))?
+        .to_owned())
 }
 
 fn output(command: &mut Command) -> Result<String, Error> {

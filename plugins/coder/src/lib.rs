@@ -41,7 +41,8 @@ impl Policy for Coder {
     fn step(ctx: &Context, s: &mut State, input: Input, out: &mut Commands) -> Result<(), Error> {
         match input {
             Input::Started(start) => begin(s, start)?,
-            Input::UserMessage(UserMessage { entry, .. }) | Input::Answered(Answer { entry, .. }) => {
+            Input::UserMessage(UserMessage { entry, .. })
+            | Input::Answered(Answer { entry, .. }) => {
                 user_spoke(s, entry);
             }
             Input::ModelReplied(reply) => turn::model_replied(ctx, s, reply, out),
@@ -143,7 +144,11 @@ fn cancel(s: &mut State, out: &mut Commands) {
     for run in &runs {
         out.cancel(run.effect.clone());
     }
-    for call_id in runs.into_iter().map(|run| run.call_id).chain(call_of_finish) {
+    for call_id in runs
+        .into_iter()
+        .map(|run| run.call_id)
+        .chain(call_of_finish)
+    {
         out.append_result(ToolResult::failed(call_id, turn::CANCELLED));
     }
     close(s, Commands::cancelled, out);

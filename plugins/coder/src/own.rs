@@ -120,7 +120,8 @@ pub(crate) fn call(
     arguments: &serde_json::Value,
     out: &mut Commands,
 ) -> Option<Result<String, String>> {
-    let wrong = |e: serde_json::Error| Some(Err(format!("The arguments of {name} are wrong: {e}.")));
+    let wrong =
+        |e: serde_json::Error| Some(Err(format!("The arguments of {name} are wrong: {e}.")));
     match name {
         THINK => match Think::deserialize(arguments) {
             Ok(Think { thought }) => {
@@ -141,7 +142,11 @@ pub(crate) fn call(
         _ => match Finish::deserialize(arguments) {
             Ok(_) if s.ending.is_some() => Some(Ok("`finish` was called already.".into())),
             Ok(Finish { message, success }) => {
-                s.ending = Some(Ending { call_id: Some(call_id.into()), message, success });
+                s.ending = Some(Ending {
+                    call_id: Some(call_id.into()),
+                    message,
+                    success,
+                });
                 None
             }
             Err(e) => wrong(e),

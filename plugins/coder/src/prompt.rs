@@ -56,11 +56,22 @@ pub(crate) fn system(start: &Start, settings: &Settings) -> String {
     if let Some(branch) = &start.branch {
         text.push_str(&format!("\nBranch: {branch}"));
     }
-    if let Some(more) = settings.instructions.as_deref().filter(|m| !m.trim().is_empty()) {
-        text.push_str(&format!("\n\nFrom the operator of this system:\n{}", more.trim()));
+    if let Some(more) = settings
+        .instructions
+        .as_deref()
+        .filter(|m| !m.trim().is_empty())
+    {
+        text.push_str(&format!(
+            "\n\nFrom the operator of this system:\n{}",
+            more.trim()
+        ));
     }
-    let instructions: Vec<&str> =
-        start.instructions.iter().map(|i| i.trim()).filter(|i| !i.is_empty()).collect();
+    let instructions: Vec<&str> = start
+        .instructions
+        .iter()
+        .map(|i| i.trim())
+        .filter(|i| !i.is_empty())
+        .collect();
     if !instructions.is_empty() {
         text.push_str(
             "\n\nThe repository holds these instructions for agents. Follow them as the project's \
@@ -92,7 +103,10 @@ fn parts(ctx: &Context, s: &State) -> Vec<Part> {
         None => parts.push(Part::history_from(0)),
         Some(from) => {
             parts.extend(
-                s.users.iter().filter(|e| **e < from).map(|entry| Part::history(*entry, *entry)),
+                s.users
+                    .iter()
+                    .filter(|e| **e < from)
+                    .map(|entry| Part::history(*entry, *entry)),
             );
             parts.push(Part::Inline(Message::user(left_out(s))));
             parts.push(Part::history_from(from));

@@ -29,10 +29,9 @@ const START: u64 = 0xcbf2_9ce4_8422_2325;
 /// FNV-1a, with the length in front so that neighbours do not run into each other.
 fn hash(start: u64, bytes: &[u8]) -> u64 {
     let length = (bytes.len() as u64).to_le_bytes();
-    length
-        .iter()
-        .chain(bytes)
-        .fold(start, |h, byte| (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    length.iter().chain(bytes).fold(start, |h, byte| {
+        (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -42,7 +41,10 @@ mod tests {
     #[test]
     fn arguments_that_say_the_same_have_the_same_mark() {
         let one = of_call("terminal", r#"{"command":"ls","timeout":5}"#);
-        assert_eq!(one, of_call("terminal", r#"{ "timeout": 5, "command": "ls" }"#));
+        assert_eq!(
+            one,
+            of_call("terminal", r#"{ "timeout": 5, "command": "ls" }"#)
+        );
         assert_ne!(one, of_call("terminal", r#"{"command":"ls"}"#));
         assert_ne!(one, of_call("other", r#"{"command":"ls","timeout":5}"#));
     }

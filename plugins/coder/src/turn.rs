@@ -4,9 +4,7 @@
 //! how the task goes on is decided only when all answers of the turn are there.
 
 use lucid_plugin::policy::{Commands, Context, ModelReply};
-use lucid_plugin::types::{
-    Content, Error, ErrorKind, Message, StopReason, ToolCall, ToolResult,
-};
+use lucid_plugin::types::{Content, Error, ErrorKind, Message, StopReason, ToolCall, ToolResult};
 use serde_json::Value;
 
 use crate::repeats::{self, GIVE_UP_AT, TELL_AT};
@@ -43,7 +41,11 @@ pub(crate) fn model_replied(ctx: &Context, s: &mut State, reply: ModelReply, out
 
     if reply.stop == StopReason::Refusal {
         answer_all(&calls, "Not run: the answer was refused.", out);
-        let why = if text.trim().is_empty() { "The model declined to answer." } else { text.trim() };
+        let why = if text.trim().is_empty() {
+            "The model declined to answer."
+        } else {
+            text.trim()
+        };
         let error = Error::new(ErrorKind::Refused, why);
         return close(s, |out| out.fail(error), out);
     }
@@ -72,7 +74,11 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
              is done."
         }
         _ => {
-            s.ending = Some(Ending { call_id: None, message: text.into(), success: true });
+            s.ending = Some(Ending {
+                call_id: None,
+                message: text.into(),
+                success: true,
+            });
             return;
         }
     };
@@ -82,7 +88,9 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
             StopReason::MaxTokens => "reached the output limit",
             _ => "held nothing to go on with",
         };
-        let error = Error::upstream(format!("The model's answer {what} {IDLE_LIMIT} times in a row."));
+        let error = Error::upstream(format!(
+            "The model's answer {what} {IDLE_LIMIT} times in a row."
+        ));
         return close(s, |out| out.fail(error), out);
     }
     s.answered_in_text = false;
@@ -101,9 +109,17 @@ fn take_call(
     let mark = repeats::of_call(&call.name, &call.arguments);
     let own = own::NAMES.contains(&call.name.as_str());
     if !own && !s.host_tools.iter().any(|tool| tool.name == call.name) {
-        let known: Vec<&str> =
-            s.host_tools.iter().map(|t| t.name.as_str()).chain(own::NAMES).collect();
-        let text = format!("There is no tool `{}`. There are: {}.", call.name, known.join(", "));
+        let known: Vec<&str> = s
+            .host_tools
+            .iter()
+            .map(|t| t.name.as_str())
+            .chain(own::NAMES)
+            .collect();
+        let text = format!(
+            "There is no tool `{}`. There are: {}.",
+            call.name,
+            known.join(", ")
+        );
         return answer(s, mark, ToolResult::failed(call.id, text), out);
     }
     let arguments = match read_arguments(&call.arguments) {
@@ -132,7 +148,11 @@ fn take_call(
         return;
     }
     let effect = format!("t{}-{n}", ctx.step);
-    s.runs.push(Run { effect: effect.clone(), call_id: call.id.clone(), mark });
+    s.runs.push(Run {
+        effect: effect.clone(),
+        call_id: call.id.clone(),
+        mark,
+    });
     call.arguments = arguments.to_string();
     out.run_tool(effect, call);
 }
@@ -146,7 +166,11 @@ fn read_arguments(text: &str) -> Result<Value, String> {
     if let Value::String(inner) = &value {
         value = serde_json::from_str(inner).map_err(|e| e.to_string())?;
     }
-    if value.is_object() { Ok(value) } else { Err("it is something else".into()) }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err("it is something else".into())
+    }
 }
 
 /// The host ran a tool; its result is in the transcript.
@@ -201,7 +225,9 @@ fn end(s: &mut State, ending: Ending, out: &mut Commands) {
     let objection = if s.unread {
         Some("Not finished: the user said something meanwhile. Read it first.")
     } else if s.turn.bad {
-        Some("Not finished: a tool you called along with `finish` failed. Look at its result first.")
+        Some(
+            "Not finished: a tool you called along with `finish` failed. Look at its result first.",
+        )
     } else {
         None
     };
@@ -221,7 +247,11 @@ fn end(s: &mut State, ending: Ending, out: &mut Commands) {
 }
 
 fn look_for_circles(s: &mut State, out: &mut Commands) {
-    s.repeats = if s.turn.mark == s.last_turn { s.repeats + 1 } else { 1 };
+    s.repeats = if s.turn.mark == s.last_turn {
+        s.repeats + 1
+    } else {
+        1
+    };
     s.last_turn = s.turn.mark;
     if s.repeats >= GIVE_UP_AT {
         let text = format!(

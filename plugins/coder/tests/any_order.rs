@@ -14,7 +14,10 @@ struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
@@ -67,7 +70,10 @@ fn made_up_reply(host: &mut Host, dice: &mut Dice, effect: &str) -> Input {
         let id = format!("c{}-{n}", host.step);
         let (name, arguments) = match dice.below(8) {
             0 => ("think", r#"{"thought":"t"}"#),
-            1 => ("task_tracker", r#"{"tasks":[{"title":"a","status":"todo"}]}"#),
+            1 => (
+                "task_tracker",
+                r#"{"tasks":[{"title":"a","status":"todo"}]}"#,
+            ),
             2 => ("finish", r#"{"message":"m"}"#),
             3 => ("nothing", "{}"),
             4 => ("terminal", "{"),
@@ -121,7 +127,10 @@ fn next_inputs(host: &mut Host, waits: &mut Waits, dice: &mut Dice) -> Vec<Input
 
 fn failure(effect: String, kind: ErrorKind) -> Input {
     use lucid_plugin::{policy::Failure, types::Error};
-    Input::EffectFailed(Failure { effect, error: Error::new(kind, "It failed.") })
+    Input::EffectFailed(Failure {
+        effect,
+        error: Error::new(kind, "It failed."),
+    })
 }
 
 #[test]
@@ -129,7 +138,10 @@ fn whatever_comes_the_agent_waits_for_something_and_leaves_no_call_unanswered() 
     for seed in 0..300 {
         let mut dice = Dice(seed);
         let mut host = Host::new();
-        let mut waits = Waits { open: true, ..Waits::default() };
+        let mut waits = Waits {
+            open: true,
+            ..Waits::default()
+        };
         let commands = host.start("{}");
         waits.take(&host, false, &commands);
         for _ in 0..60 {

@@ -89,7 +89,13 @@ impl Policy for Mock {
             Input::ToolReplied(reply) => {
                 if s.waits_for(&reply.effect) {
                     let bad = reply.outcome.is_bad();
-                    tool_ended(ctx, s, bad.then(|| script::complaint(&reply.outcome)), false, out);
+                    tool_ended(
+                        ctx,
+                        s,
+                        bad.then(|| script::complaint(&reply.outcome)),
+                        false,
+                        out,
+                    );
                 }
             }
             Input::EffectFailed(failure) => {
@@ -130,7 +136,10 @@ fn begin(ctx: &Context, s: &mut State, start: &Start, out: &mut Commands) {
     let thought = "I play a fixed script: a folder, a file, and a run of it.";
     out.emit(
         "ThinkAction",
-        format!("Analyzing task: \"{}\"", lucid_plugin::cut(&start.task, 100)),
+        format!(
+            "Analyzing task: \"{}\"",
+            lucid_plugin::cut(&start.task, 100)
+        ),
         &json!({ "thought": thought }),
     );
     pause(ctx, s, out);
@@ -165,7 +174,12 @@ fn play(ctx: &Context, s: &mut State, out: &mut Commands) {
             }
         }
     } else {
-        let Scene { event_type, content, fields, last } = script::told(&s.workspace, at);
+        let Scene {
+            event_type,
+            content,
+            fields,
+            last,
+        } = script::told(&s.workspace, at);
         out.emit(event_type, content, &fields);
         if last {
             finish(s, out);
@@ -220,7 +234,11 @@ fn finish(s: &mut State, out: &mut Commands) {
     match s.trouble.take() {
         None => out.succeed("[MOCK] The script is done: hello.py was written and run."),
         Some(Trouble { internal, text }) => {
-            let kind = if internal { ErrorKind::Internal } else { ErrorKind::Upstream };
+            let kind = if internal {
+                ErrorKind::Internal
+            } else {
+                ErrorKind::Upstream
+            };
             out.fail(Error::new(kind, format!("[MOCK] {text}")));
         }
     }
@@ -236,7 +254,11 @@ fn follow_up(s: &mut State, text: String, out: &mut Commands) {
 }
 
 fn respond(text: &str, out: &mut Commands) {
-    out.emit("MockResponse", format!("[MOCK] Received: {text}"), &json!({}));
+    out.emit(
+        "MockResponse",
+        format!("[MOCK] Received: {text}"),
+        &json!({}),
+    );
 }
 
 fn cancel(s: &mut State, out: &mut Commands) {

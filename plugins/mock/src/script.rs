@@ -109,7 +109,10 @@ mod tests {
 
     #[test]
     fn a_folder_with_odd_characters_is_quoted_for_the_shell() {
-        assert_eq!(make_folder("/workspace"), "mkdir -p /workspace && cd /workspace");
+        assert_eq!(
+            make_folder("/workspace"),
+            "mkdir -p /workspace && cd /workspace"
+        );
         assert_eq!(run_file("/a b/it's"), r"python '/a b/it'\''s/hello.py'");
     }
 
@@ -118,6 +121,9 @@ mod tests {
         let mut result = ToolResult::ok("c", "python: not found\n");
         result.exit_code = Some(127);
         assert_eq!(complaint(&result), "exit code 127: python: not found");
-        assert_eq!(complaint(&ToolResult::failed("c", "")), "the tool gave no reason.");
+        assert_eq!(
+            complaint(&ToolResult::failed("c", "")),
+            "the tool gave no reason."
+        );
     }
 }

@@ -44,7 +44,11 @@ impl Session {
             branch: None,
             model: String::new(),
             instructions: vec![],
-            tools: if live { vec![tool("terminal"), tool("file_editor")] } else { vec![] },
+            tools: if live {
+                vec![tool("terminal"), tool("file_editor")]
+            } else {
+                vec![]
+            },
             settings: settings.into(),
         }))
     }
@@ -55,12 +59,19 @@ impl Session {
     }
 
     fn reply(&mut self, effect: &str, outcome: ToolResult) -> Vec<Command> {
-        self.send(Input::ToolReplied(ToolReply { effect: effect.into(), entry: 5, outcome }))
+        self.send(Input::ToolReplied(ToolReply {
+            effect: effect.into(),
+            entry: 5,
+            outcome,
+        }))
     }
 }
 
 fn exit(code: i32, text: &str) -> ToolResult {
-    ToolResult { exit_code: Some(code), ..ToolResult::ok("c", text) }
+    ToolResult {
+        exit_code: Some(code),
+        ..ToolResult::ok("c", text)
+    }
 }
 
 fn timer(command: &Command) -> (String, u64) {
@@ -83,9 +94,11 @@ fn tool(command: &Command) -> (String, String, Value) {
 
 fn event(command: &Command) -> (&str, &str, Value) {
     match command {
-        Command::Emit(e) => {
-            (&e.event_type, &e.content, serde_json::from_str(&e.fields).unwrap())
-        }
+        Command::Emit(e) => (
+            &e.event_type,
+            &e.content,
+            serde_json::from_str(&e.fields).unwrap(),
+        ),
         other => panic!("no event: {other:?}"),
     }
 }
@@ -111,13 +124,19 @@ fn the_live_script_thinks_then_runs_three_tools_with_pauses_between() {
     let mut s = Session::default();
     let first = s.start(true, "");
     let (kind, content, fields) = event(&first[0]);
-    assert_eq!((kind, content), ("ThinkAction", "Analyzing task: \"Say hello\""));
+    assert_eq!(
+        (kind, content),
+        ("ThinkAction", "Analyzing task: \"Say hello\"")
+    );
     assert!(fields["thought"].is_string());
     let (effect, delay) = timer(&first[1]);
     assert_eq!(delay, 1_500);
 
     let expected = [
-        ("terminal", json!({"command": "mkdir -p /workspace && cd /workspace"})),
+        (
+            "terminal",
+            json!({"command": "mkdir -p /workspace && cd /workspace"}),
+        ),
         (
             "file_editor",
             json!({
@@ -170,7 +189,10 @@ fn without_tools_or_delay_the_whole_script_is_told_in_one_step() {
     let commands = Session::default().start(false, NOW);
     let events: Vec<_> = commands[..commands.len() - 1].iter().map(event).collect();
     assert_eq!(events.iter().map(|e| e.0).collect::<Vec<_>>(), TOLD);
-    assert_eq!(events[1].2["command"], "mkdir -p /workspace && cd /workspace");
+    assert_eq!(
+        events[1].2["command"],
+        "mkdir -p /workspace && cd /workspace"
+    );
     assert_eq!(events[2].2["exitCode"], 0);
     assert_eq!(events[3].1, "print(\"Hello, World!\")");
     assert_eq!(events[3].2["path"], "/workspace/hello.py");
@@ -207,7 +229,10 @@ fn a_long_task_is_cut_to_a_hundred_characters() {
         tools: vec![],
         settings: NOW.into(),
     }));
-    assert_eq!(event(&commands[0]).1, format!("Analyzing task: \"{}…\"", "ü".repeat(100)));
+    assert_eq!(
+        event(&commands[0]).1,
+        format!("Analyzing task: \"{}…\"", "ü".repeat(100))
+    );
 }
 
 #[test]
@@ -241,12 +266,19 @@ fn a_follow_up_during_the_script_waits_for_its_end() {
 fn a_last_command_that_fails_is_explained() {
     let mut s = Session::default();
     let mut commands = s.start(true, NOW);
-    for result in [exit(0, ""), ToolResult::ok("c", ""), exit(127, "python: not found")] {
+    for result in [
+        exit(0, ""),
+        ToolResult::ok("c", ""),
+        exit(127, "python: not found"),
+    ] {
         let (effect, ..) = tool(commands.last().unwrap());
         commands = s.reply(&effect, result);
     }
     let error = failed(&commands);
-    assert_eq!(error.message, "[MOCK] Running hello.py failed: exit code 127: python: not found");
+    assert_eq!(
+        error.message,
+        "[MOCK] Running hello.py failed: exit code 127: python: not found"
+    );
     // The next task starts with a clean slate.
     succeeded(&s.say("again"));
 }
@@ -255,11 +287,19 @@ fn a_last_command_that_fails_is_explained() {
 fn a_folder_that_fails_does_not_stop_the_script_but_is_told_at_its_end() {
     let mut s = Session::default();
     let mut commands = s.start(true, NOW);
-    for result in [exit(1, "read-only"), ToolResult::ok("c", ""), exit(0, "Hello, World!")] {
+    for result in [
+        exit(1, "read-only"),
+        ToolResult::ok("c", ""),
+        exit(0, "Hello, World!"),
+    ] {
         let (effect, ..) = tool(commands.last().unwrap());
         commands = s.reply(&effect, result);
     }
-    assert!(failed(&commands).message.contains("Making the folder failed"));
+    assert!(
+        failed(&commands)
+            .message
+            .contains("Making the folder failed")
+    );
 }
 
 #[test]
@@ -304,7 +344,13 @@ fn a_cancel_gives_up_what_runs_and_closes_the_task_once() {
     let commands = s.start(true, "{}");
     let (effect, _) = timer(&commands[1]);
     let commands = s.send(Input::CancelRequested("stop".into()));
-    assert_eq!(commands, [Command::Cancel(effect.clone()), Command::Finish(Outcome::Cancelled)]);
+    assert_eq!(
+        commands,
+        [
+            Command::Cancel(effect.clone()),
+            Command::Finish(Outcome::Cancelled)
+        ]
+    );
     assert!(s.send(Input::TimerFired(effect)).is_empty());
     assert!(s.send(Input::CancelRequested("stop".into())).is_empty());
     succeeded(&s.say("hello again"));

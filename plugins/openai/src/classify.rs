@@ -16,13 +16,18 @@ pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let (code, message) = code_and_message(&value);
     let kind = of_words(code.as_deref(), &message).unwrap_or_else(|| of_status(status));
     let said = match () {
-        () if kind == ErrorKind::Unauthenticated => "The provider does not accept the API key.".into(),
+        () if kind == ErrorKind::Unauthenticated => {
+            "The provider does not accept the API key.".into()
+        }
         () if !message.is_empty() => message,
         // Some proxy's page, most likely.
         () if text.trim_start().starts_with('<') || text.trim().is_empty() => {
             format!("The provider answered with status {status} and gave no reason.")
         }
-        () => format!("The provider answered with status {status}: {}", cut(text.trim(), 300)),
+        () => format!(
+            "The provider answered with status {status}: {}",
+            cut(text.trim(), 300)
+        ),
     };
     Error {
         kind,
@@ -47,7 +52,12 @@ pub(crate) fn midway(value: &Value) -> Error {
     } else {
         message
     };
-    Error { kind, code, message, retry_after_ms: None }
+    Error {
+        kind,
+        code,
+        message,
+        retry_after_ms: None,
+    }
 }
 
 /// The other side's word and sentence, wherever it put them.
@@ -63,9 +73,14 @@ fn code_and_message(value: &Value) -> (Option<String>, String) {
     };
     let message = match error {
         Value::String(text) => text.clone(),
-        _ => word("message").or_else(|| word("detail")).unwrap_or_default(),
+        _ => word("message")
+            .or_else(|| word("detail"))
+            .unwrap_or_default(),
     };
-    (word("code").or_else(|| word("type")), cut(message.trim(), 1_000))
+    (
+        word("code").or_else(|| word("type")),
+        cut(message.trim(), 1_000),
+    )
 }
 
 fn of_words(code: Option<&str>, message: &str) -> Option<ErrorKind> {
@@ -80,17 +95,24 @@ fn of_words(code: Option<&str>, message: &str) -> Option<ErrorKind> {
         }
         "model_not_found" => Some(ErrorKind::NotFound),
         "content_filter" | "content_policy_violation" => Some(ErrorKind::Refused),
-        "overloaded_error" | "engine_overloaded" | "server_overloaded" => Some(ErrorKind::Overloaded),
+        "overloaded_error" | "engine_overloaded" | "server_overloaded" => {
+            Some(ErrorKind::Overloaded)
+        }
         "server_error" | "internal_error" => Some(ErrorKind::Upstream),
         _ => None,
     };
     by_code.or_else(|| {
         // Other servers send no code for this one, and a policy can act on it.
         let message = message.to_ascii_lowercase();
-        ["maximum context length", "context window", "context length", "prompt is too long"]
-            .iter()
-            .any(|words| message.contains(words))
-            .then_some(ErrorKind::ContextTooLong)
+        [
+            "maximum context length",
+            "context window",
+            "context length",
+            "prompt is too long",
+        ]
+        .iter()
+        .any(|words| message.contains(words))
+        .then_some(ErrorKind::ContextTooLong)
     })
 }
 

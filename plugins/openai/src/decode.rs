@@ -5,9 +5,9 @@
 
 mod calls;
 
+use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::{Completion, Decoder, Delta, Frame};
 use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, Usage};
-use lucid_plugin::NO_USAGE;
 use serde_json::Value;
 
 use crate::classify;
@@ -74,14 +74,24 @@ impl Decoder for ChunkDecoder {
         };
         let mut content = Vec::new();
         if !self.thinking.is_empty() {
-            content.push(Content::Thinking(Thinking { text: self.thinking, signature: None }));
+            content.push(Content::Thinking(Thinking {
+                text: self.thinking,
+                signature: None,
+            }));
         }
         if !self.text.is_empty() {
             content.push(Content::Text(self.text));
         }
         content.extend(self.calls.into_calls().map(Content::ToolCall));
-        let message = Message { role: Role::Assistant, content };
-        Ok(Completion { message, stop, usage: self.usage })
+        let message = Message {
+            role: Role::Assistant,
+            content,
+        };
+        Ok(Completion {
+            message,
+            stop,
+            usage: self.usage,
+        })
     }
 }
 
@@ -139,7 +149,9 @@ impl ChunkDecoder {
         match text_at(choice, "finish_reason") {
             None => {}
             Some("error") => {
-                return Err(Error::upstream("The provider broke the answer off with an error."));
+                return Err(Error::upstream(
+                    "The provider broke the answer off with an error.",
+                ));
             }
             Some(reason) => {
                 self.stop = Some(match reason {
@@ -165,7 +177,12 @@ impl ChunkDecoder {
             self.say(text, deltas);
         }
         // Some servers give the content in parts.
-        for part in said.get("content").and_then(Value::as_array).into_iter().flatten() {
+        for part in said
+            .get("content")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             if let Some(text) = text_at(part, "text") {
                 self.say(text, deltas);
             }
@@ -183,12 +200,18 @@ impl ChunkDecoder {
 }
 
 fn calls_in(said: &Value) -> impl Iterator<Item = &Value> {
-    said.get("tool_calls").and_then(Value::as_array).into_iter().flatten()
+    said.get("tool_calls")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 /// A member that is a text with something in it.
 fn text_at<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
-    value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
+    value
+        .get(name)
+        .and_then(Value::as_str)
+        .filter(|text| !text.is_empty())
 }
 
 fn read_usage(usage: &Value) -> Usage {

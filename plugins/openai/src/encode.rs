@@ -23,12 +23,22 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_tokens_field: "max_completion_tokens".into(), stream_usage: true }
+        Self {
+            max_tokens_field: "max_completion_tokens".into(),
+            stream_usage: true,
+        }
     }
 }
 
 /// What `params` may not set.
-const OURS: [&str; 6] = ["model", "messages", "tools", "stream", "stream_options", "n"];
+const OURS: [&str; 6] = [
+    "model",
+    "messages",
+    "tools",
+    "stream",
+    "stream_options",
+    "n",
+];
 
 pub(crate) fn encode(settings: &str, request: CompletionRequest) -> Result<Encoded, Error> {
     let settings: Settings = parse_settings(settings)?;
@@ -36,7 +46,11 @@ pub(crate) fn encode(settings: &str, request: CompletionRequest) -> Result<Encod
     body.insert("model".into(), request.model.into());
     body.insert("messages".into(), Value::Array(messages(&request.messages)));
     if !request.tools.is_empty() {
-        let tools = request.tools.iter().map(tool).collect::<Result<Vec<_>, _>>()?;
+        let tools = request
+            .tools
+            .iter()
+            .map(tool)
+            .collect::<Result<Vec<_>, _>>()?;
         body.insert("tools".into(), Value::Array(tools));
     }
     if let Some(limit) = request.max_output_tokens {
@@ -53,13 +67,19 @@ pub(crate) fn encode(settings: &str, request: CompletionRequest) -> Result<Encod
     } else {
         ("application/json", Framing::WholeBody)
     };
-    let header = |name: &str, value: &str| Header { name: name.into(), value: value.into() };
+    let header = |name: &str, value: &str| Header {
+        name: name.into(),
+        value: value.into(),
+    };
     Ok(Encoded {
         request: HttpRequest {
             method: "POST".into(),
             path: "/chat/completions".into(),
             query: Vec::new(),
-            headers: vec![header("content-type", "application/json"), header("accept", accept)],
+            headers: vec![
+                header("content-type", "application/json"),
+                header("accept", accept),
+            ],
             body: Value::Object(body).to_string().into_bytes(),
         },
         framing,
@@ -69,14 +89,19 @@ pub(crate) fn encode(settings: &str, request: CompletionRequest) -> Result<Encod
 fn params(text: &str) -> Result<Map<String, Value>, Error> {
     let params: Map<String, Value> = parse_settings(text)?;
     match OURS.iter().find(|name| params.contains_key(**name)) {
-        Some(name) => Err(Error::invalid(format!("`{name}` cannot be set through params."))),
+        Some(name) => Err(Error::invalid(format!(
+            "`{name}` cannot be set through params."
+        ))),
         None => Ok(params),
     }
 }
 
 fn tool(tool: &ToolDefinition) -> Result<Value, Error> {
     let schema: Value = serde_json::from_str(&tool.input_schema).map_err(|e| {
-        Error::invalid(format!("The schema of the tool `{}` is not JSON: {e}.", tool.name))
+        Error::invalid(format!(
+            "The schema of the tool `{}` is not JSON: {e}.",
+            tool.name
+        ))
     })?;
     Ok(json!({
         "type": "function",
@@ -100,7 +125,10 @@ fn one(message: &Message, out: &mut Vec<Value>) {
         match piece {
             Content::Text(piece) => paragraph(&mut text, piece),
             Content::Image(blob) => {
-                paragraph(&mut text, &format!("[a picture, {}, not shown]", blob.media_type));
+                paragraph(
+                    &mut text,
+                    &format!("[a picture, {}, not shown]", blob.media_type),
+                );
             }
             Content::ToolCall(c) => calls.push(call(c)),
             Content::ToolResult(r) => out.push(result(r)),
@@ -118,7 +146,14 @@ fn one(message: &Message, out: &mut Vec<Value>) {
     };
     let mut value = Map::new();
     value.insert("role".into(), role.into());
-    value.insert("content".into(), if text.is_empty() { Value::Null } else { text.into() });
+    value.insert(
+        "content".into(),
+        if text.is_empty() {
+            Value::Null
+        } else {
+            text.into()
+        },
+    );
     if !calls.is_empty() {
         value.insert("tool_calls".into(), Value::Array(calls));
     }
@@ -157,7 +192,10 @@ fn result(result: &ToolResult) -> Value {
     }
     text.push_str(&result.text);
     for blob in &result.blobs {
-        paragraph(&mut text, &format!("[a file, {}, not shown]", blob.media_type));
+        paragraph(
+            &mut text,
+            &format!("[a file, {}, not shown]", blob.media_type),
+        );
     }
     json!({ "role": "tool", "tool_call_id": result.call_id, "content": text })
 }

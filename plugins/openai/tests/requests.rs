@@ -27,7 +27,11 @@ fn body(settings: &str, request: CompletionRequest) -> Value {
 }
 
 fn call(id: &str, arguments: &str) -> Content {
-    Content::ToolCall(ToolCall { id: id.into(), name: "t".into(), arguments: arguments.into() })
+    Content::ToolCall(ToolCall {
+        id: id.into(),
+        name: "t".into(),
+        arguments: arguments.into(),
+    })
 }
 
 #[test]
@@ -38,7 +42,10 @@ fn a_streamed_request_asks_for_a_stream_with_token_counts() {
     assert_eq!(encoded.request.path, "/chat/completions");
     for header in &encoded.request.headers {
         let name = header.name.to_ascii_lowercase();
-        assert!(["content-type", "accept"].contains(&name.as_str()), "{name}");
+        assert!(
+            ["content-type", "accept"].contains(&name.as_str()),
+            "{name}"
+        );
     }
     let body: Value = serde_json::from_slice(&encoded.request.body).unwrap();
     assert_eq!(
@@ -54,7 +61,10 @@ fn a_streamed_request_asks_for_a_stream_with_token_counts() {
 
 #[test]
 fn a_whole_request_asks_for_none() {
-    let request = CompletionRequest { streaming: false, ..request(vec![]) };
+    let request = CompletionRequest {
+        streaming: false,
+        ..request(vec![])
+    };
     let encoded = OpenAi::encode("{}", request).unwrap();
     assert_eq!(encoded.framing, Framing::WholeBody);
     let body: Value = serde_json::from_slice(&encoded.request.body).unwrap();
@@ -69,7 +79,10 @@ fn a_conversation_with_tools_goes_out_in_order() {
         Message {
             role: Role::Assistant,
             content: vec![
-                Content::Thinking(Thinking { text: "Hm".into(), signature: None }),
+                Content::Thinking(Thinking {
+                    text: "Hm".into(),
+                    signature: None,
+                }),
                 Content::Text("Doing it.".into()),
                 call("a", r#"{"x":1}"#),
                 call("b", ""),
@@ -77,13 +90,17 @@ fn a_conversation_with_tools_goes_out_in_order() {
         },
         Message::tool(ToolResult::ok("a", "fine")),
         Message::tool(ToolResult::failed("b", "not fine")),
-        Message { role: Role::Assistant, content: vec![] },
-        Message { role: Role::Assistant, content: vec![call("c", "{\"x\":")] },
+        Message {
+            role: Role::Assistant,
+            content: vec![],
+        },
+        Message {
+            role: Role::Assistant,
+            content: vec![call("c", "{\"x\":")],
+        },
     ];
     let sent = body("", request(messages));
-    let function = |id: &str, arguments: &str| {
-        json!({"id": id, "type": "function", "function": {"name": "t", "arguments": arguments}})
-    };
+    let function = |id: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": "t", "arguments": arguments}});
     assert_eq!(
         sent["messages"],
         json!([
@@ -112,14 +129,20 @@ fn tools_limits_and_params_are_passed_on() {
     assert_eq!(sent["tools"][0]["function"]["parameters"], schema);
     assert_eq!(sent["max_completion_tokens"], 9);
     assert_eq!(sent["temperature"], 0.5);
-    let sent = body(r#"{"max_tokens_field":"max_tokens","stream_usage":false}"#, full(""));
+    let sent = body(
+        r#"{"max_tokens_field":"max_tokens","stream_usage":false}"#,
+        full(""),
+    );
     assert_eq!(sent["max_tokens"], 9);
     assert!(sent.get("max_completion_tokens").is_none() && sent.get("stream_options").is_none());
 }
 
 #[test]
 fn what_the_decoder_relies_on_cannot_be_set_and_nonsense_is_refused() {
-    let with = |params: &str| CompletionRequest { params: params.into(), ..request(vec![]) };
+    let with = |params: &str| CompletionRequest {
+        params: params.into(),
+        ..request(vec![])
+    };
     for params in [r#"{"n":2}"#, r#"{"stream":false}"#, "[]", "{"] {
         let error = OpenAi::encode("", with(params)).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidInput, "{params}");
@@ -131,13 +154,21 @@ fn what_the_decoder_relies_on_cannot_be_set_and_nonsense_is_refused() {
         description: String::new(),
         input_schema: "{".into(),
     }];
-    assert!(OpenAi::encode("", broken).unwrap_err().message.contains("`t`"));
+    assert!(
+        OpenAi::encode("", broken)
+            .unwrap_err()
+            .message
+            .contains("`t`")
+    );
 }
 
 fn classify(status: u16, headers: &[(&str, &str)], body: &str) -> Error {
     let headers: Vec<_> = headers
         .iter()
-        .map(|(name, value)| Header { name: (*name).into(), value: (*value).into() })
+        .map(|(name, value)| Header {
+            name: (*name).into(),
+            value: (*value).into(),
+        })
         .collect();
     OpenAi::classify(status, &headers, body.as_bytes())
 }
@@ -170,7 +201,8 @@ fn a_status_says_what_kind_of_refusal_it_is() {
 
 #[test]
 fn the_providers_own_code_decides_before_the_status() {
-    let body = |code: &str| json!({"error": {"message": "No.", "type": "x", "code": code}}).to_string();
+    let body =
+        |code: &str| json!({"error": {"message": "No.", "type": "x", "code": code}}).to_string();
     let codes = [
         (429, "insufficient_quota", ErrorKind::Forbidden),
         (400, "context_length_exceeded", ErrorKind::ContextTooLong),
@@ -190,7 +222,8 @@ fn the_providers_own_code_decides_before_the_status() {
 
 #[test]
 fn a_refused_key_is_never_repeated() {
-    let body = r#"{"error":{"message":"Incorrect API key provided: sk-secret","code":"invalid_api_key"}}"#;
+    let body =
+        r#"{"error":{"message":"Incorrect API key provided: sk-secret","code":"invalid_api_key"}}"#;
     let error = classify(401, &[], body);
     assert_eq!(error.kind, ErrorKind::Unauthenticated);
     assert!(!error.message.contains("sk-secret"));
@@ -201,8 +234,14 @@ fn when_to_try_again_is_read_from_the_headers() {
     let after = |headers| classify(429, headers, "").retry_after_ms;
     assert_eq!(after(&[("Retry-After", "3")]), Some(3_000));
     assert_eq!(after(&[("retry-after", "0.25")]), Some(250));
-    assert_eq!(after(&[("retry-after-ms", "40"), ("retry-after", "1")]), Some(40));
-    assert_eq!(after(&[("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT")]), None);
+    assert_eq!(
+        after(&[("retry-after-ms", "40"), ("retry-after", "1")]),
+        Some(40)
+    );
+    assert_eq!(
+        after(&[("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT")]),
+        None
+    );
     assert_eq!(after(&[("retry-after", "-1")]), None);
     assert_eq!(after(&[]), None);
 }

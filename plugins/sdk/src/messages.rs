@@ -2,9 +2,7 @@
 //!
 //! Always holds: these are conveniences over public fields; nothing here keeps state or decides.
 
-use crate::types::{
-    Content, Error, ErrorKind, Message, Role, ToolDefinition, ToolResult, Usage,
-};
+use crate::types::{Content, Error, ErrorKind, Message, Role, ToolDefinition, ToolResult, Usage};
 
 impl Message {
     /// A message of one text.

@@ -9,9 +9,7 @@ use std::marker::PhantomData;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::bindings::policy::exports::lucid::policy::policy as wit;
-use crate::types::{
-    EffectId, Error, ErrorKind, Message, ToolCall, ToolDefinition, ToolResult,
-};
+use crate::types::{EffectId, Error, ErrorKind, Message, ToolCall, ToolDefinition, ToolResult};
 
 pub use wit::{
     Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelReply, Outcome,
@@ -173,11 +171,7 @@ impl Commands {
 
 impl ModelCall {
     /// A call of the session's own model with nothing set.
-    pub fn new(
-        effect: impl Into<EffectId>,
-        prompt: Vec<Part>,
-        tools: Vec<ToolDefinition>,
-    ) -> Self {
+    pub fn new(effect: impl Into<EffectId>, prompt: Vec<Part>, tools: Vec<ToolDefinition>) -> Self {
         Self {
             effect: effect.into(),
             model: String::new(),

@@ -21,7 +21,12 @@ impl Policy for Counter {
         policy::describe::<Self>("counter", "1.0.0", "Counts.")
     }
 
-    fn step(ctx: &Context, seen: &mut Vec<u64>, input: Input, _: &mut Commands) -> Result<(), Error> {
+    fn step(
+        ctx: &Context,
+        seen: &mut Vec<u64>,
+        input: Input,
+        _: &mut Commands,
+    ) -> Result<(), Error> {
         if let Input::CancelRequested(text) = input {
             return Err(Error::invalid(text));
         }
@@ -74,7 +79,10 @@ fn a_state_goes_from_step_to_step_and_settles_once() {
 
 #[test]
 fn a_state_of_another_schema_is_not_read() {
-    let old = Snapshot { schema: 2, bytes: b"[1]".to_vec() };
+    let old = Snapshot {
+        schema: 2,
+        bytes: b"[1]".to_vec(),
+    };
     let error = policy::run::<Counter>(&context(0), Some(old), vec![]).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Internal);
 }
@@ -88,9 +96,18 @@ fn an_error_in_a_step_comes_back_as_it_is() {
 
 #[test]
 fn an_older_state_is_migrated_and_a_foreign_one_refused() {
-    let at = |schema, bytes: &[u8]| Snapshot { schema, bytes: bytes.to_vec() };
-    assert_eq!(policy::migrate::<Counter>(at(2, b"5")).unwrap(), at(3, b"[5]"));
-    assert_eq!(policy::migrate::<Counter>(at(3, b"[6]")).unwrap(), at(3, b"[6]"));
+    let at = |schema, bytes: &[u8]| Snapshot {
+        schema,
+        bytes: bytes.to_vec(),
+    };
+    assert_eq!(
+        policy::migrate::<Counter>(at(2, b"5")).unwrap(),
+        at(3, b"[5]")
+    );
+    assert_eq!(
+        policy::migrate::<Counter>(at(3, b"[6]")).unwrap(),
+        at(3, b"[6]")
+    );
     for schema in [1, 4] {
         let error = policy::migrate::<Counter>(at(schema, b"5")).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unsupported);
@@ -176,7 +193,10 @@ fn text_is_cut_between_characters() {
 fn a_result_is_bad_when_the_tool_or_its_command_failed() {
     assert!(!ToolResult::ok("c", "").is_bad());
     assert!(ToolResult::failed("c", "").is_bad());
-    let exit = |code| ToolResult { exit_code: Some(code), ..ToolResult::ok("c", "") };
+    let exit = |code| ToolResult {
+        exit_code: Some(code),
+        ..ToolResult::ok("c", "")
+    };
     assert!(!exit(0).is_bad());
     assert!(exit(1).is_bad());
 }

@@ -31,13 +31,27 @@ const ANSWERS: usize = 8;
 
 /// Serves a client until it leaves, the session ends, or the server stops.
 pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
-    let Admitted { session, last_seq, features } = admitted;
+    let Admitted {
+        session,
+        last_seq,
+        features,
+    } = admitted;
     let _attached = session.attach();
     let subscription = session.subscribe(last_seq.unwrap_or(0));
-    let subscription = if features.deltas { subscription.with_deltas() } else { subscription };
+    let subscription = if features.deltas {
+        subscription.with_deltas()
+    } else {
+        subscription
+    };
     let (sink, stream) = socket.split();
     let (answers, waiting) = mpsc::channel(ANSWERS);
-    let mut writing = pin!(write(sink, subscription, features, waiting, &api.parts.stop));
+    let mut writing = pin!(write(
+        sink,
+        subscription,
+        features,
+        waiting,
+        &api.parts.stop
+    ));
     let mut reading = pin!(read(stream, &session, answers));
     tokio::select! {
         () = &mut writing => {
@@ -50,12 +64,22 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
 }
 
 /// Takes what the client says.
-async fn read(mut stream: SplitStream<WebSocket>, session: &Arc<Session>, answers: mpsc::Sender<String>) {
+async fn read(
+    mut stream: SplitStream<WebSocket>,
+    session: &Arc<Session>,
+    answers: mpsc::Sender<String>,
+) {
     loop {
         let text = match timeout(SILENT, stream.next()).await {
             Ok(Some(Ok(Message::Text(text)))) => text,
             Ok(Some(Ok(Message::Binary(_)))) => {
-                answer(&answers, &Own::Error { message: "Messages must be text." }).await;
+                answer(
+                    &answers,
+                    &Own::Error {
+                        message: "Messages must be text.",
+                    },
+                )
+                .await;
                 continue;
             }
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
@@ -72,14 +96,36 @@ async fn read(mut stream: SplitStream<WebSocket>, session: &Arc<Session>, answer
         match later(&text) {
             Later::Message(content) => {
                 if let Err(error) = session.message(content) {
-                    answer(&answers, &Own::Error { message: &error.to_string() }).await;
+                    answer(
+                        &answers,
+                        &Own::Error {
+                            message: &error.to_string(),
+                        },
+                    )
+                    .await;
                 }
             }
-            Later::Empty => answer(&answers, &Own::Error { message: "Empty content" }).await,
+            Later::Empty => {
+                answer(
+                    &answers,
+                    &Own::Error {
+                        message: "Empty content",
+                    },
+                )
+                .await
+            }
             Later::Stop => session.stop(CloseReason::stopped()),
             Later::Ping => answer(&answers, &Own::Pong).await,
             Later::Unknown => {}
-            Later::Wrong => answer(&answers, &Own::Error { message: "The message is not a JSON object." }).await,
+            Later::Wrong => {
+                answer(
+                    &answers,
+                    &Own::Error {
+                        message: "The message is not a JSON object.",
+                    },
+                )
+                .await
+            }
         }
     }
 }

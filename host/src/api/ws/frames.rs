@@ -45,7 +45,8 @@ pub(super) enum Own<'a> {
 impl Own<'_> {
     /// Its JSON.
     pub(super) fn text(&self) -> String {
-        serde_json::to_string(self).unwrap_or_else(|_| r#"{"type":"error","message":"internal"}"#.to_owned())
+        serde_json::to_string(self)
+            .unwrap_or_else(|_| r#"{"type":"error","message":"internal"}"#.to_owned())
     }
 }
 
@@ -57,7 +58,14 @@ mod tests {
     #[test]
     fn features_that_are_not_known_are_passed_over() {
         let none = Features::default();
-        assert_eq!(named(["later", "deltas", "usage"]), Features { deltas: true, usage: true, ..none });
+        assert_eq!(
+            named(["later", "deltas", "usage"]),
+            Features {
+                deltas: true,
+                usage: true,
+                ..none
+            }
+        );
         assert_eq!(named([]), none);
     }
 
@@ -69,7 +77,13 @@ mod tests {
     #[test]
     fn own_frames_are_the_contracts() {
         assert_eq!(Own::Pong.text(), r#"{"type":"pong"}"#);
-        let error: Value = serde_json::from_str(&Own::Error { message: "Empty content" }.text()).unwrap();
+        let error: Value = serde_json::from_str(
+            &Own::Error {
+                message: "Empty content",
+            }
+            .text(),
+        )
+        .unwrap();
         assert_eq!(error, json!({"type": "error", "message": "Empty content"}));
     }
 }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::frames::named;
-use crate::session::Features;
 use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
 use crate::secret::Secret;
+use crate::session::Features;
 
 /// The first message.
 #[derive(Debug, Default, Deserialize)]
@@ -68,7 +68,9 @@ pub(super) fn first(text: &str) -> First {
     match serde_json::from_value(value) {
         Ok(hello) => First::Hello(Box::new(hello)),
         // The parser's own words repeat what was sent, which may be a secret in the wrong place.
-        Err(_) => First::Wrong("A member of the first message has a type that does not fit.".to_owned()),
+        Err(_) => {
+            First::Wrong("A member of the first message has a type that does not fit.".to_owned())
+        }
     }
 }
 
@@ -91,7 +93,9 @@ pub(super) enum Later {
 
 /// Reads a later message.
 pub(super) fn later(text: &str) -> Later {
-    let Ok(Value::Object(mut message)) = serde_json::from_str(text) else { return Later::Wrong };
+    let Ok(Value::Object(mut message)) = serde_json::from_str(text) else {
+        return Later::Wrong;
+    };
     let content = match message.remove("content") {
         Some(Value::String(content)) => content,
         _ => String::new(),
@@ -125,23 +129,48 @@ mod tests {
         assert_eq!(read.request.task(), Some("do it"));
         assert_eq!(read.request.repo_url(), Some("https://x/y.git"));
         assert_eq!(read.token().unwrap().expose(), "t");
-        assert_eq!((read.session_id().as_deref(), read.last_seq, read.features()), (None, None, Features::default()));
+        assert_eq!(
+            (read.session_id().as_deref(), read.last_seq, read.features()),
+            (None, None, Features::default())
+        );
     }
 
     #[test]
     fn the_newer_members_are_read_and_may_be_null() {
         let read = hello(r#"{"sessionId":"s","lastSeq":12,"features":["seq","deltas","unknown"]}"#);
-        assert_eq!((read.session_id().as_deref(), read.last_seq), (Some("s"), Some(12)));
-        assert_eq!(read.features(), Features { seq: true, deltas: true, ..Features::default() });
-        let read = hello(r#"{"task":null,"sessionId":"","lastSeq":null,"features":null,"token":null,"other":{}}"#);
+        assert_eq!(
+            (read.session_id().as_deref(), read.last_seq),
+            (Some("s"), Some(12))
+        );
+        assert_eq!(
+            read.features(),
+            Features {
+                seq: true,
+                deltas: true,
+                ..Features::default()
+            }
+        );
+        let read = hello(
+            r#"{"task":null,"sessionId":"","lastSeq":null,"features":null,"token":null,"other":{}}"#,
+        );
         assert!(read.session_id().is_none() && read.last_seq.is_none() && read.token().is_none());
         assert!(read.request.task().is_none());
     }
 
     #[test]
     fn what_is_no_handshake_is_told_so_without_being_repeated() {
-        for text in ["", "{", "[]", "\"task\"", "7", r#"{"task":["hunter2"]}"#, r#"{"lastSeq":-1}"#] {
-            let First::Wrong(why) = first(text) else { panic!("{text}") };
+        for text in [
+            "",
+            "{",
+            "[]",
+            "\"task\"",
+            "7",
+            r#"{"task":["hunter2"]}"#,
+            r#"{"lastSeq":-1}"#,
+        ] {
+            let First::Wrong(why) = first(text) else {
+                panic!("{text}")
+            };
             assert!(why.ends_with('.') && !why.contains("hunter2"));
         }
     }
@@ -149,13 +178,23 @@ mod tests {
     #[test]
     fn a_ping_before_the_handshake_is_a_ping() {
         assert!(matches!(first(r#"{"type":"ping"}"#), First::Ping));
-        assert!(matches!(first(r#"{"type":"start","task":"t"}"#), First::Hello(_)));
+        assert!(matches!(
+            first(r#"{"type":"start","task":"t"}"#),
+            First::Hello(_)
+        ));
     }
 
     #[test]
     fn later_messages_are_told_apart() {
-        assert_eq!(later(r#"{"type":"message","content":"go on"}"#), Later::Message("go on".into()));
-        for empty in [r#"{"type":"message"}"#, r#"{"type":"message","content":" \n"}"#, r#"{"type":"message","content":3}"#] {
+        assert_eq!(
+            later(r#"{"type":"message","content":"go on"}"#),
+            Later::Message("go on".into())
+        );
+        for empty in [
+            r#"{"type":"message"}"#,
+            r#"{"type":"message","content":" \n"}"#,
+            r#"{"type":"message","content":3}"#,
+        ] {
             assert_eq!(later(empty), Later::Empty, "{empty}");
         }
         assert_eq!(later(r#"{"type":"stop","content":"enough"}"#), Later::Stop);

@@ -75,11 +75,16 @@ pub(super) async fn open(
         Problem::new(status, "This address takes WebSocket connections only.")
     })?;
     if api.parts.stop.is_cancelled() {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The server is stopping."));
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The server is stopping.",
+        ));
     }
     let token = query.token.filter(|token| !token.trim().is_empty());
     let tracker = api.parts.sockets.clone();
-    let upgrade = upgrade.max_message_size(LARGEST_BODY).max_frame_size(LARGEST_BODY);
+    let upgrade = upgrade
+        .max_message_size(LARGEST_BODY)
+        .max_frame_size(LARGEST_BODY);
     Ok(upgrade.on_upgrade(move |socket| tracker.track_future(serve(api, socket, token))))
 }
 
@@ -100,7 +105,11 @@ struct Refused {
 
 impl Refused {
     fn aloud(code: u16, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), aloud: true }
+        Self {
+            code,
+            reason: reason.into(),
+            aloud: true,
+        }
     }
 }
 
@@ -127,7 +136,11 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
         Ok(admitted) => Box::pin(connection::converse(&api, socket, admitted)).await,
         Err(Left::Gone) => {}
         Err(Left::Refused(refused)) => {
-            tracing::debug!(code = refused.code, reason = refused.reason, "a client was refused");
+            tracing::debug!(
+                code = refused.code,
+                reason = refused.reason,
+                "a client was refused"
+            );
             let _ = timeout(GOODBYE, refuse(socket, refused)).await;
         }
     }
@@ -146,22 +159,32 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
     let hello = greeting(socket, known.is_some()).await?;
     let who = match (known, hello.token()) {
         (Some(who), _) => who,
-        (None, Some(token)) => {
-            api.parts.auth.token(token.expose()).map_err(|_| Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED))?
-        }
+        (None, Some(token)) => api
+            .parts
+            .auth
+            .token(token.expose())
+            .map_err(|_| Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED))?,
         (None, None) => return Err(Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
     };
     let (last_seq, features) = (hello.last_seq, hello.features());
     let session = session_for(api, &who, hello).await?;
     api.parts.sessions.start(&session);
-    Ok(Admitted { session, last_seq, features })
+    Ok(Admitted {
+        session,
+        last_seq,
+        features,
+    })
 }
 
 /// The first message that is no ping.
 async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
     let deadline = Instant::now() + FIRST_MESSAGE;
     // What a client must put right first decides the code.
-    let code = if known { CLOSE_NO_TASK } else { CLOSE_UNAUTHENTICATED };
+    let code = if known {
+        CLOSE_NO_TASK
+    } else {
+        CLOSE_UNAUTHENTICATED
+    };
     loop {
         let Ok(message) = timeout_at(deadline, socket.recv()).await else {
             return Err(Refused::aloud(code, "No first message came within 30 seconds.").into());
@@ -175,12 +198,20 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
             Some(Ok(Message::Close(_))) | None => return Err(Left::Gone),
             Some(Err(error)) => {
                 tracing::debug!(%error, "a client's first message could not be read");
-                return Err(Refused { code: close_code::PROTOCOL, reason: String::new(), aloud: false }.into());
+                return Err(Refused {
+                    code: close_code::PROTOCOL,
+                    reason: String::new(),
+                    aloud: false,
+                }
+                .into());
             }
         };
         match handshake::first(&text) {
             First::Hello(hello) => return Ok(*hello),
-            First::Ping => socket.send(Message::text(Own::Pong.text())).await.map_err(|_| Left::Gone)?,
+            First::Ping => socket
+                .send(Message::text(Own::Pong.text()))
+                .await
+                .map_err(|_| Left::Gone)?,
             First::Wrong(why) => return Err(Refused::aloud(code, why).into()),
         }
     }
@@ -191,24 +222,46 @@ async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Sess
     let sessions = &api.parts.sessions;
     if let Some(id) = hello.session_id() {
         // Another user's is refused like one that is not there.
-        let session = id.parse::<SessionId>().ok().and_then(|parsed| sessions.get(&parsed, &who.user).ok());
+        let session = id
+            .parse::<SessionId>()
+            .ok()
+            .and_then(|parsed| sessions.get(&parsed, &who.user).ok());
         return session.ok_or_else(|| Refused::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
     }
-    let Some(task) = hello.request.task() else { return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK)) };
+    let Some(task) = hello.request.task() else {
+        return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK));
+    };
     let project = hello.request.project_for(who);
-    if let Some(session) = sessions.find_same(&who.user, project.as_deref(), task, hello.request.repo_url()) {
+    if let Some(session) = sessions.find_same(
+        &who.user,
+        project.as_deref(),
+        task,
+        hello.request.repo_url(),
+    ) {
         return Ok(session);
     }
-    let Some(new) = hello.request.for_user(who) else { return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK)) };
+    let Some(new) = hello.request.for_user(who) else {
+        return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK));
+    };
     // 1000, not an error's code: the same message would fail in the same way, so the client is not to
     // try again by itself.
-    sessions.create(new).await.map_err(|error| Refused::aloud(close_code::NORMAL, error.to_string()))
+    sessions
+        .create(new)
+        .await
+        .map_err(|error| Refused::aloud(close_code::NORMAL, error.to_string()))
 }
 
 /// Says why, closes, and waits until the client has read it.
 async fn refuse(mut socket: WebSocket, refused: Refused) {
     if refused.aloud {
-        let _ = socket.send(Message::text(Own::Error { message: &refused.reason }.text())).await;
+        let _ = socket
+            .send(Message::text(
+                Own::Error {
+                    message: &refused.reason,
+                }
+                .text(),
+            ))
+            .await;
     }
     let _ = socket.send(closing(refused.code, &refused.reason)).await;
     while let Some(Ok(_)) = socket.recv().await {}
@@ -220,7 +273,10 @@ fn closing(code: u16, reason: &str) -> Message {
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
-    Message::Close(Some(CloseFrame { code, reason: reason[..end].into() }))
+    Message::Close(Some(CloseFrame {
+        code,
+        reason: reason[..end].into(),
+    }))
 }
 
 #[cfg(test)]
@@ -230,7 +286,9 @@ mod tests {
     #[test]
     fn a_close_has_a_reason_that_fits() {
         for reason in [String::new(), "short".to_owned(), "é".repeat(200)] {
-            let Message::Close(Some(frame)) = closing(4010, &reason) else { panic!() };
+            let Message::Close(Some(frame)) = closing(4010, &reason) else {
+                panic!()
+            };
             assert!(frame.reason.len() <= 123 && reason.starts_with(frame.reason.as_str()));
             assert_eq!(frame.code, 4010);
         }

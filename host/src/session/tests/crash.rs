@@ -27,8 +27,18 @@ async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice()
         let mut frames = session.subscribe(0);
         let seen = until(&mut frames, "completed").await;
         assert_dense(&seen);
-        assert_eq!(seen[..before.len()], before, "after {writes} writes: what was shown is what is written");
-        assert_eq!(names(&seen).iter().filter(|name| *name == "completed").count(), 1);
+        assert_eq!(
+            seen[..before.len()],
+            before,
+            "after {writes} writes: what was shown is what is written"
+        );
+        assert_eq!(
+            names(&seen)
+                .iter()
+                .filter(|name| *name == "completed")
+                .count(),
+            1
+        );
         for effect in ["model m m", "tool a", "tool b"] {
             assert!(world.done(effect) <= 1, "{effect} after {writes} writes");
         }
@@ -66,9 +76,22 @@ async fn a_lost_effect_is_never_run_again_and_its_policy_is_told() {
     let seen = until(&mut session.subscribe(0), "completed").await;
     assert_eq!(
         names(&seen),
-        ["initializing", "ready", "task_start", "AgentErrorObservation", "completed"]
+        [
+            "initializing",
+            "ready",
+            "task_start",
+            "AgentErrorObservation",
+            "completed"
+        ]
     );
-    assert_eq!((world.done("model m m"), world.done("provision 5"), world.done("reopen")), (1, 1, 0));
+    assert_eq!(
+        (
+            world.done("model m m"),
+            world.done("provision 5"),
+            world.done("reopen")
+        ),
+        (1, 1, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

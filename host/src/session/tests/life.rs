@@ -17,16 +17,34 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
     assert_eq!(
         names(&seen),
         [
-            "initializing", "ready", "task_start", "AgentMessageAction", "usage", "CmdRunAction", "CmdRunAction",
-            "CmdOutputObservation", "file_tree", "CmdOutputObservation", "completed",
+            "initializing",
+            "ready",
+            "task_start",
+            "AgentMessageAction",
+            "usage",
+            "CmdRunAction",
+            "CmdRunAction",
+            "CmdOutputObservation",
+            "file_tree",
+            "CmdOutputObservation",
+            "completed",
         ]
     );
     let chats = Chats::new(sessions.shared.deps.store.clone());
     let listed = chats.list("u", 10, 0).await.unwrap();
-    assert_eq!((listed.len(), listed[0].title.as_str(), listed[0].is_active), (1, "do it", true));
+    assert_eq!(
+        (listed.len(), listed[0].title.as_str(), listed[0].is_active),
+        (1, "do it", true)
+    );
     let (_, lines) = chats.get("u", &listed[0].id).await.unwrap().unwrap();
-    let types: Vec<_> = lines.iter().map(|line| line.event_type.as_deref().unwrap()).collect();
-    assert_eq!(types[..3], ["InitialTask", "AgentMessageAction", "CmdRunAction"]);
+    let types: Vec<_> = lines
+        .iter()
+        .map(|line| line.event_type.as_deref().unwrap())
+        .collect();
+    assert_eq!(
+        types[..3],
+        ["InitialTask", "AgentMessageAction", "CmdRunAction"]
+    );
 
     session.message("more").unwrap();
     let seen = until(&mut frames, "completed").await;
@@ -36,7 +54,10 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
     let seen = until(&mut frames, "never").await;
     assert_eq!(names(&seen), ["stopping"]);
     assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1000));
-    assert_eq!((world.done("close"), world.done("wipe"), sessions.count()), (1, 1, 0));
+    assert_eq!(
+        (world.done("close"), world.done("wipe"), sessions.count()),
+        (1, 1, 0)
+    );
     assert!(session.message("too late").is_err());
     let (chat, _) = chats.get("u", &listed[0].id).await.unwrap().unwrap();
     assert!(!chat.is_active);
@@ -59,7 +80,10 @@ async fn a_mock_session_without_a_sandbox_is_two_writes_and_its_end_one() {
     let mut frames = session.subscribe(0);
     sessions.start(&session);
     let seen = until(&mut frames, "completed").await;
-    assert_eq!(names(&seen), ["initializing", "mock_mode", "ThinkAction", "completed"]);
+    assert_eq!(
+        names(&seen),
+        ["initializing", "mock_mode", "ThinkAction", "completed"]
+    );
     assert_eq!(sessions.shared.deps.store.written().1, 2);
     sessions.stop(session.id()).await;
     assert_eq!(sessions.shared.deps.store.written().1, 3);
@@ -72,18 +96,42 @@ async fn two_users_do_not_see_each_other() {
     let session = sessions.create(new("ann")).await.unwrap();
     let (ann, bob) = (UserId::from("ann"), UserId::from("bob"));
     assert!(sessions.get(session.id(), &ann).is_ok());
-    assert_eq!(sessions.get(session.id(), &bob).unwrap_err(), LookupError::NotYours);
-    assert_eq!(sessions.get(&SessionId::new(), &bob).unwrap_err(), LookupError::NotFound);
-    assert_eq!((sessions.list(&ann).len(), sessions.list(&bob).len()), (1, 0));
+    assert_eq!(
+        sessions.get(session.id(), &bob).unwrap_err(),
+        LookupError::NotYours
+    );
+    assert_eq!(
+        sessions.get(&SessionId::new(), &bob).unwrap_err(),
+        LookupError::NotFound
+    );
+    assert_eq!(
+        (sessions.list(&ann).len(), sessions.list(&bob).len()),
+        (1, 0)
+    );
     assert!(sessions.find_same(&ann, Some("p"), "do it", None).is_some());
     assert!(sessions.find_same(&bob, Some("p"), "do it", None).is_none());
     assert!(sessions.find_same(&ann, None, "do it", None).is_none());
     let chats = Chats::new(sessions.shared.deps.store.clone());
     let chat = chats.list("ann", 1, 0).await.unwrap().remove(0);
     assert!(chats.get("bob", &chat.id).await.unwrap().is_none());
-    assert!(chats.rename("bob", &chat.id, "mine").await.unwrap().is_none());
+    assert!(
+        chats
+            .rename("bob", &chat.id, "mine")
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert!(!chats.delete("bob", &chat.id).await.unwrap());
-    assert_eq!(chats.rename("ann", &chat.id, &"é".repeat(300)).await.unwrap().unwrap().chars().count(), 255);
+    assert_eq!(
+        chats
+            .rename("ann", &chat.id, &"é".repeat(300))
+            .await
+            .unwrap()
+            .unwrap()
+            .chars()
+            .count(),
+        255
+    );
     assert!(chats.delete("ann", &chat.id).await.unwrap());
 }
 
@@ -97,11 +145,20 @@ async fn what_cannot_be_made_is_refused_before_anything_is_written() {
         change(&mut wanted);
         wanted
     };
-    let refused = sessions.create(with(|new| new.provider = Some("nobody".to_owned()))).await.unwrap_err();
+    let refused = sessions
+        .create(with(|new| new.provider = Some("nobody".to_owned())))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, CreateError::UnknownProvider(_)));
     let keyless = with(|new| (new.provider, new.api_key) = (Some("keyless".to_owned()), None));
-    assert!(matches!(sessions.create(keyless).await.unwrap_err(), CreateError::MissingKey(_)));
-    let refused = sessions.create(with(|new| new.policy = Some("x".to_owned()))).await.unwrap_err();
+    assert!(matches!(
+        sessions.create(keyless).await.unwrap_err(),
+        CreateError::MissingKey(_)
+    ));
+    let refused = sessions
+        .create(with(|new| new.policy = Some("x".to_owned())))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, CreateError::UnknownPolicy(_)));
     assert_eq!(sessions.shared.deps.store.written().1, 0);
 }
@@ -117,16 +174,30 @@ fn breaks(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Com
 async fn a_policy_that_fails_ends_its_task_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let sessions = sessions(folder.path(), &World::new(breaks));
-    let broken = sessions.create(NewSession { task: "break".to_owned(), ..new("u") }).await.unwrap();
+    let broken = sessions
+        .create(NewSession {
+            task: "break".to_owned(),
+            ..new("u")
+        })
+        .await
+        .unwrap();
     let good = sessions.create(new("u")).await.unwrap();
     let (mut of_broken, mut of_good) = (broken.subscribe(0), good.subscribe(0));
     sessions.start(&broken);
     sessions.start(&good);
     let seen = until(&mut of_broken, "It broke.").await;
     assert_eq!(names(&seen).last().unwrap(), "error");
-    assert_eq!(names(&until(&mut of_good, "completed").await).last().unwrap(), "completed");
+    assert_eq!(
+        names(&until(&mut of_good, "completed").await)
+            .last()
+            .unwrap(),
+        "completed"
+    );
     broken.message("again").unwrap();
-    assert_eq!(names(&until(&mut of_broken, "completed").await), ["task_start", "completed"]);
+    assert_eq!(
+        names(&until(&mut of_broken, "completed").await),
+        ["task_start", "completed"]
+    );
 }
 
 fn greedy(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
@@ -135,7 +206,9 @@ fn greedy(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Com
         match input {
             Input::Started(_) => commands.push(ask_model("0")),
             Input::ModelReplied(reply) => {
-                commands.push(ask_model(&(reply.effect.parse::<u32>().unwrap() + 1).to_string()));
+                commands.push(ask_model(
+                    &(reply.effect.parse::<u32>().unwrap() + 1).to_string(),
+                ));
             }
             Input::EffectFailed(failure) => {
                 assert_eq!(failure.error.kind, ErrorKind::Deadline);
@@ -156,11 +229,23 @@ async fn model_calls_of_a_task_are_counted_by_the_host() {
     let mut frames = session.subscribe(0);
     sessions.start(&session);
     until(&mut frames, "completed").await;
-    assert_eq!(world.diary.lock().unwrap().iter().filter(|line| line.starts_with("model")).count(), 5);
+    assert_eq!(
+        world
+            .diary
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.starts_with("model"))
+            .count(),
+        5
+    );
 }
 
 fn circles(_: &Context, _: Option<&Snapshot>, _: &[Input]) -> Result<Vec<Command>, String> {
-    Ok(vec![Command::SetTimer(Timer { effect: "t".to_owned(), delay_ms: 0 })])
+    Ok(vec![Command::SetTimer(Timer {
+        effect: "t".to_owned(),
+        delay_ms: 0,
+    })])
 }
 
 #[tokio::test]
@@ -179,7 +264,9 @@ async fn a_session_that_everybody_left_ends_after_the_grace_time() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(worker);
     let store = Store::open(folder.path()).unwrap();
-    let sessions = with_limits(store, &world, |limits| limits.grace = Duration::from_millis(50));
+    let sessions = with_limits(store, &world, |limits| {
+        limits.grace = Duration::from_millis(50)
+    });
     let session = sessions.create(new("u")).await.unwrap();
     let guard = session.attach();
     sessions.start(&session);
@@ -187,7 +274,10 @@ async fn a_session_that_everybody_left_ends_after_the_grace_time() {
     assert!(session.is_alive());
     drop(guard);
     let mut head = session.head.subscribe();
-    tokio::time::timeout(Duration::from_secs(5), head.wait_for(|head| head.ended)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), head.wait_for(|head| head.ended))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(world.done("wipe"), 1);
 }
 
@@ -197,7 +287,9 @@ async fn a_task_that_takes_too_long_ends_the_session() {
     let world = World::new(worker);
     world.hold.store(true, Ordering::SeqCst);
     let store = Store::open(folder.path()).unwrap();
-    let sessions = with_limits(store, &world, |limits| limits.task_time = Duration::from_millis(50));
+    let sessions = with_limits(store, &world, |limits| {
+        limits.task_time = Duration::from_millis(50)
+    });
     let session = sessions.create(new("u")).await.unwrap();
     let mut frames = session.subscribe(0);
     sessions.start(&session);

@@ -40,9 +40,18 @@ impl Policy for Scripted {
         let result = (self.script)(context, state, inputs).map(|commands| {
             let mut bytes = state.map(|state| state.bytes.clone()).unwrap_or_default();
             bytes.push(inputs.len() as u8);
-            Transition { state: Snapshot { schema: 1, bytes }, commands }
+            Transition {
+                state: Snapshot { schema: 1, bytes },
+                commands,
+            }
         });
-        std::future::ready(Stepped { result, fuel: 1, memory: 2, micros: 3 }).boxed()
+        std::future::ready(Stepped {
+            result,
+            fuel: 1,
+            memory: 2,
+            micros: 3,
+        })
+        .boxed()
     }
 }
 
@@ -76,7 +85,12 @@ impl World {
     }
 
     pub(super) fn done(&self, line: &str) -> usize {
-        self.diary.lock().unwrap().iter().filter(|noted| *noted == line).count()
+        self.diary
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|noted| *noted == line)
+            .count()
     }
 }
 
@@ -92,7 +106,10 @@ impl Policies for World {
                     settings: "{}".to_owned(),
                     ..PolicyInfo::default()
                 };
-                Ok(Arc::new(Scripted { info, script: self.script }))
+                Ok(Arc::new(Scripted {
+                    info,
+                    script: self.script,
+                }))
             }
             Some(other) => Err(CreateError::UnknownPolicy(other.to_owned())),
         }
@@ -104,12 +121,22 @@ impl Models for World {
         match name {
             Some("nobody") => Err(CreateError::UnknownProvider("nobody".to_owned())),
             Some("keyless") if !has_key => Err(CreateError::MissingKey("keyless".to_owned())),
-            _ => Ok(Provider { name: "fake".to_owned(), model: "m".to_owned() }),
+            _ => Ok(Provider {
+                name: "fake".to_owned(),
+                model: "m".to_owned(),
+            }),
         }
     }
 
-    fn call(&self, request: ModelRequest, deltas: DeltaSink) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
-        self.note(format!("model {} {}", request.call.effect, request.call.model));
+    fn call(
+        &self,
+        request: ModelRequest,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
+        self.note(format!(
+            "model {} {}",
+            request.call.effect, request.call.model
+        ));
         self.prompts.lock().unwrap().push(request.messages);
         let hold = self.hold.clone();
         async move {
@@ -119,10 +146,21 @@ impl Models for World {
             deltas(DeltaKind::Text, "he");
             deltas(DeltaKind::Text, "llo");
             let call = |id: &str| Content::ToolCall(call(id));
-            let message =
-                Message { role: Role::Assistant, content: vec![Content::Text("hello".to_owned()), call("a"), call("b")] };
-            let usage = Usage { input_tokens: 3, output_tokens: 2, cache_read_tokens: 0, cache_write_tokens: 0 };
-            Ok(ModelAnswer { message, stop: StopReason::ToolUse, usage })
+            let message = Message {
+                role: Role::Assistant,
+                content: vec![Content::Text("hello".to_owned()), call("a"), call("b")],
+            };
+            let usage = Usage {
+                input_tokens: 3,
+                output_tokens: 2,
+                cache_read_tokens: 0,
+                cache_write_tokens: 0,
+            };
+            Ok(ModelAnswer {
+                message,
+                stop: StopReason::ToolUse,
+                usage,
+            })
         }
         .boxed()
     }
@@ -134,11 +172,17 @@ impl Places for World {
     }
 
     fn describe(&self, call: &ToolCall) -> EventDraft {
-        EventDraft { command: Some(call.arguments.clone()), ..EventDraft::text("CmdRunAction", &call.arguments) }
+        EventDraft {
+            command: Some(call.arguments.clone()),
+            ..EventDraft::text("CmdRunAction", &call.arguments)
+        }
     }
 
     fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
-        self.note(format!("provision {}", spec.git_token.map_or(0, |token| token.len())));
+        self.note(format!(
+            "provision {}",
+            spec.git_token.map_or(0, |token| token.len())
+        ));
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
     }
 
@@ -171,10 +215,19 @@ impl Place for World {
     }
 
     fn definitions(&self) -> Vec<ToolDefinition> {
-        vec![ToolDefinition { name: "sh".to_owned(), description: "d".to_owned(), input_schema: "{}".to_owned() }]
+        vec![ToolDefinition {
+            name: "sh".to_owned(),
+            description: "d".to_owned(),
+            input_schema: "{}".to_owned(),
+        }]
     }
 
-    fn run(&self, call: ToolCall, _: Option<u32>, _: DeltaSink) -> BoxFuture<'static, Result<ToolDone, Error>> {
+    fn run(
+        &self,
+        call: ToolCall,
+        _: Option<u32>,
+        _: DeltaSink,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
         self.note(format!("tool {}", call.id));
         let hold = self.hold.clone();
         async move {
@@ -182,17 +235,35 @@ impl Place for World {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let text = format!("ran {}", call.id);
-            let shown = EventDraft { exit_code: Some(0), ..EventDraft::text("CmdOutputObservation", &text) };
-            let result =
-                ToolResult { call_id: call.id, is_error: false, text, exit_code: Some(0), blobs: Vec::new() };
+            let shown = EventDraft {
+                exit_code: Some(0),
+                ..EventDraft::text("CmdOutputObservation", &text)
+            };
+            let result = ToolResult {
+                call_id: call.id,
+                is_error: false,
+                text,
+                exit_code: Some(0),
+                blobs: Vec::new(),
+            };
             Ok(ToolDone { result, shown })
         }
         .boxed()
     }
 
     fn tree(&self) -> BoxFuture<'static, Option<String>> {
-        let tools = self.diary.lock().unwrap().iter().filter(|line| line.starts_with("tool")).count();
-        let tree = if tools == 0 { "[]".to_owned() } else { r#"[{"name":"a"}]"#.to_owned() };
+        let tools = self
+            .diary
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.starts_with("tool"))
+            .count();
+        let tree = if tools == 0 {
+            "[]".to_owned()
+        } else {
+            r#"[{"name":"a"}]"#.to_owned()
+        };
         std::future::ready(Some(tree)).boxed()
     }
 
@@ -203,15 +274,26 @@ impl Place for World {
 }
 
 pub(super) fn call(id: &str) -> ToolCall {
-    ToolCall { id: id.to_owned(), name: "sh".to_owned(), arguments: format!("echo {id}") }
+    ToolCall {
+        id: id.to_owned(),
+        name: "sh".to_owned(),
+        arguments: format!("echo {id}"),
+    }
 }
 
 pub(super) fn run(effect: &str) -> Command {
-    Command::RunTool(ToolRun { effect: effect.to_owned(), call: call(effect), timeout_ms: None })
+    Command::RunTool(ToolRun {
+        effect: effect.to_owned(),
+        call: call(effect),
+        timeout_ms: None,
+    })
 }
 
 pub(super) fn ask_model(effect: &str) -> Command {
-    let prompt = vec![Part::History(Span { first: 0, last: None })];
+    let prompt = vec![Part::History(Span {
+        first: 0,
+        last: None,
+    })];
     Command::CallModel(ModelCall {
         effect: effect.to_owned(),
         model: String::new(),
@@ -227,13 +309,26 @@ pub(super) fn finish(text: &str) -> Command {
 }
 
 pub(super) fn say(text: &str) -> Command {
-    Command::Emit(Event { event_type: "ThinkAction".to_owned(), content: text.to_owned(), fields: "{}".to_owned() })
+    Command::Emit(Event {
+        event_type: "ThinkAction".to_owned(),
+        content: text.to_owned(),
+        fields: "{}".to_owned(),
+    })
 }
 
 /// A model call, two tools, a timer, the end; what is lost is passed over.
-pub(super) fn worker(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
+pub(super) fn worker(
+    _: &Context,
+    _: Option<&Snapshot>,
+    inputs: &[Input],
+) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
-    let timer = || Command::SetTimer(Timer { effect: "w".to_owned(), delay_ms: 1 });
+    let timer = || {
+        Command::SetTimer(Timer {
+            effect: "w".to_owned(),
+            delay_ms: 1,
+        })
+    };
     for input in inputs {
         match input {
             Input::Started(_) => commands.push(ask_model("m")),
@@ -303,7 +398,11 @@ pub(super) async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u
             match subscription.next().await {
                 Batch::Frames(frames) => {
                     let found = frames.iter().any(|(_, frame)| frame.contains(text));
-                    seen.extend(frames.into_iter().map(|(seq, frame)| (seq, frame.to_string())));
+                    seen.extend(
+                        frames
+                            .into_iter()
+                            .map(|(seq, frame)| (seq, frame.to_string())),
+                    );
                     if found {
                         return;
                     }
@@ -314,7 +413,9 @@ pub(super) async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("in time");
+    tokio::time::timeout(Duration::from_secs(10), read)
+        .await
+        .expect("in time");
     seen
 }
 
@@ -323,7 +424,10 @@ pub(super) fn names(frames: &[(u64, String)]) -> Vec<String> {
     let name = |frame: &String| {
         let value: serde_json::Value = serde_json::from_str(frame).unwrap();
         let members = ["eventType", "status", "event", "type"];
-        members.iter().find_map(|member| value[*member].as_str().map(str::to_owned)).unwrap()
+        members
+            .iter()
+            .find_map(|member| value[*member].as_str().map(str::to_owned))
+            .unwrap()
     };
     frames.iter().map(|(_, frame)| name(frame)).collect()
 }

@@ -4,7 +4,9 @@ use super::super::prompt::arrange;
 use super::*;
 
 fn chatty(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
-    let mut commands: Vec<_> = (0..20).map(|n| say(&format!("{n} {}", "x".repeat(700)))).collect();
+    let mut commands: Vec<_> = (0..20)
+        .map(|n| say(&format!("{n} {}", "x".repeat(700))))
+        .collect();
     if let [Input::UserMessage(_)] | [Input::Started(_)] = inputs {
         commands.push(finish("done"));
     }
@@ -53,29 +55,52 @@ async fn deltas_go_to_those_who_ask() {
     loop {
         match frames.next().await {
             Batch::Delta(delta) => deltas.push(delta.to_string()),
-            Batch::Frames(frames) if frames.iter().any(|(_, frame)| frame.contains("completed")) => break,
+            Batch::Frames(frames)
+                if frames.iter().any(|(_, frame)| frame.contains("completed")) =>
+            {
+                break;
+            }
             _ => {}
         }
     }
     // One that came while frames were behind is the lossy class.
-    assert!(deltas.iter().all(|delta| delta.starts_with(r#"{"type":"delta","kind":"text","effect":"m""#)));
+    assert!(
+        deltas
+            .iter()
+            .all(|delta| delta.starts_with(r#"{"type":"delta","kind":"text","effect":"m""#))
+    );
 }
 
 fn result(id: &str, text: &str) -> Message {
-    let result =
-        ToolResult { call_id: id.to_owned(), is_error: false, text: text.to_owned(), exit_code: None, blobs: vec![] };
-    Message { role: Role::Tool, content: vec![Content::ToolResult(result)] }
+    let result = ToolResult {
+        call_id: id.to_owned(),
+        is_error: false,
+        text: text.to_owned(),
+        exit_code: None,
+        blobs: vec![],
+    };
+    Message {
+        role: Role::Tool,
+        content: vec![Content::ToolResult(result)],
+    }
 }
 
 fn text(role: Role, text: &str) -> Message {
-    Message { role, content: vec![Content::Text(text.to_owned())] }
+    Message {
+        role,
+        content: vec![Content::Text(text.to_owned())],
+    }
 }
 
 #[test]
 fn a_result_stands_right_behind_its_call_whatever_came_between() {
     let calls = Message {
         role: Role::Assistant,
-        content: vec![Content::ToolCall(call("a")), Content::ToolCall(call("b")), Content::ToolCall(call("c"))],
+        content: vec![
+            Content::ToolCall(call("a")),
+            Content::ToolCall(call("b")),
+            Content::ToolCall(call("c")),
+        ],
     };
     let messages = vec![
         text(Role::User, "task"),
@@ -101,18 +126,43 @@ fn a_result_stands_right_behind_its_call_whatever_came_between() {
 
 #[test]
 fn an_id_that_comes_twice_is_answered_in_order() {
-    let calls = || Message { role: Role::Assistant, content: vec![Content::ToolCall(call("0"))] };
-    let arranged = arrange(vec![calls(), result("0", "first"), calls(), result("0", "second")]);
-    assert_eq!(arranged, [calls(), result("0", "first"), calls(), result("0", "second")]);
+    let calls = || Message {
+        role: Role::Assistant,
+        content: vec![Content::ToolCall(call("0"))],
+    };
+    let arranged = arrange(vec![
+        calls(),
+        result("0", "first"),
+        calls(),
+        result("0", "second"),
+    ]);
+    assert_eq!(
+        arranged,
+        [
+            calls(),
+            result("0", "first"),
+            calls(),
+            result("0", "second")
+        ]
+    );
 }
 
 #[test]
 fn a_frame_is_cut_on_a_characters_boundary_and_the_record_is_not() {
     let long = "é".repeat(3000);
-    let draft = EventDraft { thought: Some(long.clone()), ..EventDraft::text("ThinkAction", &long) };
+    let draft = EventDraft {
+        thought: Some(long.clone()),
+        ..EventDraft::text("ThinkAction", &long)
+    };
     let frame: serde_json::Value = serde_json::from_str(&draft.frame(0)).unwrap();
-    assert_eq!(frame["content"].as_str().unwrap().chars().count(), CONTENT_LENGTH);
-    assert_eq!(frame["thought"].as_str().unwrap().chars().count(), THOUGHT_LENGTH);
+    assert_eq!(
+        frame["content"].as_str().unwrap().chars().count(),
+        CONTENT_LENGTH
+    );
+    assert_eq!(
+        frame["thought"].as_str().unwrap().chars().count(),
+        THOUGHT_LENGTH
+    );
     assert_eq!(frame["timestamp"], "1970-01-01T00:00:00.000+00:00");
     let line = draft.into_line().unwrap();
     assert_eq!(line.content, long);
@@ -121,19 +171,59 @@ fn a_frame_is_cut_on_a_characters_boundary_and_the_record_is_not() {
 
 #[test]
 fn a_client_sees_only_what_it_asked_for() {
-    let draft =
-        EventDraft { diff: Some("+a".to_owned()), path: Some("/a".to_owned()), ..EventDraft::text("FileEditAction", "a") };
+    let draft = EventDraft {
+        diff: Some("+a".to_owned()),
+        path: Some("/a".to_owned()),
+        ..EventDraft::text("FileEditAction", "a")
+    };
     let stored = draft.frame(0);
-    let plain = render(7, &stored, Features::default()).unwrap().into_owned();
-    assert_eq!(plain, EventDraft { diff: None, ..draft }.frame(0));
-    let rich = render(7, &stored, Features { seq: true, diffs: true, ..Features::default() }).unwrap();
+    let plain = render(7, &stored, Features::default())
+        .unwrap()
+        .into_owned();
+    assert_eq!(
+        plain,
+        EventDraft {
+            diff: None,
+            ..draft
+        }
+        .frame(0)
+    );
+    let rich = render(
+        7,
+        &stored,
+        Features {
+            seq: true,
+            diffs: true,
+            ..Features::default()
+        },
+    )
+    .unwrap();
     let value: serde_json::Value = serde_json::from_str(&rich).unwrap();
-    assert_eq!((value["seq"].as_u64(), value["diff"].as_str()), (Some(7), Some("+a")));
-    assert!(render(7, r#"{"type":"usage","inputTokens":1}"#, Features::default()).is_none());
+    assert_eq!(
+        (value["seq"].as_u64(), value["diff"].as_str()),
+        (Some(7), Some("+a"))
+    );
+    assert!(
+        render(
+            7,
+            r#"{"type":"usage","inputTokens":1}"#,
+            Features::default()
+        )
+        .is_none()
+    );
 }
 
 #[test]
 fn the_kind_of_an_event_is_in_its_name() {
-    let kinds = ["CmdRunAction", "CmdOutputObservation", "AgentErrorObservation", "AgentStateChanged", "MockResponse"];
-    assert_eq!(kinds.map(kind_of), ["action", "observation", "error", "state", "observation"]);
+    let kinds = [
+        "CmdRunAction",
+        "CmdOutputObservation",
+        "AgentErrorObservation",
+        "AgentStateChanged",
+        "MockResponse",
+    ];
+    assert_eq!(
+        kinds.map(kind_of),
+        ["action", "observation", "error", "state", "observation"]
+    );
 }

@@ -9,10 +9,14 @@ use super::super::record::{Begin, Draft, Scene};
 use super::*;
 use crate::store::{Counters, EffectKind};
 
-
 fn told(which: u8, effect: &str) -> News {
     let effect = effect.to_owned();
-    let error = || Error { kind: ErrorKind::Upstream, code: None, message: "no".to_owned(), retry_after_ms: None };
+    let error = || Error {
+        kind: ErrorKind::Upstream,
+        code: None,
+        message: "no".to_owned(),
+        retry_after_ms: None,
+    };
     match which {
         0 => News::Started(Started::default()),
         1 | 2 => News::Message("hi".to_owned()),
@@ -22,14 +26,41 @@ fn told(which: u8, effect: &str) -> News {
         6 => News::Lost(effect),
         7 => News::Failed(effect, error()),
         8 => {
-            let message = Message { role: Role::Assistant, content: vec![Content::Text("t".to_owned())] };
-            let usage = Usage { input_tokens: 1, output_tokens: 1, cache_read_tokens: 0, cache_write_tokens: 0 };
-            News::Model(effect, Ok(ModelAnswer { message, stop: StopReason::EndTurn, usage }))
+            let message = Message {
+                role: Role::Assistant,
+                content: vec![Content::Text("t".to_owned())],
+            };
+            let usage = Usage {
+                input_tokens: 1,
+                output_tokens: 1,
+                cache_read_tokens: 0,
+                cache_write_tokens: 0,
+            };
+            News::Model(
+                effect,
+                Ok(ModelAnswer {
+                    message,
+                    stop: StopReason::EndTurn,
+                    usage,
+                }),
+            )
         }
         _ => {
-            let result =
-                ToolResult { call_id: "c".to_owned(), is_error: false, text: "t".to_owned(), exit_code: None, blobs: vec![] };
-            News::Tool(effect, Ok(ToolDone { result, shown: EventDraft::text("CmdOutputObservation", "t") }), None)
+            let result = ToolResult {
+                call_id: "c".to_owned(),
+                is_error: false,
+                text: "t".to_owned(),
+                exit_code: None,
+                blobs: vec![],
+            };
+            News::Tool(
+                effect,
+                Ok(ToolDone {
+                    result,
+                    shown: EventDraft::text("CmdOutputObservation", "t"),
+                }),
+                None,
+            )
         }
     }
 }
@@ -38,12 +69,25 @@ fn wanted(which: u8, effect: &str) -> Command {
     match which {
         0 => ask_model(effect),
         1 => run(effect),
-        2 => Command::SetTimer(Timer { effect: effect.to_owned(), delay_ms: 5 }),
-        3 => Command::Ask(Question { effect: effect.to_owned(), title: "?".to_owned(), detail: "{}".to_owned() }),
+        2 => Command::SetTimer(Timer {
+            effect: effect.to_owned(),
+            delay_ms: 5,
+        }),
+        3 => Command::Ask(Question {
+            effect: effect.to_owned(),
+            title: "?".to_owned(),
+            detail: "{}".to_owned(),
+        }),
         4 => Command::Cancel(effect.to_owned()),
-        5 => Command::Append(Message { role: Role::User, content: vec![] }),
+        5 => Command::Append(Message {
+            role: Role::User,
+            content: vec![],
+        }),
         6 => finish(""),
-        7 => Command::Other(Custom { kind: "x".to_owned(), body: "{}".to_owned() }),
+        7 => Command::Other(Custom {
+            kind: "x".to_owned(),
+            body: "{}".to_owned(),
+        }),
         _ => say("so"),
     }
 }
@@ -52,7 +96,14 @@ type Drawn = Vec<(Vec<(u8, u8)>, Vec<(u8, u8)>, bool)>;
 
 fn rounds() -> impl Strategy<Value = Drawn> {
     let some = |kinds| prop::collection::vec((kinds, 0u8..3), 0..6);
-    prop::collection::vec((some((0u8..10).boxed()), some((0u8..9).boxed()), prop::bool::weighted(0.9)), 1..20)
+    prop::collection::vec(
+        (
+            some((0u8..10).boxed()),
+            some((0u8..9).boxed()),
+            prop::bool::weighted(0.9),
+        ),
+        1..20,
+    )
 }
 
 proptest! {
@@ -124,9 +175,20 @@ fn the_next_message_answers_an_open_question() {
         describe: &|_| EventDraft::default(),
     };
     let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
-    let mut draft = Draft::new(&scene, Counters { next_entry: 4, task_open: true, ..Counters::default() }, open, 0);
+    let mut draft = Draft::new(
+        &scene,
+        Counters {
+            next_entry: 4,
+            task_open: true,
+            ..Counters::default()
+        },
+        open,
+        0,
+    );
     draft.take(News::Message("yes".to_owned()));
     draft.take(News::Message("and more".to_owned()));
-    assert!(matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
-        if answer.effect == "q" && answer.entry == 4 && message.entry == 5));
+    assert!(
+        matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
+        if answer.effect == "q" && answer.entry == 4 && message.entry == 5)
+    );
 }

@@ -96,7 +96,10 @@ impl Host {
     }
 
     fn name_effect(&mut self, effect: &str) {
-        assert!(self.effects.insert(effect.into()), "{effect} was used before");
+        assert!(
+            self.effects.insert(effect.into()),
+            "{effect} was used before"
+        );
     }
 
     pub fn add(&mut self, message: Message) -> u64 {
@@ -106,10 +109,19 @@ impl Host {
 
     /// What the model says, as an input.
     pub fn reply_input(&mut self, effect: &str, content: Vec<Content>, stop: StopReason) -> Input {
-        let message = Message { role: Role::Assistant, content };
+        let message = Message {
+            role: Role::Assistant,
+            content,
+        };
         let entry = self.add(message.clone());
         let effect = effect.into();
-        Input::ModelReplied(ModelReply { effect, entry, message, stop, usage: NO_USAGE })
+        Input::ModelReplied(ModelReply {
+            effect,
+            entry,
+            message,
+            stop,
+            usage: NO_USAGE,
+        })
     }
 
     pub fn model_says(
@@ -123,7 +135,9 @@ impl Host {
     }
 
     pub fn model_calls(&mut self, call: &ModelCall, calls: &[(&str, &str, &str)]) -> Vec<Command> {
-        let content = calls.iter().map(|(id, name, arguments)| tool_call(id, name, arguments));
+        let content = calls
+            .iter()
+            .map(|(id, name, arguments)| tool_call(id, name, arguments));
         self.model_says(call, content.collect(), StopReason::ToolUse)
     }
 
@@ -133,7 +147,11 @@ impl Host {
             ..ToolResult::ok(run.call.id.clone(), text)
         };
         let entry = self.add(Message::tool(outcome.clone()));
-        Input::ToolReplied(ToolReply { effect: run.effect.clone(), entry, outcome })
+        Input::ToolReplied(ToolReply {
+            effect: run.effect.clone(),
+            entry,
+            outcome,
+        })
     }
 
     pub fn tool_gives(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Vec<Command> {
@@ -143,7 +161,10 @@ impl Host {
 
     pub fn said_input(&mut self, text: &str) -> Input {
         let entry = self.add(Message::user(text));
-        Input::UserMessage(UserMessage { entry, content: vec![Content::Text(text.into())] })
+        Input::UserMessage(UserMessage {
+            entry,
+            content: vec![Content::Text(text.into())],
+        })
     }
 
     pub fn user_says(&mut self, text: &str) -> Vec<Command> {
@@ -153,7 +174,10 @@ impl Host {
 
     pub fn fails(&mut self, effect: &str, kind: ErrorKind) -> Vec<Command> {
         let error = Error::new(kind, "It failed.");
-        self.send(vec![Input::EffectFailed(Failure { effect: effect.into(), error })])
+        self.send(vec![Input::EffectFailed(Failure {
+            effect: effect.into(),
+            error,
+        })])
     }
 
     /// Every tool call of the transcript has exactly one answer.
@@ -175,7 +199,11 @@ impl Host {
 }
 
 pub fn tool_call(id: &str, name: &str, arguments: &str) -> Content {
-    Content::ToolCall(ToolCall { id: id.into(), name: name.into(), arguments: arguments.into() })
+    Content::ToolCall(ToolCall {
+        id: id.into(),
+        name: name.into(),
+        arguments: arguments.into(),
+    })
 }
 
 pub fn text(text: &str) -> Vec<Content> {
@@ -188,7 +216,9 @@ pub fn model_call(commands: &[Command]) -> ModelCall {
         Command::CallModel(call) => Some(call.clone()),
         _ => None,
     });
-    let call = calls.next().unwrap_or_else(|| panic!("no model call: {commands:?}"));
+    let call = calls
+        .next()
+        .unwrap_or_else(|| panic!("no model call: {commands:?}"));
     assert!(calls.next().is_none(), "two model calls: {commands:?}");
     call
 }

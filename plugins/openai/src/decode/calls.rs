@@ -35,7 +35,11 @@ impl Calls {
 
     pub(super) fn name_response(&mut self, id: &str) {
         if self.response.is_empty() {
-            self.response = id.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
+            self.response = id
+                .chars()
+                .filter(char::is_ascii_alphanumeric)
+                .take(40)
+                .collect();
         }
     }
 
@@ -108,11 +112,18 @@ impl Calls {
             None => format!("call_{}_{at}", self.response),
         };
         let name = fragment.name.unwrap_or_default().to_string();
-        deltas.push(Delta::ToolCallStarted(ToolCallStart { id: id.clone(), name: name.clone() }));
+        deltas.push(Delta::ToolCallStarted(ToolCallStart {
+            id: id.clone(),
+            name: name.clone(),
+        }));
         self.calls.push(Call {
             index: fragment.index,
             given: fragment.id.map(Into::into),
-            call: ToolCall { id, name, arguments: String::new() },
+            call: ToolCall {
+                id,
+                name,
+                arguments: String::new(),
+            },
         });
         at
     }

@@ -52,7 +52,11 @@ fn misbehave(how: &str, out: &mut Commands) {
 }
 
 fn behave(out: &mut Commands) {
-    out.emit("ThinkAction", "well behaved", &json!({ "thought": "well behaved" }));
+    out.emit(
+        "ThinkAction",
+        "well behaved",
+        &json!({ "thought": "well behaved" }),
+    );
     out.succeed("well behaved");
 }
 
@@ -81,7 +85,10 @@ fn flood(mebibytes: usize, out: &mut Commands) {
 
 fn chatter(lines: usize, out: &mut Commands) {
     for line in 0..lines {
-        log(Level::Error, &format!("line {line} of a plugin that does not know when to stop"));
+        log(
+            Level::Error,
+            &format!("line {line} of a plugin that does not know when to stop"),
+        );
     }
     behave(out);
 }
@@ -103,7 +110,10 @@ mod tests {
     fn a_task_with_no_such_name_is_carried_out() {
         let commands = did("Fix the bug");
         assert!(matches!(&commands[0], Command::Emit(e) if e.content == "well behaved"));
-        assert_eq!(commands[1], Command::Finish(Outcome::Succeeded("well behaved".into())));
+        assert_eq!(
+            commands[1],
+            Command::Finish(Outcome::Succeeded("well behaved".into()))
+        );
         assert_eq!(commands, did("log"));
     }
 
