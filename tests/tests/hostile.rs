@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lucid::builtin::{MOCK, OPENAI};
 use lucid::plugins::llm_types::CompletionRequest;
-use lucid::plugins::policy_types::{Command, Context, Input, Start, Transition};
+use lucid::plugins::policy_types::{Command, Context, Input, Start, Transition, UserMessage};
 use lucid::plugins::types::{Content, Message, Role};
 use lucid::plugins::{
     CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
@@ -199,9 +199,57 @@ async fn a_guest_that_traps_is_a_fault_of_that_guest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_returns_far_too_much_is_cut_off() {
+async fn a_guest_that_returns_a_gigabyte_of_commands_is_stopped_long_before() {
+    // It needs the memory first, so that is the limit it meets.
     let error = misbehaved("flood").await;
+    assert!(
+        matches!(
+            error,
+            CallError::OutOfMemory { .. } | CallError::TooMuchOutput { .. }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_returns_more_than_it_may_is_cut_off() {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let limits = Limits {
+        output_bytes: 64 << 10,
+        ..Limits::default()
+    };
+    // The mock repeats what it is told.
+    let mock = PolicyPlugin::load(&engine, "mock", MOCK, &limits)
+        .await
+        .unwrap();
+    let told = |length: usize| {
+        let content = vec![Content::Text("x".repeat(length))];
+        [
+            started("Listen"),
+            Input::UserMessage(UserMessage { entry: 1, content }),
+        ]
+    };
+    mock.step(&context(), None, &told(1 << 10))
+        .await
+        .result
+        .expect("a little is no flood");
+    let called = mock.step(&context(), None, &told(1 << 20)).await;
+    let error = called.result.expect_err("a megabyte");
     assert!(matches!(error, CallError::TooMuchOutput { .. }), "{error}");
+    mock.step(&context(), None, &told(1 << 10))
+        .await
+        .result
+        .expect("the next call");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_writes_a_hundred_thousand_log_lines_does_its_work_all_the_same() {
+    let (hostile, _) = both().await;
+    let transition = step(&hostile, "log").await.result.unwrap();
+    assert!(
+        matches!(transition.commands.last(), Some(Command::Finish(_))),
+        "{transition:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

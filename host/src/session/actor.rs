@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::plugins::policy_types::{Context, Snapshot};
-use crate::plugins::types::ToolCall;
 use crate::secret::Secret;
 use crate::store::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
@@ -223,10 +222,10 @@ impl Actor {
         );
         let describe = move |call: &_| places.describe(call);
         let names = (self.id.clone(), self.chat.clone());
-        let scene = scene(
+        let scene = Scene::new(
             &names,
             &fixed,
-            &*policy,
+            policy.info(),
             self.shared.deps.limits.iterations,
             &describe,
         );
@@ -303,7 +302,7 @@ impl Actor {
                     .model(call, self.counters.next_entry.saturating_sub(1)),
                 Begin::Tool(run) => self.effects.tool(run),
                 Begin::Timer(effect, due) => self.effects.timer(effect, due),
-                Begin::Cancel(effect) => self.queue.push_back(self.effects.cancel(effect)),
+                Begin::Cancel(effect) => self.queue.extend(self.effects.cancel(effect)),
                 Begin::CancelAll => self.effects.cancel_all(),
                 Begin::News(news) => self.queue.push_back(news),
             }
@@ -365,7 +364,7 @@ impl Actor {
     ) -> bool {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
-        let scene = scene(&names, &fixed, &*policy, 0, &|_| EventDraft::default());
+        let scene = Scene::new(&names, &fixed, policy.info(), 0, &|_| EventDraft::default());
         let mut draft = Draft::new(&scene, self.counters, BTreeMap::new(), now());
         if let Some(frame) = frame {
             draft.frame(frame);
@@ -378,28 +377,5 @@ impl Actor {
     fn leave(self, reason: CloseReason) {
         self.shared.forget(&self.session);
         self.session.end(reason);
-    }
-}
-
-fn scene<'a>(
-    names: &'a (Arc<str>, Arc<str>),
-    fixed: &'a NewSessionRow,
-    policy: &'a dyn Policy,
-    max_iterations: u32,
-    describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
-) -> Scene<'a> {
-    let info = policy.info();
-    Scene {
-        session: &names.0,
-        chat: &names.1,
-        task: &fixed.task,
-        repository: fixed.repo_url.as_deref(),
-        branch: fixed.branch.as_deref(),
-        model: &fixed.model,
-        mock: info.mock,
-        settings: &info.settings,
-        policy_digest: &info.digest,
-        max_iterations,
-        describe,
     }
 }

@@ -16,10 +16,11 @@ use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
 
 use super::actor::{self, Origin};
+use super::frames::EventDraft;
 use super::live::{Launch, Parts, Session};
-use super::ports::{Policy, Provider};
+use super::ports::{Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
-use super::{SessionId, Sessions, Shared, frames};
+use super::{SessionId, Sessions, Shared};
 
 /// How much may wait for a session.
 const MAILBOX: usize = 64;
@@ -137,7 +138,7 @@ impl Sessions {
             created_at: actor::now(),
             id: name,
         });
-        let first = first_round(&fixed, info.mock);
+        let first = first_round(&fixed, info);
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
         let row = fixed.clone();
         let title = store::cut(
@@ -240,21 +241,9 @@ impl Shared {
 }
 
 /// The task, and that the session begins.
-fn first_round(fixed: &NewSessionRow, mock: bool) -> store::StepRow {
-    let (session, chat) = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
-    let scene = Scene {
-        session: &session,
-        chat: &chat,
-        task: &fixed.task,
-        repository: None,
-        branch: None,
-        model: "",
-        mock,
-        settings: "",
-        policy_digest: "",
-        max_iterations: 0,
-        describe: &|_| frames::EventDraft::default(),
-    };
+fn first_round(fixed: &NewSessionRow, info: &PolicyInfo) -> store::StepRow {
+    let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
+    let scene = Scene::new(&names, fixed, info, 0, &|_| EventDraft::default());
     let counters = Counters {
         next_seq: 1,
         ..Counters::default()

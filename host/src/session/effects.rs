@@ -202,13 +202,18 @@ impl Effects {
         });
     }
 
-    /// Gives an effect up; what is returned goes into the queue.
-    pub(super) fn cancel(&mut self, effect: String) -> News {
+    /// Gives an effect up. What is returned goes into the queue; nothing where the effect was
+    /// faster, since its own result is in the queue already.
+    pub(super) fn cancel(&mut self, effect: String) -> Option<News> {
         if let Some(task) = self.running.remove(&effect) {
+            if task.is_finished() {
+                return None;
+            }
             task.abort();
         }
         self.waiting.retain(|run| run.effect != effect);
-        News::Failed(effect, fault(ErrorKind::Cancelled, "It was given up."))
+        let error = fault(ErrorKind::Cancelled, "It was given up.");
+        Some(News::Failed(effect, error))
     }
 
     pub(super) fn cancel_all(&mut self) {

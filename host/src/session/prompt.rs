@@ -43,55 +43,58 @@ pub(super) async fn resolve(
     Ok(arrange(messages))
 }
 
-/// Puts results behind their calls. A result whose call is not in the prompt is left out.
+/// Puts results behind their calls. A result goes to the nearest call of its id before it that has
+/// none yet: some providers number calls from zero in each answer. One without such a call (it is
+/// not in the prompt, or was answered already) is left out.
 pub(super) fn arrange(messages: Vec<Message>) -> Vec<Message> {
-    // A provider's id may come twice (some number calls from zero in each answer): the results of
-    // one id are given out in order.
-    let mut results: HashMap<String, Vec<ToolResult>> = HashMap::new();
-    let mut others = Vec::with_capacity(messages.len());
-    for mut message in messages {
-        message.content.retain(|content| match content {
-            Content::ToolResult(result) => {
-                results
-                    .entry(result.call_id.clone())
-                    .or_default()
-                    .push(result.clone());
-                false
+    let mut kept: Vec<(Message, Vec<usize>)> = Vec::with_capacity(messages.len());
+    let mut answers: Vec<ToolResult> = Vec::new();
+    let mut open: HashMap<String, usize> = HashMap::new();
+    for message in messages {
+        let Message { role, content } = message;
+        let mut rest = Vec::with_capacity(content.len());
+        for content in content {
+            match content {
+                Content::ToolResult(result) => {
+                    if let Some(answer) = open.remove(&result.call_id) {
+                        answers[answer] = result;
+                    }
+                }
+                other => rest.push(other),
             }
-            _ => true,
-        });
-        if !message.content.is_empty() {
-            others.push(message);
         }
-    }
-    for waiting in results.values_mut() {
-        waiting.reverse();
-    }
-    let mut arranged = Vec::with_capacity(others.len());
-    for message in others {
-        let calls: Vec<String> = message
-            .content
-            .iter()
-            .filter_map(|content| match content {
-                Content::ToolCall(call) => Some(call.id.clone()),
-                _ => None,
-            })
-            .collect();
-        arranged.push(message);
-        if !calls.is_empty() {
-            let answers = calls.into_iter().map(|id| {
-                let found = results.get_mut(&id).and_then(Vec::pop);
-                Content::ToolResult(found.unwrap_or_else(|| ToolResult {
-                    call_id: id,
+        let mut calls = Vec::new();
+        for content in &rest {
+            if let Content::ToolCall(call) = content {
+                open.insert(call.id.clone(), answers.len());
+                calls.push(answers.len());
+                answers.push(ToolResult {
+                    call_id: call.id.clone(),
                     is_error: true,
                     text: NO_RESULT.to_owned(),
                     exit_code: None,
                     blobs: Vec::new(),
-                }))
-            });
+                });
+            }
+        }
+        if !rest.is_empty() {
+            let message = Message {
+                role,
+                content: rest,
+            };
+            kept.push((message, calls));
+        }
+    }
+    let mut arranged = Vec::with_capacity(kept.len());
+    for (message, calls) in kept {
+        arranged.push(message);
+        if !calls.is_empty() {
+            let content = calls
+                .into_iter()
+                .map(|call| Content::ToolResult(answers[call].clone()));
             arranged.push(Message {
                 role: Role::Tool,
-                content: answers.collect(),
+                content: content.collect(),
             });
         }
     }

@@ -14,11 +14,13 @@ use crate::plugins::policy_types::{
     Command, Context, Input, ModelCall, Outcome, Snapshot, ToolRun,
 };
 use crate::plugins::types::{Error, ErrorKind, Message, ToolCall};
-use crate::store::{ChatLine, Counters, Decision, EffectKind, EffectRow, Status, StepRow};
+use crate::store::{
+    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow,
+};
 
 use super::frames::{self, EventDraft};
 use super::intake::user_says;
-use super::ports::{News, Stepped};
+use super::ports::{News, PolicyInfo, Stepped};
 
 /// Steps without a word of the user, after which a policy is taken to go round in circles.
 pub(super) const STEPS_ALONE: u32 = 10_000;
@@ -36,6 +38,31 @@ pub(super) struct Scene<'a> {
     pub(super) policy_digest: &'a str,
     pub(super) max_iterations: u32,
     pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
+}
+
+impl<'a> Scene<'a> {
+    /// The scene of a session's round. `names` are the session's and its chat's.
+    pub(super) fn new(
+        names: &'a (Arc<str>, Arc<str>),
+        fixed: &'a NewSessionRow,
+        policy: &'a PolicyInfo,
+        max_iterations: u32,
+        describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
+    ) -> Self {
+        Self {
+            session: &names.0,
+            chat: &names.1,
+            task: &fixed.task,
+            repository: fixed.repo_url.as_deref(),
+            branch: fixed.branch.as_deref(),
+            model: &fixed.model,
+            mock: policy.mock,
+            settings: &policy.settings,
+            policy_digest: &policy.digest,
+            max_iterations,
+            describe,
+        }
+    }
 }
 
 /// Work that begins once the record is written.

@@ -2,8 +2,10 @@
 
 mod crash;
 mod life;
+mod pace;
 mod reading;
 mod record;
+mod world;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,268 +14,15 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 
+use super::SessionId;
 use super::*;
 use crate::plugins::policy_types::*;
 use crate::plugins::types::*;
 use crate::secret::Secret;
 use crate::workspace::Workspace;
+use world::World;
 
-/// What a scripted policy does with its inputs.
-type Script = fn(&Context, Option<&Snapshot>, &[Input]) -> Result<Vec<Command>, String>;
-
-struct Scripted {
-    info: PolicyInfo,
-    script: Script,
-}
-
-impl Policy for Scripted {
-    fn info(&self) -> &PolicyInfo {
-        &self.info
-    }
-
-    fn step<'a>(
-        &'a self,
-        context: &'a Context,
-        state: Option<&'a Snapshot>,
-        inputs: &'a [Input],
-    ) -> BoxFuture<'a, Stepped> {
-        let result = (self.script)(context, state, inputs).map(|commands| {
-            let mut bytes = state.map(|state| state.bytes.clone()).unwrap_or_default();
-            bytes.push(inputs.len() as u8);
-            Transition {
-                state: Snapshot { schema: 1, bytes },
-                commands,
-            }
-        });
-        std::future::ready(Stepped {
-            result,
-            fuel: 1,
-            memory: 2,
-            micros: 3,
-        })
-        .boxed()
-    }
-}
-
-/// Models, places and policies in one, and a diary of what was really done.
-#[derive(Clone)]
-pub(super) struct World {
-    script: Script,
-    pub(super) mock: bool,
-    pub(super) models: bool,
-    pub(super) sandbox: Arc<AtomicBool>,
-    pub(super) diary: Arc<Mutex<Vec<String>>>,
-    pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
-    pub(super) hold: Arc<AtomicBool>,
-}
-
-impl World {
-    pub(super) fn new(script: Script) -> Self {
-        Self {
-            script,
-            mock: false,
-            models: true,
-            sandbox: Arc::new(AtomicBool::new(true)),
-            diary: Arc::default(),
-            prompts: Arc::default(),
-            hold: Arc::default(),
-        }
-    }
-
-    fn note(&self, line: String) {
-        self.diary.lock().unwrap().push(line);
-    }
-
-    pub(super) fn done(&self, line: &str) -> usize {
-        self.diary
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|noted| *noted == line)
-            .count()
-    }
-}
-
-impl Policies for World {
-    fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
-        match name {
-            None | Some("scripted") => {
-                let info = PolicyInfo {
-                    name: "scripted".to_owned(),
-                    digest: "d".to_owned(),
-                    calls_models: self.models,
-                    mock: self.mock,
-                    settings: "{}".to_owned(),
-                    ..PolicyInfo::default()
-                };
-                Ok(Arc::new(Scripted {
-                    info,
-                    script: self.script,
-                }))
-            }
-            Some(other) => Err(CreateError::UnknownPolicy(other.to_owned())),
-        }
-    }
-}
-
-impl Models for World {
-    fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError> {
-        match name {
-            Some("nobody") => Err(CreateError::UnknownProvider("nobody".to_owned())),
-            Some("keyless") if !has_key => Err(CreateError::MissingKey("keyless".to_owned())),
-            _ => Ok(Provider {
-                name: "fake".to_owned(),
-                model: "m".to_owned(),
-            }),
-        }
-    }
-
-    fn call(
-        &self,
-        request: ModelRequest,
-        deltas: DeltaSink,
-    ) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
-        self.note(format!(
-            "model {} {}",
-            request.call.effect, request.call.model
-        ));
-        self.prompts.lock().unwrap().push(request.messages);
-        let hold = self.hold.clone();
-        async move {
-            while hold.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            deltas(DeltaKind::Text, "he");
-            deltas(DeltaKind::Text, "llo");
-            let call = |id: &str| Content::ToolCall(call(id));
-            let message = Message {
-                role: Role::Assistant,
-                content: vec![Content::Text("hello".to_owned()), call("a"), call("b")],
-            };
-            let usage = Usage {
-                input_tokens: 3,
-                output_tokens: 2,
-                cache_read_tokens: 0,
-                cache_write_tokens: 0,
-            };
-            Ok(ModelAnswer {
-                message,
-                stop: StopReason::ToolUse,
-                usage,
-            })
-        }
-        .boxed()
-    }
-}
-
-impl Places for World {
-    fn refusal(&self) -> Option<String> {
-        (!self.sandbox.load(Ordering::SeqCst)).then(|| "none here".to_owned())
-    }
-
-    fn describe(&self, call: &ToolCall) -> EventDraft {
-        EventDraft {
-            command: Some(call.arguments.clone()),
-            ..EventDraft::text("CmdRunAction", &call.arguments)
-        }
-    }
-
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
-        self.note(format!(
-            "provision {}",
-            spec.git_token.map_or(0, |token| token.len())
-        ));
-        std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
-    }
-
-    fn reopen(&self, _: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
-        self.note("reopen".to_owned());
-        std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
-    }
-
-    fn workspace(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
-        None
-    }
-
-    fn wipe(&self, _: PlaceSpec) -> BoxFuture<'static, ()> {
-        self.note("wipe".to_owned());
-        std::future::ready(()).boxed()
-    }
-}
-
-impl Place for World {
-    fn workspace(&self) -> Option<Arc<Workspace>> {
-        None
-    }
-
-    fn root(&self) -> String {
-        "/workspace".to_owned()
-    }
-
-    fn instructions(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn definitions(&self) -> Vec<ToolDefinition> {
-        vec![ToolDefinition {
-            name: "sh".to_owned(),
-            description: "d".to_owned(),
-            input_schema: "{}".to_owned(),
-        }]
-    }
-
-    fn run(
-        &self,
-        call: ToolCall,
-        _: Option<u32>,
-        _: DeltaSink,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
-        self.note(format!("tool {}", call.id));
-        let hold = self.hold.clone();
-        async move {
-            while hold.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            let text = format!("ran {}", call.id);
-            let shown = EventDraft {
-                exit_code: Some(0),
-                ..EventDraft::text("CmdOutputObservation", &text)
-            };
-            let result = ToolResult {
-                call_id: call.id,
-                is_error: false,
-                text,
-                exit_code: Some(0),
-                blobs: Vec::new(),
-            };
-            Ok(ToolDone { result, shown })
-        }
-        .boxed()
-    }
-
-    fn tree(&self) -> BoxFuture<'static, Option<String>> {
-        let tools = self
-            .diary
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|line| line.starts_with("tool"))
-            .count();
-        let tree = if tools == 0 {
-            "[]".to_owned()
-        } else {
-            r#"[{"name":"a"}]"#.to_owned()
-        };
-        std::future::ready(Some(tree)).boxed()
-    }
-
-    fn close(&self) -> BoxFuture<'static, ()> {
-        self.note("close".to_owned());
-        std::future::ready(()).boxed()
-    }
-}
-
-pub(super) fn call(id: &str) -> ToolCall {
+fn call(id: &str) -> ToolCall {
     ToolCall {
         id: id.to_owned(),
         name: "sh".to_owned(),
@@ -281,7 +30,7 @@ pub(super) fn call(id: &str) -> ToolCall {
     }
 }
 
-pub(super) fn run(effect: &str) -> Command {
+fn run(effect: &str) -> Command {
     Command::RunTool(ToolRun {
         effect: effect.to_owned(),
         call: call(effect),
@@ -289,7 +38,7 @@ pub(super) fn run(effect: &str) -> Command {
     })
 }
 
-pub(super) fn ask_model(effect: &str) -> Command {
+fn ask_model(effect: &str) -> Command {
     let prompt = vec![Part::History(Span {
         first: 0,
         last: None,
@@ -304,11 +53,11 @@ pub(super) fn ask_model(effect: &str) -> Command {
     })
 }
 
-pub(super) fn finish(text: &str) -> Command {
+fn finish(text: &str) -> Command {
     Command::Finish(Outcome::Succeeded(text.to_owned()))
 }
 
-pub(super) fn say(text: &str) -> Command {
+fn say(text: &str) -> Command {
     Command::Emit(Event {
         event_type: "ThinkAction".to_owned(),
         content: text.to_owned(),
@@ -317,11 +66,7 @@ pub(super) fn say(text: &str) -> Command {
 }
 
 /// A model call, two tools, a timer, the end; what is lost is passed over.
-pub(super) fn worker(
-    _: &Context,
-    _: Option<&Snapshot>,
-    inputs: &[Input],
-) -> Result<Vec<Command>, String> {
+fn worker(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     let timer = || {
         Command::SetTimer(Timer {
@@ -343,7 +88,7 @@ pub(super) fn worker(
     Ok(commands)
 }
 
-pub(super) fn sessions(folder: &Path, world: &World) -> Sessions {
+fn sessions(folder: &Path, world: &World) -> Sessions {
     // The last host's tasks may hold the store for a moment after they were aborted.
     let mut tries = 0;
     let store = loop {
@@ -356,7 +101,7 @@ pub(super) fn sessions(folder: &Path, world: &World) -> Sessions {
     with_limits(store, world, |_| {})
 }
 
-pub(super) fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions {
+fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions {
     let mut limits = Limits {
         iterations: 5,
         task_time: Duration::from_secs(20),
@@ -374,7 +119,7 @@ pub(super) fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) 
     })
 }
 
-pub(super) fn new(user: &str) -> NewSession {
+fn new(user: &str) -> NewSession {
     NewSession {
         user: user.into(),
         project_id: Some("p".to_owned()),
@@ -391,7 +136,7 @@ pub(super) fn new(user: &str) -> NewSession {
 }
 
 /// Reads until a frame holds a text, or the session ends.
-pub(super) async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)> {
+async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)> {
     let mut seen = Vec::new();
     let read = async {
         loop {
@@ -420,7 +165,7 @@ pub(super) async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u
 }
 
 /// The types of frames, or their statuses.
-pub(super) fn names(frames: &[(u64, String)]) -> Vec<String> {
+fn names(frames: &[(u64, String)]) -> Vec<String> {
     let name = |frame: &String| {
         let value: serde_json::Value = serde_json::from_str(frame).unwrap();
         let members = ["eventType", "status", "event", "type"];
@@ -432,7 +177,7 @@ pub(super) fn names(frames: &[(u64, String)]) -> Vec<String> {
     frames.iter().map(|(_, frame)| name(frame)).collect()
 }
 
-pub(super) fn assert_dense(frames: &[(u64, String)]) {
+fn assert_dense(frames: &[(u64, String)]) {
     let numbers: Vec<u64> = frames.iter().map(|(seq, _)| *seq).collect();
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
 }
