@@ -73,7 +73,7 @@ async fn run_says_with_its_exit_code_that_a_task_failed() {
     let folder = folder();
     with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Do something"]);
-    run.env("OPENAI_API_KEY", "sk-test")
+    run.env("LLM_API_KEY", "sk-test")
         .env("LLM_BASE_URL", &model.url);
     let output = output(run).await;
     let printed = both(&output);

@@ -8,10 +8,12 @@ use lucid_tests::{
 use serde_json::json;
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
+/// It is for OpenAI itself, and must not be sent anywhere else.
+const OTHER_KEY: &str = "sk-for-openai-alone-9876543210";
 const BROKEN: &str = "def add(a, b):\n    return a - b\n";
 const TEST: &str = "import unittest\n\nfrom calc import add\n\n\nclass Calc(unittest.TestCase):\n    \
                     def test_add(self):\n        self.assertEqual(add(2, 3), 5)\n";
-const RUN: &str = "python3 -m unittest -q test_calc 2>&1";
+const RUN: &str = "python3 -B -m unittest -q test_calc 2>&1";
 const LONG: &str = "python3 -c \"print('x' * 9000)\"";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +45,8 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
     })
     .await;
     let host = Host::with_defaults()
-        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_API_KEY", KEY)
+        .set("OPENAI_API_KEY", OTHER_KEY)
         .set("LLM_BASE_URL", &model.url)
         .start();
 
@@ -147,7 +150,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
     // The work is really done: the repository's own test, run by us.
     let workspace = checkout(&host.workspace(&session));
     let output = Command::new("python3")
-        .args(["-m", "unittest", "-q", "test_calc"])
+        .args(["-B", "-m", "unittest", "-q", "test_calc"])
         .current_dir(&workspace)
         .output()
         .unwrap();
@@ -192,6 +195,10 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
             .iter()
             .filter(|(name, _)| *name != "authorization");
         assert!(!request.body.contains(KEY) && !request.uri.contains(KEY));
+        assert!(
+            !format!("{request:?}").contains(OTHER_KEY),
+            "another provider's key was sent"
+        );
         assert!(
             headers
                 .into_iter()
@@ -259,7 +266,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
 async fn a_coder_that_never_finishes_ends_at_its_budget() {
     let model = Model::start(|_, _| call("terminal", json!({"command": "echo again"}))).await;
     let host = Host::with_defaults()
-        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_API_KEY", KEY)
         .set("LLM_BASE_URL", &model.url)
         .set("MAX_ITERATIONS", "3")
         .start();
@@ -285,7 +292,7 @@ async fn a_model_that_refuses_the_key_is_said_plainly_and_without_the_key() {
     let model =
         Model::start(|_, _| Turn::Refuse(401, format!("Incorrect API key provided: {KEY}"))).await;
     let host = Host::with_defaults()
-        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_API_KEY", KEY)
         .set("LLM_BASE_URL", &model.url)
         .start();
     let mut socket = Socket::open(
@@ -317,7 +324,7 @@ async fn the_models_words_come_as_deltas_diffs_and_usage_to_a_client_that_asks()
     })
     .await;
     let host = Host::with_defaults()
-        .set("OPENAI_API_KEY", KEY)
+        .set("LLM_API_KEY", KEY)
         .set("LLM_BASE_URL", &model.url)
         .start();
     let features = json!(["seq", "deltas", "diffs", "usage"]);

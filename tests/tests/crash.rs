@@ -52,7 +52,7 @@ async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
     })
     .await;
     let mut host = Host::with_defaults()
-        .set("OPENAI_API_KEY", "sk-test")
+        .set("LLM_API_KEY", "sk-test")
         .set("LLM_BASE_URL", &model.url)
         .start();
     let first = json!({"task": "Run it", "modelProvider": "openai", "features": ["seq"]});
@@ -126,7 +126,7 @@ async fn a_task_goes_on_after_a_crash_in_the_middle_of_a_model_call() {
     })
     .await;
     let mut host = Host::with_defaults()
-        .set("OPENAI_API_KEY", "sk-test")
+        .set("LLM_API_KEY", "sk-test")
         .set("LLM_BASE_URL", &model.url)
         .start();
     let first = json!({"task": "Think long", "modelProvider": "openai", "features": ["seq"]});

@@ -345,7 +345,7 @@ async fn the_api_key_is_in_no_guests_memory() {
     let said = marker.clone();
     let model = Model::start(move |_, _| Turn::Hang(said.clone())).await;
     let host = Host::with_defaults()
-        .set("OPENAI_API_KEY", &key)
+        .set("LLM_API_KEY", &key)
         .set("LLM_BASE_URL", &model.url)
         .start();
     let first = json!({"task": "Look at me", "modelProvider": "openai", "features": ["deltas"]});

@@ -185,6 +185,7 @@ impl From<CreateError> for Problem {
             CreateError::UnknownProvider(_)
             | CreateError::MissingKey(_)
             | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
+            CreateError::KeyRefused(_) => Self::unauthorized(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
             CreateError::Store(_) => Self::internal(&error),

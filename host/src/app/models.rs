@@ -3,16 +3,19 @@
 //! What always holds: the key of the deployment goes to the endpoint it was set for and to no other:
 //! `OPENAI_API_KEY` never to `LLM_BASE_URL`. A user's own key comes before the deployment's.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use url::Url;
 
 use crate::config::Config;
-use crate::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
-use crate::plugins::llm_types::{CompletionRequest, Delta};
+use crate::egress::{Answer, Egress, EgressError, EgressLimits, Endpoint, Injection};
+use crate::plugins::llm_types::{CompletionRequest, Delta, Framing};
 use crate::plugins::types::{Error, ErrorKind};
 use crate::plugins::{LlmPlugin, Plugins, Target, complete};
 use crate::secret::Secret;
@@ -24,6 +27,10 @@ use crate::session::{
 const SETTINGS: &str = "{}";
 /// A name that was sent is repeated only so far, in characters.
 const SHOWN: usize = 64;
+/// How long a session waits to hear whether its key is good.
+const CHECK: Duration = Duration::from_secs(5);
+/// How many good keys are remembered for each provider.
+const REMEMBERED: usize = 1024;
 
 /// Why the providers cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +59,8 @@ struct Served {
     /// A server of the operator's own may want no key.
     keyless: bool,
     model: String,
+    /// Digests of keys the provider took, so that each is asked about once.
+    taken: Mutex<HashSet<[u8; 32]>>,
 }
 
 impl Providers {
@@ -85,6 +94,7 @@ impl Providers {
                     .clone()
                     .unwrap_or_else(|| descriptor.default_model.clone()),
                 llm: llm.clone(),
+                taken: Mutex::default(),
                 name,
             }));
         }
@@ -122,6 +132,51 @@ impl Served {
     fn usable(&self, own_key: bool) -> bool {
         own_key || self.keyless || self.key.is_some()
     }
+
+    /// Fails where the provider says that it does not know the key. A provider that is slow, down or
+    /// answers oddly is no reason to refuse a session: the first call says more.
+    async fn check(&self, egress: &Egress, api_key: Option<Secret>) -> Result<(), CreateError> {
+        let own = api_key.as_ref().map(sendable);
+        let Some(key) = own.as_ref().or(self.key.as_ref()) else {
+            return Ok(());
+        };
+        let digest: [u8; 32] = Sha256::digest(key.expose_secret().as_bytes()).into();
+        if self.taken().contains(&digest) {
+            return Ok(());
+        }
+        let asked = tokio::time::timeout(CHECK, async {
+            let request = self.llm.probe(SETTINGS).await.result.ok()??;
+            let framing = Framing::WholeBody;
+            match egress
+                .send(&self.endpoint, Some(key), &request, framing)
+                .await
+                .ok()?
+            {
+                Answer::Frames(_) => Some(true),
+                Answer::Refused(no) => {
+                    let means = self.llm.classify(no.status, &no.headers, &no.body).await;
+                    let unknown = means.result.ok()?.kind == ErrorKind::Unauthenticated;
+                    unknown.then_some(false)
+                }
+            }
+        });
+        match asked.await {
+            Ok(Some(false)) => Err(CreateError::KeyRefused(self.name.clone())),
+            Ok(Some(true)) => {
+                let mut taken = self.taken();
+                if taken.len() >= REMEMBERED {
+                    taken.clear();
+                }
+                taken.insert(digest);
+                Ok(())
+            }
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Models for Providers {
@@ -137,6 +192,22 @@ impl Models for Providers {
             name: served.name.clone(),
             model: served.model.clone(),
         })
+    }
+
+    fn check(
+        &self,
+        provider: &str,
+        api_key: Option<Secret>,
+    ) -> BoxFuture<'static, Result<(), CreateError>> {
+        let found = self.named(provider).cloned();
+        let egress = self.egress.clone();
+        async move {
+            match found {
+                Some(served) => served.check(&egress, api_key).await,
+                None => Ok(()),
+            }
+        }
+        .boxed()
     }
 
     fn call(

@@ -262,14 +262,24 @@ impl Room {
             content: outcome.text.clone(),
             command: view.command,
             exit_code: outcome.exit_code,
-            path: outcome.path.or(view.path),
+            path: view.path.or(outcome.path),
             diff: outcome.diff,
             ..EventDraft::default()
         };
+        // Adapters hand a model the text alone, so that says how a command ended.
+        let mut text = outcome.text;
+        if let Some(code) = outcome.exit_code {
+            let line_break = if text.is_empty() || text.ends_with('\n') {
+                ""
+            } else {
+                "\n"
+            };
+            text.push_str(&format!("{line_break}[exit code {code}]"));
+        }
         let result = ToolResult {
             call_id: call.id,
             is_error: outcome.is_error,
-            text: outcome.text,
+            text,
             exit_code: outcome.exit_code,
             blobs: Vec::new(),
         };

@@ -109,6 +109,14 @@ impl LlmPlugin {
         })
     }
 
+    /// A cheap request that only a good key passes, where the provider has one.
+    pub async fn probe(&self, settings: &str) -> Called<Option<types::HttpRequest>> {
+        let settings = settings.to_owned();
+        fresh!(self, "probe", |provider, store| {
+            provider.call_probe(store, &settings).await.map(Ok)
+        })
+    }
+
     /// Puts a request into the provider's form.
     pub async fn encode(&self, settings: &str, request: &CompletionRequest) -> Called<Encoded> {
         let settings = settings.to_owned();

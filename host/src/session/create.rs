@@ -36,6 +36,9 @@ pub enum CreateError {
         "No API key for the model provider '{0}'. Send one with the request, or ask the operator to set one."
     )]
     MissingKey(String),
+    /// The provider does not take the key. Holds the provider's name.
+    #[error("The model provider '{0}' refused the API key.")]
+    KeyRefused(String),
     /// The deployment has no such policy. Holds its name.
     #[error("Unknown policy '{0}'.")]
     UnknownPolicy(String),
@@ -112,6 +115,11 @@ impl Sessions {
         let most = deps.limits.sessions_per_user;
         if self.shared.count_of(&new.user) >= most {
             return Err(CreateError::TooManySessions(most));
+        }
+        if info.calls_models {
+            deps.models
+                .check(&provider.name, new.api_key.clone())
+                .await?;
         }
         let id = SessionId::new();
         let name = id.to_string();

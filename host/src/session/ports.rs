@@ -120,6 +120,12 @@ pub trait Models: Send + Sync {
     /// The provider of that name, or the default one. Fails where it is unknown, or where neither
     /// the caller nor the deployment has a key for it.
     fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError>;
+    /// Asks the provider, where that is cheap, whether it takes the key. Only a clear no fails.
+    fn check(
+        &self,
+        provider: &str,
+        api_key: Option<Secret>,
+    ) -> BoxFuture<'static, Result<(), CreateError>>;
     /// Asks the model.
     fn call(
         &self,

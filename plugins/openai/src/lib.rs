@@ -8,7 +8,7 @@ mod decode;
 mod encode;
 
 use lucid_plugin::llm::{Adapter, CompletionRequest, Descriptor, Encoded, ModelInfo};
-use lucid_plugin::types::{Error, Header};
+use lucid_plugin::types::{Error, Header, HttpRequest};
 
 pub use decode::ChunkDecoder;
 
@@ -48,6 +48,16 @@ impl Adapter for OpenAi {
             model("gpt-4o", "GPT-4o", 128_000, 16_384),
             model("o4-mini", "o4-mini", 200_000, 100_000),
         ]
+    }
+
+    fn probe(_: &str) -> Option<HttpRequest> {
+        Some(HttpRequest {
+            method: "GET".into(),
+            path: "/models".into(),
+            query: Vec::new(),
+            headers: Vec::new(),
+            body: Vec::new(),
+        })
     }
 
     fn encode(settings: &str, request: CompletionRequest) -> Result<Encoded, Error> {

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 
 use crate::bindings::llm::exports::lucid::llm::provider as wit;
-use crate::types::{Error, Header};
+use crate::types::{Error, Header, HttpRequest};
 
 pub use wit::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, ModelInfo, Sse,
@@ -27,6 +27,11 @@ pub trait Adapter: 'static {
 
     /// The models it knows; others may work as well.
     fn models(settings: &str) -> Vec<ModelInfo>;
+
+    /// A cheap request that only a good key passes; none where the provider has none such.
+    fn probe(_settings: &str) -> Option<HttpRequest> {
+        None
+    }
 
     /// Puts a request into the provider's form.
     fn encode(settings: &str, request: CompletionRequest) -> Result<Encoded, Error>;
@@ -82,6 +87,10 @@ impl<A: Adapter> wit::Guest for Exported<A> {
 
     fn models(settings: String) -> Vec<ModelInfo> {
         A::models(&settings)
+    }
+
+    fn probe(settings: String) -> Option<HttpRequest> {
+        A::probe(&settings)
     }
 
     fn encode(settings: String, request: CompletionRequest) -> Result<Encoded, Error> {

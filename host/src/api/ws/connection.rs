@@ -83,7 +83,8 @@ async fn read(
                 continue;
             }
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
-            Ok(Some(Ok(Message::Close(_))) | None) => return,
+            Ok(Some(Ok(Message::Close(_)))) => return until_gone(&mut stream).await,
+            Ok(None) => return,
             Ok(Some(Err(error))) => {
                 tracing::debug!(session = %session.id(), %error, "a connection broke");
                 return;
@@ -128,6 +129,14 @@ async fn read(
             }
         }
     }
+}
+
+/// Reading on is what sends the answer to a client's close.
+async fn until_gone(stream: &mut SplitStream<WebSocket>) {
+    let _ = timeout(GOODBYE, async {
+        while let Some(Ok(_)) = stream.next().await {}
+    })
+    .await;
 }
 
 /// Nobody takes answers once the writer is done, and then nobody waits for them.

@@ -147,6 +147,8 @@ mod tests {
             Features {
                 seq: true,
                 deltas: true,
+                // Numbers come without a hole.
+                usage: true,
                 ..Features::default()
             }
         );

@@ -195,7 +195,15 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
             Some(Ok(Message::Binary(_))) => {
                 return Err(Refused::aloud(code, "The first message must be text.").into());
             }
-            Some(Ok(Message::Close(_))) | None => return Err(Left::Gone),
+            Some(Ok(Message::Close(_))) => {
+                // Reading on is what sends the answer to a client's close.
+                let _ = timeout(GOODBYE, async {
+                    while let Some(Ok(_)) = socket.recv().await {}
+                })
+                .await;
+                return Err(Left::Gone);
+            }
+            None => return Err(Left::Gone),
             Some(Err(error)) => {
                 tracing::debug!(%error, "a client's first message could not be read");
                 return Err(Refused {

@@ -112,6 +112,10 @@ impl Models for World {
         }
     }
 
+    fn check(&self, _: &str, _: Option<Secret>) -> BoxFuture<'static, Result<(), CreateError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn call(
         &self,
         request: ModelRequest,
