@@ -118,6 +118,7 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
         ["test", "1.2.3", "A test.", "https://example.org", "m"].map(|text| image.text(text));
     let descriptor = image.words(&[name, version, about, url, model].concat());
     let none = image.words(&[0, 0]);
+    let no_probe = image.words(&[0; 11]);
     let [post, path, header, value, body] =
         ["POST", guest.path, guest.header, "application/json", "{}"].map(|text| image.text(text));
     let headers = image.words(&[header, value].concat());
@@ -151,6 +152,7 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
     {data}
     (func (export "{at}#describe") (result i32) (i32.const {descriptor}))
     (func (export "{at}#models") (param i32 i32) (result i32) (i32.const {none}))
+    (func (export "{at}#probe") (param i32 i32) (result i32) (i32.const {no_probe}))
     (func (export "{at}#encode")
       (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32) (i32.const {encoded}))
     (func (export "{at}#classify") (param $status i32) (param i32 i32 i32 i32) (result i32)
