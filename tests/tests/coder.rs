@@ -44,7 +44,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
         _ => Turn::Say("You have thanked me already.".into()),
     })
     .await;
-    let host = Host::with_defaults()
+    let mut host = Host::with_defaults()
         .set("LLM_API_KEY", KEY)
         .set("OPENAI_API_KEY", OTHER_KEY)
         .set("LLM_BASE_URL", &model.url)
@@ -260,6 +260,19 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
         .filter_map(|frame| frame["eventType"].as_str())
         .collect();
     assert_eq!(recorded[1..], shown);
+
+    // What the log holds gives the same commands again, byte for byte, without the server.
+    host.crash();
+    let storage = host.folder().join("storage");
+    let settings = [
+        ("WORKSPACE_BASE_PATH", storage.to_str().unwrap()),
+        ("SANDBOX_BACKEND", "none"),
+    ];
+    let config = lucid::config::Config::from_pairs(settings).unwrap();
+    let app = Box::pin(lucid::app::App::start(config)).await.unwrap();
+    let replay = app.sessions().replay(&session).await.unwrap();
+    assert_eq!(replay.different, None);
+    assert!(replay.same >= 6, "only {} steps were replayed", replay.same);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 //! gone from it when the session ends.
 
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -89,6 +90,25 @@ pub(super) fn seal_context(session: &str, what: &str) -> String {
 }
 
 impl Sessions {
+    /// The session that does the very same work already, or a new one. Two clients that ask for the
+    /// same at once get the same session.
+    pub async fn find_or_create(&self, new: NewSession) -> Result<Arc<Session>, CreateError> {
+        let work = (
+            &new.user,
+            new.project_id.as_deref(),
+            new.task.as_str(),
+            new.repo_url.as_deref(),
+        );
+        let hash = usize::try_from(self.shared.hasher.hash_one(work)).unwrap_or_default();
+        let _turn = self.shared.turns[hash % self.shared.turns.len()]
+            .lock()
+            .await;
+        match self.find_same(work.0, work.1, work.2, work.3) {
+            Some(session) => Ok(session),
+            None => self.create(new).await,
+        }
+    }
+
     /// Makes a session and writes it down. It does nothing until [`Sessions::start`].
     pub async fn create(&self, new: NewSession) -> Result<Arc<Session>, CreateError> {
         let deps = &self.shared.deps;

@@ -198,12 +198,17 @@ impl fmt::Debug for Sessions {
     }
 }
 
+/// How many sessions can be looked for and made at a time.
+const TURNS: usize = 64;
+
 struct Shared {
     deps: Deps,
     halt: CancellationToken,
     actors: TaskTracker,
     registry: Mutex<Registry>,
     hasher: RandomState,
+    /// Held while a session is looked for and made, one for work of the same hash.
+    turns: [tokio::sync::Mutex<()>; TURNS],
 }
 
 #[derive(Default)]
@@ -272,6 +277,7 @@ impl Sessions {
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
+            turns: [const { tokio::sync::Mutex::const_new(()) }; TURNS],
         });
         tokio::spawn(sweep(
             Arc::downgrade(&shared),

@@ -236,25 +236,13 @@ async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Sess
             .and_then(|parsed| sessions.get(&parsed, &who.user).ok());
         return session.ok_or_else(|| Refused::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
     }
-    let Some(task) = hello.request.task() else {
-        return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK));
-    };
-    let project = hello.request.project_for(who);
-    if let Some(session) = sessions.find_same(
-        &who.user,
-        project.as_deref(),
-        task,
-        hello.request.repo_url(),
-    ) {
-        return Ok(session);
-    }
     let Some(new) = hello.request.for_user(who) else {
         return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK));
     };
     // 1000, not an error's code: the same message would fail in the same way, so the client is not to
     // try again by itself.
     sessions
-        .create(new)
+        .find_or_create(new)
         .await
         .map_err(|error| Refused::aloud(close_code::NORMAL, error.to_string()))
 }

@@ -163,6 +163,19 @@ async fn what_cannot_be_made_is_refused_before_anything_is_written() {
     assert_eq!(sessions.shared.deps.store.written().1, 0);
 }
 
+#[tokio::test]
+async fn the_same_work_asked_for_twice_at_once_is_one_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(greets);
+    let sessions = sessions(folder.path(), &world);
+    let (one, other) = tokio::join!(
+        sessions.find_or_create(new("u")),
+        sessions.find_or_create(new("u"))
+    );
+    assert_eq!(one.unwrap().id(), other.unwrap().id());
+    assert_eq!(sessions.count(), 1, "two agents do the same work");
+}
+
 fn breaks(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     match inputs {
         [Input::Started(start)] if start.task == "break" => Err("It broke.".to_owned()),
