@@ -184,6 +184,7 @@ impl From<CreateError> for Problem {
         match &error {
             CreateError::UnknownProvider(_)
             | CreateError::MissingKey(_)
+            | CreateError::Repository(_)
             | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),

@@ -347,11 +347,10 @@ impl Actor {
         };
         let written = self.last_round(frame, status, &close).await;
         self.effects.close_place().await;
-        if held {
+        if held && written {
+            // What the log still calls alive goes on at the next start, and needs its workspace.
             self.effects.wipe().await;
-            if written {
-                self.last_round(None, Status::Ended, &close).await;
-            }
+            self.last_round(None, Status::Ended, &close).await;
         }
         self.leave(close);
     }

@@ -9,9 +9,11 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use url::Url;
 use uuid::Uuid;
 
 use crate::auth::UserId;
+use crate::git_gateway::repository_url;
 use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
@@ -40,6 +42,9 @@ pub enum CreateError {
     /// The provider does not take the key. Holds the provider's name.
     #[error("The model provider '{0}' refused the API key.")]
     KeyRefused(String),
+    /// The repository's URL is none. Holds the reason.
+    #[error("{0}")]
+    Repository(String),
     /// The deployment has no such policy. Holds its name.
     #[error("Unknown policy '{0}'.")]
     UnknownPolicy(String),
@@ -84,6 +89,32 @@ pub struct NewSession {
     pub policy: Option<String>,
 }
 
+impl NewSession {
+    /// Takes a credential out of the repository's URL, since that is logged, shown to models and
+    /// compared. Where no token was given it is the token.
+    fn tidy_repository(&mut self) -> Result<(), CreateError> {
+        let Some(text) = &self.repo_url else {
+            return Ok(());
+        };
+        let tidy = repository_url(text).map_err(|why| CreateError::Repository(why.to_string()))?;
+        if self.git_token.is_none() {
+            self.git_token = credential(text).map(Secret::new);
+        }
+        self.repo_url = Some(tidy);
+        Ok(())
+    }
+}
+
+/// The password in a URL, or the user name where that stands alone, as `https://TOKEN@host/` has it.
+fn credential(url: &str) -> Option<String> {
+    let url = Url::parse(url.trim()).ok()?;
+    let given = url.password().unwrap_or(url.username());
+    // The crate decodes forms only, where a plus is a space.
+    let form = format!("t={}", given.replace('+', "%2B"));
+    let (_, token) = url::form_urlencoded::parse(form.as_bytes()).next()?;
+    (!token.is_empty()).then(|| token.into_owned())
+}
+
 /// Binds a sealed secret to its row and column.
 pub(super) fn seal_context(session: &str, what: &str) -> String {
     format!("session/{session}/{what}")
@@ -92,7 +123,8 @@ pub(super) fn seal_context(session: &str, what: &str) -> String {
 impl Sessions {
     /// The session that does the very same work already, or a new one. Two clients that ask for the
     /// same at once get the same session.
-    pub async fn find_or_create(&self, new: NewSession) -> Result<Arc<Session>, CreateError> {
+    pub async fn find_or_create(&self, mut new: NewSession) -> Result<Arc<Session>, CreateError> {
+        new.tidy_repository()?;
         let work = (
             &new.user,
             new.project_id.as_deref(),
@@ -110,7 +142,8 @@ impl Sessions {
     }
 
     /// Makes a session and writes it down. It does nothing until [`Sessions::start`].
-    pub async fn create(&self, new: NewSession) -> Result<Arc<Session>, CreateError> {
+    pub async fn create(&self, mut new: NewSession) -> Result<Arc<Session>, CreateError> {
+        new.tidy_repository()?;
         let deps = &self.shared.deps;
         if self.shared.halt.is_cancelled() {
             return Err(CreateError::ShuttingDown);
@@ -279,4 +312,22 @@ fn first_round(fixed: &NewSessionRow, info: &PolicyInfo) -> store::StepRow {
     let mut draft = Draft::new(&scene, counters, BTreeMap::new(), fixed.created_at);
     draft.open_session();
     draft.close_round(Status::Created, None).row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::credential;
+
+    #[test]
+    fn a_credential_in_a_url_is_found_however_it_is_written() {
+        for (url, token) in [
+            ("https://user:ghp_abc@github.com/o/r.git", Some("ghp_abc")),
+            ("https://ghp_abc@github.com/o/r.git", Some("ghp_abc")),
+            ("https://u:a%2Bb+c@example.org/o/r", Some("a+b+c")),
+            ("https://github.com/o/r", None),
+            ("not a url", None),
+        ] {
+            assert_eq!(credential(url).as_deref(), token, "{url}");
+        }
+    }
 }

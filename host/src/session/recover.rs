@@ -10,6 +10,7 @@ use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 
+use super::actor;
 use super::create::{Secrets, seal_context};
 use super::ports::Policy;
 use super::{CloseReason, Sessions};
@@ -36,7 +37,7 @@ impl Sessions {
         Ok(count)
     }
 
-    fn resume(&self, row: SessionRow, effects: Vec<EffectRow>) -> bool {
+    fn resume(&self, mut row: SessionRow, effects: Vec<EffectRow>) -> bool {
         let Ok(id) = row.fixed.id.parse() else {
             tracing::error!(
                 session = row.fixed.id,
@@ -44,6 +45,9 @@ impl Sessions {
             );
             return false;
         };
+        // The time the host was down is not the task's.
+        let down = actor::now().saturating_sub(row.updated_at);
+        row.counters.task_started_at = row.counters.task_started_at.saturating_add(down);
         let mut trouble = None;
         let mut open = |sealed: &Option<Vec<u8>>, what: &str| -> Option<Secret> {
             let context = seal_context(&row.fixed.id, what);

@@ -99,7 +99,7 @@ impl Subscription {
     }
 
     async fn behind(&mut self, head: u64) -> Batch {
-        let frames = match self.session.recent(self.seen) {
+        let mut frames = match self.session.recent(self.seen) {
             Some(frames) => frames,
             None => {
                 let (id, seen) = (self.session.id.to_string(), self.seen);
@@ -110,11 +110,16 @@ impl Subscription {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
                         tracing::error!(session = %self.session.id, %cause, "frames could not be read");
-                        Vec::new()
+                        // The client comes back and asks for the same again.
+                        return Batch::Ended(CloseReason::failed(
+                            "The session's log could not be read.",
+                        ));
                     }
                 }
             }
         };
+        // What is committed and not yet published comes with the next head.
+        frames.retain(|(seq, _)| *seq <= head);
         let expected = self.seen + 1;
         match (frames.first(), frames.last()) {
             (Some((first, _)), Some(_)) if *first > expected => {

@@ -154,6 +154,8 @@ pub struct SessionRow {
     pub counters: Counters,
     /// Schema and bytes of the policy's last state; none before the first step.
     pub state: Option<(u32, Vec<u8>)>,
+    /// When the last round was written, in milliseconds since 1970.
+    pub updated_at: u64,
 }
 
 /// One line of a chat's record.

@@ -36,6 +36,7 @@ impl SessionRow {
         let schema: Option<u32> = row.get("state_schema")?;
         let bytes: Option<Vec<u8>> = row.get("state")?;
         Ok(Self {
+            updated_at: from_sql(row, "updated_at")?,
             fixed: NewSessionRow {
                 id: row.get("id")?,
                 user: row.get("user_id")?,

@@ -22,6 +22,8 @@ const MAX_KEPT: usize = 32 << 20;
 const AROUND: usize = 4;
 /// How many names of a folder are shown.
 const MAX_NAMES: usize = 1000;
+/// How many places of an ambiguous text are shown.
+const PLACES: usize = 20;
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -265,7 +267,10 @@ fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit:
     // Overlapping places count too: each of them could be meant.
     let mut places = Vec::new();
     let mut from = 0;
-    while let Some(at) = before[from..].find(old) {
+    // No more are looked for than are shown: a file of one letter has one at each.
+    while places.len() <= PLACES
+        && let Some(at) = before[from..].find(old)
+    {
         places.push(from + at);
         from += at + before[from + at..].chars().next().map_or(1, char::len_utf8);
     }
@@ -288,15 +293,17 @@ fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit:
         _ => {
             let mut lines: Vec<String> = places
                 .iter()
-                .take(20)
+                .take(PLACES)
                 .map(|at| line_of(*at).to_string())
                 .collect();
-            if places.len() > lines.len() {
+            let more = places.len() > lines.len();
+            if more {
                 lines.push("…".to_owned());
             }
             Err(format!(
-                "`old_str` occurs {} times in {}, at the lines {}. Add what is around the one you mean.",
-                places.len(),
+                "`old_str` occurs {}{} times in {}, at the lines {}. Add what is around the one you mean.",
+                if more { "more than " } else { "" },
+                places.len().min(PLACES),
                 path.shown(),
                 lines.join(", ")
             ))

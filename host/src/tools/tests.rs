@@ -362,3 +362,16 @@ fn every_definition_is_an_object_schema_with_what_it_requires() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_text_that_occurs_everywhere_is_refused_without_counting_all_places() {
+    let tools = Tools::new().await;
+    let file = "a".repeat(1 << 20);
+    tools.edit("create", "a", json!({"file_text": file})).await;
+    let edit = json!({"old_str": "a".repeat(30_000), "new_str": "b"});
+    let outcome = tools.edit("str_replace", "a", edit).await;
+    assert!(
+        outcome.is_error && outcome.text.contains("occurs more than 20 times"),
+        "{outcome:?}"
+    );
+}

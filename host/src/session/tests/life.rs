@@ -176,6 +176,42 @@ async fn the_same_work_asked_for_twice_at_once_is_one_session() {
     assert_eq!(sessions.count(), 1, "two agents do the same work");
 }
 
+#[tokio::test]
+async fn a_credential_in_a_repository_url_is_kept_out_of_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(greets);
+    let sessions = sessions(folder.path(), &world);
+    let mut wanted = new("u");
+    wanted.repo_url = Some("https://x-access-token:ghp_secret@example.org/o/r.git".to_owned());
+    let session = sessions.create(wanted.clone()).await.unwrap();
+    assert_eq!(
+        session.repo_url.as_deref(),
+        Some("https://example.org/o/r.git")
+    );
+    assert!(
+        sessions
+            .find_or_create(wanted)
+            .await
+            .is_ok_and(|same| same.id() == session.id()),
+        "the same work is not recognised"
+    );
+    for file in std::fs::read_dir(sessions.shared.deps.store.folder()).unwrap() {
+        let path = file.unwrap().path();
+        let text = std::fs::read(&path).unwrap();
+        assert!(
+            !text.windows(10).any(|part| part == b"ghp_secret"),
+            "{} holds the token",
+            path.display()
+        );
+    }
+    let mut wanted = new("u");
+    wanted.repo_url = Some("ssh://example.org/o/r".to_owned());
+    assert!(matches!(
+        sessions.create(wanted).await.unwrap_err(),
+        CreateError::Repository(_)
+    ));
+}
+
 fn breaks(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     match inputs {
         [Input::Started(start)] if start.task == "break" => Err("It broke.".to_owned()),
