@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::plugins::policy_types::{Context, Snapshot};
 use crate::secret::Secret;
-use crate::store::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
+use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
 use super::effects::Effects;
 use super::frames::{self, EventDraft};
@@ -159,6 +159,17 @@ impl Actor {
             ..Started::default()
         };
         if self.shared.deps.places.refusal().is_none() {
+            // A clone takes its time, and the host may stop meanwhile.
+            let id = self.id.clone();
+            let noted = self
+                .shared
+                .deps
+                .store
+                .write(move |connection| store::mark_started(connection, &id));
+            if let Err(cause) = noted.await {
+                tracing::error!(session = %self.id, %cause, "the session's start could not be written");
+                return Err(End::Broken);
+            }
             let place = tokio::select! {
                 biased;
                 () = self.session.stop.cancelled() => return Err(End::Stopped),

@@ -28,6 +28,7 @@ pub use model::{
     SessionRow, Status, StepRow, cut,
 };
 pub use reads::{frames_after, logged_steps, open_effects, transcript};
+pub use rows::mark_started;
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};

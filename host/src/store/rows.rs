@@ -73,6 +73,18 @@ impl NewSessionRow {
     }
 }
 
+/// Notes that a session was started, before it has stepped: after a crash it goes on by itself.
+pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE sessions SET status = ?2 WHERE id = ?1 AND status = ?3")?
+        .execute(params![
+            session,
+            Status::Running.text(),
+            Status::Created.text()
+        ])?;
+    Ok(())
+}
+
 impl StepRow {
     /// Writes the round. The caller's transaction makes it one.
     pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {

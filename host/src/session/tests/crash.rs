@@ -3,7 +3,7 @@
 use super::*;
 
 /// How many writes one session of `worker` takes, from its making to `completed`.
-const WRITES: u64 = 6;
+const WRITES: u64 = 7;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice() {
@@ -115,4 +115,30 @@ async fn a_session_that_was_ending_ends_at_the_next_start() {
     second.stop(&id).await;
     assert_eq!((world.done("wipe"), second.count()), (2, 0));
     assert_eq!(second.recover().await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_place_was_being_made_goes_on_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    // That it was made and that it was started are written, its first step is not.
+    first.shared.deps.store.crash_after(2);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    let mut frames = session.subscribe(0);
+    first.start(&session);
+    until(&mut frames, "completed").await;
+    first.shutdown().await;
+    drop((frames, session, first));
+
+    let second = sessions(folder.path(), &world);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let seen = until(&mut session.subscribe(0), "completed").await;
+    assert!(
+        names(&seen).contains(&"completed".to_owned()),
+        "nobody started it again: {:?}",
+        names(&seen)
+    );
 }
