@@ -142,3 +142,51 @@ async fn a_session_whose_place_was_being_made_goes_on_by_itself() {
         names(&seen)
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_the_host_was_down_is_not_the_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    world.hold.store(true, Ordering::SeqCst);
+    first.start(&session);
+    while world.done("model m m") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    first.shutdown().await;
+    drop((session, first));
+    world.hold.store(false, Ordering::SeqCst);
+
+    let second = sessions(folder.path(), &world);
+    let a_day_ago = second.shared.deps.store.write(|connection| {
+        let moved = "UPDATE sessions SET updated_at = updated_at - 86400000,
+            task_started_at = task_started_at - 86400000";
+        Ok(connection.execute(moved, [])?)
+    });
+    assert_eq!(a_day_ago.await.unwrap(), 1);
+    second.recover().await.unwrap();
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let seen = until(&mut session.subscribe(0), "completed").await;
+    assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
+    assert_eq!(world.done("wipe"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workspace_stays_when_the_end_of_its_session_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    first.start(&session);
+    until(&mut session.subscribe(0), "completed").await;
+    first.shared.deps.store.crash_after(0);
+    first.stop(&id).await;
+    assert_eq!(
+        world.done("wipe"),
+        0,
+        "the log calls the session alive, and its files are gone"
+    );
+}
