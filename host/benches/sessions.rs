@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use axum::serve::ListenerExt;
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::{SinkExt, StreamExt};
 use lucid::app::App;
@@ -17,7 +18,7 @@ use lucid::plugins::policy_types::{Context, Input, Start};
 use lucid::plugins::types::{Content, Message, Role, ToolDefinition};
 use lucid::plugins::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
 use tokio::runtime::Runtime;
-use tokio_tungstenite::connect_async;
+use tokio_tungstenite::connect_async_with_config;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 /// How many clients are connected at once in the throughput figure.
@@ -120,6 +121,8 @@ async fn serve(storage: &Path) -> Server {
     let app = Box::pin(App::start(config)).await.unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    // As the server does: a small frame does not wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
     let router = app.router(app.api());
     tokio::spawn(async move { axum::serve(listener, router).await });
     Server { address, app }
@@ -135,7 +138,7 @@ impl Server {
 
 /// Connects, gives a task, reads until it is completed, stops, reads until the close.
 async fn session(url: &str, task: String) {
-    let (mut socket, _) = connect_async(url).await.unwrap();
+    let (mut socket, _) = connect_async_with_config(url, None, true).await.unwrap();
     let first = format!(r#"{{"task":"{task}"}}"#);
     socket.send(Frame::text(first)).await.unwrap();
     while let Some(Ok(frame)) = socket.next().await {
@@ -179,6 +182,8 @@ fn sessions(c: &mut Criterion) {
         b.iter_custom(|sessions| {
             run += 1;
             let begin = Instant::now();
+            // Clients are tasks of their own, and those can only be begun inside the runtime.
+            let _inside = runtime.enter();
             runtime.block_on(futures::future::join_all(urls.iter().zip(0u64..).map(
                 |(url, client)| {
                     let url = url.clone();
