@@ -100,49 +100,29 @@ impl Ground {
 
     async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, String> {
         let workspace = self.workspace_of(&spec, true).await?;
-        let opened = self.open(&spec, workspace.clone()).await?;
-        if let Some(url) = &spec.repo_url {
-            let cloned = git_gateway::clone_into(
-                opened.tools.sandbox(),
-                url,
-                spec.branch.as_deref(),
-                spec.git_user_name.as_deref(),
-                spec.git_user_email.as_deref(),
-            );
-            if let Err(error) = cloned.await {
-                opened.tools.sandbox().close().await;
-                return Err(error.to_string());
-            }
-        }
-        Ok(self.place(spec, workspace, opened).await)
+        self.place(spec, workspace).await
     }
 
     async fn reopen(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, String> {
         let workspace = self.workspace_of(&spec, false).await?;
-        let opened = self.open(&spec, workspace.clone()).await?;
-        Ok(self.place(spec, workspace, opened).await)
+        self.place(spec, workspace).await
     }
 
     async fn place(
         self,
         spec: PlaceSpec,
         workspace: Arc<Workspace>,
-        opened: Opened,
-    ) -> Arc<dyn Place> {
+    ) -> Result<Arc<dyn Place>, String> {
+        let opened = self.open(&spec, workspace.clone()).await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
-        let from = workspace.clone();
-        let instructions = blocking(move || Ok(instructions(&from)))
-            .await
-            .unwrap_or_default();
         let room = Room {
             ground: self,
             spec,
             workspace,
             root,
-            instructions,
             opened: Mutex::new(Some(opened)),
         };
-        Arc::new(Shared(Arc::new(room)))
+        Ok(Arc::new(Shared(Arc::new(room))))
     }
 }
 
@@ -183,22 +163,18 @@ impl Places for Ground {
             .map(Arc::new)
     }
 
-    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
         let ground = self.clone();
         async move {
             if ground.keep {
-                return;
+                return Ok(());
             }
-            let session = spec.session.clone();
             let wiped = blocking(move || {
                 ground
                     .workspace(&spec)
                     .map_or(Ok(()), |workspace| workspace.remove())
-            })
-            .await;
-            if let Err(error) = wiped {
-                tracing::warn!(session, %error, "a workspace could not be removed");
-            }
+            });
+            wiped.await.map_err(|error| error.to_string())
         }
         .boxed()
     }
@@ -216,7 +192,6 @@ struct Room {
     spec: PlaceSpec,
     workspace: Arc<Workspace>,
     root: String,
-    instructions: Vec<String>,
     /// None once it was closed.
     opened: Mutex<Option<Opened>>,
 }
@@ -299,8 +274,32 @@ impl Place for Shared {
         self.0.root.clone()
     }
 
-    fn instructions(&self) -> Vec<String> {
-        self.0.instructions.clone()
+    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+        let room = self.0.clone();
+        async move {
+            let Some(url) = &room.spec.repo_url else {
+                return Ok(());
+            };
+            let tools = room.tools().await?;
+            let cloned = git_gateway::clone_into(
+                tools.sandbox(),
+                url,
+                room.spec.branch.as_deref(),
+                room.spec.git_user_name.as_deref(),
+                room.spec.git_user_email.as_deref(),
+            );
+            cloned.await.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
+    fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
+        let workspace = self.0.workspace.clone();
+        async move {
+            let read = blocking(move || Ok(instructions(&workspace)));
+            read.await.unwrap_or_default()
+        }
+        .boxed()
     }
 
     fn definitions(&self) -> Vec<ToolDefinition> {

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::plugins::policy_types::{Context, Snapshot};
-use crate::secret::Secret;
+use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
+use super::create::Found;
 use super::effects::Effects;
 use super::frames::{self, EventDraft};
 use super::live::Session;
@@ -25,19 +25,6 @@ use super::{CloseReason, Shared};
 
 /// How much is taken into one round.
 const ROUND: usize = 64;
-
-/// What an actor starts from.
-pub(super) struct Origin {
-    pub(super) fixed: Arc<NewSessionRow>,
-    pub(super) policy: Arc<dyn Policy>,
-    pub(super) api_key: Option<Secret>,
-    pub(super) git_token: Option<Secret>,
-    pub(super) counters: Counters,
-    pub(super) state: Option<Snapshot>,
-    pub(super) open: Vec<EffectRow>,
-    pub(super) news: mpsc::Receiver<Box<News>>,
-    pub(super) status: Status,
-}
 
 /// Why the rounds ended.
 enum End {
@@ -76,19 +63,24 @@ pub(super) fn now() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Lives a session from where its origin says until its end.
-pub(super) async fn live(shared: Arc<Shared>, session: Arc<Session>, origin: Origin) {
-    let id: Arc<str> = origin.fixed.id.as_str().into();
+/// Lives a session from where the log left it until its end.
+pub(super) async fn live(
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    found: Found,
+    news: mpsc::Receiver<Box<News>>,
+) {
+    let id: Arc<str> = found.fixed.id.as_str().into();
     let spec = PlaceSpec {
-        session: origin.fixed.id.clone(),
-        user: origin.fixed.user.clone(),
-        repo_url: origin.fixed.repo_url.clone(),
-        git_token: origin.git_token,
-        branch: origin.fixed.branch.clone(),
-        git_user_name: origin.fixed.git_user_name.clone(),
-        git_user_email: origin.fixed.git_user_email.clone(),
+        session: found.fixed.id.clone(),
+        user: found.fixed.user.clone(),
+        repo_url: found.fixed.repo_url.clone(),
+        git_token: found.git_token,
+        branch: found.fixed.branch.clone(),
+        git_user_name: found.fixed.git_user_name.clone(),
+        git_user_email: found.fixed.git_user_email.clone(),
     };
-    let open: BTreeMap<_, _> = origin
+    let open: BTreeMap<_, _> = found
         .open
         .iter()
         .map(|effect| (effect.id.clone(), effect.kind))
@@ -98,32 +90,36 @@ pub(super) async fn live(shared: Arc<Shared>, session: Arc<Session>, origin: Ori
             shared.clone(),
             session.clone(),
             spec,
-            origin.api_key,
-            origin.fixed.clone(),
+            found.api_key,
+            found.fixed.clone(),
         ),
-        chat: origin.fixed.chat_id.as_str().into(),
+        chat: found.fixed.chat_id.as_str().into(),
         id,
-        fixed: origin.fixed,
-        policy: origin.policy,
-        counters: origin.counters,
+        fixed: found.fixed,
+        policy: found.policy,
+        counters: found.counters,
         open,
-        state: origin.state,
+        state: found.state,
         queue: VecDeque::new(),
-        news: origin.news,
+        news: news,
         shared,
         session,
     };
     // A session that has stepped went through provisioning.
     let begun = actor.counters.step > 0;
     if begun {
-        actor.resume(origin.open);
+        actor.resume(found.open);
     }
-    let end = if origin.status == Status::Stopping {
+    let unread = found.unread.into_iter();
+    actor
+        .queue
+        .extend(unread.map(|(number, text)| News::Message(number, text)));
+    let end = if found.status == Status::Stopping {
         End::Stopped
     } else {
         Box::pin(actor.run(begun)).await
     };
-    Box::pin(actor.end(end, origin.status)).await;
+    Box::pin(actor.end(end, found.status)).await;
 }
 
 impl Actor {
@@ -134,7 +130,7 @@ impl Actor {
             match effect.kind {
                 EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
                 EffectKind::Timer => self.effects.timer(effect.id, effect.due_at.unwrap_or(0)),
-                EffectKind::Ask => {}
+                EffectKind::Ask | EffectKind::Orphan => {}
             }
         }
     }
@@ -170,12 +166,15 @@ impl Actor {
                 tracing::error!(session = %self.id, %cause, "the session's start could not be written");
                 return Err(End::Broken);
             }
-            let place = tokio::select! {
+            // From here on the end of the session closes it, also while the repository comes.
+            let place = self.effects.provision().await.map_err(End::NoPlace)?;
+            tokio::select! {
                 biased;
                 () = self.session.stop.cancelled() => return Err(End::Stopped),
                 () = self.shared.halt.cancelled() => return Err(End::Halted),
-                place = self.effects.provision() => place.map_err(End::NoPlace)?,
-            };
+                fetched = place.fetch() => fetched.map_err(End::NoPlace)?,
+            }
+            self.effects.show_workspace(&*place);
             started = self.describe_place(&*place).await;
         }
         self.queue.push_front(News::Started(started));
@@ -185,7 +184,7 @@ impl Actor {
     async fn describe_place(&mut self, place: &dyn Place) -> Started {
         Started {
             workspace: place.root(),
-            instructions: place.instructions(),
+            instructions: place.instructions().await,
             tools: place.definitions(),
             tree: self.effects.first_tree(place).await,
         }
@@ -241,6 +240,9 @@ impl Actor {
             &describe,
         );
         let mut draft = Draft::new(&scene, self.counters, self.open.clone(), at);
+        if let Some(start) = self.start_again().await {
+            draft.inputs.push(start);
+        }
         let mut taken = 0;
         while taken < ROUND
             && let Some(news) = self.queue.pop_front()
@@ -280,6 +282,23 @@ impl Actor {
         };
         let round = draft.decide(&context, stepped);
         self.commit(round).await
+    }
+
+    /// The first input once more, where the step that took it failed and the user now says something:
+    /// a policy without a state knows nothing of its task.
+    async fn start_again(&self) -> Option<Input> {
+        let begun = self.state.is_some() || self.counters.step == 0;
+        let said = |news: &News| matches!(news, News::Message(..));
+        if begun || !self.queue.iter().take(ROUND).any(said) {
+            return None;
+        }
+        let id = self.id.to_string();
+        let first = move |connection: &_| store::logged_steps(connection, &id, 0);
+        let steps = self.shared.deps.store.read(first).await.ok()?;
+        let inputs: Vec<Input> = serde_json::from_str(&steps.first()?.inputs).ok()?;
+        inputs
+            .into_iter()
+            .find(|input| matches!(input, Input::Started(_)))
     }
 
     async fn commit(&mut self, round: Round) -> Result<(), End> {
@@ -360,8 +379,15 @@ impl Actor {
         self.effects.close_place().await;
         if held && written {
             // What the log still calls alive goes on at the next start, and needs its workspace.
-            self.effects.wipe().await;
-            self.last_round(None, Status::Ended, &close).await;
+            match self.effects.wipe().await {
+                Ok(()) => {
+                    self.last_round(None, Status::Ended, &close).await;
+                }
+                // Still `stopping` in the log: the next start tries again.
+                Err(cause) => {
+                    tracing::error!(session = %self.id, cause, "what a session left could not be removed")
+                }
+            }
         }
         self.leave(close);
     }

@@ -18,9 +18,9 @@ use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
 
-use super::actor::{self, Origin};
+use super::actor;
 use super::frames::EventDraft;
-use super::live::{Launch, Parts, Session};
+use super::live::{About, Launch, Session};
 use super::ports::{Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
 use super::{SessionId, Sessions, Shared};
@@ -165,16 +165,13 @@ impl Sessions {
         {
             return Err(CreateError::NoSandbox(reason));
         }
-        let most = deps.limits.sessions_per_user;
-        if self.shared.count_of(&new.user) >= most {
-            return Err(CreateError::TooManySessions(most));
-        }
+        let id = SessionId::new();
+        let claim = self.shared.claim(&new.user, id)?;
         if info.calls_models {
             deps.models
                 .check(&provider.name, new.api_key.clone())
                 .await?;
         }
-        let id = SessionId::new();
         let name = id.to_string();
         let seal = |secret: &Option<Secret>, what: &str| {
             secret.as_ref().map(|secret| {
@@ -201,101 +198,77 @@ impl Sessions {
         });
         let first = first_round(&fixed, info);
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
-        let row = fixed.clone();
         let title = store::cut(
             fixed.task.lines().next().unwrap_or_default(),
             store::TITLE_LENGTH,
         )
         .to_owned();
-        deps.store
-            .write(move |connection| row.insert(connection, &title, &first))
-            .await?;
-        let secrets = Secrets {
+        let found = Found {
+            fixed: fixed.clone(),
+            policy,
             api_key: new.api_key,
             git_token: new.git_token,
-        };
-        let session = self.shared.assemble(
-            id,
-            fixed,
-            policy,
-            secrets,
             counters,
-            None,
-            Vec::new(),
-            Status::Created,
-        );
-        session.publish(first_seq, &frames);
-        Ok(session)
+            state: None,
+            open: Vec::new(),
+            unread: Vec::new(),
+            status: Status::Created,
+        };
+        let shared = self.shared.clone();
+        // To its end, also when the caller goes meanwhile: a session that is written is there.
+        let made = tokio::spawn(async move {
+            let _claim = claim;
+            shared
+                .deps
+                .store
+                .write(move |connection| fixed.insert(connection, &title, &first))
+                .await?;
+            let session = shared.assemble(id, found);
+            session.publish(first_seq, &frames);
+            Ok(session)
+        });
+        made.await
+            .unwrap_or_else(|_| Err(CreateError::Store(StoreError::Closed)))
     }
 }
 
-/// What the user entrusted to the session.
-#[derive(Default)]
-pub(super) struct Secrets {
+/// A session as the log has it, and what it needs to live.
+pub(super) struct Found {
+    pub(super) fixed: Arc<NewSessionRow>,
+    pub(super) policy: Arc<dyn Policy>,
     pub(super) api_key: Option<Secret>,
     pub(super) git_token: Option<Secret>,
+    pub(super) counters: Counters,
+    pub(super) state: Option<Snapshot>,
+    pub(super) open: Vec<EffectRow>,
+    /// What the user said and no round has taken.
+    pub(super) unread: Vec<(u64, String)>,
+    pub(super) status: Status,
 }
 
 impl Shared {
     /// A session that is in the log becomes one that can be started.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part of the session, and there are two callers"
-    )]
-    pub(super) fn assemble(
-        self: &Arc<Self>,
-        id: SessionId,
-        fixed: Arc<NewSessionRow>,
-        policy: Arc<dyn Policy>,
-        secrets: Secrets,
-        counters: Counters,
-        state: Option<Snapshot>,
-        open: Vec<EffectRow>,
-        status: Status,
-    ) -> Arc<Session> {
+    pub(super) fn assemble(self: &Arc<Self>, id: SessionId, found: Found) -> Arc<Session> {
         let (mailbox, news) = mpsc::channel(MAILBOX);
-        let mock = policy.info().mock;
-        let (user, project_id) = (UserId::from(fixed.user.as_str()), fixed.project_id.clone());
-        let (task, repo_url, created_at) = (
-            fixed.task.as_str().into(),
-            fixed.repo_url.clone(),
-            fixed.created_at,
-        );
-        let Secrets { api_key, git_token } = secrets;
-        let origin = Origin {
-            fixed,
-            policy,
-            api_key,
-            git_token,
-            counters,
-            state,
-            open,
-            news,
-            status,
+        let fixed = &found.fixed;
+        let about = About {
+            id,
+            user: UserId::from(fixed.user.as_str()),
+            project_id: fixed.project_id.clone(),
+            task: fixed.task.as_str().into(),
+            repo_url: fixed.repo_url.clone(),
+            mock: found.policy.info().mock,
+            created_at: fixed.created_at,
         };
+        let last_seq = found.counters.next_seq.saturating_sub(1);
         let shared = Arc::downgrade(self);
         let launch: Launch = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
                 let actors = shared.actors.clone();
-                actors.spawn(actor::live(shared, session, origin));
+                actors.spawn(actor::live(shared, session, found, news));
             }
         });
-        let store = self.deps.store.clone();
-        let head = counters.next_seq.saturating_sub(1);
-        let parts = Parts {
-            id,
-            user,
-            project_id,
-            task,
-            repo_url,
-            mock,
-            created_at,
-            store,
-            head,
-            launch,
-            mailbox,
-        };
-        let session = Session::new(parts);
+        let session = Session::new(about, last_seq, self.deps.store.clone(), mailbox, launch);
         self.remember(&session);
         session
     }

@@ -71,15 +71,19 @@ impl Effects {
         }
     }
 
-    /// A new place for the session.
+    /// A new, empty place for the session, which from here on is closed at its end.
     pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, String> {
         let place = self.shared.deps.places.provision(self.spec.clone()).await?;
-        if let Some(workspace) = place.workspace() {
-            let _ = self.session.workspace.set(workspace);
-        }
         // Nobody else fills it: tools begin later.
         let _ = self.place.set(place.clone());
         Ok(place)
+    }
+
+    /// The place has its files: clients may see them.
+    pub(super) fn show_workspace(&self, place: &dyn Place) {
+        if let Some(workspace) = place.workspace() {
+            let _ = self.session.workspace.set(workspace);
+        }
     }
 
     /// After a restart the files are there at once; the sandbox comes with the first tool.
@@ -234,7 +238,7 @@ impl Effects {
         }
     }
 
-    pub(super) async fn wipe(&mut self) {
-        self.shared.deps.places.wipe(self.spec.clone()).await;
+    pub(super) async fn wipe(&mut self) -> Result<(), String> {
+        self.shared.deps.places.wipe(self.spec.clone()).await
     }
 }

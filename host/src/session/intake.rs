@@ -18,7 +18,10 @@ impl Draft<'_> {
     pub(super) fn take(&mut self, news: News) {
         match news {
             News::Started(started) => self.started(started),
-            News::Message(text) => self.message(text),
+            News::Message(number, text) => {
+                self.takes(number);
+                self.message(text);
+            }
             News::Model(effect, result) => {
                 if self.close(&effect, Some(EffectKind::Model)) {
                     match result {
@@ -95,6 +98,7 @@ impl Draft<'_> {
 
     fn message(&mut self, text: String) {
         self.counters.steps_alone = 0;
+        self.tell_of_orphans();
         let message = user_says(&text);
         let question = self
             .open

@@ -12,12 +12,12 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserId;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::workspace::Workspace;
 
 use super::ports::{Mailbox, News};
 use super::subscription::Subscription;
-use super::{CloseReason, Ended, SessionId};
+use super::{CloseReason, NotTaken, SessionId};
 
 /// Frames that are kept in memory.
 const RING_FRAMES: usize = 32;
@@ -28,13 +28,7 @@ const DELTAS: usize = 128;
 
 /// A session that is alive, or just ended.
 pub struct Session {
-    pub(super) id: SessionId,
-    pub(super) user: UserId,
-    pub(super) project_id: Option<String>,
-    pub(super) task: Arc<str>,
-    pub(super) repo_url: Option<String>,
-    pub(super) mock: bool,
-    pub(super) created_at: u64,
+    pub(super) about: About,
     pub(super) store: Store,
     pub(super) mailbox: Mailbox,
     pub(super) workspace: OnceLock<Arc<Workspace>>,
@@ -70,8 +64,8 @@ struct Attached {
     since: Instant,
 }
 
-/// What a new session is made of.
-pub(super) struct Parts {
+/// What a session is known by; it never changes.
+pub(super) struct About {
     pub(super) id: SessionId,
     pub(super) user: UserId,
     pub(super) project_id: Option<String>,
@@ -79,16 +73,12 @@ pub(super) struct Parts {
     pub(super) repo_url: Option<String>,
     pub(super) mock: bool,
     pub(super) created_at: u64,
-    pub(super) store: Store,
-    pub(super) head: u64,
-    pub(super) launch: Launch,
-    pub(super) mailbox: Mailbox,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
-            .field("id", &self.id)
+            .field("id", &self.about.id)
             .finish_non_exhaustive()
     }
 }
@@ -98,25 +88,23 @@ pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    pub(super) fn new(parts: Parts) -> Arc<Self> {
+    /// One whose last frame so far is `seq`.
+    pub(super) fn new(
+        about: About,
+        seq: u64,
+        store: Store,
+        mailbox: Mailbox,
+        launch: Launch,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            id: parts.id,
-            user: parts.user,
-            project_id: parts.project_id,
-            task: parts.task,
-            repo_url: parts.repo_url,
-            mock: parts.mock,
-            created_at: parts.created_at,
-            store: parts.store,
-            mailbox: parts.mailbox,
+            about,
+            store,
+            mailbox,
             workspace: OnceLock::new(),
             stop: CancellationToken::new(),
-            head: watch::Sender::new(Head {
-                seq: parts.head,
-                ended: false,
-            }),
+            head: watch::Sender::new(Head { seq, ended: false }),
             closing: OnceLock::new(),
-            launch: Mutex::new(Some(parts.launch)),
+            launch: Mutex::new(Some(launch)),
             ring: Mutex::default(),
             deltas: OnceLock::new(),
             attached: Mutex::new(Attached {
@@ -128,17 +116,17 @@ impl Session {
 
     /// Its id.
     pub fn id(&self) -> &SessionId {
-        &self.id
+        &self.about.id
     }
 
     /// Whose it is.
     pub fn user(&self) -> &UserId {
-        &self.user
+        &self.about.user
     }
 
     /// Whether its policy is the rehearsal.
     pub fn is_mock(&self) -> bool {
-        self.mock
+        self.about.mock
     }
 
     /// Whether more can happen in it.
@@ -151,18 +139,38 @@ impl Session {
         self.workspace.get().cloned()
     }
 
-    /// The user says something. Fails where the session is over, or where the user has said more
-    /// than it can take at once.
-    pub fn message(&self, text: impl Into<String>) -> Result<(), Ended> {
+    /// The user says something. When this returns it is written down, and is taken once, also after
+    /// a crash. Fails where the session is over, or where the user has said more than it can take
+    /// at once.
+    pub async fn message(&self, text: impl Into<String>) -> Result<(), NotTaken> {
         if !self.is_alive() {
-            return Err(Ended::Over);
+            return Err(NotTaken::Over);
         }
-        self.mailbox
-            .try_send(Box::new(News::Message(text.into())))
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => Ended::Busy,
-                mpsc::error::TrySendError::Closed(_) => Ended::Over,
+        let room = self.mailbox.clone().try_reserve_owned();
+        let room = room.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NotTaken::Busy,
+            mpsc::error::TrySendError::Closed(_) => NotTaken::Over,
+        })?;
+        let (id, text) = (self.about.id.to_string(), text.into());
+        let store = self.store.clone();
+        // To its end, also when the client goes meanwhile: what is written is taken.
+        let kept = tokio::spawn(async move {
+            let written = store.write(move |connection| {
+                let number = store::keep_message(connection, &id, &text)?;
+                Ok(News::Message(number, text))
+            });
+            written.await.map(|news| {
+                room.send(Box::new(news));
             })
+        });
+        match kept.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(cause)) => {
+                tracing::error!(session = %self.about.id, %cause, "a message could not be written down");
+                Err(NotTaken::Unwritten)
+            }
+            Err(_) => Err(NotTaken::Unwritten),
+        }
     }
 
     /// Ends the session. Returns at once; a subscription says when it is over.

@@ -120,13 +120,16 @@ impl CloseReason {
 
 /// Why a message was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Ended {
+pub enum NotTaken {
     /// There is no more to come.
     #[error("The session has ended.")]
     Over,
     /// Too many messages wait already.
     #[error("The session has not yet taken the messages before this one. Try again in a moment.")]
     Busy,
+    /// The log did not take it.
+    #[error("The server could not write the message down. Try again in a moment.")]
+    Unwritten,
 }
 
 /// Why a session is not given.
@@ -224,11 +227,38 @@ type Work<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
 impl Session {
     fn work(&self) -> Work<'_> {
         (
-            &self.user,
-            self.project_id.as_deref(),
-            &self.task,
-            self.repo_url.as_deref(),
+            &self.about.user,
+            self.about.project_id.as_deref(),
+            &self.about.task,
+            self.about.repo_url.as_deref(),
         )
+    }
+}
+
+/// A place among a user's sessions, held while one is made; given back where none came of it.
+struct Claim {
+    shared: Arc<Shared>,
+    user: UserId,
+    id: SessionId,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut registry = held(&self.shared.registry);
+        if !registry.by_id.contains_key(&self.id) {
+            registry.release(&self.user, &self.id);
+        }
+    }
+}
+
+impl Registry {
+    fn release(&mut self, user: &UserId, id: &SessionId) {
+        if let Some(of_user) = self.by_user.get_mut(user) {
+            of_user.remove(id);
+            if of_user.is_empty() {
+                self.by_user.remove(user);
+            }
+        }
     }
 }
 
@@ -238,33 +268,37 @@ impl Shared {
         let mut registry = held(&self.registry);
         registry
             .by_user
-            .entry(session.user.clone())
+            .entry(session.about.user.clone())
             .or_default()
-            .insert(session.id);
-        registry.by_work.insert(work, session.id);
-        registry.by_id.insert(session.id, session.clone());
+            .insert(session.about.id);
+        registry.by_work.insert(work, session.about.id);
+        registry.by_id.insert(session.about.id, session.clone());
     }
 
     fn forget(&self, session: &Session) {
         let work = self.hasher.hash_one(session.work());
         let mut registry = held(&self.registry);
-        registry.by_id.remove(&session.id);
-        if registry.by_work.get(&work) == Some(&session.id) {
+        registry.by_id.remove(&session.about.id);
+        if registry.by_work.get(&work) == Some(&session.about.id) {
             registry.by_work.remove(&work);
         }
-        if let Some(of_user) = registry.by_user.get_mut(&session.user) {
-            of_user.remove(&session.id);
-            if of_user.is_empty() {
-                registry.by_user.remove(&session.user);
-            }
-        }
+        registry.release(&session.about.user, &session.about.id);
     }
 
-    fn count_of(&self, user: &UserId) -> usize {
-        held(&self.registry)
-            .by_user
-            .get(user)
-            .map_or(0, HashSet::len)
+    /// Takes one of the user's places for a session that is about to be made.
+    fn claim(self: &Arc<Self>, user: &UserId, id: SessionId) -> Result<Claim, CreateError> {
+        let most = self.deps.limits.sessions_per_user;
+        let mut registry = held(&self.registry);
+        let of_user = registry.by_user.entry(user.clone()).or_default();
+        if of_user.len() >= most {
+            return Err(CreateError::TooManySessions(most));
+        }
+        of_user.insert(id);
+        Ok(Claim {
+            shared: self.clone(),
+            user: user.clone(),
+            id,
+        })
     }
 }
 
@@ -299,7 +333,7 @@ impl Sessions {
             .get(id)
             .cloned()
             .ok_or(LookupError::NotFound)?;
-        if session.user == *user {
+        if session.about.user == *user {
             Ok(session)
         } else {
             Err(LookupError::NotYours)
@@ -315,13 +349,14 @@ impl Sessions {
             .cloned()
             .collect();
         drop(registry);
-        found.sort_by_key(|session| std::cmp::Reverse((session.created_at, session.id)));
+        found
+            .sort_by_key(|session| std::cmp::Reverse((session.about.created_at, session.about.id)));
         let summary = |session: Arc<Session>| Summary {
-            session_id: session.id,
-            user_id: session.user.clone(),
-            task: session.task.to_string(),
+            session_id: session.about.id,
+            user_id: session.about.user.clone(),
+            task: session.about.task.to_string(),
             is_alive: session.is_alive(),
-            created_at: frames::timestamp(session.created_at),
+            created_at: frames::timestamp(session.about.created_at),
         };
         found.into_iter().map(summary).collect()
     }

@@ -159,14 +159,15 @@ pub trait Places: Send + Sync {
     fn refusal(&self) -> Option<String>;
     /// What a tool call looks like before it runs. Pure.
     fn describe(&self, call: &ToolCall) -> EventDraft;
-    /// A new place: what was left of an earlier try is wiped, the repository cloned.
+    /// A new, empty place: what was left of an earlier try is wiped. Takes moments, and is not given
+    /// up half way.
     fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
     /// A sandbox over the workspace that is there.
     fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
     /// The workspace alone, where it is there.
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
     /// Removes what a session left. Nothing left is fine.
-    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, ()>;
+    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>>;
 }
 
 /// What a tool gave.
@@ -184,8 +185,11 @@ pub trait Place: Send + Sync {
     fn workspace(&self) -> Option<Arc<Workspace>>;
     /// The folder, as commands see it.
     fn root(&self) -> String;
+    /// Brings the session's repository into it, where it has one. Given up, it leaves a place that
+    /// can only be closed.
+    fn fetch(&self) -> BoxFuture<'static, Result<(), String>>;
     /// What the repository tells agents.
-    fn instructions(&self) -> Vec<String>;
+    fn instructions(&self) -> BoxFuture<'static, Vec<String>>;
     /// What can be run.
     fn definitions(&self) -> Vec<ToolDefinition>;
     /// Runs a tool. A tool that fails is a result, an error is the host's own.
@@ -206,8 +210,8 @@ pub trait Place: Send + Sync {
 pub(super) enum News {
     /// The place is ready, or none is needed.
     Started(Started),
-    /// The user says something.
-    Message(String),
+    /// The user says something; its number in the inbox.
+    Message(u64, String),
     /// A model call ended.
     Model(String, Result<ModelAnswer, Error>),
     /// A tool ended; the tree where it changed.
@@ -231,29 +235,3 @@ pub(super) struct Started {
 
 /// Into a session's queue. Boxed, so that an idle queue is small.
 pub(super) type Mailbox = mpsc::Sender<Box<News>>;
-
-/// Stands for a policy that the deployment no longer has; its session is only ended.
-#[derive(Default)]
-pub(super) struct NoPolicy(PolicyInfo);
-
-impl Policy for NoPolicy {
-    fn info(&self) -> &PolicyInfo {
-        &self.0
-    }
-
-    fn step<'a>(
-        &'a self,
-        _: &'a Context,
-        _: Option<&'a Snapshot>,
-        _: &'a [Input],
-    ) -> BoxFuture<'a, Stepped> {
-        let result =
-            Err("The policy of this session is not part of this deployment any more.".to_owned());
-        Box::pin(std::future::ready(Stepped {
-            result,
-            fuel: 0,
-            memory: 0,
-            micros: 0,
-        }))
-    }
-}

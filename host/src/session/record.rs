@@ -11,7 +11,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::plugins::policy_types::{
-    Command, Context, Input, ModelCall, Outcome, Snapshot, ToolRun,
+    Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
+    ToolRun,
 };
 use crate::plugins::types::{Error, ErrorKind, Message, ToolCall};
 use crate::store::{
@@ -92,6 +93,7 @@ pub(super) struct Draft<'a> {
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
     closed: Vec<String>,
+    taken: Vec<u64>,
     opened: Vec<EffectRow>,
     begin: Vec<Begin>,
 }
@@ -133,6 +135,7 @@ impl<'a> Draft<'a> {
             entries: Vec::new(),
             lines: Vec::new(),
             closed: Vec::new(),
+            taken: Vec::new(),
             opened: Vec::new(),
             begin: Vec::new(),
         }
@@ -188,12 +191,29 @@ impl<'a> Draft<'a> {
     /// Closes an effect. False where it is not open: then its result came too late.
     pub(super) fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
         match self.open.get(effect) {
+            Some(EffectKind::Orphan) => false,
             Some(found) if kind.is_none_or(|kind| kind == *found) => {
                 self.open.remove(effect);
                 self.closed.push(effect.to_owned());
                 true
             }
             _ => false,
+        }
+    }
+
+    /// A message of the user is in this round, and need not be kept any more.
+    pub(super) fn takes(&mut self, message: u64) {
+        self.taken.push(message);
+    }
+
+    /// Tells the policy of all that ended without its hearing of it: it may wait for them.
+    pub(super) fn tell_of_orphans(&mut self) {
+        let orphans = self
+            .open
+            .extract_if(.., |_, kind| *kind == EffectKind::Orphan);
+        for (effect, _) in orphans {
+            self.closed.push(effect.clone());
+            self.inputs.push(Input::EffectLost(effect));
         }
     }
 
@@ -248,13 +268,20 @@ impl<'a> Draft<'a> {
             .extend(EventDraft::text("AgentErrorObservation", reason).into_line());
     }
 
-    /// Ends the open task, and all that it began.
+    /// Ends the open task, and all that it began. The policy's state is what it was before this step,
+    /// so it waits for what it was just told of and for what is given up here; it is told with the
+    /// user's next message. The same inputs again would only fail it again.
     fn fail(&mut self, reason: &str) {
         self.error(reason);
         self.counters.task_open = false;
-        self.closed
-            .extend(std::mem::take(&mut self.open).into_keys());
         self.begin.push(Begin::CancelAll);
+        let told = std::mem::take(&mut self.inputs);
+        let told = told.into_iter().filter_map(of_effect);
+        self.closed.extend(self.open.keys().cloned());
+        let open = std::mem::take(&mut self.open).into_keys();
+        for id in told.chain(open).collect::<Vec<_>>() {
+            self.opens(&id, EffectKind::Orphan, None);
+        }
     }
 
     /// An effect's name is taken while it is open.
@@ -366,6 +393,7 @@ impl<'a> Draft<'a> {
             chat_lines: self.lines,
             opened: self.opened,
             closed: self.closed,
+            taken: self.taken,
             counters: self.counters,
             status,
             end_reason,
@@ -376,5 +404,18 @@ impl<'a> Draft<'a> {
             state,
             begin: self.begin,
         }
+    }
+}
+
+/// The effect that an input tells of.
+pub(super) fn of_effect(input: Input) -> Option<String> {
+    match input {
+        Input::ModelReplied(ModelReply { effect, .. })
+        | Input::ToolReplied(ToolReply { effect, .. })
+        | Input::Answered(Answer { effect, .. })
+        | Input::EffectFailed(Failure { effect, .. })
+        | Input::TimerFired(effect)
+        | Input::EffectLost(effect) => Some(effect),
+        _ => None,
     }
 }

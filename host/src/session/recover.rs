@@ -1,29 +1,29 @@
 //! Owns how the sessions of the last run go on.
 //!
 //! What always holds: every session that the log does not call ended is either started again from
-//! its last committed round, or closed with a frame that says why. Nothing that was begun is begun
-//! again.
+//! its last committed round, or left as it is where this host cannot go on with it. Nothing that was
+//! begun is begun again.
 
 use std::sync::Arc;
 
 use crate::plugins::policy_types::Snapshot;
-use crate::secret::Secret;
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 
 use super::actor;
-use super::create::{Secrets, seal_context};
-use super::ports::Policy;
-use super::{CloseReason, Sessions};
+use super::create::{Found, seal_context};
+use super::{SessionId, Sessions};
 
 impl Sessions {
     /// Starts every session again that has not ended, and returns how many. One that cannot go on
-    /// (its policy is gone, its secrets do not open) is ended and says so.
+    /// (its policy is not in this deployment, its secrets do not open with this key) is left in the
+    /// log and in its workspace, for a start that has what it needs; the host's log says why.
     pub async fn recover(&self) -> Result<usize, StoreError> {
         let read = |connection: &rusqlite::Connection| {
             let rows = SessionRow::alive(connection)?;
             let with_effects = |row: SessionRow| {
                 let effects = store::open_effects(connection, &row.fixed.id)?;
-                Ok((row, effects))
+                let unread = store::unread(connection, &row.fixed.id)?;
+                Ok((row, effects, unread))
             };
             rows.into_iter()
                 .map(with_effects)
@@ -31,14 +31,19 @@ impl Sessions {
         };
         let rows = self.shared.deps.store.read(read).await?;
         let mut count = 0;
-        for (row, effects) in rows {
-            count += usize::from(self.resume(row, effects));
+        for (row, effects, unread) in rows {
+            count += usize::from(self.resume(row, effects, unread));
         }
         Ok(count)
     }
 
-    fn resume(&self, mut row: SessionRow, effects: Vec<EffectRow>) -> bool {
-        let Ok(id) = row.fixed.id.parse() else {
+    fn resume(
+        &self,
+        mut row: SessionRow,
+        effects: Vec<EffectRow>,
+        unread: Vec<(u64, String)>,
+    ) -> bool {
+        let Ok(id) = row.fixed.id.parse::<SessionId>() else {
             tracing::error!(
                 session = row.fixed.id,
                 "the log holds a session without a proper id; it is passed over"
@@ -48,50 +53,41 @@ impl Sessions {
         // The time the host was down is not the task's.
         let down = actor::now().saturating_sub(row.updated_at);
         row.counters.task_started_at = row.counters.task_started_at.saturating_add(down);
-        let mut trouble = None;
-        let mut open = |sealed: &Option<Vec<u8>>, what: &str| -> Option<Secret> {
+        let open = |sealed: &Option<Vec<u8>>, what: &str| {
             let context = seal_context(&row.fixed.id, what);
-            match self
-                .shared
-                .deps
-                .sealer
-                .open_secret(sealed.as_ref()?, &context)
-            {
-                Ok(secret) => Some(secret),
-                Err(cause) => {
-                    trouble = Some(cause.to_string());
-                    None
-                }
+            let opened = sealed
+                .as_ref()
+                .map(|sealed| self.shared.deps.sealer.open_secret(sealed, &context));
+            opened.transpose().map_err(|cause| cause.to_string())
+        };
+        let parts = || -> Result<_, String> {
+            let policy = self.shared.deps.policies.find(Some(&row.fixed.policy));
+            Ok((
+                open(&row.fixed.api_key, "api-key")?,
+                open(&row.fixed.git_token, "git-token")?,
+                policy.map_err(|cause| cause.to_string())?,
+            ))
+        };
+        let (api_key, git_token, policy) = match parts() {
+            Ok(parts) => parts,
+            Err(reason) => {
+                tracing::error!(session = %id, reason, "a session cannot go on; it stays as it is until the host is started with what it needs");
+                return false;
             }
         };
-        let secrets = Secrets {
-            api_key: open(&row.fixed.api_key, "api-key"),
-            git_token: open(&row.fixed.git_token, "git-token"),
-        };
-        let policy: Arc<dyn Policy> = match self.shared.deps.policies.find(Some(&row.fixed.policy))
-        {
-            Ok(policy) => policy,
-            Err(cause) => {
-                trouble = Some(cause.to_string());
-                Arc::new(super::ports::NoPolicy::default())
-            }
-        };
-        let state = row.state.map(|(schema, bytes)| Snapshot { schema, bytes });
-        let fixed = Arc::new(row.fixed);
-        let session = self.shared.assemble(
-            id,
-            fixed,
+        let found = Found {
+            fixed: Arc::new(row.fixed),
             policy,
-            secrets,
-            row.counters,
-            state,
-            effects,
-            row.status,
-        );
-        if let Some(reason) = trouble {
-            tracing::error!(session = %id, reason, "a session cannot go on after the restart");
-            session.stop(CloseReason::done(&reason));
-        } else if row.status != Status::Created {
+            api_key,
+            git_token,
+            counters: row.counters,
+            state: row.state.map(|(schema, bytes)| Snapshot { schema, bytes }),
+            open: effects,
+            unread,
+            status: row.status,
+        };
+        let session = self.shared.assemble(id, found);
+        if row.status != Status::Created {
             // One that nobody started yet still waits for its client.
             self.start(&session);
         }

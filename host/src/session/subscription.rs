@@ -102,14 +102,14 @@ impl Subscription {
         let mut frames = match self.session.recent(self.seen) {
             Some(frames) => frames,
             None => {
-                let (id, seen) = (self.session.id.to_string(), self.seen);
+                let (id, seen) = (self.session.id().to_string(), self.seen);
                 let read = move |connection: &rusqlite::Connection| {
                     store::frames_after(connection, &id, seen, CHUNK_BYTES)
                 };
                 match self.session.store.read(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
-                        tracing::error!(session = %self.session.id, %cause, "frames could not be read");
+                        tracing::error!(session = %self.session.id(), %cause, "frames could not be read");
                         // The client comes back and asks for the same again.
                         return Batch::Ended(CloseReason::failed(
                             "The session's log could not be read.",

@@ -27,8 +27,8 @@ pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
-pub use reads::{frames_after, logged_steps, open_effects, transcript};
-pub use rows::mark_started;
+pub use reads::{frames_after, logged_steps, open_effects, transcript, unread};
+pub use rows::{keep_message, mark_started};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -43,7 +43,10 @@ const DATABASE: &str = "lucid.db";
 /// Held locked by the process that uses the folder.
 const LOCK: &str = "lucid.lock";
 /// One for each version, in order; `user_version` counts those that were run.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_log_and_chats.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/0001_log_and_chats.sql"),
+    include_str!("../../../migrations/0002_inbox.sql"),
+];
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -51,6 +51,9 @@ pub enum EffectKind {
     Ask,
     /// A timer.
     Timer,
+    /// Over without its policy having heard of it: the step that was to hear of it failed, or ended
+    /// the task.
+    Orphan,
 }
 
 impl EffectKind {
@@ -60,6 +63,7 @@ impl EffectKind {
             Self::Tool => "tool",
             Self::Ask => "ask",
             Self::Timer => "timer",
+            Self::Orphan => "orphan",
         }
     }
 
@@ -69,6 +73,7 @@ impl EffectKind {
             "tool" => Ok(Self::Tool),
             "ask" => Ok(Self::Ask),
             "timer" => Ok(Self::Timer),
+            "orphan" => Ok(Self::Orphan),
             other => Err(StoreError::Content(format!("an effect of kind {other:?}"))),
         }
     }
@@ -223,6 +228,8 @@ pub struct StepRow {
     pub opened: Vec<EffectRow>,
     /// Effects that have their result.
     pub closed: Vec<String>,
+    /// Messages of the user that are not to be taken again, by their numbers in the inbox.
+    pub taken: Vec<u64>,
     /// The session's numbers from here on.
     pub counters: Counters,
     /// Where the session stands from here on.

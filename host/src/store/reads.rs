@@ -89,6 +89,14 @@ pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<Effect
     Ok(effects)
 }
 
+/// What the user said and no round has taken, with its numbers, in the order it was said.
+pub fn unread(connection: &Connection, session: &str) -> Result<Vec<(u64, String)>, StoreError> {
+    let mut select =
+        connection.prepare_cached("SELECT n, text FROM inbox WHERE session_id = ?1 ORDER BY n")?;
+    let rows = select.query_map([session], |row| Ok((from_sql(row, "n")?, row.get(1)?)))?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}
+
 /// Entries of a transcript, as JSON, from one number to another, both taken.
 pub fn transcript(
     connection: &Connection,

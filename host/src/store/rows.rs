@@ -85,6 +85,14 @@ pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreE
     Ok(())
 }
 
+/// Keeps what a user said until a round takes it, and returns its number.
+pub fn keep_message(connection: &Connection, session: &str, text: &str) -> Result<u64, StoreError> {
+    connection
+        .prepare_cached("INSERT INTO inbox (session_id, text) VALUES (?1, ?2)")?
+        .execute(params![session, text])?;
+    Ok(u64::try_from(connection.last_insert_rowid()).unwrap_or(0))
+}
+
 impl StepRow {
     /// Writes the round. The caller's transaction makes it one.
     pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
@@ -126,9 +134,11 @@ impl StepRow {
                 .execute(params![&*self.chat, to_sql(self.at), over])?;
         }
         if over {
-            connection
-                .prepare_cached("DELETE FROM effects WHERE session_id = ?1")?
-                .execute(params![&*self.session])?;
+            for table in ["effects", "inbox"] {
+                connection
+                    .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
+                    .execute(params![&*self.session])?;
+            }
             // A key is kept only as long as it can be used.
             connection
                 .prepare_cached(
@@ -210,6 +220,11 @@ impl StepRow {
                     to_sql(self.at),
                 ])?;
             }
+        }
+        for number in &self.taken {
+            connection
+                .prepare_cached("DELETE FROM inbox WHERE n = ?1")?
+                .execute([to_sql(*number)])?;
         }
         for effect in &self.closed {
             connection

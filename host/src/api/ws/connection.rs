@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::fault::Fault;
 use super::frames::Own;
 use super::handshake::{Later, later};
 use super::{Admitted, GOODBYE, STALLED, closing};
@@ -28,6 +29,14 @@ const PING: Duration = Duration::from_secs(20);
 const SILENT: Duration = Duration::from_secs(75);
 /// Answers that wait for the socket. A client that asks without reading waits too.
 const ANSWERS: usize = 8;
+
+/// What the reader has for the writer.
+enum Answer {
+    /// A frame of this connection.
+    Frame(String),
+    /// Nothing more can be read.
+    Close(Fault),
+}
 
 /// Serves a client until it leaves, the session ends, or the server stops.
 pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
@@ -55,7 +64,8 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
     let mut reading = pin!(read(stream, &session, answers));
     tokio::select! {
         () = &mut writing => {
-            // The close was sent; reading on lets the client take it before the connection goes.
+            // The close was sent; reading on lets the client take it before the connection goes. Where
+            // nothing can be read any more, a reset could overtake the close, so there is time as well.
             let _ = timeout(GOODBYE, reading).await;
         }
         () = &mut reading => {}
@@ -67,7 +77,7 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
 async fn read(
     mut stream: SplitStream<WebSocket>,
     session: &Arc<Session>,
-    answers: mpsc::Sender<String>,
+    answers: mpsc::Sender<Answer>,
 ) {
     loop {
         let text = match timeout(SILENT, stream.next()).await {
@@ -86,8 +96,13 @@ async fn read(
             Ok(Some(Ok(Message::Close(_)))) => return until_gone(&mut stream).await,
             Ok(None) => return,
             Ok(Some(Err(error))) => {
-                tracing::debug!(session = %session.id(), %error, "a connection broke");
-                return;
+                tracing::debug!(session = %session.id(), %error, "nothing more can be read from a client");
+                let Some(fault) = Fault::of(&error) else {
+                    return;
+                };
+                let _ = answers.send(Answer::Close(fault)).await;
+                // The writer ends the connection, once the client could take the close.
+                return std::future::pending().await;
             }
             Err(_) => {
                 tracing::debug!(session = %session.id(), "a client is silent and counts as gone");
@@ -96,7 +111,7 @@ async fn read(
         };
         match later(&text) {
             Later::Message(content) => {
-                if let Err(error) = session.message(content) {
+                if let Err(error) = session.message(content).await {
                     answer(
                         &answers,
                         &Own::Error {
@@ -140,8 +155,8 @@ async fn until_gone(stream: &mut SplitStream<WebSocket>) {
 }
 
 /// Nobody takes answers once the writer is done, and then nobody waits for them.
-async fn answer(answers: &mpsc::Sender<String>, frame: &Own<'_>) {
-    let _ = answers.send(frame.text()).await;
+async fn answer(answers: &mpsc::Sender<Answer>, frame: &Own<'_>) {
+    let _ = answers.send(Answer::Frame(frame.text())).await;
 }
 
 /// Why nothing more is written.
@@ -159,7 +174,7 @@ async fn write(
     mut sink: Sink,
     mut subscription: Subscription,
     features: Features,
-    mut answers: mpsc::Receiver<String>,
+    mut answers: mpsc::Receiver<Answer>,
     stop: &CancellationToken,
 ) {
     let end = match pump(&mut sink, &mut subscription, features, &mut answers, stop).await {
@@ -174,7 +189,7 @@ async fn pump(
     sink: &mut Sink,
     subscription: &mut Subscription,
     features: Features,
-    answers: &mut mpsc::Receiver<String>,
+    answers: &mut mpsc::Receiver<Answer>,
     stop: &CancellationToken,
 ) -> Result<End, End> {
     let mut pings = interval(PING);
@@ -198,7 +213,10 @@ async fn pump(
                 Batch::Gap(..) => continue,
                 Batch::Ended(close) => return Ok(End::Close(close.code, close.reason.into())),
             },
-            Some(text) = answers.recv() => feed(sink, Message::Text(text.into())).await?,
+            Some(answer) = answers.recv() => match answer {
+                Answer::Frame(text) => feed(sink, Message::Text(text.into())).await?,
+                Answer::Close(fault) => return Ok(End::Close(fault.code, fault.reason.into())),
+            },
             _ = pings.tick() => feed(sink, Message::Ping(Default::default())).await?,
             () = stop.cancelled() => return Ok(End::Close(close_code::RESTART, "The server is stopping.".into())),
         }

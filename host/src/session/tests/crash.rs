@@ -190,3 +190,73 @@ async fn a_workspace_stays_when_the_end_of_its_session_cannot_be_written() {
         "the log calls the session alive, and its files are gone"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_no_step_has_taken_yet_is_taken_once_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    world.hold_fetch.store(true, Ordering::SeqCst);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    first.start(&session);
+    while world.done("fetch") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The repository is being cloned, so nobody takes it yet.
+    session.message("and one thing more").await.unwrap();
+    first.shutdown().await;
+    drop((session, first));
+    world.hold_fetch.store(false, Ordering::SeqCst);
+
+    let second = sessions(folder.path(), &world);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    until(&mut session.subscribe(0), "completed").await;
+    second.shutdown().await;
+    drop((session, second));
+
+    let third = sessions(folder.path(), &world);
+    assert_eq!(third.recover().await.unwrap(), 1);
+    let name = id.to_string();
+    let inputs = third.shared.deps.store.read(move |connection| {
+        let steps = crate::store::logged_steps(connection, &name, 0)?;
+        Ok(steps
+            .into_iter()
+            .map(|step| step.inputs)
+            .collect::<String>())
+    });
+    let inputs = inputs.await.unwrap();
+    assert_eq!(
+        inputs.matches("and one thing more").count(),
+        1,
+        "how often the policy was told: {inputs}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_this_host_cannot_go_on_with_is_left_for_one_that_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    first.start(&session);
+    until(&mut session.subscribe(0), "completed").await;
+    first.shutdown().await;
+    drop((session, first));
+
+    let other_key = with_key(folder.path(), &world, "another key");
+    assert_eq!(other_key.recover().await.unwrap(), 0);
+    assert_eq!(world.done("wipe"), 0, "its files are gone");
+    other_key.shutdown().await;
+    drop(other_key);
+
+    let third = sessions(folder.path(), &world);
+    assert_eq!(third.recover().await.unwrap(), 1);
+    let session = third.get(&id, &UserId::from("u")).unwrap();
+    let mut frames = session.subscribe(0);
+    until(&mut frames, "completed").await;
+    session.message("go on").await.unwrap();
+    until(&mut frames, "completed").await;
+}

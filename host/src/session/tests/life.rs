@@ -46,7 +46,7 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
         ["InitialTask", "AgentMessageAction", "CmdRunAction"]
     );
 
-    session.message("more").unwrap();
+    session.message("more").await.unwrap();
     let seen = until(&mut frames, "completed").await;
     assert_eq!(names(&seen), ["task_start", "completed"]);
 
@@ -58,7 +58,7 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
         (world.done("close"), world.done("wipe"), sessions.count()),
         (1, 1, 0)
     );
-    assert!(session.message("too late").is_err());
+    assert!(session.message("too late").await.is_err());
     let (chat, _) = chats.get("u", &listed[0].id).await.unwrap().unwrap();
     assert!(!chat.is_active);
     let replay = sessions.replay(&session.id().to_string()).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_credential_in_a_repository_url_is_kept_out_of_the_log() {
     wanted.repo_url = Some("https://x-access-token:ghp_secret@example.org/o/r.git".to_owned());
     let session = sessions.create(wanted.clone()).await.unwrap();
     assert_eq!(
-        session.repo_url.as_deref(),
+        session.about.repo_url.as_deref(),
         Some("https://example.org/o/r.git")
     );
     assert!(
@@ -215,6 +215,7 @@ async fn a_credential_in_a_repository_url_is_kept_out_of_the_log() {
 fn breaks(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     match inputs {
         [Input::Started(start)] if start.task == "break" => Err("It broke.".to_owned()),
+        [Input::UserMessage(_)] => Err("It was told of a message before its start.".to_owned()),
         _ => Ok(vec![finish("fine")]),
     }
 }
@@ -242,11 +243,60 @@ async fn a_policy_that_fails_ends_its_task_and_no_other() {
             .unwrap(),
         "completed"
     );
-    broken.message("again").unwrap();
+    broken.message("again").await.unwrap();
     assert_eq!(
         names(&until(&mut of_broken, "completed").await),
         ["task_start", "completed"]
     );
+}
+
+/// Calls a model; fails to hear of the answer, unless the task says otherwise; asks again when told
+/// that it is lost.
+fn deaf(_: &Context, state: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
+    let mut commands = Vec::new();
+    for input in inputs {
+        match input {
+            Input::Started(_) if state.is_some() => return Err("Started twice.".to_owned()),
+            Input::Started(_) => commands.push(ask_model("first")),
+            Input::ModelReplied(reply) if reply.effect == "first" => {
+                return Err("It is deaf.".to_owned());
+            }
+            Input::ModelReplied(_) => commands.push(finish("heard")),
+            Input::EffectLost(effect) if effect == "first" => commands.push(ask_model("second")),
+            Input::UserMessage(_) => assert!(!commands.is_empty(), "it is told before the user"),
+            other => panic!("{other:?}"),
+        }
+    }
+    Ok(commands)
+}
+
+#[tokio::test]
+async fn a_policy_whose_step_failed_hears_before_the_next_message_that_what_it_waits_for_is_lost() {
+    for restarted in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::new(deaf);
+        let mut host = sessions(folder.path(), &world);
+        let mut session = host.create(new("u")).await.unwrap();
+        let id = *session.id();
+        let mut frames = session.subscribe(0);
+        host.start(&session);
+        until(&mut frames, "It is deaf.").await;
+        if restarted {
+            host.shutdown().await;
+            drop((frames, session, host));
+            host = sessions(folder.path(), &world);
+            assert_eq!(host.recover().await.unwrap(), 1);
+            session = host.get(&id, &UserId::from("u")).unwrap();
+            frames = session.subscribe(0);
+            until(&mut frames, "It is deaf.").await;
+        }
+        session.message("go on").await.unwrap();
+        let seen = until(&mut frames, "completed").await;
+        assert_eq!(names(&seen).last().unwrap(), "completed", "{seen:?}");
+        assert_eq!(world.done("model second m"), 1);
+        let replay = host.replay(&id.to_string()).await.unwrap();
+        assert_eq!(replay.different, None);
+    }
 }
 
 fn greedy(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
@@ -345,4 +395,105 @@ async fn a_task_that_takes_too_long_ends_the_session() {
     let seen = until(&mut frames, "longer than").await;
     assert_eq!(names(&seen).last().unwrap(), "error");
     assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_stopped_while_it_clones_closes_its_box_before_its_files_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    world.hold_fetch.store(true, Ordering::SeqCst);
+    let sessions = sessions(folder.path(), &world);
+    let session = sessions.create(new("u")).await.unwrap();
+    sessions.start(&session);
+    while world.done("fetch") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    sessions.stop(session.id()).await;
+    let diary = world.diary.lock().unwrap().clone();
+    assert_eq!(diary, ["provision 5", "fetch", "close", "wipe"]);
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_removed_are_removed_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let first = sessions(folder.path(), &world);
+    let session = first.create(new("u")).await.unwrap();
+    first.start(&session);
+    until(&mut session.subscribe(0), "completed").await;
+    world.stuck.store(true, Ordering::SeqCst);
+    first.stop(session.id()).await;
+    first.shutdown().await;
+    drop((session, first));
+
+    world.stuck.store(false, Ordering::SeqCst);
+    let second = sessions(folder.path(), &world);
+    assert_eq!(
+        second.recover().await.unwrap(),
+        1,
+        "the log calls it ended, and its files are there"
+    );
+    second.shutdown().await;
+    assert_eq!(world.done("wipe"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_asks_for_many_sessions_at_once_gets_as_many_as_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(greets);
+    let store = Store::open(folder.path()).unwrap();
+    let sessions = with_limits(store, &world, |limits| limits.sessions_per_user = 3);
+    let wanted = (0..20).map(|n| NewSession {
+        task: format!("task {n}"),
+        ..new("u")
+    });
+    let made =
+        futures::future::join_all(wanted.map(|wanted| sessions.find_or_create(wanted))).await;
+    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 3);
+    assert!(sessions.create(new("another")).await.is_ok());
+    // A place is given back, whether the session ended or never came to be.
+    let one = made.into_iter().find_map(Result::ok).unwrap();
+    sessions.stop(one.id()).await;
+    sessions.shared.deps.store.crash_after(0);
+    assert!(matches!(
+        sessions.create(new("u")).await.unwrap_err(),
+        CreateError::Store(_)
+    ));
+    assert!(matches!(
+        sessions.create(new("u")).await.unwrap_err(),
+        CreateError::Store(_)
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_asker_goes_away_while_it_is_made_is_there_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let sessions = sessions(folder.path(), &World::new(greets));
+    let mut made = 0;
+    // Given up at every point it can be given up at.
+    for polls in 1..20 {
+        let mut asking = Box::pin(sessions.create(new("u")));
+        for _ in 0..polls {
+            if futures::poll!(&mut asking).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(asking);
+        let alive = || {
+            let rows = sessions
+                .shared
+                .deps
+                .store
+                .read(|connection| Ok(crate::store::SessionRow::alive(connection)?.len()));
+            async { rows.await.unwrap() }
+        };
+        // The writer takes one after the other: when this one is there, so is what was asked before.
+        sessions.create(new("v")).await.unwrap();
+        while alive().await != sessions.count() {
+            tokio::task::yield_now().await;
+        }
+        made = sessions.count();
+    }
+    assert!(made > 19, "none was made: {made}");
 }

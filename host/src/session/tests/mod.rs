@@ -2,7 +2,6 @@
 
 mod crash;
 mod life;
-mod pace;
 mod reading;
 mod record;
 mod world;
@@ -89,6 +88,10 @@ fn worker(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Com
 }
 
 fn sessions(folder: &Path, world: &World) -> Sessions {
+    with_key(folder, world, "k")
+}
+
+fn with_key(folder: &Path, world: &World, key: &str) -> Sessions {
     // The last host's tasks may hold the store for a moment after they were aborted.
     let mut tries = 0;
     let store = loop {
@@ -98,10 +101,14 @@ fn sessions(folder: &Path, world: &World) -> Sessions {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    with_limits(store, world, |_| {})
+    made_of(store, world, key, |_| {})
 }
 
 fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions {
+    made_of(store, world, "k", change)
+}
+
+fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> Sessions {
     let mut limits = Limits {
         iterations: 5,
         task_time: Duration::from_secs(20),
@@ -111,7 +118,7 @@ fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions
     change(&mut limits);
     Sessions::new(Deps {
         store,
-        sealer: Sealer::new(&Secret::new("k")),
+        sealer: Sealer::new(&Secret::new(key)),
         policies: Arc::new(world.clone()),
         models: Arc::new(world.clone()),
         places: Arc::new(world.clone()),

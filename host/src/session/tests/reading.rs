@@ -22,7 +22,7 @@ async fn a_slow_reader_loses_nothing_and_keeps_nothing_in_memory() {
     sessions.start(&session);
     let mut all = until(&mut fast, "completed").await;
     for round in 0..20 {
-        session.message(format!("go on {round}")).unwrap();
+        session.message(format!("go on {round}")).await.unwrap();
         all.extend(until(&mut fast, "completed").await);
     }
     assert_dense(&all);

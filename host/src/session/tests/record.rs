@@ -1,11 +1,11 @@
 //! The pure half, on its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::super::ports::{News, Started};
-use super::super::record::{Begin, Draft, Scene};
+use super::super::record::{Begin, Draft, Scene, of_effect};
 use super::*;
 use crate::store::{Counters, EffectKind};
 
@@ -19,7 +19,7 @@ fn told(which: u8, effect: &str) -> News {
     };
     match which {
         0 => News::Started(Started::default()),
-        1 | 2 => News::Message("hi".to_owned()),
+        1 | 2 => News::Message(1, "hi".to_owned()),
         3 => News::Model(effect, Err(error())),
         4 => News::Tool(effect, Err(error()), Some("[]".to_owned())),
         5 => News::Timer(effect),
@@ -108,7 +108,7 @@ fn rounds() -> impl Strategy<Value = Drawn> {
 
 proptest! {
     #[test]
-    fn numbers_are_dense_and_open_effects_are_those_opened_and_not_closed(drawn in rounds()) {
+    fn numbers_are_dense_and_a_policy_hears_once_of_each_effect_that_it_waits_for(drawn in rounds()) {
         let (session, chat) = ("s".into(), "c".into());
         let scene = Scene {
             session: &session, chat: &chat, task: "t", repository: None, branch: None, model: "m", mock: false,
@@ -117,6 +117,7 @@ proptest! {
         let mut counters = Counters { next_seq: 1, ..Counters::default() };
         let mut open = BTreeMap::<String, EffectKind>::new();
         let mut rows = BTreeMap::<String, EffectKind>::new();
+        let mut waiting = BTreeSet::<String>::new();
         let context = Context {
             session: "s".to_owned(), step: 0, now_ms: 0, seed: 0, iterations_left: 0, tokens_left: None, millis_left: None,
         };
@@ -148,6 +149,16 @@ proptest! {
                 prop_assert!(rows.insert(opened.id.clone(), opened.kind).is_none());
             }
             prop_assert_eq!(&rows, &round.open);
+            // What the policy waits for is what it will hear of: of each once, also when steps fail.
+            if good {
+                let inputs = &row.decision.as_ref().unwrap().inputs;
+                let told: Vec<Input> = serde_json::from_str(inputs).unwrap();
+                for effect in told.into_iter().filter_map(of_effect) {
+                    prop_assert!(waiting.remove(&effect), "told of {} a second time", effect);
+                }
+                waiting.extend(row.opened.iter().map(|opened| opened.id.clone()));
+            }
+            prop_assert!(waiting.iter().eq(round.open.keys()), "waits for {waiting:?}, open are {:?}", round.open);
             for begin in &round.begin {
                 if let Begin::Tool(run) = begin {
                     prop_assert!(round.open.contains_key(&run.effect));
@@ -185,8 +196,8 @@ fn the_next_message_answers_an_open_question() {
         open,
         0,
     );
-    draft.take(News::Message("yes".to_owned()));
-    draft.take(News::Message("and more".to_owned()));
+    draft.take(News::Message(1, "yes".to_owned()));
+    draft.take(News::Message(2, "and more".to_owned()));
     assert!(
         matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
         if answer.effect == "q" && answer.entry == 4 && message.entry == 5)

@@ -49,6 +49,9 @@ pub(super) struct World {
     pub(super) diary: Arc<Mutex<Vec<String>>>,
     pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
     pub(super) hold: Arc<AtomicBool>,
+    pub(super) hold_fetch: Arc<AtomicBool>,
+    /// Workspaces cannot be removed.
+    pub(super) stuck: Arc<AtomicBool>,
 }
 
 impl World {
@@ -61,6 +64,8 @@ impl World {
             diary: Arc::default(),
             prompts: Arc::default(),
             hold: Arc::default(),
+            hold_fetch: Arc::default(),
+            stuck: Arc::default(),
         }
     }
 
@@ -183,9 +188,15 @@ impl Places for World {
         None
     }
 
-    fn wipe(&self, _: PlaceSpec) -> BoxFuture<'static, ()> {
+    fn wipe(&self, _: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
         self.note("wipe".to_owned());
-        std::future::ready(()).boxed()
+        let stuck = self.stuck.load(Ordering::SeqCst);
+        std::future::ready(if stuck {
+            Err("It is stuck.".to_owned())
+        } else {
+            Ok(())
+        })
+        .boxed()
     }
 }
 
@@ -198,8 +209,20 @@ impl Place for World {
         "/workspace".to_owned()
     }
 
-    fn instructions(&self) -> Vec<String> {
-        Vec::new()
+    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+        self.note("fetch".to_owned());
+        let hold = self.hold_fetch.clone();
+        async move {
+            while hold.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
+        std::future::ready(Vec::new()).boxed()
     }
 
     fn definitions(&self) -> Vec<ToolDefinition> {
