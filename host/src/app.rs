@@ -124,6 +124,9 @@ impl App {
         let store = open_store(&Folders::below(storage))?;
         let (plugins, sandboxes) =
             tokio::try_join!(load_plugins(&machine), find_sandboxes(&config, &machine))?;
+        if let Some(reason) = sandboxes.refusal() {
+            tracing::warn!("sessions that need a sandbox are refused: {reason}");
+        }
         let models = Providers::new(&plugins, &config)?;
         let policies = Offered::new(&plugins, &config, models.any_usable());
         let about = About {
@@ -255,7 +258,8 @@ pub(crate) async fn find_sandboxes(
 ) -> Result<Sandboxes, StartError> {
     make(&folders.own)?;
     let choice = match config.sandbox_backend {
-        SandboxBackend::Auto => Choice::Auto,
+        SandboxBackend::Auto if config.local => Choice::Auto,
+        SandboxBackend::Auto => Choice::AutoForMany,
         SandboxBackend::Bubblewrap => Choice::Bubblewrap,
         SandboxBackend::Landlock => Choice::Landlock,
         SandboxBackend::None => Choice::None,

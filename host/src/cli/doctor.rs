@@ -136,6 +136,18 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
             Mark::Note,
             "SANDBOX_BACKEND is none: no commands are run, and the mock only shows its script.",
         );
+    } else if refused
+        && found
+            .findings()
+            .iter()
+            .any(|finding| finding.problem.is_none())
+    {
+        // What works is not taken by itself; the refusal says why, and how to take it.
+        let reason = found.refusal().unwrap_or_default();
+        report.line(
+            Mark::Bad,
+            &format!("There is nothing to run commands in. {reason}"),
+        );
     } else if refused {
         report.line(
             Mark::Bad,

@@ -26,13 +26,14 @@ pub enum DefaultPolicy {
 /// What commands run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SandboxBackend {
-    /// The strongest that works on this machine.
+    /// The strongest that works on this machine; where several users are served, of those that keep
+    /// them apart.
     Auto,
     /// bubblewrap, or nothing.
     Bubblewrap,
     /// Landlock, or nothing.
     Landlock,
-    /// No sandbox: commands run as this user. The operator allowed it by writing so.
+    /// No sandbox, so no commands are run.
     None,
 }
 

@@ -11,26 +11,8 @@ use lucid_exec::protocol::Serve;
 use tokio::process::Command;
 
 use super::runtime::{Runtime, SessionDir};
-use super::{Network, SandboxError, Settings, Spec, environment};
+use super::{Network, SandboxError, Settings, Spec, environment, system};
 use crate::workspace::box_user;
-
-/// What programs need of `/etc`, and nothing that is a secret.
-const ETC: [&str; 14] = [
-    "/etc/alternatives",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/nsswitch.conf",
-    "/etc/protocols",
-    "/etc/services",
-    "/etc/ssl/certs",
-    "/etc/ssl/openssl.cnf",
-    "/etc/ca-certificates",
-    "/etc/pki/tls/certs",
-    "/etc/python3",
-];
 
 /// The installed bwrap, and what it can do.
 pub(super) struct Program {
@@ -95,7 +77,7 @@ impl Program {
             arguments.add(["--disable-userns"]);
         }
         arguments.system_folders();
-        for path in ETC {
+        for path in system::ETC {
             arguments.add(["--ro-bind-try", path, path]);
         }
         for name in ["passwd", "group", "hosts"] {
@@ -105,8 +87,8 @@ impl Program {
             arguments.add([
                 "--share-net",
                 "--ro-bind-try",
-                "/etc/resolv.conf",
-                "/etc/resolv.conf",
+                system::RESOLVER,
+                system::RESOLVER,
             ]);
         }
         arguments.add(["--proc", "/proc", "--dev", "/dev"]);
@@ -161,16 +143,8 @@ impl Arguments {
 
     /// `/usr` and what stands beside it: links as links, folders as folders.
     fn system_folders(&mut self) {
-        self.add(["--ro-bind", "/usr", "/usr"]);
-        for path in [
-            "/bin",
-            "/sbin",
-            "/lib",
-            "/lib32",
-            "/lib64",
-            "/libx32",
-            "/nix/store",
-        ] {
+        self.add(["--ro-bind", system::USR, system::USR]);
+        for path in system::BESIDE_USR {
             if let Ok(target) = std::fs::read_link(path) {
                 self.bind("--symlink", &target, path);
             } else {

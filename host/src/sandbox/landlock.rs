@@ -8,36 +8,12 @@ use lucid_exec::protocol::{Confine, Serve};
 use tokio::process::Command;
 
 use super::runtime::SessionDir;
-use super::{Network, SandboxError, Settings, Spec, environment};
+use super::{Network, SandboxError, Settings, Spec, environment, system};
 use crate::workspace::box_user;
 
-const READ_ONLY: [&str; 25] = [
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/nix/store",
-    "/proc",
-    "/etc/alternatives",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/nsswitch.conf",
-    "/etc/passwd",
-    "/etc/group",
-    "/etc/hosts",
-    "/etc/protocols",
-    "/etc/services",
-    "/etc/ssl/certs",
-    "/etc/ssl/openssl.cnf",
-    "/etc/ca-certificates",
-    "/etc/pki/tls/certs",
-];
+/// What this kind reads where the other has something of its own: the kernel's view of processes, and
+/// names of users and machines. None of them holds a password.
+const AS_THE_HOST_HAS_IT: [&str; 4] = ["/proc", "/etc/passwd", "/etc/group", "/etc/hosts"];
 const DEVICES: [&str; 5] = [
     "/dev/null",
     "/dev/zero",
@@ -54,11 +30,14 @@ pub(super) fn command(
 ) -> Result<Command, SandboxError> {
     let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let network = settings.network == Network::Host;
-    let mut read_only: Vec<String> = READ_ONLY.map(str::to_owned).into();
-    read_only.extend([dir.path().to_string_lossy().into_owned()]);
-    if network {
-        read_only.push("/etc/resolv.conf".to_owned());
-    }
+    let system = [system::USR]
+        .into_iter()
+        .chain(system::BESIDE_USR)
+        .chain(system::ETC)
+        .chain(AS_THE_HOST_HAS_IT)
+        .chain(network.then_some(system::RESOLVER));
+    let mut read_only: Vec<String> = system.map(str::to_owned).collect();
+    read_only.push(dir.path().to_string_lossy().into_owned());
     let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
     read_write.extend([
         within("tmp"),

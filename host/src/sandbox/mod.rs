@@ -11,6 +11,7 @@ mod connection;
 mod exec;
 mod landlock;
 mod runtime;
+mod system;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -45,6 +46,17 @@ pub enum Kind {
     None,
 }
 
+impl Kind {
+    /// Whether commands of one box see nothing of another box's processes. Landlock boxes have one
+    /// user id and one `/proc`: in it stand the command lines of all of them.
+    fn keeps_users_apart(self) -> bool {
+        match self {
+            Self::Bubblewrap => true,
+            Self::Landlock | Self::None => false,
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
@@ -58,9 +70,12 @@ impl fmt::Display for Kind {
 /// What the operator asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
-    /// The best kind that works here; without any, sessions are refused.
+    /// The best kind that works here, for one user; without any, sessions are refused.
     #[default]
     Auto,
+    /// The best kind that also keeps several users apart, which Landlock does not; without any,
+    /// sessions are refused.
+    AutoForMany,
     /// Bubblewrap or nothing.
     Bubblewrap,
     /// Landlock or nothing.
@@ -160,8 +175,8 @@ pub struct Sandboxes(Arc<Shared>);
 impl Sandboxes {
     /// Installs the exec server and finds the kind to use by really trying a box of it.
     ///
-    /// `Auto` always gives something: where nothing works, its [`Sandboxes::refusal`] says why and
-    /// every start is refused. An explicit choice that does not work is an error.
+    /// The automatic choices always give something: where nothing works, [`Sandboxes::refusal`] says
+    /// why and every start is refused. An explicit choice that does not work is an error.
     pub async fn detect(
         choice: Choice,
         settings: Settings,
@@ -177,43 +192,19 @@ impl Sandboxes {
             bubblewrap: None,
         };
         let kinds: &[Kind] = match choice {
-            Choice::Auto => &[Kind::Bubblewrap, Kind::Landlock],
+            Choice::Auto | Choice::AutoForMany => &[Kind::Bubblewrap, Kind::Landlock],
             Choice::Bubblewrap => &[Kind::Bubblewrap],
             Choice::Landlock => &[Kind::Landlock],
             Choice::None => &[],
         };
-        let mut found = None;
         for kind in kinds {
             let tried = Self::attempt(&mut shared, *kind).await;
-            found = found.or(tried.is_ok().then_some(*kind));
             shared.findings.push(Finding {
                 kind: *kind,
                 problem: tried.err(),
             });
         }
-        let reasons = || {
-            let reason = |finding: &Finding| {
-                finding
-                    .problem
-                    .as_ref()
-                    .map(|problem| format!("{}: {problem}", finding.kind))
-            };
-            shared
-                .findings
-                .iter()
-                .filter_map(reason)
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        match (found, choice) {
-            (Some(kind), _) => shared.kind = kind,
-            (None, Choice::None) => {
-                shared.refusal =
-                    Some("SANDBOX_BACKEND is none: this deployment runs no commands.".to_owned());
-            }
-            (None, Choice::Auto) => shared.refusal = Some(reasons()),
-            (None, _) => return Err(SandboxError::Unavailable(reasons())),
-        }
+        (shared.kind, shared.refusal) = pick(choice, &shared.findings)?;
         Ok(Self(Arc::new(shared)))
     }
 
@@ -237,7 +228,7 @@ impl Sandboxes {
             ran
         };
         let outcome = Box::pin(outcome).await;
-        let _ = std::fs::remove_dir_all(&workspace);
+        let _ = crate::workspace::erase(&workspace);
         match outcome {
             Ok(result) if result.exit_code == 0 => Ok(()),
             Ok(result) => Err(format!(
@@ -289,7 +280,8 @@ struct Inner {
     kind: Kind,
     workspace: String,
     shell: &'static str,
-    dir: SessionDir,
+    /// Shared with the task that removes it.
+    dir: Arc<SessionDir>,
     connection: Connection,
     process: Mutex<Option<tokio::process::Child>>,
 }
@@ -348,7 +340,7 @@ impl Sandbox {
             kind,
             workspace,
             shell,
-            dir,
+            dir: Arc::new(dir),
             connection,
             process: Mutex::new(Some(process)),
         })))
@@ -401,7 +393,9 @@ impl Sandbox {
         if let Some(process) = process {
             see_out(process, self.0.kind).await;
         }
-        self.0.dir.remove();
+        let dir = Arc::clone(&self.0.dir);
+        // An error means that the host itself is ending, and the folder went with the closure.
+        let _ = tokio::task::spawn_blocking(move || dir.remove()).await;
     }
 }
 
@@ -414,9 +408,13 @@ impl Drop for Inner {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let (Some(process), Ok(runtime)) = (process, tokio::runtime::Handle::try_current()) {
-            runtime.spawn(see_out(process, self.kind));
+            let (dir, kind) = (Arc::clone(&self.dir), self.kind);
+            runtime.spawn(async move {
+                see_out(process, kind).await;
+                // The last to hold the folder removes it: not before the box's processes are gone.
+                let _ = tokio::task::spawn_blocking(move || drop(dir)).await;
+            });
         }
-        self.dir.remove();
     }
 }
 
@@ -435,6 +433,35 @@ async fn see_out(mut process: tokio::process::Child, kind: Kind) {
         .is_err()
     {
         let _ = process.kill().await;
+    }
+}
+
+/// Of what was tried, in order of preference, the kind to use, and why sessions are refused where none
+/// is.
+fn pick(choice: Choice, findings: &[Finding]) -> Result<(Kind, Option<String>), SandboxError> {
+    let mut working = findings.iter().filter(|finding| finding.problem.is_none());
+    let reasons = || {
+        let reasons: Vec<String> = findings
+            .iter()
+            .filter_map(|finding| Some(format!("{}: {}", finding.kind, finding.problem.as_ref()?)))
+            .collect();
+        reasons.join(" ")
+    };
+    let refused = |sentence| Ok((Kind::None, Some(sentence)));
+    match (choice, working.next()) {
+        (Choice::AutoForMany, Some(first)) if !first.kind.keeps_users_apart() => {
+            let kind = first.kind;
+            refused(format!(
+                "{} {kind} works, but its sandboxes see the command lines of each other's processes, so it is not used by itself where several users are served: install bubblewrap (`apt-get install bubblewrap`), or set SANDBOX_BACKEND={kind} to accept that.",
+                reasons()
+            ))
+        }
+        (_, Some(first)) => Ok((first.kind, None)),
+        (Choice::None, None) => {
+            refused("SANDBOX_BACKEND is none: this deployment runs no commands.".to_owned())
+        }
+        (Choice::Auto | Choice::AutoForMany, None) => refused(reasons()),
+        (Choice::Bubblewrap | Choice::Landlock, None) => Err(SandboxError::Unavailable(reasons())),
     }
 }
 

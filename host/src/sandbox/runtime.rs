@@ -5,13 +5,12 @@
 //! next one, never what a living host uses.
 
 use std::fs::{self, Permissions};
-use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{SandboxError, io_error};
-use crate::workspace::{box_user, safe_name};
+use crate::workspace::{box_user, erase, safe_name};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
@@ -130,10 +129,9 @@ impl SessionDir {
         &self.0
     }
 
+    /// Removes it, whatever commands did to it. Blocks.
     pub(super) fn remove(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = erase(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "a sandbox's folder cannot be removed");
         }
     }
@@ -152,7 +150,7 @@ fn remove_leftovers(run_dir: &Path) {
             continue;
         };
         if !Path::new("/proc").join(process).exists() {
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = erase(&entry.path());
         }
     }
 }

@@ -365,7 +365,15 @@ async fn a_box_whose_last_handle_is_dropped_takes_everything_along() {
         let folder = sandbox.runtime_dir().to_owned();
         drop(sandbox);
         all_gone(&mark).await;
-        assert!(!folder.exists(), "{choice:?} leaves {}", folder.display());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while folder.exists() {
+            assert!(
+                Instant::now() < deadline,
+                "{choice:?} leaves {}",
+                folder.display()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -530,6 +538,94 @@ async fn memory_beyond_the_limit_is_refused() {
             result.output
         );
         sandbox.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_a_command_closed_goes_with_its_box() {
+    for choice in BOTH {
+        let ground = Ground::new(choice).await;
+        let sandbox = ground.start("one", None).await;
+        let command = "for at in $TMPDIR .; do mkdir -p $at/a/b; touch $at/a/b/c; chmod 500 $at/a/b; chmod 0 $at/a; done; chmod 0 .";
+        assert_eq!(shell(&sandbox, command).await.exit_code, 0, "{choice:?}");
+        let folder = sandbox.runtime_dir().to_owned();
+        sandbox.close().await;
+        assert!(!folder.exists(), "{choice:?} leaves {}", folder.display());
+        ground.workspace("one").remove().unwrap();
+        assert!(!ground.dir.path().join("storage/user").exists());
+    }
+}
+
+#[test]
+fn for_several_users_only_a_kind_that_keeps_them_apart_is_taken_by_itself() {
+    let found = |kind, problem: Option<&str>| Finding {
+        kind,
+        problem: problem.map(str::to_owned),
+    };
+    let missing = found(Kind::Bubblewrap, Some("bwrap is not installed."));
+    let (bubblewrap, landlock) = (found(Kind::Bubblewrap, None), found(Kind::Landlock, None));
+    let only_landlock = [missing.clone(), landlock.clone()];
+    assert_eq!(
+        pick(Choice::Auto, &only_landlock).unwrap(),
+        (Kind::Landlock, None),
+        "one user has nobody to be kept from"
+    );
+    let (kind, refusal) = pick(Choice::AutoForMany, &only_landlock).unwrap();
+    let refusal = refusal.unwrap();
+    assert_eq!(kind, Kind::None);
+    for part in [
+        "bwrap is not installed",
+        "apt-get install bubblewrap",
+        "SANDBOX_BACKEND=landlock",
+    ] {
+        assert!(refusal.contains(part), "{refusal}");
+    }
+    for choice in [Choice::Auto, Choice::AutoForMany] {
+        assert_eq!(
+            pick(choice, &[bubblewrap.clone(), landlock.clone()]).unwrap(),
+            (Kind::Bubblewrap, None)
+        );
+    }
+    assert_eq!(
+        pick(Choice::Landlock, std::slice::from_ref(&landlock)).unwrap(),
+        (Kind::Landlock, None),
+        "who asks for it gets it"
+    );
+    let (_, refusal) = pick(Choice::AutoForMany, std::slice::from_ref(&missing)).unwrap();
+    assert_eq!(refusal.unwrap(), "bubblewrap: bwrap is not installed.");
+    assert!(pick(Choice::Bubblewrap, &[missing]).is_err());
+}
+
+/// What [`Kind::keeps_users_apart`] says, as commands see it.
+#[tokio::test]
+async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes() {
+    for (choice, kind) in [
+        (Choice::Bubblewrap, Kind::Bubblewrap),
+        (Choice::Landlock, Kind::Landlock),
+    ] {
+        let ground = Ground::new(choice).await;
+        let (one, two) = (
+            ground.start("one", None).await,
+            ground.start("two", None).await,
+        );
+        let mark = mark();
+        shell(&one, &format!("WORD=secret sleep {mark} & true")).await;
+        some_run(&mark, 1).await;
+        // The brackets keep a search from finding its own command line.
+        let seen = |file: &str, what: &str| {
+            let search =
+                format!("cat /proc/[0-9]*/{file} 2>/dev/null | tr '\\0' ' ' | grep -c '{what}'");
+            let two = two.clone();
+            async move { shell(&two, &search).await.output != "0\n" }
+        };
+        assert_eq!(
+            seen("cmdline", &format!("[s]leep {mark}")).await,
+            !kind.keeps_users_apart(),
+            "{choice:?}"
+        );
+        assert!(!seen("environ", "WORD=[s]ecret").await, "{choice:?}");
+        one.close().await;
+        two.close().await;
     }
 }
 

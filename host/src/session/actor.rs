@@ -101,7 +101,7 @@ pub(super) async fn live(
         open,
         state: found.state,
         queue: VecDeque::new(),
-        news: news,
+        news,
         shared,
         session,
     };

@@ -63,7 +63,7 @@ pub enum CreateError {
 }
 
 /// What a session is asked for.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NewSession {
     /// Whose it is.
     pub user: UserId,

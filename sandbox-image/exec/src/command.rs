@@ -107,52 +107,56 @@ fn try_run(
         .map_err(|error| refusal(program, &error))?;
     // The command holds the writing ends: ours must go, or the pipe would never end.
     drop(command);
-    let result = attend(
-        server,
+    let output = Output {
         id,
-        pid,
-        begun,
-        start.timeout_ms,
-        (start.output_head, start.output_tail),
         reader,
-        stdin,
-        inbox,
-    );
+        capped: Capped::new(start.output_head, start.output_tail),
+    };
+    // A time that no clock reaches is no time-out.
+    let deadline = start
+        .timeout_ms
+        .and_then(|timeout| begun.checked_add(Duration::from_millis(timeout)));
+    let result = feed(stdin).and_then(|()| attend(server, pid, output, deadline, inbox));
     if result.is_err() {
         let _ = kill_process_group(pid, Signal::KILL);
     }
     result
 }
 
-#[allow(clippy::too_many_arguments)]
-fn attend(
-    server: &Arc<Server>,
+/// What a command writes, and how much of it is kept.
+struct Output {
     id: u32,
-    pid: Pid,
-    begun: Instant,
-    timeout_ms: Option<u64>,
-    (head, tail): (usize, usize),
     reader: PipeReader,
-    stdin: Option<(String, PipeWriter)>,
-    inbox: &Receiver<Note>,
-) -> Result<(Exit, Vec<u8>), String> {
-    let full = |error: io::Error| {
-        format!("The sandbox has no room for another thread: {error}. End what runs in it.")
-    };
+    capped: Capped,
+}
+
+/// Writes what a command is to read, from a thread of its own: it may read late, or never.
+fn feed(stdin: Option<(String, PipeWriter)>) -> Result<(), String> {
     if let Some((text, mut output)) = stdin {
         std::thread::Builder::new()
             .spawn(move || drop(output.write_all(text.as_bytes())))
-            .map_err(full)?;
+            .map_err(no_thread)?;
     }
+    Ok(())
+}
+
+/// Sees a command to its end: passes its output on, and ends its group at the deadline, or when the
+/// host wants it gone.
+fn attend(
+    server: &Arc<Server>,
+    pid: Pid,
+    output: Output,
+    deadline: Option<Instant>,
+    inbox: &Receiver<Note>,
+) -> Result<(Exit, Vec<u8>), String> {
     let (ended, wake) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
     let (done, kept) = std::sync::mpsc::channel();
     let pump = Arc::clone(server);
     std::thread::Builder::new()
-        .spawn(move || read_output(&pump, id, Capped::new(head, tail), reader, &ended, &done))
-        .map_err(full)?;
+        .spawn(move || read_output(&pump, output, &ended, &done))
+        .map_err(no_thread)?;
 
     let mut exit = Exit::default();
-    let deadline = timeout_ms.map(|timeout| begun + Duration::from_millis(timeout));
     let mut status = match wait_until(inbox, deadline) {
         Ok(Note::Ended(status)) => Some(status),
         Ok(Note::Kill) => {
@@ -200,14 +204,12 @@ fn wait_ended(inbox: &Receiver<Note>, patience: Duration) -> Option<WaitStatus> 
 
 /// Reads until the pipe ends, or the command does and the pipe is empty; reports what was kept, and
 /// from then on only empties the pipe, so that a process in the background can go on writing.
-fn read_output(
-    server: &Server,
-    id: u32,
-    mut capped: Capped,
-    mut reader: PipeReader,
-    ended: &PipeReader,
-    done: &Sender<(Vec<u8>, u64)>,
-) {
+fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sender<(Vec<u8>, u64)>) {
+    let Output {
+        id,
+        mut reader,
+        mut capped,
+    } = output;
     let mut buffer = vec![0; 64 * 1024];
     let mut drain_until: Option<Instant> = None;
     let now = rustix::event::Timespec {
@@ -254,6 +256,14 @@ fn read_output(
     }
     let _ = done.send(capped.finish());
     while matches!(reader.read(&mut buffer), Ok(count) if count > 0) {}
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "map_err hands the error over"
+)]
+fn no_thread(error: io::Error) -> String {
+    format!("The sandbox has no room for another thread: {error}. End what runs in it.")
 }
 
 fn refusal(program: &str, error: &io::Error) -> String {

@@ -133,12 +133,18 @@ fn read_request(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "map_err hands the error over"
+)]
 fn lost_git(error: io::Error) -> String {
     format!("the connection to git broke: {error}")
 }
 
-#[allow(clippy::needless_pass_by_value)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "map_err hands the error over"
+)]
 fn lost_host(error: io::Error) -> String {
     format!("the connection to the host's git gateway broke: {error}")
 }

@@ -4,6 +4,12 @@
 //! symbolic link, nor one swapped in meanwhile by hostile code, leads out; nothing but a regular
 //! file is ever read, so a pipe or a device cannot hang the host; sizes and counts are bounded.
 
+mod erase;
+mod path;
+#[cfg(test)]
+mod tests;
+mod tree;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -12,37 +18,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
 use rustix::fs::{AtFlags, Gid, OFlags, Uid};
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-#[cfg(test)]
-#[path = "workspace_tests.rs"]
-mod tests;
+pub(crate) use self::erase::erase;
+pub use self::path::WorkspacePath;
+pub use self::tree::{Node, NodeKind};
 
 /// Where every kind of path may begin, whatever the sandbox.
 const MOUNT: &str = "/workspace";
 /// The user that owns what a sandbox may write, where the host is root.
 const BOX_USER: u32 = 1000;
-/// The deepest folder of a tree that is shown.
-const MAX_DEPTH: usize = 24;
-/// The most nodes of a tree that are shown.
-const MAX_NODES: usize = 10_000;
-/// What a tree leaves out, besides every folder whose name starts with a dot.
-const LEFT_OUT: [&str; 12] = [
-    ".git",
-    "node_modules",
-    "__pycache__",
-    ".next",
-    ".venv",
-    "venv",
-    ".mypy_cache",
-    ".pytest_cache",
-    "dist",
-    "build",
-    ".tox",
-    ".eggs",
-];
-
 /// Whom files of sandboxes belong to: a user of their own when the host is root, else the host's.
 #[must_use]
 pub fn box_user() -> Option<u32> {
@@ -105,79 +90,6 @@ pub enum WorkspaceError {
         #[source]
         cause: io::Error,
     },
-}
-
-/// A path inside a workspace: no `..`, no leading slash, checked once and for all.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct WorkspacePath(PathBuf);
-
-impl WorkspacePath {
-    /// Takes what a client or a model wrote: from the workspace's root, with or without the slash,
-    /// with or without one of the places the workspace is known at.
-    pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
-        if text.contains('\0') {
-            return Err(WorkspaceError::Traversal);
-        }
-        let inside = known_at.iter().find_map(|root| {
-            let rest = text.strip_prefix(root.trim_end_matches('/'))?;
-            (rest.is_empty() || rest.starts_with('/')).then_some(rest)
-        });
-        let mut path = PathBuf::new();
-        for part in inside.unwrap_or(text).split('/') {
-            match part {
-                "" | "." => {}
-                ".." if path.pop() => {}
-                ".." => return Err(WorkspaceError::Traversal),
-                name => path.push(name),
-            }
-        }
-        Ok(Self(path))
-    }
-
-    fn on_disk(&self) -> &Path {
-        if self.0.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            &self.0
-        }
-    }
-
-    /// Whether it is the workspace itself.
-    #[must_use]
-    pub fn is_root(&self) -> bool {
-        self.0.as_os_str().is_empty()
-    }
-
-    /// As clients see it: from the root, with a slash.
-    #[must_use]
-    pub fn shown(&self) -> String {
-        format!("/{}", self.0.to_string_lossy())
-    }
-}
-
-/// One entry of a tree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
-    /// The entry's own name.
-    pub name: String,
-    /// What it is.
-    #[serde(rename = "type")]
-    pub kind: NodeKind,
-    /// From the workspace's root, with a leading slash.
-    pub path: String,
-    /// What is in it, for folders.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub children: Option<Vec<Node>>,
-}
-
-/// What a node is. A symbolic link is a file: it is shown and not followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NodeKind {
-    /// Anything that is not a folder.
-    File,
-    /// A folder.
-    Folder,
 }
 
 /// A session's folder.
@@ -268,7 +180,7 @@ impl Workspace {
         let target = self.dir.canonicalize(path.on_disk());
         let target = match target {
             Ok(target) => target,
-            Err(error) if error.kind() == ErrorKind::NotFound => path.0.clone(),
+            Err(error) if error.kind() == ErrorKind::NotFound => path.below_root().to_owned(),
             Err(error) => return Err(failed(error)),
         };
         let mode = match self.dir.metadata(&target) {
@@ -337,33 +249,27 @@ impl Workspace {
         Ok(names)
     }
 
-    /// The tree that clients are shown: bounded, without what nobody looks for, links not followed.
-    pub fn tree(&self) -> Result<Vec<Node>, WorkspaceError> {
-        let mut left = MAX_NODES;
-        let root = WorkspacePath(PathBuf::new());
-        let entries = self.dir.entries().map_err(|cause| explain(&root, cause))?;
-        Ok(branch(entries, "", MAX_DEPTH, &mut left))
-    }
-
-    /// Removes the folder and all in it.
+    /// Removes the folder and all in it, whatever a sandbox did to it. Blocks, where something stays
+    /// in the way for about a second.
     pub fn remove(&self) -> Result<(), WorkspaceError> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(WorkspaceError::Io {
-                path: self.path.display().to_string(),
-                cause,
-            }),
-            _ => {
-                // The user's folder goes with the last session; while others are there, this fails.
-                let _ = self.path.parent().map(std::fs::remove_dir);
-                Ok(())
-            }
-        }
+        erase(&self.path).map_err(|cause| WorkspaceError::Io {
+            path: self.path.display().to_string(),
+            cause,
+        })?;
+        // The user's folder goes with the last session; while others are there, this fails.
+        let _ = self.path.parent().map(std::fs::remove_dir);
+        Ok(())
     }
 
     fn make_parents(&self, path: &WorkspacePath) -> Result<(), WorkspaceError> {
         let failed = |cause| explain(path, cause);
         let mut made = PathBuf::new();
-        for part in path.0.parent().into_iter().flat_map(Path::components) {
+        for part in path
+            .below_root()
+            .parent()
+            .into_iter()
+            .flat_map(Path::components)
+        {
             made.push(part);
             match self.dir.create_dir(&made) {
                 Ok(()) => {
@@ -381,58 +287,6 @@ impl Workspace {
         }
         Ok(())
     }
-}
-
-fn branch(
-    entries: cap_std::fs::ReadDir,
-    parent: &str,
-    depth: usize,
-    left: &mut usize,
-) -> Vec<Node> {
-    let mut nodes = Vec::new();
-    let mut folders = Vec::new();
-    for entry in entries.flatten() {
-        if *left == 0 {
-            break;
-        }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if LEFT_OUT.contains(&name.as_str())
-            || name.starts_with(".lucid-")
-            || (folder && name.starts_with('.'))
-        {
-            continue;
-        }
-        *left -= 1;
-        let path = format!("{parent}/{name}");
-        let kind = if folder {
-            NodeKind::Folder
-        } else {
-            NodeKind::File
-        };
-        if folder {
-            folders.push((nodes.len(), entry));
-        }
-        nodes.push(Node {
-            name,
-            kind,
-            path,
-            children: folder.then(Vec::new),
-        });
-    }
-    // A whole level first, so that one deep folder does not use up what all share.
-    for (at, entry) in folders {
-        if depth == 0 || *left == 0 {
-            break;
-        }
-        // Opened as an entry of its own folder: a link that took its place is not followed.
-        if let Ok(inner) = entry.open_dir().and_then(|folder| folder.entries()) {
-            let children = branch(inner, &nodes[at].path, depth - 1, left);
-            nodes[at].children = Some(children);
-        }
-    }
-    nodes.sort_by(|one, other| one.name.cmp(&other.name));
-    nodes
 }
 
 fn explain(path: &WorkspacePath, cause: io::Error) -> WorkspaceError {

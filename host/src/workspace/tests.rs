@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::tree::MAX_NODES;
 use super::*;
 
 fn workspace() -> (tempfile::TempDir, Workspace) {

@@ -1,0 +1,363 @@
+//! What callers send, and what they are taken for.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::crypto::rust_crypto;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rand::Rng;
+use serde_json::{Value, json};
+
+use super::tokens::LONGEST_TOKEN;
+use super::*;
+
+const KEY: &str = "a-secret-that-is-long-enough-for-hs256";
+
+fn authenticator() -> Authenticator {
+    Authenticator::new(&Secret::new(KEY), Some(Secret::new("internal")))
+}
+
+fn now() -> u64 {
+    jsonwebtoken::get_current_timestamp()
+}
+
+fn sign(algorithm: Algorithm, key: &str, claims: &Value) -> String {
+    let _ = rust_crypto::DEFAULT_PROVIDER.install_default();
+    jsonwebtoken::encode(
+        &Header::new(algorithm),
+        claims,
+        &EncodingKey::from_secret(key.as_bytes()),
+    )
+    .unwrap()
+}
+
+fn good(claims: Value) -> String {
+    let mut claims = claims;
+    claims["exp"] = json!(now() + 60);
+    sign(Algorithm::HS256, KEY, &claims)
+}
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    pairs
+        .iter()
+        .map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).unwrap(),
+            )
+        })
+        .collect()
+}
+
+fn refusal(result: Result<Identity, AuthError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn a_good_bearer_gives_the_user_the_raw_token_and_the_kept_claims() {
+    let token = good(json!({"sub": "u1", "userId": "other", "projectId": "p1", "sessionId": "s1"}));
+    for scheme in ["Bearer", "bearer", "BEARER", "Bearer "] {
+        let who = authenticator()
+            .headers(&headers(&[("authorization", &format!("{scheme} {token}"))]))
+            .unwrap();
+        assert_eq!(who.user.as_str(), "u1");
+        assert_eq!(who.token.unwrap().expose(), token);
+        assert_eq!(
+            (who.project.as_deref(), who.session.as_deref()),
+            (Some("p1"), Some("s1"))
+        );
+    }
+}
+
+#[test]
+fn the_claim_user_id_stands_in_for_sub() {
+    for claims in [
+        json!({"userId": "u2"}),
+        json!({"sub": "", "userId": "u2"}),
+        json!({"sub": null, "userId": "u2"}),
+    ] {
+        assert_eq!(
+            authenticator().token(&good(claims)).unwrap().user.as_str(),
+            "u2"
+        );
+    }
+}
+
+#[test]
+fn a_token_without_a_user_says_so() {
+    for claims in [
+        json!({}),
+        json!({"sub": ""}),
+        json!({"sub": 7}),
+        json!({"sub": null, "userId": null}),
+    ] {
+        assert_eq!(
+            refusal(authenticator().token(&good(claims))),
+            "Token missing sub claim"
+        );
+    }
+}
+
+#[test]
+fn the_audience_is_not_checked() {
+    for aud in [json!("authenticated"), json!(["a", "b"]), json!("")] {
+        assert!(
+            authenticator()
+                .token(&good(json!({"sub": "u1", "aud": aud})))
+                .is_ok()
+        );
+    }
+}
+
+#[test]
+fn a_token_that_expired_or_never_expires_is_refused() {
+    for exp in [
+        json!(now() - 2),
+        json!(0),
+        json!(-5),
+        json!("later"),
+        json!(null),
+        json!([]),
+        json!({}),
+    ] {
+        let token = sign(Algorithm::HS256, KEY, &json!({"sub": "u1", "exp": exp}));
+        assert_eq!(
+            refusal(authenticator().token(&token)),
+            "Invalid token",
+            "{exp}"
+        );
+    }
+    let token = sign(Algorithm::HS256, KEY, &json!({"sub": "u1"}));
+    assert_eq!(refusal(authenticator().token(&token)), "Invalid token");
+}
+
+#[test]
+fn a_token_that_is_not_valid_yet_is_refused() {
+    assert_eq!(
+        refusal(authenticator().token(&good(json!({"sub": "u1", "nbf": now() + 600})))),
+        "Invalid token"
+    );
+}
+
+#[test]
+fn no_algorithm_but_hs256_is_taken() {
+    let claims = json!({"sub": "u1", "exp": now() + 60});
+    for algorithm in [Algorithm::HS384, Algorithm::HS512] {
+        assert_eq!(
+            refusal(authenticator().token(&sign(algorithm, KEY, &claims))),
+            "Invalid token"
+        );
+    }
+    let body = URL_SAFE_NO_PAD.encode(claims.to_string());
+    let signature = good(json!({"sub": "u1"}))
+        .rsplit('.')
+        .next()
+        .unwrap()
+        .to_owned();
+    for name in ["none", "None", "NONE", "", "RS256", "ES256", "hs256"] {
+        let head = URL_SAFE_NO_PAD.encode(json!({"alg": name, "typ": "JWT"}).to_string());
+        for signature in ["", &signature] {
+            assert_eq!(
+                refusal(authenticator().token(&format!("{head}.{body}.{signature}"))),
+                "Invalid token"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_token_that_names_something_critical_is_refused() {
+    let mut header = Header::new(Algorithm::HS256);
+    header.crit = Some(vec!["b64".to_owned()]);
+    let claims = json!({"sub": "u1", "exp": now() + 60});
+    let token =
+        jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(KEY.as_bytes())).unwrap();
+    assert_eq!(refusal(authenticator().token(&token)), "Invalid token");
+}
+
+#[test]
+fn another_signature_or_a_changed_body_is_refused() {
+    let claims = json!({"sub": "u1", "exp": now() + 60});
+    assert_eq!(
+        refusal(authenticator().token(&sign(Algorithm::HS256, "another", &claims))),
+        "Invalid token"
+    );
+    let token = good(json!({"sub": "u1"}));
+    let parts: Vec<&str> = token.split('.').collect();
+    let body = URL_SAFE_NO_PAD.encode(json!({"sub": "root", "exp": now() + 60}).to_string());
+    assert_eq!(
+        refusal(authenticator().token(&format!("{}.{body}.{}", parts[0], parts[2]))),
+        "Invalid token"
+    );
+    for cut in 0..token.len() {
+        assert_eq!(
+            refusal(authenticator().token(&token[..cut])),
+            "Invalid token"
+        );
+    }
+}
+
+#[test]
+fn a_user_id_that_is_no_name_is_refused() {
+    for sub in ["a\nb".to_owned(), "x".repeat(256)] {
+        assert_eq!(
+            refusal(authenticator().token(&good(json!({"sub": sub})))),
+            "Invalid token"
+        );
+    }
+    assert_eq!(
+        refusal(authenticator().token(&"x".repeat(LONGEST_TOKEN + 1))),
+        "Invalid token"
+    );
+}
+
+#[test]
+fn nothing_sent_means_authentication_is_required() {
+    for pairs in [
+        &[][..],
+        &[("authorization", "Basic dXNlcjpwYXNz")],
+        &[("x-user-id", "u1")],
+        &[("x-internal-key", "internal")],
+        &[("x-user-id", ""), ("x-internal-key", "internal")],
+    ] {
+        assert_eq!(
+            refusal(authenticator().headers(&headers(pairs))),
+            "Authentication required",
+            "{pairs:?}"
+        );
+    }
+}
+
+#[test]
+fn a_server_with_the_key_acts_for_a_user_without_a_token() {
+    let who = authenticator()
+        .headers(&headers(&[
+            ("x-user-id", "u1"),
+            ("x-internal-key", "internal"),
+        ]))
+        .unwrap();
+    assert_eq!(who.user.as_str(), "u1");
+    assert!(who.token.is_none());
+}
+
+#[test]
+fn a_server_with_a_wrong_key_is_refused() {
+    for key in ["", "Internal", "interna", "internal2"] {
+        let pairs = [("x-user-id", "u1"), ("x-internal-key", key)];
+        assert_eq!(
+            refusal(authenticator().headers(&headers(&pairs))),
+            "Invalid internal API key"
+        );
+    }
+}
+
+#[test]
+fn without_a_configured_key_the_way_for_servers_is_closed() {
+    for internal in [None, Some(Secret::new(""))] {
+        let closed = Authenticator::new(&Secret::new(KEY), internal);
+        for key in ["", "internal"] {
+            let pairs = [("x-user-id", "u1"), ("x-internal-key", key)];
+            assert_eq!(
+                refusal(closed.headers(&headers(&pairs))),
+                "Authentication required"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_failing_bearer_does_not_fall_through_to_the_key() {
+    for value in [
+        "Bearer nonsense",
+        "Bearer",
+        "Bearer ",
+        "bearer x.y.z",
+        "Bearer \u{e9}",
+    ] {
+        let mut sent = headers(&[("x-user-id", "u1"), ("x-internal-key", "internal")]);
+        sent.insert(
+            "authorization",
+            HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+        );
+        assert_eq!(
+            refusal(authenticator().headers(&sent)),
+            "Invalid token",
+            "{value}"
+        );
+    }
+    let mut sent = headers(&[("x-user-id", "u1"), ("x-internal-key", "internal")]);
+    sent.insert(
+        "authorization",
+        HeaderValue::from_bytes(b"Bearer \xff\xfe").unwrap(),
+    );
+    assert_eq!(refusal(authenticator().headers(&sent)), "Invalid token");
+}
+
+#[test]
+fn two_authorization_headers_are_refused() {
+    let mut sent = headers(&[("authorization", "Basic eA==")]);
+    let token = format!("Bearer {}", good(json!({"sub": "u1"})));
+    sent.append("authorization", HeaderValue::from_str(&token).unwrap());
+    assert_eq!(refusal(authenticator().headers(&sent)), "Invalid token");
+}
+
+#[test]
+fn an_issued_token_is_taken_back() {
+    let auth = authenticator();
+    let token = auth
+        .issue(&UserId::from("local"), Duration::from_secs(60))
+        .unwrap();
+    assert_eq!(auth.token(&token).unwrap().user.as_str(), "local");
+    assert!(auth.issue(&UserId::from("local"), Duration::MAX).is_ok());
+    let other = Authenticator::new(&Secret::new("another-secret"), None);
+    assert_eq!(refusal(other.token(&token)), "Invalid token");
+}
+
+#[test]
+fn no_bytes_a_caller_sends_make_it_panic() {
+    let auth = authenticator();
+    let mut random = rand::rng();
+    let valid = good(json!({"sub": "u1"}));
+    for round in 0..4000 {
+        let bytes: Vec<u8> = (0..random.random_range(0..200))
+            .map(|_| random.random())
+            .collect();
+        let token = match round % 3 {
+            0 => String::from_utf8_lossy(&bytes).into_owned(),
+            1 => {
+                let head = valid.split('.').next().unwrap();
+                format!(
+                    "{head}.{}.{}",
+                    URL_SAFE_NO_PAD.encode(&bytes),
+                    URL_SAFE_NO_PAD.encode(&bytes)
+                )
+            }
+            _ => {
+                let mut changed = valid.clone().into_bytes();
+                let at = random.random_range(0..changed.len());
+                changed[at] = random.random_range(32..127);
+                String::from_utf8(changed).unwrap()
+            }
+        };
+        // A changed last character may still decode to the same signature.
+        assert!(auth.token(&token).is_err() || round % 3 == 2);
+        if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+            let mut sent = HeaderMap::new();
+            sent.insert("authorization", value.clone());
+            sent.insert("x-user-id", value.clone());
+            sent.insert("x-internal-key", value);
+            assert!(auth.headers(&sent).is_err());
+        }
+    }
+}
+
+#[test]
+fn printing_an_identity_or_an_authenticator_shows_no_secret() {
+    let token = good(json!({"sub": "u1"}));
+    let auth = authenticator();
+    let shown = format!("{:?} {auth:?}", auth.token(&token).unwrap());
+    assert!(
+        !shown.contains(&token) && !shown.contains("internal\"") && !shown.contains(KEY),
+        "{shown}"
+    );
+}

@@ -1,0 +1,153 @@
+//! Owns what each setting may hold, what it is when it is not set, and what settings say together.
+//!
+//! What always holds: nothing but the values is looked at, no file and no environment; the first
+//! thing that is wrong is the error, and what is only unwise is a warning.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
+use super::names::NOT_USED_YET;
+use super::values::{
+    Values, count, ip, mount_path, number, origins, seconds, shown, size, unprintable,
+};
+use super::{Config, ConfigError};
+use crate::secret::Secret;
+
+const DAY: f64 = 86_400.0;
+const MIB: u64 = 1024 * 1024;
+
+impl Config {
+    /// Makes settings of values.
+    pub(super) fn check(values: &Values) -> Result<Self, ConfigError> {
+        let mut warnings: Vec<String> = NOT_USED_YET
+            .iter()
+            .filter(|(name, _)| values.raw(name).is_some())
+            .map(|(name, why)| {
+                format!("{name} is set, but this version does not use it yet: {why}.")
+            })
+            .collect();
+
+        let jwt_secret = values.raw("SUPABASE_JWT_SECRET").map(Secret::from);
+        let encryption_key = values.raw("ENCRYPTION_KEY").map(Secret::from);
+        let internal_api_key = values.header_secret("INTERNAL_API_KEY")?;
+        for (name, secret, least) in [
+            ("SUPABASE_JWT_SECRET", &jwt_secret, 32),
+            ("ENCRYPTION_KEY", &encryption_key, 16),
+            ("INTERNAL_API_KEY", &internal_api_key, 16),
+        ] {
+            if secret.as_ref().is_some_and(|secret| secret.len() < least) {
+                warnings.push(format!(
+                    "{name} is shorter than {least} bytes, so it can be guessed; use a longer one."
+                ));
+            }
+        }
+
+        let local = jwt_secret.is_none();
+        let default_host = if local {
+            Ipv4Addr::LOCALHOST
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        };
+        let host = values.parsed(
+            "HOST",
+            IpAddr::V4(default_host),
+            "an IP address, or localhost",
+            ip,
+        )?;
+        if local && !host.to_canonical().is_loopback() {
+            return Err(ConfigError::LocalModeIsLocal {
+                given: shown(values.text("HOST").unwrap_or_default()),
+            });
+        }
+
+        let sandbox_backend = values.choice("SANDBOX_BACKEND", SandboxBackend::Auto)?;
+        if !local && sandbox_backend == SandboxBackend::Landlock {
+            warnings.push(
+                "SANDBOX_BACKEND is landlock: users' sandboxes see the command lines of each other's processes; install bubblewrap, and set auto or bubblewrap, to keep them apart."
+                    .to_owned(),
+            );
+        }
+
+        let newer = values.provider("DEFAULT_MODEL_PROVIDER")?;
+        let older = values.provider("DEFAULT_PROVIDER")?;
+        if let (Some(newer), Some(older)) = (&newer, &older)
+            && newer != older
+        {
+            warnings.push(format!(
+                "DEFAULT_PROVIDER ({older}) is not used, because DEFAULT_MODEL_PROVIDER ({newer}) is set."
+            ));
+        }
+
+        Ok(Self {
+            host,
+            port: values.parsed("PORT", 8000, "a port number from 0 to 65535 (0 takes any free one)", number)?,
+            local,
+            jwt_secret,
+            encryption_key,
+            internal_api_key,
+            allowed_origins: values.parsed(
+                "ALLOWED_ORIGINS",
+                AllowedOrigins::List(vec!["http://localhost:3000".to_owned()]),
+                "a comma-separated list of origins such as https://app.example.com (scheme, host and port, no path), or * alone",
+                origins,
+            )?,
+            openai_api_key: values.header_secret("OPENAI_API_KEY")?,
+            llm_api_key: values.header_secret("LLM_API_KEY")?,
+            llm_base_url: values.base_url("LLM_BASE_URL")?,
+            llm_model: values.optional(
+                "LLM_MODEL",
+                "a model's name, at most 200 characters and none of them a space or a control character",
+                |text| (text.len() <= 200 && !text.contains(unprintable)).then(|| text.to_owned()),
+            )?,
+            default_model_provider: newer.or(older),
+            default_policy: values.choice("DEFAULT_POLICY", DefaultPolicy::Auto)?,
+            max_iterations: values.parsed("MAX_ITERATIONS", 50, "a whole number from 1 to 10000", count)?,
+            conversation_timeout: values.parsed(
+                "CONVERSATION_TIMEOUT",
+                Duration::from_secs(1800),
+                "a number of seconds from 1 to 2592000 (30 days)",
+                |text| seconds(text, 1.0, 30.0 * DAY),
+            )?,
+            session_grace: values.parsed(
+                "SESSION_GRACE_SECONDS",
+                Duration::from_secs(300),
+                "a number of seconds from 0 to 86400 (a day)",
+                |text| seconds(text, 0.0, DAY),
+            )?,
+            max_sessions_per_user: values.parsed(
+                "MAX_SESSIONS_PER_USER",
+                20,
+                "a whole number from 1 to 10000",
+                count,
+            )?,
+            sandbox_backend,
+            sandbox_network: values.choice("SANDBOX_NETWORK", SandboxNetwork::Host)?,
+            sandbox_memory_limit: values.parsed(
+                "SANDBOX_MEMORY_LIMIT",
+                2048 * MIB,
+                "a size from 16m to 1t, such as 512m or 2g",
+                |text| size(text).filter(|bytes| (16 * MIB..=MIB * MIB).contains(bytes)),
+            )?,
+            workspace_mount_path: values.parsed(
+                "WORKSPACE_MOUNT_PATH",
+                "/workspace".to_owned(),
+                "an absolute path below /, without . and .. parts, colons or control characters",
+                mount_path,
+            )?,
+            workspace_base_path: values
+                .raw("WORKSPACE_BASE_PATH")
+                .map_or_else(|| PathBuf::from("./storage"), PathBuf::from),
+            allow_private_repositories: values.choice("ALLOW_PRIVATE_REPOSITORIES", local)?,
+            mock_step_delay: values.parsed(
+                "MOCK_STEP_DELAY_SECONDS",
+                Duration::from_millis(1500),
+                "a number of seconds from 0 to 60",
+                |text| seconds(text, 0.0, 60.0),
+            )?,
+            log_format: values.choice("LOG_FORMAT", LogFormat::Text)?,
+            warnings,
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! Owns the settings: where they come from, what each may hold, and what each is when it is not set.
+//!
+//! Settings are environment variables, over a `.env` file in the working directory. An empty value
+//! counts as not set. What always holds: a [`Config`] that exists was checked in full, so nothing
+//! that reads it checks again; a value that is not allowed is one sentence that names the setting,
+//! what was given and what is allowed, and never shows a secret; a setting that is taken and not
+//! used yet is said in [`Config::warnings`]. Without `SUPABASE_JWT_SECRET` the server is in local
+//! mode, and can listen on a loopback address only.
+
+mod check;
+mod choices;
+mod dotenv;
+mod error;
+mod names;
+mod secret_file;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::zeroize::Zeroizing;
+use url::Url;
+
+pub use self::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
+pub use self::error::ConfigError;
+use self::names::known;
+use self::secret_file::secret_file;
+use self::values::Values;
+use crate::secret::Secret;
+
+/// Every setting, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `HOST`: where the server listens. 127.0.0.1 in local mode, else 0.0.0.0.
+    pub host: IpAddr,
+    /// `PORT` (8000). 0 takes any free one.
+    pub port: u16,
+    /// Local mode: no identity provider; a secret of this machine signs tokens.
+    pub local: bool,
+    /// `SUPABASE_JWT_SECRET`; none in local mode. [`Config::keys`] gives what tokens are signed with.
+    pub jwt_secret: Option<Secret>,
+    /// `ENCRYPTION_KEY`, for stored git tokens and for what a session keeps of its own secrets.
+    pub encryption_key: Option<Secret>,
+    /// `INTERNAL_API_KEY`; without it servers cannot act for users.
+    pub internal_api_key: Option<Secret>,
+    /// `ALLOWED_ORIGINS` (`http://localhost:3000`).
+    pub allowed_origins: AllowedOrigins,
+    /// `OPENAI_API_KEY`.
+    pub openai_api_key: Option<Secret>,
+    /// `LLM_API_KEY`, for the endpoint at `LLM_BASE_URL`.
+    pub llm_api_key: Option<Secret>,
+    /// `LLM_BASE_URL`: an endpoint that speaks OpenAI's protocol.
+    pub llm_base_url: Option<Url>,
+    /// `LLM_MODEL`.
+    pub llm_model: Option<String>,
+    /// `DEFAULT_MODEL_PROVIDER`, or the older `DEFAULT_PROVIDER`, in lower case.
+    pub default_model_provider: Option<String>,
+    /// `DEFAULT_POLICY` (`auto`).
+    pub default_policy: DefaultPolicy,
+    /// `MAX_ITERATIONS` (50) of one session.
+    pub max_iterations: u32,
+    /// `CONVERSATION_TIMEOUT` (1800 s).
+    pub conversation_timeout: Duration,
+    /// `SESSION_GRACE_SECONDS` (300): how long a session runs on with no client.
+    pub session_grace: Duration,
+    /// `MAX_SESSIONS_PER_USER` (20).
+    pub max_sessions_per_user: u32,
+    /// `SANDBOX_BACKEND` (`auto`).
+    pub sandbox_backend: SandboxBackend,
+    /// `SANDBOX_NETWORK` (`host`).
+    pub sandbox_network: SandboxNetwork,
+    /// `SANDBOX_MEMORY_LIMIT` (2g), in bytes.
+    pub sandbox_memory_limit: u64,
+    /// `WORKSPACE_MOUNT_PATH` (`/workspace`): what commands see the workspace as. Absolute, without
+    /// a slash at its end.
+    pub workspace_mount_path: String,
+    /// `WORKSPACE_BASE_PATH` (`./storage`): workspaces, the database and this machine's secrets.
+    pub workspace_base_path: PathBuf,
+    /// `ALLOW_PRIVATE_REPOSITORIES` (true in local mode, else false): repositories on private
+    /// addresses and on this machine.
+    pub allow_private_repositories: bool,
+    /// `MOCK_STEP_DELAY_SECONDS` (1.5).
+    pub mock_step_delay: Duration,
+    /// `LOG_FORMAT` (`text`).
+    pub log_format: LogFormat,
+    /// What the operator should know: settings without effect, weak secrets. A sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The two keys that a running server needs, from the settings or from files of this machine.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// What tokens are signed and checked with.
+    pub jwt: Secret,
+    /// What sessions' own secrets are sealed with.
+    pub seal: Secret,
+}
+
+impl Config {
+    /// Reads the environment and, below it, `.env` in the working directory.
+    pub fn load() -> Result<Self, ConfigError> {
+        let file = match std::fs::read_to_string(".env") {
+            Ok(text) => Some(Zeroizing::new(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(ConfigError::DotEnv(error)),
+        };
+        Self::merge(file.as_deref().map(String::as_str), std::env::vars_os())
+    }
+
+    /// Reads settings from pairs of name and value, and touches nothing else. Of a name that comes
+    /// twice, the last one that is not empty counts; unknown names are passed over.
+    pub fn from_pairs<K, V>(pairs: impl IntoIterator<Item = (K, V)>) -> Result<Self, ConfigError>
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        let pairs = pairs
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        Self::check(&Values::new(pairs.filter(|(name, _)| known(name))))
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+
+    /// The keys for tokens and for sealing. What no setting gives is a file below
+    /// `WORKSPACE_BASE_PATH`, made at first use and readable by this user only.
+    pub fn keys(&self) -> Result<Keys, ConfigError> {
+        let jwt = match &self.jwt_secret {
+            Some(secret) => secret.clone(),
+            None => secret_file(&self.workspace_base_path.join("local-secret"))?,
+        };
+        let seal = match &self.encryption_key {
+            Some(key) => key.clone(),
+            None if self.local => jwt.clone(),
+            // Not SUPABASE_JWT_SECRET: that one is rotated without us, and what a session sealed
+            // would no longer open.
+            None => secret_file(&self.workspace_base_path.join("seal-secret"))?,
+        };
+        Ok(Keys { jwt, seal })
+    }
+
+    fn merge(
+        file: Option<&str>,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let mut pairs = file.map(dotenv::pairs).transpose()?.unwrap_or_default();
+        for (name, value) in env {
+            // Only what is ours: the environment may hold names and values that are no text.
+            let Some(name) = name.to_str().filter(|name| known(name)) else {
+                continue;
+            };
+            let value = value.into_string().map_err(|_| ConfigError::NotText {
+                name: name.to_owned(),
+            })?;
+            pairs.push((name.to_owned(), value));
+        }
+        Self::from_pairs(pairs)
+    }
+}

@@ -1,0 +1,57 @@
+//! Owns which names are settings.
+//!
+//! What always holds: a name stands in one of two lists, what is read and what has no effect yet; any
+//! other variable of the environment is passed over, and may hold what it likes.
+
+/// Settings that are taken without effect, and why. They are named, so that nobody thinks they work.
+pub(super) const NOT_USED_YET: &[(&str, &str)] = &[
+    ("SUPABASE_URL", NO_SUPABASE),
+    ("SUPABASE_ANON_KEY", NO_SUPABASE),
+    ("SUPABASE_SERVICE_KEY", NO_SUPABASE),
+    (
+        "ANTHROPIC_API_KEY",
+        "there is no adapter for Anthropic's own API",
+    ),
+    ("GOOGLE_API_KEY", "there is no adapter for Google's own API"),
+    ("SANDBOX_IMAGE", NO_DOCKER),
+    ("SANDBOX_CPU_LIMIT", NO_DOCKER),
+    ("SANDBOX_CONTAINER_PREFIX", NO_DOCKER),
+    ("DOCKER_NETWORK", NO_DOCKER),
+    ("HOST_WORKSPACE_PATH", NO_DOCKER),
+];
+const NO_SUPABASE: &str = "chats are kept in the local database";
+const NO_DOCKER: &str = "there is no Docker sandbox, see SANDBOX_BACKEND";
+
+/// Settings that are read.
+const USED: &[&str] = &[
+    "PORT",
+    "HOST",
+    "SUPABASE_JWT_SECRET",
+    "ENCRYPTION_KEY",
+    "INTERNAL_API_KEY",
+    "ALLOWED_ORIGINS",
+    "OPENAI_API_KEY",
+    "LLM_API_KEY",
+    "LLM_BASE_URL",
+    "LLM_MODEL",
+    "DEFAULT_MODEL_PROVIDER",
+    "DEFAULT_PROVIDER",
+    "DEFAULT_POLICY",
+    "MAX_ITERATIONS",
+    "CONVERSATION_TIMEOUT",
+    "SESSION_GRACE_SECONDS",
+    "MAX_SESSIONS_PER_USER",
+    "SANDBOX_BACKEND",
+    "SANDBOX_NETWORK",
+    "SANDBOX_MEMORY_LIMIT",
+    "WORKSPACE_MOUNT_PATH",
+    "WORKSPACE_BASE_PATH",
+    "ALLOW_PRIVATE_REPOSITORIES",
+    "MOCK_STEP_DELAY_SECONDS",
+    "LOG_FORMAT",
+];
+
+/// Whether a name is a setting.
+pub(super) fn known(name: &str) -> bool {
+    USED.contains(&name) || NOT_USED_YET.iter().any(|(known, _)| *known == name)
+}

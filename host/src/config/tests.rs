@@ -1,0 +1,339 @@
+//! What is read of settings, what is refused, and what is never shown.
+
+use std::os::unix::ffi::OsStringExt;
+
+use super::names::NOT_USED_YET;
+use super::values::shown;
+use super::*;
+
+const LONG: &str = "a-secret-that-is-long-enough-for-hs256";
+
+fn config(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::from_pairs(pairs.iter().copied())
+}
+
+fn good(pairs: &[(&str, &str)]) -> Config {
+    config(pairs).unwrap()
+}
+
+fn refused(name: &str, value: &str) -> String {
+    let sentence = config(&[("SUPABASE_JWT_SECRET", LONG), (name, value)])
+        .unwrap_err()
+        .to_string();
+    assert!(sentence.contains(name), "{sentence}");
+    assert_eq!(sentence.lines().count(), 1, "{sentence}");
+    sentence
+}
+
+#[test]
+fn with_nothing_set_it_is_local_and_has_the_defaults() {
+    let config = good(&[]);
+    assert!(config.local && config.jwt_secret.is_none());
+    assert_eq!(config.address().to_string(), "127.0.0.1:8000");
+    assert_eq!(
+        config.allowed_origins,
+        AllowedOrigins::List(vec!["http://localhost:3000".to_owned()])
+    );
+    assert_eq!(config.default_policy, DefaultPolicy::Auto);
+    assert_eq!(config.max_iterations, 50);
+    assert_eq!(config.conversation_timeout, Duration::from_secs(1800));
+    assert_eq!(config.session_grace, Duration::from_secs(300));
+    assert_eq!(config.max_sessions_per_user, 20);
+    assert_eq!(config.sandbox_backend, SandboxBackend::Auto);
+    assert_eq!(config.sandbox_network, SandboxNetwork::Host);
+    assert_eq!(config.sandbox_memory_limit, 2 << 30);
+    assert_eq!(config.workspace_mount_path, "/workspace");
+    assert_eq!(config.workspace_base_path, PathBuf::from("./storage"));
+    assert!(config.allow_private_repositories);
+    assert_eq!(config.mock_step_delay, Duration::from_millis(1500));
+    assert_eq!(config.log_format, LogFormat::Text);
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn with_a_jwt_secret_it_serves_others() {
+    let config = good(&[("SUPABASE_JWT_SECRET", LONG)]);
+    assert!(!config.local && !config.allow_private_repositories);
+    assert_eq!(config.address().to_string(), "0.0.0.0:8000");
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn local_mode_listens_on_a_loopback_address_only() {
+    for host in [
+        "127.0.0.1",
+        "127.9.9.9",
+        "::1",
+        "[::1]",
+        "localhost",
+        "::ffff:127.0.0.1",
+    ] {
+        assert!(config(&[("HOST", host)]).is_ok(), "{host}");
+    }
+    for host in ["0.0.0.0", "::", "192.168.1.4"] {
+        let sentence = config(&[("HOST", host)]).unwrap_err().to_string();
+        assert!(
+            sentence.contains(host) && sentence.contains("set SUPABASE_JWT_SECRET"),
+            "{sentence}"
+        );
+        assert!(config(&[("HOST", host), ("SUPABASE_JWT_SECRET", LONG)]).is_ok());
+    }
+}
+
+#[test]
+fn an_empty_value_is_not_set() {
+    let config = good(&[
+        ("PORT", ""),
+        ("SUPABASE_JWT_SECRET", "  "),
+        ("SUPABASE_URL", ""),
+        ("HOST", " "),
+    ]);
+    assert!(config.local);
+    assert_eq!(config.port, 8000);
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_set_is_read() {
+    let config = good(&[
+        ("PORT", " 9001 "),
+        ("LLM_BASE_URL", "http://localhost:11434/v1"),
+        ("LLM_MODEL", "qwen/qwen3:8b"),
+        ("LLM_API_KEY", " key "),
+        ("DEFAULT_MODEL_PROVIDER", "OpenAI"),
+        ("DEFAULT_POLICY", "Mock"),
+        ("MAX_ITERATIONS", "7"),
+        ("CONVERSATION_TIMEOUT", "12.5"),
+        ("SANDBOX_BACKEND", "landlock"),
+        ("SANDBOX_NETWORK", "none"),
+        ("WORKSPACE_MOUNT_PATH", "/work/space/"),
+        ("MOCK_STEP_DELAY_SECONDS", "0"),
+        ("ALLOW_PRIVATE_REPOSITORIES", "no"),
+        ("LOG_FORMAT", "json"),
+        ("PATH", "/usr/bin"),
+    ]);
+    assert_eq!(config.port, 9001);
+    assert_eq!(
+        config.llm_base_url.unwrap().as_str(),
+        "http://localhost:11434/v1"
+    );
+    assert_eq!(config.llm_model.unwrap(), "qwen/qwen3:8b");
+    assert_eq!(config.llm_api_key.unwrap().expose(), "key");
+    assert_eq!(config.default_model_provider.unwrap(), "openai");
+    assert_eq!(config.default_policy, DefaultPolicy::Mock);
+    assert_eq!(config.max_iterations, 7);
+    assert_eq!(config.conversation_timeout, Duration::from_millis(12_500));
+    assert_eq!(config.sandbox_backend.to_string(), "landlock");
+    assert_eq!(config.sandbox_network, SandboxNetwork::None);
+    assert_eq!(config.workspace_mount_path, "/work/space");
+    assert_eq!(config.mock_step_delay, Duration::ZERO);
+    assert!(!config.allow_private_repositories);
+    assert_eq!(config.log_format, LogFormat::Json);
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
+    for (name, values) in [
+        ("PORT", &["65536", "-1", "+80", "http", "80 80", "8\n0"][..]),
+        ("HOST", &["example.com", "127.0.0.1:80", "1.2.3"]),
+        (
+            "ALLOWED_ORIGINS",
+            &[
+                "*, http://a",
+                "a.example",
+                "ftp://a",
+                "http://a/b",
+                "http://u@a",
+                "https://*.a",
+                ",",
+            ],
+        ),
+        (
+            "LLM_BASE_URL",
+            &["api.example.com", "file:///etc", "http://"],
+        ),
+        ("LLM_MODEL", &["a b", "a\tb"]),
+        ("DEFAULT_MODEL_PROVIDER", &["open ai", "../x"]),
+        ("DEFAULT_PROVIDER", &["open ai"]),
+        ("DEFAULT_POLICY", &["agent"]),
+        ("MAX_ITERATIONS", &["0", "10001", "1.5", "many"]),
+        (
+            "CONVERSATION_TIMEOUT",
+            &["0", "-1", "inf", "NaN", "1e9", "30m"],
+        ),
+        ("SESSION_GRACE_SECONDS", &["-1", "86401", "nan"]),
+        ("MAX_SESSIONS_PER_USER", &["0", "x"]),
+        ("SANDBOX_BACKEND", &["docker", "on"]),
+        ("SANDBOX_NETWORK", &["bridge"]),
+        (
+            "SANDBOX_MEMORY_LIMIT",
+            &[
+                "2",
+                "1k",
+                "2x",
+                "g",
+                "-2g",
+                "99t",
+                "1..5g",
+                "1.g",
+                "99999999999999999999g",
+            ],
+        ),
+        (
+            "WORKSPACE_MOUNT_PATH",
+            &["workspace", "/", "/a/../b", "/a//b", "/a:b", "/a\nb"],
+        ),
+        ("ALLOW_PRIVATE_REPOSITORIES", &["maybe", "2"]),
+        ("MOCK_STEP_DELAY_SECONDS", &["-0.5", "61", "slow"]),
+        ("LOG_FORMAT", &["xml"]),
+    ] {
+        for value in values {
+            let sentence = refused(name, value);
+            assert!(sentence.contains(&shown(value)), "{sentence}");
+            assert!(sentence.contains("must be"), "{sentence}");
+        }
+    }
+    assert!(refused("PORT", &"9".repeat(5000)).len() < 250);
+}
+
+#[test]
+fn a_secret_is_never_shown_in_an_error_or_in_print() {
+    for name in ["INTERNAL_API_KEY", "OPENAI_API_KEY", "LLM_API_KEY"] {
+        for value in ["hunter2 hunter2", "hunter2\nx", "hunter2é"] {
+            assert!(!refused(name, value).contains("hunter2"));
+        }
+    }
+    for value in [
+        "https://u:hunter2@host/v1",
+        "https://host/v1?key=hunter2",
+        "https://host/#hunter2",
+    ] {
+        assert!(!refused("LLM_BASE_URL", value).contains("hunter2"));
+    }
+    let all = [
+        "SUPABASE_JWT_SECRET",
+        "ENCRYPTION_KEY",
+        "INTERNAL_API_KEY",
+        "OPENAI_API_KEY",
+        "LLM_API_KEY",
+    ];
+    let config = good(&all.map(|name| (name, "hunter2")));
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_setting_without_effect_is_said_and_not_shown() {
+    let pairs: Vec<(&str, &str)> = NOT_USED_YET
+        .iter()
+        .map(|(name, _)| (*name, "hunter2"))
+        .collect();
+    let config = good(&pairs);
+    assert_eq!(config.warnings.len(), NOT_USED_YET.len());
+    for ((name, _), warning) in NOT_USED_YET.iter().zip(&config.warnings) {
+        assert!(warning.starts_with(&format!(
+            "{name} is set, but this version does not use it yet: "
+        )));
+        assert!(!warning.contains("hunter2"));
+    }
+}
+
+#[test]
+fn landlock_for_several_users_is_warned_about() {
+    let landlock = ("SANDBOX_BACKEND", "landlock");
+    let many = good(&[("SUPABASE_JWT_SECRET", LONG), landlock]);
+    assert_eq!(many.warnings.len(), 1, "{:?}", many.warnings);
+    assert!(many.warnings[0].starts_with("SANDBOX_BACKEND is landlock"));
+    assert!(
+        good(&[landlock]).warnings.is_empty(),
+        "local mode has one user"
+    );
+}
+
+#[test]
+fn short_secrets_are_warned_about() {
+    let config = good(&[
+        ("SUPABASE_JWT_SECRET", "short"),
+        ("ENCRYPTION_KEY", "short"),
+        ("INTERNAL_API_KEY", "short"),
+    ]);
+    assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
+}
+
+#[test]
+fn the_older_name_of_the_provider_counts_where_the_newer_is_not_set() {
+    assert_eq!(
+        good(&[("DEFAULT_PROVIDER", "openai")])
+            .default_model_provider
+            .unwrap(),
+        "openai"
+    );
+    let both = good(&[
+        ("DEFAULT_PROVIDER", "google"),
+        ("DEFAULT_MODEL_PROVIDER", "openai"),
+    ]);
+    assert_eq!(both.default_model_provider.unwrap(), "openai");
+    assert_eq!(both.warnings.len(), 1);
+}
+
+#[test]
+fn origins_are_written_as_a_browser_writes_them() {
+    let list = |text| good(&[("ALLOWED_ORIGINS", text)]).allowed_origins;
+    let expected = ["https://app.example.com", "http://localhost:3000"]
+        .map(str::to_owned)
+        .to_vec();
+    assert_eq!(
+        list("https://App.example.com:443/, http://localhost:3000,,https://app.example.com"),
+        AllowedOrigins::List(expected)
+    );
+    assert_eq!(list("*"), AllowedOrigins::Any);
+}
+
+#[test]
+fn sizes_are_read_as_docker_writes_them() {
+    for (text, bytes) in [
+        ("2g", 2 << 30),
+        ("2G", 2 << 30),
+        ("512m", 512 << 20),
+        ("512 MiB", 512 << 20),
+        ("1.5gb", 1536 << 20),
+        ("0.1g", 107_374_182),
+        ("67108864", 64 << 20),
+        ("1t", 1 << 40),
+        ("65536k", 64 << 20),
+    ] {
+        assert_eq!(
+            good(&[("SANDBOX_MEMORY_LIMIT", text)]).sandbox_memory_limit,
+            bytes,
+            "{text}"
+        );
+    }
+}
+
+fn os(pairs: &[(&str, &[u8])]) -> std::vec::IntoIter<(OsString, OsString)> {
+    let pairs: Vec<_> = pairs
+        .iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from_vec(value.to_vec())))
+        .collect();
+    pairs.into_iter()
+}
+
+#[test]
+fn the_environment_wins_over_the_file_but_an_empty_variable_does_not() {
+    let file = "# comment\nPORT=1\nexport MAX_ITERATIONS=3 # three\nLLM_MODEL='a$b'\nOTHER=x\n";
+    let config = Config::merge(
+        Some(file),
+        os(&[("PORT", b"2"), ("MAX_ITERATIONS", b""), ("X", b"\xff")]),
+    )
+    .unwrap();
+    assert_eq!((config.port, config.max_iterations), (2, 3));
+    assert_eq!(config.llm_model.unwrap(), "a$b");
+}
+
+#[test]
+fn a_variable_of_ours_that_is_no_text_is_refused() {
+    let sentence = Config::merge(None, os(&[("LLM_API_KEY", b"\xff")]))
+        .unwrap_err()
+        .to_string();
+    assert!(sentence.starts_with("LLM_API_KEY"), "{sentence}");
+}

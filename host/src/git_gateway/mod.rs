@@ -1,0 +1,150 @@
+//! Git's way out of a sandbox: one socket for each session, through which the helper in the box
+//! fetches from that session's repository and from no other.
+//!
+//! What always holds: the token stays here, never in the box, in a log line or in an error; only
+//! fetching is possible; redirects are not followed; addresses of the host's own networks are
+//! refused unless the operator allowed them, and those of cloud metadata services always.
+
+mod address;
+mod clone;
+mod helper;
+mod remote;
+#[cfg(test)]
+mod tests;
+mod url;
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lucid_exec::protocol::{Frame, Kind};
+use reqwest::Client;
+use secrecy::SecretString;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+
+pub use self::address::{address_allowed, client};
+pub use self::clone::{CloneError, clone_into};
+use self::helper::serve;
+use self::remote::Remote;
+pub use self::url::repository_url;
+use crate::workspace::box_user;
+
+/// How many helpers a session may have at a time.
+const MAX_HELPERS: usize = 4;
+
+/// Why there is no gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The repository's URL will not do.
+    #[error("{0}")]
+    Url(String),
+    /// The socket could not be made.
+    #[error("The git gateway's socket {path} cannot be made: {cause}")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The HTTP client could not be made.
+    #[error("The git gateway's HTTP client cannot be made: {0}")]
+    Client(#[source] reqwest::Error),
+}
+
+/// A session's open gateway. Dropping it closes it.
+pub struct Gateway {
+    task: tokio::task::JoinHandle<()>,
+    socket: PathBuf,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Gateway")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Listens in the session's runtime folder ([`Sandbox::runtime_dir`]) for helpers that want the
+    /// repository. `client` is one of [`client`], made with the same `allow_private`.
+    pub fn start(
+        folder: &Path,
+        repository: &str,
+        token: Option<SecretString>,
+        allow_private: bool,
+        client: Client,
+    ) -> Result<Self, GatewayError> {
+        let url = repository_url(repository)?;
+        let socket = folder.join("git.sock");
+        let failed = |cause| GatewayError::Socket {
+            path: socket.display().to_string(),
+            cause,
+        };
+        let key = uuid::Uuid::new_v4().simple().to_string();
+        let key_file = folder.join("git.key");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).map_err(failed)?;
+        std::fs::write(&key_file, &key).map_err(failed)?;
+        for path in [&socket, &key_file] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                .map_err(failed)?;
+            if let Some(user) = box_user() {
+                std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
+            }
+        }
+        let remote = Arc::new(Remote {
+            client,
+            url,
+            token,
+            allow_private,
+            key,
+        });
+        Ok(Self {
+            task: tokio::spawn(listen(listener, remote)),
+            socket,
+        })
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(self.socket.with_extension("key"));
+    }
+}
+
+async fn listen(listener: UnixListener, remote: Arc<Remote>) {
+    let places = Arc::new(Semaphore::new(MAX_HELPERS));
+    // With the gateway its connections go too.
+    let mut helpers = tokio::task::JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "a git helper could not be let in");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        while helpers.try_join_next().is_some() {}
+        let remote = Arc::clone(&remote);
+        helpers.spawn(async move {
+            let _place = place;
+            let mut connection = connection;
+            if let Err(sentence) = serve(&mut connection, &remote).await {
+                let frame = Frame::new(Kind::GitError, 0, sentence);
+                let _ = connection.write_all(&frame.encode()).await;
+            }
+        });
+    }
+}

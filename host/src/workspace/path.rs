@@ -1,0 +1,67 @@
+//! Owns what a path inside a workspace is, and how one that a client or a model wrote becomes one.
+//!
+//! What always holds: a [`WorkspacePath`] has no `..` and no leading slash. Links on it are another
+//! matter: only the open folder it is resolved in keeps those inside.
+
+use std::path::{Path, PathBuf};
+
+use super::WorkspaceError;
+
+/// A path inside a workspace: no `..`, no leading slash, checked once and for all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkspacePath(PathBuf);
+
+impl WorkspacePath {
+    /// Takes what a client or a model wrote: from the workspace's root, with or without the slash,
+    /// with or without one of the places the workspace is known at.
+    pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
+        if text.contains('\0') {
+            return Err(WorkspaceError::Traversal);
+        }
+        let inside = known_at.iter().find_map(|root| {
+            let rest = text.strip_prefix(root.trim_end_matches('/'))?;
+            (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+        });
+        let mut path = PathBuf::new();
+        for part in inside.unwrap_or(text).split('/') {
+            match part {
+                "" | "." => {}
+                ".." if path.pop() => {}
+                ".." => return Err(WorkspaceError::Traversal),
+                name => path.push(name),
+            }
+        }
+        Ok(Self(path))
+    }
+
+    /// The workspace itself.
+    pub(super) fn root() -> Self {
+        Self(PathBuf::new())
+    }
+
+    /// From the workspace's root; empty for the root.
+    pub(super) fn below_root(&self) -> &Path {
+        &self.0
+    }
+
+    /// From the workspace's root, as the system takes it.
+    pub(super) fn on_disk(&self) -> &Path {
+        if self.0.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.0
+        }
+    }
+
+    /// Whether it is the workspace itself.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.0.as_os_str().is_empty()
+    }
+
+    /// As clients see it: from the root, with a slash.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        format!("/{}", self.0.to_string_lossy())
+    }
+}
