@@ -1,5 +1,4 @@
-//! Builds the hostile guest, which the tests embed. The host itself is built by the harness, as
-//! cargo builds it for a person.
+//! Builds the hostile guest, which the harness embeds.
 
 use std::path::PathBuf;
 

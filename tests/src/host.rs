@@ -1,6 +1,5 @@
-//! The host: built once, started on a free port with a storage folder of its own, killed at the end.
+//! The host: started on a free port with a storage folder of its own, killed at the end.
 
-use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,31 +13,14 @@ use tempfile::TempDir;
 use crate::token::{JWT_SECRET, token};
 use crate::wait::DEADLINE;
 
-/// The binary `lucid`, of the profile these tests were built with. Cargo decides whether there is
-/// anything to build.
+/// The binary `lucid`. Cargo builds it for the tests of its package, and says where it is.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let name = profile.file_name().and_then(OsStr::to_str).unwrap();
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-            .args(["build", "--locked", "--package", "lucid", "--bin", "lucid"])
-            .args(["--profile", if name == "debug" { "dev" } else { name }])
-            .arg("--target-dir")
-            .arg(profile.parent().unwrap());
-        let output = cargo
-            .output()
-            .unwrap_or_else(|e| panic!("{cargo:?} could not be started: {e}"));
-        assert!(
-            output.status.success(),
-            "{cargo:?} failed ({}):\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        profile.join("lucid")
+    BINARY.get_or_init(|| match std::env::var_os("CARGO_BIN_EXE_lucid") {
+        Some(path) => path.into(),
+        None => panic!(
+            "CARGO_BIN_EXE_lucid does not say where `lucid` is: run the tests with `cargo test`, or set it"
+        ),
     })
 }
 
@@ -348,17 +330,6 @@ pub fn with_compiled_plugins(storage: &Path) {
 /// What a child wrote to one of its streams.
 pub fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The id of a process whose command line holds a text.
-pub fn process_with(text: &str) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .find(|pid: &u32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            *pid != std::process::id() && String::from_utf8_lossy(&line).contains(text)
-        })
 }
 
 /// The first path below a folder with this name.

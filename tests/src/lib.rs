@@ -9,15 +9,18 @@
 mod git;
 mod host;
 mod model;
+mod process;
 mod socket;
 mod token;
 mod wait;
 
 pub use git::{GitServer, repository};
-pub use host::{
-    Answer, Host, HostBuilder, binary, command, find, process_with, text_of, with_compiled_plugins,
-};
+pub use host::{Answer, Host, HostBuilder, binary, command, find, text_of, with_compiled_plugins};
 pub use model::{Model, Seen, Turn, call, calls};
+pub use process::{own_memory, process_with, stop_within_a_guest};
 pub use socket::{Socket, event, is_completed, kinds, seq};
 pub use token::{JWT_SECRET, claims_token, expired_token, foreign_token, token};
 pub use wait::{DEADLINE, eventually, within};
+
+/// The component of `tests/guests/hostile`: a policy that misbehaves in the way its task names.
+pub const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.wasm"));

@@ -1,6 +1,6 @@
 //! A client of the WebSocket route.
 
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::host::Host;
 use crate::token::token;
-use crate::wait::DEADLINE;
+use crate::wait::{DEADLINE, within};
 
 /// An open connection, and all that came over it.
 pub struct Socket {
@@ -94,6 +94,11 @@ impl Socket {
         }
     }
 
+    /// The next frame, if it is there already.
+    pub fn next_now(&mut self) -> Option<Value> {
+        self.next().now_or_never().flatten()
+    }
+
     /// Reads on until a frame fits, and gives all that came on the way, that frame last.
     pub async fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut read = Vec::new();
@@ -132,6 +137,34 @@ impl Socket {
         while self.next().await.is_some() {}
         self.closed
             .unwrap_or_else(|| panic!("closed without a code; frames: {}", self.told()))
+    }
+
+    /// Sends a text while it reads on, as a browser does, to the close: its code and reason.
+    pub async fn closed_by(self, text: &str) -> (u16, String) {
+        let (mut sink, mut stream) = self.stream.split();
+        let sending = async {
+            // How much of it goes out is the host's affair.
+            sink.send(Message::text(text)).await.ok();
+            std::future::pending().await
+        };
+        let reading = async {
+            loop {
+                match stream.next().await {
+                    Some(Ok(Message::Close(Some(close)))) => {
+                        return (close.code.into(), close.reason.as_str().to_owned());
+                    }
+                    Some(Ok(_)) => {}
+                    end => panic!("no close, but {end:?}"),
+                }
+            }
+        };
+        let either = async {
+            tokio::select! {
+                close = reading => close,
+                never = sending => never,
+            }
+        };
+        within("the close", either).await
     }
 
     fn told(&self) -> String {

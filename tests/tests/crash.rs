@@ -3,6 +3,7 @@
 
 use lucid_tests::{
     Host, Model, Socket, Turn, call, eventually, is_completed, kinds, process_with, seq,
+    stop_within_a_guest,
 };
 use serde_json::{Value, json};
 
@@ -179,6 +180,87 @@ async fn a_task_goes_on_after_a_crash_in_the_middle_of_a_model_call() {
     back.say("One thing more").await;
     back.completed().await;
     assert!(model.completions().len() > 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_step_a_crash_cut_off_reaches_the_policy_once() {
+    // While its script waits, the mock keeps what is said in its state: a step reads and writes all of
+    // that, quote by quote, and so takes some milliseconds.
+    let mut host = Host::with_defaults()
+        .set("SANDBOX_BACKEND", "none")
+        .set("MOCK_STEP_DELAY_SECONDS", "0.5")
+        .start();
+    let first = json!({"task": "Listen to me", "features": ["seq"]});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    let session = socket.session().await;
+    let mut said: Vec<String> = Vec::new();
+    let is_scene = |frame: &Value| frame["type"] == "agent_event" && frame["event"] != "task_start";
+    socket.until("a scene of the script", is_scene).await;
+    loop {
+        let text = format!("message {} {}", said.len(), "\"".repeat(400_000));
+        socket.say(&text).await;
+        said.push(text);
+        // The next scene's step comes after that of the message.
+        let next_scene = async || socket.next_now().is_some_and(|frame| is_scene(&frame));
+        if stop_within_a_guest(host.pid(), next_scene).await {
+            break;
+        }
+        assert!(
+            !socket.frames.iter().any(is_over),
+            "none of {} steps was seen",
+            said.len()
+        );
+    }
+    host.crash();
+    // What was on its way when the process died.
+    while socket.next().await.is_some() {}
+    let seen = last_seq(&socket);
+    assert!(!socket.frames.iter().any(is_over), "{:#?}", socket.frames);
+
+    host.start_again();
+    assert_eq!(listed(&host, "alice").await, [session.as_str()]);
+    let again = json!({"sessionId": session, "lastSeq": seen, "features": ["seq"]});
+    let mut back = Socket::open(&host, "alice", again).await;
+    back.completed().await;
+    check_dense(&socket.frames, &back.frames);
+    assert_eq!(back.frames.iter().filter_map(seq).min(), Some(seen + 1));
+    // The policy answers each message at the end of its script.
+    let answers = |frames: &[Value]| -> Vec<String> {
+        let answers = frames
+            .iter()
+            .filter(|frame| frame["eventType"] == "MockResponse");
+        let content = answers.map(|frame| frame["content"].as_str().unwrap());
+        content
+            .map(|text| text.trim_end_matches(['"', '…']).trim_end().to_owned())
+            .collect()
+    };
+    let expected: Vec<String> = (0..said.len())
+        .map(|number| format!("[MOCK] Received: message {number}"))
+        .collect();
+    assert_eq!(answers(&back.frames), expected);
+    assert_eq!(answers(&socket.frames), Vec::<String>::new());
+
+    // The session goes on, and the record has every message, whole and once.
+    back.say("And then?").await;
+    let then = back.completed().await;
+    assert_eq!(answers(&then), ["[MOCK] Received: And then?"]);
+    check_dense(&socket.frames, &back.frames);
+    said.push("And then?".to_owned());
+    let chats = host.get("alice", "/api/v1/chats").await.ok();
+    let path = format!(
+        "/api/v1/chats/{}",
+        chats["chats"][0]["id"].as_str().unwrap()
+    );
+    eventually("the whole chat", async || {
+        let chat = host.get("alice", &path).await.ok();
+        let messages = chat["messages"].as_array().unwrap();
+        let follow_ups = messages
+            .iter()
+            .filter(|message| message["eventType"] == "FollowUp")
+            .map(|message| message["content"].as_str().unwrap());
+        follow_ups.eq(said.iter().map(String::as_str)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

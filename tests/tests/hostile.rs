@@ -13,10 +13,8 @@ use lucid::plugins::types::{Content, Message, Role};
 use lucid::plugins::{
     CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
 };
-use lucid_tests::{Host, Model, Socket, Turn, within};
+use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, within};
 use serde_json::json;
-
-const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.wasm"));
 
 fn limits() -> Limits {
     Limits {

@@ -243,6 +243,50 @@ async fn a_message_without_a_task_is_closed_with_4001() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_above_one_mebibyte_is_closed_with_1009_and_the_session_goes_on() {
+    const MOST: usize = 1 << 20;
+    const REASON: &str = "A message may have at most 1048576 bytes; send less at once.";
+    let of_length = |mut frame: Value, bytes: usize| {
+        frame["padding"] = json!("");
+        frame["padding"] = json!("x".repeat(bytes - frame.to_string().len()));
+        let text = frame.to_string();
+        assert_eq!(text.len(), bytes);
+        text
+    };
+    let host = Host::with_defaults().set("SANDBOX_BACKEND", "none").start();
+    let query = format!("?token={}", token("alice"));
+
+    // The first message. A client that is still sending when it is refused hears of it too.
+    let hello = json!({"task": "Say a lot"});
+    for bytes in [MOST + 1, 20 * MOST] {
+        let socket = Socket::connect(&host, &query).await;
+        let close = socket.closed_by(&of_length(hello.clone(), bytes)).await;
+        assert_eq!(close, (1009, REASON.to_owned()), "{bytes} bytes");
+    }
+    let sessions = host.get("alice", "/api/v1/sessions").await.ok();
+    assert_eq!(sessions, json!({"sessions": []}));
+    let mut socket = Socket::connect(&host, &query).await;
+    socket.send_text(&of_length(hello, MOST)).await;
+    let session = socket.session().await;
+    socket.completed().await;
+
+    // Later ones.
+    let ping = json!({"type": "ping"});
+    socket.send_text(&of_length(ping.clone(), MOST)).await;
+    socket.until("pong", |frame| frame["type"] == "pong").await;
+    for bytes in [MOST + 1, 20 * MOST] {
+        let close = socket.closed_by(&of_length(ping.clone(), bytes)).await;
+        assert_eq!(close, (1009, REASON.to_owned()), "{bytes} bytes");
+        socket = Socket::open(&host, "alice", json!({"sessionId": session})).await;
+        socket.completed().await;
+    }
+    socket.say("Less, then").await;
+    let answer = socket.completed().await;
+    let content = &event(&answer, "MockResponse")["content"];
+    assert_eq!(content, "[MOCK] Received: Less, then");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_without_a_good_token_gets_in() {
     let host = Host::with_defaults().start();
     // By handshake message: an error frame, then 4010.

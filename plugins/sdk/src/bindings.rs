@@ -4,7 +4,11 @@
 //! message a policy builds is the same type an adapter reads. The interfaces are exported only
 //! where a plugin calls one of the `export_…!` macros: linking this crate exports nothing.
 
-#![allow(unreachable_pub, clippy::all)]
+#![allow(
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; documented in the WIT"
+)]
 
 /// What both plugin kinds share.
 pub mod shared {

@@ -6,6 +6,7 @@
 //! is noticed and detached, and its session runs on for the grace time.
 
 mod connection;
+mod fault;
 mod frames;
 mod handshake;
 
@@ -21,6 +22,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::IntoParams;
 
+use self::fault::Fault;
 use self::frames::Own;
 use self::handshake::{First, Hello};
 use super::problem::{Problem, Query};
@@ -60,7 +62,8 @@ pub(super) struct TokenQuery {
 /// `POST /api/v1/sessions`, and optionally `sessionId`, `lastSeq` and `features` (`seq`, `deltas`,
 /// `diffs`, `usage`). Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
 /// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
-/// session ended, 1012 the server restarts (reconnect with `sessionId` and `lastSeq`).
+/// session ended, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
+/// `sessionId` and `lastSeq`).
 #[utoipa::path(
     get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
     responses((status = 101, description = "The protocol is switched"), (status = 400, body = Problem)),
@@ -101,6 +104,8 @@ struct Refused {
     reason: String,
     /// It is told in a frame as well.
     aloud: bool,
+    /// Nothing more can be read from it, not even its answer to the close.
+    unreadable: bool,
 }
 
 impl Refused {
@@ -109,6 +114,23 @@ impl Refused {
             code,
             reason: reason.into(),
             aloud: true,
+            unreadable: false,
+        }
+    }
+
+    fn quietly(code: u16, reason: impl Into<String>) -> Self {
+        Self {
+            aloud: false,
+            ..Self::aloud(code, reason)
+        }
+    }
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self {
+            unreadable: true,
+            ..Self::quietly(fault.code, fault.reason)
         }
     }
 }
@@ -128,9 +150,7 @@ impl From<Refused> for Left {
 async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
     let admitted = tokio::select! {
         admitted = admit(&api, &mut socket, token) => admitted,
-        () = api.parts.stop.cancelled() => Err(Refused {
-            code: close_code::RESTART, reason: "The server is stopping.".to_owned(), aloud: false,
-        }.into()),
+        () = api.parts.stop.cancelled() => Err(Refused::quietly(close_code::RESTART, "The server is stopping.").into()),
     };
     match admitted {
         Ok(admitted) => Box::pin(connection::converse(&api, socket, admitted)).await,
@@ -149,11 +169,10 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
 /// Who is there, and which session they get.
 async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Admitted, Left> {
     let known = match token {
-        Some(token) => Some(api.parts.auth.token(&token).map_err(|error| Refused {
-            code: CLOSE_UNAUTHENTICATED,
-            reason: error.to_string(),
-            aloud: false,
-        })?),
+        Some(token) => {
+            let checked = api.parts.auth.token(&token);
+            Some(checked.map_err(|e| Refused::quietly(CLOSE_UNAUTHENTICATED, e.to_string()))?)
+        }
         None => None,
     };
     let hello = greeting(socket, known.is_some()).await?;
@@ -206,12 +225,10 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
             None => return Err(Left::Gone),
             Some(Err(error)) => {
                 tracing::debug!(%error, "a client's first message could not be read");
-                return Err(Refused {
-                    code: close_code::PROTOCOL,
-                    reason: String::new(),
-                    aloud: false,
-                }
-                .into());
+                return Err(match Fault::of(&error) {
+                    Some(fault) => Refused::from(fault).into(),
+                    None => Left::Gone,
+                });
             }
         };
         match handshake::first(&text) {
@@ -260,6 +277,10 @@ async fn refuse(mut socket: WebSocket, refused: Refused) {
             .await;
     }
     let _ = socket.send(closing(refused.code, &refused.reason)).await;
+    if refused.unreadable {
+        // A reset could overtake the close, so the connection stays until the caller's time is up.
+        std::future::pending::<()>().await;
+    }
     while let Some(Ok(_)) = socket.recv().await {}
 }
 

@@ -4,8 +4,6 @@
 //! Always holds: entries are numbered without gaps, and each input that adds to the transcript
 //! carries its entry's number.
 
-#![allow(dead_code, unreachable_pub)]
-
 use std::collections::BTreeSet;
 
 use lucid_coder::Coder;
@@ -19,17 +17,17 @@ use lucid_plugin::types::{
 };
 use serde_json::json;
 
-pub struct Host {
-    pub snapshot: Option<Snapshot>,
-    pub transcript: Vec<Message>,
-    pub step: u64,
-    pub iterations_left: u32,
-    pub tokens_left: Option<u64>,
-    pub effects: BTreeSet<String>,
+pub(crate) struct Host {
+    pub(crate) snapshot: Option<Snapshot>,
+    pub(crate) transcript: Vec<Message>,
+    pub(crate) step: u64,
+    pub(crate) iterations_left: u32,
+    pub(crate) tokens_left: Option<u64>,
+    pub(crate) effects: BTreeSet<String>,
 }
 
 impl Host {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             snapshot: None,
             transcript: Vec::new(),
@@ -41,19 +39,19 @@ impl Host {
     }
 
     /// A session that has started, with the model call it began with.
-    pub fn started() -> (Self, ModelCall) {
+    pub(crate) fn started() -> (Self, ModelCall) {
         let mut host = Self::new();
         let commands = host.start("{}");
         let call = model_call(&commands);
         (host, call)
     }
 
-    pub fn start(&mut self, settings: &str) -> Vec<Command> {
+    pub(crate) fn start(&mut self, settings: &str) -> Vec<Command> {
         let start = self.start_input(settings);
         self.send(vec![start])
     }
 
-    pub fn start_input(&mut self, settings: &str) -> Input {
+    pub(crate) fn start_input(&mut self, settings: &str) -> Input {
         let tool = |name: &str| ToolDefinition::new(name, "Does it.", &json!({"type": "object"}));
         Input::Started(Start {
             task: "Fix the bug".into(),
@@ -68,7 +66,7 @@ impl Host {
         })
     }
 
-    pub fn send(&mut self, inputs: Vec<Input>) -> Vec<Command> {
+    pub(crate) fn send(&mut self, inputs: Vec<Input>) -> Vec<Command> {
         let ctx = Context {
             session: "s".into(),
             step: self.step,
@@ -102,13 +100,18 @@ impl Host {
         );
     }
 
-    pub fn add(&mut self, message: Message) -> u64 {
+    pub(crate) fn add(&mut self, message: Message) -> u64 {
         self.transcript.push(message);
         self.transcript.len() as u64 - 1
     }
 
     /// What the model says, as an input.
-    pub fn reply_input(&mut self, effect: &str, content: Vec<Content>, stop: StopReason) -> Input {
+    pub(crate) fn reply_input(
+        &mut self,
+        effect: &str,
+        content: Vec<Content>,
+        stop: StopReason,
+    ) -> Input {
         let message = Message {
             role: Role::Assistant,
             content,
@@ -124,7 +127,7 @@ impl Host {
         })
     }
 
-    pub fn model_says(
+    pub(crate) fn model_says(
         &mut self,
         call: &ModelCall,
         content: Vec<Content>,
@@ -134,14 +137,18 @@ impl Host {
         self.send(vec![input])
     }
 
-    pub fn model_calls(&mut self, call: &ModelCall, calls: &[(&str, &str, &str)]) -> Vec<Command> {
+    pub(crate) fn model_calls(
+        &mut self,
+        call: &ModelCall,
+        calls: &[(&str, &str, &str)],
+    ) -> Vec<Command> {
         let content = calls
             .iter()
             .map(|(id, name, arguments)| tool_call(id, name, arguments));
         self.model_says(call, content.collect(), StopReason::ToolUse)
     }
 
-    pub fn result_input(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Input {
+    pub(crate) fn result_input(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Input {
         let outcome = ToolResult {
             exit_code: Some(exit_code),
             ..ToolResult::ok(run.call.id.clone(), text)
@@ -154,12 +161,12 @@ impl Host {
         })
     }
 
-    pub fn tool_gives(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Vec<Command> {
+    pub(crate) fn tool_gives(&mut self, run: &ToolRun, text: &str, exit_code: i32) -> Vec<Command> {
         let input = self.result_input(run, text, exit_code);
         self.send(vec![input])
     }
 
-    pub fn said_input(&mut self, text: &str) -> Input {
+    pub(crate) fn said_input(&mut self, text: &str) -> Input {
         let entry = self.add(Message::user(text));
         Input::UserMessage(UserMessage {
             entry,
@@ -167,12 +174,12 @@ impl Host {
         })
     }
 
-    pub fn user_says(&mut self, text: &str) -> Vec<Command> {
+    pub(crate) fn user_says(&mut self, text: &str) -> Vec<Command> {
         let input = self.said_input(text);
         self.send(vec![input])
     }
 
-    pub fn fails(&mut self, effect: &str, kind: ErrorKind) -> Vec<Command> {
+    pub(crate) fn fails(&mut self, effect: &str, kind: ErrorKind) -> Vec<Command> {
         let error = Error::new(kind, "It failed.");
         self.send(vec![Input::EffectFailed(Failure {
             effect: effect.into(),
@@ -181,7 +188,7 @@ impl Host {
     }
 
     /// Every tool call of the transcript has exactly one answer.
-    pub fn assert_answered(&self) {
+    pub(crate) fn assert_answered(&self) {
         let mut open: BTreeSet<&str> = BTreeSet::new();
         for message in &self.transcript {
             for piece in &message.content {
@@ -198,7 +205,7 @@ impl Host {
     }
 }
 
-pub fn tool_call(id: &str, name: &str, arguments: &str) -> Content {
+pub(crate) fn tool_call(id: &str, name: &str, arguments: &str) -> Content {
     Content::ToolCall(ToolCall {
         id: id.into(),
         name: name.into(),
@@ -206,12 +213,12 @@ pub fn tool_call(id: &str, name: &str, arguments: &str) -> Content {
     })
 }
 
-pub fn text(text: &str) -> Vec<Content> {
+pub(crate) fn text(text: &str) -> Vec<Content> {
     vec![Content::Text(text.into())]
 }
 
 /// The one model call among commands.
-pub fn model_call(commands: &[Command]) -> ModelCall {
+pub(crate) fn model_call(commands: &[Command]) -> ModelCall {
     let mut calls = commands.iter().filter_map(|c| match c {
         Command::CallModel(call) => Some(call.clone()),
         _ => None,
@@ -223,7 +230,7 @@ pub fn model_call(commands: &[Command]) -> ModelCall {
     call
 }
 
-pub fn runs(commands: &[Command]) -> Vec<ToolRun> {
+pub(crate) fn runs(commands: &[Command]) -> Vec<ToolRun> {
     commands
         .iter()
         .filter_map(|c| match c {
@@ -233,21 +240,21 @@ pub fn runs(commands: &[Command]) -> Vec<ToolRun> {
         .collect()
 }
 
-pub fn outcome(commands: &[Command]) -> &Outcome {
+pub(crate) fn outcome(commands: &[Command]) -> &Outcome {
     match commands.last() {
         Some(Command::Finish(outcome)) => outcome,
         _ => panic!("not finished: {commands:?}"),
     }
 }
 
-pub fn failed(commands: &[Command]) -> &Error {
+pub(crate) fn failed(commands: &[Command]) -> &Error {
     match outcome(commands) {
         Outcome::Failed(error) => error,
         other => panic!("not failed: {other:?}"),
     }
 }
 
-pub fn appended(commands: &[Command]) -> Vec<Message> {
+pub(crate) fn appended(commands: &[Command]) -> Vec<Message> {
     commands
         .iter()
         .filter_map(|c| match c {
@@ -258,7 +265,7 @@ pub fn appended(commands: &[Command]) -> Vec<Message> {
 }
 
 /// The tool results among appended messages.
-pub fn results(commands: &[Command]) -> Vec<ToolResult> {
+pub(crate) fn results(commands: &[Command]) -> Vec<ToolResult> {
     appended(commands)
         .into_iter()
         .flat_map(|m| m.content)
@@ -270,7 +277,7 @@ pub fn results(commands: &[Command]) -> Vec<ToolResult> {
 }
 
 /// The inline messages of a prompt.
-pub fn inline(call: &ModelCall) -> Vec<&Message> {
+pub(crate) fn inline(call: &ModelCall) -> Vec<&Message> {
     call.prompt
         .iter()
         .filter_map(|part| match part {

@@ -2,9 +2,7 @@
 //!
 //! Always holds: each test drives the policy only through inputs, as the host does.
 
-mod common;
-
-use common::*;
+use crate::host::*;
 use lucid_coder::Coder;
 use lucid_plugin::policy::{Command, Input, Outcome, Part, Policy, Span};
 use lucid_plugin::types::{ErrorKind, Message, Role, StopReason};

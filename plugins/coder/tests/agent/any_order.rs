@@ -3,9 +3,7 @@
 //! Always holds, and is checked behind every step: an open task waits for something, no model call
 //! is made while a tool call has no answer, and no effect's name is used twice.
 
-mod common;
-
-use common::*;
+use crate::host::*;
 use lucid_plugin::policy::{Command, Input, ToolRun};
 use lucid_plugin::types::{ErrorKind, StopReason};
 

@@ -1,0 +1,68 @@
+//! Owns what a client is told whose bytes cannot be read as messages.
+//!
+//! What always holds: the close code says what was wrong (RFC 6455, section 7.4.1), the reason what to
+//! do about it; a connection that merely broke has nobody to tell.
+
+use std::error::Error as _;
+
+use axum::extract::ws::close_code;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
+
+use crate::api::LARGEST_BODY;
+
+/// Why nothing more can be read from a client that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// A close code.
+    pub(super) code: u16,
+    /// A sentence.
+    pub(super) reason: String,
+}
+
+impl Fault {
+    /// What the client did, none if the connection is gone.
+    pub(super) fn of(error: &axum::Error) -> Option<Self> {
+        let (code, reason) = match error.source()?.downcast_ref::<Error>()? {
+            Error::Capacity(CapacityError::MessageTooLong { .. }) => (
+                close_code::SIZE,
+                format!("A message may have at most {LARGEST_BODY} bytes; send less at once."),
+            ),
+            Error::Utf8(_) => (close_code::INVALID, "A text must be UTF-8.".to_owned()),
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return None,
+            Error::Protocol(error) => (close_code::PROTOCOL, format!("{error}.")),
+            _ => return None,
+        };
+        Some(Self { code, reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(error: Error) -> Option<u16> {
+        Fault::of(&axum::Error::new(error)).map(|fault| fault.code)
+    }
+
+    #[test]
+    fn each_fault_of_a_client_has_the_protocols_own_code() {
+        let size = LARGEST_BODY + 1;
+        let long = CapacityError::MessageTooLong {
+            size,
+            max_size: LARGEST_BODY,
+        };
+        assert_eq!(code(long.into()), Some(1009));
+        assert_eq!(code(Error::Utf8("no text".into())), Some(1007));
+        let unmasked = ProtocolError::UnmaskedFrameFromClient;
+        assert_eq!(code(unmasked.into()), Some(1002));
+    }
+
+    #[test]
+    fn nobody_is_told_that_the_connection_broke() {
+        let reset = ProtocolError::ResetWithoutClosingHandshake;
+        assert_eq!(code(reset.into()), None);
+        assert_eq!(code(Error::Io(std::io::ErrorKind::BrokenPipe.into())), None);
+        assert_eq!(Fault::of(&axum::Error::new("something else")), None);
+    }
+}
