@@ -1,206 +1,79 @@
-//! What a session costs, part by part and whole: `cargo bench`.
+//! What a whole session costs over the running server: `cargo bench --bench sessions`.
 //!
-//! Machines differ and are noisy, so read a figure beside `health`, one HTTP request to the same
-//! server in the same run.
+//! Client and server share the machine, so a figure holds both. Machines differ and are noisy: read
+//! it beside `health`, one HTTP request to the same server in the same run.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod server;
 
-use axum::serve::ListenerExt;
-use criterion::{Criterion, criterion_group, criterion_main};
-use futures::{SinkExt, StreamExt};
-use lucid::app::App;
-use lucid::auth::UserId;
-use lucid::builtin;
-use lucid::config::Config;
-use lucid::plugins::llm_types::CompletionRequest;
-use lucid::plugins::policy_types::{Context, Input, Start};
-use lucid::plugins::types::{Content, Message, Role, ToolDefinition};
-use lucid::plugins::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
-use tokio::runtime::Runtime;
-use tokio_tungstenite::connect_async_with_config;
-use tokio_tungstenite::tungstenite::Message as Frame;
+use std::time::Instant;
+
+use client::Client;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures::future::join_all;
+use server::Server;
+use tokio::runtime::Builder;
 
 /// How many clients are connected at once in the throughput figure.
 const CLIENTS: u64 = 16;
 
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-}
-
-fn tool() -> ToolDefinition {
-    ToolDefinition {
-        name: "terminal".to_owned(),
-        description: "Runs a command.".to_owned(),
-        input_schema: r#"{"type":"object","properties":{"command":{"type":"string"}}}"#.to_owned(),
-    }
-}
-
-fn plugins(c: &mut Criterion) {
-    let runtime = runtime();
-    let engine = Engine::new(EngineOptions::default()).unwrap();
-    let limits = Limits::default();
-    let coder = runtime
-        .block_on(PolicyPlugin::load(
-            &engine,
-            "coder",
-            builtin::CODER,
-            &limits,
-        ))
-        .unwrap();
-    let context = Context {
-        session: "bench".to_owned(),
-        step: 0,
-        now_ms: 1_800_000_000_000,
-        seed: 1,
-        iterations_left: 50,
-        tokens_left: None,
-        millis_left: None,
-    };
-    let inputs = [Input::Started(Start {
-        task: "Fix the failing test.".to_owned(),
-        entry: 0,
-        workspace: "/workspace".to_owned(),
-        repository: None,
-        branch: None,
-        model: "m".to_owned(),
-        instructions: Vec::new(),
-        tools: vec![tool()],
-        settings: "{}".to_owned(),
-    })];
-    c.bench_function("step of the coder on a fresh store", |b| {
-        b.iter(|| {
-            let called = runtime.block_on(coder.step(&context, None, &inputs));
-            called.result.unwrap()
-        });
-    });
-
-    let openai = runtime
-        .block_on(LlmPlugin::load(&engine, "openai", builtin::OPENAI, &limits))
-        .unwrap();
-    let say = |role, text: &str| Message {
-        role,
-        content: vec![Content::Text(text.to_owned())],
-    };
-    let request = CompletionRequest {
-        model: "m".to_owned(),
-        messages: vec![
-            say(Role::System, "You fix things."),
-            say(Role::User, &"Fix the failing test. ".repeat(40)),
-        ],
-        tools: vec![tool()],
-        max_output_tokens: None,
-        params: "{}".to_owned(),
-        streaming: true,
-    };
-    c.bench_function("encode of a model request", |b| {
-        b.iter(|| {
-            let called = runtime.block_on(openai.encode("{}", &request));
-            called.result.unwrap()
-        });
-    });
-}
-
-/// A server in this process, on the mock without sandbox and delay.
-struct Server {
-    address: String,
-    app: App,
-}
-
-async fn serve(storage: &Path) -> Server {
-    let config = Config::from_pairs([
-        ("WORKSPACE_BASE_PATH", storage.to_str().unwrap()),
-        ("SANDBOX_BACKEND", "none"),
-        ("MOCK_STEP_DELAY_SECONDS", "0"),
-        ("MAX_SESSIONS_PER_USER", "1000"),
-    ])
-    .unwrap();
-    let app = Box::pin(App::start(config)).await.unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    // As the server does: a small frame does not wait for the acknowledgement of the one before.
-    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
-    let router = app.router(app.api());
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    Server { address, app }
-}
-
-impl Server {
-    fn url(&self, user: &str) -> String {
-        let day = Duration::from_secs(86_400);
-        let token = self.app.auth().issue(&UserId::from(user), day).unwrap();
-        format!("ws://{}/api/v1/ws?token={token}", self.address)
-    }
-}
-
-/// Connects, gives a task, reads until it is completed, stops, reads until the close.
-async fn session(url: &str, task: String) {
-    let (mut socket, _) = connect_async_with_config(url, None, true).await.unwrap();
-    let first = format!(r#"{{"task":"{task}"}}"#);
-    socket.send(Frame::text(first)).await.unwrap();
-    while let Some(Ok(frame)) = socket.next().await {
-        if let Frame::Text(text) = frame
-            && text.contains(r#""status":"completed""#)
-        {
-            break;
-        }
-    }
-    socket
-        .send(Frame::text(r#"{"type":"stop"}"#))
-        .await
-        .unwrap();
-    while let Some(Ok(_)) = socket.next().await {}
-}
-
 fn sessions(c: &mut Criterion) {
-    let runtime = runtime();
+    let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let storage = tempfile::tempdir().unwrap();
-    let server = runtime.block_on(serve(storage.path()));
+    let server = Server::start(storage.path());
+
+    // The client wants to know who would do TLS, also where nobody does.
+    let ring = rustls::crypto::ring::default_provider();
+    ring.install_default().unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let health = format!("http://{}/health", server.address);
+    let health = server.health();
     c.bench_function("health", |b| {
         b.iter(|| {
-            runtime.block_on(async { client.get(&health).send().await.unwrap().text().await })
+            let request = async { client.get(&health).send().await.unwrap().text().await };
+            runtime.block_on(request).unwrap()
         });
     });
-    let url = server.url("alone");
+
+    let mut group = c.benchmark_group("a whole mock session");
+    group.throughput(Throughput::Elements(1));
+    let url = server.socket("alone");
     let mut count = 0;
-    c.bench_function("a whole mock session, alone", |b| {
+    group.bench_function("alone", |b| {
         b.iter(|| {
             count += 1;
-            runtime.block_on(session(&url, format!("alone {count}")));
+            let task = format!("alone {count}");
+            runtime.block_on(async { Client::completed(&url, &task).await.stop().await });
         });
     });
+
     let urls: Vec<String> = (0..CLIENTS)
-        .map(|n| server.url(&format!("user-{n}")))
+        .map(|number| server.socket(&format!("user-{number}")))
         .collect();
     let mut run = 0;
-    c.bench_function("a whole mock session, at 16 clients", |b| {
+    group.bench_function("at 16 clients", |b| {
         b.iter_custom(|sessions| {
             run += 1;
             let begin = Instant::now();
-            // Clients are tasks of their own, and those can only be begun inside the runtime.
-            let _inside = runtime.enter();
-            runtime.block_on(futures::future::join_all(urls.iter().zip(0u64..).map(
-                |(url, client)| {
-                    let url = url.clone();
-                    let share = (sessions + client) / CLIENTS;
-                    let task = tokio::spawn(async move {
-                        for n in 0..share {
-                            session(&url, format!("{run} {client} {n}")).await;
-                        }
-                    });
-                    async move { task.await.unwrap() }
-                },
-            )));
+            let clients = urls.iter().zip(0..).map(|(url, number)| {
+                let (url, share) = (url.clone(), (sessions + number) / CLIENTS);
+                runtime.spawn(async move {
+                    for n in 0..share {
+                        // Each its own: the same work asked for twice is one session.
+                        let task = format!("{run} {number} {n}");
+                        Client::completed(&url, &task).await.stop().await;
+                    }
+                })
+            });
+            for done in runtime.block_on(join_all(clients.collect::<Vec<_>>())) {
+                done.unwrap();
+            }
             begin.elapsed()
         });
     });
-    runtime.block_on(server.app.sessions().shutdown());
+    group.finish();
 }
 
-criterion_group!(benches, plugins, sessions);
+criterion_group!(benches, sessions);
 criterion_main!(benches);

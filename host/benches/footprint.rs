@@ -1,0 +1,165 @@
+//! How soon the server is there, and how much memory it holds: `cargo bench --bench footprint`.
+//!
+//! All of it is measured from outside, on the binary in a process of its own. Memory is what Linux
+//! says is resident: `anonymous` is the process's own, `files` are pages of its executable and its
+//! database, which the system can drop and read again. KB and MB are thousands and millions.
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod server;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use client::Client;
+use futures::StreamExt;
+use futures::future::join_all;
+use server::Server;
+use tokio::runtime::{Builder, Runtime};
+
+/// Clients that connect at a time.
+const CLIENTS: usize = 16;
+
+/// How much is done.
+struct Plan {
+    starts: usize,
+    sessions: usize,
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let measured = arguments.any(|argument| argument == "--bench");
+    let plan = if measured {
+        Plan {
+            starts: 10,
+            sessions: 512,
+        }
+    } else {
+        // `cargo test --benches` only asks whether it works.
+        Plan {
+            starts: 1,
+            sessions: 16,
+        }
+    };
+    println!("{:48}{:>8}{:>11}", "lucid serve", "aim", "measured");
+    let storage = tempfile::tempdir().unwrap();
+    starts(storage.path(), plan.starts);
+    resident(storage.path());
+    let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+    for stays in [true, false] {
+        idle_sessions(&runtime, plan.sessions, stays);
+    }
+}
+
+/// One line of the table.
+fn show(what: &str, aim: &str, measured: &str) {
+    println!("{what:48}{aim:>8}{measured:>11}");
+}
+
+/// From the start of the process to the answer that it is healthy.
+fn start(storage: &Path) -> (Duration, Server) {
+    let begin = Instant::now();
+    let server = Server::start(storage);
+    let health = server.health();
+    let address = health
+        .strip_prefix("http://")
+        .and_then(|rest| rest.strip_suffix("/health"))
+        .unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = "GET /health HTTP/1.1\r\nHost: lucid\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
+    (begin.elapsed(), server)
+}
+
+fn starts(storage: &Path, count: usize) {
+    let millis = |time: Duration| format!("{:.0} ms", time.as_secs_f64() * 1e3);
+    let (first, _) = start(storage);
+    show(
+        "first start to healthy: the plugins are compiled",
+        "",
+        &millis(first),
+    );
+    let mut times: Vec<_> = (0..count).map(|_| start(storage).0).collect();
+    times.sort();
+    show(
+        &format!("start to healthy, median of {count}"),
+        "300 ms",
+        &millis(times[count / 2]),
+    );
+}
+
+/// Resident memory of a process, in bytes.
+struct Memory {
+    anonymous: u64,
+    files: u64,
+}
+
+impl Memory {
+    fn of(server: &Server) -> Self {
+        let path = format!("/proc/{}/status", server.child.id());
+        let text = std::fs::read_to_string(path).unwrap();
+        let bytes = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+            kib.parse::<u64>().unwrap() * 1024
+        };
+        Self {
+            anonymous: bytes("RssAnon:"),
+            files: bytes("RssFile:") + bytes("RssShmem:"),
+        }
+    }
+}
+
+fn resident(storage: &Path) {
+    let (_, server) = start(storage);
+    let memory = Memory::of(&server);
+    let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    let all = memory.anonymous + memory.files;
+    show("resident when idle", "40 MB", &megabytes(all));
+    show("  of it anonymous", "", &megabytes(memory.anonymous));
+    show("  of it files", "", &megabytes(memory.files));
+}
+
+/// What a session holds whose task is completed and whose user may go on, with the client connected
+/// or gone. The first sessions only warm the server up.
+fn idle_sessions(runtime: &Runtime, count: usize, stays: bool) {
+    let storage = tempfile::tempdir().unwrap();
+    let server = Server::start(storage.path());
+    let warm_up = runtime.block_on(clients(&server, "warm", count / 4, stays));
+    let before = Memory::of(&server).anonymous;
+    let measured = runtime.block_on(clients(&server, "idle", count, stays));
+    let after = Memory::of(&server).anonymous;
+    let each = after.saturating_sub(before) as f64 / count as f64;
+    let what = if stays {
+        "an idle session, its client connected"
+    } else {
+        "an idle session, its client gone"
+    };
+    show(what, "40 KB", &format!("{:.1} KB", each / 1e3));
+    drop((warm_up, measured));
+}
+
+/// Clients whose tasks are completed; those that do not stay have left when this returns.
+async fn clients(server: &Server, name: &str, count: usize, stays: bool) -> Vec<Client> {
+    let url = server.socket(name);
+    let client = async |number: usize| {
+        let mut client = Client::completed(&url, &format!("{name} {number}")).await;
+        if !stays {
+            client.socket.close(None).await.unwrap();
+            while let Some(Ok(_)) = client.socket.next().await {}
+        }
+        client
+    };
+    let mut all = Vec::new();
+    while all.len() < count {
+        let most = (all.len() + CLIENTS).min(count);
+        all.extend(join_all((all.len()..most).map(client)).await);
+    }
+    all
+}

@@ -1,0 +1,266 @@
+//! What the log costs: `cargo bench --bench log`. Appending a session's round, alone and with many
+//! sessions that write at once; reading frames again for a client that comes back; putting a logged
+//! session through its policy again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures::future::join_all;
+use lucid::app::App;
+use lucid::config::Config;
+use lucid::session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
+use lucid::store::{
+    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow, Store,
+    frames_after,
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// Sessions that write at once.
+const WRITERS: u64 = 64;
+/// Frames that a client has missed.
+const MISSED: u64 = 100;
+/// Rounds of the session that the client comes back to.
+const ROUNDS: u64 = 2_000;
+/// Steps of the session that goes through its policy again.
+const STEPS: u64 = 100;
+/// A folder grows by some KB for each write that is measured.
+const MEASURED: Duration = Duration::from_secs(3);
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().enable_all().build().unwrap()
+}
+
+/// A session whose rounds are those of an agent that runs a tool: it hears of the last one, says
+/// what it thinks, and runs the next.
+struct Writer {
+    store: Store,
+    session: Arc<str>,
+    chat: Arc<str>,
+    next: u64,
+}
+
+impl Writer {
+    async fn new(store: &Store, number: u64) -> Self {
+        let mut writer = Self {
+            store: store.clone(),
+            session: format!("session-{number}").into(),
+            chat: format!("chat-{number}").into(),
+            next: 0,
+        };
+        let new = NewSessionRow {
+            id: writer.session.to_string(),
+            user: "bench".to_owned(),
+            task: "Fix the failing test.".to_owned(),
+            policy: "coder".to_owned(),
+            chat_id: writer.chat.to_string(),
+            ..NewSessionRow::default()
+        };
+        let first = writer.round();
+        let insert = store.write(move |connection| new.insert(connection, "Fix", &first));
+        insert.await.unwrap();
+        writer
+    }
+
+    /// Its next round: two frames, which are two lines of the chat, and one message.
+    fn round(&mut self) -> StepRow {
+        let (row, effect) = (self.next, |row: u64| format!("tool-{row}"));
+        self.next += 1;
+        let output = "test result: ok. 12 passed; 0 failed; 0 ignored. ".repeat(4);
+        let frame = |kind: &str| {
+            format!(
+                r#"{{"type":"agent_event","event":"observation","eventType":"{kind}","content":"{output}","timestamp":"2026-11-23T10:30:00.000+00:00"}}"#
+            )
+        };
+        let line = |kind: &str| ChatLine {
+            role: "assistant",
+            content: output.clone(),
+            event_type: kind.to_owned(),
+            metadata: None,
+        };
+        let kinds = ["CmdOutputObservation", "CmdRunAction"];
+        let text = |name: &str| format!(r#"{{"{name}":"{output}"}}"#);
+        StepRow {
+            session: self.session.clone(),
+            chat: self.chat.clone(),
+            row,
+            at: 1_800_000_000_000 + row,
+            decision: Some(Decision {
+                step: row,
+                context: text("context"),
+                inputs: text("inputs"),
+                commands: Some(text("commands")),
+                state: Some((1, Arc::new(vec![7; 400]))),
+                state_digest: Some([7; 32]),
+                plugin: "f".repeat(64),
+                fuel: 100_000,
+                memory: 1 << 20,
+                micros: 60,
+                ..Decision::default()
+            }),
+            first_seq: 2 * row + 1,
+            frames: kinds.map(|kind| frame(kind).into()).to_vec(),
+            entries: vec![(row, text("message"))],
+            chat_lines: kinds.map(line).to_vec(),
+            opened: vec![EffectRow {
+                id: effect(row),
+                kind: EffectKind::Tool,
+                due_at: None,
+            }],
+            closed: row.checked_sub(1).map(effect).into_iter().collect(),
+            taken: Vec::new(),
+            counters: Counters {
+                step: row + 1,
+                next_row: row + 1,
+                next_seq: 2 * row + 3,
+                next_entry: row + 1,
+                task_open: true,
+                ..Counters::default()
+            },
+            status: Status::Running,
+            end_reason: None,
+        }
+    }
+
+    async fn append(&mut self) {
+        let round = self.round();
+        let written = self
+            .store
+            .write(move |connection| round.insert(connection))
+            .await;
+        written.unwrap();
+    }
+}
+
+fn append(c: &mut Criterion) {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let mut group = c.benchmark_group("append");
+    group
+        .throughput(Throughput::Elements(1))
+        .measurement_time(MEASURED);
+    let mut writer = runtime.block_on(Writer::new(&store, 0));
+    group.bench_function("a round, alone", |b| {
+        b.iter(|| runtime.block_on(writer.append()));
+    });
+    let mut writers: Vec<_> = (1..=WRITERS)
+        .map(|number| runtime.block_on(Writer::new(&store, number)))
+        .collect();
+    group.bench_function("a round, with 64 sessions that write", |b| {
+        b.iter_custom(|rounds| {
+            let begin = Instant::now();
+            let tasks = writers.drain(..).zip(0..).map(|(mut writer, n)| {
+                let share = (rounds + n) / WRITERS;
+                runtime.spawn(async move {
+                    for _ in 0..share {
+                        writer.append().await;
+                    }
+                    writer
+                })
+            });
+            let done = runtime.block_on(join_all(tasks.collect::<Vec<_>>()));
+            let time = begin.elapsed();
+            writers.extend(done.into_iter().map(Result::unwrap));
+            time
+        });
+    });
+    group.finish();
+}
+
+fn read_again(c: &mut Criterion) {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let last = runtime.block_on(async {
+        let mut writer = Writer::new(&store, 0).await;
+        while writer.next < ROUNDS {
+            writer.append().await;
+        }
+        2 * writer.next
+    });
+    let mut group = c.benchmark_group("replay");
+    group.throughput(Throughput::Elements(MISSED));
+    group.bench_function("the last 100 frames of a session with 4,000", |b| {
+        b.iter(|| {
+            let read = store.read(move |connection| {
+                frames_after(connection, "session-0", last - MISSED, usize::MAX)
+            });
+            let chunk = runtime.block_on(read).unwrap();
+            assert_eq!(chunk.frames.len() as u64, MISSED);
+        });
+    });
+    group.finish();
+}
+
+/// Waits until the task or the last message is answered.
+async fn answered(frames: &mut Subscription) {
+    loop {
+        match frames.next().await {
+            Batch::Frames(frames) => {
+                if frames.iter().any(|(_, frame)| frame.contains("completed")) {
+                    return;
+                }
+            }
+            end => panic!("the session ended early: {end:?}"),
+        }
+    }
+}
+
+/// A session of the mock, with as many steps.
+async fn played(sessions: &Sessions, steps: u64) -> SessionId {
+    let new = NewSession {
+        user: "bench".into(),
+        project_id: None,
+        task: "Fix the failing test.".to_owned(),
+        repo_url: None,
+        git_token: None,
+        branch: None,
+        git_user_name: None,
+        git_user_email: None,
+        provider: None,
+        api_key: None,
+        policy: None,
+    };
+    let session: Arc<Session> = sessions.create(new).await.unwrap();
+    let mut frames = session.subscribe(0);
+    sessions.start(&session);
+    answered(&mut frames).await;
+    for _ in 1..steps {
+        let said = session.message("And now the next one, please.").await;
+        said.unwrap();
+        answered(&mut frames).await;
+    }
+    *session.id()
+}
+
+async fn app(storage: &Path) -> App {
+    let config = Config::from_pairs([
+        ("WORKSPACE_BASE_PATH", storage.to_str().unwrap()),
+        ("SANDBOX_BACKEND", "none"),
+        ("MOCK_STEP_DELAY_SECONDS", "0"),
+    ]);
+    Box::pin(App::start(config.unwrap())).await.unwrap()
+}
+
+fn decide_again(c: &mut Criterion) {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let app = runtime.block_on(app(folder.path()));
+    let sessions = app.sessions();
+    let id = runtime.block_on(played(sessions, STEPS)).to_string();
+    let mut group = c.benchmark_group("replay");
+    group.throughput(Throughput::Elements(STEPS));
+    group.bench_function("100 logged steps through the mock", |b| {
+        b.iter(|| {
+            let replay = runtime.block_on(sessions.replay(&id)).unwrap();
+            assert_eq!((replay.same, replay.different), (STEPS, None));
+        });
+    });
+    group.finish();
+    runtime.block_on(sessions.shutdown());
+}
+
+criterion_group!(benches, append, read_again, decide_again);
+criterion_main!(benches);
