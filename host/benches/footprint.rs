@@ -15,7 +15,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use client::Client;
-use futures::StreamExt;
 use futures::future::join_all;
 use server::Server;
 use tokio::runtime::{Builder, Runtime};
@@ -59,6 +58,10 @@ fn show(what: &str, aim: &str, measured: &str) {
     println!("{what:48}{aim:>8}{measured:>11}");
 }
 
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
 /// From the start of the process to the answer that it is healthy.
 fn start(storage: &Path) -> (Duration, Server) {
     let begin = Instant::now();
@@ -79,12 +82,19 @@ fn start(storage: &Path) -> (Duration, Server) {
 
 fn starts(storage: &Path, count: usize) {
     let millis = |time: Duration| format!("{:.0} ms", time.as_secs_f64() * 1e3);
-    let (first, _) = start(storage);
+    let (first, server) = start(storage);
     show(
-        "first start to healthy: the plugins are compiled",
+        "first start to healthy, compiling the plugins",
         "",
         &millis(first),
     );
+    let memory = Memory::of(&server);
+    show(
+        "resident after the first start",
+        "",
+        &megabytes(memory.anonymous + memory.files),
+    );
+    drop(server);
     let mut times: Vec<_> = (0..count).map(|_| start(storage).0).collect();
     times.sort();
     show(
@@ -119,7 +129,6 @@ impl Memory {
 fn resident(storage: &Path) {
     let (_, server) = start(storage);
     let memory = Memory::of(&server);
-    let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
     let all = memory.anonymous + memory.files;
     show("resident when idle", "40 MB", &megabytes(all));
     show("  of it anonymous", "", &megabytes(memory.anonymous));
@@ -152,7 +161,7 @@ async fn clients(server: &Server, name: &str, count: usize, stays: bool) -> Vec<
         let mut client = Client::completed(&url, &format!("{name} {number}")).await;
         if !stays {
             client.socket.close(None).await.unwrap();
-            while let Some(Ok(_)) = client.socket.next().await {}
+            client.until_closed().await;
         }
         client
     };

@@ -12,12 +12,22 @@ use std::time::Instant;
 
 use client::Client;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures::SinkExt;
 use futures::future::join_all;
 use server::Server;
 use tokio::runtime::Builder;
+use tokio_tungstenite::tungstenite::Message as Frame;
 
 /// How many clients are connected at once in the throughput figure.
 const CLIENTS: u64 = 16;
+
+/// Connects, gives a task, reads until it is completed, stops, reads until the close.
+async fn whole(url: &str, task: &str) {
+    let mut client = Client::completed(url, task).await;
+    let stop = Frame::text(r#"{"type":"stop"}"#);
+    client.socket.send(stop).await.unwrap();
+    client.until_closed().await;
+}
 
 fn sessions(c: &mut Criterion) {
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
@@ -44,7 +54,7 @@ fn sessions(c: &mut Criterion) {
         b.iter(|| {
             count += 1;
             let task = format!("alone {count}");
-            runtime.block_on(async { Client::completed(&url, &task).await.stop().await });
+            runtime.block_on(whole(&url, &task));
         });
     });
 
@@ -62,7 +72,7 @@ fn sessions(c: &mut Criterion) {
                     for n in 0..share {
                         // Each its own: the same work asked for twice is one session.
                         let task = format!("{run} {number} {n}");
-                        Client::completed(&url, &task).await.stop().await;
+                        whole(&url, &task).await;
                     }
                 })
             });

@@ -32,10 +32,8 @@ impl Client {
         Self { socket }
     }
 
-    /// Stops the session, and reads until the close.
-    pub(crate) async fn stop(mut self) {
-        let stop = Frame::text(r#"{"type":"stop"}"#);
-        self.socket.send(stop).await.unwrap();
+    /// Reads until the server has closed the connection.
+    pub(crate) async fn until_closed(&mut self) {
         while let Some(Ok(_)) = self.socket.next().await {}
     }
 }

@@ -35,7 +35,7 @@ impl Server {
             .env("SANDBOX_BACKEND", "none")
             .env("MOCK_STEP_DELAY_SECONDS", "0")
             .env("MAX_SESSIONS_PER_USER", "10000")
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", "error")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -121,8 +121,13 @@ pub fn frames_after(
     most_bytes: usize,
 ) -> Result<FrameChunk, StoreError> {
     let mut select = connection.prepare_cached(
+        // Sequence numbers rise with rows, so the rows before are not looked at: the newest row that
+        // holds nothing new is found from the end.
         "SELECT first_seq, frames FROM steps
-         WHERE session_id = ?1 AND last_seq > ?2 AND last_seq >= first_seq ORDER BY row",
+         WHERE session_id = ?1 AND last_seq > ?2 AND last_seq >= first_seq
+             AND row > coalesce((SELECT row FROM steps WHERE session_id = ?1 AND last_seq <= ?2
+                 ORDER BY row DESC LIMIT 1), -1)
+         ORDER BY row",
     )?;
     let mut rows = select.query(params![session, to_sql(seq)])?;
     let mut chunk = FrameChunk::default();

@@ -35,6 +35,9 @@ use crate::session::{Features, Session, SessionId};
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 /// How long a client may take to accept one more frame before it counts as gone.
 const STALLED: Duration = Duration::from_secs(60);
+/// What a connection reads and writes at once, in bytes; a larger message takes several turns. Each
+/// connection keeps its buffers, and fills the one for reading with zeros before each read.
+const BUFFER: usize = 4 * 1024;
 /// How long a closing client has to answer.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -86,6 +89,8 @@ pub(super) async fn open(
     let token = query.token.filter(|token| !token.trim().is_empty());
     let tracker = api.parts.sockets.clone();
     let upgrade = upgrade
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
         .max_message_size(LARGEST_BODY)
         .max_frame_size(LARGEST_BODY);
     Ok(upgrade.on_upgrade(move |socket| tracker.track_future(serve(api, socket, token))))
