@@ -1,45 +1,108 @@
 //! Real git repositories, served over smart HTTP by git itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, Method, Response, Uri};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
+
+/// A request as it reached the server.
+#[derive(Debug, Clone)]
+pub struct GitRequest {
+    /// Path and query.
+    pub uri: String,
+    /// Whether it came with an `Authorization` header.
+    pub authorized: bool,
+    /// What it was answered with.
+    pub status: u16,
+}
 
 /// Bare repositories below a folder, each at `/{name}.git`.
 pub struct GitServer {
     /// Where the server is, such as `http://127.0.0.1:4711`.
     pub url: String,
     root: TempDir,
+    seen: Arc<Mutex<Vec<GitRequest>>>,
+    moved: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl GitServer {
-    /// Starts one with no repository.
+    /// Starts one with no repository, open to everybody, also to push to.
     pub async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// Starts one that wants this token as the password of `x-access-token`, as GitHub takes it.
+    pub async fn with_token(token: &str) -> Self {
+        let pair = STANDARD.encode(format!("x-access-token:{token}"));
+        Self::serve(Some(format!("Basic {pair}"))).await
+    }
+
+    async fn serve(wanted: Option<String>) -> Self {
         let root = tempfile::Builder::new()
             .prefix("lucid-git-")
             .tempdir()
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let path = root.path().to_owned();
-        let router = Router::new().fallback(
-            move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
-                let path = path.clone();
-                async move { backend(&path, &method, &uri, &headers, &body).await }
-            },
-        );
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let moved = Arc::new(Mutex::new(Vec::<(String, String)>::new()));
+        let (path, noted, away) = (root.path().to_owned(), seen.clone(), moved.clone());
+        let answer = move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
+            let (path, wanted, noted) = (path.clone(), wanted.clone(), noted.clone());
+            let target = away.lock().unwrap().iter().find_map(|(from, to)| {
+                let rest = uri.path_and_query()?.as_str().strip_prefix(from.as_str())?;
+                Some(format!("{to}{rest}"))
+            });
+            async move {
+                let given = headers.get("authorization");
+                let given = given.map(|value| value.to_str().unwrap().to_owned());
+                let response = if let Some(target) = target {
+                    Response::builder()
+                        .status(301)
+                        .header("location", target)
+                        .body(Body::empty())
+                        .unwrap()
+                } else if wanted.is_some() && given != wanted {
+                    Response::builder()
+                        .status(401)
+                        .header("www-authenticate", "Basic realm=\"git\"")
+                        .body(Body::empty())
+                        .unwrap()
+                } else {
+                    backend(&path, &method, &uri, &headers, &body).await
+                };
+                noted.lock().unwrap().push(GitRequest {
+                    uri: uri.to_string(),
+                    authorized: given.is_some(),
+                    status: response.status().as_u16(),
+                });
+                response
+            }
+        };
+        let router = Router::new()
+            .fallback(answer)
+            .layer(DefaultBodyLimit::disable());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { url, root }
+        Self {
+            url,
+            root,
+            seen,
+            moved,
+        }
     }
 
-    /// Publishes a repository, and gives its address.
+    /// Publishes a repository, and gives its address. The name may have folders: `team/project`.
     pub fn publish(&self, name: &str, repository: &Path) -> String {
-        let bare = self.root.path().join(format!("{name}.git"));
+        let bare = self.bare(name);
         git(
             self.root.path(),
             &[
@@ -51,6 +114,42 @@ impl GitServer {
             ],
         );
         format!("{}/{name}.git", self.url)
+    }
+
+    /// Publishes a repository that has no commit, its branch to be `main`.
+    pub fn publish_empty(&self, name: &str) -> String {
+        let bare = self.bare(name);
+        git(
+            self.root.path(),
+            &[
+                "init",
+                "--quiet",
+                "--bare",
+                "--initial-branch=main",
+                bare.to_str().unwrap(),
+            ],
+        );
+        format!("{}/{name}.git", self.url)
+    }
+
+    /// What git prints in a published repository, trimmed.
+    pub fn git(&self, name: &str, arguments: &[&str]) -> String {
+        git(&self.bare(name), arguments)
+    }
+
+    /// From now on sends every request below one path (`/old`) on to another place: a path, or a URL.
+    pub fn redirect(&self, from: &str, to: &str) {
+        let redirect = (from.to_owned(), to.to_owned());
+        self.moved.lock().unwrap().push(redirect);
+    }
+
+    /// The requests so far, in the order of their answers.
+    pub fn seen(&self) -> Vec<GitRequest> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn bare(&self, name: &str) -> PathBuf {
+        self.root.path().join(format!("{name}.git"))
     }
 }
 
@@ -74,7 +173,8 @@ pub fn repository(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-fn git(folder: &Path, arguments: &[&str]) {
+/// Runs git in a folder, as somebody with a name, and gives what it printed, trimmed.
+pub fn git(folder: &Path, arguments: &[&str]) -> String {
     let output = Command::new("git")
         .current_dir(folder)
         .args([
@@ -94,6 +194,7 @@ fn git(folder: &Path, arguments: &[&str]) {
         "git {arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// `git http-backend` as a CGI program (RFC 3875).
@@ -113,6 +214,8 @@ async fn backend(
     };
     let mut child = tokio::process::Command::new("git")
         .args(["-c", "safe.directory=*", "http-backend"])
+        // Whoever has a name may push, where the repository does not say `http.receivepack=false`.
+        .env("REMOTE_USER", "somebody")
         .env("GIT_PROJECT_ROOT", root)
         .env("GIT_HTTP_EXPORT_ALL", "1")
         .env("PATH_INFO", uri.path())
@@ -124,6 +227,7 @@ async fn backend(
         .env("GIT_PROTOCOL", header("git-protocol"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .unwrap();

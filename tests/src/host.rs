@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::token::{JWT_SECRET, token};
-use crate::wait::DEADLINE;
+use crate::wait::{DEADLINE, eventually};
 
 /// The binary `lucid`. Cargo builds it for the tests of its package, and says where it is.
 pub fn binary() -> &'static Path {
@@ -156,6 +156,8 @@ impl Host {
         .set("MOCK_STEP_DELAY_SECONDS", "0")
         .set("ALLOW_PRIVATE_REPOSITORIES", "true")
         .set("MAX_SESSIONS_PER_USER", "1000")
+        // What every machine has; tests of containers say so themselves.
+        .set("SANDBOX_BACKEND", "bubblewrap")
     }
 
     /// Where it listens, such as `127.0.0.1:4711`.
@@ -202,6 +204,15 @@ impl Host {
     pub fn crash(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, as an operator stops it; returns when it has ended, and fails where it did not say so
+    /// itself.
+    pub async fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = eventually("the host to stop", async || self.child.try_wait().unwrap()).await;
+        assert!(status.success(), "{status}");
     }
 
     /// Starts it again over the same storage, on another port.

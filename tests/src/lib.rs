@@ -6,6 +6,7 @@
 //! it, tokens included, so that an error of the host cannot hide in code that both share. A wait has
 //! a deadline and says what it waited for; a test that fails prints the host's own log.
 
+pub mod docker;
 mod git;
 mod host;
 mod model;
@@ -14,7 +15,7 @@ mod socket;
 mod token;
 mod wait;
 
-pub use git::{GitServer, repository};
+pub use git::{GitRequest, GitServer, git, repository};
 pub use host::{Answer, Host, HostBuilder, binary, command, find, text_of, with_compiled_plugins};
 pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{own_memory, process_with, stop_within_a_guest};

@@ -73,8 +73,10 @@ impl Socket {
 
     /// The next frame; none when the connection is closed.
     pub async fn next(&mut self) -> Option<Value> {
+        // One for all of the loop: pings come for ever.
+        let deadline = tokio::time::Instant::now() + DEADLINE;
         loop {
-            let Ok(message) = tokio::time::timeout(DEADLINE, self.stream.next()).await else {
+            let Ok(message) = tokio::time::timeout_at(deadline, self.stream.next()).await else {
                 panic!("no frame for {DEADLINE:?}; so far: {}", self.told());
             };
             match message {

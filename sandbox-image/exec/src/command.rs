@@ -43,7 +43,8 @@ pub(crate) fn run(
     inbox: &Receiver<Note>,
 ) {
     match try_run(server, id, start, notes, inbox) {
-        Ok((exit, tail)) => {
+        Ok((mut exit, tail)) => {
+            (exit.memory_kills, exit.refused_processes) = server.pressure().since_last();
             for frame in Frame::split(Kind::Tail, id, &tail) {
                 server.send(&frame);
             }
@@ -51,7 +52,22 @@ pub(crate) fn run(
                 server.send(&frame);
             }
         }
-        Err(sentence) => server.send(&Frame::new(Kind::Failed, id, sentence)),
+        Err(refusal) => server.send(&Frame::new(refusal.kind, id, refusal.sentence)),
+    }
+}
+
+/// Why a command was not run: `Failed` for what is wrong with it, `Full` where the box is.
+struct Refusal {
+    kind: Kind,
+    sentence: String,
+}
+
+impl From<String> for Refusal {
+    fn from(sentence: String) -> Self {
+        Self {
+            kind: Kind::Failed,
+            sentence,
+        }
     }
 }
 
@@ -61,14 +77,14 @@ fn try_run(
     start: Start,
     notes: &Sender<Note>,
     inbox: &Receiver<Note>,
-) -> Result<(Exit, Vec<u8>), String> {
+) -> Result<(Exit, Vec<u8>), Refusal> {
     let Some((program, arguments)) = start.argv.split_first() else {
-        return Err("The command is empty.".to_owned());
+        return Err("The command is empty.".to_owned().into());
     };
     if let Some(cwd) = &start.cwd
         && !std::path::Path::new(cwd).is_dir()
     {
-        return Err(format!("The folder {cwd} does not exist in the sandbox."));
+        return Err(format!("The folder {cwd} does not exist in the sandbox.").into());
     }
     let (reader, writer) =
         io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
@@ -102,7 +118,7 @@ fn try_run(
 
     let begun = Instant::now();
     let pid = server
-        .children
+        .children()
         .spawn(&mut command, notes)
         .map_err(|error| refusal(program, &error))?;
     // The command holds the writing ends: ours must go, or the pipe would never end.
@@ -131,7 +147,7 @@ struct Output {
 }
 
 /// Writes what a command is to read, from a thread of its own: it may read late, or never.
-fn feed(stdin: Option<(String, PipeWriter)>) -> Result<(), String> {
+fn feed(stdin: Option<(String, PipeWriter)>) -> Result<(), Refusal> {
     if let Some((text, mut output)) = stdin {
         std::thread::Builder::new()
             .spawn(move || drop(output.write_all(text.as_bytes())))
@@ -148,7 +164,7 @@ fn attend(
     output: Output,
     deadline: Option<Instant>,
     inbox: &Receiver<Note>,
-) -> Result<(Exit, Vec<u8>), String> {
+) -> Result<(Exit, Vec<u8>), Refusal> {
     let (ended, wake) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
     let (done, kept) = std::sync::mpsc::channel();
     let pump = Arc::clone(server);
@@ -262,17 +278,28 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
     clippy::needless_pass_by_value,
     reason = "map_err hands the error over"
 )]
-fn no_thread(error: io::Error) -> String {
-    format!("The sandbox has no room for another thread: {error}. End what runs in it.")
+fn no_thread(error: io::Error) -> Refusal {
+    Refusal {
+        kind: Kind::Full,
+        sentence: format!(
+            "The sandbox has no room for another thread: {error}. End what runs in it."
+        ),
+    }
 }
 
-fn refusal(program: &str, error: &io::Error) -> String {
-    match error.kind() {
+fn refusal(program: &str, error: &io::Error) -> Refusal {
+    let sentence = match error.kind() {
         io::ErrorKind::NotFound => format!("There is no program {program} in the sandbox."),
-        io::ErrorKind::PermissionDenied => format!("{program} cannot be run in the sandbox: permission denied."),
+        io::ErrorKind::PermissionDenied => {
+            format!("{program} cannot be run in the sandbox: permission denied.")
+        }
         io::ErrorKind::WouldBlock => {
-            "The sandbox is full of processes: end what runs in the background, or close the session.".to_owned()
+            return Refusal {
+                kind: Kind::Full,
+                sentence: "The sandbox is full of processes: end what runs in the background, or close the session.".to_owned(),
+            };
         }
         _ => format!("{program} could not be started: {error}."),
-    }
+    };
+    sentence.into()
 }

@@ -1,16 +1,19 @@
 //! The git remote helper `git-remote-lucid`: hands git's requests to the host's gateway, which
-//! holds the token, and its answers back. Speaks `stateless-connect` of gitremote-helpers(7).
+//! holds the token, and its answers back. Speaks `connect` of gitremote-helpers(7), so that fetching
+//! and pushing are git's own, with all that they can do.
 //!
-//! What always holds: it fetches only; what fails is one sentence on standard error.
+//! What always holds: of a request nothing is changed; what fails is one sentence on standard error.
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use lucid_exec::protocol::{Frame, GitOpen, Kind, VERSION};
+use lucid_exec::protocol::{Frame, GitOpen, GitService, Kind, VERSION};
 
-/// The most one request to the server may be: many thousand `have` lines.
+/// The most one request may be before a pack: many thousand `have` lines or branches.
 const MAX_REQUEST: usize = 16 << 20;
+/// How much of a pack goes into one frame.
+const PART: usize = 64 << 10;
 
 /// Serves git on standard input and output.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
@@ -24,91 +27,161 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         if input.read_line(&mut line).map_err(lost_git)? == 0 {
             return Ok(());
         }
-        let answer = match line.trim_end() {
+        match line.trim_end() {
             "" => return Ok(()),
-            "capabilities" => "stateless-connect\noption\n\n",
-            "stateless-connect git-upload-pack" => return connect(url, &mut input, &mut output),
-            option if option.starts_with("option ") => "unsupported\n",
-            _ => return Err("this session's repository can be fetched but not pushed to: the host publishes its work".to_owned()),
-        };
-        output
-            .write_all(answer.as_bytes())
-            .and_then(|()| output.flush())
-            .map_err(lost_git)?;
+            "capabilities" => output
+                .write_all(b"connect\n\n")
+                .and_then(|()| output.flush())
+                .map_err(lost_git)?,
+            "connect git-upload-pack" => {
+                let gateway = Gateway::open(url, GitService::Fetch, &mut output)?;
+                return fetch(&gateway, &mut input, &mut output);
+            }
+            "connect git-receive-pack" => {
+                let gateway = Gateway::open(url, GitService::Push, &mut output)?;
+                return push(&gateway, &mut input, &mut output);
+            }
+            _ => {
+                return Err(
+                    "a repository can be fetched and pushed to here, and nothing else".to_owned(),
+                );
+            }
+        }
     }
 }
 
-fn connect(url: &str, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
-    let socket = PathBuf::from(
-        std::env::var_os("LUCID_GIT_SOCKET")
-            .ok_or("this sandbox has no git gateway (LUCID_GIT_SOCKET is not set)")?,
-    );
-    let gateway = UnixStream::connect(&socket)
-        .map_err(|error| format!("the host's git gateway cannot be reached: {error}"))?;
-    let key = std::fs::read_to_string(socket.with_extension("key"))
-        .map_err(|error| format!("the key of the git gateway cannot be read: {error}"))?;
-    let open = GitOpen {
-        version: VERSION,
-        key,
-        url: url.to_owned(),
-    };
-    Frame::json(Kind::GitOpen, 0, &open)
-        .and_then(|frame| frame.write_to(&gateway))
-        .map_err(lost_host)?;
-    let mut advertisement = Vec::new();
-    receive(&gateway, &mut advertisement)?;
-    // The empty line says that the connection stands; the server's capabilities follow at once.
-    output
-        .write_all(b"\n")
-        .and_then(|()| output.write_all(&advertisement))
-        .and_then(|()| output.flush())
-        .map_err(lost_git)?;
-    while let Some(request) = read_request(input)? {
-        for frame in Frame::split(Kind::GitBody, 0, &request) {
-            frame.write_to(&gateway).map_err(lost_host)?;
+fn fetch(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
+    while let Some(request) = read_section(input)? {
+        // A flush alone is how git says goodbye.
+        if request == b"0000" {
+            return Ok(());
         }
-        Frame::new(Kind::GitPost, 0, Vec::new())
-            .write_to(&gateway)
-            .map_err(lost_host)?;
-        receive(&gateway, &mut *output)?;
-        output
-            .write_all(b"0002")
-            .and_then(|()| output.flush())
-            .map_err(lost_git)?;
+        gateway.send(&request)?;
+        gateway.sent()?;
+        gateway.receive(output)?;
     }
     Ok(())
 }
 
-/// Copies one answer of the gateway.
-fn receive(gateway: &UnixStream, mut output: impl Write) -> Result<(), String> {
-    loop {
-        match Frame::read_from(gateway).map_err(lost_host)? {
-            Some(Frame {
-                kind: Kind::GitData,
-                payload,
-                ..
-            }) => output.write_all(&payload).map_err(lost_git)?,
-            Some(Frame {
-                kind: Kind::GitEnd, ..
-            }) => return Ok(()),
-            Some(Frame {
-                kind: Kind::GitError,
-                payload,
-                ..
-            }) => return Err(String::from_utf8_lossy(&payload).into_owned()),
-            _ => return Err("the host's git gateway closed the connection".to_owned()),
+fn push(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
+    let Some(commands) = read_section(input)?.filter(|section| section != b"0000") else {
+        return Ok(());
+    };
+    gateway.send(&commands)?;
+    if has_push_options(&commands)
+        && let Some(options) = read_section(input)?
+    {
+        gateway.send(&options)?;
+    }
+    // A pack has no length: git closes its side behind it. Where branches are only deleted there is
+    // none, and git waits for the answer.
+    if brings_objects(&commands) {
+        let mut part = vec![0; PART];
+        loop {
+            match input.read(&mut part) {
+                Ok(0) => break,
+                Ok(count) => gateway.send(&part[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost_git(error)),
+            }
+        }
+    }
+    gateway.sent()?;
+    gateway.receive(output)
+}
+
+/// The connection to the host.
+struct Gateway(UnixStream);
+
+impl Gateway {
+    /// Asks for a repository, and hands git what the server says of it.
+    fn open(url: &str, service: GitService, output: &mut impl Write) -> Result<Self, String> {
+        let socket = PathBuf::from(
+            std::env::var_os("LUCID_GIT_SOCKET")
+                .ok_or("this sandbox has no git gateway (LUCID_GIT_SOCKET is not set)")?,
+        );
+        let stream = UnixStream::connect(&socket)
+            .map_err(|error| format!("the host's git gateway cannot be reached: {error}"))?;
+        let key = std::fs::read_to_string(socket.with_extension("key"))
+            .map_err(|error| format!("the key of the git gateway cannot be read: {error}"))?;
+        let open = GitOpen {
+            version: VERSION,
+            key,
+            url: url.to_owned(),
+            service,
+        };
+        let gateway = Self(stream);
+        let frame = Frame::json(Kind::GitOpen, 0, &open).map_err(lost_host)?;
+        gateway.write(&frame)?;
+        let mut advertisement = Vec::new();
+        gateway.receive(&mut advertisement)?;
+        // The empty line says that the connection stands; what the server can do follows at once.
+        output
+            .write_all(b"\n")
+            .and_then(|()| output.write_all(&advertisement))
+            .and_then(|()| output.flush())
+            .map_err(lost_git)?;
+        Ok(gateway)
+    }
+
+    /// A part of a request.
+    fn send(&self, bytes: &[u8]) -> Result<(), String> {
+        Frame::split(Kind::GitBody, 0, bytes).try_for_each(|frame| self.write(&frame))
+    }
+
+    /// The request is whole.
+    fn sent(&self) -> Result<(), String> {
+        self.write(&Frame::new(Kind::GitPost, 0, Vec::new()))
+    }
+
+    fn write(&self, frame: &Frame) -> Result<(), String> {
+        frame.write_to(&self.0).map_err(|error| {
+            // A gateway that hangs up in the middle of a pack has said why.
+            match Frame::read_from(&self.0) {
+                Ok(Some(Frame {
+                    kind: Kind::GitError,
+                    payload,
+                    ..
+                })) => String::from_utf8_lossy(&payload).into_owned(),
+                _ => lost_host(error),
+            }
+        })
+    }
+
+    /// Copies one answer.
+    fn receive(&self, output: &mut impl Write) -> Result<(), String> {
+        loop {
+            match Frame::read_from(&self.0).map_err(lost_host)? {
+                Some(Frame {
+                    kind: Kind::GitData,
+                    payload,
+                    ..
+                }) => output
+                    .write_all(&payload)
+                    .and_then(|()| output.flush())
+                    .map_err(lost_git)?,
+                Some(Frame {
+                    kind: Kind::GitEnd, ..
+                }) => return Ok(()),
+                Some(Frame {
+                    kind: Kind::GitError,
+                    payload,
+                    ..
+                }) => return Err(String::from_utf8_lossy(&payload).into_owned()),
+                _ => return Err("the host's git gateway closed the connection".to_owned()),
+            }
         }
     }
 }
 
 /// Reads packet lines up to and with a flush; `None` where git is done.
-fn read_request(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
-    let mut request = Vec::new();
+fn read_section(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
+    let mut section = Vec::new();
     loop {
         let mut length = [0; 4];
         match input.read_exact(&mut length) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && request.is_empty() => {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && section.is_empty() => {
                 return Ok(None);
             }
             Err(error) => return Err(lost_git(error)),
@@ -117,20 +190,51 @@ fn read_request(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
             .ok()
             .and_then(|text| usize::from_str_radix(text, 16).ok())
             .ok_or("git sent something that is not a packet line")?;
-        request.extend(length);
+        section.extend(length);
         if size == 0 {
-            return Ok(Some(request));
+            return Ok(Some(section));
         }
-        let start = request.len();
+        let start = section.len();
         let more = size.saturating_sub(4);
         if start + more > MAX_REQUEST {
             return Err(format!(
                 "git's request is larger than the {MAX_REQUEST} bytes allowed"
             ));
         }
-        request.resize(start + more, 0);
-        input.read_exact(&mut request[start..]).map_err(lost_git)?;
+        section.resize(start + more, 0);
+        input.read_exact(&mut section[start..]).map_err(lost_git)?;
     }
+}
+
+/// The contents of the packet lines of a section.
+fn lines(section: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = section;
+    std::iter::from_fn(move || {
+        let (length, _) = rest.split_at_checked(4)?;
+        let size = usize::from_str_radix(std::str::from_utf8(length).ok()?, 16).ok()?;
+        let (line, after) = rest.split_at_checked(size.max(4))?;
+        rest = after;
+        Some(&line[4..])
+    })
+}
+
+/// Whether any command of a push (`old new name`) gives a branch something, rather than deleting it.
+fn brings_objects(commands: &[u8]) -> bool {
+    lines(commands).any(|line| {
+        let mut words = line.split(|byte| *byte == b' ');
+        let hash = |word: &[u8]| word.len() >= 40 && word.iter().all(u8::is_ascii_hexdigit);
+        let (old, new) = (words.next(), words.next());
+        old.is_some_and(hash)
+            && new.is_some_and(|new| hash(new) && new.iter().any(|byte| *byte != b'0'))
+    })
+}
+
+/// Whether push options follow the commands: git says so behind the first of them.
+fn has_push_options(commands: &[u8]) -> bool {
+    lines(commands)
+        .filter_map(|line| line.splitn(2, |byte| *byte == 0).nth(1))
+        .flat_map(|abilities| abilities.split(|byte| matches!(byte, b' ' | b'\n')))
+        .any(|ability| ability == b"push-options")
 }
 
 #[expect(
@@ -153,18 +257,57 @@ fn lost_host(error: io::Error) -> String {
 mod tests {
     use super::*;
 
+    const OLD: &str = "1111111111111111111111111111111111111111";
+    const NONE: &str = "0000000000000000000000000000000000000000";
+
+    fn packets(lines: &[String]) -> Vec<u8> {
+        let lines = lines
+            .iter()
+            .map(|line| format!("{:04x}{line}", line.len() + 4));
+        let text: String = lines.chain(["0000".to_owned()]).collect();
+        text.into_bytes()
+    }
+
     #[test]
     fn a_request_ends_at_its_flush_packet() {
         let mut input: &[u8] = b"0014command=ls-refs\n00010009peel\n0000000cignored!";
-        let request = read_request(&mut input).unwrap().unwrap();
+        let request = read_section(&mut input).unwrap().unwrap();
         assert!(request.ends_with(b"0000"));
         assert_eq!(input, b"000cignored!");
     }
 
     #[test]
     fn a_request_cut_short_is_an_error_and_none_is_the_end() {
-        assert!(read_request(&mut &b"0014comm"[..]).is_err());
-        assert!(read_request(&mut &b"zzzz"[..]).is_err());
-        assert_eq!(read_request(&mut &b""[..]).unwrap(), None);
+        assert!(read_section(&mut &b"0014comm"[..]).is_err());
+        assert!(read_section(&mut &b"zzzz"[..]).is_err());
+        assert_eq!(read_section(&mut &b""[..]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_push_that_only_deletes_has_no_pack_behind_it() {
+        let delete = format!("{OLD} {NONE} refs/heads/a\0 report-status agent=git/2");
+        let create = format!("{NONE} {OLD} refs/heads/b");
+        let shallow = format!("shallow {OLD}");
+        assert!(!brings_objects(&packets(std::slice::from_ref(&delete))));
+        assert!(!brings_objects(&packets(&[
+            shallow.clone(),
+            delete.clone()
+        ])));
+        assert!(brings_objects(&packets(&[shallow, delete, create])));
+    }
+
+    #[test]
+    fn push_options_are_expected_only_where_git_names_them() {
+        let with = |abilities: &str| {
+            has_push_options(&packets(&[format!(
+                "{NONE} {OLD} refs/heads/a\0{abilities}"
+            )]))
+        };
+        assert!(with(" report-status push-options agent=git/2"));
+        assert!(with(" report-status push-options\n"));
+        assert!(!with(" report-status agent=push-options-like"));
+        assert!(!has_push_options(&packets(&[format!(
+            "{NONE} {OLD} refs/heads/push-options"
+        )])));
     }
 }

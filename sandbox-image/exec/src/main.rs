@@ -1,6 +1,9 @@
 //! The program inside a sandbox. It owns nothing but what its command line says:
 //!
 //! * `lucid-exec --serve JSON` serves one host over the Unix socket that is its standard input;
+//! * `lucid-exec --serve-pipes JSON` serves one host over its standard input and output;
+//! * `lucid-exec --connect SOCKET JSON` looks for a host at that socket, and for the next one when
+//!   it is lost: the main process of a container;
 //! * `lucid-exec --supervise JSON` does so in a child, and kills all below it when the host goes;
 //! * `lucid-exec --probe` tells whether Landlock works on this kernel;
 //! * called `git-remote-lucid`, it is the git remote helper that talks to the host's gateway.
@@ -9,7 +12,9 @@
 mod children;
 mod command;
 mod confine;
+mod connect;
 mod git_remote;
+mod pressure;
 mod server;
 mod supervise;
 
@@ -33,9 +38,13 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
         ["--serve", json] => parse(json).and_then(|serve| server::run(&serve)),
+        ["--serve-pipes", json] => parse(json).and_then(|serve| server::run_on_pipes(&serve)),
+        ["--connect", socket, json] => {
+            parse(json).and_then(|serve| connect::run(Path::new(socket), &serve))
+        }
         ["--supervise", json] => parse(json).and_then(|_| supervise::run(json)),
         ["--probe"] => confine::probe().map(|()| println!("Landlock works on this kernel.")),
-        _ => Err("usage: lucid-exec --serve JSON | --supervise JSON | --probe".to_owned()),
+        _ => Err("usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --probe".to_owned()),
     };
     report("lucid-exec", outcome)
 }

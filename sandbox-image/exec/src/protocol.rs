@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a frame changes its meaning. Both ends must name the same one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The most a frame may carry.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// The size of what precedes a payload.
@@ -35,6 +35,9 @@ pub enum Kind {
     Exit = 6,
     /// Server: a command could not be started. A sentence.
     Failed = 7,
+    /// Server: a command could not be started, since the box has no room for another process. A
+    /// sentence.
+    Full = 8,
     /// Git helper: the repository I want. JSON [`GitOpen`]. Answered with the advertisement.
     GitOpen = 16,
     /// Git helper: a part of a request.
@@ -59,6 +62,7 @@ impl Kind {
             Self::Tail,
             Self::Exit,
             Self::Failed,
+            Self::Full,
             Self::GitOpen,
             Self::GitBody,
             Self::GitPost,
@@ -246,6 +250,12 @@ pub struct Exit {
     pub killed: bool,
     /// How many bytes lie between the first and the last that were sent.
     pub omitted: u64,
+    /// How many processes the kernel ended for want of memory since the last command's end.
+    #[serde(default)]
+    pub memory_kills: u64,
+    /// How many new processes the kernel refused since the last command's end.
+    #[serde(default)]
+    pub refused_processes: u64,
 }
 
 /// What the server is started with.
@@ -256,6 +266,10 @@ pub struct Serve {
     /// Confine the server and all below it with Landlock.
     #[serde(default)]
     pub confine: Option<Confine>,
+    /// For a server that looks for its host: after how many seconds without one it ends. Never,
+    /// where absent.
+    #[serde(default)]
+    pub patience_seconds: Option<u64>,
 }
 
 /// Resource limits.
@@ -294,6 +308,32 @@ pub struct GitOpen {
     pub key: String,
     /// The repository.
     pub url: String,
+    /// What git wants of it.
+    #[serde(default)]
+    pub service: GitService,
+}
+
+/// What git asks a server for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GitService {
+    /// Clone and fetch. Its requests are parts that end with a flush packet, each with an answer.
+    #[default]
+    #[serde(rename = "git-upload-pack")]
+    Fetch,
+    /// Push. There is one request.
+    #[serde(rename = "git-receive-pack")]
+    Push,
+}
+
+impl GitService {
+    /// Git's own name for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fetch => "git-upload-pack",
+            Self::Push => "git-receive-pack",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! The server: reads frames from the host, runs commands, and takes everything along when it goes.
 //!
-//! What always holds: when the connection ends, for whatever reason, nothing below this process
-//! lives on.
+//! What always holds: a server with one host for its whole life leaves nothing below it alive when
+//! that connection ends, for whatever reason.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use lucid_exec::protocol::{Frame, Hello, Kind, Serve, Start, VERSION};
 use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
@@ -16,23 +19,83 @@ use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpabl
 use crate::children::{self, Children};
 use crate::command::{self, Note};
 use crate::confine;
+use crate::pressure::Pressure;
 
 /// The most commands at a time.
 const MAX_COMMANDS: usize = 64;
+/// How long the killed commands of a host that is gone are waited for: longer than a command's own
+/// waits for a group that will not die.
+const END: Duration = Duration::from_secs(5);
 
-/// What the threads of the server share.
+/// What outlives a connection.
+pub(crate) struct Common {
+    children: Arc<Children>,
+    pressure: Pressure,
+}
+
+/// Takes from this process what it must not have, and starts reaping.
+pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
+    // Nothing that runs below may look into this process or take its socket.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
+    set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
+    // Before any thread is there: a restriction holds for the calling thread and what it starts.
+    confine::apply(serve)?;
+    let children =
+        Children::watched().map_err(|error| format!("no thread could be started: {error}"))?;
+    Ok(Common {
+        children,
+        pressure: Pressure::find(),
+    })
+}
+
+/// The way to the host.
+pub(crate) enum Out {
+    Socket(UnixStream),
+    Pipe(File),
+}
+
+/// What the threads that serve one host share.
 pub(crate) struct Server {
-    out: Mutex<UnixStream>,
-    pub(crate) children: Arc<Children>,
+    out: Mutex<Out>,
+    common: Arc<Common>,
     running: Mutex<HashMap<u32, Sender<Note>>>,
+    none_runs: Condvar,
 }
 
 impl Server {
+    pub(crate) fn new(out: Out, common: Arc<Common>) -> Self {
+        Self {
+            out: Mutex::new(out),
+            common,
+            running: Mutex::default(),
+            none_runs: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn children(&self) -> &Children {
+        &self.common.children
+    }
+
+    pub(crate) fn pressure(&self) -> &Pressure {
+        &self.common.pressure
+    }
+
     /// Sends a frame. A host that is gone is noticed by the reading side.
     pub(crate) fn send(&self, frame: &Frame) {
         let out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        if frame.write_to(&*out).is_err() {
-            let _ = out.shutdown(Shutdown::Both);
+        match &*out {
+            Out::Socket(socket) => {
+                if frame.write_to(socket).is_err() {
+                    let _ = socket.shutdown(Shutdown::Both);
+                }
+            }
+            Out::Pipe(pipe) => {
+                if frame.write_to(pipe).is_err() {
+                    // The other pipe cannot be ended from here, and without this one it is no use.
+                    children::kill_all_below();
+                    std::process::exit(1);
+                }
+            }
         }
     }
 
@@ -60,17 +123,18 @@ impl Server {
         });
         if let Err(error) = thread {
             self.forget(id);
-            failed(format!(
-                "The sandbox is full of processes ({error}): close the session."
-            ));
+            let sentence =
+                format!("The sandbox is full of processes ({error}): close the session.");
+            self.send(&Frame::new(Kind::Full, id, sentence));
         }
     }
 
     fn forget(&self, id: u32) {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(&id);
+        if running.is_empty() {
+            self.none_runs.notify_all();
+        }
     }
 
     fn kill(&self, id: u32) {
@@ -83,54 +147,72 @@ impl Server {
             let _ = notes.send(Note::Kill);
         }
     }
+
+    /// Says hello and does as the host says until it goes.
+    pub(crate) fn serve(self: &Arc<Self>, mut host: impl Read) -> Result<(), String> {
+        self.send(
+            &Frame::json(Kind::Hello, 0, &Hello { version: VERSION })
+                .map_err(|error| error.to_string())?,
+        );
+        loop {
+            match Frame::read_from(&mut host) {
+                Ok(Some(Frame {
+                    kind: Kind::Start,
+                    id,
+                    payload,
+                })) => self.start(id, &payload),
+                Ok(Some(Frame {
+                    kind: Kind::Kill,
+                    id,
+                    ..
+                })) => self.kill(id),
+                Ok(Some(frame)) => {
+                    return Err(format!(
+                        "the host sent a {:?} frame, which is not its to send",
+                        frame.kind
+                    ));
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(format!("the connection to the host broke: {error}")),
+            }
+        }
+    }
+
+    /// Kills the commands that still run, and waits until they are gone.
+    pub(crate) fn end_commands(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for notes in running.values() {
+            let _ = notes.send(Note::Kill);
+        }
+        let _running = self
+            .none_runs
+            .wait_timeout_while(running, END, |running| !running.is_empty());
+    }
 }
 
 /// Serves the host on standard input until it goes.
 pub(crate) fn run(serve: &Serve) -> Result<(), String> {
-    // Nothing that runs below may look into this process or take its socket.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
-    set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
-    // Before any thread is there: a restriction holds for the calling thread and what it starts.
-    confine::apply(serve)?;
+    let common = Arc::new(prepare(serve)?);
     let stdin = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()
         .map_err(|error| error.to_string())?;
-    let connection = UnixStream::from(stdin);
-    let out = connection.try_clone().map_err(|error| error.to_string())?;
-    let children =
-        Children::watched().map_err(|error| format!("no thread could be started: {error}"))?;
-    let server = Arc::new(Server {
-        out: Mutex::new(out),
-        children,
-        running: Mutex::default(),
-    });
-    server.send(
-        &Frame::json(Kind::Hello, 0, &Hello { version: VERSION })
-            .map_err(|error| error.to_string())?,
-    );
-    let outcome = loop {
-        match Frame::read_from(&connection) {
-            Ok(Some(Frame {
-                kind: Kind::Start,
-                id,
-                payload,
-            })) => server.start(id, &payload),
-            Ok(Some(Frame {
-                kind: Kind::Kill,
-                id,
-                ..
-            })) => server.kill(id),
-            Ok(Some(frame)) => {
-                break Err(format!(
-                    "the host sent a {:?} frame, which is not its to send",
-                    frame.kind
-                ));
-            }
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(format!("the connection to the host broke: {error}")),
-        }
-    };
+    let host = UnixStream::from(stdin);
+    let out = host.try_clone().map_err(|error| error.to_string())?;
+    let outcome = Arc::new(Server::new(Out::Socket(out), common)).serve(&host);
+    children::kill_all_below();
+    outcome
+}
+
+/// Serves the host on standard input and output until it goes.
+pub(crate) fn run_on_pipes(serve: &Serve) -> Result<(), String> {
+    let common = Arc::new(prepare(serve)?);
+    let out = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| error.to_string())?;
+    let out = Out::Pipe(File::from(out));
+    let outcome = Arc::new(Server::new(out, common)).serve(std::io::stdin().lock());
     children::kill_all_below();
     outcome
 }

@@ -1,0 +1,104 @@
+//! What the kernel counted when a box met its limits, read from its control group.
+//!
+//! What always holds: a box whose group cannot be seen, or has none of its own, counts nothing; and
+//! each hit is told once.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+/// Where version 1 and version 2 of control groups keep a counter, and its name in that file.
+const MEMORY: ([&str; 2], &str) = (
+    [
+        "/sys/fs/cgroup/memory/memory.oom_control",
+        "/sys/fs/cgroup/memory.events",
+    ],
+    "oom_kill",
+);
+const PROCESSES: ([&str; 2], &str) = (
+    [
+        "/sys/fs/cgroup/pids/pids.events",
+        "/sys/fs/cgroup/pids.events",
+    ],
+    "max",
+);
+
+/// The counters of this box.
+pub(crate) struct Pressure {
+    memory: Option<PathBuf>,
+    processes: Option<PathBuf>,
+    told: Mutex<(u64, u64)>,
+}
+
+impl Pressure {
+    /// Finds the counters. What they hold by now is nobody's news.
+    pub(crate) fn find() -> Self {
+        let there = |(paths, _): ([&str; 2], &str)| {
+            paths
+                .iter()
+                .map(PathBuf::from)
+                .find(|path| std::fs::File::open(path).is_ok())
+        };
+        let pressure = Self {
+            memory: there(MEMORY),
+            processes: there(PROCESSES),
+            told: Mutex::default(),
+        };
+        pressure.since_last();
+        pressure
+    }
+
+    /// How many processes were killed for memory, and refused, since this was last asked.
+    pub(crate) fn since_last(&self) -> (u64, u64) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = |path: &Option<PathBuf>, name| {
+            path.as_ref()
+                .and_then(|path| std::fs::read_to_string(path).ok())
+                .and_then(|text| counter(&text, name))
+        };
+        let memory = read(&self.memory, MEMORY.1).unwrap_or(told.0);
+        let processes = read(&self.processes, PROCESSES.1).unwrap_or(told.1);
+        let rose = (
+            memory.saturating_sub(told.0),
+            processes.saturating_sub(told.1),
+        );
+        *told = (memory, processes);
+        rose
+    }
+}
+
+fn counter(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(' ')?;
+        (key == name).then(|| value.trim().parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_read_by_its_whole_name() {
+        let text = "oom_kill_disable 1\nunder_oom 0\noom_kill 3\n";
+        assert_eq!(counter(text, "oom_kill"), Some(3));
+        assert_eq!(counter(text, "max"), None);
+        assert_eq!(counter("max many\n", "max"), None);
+    }
+
+    #[test]
+    fn a_hit_is_told_once() {
+        let dir = std::env::temp_dir().join(format!("lucid-pressure-{}", std::process::id()));
+        std::fs::write(&dir, "max 2\n").unwrap();
+        let pressure = Pressure {
+            memory: None,
+            processes: Some(dir.clone()),
+            told: Mutex::default(),
+        };
+        assert_eq!(pressure.since_last(), (0, 2));
+        assert_eq!(pressure.since_last(), (0, 0));
+        std::fs::write(&dir, "max 5\n").unwrap();
+        assert_eq!(pressure.since_last(), (0, 3));
+        std::fs::remove_file(&dir).unwrap();
+        assert_eq!(pressure.since_last(), (0, 0));
+    }
+}
