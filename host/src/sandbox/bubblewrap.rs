@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use lucid_exec::protocol::Serve;
 use tokio::process::Command;
 
+use super::environment::environment;
 use super::runtime::{Runtime, SessionDir};
-use super::{Network, SandboxError, Settings, Spec, environment, system};
+use super::{Network, SandboxError, Settings, Spec, system};
 use crate::workspace::box_user;
 
 /// The installed bwrap, and what it can do.

@@ -1,25 +1,33 @@
 //! The host's end of the socket to an exec server.
 //!
 //! What always holds: the server sits among hostile code, so nothing it sends is trusted: a frame
-//! out of turn, or more bytes than were agreed on, ends the connection; and a connection that ended
-//! ends every command that waits on it.
+//! out of turn, an empty one, or more bytes than were agreed on, ends the connection; a sentence of
+//! it is cleaned and cut; and a connection that ended ends every command that waits on it.
 
 use std::collections::HashMap;
-use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc as std_mpsc};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, Start, VERSION};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use super::SandboxError;
+use crate::plugins::text::clean;
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;
+
+/// The most characters of a sentence that a box says: the model and the log get to read it.
+const SENTENCE: usize = 500;
 
 /// What a command's waiter is told.
 pub(super) enum Event {
@@ -27,7 +35,11 @@ pub(super) enum Event {
     Tail(Vec<u8>),
     Exit(Exit),
     Failed(String),
+    Full(String),
 }
+
+/// Asks whoever knows why a box ended, once its connection is lost; a sentence, where one is known.
+pub(super) type Inquiry = BoxFuture<'static, Option<String>>;
 
 struct Waiter {
     events: mpsc::UnboundedSender<Event>,
@@ -36,23 +48,46 @@ struct Waiter {
     tail_left: usize,
 }
 
-#[derive(Default)]
 struct State {
-    gone: Option<String>,
     last_id: u32,
     waiting: HashMap<u32, Waiter>,
+    /// Why the connection ended, once it did.
+    gone: watch::Sender<Option<String>>,
 }
 
 /// An open connection.
 pub(super) struct Connection {
     state: Arc<Mutex<State>>,
     frames: mpsc::UnboundedSender<Vec<u8>>,
-    /// A second handle of the socket, to end it from anywhere.
-    socket: StdStream,
+    /// The two that hold the ends of the connection: with them it closes.
+    tasks: [AbortHandle; 2],
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the first frame. What is wrong with it is a sentence.
+pub(super) async fn greet(
+    reader: &mut (impl AsyncRead + Unpin),
+    patience: Duration,
+) -> Result<(), String> {
+    match tokio::time::timeout(patience, read_frame(reader)).await {
+        Ok(Ok(Frame {
+            kind: Kind::Hello,
+            payload,
+            ..
+        })) => match serde_json::from_slice::<Hello>(&payload) {
+            Ok(hello) if hello.version == VERSION => Ok(()),
+            _ => Err("its exec server speaks another version.".to_owned()),
+        },
+        Ok(Ok(_)) => Err("its exec server did not say hello.".to_owned()),
+        Ok(Err(_)) => Err("it ended at once.".to_owned()),
+        Err(_) => Err(format!(
+            "it was not ready after {} seconds.",
+            patience.as_secs()
+        )),
+    }
 }
 
 impl Connection {
@@ -64,7 +99,6 @@ impl Connection {
         let start = |error: std::io::Error| SandboxError::Start(error.to_string());
         let (ours, theirs) = StdStream::pair().map_err(start)?;
         ours.set_nonblocking(true).map_err(start)?;
-        let socket = ours.try_clone().map_err(start)?;
         command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -76,24 +110,8 @@ impl Connection {
             .take()
             .map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
         let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
-        let problem = match tokio::time::timeout(patience, read_frame(&mut reader)).await {
-            Ok(Ok(Frame {
-                kind: Kind::Hello,
-                payload,
-                ..
-            })) => match serde_json::from_slice::<Hello>(&payload) {
-                Ok(hello) if hello.version == VERSION => None,
-                _ => Some("its exec server speaks another version.".to_owned()),
-            },
-            Ok(Ok(_)) => Some("its exec server did not say hello.".to_owned()),
-            Ok(Err(_)) => Some("it ended at once.".to_owned()),
-            Err(_) => Some(format!(
-                "it was not ready after {} seconds.",
-                patience.as_secs()
-            )),
-        };
-        if let Some(problem) = problem {
-            let _ = socket.shutdown(Shutdown::Both);
+        if let Err(problem) = greet(&mut reader, patience).await {
+            drop((reader, writer));
             if tokio::time::timeout(Duration::from_secs(2), process.wait())
                 .await
                 .is_err()
@@ -114,26 +132,52 @@ impl Connection {
                 format!("{problem} It said: {said}")
             }));
         }
+        Ok((Self::over(reader, writer, None), process))
+    }
+
+    /// Takes over a connection whose server has said hello.
+    pub(super) fn over(
+        reader: impl AsyncRead + Unpin + Send + 'static,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+        inquiry: Option<Inquiry>,
+    ) -> Self {
         let (frames, queue) = mpsc::unbounded_channel();
-        let state = Arc::new(Mutex::new(State::default()));
-        tokio::spawn(write_frames(writer, queue));
+        let state = Arc::new(Mutex::new(State {
+            last_id: 0,
+            waiting: HashMap::new(),
+            gone: watch::Sender::new(None),
+        }));
+        let writing = tokio::spawn(write_frames(writer, queue));
         let shared = Arc::clone(&state);
-        tokio::spawn(async move {
-            let sentence = read_frames(reader, &shared).await;
-            end(&shared, &sentence);
+        let reading = tokio::spawn(async move {
+            let lost = read_frames(reader, &shared).await;
+            let known = match (&lost, inquiry) {
+                (Lost::Ended, Some(inquiry)) => inquiry.await,
+                _ => None,
+            };
+            end(&shared, &known.unwrap_or_else(|| lost.sentence()));
         });
-        Ok((
-            Self {
-                state,
-                frames,
-                socket,
-            },
-            process,
-        ))
+        Self {
+            state,
+            frames,
+            tasks: [reading.abort_handle(), writing.abort_handle()],
+        }
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        lock(&self.state).gone.is_none()
+        lock(&self.state).gone.borrow().is_none()
+    }
+
+    /// Waits until the connection is over, and says why it is.
+    pub(super) fn ended(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut gone = lock(&self.state).gone.subscribe();
+        async move {
+            // The sender lives as long as the connection: without it there is no reason to give.
+            match gone.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => "Its connection ended.".to_owned(),
+            }
+        }
     }
 
     /// Why the box is gone.
@@ -141,6 +185,7 @@ impl Connection {
         SandboxError::Gone(
             lock(&self.state)
                 .gone
+                .borrow()
                 .clone()
                 .unwrap_or_else(|| "Its connection ended.".to_owned()),
         )
@@ -149,14 +194,16 @@ impl Connection {
     /// Ends the connection; the first reason given stays.
     pub(super) fn shut(&self, sentence: &str) {
         end(&self.state, sentence);
-        let _ = self.socket.shutdown(Shutdown::Both);
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 
     /// Sends a command off.
     pub(super) fn start(&self, start: &Start) -> Result<Running<'_>, SandboxError> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut state = lock(&self.state);
-        if state.gone.is_some() {
+        if state.gone.borrow().is_some() {
             drop(state);
             return Err(self.gone());
         }
@@ -186,9 +233,19 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shut("It was closed.");
+    }
+}
+
 fn end(state: &Mutex<State>, sentence: &str) {
     let mut state = lock(state);
-    state.gone.get_or_insert_with(|| sentence.to_owned());
+    state.gone.send_if_modified(|gone| {
+        let first = gone.is_none();
+        gone.get_or_insert_with(|| sentence.to_owned());
+        first
+    });
     state.waiting.clear();
 }
 
@@ -204,7 +261,10 @@ impl Running<'_> {
     /// What comes next; nothing when the box is gone.
     pub(super) async fn next(&mut self) -> Option<Event> {
         let event = self.events.recv().await;
-        self.over = matches!(event, None | Some(Event::Exit(_) | Event::Failed(_)));
+        self.over = matches!(
+            event,
+            None | Some(Event::Exit(_) | Event::Failed(_) | Event::Full(_))
+        );
         event
     }
 }
@@ -231,24 +291,44 @@ pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io
     Ok(Frame { kind, id, payload })
 }
 
-/// Hands frames to the commands that wait for them, until the connection ends; says why it did.
-async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String {
+/// Why nothing more is read.
+enum Lost {
+    /// The other side is gone.
+    Ended,
+    /// The other side sent what it must not. A sentence.
+    Broke(String),
+}
+
+impl Lost {
+    fn sentence(self) -> String {
+        match self {
+            Self::Ended => "It ended on its own: it was killed, or ran out of memory.".to_owned(),
+            Self::Broke(sentence) => sentence,
+        }
+    }
+}
+
+/// Hands frames to the commands that wait for them, until the connection ends.
+async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -> Lost {
+    let broke = |sentence: &str| Lost::Broke(sentence.to_owned());
     loop {
         let frame = match read_frame(&mut reader).await {
             Ok(frame) => frame,
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                return format!("{error}.");
+                return Lost::Broke(format!("{error}."));
             }
-            Err(_) => {
-                return "It ended on its own: it was killed, or ran out of memory.".to_owned();
-            }
+            Err(_) => return Lost::Ended,
         };
         let Frame { kind, id, payload } = frame;
         let mut state = lock(state);
         let Some(waiter) = state.waiting.get_mut(&id) else {
-            return "Its exec server spoke of a command that was never sent.".to_owned();
+            return broke("Its exec server spoke of a command that was never sent.");
         };
         let (event, last) = match kind {
+            // They cost none of what was agreed on, so there could be any number of them.
+            Kind::Output | Kind::Tail if payload.is_empty() => {
+                return broke("Its exec server sent output without a byte in it.");
+            }
             Kind::Output if payload.len() <= waiter.head_left => {
                 waiter.head_left -= payload.len();
                 (Event::Output(payload), false)
@@ -260,19 +340,23 @@ async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String 
             Kind::Exit => match serde_json::from_slice(&payload) {
                 Ok(exit) => (Event::Exit(exit), true),
                 Err(error) => {
-                    return format!(
+                    // The error repeats what it stumbled over.
+                    let error = clean(&error.to_string(), SENTENCE);
+                    return Lost::Broke(format!(
                         "Its exec server reported an end that cannot be read: {error}."
-                    );
+                    ));
                 }
             },
-            Kind::Failed => (
-                Event::Failed(String::from_utf8_lossy(&payload).into_owned()),
-                true,
-            ),
+            Kind::Failed => (Event::Failed(sentence(&payload)), true),
+            Kind::Full => (Event::Full(sentence(&payload)), true),
             Kind::Output | Kind::Tail => {
-                return "Its exec server sent more output than it was asked for.".to_owned();
+                return broke("Its exec server sent more output than it was asked for.");
             }
-            other => return format!("Its exec server sent a {other:?} frame out of turn."),
+            other => {
+                return Lost::Broke(format!(
+                    "Its exec server sent a {other:?} frame out of turn."
+                ));
+            }
         };
         // A waiter that is gone was dropped: its command is being killed.
         let _ = waiter.events.send(event);
@@ -282,9 +366,17 @@ async fn read_frames(mut reader: OwnedReadHalf, state: &Mutex<State>) -> String 
     }
 }
 
-async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
+/// What a box says, fit to be read by others.
+fn sentence(payload: &[u8]) -> String {
+    clean(&String::from_utf8_lossy(payload), SENTENCE)
+}
+
+async fn write_frames(
+    mut writer: impl AsyncWrite + Unpin,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+) {
     while let Some(frame) = queue.recv().await {
-        if writer.write_all(&frame).await.is_err() {
+        if writer.write_all(&frame).await.is_err() || writer.flush().await.is_err() {
             return;
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lucid_exec::protocol::Start;
+use lucid_exec::protocol::{Exit, Start};
 
 use super::SandboxError;
 use super::connection::{Connection, Event};
@@ -21,6 +21,7 @@ pub struct ExecRequest {
     cwd: Option<String>,
     env: BTreeMap<String, String>,
     timeout: Duration,
+    stdin: Option<String>,
     head: usize,
     tail: usize,
 }
@@ -39,6 +40,7 @@ impl ExecRequest {
             cwd: None,
             env: BTreeMap::new(),
             timeout,
+            stdin: None,
             head: 64 << 10,
             tail: 64 << 10,
         }
@@ -77,6 +79,13 @@ impl ExecRequest {
         self
     }
 
+    /// What it reads from standard input; nothing where not given.
+    #[must_use]
+    pub fn stdin(mut self, text: impl Into<String>) -> Self {
+        self.stdin = Some(text.into());
+        self
+    }
+
     /// How many of the first and the last bytes of its output are kept.
     #[must_use]
     pub fn keep(mut self, head: usize, tail: usize) -> Self {
@@ -84,7 +93,17 @@ impl ExecRequest {
         self
     }
 
-    pub(super) fn into_start(self, shell: &str, workspace: &str) -> Start {
+    pub(super) fn into_start(
+        mut self,
+        shell: &str,
+        workspace: &str,
+        environment: &BTreeMap<String, String>,
+    ) -> Start {
+        for (name, value) in environment {
+            self.env
+                .entry(name.clone())
+                .or_insert_with(|| value.clone());
+        }
         let argv = match self.what {
             What::Shell(command) => vec![shell.to_owned(), "-c".to_owned(), command],
             What::Program(argv) => argv,
@@ -94,7 +113,7 @@ impl ExecRequest {
             cwd: Some(self.cwd.unwrap_or_else(|| workspace.to_owned())),
             env: self.env,
             timeout_ms: Some(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)),
-            stdin: None,
+            stdin: self.stdin,
             output_head: self.head,
             output_tail: self.tail,
         }
@@ -114,6 +133,38 @@ pub struct ExecResult {
     pub omitted: u64,
     /// How long it ran.
     pub duration: Duration,
+    /// A limit of the box that was met while it ran, or since the command before it ended; its
+    /// output ends with a sentence on it.
+    pub limit: Option<LimitHit>,
+}
+
+/// A limit of a box that something in it ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitHit {
+    /// The kernel ended a process, since the box's memory was used up.
+    Memory,
+    /// The kernel refused a new process, since the box has as many as it may.
+    Processes,
+}
+
+impl LimitHit {
+    fn of(exit: &Exit) -> Option<Self> {
+        if exit.memory_kills > 0 {
+            Some(Self::Memory)
+        } else {
+            (exit.refused_processes > 0).then_some(Self::Processes)
+        }
+    }
+
+    /// What is said of it.
+    pub(crate) fn sentence(self) -> &'static str {
+        match self {
+            Self::Memory => "[The sandbox reached its memory limit: the kernel ended a process.]",
+            Self::Processes => {
+                "[The sandbox reached its limit of processes: the kernel refused to start one.]"
+            }
+        }
+    }
 }
 
 pub(super) async fn run(
@@ -142,9 +193,17 @@ pub(super) async fn run(
             Some(Event::Exit(exit)) => {
                 let exit_code = exit
                     .code
-                    .or(exit.signal.map(|signal| 128 + signal))
+                    // Any number may stand there: the box says it.
+                    .or(exit.signal.map(|signal| 128_i32.saturating_add(signal)))
                     .unwrap_or(-1);
-                let output = joined(&head, &tail, exit.omitted);
+                let mut output = joined(&head, &tail, exit.omitted);
+                let limit = LimitHit::of(&exit);
+                if let Some(limit) = limit {
+                    if !output.is_empty() && !output.ends_with('\n') {
+                        output.push('\n');
+                    }
+                    output.push_str(limit.sentence());
+                }
                 let (timed_out, omitted) = (exit.timed_out, exit.omitted);
                 return Ok(ExecResult {
                     exit_code,
@@ -152,9 +211,11 @@ pub(super) async fn run(
                     output,
                     omitted,
                     duration: begun.elapsed(),
+                    limit,
                 });
             }
             Some(Event::Failed(sentence)) => return Err(SandboxError::Refused(sentence)),
+            Some(Event::Full(sentence)) => return Err(SandboxError::Full(sentence)),
             None => return Err(connection.gone()),
         }
     }

@@ -1,14 +1,15 @@
 //! The command line of a box without namespaces: the exec server under its own supervisor, confined
-//! by Landlock.
+//! by Landlock, or by nothing where the operator wants that.
 //!
-//! What always holds: only the workspace and the session's own folders can be written; of the system
-//! only named folders can be read, and none that holds a secret.
+//! What always holds: confined, only the workspace and the session's own folders can be written, and
+//! of the system only named folders can be read, none of which holds a secret.
 
 use lucid_exec::protocol::{Confine, Serve};
 use tokio::process::Command;
 
+use super::environment::environment;
 use super::runtime::SessionDir;
-use super::{Network, SandboxError, Settings, Spec, environment, system};
+use super::{Network, SandboxError, Settings, Spec, system};
 use crate::workspace::box_user;
 
 /// What this kind reads where the other has something of its own: the kernel's view of processes, and
@@ -22,12 +23,8 @@ const DEVICES: [&str; 5] = [
     "/dev/urandom",
 ];
 
-pub(super) fn command(
-    settings: &Settings,
-    dir: &SessionDir,
-    spec: Spec<'_>,
-    mut serve: Serve,
-) -> Result<Command, SandboxError> {
+/// What commands of such a box can read and write.
+fn confinement(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confine {
     let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let network = settings.network == Network::Host;
     let system = [system::USR]
@@ -44,11 +41,22 @@ pub(super) fn command(
         within("home"),
         spec.workspace.to_string_lossy().into_owned(),
     ]);
-    serve.confine = Some(Confine {
+    Confine {
         read_write,
         read_only,
         network,
-    });
+    }
+}
+
+pub(super) fn command(
+    settings: &Settings,
+    dir: &SessionDir,
+    spec: Spec<'_>,
+    confined: bool,
+    mut serve: Serve,
+) -> Result<Command, SandboxError> {
+    let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    serve.confine = confined.then(|| confinement(settings, dir, spec));
     let serve =
         serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
     let mut command = Command::new(within("bin/lucid-exec"));

@@ -58,6 +58,11 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// The installed exec server.
+    pub(super) fn exec(&self) -> &Path {
+        &self.exec
+    }
+
     /// A file that stands for one of `/etc` in a box.
     pub(super) fn etc(&self, name: &str) -> PathBuf {
         self.etc.join(name)
@@ -125,6 +130,11 @@ impl Drop for Runtime {
 pub(super) struct SessionDir(PathBuf);
 
 impl SessionDir {
+    /// A folder that was made elsewhere.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

@@ -1,0 +1,147 @@
+//! What a hostile exec server may send, and that none of it does more than end its own connection.
+
+use proptest::prelude::*;
+use tokio::io::DuplexStream;
+
+use super::*;
+
+fn start(head: usize, tail: usize) -> Start {
+    Start {
+        argv: vec!["true".to_owned()],
+        output_head: head,
+        output_tail: tail,
+        ..Start::default()
+    }
+}
+
+/// A connection, and the other end of it.
+fn pair() -> (Connection, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let (reader, writer) = tokio::io::split(ours);
+    (Connection::over(reader, writer, None), theirs)
+}
+
+async fn ends_after(bytes: Vec<u8>) -> String {
+    let (connection, mut theirs) = pair();
+    let mut running = connection.start(&start(4, 4)).unwrap();
+    let ended = connection.ended();
+    theirs.write_all(&bytes).await.unwrap();
+    let reason = tokio::time::timeout(Duration::from_secs(10), ended)
+        .await
+        .unwrap();
+    // Who waits for a command is let go.
+    while running.next().await.is_some() {}
+    assert!(!connection.is_alive());
+    assert!(connection.start(&start(0, 0)).is_err());
+    reason
+}
+
+#[tokio::test]
+async fn a_frame_out_of_turn_ends_the_connection() {
+    let frame = |kind, id, payload: &[u8]| Frame::new(kind, id, payload).encode();
+    for (bytes, reason) in [
+        (frame(Kind::Output, 2, b"x"), "never sent"),
+        (frame(Kind::Output, 1, b"12345"), "more output"),
+        (frame(Kind::Tail, 1, b"12345"), "more output"),
+        (frame(Kind::Output, 1, b""), "without a byte"),
+        (frame(Kind::Tail, 1, b""), "without a byte"),
+        (frame(Kind::Hello, 1, b"{}"), "out of turn"),
+        (frame(Kind::Start, 1, b"{}"), "out of turn"),
+        (frame(Kind::GitData, 1, b"{}"), "out of turn"),
+        (frame(Kind::Exit, 1, b"not an end"), "cannot be read"),
+        (vec![0xff; 9], "longer than"),
+        (vec![0, 0, 0, 0, 99, 0, 0, 0, 1], "unknown kind"),
+    ] {
+        let said = ends_after(bytes).await;
+        assert!(said.contains(reason), "{said} instead of {reason}");
+    }
+}
+
+#[tokio::test]
+async fn output_after_the_end_of_its_command_ends_the_connection() {
+    let mut bytes = Frame::json(Kind::Exit, 1, &Exit::default())
+        .unwrap()
+        .encode();
+    bytes.extend(Frame::new(Kind::Output, 1, b"x".to_vec()).encode());
+    assert!(ends_after(bytes).await.contains("never sent"));
+}
+
+#[tokio::test]
+async fn the_reason_of_an_end_is_asked_for_and_the_first_one_stays() {
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let (reader, writer) = tokio::io::split(ours);
+    let inquiry: Inquiry = Box::pin(async { Some("It was killed.".to_owned()) });
+    let connection = Connection::over(reader, writer, Some(inquiry));
+    drop(theirs);
+    assert_eq!(connection.ended().await, "It was killed.");
+    connection.shut("It was closed.");
+    assert_eq!(connection.ended().await, "It was killed.");
+    assert!(connection.gone().to_string().contains("It was killed."));
+}
+
+#[tokio::test]
+async fn a_box_without_room_is_told_apart_from_a_command_that_is_wrong() {
+    let (connection, mut theirs) = pair();
+    let mut running = connection.start(&start(0, 0)).unwrap();
+    let frame = Frame::new(Kind::Full, 1, b"full".to_vec());
+    theirs.write_all(&frame.encode()).await.unwrap();
+    assert!(matches!(running.next().await, Some(Event::Full(sentence)) if sentence == "full"));
+    assert!(connection.is_alive());
+}
+
+#[tokio::test]
+async fn a_sentence_of_a_box_is_cut_and_holds_nothing_that_is_not_read() {
+    let long = format!("a\x1b[2Jb\n{}", "x".repeat(100_000));
+    for kind in [Kind::Failed, Kind::Full] {
+        let (connection, mut theirs) = pair();
+        let mut running = connection.start(&start(0, 0)).unwrap();
+        let frame = Frame::new(kind, 1, long.clone()).encode();
+        theirs.write_all(&frame).await.unwrap();
+        let Some(Event::Failed(said) | Event::Full(said)) = running.next().await else {
+            panic!("no sentence came")
+        };
+        assert_eq!(said.chars().count(), SENTENCE);
+        assert!(said.starts_with("a[2Jb x"), "{said}");
+    }
+    let unreadable = serde_json::to_vec(&long).unwrap();
+    let reason = ends_after(Frame::new(Kind::Exit, 1, unreadable).encode()).await;
+    assert!(reason.len() < 2 * SENTENCE, "{reason}");
+}
+
+#[tokio::test]
+async fn any_number_may_stand_for_the_signal_that_ended_a_command() {
+    let (connection, mut theirs) = pair();
+    let exit = Exit {
+        signal: Some(i32::MAX),
+        ..Exit::default()
+    };
+    let frame = Frame::json(Kind::Exit, 1, &exit).unwrap().encode();
+    let running = super::super::exec::run(&connection, start(0, 0), |_| {});
+    let answer = async {
+        read_frame(&mut theirs).await.unwrap();
+        theirs.write_all(&frame).await.unwrap();
+    };
+    let (ran, ()) = tokio::join!(running, answer);
+    assert_eq!(ran.unwrap().exit_code, i32::MAX);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_do_more_than_end_the_connection(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (connection, mut theirs) = pair();
+            let mut running = connection.start(&start(8, 8)).unwrap();
+            theirs.write_all(&bytes).await.unwrap();
+            drop(theirs);
+            let mut output = 0;
+            while let Some(event) = running.next().await {
+                if let Event::Output(bytes) | Event::Tail(bytes) = event {
+                    output += bytes.len();
+                }
+            }
+            assert!(output <= 16);
+            connection.ended().await;
+        });
+    }
+}

@@ -1,0 +1,391 @@
+//! One container from its making to its removal.
+//!
+//! What always holds: a container that was made is removed again, also when whoever asked for it no
+//! longer waits; one that the engine cannot remove now is removed when it answers again; its folder,
+//! by which a later host finds it, goes after it, though what is in there for the container may go
+//! before; and a host that ends makes no more of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bollard::models::ContainerSummary;
+use futures::FutureExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::engine::{Engine, EngineError};
+use super::folder::{BoxFolder, Identity, Record, Root};
+use super::plan::{INSTANCE, OWNER, Plan, Wanted};
+use super::removal::{Doomed, remove};
+use super::transport::{Listener, Transport, attach};
+use crate::plugins::text::clean;
+use crate::sandbox::SandboxError;
+use crate::sandbox::connection::{Connection, Inquiry};
+
+/// How long a container that runs may take to be ready.
+const READY: Duration = Duration::from_secs(20);
+/// How long it may take where it is not known yet whether a socket passes.
+const FIRST_READY: Duration = Duration::from_secs(8);
+/// How long the engine may take to see that a container is over whose connection is.
+const SEEN: Duration = Duration::from_secs(3);
+/// The most characters of what a container wrote that an error repeats.
+const LOG: usize = 1000;
+/// How many containers are made at a time: an engine that is asked for fifty serves all of them late.
+const AT_A_TIME: u32 = 6;
+
+/// What all containers share.
+pub(super) struct Core {
+    pub(super) engine: Engine,
+    pub(super) root: Root,
+    pub(super) plan: Plan,
+    /// What `python` stands for in containers whose image has only another name for it.
+    pub(super) python: Option<String>,
+    making: Semaphore,
+    /// No more are made.
+    ending: AtomicBool,
+    pub(super) doomed: Doomed,
+}
+
+/// A container that is ready.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) container: Container,
+    pub(super) transport: Transport,
+}
+
+/// A container. Dropping it removes it.
+pub(super) struct Container {
+    core: Arc<Core>,
+    id: String,
+    folder: BoxFolder,
+    removed: bool,
+}
+
+impl Core {
+    pub(super) fn new(engine: Engine, root: Root, plan: Plan, python: Option<String>) -> Self {
+        Self {
+            engine,
+            root,
+            plan,
+            python,
+            making: Semaphore::new(AT_A_TIME as usize),
+            ending: AtomicBool::new(false),
+            doomed: Doomed::default(),
+        }
+    }
+
+    /// Makes a container and waits until it is ready: a session's, over its workspace, or nobody's,
+    /// over a new one of its own. `how` is what is known to carry frames here.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        session: Option<(String, PathBuf)>,
+        how: Option<Transport>,
+    ) -> Result<Opened, SandboxError> {
+        let core = Arc::clone(self);
+        // A task of its own: whoever waits may go, and what is made by then must be removed.
+        let opening = tokio::spawn(async move { core.open_here(session, how).await });
+        opening.await.unwrap_or_else(|error| {
+            Err(SandboxError::Start(format!(
+                "the task that makes its container failed: {error}."
+            )))
+        })
+    }
+
+    async fn open_here(
+        self: Arc<Self>,
+        session: Option<(String, PathBuf)>,
+        how: Option<Transport>,
+    ) -> Result<Opened, SandboxError> {
+        let folder = self.root.make(self.python.as_deref())?;
+        let made = async {
+            let session = session
+                .as_ref()
+                .map(|(session, workspace)| (session.as_str(), workspace.as_path()));
+            let workspace = match session {
+                Some((session, workspace)) => {
+                    folder.record(&Record {
+                        session: session.to_owned(),
+                        workspace: workspace.to_owned(),
+                        identity: Identity::of(workspace)?,
+                    })?;
+                    workspace.to_owned()
+                }
+                None => folder.make_workspace()?,
+            };
+            let listener = listener(&folder, how)?;
+            let _turn = self.turn().await?;
+            let id = self
+                .create(
+                    &folder,
+                    session.map(|(session, _)| session),
+                    &workspace,
+                    how,
+                )
+                .await?;
+            Ok((id, listener))
+        };
+        let (id, listener) = match made.await {
+            Ok(made) => made,
+            Err(error) => {
+                self.undo(folder, &error);
+                return Err(error);
+            }
+        };
+        let container = Container {
+            core: Arc::clone(&self),
+            id,
+            folder,
+            removed: false,
+        };
+        let opened = async {
+            {
+                let _turn = self.turn().await?;
+                self.engine.start(&container.id).await?;
+            }
+            container.connect(listener, how).await
+        };
+        match opened.await {
+            Ok((connection, transport)) => Ok(Opened {
+                connection,
+                container,
+                transport,
+            }),
+            Err(error) => {
+                container.remove().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
+        match self.making.acquire().await {
+            Ok(turn) if !self.ending.load(Ordering::SeqCst) => Ok(turn),
+            _ => Err(SandboxError::Start("this host is ending.".to_owned())),
+        }
+    }
+
+    /// Makes no container from now on, and waits for those that are being made: the engine knows
+    /// them all then.
+    pub(super) async fn stop_making(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        // Whoever has all the turns is the only one who makes something.
+        let _ = self.making.acquire_many(AT_A_TIME).await;
+    }
+
+    async fn create(
+        &self,
+        folder: &BoxFolder,
+        session: Option<&str>,
+        workspace: &Path,
+        how: Option<Transport>,
+    ) -> Result<String, SandboxError> {
+        let lucid = folder.lucid();
+        let wanted = Wanted {
+            name: folder.name(),
+            owner: self.root.owner().name(),
+            transport: how,
+            session,
+            lucid: &lucid,
+            workspace,
+        };
+        let body = self.plan.body(&wanted)?;
+        let name = match session {
+            Some(session) => self.plan.container_name(session),
+            None => self
+                .plan
+                .container_name(&format!("ready-{}", folder.name())),
+        };
+        match self.engine.create(&name, body.clone()).await {
+            Err(error) if error.is_conflict() => {}
+            other => return Ok(other?),
+        }
+        // The session's last container, which is being removed, or died with an earlier host.
+        self.clear(&name).await;
+        match self.engine.create(&name, body.clone()).await {
+            Err(error) if error.is_conflict() => {
+                let name = other_name(&name, folder);
+                Ok(self.engine.create(&name, body).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes the container of that name, where this host made it.
+    async fn clear(&self, name: &str) {
+        let Ok(found) = self.engine.inspect(name).await else {
+            return;
+        };
+        let labels = found.config.and_then(|config| config.labels);
+        let ours = labels.is_some_and(|labels| labels.get(INSTANCE) == Some(&self.plan.instance));
+        if let (true, Some(id)) = (ours, found.id)
+            && let Err(error) = self.engine.remove(&id).await
+        {
+            tracing::warn!(name, %error, "a container that is in the way cannot be removed");
+        }
+    }
+}
+
+/// For where a name is another's.
+fn other_name(name: &str, folder: &BoxFolder) -> String {
+    let own: String = folder.name().chars().take(8).collect();
+    format!("{name}-{own}")
+}
+
+impl Core {
+    /// The containers that this host made, whichever process of it.
+    pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
+        let labels = [(INSTANCE, self.plan.instance.as_str())];
+        self.engine.labelled(&labels).await
+    }
+
+    /// The containers that a process of this host made.
+    pub(super) async fn containers_of(
+        &self,
+        owner: &str,
+    ) -> Result<Vec<ContainerSummary>, EngineError> {
+        let labels = [(INSTANCE, self.plan.instance.as_str()), (OWNER, owner)];
+        self.engine.labelled(&labels).await
+    }
+}
+
+/// A socket, where frames may come through one.
+fn listener(folder: &BoxFolder, how: Option<Transport>) -> Result<Option<Listener>, SandboxError> {
+    match how {
+        Some(Transport::Exec) => Ok(None),
+        Some(Transport::Socket) | None => Listener::bind(&folder.lucid()).map(Some),
+    }
+}
+
+impl Container {
+    /// A container that runs since before this host did.
+    pub(super) fn left(core: Arc<Core>, id: String, folder: BoxFolder) -> Self {
+        Self {
+            core,
+            id,
+            folder,
+            removed: false,
+        }
+    }
+
+    pub(super) fn folder(&self) -> &BoxFolder {
+        &self.folder
+    }
+
+    /// Finds the exec server of a container that runs, and has run commands.
+    pub(super) async fn reconnect(&self, how: Transport) -> Result<Connection, SandboxError> {
+        let listener = listener(&self.folder, Some(how))?.map(Listener::among_others);
+        let (connection, _) = self.connect(listener, Some(how)).await?;
+        Ok(connection)
+    }
+
+    async fn connect(
+        &self,
+        listener: Option<Listener>,
+        how: Option<Transport>,
+    ) -> Result<(Connection, Transport), SandboxError> {
+        let patience = if how.is_some() { READY } else { FIRST_READY };
+        if let Some(listener) = listener {
+            let accepted = tokio::select! {
+                accepted = tokio::time::timeout(patience, listener.accept(patience, self.inquiry())) => accepted,
+                () = self.core.engine.stopped(&self.id) => return Err(self.complaint("it ended at once.").await),
+            };
+            match accepted {
+                Ok(accepted) => return Ok((accepted?, Transport::Socket)),
+                Err(_) if how.is_some() => {
+                    let problem = format!("it was not ready after {} seconds.", patience.as_secs());
+                    return Err(self.complaint(&problem).await);
+                }
+                Err(_) => tracing::warn!(
+                    "no socket passes between this host and containers of the Docker engine: commands go through docker exec"
+                ),
+            }
+        }
+        let core = &self.core;
+        attach(&core.engine, &self.id, &core.plan, READY, self.inquiry())
+            .await
+            .map(|connection| (connection, Transport::Exec))
+    }
+
+    async fn complaint(&self, problem: &str) -> SandboxError {
+        // Commands may have written there as well.
+        let log = clean(&self.core.engine.log(&self.id).await, LOG);
+        SandboxError::Start(if log.is_empty() {
+            problem.to_owned()
+        } else {
+            format!("{problem} It said: {log}")
+        })
+    }
+
+    /// Asks the engine what became of the container, once its connection is lost.
+    fn inquiry(&self) -> Inquiry {
+        let (core, id) = (Arc::clone(&self.core), self.id.clone());
+        async move {
+            // Both see the end by themselves, and the engine later.
+            let _ = tokio::time::timeout(SEEN, core.engine.stopped(&id)).await;
+            match core.engine.inspect(&id).await {
+                Err(EngineError::Down { .. }) => {
+                    Some("The Docker engine is gone, and its containers with it.".to_owned())
+                }
+                Err(EngineError::Refused { .. }) => {
+                    Some("Its container was removed by somebody else.".to_owned())
+                }
+                Ok(found) => {
+                    let state = found.state?;
+                    if state.running == Some(true) {
+                        return None;
+                    }
+                    // The engine does not say whether it was memory in the end, or once before.
+                    let memory = match state.oom_killed {
+                        Some(true) => ", after it had run out of memory",
+                        _ => "",
+                    };
+                    Some(match state.exit_code {
+                        Some(137 | 143) => format!("Its container was killed{memory}."),
+                        Some(code) => format!("Its container ended with code {code}{memory}."),
+                        None => format!("Its container ended{memory}."),
+                    })
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// Gives the container the name of its session. For people alone, so it may fail.
+    pub(super) fn rename_later(&self, session: &str) {
+        let (core, id) = (Arc::clone(&self.core), self.id.clone());
+        let name = core.plan.container_name(session);
+        let other = other_name(&name, &self.folder);
+        tokio::spawn(async move {
+            let mut renamed = core.engine.rename(&id, &name).await;
+            if renamed.as_ref().is_err_and(EngineError::is_conflict) {
+                renamed = core.engine.rename(&id, &other).await;
+            }
+            if let Err(error) = renamed
+                && !error.is_missing()
+            {
+                tracing::debug!(name, %error, "a container keeps its old name");
+            }
+        });
+    }
+
+    /// Kills all that runs in it, and removes it and its folder.
+    pub(super) async fn remove(mut self) {
+        self.removed = true;
+        let (core, id, folder) = (Arc::clone(&self.core), self.id.clone(), self.folder.clone());
+        // A task of its own: a caller that gives up must not leave it half done.
+        let _ = tokio::spawn(remove(core, id, folder)).await;
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let core = Arc::clone(&self.core);
+            runtime.spawn(remove(core, self.id.clone(), self.folder.clone()));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the host must know of the image that containers are made of.
+//!
+//! What always holds: any image with a shell will do, and what else it has is found out by looking,
+//! inside a container as a session gets it.
+
+use std::collections::BTreeMap;
+
+use super::engine::{Engine, EngineError};
+use crate::sandbox::connection::Connection;
+use crate::sandbox::{ExecRequest, SandboxError, exec};
+
+/// What an image says of itself.
+pub(super) struct Brought {
+    /// Its environment, as `NAME=value`.
+    pub(super) environment: Vec<String>,
+    /// The folders that an engine makes a volume for, in each container.
+    pub(super) volumes: Vec<String>,
+}
+
+/// What an image brings. One that is not there is an error on what to do.
+pub(super) async fn brought(engine: &Engine, name: &str) -> Result<Brought, SandboxError> {
+    let image = match engine.image(name).await {
+        Err(EngineError::Refused { status: 404, .. }) => {
+            return Err(SandboxError::Start(format!(
+                "the Docker engine has no image {name}. Run `docker pull {name}`, build it with sandbox-image/build, or set SANDBOX_IMAGE to one it has."
+            )));
+        }
+        other => other?,
+    };
+    let config = image.config.unwrap_or_default();
+    Ok(Brought {
+        environment: config.env.unwrap_or_default(),
+        volumes: config.volumes.unwrap_or_default(),
+    })
+}
+
+/// What an image has.
+pub(super) struct Image {
+    /// Where bash is.
+    pub(super) bash: Option<String>,
+    /// Where python3 is, in an image where `python` is nothing.
+    pub(super) python: Option<String>,
+}
+
+/// Tries a container: a command, and a file in the workspace; and looks what there is to work with.
+pub(super) async fn look(connection: &Connection, workspace: &str) -> Result<Image, SandboxError> {
+    let command = "touch .lucid-probe && rm .lucid-probe || exit 1
+        echo bash:$(command -v bash); echo python:$(command -v python); echo python3:$(command -v python3)";
+    let request = ExecRequest::argv(["/bin/sh", "-c", command]);
+    let start = request.into_start("sh", workspace, &BTreeMap::new());
+    let ran = exec::run(connection, start, |_| {}).await?;
+    if ran.exit_code != 0 {
+        return Err(SandboxError::Start(format!(
+            "a first command in a container cannot write the workspace: {}. An engine with user name spaces of its own (userns-remap) needs the host to run as the same user.",
+            ran.output.trim()
+        )));
+    }
+    let found = |name: &str| {
+        let line = ran.output.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.strip_prefix(':'))
+            .filter(|path| path.starts_with('/'))
+            .map(str::to_owned)
+    };
+    Ok(Image {
+        bash: found("bash"),
+        python: found("python3").filter(|_| found("python").is_none()),
+    })
+}

@@ -1,0 +1,171 @@
+//! Containers that wait for sessions.
+//!
+//! What always holds: one that waits has an empty workspace of its own and is nobody's; it leaves the
+//! pool before it is anybody's, and never comes back; its record names the session before the
+//! session sees anything of it, so that a crash in between leaves it that session's or nobody's.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, select_all};
+use tokio::sync::Notify;
+
+use super::container::{Container, Core, Opened};
+use super::folder::{Identity, Record};
+use super::transport::Transport;
+use crate::sandbox::{SandboxError, io_error};
+
+/// How long an engine is left alone that made no container, or one that ended while it waited.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The containers that wait.
+pub(super) struct Pool {
+    core: Arc<Core>,
+    size: usize,
+    state: Mutex<State>,
+    /// Something was taken, or the pool was closed.
+    changed: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Opened>,
+    filling: bool,
+    closed: bool,
+}
+
+impl Pool {
+    pub(super) fn new(core: Arc<Core>, size: usize) -> Self {
+        Self {
+            core,
+            size,
+            state: Mutex::default(),
+            changed: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fills the pool behind the scenes, from now on until it is closed or gone.
+    pub(super) fn keep_full(self: &Arc<Self>) {
+        let mut state = self.state();
+        if self.size == 0 || state.filling || state.closed {
+            return;
+        }
+        state.filling = true;
+        drop(state);
+        let (pool, changed) = (Arc::downgrade(self), Arc::clone(&self.changed));
+        tokio::spawn(async move {
+            loop {
+                let Some(strong) = pool.upgrade() else { return };
+                let step = strong.fill_one().await;
+                drop(strong);
+                match step {
+                    Step::Closed => return,
+                    Step::Added => {}
+                    Step::Full(ends) => tokio::select! {
+                        () = changed.notified() => {}
+                        // What ended this one may end the next as well.
+                        _ = select_all(ends) => tokio::time::sleep(PAUSE).await,
+                    },
+                    // Nobody tells when the engine can again.
+                    Step::Failed => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        });
+    }
+
+    async fn fill_one(&self) -> Step {
+        {
+            let mut state = self.state();
+            if state.closed {
+                return Step::Closed;
+            }
+            // Removed by being dropped.
+            state.waiting.retain(|opened| opened.connection.is_alive());
+            if state.waiting.len() >= self.size {
+                let ends = state.waiting.iter();
+                return Step::Full(
+                    ends.map(|opened| opened.connection.ended().boxed())
+                        .collect(),
+                );
+            }
+        }
+        match self.core.open(None, Some(Transport::Socket)).await {
+            Ok(opened) => {
+                let mut state = self.state();
+                if state.closed {
+                    return Step::Closed;
+                }
+                state.waiting.push_back(opened);
+                Step::Added
+            }
+            Err(_) if self.state().closed => Step::Closed,
+            Err(error) => {
+                tracing::warn!(%error, "no container could be made to wait for a session");
+                Step::Failed
+            }
+        }
+    }
+
+    /// Takes one out for good.
+    pub(super) fn take(&self) -> Option<Opened> {
+        let taken = {
+            let mut state = self.state();
+            loop {
+                match state.waiting.pop_front() {
+                    Some(opened) if !opened.connection.is_alive() => drop(opened),
+                    other => break other,
+                }
+            }
+        };
+        self.changed.notify_one();
+        taken
+    }
+
+    /// Removes all that wait, and fills no more.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.waiting.clear();
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+enum Step {
+    Added,
+    /// With the end of each that waits, of which there is one at least.
+    Full(Vec<BoxFuture<'static, String>>),
+    Failed,
+    Closed,
+}
+
+/// Makes a container that was taken out a session's: first it says so, then the session gets to see
+/// its workspace. Nothing may be at that path yet.
+pub(super) fn give(
+    container: &Container,
+    session: &str,
+    workspace: &Path,
+) -> Result<(), SandboxError> {
+    let folder = container.folder();
+    let identity = Identity::of(&folder.workspace())?;
+    if let Some(parent) = workspace.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(io_error(format!("{} cannot be made", parent.display())))?;
+    }
+    folder.record(&Record {
+        session: session.to_owned(),
+        workspace: workspace.to_owned(),
+        identity,
+    })?;
+    folder.give_workspace(workspace).map_err(io_error(format!(
+        "The workspace {} cannot be put in place",
+        workspace.display()
+    )))
+}

@@ -1,0 +1,124 @@
+//! Taking containers away, also those that the engine cannot take away now.
+//!
+//! What always holds: a box whose container may still be there is tried again until the engine says
+//! it is gone, whatever becomes of the others, and its folder stays until then.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::container::Core;
+use super::engine::EngineError;
+use super::folder::BoxFolder;
+use super::plan::{BOX, INSTANCE};
+use crate::sandbox::SandboxError;
+
+/// How many containers are removed at a time.
+pub(super) const AT_A_TIME: usize = 8;
+/// How long until an engine that did not answer is asked again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Boxes whose containers could not be removed yet.
+#[derive(Default)]
+pub(super) struct Doomed(Mutex<Vec<BoxFolder>>);
+
+impl Doomed {
+    fn boxes(&self) -> MutexGuard<'_, Vec<BoxFolder>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    /// What is left of a container that could not be made. An engine that fell silent may have made
+    /// it all the same.
+    pub(super) fn undo(self: &Arc<Self>, folder: BoxFolder, error: &SandboxError) {
+        if matches!(error, SandboxError::Engine(_)) {
+            self.doom(folder);
+        } else {
+            folder.remove();
+        }
+    }
+
+    /// Removes a box when the engine can.
+    fn doom(self: &Arc<Self>, folder: BoxFolder) {
+        let mut doomed = self.doomed.boxes();
+        doomed.push(folder);
+        if doomed.len() > 1 {
+            return;
+        }
+        drop(doomed);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let core = Arc::downgrade(self);
+        runtime.spawn(async move {
+            loop {
+                // Nobody tells when an engine is back: it has to be asked.
+                tokio::time::sleep(AGAIN).await;
+                let Some(core) = core.upgrade() else { return };
+                if core.remove_doomed().await {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Tries each once, and says whether none is left.
+    async fn remove_doomed(&self) -> bool {
+        let doomed = self.doomed.boxes().clone();
+        let removing = futures::stream::iter(doomed);
+        removing
+            .for_each_concurrent(AT_A_TIME, async |folder| {
+                match self.remove_box(&folder).await {
+                    Ok(_) => {
+                        let mut doomed = self.doomed.boxes();
+                        doomed.retain(|other| other.name() != folder.name());
+                    }
+                    Err(error) => tracing::debug!(%error, "a container still cannot be removed"),
+                }
+            })
+            .await;
+        self.doomed.boxes().is_empty()
+    }
+
+    /// Removes whatever containers a box has, and its folder: now, or when the engine can. Says how
+    /// many were removed now.
+    pub(super) async fn remove_box_in_the_end(self: &Arc<Self>, folder: BoxFolder) -> usize {
+        match self.remove_box(&folder).await {
+            Ok(removed) => removed,
+            Err(error) => {
+                tracing::warn!(%error, "a container cannot be removed now, and will be later");
+                self.doom(folder);
+                0
+            }
+        }
+    }
+
+    async fn remove_box(&self, folder: &BoxFolder) -> Result<usize, EngineError> {
+        let labels = [
+            (INSTANCE, self.plan.instance.as_str()),
+            (BOX, folder.name()),
+        ];
+        let mut removed = 0;
+        for container in self.engine.labelled(&labels).await? {
+            if let Some(id) = container.id {
+                self.engine.remove(&id).await?;
+                removed += 1;
+            }
+        }
+        folder.remove();
+        Ok(removed)
+    }
+}
+
+/// Removes a container and its folder, now or when the engine answers again.
+pub(super) async fn remove(core: Arc<Core>, id: String, folder: BoxFolder) {
+    match core.engine.remove(&id).await {
+        Ok(()) => folder.remove(),
+        Err(error) => {
+            tracing::warn!(%error, "a container cannot be removed now, and will be later");
+            core.doom(folder);
+        }
+    }
+}

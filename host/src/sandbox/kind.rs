@@ -1,0 +1,113 @@
+//! The kinds of boxes, what an operator can ask for, and which kind comes of that.
+//!
+//! What always holds: an automatic choice never gives a kind that does not keep users apart where
+//! several are served; and an explicit choice gives that kind or an error.
+
+use std::fmt;
+
+use super::SandboxError;
+
+/// What keeps a session's commands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A container of a Docker engine.
+    Docker,
+    /// Namespaces made by `bwrap`.
+    Bubblewrap,
+    /// The kernel's Landlock with a system call filter and resource limits.
+    Landlock,
+    /// Nothing: commands can do all that the user can whom they run as.
+    Local,
+    /// No box: nothing is run.
+    None,
+}
+
+impl Kind {
+    /// Whether commands of one box see nothing of another box's processes. Landlock boxes have one
+    /// user id and one `/proc`: in it stand the command lines of all of them.
+    pub(super) fn keeps_users_apart(self) -> bool {
+        match self {
+            Self::Docker | Self::Bubblewrap => true,
+            Self::Landlock | Self::Local | Self::None => false,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Docker => "docker",
+            Self::Bubblewrap => "bubblewrap",
+            Self::Landlock => "landlock",
+            Self::Local => "local",
+            Self::None => "none",
+        })
+    }
+}
+
+/// What the operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// The best kind that works here, for one user; without any, sessions are refused.
+    #[default]
+    Auto,
+    /// As `Auto`; and without any kind that works, commands run with nothing around them.
+    AutoOrLocal,
+    /// Docker or nothing.
+    Docker,
+    /// The best kind that also keeps several users apart, which Landlock does not; without any,
+    /// sessions are refused.
+    AutoForMany,
+    /// Bubblewrap or nothing.
+    Bubblewrap,
+    /// Landlock or nothing.
+    Landlock,
+    /// Commands run with nothing around them.
+    Local,
+    /// No box. Sessions whose policy can do without one still run.
+    None,
+}
+
+/// Whether a kind works on this machine.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// The kind that was tried.
+    pub kind: Kind,
+    /// Why it does not work; `None` where it does.
+    pub problem: Option<String>,
+}
+
+/// Of what was tried, in order of preference, the kind to use, and why sessions are refused where none
+/// is.
+pub(super) fn pick(
+    choice: Choice,
+    findings: &[Finding],
+) -> Result<(Kind, Option<String>), SandboxError> {
+    let mut working = findings.iter().filter(|finding| finding.problem.is_none());
+    let reasons = || {
+        let reasons: Vec<String> = findings
+            .iter()
+            .filter_map(|finding| Some(format!("{}: {}", finding.kind, finding.problem.as_ref()?)))
+            .collect();
+        reasons.join(" ")
+    };
+    let refused = |sentence| Ok((Kind::None, Some(sentence)));
+    match (choice, working.next()) {
+        (Choice::AutoForMany, Some(first)) if !first.kind.keeps_users_apart() => {
+            let kind = first.kind;
+            refused(format!(
+                "{} {kind} works, but its sandboxes see the command lines of each other's processes, so it is not used by itself where several users are served: install bubblewrap (`apt-get install bubblewrap`), or set SANDBOX_BACKEND={kind} to accept that.",
+                reasons()
+            ))
+        }
+        (_, Some(first)) => Ok((first.kind, None)),
+        (Choice::None, None) => {
+            refused("SANDBOX_BACKEND is none: this deployment runs no commands.".to_owned())
+        }
+        (Choice::Auto | Choice::AutoForMany | Choice::AutoOrLocal, None) => refused(reasons()),
+        (Choice::Docker | Choice::Bubblewrap | Choice::Landlock | Choice::Local, None) => {
+            Err(SandboxError::Unavailable(reasons()))
+        }
+    }
+}
