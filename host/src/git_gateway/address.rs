@@ -12,10 +12,8 @@ use url::{Host, Url};
 
 use super::GatewayError;
 
-/// How long a server may be silent.
-const SILENCE: Duration = Duration::from_secs(120);
-
-/// The HTTP client that gateways use: no redirects, no proxy, checked addresses.
+/// The HTTP client that gateways use: no redirects, no proxy, checked addresses, nothing unpacked. How
+/// long an answer may take is for the request to say: a push is sent for longer than it is answered.
 pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
     // Fails where one is installed already, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -24,7 +22,6 @@ pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
         .no_proxy()
         .dns_resolver(Resolver { allow_private })
         .connect_timeout(Duration::from_secs(15))
-        .read_timeout(SILENCE)
         .build()
         .map_err(GatewayError::Client)
 }

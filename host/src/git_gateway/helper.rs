@@ -1,30 +1,38 @@
 //! Owns the talk with one git helper in the box.
 //!
-//! What always holds: the helper is hostile until it gave the session's key, and gets the session's
-//! repository only; what it sends and what it is sent is bounded in size and in time.
+//! What always holds: the helper is hostile until it gave the session's key, and gets repositories
+//! that the session may have only; what it sends and what it is sent is bounded in size and in time;
+//! when it goes away, its request to the server ends.
 
+use std::io;
 use std::time::Duration;
 
-use futures::StreamExt;
-use lucid_exec::protocol::{Frame, GitOpen, Kind, VERSION};
+use bytes::Bytes;
+use lucid_exec::protocol::{Frame, GitOpen, GitService, Kind, VERSION};
+use reqwest::{Body, Response};
 use subtle::ConstantTimeEq;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 
-use super::remote::{Remote, advertise, broken, upload_pack};
-use super::url::plain;
+use super::remote::{Remote, next_part, too_slow};
+use super::url::permitted;
 use crate::sandbox::read_frame;
 
-/// The most a helper may send for one request.
-const MAX_REQUEST: usize = 16 << 20;
-/// The most one answer may be before it is cut off.
-const MAX_ANSWER: u64 = 4 << 30;
+/// The most that is kept of a request before it is sent; only a push may be larger.
+const MAX_KEPT: usize = 16 << 20;
+/// A push up to this size is sent as a whole, with its length: so does git, and there are servers
+/// that take a small one in no other way.
+const SMALL_PUSH: usize = 1 << 20;
 /// How long a helper may be silent.
 const IDLE: Duration = Duration::from_secs(600);
+const GONE: &str = "the git helper went away";
 
 /// Serves one helper. An error is a sentence for git's user.
 pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), String> {
-    let open = match tokio::time::timeout(Duration::from_secs(10), read_frame(connection)).await {
+    let (mut reader, writer) = connection.split();
+    let open = match tokio::time::timeout(Duration::from_secs(10), read_frame(&mut reader)).await {
         Ok(Ok(Frame {
             kind: Kind::GitOpen,
             payload,
@@ -39,67 +47,223 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
     if !bool::from(open.key.as_bytes().ct_eq(remote.key.as_bytes())) {
         return Err("the git helper does not belong to this session".to_owned());
     }
-    if plain(&open.url) != plain(&remote.url) {
-        return Err(format!(
-            "this session may reach {} and no other repository",
-            remote.url
-        ));
+    let url = permitted(&remote.url, &open.url, remote.rules.allow_owner).ok_or_else(|| {
+        let others = if remote.rules.allow_owner {
+            "no repository but its owner's others"
+        } else {
+            "no other repository"
+        };
+        format!("this session may reach {} and {others}", remote.url)
+    })?;
+    let mut talk = Talk {
+        reader,
+        writer,
+        remote,
+    };
+    let start = remote.advertise(&url, open.service).await?;
+    talk.send(&start.bytes).await?;
+    talk.end().await?;
+    match open.service {
+        GitService::Fetch => talk.fetch(&start.url).await,
+        GitService::Push => talk.push(&start.url).await,
     }
-    let (url, advertisement) = advertise(remote).await?;
-    for frame in Frame::split(Kind::GitData, 0, &advertisement) {
-        send(connection, &frame).await?;
+}
+
+/// What a helper sends.
+enum Sent {
+    /// A part of a request.
+    Part(Vec<u8>),
+    /// The request is whole.
+    Whole,
+    /// It closed the connection.
+    Nothing,
+}
+
+struct Talk<'a> {
+    reader: ReadHalf<'a>,
+    writer: WriteHalf<'a>,
+    remote: &'a Remote,
+}
+
+impl Talk<'_> {
+    async fn fetch(&mut self, url: &str) -> Result<(), String> {
+        loop {
+            let mut request = Vec::new();
+            loop {
+                match next_sent(&mut self.reader).await? {
+                    Sent::Part(part) if request.len() + part.len() <= MAX_KEPT => {
+                        request.extend(part);
+                    }
+                    Sent::Part(_) => return Err("git's request is too large".to_owned()),
+                    Sent::Whole => break,
+                    Sent::Nothing => return Ok(()),
+                }
+            }
+            let longest = self.remote.rules.longest;
+            let answered = async {
+                let answer = tokio::select! {
+                    answer = self.remote.post(url, GitService::Fetch, request.into()) => answer?,
+                    () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                };
+                self.pass_on(answer).await
+            };
+            tokio::time::timeout(longest, answered)
+                .await
+                .unwrap_or_else(|_| Err(too_slow(longest)))?;
+        }
     }
-    send(connection, &Frame::new(Kind::GitEnd, 0, Vec::new())).await?;
-    while let Some(request) = read_request(connection).await? {
-        let answer = upload_pack(remote, &url, request).await?;
+
+    async fn push(&mut self, url: &str) -> Result<(), String> {
+        let mut first = Vec::new();
+        let small = loop {
+            match next_sent(&mut self.reader).await? {
+                Sent::Part(part) => first.extend(part),
+                Sent::Whole => break true,
+                Sent::Nothing if first.is_empty() => return Ok(()),
+                Sent::Nothing => return Err(GONE.to_owned()),
+            }
+            if first.len() > SMALL_PUSH {
+                break false;
+            }
+        };
+        let longest = self.remote.rules.longest;
+        let pushed = async {
+            let answer = if small {
+                tokio::select! {
+                    answer = self.remote.post(url, GitService::Push, first.into()) => answer?,
+                    () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                }
+            } else {
+                self.post_as_it_comes(url, first).await?
+            };
+            self.pass_on(answer).await
+        };
+        tokio::time::timeout(longest, pushed)
+            .await
+            .unwrap_or_else(|_| Err(too_slow(longest)))
+    }
+
+    /// Sends a push while the helper still brings it.
+    async fn post_as_it_comes(&mut self, url: &str, first: Vec<u8>) -> Result<Response, String> {
+        let most = self.remote.rules.largest;
+        let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
+        let parts = futures::stream::unfold(receiver, async |mut receiver| {
+            receiver.recv().await.map(|part| (part, receiver))
+        });
+        let answer = self
+            .remote
+            .post(url, GitService::Push, Body::wrap_stream(parts));
+        let reader = &mut self.reader;
+        let upload = async move {
+            let mut sent = first.len() as u64;
+            // Where nobody takes it any more, the server has answered: what comes is read nevertheless,
+            // since the helper reads the answer only after.
+            let _ = sender.send(Ok(first.into())).await;
+            let failed = loop {
+                match next_sent(reader).await {
+                    Ok(Sent::Part(part)) => {
+                        sent += part.len() as u64;
+                        if sent > most {
+                            break format!("this push is larger than {}", size(most));
+                        }
+                        let _ = sender.send(Ok(part.into())).await;
+                    }
+                    Ok(Sent::Whole) => return Ok(()),
+                    Ok(Sent::Nothing) => break GONE.to_owned(),
+                    Err(sentence) => break sentence,
+                }
+            };
+            // A request that just ended here would look whole to the server.
+            let _ = sender.send(Err(io::ErrorKind::BrokenPipe.into())).await;
+            Err(failed)
+        };
+        tokio::pin!(answer, upload);
+        tokio::select! {
+            // A refusal need not wait for the rest.
+            early = &mut answer => {
+                let early = early?;
+                upload.await?;
+                Ok(early)
+            }
+            uploaded = &mut upload => {
+                uploaded?;
+                answer.await
+            }
+        }
+    }
+
+    /// Hands the helper an answer.
+    async fn pass_on(&mut self, answer: Response) -> Result<(), String> {
+        let most = self.remote.rules.largest;
         let mut body = answer.bytes_stream();
         let mut received = 0;
-        while let Some(part) = body.next().await {
-            let part = part.map_err(broken)?;
+        loop {
+            let part = tokio::select! {
+                part = next_part(&mut body) => part?,
+                () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+            };
+            let Some(part) = part else {
+                return self.end().await;
+            };
             received += part.len() as u64;
-            if received > MAX_ANSWER {
+            if received > most {
                 return Err(format!(
-                    "the repository is larger than the {MAX_ANSWER} bytes a session may fetch"
+                    "what the git server sends is larger than {}, the most that one clone or fetch may bring here",
+                    size(most)
                 ));
             }
-            for frame in Frame::split(Kind::GitData, 0, &part) {
-                send(connection, &frame).await?;
-            }
+            self.send(&part).await?;
         }
-        send(connection, &Frame::new(Kind::GitEnd, 0, Vec::new())).await?;
     }
-    Ok(())
-}
 
-async fn send(connection: &mut UnixStream, frame: &Frame) -> Result<(), String> {
-    let written = tokio::time::timeout(IDLE, connection.write_all(&frame.encode())).await;
-    written
-        .ok()
-        .and_then(Result::ok)
-        .ok_or_else(|| "the git helper went away".to_owned())
-}
-
-/// One request of a helper; none when it is done.
-async fn read_request(connection: &mut UnixStream) -> Result<Option<Vec<u8>>, String> {
-    let mut request = Vec::new();
-    loop {
-        match tokio::time::timeout(IDLE, read_frame(connection)).await {
-            Ok(Ok(Frame {
-                kind: Kind::GitBody,
-                payload,
-                ..
-            })) if request.len() + payload.len() <= MAX_REQUEST => {
-                request.extend(payload);
-            }
-            Ok(Ok(Frame {
-                kind: Kind::GitPost,
-                ..
-            })) => return Ok(Some(request)),
-            Ok(Err(_)) if request.is_empty() => return Ok(None),
-            Ok(_) => {
-                return Err("the git helper's request is too large or cannot be read".to_owned());
-            }
-            Err(_) => return Err("the git helper was silent for too long".to_owned()),
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        for frame in Frame::split(Kind::GitData, 0, bytes) {
+            self.write(&frame).await?;
         }
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), String> {
+        self.write(&Frame::new(Kind::GitEnd, 0, Vec::new())).await
+    }
+
+    async fn write(&mut self, frame: &Frame) -> Result<(), String> {
+        let written = tokio::time::timeout(IDLE, self.writer.write_all(&frame.encode())).await;
+        written
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| GONE.to_owned())
+    }
+}
+
+async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, String> {
+    match tokio::time::timeout(IDLE, read_frame(reader)).await {
+        Ok(Ok(Frame {
+            kind: Kind::GitBody,
+            payload,
+            ..
+        })) => Ok(Sent::Part(payload)),
+        Ok(Ok(Frame {
+            kind: Kind::GitPost,
+            ..
+        })) => Ok(Sent::Whole),
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => Ok(Sent::Nothing),
+        Ok(_) => Err("the git helper's request cannot be read".to_owned()),
+        Err(_) => Err("the git helper was silent for too long".to_owned()),
+    }
+}
+
+/// Ends when the helper does, or when it speaks where it is to listen.
+async fn gone(reader: &mut ReadHalf<'_>) {
+    let _ = reader.read_u8().await;
+}
+
+/// A number of bytes as people read it, rounded down.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x400 => format!("{bytes} bytes"),
+        0x400..0x10_0000 => format!("{} KiB", bytes >> 10),
+        0x10_0000..0x2_8000_0000 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
     }
 }

@@ -1,9 +1,11 @@
 //! Git's way out of a sandbox: one socket for each session, through which the helper in the box
-//! fetches from that session's repository and from no other.
+//! fetches from and pushes to that session's repository, and to others of its owner where the
+//! operator allowed that.
 //!
-//! What always holds: the token stays here, never in the box, in a log line or in an error; only
-//! fetching is possible; redirects are not followed; addresses of the host's own networks are
-//! refused unless the operator allowed them, and those of cloud metadata services always.
+//! What always holds: the token stays here, never in the box, in a log line or in an error; it goes
+//! to the repository's own server and to no other, redirects included; addresses of the host's own
+//! networks are refused unless the operator allowed them, and those of cloud metadata services
+//! always; what a server sends is bounded in size and in time.
 
 mod address;
 mod clone;
@@ -27,10 +29,10 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 pub use self::address::{address_allowed, client};
-pub use self::clone::{CloneError, clone_into};
+pub use self::clone::{Checkout, CloneError, clone_into};
 use self::helper::serve;
 use self::remote::Remote;
-pub use self::url::repository_url;
+pub use self::url::{reach, repository_url};
 use crate::workspace::box_user;
 
 /// How many helpers a session may have at a time.
@@ -56,6 +58,22 @@ pub enum GatewayError {
     Client(#[source] reqwest::Error),
 }
 
+/// What the operator lets sessions do with git.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// Repositories at private addresses may be reached, and over http with a token.
+    pub allow_private: bool,
+    /// Other repositories of the same owner may be reached, with the same token.
+    pub allow_owner: bool,
+    /// How many commits of history a clone brings; `None` brings all.
+    pub depth: Option<u32>,
+    /// The most bytes that one fetch may bring, one push may send, and the session's first checkout
+    /// may hold.
+    pub largest: u64,
+    /// How long the clone at the start may take, and one answer of the server.
+    pub longest: Duration,
+}
+
 /// A session's open gateway. Dropping it closes it.
 pub struct Gateway {
     task: tokio::task::JoinHandle<()>,
@@ -73,11 +91,13 @@ impl fmt::Debug for Gateway {
 impl Gateway {
     /// Listens in the session's runtime folder ([`Sandbox::runtime_dir`]) for helpers that want the
     /// repository. `client` is one of [`client`], made with the same `allow_private`.
+    ///
+    /// [`Sandbox::runtime_dir`]: crate::sandbox::Sandbox::runtime_dir
     pub fn start(
         folder: &Path,
         repository: &str,
         token: Option<SecretString>,
-        allow_private: bool,
+        rules: Rules,
         client: Client,
     ) -> Result<Self, GatewayError> {
         let url = repository_url(repository)?;
@@ -102,7 +122,7 @@ impl Gateway {
             client,
             url,
             token,
-            allow_private,
+            rules,
             key,
         });
         Ok(Self {

@@ -1,6 +1,8 @@
-//! Owns which repository URLs are taken, and how they are written.
+//! Owns which repository URLs are taken, how they are written, and which of them a session reaches.
 //!
-//! What always holds: what comes out is http or https and holds no user, password, query or fragment.
+//! What always holds: what comes out is http or https and holds no user, password, query or fragment;
+//! a session reaches its own repository and, where that is allowed, others beside it, never one
+//! whose address could be read in two ways.
 
 use url::Url;
 
@@ -29,6 +31,40 @@ pub fn repository_url(text: &str) -> Result<String, GatewayError> {
     url.set_query(None);
     url.set_fragment(None);
     Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// What git in the box is to bring to the gateway: URLs that begin with this. It is the repository,
+/// or all that is beside it.
+pub fn reach(repository: &str, allow_owner: bool) -> Result<String, GatewayError> {
+    let url = repository_url(repository)?;
+    Ok(match owner(&url) {
+        // With its slash: another owner's name may begin in the same way.
+        Some(owner) if allow_owner => format!("{owner}/"),
+        _ => plain(&url).to_owned(),
+    })
+}
+
+/// The repository that a helper may have: the session's own, or one beside it.
+pub(super) fn permitted(own: &str, asked: &str, allow_owner: bool) -> Option<String> {
+    if plain(asked) == plain(own) {
+        return Some(own.to_owned());
+    }
+    if !allow_owner {
+        return None;
+    }
+    let asked = repository_url(asked).ok()?;
+    let name = asked.strip_prefix(owner(own)?)?.strip_prefix('/')?;
+    // Servers differ in what they make of the rest.
+    let clear = |c: char| c.is_ascii_alphanumeric() || "-_.~+".contains(c);
+    let fits = !matches!(plain(name), "" | "." | "..") && name.chars().all(clear);
+    fits.then_some(asked)
+}
+
+/// A repository's URL up to its last part, where something stands before that.
+fn owner(url: &str) -> Option<&str> {
+    let (owner, _) = plain(url).rsplit_once('/')?;
+    let (_, place) = owner.split_once("://")?;
+    place.contains('/').then_some(owner)
 }
 
 /// A repository's URL without the ending that servers take or leave.
@@ -64,5 +100,74 @@ mod tests {
         ] {
             assert!(repository_url(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_session_reaches_its_own_repository_only() {
+        let own = "https://github.com/team/project.git";
+        for asked in [
+            own,
+            "https://github.com/team/project",
+            "https://github.com/team/project/",
+        ] {
+            assert_eq!(
+                permitted(own, asked, false).as_deref(),
+                Some(own),
+                "{asked}"
+            );
+        }
+        for asked in [
+            "https://github.com/team/project2",
+            "https://github.com/team/other.git",
+            "https://github.com/team/project/../other",
+            "https://github.com.evil/team/project",
+            "http://github.com/team/project",
+            "",
+        ] {
+            assert_eq!(permitted(own, asked, false), None, "{asked}");
+        }
+        assert_eq!(
+            reach(own, false).unwrap(),
+            "https://github.com/team/project"
+        );
+    }
+
+    #[test]
+    fn where_the_owner_is_allowed_its_other_repositories_are_reached_and_nothing_else() {
+        let own = "https://h.org/group/team/project.git";
+        assert_eq!(reach(own, true).unwrap(), "https://h.org/group/team/");
+        for asked in [
+            "https://h.org/group/team/other.git",
+            "https://u:p@h.org/group/team/other.git",
+            "https://h.org/group/team/x/../other.git",
+        ] {
+            assert_eq!(
+                permitted(own, asked, true).as_deref(),
+                Some("https://h.org/group/team/other.git"),
+                "{asked}"
+            );
+        }
+        for asked in [
+            "https://h.org/group/team",
+            "https://h.org/group/team/",
+            "https://h.org/group/team/a/b",
+            "https://h.org/group/team2/other",
+            "https://h.org/group/team/../other/x",
+            "https://h.org/group/team/..%2fother%2fx",
+            "https://h.org/group/team/%2e%2e/x",
+            "https://h.org/group/team/..\\other",
+            "https://h.org/group/team/.git",
+            "https://h.org:8443/group/team/other",
+            "http://h.org/group/team/other",
+        ] {
+            assert_eq!(permitted(own, asked, true), None, "{asked}");
+        }
+    }
+
+    #[test]
+    fn a_repository_without_an_owner_has_nothing_beside_it() {
+        let own = "https://h.org/project.git";
+        assert_eq!(reach(own, true).unwrap(), "https://h.org/project");
+        assert_eq!(permitted(own, "https://h.org/other.git", true), None);
     }
 }
