@@ -1,4 +1,4 @@
-//! Owns the routes over a session's workspace: its tree, and the text of a file.
+//! Owns the routes over a session's workspace that show it: its tree, and the text of a file.
 //!
 //! What always holds: the session is looked up together with its user; the path is checked by the
 //! workspace, which cannot be left; the file system is never waited for on an async thread.
@@ -14,7 +14,7 @@ use super::problem::{Json, Problem, Query};
 use crate::auth::Identity;
 use crate::workspace::{Node, Workspace, WorkspaceError};
 
-const NOT_YOURS: &str = "Not authorized to access this session.";
+pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
 /// The largest file that is shown.
 const LARGEST_FILE: u64 = 8 * 1024 * 1024;
 
@@ -85,7 +85,8 @@ pub(super) struct FileView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's session", body = Problem),
         (status = 404, body = Problem),
-        (status = 413, description = "The file is larger than 8 MiB", body = Problem),
+        (status = 413, description = "The file is larger than 8 MiB; it can be downloaded", body = Problem),
+        (status = 415, description = "The file is no text; it can be downloaded", body = Problem),
         (status = 422, body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -106,23 +107,31 @@ pub(super) async fn read(
     })
     .await
     // Under the name that the client used.
-    .map_err(|problem| {
-        if problem.status() == 404 {
-            no_file(&asked)
-        } else {
-            problem
-        }
+    .map_err(|problem| match problem.status().as_u16() {
+        404 => no_file(&asked),
+        413 => Problem::too_large(format!("{} Download it instead.", problem.detail())),
+        _ => problem,
     })?;
+    if bytes.contains(&0) {
+        return Err(no_text(&asked, bytes.len()));
+    }
     let content = String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     Ok(Json(FileView { content }))
 }
 
-fn no_file(path: &str) -> Problem {
+/// Nobody can read what is no text, however it is replaced.
+fn no_text(path: &str, size: usize) -> Problem {
+    Problem::unsupported_media_type(format!(
+        "{path} is a binary file of {size} bytes, which has no text to show. Download it instead."
+    ))
+}
+
+pub(super) fn no_file(path: &str) -> Problem {
     Problem::not_found(format!("File not found: {path}"))
 }
 
-async fn off_thread<T: Send + 'static>(
+pub(super) async fn off_thread<T: Send + 'static>(
     workspace: Arc<Workspace>,
     work: impl FnOnce(&Workspace) -> Result<T, WorkspaceError> + Send + 'static,
 ) -> Result<T, Problem> {

@@ -7,6 +7,7 @@
 pub mod problem;
 
 mod chats;
+mod downloads;
 mod files;
 mod root;
 mod session_request;
@@ -32,6 +33,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
+use self::downloads::Archives;
 use self::problem::Problem;
 pub use self::root::{About, PluginView};
 use crate::auth::Authenticator;
@@ -53,6 +55,7 @@ struct Parts {
     sessions: Sessions,
     chats: Chats,
     about: Box<dyn Fn() -> About + Send + Sync>,
+    archives: Archives,
     stop: CancellationToken,
     sockets: TaskTracker,
 }
@@ -70,6 +73,7 @@ impl Api {
             sessions,
             chats,
             about: Box::new(about),
+            archives: Archives::default(),
             stop: CancellationToken::new(),
             sockets: TaskTracker::new(),
         };
@@ -145,6 +149,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(chats::get, chats::rename, chats::delete))
         .routes(routes!(files::list))
         .routes(routes!(files::read))
+        .routes(routes!(downloads::file))
+        .routes(routes!(downloads::archive))
         .routes(routes!(ws::open))
 }
 
@@ -225,6 +231,8 @@ mod tests {
             "/api/v1/chats/{id}",
             "/api/v1/files/list",
             "/api/v1/files/read",
+            "/api/v1/files/download",
+            "/api/v1/files/archive",
             "/api/v1/ws",
         ] {
             assert!(paths.contains(&path), "{path} is missing from {paths:?}");

@@ -18,8 +18,8 @@ pub struct About {
     pub default_policy: String,
     /// That policy is a real agent, not the rehearsal.
     pub real_agent: bool,
-    /// What commands run in, such as `bubblewrap`; `none` where nothing confines them,
-    /// `unavailable` where sessions get none.
+    /// What commands run in, such as `docker` (`docker-exec` where they go through `docker exec`) or
+    /// `bubblewrap`; `none` where none are run, `unavailable` where sessions get none.
     pub sandbox: String,
     /// How many sandboxes there are now.
     pub active_sandboxes: usize,

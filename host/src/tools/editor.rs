@@ -10,7 +10,7 @@ use serde::Deserialize;
 use similar::TextDiff;
 
 use super::ToolOutcome;
-use crate::workspace::{Workspace, WorkspaceError, WorkspacePath};
+use crate::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
 
 /// The largest file that is viewed or edited.
 const MAX_FILE: u64 = 4 << 20;
@@ -107,7 +107,28 @@ impl History {
 /// What happened, or a sentence that says why nothing did.
 type Done = Result<ToolOutcome, String>;
 
-pub(super) fn run(workspace: &Workspace, history: &History, edit: &Edit) -> ToolOutcome {
+/// What one call works on.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    pub(super) workspace: &'a Workspace,
+    pub(super) history: &'a History,
+    pub(super) quota: Option<&'a Quota>,
+}
+
+impl Ground<'_> {
+    /// Puts a text in place of another, where the workspace may take what it is larger.
+    fn write(&self, path: &WorkspacePath, before: usize, after: &str) -> Result<(), String> {
+        if let Some(quota) = self.quota {
+            quota.admit(self.workspace, after.len().saturating_sub(before) as u64)?;
+        }
+        self.workspace
+            .write(path, after.as_bytes())
+            .map_err(sentence)
+    }
+}
+
+pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
+    let workspace = ground.workspace;
     let path = match workspace.path(&edit.path) {
         Ok(path) => path,
         Err(_) => {
@@ -119,10 +140,10 @@ pub(super) fn run(workspace: &Workspace, history: &History, edit: &Edit) -> Tool
     };
     let done = match edit.command {
         Command::View => view(workspace, &path, edit.view_range),
-        Command::Create => create(workspace, history, &path, edit),
-        Command::StrReplace => replace(workspace, history, &path, edit),
-        Command::Insert => insert(workspace, history, &path, edit),
-        Command::UndoEdit => undo(workspace, history, &path),
+        Command::Create => create(ground, &path, edit),
+        Command::StrReplace => replace(ground, &path, edit),
+        Command::Insert => insert(ground, &path, edit),
+        Command::UndoEdit => undo(ground, &path),
     };
     let shown = Some(path.shown());
     match done {
@@ -222,12 +243,12 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
     })
 }
 
-fn create(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: &Edit) -> Done {
+fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let text = edit
         .file_text
         .as_deref()
         .ok_or("`create` needs `file_text`.")?;
-    let before = match workspace.read(path, MAX_FILE) {
+    let before = match ground.workspace.read(path, MAX_FILE) {
         Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
         Err(WorkspaceError::NotFound(_)) => None,
         Err(error) => return Err(sentence(error)),
@@ -239,8 +260,7 @@ fn create(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: 
     };
     let lines = text.lines().count();
     change(
-        workspace,
-        history,
+        ground,
         path,
         before,
         text,
@@ -248,7 +268,7 @@ fn create(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: 
     )
 }
 
-fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: &Edit) -> Done {
+fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let old = edit
         .old_str
         .as_deref()
@@ -263,7 +283,7 @@ fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit:
     if old == new {
         return Err("`old_str` and `new_str` are the same: nothing to do.".to_owned());
     }
-    let before = read(workspace, path)?;
+    let before = read(ground.workspace, path)?;
     // Overlapping places count too: each of them could be meant.
     let mut places = Vec::new();
     let mut from = 0;
@@ -288,7 +308,7 @@ fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit:
                 "{} was changed. Around the change it reads:\n{text}",
                 path.shown()
             );
-            change(workspace, history, path, Some(before), &after, text)
+            change(ground, path, Some(before), &after, text)
         }
         _ => {
             let mut lines: Vec<String> = places
@@ -311,10 +331,10 @@ fn replace(workspace: &Workspace, history: &History, path: &WorkspacePath, edit:
     }
 }
 
-fn insert(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: &Edit) -> Done {
+fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let line = edit.insert_line.ok_or("`insert` needs `insert_line`.")?;
     let new = edit.new_str.as_deref().ok_or("`insert` needs `new_str`.")?;
-    let before = read(workspace, path)?;
+    let before = read(ground.workspace, path)?;
     let lines: Vec<&str> = before.split_inclusive('\n').collect();
     if line > lines.len() {
         return Err(format!(
@@ -338,11 +358,12 @@ fn insert(workspace: &Workspace, history: &History, path: &WorkspacePath, edit: 
         "{} was changed. Around the change it reads:\n{text}",
         path.shown()
     );
-    change(workspace, history, path, Some(before), &after, text)
+    change(ground, path, Some(before), &after, text)
 }
 
-fn undo(workspace: &Workspace, history: &History, path: &WorkspacePath) -> Done {
-    let Some(content) = history.pop(path) else {
+fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
+    let workspace = ground.workspace;
+    let Some(content) = ground.history.pop(path) else {
         return Err(format!(
             "There is no change of {} to take back.",
             path.shown()
@@ -354,7 +375,11 @@ fn undo(workspace: &Workspace, history: &History, path: &WorkspacePath) -> Done 
     };
     let text = match &content {
         Some(before) => {
-            workspace.write(path, before.as_bytes()).map_err(sentence)?;
+            if let Err(sentence) = ground.write(path, now.len(), before) {
+                // It can be taken back later.
+                ground.history.push(path, content.clone());
+                return Err(sentence);
+            }
             format!("The last change of {} was taken back.", path.shown())
         }
         None => {
@@ -371,16 +396,15 @@ fn undo(workspace: &Workspace, history: &History, path: &WorkspacePath) -> Done 
 }
 
 fn change(
-    workspace: &Workspace,
-    history: &History,
+    ground: &Ground<'_>,
     path: &WorkspacePath,
     before: Option<String>,
     after: &str,
     text: String,
 ) -> Done {
-    workspace.write(path, after.as_bytes()).map_err(sentence)?;
+    ground.write(path, size(before.as_ref()), after)?;
     let diff = Some(diff(path, before.as_deref(), Some(after)));
-    history.push(path, before);
+    ground.history.push(path, before);
     Ok(ToolOutcome {
         text,
         diff,

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 pub use describe::{CallView, describe_call};
 use editor::{Edit, History};
 
-use crate::sandbox::{ExecRequest, Sandbox, SandboxError};
-use crate::workspace::Workspace;
+use crate::sandbox::{ExecRequest, LimitHit, Sandbox, SandboxError};
+use crate::workspace::{Quota, Workspace};
 
 /// The most bytes of a result.
 const MAX_RESULT: usize = 30_000;
@@ -50,6 +50,7 @@ pub fn definitions() -> Vec<Definition> {
                 "type": "object",
                 "properties": {
                     "command": {"type": "string", "description": "The command line."},
+                    "input": {"type": "string", "description": "What the command reads from standard input; empty unless given."},
                     "timeout": {
                         "type": "integer", "minimum": 1, "maximum": MAX_SECONDS,
                         "description": "After how many seconds the command is killed.",
@@ -99,6 +100,8 @@ pub struct ToolOutcome {
     pub path: Option<String>,
     /// What an edit changed, as a unified diff.
     pub diff: Option<String>,
+    /// A limit of the sandbox that a command ran into.
+    pub limit: Option<LimitHit>,
 }
 
 impl ToolOutcome {
@@ -117,6 +120,8 @@ pub struct ToolBox {
     sandbox: Sandbox,
     workspace: Arc<Workspace>,
     history: Arc<History>,
+    /// None: the editor writes as much as the disk holds.
+    quota: Option<Arc<Quota>>,
 }
 
 impl ToolBox {
@@ -127,7 +132,15 @@ impl ToolBox {
             sandbox,
             workspace,
             history: Arc::default(),
+            quota: None,
         }
+    }
+
+    /// The same tools, whose editor writes what the workspace may take.
+    #[must_use]
+    pub fn with_quota(mut self, quota: Arc<Quota>) -> Self {
+        self.quota = Some(quota);
+        self
     }
 
     /// The box that commands run in.
@@ -142,6 +155,8 @@ struct Terminal {
     command: String,
     #[serde(default)]
     timeout: Option<f64>,
+    #[serde(default)]
+    input: Option<String>,
 }
 
 /// Runs a tool. `timeout` is what a command may take where its call says nothing.
@@ -192,9 +207,12 @@ async fn terminal(
         None => timeout,
     };
     let half = MAX_RESULT / 2;
-    let request = ExecRequest::shell(call.command)
+    let mut request = ExecRequest::shell(call.command)
         .timeout(timeout)
         .keep(half, half);
+    if let Some(input) = call.input {
+        request = request.stdin(input);
+    }
     let result = match tools.sandbox.exec(request, on_output).await {
         Ok(result) => result,
         Err(SandboxError::Refused(sentence)) => return Ok(ToolOutcome::failed(sentence)),
@@ -214,12 +232,21 @@ async fn terminal(
         exit_code: Some(result.exit_code),
         path: None,
         diff: None,
+        limit: result.limit,
     })
 }
 
 async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
-    let (workspace, history) = (Arc::clone(&tools.workspace), Arc::clone(&tools.history));
-    match tokio::task::spawn_blocking(move || editor::run(&workspace, &history, &edit)).await {
+    let tools = tools.clone();
+    let edited = tokio::task::spawn_blocking(move || {
+        let ground = editor::Ground {
+            workspace: &tools.workspace,
+            history: &tools.history,
+            quota: tools.quota.as_deref(),
+        };
+        editor::run(&ground, &edit)
+    });
+    match edited.await {
         Ok(mut outcome) => {
             outcome.text = middle_left_out(outcome.text, MAX_RESULT);
             outcome.diff = outcome.diff.map(|diff| middle_left_out(diff, MAX_RESULT));

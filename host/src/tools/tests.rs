@@ -73,6 +73,20 @@ async fn the_terminal_gives_output_and_exit_code_and_a_failing_command_is_no_too
 }
 
 #[tokio::test]
+async fn a_command_reads_its_input_and_its_end() {
+    let tools = Tools::new().await;
+    let asked = json!({"command": "cat; echo; read more || echo over", "input": "a\nb \u{e9}"});
+    let outcome = tools.run("terminal", asked).await;
+    assert_eq!(outcome.text, "a\nb \u{e9}\nover\n");
+    let long = "x".repeat(2 << 20);
+    let asked = json!({"command": "wc -c", "input": long});
+    let outcome = tools.run("terminal", asked).await;
+    assert!(outcome.is_error, "{outcome:?}");
+    let outcome = tools.run("terminal", json!({"command": "echo well"})).await;
+    assert_eq!(outcome.text, "well\n");
+}
+
+#[tokio::test]
 async fn arguments_that_make_no_sense_are_outcomes_the_model_can_read() {
     let tools = Tools::new().await;
     for (name, arguments) in [

@@ -4,11 +4,15 @@
 //! symbolic link, nor one swapped in meanwhile by hostile code, leads out; nothing but a regular
 //! file is ever read, so a pipe or a device cannot hang the host; sizes and counts are bounded.
 
+mod archive;
 mod erase;
 mod path;
+mod quota;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod walk;
+mod watch;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,7 +26,9 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::erase::erase;
 pub use self::path::WorkspacePath;
+pub use self::quota::{Excess, Quota};
 pub use self::tree::{Node, NodeKind};
+pub use self::watch::{Watched, Watcher};
 
 /// Where every kind of path may begin, whatever the sandbox.
 const MOUNT: &str = "/workspace";
@@ -133,8 +139,9 @@ impl Workspace {
         WorkspacePath::parse(text, &[MOUNT, &self.path.to_string_lossy()])
     }
 
-    /// A file's bytes, if they are at most `max`.
-    pub fn read(&self, path: &WorkspacePath, max: u64) -> Result<Vec<u8>, WorkspaceError> {
+    /// Opens a file for reading, and says how long it is, in bytes. It may grow, shrink or change
+    /// while it is read.
+    pub fn open(&self, path: &WorkspacePath) -> Result<(std::fs::File, u64), WorkspaceError> {
         let failed = |cause| explain(path, cause);
         let mut options = OpenOptions::new();
         // Not blocking: opening a pipe would wait for its other end.
@@ -149,13 +156,20 @@ impl Workspace {
         if !data.is_file() {
             return Err(WorkspaceError::NotAFile(path.shown()));
         }
+        Ok((file.into_std(), data.len()))
+    }
+
+    /// A file's bytes, if they are at most `max`.
+    pub fn read(&self, path: &WorkspacePath, max: u64) -> Result<Vec<u8>, WorkspaceError> {
+        let failed = |cause| explain(path, cause);
+        let (file, length) = self.open(path)?;
         let too_large = |size| WorkspaceError::TooLarge {
             path: path.shown(),
             size,
             limit: max,
         };
-        if data.len() > max {
-            return Err(too_large(data.len()));
+        if length > max {
+            return Err(too_large(length));
         }
         let mut content = Vec::new();
         // It may grow while it is read.

@@ -152,6 +152,25 @@ fn a_link_that_stays_inside_is_read_and_written_through() {
 }
 
 #[test]
+fn a_tree_of_very_long_names_is_bounded_in_bytes() {
+    let (_base, workspace) = workspace();
+    let mut folder = workspace.host_path().to_owned();
+    for level in 0..8 {
+        folder = folder.join(format!("{level}").repeat(200));
+        std::fs::create_dir(&folder).unwrap();
+        for number in 0..200 {
+            std::fs::write(folder.join(format!("{number:0>200}")), "").unwrap();
+        }
+    }
+    let tree = serde_json::to_string(&workspace.tree().unwrap()).unwrap();
+    assert!(
+        tree.contains(&"0".repeat(190)) && tree.len() < 1_300_000,
+        "{} bytes",
+        tree.len()
+    );
+}
+
+#[test]
 fn a_link_swapped_in_while_the_host_looks_never_leads_out() {
     let (base, workspace) = workspace();
     let root = workspace.host_path().to_owned();

@@ -3,15 +3,20 @@
 //! What always holds: its depth and its size are bounded, links are shown and not followed, and what
 //! nobody looks for is left out.
 
-use cap_std::fs::ReadDir;
+use std::os::fd::AsFd;
+
+use cap_std::fs::{Dir, ReadDir};
 use serde::Serialize;
 
-use super::{Workspace, WorkspaceError, WorkspacePath, explain};
+use super::{Watched, Workspace, WorkspaceError, WorkspacePath, explain};
 
 /// The deepest folder of a tree that is shown.
 const MAX_DEPTH: usize = 24;
 /// The most nodes of a tree that are shown.
 pub(super) const MAX_NODES: usize = 10_000;
+/// The most bytes that names and paths of a tree take together: it is kept in the log each time that
+/// it changed.
+const MAX_BYTES: usize = 1 << 20;
 /// What a tree leaves out, besides every folder whose name starts with a dot.
 const LEFT_OUT: [&str; 12] = [
     ".git",
@@ -56,20 +61,60 @@ pub enum NodeKind {
 impl Workspace {
     /// The tree that clients are shown: bounded, without what nobody looks for, links not followed.
     pub fn tree(&self) -> Result<Vec<Node>, WorkspaceError> {
-        let mut left = MAX_NODES;
+        self.tree_of(&mut |_| {})
+    }
+
+    /// The tree, whose folders are watched from here on.
+    pub fn watched_tree(&self, watched: &Watched) -> Result<Vec<Node>, WorkspaceError> {
+        let mut round = watched.round();
+        self.tree_of(&mut |folder| round.folder(folder.as_fd()))
+    }
+
+    fn tree_of(&self, visit: &mut dyn FnMut(&Dir)) -> Result<Vec<Node>, WorkspaceError> {
+        let mut left = Left {
+            nodes: MAX_NODES,
+            bytes: MAX_BYTES,
+        };
+        visit(&self.dir);
         let entries = self
             .dir
             .entries()
             .map_err(|cause| explain(&WorkspacePath::root(), cause))?;
-        Ok(branch(entries, "", MAX_DEPTH, &mut left))
+        Ok(branch(entries, "", MAX_DEPTH, &mut left, visit))
     }
 }
 
-fn branch(entries: ReadDir, parent: &str, depth: usize, left: &mut usize) -> Vec<Node> {
+/// What a tree may still take.
+struct Left {
+    nodes: usize,
+    bytes: usize,
+}
+
+impl Left {
+    /// Takes room for an entry with names of that many bytes; false where there is none.
+    fn take(&mut self, bytes: usize) -> bool {
+        let Some(left) = self.bytes.checked_sub(bytes) else {
+            self.nodes = 0;
+            return false;
+        };
+        self.bytes = left;
+        self.nodes -= 1;
+        true
+    }
+}
+
+/// What is in a folder. Each folder is visited before it is looked into.
+fn branch(
+    entries: ReadDir,
+    parent: &str,
+    depth: usize,
+    left: &mut Left,
+    visit: &mut dyn FnMut(&Dir),
+) -> Vec<Node> {
     let mut nodes = Vec::new();
     let mut folders = Vec::new();
     for entry in entries.flatten() {
-        if *left == 0 {
+        if left.nodes == 0 {
             break;
         }
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -80,8 +125,10 @@ fn branch(entries: ReadDir, parent: &str, depth: usize, left: &mut usize) -> Vec
         {
             continue;
         }
-        *left -= 1;
         let path = format!("{parent}/{name}");
+        if !left.take(name.len() + path.len()) {
+            break;
+        }
         let kind = if folder {
             NodeKind::Folder
         } else {
@@ -99,12 +146,16 @@ fn branch(entries: ReadDir, parent: &str, depth: usize, left: &mut usize) -> Vec
     }
     // A whole level first, so that one deep folder does not use up what all share.
     for (at, entry) in folders {
-        if depth == 0 || *left == 0 {
+        if depth == 0 || left.nodes == 0 {
             break;
         }
         // Opened as an entry of its own folder: a link that took its place is not followed.
-        if let Ok(inner) = entry.open_dir().and_then(|folder| folder.entries()) {
-            let children = branch(inner, &nodes[at].path, depth - 1, left);
+        let opened = entry.open_dir().and_then(|folder| {
+            visit(&folder);
+            folder.entries()
+        });
+        if let Ok(inner) = opened {
+            let children = branch(inner, &nodes[at].path, depth - 1, left, visit);
             nodes[at].children = Some(children);
         }
     }

@@ -1,0 +1,521 @@
+//! Owns the routes that give a workspace away as it is: one file, or all of it as an archive.
+//!
+//! What always holds: the session is looked up together with its user. Nothing is ever shown by a
+//! browser as a page: it is bytes to be saved, under a name that says nothing but a name. Memory is
+//! bounded, whatever the size; archives are bounded in number, and end with their connection or when
+//! nobody takes them.
+
+use std::collections::HashSet;
+use std::io::{self, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::mpsc;
+use tokio_util::io::ReaderStream;
+use utoipa::IntoParams;
+
+use super::Api;
+use super::files::{NOT_YOURS, no_file, off_thread};
+use super::problem::{Problem, Query};
+use crate::auth::{Identity, UserId};
+use crate::workspace::Workspace;
+
+/// What is read and sent at once.
+const PIECE: usize = 64 * 1024;
+/// Pieces of an archive that wait for a slow client.
+const PIECES: usize = 4;
+/// Archives that are made at a time; each has a thread.
+const MOST_ARCHIVES: usize = 4;
+/// A client that takes nothing for so long has left.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a client takes at least, in bytes a second, once its patience is used up: slow readers must not
+/// keep others from their archives.
+const SLOWEST: u64 = 64 * 1024;
+/// The longest name that is offered, in bytes.
+const LONGEST_NAME: usize = 200;
+
+/// Which file is asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct FileQuery {
+    /// The session (not the chat).
+    session_id: String,
+    /// From the workspace's root, with or without the leading `/workspace`.
+    path: String,
+}
+
+/// Download a file
+///
+/// Its bytes as they are. One range can be asked for; with `If-Range`, of the file it was.
+#[utoipa::path(
+    get, path = "/api/v1/files/download", tag = "files", params(FileQuery),
+    responses(
+        (status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "The range of it", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 400, description = "The path leaves the workspace, or is not a file's", body = Problem),
+        (status = 401, body = Problem),
+        (status = 403, description = "Another user's session", body = Problem),
+        (status = 404, body = Problem),
+        (status = 416, description = "The file is not so long", body = Problem),
+        (status = 422, body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn file(
+    State(api): State<Api>,
+    who: Identity,
+    Query(query): Query<FileQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    let asked = query.path;
+    let workspace = session.workspace().ok_or_else(|| no_file(&asked))?;
+    let path = asked.clone();
+    let opened = off_thread(workspace, move |workspace| {
+        let path = workspace.path(&path)?;
+        let (file, length) = workspace.open(&path)?;
+        Ok((path.shown(), file, length))
+    });
+    let (shown, file, length) = opened.await.map_err(|problem| {
+        if problem.status() == StatusCode::NOT_FOUND {
+            no_file(&asked)
+        } else {
+            problem
+        }
+    })?;
+    let tag = tag(&file, length).map_err(|cause| Problem::internal(&cause))?;
+    let name = shown.rsplit('/').next().unwrap_or_default();
+    let mut response = save_as(name, "application/octet-stream");
+    response.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+
+    // A range of what the file was before is of no use to a client that has the rest of that.
+    let same = headers
+        .get(header::IF_RANGE)
+        .is_none_or(|known| *known == tag);
+    let range = headers.get(header::RANGE).filter(|_| same);
+    let (status, first, count) = match range.map(|range| Range::read(range, length)) {
+        None | Some(Range::All) => (StatusCode::OK, 0, length),
+        Some(Range::Part(first, last)) => {
+            let shown = value(&format!("bytes {first}-{last}/{length}"));
+            response.insert(header::CONTENT_RANGE, shown);
+            (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
+        }
+        Some(Range::None) => {
+            let sentence =
+                format!("{shown} is {length} bytes; the range that was asked for is not in it.");
+            let mut response =
+                Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, sentence).into_response();
+            let shown = value(&format!("bytes */{length}"));
+            response.headers_mut().insert(header::CONTENT_RANGE, shown);
+            return Ok(response);
+        }
+    };
+    response.insert(header::ETAG, tag);
+    response.insert(header::CONTENT_LENGTH, count.into());
+    let mut file = tokio::fs::File::from_std(file);
+    if first > 0 {
+        let sought = file.seek(SeekFrom::Start(first)).await;
+        sought.map_err(|cause| Problem::internal(&cause))?;
+    }
+    // A file that shrinks meanwhile ends the connection early, which the client sees by the length.
+    let body = Body::from_stream(ReaderStream::with_capacity(file.take(count), PIECE));
+    Ok((status, response, body).into_response())
+}
+
+/// Whose workspace is asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct ArchiveQuery {
+    /// The session (not the chat).
+    session_id: String,
+}
+
+/// Download a workspace
+///
+/// A `tar.gz` of all of it, made while it is sent: what the tree leaves out too. Links are links.
+/// What could not be put in is listed in `left-out-of-this-archive.txt`.
+#[utoipa::path(
+    get, path = "/api/v1/files/archive", tag = "files", params(ArchiveQuery),
+    responses(
+        (status = 200, description = "The archive", body = Vec<u8>, content_type = "application/gzip"),
+        (status = 401, body = Problem),
+        (status = 403, description = "Another user's session", body = Problem),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem),
+        (status = 429, description = "An archive is being made for this user already", body = Problem),
+        (status = 503, description = "Too many archives are being made", body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn archive(
+    State(api): State<Api>,
+    who: Identity,
+    Query(query): Query<ArchiveQuery>,
+) -> Result<Response, Problem> {
+    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    let Some(workspace) = session.workspace() else {
+        return Err(Problem::not_found(
+            "The session has not started, so it has no files yet.",
+        ));
+    };
+    let turn = api.parts.archives.turn(&who.user)?;
+    let (sender, mut pieces) = mpsc::channel(PIECES);
+    let id = session.id().to_string();
+    let name = format!("workspace-{id}.tar.gz");
+    tokio::task::spawn_blocking(move || {
+        // For as long as the thread is busy, whatever becomes of the connection.
+        let _turn = turn;
+        pack(&workspace, sender, &id);
+    });
+    let body = futures::stream::poll_fn(move |context| pieces.poll_recv(context));
+    let headers = save_as(&name, "application/gzip");
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// Sends an archive to its end, or says in the log why not. Blocks.
+fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session: &str) {
+    let mut pipe = Pipe {
+        sender,
+        piece: Vec::with_capacity(PIECE),
+        waited: Duration::ZERO,
+        sent: 0,
+        broken: false,
+    };
+    let packed = workspace.archive(&mut pipe);
+    if let Err(cause) = packed {
+        tracing::info!(session, %cause, "an archive was not sent to its end");
+        // The connection ends as one that broke: half an archive must not look like a whole one.
+        let broken = io::Error::other("the archive is not whole");
+        let _ = pipe.sender.try_send(Err(broken));
+    }
+}
+
+/// What is written, in pieces, to whoever takes them.
+struct Pipe {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    piece: Vec<u8>,
+    /// For the client.
+    waited: Duration,
+    sent: u64,
+    /// Nobody takes them any more: not asked twice.
+    broken: bool,
+}
+
+impl Pipe {
+    fn send(&mut self) -> io::Result<()> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        let due = PATIENCE + Duration::from_secs(self.sent / SLOWEST);
+        let patience = due.saturating_sub(self.waited).min(PATIENCE);
+        self.sent += piece.len() as u64;
+        let begun = Instant::now();
+        // A thread of its own, which may wait.
+        let sent = tokio::runtime::Handle::current()
+            .block_on(self.sender.send_timeout(Ok(piece.into()), patience));
+        self.waited += begun.elapsed();
+        sent.map_err(|error| {
+            self.broken = true;
+            match error {
+                mpsc::error::SendTimeoutError::Timeout(_) => {
+                    io::Error::new(io::ErrorKind::TimedOut, "the client took it too slowly")
+                }
+                mpsc::error::SendTimeoutError::Closed(_) => {
+                    io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")
+                }
+            }
+        })
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.piece.len() >= PIECE {
+            self.send()?;
+        }
+        let count = bytes.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            Ok(())
+        } else {
+            self.send()
+        }
+    }
+}
+
+/// Whose archives are being made.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Archives(Arc<Mutex<HashSet<UserId>>>);
+
+impl Archives {
+    /// One for each user, and a few in all.
+    fn turn(&self, user: &UserId) -> Result<Turn, Problem> {
+        let mut making = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if making.contains(user) {
+            return Err(Problem::too_many(
+                "An archive is being made for you already. Try again when it is done.",
+            ));
+        }
+        if making.len() >= MOST_ARCHIVES {
+            return Err(Problem::unavailable(
+                "Too many archives are being made. Try again in a moment.",
+            ));
+        }
+        making.insert(user.clone());
+        Ok(Turn {
+            archives: self.clone(),
+            user: user.clone(),
+        })
+    }
+}
+
+struct Turn {
+    archives: Archives,
+    user: UserId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut making = self
+            .archives
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        making.remove(&self.user);
+    }
+}
+
+/// Which bytes of a file are wanted.
+#[derive(Debug, PartialEq, Eq)]
+enum Range {
+    /// All: none was asked for that this server understands.
+    All,
+    /// From the first to the last, both taken.
+    Part(u64, u64),
+    /// None that the file has.
+    None,
+}
+
+impl Range {
+    fn read(value: &HeaderValue, length: u64) -> Self {
+        let numbers = |value: &HeaderValue| {
+            let (first, last) = value
+                .to_str()
+                .ok()?
+                .strip_prefix("bytes=")?
+                .split_once('-')?;
+            let number = |text: &str| {
+                let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+                // What is too large for a number is behind every end.
+                digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
+            };
+            match (first.trim(), last.trim()) {
+                ("", "") => None,
+                ("", last) => Some((None, Some(number(last)?))),
+                (first, "") => Some((Some(number(first)?), None)),
+                (first, last) => Some((Some(number(first)?), Some(number(last)?))),
+            }
+        };
+        match numbers(value) {
+            None => Self::All,
+            Some((Some(first), Some(last))) if first > last => Self::All,
+            Some((Some(first), _)) if first >= length => Self::None,
+            Some((Some(first), last)) => {
+                Self::Part(first, last.map_or(length - 1, |last| last.min(length - 1)))
+            }
+            Some((None, count)) => match count.unwrap_or(0).min(length) {
+                0 => Self::None,
+                count => Self::Part(length - count, length - 1),
+            },
+        }
+    }
+}
+
+/// Names what a file is now.
+fn tag(file: &std::fs::File, length: u64) -> io::Result<HeaderValue> {
+    let data = file.metadata()?;
+    let tag = format!(
+        "\"{:x}-{length:x}-{:x}-{:x}\"",
+        data.ino(),
+        data.ctime(),
+        data.ctime_nsec()
+    );
+    Ok(value(&tag))
+}
+
+/// A header's value of what is known to fit into one.
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// What makes a browser save it, whatever it holds.
+fn save_as(name: &str, kind: &'static str) -> HeaderMap {
+    const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
+    HeaderMap::from_iter([
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (header::CONTENT_DISPOSITION, value(&disposition(name))),
+        (
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        ),
+        (
+            POLICY,
+            HeaderValue::from_static("default-src 'none'; sandbox"),
+        ),
+    ])
+}
+
+/// RFC 6266: a plain name for old clients, and the name itself for the others. Neither holds a slash,
+/// a quote or anything that does not print, nor is hidden by a dot before it.
+fn disposition(name: &str) -> String {
+    let mut clean: String = name
+        .chars()
+        .map(|c| match c {
+            // Characters that turn the text around make `exe.txt` of `txt.exe`.
+            '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '_',
+            '/' | '\\' | '"' | ':' | '*' | '?' | '<' | '>' | '|' => '_',
+            c if c.is_control() => '_',
+            c => c,
+        })
+        .collect();
+    if clean.len() > LONGEST_NAME {
+        // Its end says what kind of file it is.
+        let from = clean.ceil_char_boundary(clean.len() - LONGEST_NAME);
+        clean.drain(..from);
+    }
+    let clean = clean.trim_matches([' ', '.']);
+    let dot = if name.starts_with('.') { "_." } else { "" };
+    let clean = match clean {
+        "" => "file".to_owned(),
+        clean => format!("{dot}{clean}"),
+    };
+    let plain: String = clean
+        .chars()
+        .map(|c| {
+            if c.is_ascii_graphic() || c == ' ' {
+                c
+            } else {
+                '_'
+            }
+        })
+        // Some clients decode it.
+        .map(|c| if c == '%' { '_' } else { c })
+        .collect();
+    let encoded: String = clean
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_name_is_a_name_and_nothing_else() {
+        for (name, plain, encoded) in [
+            ("a.txt", "a.txt", "a.txt"),
+            ("Größe 5.txt", "Gr__e 5.txt", "Gr%C3%B6%C3%9Fe%205.txt"),
+            (
+                "x\"; filename=evil.html",
+                "x_; filename=evil.html",
+                "x_%3B%20filename%3Devil.html",
+            ),
+            (
+                "a\r\nSet-Cookie: b",
+                "a__Set-Cookie_ b",
+                "a__Set-Cookie_%20b",
+            ),
+            ("..\\..\\evil", "_._.._evil", "_._.._evil"),
+            (".bashrc", "_.bashrc", "_.bashrc"),
+            ("...", "file", "file"),
+            ("", "file", "file"),
+            ("gpj.\u{202e}exe", "gpj._exe", "gpj._exe"),
+            ("100%41", "100_41", "100%2541"),
+        ] {
+            let expected = format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}");
+            assert_eq!(disposition(name), expected, "{name:?}");
+            assert!(
+                HeaderValue::from_str(&disposition(name)).is_ok(),
+                "{name:?}"
+            );
+        }
+        let long = disposition(&format!("{}.tar.gz", "ü".repeat(5000)));
+        assert!(long.ends_with(".tar.gz") && long.len() < 1000, "{long}");
+    }
+
+    #[test]
+    fn a_range_is_within_the_file_or_none() {
+        for (asked, length, expected) in [
+            ("bytes=0-9", 100, Range::Part(0, 9)),
+            ("bytes=90-", 100, Range::Part(90, 99)),
+            ("bytes=-10", 100, Range::Part(90, 99)),
+            ("bytes=-1000", 100, Range::Part(0, 99)),
+            ("bytes=50-1000", 100, Range::Part(50, 99)),
+            ("bytes=0-99999999999999999999999", 100, Range::Part(0, 99)),
+            ("bytes=100-", 100, Range::None),
+            ("bytes=99999999999999999999999-", 100, Range::None),
+            ("bytes=-0", 100, Range::None),
+            ("bytes=0-", 0, Range::None),
+            ("bytes=-5", 0, Range::None),
+            ("bytes=9-3", 100, Range::All),
+            ("bytes=0-1,5-6", 100, Range::All),
+            ("bytes=a-b", 100, Range::All),
+            ("bytes=-", 100, Range::All),
+            ("lines=0-1", 100, Range::All),
+        ] {
+            let value = HeaderValue::from_static(asked);
+            assert_eq!(Range::read(&value, length), expected, "{asked} of {length}");
+        }
+    }
+
+    #[test]
+    fn a_user_has_one_archive_at_a_time_and_all_have_a_few() {
+        let archives = Archives::default();
+        let user = |number: usize| UserId::from(format!("u{number}").as_str());
+        let mut turns: Vec<_> = (0..MOST_ARCHIVES)
+            .map(|number| archives.turn(&user(number)).ok().unwrap())
+            .collect();
+        let status = |number| {
+            archives
+                .turn(&user(number))
+                .err()
+                .map(|problem| problem.status())
+        };
+        assert_eq!(status(0), Some(StatusCode::TOO_MANY_REQUESTS));
+        assert_eq!(status(99), Some(StatusCode::SERVICE_UNAVAILABLE));
+        turns.pop();
+        assert_eq!(status(99), None);
+        assert_eq!(status(0), Some(StatusCode::TOO_MANY_REQUESTS));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_archive_that_nobody_takes_any_more_ends() {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        let large = std::fs::File::create(workspace.host_path().join("large")).unwrap();
+        large.set_len(8 << 30).unwrap();
+        let (sender, mut pieces) = mpsc::channel(PIECES);
+        let packing = tokio::task::spawn_blocking(move || pack(&workspace, sender, "s"));
+        assert!(pieces.recv().await.unwrap().is_ok());
+        drop(pieces);
+        let ended = tokio::time::timeout(Duration::from_secs(30), packing);
+        ended.await.expect("it went on").unwrap();
+    }
+}
