@@ -4,6 +4,8 @@
 //! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
 //! no user's folder has.
 
+mod files;
+mod guard;
 mod models;
 mod places;
 mod policies;
@@ -12,8 +14,11 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+
+use tokio::time::timeout;
 
 use crate::api::{self, About, Api, PluginView};
 use crate::auth::Authenticator;
@@ -21,15 +26,23 @@ use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
 use crate::git_gateway::{self, GatewayError};
 use crate::plugins::{Engine, EngineError, EngineOptions, LoadError, PluginInfo, Plugins};
+use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
 use crate::session::{Deps, Limits, Sessions};
 use crate::store::{Chats, Store, StoreError};
+use crate::workspace::Watcher;
 
+use self::guard::Open;
 pub use self::models::ModelsError;
 use self::models::Providers;
 use self::places::Ground;
 use self::policies::Offered;
+
+/// How long sessions may take to come to rest.
+const LAST_STEPS: Duration = Duration::from_secs(15);
+/// How long it may take to remove all sandboxes.
+const LAST_SANDBOXES: Duration = Duration::from_secs(30);
 
 /// Why there is nothing to run.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +86,7 @@ pub struct App {
     config: Config,
     auth: Arc<Authenticator>,
     sessions: Sessions,
+    sandboxes: Sandboxes,
     chats: Chats,
     /// As it was at the start; how many there are of what is asked anew.
     about: About,
@@ -139,12 +153,22 @@ impl App {
             ..About::default()
         };
         let ground = Ground {
-            sandboxes,
+            sandboxes: sandboxes.clone(),
             base: storage.to_owned(),
             client: git_gateway::client(config.allow_private_repositories)?,
-            allow_private: config.allow_private_repositories,
+            git: git_gateway::Rules {
+                allow_private: config.allow_private_repositories,
+                allow_owner: config.git_allow_owner,
+                depth: config.git_clone_depth,
+                largest: config.git_size_limit,
+                longest: config.git_timeout,
+            },
             keep: keep == Keep::Workspaces,
+            watcher: watcher(storage),
+            disk_limit: config.sandbox_disk_limit,
+            rooms: Open::default(),
         };
+        guard::watch(storage, ground.disk_limit, &ground.rooms);
         let chats = Chats::new(store.clone());
         let sessions = Sessions::new(Deps {
             store,
@@ -168,9 +192,40 @@ impl App {
             config,
             auth,
             sessions,
+            sandboxes,
             chats,
             about,
         })
+    }
+
+    /// Goes on with the sessions of the last run, and with the containers that are theirs; returns
+    /// how many there are. For the one process that serves, once, before anything is served.
+    pub async fn recover(&self) -> Result<usize, StartError> {
+        let alive = self.sessions.in_log().await?;
+        let taken = self.sandboxes.take_over(|session| alive.contains(session));
+        match taken.await {
+            Ok(none) if none == TakenOver::default() => {}
+            Ok(TakenOver { kept, removed }) => {
+                tracing::info!(kept, removed, "containers of the last run");
+            }
+            // Sessions get new ones.
+            Err(cause) => tracing::warn!(%cause, "the containers of the last run stay as they are"),
+        }
+        Ok(self.sessions.recover().await?)
+    }
+
+    /// Brings everything to rest: no session ends, and no sandbox stays. Sandboxes are removed also
+    /// where a session does not come to rest in time.
+    pub async fn shutdown(&self) {
+        if timeout(LAST_STEPS, self.sessions.shutdown()).await.is_err() {
+            tracing::warn!("some sessions did not come to rest; they go on at the next start");
+        }
+        if timeout(LAST_SANDBOXES, self.sandboxes.shut_down())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some containers were not removed; the next start removes them");
+        }
     }
 
     /// The settings it runs with.
@@ -220,6 +275,15 @@ pub(crate) fn make(folder: &Path) -> Result<(), StartError> {
     })
 }
 
+/// What notices changes in workspaces, where this machine has one.
+fn watcher(base: &Path) -> Option<Watcher> {
+    Watcher::start(base)
+        .inspect_err(|cause| {
+            tracing::warn!(%cause, "workspaces cannot be watched (inotify): their trees are looked at after each tool only");
+        })
+        .ok()
+}
+
 /// The log and the chats.
 pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
     make(&folders.own)?;
@@ -258,30 +322,50 @@ pub(crate) async fn find_sandboxes(
 ) -> Result<Sandboxes, StartError> {
     make(&folders.own)?;
     let choice = match config.sandbox_backend {
+        SandboxBackend::Docker => Choice::Docker,
+        SandboxBackend::Auto if config.sandbox_allow_local => Choice::AutoOrLocal,
         SandboxBackend::Auto if config.local => Choice::Auto,
         SandboxBackend::Auto => Choice::AutoForMany,
         SandboxBackend::Bubblewrap => Choice::Bubblewrap,
         SandboxBackend::Landlock => Choice::Landlock,
+        SandboxBackend::Local => Choice::Local,
         SandboxBackend::None => Choice::None,
     };
     let network = match config.sandbox_network {
         SandboxNetwork::None => Network::None,
         SandboxNetwork::Host => Network::Host,
     };
+    // Workspaces are named by their real path.
+    let inner = std::fs::canonicalize(&config.workspace_base_path)
+        .unwrap_or_else(|_| config.workspace_base_path.clone());
     let settings = Settings {
         run_dir: folders.run.clone(),
         memory_bytes: config.sandbox_memory_limit,
         network,
         workspace_mount: config.workspace_mount_path.clone(),
+        docker: Some(docker::Settings {
+            host: config.docker_host.clone(),
+            image: config.sandbox_image.clone(),
+            cpus: config.sandbox_cpu_limit,
+            prefix: config.sandbox_container_prefix.clone(),
+            network: config.docker_network.clone(),
+            host_path: config
+                .host_workspace_path
+                .clone()
+                .map(|outer| (inner, outer)),
+            pool: usize::try_from(config.sandbox_pool_size).unwrap_or(0),
+            ..docker::Settings::default()
+        }),
     };
     Ok(Box::pin(Sandboxes::detect(choice, settings, builtin::EXEC)).await?)
 }
 
 /// What `GET /` calls it.
 fn sandbox_name(sandboxes: &Sandboxes) -> String {
-    match sandboxes.refusal() {
-        Some(_) => "unavailable".to_owned(),
-        None => sandboxes.kind().to_string(),
+    match (sandboxes.refusal(), sandboxes.transport()) {
+        (Some(_), _) => "unavailable".to_owned(),
+        (None, Some(Transport::Exec)) => "docker-exec".to_owned(),
+        (None, _) => sandboxes.kind().to_string(),
     }
 }
 

@@ -5,19 +5,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
 use crate::git_gateway::{self, Gateway};
 use crate::plugins::types::{Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
-use crate::sandbox::{SandboxError, Sandboxes, Spec};
+use crate::sandbox::{LimitHit, Sandbox, SandboxError, Sandboxes, Spec};
 use crate::session::{DeltaKind, DeltaSink, EventDraft, Place, PlaceSpec, Places, ToolDone};
 use crate::tools::{self, ToolBox, describe_call};
-use crate::workspace::{Workspace, WorkspaceError, safe_name};
+use crate::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
+
+use super::files::Files;
+use super::guard::Open;
 
 /// What a command may take where neither its call nor the policy says.
 const COMMAND_TIME: Duration = Duration::from_secs(120);
@@ -25,6 +29,9 @@ const COMMAND_TIME: Duration = Duration::from_secs(120);
 const INSTRUCTIONS: [&str; 2] = ["AGENTS.md", "CLAUDE.md"];
 /// The longest of them that is taken, in bytes.
 const LONGEST_INSTRUCTIONS: u64 = 64 * 1024;
+
+/// Said of containers that commands reach by `docker exec` only.
+const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
 
 /// What all places have in common.
 #[derive(Clone)]
@@ -35,22 +42,32 @@ pub(super) struct Ground {
     pub(super) base: PathBuf,
     /// For git.
     pub(super) client: reqwest::Client,
-    /// Repositories on private addresses may be reached.
-    pub(super) allow_private: bool,
+    /// What git may do.
+    pub(super) git: git_gateway::Rules,
     /// Workspaces outlive their sessions.
     pub(super) keep: bool,
+    /// Notices what changes in workspaces; none where this machine does not let it.
+    pub(super) watcher: Option<Watcher>,
+    /// What a workspace may take of the disk, in bytes.
+    pub(super) disk_limit: u64,
+    /// The places that are open.
+    pub(super) rooms: Open,
 }
 
 impl Ground {
     /// The workspace of a session, made where it is not there.
     async fn workspace_of(&self, spec: &PlaceSpec, fresh: bool) -> Result<Arc<Workspace>, String> {
         let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
+        let sandboxes = self.sandboxes.clone();
         blocking(move || {
             let workspace = Workspace::create(&base, &user, &session)?;
             if !fresh {
                 return Ok(workspace);
             }
+            let path = workspace.host_path().to_owned();
             workspace.remove()?;
+            // The folder of a container that waits becomes this one, and that container the session's.
+            let _is_warm = sandboxes.prepare(&session, &path);
             Workspace::create(&base, &user, &session)
         })
         .await
@@ -65,16 +82,24 @@ impl Ground {
             .map(git_gateway::repository_url)
             .transpose();
         let repository = repository.map_err(|error| error.to_string())?;
+        let reach = repository
+            .as_deref()
+            .map(|url| git_gateway::reach(url, self.git.allow_owner))
+            .transpose();
+        let reach = reach.map_err(|error| error.to_string())?;
         let wanted = Spec {
             session: &spec.session,
             workspace: workspace.host_path(),
-            repository: repository.as_deref(),
+            repository: reach.as_deref(),
         };
         let sandbox = self
             .sandboxes
             .start(wanted)
             .await
             .map_err(|error| error.to_string())?;
+        if repository.is_some() && !sandbox.reaches_sockets() {
+            return Err(NO_WAY_FOR_GIT.to_owned());
+        }
         let gateway = match &repository {
             None => None,
             Some(url) => {
@@ -86,7 +111,7 @@ impl Ground {
                     sandbox.runtime_dir(),
                     url,
                     token,
-                    self.allow_private,
+                    self.git,
                     self.client.clone(),
                 );
                 Some(opened.map_err(|error| error.to_string())?)
@@ -96,6 +121,30 @@ impl Ground {
             tools: ToolBox::new(sandbox, workspace),
             _gateway: gateway,
         })
+    }
+
+    /// A box, and word of it where a person should know something of it.
+    async fn open_and_watch(
+        &self,
+        spec: &PlaceSpec,
+        workspace: Arc<Workspace>,
+        notices: &Notices,
+    ) -> Result<Opened, String> {
+        let opened = self.open(spec, workspace).await?;
+        let sandbox = opened.tools.sandbox();
+        if let Some(notice) = sandbox.notice() {
+            notices.give(notice.to_owned());
+        }
+        let (ended, notices) = (sandbox.ended(), notices.clone());
+        tokio::spawn(async move {
+            let reason = ended.await;
+            if !notices.closed.load(Ordering::Relaxed) {
+                notices.give(format!(
+                    "The sandbox was lost, and what ran in it. {reason} The files are there, and the next command gets a new one."
+                ));
+            }
+        });
+        Ok(opened)
     }
 
     async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, String> {
@@ -113,16 +162,24 @@ impl Ground {
         spec: PlaceSpec,
         workspace: Arc<Workspace>,
     ) -> Result<Arc<dyn Place>, String> {
-        let opened = self.open(&spec, workspace.clone()).await?;
+        let (notices, noticed) = Notices::new();
+        let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
+        let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
-        let room = Room {
+        let files = Files::new(workspace.clone(), self.watcher.as_ref(), self.disk_limit);
+        let rooms = self.rooms.clone();
+        let room = Arc::new(Room {
             ground: self,
             spec,
             workspace,
+            files: Arc::new(files),
             root,
+            notices,
+            noticed: Mutex::new(noticed),
             opened: Mutex::new(Some(opened)),
-        };
-        Ok(Arc::new(Shared(Arc::new(room))))
+        });
+        rooms.add(&room);
+        Ok(Arc::new(Shared(room)))
     }
 }
 
@@ -150,6 +207,10 @@ impl Places for Ground {
         self.clone().reopen(spec).boxed()
     }
 
+    fn lives(&self, spec: &PlaceSpec) -> bool {
+        self.sandboxes.holds(&spec.session)
+    }
+
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
         let folder = self
             .base
@@ -166,6 +227,7 @@ impl Places for Ground {
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
         let ground = self.clone();
         async move {
+            ground.sandboxes.discard(&spec.session).await;
             if ground.keep {
                 return Ok(());
             }
@@ -187,16 +249,56 @@ struct Opened {
     _gateway: Option<Gateway>,
 }
 
-struct Room {
+/// What a person should know of a place, from wherever it is noticed. Few, since each is of one box.
+#[derive(Clone)]
+struct Notices {
+    sender: mpsc::UnboundedSender<String>,
+    /// The session closes the place: an end is no news.
+    closed: Arc<AtomicBool>,
+}
+
+impl Notices {
+    fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let closed = Arc::default();
+        (Self { sender, closed }, receiver)
+    }
+
+    fn give(&self, notice: String) {
+        // Fails where the place is gone, and nobody asks.
+        let _ = self.sender.send(notice);
+    }
+}
+
+pub(super) struct Room {
     ground: Ground,
     spec: PlaceSpec,
     workspace: Arc<Workspace>,
+    files: Arc<Files>,
     root: String,
+    notices: Notices,
+    noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// None once it was closed.
     opened: Mutex<Option<Opened>>,
 }
 
 impl Room {
+    /// The files, and what they may take.
+    pub(super) fn files(&self) -> (Arc<Workspace>, Arc<Quota>) {
+        (self.workspace.clone(), self.files.quota().clone())
+    }
+
+    /// Ends the box with all that runs in it, and says why. The next tool gets another.
+    pub(super) async fn end_box(&self, why: &str) {
+        let sandbox = {
+            let opened = self.opened.lock().await;
+            opened.as_ref().map(|opened| opened.tools.sandbox().clone())
+        };
+        if let Some(sandbox) = sandbox.filter(Sandbox::is_alive) {
+            sandbox.end(why).await;
+        }
+    }
+
     /// The tools, in a new box where the old one died.
     async fn tools(&self) -> Result<ToolBox, String> {
         let mut opened = self.opened.lock().await;
@@ -205,7 +307,11 @@ impl Room {
         };
         if !present.tools.sandbox().is_alive() {
             present.tools.sandbox().close().await;
-            *opened = Some(self.ground.open(&self.spec, self.workspace.clone()).await?);
+            let workspace = self.workspace.clone();
+            let other = self
+                .ground
+                .open_and_watch(&self.spec, workspace, &self.notices);
+            *opened = Some(other.await?);
         }
         let tools = opened.as_ref().map(|opened| opened.tools.clone());
         tools.ok_or_else(|| "The sandbox was closed.".to_owned())
@@ -222,8 +328,11 @@ impl Room {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
         });
         let show = |bytes: &[u8]| deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
+        let tools = tools.with_quota(self.files.quota().clone());
         let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
-        let outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
+        let mut outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
+        let full = self.files.after_tool(&mut outcome).await;
+        let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
         let view = describe_call(&call.name, &call.arguments);
         // A command that ran has an exit code, whatever became of it; without one nothing was done.
         let undone = outcome.is_error && outcome.exit_code.is_none();
@@ -258,7 +367,15 @@ impl Room {
             exit_code: outcome.exit_code,
             blobs: Vec::new(),
         };
-        Ok(ToolDone { result, shown })
+        Ok(ToolDone {
+            result,
+            shown,
+            notices: full
+                .into_iter()
+                .chain(limit)
+                .map(|text| EventDraft::text("AgentErrorObservation", text))
+                .collect(),
+        })
     }
 }
 
@@ -281,16 +398,22 @@ impl Place for Shared {
                 return Ok(());
             };
             let tools = room.tools().await?;
-            let cloned = git_gateway::clone_into(
-                tools.sandbox(),
-                url,
-                room.spec.branch.as_deref(),
-                room.spec.git_user_name.as_deref(),
-                room.spec.git_user_email.as_deref(),
-            );
-            cloned.await.map_err(|error| error.to_string())
+            let wanted = git_gateway::Checkout {
+                repository: url,
+                branch: room.spec.branch.as_deref(),
+                user_name: room.spec.git_user_name.as_deref(),
+                user_email: room.spec.git_user_email.as_deref(),
+            };
+            git_gateway::clone_into(tools.sandbox(), wanted, &room.ground.git)
+                .await
+                .map_err(|error| error.to_string())
         }
         .boxed()
+    }
+
+    fn notice(&self) -> BoxFuture<'static, Option<String>> {
+        let room = self.0.clone();
+        async move { room.noticed.lock().await.recv().await }.boxed()
     }
 
     fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
@@ -322,17 +445,21 @@ impl Place for Shared {
     }
 
     fn tree(&self) -> BoxFuture<'static, Option<String>> {
-        let workspace = self.0.workspace.clone();
-        async move {
-            let tree = blocking(move || workspace.tree()).await.ok()?;
-            serde_json::to_string(&tree).ok()
-        }
-        .boxed()
+        self.0.files.clone().tree().boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'static, bool> {
+        self.0.files.clone().changed().boxed()
+    }
+
+    fn tree_can_wait(&self) -> bool {
+        self.0.files.tree_can_wait()
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
         let room = self.0.clone();
         async move {
+            room.notices.closed.store(true, Ordering::Relaxed);
             if let Some(opened) = room.opened.lock().await.take() {
                 opened.tools.sandbox().close().await;
             }
@@ -353,7 +480,7 @@ fn instructions(workspace: &Workspace) -> Vec<String> {
     INSTRUCTIONS.iter().find_map(read).into_iter().collect()
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, WorkspaceError> + Send + 'static,
 ) -> Result<T, WorkspaceError> {
     tokio::task::spawn_blocking(work)

@@ -13,6 +13,7 @@ use crate::app::{self, Folders, StartError};
 use crate::builtin;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use crate::plugins::Plugins;
+use crate::sandbox::docker::Transport;
 use crate::sandbox::{Kind, Sandboxes};
 use crate::store::{Store, StoreError};
 
@@ -110,7 +111,10 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
         Err(error) => {
             let advice = match config.sandbox_backend {
                 SandboxBackend::Auto | SandboxBackend::None => "",
-                SandboxBackend::Bubblewrap | SandboxBackend::Landlock => {
+                SandboxBackend::Docker
+                | SandboxBackend::Bubblewrap
+                | SandboxBackend::Landlock
+                | SandboxBackend::Local => {
                     "\nSet SANDBOX_BACKEND to auto, to use whatever works here."
                 }
             };
@@ -123,6 +127,12 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
         match (&finding.problem, refused) {
             (None, _) if finding.kind == found.kind() => {
                 report.line(Mark::Good, &format!("{} works, and is used", finding.kind));
+                if found.transport() == Some(Transport::Exec) {
+                    report.line(
+                        Mark::Note,
+                        "its containers cannot reach this server's sockets, so commands go through `docker exec`: slower, and without git. Where this server runs in a container itself, set HOST_WORKSPACE_PATH.",
+                    );
+                }
             }
             (None, _) => report.line(Mark::Good, &format!("{} works", finding.kind)),
             (Some(problem), _) => report.line(
@@ -160,7 +170,8 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
             "SANDBOX_NETWORK is none: commands have no network",
         );
     }
-    if !installed("git") {
+    // Containers have their own.
+    if found.kind() != Kind::Docker && !installed("git") {
         report.line(
             Mark::Note,
             "git is not installed, so no repository can be cloned: apt-get install git",
@@ -171,13 +182,16 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
 /// What makes a kind of sandbox work.
 fn advice(kind: Kind) -> &'static str {
     match kind {
+        Kind::Docker => {
+            "Install Docker and start its engine, or say in DOCKER_HOST where one listens. It gives every session a container of its own."
+        }
         Kind::Bubblewrap => {
             "Install it (apt-get install bubblewrap). In a container it needs user namespaces: see --security-opt, or use Landlock."
         }
         Kind::Landlock => {
             "It needs a Linux kernel from 5.13 on with landlock in the list of /sys/kernel/security/lsm."
         }
-        Kind::None => "",
+        Kind::Local | Kind::None => "",
     }
 }
 

@@ -164,25 +164,22 @@ fn log(config: &Config, default: &str) {
     };
 }
 
-/// Waits for Ctrl-C or the signal that a service manager sends.
-async fn interrupted() {
+/// Ctrl-C, or the signal that a service manager sends. From this call on neither ends the process by
+/// itself; what is returned waits for the next.
+fn interrupted() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signals) => {
-                signals.recv().await;
+    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    async {
+        let each = signals.into_iter().map(|signals| async {
+            match signals {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                }
+                // Then it keeps its usual effect.
+                Err(_) => std::future::pending().await,
             }
-            Err(_) => std::future::pending().await,
-        }
-    };
-    let ctrl_c = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        () = ctrl_c => {}
-        () = terminated => {}
+        });
+        futures::future::select_all(each.map(Box::pin)).await;
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     // A second Ctrl-C does not wait.
     let ended = async {
         app.sessions().stop(session.id()).await;
-        app.sessions().shutdown().await;
+        app.shutdown().await;
     };
     tokio::select! {
         _ = timeout(END, ended) => {}

@@ -18,8 +18,6 @@ use crate::config::Config;
 
 /// How long requests that are under way may take at the end.
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
-/// How long sessions may take to come to rest.
-const LAST_STEPS: Duration = Duration::from_secs(15);
 /// Who the token of local mode stands for.
 pub(super) const LOCAL_USER: &str = "local";
 
@@ -44,38 +42,40 @@ pub(super) async fn serve(config: Config) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(address);
-    match app.sessions().recover().await {
+    // From here on there is something to bring to an end.
+    let stop = interrupted();
+    match app.recover().await {
         Ok(0) => {}
         Ok(count) => tracing::info!(count, "sessions of the last run go on"),
         Err(error) => {
             return failed(&format!(
-                "The sessions of the last run cannot be read: {error}."
+                "The sessions of the last run cannot be gone on with. {error}"
             ));
         }
     }
     welcome(&app, address);
-    let served = run(&app, listener).await;
-    if timeout(LAST_STEPS, app.sessions().shutdown())
-        .await
-        .is_err()
-    {
-        tracing::warn!("some sessions did not come to rest; they go on at the next start");
-    }
+    let served = run(&app, listener, stop).await;
+    app.shutdown().await;
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&format!("The server ended: {error}.")),
     }
 }
 
-async fn run(app: &App, listener: TcpListener) -> std::io::Result<()> {
+async fn run(
+    app: &App,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let api = app.api();
     let router = app.router(api.clone());
     let (told, stopping) = tokio::sync::oneshot::channel::<()>();
     let goodbye = async move {
-        interrupted().await;
+        stop.await;
         tracing::info!("stopping");
+        let again = interrupted();
         tokio::spawn(async {
-            interrupted().await;
+            again.await;
             std::process::exit(130);
         });
         // Connections of WebSockets are no requests any more, so the server does not wait for them.

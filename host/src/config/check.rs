@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
 use super::names::NOT_USED_YET;
 use super::values::{
-    Values, count, ip, mount_path, number, origins, seconds, shown, size, unprintable,
+    Values, container_name, count, image, ip, mount_path, number, origins, seconds, shown, size,
+    unprintable,
 };
 use super::{Config, ConfigError};
 use crate::secret::Secret;
@@ -66,6 +67,14 @@ impl Config {
         if !local && sandbox_backend == SandboxBackend::Landlock {
             warnings.push(
                 "SANDBOX_BACKEND is landlock: users' sandboxes see the command lines of each other's processes; install bubblewrap, and set auto or bubblewrap, to keep them apart."
+                    .to_owned(),
+            );
+        }
+
+        let sandbox_allow_local = values.choice("SANDBOX_ALLOW_LOCAL", false)?;
+        if sandbox_allow_local || sandbox_backend == SandboxBackend::Local {
+            warnings.push(
+                "Commands may run without a sandbox: they can read and change all that this server can, its keys and other users' files included."
                     .to_owned(),
             );
         }
@@ -130,6 +139,56 @@ impl Config {
                 "a size from 16m to 1t, such as 512m or 2g",
                 |text| size(text).filter(|bytes| (16 * MIB..=MIB * MIB).contains(bytes)),
             )?,
+            sandbox_disk_limit: values.parsed(
+                "SANDBOX_DISK_LIMIT",
+                10 * 1024 * MIB,
+                "a size from 1m to 1024t, such as 500m or 10g",
+                |text| size(text).filter(|bytes| (MIB..=1024 * MIB * MIB).contains(bytes)),
+            )?,
+            sandbox_allow_local,
+            sandbox_image: values.parsed(
+                "SANDBOX_IMAGE",
+                "lucid-sandbox:bookworm".to_owned(),
+                "an image's name, at most 255 characters and none of them a space or a control character",
+                image,
+            )?,
+            sandbox_cpu_limit: values.parsed(
+                "SANDBOX_CPU_LIMIT",
+                1.0,
+                "a number of processors from 0.01 to 1024",
+                |text| text.parse().ok().filter(|cpus| (0.01..=1024.0).contains(cpus)),
+            )?,
+            sandbox_container_prefix: values.parsed(
+                "SANDBOX_CONTAINER_PREFIX",
+                "lucid-sandbox-".to_owned(),
+                "a letter or digit, then letters, digits, _, . and -, at most 64",
+                container_name,
+            )?,
+            sandbox_pool_size: values.parsed(
+                "SANDBOX_POOL_SIZE",
+                2,
+                "a whole number from 0 to 1000",
+                |text| number(text).filter(|size| *size <= 1000),
+            )?,
+            docker_host: values.optional(
+                "DOCKER_HOST",
+                "an engine's address such as unix:///var/run/docker.sock or tcp://10.0.0.5:2375",
+                |text| {
+                    let known = ["unix:///", "tcp://", "http://"];
+                    let fits = known.iter().any(|scheme| text.starts_with(scheme));
+                    (fits && !text.contains(unprintable)).then(|| text.to_owned())
+                },
+            )?,
+            docker_network: values.optional(
+                "DOCKER_NETWORK",
+                "a network's name: a letter or digit, then letters, digits, _, . and -, at most 64",
+                container_name,
+            )?,
+            host_workspace_path: values.optional(
+                "HOST_WORKSPACE_PATH",
+                "an absolute path, without . and .. parts, colons or control characters",
+                |text| mount_path(text).map(PathBuf::from),
+            )?,
             workspace_mount_path: values.parsed(
                 "WORKSPACE_MOUNT_PATH",
                 "/workspace".to_owned(),
@@ -140,6 +199,27 @@ impl Config {
                 .raw("WORKSPACE_BASE_PATH")
                 .map_or_else(|| PathBuf::from("./storage"), PathBuf::from),
             allow_private_repositories: values.choice("ALLOW_PRIVATE_REPOSITORIES", local)?,
+            git_clone_depth: values
+                .parsed(
+                    "GIT_CLONE_DEPTH",
+                    20,
+                    "a number of commits from 1 to 1000000, or 0 for all of the history",
+                    |text| number(text).filter(|depth| *depth <= 1_000_000),
+                )
+                .map(|depth| (depth > 0).then_some(depth))?,
+            git_size_limit: values.parsed(
+                "GIT_SIZE_LIMIT",
+                1024 * MIB,
+                "a size from 1m to 1t, such as 500m or 4g",
+                |text| size(text).filter(|bytes| (MIB..=MIB * MIB).contains(bytes)),
+            )?,
+            git_timeout: values.parsed(
+                "GIT_TIMEOUT",
+                Duration::from_secs(600),
+                "a number of seconds from 1 to 86400 (a day)",
+                |text| seconds(text, 1.0, DAY),
+            )?,
+            git_allow_owner: values.choice("GIT_ALLOW_OWNER", false)?,
             mock_step_delay: values.parsed(
                 "MOCK_STEP_DELAY_SECONDS",
                 Duration::from_millis(1500),

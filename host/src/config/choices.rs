@@ -29,10 +29,14 @@ pub enum SandboxBackend {
     /// The strongest that works on this machine; where several users are served, of those that keep
     /// them apart.
     Auto,
+    /// A Docker engine, or nothing.
+    Docker,
     /// bubblewrap, or nothing.
     Bubblewrap,
     /// Landlock, or nothing.
     Landlock,
+    /// No sandbox: commands run as the host's own user, and can do all that it can.
+    Local,
     /// No sandbox, so no commands are run.
     None,
 }
@@ -81,11 +85,13 @@ impl Choice for DefaultPolicy {
 }
 
 impl Choice for SandboxBackend {
-    const ALLOWED: &'static str = "auto, bubblewrap, landlock or none";
+    const ALLOWED: &'static str = "auto, docker, bubblewrap, landlock, local or none";
     const NAMES: &'static [(&'static str, Self)] = &[
         ("auto", Self::Auto),
+        ("docker", Self::Docker),
         ("bubblewrap", Self::Bubblewrap),
         ("landlock", Self::Landlock),
+        ("local", Self::Local),
         ("none", Self::None),
     ];
 }

@@ -76,6 +76,24 @@ pub struct Config {
     pub sandbox_network: SandboxNetwork,
     /// `SANDBOX_MEMORY_LIMIT` (2g), in bytes.
     pub sandbox_memory_limit: u64,
+    /// `SANDBOX_DISK_LIMIT` (10g): what a workspace may take of the disk, in bytes.
+    pub sandbox_disk_limit: u64,
+    /// `SANDBOX_ALLOW_LOCAL` (false): where there is no sandbox, commands run without one.
+    pub sandbox_allow_local: bool,
+    /// `SANDBOX_IMAGE` (`lucid-sandbox:bookworm`).
+    pub sandbox_image: String,
+    /// `SANDBOX_CPU_LIMIT` (1.0), in processors.
+    pub sandbox_cpu_limit: f64,
+    /// `SANDBOX_CONTAINER_PREFIX` (`lucid-sandbox-`).
+    pub sandbox_container_prefix: String,
+    /// `SANDBOX_POOL_SIZE` (2): containers that wait for sessions.
+    pub sandbox_pool_size: u32,
+    /// `DOCKER_HOST`: where the engine listens; the usual socket where it is not set.
+    pub docker_host: Option<String>,
+    /// `DOCKER_NETWORK`: what containers join; the engine's own where it is not set.
+    pub docker_network: Option<String>,
+    /// `HOST_WORKSPACE_PATH`: `WORKSPACE_BASE_PATH` as the engine's machine has it.
+    pub host_workspace_path: Option<PathBuf>,
     /// `WORKSPACE_MOUNT_PATH` (`/workspace`): what commands see the workspace as. Absolute, without
     /// a slash at its end.
     pub workspace_mount_path: String,
@@ -84,6 +102,17 @@ pub struct Config {
     /// `ALLOW_PRIVATE_REPOSITORIES` (true in local mode, else false): repositories on private
     /// addresses and on this machine.
     pub allow_private_repositories: bool,
+    /// `GIT_CLONE_DEPTH` (20): how many commits of history a session's clone brings; none for all of
+    /// them, which is 0 in the setting. The rest can be fetched later.
+    pub git_clone_depth: Option<u32>,
+    /// `GIT_SIZE_LIMIT` (1g): the most bytes that one clone or fetch may bring, one push may send, and
+    /// the files of a session's clone may take.
+    pub git_size_limit: u64,
+    /// `GIT_TIMEOUT` (600 s): how long a session's clone may take, and any one fetch or push.
+    pub git_timeout: Duration,
+    /// `GIT_ALLOW_OWNER` (false): git in a session also reaches other repositories of the same owner,
+    /// with the same token.
+    pub git_allow_owner: bool,
     /// `MOCK_STEP_DELAY_SECONDS` (1.5).
     pub mock_step_delay: Duration,
     /// `LOG_FORMAT` (`text`).

@@ -13,14 +13,8 @@ pub(super) const NOT_USED_YET: &[(&str, &str)] = &[
         "there is no adapter for Anthropic's own API",
     ),
     ("GOOGLE_API_KEY", "there is no adapter for Google's own API"),
-    ("SANDBOX_IMAGE", NO_DOCKER),
-    ("SANDBOX_CPU_LIMIT", NO_DOCKER),
-    ("SANDBOX_CONTAINER_PREFIX", NO_DOCKER),
-    ("DOCKER_NETWORK", NO_DOCKER),
-    ("HOST_WORKSPACE_PATH", NO_DOCKER),
 ];
 const NO_SUPABASE: &str = "chats are kept in the local database";
-const NO_DOCKER: &str = "there is no Docker sandbox, see SANDBOX_BACKEND";
 
 /// Settings that are read.
 const USED: &[&str] = &[
@@ -44,9 +38,22 @@ const USED: &[&str] = &[
     "SANDBOX_BACKEND",
     "SANDBOX_NETWORK",
     "SANDBOX_MEMORY_LIMIT",
+    "SANDBOX_DISK_LIMIT",
+    "SANDBOX_ALLOW_LOCAL",
+    "SANDBOX_IMAGE",
+    "SANDBOX_CPU_LIMIT",
+    "SANDBOX_CONTAINER_PREFIX",
+    "SANDBOX_POOL_SIZE",
+    "DOCKER_HOST",
+    "DOCKER_NETWORK",
+    "HOST_WORKSPACE_PATH",
     "WORKSPACE_MOUNT_PATH",
     "WORKSPACE_BASE_PATH",
     "ALLOW_PRIVATE_REPOSITORIES",
+    "GIT_CLONE_DEPTH",
+    "GIT_SIZE_LIMIT",
+    "GIT_TIMEOUT",
+    "GIT_ALLOW_OWNER",
     "MOCK_STEP_DELAY_SECONDS",
     "LOG_FORMAT",
 ];

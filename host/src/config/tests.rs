@@ -42,9 +42,27 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.sandbox_backend, SandboxBackend::Auto);
     assert_eq!(config.sandbox_network, SandboxNetwork::Host);
     assert_eq!(config.sandbox_memory_limit, 2 << 30);
+    assert_eq!(config.sandbox_disk_limit, 10 << 30);
+    assert!(!config.sandbox_allow_local);
+    assert_eq!(config.sandbox_image, "lucid-sandbox:bookworm");
+    assert_eq!(config.sandbox_cpu_limit, 1.0);
+    assert_eq!(config.sandbox_container_prefix, "lucid-sandbox-");
+    assert_eq!(config.sandbox_pool_size, 2);
+    assert_eq!(
+        (
+            config.docker_host,
+            config.docker_network,
+            config.host_workspace_path
+        ),
+        (None, None, None)
+    );
     assert_eq!(config.workspace_mount_path, "/workspace");
     assert_eq!(config.workspace_base_path, PathBuf::from("./storage"));
     assert!(config.allow_private_repositories);
+    assert_eq!(config.git_clone_depth, Some(20));
+    assert_eq!(config.git_size_limit, 1 << 30);
+    assert_eq!(config.git_timeout, Duration::from_secs(600));
+    assert!(!config.git_allow_owner);
     assert_eq!(config.mock_step_delay, Duration::from_millis(1500));
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.warnings, Vec::<String>::new());
@@ -56,6 +74,70 @@ fn with_a_jwt_secret_it_serves_others() {
     assert!(!config.local && !config.allow_private_repositories);
     assert_eq!(config.address().to_string(), "0.0.0.0:8000");
     assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn git_settings_are_read_and_a_depth_of_zero_is_all_of_the_history() {
+    let config = good(&[
+        ("GIT_CLONE_DEPTH", "0"),
+        ("GIT_SIZE_LIMIT", "500m"),
+        ("GIT_TIMEOUT", "30"),
+        ("GIT_ALLOW_OWNER", "true"),
+    ]);
+    assert_eq!(config.git_clone_depth, None);
+    assert_eq!(config.git_size_limit, 500 << 20);
+    assert_eq!(config.git_timeout, Duration::from_secs(30));
+    assert!(config.git_allow_owner);
+    refused("GIT_CLONE_DEPTH", "-1");
+    refused("GIT_SIZE_LIMIT", "1k");
+    refused("GIT_TIMEOUT", "0");
+    refused("GIT_ALLOW_OWNER", "maybe");
+}
+
+#[test]
+fn what_containers_are_made_with_is_read() {
+    let config = good(&[
+        ("SANDBOX_BACKEND", "docker"),
+        (
+            "SANDBOX_IMAGE",
+            "nikolaik/python-nodejs:python3.11-nodejs20",
+        ),
+        ("SANDBOX_CPU_LIMIT", "0.5"),
+        ("SANDBOX_CONTAINER_PREFIX", "acme-"),
+        ("SANDBOX_POOL_SIZE", "0"),
+        ("DOCKER_HOST", "tcp://10.0.0.5:2375"),
+        ("DOCKER_NETWORK", "agents"),
+        ("HOST_WORKSPACE_PATH", "/srv/lucid/"),
+    ]);
+    assert_eq!(config.sandbox_backend, SandboxBackend::Docker);
+    assert_eq!(
+        config.sandbox_image,
+        "nikolaik/python-nodejs:python3.11-nodejs20"
+    );
+    assert_eq!(config.sandbox_cpu_limit, 0.5);
+    assert_eq!(config.sandbox_container_prefix, "acme-");
+    assert_eq!(config.sandbox_pool_size, 0);
+    assert_eq!(config.docker_host.as_deref(), Some("tcp://10.0.0.5:2375"));
+    assert_eq!(config.docker_network.as_deref(), Some("agents"));
+    assert_eq!(
+        config.host_workspace_path,
+        Some(PathBuf::from("/srv/lucid"))
+    );
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn commands_without_a_sandbox_are_warned_of() {
+    for setting in [
+        ("SANDBOX_ALLOW_LOCAL", "true"),
+        ("SANDBOX_BACKEND", "local"),
+    ] {
+        let warnings = good(&[setting]).warnings;
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("without a sandbox"),
+            "{warnings:?}"
+        );
+    }
 }
 
 #[test]
@@ -164,7 +246,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ),
         ("SESSION_GRACE_SECONDS", &["-1", "86401", "nan"]),
         ("MAX_SESSIONS_PER_USER", &["0", "x"]),
-        ("SANDBOX_BACKEND", &["docker", "on"]),
+        ("SANDBOX_BACKEND", &["podman", "on"]),
         ("SANDBOX_NETWORK", &["bridge"]),
         (
             "SANDBOX_MEMORY_LIMIT",
@@ -180,6 +262,15 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
                 "99999999999999999999g",
             ],
         ),
+        ("SANDBOX_DISK_LIMIT", &["0", "1023k", "2x", "1025t", "much"]),
+        ("SANDBOX_ALLOW_LOCAL", &["perhaps"]),
+        ("SANDBOX_IMAGE", &["-v", "a b", "a\nb"]),
+        ("SANDBOX_CPU_LIMIT", &["0", "-1", "NaN", "inf", "all"]),
+        ("SANDBOX_CONTAINER_PREFIX", &["-a", "a/b", "a b", "é"]),
+        ("SANDBOX_POOL_SIZE", &["-1", "1001", "two"]),
+        ("DOCKER_HOST", &["docker.sock", "ssh://a@b", "unix:///a\nb"]),
+        ("DOCKER_NETWORK", &["-a", "a:b"]),
+        ("HOST_WORKSPACE_PATH", &["workspace", "/a/../b", "/a:b"]),
         (
             "WORKSPACE_MOUNT_PATH",
             &["workspace", "/", "/a/../b", "/a//b", "/a:b", "/a\nb"],

@@ -235,3 +235,18 @@ pub(super) fn mount_path(text: &str) -> Option<String> {
         && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
     fits.then(|| format!("/{path}"))
 }
+
+/// What an engine takes as the name of a container or a network.
+pub(super) fn container_name(text: &str) -> Option<String> {
+    let first = text.bytes().next()?.is_ascii_alphanumeric();
+    let rest = text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    (first && rest && text.len() <= 64).then(|| text.to_owned())
+}
+
+/// An image's name. What else is wrong with it, the engine says better.
+pub(super) fn image(text: &str) -> Option<String> {
+    let fits = text.len() <= 255 && !text.contains(unprintable) && !text.starts_with('-');
+    fits.then(|| text.to_owned())
+}

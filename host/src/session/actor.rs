@@ -20,7 +20,7 @@ use super::effects::Effects;
 use super::frames::{self, EventDraft};
 use super::live::Session;
 use super::ports::{News, Place, PlaceSpec, Policy, Started, Stepped};
-use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene};
+use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
 use super::{CloseReason, Shared};
 
 /// How much is taken into one round.
@@ -50,6 +50,7 @@ pub(super) struct Actor {
     counters: Counters,
     open: BTreeMap<String, EffectKind>,
     state: Option<Snapshot>,
+    shown: ShownTree,
     queue: VecDeque<News>,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
@@ -85,6 +86,8 @@ pub(super) async fn live(
         .iter()
         .map(|effect| (effect.id.clone(), effect.kind))
         .collect();
+    // A session that has stepped went through provisioning.
+    let begun = found.counters.step > 0;
     let mut actor = Actor {
         effects: Effects::new(
             shared.clone(),
@@ -100,13 +103,16 @@ pub(super) async fn live(
         counters: found.counters,
         open,
         state: found.state,
+        shown: if begun {
+            ShownTree::unknown()
+        } else {
+            ShownTree::empty()
+        },
         queue: VecDeque::new(),
         news,
         shared,
         session,
     };
-    // A session that has stepped went through provisioning.
-    let begun = actor.counters.step > 0;
     if begun {
         actor.resume(found.open);
     }
@@ -126,6 +132,7 @@ impl Actor {
     /// What was running when the host stopped is lost, and its policy is told; what waited, waits on.
     fn resume(&mut self, open: Vec<EffectRow>) {
         self.effects.reopen_workspace();
+        self.effects.listen_again();
         for effect in open {
             match effect.kind {
                 EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
@@ -176,6 +183,7 @@ impl Actor {
             }
             self.effects.show_workspace(&*place);
             started = self.describe_place(&*place).await;
+            self.effects.listen(place);
         }
         self.queue.push_front(News::Started(started));
         Ok(())
@@ -186,7 +194,7 @@ impl Actor {
             workspace: place.root(),
             instructions: place.instructions().await,
             tools: place.definitions(),
-            tree: self.effects.first_tree(place).await,
+            tree: self.effects.tree(place).await,
         }
     }
 
@@ -240,6 +248,7 @@ impl Actor {
             &describe,
         );
         let mut draft = Draft::new(&scene, self.counters, self.open.clone(), at);
+        draft.shown = self.shown;
         if let Some(start) = self.start_again().await {
             draft.inputs.push(start);
         }
@@ -253,6 +262,11 @@ impl Actor {
         if draft.is_empty() {
             // Whatever came was too late.
             return Ok(());
+        }
+        if draft.inputs.is_empty() {
+            // Something to see, and nothing to decide.
+            let round = draft.close_round(Status::Running, None);
+            return self.commit(round).await;
         }
         let limits = &self.shared.deps.limits;
         let spent = Duration::from_millis(at.saturating_sub(draft.counters.task_started_at));
@@ -306,6 +320,7 @@ impl Actor {
             row,
             open,
             state,
+            shown,
             begin,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
@@ -321,6 +336,7 @@ impl Actor {
         }
         self.counters = counters;
         self.open = open;
+        self.shown = shown;
         if state.is_some() {
             self.state = state;
         }

@@ -4,14 +4,13 @@
 //! cancelled; then nothing of it reports and the canceller answers for it. Nothing here decides or
 //! writes. Dropping [`Effects`] ends all of them.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::plugins::policy_types::{ModelCall, ToolRun};
 use crate::plugins::types::ErrorKind;
@@ -19,7 +18,7 @@ use crate::secret::Secret;
 use crate::store::{EffectKind, NewSessionRow};
 
 use super::live::Session;
-use super::ports::{DeltaSink, ModelRequest, News, Place, PlaceSpec};
+use super::ports::{DeltaSink, Mailbox, ModelRequest, News, Place, PlaceSpec, Tree};
 use super::record::fault;
 use super::{Shared, actor, frames, prompt};
 
@@ -34,19 +33,86 @@ pub(super) struct Effects {
     tool: Option<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
-    tree: Arc<AtomicU64>,
+    listener: Listener,
 }
 
 impl Drop for Effects {
     fn drop(&mut self) {
         self.cancel_all();
+        self.listener.over.cancel();
     }
 }
 
-fn digest(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
+/// Takes what a place shows without being asked into the session's queue.
+#[derive(Clone)]
+struct Listener {
+    mailbox: Mailbox,
+    /// The last tree's number.
+    trees: Arc<AtomicU64>,
+    over: CancellationToken,
+}
+
+impl Listener {
+    async fn tree(&self, place: &dyn Place) -> Option<Tree> {
+        // Before it is begun: a larger number then knows all that a smaller one does.
+        let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
+        let json = place.tree().await?;
+        Some(Tree { number, json })
+    }
+
+    /// To the place's end, or the session's.
+    fn listen(&self, place: Arc<dyn Place>) {
+        let (mailbox, of) = (self.mailbox.clone(), place.clone());
+        tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
+            while let Some(notice) = of.notice().await {
+                if mailbox.send(Box::new(News::Notice(notice))).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        let listener = self.clone();
+        let over = self.over.clone();
+        tokio::spawn(over.run_until_cancelled_owned(async move {
+            while place.changed().await {
+                let Some(tree) = listener.tree(&*place).await else {
+                    continue;
+                };
+                let news = Box::new(News::Tree(tree));
+                if listener.mailbox.send(news).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+}
+
+/// The way to the session's place: opened once, by provisioning, after a restart by what needs it
+/// first.
+struct Door {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    spec: PlaceSpec,
+    place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    listener: Listener,
+}
+
+impl Door {
+    async fn open(&self) -> Result<Arc<dyn Place>, String> {
+        let places = &self.shared.deps.places;
+        let opened = self.place.get_or_try_init(|| async {
+            if let Some(reason) = places.refusal() {
+                return Err(reason);
+            }
+            let place = places.reopen(self.spec.clone()).await?;
+            self.listener.listen(place.clone());
+            Ok(place)
+        });
+        let place = opened.await?.clone();
+        if let Some(workspace) = place.workspace() {
+            let _ = self.session.workspace.set(workspace);
+        }
+        Ok(place)
+    }
 }
 
 impl Effects {
@@ -57,7 +123,13 @@ impl Effects {
         api_key: Option<Secret>,
         fixed: Arc<NewSessionRow>,
     ) -> Self {
+        let listener = Listener {
+            mailbox: session.mailbox.clone(),
+            trees: Arc::default(),
+            over: CancellationToken::new(),
+        };
         Self {
+            listener,
             shared,
             session,
             fixed,
@@ -67,7 +139,6 @@ impl Effects {
             waiting: VecDeque::new(),
             tool: None,
             place: Arc::default(),
-            tree: Arc::new(AtomicU64::new(0)),
         }
     }
 
@@ -93,11 +164,14 @@ impl Effects {
         }
     }
 
-    /// The tree at the start, where it holds anything.
-    pub(super) async fn first_tree(&self, place: &dyn Place) -> Option<String> {
-        let tree = place.tree().await?;
-        self.tree.store(digest(&tree), Ordering::Relaxed);
-        (tree != "[]").then_some(tree)
+    /// The tree now.
+    pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
+        self.listener.tree(place).await
+    }
+
+    /// From here on, changes of the tree are shown also while no tool runs.
+    pub(super) fn listen(&self, place: Arc<dyn Place>) {
+        self.listener.listen(place);
     }
 
     fn spawn(&mut self, effect: String, work: impl Future<Output = News> + Send + 'static) {
@@ -171,38 +245,44 @@ impl Effects {
         }
     }
 
+    /// Begins to listen again to a sandbox that lived on while the host was away. What goes wrong is
+    /// said by the next tool, which tries again.
+    pub(super) fn listen_again(&mut self) {
+        if self.shared.deps.places.lives(&self.spec) {
+            let (door, over) = (self.door(), self.listener.over.clone());
+            tokio::spawn(over.run_until_cancelled_owned(async move {
+                let _ = door.open().await;
+            }));
+        }
+    }
+
+    fn door(&self) -> Door {
+        Door {
+            shared: self.shared.clone(),
+            session: self.session.clone(),
+            spec: self.spec.clone(),
+            place: self.place.clone(),
+            listener: self.listener.clone(),
+        }
+    }
+
     fn begin_tool(&mut self, run: ToolRun) {
-        let (shared, session, cell) = (
-            self.shared.clone(),
-            self.session.clone(),
-            self.place.clone(),
-        );
-        let (spec, sink, last_tree) =
-            (self.spec.clone(), self.sink(&run.effect), self.tree.clone());
+        let (door, sink) = (self.door(), self.sink(&run.effect));
         let effect = run.effect.clone();
         self.spawn(effect.clone(), async move {
-            let opened = cell.get_or_try_init(|| async {
-                match shared.deps.places.refusal() {
-                    Some(reason) => Err(reason),
-                    None => shared.deps.places.reopen(spec).await,
-                }
-            });
-            let place = match opened.await {
+            let place = match door.open().await {
                 Ok(place) => place,
                 Err(reason) => {
                     return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None);
                 }
             };
-            if let Some(workspace) = place.workspace() {
-                let _ = session.workspace.set(workspace);
-            }
             let done = place.run(run.call, run.timeout_ms, sink).await;
-            let tree = place.tree().await;
-            let changed = tree.filter(|tree| {
-                let now = digest(tree);
-                last_tree.swap(now, Ordering::Relaxed) != now
-            });
-            News::Tool(effect, done, changed)
+            let tree = if place.tree_can_wait() {
+                None
+            } else {
+                door.listener.tree(&*place).await
+            };
+            News::Tool(effect, done.map(Box::new), tree)
         });
     }
 
@@ -233,6 +313,7 @@ impl Effects {
     }
 
     pub(super) async fn close_place(&mut self) {
+        self.listener.over.cancel();
         if let Some(place) = self.place.get() {
             place.close().await;
         }

@@ -34,7 +34,11 @@ impl Draft<'_> {
                 if self.close(&effect, Some(EffectKind::Tool)) {
                     match result {
                         Ok(done) => {
+                            let done = *done;
                             self.event(done.shown);
+                            for notice in done.notices {
+                                self.event(notice);
+                            }
                             let entry = self.entry(&tool_says(&done.result));
                             self.inputs.push(Input::ToolReplied(ToolReply {
                                 effect,
@@ -44,11 +48,13 @@ impl Draft<'_> {
                         }
                         Err(error) => self.failed(effect, error),
                     }
-                    if let Some(tree) = tree {
-                        self.frame(frames::file_tree(&tree, self.at));
+                    if let Some(tree) = &tree {
+                        self.tree(tree);
                     }
                 }
             }
+            News::Tree(tree) => self.tree(&tree),
+            News::Notice(text) => self.event(EventDraft::text("AgentErrorObservation", text)),
             News::Timer(effect) => {
                 if self.close(&effect, Some(EffectKind::Timer)) {
                     self.inputs.push(Input::TimerFired(effect));
@@ -81,7 +87,7 @@ impl Draft<'_> {
         self.frame(frames::status(status, message, Some(scene.session)));
         self.open_task(scene.task);
         if let Some(tree) = &started.tree {
-            self.frame(frames::file_tree(tree, self.at));
+            self.tree(tree);
         }
         self.inputs.push(Input::Started(Start {
             task: scene.task.to_owned(),

@@ -164,6 +164,12 @@ pub trait Places: Send + Sync {
     fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
     /// A sandbox over the workspace that is there.
     fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
+    /// Whether the session's sandbox lived on while the host was away, so that somebody must listen
+    /// to it.
+    fn lives(&self, spec: &PlaceSpec) -> bool {
+        let _ = spec;
+        false
+    }
     /// The workspace alone, where it is there.
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
     /// Removes what a session left. Nothing left is fine.
@@ -177,6 +183,8 @@ pub struct ToolDone {
     pub result: ToolResult,
     /// What a person sees.
     pub shown: EventDraft,
+    /// What a person is to know besides, such as that the workspace is full.
+    pub notices: Vec<EventDraft>,
 }
 
 /// A sandbox over a workspace.
@@ -188,6 +196,11 @@ pub trait Place: Send + Sync {
     /// Brings the session's repository into it, where it has one. Given up, it leaves a place that
     /// can only be closed.
     fn fetch(&self) -> BoxFuture<'static, Result<(), String>>;
+    /// Waits for something about the place that a person should know: that its sandbox was lost, or is
+    /// another kind than this deployment's. None where there is nothing more to come.
+    fn notice(&self) -> BoxFuture<'static, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
     /// What the repository tells agents.
     fn instructions(&self) -> BoxFuture<'static, Vec<String>>;
     /// What can be run.
@@ -201,6 +214,15 @@ pub trait Place: Send + Sync {
     ) -> BoxFuture<'static, Result<ToolDone, Error>>;
     /// The workspace's tree, as the JSON of a list of nodes.
     fn tree(&self) -> BoxFuture<'static, Option<String>>;
+    /// Waits until the tree may be another than the last one that was given, and until another one
+    /// may be given: two in a second, and fewer of a large one. False where that cannot be known.
+    fn changed(&self) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(false))
+    }
+    /// Whether another tree is not to be given yet, and `changed` will tell when it is.
+    fn tree_can_wait(&self) -> bool {
+        false
+    }
     /// Ends all that runs, and the sandbox. The workspace stays.
     fn close(&self) -> BoxFuture<'static, ()>;
 }
@@ -214,8 +236,12 @@ pub(super) enum News {
     Message(u64, String),
     /// A model call ended.
     Model(String, Result<ModelAnswer, Error>),
-    /// A tool ended; the tree where it changed.
-    Tool(String, Result<ToolDone, Error>, Option<String>),
+    /// A tool ended, and the tree after it.
+    Tool(String, Result<Box<ToolDone>, Error>, Option<Tree>),
+    /// Something about the place that a person should know.
+    Notice(String),
+    /// The tree, as it is now without any tool.
+    Tree(Tree),
     /// A timer ran out.
     Timer(String),
     /// The host stopped while this ran.
@@ -230,7 +256,16 @@ pub(super) struct Started {
     pub(super) workspace: String,
     pub(super) instructions: Vec<String>,
     pub(super) tools: Vec<ToolDefinition>,
-    pub(super) tree: Option<String>,
+    pub(super) tree: Option<Tree>,
+}
+
+/// A workspace's tree.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// Trees that were begun later have a larger number, and know more.
+    pub(super) number: u64,
+    /// A list of nodes.
+    pub(super) json: String,
 }
 
 /// Into a session's queue. Boxed, so that an idle queue is small.

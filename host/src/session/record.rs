@@ -21,7 +21,7 @@ use crate::store::{
 
 use super::frames::{self, EventDraft};
 use super::intake::user_says;
-use super::ports::{News, PolicyInfo, Stepped};
+use super::ports::{News, PolicyInfo, Stepped, Tree};
 
 /// Steps without a word of the user, after which a policy is taken to go round in circles.
 pub(super) const STEPS_ALONE: u32 = 10_000;
@@ -80,6 +80,31 @@ pub(super) enum Begin {
     News(News),
 }
 
+/// The last tree that clients were shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShownTree {
+    number: u64,
+    digest: [u8; 32],
+}
+
+impl ShownTree {
+    /// None was, which is the same as an empty one.
+    pub(super) fn empty() -> Self {
+        Self {
+            number: 0,
+            digest: Sha256::digest("[]").into(),
+        }
+    }
+
+    /// Some was, by the last host.
+    pub(super) fn unknown() -> Self {
+        Self {
+            number: 0,
+            digest: [0; 32],
+        }
+    }
+}
+
 /// A round in the making.
 pub(super) struct Draft<'a> {
     pub(super) scene: &'a Scene<'a>,
@@ -89,6 +114,7 @@ pub(super) struct Draft<'a> {
     pub(super) counters: Counters,
     pub(super) open: BTreeMap<String, EffectKind>,
     pub(super) inputs: Vec<Input>,
+    pub(super) shown: ShownTree,
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
@@ -103,6 +129,7 @@ pub(super) struct Round {
     pub(super) row: StepRow,
     pub(super) open: BTreeMap<String, EffectKind>,
     pub(super) state: Option<Snapshot>,
+    pub(super) shown: ShownTree,
     pub(super) begin: Vec<Begin>,
 }
 
@@ -131,6 +158,7 @@ impl<'a> Draft<'a> {
             counters,
             open,
             inputs: Vec::new(),
+            shown: ShownTree::unknown(),
             frames: Vec::new(),
             entries: Vec::new(),
             lines: Vec::new(),
@@ -145,6 +173,19 @@ impl<'a> Draft<'a> {
     pub(super) fn frame(&mut self, frame: String) {
         self.frames.push(frame.into());
         self.counters.next_seq += 1;
+    }
+
+    /// Shows a tree, unless it is what was shown last, or is older than that.
+    pub(super) fn tree(&mut self, tree: &Tree) {
+        let digest = Sha256::digest(&tree.json).into();
+        if tree.number < self.shown.number || digest == self.shown.digest {
+            return;
+        }
+        self.shown = ShownTree {
+            number: tree.number,
+            digest,
+        };
+        self.frame(frames::file_tree(&tree.json, self.at));
     }
 
     pub(super) fn event(&mut self, event: EventDraft) {
@@ -402,6 +443,7 @@ impl<'a> Draft<'a> {
             row,
             open: self.open,
             state,
+            shown: self.shown,
             begin: self.begin,
         }
     }

@@ -4,6 +4,7 @@
 //! its last committed round, or left as it is where this host cannot go on with it. Nothing that was
 //! begun is begun again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::plugins::policy_types::Snapshot;
@@ -14,6 +15,15 @@ use super::create::{Found, seal_context};
 use super::{SessionId, Sessions};
 
 impl Sessions {
+    /// Every session that the log does not call ended.
+    pub async fn in_log(&self) -> Result<HashSet<String>, StoreError> {
+        let read = |connection: &rusqlite::Connection| {
+            let rows = SessionRow::alive(connection)?;
+            Ok(rows.into_iter().map(|row| row.fixed.id).collect())
+        };
+        self.shared.deps.store.read(read).await
+    }
+
     /// Starts every session again that has not ended, and returns how many. One that cannot go on
     /// (its policy is not in this deployment, its secrets do not open with this key) is left in the
     /// log and in its workspace, for a start that has what it needs; the host's log says why.

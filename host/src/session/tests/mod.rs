@@ -4,10 +4,11 @@ mod crash;
 mod life;
 mod reading;
 mod record;
+mod trees;
 mod world;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

@@ -4,10 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::ports::{News, Started};
+use super::super::ports::{News, Started, Tree};
 use super::super::record::{Begin, Draft, Scene, of_effect};
 use super::*;
 use crate::store::{Counters, EffectKind};
+
+fn tree(number: u64, json: &str) -> Tree {
+    Tree {
+        number,
+        json: json.to_owned(),
+    }
+}
 
 fn told(which: u8, effect: &str) -> News {
     let effect = effect.to_owned();
@@ -21,8 +28,9 @@ fn told(which: u8, effect: &str) -> News {
         0 => News::Started(Started::default()),
         1 | 2 => News::Message(1, "hi".to_owned()),
         3 => News::Model(effect, Err(error())),
-        4 => News::Tool(effect, Err(error()), Some("[]".to_owned())),
+        4 => News::Tool(effect, Err(error()), Some(tree(1, "[]"))),
         5 => News::Timer(effect),
+        10 => News::Tree(tree(2, "[1]")),
         6 => News::Lost(effect),
         7 => News::Failed(effect, error()),
         8 => {
@@ -55,10 +63,11 @@ fn told(which: u8, effect: &str) -> News {
             };
             News::Tool(
                 effect,
-                Ok(ToolDone {
+                Ok(Box::new(ToolDone {
                     result,
                     shown: EventDraft::text("CmdOutputObservation", "t"),
-                }),
+                    notices: Vec::new(),
+                })),
                 None,
             )
         }
@@ -98,7 +107,7 @@ fn rounds() -> impl Strategy<Value = Drawn> {
     let some = |kinds| prop::collection::vec((kinds, 0u8..3), 0..6);
     prop::collection::vec(
         (
-            some((0u8..10).boxed()),
+            some((0u8..11).boxed()),
             some((0u8..9).boxed()),
             prop::bool::weighted(0.9),
         ),

@@ -52,6 +52,9 @@ pub(super) struct World {
     pub(super) hold_fetch: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
+    /// Files that no tool made.
+    grown: Arc<AtomicUsize>,
+    stir: Arc<tokio::sync::Notify>,
 }
 
 impl World {
@@ -66,7 +69,15 @@ impl World {
             hold: Arc::default(),
             hold_fetch: Arc::default(),
             stuck: Arc::default(),
+            grown: Arc::default(),
+            stir: Arc::default(),
         }
+    }
+
+    /// So many files are there that no tool made, and somebody noticed that there may be.
+    pub(super) fn grow(&self, files: usize) {
+        self.grown.store(files, Ordering::SeqCst);
+        self.stir.notify_one();
     }
 
     fn note(&self, line: String) {
@@ -257,7 +268,11 @@ impl Place for World {
                 exit_code: Some(0),
                 blobs: Vec::new(),
             };
-            Ok(ToolDone { result, shown })
+            Ok(ToolDone {
+                result,
+                shown,
+                notices: Vec::new(),
+            })
         }
         .boxed()
     }
@@ -270,12 +285,20 @@ impl Place for World {
             .iter()
             .filter(|line| line.starts_with("tool"))
             .count();
-        let tree = if tools == 0 {
-            "[]".to_owned()
-        } else {
-            r#"[{"name":"a"}]"#.to_owned()
-        };
-        std::future::ready(Some(tree)).boxed()
+        let by_tools = (tools > 0).then(|| r#"{"name":"a"}"#.to_owned());
+        let others =
+            (0..self.grown.load(Ordering::SeqCst)).map(|n| format!(r#"{{"name":"g{n}"}}"#));
+        let nodes: Vec<String> = by_tools.into_iter().chain(others).collect();
+        std::future::ready(Some(format!("[{}]", nodes.join(",")))).boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'static, bool> {
+        let stir = self.stir.clone();
+        async move {
+            stir.notified().await;
+            true
+        }
+        .boxed()
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {

@@ -1,0 +1,217 @@
+//! What a session waits for in its sandbox: `cargo bench --bench sandbox`.
+//!
+//! All of it in one run on one machine, since these times follow it: a command through the exec server
+//! beside the same one through `docker exec`, and a container that waits for a session beside one that
+//! is made for it. Medians; a sandbox's start ends when it answers. Without an engine only the kinds
+//! that need none are measured.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lucid::builtin;
+use lucid::sandbox::docker::{self, Transport};
+use lucid::sandbox::{Choice, ExecRequest, Network, Sandbox, Sandboxes, Settings, Spec};
+use lucid::workspace::Workspace;
+use tokio::process::Command;
+use tokio::runtime::Builder;
+use uuid::Uuid;
+
+/// How much is done.
+struct Plan {
+    commands: usize,
+    starts: usize,
+}
+
+fn main() {
+    let measured = std::env::args().any(|argument| argument == "--bench");
+    let plan = if measured {
+        Plan {
+            commands: 200,
+            starts: 20,
+        }
+    } else {
+        // `cargo test --benches` only asks whether it works.
+        Plan {
+            commands: 2,
+            starts: 1,
+        }
+    };
+    let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for (choice, kind) in [
+            (Choice::Bubblewrap, "bubblewrap"),
+            (Choice::Landlock, "Landlock"),
+        ] {
+            let host = Hosted::new(choice, None).await;
+            let time = starts(&plan, &host).await;
+            show(&format!("a session's {kind} sandbox"), time);
+            let (_workspace, sandbox) = host.start("one").await;
+            let time = timed(plan.commands, async || run_true(&sandbox).await).await;
+            show(&format!("`true` in it ({kind})"), time);
+            sandbox.close().await;
+        }
+        let Some(engine) = lucid_tests::docker::engine().await else {
+            return;
+        };
+        let image = engine.image().await;
+        let prefix = format!("lucid-bench-{}-", Uuid::new_v4().simple());
+        let _sweep = engine.sweep_named(&prefix);
+        let docker = |transport, pool| {
+            let settings = docker::Settings {
+                image: image.clone(),
+                prefix: prefix.clone(),
+                transport: Some(transport),
+                pool,
+                ..docker::Settings::default()
+            };
+            Hosted::new(Choice::Docker, Some(settings))
+        };
+        let socket = docker(Transport::Socket, 0).await;
+        let exec = docker(Transport::Exec, 0).await;
+        commands(&plan, &prefix, &socket, &exec).await;
+        let made = starts(&plan, &socket).await;
+        show("a session's container, made for it", made);
+        let pooled = docker(Transport::Socket, 2).await;
+        let waited = warm(&plan, &pooled).await;
+        show("a session's container, one that waited", waited);
+        ratio("waiting makes it faster by", made, waited);
+        for host in [socket, exec, pooled] {
+            host.sandboxes.shut_down().await;
+        }
+    });
+}
+
+/// What a host has of containers, and its data.
+struct Hosted {
+    sandboxes: Sandboxes,
+    data: tempfile::TempDir,
+}
+
+impl Hosted {
+    async fn new(choice: Choice, docker: Option<docker::Settings>) -> Self {
+        let data = tempfile::Builder::new()
+            .permissions(PermissionsExt::from_mode(0o711))
+            .tempdir()
+            .unwrap();
+        let settings = Settings {
+            run_dir: data.path().join("run"),
+            memory_bytes: 256 << 20,
+            network: Network::None,
+            workspace_mount: "/workspace".to_owned(),
+            docker,
+        };
+        let detected = Sandboxes::detect(choice, settings, builtin::EXEC);
+        let sandboxes = Box::pin(detected).await.unwrap();
+        sandboxes.take_over(|_| false).await.unwrap();
+        Self { sandboxes, data }
+    }
+
+    fn place(&self, session: &str) -> PathBuf {
+        self.data.path().join("storage/user").join(session)
+    }
+
+    /// Opens a session's workspace and starts its container.
+    async fn start(&self, session: &str) -> (Workspace, Sandbox) {
+        let storage = self.data.path().join("storage");
+        let workspace = Workspace::create(&storage, "user", session).unwrap();
+        let spec = Spec {
+            session,
+            workspace: workspace.host_path(),
+            repository: None,
+        };
+        let sandbox = Box::pin(self.sandboxes.start(spec)).await.unwrap();
+        (workspace, sandbox)
+    }
+}
+
+async fn run_true(sandbox: &Sandbox) {
+    let ran = sandbox.exec(ExecRequest::argv(["true"]), |_| {}).await;
+    assert_eq!(ran.unwrap().exit_code, 0);
+}
+
+async fn commands(plan: &Plan, prefix: &str, socket: &Hosted, exec: &Hosted) {
+    let session = Uuid::new_v4().to_string();
+    let (_workspace, sandbox) = socket.start(&session).await;
+    let ours = timed(plan.commands, async || run_true(&sandbox).await).await;
+    let container = format!("{prefix}{session}");
+    let theirs = timed(plan.commands.div_ceil(5), async || {
+        let mut docker = Command::new("docker");
+        let ran = docker.args(["exec", &container, "true"]).status().await;
+        assert!(ran.unwrap().success());
+    })
+    .await;
+    sandbox.close().await;
+    let (_workspace, sandbox) = exec.start(&Uuid::new_v4().to_string()).await;
+    let fallback = timed(plan.commands.div_ceil(5), async || {
+        run_true(&sandbox).await;
+    })
+    .await;
+    sandbox.close().await;
+    show("`true` through the exec server", ours);
+    show(
+        "`true` through an exec server behind `docker exec`",
+        fallback,
+    );
+    show("`docker exec CONTAINER true`", theirs);
+    ratio("the exec server is faster by", theirs, ours);
+}
+
+/// How long a sandbox that is made for its session takes.
+async fn starts(plan: &Plan, host: &Hosted) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..plan.starts {
+        let begun = Instant::now();
+        let (_workspace, sandbox) = host.start(&Uuid::new_v4().to_string()).await;
+        times.push(begun.elapsed());
+        sandbox.close().await;
+    }
+    median(times)
+}
+
+/// How long a session takes to get a container that waited.
+async fn warm(plan: &Plan, host: &Hosted) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..plan.starts {
+        let session = Uuid::new_v4().to_string();
+        let place = host.place(&session);
+        // Only a container that is ready is measured; how soon the pool is full again is not.
+        let begun = loop {
+            let begun = Instant::now();
+            if host.sandboxes.prepare(&session, &place) {
+                break begun;
+            }
+            // The pool tells nobody when it is full.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let (_workspace, sandbox) = host.start(&session).await;
+        times.push(begun.elapsed());
+        sandbox.close().await;
+    }
+    median(times)
+}
+
+async fn timed(times: usize, mut work: impl AsyncFnMut()) -> Duration {
+    let mut all = Vec::with_capacity(times);
+    for _ in 0..times {
+        let begun = Instant::now();
+        work().await;
+        all.push(begun.elapsed());
+    }
+    median(all)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// One line of the table.
+fn show(what: &str, time: Duration) {
+    println!("{what:52}{:>10.2} ms", time.as_secs_f64() * 1e3);
+}
+
+fn ratio(what: &str, slow: Duration, fast: Duration) {
+    let times = slow.as_secs_f64() / fast.as_secs_f64();
+    println!("{what:52}{times:>10.1} times");
+}
