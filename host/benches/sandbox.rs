@@ -59,6 +59,7 @@ fn main() {
         let _sweep = engine.sweep_named(&prefix);
         let docker = |transport, pool| {
             let settings = docker::Settings {
+                host: std::env::var("DOCKER_HOST").ok(),
                 image: image.clone(),
                 prefix: prefix.clone(),
                 transport: Some(transport),

@@ -57,7 +57,7 @@ fn engine_at(socket: &std::path::Path) -> tokio::task::JoinHandle<()> {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((mut from, _)) = listener.accept().await {
             connections.spawn(async move {
-                let mut to = UnixStream::connect("/var/run/docker.sock").await?;
+                let mut to = UnixStream::connect(engine_socket()).await?;
                 tokio::io::copy_bidirectional(&mut from, &mut to).await
             });
         }

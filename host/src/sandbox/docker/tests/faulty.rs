@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::engine_socket;
+
 const NO: &[u8] = b"HTTP/1.1 500 No\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{\"message\":\"no\"}";
 /// Long enough for a host to end meanwhile; shorter would test less, not fail.
 const SLOW: Duration = Duration::from_secs(1);
@@ -51,7 +53,7 @@ impl Faulty {
     }
 
     async fn pass_on(self, mut client: UnixStream) -> std::io::Result<()> {
-        let mut engine = UnixStream::connect("/var/run/docker.sock").await?;
+        let mut engine = UnixStream::connect(engine_socket()).await?;
         let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         let mut making = false;
         loop {

@@ -59,6 +59,19 @@ fn image() -> Option<&'static str> {
     found.as_deref()
 }
 
+/// Where the engine listens that the tests use; none for the usual place.
+fn engine_host() -> Option<String> {
+    std::env::var("DOCKER_HOST").ok()
+}
+
+/// The same, for a test that stands between.
+fn engine_socket() -> String {
+    let host = engine_host().unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned());
+    let path = host.strip_prefix("unix://");
+    path.expect("these tests need an engine on a Unix socket")
+        .to_owned()
+}
+
 /// What `docker ARGUMENTS` prints, trimmed.
 fn docker(arguments: &[&str]) -> String {
     let output = Command::new("docker").args(arguments).output().unwrap();
@@ -91,6 +104,7 @@ impl Data {
 
     fn settings(&self, change: impl FnOnce(&mut Settings)) -> super::super::Settings {
         let mut docker = Settings {
+            host: engine_host(),
             image: image().unwrap_or_default().to_owned(),
             cpus: 0.5,
             processes: PROCESSES,
