@@ -1,21 +1,36 @@
 //! The default agent: it asks a model, runs the tools the model calls, and goes on until the task
 //! is done, given up, or out of budget.
 //!
-//! Always holds, at the end of every step of an open task: it waits for exactly one model call or
-//! for at least one tool run, never both and never nothing. Every tool call a model made has an
-//! answer in the transcript before the next model call, so the transcript is always one that a
-//! provider accepts. An effect that is not waited for changes nothing.
+//! Always holds, at the end of every step of an open task: it waits for exactly one model call, one
+//! look at the workspace or one answer of the user, or for at least one tool run of the model, never
+//! two of these and never nothing. Every tool call in a prompt has its one answer there, so a prompt
+//! is always one that a provider accepts. An effect that is not waited for changes nothing, and what
+//! it put into the transcript is in no prompt.
 
+mod budget;
+mod circles;
+mod condense;
+mod conversation;
+mod ending;
+mod marks;
+mod migrate;
 mod own;
 mod prompt;
-mod repeats;
+mod question;
 mod state;
+mod system;
 mod turn;
+mod worktree;
 
 use lucid_plugin::policy::{
-    self, Answer, Commands, Context, Descriptor, Failure, Input, Policy, Start, UserMessage,
+    self, Answer, Command, Commands, Context, Descriptor, Failure, Input, ModelReply, Outcome,
+    Policy, Start, ToolReply, UserMessage,
 };
-use lucid_plugin::types::{Error, ErrorKind, ToolResult};
+use lucid_plugin::types::{Content, Error, ErrorKind, ToolResult};
+
+use crate::condense::Need;
+use crate::conversation::size_of_content;
+use crate::state::Waits;
 
 pub use state::State;
 
@@ -24,7 +39,8 @@ pub struct Coder;
 
 impl Policy for Coder {
     type State = State;
-    const SCHEMA: u32 = 1;
+    const SCHEMA: u32 = 2;
+    const OLDEST_SCHEMA: u32 = 1;
 
     fn describe() -> Descriptor {
         Descriptor {
@@ -40,13 +56,19 @@ impl Policy for Coder {
 
     fn step(ctx: &Context, s: &mut State, input: Input, out: &mut Commands) -> Result<(), Error> {
         match input {
-            Input::Started(start) => begin(s, start)?,
-            Input::UserMessage(UserMessage { entry, .. })
-            | Input::Answered(Answer { entry, .. }) => {
-                user_spoke(s, entry);
+            Input::Started(start) => begin(ctx, s, start)?,
+            Input::UserMessage(UserMessage { entry, content }) => {
+                user_spoke(s, None, entry, &content, out);
             }
-            Input::ModelReplied(reply) => turn::model_replied(ctx, s, reply, out),
-            Input::ToolReplied(reply) => turn::tool_replied(s, &reply.effect, &reply.outcome),
+            Input::Answered(Answer {
+                effect,
+                entry,
+                text,
+            }) => {
+                user_spoke(s, Some(&effect), entry, &[Content::Text(text)], out);
+            }
+            Input::ModelReplied(reply) => model_replied(ctx, s, reply, out),
+            Input::ToolReplied(reply) => tool_replied(s, &reply),
             Input::EffectFailed(failure) => effect_failed(s, failure, out),
             Input::EffectLost(effect) => effect_lost(s, &effect, out),
             Input::CancelRequested(_) => cancel(s, out),
@@ -56,79 +78,156 @@ impl Policy for Coder {
     }
 
     fn settle(ctx: &Context, s: &mut State, out: &mut Commands) -> Result<(), Error> {
-        if !s.open || s.asking.is_some() || !s.runs.is_empty() {
-            return Ok(());
+        let counted = out.as_slice().len();
+        s.conversation.appended(out.as_slice());
+        if s.is_due() {
+            turn::settle(ctx, s, out);
         }
-        turn::settle(s, out);
-        if s.open {
+        s.conversation.appended(&out.as_slice()[counted..]);
+        if s.is_due() {
             ask(ctx, s, out);
+        }
+        if let Some(outcome) = s.over.take() {
+            out.push(Command::Finish(outcome));
         }
         Ok(())
     }
+
+    fn migrate(_: u32, old: serde_json::Value) -> Result<State, Error> {
+        migrate::from_first(old)
+    }
 }
 
-fn begin(s: &mut State, start: Start) -> Result<(), Error> {
-    let settings = start.parsed_settings()?;
+fn begin(ctx: &Context, s: &mut State, start: Start) -> Result<(), Error> {
+    let settings: state::Settings = start.parsed_settings()?;
+    let pushes = settings.push && start.repository.is_some();
+    let branch = pushes.then(|| worktree::branch(&start.task, &ctx.session));
     *s = State {
-        system: prompt::system(&start, &settings),
+        system: system::prompt(&start, &settings, branch.as_deref()),
         settings,
-        users: vec![start.entry],
+        branch,
         ..State::default()
     };
+    s.take_models(&start);
+    s.conversation.user(start.entry, start.task.len() as u64);
     s.take_host_tools(start.tools);
     s.open_task();
     Ok(())
 }
 
-fn user_spoke(s: &mut State, entry: u64) {
-    s.users.push(entry);
-    if s.open {
-        // In the transcript already; only an end of the task must not pass over it.
-        s.unread = true;
+/// `answers` is the question that the host has closed with this.
+fn user_spoke(
+    s: &mut State,
+    answers: Option<&str>,
+    entry: u64,
+    content: &[Content],
+    out: &mut Commands,
+) {
+    let bytes = content.iter().map(size_of_content).sum();
+    s.conversation.user(entry, bytes);
+    if !s.open {
+        // One that ended in this very step was open when the user spoke: it goes on.
+        s.over = None;
+        return s.open_task();
+    }
+    if let Waits::Answer { effect, .. } = &s.task.waits {
+        // The host hands over what the user says as the answer; a message is taken for it as well.
+        if answers != Some(effect) {
+            out.cancel(effect.clone());
+        }
+        question::answered(s, out);
+    }
+    // In the transcript already; only an end of the task must not pass over it.
+    s.task.unread = true;
+}
+
+fn model_replied(ctx: &Context, s: &mut State, reply: ModelReply, out: &mut Commands) {
+    match &s.task.waits {
+        Waits::Reply(effect) if *effect == reply.effect => turn::model_replied(ctx, s, reply, out),
+        Waits::Summary { effect, cut } if *effect == reply.effect => {
+            let cut = *cut;
+            s.task.waits = Waits::Nothing;
+            condense::replied(s, cut, &reply);
+        }
+        // It was faster than our `cancel`. Nobody answers its calls, so no prompt may hold it.
+        _ => s.conversation.skip(reply.entry),
+    }
+}
+
+fn tool_replied(s: &mut State, reply: &ToolReply) {
+    if s.task.waits == Waits::Worktree(reply.effect.clone()) {
+        s.conversation.skip(reply.entry);
+        ending::looked(s, Some(&reply.outcome));
+    } else if turn::tool_replied(s, &reply.effect, &reply.outcome) {
+        s.conversation
+            .came(reply.entry, reply.outcome.text.len() as u64);
     } else {
-        s.open_task();
+        // Its call has an answer already.
+        s.conversation.skip(reply.entry);
     }
 }
 
-/// Asks the model for the next turn, unless a budget is used up.
+/// Asks the model for the next turn, or for a summary, unless a budget is used up.
 fn ask(ctx: &Context, s: &mut State, out: &mut Commands) {
-    if let Some(error) = prompt::used_up(ctx) {
-        return close(s, |out| out.fail(error), out);
+    if let Some(error) = budget::used_up(ctx) {
+        return close(s, Outcome::Failed(error));
     }
-    let effect = format!("m{}", ctx.step);
-    out.call_model(prompt::call(ctx, s, &effect));
-    s.asking = Some(effect);
-    s.unread = false;
-    s.answered_in_text = false;
+    let effect = format!("s{}", ctx.step);
+    match condense::need(ctx, s, &effect) {
+        Need::Nothing => {
+            let effect = format!("m{}", ctx.step);
+            out.call_model(prompt::call(ctx, s, &effect));
+            s.task.waits = Waits::Reply(effect);
+            s.task.spent.note(ctx);
+            s.task.unread = false;
+        }
+        Need::Summary { call, cut } => {
+            out.call_model(call);
+            s.task.waits = Waits::Summary { effect, cut };
+        }
+        Need::Hopeless(error) => close(s, Outcome::Failed(error)),
+    }
 }
 
-/// Ends the task in the given way.
-fn close(s: &mut State, how: impl FnOnce(&mut Commands), out: &mut Commands) {
+/// Ends the task, unless the user says more within this step: then it goes on with that.
+fn close(s: &mut State, outcome: Outcome) {
     s.close_task();
-    how(out);
+    s.over = Some(outcome);
 }
 
 fn effect_failed(s: &mut State, failure: Failure, out: &mut Commands) {
-    if s.asking.as_ref() == Some(&failure.effect) {
-        s.asking = None;
+    let Failure { effect, error } = failure;
+    if s.task.waits.effect() != Some(&effect) {
+        let text = format!("The tool could not be run: {}", error.message);
+        return turn::host_gave_no_result(s, &effect, text, out);
+    }
+    match std::mem::take(&mut s.task.waits) {
         // The host has tried again where that helps. A prompt that is too long can be made shorter.
-        if failure.error.kind != ErrorKind::ContextTooLong || !s.leave_out_half() {
-            close(s, |out| out.fail(failure.error), out);
-        }
-    } else {
-        let text = format!("The tool could not be run: {}", failure.error.message);
-        turn::host_gave_no_result(s, &failure.effect, text, out);
+        Waits::Reply(_) => match error.kind {
+            ErrorKind::ContextTooLong => s.task.too_long = true,
+            ErrorKind::Refused => turn::refused(s, &error.message, out),
+            _ => close(s, Outcome::Failed(error)),
+        },
+        Waits::Summary { cut, .. } => condense::failed(s, cut),
+        Waits::Worktree(_) => ending::looked(s, None),
+        Waits::Answer { call_id, .. } => question::failed(call_id, &error.message, out),
+        Waits::Nothing => {}
     }
 }
 
 fn effect_lost(s: &mut State, effect: &str, out: &mut Commands) {
-    if s.asking.as_deref() == Some(effect) {
-        // Nothing of the answer was seen, so asking once more repeats nothing.
-        s.asking = None;
-    } else {
+    if s.task.waits.effect() != Some(effect) {
         let text = "The host restarted while this ran. It may or may not have happened: check \
                     the state of the workspace before you repeat it.";
-        turn::host_gave_no_result(s, effect, text.into(), out);
+        return turn::host_gave_no_result(s, effect, text.into(), out);
+    }
+    match std::mem::take(&mut s.task.waits) {
+        // Nothing of the answer was seen, so asking once more repeats nothing.
+        Waits::Nothing | Waits::Reply(_) | Waits::Summary { .. } => {}
+        Waits::Worktree(_) => ending::looked(s, None),
+        Waits::Answer { call_id, .. } => {
+            question::failed(call_id, "the host restarted meanwhile.", out);
+        }
     }
 }
 
@@ -136,22 +235,24 @@ fn cancel(s: &mut State, out: &mut Commands) {
     if !s.open {
         return;
     }
-    if let Some(effect) = s.asking.take() {
+    if let Some(effect) = s.task.waits.effect() {
         out.cancel(effect);
     }
-    let call_of_finish = s.ending.take().and_then(|ending| ending.call_id);
-    let runs = std::mem::take(&mut s.runs);
-    for run in &runs {
+    let task = std::mem::take(&mut s.task);
+    for run in &task.runs {
         out.cancel(run.effect.clone());
     }
-    for call_id in runs
-        .into_iter()
-        .map(|run| run.call_id)
-        .chain(call_of_finish)
-    {
+    let asked = match task.waits {
+        Waits::Answer { call_id, .. } => call_id,
+        _ => None,
+    };
+    let finish = task.ending.and_then(|ending| ending.call_id);
+    let question = task.question.and_then(|question| question.call_id);
+    let runs = task.runs.into_iter().map(|run| run.call_id);
+    for call_id in runs.chain(finish).chain(question).chain(asked) {
         out.append_result(ToolResult::failed(call_id, turn::CANCELLED));
     }
-    close(s, Commands::cancelled, out);
+    close(s, Outcome::Cancelled);
 }
 
 lucid_plugin::export_policy!(Coder);

@@ -1,20 +1,24 @@
 //! The agent's own tools: those that need no sandbox, because they only concern the agent.
 //!
-//! Always holds: an own tool is carried out within the step that the model called it in.
+//! Always holds: an own tool is carried out within the step that the model called it in. Two are
+//! answered later: `finish` when the whole turn is known, `ask_user` when the user has spoken.
 
 use lucid_plugin::policy::Commands;
 use lucid_plugin::types::ToolDefinition;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::state::{Ending, State};
+use crate::state::{Ending, Question, State};
 
 pub(crate) const THINK: &str = "think";
 pub(crate) const TASK_TRACKER: &str = "task_tracker";
 pub(crate) const FINISH: &str = "finish";
 
+pub(crate) const ASK_USER: &str = "ask_user";
+
 /// Their names.
-pub(crate) const NAMES: [&str; 3] = [THINK, TASK_TRACKER, FINISH];
+pub(crate) const NAMES: [&str; 4] = [THINK, TASK_TRACKER, ASK_USER, FINISH];
 
 /// One entry of the agent's plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,13 +54,20 @@ struct Finish {
     success: bool,
 }
 
+#[derive(Deserialize)]
+struct AskUser {
+    question: String,
+    #[serde(default)]
+    options: Vec<String>,
+}
+
 fn yes() -> bool {
     true
 }
 
-/// How the model is told of them.
-pub(crate) fn definitions() -> [ToolDefinition; 3] {
-    [
+/// How the model is told of them; of `ask_user` only where the user may be asked.
+pub(crate) fn definitions(ask: bool) -> impl Iterator<Item = ToolDefinition> {
+    let all = [
         ToolDefinition::new(
             THINK,
             "Write down a line of reasoning that is worth keeping: a diagnosis, a choice between \
@@ -91,6 +102,24 @@ pub(crate) fn definitions() -> [ToolDefinition; 3] {
             }),
         ),
         ToolDefinition::new(
+            ASK_USER,
+            "Ask the user one question and wait for the answer, which may take long. Only for a \
+             choice that is the user's: the task leaves it open, it changes the result, and nothing \
+             in the workspace decides it. Say what you would do without an answer.",
+            &json!({
+                "type": "object",
+                "properties": {
+                    "question": { "type": "string" },
+                    "options": {
+                        "type": "array",
+                        "items": { "type": "string" },
+                        "description": "Answers to choose from, where there are some.",
+                    },
+                },
+                "required": ["question"],
+            }),
+        ),
+        ToolDefinition::new(
             FINISH,
             "End the task. Call it alone, once the work is verified, or once you are sure that it \
              cannot be done.",
@@ -109,7 +138,9 @@ pub(crate) fn definitions() -> [ToolDefinition; 3] {
                 "required": ["message"],
             }),
         ),
-    ]
+    ];
+    all.into_iter()
+        .filter(move |tool| ask || tool.name != ASK_USER)
 }
 
 /// Carries out an own tool. `None`: the answer comes later, when the whole turn is known.
@@ -117,13 +148,13 @@ pub(crate) fn call(
     s: &mut State,
     name: &str,
     call_id: &str,
-    arguments: &serde_json::Value,
+    arguments: &str,
     out: &mut Commands,
 ) -> Option<Result<String, String>> {
     let wrong =
         |e: serde_json::Error| Some(Err(format!("The arguments of {name} are wrong: {e}.")));
     match name {
-        THINK => match Think::deserialize(arguments) {
+        THINK => match read::<Think>(arguments) {
             Ok(Think { thought }) => {
                 let fields = json!({ "thought": thought });
                 out.emit("ThinkAction", thought, &fields);
@@ -131,7 +162,7 @@ pub(crate) fn call(
             }
             Err(e) => wrong(e),
         },
-        TASK_TRACKER => match TaskTracker::deserialize(arguments) {
+        TASK_TRACKER => match read::<TaskTracker>(arguments) {
             Ok(TaskTracker { tasks }) => {
                 out.emit("ThinkAction", listed(&tasks), &json!({ "tasks": tasks }));
                 s.plan = tasks;
@@ -139,10 +170,29 @@ pub(crate) fn call(
             }
             Err(e) => wrong(e),
         },
-        _ => match Finish::deserialize(arguments) {
-            Ok(_) if s.ending.is_some() => Some(Ok("`finish` was called already.".into())),
+        ASK_USER => match read::<AskUser>(arguments) {
+            Ok(_) if s.task.question.is_some() => Some(Err(
+                "One question at a time: this one was not put. Ask it when the other is answered, \
+                 if it is still open."
+                    .into(),
+            )),
+            Ok(AskUser { question, .. }) if question.trim().is_empty() => {
+                Some(Err("The question is empty.".into()))
+            }
+            Ok(AskUser { question, options }) => {
+                s.task.question = Some(Question {
+                    call_id: Some(call_id.into()),
+                    text: question.trim().into(),
+                    options,
+                });
+                None
+            }
+            Err(e) => wrong(e),
+        },
+        _ => match read::<Finish>(arguments) {
+            Ok(_) if s.task.ending.is_some() => Some(Ok("`finish` was called already.".into())),
             Ok(Finish { message, success }) => {
-                s.ending = Some(Ending {
+                s.task.ending = Some(Ending {
                     call_id: Some(call_id.into()),
                     message,
                     success,
@@ -152,6 +202,11 @@ pub(crate) fn call(
             Err(e) => wrong(e),
         },
     }
+}
+
+/// As a snapshot is read: one JSON reader in the component, not two.
+fn read<T: DeserializeOwned>(arguments: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(arguments.as_bytes())
 }
 
 /// A plan as a list for people and models.

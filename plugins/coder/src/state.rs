@@ -1,15 +1,21 @@
 //! What the agent remembers from step to step.
 //!
-//! Always holds: only what later steps need; the conversation itself is the host's. A closed task
-//! waits for nothing.
+//! Always holds: only what later steps need; the conversation itself is the host's. What concerns
+//! one task is in [`Task`], and a task that is closed leaves nothing of it.
 
+use lucid_plugin::policy::{ModelOffer, Outcome, Start};
 use lucid_plugin::types::ToolDefinition;
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Spent;
+use crate::circles::Circles;
+use crate::condense::Summariser;
+use crate::conversation::Conversation;
 use crate::own::{self, PlanItem};
+use crate::worktree::Worktree;
 
 /// What a deployment may set.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Settings {
     /// Said to the model behind the system prompt.
@@ -18,6 +24,28 @@ pub(crate) struct Settings {
     pub(crate) max_output_tokens: Option<u32>,
     /// For the adapter, such as a temperature.
     pub(crate) params: serde_json::Map<String, serde_json::Value>,
+    /// Which model works, where it is not the session's.
+    pub(crate) model: Option<String>,
+    /// Which model writes summaries, where it is not the session's small one.
+    pub(crate) summary_model: Option<String>,
+    /// Whether work goes to a branch of its own where a repository was cloned.
+    pub(crate) push: bool,
+    /// Whether the user may be asked.
+    pub(crate) ask: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            instructions: None,
+            max_output_tokens: None,
+            params: serde_json::Map::new(),
+            model: None,
+            summary_model: None,
+            push: true,
+            ask: true,
+        }
+    }
 }
 
 /// The agent's memory.
@@ -26,32 +54,98 @@ pub struct State {
     pub(crate) system: String,
     pub(crate) settings: Settings,
     pub(crate) host_tools: Vec<HostTool>,
-    /// Entries of what the user said.
-    pub(crate) users: Vec<u64>,
-    /// Entries of the model's replies, as far as they are still in the prompt.
-    pub(crate) replies: Vec<u64>,
-    /// From here on the prompt holds everything; before it, only what the user said.
-    pub(crate) whole_from: Option<u64>,
+    /// The model that works.
+    pub(crate) model: Model,
+    /// The model that writes summaries; none where that is the one that works.
+    pub(crate) small_model: Option<Model>,
+    /// The branch for this session's work, where it is to be pushed.
+    pub(crate) branch: Option<String>,
+    pub(crate) conversation: Conversation,
     pub(crate) plan: Vec<PlanItem>,
-
     /// A task is open.
     pub(crate) open: bool,
-    /// The model call that is waited for.
-    pub(crate) asking: Option<String>,
+    pub(crate) task: Task,
+    /// How the task ended in the step that is made; never kept.
+    #[serde(skip)]
+    pub(crate) over: Option<Outcome>,
+}
+
+/// A model and its sizes.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(crate) struct Model {
+    /// Empty for the session's own.
+    pub(crate) name: String,
+    /// How much it reads, in tokens; 0 where nobody knows.
+    pub(crate) context: u64,
+    /// How much it writes, in tokens; 0 where nobody knows.
+    pub(crate) output: u64,
+}
+
+/// What concerns the open task alone.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) waits: Waits,
     /// The tool runs that are waited for.
     pub(crate) runs: Vec<Run>,
     /// The model wants the task to end.
     pub(crate) ending: Option<Ending>,
+    /// The model, or the agent itself, wants to ask the user.
+    pub(crate) question: Option<Question>,
+    /// What git says of the workspace, asked when the model wanted the task to end.
+    pub(crate) worktree: Option<Worktree>,
     /// The user said something that no model call has shown the model yet.
     pub(crate) unread: bool,
-    /// The last reply was text alone, and is the transcript's last word.
-    pub(crate) answered_in_text: bool,
+    /// The model said that its prompt is too long.
+    pub(crate) too_long: bool,
+    pub(crate) summariser: Summariser,
     /// Answers in a row that brought nothing.
     pub(crate) idle: u32,
+    /// Turns in a row of whose calls none could be run.
+    pub(crate) malformed: u32,
+    /// Refusals in a row.
+    pub(crate) refusals: u32,
     pub(crate) turn: Turn,
-    /// Mark of the last turn, and how often in a row it came.
-    pub(crate) last_turn: u64,
-    pub(crate) repeats: u32,
+    pub(crate) circles: Circles,
+    /// A file was changed since the last command ran.
+    pub(crate) unverified: bool,
+    /// Something ran that may have changed the workspace.
+    pub(crate) worked: bool,
+    /// The model was told once to verify its work.
+    pub(crate) told_to_verify: bool,
+    /// The model was told once to commit and push its work.
+    pub(crate) told_to_push: bool,
+    pub(crate) spent: Spent,
+}
+
+/// What is waited for besides tool runs of the model.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Waits {
+    #[default]
+    Nothing,
+    /// The model's next turn.
+    Reply(String),
+    /// A summary of the transcript up to `cut`, which is not part of it.
+    Summary { effect: String, cut: u64 },
+    /// What git says of the workspace.
+    Worktree(String),
+    /// The user's answer; `call_id` is the call that asked, where it was the model.
+    Answer {
+        effect: String,
+        call_id: Option<String>,
+    },
+}
+
+impl Waits {
+    /// The effect that is waited for.
+    pub(crate) fn effect(&self) -> Option<&str> {
+        match self {
+            Self::Nothing => None,
+            Self::Reply(effect)
+            | Self::Worktree(effect)
+            | Self::Summary { effect, .. }
+            | Self::Answer { effect, .. } => Some(effect),
+        }
+    }
 }
 
 /// A tool of the host, as the model is told of it.
@@ -69,6 +163,19 @@ pub(crate) struct Run {
     pub(crate) call_id: String,
     /// Mark of the tool and its arguments.
     pub(crate) mark: u64,
+    pub(crate) touches: Touches,
+}
+
+/// What a tool run does to the workspace.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Touches {
+    /// It only reads.
+    #[default]
+    Nothing,
+    /// It changes a file.
+    File,
+    /// It runs a command: that may change anything, and may verify what was changed.
+    Anything,
 }
 
 /// How the model wants the task to end.
@@ -80,6 +187,15 @@ pub(crate) struct Ending {
     pub(crate) success: bool,
 }
 
+/// A question that is to be put to the user.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Question {
+    /// The call that asks; none where the agent itself does.
+    pub(crate) call_id: Option<String>,
+    pub(crate) text: String,
+    pub(crate) options: Vec<String>,
+}
+
 /// The tool calls of one reply, taken together.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Turn {
@@ -89,9 +205,39 @@ pub(crate) struct Turn {
     pub(crate) mark: u64,
     /// One of them ended badly.
     pub(crate) bad: bool,
+    /// One of them could be run.
+    pub(crate) runnable: bool,
+    /// The first of them, for people.
+    pub(crate) shown: String,
 }
 
 impl State {
+    /// Keeps the models that this session works with.
+    pub(crate) fn take_models(&mut self, start: &Start) {
+        let offers = [&start.model, &start.small_model];
+        let named = |name: &str| {
+            let known = offers.iter().find(|offer| offer.name == name);
+            known.map_or_else(
+                || Model {
+                    name: name.into(),
+                    ..Model::default()
+                },
+                |offer| of_offer(offer),
+            )
+        };
+        self.model = match self.settings.model.as_deref() {
+            Some(name) => named(name),
+            None => Model {
+                name: String::new(),
+                ..of_offer(&start.model)
+            },
+        };
+        let works = self.settings.model.as_deref().unwrap_or(&start.model.name);
+        let small = self.settings.summary_model.as_deref();
+        let small = small.unwrap_or(&start.small_model.name);
+        self.small_model = (!small.is_empty() && small != works).then(|| named(small));
+    }
+
     /// Keeps the host's tools. Where one has the name of an own tool, the own one holds.
     pub(crate) fn take_host_tools(&mut self, tools: Vec<ToolDefinition>) {
         self.host_tools = tools
@@ -105,34 +251,30 @@ impl State {
             .collect();
     }
 
+    pub(crate) fn has_host_tool(&self, name: &str) -> bool {
+        self.host_tools.iter().any(|tool| tool.name == name)
+    }
+
     pub(crate) fn open_task(&mut self) {
-        self.close_task();
+        self.task = Task::default();
         self.open = true;
     }
 
     pub(crate) fn close_task(&mut self) {
+        self.task = Task::default();
         self.open = false;
-        self.asking = None;
-        self.runs.clear();
-        self.ending = None;
-        self.unread = false;
-        self.answered_in_text = false;
-        self.idle = 0;
-        self.turn = Turn::default();
-        self.last_turn = 0;
-        self.repeats = 0;
     }
 
-    /// Leaves the older half of the replies out of the prompt. False where nothing worth it is left.
-    ///
-    /// The cut is at a reply: what stands behind a reply up to the next one belongs to it, so no
-    /// tool result loses its call.
-    pub(crate) fn leave_out_half(&mut self) -> bool {
-        if self.replies.len() < 2 {
-            return false;
-        }
-        self.replies.drain(..self.replies.len() / 2);
-        self.whole_from = self.replies.first().copied();
-        true
+    /// Whether an open task has nothing under way.
+    pub(crate) fn is_due(&self) -> bool {
+        self.open && self.task.waits == Waits::Nothing && self.task.runs.is_empty()
+    }
+}
+
+fn of_offer(offer: &ModelOffer) -> Model {
+    Model {
+        name: offer.name.clone(),
+        context: offer.context_tokens,
+        output: offer.output_tokens,
     }
 }

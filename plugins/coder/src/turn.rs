@@ -3,21 +3,30 @@
 //! Always holds: every tool call of a reply is either run by the host or answered here, once; and
 //! how the task goes on is decided only when all answers of the turn are there.
 
-use lucid_plugin::policy::{Commands, Context, ModelReply};
+use lucid_plugin::cut;
+use lucid_plugin::policy::{Commands, Context, ModelReply, Outcome};
 use lucid_plugin::types::{Content, Error, ErrorKind, Message, StopReason, ToolCall, ToolResult};
 use serde_json::Value;
 
-use crate::repeats::{self, GIVE_UP_AT, TELL_AT};
-use crate::state::{Ending, Run, State, Turn};
-use crate::{close, own};
+use crate::circles::{Found, STUCK_AT, TELL_AT};
+use crate::state::{Ending, Question, Run, State, Touches, Turn, Waits};
+use crate::{close, ending, marks, own, question};
 
 /// So many answers in a row that bring nothing, and the task is given up.
 const IDLE_LIMIT: u32 = 3;
+/// So many turns in a row whose calls cannot be run, and the task is given up.
+const MALFORMED_LIMIT: u32 = 5;
+/// How much of a call is shown to people, in characters.
+const SHOWN: usize = 200;
 
 pub(crate) const CANCELLED: &str = "The user cancelled this before it ended.";
 
-/// The model answered.
+/// The model gave its next turn.
 pub(crate) fn model_replied(ctx: &Context, s: &mut State, reply: ModelReply, out: &mut Commands) {
+    s.conversation
+        .turn(reply.entry, &reply.message, &reply.usage);
+    s.task.waits = Waits::Nothing;
+    s.task.turn = Turn::default();
     let text = reply.message.joined_text();
     let calls: Vec<ToolCall> = reply
         .message
@@ -28,34 +37,44 @@ pub(crate) fn model_replied(ctx: &Context, s: &mut State, reply: ModelReply, out
             _ => None,
         })
         .collect();
-    s.replies.push(reply.entry);
-
-    if s.asking.as_ref() != Some(&reply.effect) {
-        // It was faster than our `cancel`. It is in the transcript, so its calls need an answer.
-        answer_all(&calls, CANCELLED, out);
-        return;
-    }
-    s.asking = None;
-    s.turn = Turn::default();
-    s.answered_in_text = calls.is_empty();
 
     if reply.stop == StopReason::Refusal {
-        answer_all(&calls, "Not run: the answer was refused.", out);
-        let why = if text.trim().is_empty() {
-            "The model declined to answer."
-        } else {
-            text.trim()
-        };
-        let error = Error::new(ErrorKind::Refused, why);
-        return close(s, |out| out.fail(error), out);
+        for call in calls {
+            let text = "Not run: the answer was refused.";
+            out.append_result(ToolResult::failed(call.id, text));
+        }
+        return refused(s, &text, out);
     }
     if calls.is_empty() {
         return answered_in_text(s, &text, reply.stop, out);
     }
-    s.idle = 0;
+    s.task.idle = 0;
+    s.task.refusals = 0;
+    s.task.turn.shown = shown(&calls[0]);
     for (n, call) in calls.into_iter().enumerate() {
         take_call(ctx, s, n, call, reply.stop, out);
     }
+}
+
+fn shown(call: &ToolCall) -> String {
+    cut(&format!("{} {}", call.name, call.arguments), SHOWN)
+}
+
+/// The model, or a filter before it, declined. It is asked once more.
+pub(crate) fn refused(s: &mut State, why: &str, out: &mut Commands) {
+    s.task.refusals += 1;
+    if s.task.refusals == 1 {
+        return out.append(Message::user(
+            "[Your last answer was declined before it was complete. If a part of the task is \
+             something that you will not do, leave that part out and say so; go on with the rest. \
+             If nothing is left, call `finish` with success false and say why.]",
+        ));
+    }
+    let text = match why.trim() {
+        "" => "The model declined to work on this task, also when it was asked again.".into(),
+        why => format!("The model declined to work on this task: {why}"),
+    };
+    close(s, Outcome::Failed(Error::new(ErrorKind::Refused, text)));
 }
 
 /// A reply without tool calls: the end of the task, or nothing to go by.
@@ -74,7 +93,7 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
              is done."
         }
         _ => {
-            s.ending = Some(Ending {
+            s.task.ending = Some(Ending {
                 call_id: None,
                 message: text.into(),
                 success: true,
@@ -82,8 +101,8 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
             return;
         }
     };
-    s.idle += 1;
-    if s.idle >= IDLE_LIMIT {
+    s.task.idle += 1;
+    if s.task.idle >= IDLE_LIMIT {
         let what = match stop {
             StopReason::MaxTokens => "reached the output limit",
             _ => "held nothing to go on with",
@@ -91,9 +110,8 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
         let error = Error::upstream(format!(
             "The model's answer {what} {IDLE_LIMIT} times in a row."
         ));
-        return close(s, |out| out.fail(error), out);
+        return close(s, Outcome::Failed(error));
     }
-    s.answered_in_text = false;
     out.append(Message::user(note));
 }
 
@@ -106,65 +124,71 @@ fn take_call(
     stop: StopReason,
     out: &mut Commands,
 ) {
-    let mark = repeats::of_call(&call.name, &call.arguments);
-    let own = own::NAMES.contains(&call.name.as_str());
-    if !own && !s.host_tools.iter().any(|tool| tool.name == call.name) {
-        let known: Vec<&str> = s
-            .host_tools
-            .iter()
-            .map(|t| t.name.as_str())
-            .chain(own::NAMES)
-            .collect();
-        let text = format!(
-            "There is no tool `{}`. There are: {}.",
-            call.name,
-            known.join(", ")
-        );
+    let mark = marks::of_call(&call.name, &call.arguments);
+    let own =
+        own::NAMES.contains(&call.name.as_str()) && (s.settings.ask || call.name != own::ASK_USER);
+    if !own && !s.has_host_tool(&call.name) {
+        let text = format!("There is no tool `{}`. There are: {}.", call.name, known(s));
         return answer(s, mark, ToolResult::failed(call.id, text), out);
     }
-    let arguments = match read_arguments(&call.arguments) {
+    let arguments = match read_arguments(&call.arguments, stop) {
         Ok(arguments) => arguments,
         Err(why) => {
-            let cut = match stop {
+            let then = match stop {
                 StopReason::MaxTokens => {
-                    " Your answer was cut off at the output limit: send less at once."
+                    " Your answer was cut off at the output limit: send less at once, and write \
+                     long files in several parts."
                 }
                 _ => "",
             };
             let text = format!(
                 "The arguments of {} are not one JSON object ({why}). It was not run; call it \
-                 again with one.{cut}",
+                 again with one.{then}",
                 call.name
             );
             return answer(s, mark, ToolResult::failed(call.id, text), out);
         }
     };
     if own {
-        match own::call(s, &call.name, &call.id, &arguments, out) {
-            None => {}
-            Some(Ok(text)) => answer(s, mark, ToolResult::ok(call.id, text), out),
+        match own::call(s, &call.name, &call.id, &arguments.to_string(), out) {
+            None => s.task.turn.runnable = true,
+            Some(Ok(text)) => {
+                s.task.turn.runnable = true;
+                answer(s, mark, ToolResult::ok(call.id, text), out);
+            }
             Some(Err(text)) => answer(s, mark, ToolResult::failed(call.id, text), out),
         }
         return;
     }
+    s.task.turn.runnable = true;
     let effect = format!("t{}-{n}", ctx.step);
-    s.runs.push(Run {
+    s.task.runs.push(Run {
         effect: effect.clone(),
         call_id: call.id.clone(),
         mark,
+        touches: touches(&call.name, &arguments),
     });
     call.arguments = arguments.to_string();
     out.run_tool(effect, call);
 }
 
+fn known(s: &State) -> String {
+    let host = s.host_tools.iter().map(|tool| tool.name.clone());
+    let own = own::definitions(s.settings.ask).map(|tool| tool.name);
+    host.chain(own).collect::<Vec<_>>().join(", ")
+}
+
 /// A tool's arguments as an object. Nothing at all means none; some models wrap them in a string.
-fn read_arguments(text: &str) -> Result<Value, String> {
+fn read_arguments(text: &str, stop: StopReason) -> Result<Value, String> {
     if text.trim().is_empty() {
+        if stop == StopReason::MaxTokens {
+            return Err("they are missing".into());
+        }
         return Ok(Value::Object(serde_json::Map::new()));
     }
-    let mut value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let mut value: Value = serde_json::from_slice(text.as_bytes()).map_err(|e| e.to_string())?;
     if let Value::String(inner) = &value {
-        value = serde_json::from_str(inner).map_err(|e| e.to_string())?;
+        value = serde_json::from_slice(inner.as_bytes()).map_err(|e| e.to_string())?;
     }
     if value.is_object() {
         Ok(value)
@@ -173,23 +197,47 @@ fn read_arguments(text: &str) -> Result<Value, String> {
     }
 }
 
-/// The host ran a tool; its result is in the transcript.
-pub(crate) fn tool_replied(s: &mut State, effect: &str, result: &ToolResult) {
-    if let Some(run) = take_run(s, effect) {
-        count(s, run.mark, result);
+fn touches(tool: &str, arguments: &Value) -> Touches {
+    match (tool, arguments.get("command").and_then(Value::as_str)) {
+        ("file_editor", Some("view")) => Touches::Nothing,
+        ("file_editor", _) => Touches::File,
+        _ => Touches::Anything,
     }
+}
+
+/// The host ran a tool; its result is in the transcript. False where nobody waits for it.
+pub(crate) fn tool_replied(s: &mut State, effect: &str, result: &ToolResult) -> bool {
+    let Some(run) = take_run(s, effect) else {
+        return false;
+    };
+    match run.touches {
+        Touches::Nothing => {}
+        Touches::File if result.is_error => {}
+        Touches::File => {
+            s.task.worked = true;
+            s.task.unverified = true;
+        }
+        Touches::Anything => {
+            s.task.worked = true;
+            // A command that was refused tells nothing of the change.
+            s.task.unverified &= result.is_error && result.exit_code.is_none();
+        }
+    }
+    count(s, run.mark, result);
+    true
 }
 
 /// The host has no result for a tool run, so the transcript gets one from here.
 pub(crate) fn host_gave_no_result(s: &mut State, effect: &str, text: String, out: &mut Commands) {
     if let Some(run) = take_run(s, effect) {
+        s.task.worked |= run.touches != Touches::Nothing;
         answer(s, run.mark, ToolResult::failed(run.call_id, text), out);
     }
 }
 
 fn take_run(s: &mut State, effect: &str) -> Option<Run> {
-    let at = s.runs.iter().position(|run| run.effect == effect)?;
-    Some(s.runs.remove(at))
+    let at = s.task.runs.iter().position(|run| run.effect == effect)?;
+    Some(s.task.runs.remove(at))
 }
 
 fn answer(s: &mut State, mark: u64, result: ToolResult, out: &mut Commands) {
@@ -197,73 +245,77 @@ fn answer(s: &mut State, mark: u64, result: ToolResult, out: &mut Commands) {
     out.append_result(result);
 }
 
-fn answer_all(calls: &[ToolCall], text: &str, out: &mut Commands) {
-    for call in calls {
-        out.append_result(ToolResult::failed(call.id.clone(), text));
-    }
-}
-
 /// Takes a result into the turn. Marks are added up: the order that results come in is no change.
 fn count(s: &mut State, mark: u64, result: &ToolResult) {
-    s.turn.results += 1;
-    s.turn.mark = s.turn.mark.wrapping_add(repeats::with_result(mark, result));
-    s.turn.bad |= result.is_bad();
+    s.task.turn.results += 1;
+    let mark = marks::with_result(mark, result);
+    s.task.turn.mark = s.task.turn.mark.wrapping_add(mark);
+    s.task.turn.bad |= result.is_bad();
 }
 
-/// All answers of the turn are there: ends the task, or leaves it open for the next model call.
-pub(crate) fn settle(s: &mut State, out: &mut Commands) {
-    if let Some(ending) = s.ending.take() {
-        end(s, ending, out);
-    } else if s.turn.results > 0 {
-        look_for_circles(s, out);
+/// All answers of the turn are there: ends the task, asks the user, or leaves it open for the next
+/// model call.
+pub(crate) fn settle(ctx: &Context, s: &mut State, out: &mut Commands) {
+    let ended = s.task.ending.take();
+    if let Some(asked) = s.task.question.take() {
+        if let Some(id) = ended.and_then(|ending| ending.call_id) {
+            let why = "Not finished: you asked the user something along with it.";
+            out.append_result(ToolResult::failed(id, why));
+        }
+        question::put(ctx, s, asked, out);
+    } else if let Some(ended) = ended {
+        ending::settle(ctx, s, ended, out);
+    } else if s.task.turn.results > 0 {
+        look_for_circles(ctx, s, out);
     }
-    s.turn = Turn::default();
+    s.task.turn = Turn::default();
 }
 
-/// The model wants to end the task. That holds unless it could not know all that concerns it.
-fn end(s: &mut State, ending: Ending, out: &mut Commands) {
-    let objection = if s.unread {
-        Some("Not finished: the user said something meanwhile. Read it first.")
-    } else if s.turn.bad {
-        Some(
-            "Not finished: a tool you called along with `finish` failed. Look at its result first.",
-        )
-    } else {
-        None
-    };
-    match (ending.call_id, objection) {
-        (Some(id), Some(why)) => return out.append_result(ToolResult::failed(id, why)),
-        (Some(id), None) => out.append_result(ToolResult::ok(id, "Finished.")),
-        (None, Some(_)) => return,
-        (None, None) => {}
-    }
-    let message = ending.message;
-    if ending.success {
-        close(s, |out| out.succeed(message), out);
-    } else {
-        let error = Error::new(ErrorKind::Unsupported, message).with_code("gave_up");
-        close(s, |out| out.fail(error), out);
-    }
-}
-
-fn look_for_circles(s: &mut State, out: &mut Commands) {
-    s.repeats = if s.turn.mark == s.last_turn {
-        s.repeats + 1
-    } else {
-        1
-    };
-    s.last_turn = s.turn.mark;
-    if s.repeats >= GIVE_UP_AT {
+fn look_for_circles(ctx: &Context, s: &mut State, out: &mut Commands) {
+    let runnable = s.task.turn.runnable;
+    s.task.malformed = if runnable { 0 } else { s.task.malformed + 1 };
+    if s.task.malformed >= MALFORMED_LIMIT {
         let text = format!(
-            "The model repeated the same call with the same result {GIVE_UP_AT} times in a row."
+            "The model wrote tool calls that could not be run {MALFORMED_LIMIT} times in a row."
         );
-        let error = Error::upstream(text).with_code("loop");
-        close(s, |out| out.fail(error), out);
-    } else if s.repeats == TELL_AT {
-        out.append(Message::user(format!(
-            "You have made the same call {TELL_AT} times in a row, and its result did not change. \
-             It will not change next time either. Take a different way: look at the cause, or \
-             read something you have not read yet."
-        )));
+        let error = Error::upstream(text).with_code("malformed");
+        return close(s, Outcome::Failed(error));
     }
+    let what = |length: usize, shown: &str| match length {
+        1 => format!("the same call (`{shown}`)"),
+        more => format!("the same {more} turns (the last one began with `{shown}`)"),
+    };
+    let shown = std::mem::take(&mut s.task.turn.shown);
+    match s.task.circles.turn(s.task.turn.mark) {
+        Found::Nothing => {}
+        Found::Circle(length) => out.append(Message::user(format!(
+            "[You have made {} {TELL_AT} times in a row, and the result did not change. It will \
+             not change next time either. Take a different way: look at the cause, or read \
+             something you have not read yet.]",
+            what(length, &shown)
+        ))),
+        Found::Stuck(length) => stuck(ctx, s, &what(length, &shown), out),
+    }
+}
+
+/// The model does not get out of a circle: the user is asked once, then the task is given up.
+fn stuck(ctx: &Context, s: &mut State, what: &str, out: &mut Commands) {
+    if s.settings.ask && !std::mem::replace(&mut s.task.circles.asked, true) {
+        let text = format!(
+            "I do not get further: I made {what} {STUCK_AT} times in a row with the same result. \
+             What shall I try, or shall I stop here?"
+        );
+        let asked = Question {
+            call_id: None,
+            text,
+            options: Vec::new(),
+        };
+        return question::put(ctx, s, asked, out);
+    }
+    let text = format!(
+        "The model got stuck: it made {what} {STUCK_AT} times in a row with the same result. What \
+         was done so far is in the workspace."
+    );
+    let error = Error::upstream(text).with_code("loop");
+    close(s, Outcome::Failed(error));
 }

@@ -4,8 +4,8 @@
 
 use lucid_mock::Mock;
 use lucid_plugin::policy::{
-    self, Command, Context, Failure, Input, Outcome, Policy, Snapshot, Start, ToolReply,
-    UserMessage,
+    self, Command, Context, Failure, Input, ModelOffer, Outcome, Policy, Snapshot, Start,
+    ToolReply, UserMessage,
 };
 use lucid_plugin::types::{Content, Error, ErrorKind, ToolDefinition, ToolResult};
 use serde_json::{Value, json};
@@ -26,6 +26,7 @@ impl Session {
             seed: 0,
             iterations_left: 0,
             tokens_left: None,
+            cost_left: None,
             millis_left: None,
         };
         self.step += 1;
@@ -42,7 +43,9 @@ impl Session {
             workspace: "/workspace".into(),
             repository: None,
             branch: None,
-            model: String::new(),
+            model: ModelOffer::named(""),
+            small_model: ModelOffer::named(""),
+            models: vec![],
             instructions: vec![],
             tools: if live {
                 vec![tool("terminal"), tool("file_editor")]
@@ -224,7 +227,9 @@ fn a_long_task_is_cut_to_a_hundred_characters() {
         workspace: "/workspace".into(),
         repository: None,
         branch: None,
-        model: String::new(),
+        model: ModelOffer::named(""),
+        small_model: ModelOffer::named(""),
+        models: vec![],
         instructions: vec![],
         tools: vec![],
         settings: NOW.into(),

@@ -6,7 +6,7 @@
 mod calls;
 
 use lucid_plugin::NO_USAGE;
-use lucid_plugin::llm::{Completion, Decoder, Delta, Frame};
+use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, text_at, whole_json};
 use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, Usage};
 use serde_json::Value;
 
@@ -54,18 +54,14 @@ impl Decoder for ChunkDecoder {
     fn finish(mut self) -> Result<Completion, Error> {
         if !self.body.is_empty() {
             let body = std::mem::take(&mut self.body);
-            let value: Value = serde_json::from_slice(&body).map_err(|e| {
-                Error::upstream(format!("The provider's answer is not whole JSON: {e}."))
-            })?;
-            self.chunk(&value, &mut Vec::new())?;
+            self.chunk(&whole_json(&body)?, &mut Vec::new())?;
         }
-        let stop = match (self.refused, self.stop) {
-            (true, _) => StopReason::Refusal,
-            (false, Some(stop)) => stop,
-            (false, None) if self.done => StopReason::EndTurn,
-            (false, None) => {
-                return Err(Error::upstream("The answer broke off before its end."));
-            }
+        let stop = match self.stop {
+            Some(_) if self.refused => StopReason::Refusal,
+            Some(stop) => stop,
+            None if self.done && self.refused => StopReason::Refusal,
+            None if self.done => StopReason::EndTurn,
+            None => return Err(Error::upstream("The answer broke off before its end.")),
         };
         // Some servers say `stop` where they mean that they wait for tools.
         let stop = match stop {
@@ -206,14 +202,6 @@ fn calls_in(said: &Value) -> impl Iterator<Item = &Value> {
         .flatten()
 }
 
-/// A member that is a text with something in it.
-fn text_at<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
-    value
-        .get(name)
-        .and_then(Value::as_str)
-        .filter(|text| !text.is_empty())
-}
-
 fn read_usage(usage: &Value) -> Usage {
     let number = |path: &str| usage.pointer(path).and_then(Value::as_u64);
     let read = number("/prompt_tokens").unwrap_or(0);
@@ -221,10 +209,14 @@ fn read_usage(usage: &Value) -> Usage {
         .or_else(|| number("/prompt_cache_hit_tokens"))
         .unwrap_or(0)
         .min(read);
+    let written = number("/prompt_tokens_details/cache_write_tokens")
+        .or_else(|| number("/prompt_tokens_details/cache_creation_tokens"))
+        .unwrap_or(0)
+        .min(read - cached);
     Usage {
-        input_tokens: read - cached,
+        input_tokens: read - cached - written,
         output_tokens: number("/completion_tokens").unwrap_or(0),
         cache_read_tokens: cached,
-        cache_write_tokens: 0,
+        cache_write_tokens: written,
     }
 }

@@ -1,15 +1,19 @@
 //! From the shared vocabulary to a chat completions request.
 //!
-//! Always holds: what the adapter's decoder relies on (`stream`, `n` …) cannot be changed through
-//! `params`; every tool call is sent with arguments that are JSON, since some servers refuse the
-//! whole conversation for one that is not.
+//! Always holds: system messages come first and are one; every tool call is sent with arguments that
+//! are an object, and answered right behind, since some servers refuse the whole conversation for one
+//! that is not.
 
-use lucid_plugin::llm::{CompletionRequest, Encoded, Framing, parse_settings};
-use lucid_plugin::types::{
-    Content, Error, Header, HttpRequest, Message, Role, ToolCall, ToolDefinition, ToolResult,
+use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::files::{Files, Shown, encoded};
+use lucid_plugin::llm::{
+    self, CompletionRequest, Encoded, Framing, Params, arguments, parse_settings, post, schema,
 };
+use lucid_plugin::types::{BlobRef, Content, Error, ToolCall, ToolDefinition, ToolResult};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use crate::models::{Effort, Ways, ways};
 
 /// What a deployment may set.
 #[derive(Deserialize)]
@@ -19,6 +23,9 @@ struct Settings {
     max_tokens_field: String,
     /// Whether to ask for token counts of a stream; a few servers refuse the question.
     stream_usage: bool,
+    /// Whether a model's reasoning goes back as `reasoning_content`: OpenAI refuses it, some other
+    /// servers want it.
+    send_reasoning: bool,
 }
 
 impl Default for Settings {
@@ -26,35 +33,61 @@ impl Default for Settings {
         Self {
             max_tokens_field: "max_completion_tokens".into(),
             stream_usage: true,
+            send_reasoning: false,
         }
     }
 }
 
-/// What `params` may not set.
-const OURS: [&str; 6] = [
-    "model",
-    "messages",
-    "tools",
-    "stream",
-    "stream_options",
-    "n",
-];
+/// Some servers' ids hold the tool's name, and their models read them: only what is not plain text
+/// is left out.
+fn rules(settings: &Settings) -> Rules {
+    Rules {
+        sent_back: if settings.send_reasoning {
+            |piece| matches!(piece, Content::Thinking(_))
+        } else {
+            |_| false
+        },
+        in_ids: |c| c.is_ascii_graphic(),
+        // OpenAI's own limit is 40, for ids that are not its own.
+        longest_id: 40,
+    }
+}
 
-pub(crate) fn encode(settings: &str, request: CompletionRequest) -> Result<Encoded, Error> {
+pub(crate) fn encode(settings: &str, request: &CompletionRequest) -> Result<Encoded, Error> {
     let settings: Settings = parse_settings(settings)?;
-    let mut body = params(&request.params)?;
-    body.insert("model".into(), request.model.into());
-    body.insert("messages".into(), Value::Array(messages(&request.messages)));
+    let params = Params::parse(&request.params)?;
+    let conversation = Conversation::new(&request.messages, &rules(&settings));
+    let framing = if request.streaming {
+        Framing::ServerSentEvents
+    } else {
+        Framing::WholeBody
+    };
+    encoded(post("/chat/completions"), framing, |files| {
+        body(&settings, request, &params, &conversation, files)
+    })
+}
+
+fn body(
+    settings: &Settings,
+    request: &CompletionRequest,
+    params: &Params,
+    conversation: &Conversation,
+    files: &mut Files,
+) -> Result<Value, Error> {
+    let ways = ways(&request.model);
+    let mut body = Map::new();
+    body.insert("model".into(), request.model.clone().into());
+    body.insert("messages".into(), messages(conversation, files).into());
     if !request.tools.is_empty() {
         let tools = request
             .tools
             .iter()
             .map(tool)
             .collect::<Result<Vec<_>, _>>()?;
-        body.insert("tools".into(), Value::Array(tools));
+        body.insert("tools".into(), tools.into());
     }
     if let Some(limit) = request.max_output_tokens {
-        body.insert(settings.max_tokens_field, limit.into());
+        body.insert(settings.max_tokens_field.clone(), limit.into());
     }
     if request.streaming {
         body.insert("stream".into(), true.into());
@@ -62,108 +95,126 @@ pub(crate) fn encode(settings: &str, request: CompletionRequest) -> Result<Encod
             body.insert("stream_options".into(), json!({ "include_usage": true }));
         }
     }
-    let (accept, framing) = if request.streaming {
-        ("text/event-stream", Framing::ServerSentEvents)
-    } else {
-        ("application/json", Framing::WholeBody)
-    };
-    let header = |name: &str, value: &str| Header {
-        name: name.into(),
-        value: value.into(),
-    };
-    Ok(Encoded {
-        request: HttpRequest {
-            method: "POST".into(),
-            path: "/chat/completions".into(),
-            query: Vec::new(),
-            headers: vec![
-                header("content-type", "application/json"),
-                header("accept", accept),
-            ],
-            body: Value::Object(body).to_string().into_bytes(),
-        },
-        framing,
+    if ways.sampling {
+        for (name, value) in [("temperature", params.temperature), ("top_p", params.top_p)] {
+            if let Some(value) = value {
+                body.insert(name.into(), value.into());
+            }
+        }
+        if !params.stop.is_empty() {
+            // The API takes four.
+            let stop: Vec<_> = params.stop.iter().take(4).cloned().collect();
+            body.insert("stop".into(), stop.into());
+        }
+    }
+    if let Some(effort) = effort(params, ways, !request.tools.is_empty()) {
+        body.insert("reasoning_effort".into(), effort.into());
+    }
+    Ok(Value::Object(body))
+}
+
+fn effort(params: &Params, ways: Ways, tools: bool) -> Option<&'static str> {
+    match ways.effort {
+        Effort::Never => return None,
+        Effort::Alone if tools => return None,
+        Effort::NoneWithTools if tools => return Some("none"),
+        _ => {}
+    }
+    Some(match params.thinking?.as_effort() {
+        None | Some(llm::Effort::Minimal | llm::Effort::Low) => "low",
+        Some(llm::Effort::Medium) => "medium",
+        Some(llm::Effort::High | llm::Effort::Max) => "high",
     })
 }
 
-fn params(text: &str) -> Result<Map<String, Value>, Error> {
-    let params: Map<String, Value> = parse_settings(text)?;
-    match OURS.iter().find(|name| params.contains_key(**name)) {
-        Some(name) => Err(Error::invalid(format!(
-            "`{name}` cannot be set through params."
-        ))),
-        None => Ok(params),
-    }
-}
-
 fn tool(tool: &ToolDefinition) -> Result<Value, Error> {
-    let schema: Value = serde_json::from_str(&tool.input_schema).map_err(|e| {
-        Error::invalid(format!(
-            "The schema of the tool `{}` is not JSON: {e}.",
-            tool.name
-        ))
-    })?;
     Ok(json!({
         "type": "function",
-        "function": { "name": tool.name, "description": tool.description, "parameters": schema },
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": schema(tool)?,
+        },
     }))
 }
 
-fn messages(messages: &[Message]) -> Vec<Value> {
+fn messages(conversation: &Conversation, files: &mut Files) -> Vec<Value> {
     let mut out = Vec::new();
-    for message in messages {
-        one(message, &mut out);
+    if !conversation.system.is_empty() {
+        let text = conversation.system.join("\n\n");
+        out.push(json!({ "role": "system", "content": text }));
+    }
+    for turn in &conversation.turns {
+        match turn {
+            Turn::Model(pieces) => out.push(model(pieces)),
+            Turn::User(turn) => user(turn, files, &mut out),
+        }
     }
     out
 }
 
-/// A message of ours may become several: each tool result is a message of its own.
-fn one(message: &Message, out: &mut Vec<Value>) {
+fn model(pieces: &[Content]) -> Value {
     let mut text = String::new();
+    let mut reasoning = String::new();
     let mut calls = Vec::new();
-    for piece in &message.content {
+    for piece in pieces {
         match piece {
             Content::Text(piece) => paragraph(&mut text, piece),
-            Content::Image(blob) => {
-                paragraph(
-                    &mut text,
-                    &format!("[a picture, {}, not shown]", blob.media_type),
-                );
-            }
-            Content::ToolCall(c) => calls.push(call(c)),
-            Content::ToolResult(r) => out.push(result(r)),
-            // Chat completions take no reasoning back; what has no name here is not for this API.
-            Content::Thinking(_) | Content::Other(_) => {}
+            Content::Thinking(piece) => reasoning.push_str(&piece.text),
+            Content::ToolCall(piece) => calls.push(call(piece)),
+            _ => {}
         }
     }
-    if text.is_empty() && calls.is_empty() {
+    let mut message = json!({ "role": "assistant", "content": null });
+    if !text.is_empty() {
+        message["content"] = text.into();
+    }
+    if !reasoning.is_empty() {
+        message["reasoning_content"] = reasoning.into();
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    message
+}
+
+/// Each result is a message of its own, of text alone: its pictures come in the user's message
+/// behind all of them.
+fn user(turn: &UserTurn, files: &mut Files, out: &mut Vec<Value>) {
+    out.extend(turn.results.iter().map(result));
+    let mut parts: Vec<Value> = turn
+        .results
+        .iter()
+        .flat_map(|result| &result.blobs)
+        .map(|blob| picture(blob, files))
+        .collect();
+    parts.extend(turn.said.iter().map(|said| match said {
+        Said::Text(text) => json!({ "type": "text", "text": text }),
+        Said::Image(blob) => picture(blob, files),
+    }));
+    if parts.is_empty() {
         return;
     }
-    let role = match message.role {
-        Role::System => "system",
-        Role::Assistant => "assistant",
-        Role::User | Role::Tool => "user",
+    // Not every server takes a list where a text does.
+    let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
+    let content = match texts {
+        Some(texts) => texts.join("\n\n").into(),
+        None => Value::Array(parts),
     };
-    let mut value = Map::new();
-    value.insert("role".into(), role.into());
-    value.insert(
-        "content".into(),
-        if text.is_empty() {
-            Value::Null
-        } else {
-            text.into()
-        },
-    );
-    if !calls.is_empty() {
-        value.insert("tool_calls".into(), Value::Array(calls));
+    out.push(json!({ "role": "user", "content": content }));
+}
+
+fn picture(blob: &BlobRef, files: &mut Files) -> Value {
+    match files.show(blob) {
+        Shown::Told(text) => json!({ "type": "text", "text": text }),
+        Shown::Marked(marker) => json!({
+            "type": "image_url",
+            "image_url": { "url": format!("data:{};base64,{marker}", blob.media_type) },
+        }),
     }
-    out.push(Value::Object(value));
 }
 
 fn paragraph(text: &mut String, piece: &str) {
-    if piece.is_empty() {
-        return;
-    }
     if !text.is_empty() {
         text.push_str("\n\n");
     }
@@ -171,11 +222,14 @@ fn paragraph(text: &mut String, piece: &str) {
 }
 
 fn call(call: &ToolCall) -> Value {
-    let arguments = match serde_json::from_str::<Value>(&call.arguments) {
-        Ok(Value::Object(_)) => call.arguments.clone(),
-        _ if call.arguments.trim().is_empty() => "{}".into(),
-        // The model sees what it wrote, inside something every server can parse.
-        _ => json!({ "not_an_object": call.arguments }).to_string(),
+    // What is an object already goes back letter by letter.
+    let arguments = match arguments(call) {
+        Value::Object(_)
+            if call.arguments.trim_start().starts_with('{') && is_json(&call.arguments) =>
+        {
+            call.arguments.clone()
+        }
+        other => other.to_string(),
     };
     json!({
         "id": call.id,
@@ -184,18 +238,16 @@ fn call(call: &ToolCall) -> Value {
     })
 }
 
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
 fn result(result: &ToolResult) -> Value {
-    let mut text = String::new();
     // This API has no flag for it.
-    if result.is_error {
-        text.push_str("[error] ");
-    }
-    text.push_str(&result.text);
-    for blob in &result.blobs {
-        paragraph(
-            &mut text,
-            &format!("[a file, {}, not shown]", blob.media_type),
-        );
-    }
-    json!({ "role": "tool", "tool_call_id": result.call_id, "content": text })
+    let mark = if result.is_error { "[error] " } else { "" };
+    json!({
+        "role": "tool",
+        "tool_call_id": result.call_id,
+        "content": format!("{mark}{}", result.text),
+    })
 }

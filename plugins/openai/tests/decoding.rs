@@ -9,7 +9,7 @@ use lucid_plugin::types::{Content, Error, ErrorKind, StopReason, ToolCall, Usage
 use serde_json::{Value, json};
 
 /// A stream as the API sends it: text, then two tool calls in fragments, then the token counts.
-const BODY: &str = include_str!("two_calls.sse");
+const BODY: &str = include_str!("recorded/two_calls.sse");
 
 fn event(data: &str) -> Frame {
     Frame::Sse(Sse {

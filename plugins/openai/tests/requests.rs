@@ -5,14 +5,14 @@
 use lucid_openai::OpenAi;
 use lucid_plugin::llm::{Adapter, CompletionRequest, Framing};
 use lucid_plugin::types::{
-    Content, Error, ErrorKind, Header, Message, Role, Thinking, ToolCall, ToolDefinition,
+    BlobRef, Content, Error, ErrorKind, Header, Message, Role, Thinking, ToolCall, ToolDefinition,
     ToolResult,
 };
 use serde_json::{Value, json};
 
 fn request(messages: Vec<Message>) -> CompletionRequest {
     CompletionRequest {
-        model: "gpt-5".into(),
+        model: "scripted".into(),
         messages,
         tools: Vec::new(),
         max_output_tokens: None,
@@ -51,7 +51,7 @@ fn a_streamed_request_asks_for_a_stream_with_token_counts() {
     assert_eq!(
         body,
         json!({
-            "model": "gpt-5",
+            "model": "scripted",
             "messages": [{"role": "user", "content": "Hi"}],
             "stream": true,
             "stream_options": {"include_usage": true},
@@ -94,6 +94,7 @@ fn a_conversation_with_tools_goes_out_in_order() {
             role: Role::Assistant,
             content: vec![],
         },
+        Message::user("Continue."),
         Message {
             role: Role::Assistant,
             content: vec![call("c", "{\"x\":")],
@@ -110,8 +111,11 @@ fn a_conversation_with_tools_goes_out_in_order() {
                 "tool_calls": [function("a", r#"{"x":1}"#), function("b", "{}")]},
             {"role": "tool", "tool_call_id": "a", "content": "fine"},
             {"role": "tool", "tool_call_id": "b", "content": "[error] not fine"},
+            {"role": "user", "content": "Continue."},
             {"role": "assistant", "content": null,
                 "tool_calls": [function("c", r#"{"not_an_object":"{\"x\":"}"#)]},
+            {"role": "tool", "tool_call_id": "c", "content":
+                "[error] There is no result: the call was not carried out, or its result was lost."},
         ])
     );
 }
@@ -138,27 +142,107 @@ fn tools_limits_and_params_are_passed_on() {
 }
 
 #[test]
-fn what_the_decoder_relies_on_cannot_be_set_and_nonsense_is_refused() {
-    let with = |params: &str| CompletionRequest {
-        params: params.into(),
-        ..request(vec![])
+fn what_a_policy_sets_for_another_adapter_is_passed_over() {
+    let sent = body(
+        "",
+        CompletionRequest {
+            params: r#"{"n":2,"stream":false,"top_k":3,"stop":"END"}"#.into(),
+            ..request(vec![])
+        },
+    );
+    assert!(sent.get("n").is_none() && sent.get("top_k").is_none());
+    assert_eq!(sent["stream"], true);
+    assert_eq!(sent["stop"], json!(["END"]));
+    let error = OpenAi::encode("nonsense", request(vec![])).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidInput);
+}
+
+#[test]
+fn reasoning_goes_back_only_to_servers_that_want_it() {
+    let answer = Message {
+        role: Role::Assistant,
+        content: vec![
+            Content::Thinking(Thinking {
+                text: "Hm".into(),
+                signature: None,
+            }),
+            Content::Text("Yes.".into()),
+        ],
     };
-    for params in [r#"{"n":2}"#, r#"{"stream":false}"#, "[]", "{"] {
-        let error = OpenAi::encode("", with(params)).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::InvalidInput, "{params}");
+    let sent = |settings| {
+        let messages = vec![Message::user("Hi"), answer.clone(), Message::user("So?")];
+        body(settings, request(messages))["messages"][1].clone()
+    };
+    assert!(sent("").get("reasoning_content").is_none());
+    assert_eq!(
+        sent(r#"{"send_reasoning":true}"#)["reasoning_content"],
+        "Hm"
+    );
+}
+
+#[test]
+fn effort_is_told_as_each_generation_takes_it() {
+    let effort = |model: &str, tools: bool| {
+        let mut asked = CompletionRequest {
+            model: model.into(),
+            params: r#"{"thinking":"high","temperature":0.5}"#.into(),
+            ..request(vec![Message::user("Hi")])
+        };
+        if tools {
+            asked.tools = vec![ToolDefinition::new("t", "", &json!({"type": "object"}))];
+        }
+        let sent = body("", asked);
+        (
+            sent["reasoning_effort"].clone(),
+            sent["temperature"].clone(),
+        )
+    };
+    let none = Value::Null;
+    for (model, tools, expected) in [
+        ("gpt-6.1-sol", true, (json!("none"), none.clone())),
+        ("gpt-6.1-sol", false, (json!("high"), none.clone())),
+        ("gpt-5.4", true, (none.clone(), none.clone())),
+        ("gpt-5", true, (json!("high"), none.clone())),
+        ("gpt-4.1", true, (none, json!(0.5))),
+        ("qwen3-coder", true, (json!("high"), json!(0.5))),
+    ] {
+        assert_eq!(effort(model, tools), expected, "{model}");
     }
-    assert!(OpenAi::encode("nonsense", with("{}")).is_err());
-    let mut broken = with("{}");
-    broken.tools = vec![ToolDefinition {
-        name: "t".into(),
-        description: String::new(),
-        input_schema: "{".into(),
-    }];
-    assert!(
-        OpenAi::encode("", broken)
-            .unwrap_err()
-            .message
-            .contains("`t`")
+}
+
+#[test]
+fn pictures_of_results_come_behind_all_results() {
+    let blob = |digit: &str| BlobRef {
+        digest: format!("sha256:{}", digit.repeat(64)),
+        media_type: "image/png".into(),
+        size: 3,
+    };
+    let seen = |id: &str, digit| ToolResult {
+        blobs: vec![blob(digit)],
+        ..ToolResult::ok(id, "seen")
+    };
+    let messages = vec![
+        Message::user("Look."),
+        Message {
+            role: Role::Assistant,
+            content: vec![call("a", "{}"), call("b", "{}")],
+        },
+        Message::tool(seen("a", "1")),
+        Message::tool(seen("b", "2")),
+    ];
+    let sent = body("", request(messages));
+    let roles: Vec<&str> = sent["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["role"].as_str().unwrap())
+        .collect();
+    assert_eq!(roles, ["user", "assistant", "tool", "tool", "user"]);
+    let url = format!("data:image/png;base64,lucid-blob:sha256:{}", "2".repeat(64));
+    let part = &sent["messages"][4]["content"][1];
+    assert_eq!(
+        *part,
+        json!({"type": "image_url", "image_url": {"url": url}})
     );
 }
 
@@ -171,62 +255,6 @@ fn classify(status: u16, headers: &[(&str, &str)], body: &str) -> Error {
         })
         .collect();
     OpenAi::classify(status, &headers, body.as_bytes())
-}
-
-#[test]
-fn a_status_says_what_kind_of_refusal_it_is() {
-    let kinds = [
-        (400, ErrorKind::InvalidInput),
-        (401, ErrorKind::Unauthenticated),
-        (402, ErrorKind::Forbidden),
-        (403, ErrorKind::Forbidden),
-        (404, ErrorKind::NotFound),
-        (408, ErrorKind::Upstream),
-        (409, ErrorKind::Upstream),
-        (413, ErrorKind::ContextTooLong),
-        (422, ErrorKind::InvalidInput),
-        (429, ErrorKind::RateLimited),
-        (500, ErrorKind::Upstream),
-        (502, ErrorKind::Upstream),
-        (503, ErrorKind::Overloaded),
-        (504, ErrorKind::Upstream),
-        (529, ErrorKind::Overloaded),
-    ];
-    for (status, kind) in kinds {
-        let error = classify(status, &[], "<html>nginx</html>");
-        assert_eq!(error.kind, kind, "{status}");
-        assert!(!error.message.contains("html"));
-    }
-}
-
-#[test]
-fn the_providers_own_code_decides_before_the_status() {
-    let body =
-        |code: &str| json!({"error": {"message": "No.", "type": "x", "code": code}}).to_string();
-    let codes = [
-        (429, "insufficient_quota", ErrorKind::Forbidden),
-        (400, "context_length_exceeded", ErrorKind::ContextTooLong),
-        (400, "content_policy_violation", ErrorKind::Refused),
-        (400, "model_not_found", ErrorKind::NotFound),
-        (429, "rate_limit_exceeded", ErrorKind::RateLimited),
-    ];
-    for (status, code, kind) in codes {
-        let error = classify(status, &[], &body(code));
-        assert_eq!(error.kind, kind, "{code}");
-        assert_eq!(error.code.as_deref(), Some(code));
-        assert_eq!(error.message, "No.");
-    }
-    let other = r#"{"object":"error","message":"This model's maximum context length is 4096 tokens.","code":400}"#;
-    assert_eq!(classify(400, &[], other).kind, ErrorKind::ContextTooLong);
-}
-
-#[test]
-fn a_refused_key_is_never_repeated() {
-    let body =
-        r#"{"error":{"message":"Incorrect API key provided: sk-secret","code":"invalid_api_key"}}"#;
-    let error = classify(401, &[], body);
-    assert_eq!(error.kind, ErrorKind::Unauthenticated);
-    assert!(!error.message.contains("sk-secret"));
 }
 
 #[test]

@@ -33,7 +33,10 @@
 //! lucid_plugin::export_policy!(Parrot);
 //! ```
 //!
-//! An adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`.
+//! An adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`. What every
+//! adapter needs is there: [`llm::conversation`] makes any transcript one that a provider takes,
+//! [`llm::files`] writes a body with pictures, [`llm::Params`] reads a policy's settings,
+//! [`llm::refusal`] tells errors. The crate `lucid-conformance` holds it to what all adapters promise.
 
 pub mod bindings;
 pub mod llm;

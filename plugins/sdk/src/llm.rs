@@ -4,17 +4,23 @@
 //! Always holds: one decoder reads one response, and `finish` ends it: whatever comes behind
 //! `finish` or behind an error is answered with an error, so a decoder needs no such care itself.
 
+pub mod conversation;
+pub mod files;
+mod params;
+pub mod refusal;
+
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
 use crate::bindings::llm::exports::lucid::llm::provider as wit;
-use crate::types::{Error, Header, HttpRequest};
+use crate::types::{Error, Header, HttpRequest, ToolCall, ToolDefinition};
 
+pub use params::{Effort, Params, Thinking};
 pub use wit::{
-    Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, ModelInfo, Sse,
-    ToolCallArguments, ToolCallStart,
+    Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, KeyPlace, ModelInfo,
+    Placed, Prices, Sse, ToolCallArguments, ToolCallStart,
 };
 
 /// A model provider's API: it says what to send and what came back means.
@@ -68,6 +74,75 @@ pub fn header<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
         .iter()
         .find(|h| h.name.eq_ignore_ascii_case(name))
         .map(|h| h.value.as_str())
+}
+
+/// A tool call's arguments as an object, which is the only thing providers take. What a model wrote
+/// that is none, it sees again inside one.
+pub fn arguments(call: &ToolCall) -> serde_json::Value {
+    match serde_json::from_str(&call.arguments) {
+        Ok(object @ serde_json::Value::Object(_)) => object,
+        _ if call.arguments.trim().is_empty() => serde_json::json!({}),
+        _ => serde_json::json!({ "not_an_object": call.arguments }),
+    }
+}
+
+/// A tool's schema; one that is no object is the adapter's caller's mistake.
+pub fn schema(tool: &ToolDefinition) -> Result<serde_json::Value, Error> {
+    match serde_json::from_str(&tool.input_schema) {
+        Ok(schema @ serde_json::Value::Object(_)) => Ok(schema),
+        Ok(_) => Err(Error::invalid(format!(
+            "The schema of the tool `{}` is not a JSON object.",
+            tool.name
+        ))),
+        Err(e) => Err(Error::invalid(format!(
+            "The schema of the tool `{}` is not JSON: {e}.",
+            tool.name
+        ))),
+    }
+}
+
+/// What a model costs, in millionths of a dollar for a million tokens.
+pub const fn prices(input: u64, output: u64, cache_read: u64, cache_write: u64) -> Prices {
+    Prices {
+        input,
+        output,
+        cache_read,
+        cache_write,
+    }
+}
+
+/// A GET that needs a good key.
+pub fn get(path: &str) -> HttpRequest {
+    HttpRequest {
+        method: "GET".into(),
+        path: path.into(),
+        query: Vec::new(),
+        headers: Vec::new(),
+        body: Vec::new(),
+    }
+}
+
+/// A POST whose headers and body [`files::encoded`] fills in.
+pub fn post(path: impl Into<String>) -> HttpRequest {
+    HttpRequest {
+        method: "POST".into(),
+        path: path.into(),
+        ..get("")
+    }
+}
+
+/// A JSON member that is a text with something in it.
+pub fn text_at<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a str> {
+    value
+        .get(name)
+        .and_then(serde_json::Value::as_str)
+        .filter(|text| !text.is_empty())
+}
+
+/// A whole body as JSON, or an error of kind `upstream`.
+pub fn whole_json(body: &[u8]) -> Result<serde_json::Value, Error> {
+    serde_json::from_slice(body)
+        .map_err(|e| Error::upstream(format!("The provider's answer is not whole JSON: {e}.")))
 }
 
 /// What `export_llm!` exports in the name of an adapter.

@@ -12,8 +12,9 @@ use crate::bindings::policy::exports::lucid::policy::policy as wit;
 use crate::types::{EffectId, Error, ErrorKind, Message, ToolCall, ToolDefinition, ToolResult};
 
 pub use wit::{
-    Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelReply, Outcome,
-    Part, Question, Snapshot, Span, Start, Timer, ToolReply, ToolRun, Transition, UserMessage,
+    Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelOffer, ModelReply,
+    Outcome, Part, Question, Snapshot, Span, Start, Timer, ToolReply, ToolRun, Transition,
+    UserMessage,
 };
 
 /// An agent: it decides what happens next, and never does anything itself.
@@ -179,6 +180,19 @@ impl ModelCall {
             tools,
             max_output_tokens: None,
             params: "{}".into(),
+            aside: false,
+        }
+    }
+}
+
+impl ModelOffer {
+    /// A model of which no more than the name is known.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            context_tokens: 0,
+            output_tokens: 0,
+            images: false,
         }
     }
 }
@@ -205,7 +219,8 @@ impl Start {
         if text.is_empty() || text == "null" {
             return Ok(T::default());
         }
-        serde_json::from_str(text)
+        // As a snapshot is read: one JSON reader in a component, not two.
+        serde_json::from_slice(text.as_bytes())
             .map_err(|e| Error::invalid(format!("The policy's settings cannot be read: {e}.")))
     }
 

@@ -55,6 +55,7 @@ fn context(step: u64) -> Context {
         seed: 0,
         iterations_left: 1,
         tokens_left: None,
+        cost_left: None,
         millis_left: None,
     }
 }

@@ -1,158 +1,354 @@
-//! The agent under inputs in any order: hundreds of made-up sessions, each from a fixed seed.
+//! The agent under inputs in any order: what models, tools, users and a host that stops may do.
 //!
-//! Always holds, and is checked behind every step: an open task waits for something, no model call
-//! is made while a tool call has no answer, and no effect's name is used twice.
+//! Always holds, and is checked behind every step: an open task waits for exactly one thing, or for
+//! tool runs alone; every prompt is one that a provider takes (see `host`); no effect's name is used
+//! twice; a task ends once.
+
+use lucid_plugin::policy::{Answer, Command, Failure, Input, ToolReply, ToolRun};
+use lucid_plugin::types::{Content, Error, ErrorKind, Message, StopReason, ToolResult, Usage};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed};
 
 use crate::host::*;
-use lucid_plugin::policy::{Command, Input, ToolRun};
-use lucid_plugin::types::{ErrorKind, StopReason};
 
-/// A small generator; the tests must be the same everywhere.
-struct Dice(u64);
+/// What may happen. A number chooses among what there is.
+#[derive(Debug, Clone)]
+enum Act {
+    /// The model that is asked answers.
+    Reply(Vec<Piece>, Stop, u64),
+    /// The model call, tool run or question fails.
+    Fail(usize, Kind),
+    /// The host stopped meanwhile.
+    Lose(usize),
+    /// A tool gives its result: its text, its exit code, whether it is an error.
+    Result(usize, u8, i32, bool),
+    Say(usize),
+    Cancel,
+    Timer,
+    /// Something that was cancelled comes nevertheless.
+    Late(usize, bool),
+    /// The budget from here on.
+    Budget(u32, Option<u64>),
+}
 
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
+#[derive(Debug, Clone)]
+enum Piece {
+    Text(&'static str),
+    /// Identifier, tool, arguments.
+    Call(Option<&'static str>, &'static str, &'static str),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stop {
+    End,
+    Tools,
+    Length,
+    Refusal,
+    Other,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    TooLong,
+    Refused,
+    Upstream,
+    Forbidden,
+}
+
+fn piece() -> impl Strategy<Value = Piece> {
+    let id = prop_oneof![
+        4 => Just(None),
+        1 => prop::sample::select(vec![Some(""), Some("a"), Some("b")]),
+    ];
+    let call = prop::sample::select(vec![
+        ("terminal", r#"{"command":"ls"}"#),
+        ("terminal", r#"{"command":"make test"}"#),
+        ("terminal", "{"),
+        ("terminal", "[1]"),
+        ("terminal", ""),
+        ("file_editor", r#"{"command":"view","path":"a"}"#),
+        (
+            "file_editor",
+            r#"{"command":"create","path":"a","file_text":""}"#,
+        ),
+        ("think", r#"{"thought":"t"}"#),
+        ("think", "{}"),
+        (
+            "task_tracker",
+            r#"{"tasks":[{"title":"a","status":"todo"}]}"#,
+        ),
+        (
+            "ask_user",
+            r#"{"question":"Which one?","options":["a","b"]}"#,
+        ),
+        ("ask_user", r#"{"question":" "}"#),
+        ("finish", r#"{"message":"m"}"#),
+        ("finish", r#"{"message":"m","success":false}"#),
+        ("nothing", "{}"),
+        ("", "null"),
+    ]);
+    prop_oneof![
+        1 => prop::sample::select(vec!["", " ", "Thinking aloud."]).prop_map(Piece::Text),
+        4 => (id, call).prop_map(|(id, (tool, arguments))| Piece::Call(id, tool, arguments)),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let stop = prop_oneof![
+        3 => Just(Stop::End),
+        8 => Just(Stop::Tools),
+        1 => Just(Stop::Length),
+        1 => Just(Stop::Refusal),
+        1 => Just(Stop::Other),
+    ];
+    let kind = prop_oneof![
+        3 => Just(Kind::TooLong),
+        1 => Just(Kind::Refused),
+        1 => Just(Kind::Upstream),
+        1 => Just(Kind::Forbidden),
+    ];
+    prop_oneof![
+        14 => (vec(piece(), 0..4), stop, 0..3000u64).prop_map(|(p, s, n)| Act::Reply(p, s, n)),
+        2 => (0..4usize, kind).prop_map(|(n, kind)| Act::Fail(n, kind)),
+        1 => (0..4usize).prop_map(Act::Lose),
+        14 => (0..4usize, 0..4u8, 0..2i32, prop::bool::weighted(0.1))
+            .prop_map(|(n, text, exit, bad)| Act::Result(n, text, exit, bad)),
+        3 => (1..4000usize).prop_map(Act::Say),
+        1 => Just(Act::Cancel),
+        1 => Just(Act::Timer),
+        2 => (0..4usize, any::<bool>()).prop_map(|(n, fast)| Act::Late(n, fast)),
+        1 => (0..6u32, prop::option::of(0..4000u64)).prop_map(|(n, t)| Act::Budget(n, t)),
+    ]
+}
+
+#[derive(Debug, Clone)]
+enum Awaited {
+    Model(String),
+    Tool(ToolRun),
+    Answer(String),
+}
+
+impl Awaited {
+    fn effect(&self) -> &str {
+        match self {
+            Self::Model(effect) | Self::Answer(effect) => effect,
+            Self::Tool(run) => &run.effect,
+        }
     }
 }
 
-#[derive(Default)]
-struct Waits {
-    model: Option<String>,
-    tools: Vec<ToolRun>,
+struct World {
+    host: Host,
+    awaited: Vec<Awaited>,
+    /// Cancelled, and no word of it came since.
+    given_up: Vec<Awaited>,
     open: bool,
 }
 
-impl Waits {
-    /// `said`: the user said something in this step, which opens a task where none is open.
-    fn take(&mut self, host: &Host, said: bool, commands: &[Command]) {
-        self.open |= said;
-        for command in commands {
+impl World {
+    fn take(&mut self, inputs: Vec<Input>) {
+        if inputs.is_empty() {
+            return;
+        }
+        // What the user says opens a task where none is open.
+        self.open |= inputs
+            .iter()
+            .any(|input| matches!(input, Input::Started(_) | Input::UserMessage(_)));
+        let commands = self.host.send(inputs);
+        for command in &commands {
             match command {
                 Command::CallModel(call) => {
-                    assert!(self.model.is_none() && self.tools.is_empty());
-                    host.assert_answered();
-                    // A user's message may have opened a task in the step that closed one.
-                    self.open = true;
-                    self.model = Some(call.effect.clone());
+                    assert!(self.awaited.is_empty(), "{:?}", self.awaited);
+                    self.awaited.push(Awaited::Model(call.effect.clone()));
+                    assert!(self.open);
                 }
-                Command::RunTool(run) => self.tools.push(run.clone()),
+                Command::RunTool(run) => {
+                    self.awaited.push(Awaited::Tool(run.clone()));
+                }
+                Command::Ask(question) => {
+                    assert!(self.awaited.is_empty(), "{:?}", self.awaited);
+                    self.awaited.push(Awaited::Answer(question.effect.clone()));
+                }
                 Command::Cancel(effect) => {
-                    self.model.take_if(|m| m == effect);
-                    self.tools.retain(|t| &t.effect != effect);
+                    let (given_up, rest) = std::mem::take(&mut self.awaited)
+                        .into_iter()
+                        .partition::<Vec<_>, _>(|awaited| awaited.effect() == effect);
+                    self.awaited = rest;
+                    self.given_up.extend(given_up);
                 }
                 Command::Finish(_) => {
-                    assert!(self.open || said, "finished twice");
-                    assert!(self.model.is_none() && self.tools.is_empty());
-                    host.assert_answered();
+                    assert!(self.open, "finished twice: {commands:?}");
+                    assert!(self.awaited.is_empty(), "{:?}", self.awaited);
                     self.open = false;
                 }
                 _ => {}
             }
         }
-        let waits = self.model.is_some() || !self.tools.is_empty();
-        assert_eq!(self.open, waits, "{commands:?}");
+        assert_eq!(self.open, !self.awaited.is_empty(), "{commands:?}");
+        let tools = |awaited: &Awaited| matches!(awaited, Awaited::Tool(_));
+        assert!(self.awaited.len() < 2 || self.awaited.iter().all(tools));
     }
-}
 
-fn made_up_reply(host: &mut Host, dice: &mut Dice, effect: &str) -> Input {
-    let mut content = Vec::new();
-    if dice.below(2) == 0 {
-        content.extend(text("Thinking aloud."));
-    }
-    for n in 0..dice.below(4) {
-        let id = format!("c{}-{n}", host.step);
-        let (name, arguments) = match dice.below(8) {
-            0 => ("think", r#"{"thought":"t"}"#),
-            1 => (
-                "task_tracker",
-                r#"{"tasks":[{"title":"a","status":"todo"}]}"#,
-            ),
-            2 => ("finish", r#"{"message":"m"}"#),
-            3 => ("nothing", "{}"),
-            4 => ("terminal", "{"),
-            _ => ("terminal", r#"{"command":"ls"}"#),
-        };
-        content.push(tool_call(&id, name, arguments));
-    }
-    let stop = match dice.below(12) {
-        0 => StopReason::MaxTokens,
-        1 => StopReason::Refusal,
-        2 => StopReason::Other,
-        3 => StopReason::EndTurn,
-        _ => StopReason::ToolUse,
-    };
-    host.reply_input(effect, content, stop)
-}
-
-fn next_inputs(host: &mut Host, waits: &mut Waits, dice: &mut Dice) -> Vec<Input> {
-    let mut inputs = Vec::new();
-    for _ in 0..=dice.below(2) {
-        match dice.below(20) {
-            0 => {
-                inputs.push(Input::CancelRequested("stop".into()));
-                return inputs;
+    /// What an act brings, while `inputs` of the same step wait already.
+    fn input(&mut self, act: &Act) -> Option<Input> {
+        match act {
+            Act::Reply(pieces, stop, tokens) => {
+                let at = self.position(|awaited| matches!(awaited, Awaited::Model(_)))?;
+                let effect = self.awaited.remove(at).effect().to_owned();
+                Some(self.reply(&effect, pieces, *stop, *tokens))
             }
-            1 | 2 => inputs.push(host.said_input("More.")),
-            3 => inputs.push(Input::TimerFired("nobody's".into())),
-            _ => {}
-        }
-        if let Some(effect) = waits.model.take() {
-            inputs.push(match dice.below(16) {
-                0 => Input::EffectLost(effect),
-                1 => failure(effect, ErrorKind::ContextTooLong),
-                2 => failure(effect, ErrorKind::Upstream),
-                _ => made_up_reply(host, dice, &effect),
-            });
-        } else if !waits.tools.is_empty() {
-            let run = waits.tools.remove(0);
-            inputs.push(match dice.below(10) {
-                0 => Input::EffectLost(run.effect),
-                1 => failure(run.effect, ErrorKind::Internal),
-                _ => {
-                    let (output, exit) = (dice.below(3).to_string(), dice.below(2) as i32);
-                    host.result_input(&run, &output, exit)
+            Act::Fail(n, kind) => {
+                let failed = self.pick(*n)?;
+                let kind = match kind {
+                    Kind::TooLong => ErrorKind::ContextTooLong,
+                    Kind::Refused => ErrorKind::Refused,
+                    Kind::Upstream => ErrorKind::Upstream,
+                    Kind::Forbidden => ErrorKind::Forbidden,
+                };
+                Some(failure(failed.effect(), kind))
+            }
+            Act::Lose(n) => Some(Input::EffectLost(self.pick(*n)?.effect().into())),
+            Act::Result(n, text, exit, bad) => {
+                let tools: Vec<usize> = (0..self.awaited.len())
+                    .filter(|at| matches!(self.awaited[*at], Awaited::Tool(_)))
+                    .collect();
+                let at = *tools.get(n % tools.len().max(1))?;
+                match self.awaited.remove(at) {
+                    Awaited::Tool(run) => Some(self.result(&run, *text, *exit, *bad)),
+                    _ => None,
                 }
-            });
+            }
+            Act::Say(length) => {
+                let text = "x".repeat(*length);
+                match self.position(|awaited| matches!(awaited, Awaited::Answer(_))) {
+                    // As the host does it; what is a message nevertheless is in `behaviour`.
+                    Some(at) => {
+                        let effect = self.awaited.remove(at).effect().to_owned();
+                        let entry = self.host.add(Message::user(&text));
+                        Some(Input::Answered(Answer {
+                            effect,
+                            entry,
+                            text,
+                        }))
+                    }
+                    None => Some(self.host.said_input(&text)),
+                }
+            }
+            Act::Cancel => Some(Input::CancelRequested("stop".into())),
+            Act::Timer => Some(Input::TimerFired("nobody's".into())),
+            Act::Late(n, fast) => {
+                if self.given_up.is_empty() {
+                    return None;
+                }
+                let late = self.given_up.remove(n % self.given_up.len());
+                Some(match &late {
+                    Awaited::Model(effect) if *fast => {
+                        let call = Piece::Call(None, "terminal", "{}");
+                        self.reply(effect, &[Piece::Text("Late."), call], Stop::Tools, 10)
+                    }
+                    Awaited::Tool(run) if *fast => self.result(run, 0, 0, false),
+                    _ => failure(late.effect(), ErrorKind::Cancelled),
+                })
+            }
+            Act::Budget(iterations, tokens) => {
+                self.host.iterations_left = if *iterations == 5 { 100 } else { *iterations };
+                self.host.tokens_left = *tokens;
+                None
+            }
         }
     }
-    inputs
+
+    fn position(&self, fits: impl Fn(&Awaited) -> bool) -> Option<usize> {
+        self.awaited.iter().position(fits)
+    }
+
+    fn pick(&mut self, n: usize) -> Option<Awaited> {
+        (!self.awaited.is_empty()).then(|| self.awaited.remove(n % self.awaited.len()))
+    }
+
+    fn reply(&mut self, effect: &str, pieces: &[Piece], stop: Stop, tokens: u64) -> Input {
+        let entry = self.host.transcript.len();
+        let content = pieces.iter().enumerate().map(|(n, piece)| match piece {
+            Piece::Text(text) => Content::Text((*text).into()),
+            Piece::Call(id, tool, arguments) => {
+                let own = format!("c{entry}-{n}");
+                tool_call(id.unwrap_or(&own), tool, arguments)
+            }
+        });
+        let content = content.collect();
+        let stop = match stop {
+            Stop::End => StopReason::EndTurn,
+            Stop::Tools => StopReason::ToolUse,
+            Stop::Length => StopReason::MaxTokens,
+            Stop::Refusal => StopReason::Refusal,
+            Stop::Other => StopReason::Other,
+        };
+        let usage = Usage {
+            input_tokens: tokens,
+            output_tokens: 0,
+            cache_read_tokens: 0,
+            cache_write_tokens: 0,
+        };
+        self.host.reply_with(effect, content, stop, usage)
+    }
+
+    fn result(&mut self, run: &ToolRun, text: u8, exit: i32, bad: bool) -> Input {
+        let outcome = ToolResult {
+            exit_code: (!bad).then_some(exit),
+            is_error: bad,
+            ..ToolResult::ok(run.call.id.clone(), result_text(text))
+        };
+        let entry = self.host.add(Message::tool(outcome.clone()));
+        Input::ToolReplied(ToolReply {
+            effect: run.effect.clone(),
+            entry,
+            outcome,
+        })
+    }
 }
 
-fn failure(effect: String, kind: ErrorKind) -> Input {
-    use lucid_plugin::{policy::Failure, types::Error};
+fn result_text(n: u8) -> String {
+    match n {
+        0 => String::new(),
+        1 => "same".into(),
+        2 => "branch main\ncommit a\nupstream origin/main\nunpushed 1\n?? b\n".into(),
+        _ => "x".repeat(4000),
+    }
+}
+
+fn failure(effect: &str, kind: ErrorKind) -> Input {
     Input::EffectFailed(Failure {
-        effect,
+        effect: effect.into(),
         error: Error::new(kind, "It failed."),
     })
 }
 
-#[test]
-fn whatever_comes_the_agent_waits_for_something_and_leaves_no_call_unanswered() {
-    for seed in 0..300 {
-        let mut dice = Dice(seed);
+proptest! {
+    #![proptest_config(Config {
+        cases: 500,
+        rng_seed: RngSeed::Fixed(4),
+        failure_persistence: None,
+        ..Config::default()
+    })]
+
+    #[test]
+    fn whatever_comes_the_agent_waits_for_one_thing_and_every_prompt_is_valid(
+        context_tokens in prop::sample::select(vec![0, 3000, 8000, 100_000]),
+        repository in any::<bool>(),
+        ask in any::<bool>(),
+        steps in vec(vec(act(), 1..4), 1..60),
+    ) {
         let mut host = Host::new();
-        let mut waits = Waits {
-            open: true,
-            ..Waits::default()
-        };
-        let commands = host.start("{}");
-        waits.take(&host, false, &commands);
-        for _ in 0..60 {
-            if dice.below(40) == 0 {
-                host.iterations_left = dice.below(3) as u32;
-            }
-            let inputs = next_inputs(&mut host, &mut waits, &mut dice);
-            if inputs.is_empty() {
-                continue;
-            }
-            let said = inputs.iter().any(|i| matches!(i, Input::UserMessage(_)));
-            let commands = host.send(inputs);
-            waits.take(&host, said, &commands);
+        host.context_tokens = context_tokens;
+        host.repository = repository.then_some("https://example.org/a/b");
+        let settings = format!(r#"{{"ask":{ask}}}"#);
+        let start = host.start_input(&settings);
+        let mut world = World { host, awaited: Vec::new(), given_up: Vec::new(), open: true };
+        world.take(vec![start]);
+        for acts in &steps {
+            let inputs = acts.iter().filter_map(|act| world.input(act)).collect();
+            world.take(inputs);
         }
     }
 }

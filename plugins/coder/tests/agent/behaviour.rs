@@ -11,7 +11,9 @@ const LS: &str = r#"{"command":"ls"}"#;
 
 #[test]
 fn a_session_begins_with_a_model_call_over_the_whole_transcript() {
-    let (_, call) = Host::started();
+    let mut host = Host::new();
+    host.repository = Some("https://example.org/a/b");
+    let call = model_call(&host.start("{}"));
     let system = match &call.prompt[..] {
         [
             Part::Inline(system),
@@ -31,7 +33,14 @@ fn a_session_begins_with_a_model_call_over_the_whole_transcript() {
     let names: Vec<_> = call.tools.iter().map(|t| t.name.as_str()).collect();
     assert_eq!(
         names,
-        ["terminal", "file_editor", "think", "task_tracker", "finish"]
+        [
+            "terminal",
+            "file_editor",
+            "think",
+            "task_tracker",
+            "ask_user",
+            "finish"
+        ]
     );
     for tool in &call.tools {
         serde_json::from_str::<serde_json::Value>(&tool.input_schema).unwrap();
@@ -249,11 +258,45 @@ fn an_answer_cut_at_the_output_limit_goes_on() {
 }
 
 #[test]
-fn a_refusal_ends_the_task_and_leaves_no_call_open() {
+fn a_refusal_is_asked_about_once_and_leaves_no_call_open() {
     let (mut host, call) = Host::started();
     let content = vec![tool_call("a", "terminal", LS)];
     let commands = host.model_says(&call, content, StopReason::Refusal);
+    assert!(runs(&commands).is_empty());
+    let call = model_call(&commands);
+    let commands = host.model_says(&call, text("I will not."), StopReason::Refusal);
+    let error = failed(&commands);
+    assert_eq!(error.kind, ErrorKind::Refused);
+    assert!(error.message.contains("I will not."), "{}", error.message);
+    host.assert_answered();
+}
+
+#[test]
+fn a_refusal_of_the_provider_is_asked_about_once_too_and_forgiven_when_work_goes_on() {
+    let (mut host, mut call) = Host::started();
+    for n in 0..3 {
+        call = model_call(&host.fails(&call.effect, ErrorKind::Refused));
+        let thought = format!(r#"{{"thought":"{n}"}}"#);
+        call = model_call(&host.model_calls(&call, &[(&format!("c{n}"), "think", &thought)]));
+    }
+    call = model_call(&host.fails(&call.effect, ErrorKind::Refused));
+    let commands = host.fails(&call.effect, ErrorKind::Refused);
     assert_eq!(failed(&commands).kind, ErrorKind::Refused);
+}
+
+#[test]
+fn calls_that_can_never_be_run_are_given_up() {
+    let (mut host, mut call) = Host::started();
+    for n in 1..=5 {
+        // Each is broken in another way, so it is no circle.
+        let broken = format!("{{\"command\": \"{n}");
+        let commands = host.model_calls(&call, &[(&format!("c{n}"), "terminal", &broken)]);
+        if n < 5 {
+            call = model_call(&commands);
+        } else {
+            assert_eq!(failed(&commands).code.as_deref(), Some("malformed"));
+        }
+    }
     host.assert_answered();
 }
 
@@ -277,6 +320,47 @@ fn without_tokens_left_the_task_ends_and_names_the_budget() {
             .message
             .contains("budget of tokens")
     );
+}
+
+#[test]
+fn without_money_left_the_task_ends_and_names_the_budget() {
+    let mut host = Host::new();
+    host.cost_left = Some(0);
+    let commands = host.start("{}");
+    assert!(failed(&commands).message.contains("budget of money"));
+}
+
+#[test]
+fn a_budget_with_room_for_one_more_turn_is_told_like_the_last_model_call() {
+    for what in ["tokens", "cost", "time"] {
+        let mut host = Host::new();
+        let left = |host: &mut Host, left: u64| match what {
+            "tokens" => host.tokens_left = Some(left),
+            "cost" => host.cost_left = Some(left),
+            _ => host.millis_left = Some(left),
+        };
+        left(&mut host, 10_000);
+        let mut call = model_call(&host.start("{}"));
+        // What the turn before took is what the next one is taken to take.
+        for (rest, told) in [
+            (8000, None),
+            (6500, None),
+            (4000, Some("last answer")),
+            (2600, Some("last answer")),
+            (1900, Some("two answers")),
+        ] {
+            left(&mut host, rest);
+            let thought = format!(r#"{{"thought":"{rest}"}}"#);
+            let id = format!("c{rest}");
+            call = model_call(&host.model_calls(&call, &[(&id, "think", &thought)]));
+            let last = inline(&call).last().unwrap().joined_text();
+            assert_eq!(inline(&call).len(), 1 + usize::from(told.is_some()));
+            assert!(
+                last.contains(told.unwrap_or("You are Lucid")),
+                "{what} {rest}: {last}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -340,8 +424,13 @@ fn a_prompt_that_is_too_long_is_made_shorter_at_a_reply() {
         let tools = runs(&host.model_calls(&call, &[(&format!("c{n}"), "terminal", &command)]));
         call = model_call(&host.tool_gives(&tools[0], "", 0));
     }
-    for from in [entries[2], entries[3]] {
+    for from in [entries[2], entries[3], host.transcript.len() as u64] {
         call = model_call(&host.fails(&call.effect, ErrorKind::ContextTooLong));
+        // Neither model gives a summary: then the part is left out.
+        for model in ["small", ""] {
+            assert_eq!(call.model, model);
+            call = model_call(&host.fails(&call.effect, ErrorKind::Upstream));
+        }
         let history: Vec<_> = call
             .prompt
             .iter()
@@ -370,13 +459,8 @@ fn a_message_while_the_model_writes_keeps_the_task_open() {
     let (mut host, call) = Host::started();
     assert!(host.user_says("And add a test.").is_empty());
     let next = model_call(&host.model_says(&call, text("Done."), StopReason::EndTurn));
-    assert!(
-        inline(&next)
-            .last()
-            .unwrap()
-            .joined_text()
-            .contains("another message")
-    );
+    let note = host.prompt(&next).last().unwrap().joined_text();
+    assert!(note.contains("another message"), "{note}");
     let commands = host.model_says(&next, text("Now it is."), StopReason::EndTurn);
     assert_eq!(outcome(&commands), &Outcome::Succeeded("Now it is.".into()));
 }
@@ -450,14 +534,25 @@ fn a_cancel_answers_every_tool_call_that_was_open() {
 fn an_answer_that_was_faster_than_its_cancel_leaves_no_call_open() {
     let (mut host, call) = Host::started();
     host.send(vec![Input::CancelRequested(String::new())]);
-    let commands = host.model_calls(&call, &[("a", "terminal", LS)]);
-    assert!(runs(&commands).is_empty());
-    host.assert_answered();
+    assert!(host.model_calls(&call, &[("a", "terminal", LS)]).is_empty());
+    let next = model_call(&host.user_says("Go on."));
+    assert!(!format!("{:?}", host.prompt(&next)).contains("terminal"));
+}
+
+#[test]
+fn a_message_in_the_step_that_ends_a_task_keeps_it_open() {
+    let (mut host, call) = Host::started();
+    let said = host.said_input("Use the other way.");
+    let commands = host.send(vec![Input::CancelRequested("stop".into()), said]);
+    assert_eq!(commands[0], Command::Cancel(call.effect));
+    model_call(&commands);
+    assert_eq!(commands.len(), 2);
 }
 
 #[test]
 fn the_same_call_with_the_same_result_is_pointed_out_and_then_given_up() {
-    let (mut host, mut call) = Host::started();
+    let mut host = Host::new();
+    let mut call = model_call(&host.start(r#"{"ask":false}"#));
     for n in 1..=5 {
         // Spaces in the arguments are no difference.
         let arguments = format!("{{\"command\":{}\"ls\"}}", " ".repeat(n));
@@ -465,6 +560,10 @@ fn the_same_call_with_the_same_result_is_pointed_out_and_then_given_up() {
         let commands = host.tool_gives(&tools[0], "same", 0);
         let notes: Vec<Message> = appended(&commands);
         assert_eq!(notes.len(), usize::from(n == 3), "{n}");
+        if let Some(note) = notes.first() {
+            let note = note.joined_text();
+            assert!(note.contains("terminal") && note.contains("ls"), "{note}");
+        }
         if n < 5 {
             call = model_call(&commands);
         } else {

@@ -9,11 +9,12 @@ use std::collections::BTreeSet;
 use lucid_coder::Coder;
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::policy::{
-    self, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Part, Snapshot, Start,
-    ToolReply, ToolRun, UserMessage,
+    self, Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Outcome,
+    Part, Question, Snapshot, Start, ToolReply, ToolRun, UserMessage,
 };
 use lucid_plugin::types::{
     Content, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition, ToolResult,
+    Usage,
 };
 use serde_json::json;
 
@@ -23,6 +24,11 @@ pub(crate) struct Host {
     pub(crate) step: u64,
     pub(crate) iterations_left: u32,
     pub(crate) tokens_left: Option<u64>,
+    pub(crate) cost_left: Option<u64>,
+    pub(crate) millis_left: Option<u64>,
+    /// How much the session's model reads; the small one reads as much.
+    pub(crate) context_tokens: u64,
+    pub(crate) repository: Option<&'static str>,
     pub(crate) effects: BTreeSet<String>,
 }
 
@@ -34,6 +40,10 @@ impl Host {
             step: 0,
             iterations_left: 100,
             tokens_left: None,
+            cost_left: None,
+            millis_left: None,
+            context_tokens: 0,
+            repository: None,
             effects: BTreeSet::new(),
         }
     }
@@ -57,24 +67,36 @@ impl Host {
             task: "Fix the bug".into(),
             entry: self.add(Message::user("Fix the bug")),
             workspace: "/workspace".into(),
-            repository: Some("https://example.org/a/b".into()),
-            branch: Some("main".into()),
-            model: "m".into(),
+            repository: self.repository.map(str::to_owned),
+            branch: self.repository.map(|_| "main".into()),
+            model: self.offer("large"),
+            small_model: self.offer("small"),
+            models: vec!["large".into(), "small".into()],
             instructions: vec!["Use tabs.".into()],
             tools: vec![tool("terminal"), tool("file_editor")],
             settings: settings.into(),
         })
     }
 
+    fn offer(&self, name: &str) -> ModelOffer {
+        ModelOffer {
+            name: name.into(),
+            context_tokens: self.context_tokens,
+            output_tokens: 0,
+            images: false,
+        }
+    }
+
     pub(crate) fn send(&mut self, inputs: Vec<Input>) -> Vec<Command> {
         let ctx = Context {
-            session: "s".into(),
+            session: "0199f1aa-0000-7000-8000-0000deadbeef".into(),
             step: self.step,
             now_ms: 0,
             seed: 0,
             iterations_left: self.iterations_left,
             tokens_left: self.tokens_left,
-            millis_left: None,
+            cost_left: self.cost_left,
+            millis_left: self.millis_left,
         };
         self.step += 1;
         let before = self.snapshot.take();
@@ -85,8 +107,13 @@ impl Host {
         for command in &done.commands {
             match command {
                 Command::Append(message) => self.transcript.push(message.clone()),
-                Command::CallModel(call) => self.name_effect(&call.effect),
+                Command::CallModel(call) => {
+                    self.name_effect(&call.effect);
+                    // What it does not hold now it does not hold later.
+                    assert_valid(&self.prompt(call));
+                }
                 Command::RunTool(run) => self.name_effect(&run.effect),
+                Command::Ask(question) => self.name_effect(&question.effect),
                 _ => {}
             }
         }
@@ -105,12 +132,40 @@ impl Host {
         self.transcript.len() as u64 - 1
     }
 
+    /// The messages of a prompt, as its parts name them.
+    pub(crate) fn prompt(&self, call: &ModelCall) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let length = self.transcript.len();
+        for part in &call.prompt {
+            match part {
+                Part::Inline(message) => messages.push(message.clone()),
+                Part::History(span) => {
+                    let first = usize::try_from(span.first).unwrap();
+                    let end = span.last.map_or(length, |last| last as usize + 1);
+                    assert!(first <= end && end <= length, "{span:?} of {length}");
+                    messages.extend(self.transcript[first..end].iter().cloned());
+                }
+            }
+        }
+        messages
+    }
+
     /// What the model says, as an input.
     pub(crate) fn reply_input(
         &mut self,
         effect: &str,
         content: Vec<Content>,
         stop: StopReason,
+    ) -> Input {
+        self.reply_with(effect, content, stop, NO_USAGE)
+    }
+
+    pub(crate) fn reply_with(
+        &mut self,
+        effect: &str,
+        content: Vec<Content>,
+        stop: StopReason,
+        usage: Usage,
     ) -> Input {
         let message = Message {
             role: Role::Assistant,
@@ -123,7 +178,7 @@ impl Host {
             entry,
             message,
             stop,
-            usage: NO_USAGE,
+            usage,
         })
     }
 
@@ -179,6 +234,15 @@ impl Host {
         self.send(vec![input])
     }
 
+    pub(crate) fn answers(&mut self, question: &Question, text: &str) -> Vec<Command> {
+        let entry = self.add(Message::user(text));
+        self.send(vec![Input::Answered(Answer {
+            effect: question.effect.clone(),
+            entry,
+            text: text.into(),
+        })])
+    }
+
     pub(crate) fn fails(&mut self, effect: &str, kind: ErrorKind) -> Vec<Command> {
         let error = Error::new(kind, "It failed.");
         self.send(vec![Input::EffectFailed(Failure {
@@ -189,20 +253,41 @@ impl Host {
 
     /// Every tool call of the transcript has exactly one answer.
     pub(crate) fn assert_answered(&self) {
-        let mut open: BTreeSet<&str> = BTreeSet::new();
-        for message in &self.transcript {
-            for piece in &message.content {
-                match piece {
-                    Content::ToolCall(call) => assert!(open.insert(&call.id), "{}", call.id),
-                    Content::ToolResult(r) => {
-                        assert!(open.remove(r.call_id.as_str()), "{} twice", r.call_id);
-                    }
-                    _ => {}
+        assert_answered(&self.transcript);
+    }
+}
+
+/// A prompt that any provider takes: the system message first and once, every call answered exactly
+/// once and before the model's next turn, no answer without its call, and the last word not the
+/// model's.
+fn assert_valid(messages: &[Message]) {
+    let (system, rest) = messages.split_first().unwrap();
+    assert_eq!(system.role, Role::System);
+    assert!(rest.iter().all(|message| message.role != Role::System));
+    assert_answered(rest);
+    let said = rest.iter().rfind(|message| !message.content.is_empty());
+    assert_ne!(said.unwrap().role, Role::Assistant, "{rest:#?}");
+}
+
+fn assert_answered(messages: &[Message]) {
+    let mut open: Vec<&str> = Vec::new();
+    for message in messages {
+        if message.role == Role::Assistant {
+            assert!(open.is_empty(), "not answered in time: {open:?}");
+        }
+        for piece in &message.content {
+            match piece {
+                Content::ToolCall(call) => open.push(&call.id),
+                Content::ToolResult(result) => {
+                    let call = open.iter().position(|id| *id == result.call_id);
+                    let call = call.unwrap_or_else(|| panic!("no call {}", result.call_id));
+                    open.remove(call);
                 }
+                _ => {}
             }
         }
-        assert!(open.is_empty(), "no answer to {open:?}");
     }
+    assert!(open.is_empty(), "no answer to {open:?}");
 }
 
 pub(crate) fn tool_call(id: &str, name: &str, arguments: &str) -> Content {
@@ -228,6 +313,15 @@ pub(crate) fn model_call(commands: &[Command]) -> ModelCall {
         .unwrap_or_else(|| panic!("no model call: {commands:?}"));
     assert!(calls.next().is_none(), "two model calls: {commands:?}");
     call
+}
+
+/// The one question among commands.
+pub(crate) fn question(commands: &[Command]) -> Question {
+    let question = commands.iter().find_map(|c| match c {
+        Command::Ask(question) => Some(question.clone()),
+        _ => None,
+    });
+    question.unwrap_or_else(|| panic!("no question: {commands:?}"))
 }
 
 pub(crate) fn runs(commands: &[Command]) -> Vec<ToolRun> {

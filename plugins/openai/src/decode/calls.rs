@@ -3,11 +3,9 @@
 //! Always holds: a call keeps the id it was first shown with; ids within a response differ; the
 //! same response gives the same ids, also where the server sends none.
 
-use lucid_plugin::llm::{Delta, ToolCallArguments, ToolCallStart};
+use lucid_plugin::llm::{Delta, ToolCallArguments, ToolCallStart, text_at};
 use lucid_plugin::types::ToolCall;
 use serde_json::Value;
-
-use super::text_at;
 
 /// The calls of one response.
 #[derive(Default)]

@@ -1,0 +1,288 @@
+//! From the shared vocabulary to a Messages request.
+//!
+//! Always holds: at most four blocks carry `cache_control`; a `thinking` setting that the model or
+//! the conversation does not allow is left out rather than refused.
+
+use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::files::{Files, Shown, encoded};
+use lucid_plugin::llm::{
+    CompletionRequest, Effort, Encoded, Framing, Params, Thinking, arguments, post, schema,
+};
+use lucid_plugin::types::{BlobRef, Content, Error, Header, ToolDefinition, ToolResult};
+use serde_json::{Map, Value, json};
+
+use crate::models::{Reasons, Ways, ways};
+use crate::{REDACTED, version};
+
+const RULES: Rules = Rules {
+    sent_back: goes_back,
+    in_ids: |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
+    longest_id: 64,
+};
+/// What a model writes where the policy sets no limit: the API wants one.
+const OUTPUT: u32 = 32_000;
+/// The API takes no less.
+const LEAST_BUDGET: u32 = 1_024;
+/// Lets a request say what becomes of reasoning that no longer fits the conversation before it.
+const BINDING: &str = "thinking-binding-controls-2026-08-01";
+
+pub(crate) fn encode(request: &CompletionRequest) -> Result<Encoded, Error> {
+    let params = Params::parse(&request.params)?;
+    let ways = ways(&request.model);
+    let conversation = Conversation::new(&request.messages, &RULES);
+    let mut to = post("/v1/messages");
+    to.headers.push(version());
+    if ways.bound {
+        to.headers.push(Header {
+            name: "anthropic-beta".into(),
+            value: BINDING.into(),
+        });
+    }
+    let framing = if request.streaming {
+        Framing::ServerSentEvents
+    } else {
+        Framing::WholeBody
+    };
+    encoded(to, framing, |files| {
+        body(request, &params, ways, &conversation, files)
+    })
+}
+
+fn body(
+    request: &CompletionRequest,
+    params: &Params,
+    ways: Ways,
+    conversation: &Conversation,
+    files: &mut Files,
+) -> Result<Value, Error> {
+    let limit = request.max_output_tokens.unwrap_or(OUTPUT).min(ways.output);
+    let mut body = Map::new();
+    body.insert("model".into(), request.model.clone().into());
+    body.insert("max_tokens".into(), limit.max(1).into());
+    let mut messages: Vec<Value> = conversation
+        .turns
+        .iter()
+        .map(|turn| message(turn, files))
+        .collect();
+    // What is most likely to be the same next time: tools and system, and the last two user turns,
+    // of which the earlier one was the last in the request before.
+    let users = messages.iter_mut().rev().filter(|m| m["role"] == "user");
+    for message in users.take(2) {
+        if let Some(last) = message["content"].as_array_mut().and_then(|c| c.last_mut()) {
+            keep(last);
+        }
+    }
+    body.insert("messages".into(), messages.into());
+    let mut tools = request
+        .tools
+        .iter()
+        .map(tool)
+        .collect::<Result<Vec<_>, _>>()?;
+    if let Some(last) = tools.last_mut() {
+        keep(last);
+        body.insert("tools".into(), tools.into());
+    }
+    if !conversation.system.is_empty() {
+        let mut text = json!({ "type": "text", "text": conversation.system.join("\n\n") });
+        keep(&mut text);
+        body.insert("system".into(), json!([text]));
+    }
+    if request.streaming {
+        body.insert("stream".into(), true.into());
+    }
+    if !params.stop.is_empty() {
+        body.insert("stop_sequences".into(), params.stop.clone().into());
+    }
+    thinking(params.thinking, ways, limit, conversation, &mut body);
+    let reasons = body
+        .get("thinking")
+        .is_some_and(|t| t["type"] != "disabled");
+    if ways.sampling() && !reasons {
+        // Several models refuse the two together.
+        match (params.temperature, params.top_p) {
+            (Some(temperature), _) => {
+                body.insert("temperature".into(), temperature.clamp(0.0, 1.0).into());
+            }
+            (None, Some(top_p)) => {
+                body.insert("top_p".into(), top_p.clamp(0.0, 1.0).into());
+            }
+            (None, None) => {}
+        }
+    }
+    Ok(Value::Object(body))
+}
+
+/// A breakpoint of the provider's prompt cache: all up to here is kept for some minutes.
+fn keep(block: &mut Value) {
+    block["cache_control"] = json!({ "type": "ephemeral" });
+}
+
+fn tool(tool: &ToolDefinition) -> Result<Value, Error> {
+    let mut schema = schema(tool)?;
+    if schema.get("type").is_none() {
+        schema["type"] = "object".into();
+    }
+    Ok(json!({
+        "name": tool.name,
+        "description": tool.description,
+        "input_schema": schema,
+    }))
+}
+
+fn message(turn: &Turn, files: &mut Files) -> Value {
+    match turn {
+        Turn::User(turn) => json!({ "role": "user", "content": user(turn, files) }),
+        Turn::Model(pieces) => {
+            // The API refuses an answer that ends in reasoning.
+            let end = pieces
+                .iter()
+                .rposition(|piece| !goes_back(piece))
+                .map_or(0, |last| last + 1);
+            let content: Vec<Value> = pieces[..end].iter().filter_map(said).collect();
+            json!({ "role": "assistant", "content": content })
+        }
+    }
+}
+
+fn user(turn: &UserTurn, files: &mut Files) -> Vec<Value> {
+    let results = turn
+        .results
+        .iter()
+        .map(|r| result(r, files))
+        .collect::<Vec<_>>();
+    let said = turn.said.iter().map(|said| match said {
+        Said::Text(text) => json!({ "type": "text", "text": text }),
+        Said::Image(blob) => picture(blob, files),
+    });
+    results.into_iter().chain(said).collect()
+}
+
+fn result(result: &ToolResult, files: &mut Files) -> Value {
+    let text = json!({ "type": "text", "text": result.text });
+    let mut content = vec![text];
+    // The API takes nothing but text with an error.
+    content.extend(result.blobs.iter().map(|blob| {
+        if result.is_error {
+            json!({ "type": "text", "text": Files::tell(blob) })
+        } else {
+            picture(blob, files)
+        }
+    }));
+    let mut block = json!({
+        "type": "tool_result",
+        "tool_use_id": result.call_id,
+        "content": content,
+    });
+    if result.is_error {
+        block["is_error"] = true.into();
+    }
+    block
+}
+
+fn picture(blob: &BlobRef, files: &mut Files) -> Value {
+    match files.show(blob) {
+        Shown::Told(text) => json!({ "type": "text", "text": text }),
+        Shown::Marked(marker) => json!({
+            "type": "image",
+            "source": { "type": "base64", "media_type": blob.media_type, "data": marker },
+        }),
+    }
+}
+
+/// Reasoning without a proof is another provider's, and would be refused.
+fn goes_back(piece: &Content) -> bool {
+    match piece {
+        Content::Thinking(thinking) => thinking.signature.is_some(),
+        Content::Other(custom) => {
+            custom.kind == REDACTED && serde_json::from_str::<String>(&custom.body).is_ok()
+        }
+        _ => false,
+    }
+}
+
+fn said(piece: &Content) -> Option<Value> {
+    Some(match piece {
+        Content::Text(text) => json!({ "type": "text", "text": text }),
+        Content::ToolCall(call) => json!({
+            "type": "tool_use",
+            "id": call.id,
+            "name": call.name,
+            "input": arguments(call),
+        }),
+        Content::Thinking(thinking) => json!({
+            "type": "thinking",
+            "thinking": thinking.text,
+            "signature": thinking.signature,
+        }),
+        Content::Other(custom) => json!({
+            "type": "redacted_thinking",
+            "data": serde_json::from_str::<String>(&custom.body).ok()?,
+        }),
+        _ => return None,
+    })
+}
+
+/// What the request says of reasoning, as the model's generation wants it said.
+fn thinking(
+    wanted: Option<Thinking>,
+    ways: Ways,
+    limit: u32,
+    conversation: &Conversation,
+    body: &mut Map<String, Value>,
+) {
+    let asked = wanted.is_some_and(|w| w != Thinking::Off);
+    let by_budget = match ways.reasons {
+        Reasons::Budget => true,
+        Reasons::Either => matches!(wanted, Some(Thinking::Budget(_))),
+        Reasons::Asked | Reasons::Unasked | Reasons::Always => false,
+    };
+    if by_budget {
+        let budget = wanted.map_or(0, Thinking::as_budget).max(LEAST_BUDGET);
+        // It must leave room for the answer, and cannot begin among calls that it did not lead to.
+        if asked && limit > LEAST_BUDGET && led_by_reasoning(conversation) {
+            let budget = budget.min(limit - 1);
+            body.insert(
+                "thinking".into(),
+                json!({ "type": "enabled", "budget_tokens": budget }),
+            );
+        }
+        return;
+    }
+    let mut thinking = match (ways.reasons, wanted) {
+        (Reasons::Either | Reasons::Asked, None | Some(Thinking::Off)) => return,
+        (Reasons::Unasked, Some(Thinking::Off)) => json!({ "type": "disabled" }),
+        (Reasons::Either, _) => json!({ "type": "adaptive" }),
+        // These hide what they think unless told to show it.
+        _ => json!({ "type": "adaptive", "display": "summarized" }),
+    };
+    if ways.bound {
+        thinking["block_binding"] = json!({ "prefix_mismatch_behavior": "drop_block" });
+    }
+    body.insert("thinking".into(), thinking);
+    let effort = match wanted {
+        None => None,
+        // What cannot be turned off is turned down.
+        Some(Thinking::Off) if ways.reasons == Reasons::Always => Some(Effort::Low),
+        Some(wanted) => wanted.as_effort(),
+    };
+    if let Some(effort) = effort {
+        let word = match effort {
+            Effort::Minimal | Effort::Low => "low",
+            Effort::Medium => "medium",
+            Effort::High => "high",
+            Effort::Max => "max",
+        };
+        body.insert("output_config".into(), json!({ "effort": word }));
+    }
+}
+
+/// Whether the answer that waits for results began with reasoning. None waits: fine as well.
+fn led_by_reasoning(conversation: &Conversation) -> bool {
+    let mut turns = conversation.turns.iter().rev();
+    match (turns.next(), turns.next()) {
+        (Some(Turn::User(user)), Some(Turn::Model(pieces))) if !user.results.is_empty() => {
+            pieces.first().is_some_and(goes_back)
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,69 @@
+//! Anthropic's Messages API.
+//!
+//! Always holds: a request carries no credential and no host (both are the deployment's); a model's
+//! reasoning goes back as it came, unread and in its place, or not at all; an event, block or member
+//! that is not known here is passed over.
+
+mod classify;
+mod decode;
+mod encode;
+mod models;
+
+use lucid_plugin::llm::{
+    Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
+};
+use lucid_plugin::types::{Error, Header, HttpRequest};
+
+pub use decode::EventDecoder;
+
+/// The version of the API that this adapter was written for.
+const VERSION: &str = "2023-06-01";
+/// What a block of reasoning that may not be read is kept as; the body is its data as JSON text.
+const REDACTED: &str = "anthropic.redacted-thinking";
+
+/// The adapter.
+pub struct Anthropic;
+
+impl Adapter for Anthropic {
+    type Decoder = EventDecoder;
+
+    fn describe() -> Descriptor {
+        Descriptor {
+            name: "anthropic".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            description: "Anthropic's Messages API.".into(),
+            default_base_url: "https://api.anthropic.com".into(),
+            default_model: "claude-opus-5-5".into(),
+            small_model: "claude-haiku-5-5".into(),
+            key: KeyPlace::Header("x-api-key".into()),
+        }
+    }
+
+    fn models(_: &str) -> Vec<ModelInfo> {
+        models::all()
+    }
+
+    fn probe(_: &str) -> Option<HttpRequest> {
+        let mut request = get("/v1/models");
+        request.query = vec![("limit".into(), "1".into())];
+        request.headers = vec![version()];
+        Some(request)
+    }
+
+    fn encode(_: &str, request: CompletionRequest) -> Result<Encoded, Error> {
+        encode::encode(&request)
+    }
+
+    fn classify(status: u16, headers: &[Header], body: &[u8]) -> Error {
+        classify::response(status, headers, body)
+    }
+}
+
+fn version() -> Header {
+    Header {
+        name: "anthropic-version".into(),
+        value: VERSION.into(),
+    }
+}
+
+lucid_plugin::export_llm!(Anthropic);

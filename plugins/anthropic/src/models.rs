@@ -1,0 +1,244 @@
+//! The models, and how each wants to be asked.
+//!
+//! Always holds: a Claude that is not in the list is asked as the newest ones are, since what a name
+//! stands for tomorrow is newer than this file; other people's models behind the same API are told
+//! nothing that a policy did not ask for. Figures are those of the provider's public pages of
+//! November 2026; a price that rises with the length of the prompt stands at its lowest.
+
+use lucid_plugin::llm::{ModelInfo, Prices, prices};
+
+/// How a model is told to reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reasons {
+    /// By a number of tokens, when asked.
+    Budget,
+    /// As it sees fit, when asked, or by a number of tokens.
+    Either,
+    /// As it sees fit, when asked.
+    Asked,
+    /// As it sees fit, unless told not to.
+    Unasked,
+    /// As it sees fit; told not to, it would refuse the request or the reasoning of its earlier answers.
+    Always,
+}
+
+/// How a model wants to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ways {
+    pub(crate) reasons: Reasons,
+    /// Whether its reasoning is bound to all that came before it, so that the API has to be told to
+    /// leave out what a condensed conversation no longer fits.
+    pub(crate) bound: bool,
+    /// The most it writes.
+    pub(crate) output: u32,
+}
+
+impl Ways {
+    /// Whether it takes `temperature` and `top_p`.
+    pub(crate) fn sampling(self) -> bool {
+        matches!(self.reasons, Reasons::Budget | Reasons::Either)
+    }
+}
+
+struct Model {
+    id: &'static str,
+    name: &'static str,
+    context: u64,
+    ways: Ways,
+    prices: Prices,
+}
+
+const fn model(
+    id: &'static str,
+    name: &'static str,
+    context: u64,
+    reasons: Reasons,
+    bound: bool,
+    prices: Prices,
+) -> Model {
+    let output = if context > 200_000 { 128_000 } else { 64_000 };
+    Model {
+        id,
+        name,
+        context,
+        ways: Ways {
+            reasons,
+            bound,
+            output,
+        },
+        prices,
+    }
+}
+
+const MILLION: u64 = 1_000_000;
+const OPUS: Prices = prices(5_000_000, 25_000_000, 500_000, 6_250_000);
+const SONNET: Prices = prices(3_000_000, 15_000_000, 300_000, 3_750_000);
+
+const MODELS: [Model; 13] = [
+    model(
+        "claude-fable-5-1",
+        "Claude Fable 5.1",
+        MILLION,
+        Reasons::Always,
+        true,
+        prices(10_000_000, 50_000_000, 250_000, 12_500_000),
+    ),
+    model(
+        "claude-opus-5-5",
+        "Claude Opus 5.5",
+        MILLION,
+        Reasons::Always,
+        true,
+        prices(4_000_000, 20_000_000, 200_000, 5_000_000),
+    ),
+    model(
+        "claude-sonnet-5-5",
+        "Claude Sonnet 5.5",
+        MILLION,
+        Reasons::Always,
+        true,
+        prices(2_000_000, 10_000_000, 100_000, 2_500_000),
+    ),
+    model(
+        "claude-haiku-5-5",
+        "Claude Haiku 5.5",
+        MILLION,
+        Reasons::Always,
+        true,
+        prices(100_000, 500_000, 10_000, 125_000),
+    ),
+    model(
+        "claude-opus-5",
+        "Claude Opus 5",
+        MILLION,
+        Reasons::Unasked,
+        false,
+        OPUS,
+    ),
+    model(
+        "claude-sonnet-5",
+        "Claude Sonnet 5",
+        MILLION,
+        Reasons::Unasked,
+        false,
+        prices(2_000_000, 10_000_000, 200_000, 2_500_000),
+    ),
+    model(
+        "claude-opus-4-8",
+        "Claude Opus 4.8",
+        MILLION,
+        Reasons::Asked,
+        false,
+        OPUS,
+    ),
+    model(
+        "claude-opus-4-7",
+        "Claude Opus 4.7",
+        MILLION,
+        Reasons::Asked,
+        false,
+        OPUS,
+    ),
+    model(
+        "claude-opus-4-6",
+        "Claude Opus 4.6",
+        MILLION,
+        Reasons::Either,
+        false,
+        OPUS,
+    ),
+    model(
+        "claude-sonnet-4-6",
+        "Claude Sonnet 4.6",
+        MILLION,
+        Reasons::Either,
+        false,
+        SONNET,
+    ),
+    model(
+        "claude-opus-4-5",
+        "Claude Opus 4.5",
+        200_000,
+        Reasons::Budget,
+        false,
+        OPUS,
+    ),
+    model(
+        "claude-sonnet-4-5",
+        "Claude Sonnet 4.5",
+        200_000,
+        Reasons::Budget,
+        false,
+        SONNET,
+    ),
+    model(
+        "claude-haiku-4-5",
+        "Claude Haiku 4.5",
+        200_000,
+        Reasons::Budget,
+        false,
+        prices(1_000_000, 5_000_000, 100_000, 1_250_000),
+    ),
+];
+
+pub(crate) fn all() -> Vec<ModelInfo> {
+    MODELS
+        .iter()
+        .map(|m| ModelInfo {
+            id: m.id.into(),
+            display_name: m.name.into(),
+            context_tokens: m.context,
+            output_tokens: m.ways.output.into(),
+            tools: true,
+            images: true,
+            thinking: true,
+            prices: Some(m.prices),
+        })
+        .collect()
+}
+
+/// By the model's name, with or without a date behind it and a route before it.
+pub(crate) fn ways(model: &str) -> Ways {
+    let name = model.rsplit('/').next().unwrap_or(model);
+    let known = MODELS.iter().find(|m| {
+        name.strip_prefix(m.id).is_some_and(|rest| {
+            let date = rest.strip_prefix(['-', '@']).unwrap_or("x");
+            rest.is_empty() || (date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit()))
+        })
+    });
+    known.map_or(
+        Ways {
+            reasons: if name.contains("claude") {
+                Reasons::Unasked
+            } else {
+                Reasons::Either
+            },
+            bound: false,
+            output: 64_000,
+        },
+        |m| m.ways,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_known_by_its_name_its_date_and_its_route() {
+        for name in [
+            "claude-haiku-4-5",
+            "claude-haiku-4-5-20251001",
+            "claude-haiku-4-5@20251001",
+            "anthropic/claude-haiku-4-5",
+        ] {
+            assert_eq!(ways(name).reasons, Reasons::Budget, "{name}");
+        }
+        assert_eq!(ways("claude-opus-5-5").reasons, Reasons::Always);
+        assert_eq!(ways("claude-opus-5").reasons, Reasons::Unasked);
+        for newer in ["claude-opus-5-9", "claude-opus-6"] {
+            assert_eq!(ways(newer).reasons, Reasons::Unasked, "{newer}");
+        }
+        assert_eq!(ways("kimi-k3").reasons, Reasons::Either);
+    }
+}

@@ -1,0 +1,83 @@
+//! What is left of the budgets: model calls, tokens, money and time.
+//!
+//! Always holds: a budget that is used up ends the task with a sentence that names it, and the model
+//! is told before, while it can still finish.
+
+use lucid_plugin::policy::Context;
+use lucid_plugin::types::{Error, ErrorKind};
+use serde::{Deserialize, Serialize};
+
+/// What was left when the model was asked last: the difference is what a turn takes.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Spent {
+    tokens_left: Option<u64>,
+    cost_left: Option<u64>,
+    millis_left: Option<u64>,
+}
+
+impl Spent {
+    /// The model is asked now.
+    pub(crate) fn note(&mut self, ctx: &Context) {
+        self.tokens_left = ctx.tokens_left;
+        self.cost_left = ctx.cost_left;
+        self.millis_left = ctx.millis_left;
+    }
+
+    /// How many more model calls there are, if each takes what the last turn took.
+    pub(crate) fn calls_left(&self, ctx: &Context) -> u64 {
+        let calls = |before: Option<u64>, left: Option<u64>| {
+            let left = left?;
+            let turn = before?.saturating_sub(left);
+            // What is not used up is enough for one.
+            left.checked_div(turn)
+                .map(|calls| calls.max(u64::from(left > 0)))
+        };
+        [
+            Some(u64::from(ctx.iterations_left)),
+            calls(self.tokens_left, ctx.tokens_left),
+            calls(self.cost_left, ctx.cost_left),
+            calls(self.millis_left, ctx.millis_left),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(u64::MAX)
+    }
+}
+
+/// What the model is told when the end is near.
+pub(crate) fn wrap_up(calls_left: u64) -> Option<&'static str> {
+    match calls_left {
+        1 => Some(
+            "[Budget: this is your last answer for this task. Call `finish` now, and say honestly \
+             what is done and what is not.]",
+        ),
+        2 => Some(
+            "[Budget: two answers are left for this task, this one included. Wrap up: make the \
+             last necessary step now, then call `finish`.]",
+        ),
+        _ => None,
+    }
+}
+
+/// The budget that is used up, as the error that ends the task.
+pub(crate) fn used_up(ctx: &Context) -> Option<Error> {
+    let (code, what) = if ctx.iterations_left == 0 {
+        ("iterations", "task's budget of model calls")
+    } else if ctx.tokens_left == Some(0) {
+        ("tokens", "session's budget of tokens")
+    } else if ctx.cost_left == Some(0) {
+        ("cost", "session's budget of money")
+    } else if ctx.millis_left == Some(0) {
+        ("time", "task's budget of time")
+    } else {
+        return None;
+    };
+    // Another message opens a task with its own calls and time; the session's budgets stay.
+    let then = match code {
+        "iterations" | "time" => "a further message goes on from there",
+        _ => "a new session can go on from there",
+    };
+    let text = format!("The {what} is used up. What was done so far is in the workspace; {then}.");
+    Some(Error::new(ErrorKind::Deadline, text).with_code(code))
+}

@@ -1,0 +1,121 @@
+//! How a task ends: what stands in its way, and what is said at the end.
+//!
+//! Always holds: the model is sent back once for each reason that it could not know or forgot, never
+//! again for the same, and not when the budget has no room for it. A task that was given up ends.
+
+use lucid_plugin::policy::{Commands, Context, Outcome};
+use lucid_plugin::types::{Error, ErrorKind, Message, ToolCall, ToolResult};
+use serde_json::json;
+
+use crate::close;
+use crate::state::{Ending, State, Waits};
+use crate::worktree::{LOOK, Worktree};
+
+pub(crate) const TERMINAL: &str = "terminal";
+/// So many model calls must be left to send the model back: one to act, one to finish.
+const ROOM: u64 = 2;
+
+/// The model wants to end the task, and all that it called along with that is answered.
+pub(crate) fn settle(ctx: &Context, s: &mut State, ending: Ending, out: &mut Commands) {
+    let looked = s.task.worktree.take();
+    if s.task.unread && ending.call_id.is_none() {
+        // Without it the prompt would end with the model's own text, and the user's words, which
+        // came while it was written, stand before that.
+        return out.append(Message::user(
+            "[While you wrote your last answer the user sent another message; it stands above \
+             that answer. Go on with it.]",
+        ));
+    }
+    if let Some(why) = objection(ctx, s, &ending, looked.as_ref()) {
+        return send_back(ending, &why, out);
+    }
+    if looked.is_none() && ending.success && looks(s) {
+        s.task.ending = Some(ending);
+        return look(ctx, s, out);
+    }
+    end(s, ending, looked.as_ref(), out);
+}
+
+fn objection(
+    ctx: &Context,
+    s: &mut State,
+    ending: &Ending,
+    looked: Option<&Worktree>,
+) -> Option<String> {
+    if s.task.unread {
+        return Some("Not finished: the user said something meanwhile. Read it first.".into());
+    }
+    if s.task.turn.bad {
+        return Some(
+            "Not finished: a tool you called along with `finish` failed. Look at its result first."
+                .into(),
+        );
+    }
+    if !ending.success || s.task.spent.calls_left(ctx) < ROOM {
+        return None;
+    }
+    let terminal = s.has_host_tool(TERMINAL);
+    if s.task.unverified && terminal && !std::mem::replace(&mut s.task.told_to_verify, true) {
+        return Some(
+            "Not finished yet: you changed files and have run nothing since. Verify the change \
+             first: run the tests that cover it, or build or run what you changed, and read the \
+             output. Then call `finish`. If there is nothing that could be run, call it at once."
+                .into(),
+        );
+    }
+    if s.task.told_to_push {
+        return None;
+    }
+    let objection = looked?.objection(s.branch.as_deref()?)?;
+    s.task.told_to_push = true;
+    Some(objection)
+}
+
+fn send_back(ending: Ending, why: &str, out: &mut Commands) {
+    match ending.call_id {
+        Some(id) => out.append_result(ToolResult::failed(id, why)),
+        // The text stands as the model's last word; without a note it would be the prompt's too.
+        None => out.append(Message::user(format!("[{why}]"))),
+    }
+}
+
+/// Whether git is asked what became of the work.
+fn looks(s: &State) -> bool {
+    s.branch.is_some() && s.task.worked && s.has_host_tool(TERMINAL)
+}
+
+fn look(ctx: &Context, s: &mut State, out: &mut Commands) {
+    let effect = format!("w{}", ctx.step);
+    let call = ToolCall {
+        id: format!("lucid-{effect}"),
+        name: TERMINAL.into(),
+        arguments: json!({ "command": LOOK, "timeout": 60 }).to_string(),
+    };
+    out.run_tool(effect.clone(), call);
+    s.task.waits = Waits::Worktree(effect);
+}
+
+/// Git answered, or could not.
+pub(crate) fn looked(s: &mut State, result: Option<&ToolResult>) {
+    s.task.waits = Waits::Nothing;
+    let read = result.filter(|result| !result.is_bad());
+    let read = read.map(|result| Worktree::read(&result.text));
+    s.task.worktree = Some(read.unwrap_or_default());
+}
+
+fn end(s: &mut State, ending: Ending, looked: Option<&Worktree>, out: &mut Commands) {
+    if let Some(id) = ending.call_id {
+        out.append_result(ToolResult::ok(id, "Finished."));
+    }
+    let mut message = ending.message;
+    if !ending.success {
+        let error = Error::new(ErrorKind::Unsupported, message).with_code("gave_up");
+        return close(s, Outcome::Failed(error));
+    }
+    let said = s.branch.as_deref().zip(looked);
+    if let Some(said) = said.and_then(|(own, looked)| looked.said(&message, own)) {
+        message.push_str("\n\n");
+        message.push_str(&said);
+    }
+    close(s, Outcome::Succeeded(message));
+}

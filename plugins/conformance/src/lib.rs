@@ -1,0 +1,179 @@
+//! What every model adapter must pass, as dev-dependency of its crate.
+//!
+//! Always holds: the suite knows no provider. What a provider sends is in a folder of recorded bodies,
+//! written after its public documentation; what it takes is a function that says what is wrong with a
+//! request. Events are cut by the crate the host cuts them with.
+//!
+//! The folder holds
+//! - `NAME.json`, what an answer means (see [`Expected`]), and beside it `NAME.sse`, the answer
+//!   streamed, or `NAME.whole.json`, the answer in one piece, or both;
+//! - `errors.json`, a list of refusals (see [`Refusal`]).
+//!
+//! ```no_run
+//! # use lucid_plugin::llm::Adapter;
+//! # fn checks<MyAdapter: Adapter>(valid: lucid_conformance::Valid) {
+//! let suite = lucid_conformance::Suite::<MyAdapter>::new("tests/recorded", valid);
+//! suite.answers();
+//! suite.refusals();
+//! suite.requests();
+//! suite.any_transcript();
+//! # }
+//! ```
+
+mod answers;
+mod requests;
+mod transcripts;
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use lucid_plugin::llm::{Adapter, CompletionRequest};
+use lucid_plugin::types::{ErrorKind, Header, Message};
+use serde::Deserialize;
+use serde_json::Value;
+
+pub use answers::{Answer, cut, decode};
+pub use transcripts::transcript;
+
+/// Says what is wrong with a request's body, after the provider's documentation.
+pub type Valid = fn(&Value) -> Result<(), String>;
+
+/// The suite for one adapter.
+pub struct Suite<A> {
+    folder: PathBuf,
+    valid: Valid,
+    adapter: PhantomData<A>,
+}
+
+/// What an answer means.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// In order: `{"text"}`, `{"thinking","signature"?}`, `{"call":{"id","name","arguments"}}` or
+    /// `{"other":{"kind","body"}}`.
+    pub content: Vec<Value>,
+    /// As in the WIT, such as `end-turn`.
+    pub stop: String,
+    /// Input, output, read from a cache, written to one.
+    pub usage: [u64; 4],
+}
+
+/// What a refusal means.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// The HTTP status; 0 for an error in the middle of a stream, whose event is `body`.
+    pub status: u16,
+    /// Name and value.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// JSON, or a text that is none.
+    pub body: Value,
+    /// As in the WIT, such as `rate-limited`.
+    pub kind: String,
+    /// The provider's own word, where the adapter must find it.
+    pub code: Option<String>,
+    /// When to try again, where the provider says so.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// Kinds of refusal that each provider has, and an adapter must tell apart.
+const KINDS: [&str; 8] = [
+    "invalid-input",
+    "unauthenticated",
+    "forbidden",
+    "not-found",
+    "rate-limited",
+    "overloaded",
+    "context-too-long",
+    "upstream",
+];
+/// A key that a server repeats in its refusal.
+const KEY: &str = "sk-the-key-of-the-tests-0123456789";
+
+impl<A: Adapter> Suite<A> {
+    /// Over a folder of recorded bodies; the path is from the crate's own folder.
+    pub fn new(folder: impl AsRef<Path>, valid: Valid) -> Self {
+        Self {
+            folder: folder.as_ref().into(),
+            valid,
+            adapter: PhantomData,
+        }
+    }
+
+    /// Every refusal is told for what it is, and none repeats the key.
+    pub fn refusals(&self) {
+        let text = self.read("errors.json");
+        let refusals: Vec<Refusal> = serde_json::from_str(&text).unwrap();
+        for refusal in &refusals {
+            let error = if refusal.status == 0 {
+                let stream = format!("data: {}\n\n", refusal.body);
+                decode::<A>(cut(&[stream.as_bytes()])).expect_err("an error was passed over")
+            } else {
+                let headers: Vec<Header> = refusal
+                    .headers
+                    .iter()
+                    .map(|(name, value)| Header {
+                        name: name.clone(),
+                        value: value.clone(),
+                    })
+                    .collect();
+                let body = match &refusal.body {
+                    Value::String(text) => text.clone(),
+                    json => json.to_string(),
+                };
+                A::classify(refusal.status, &headers, body.as_bytes())
+            };
+            assert_eq!(kind(error.kind), refusal.kind, "{refusal:?}: {error:?}");
+            assert_eq!(error.retry_after_ms, refusal.retry_after_ms, "{refusal:?}");
+            if refusal.code.is_some() {
+                assert_eq!(error.code, refusal.code, "{refusal:?}");
+            }
+            assert!(
+                !error.message.trim().is_empty() && !error.message.contains('<'),
+                "{error:?}"
+            );
+            assert!(!error.message.contains(KEY), "{error:?}");
+        }
+        for wanted in KINDS {
+            assert!(
+                refusals.iter().any(|refusal| refusal.kind == wanted),
+                "no refusal of kind {wanted} is recorded"
+            );
+        }
+        let key = refusals.iter().any(|r| r.body.to_string().contains(KEY));
+        assert!(key, "no recorded refusal repeats the key {KEY}");
+    }
+
+    fn read(&self, name: &str) -> String {
+        let path = self.folder.join(name);
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+}
+
+/// A request for the adapter's default model.
+pub fn request<A: Adapter>(messages: Vec<Message>) -> CompletionRequest {
+    CompletionRequest {
+        model: A::describe().default_model,
+        messages,
+        tools: Vec::new(),
+        max_output_tokens: None,
+        params: "{}".into(),
+        streaming: true,
+    }
+}
+
+fn kind(kind: ErrorKind) -> String {
+    let mut name = String::new();
+    for c in format!("{kind:?}")
+        .trim_start_matches("ErrorKind::")
+        .chars()
+    {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('-');
+        }
+        name.push(c.to_ascii_lowercase());
+    }
+    name
+}

@@ -1,0 +1,223 @@
+//! Requests: what an adapter makes of transcripts, held against the provider's rules.
+//!
+//! Always holds: any transcript is encoded; what cannot be sent is repaired or left out.
+
+use lucid_plugin::llm::{Adapter, Completion, CompletionRequest, Encoded};
+use lucid_plugin::types::{BlobRef, Content, ErrorKind, Message, Role, ToolDefinition, ToolResult};
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::{Value, json};
+
+use crate::{Suite, request, transcript};
+
+/// Headers that are the host's own.
+const HOSTS: [&str; 6] = [
+    "authorization",
+    "host",
+    "cookie",
+    "x-api-key",
+    "x-goog-api-key",
+    "proxy-authorization",
+];
+/// So many transcripts are tried.
+const CASES: u32 = 2_000;
+
+impl<A: Adapter> Suite<A> {
+    /// What must hold of requests whatever the provider.
+    pub fn requests(&self) {
+        self.knows_its_models();
+        self.sends_tools_and_params();
+        self.sends_pictures();
+        let probe = A::probe("").expect("no way to try a key");
+        assert_eq!((probe.method.as_str(), probe.body.len()), ("GET", 0));
+        no_host_header(&probe.headers);
+        for nonsense in ["[]", "{", "\"text\""] {
+            let mut wrong = request::<A>(vec![Message::user("Hi")]);
+            wrong.params = nonsense.into();
+            let error = A::encode("", wrong).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidInput, "{nonsense}");
+        }
+        for schema in ["{", "[]"] {
+            let mut wrong = request::<A>(vec![Message::user("Hi")]);
+            wrong.tools = vec![ToolDefinition {
+                name: "broken".into(),
+                description: String::new(),
+                input_schema: schema.into(),
+            }];
+            let error = A::encode("", wrong).unwrap_err();
+            assert!(error.message.contains("`broken`"), "{error:?}");
+        }
+    }
+
+    /// Any transcript, as far as two thousand of them tell.
+    pub fn any_transcript(&self) {
+        let mut runner = TestRunner::new(Config {
+            cases: CASES,
+            failure_persistence: None,
+            ..Config::default()
+        });
+        let result = runner.run(&transcript(), |messages| {
+            for streaming in [true, false] {
+                let mut request = request::<A>(messages.clone());
+                request.streaming = streaming;
+                self.encode(request);
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{error}");
+        }
+    }
+
+    /// An answer goes back, its calls answered, and the conversation goes on.
+    pub(crate) fn goes_back(&self, name: &str, completion: &Completion) {
+        let mut messages = vec![
+            Message::system("Be good."),
+            Message::user("Do it."),
+            completion.message.clone(),
+        ];
+        for piece in &completion.message.content {
+            if let Content::ToolCall(call) = piece {
+                messages.push(Message::tool(ToolResult::ok(&call.id, "done")));
+            }
+        }
+        let body = self.encode(request::<A>(messages.clone()));
+        messages.push(Message::user("And now?"));
+        self.encode(request::<A>(messages));
+        // What a provider must find again is in there.
+        let body = body.to_string();
+        for piece in &completion.message.content {
+            let kept = match piece {
+                Content::Thinking(thinking) => thinking.signature.clone(),
+                Content::ToolCall(call) => Some(call.name.clone()),
+                _ => None,
+            };
+            if let Some(kept) = kept {
+                assert!(body.contains(&kept), "{name}: {kept} is not sent back");
+            }
+        }
+    }
+
+    fn encode(&self, request: CompletionRequest) -> Value {
+        let encoded = A::encode("", request).unwrap();
+        assert_eq!(encoded.request.method, "POST");
+        assert!(encoded.request.path.starts_with('/'));
+        no_host_header(&encoded.request.headers);
+        let body = body(&encoded);
+        if let Err(wrong) = (self.valid)(&body) {
+            panic!("{wrong}\n{body:#}");
+        }
+        body
+    }
+
+    fn knows_its_models(&self) {
+        let about = A::describe();
+        let models = A::models("");
+        for name in [&about.default_model, &about.small_model] {
+            assert!(models.iter().any(|m| m.id == *name), "{name} is not known");
+        }
+        assert!(about.default_base_url.starts_with("https://"));
+        for model in &models {
+            assert!(model.output_tokens <= model.context_tokens, "{model:?}");
+            let prices = model.prices.expect("no price");
+            assert!(prices.cache_read <= prices.input, "{model:?}");
+            assert!(
+                prices.input <= prices.output && prices.input > 0,
+                "{model:?}"
+            );
+        }
+    }
+
+    fn sends_tools_and_params(&self) {
+        let schema = json!({
+            "type": "object",
+            "properties": {"path": {"type": "string", "description": "Where."}},
+            "required": ["path"],
+            "additionalProperties": false,
+        });
+        for model in A::models("") {
+            for params in [
+                "{}",
+                r#"{"temperature":0.5,"top_p":0.9,"stop":["END"],"x_new":{"a":1}}"#,
+                r#"{"thinking":false}"#,
+                r#"{"thinking":{"budget_tokens":2048}}"#,
+                r#"{"thinking":{"effort":"high"}}"#,
+                r#"{"thinking":"minimal","temperature":"hot"}"#,
+            ] {
+                let request = CompletionRequest {
+                    model: model.id.clone(),
+                    tools: vec![
+                        ToolDefinition::new("view", "Shows a file.", &schema),
+                        ToolDefinition::new("finish", "", &json!({"type": "object"})),
+                    ],
+                    max_output_tokens: Some(9_000),
+                    params: params.into(),
+                    ..request::<A>(vec![Message::system("Be good."), Message::user("Hi")])
+                };
+                let body = self.encode(request).to_string();
+                assert!(
+                    body.contains("Shows a file.") && body.contains("9000"),
+                    "{body}"
+                );
+                assert!(!body.contains("x_new"), "{body}");
+            }
+        }
+    }
+
+    fn sends_pictures(&self) {
+        let picture = |digit: char| BlobRef {
+            digest: format!("sha256:{}", digit.to_string().repeat(64)),
+            media_type: "image/png".into(),
+            size: 3,
+        };
+        let seen = ToolResult {
+            blobs: vec![picture('b'), picture('a')],
+            ..ToolResult::ok("c1", "There.")
+        };
+        let call = Content::ToolCall(lucid_plugin::types::ToolCall {
+            id: "c1".into(),
+            name: "view".into(),
+            arguments: "{}".into(),
+        });
+        let mut messages = vec![
+            Message {
+                role: Role::User,
+                content: vec![Content::Text("See".into()), Content::Image(picture('a'))],
+            },
+            Message {
+                role: Role::Assistant,
+                content: vec![call],
+            },
+            Message::tool(seen),
+        ];
+        let encoded = A::encode("", request::<A>(messages.clone())).unwrap();
+        self.encode(request::<A>(messages.clone()));
+        let placed: Vec<_> = encoded.files.iter().map(|f| f.blob.clone()).collect();
+        assert_eq!(placed, [picture('a'), picture('b')], "each once");
+        marks_occur_once(&encoded);
+        // Whoever writes a mark into a text gets no picture there.
+        let mark = encoded.files[0].marker.clone();
+        messages.push(Message::user(format!("What is {mark}? And {mark}:1?")));
+        let encoded = A::encode("", request::<A>(messages)).unwrap();
+        assert_eq!(encoded.files.len(), 2);
+        marks_occur_once(&encoded);
+    }
+}
+
+fn marks_occur_once(encoded: &Encoded) {
+    let body = String::from_utf8(encoded.request.body.clone()).unwrap();
+    for file in &encoded.files {
+        assert_eq!(body.matches(&file.marker).count(), 1, "{file:?}\n{body}");
+        assert!(file.marker.contains(&file.blob.digest));
+    }
+}
+
+fn body(encoded: &Encoded) -> Value {
+    serde_json::from_slice(&encoded.request.body).expect("a body that is not JSON")
+}
+
+fn no_host_header(headers: &[lucid_plugin::types::Header]) {
+    for header in headers {
+        let name = header.name.to_ascii_lowercase();
+        assert!(!HOSTS.contains(&name.as_str()), "{name} is the host's");
+    }
+}

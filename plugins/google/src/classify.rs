@@ -1,0 +1,89 @@
+//! What a refusal means: from status and body to an error the host can act on.
+//!
+//! Always holds: when the body says when to try again, that is passed on; the headers of this API
+//! mostly do not.
+
+use lucid_plugin::llm::refusal::{broken_off, kind_of_status, refusal, says_too_long};
+use lucid_plugin::llm::text_at;
+use lucid_plugin::types::{Error, ErrorKind, Header};
+use serde_json::Value;
+
+/// An answer whose status is not a success.
+pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
+    let body = String::from_utf8_lossy(body);
+    let error = error_in(&serde_json::from_str(&body).unwrap_or(Value::Null));
+    let (code, said) = (code(&error), text_at(&error, "message").unwrap_or_default());
+    let kind = kind(&error, said).unwrap_or_else(|| kind_of_status(status));
+    let mut refused = refusal(status, headers, &body, kind, code, said);
+    refused.retry_after_ms = retry_delay_ms(&error).or(refused.retry_after_ms);
+    refused
+}
+
+/// An error in the middle of an answer.
+pub(crate) fn midway(value: &Value) -> Error {
+    let error = error_in(value);
+    let said = text_at(&error, "message").unwrap_or_default();
+    let status = error.get("code").and_then(Value::as_u64);
+    let kind = kind(&error, said)
+        .or_else(|| Some(kind_of_status(u16::try_from(status?).ok()?)))
+        .unwrap_or(ErrorKind::Upstream);
+    let mut broken = broken_off(kind, code(&error), said);
+    broken.retry_after_ms = retry_delay_ms(&error);
+    broken
+}
+
+/// The API wraps it in a list where it was to answer with one.
+fn error_in(value: &Value) -> Value {
+    let value = value.get(0).unwrap_or(value);
+    value.get("error").unwrap_or(value).clone()
+}
+
+/// The most telling word: a detail's reason, else the status.
+fn code(error: &Value) -> Option<String> {
+    reason(error)
+        .or_else(|| text_at(error, "status"))
+        .map(Into::into)
+}
+
+fn details(error: &Value) -> impl Iterator<Item = &Value> {
+    error
+        .get("details")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+fn reason(error: &Value) -> Option<&str> {
+    details(error).find_map(|detail| text_at(detail, "reason"))
+}
+
+fn kind(error: &Value, said: &str) -> Option<ErrorKind> {
+    // A bad key is an invalid argument here.
+    if matches!(reason(error), Some("API_KEY_INVALID" | "API_KEY_EXPIRED"))
+        || said.contains("API key not valid")
+    {
+        return Some(ErrorKind::Unauthenticated);
+    }
+    Some(match text_at(error, "status")? {
+        "INVALID_ARGUMENT" | "OUT_OF_RANGE" if says_too_long(said) => ErrorKind::ContextTooLong,
+        "INVALID_ARGUMENT" | "OUT_OF_RANGE" => ErrorKind::InvalidInput,
+        // A region or an account without billing.
+        "FAILED_PRECONDITION" | "PERMISSION_DENIED" => ErrorKind::Forbidden,
+        "UNAUTHENTICATED" => ErrorKind::Unauthenticated,
+        "NOT_FOUND" => ErrorKind::NotFound,
+        "RESOURCE_EXHAUSTED" => ErrorKind::RateLimited,
+        "UNAVAILABLE" => ErrorKind::Overloaded,
+        "INTERNAL" | "UNKNOWN" | "DEADLINE_EXCEEDED" | "ABORTED" | "CANCELLED" => {
+            ErrorKind::Upstream
+        }
+        "UNIMPLEMENTED" => ErrorKind::Unsupported,
+        _ => return None,
+    })
+}
+
+/// Such as `"retryDelay": "34.074s"`.
+fn retry_delay_ms(error: &Value) -> Option<u64> {
+    let delay = details(error).find_map(|detail| text_at(detail, "retryDelay"))?;
+    let seconds: f64 = delay.strip_suffix('s')?.parse().ok()?;
+    (seconds.is_finite() && seconds >= 0.0).then_some((seconds * 1_000.0) as u64)
+}

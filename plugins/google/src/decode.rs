@@ -1,0 +1,239 @@
+//! From an answer, streamed or whole, to a completion.
+//!
+//! Always holds: a part that came with the proof of a thought stays a piece of its own, with the
+//! proof before it; an answer is whole only when the API said why it ended, or why it did not begin.
+
+use lucid_plugin::NO_USAGE;
+use lucid_plugin::llm::{
+    Completion, Decoder, Delta, Frame, ToolCallArguments, ToolCallStart, text_at, whole_json,
+};
+use lucid_plugin::types::{
+    Content, Custom, Error, Message, Role, StopReason, Thinking, ToolCall, Usage,
+};
+use serde_json::{Value, json};
+
+use crate::{OWN_ID, SIGNATURE, classify};
+
+/// Reads one answer.
+pub struct ChunkDecoder {
+    content: Vec<Content>,
+    /// Whether more text goes on with the last piece: not where that one was proven.
+    open: bool,
+    calls: usize,
+    /// The API's name for the answer, from which missing ids are made.
+    response: String,
+    stop: Option<StopReason>,
+    usage: Usage,
+    /// An answer that is not streamed, until it is there as a whole.
+    body: Vec<u8>,
+}
+
+impl Decoder for ChunkDecoder {
+    fn new(_: String) -> Self {
+        Self {
+            content: Vec::new(),
+            open: false,
+            calls: 0,
+            response: String::new(),
+            stop: None,
+            usage: NO_USAGE,
+            body: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, frame: Frame, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        let text = match frame {
+            Frame::Sse(event) => event.data,
+            Frame::Line(line) => line,
+            Frame::Body(bytes) => {
+                self.body.extend_from_slice(&bytes);
+                return Ok(());
+            }
+        };
+        let text = text.trim();
+        if text.is_empty() || text == "[DONE]" {
+            return Ok(());
+        }
+        let chunk = serde_json::from_str(text).map_err(|e| {
+            Error::upstream(format!("The provider sent a piece that is not JSON: {e}."))
+        })?;
+        self.chunk(&chunk, deltas)
+    }
+
+    fn finish(mut self) -> Result<Completion, Error> {
+        if !self.body.is_empty() {
+            let body = std::mem::take(&mut self.body);
+            // Without `alt=sse` a stream is a list of chunks.
+            match whole_json(&body)? {
+                Value::Array(chunks) => {
+                    for chunk in &chunks {
+                        self.chunk(chunk, &mut Vec::new())?;
+                    }
+                }
+                whole => self.chunk(&whole, &mut Vec::new())?,
+            }
+        }
+        let Some(stop) = self.stop else {
+            return Err(Error::upstream("The answer broke off before its end."));
+        };
+        Ok(Completion {
+            message: Message {
+                role: Role::Assistant,
+                content: self.content,
+            },
+            // The API has no reason of its own for it.
+            stop: if self.calls > 0 && stop == StopReason::EndTurn {
+                StopReason::ToolUse
+            } else {
+                stop
+            },
+            usage: self.usage,
+        })
+    }
+}
+
+impl ChunkDecoder {
+    fn chunk(&mut self, chunk: &Value, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        if chunk.get("error").is_some_and(|error| !error.is_null()) {
+            return Err(classify::midway(chunk));
+        }
+        if let (true, Some(id)) = (self.response.is_empty(), text_at(chunk, "responseId")) {
+            let plain = id.chars().filter(char::is_ascii_alphanumeric);
+            self.response = plain.take(24).collect();
+        }
+        let blocked = chunk
+            .get("promptFeedback")
+            .and_then(|f| text_at(f, "blockReason"));
+        if blocked.is_some_and(|reason| reason != "BLOCK_REASON_UNSPECIFIED") {
+            self.stop = Some(StopReason::Refusal);
+        }
+        if let Some(candidate) = chunk.get("candidates").and_then(|c| c.get(0)) {
+            let parts = candidate
+                .pointer("/content/parts")
+                .and_then(Value::as_array);
+            for part in parts.into_iter().flatten() {
+                self.part(part, deltas);
+            }
+            if let Some(reason) = text_at(candidate, "finishReason") {
+                self.stop = stop(reason).or(self.stop);
+            }
+        }
+        if let Some(usage) = chunk.get("usageMetadata").filter(|u| u.is_object()) {
+            self.usage = read_usage(usage);
+            deltas.push(Delta::Usage(self.usage));
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, part: &Value, deltas: &mut Vec<Delta>) {
+        let signature = text_at(part, "thoughtSignature");
+        let mut text = text_at(part, "text").unwrap_or_default();
+        // A blank text is not sent back, and must not leave its proof to the piece behind it.
+        if signature.is_some() && text.trim().is_empty() {
+            text = "";
+        }
+        let thought = part.get("thought").and_then(Value::as_bool) == Some(true);
+        let call = part.get("functionCall").filter(|call| call.is_object());
+        if thought {
+            if !text.is_empty() {
+                self.think(text);
+                deltas.push(Delta::Thinking(text.into()));
+            }
+            return;
+        }
+        if let Some(signature) = signature {
+            let alone = call.is_none() && text.is_empty();
+            self.content.push(Content::Other(Custom {
+                kind: SIGNATURE.into(),
+                body: json!({ "signature": signature, "alone": alone }).to_string(),
+            }));
+            self.open = false;
+        }
+        if !text.is_empty() {
+            match self.content.last_mut() {
+                Some(Content::Text(before)) if self.open => before.push_str(text),
+                _ => self.content.push(Content::Text(text.into())),
+            }
+            self.open = signature.is_none();
+            deltas.push(Delta::Text(text.into()));
+        }
+        if let Some(call) = call {
+            self.call(call, deltas);
+        }
+    }
+
+    fn think(&mut self, text: &str) {
+        if let Some(Content::Thinking(before)) = self.content.last_mut() {
+            before.text.push_str(text);
+            return;
+        }
+        self.content.push(Content::Thinking(Thinking {
+            text: text.into(),
+            signature: None,
+        }));
+        self.open = false;
+    }
+
+    /// A call comes whole.
+    fn call(&mut self, call: &Value, deltas: &mut Vec<Delta>) {
+        let taken = |id: &&str| {
+            self.content
+                .iter()
+                .any(|piece| matches!(piece, Content::ToolCall(call) if call.id == **id))
+        };
+        let id = match text_at(call, "id").filter(|id| !taken(id)) {
+            Some(id) => id.to_string(),
+            None if self.response.is_empty() => format!("{OWN_ID}{}", self.calls),
+            None => format!("{OWN_ID}{}_{}", self.response, self.calls),
+        };
+        self.calls += 1;
+        self.open = false;
+        let call = ToolCall {
+            id,
+            name: text_at(call, "name").unwrap_or_default().into(),
+            arguments: match call.get("args") {
+                Some(args @ Value::Object(_)) => args.to_string(),
+                _ => "{}".into(),
+            },
+        };
+        deltas.push(Delta::ToolCallStarted(ToolCallStart {
+            id: call.id.clone(),
+            name: call.name.clone(),
+        }));
+        deltas.push(Delta::ToolCallArguments(ToolCallArguments {
+            id: call.id.clone(),
+            fragment: call.arguments.clone(),
+        }));
+        self.content.push(Content::ToolCall(call));
+    }
+}
+
+fn stop(reason: &str) -> Option<StopReason> {
+    Some(match reason {
+        "FINISH_REASON_UNSPECIFIED" => return None,
+        "STOP" => StopReason::EndTurn,
+        "MAX_TOKENS" => StopReason::MaxTokens,
+        "SAFETY"
+        | "RECITATION"
+        | "BLOCKLIST"
+        | "PROHIBITED_CONTENT"
+        | "SPII"
+        | "LANGUAGE"
+        | "IMAGE_SAFETY"
+        | "IMAGE_PROHIBITED_CONTENT" => StopReason::Refusal,
+        _ => StopReason::Other,
+    })
+}
+
+/// The prompt's count holds what came from the cache, the answer's does not hold the thoughts.
+fn read_usage(usage: &Value) -> Usage {
+    let number = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let read = number("promptTokenCount") + number("toolUsePromptTokenCount");
+    let cached = number("cachedContentTokenCount").min(read);
+    Usage {
+        input_tokens: read - cached,
+        output_tokens: number("candidatesTokenCount") + number("thoughtsTokenCount"),
+        cache_read_tokens: cached,
+        cache_write_tokens: 0,
+    }
+}

@@ -1,0 +1,63 @@
+//! Google's Gemini API.
+//!
+//! Always holds: a request carries no credential and no host (both are the deployment's); the proof
+//! of a thought goes back with the piece it came with; a part, reason or member that is not known
+//! here is passed over.
+
+mod classify;
+mod decode;
+mod encode;
+mod models;
+mod schema;
+
+use lucid_plugin::llm::{
+    Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
+};
+use lucid_plugin::types::{Error, Header, HttpRequest};
+
+pub use decode::ChunkDecoder;
+
+/// What the proof of a thought is kept as, before the piece it belongs to. The body is a JSON object:
+/// `signature`, and `alone` where it came with an empty text.
+const SIGNATURE: &str = "google.thought-signature";
+/// How the ids begin that this adapter makes, since most models send none. The API never sees them.
+const OWN_ID: &str = "lucid_";
+
+/// The adapter.
+pub struct Google;
+
+impl Adapter for Google {
+    type Decoder = ChunkDecoder;
+
+    fn describe() -> Descriptor {
+        Descriptor {
+            name: "google".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            description: "Google's Gemini API.".into(),
+            default_base_url: "https://generativelanguage.googleapis.com".into(),
+            default_model: "gemini-3.8-flash".into(),
+            small_model: "gemini-3.5-flash-lite".into(),
+            key: KeyPlace::Header("x-goog-api-key".into()),
+        }
+    }
+
+    fn models(_: &str) -> Vec<ModelInfo> {
+        models::all()
+    }
+
+    fn probe(_: &str) -> Option<HttpRequest> {
+        let mut request = get("/v1beta/models");
+        request.query = vec![("pageSize".into(), "1".into())];
+        Some(request)
+    }
+
+    fn encode(_: &str, request: CompletionRequest) -> Result<Encoded, Error> {
+        encode::encode(&request)
+    }
+
+    fn classify(status: u16, headers: &[Header], body: &[u8]) -> Error {
+        classify::response(status, headers, body)
+    }
+}
+
+lucid_plugin::export_llm!(Google);

@@ -1,0 +1,165 @@
+//! What chat completions take, after OpenAI's public documentation, and what the stricter of its
+//! imitators refuse.
+//!
+//! Always holds: this knows nothing of the adapter.
+
+use serde_json::Value;
+
+type Checked = Result<(), String>;
+
+const MEMBERS: [&str; 12] = [
+    "model",
+    "messages",
+    "tools",
+    "stream",
+    "stream_options",
+    "max_completion_tokens",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "stop",
+    "reasoning_effort",
+    "n",
+];
+
+/// Says what a server would refuse.
+pub(crate) fn valid(body: &Value) -> Checked {
+    for name in body.as_object().ok_or("not an object")?.keys() {
+        need(MEMBERS.contains(&name.as_str()), || {
+            format!("unknown member {name}")
+        })?;
+    }
+    let model = body["model"].as_str().unwrap_or_default();
+    let (tools, effort) = (list(&body["tools"]), body["reasoning_effort"].as_str());
+    let newest = ["gpt-5.5", "gpt-5.6", "gpt-6"]
+        .iter()
+        .any(|m| model.starts_with(m));
+    if newest && !tools.is_empty() {
+        need(effort == Some("none"), || {
+            format!("{model} with tools and effort {effort:?}")
+        })?;
+    }
+    if model.starts_with("gpt-4") {
+        need(effort.is_none(), || format!("{model} does not reason"))?;
+    } else if model.starts_with("gpt-") || model.starts_with('o') {
+        for name in ["temperature", "top_p", "stop"] {
+            need(body.get(name).is_none(), || {
+                format!("{model} takes no {name}")
+            })?;
+        }
+    }
+    for tool in tools {
+        named(&tool["function"]["name"])?;
+        need(tool["type"] == "function", || tool.to_string())?;
+        need(tool["function"]["parameters"].is_object(), || {
+            tool.to_string()
+        })?;
+    }
+    messages(list(&body["messages"]))
+}
+
+fn messages(messages: &[Value]) -> Checked {
+    let mut ids: Vec<&str> = Vec::new();
+    // Of the calls before, those that are not answered yet.
+    let mut open: Vec<&str> = Vec::new();
+    let mut before = "";
+    for (at, message) in messages.iter().enumerate() {
+        let role = message["role"].as_str().unwrap_or_default();
+        need(role == "tool" || open.is_empty(), || {
+            format!("{open:?} before {message}")
+        })?;
+        match role {
+            "system" => {
+                need(at == 0, || "a system message that is not the first".into())?;
+                text(&message["content"])?;
+            }
+            "user" => {
+                need(before != "user", || "two user messages".into())?;
+                user(&message["content"])?;
+            }
+            "assistant" => {
+                need(matches!(before, "user" | "tool"), || {
+                    format!("an answer after {before:?}")
+                })?;
+                open = assistant(message)?;
+                for id in &open {
+                    need(!ids.contains(id), || format!("id {id} twice"))?;
+                    ids.push(id);
+                }
+            }
+            "tool" => {
+                text(&message["content"])?;
+                need(!open.is_empty(), || format!("answers no call: {message}"))?;
+                let id = open.remove(0);
+                need(message["tool_call_id"] == id, || {
+                    format!("{message} answers {id}")
+                })?;
+            }
+            other => return Err(format!("role {other}")),
+        }
+        before = role;
+    }
+    need(matches!(before, "user" | "tool") && open.is_empty(), || {
+        format!("ends with {before:?}")
+    })
+}
+
+fn user(content: &Value) -> Checked {
+    let Some(parts) = content.as_array() else {
+        return text(content);
+    };
+    need(!parts.is_empty(), || "an empty message".into())?;
+    for part in parts {
+        if part["type"] == "image_url" {
+            let url = part["image_url"]["url"].as_str().unwrap_or_default();
+            need(url.starts_with("data:image/"), || part.to_string())?;
+        } else {
+            need(part["type"] == "text", || part.to_string())?;
+            text(&part["text"])?;
+        }
+    }
+    Ok(())
+}
+
+/// The ids of its calls.
+fn assistant(message: &Value) -> Result<Vec<&str>, String> {
+    let calls = list(&message["tool_calls"]);
+    if message["content"].is_null() {
+        need(!calls.is_empty(), || "an empty answer".into())?;
+    } else {
+        text(&message["content"])?;
+    }
+    let mut ids = Vec::new();
+    for call in calls {
+        named(&call["function"]["name"])?;
+        let arguments = call["function"]["arguments"].as_str().unwrap_or_default();
+        let object = serde_json::from_str::<Value>(arguments).is_ok_and(|a| a.is_object());
+        need(object && call["type"] == "function", || {
+            format!("no object: {call}")
+        })?;
+        let id = call["id"].as_str().unwrap_or_default();
+        need((1..=40).contains(&id.len()), || format!("id {id:?}"))?;
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+fn text(text: &Value) -> Checked {
+    let blank = text.as_str().unwrap_or_default().trim().is_empty();
+    need(!blank, || format!("blank: {text}"))
+}
+
+fn named(name: &Value) -> Checked {
+    let name = name.as_str().unwrap_or_default();
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let good = (1..=64).contains(&name.len()) && name.chars().all(fits);
+    need(good, || format!("a function named {name:?}"))
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn need(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}

@@ -1,0 +1,304 @@
+//! Makes of any transcript a conversation that a provider takes.
+//!
+//! What always holds of what comes out: user and model take turns, the user first and last; each
+//! tool call is answered exactly once, at the beginning of the turn behind it, in the calls' order;
+//! no id occurs twice, and no text is blank. The same transcript gives the same conversation, and one
+//! that goes on begins with the same turns but for the last two: a provider's cache stays.
+//!
+//! A transcript may hold what no provider takes: a call whose effect was lost, two answers to one
+//! call, an answer to none, a model's turn behind another. What cannot be sent is left out, what is
+//! missing is put in.
+
+use std::collections::BTreeSet;
+
+use crate::types::{BlobRef, Content, Message, Role, ToolCall, ToolResult};
+
+/// What one provider takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Whether a model's reasoning, or a vendor's own piece, is sent back. Text and calls always are.
+    pub sent_back: fn(&Content) -> bool,
+    /// What a call's id may be made of.
+    pub in_ids: fn(char) -> bool,
+    /// How long such an id may be.
+    pub longest_id: usize,
+}
+
+/// What is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conversation {
+    /// What the deployment says, wherever in the transcript it stood.
+    pub system: Vec<String>,
+    /// Who says what: see the module.
+    pub turns: Vec<Turn>,
+}
+
+/// What one side says at once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Turn {
+    /// The person, and the tools.
+    User(UserTurn),
+    /// The model: text, calls, and what the rules send back.
+    Model(Vec<Content>),
+}
+
+/// What the model reads at once.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct UserTurn {
+    /// One for each call of the turn before.
+    pub results: Vec<ToolResult>,
+    /// What comes behind them.
+    pub said: Vec<Said>,
+}
+
+/// What a person says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// Never blank.
+    Text(String),
+    /// A picture.
+    Image(BlobRef),
+}
+
+/// What stands in a place where the provider wants a user and there was none.
+pub const GO_ON: &str = "Continue.";
+/// What a call without an answer is answered with.
+pub const NO_RESULT: &str =
+    "There is no result: the call was not carried out, or its result was lost.";
+/// The text of a result that has none.
+pub const NO_OUTPUT: &str = "(no output)";
+
+impl Conversation {
+    /// What is sent of a transcript.
+    pub fn new(messages: &[Message], rules: &Rules) -> Self {
+        let mut draft = Draft::default();
+        for message in messages {
+            draft.take(message, rules);
+        }
+        draft.finish(rules)
+    }
+}
+
+/// A turn whose calls may still be answered.
+enum Open {
+    User(Vec<Said>),
+    Model {
+        pieces: Vec<Content>,
+        /// The answer to each call among the pieces, in their order.
+        answers: Vec<Option<ToolResult>>,
+    },
+}
+
+#[derive(Default)]
+struct Draft {
+    system: Vec<String>,
+    turns: Vec<Open>,
+}
+
+impl Draft {
+    fn take(&mut self, message: &Message, rules: &Rules) {
+        let mut said = Vec::new();
+        let mut pieces = Vec::new();
+        for piece in &message.content {
+            match (message.role, piece) {
+                (_, Content::ToolResult(result)) => self.answer(result),
+                (_, Content::Text(text)) if text.trim().is_empty() => {}
+                (Role::System, Content::Text(text)) => self.system.push(text.clone()),
+                (Role::Assistant, Content::Text(_) | Content::ToolCall(_)) => {
+                    pieces.push(piece.clone());
+                }
+                (Role::Assistant, Content::Thinking(_) | Content::Other(_))
+                    if (rules.sent_back)(piece) =>
+                {
+                    pieces.push(piece.clone());
+                }
+                (Role::User | Role::Tool, Content::Text(text)) => {
+                    said.push(Said::Text(text.clone()))
+                }
+                (Role::User | Role::Tool, Content::Image(blob)) => {
+                    said.push(Said::Image(blob.clone()));
+                }
+                _ => {}
+            }
+        }
+        self.user(said);
+        // Reasoning that led to nothing is not taken back by itself.
+        if pieces
+            .iter()
+            .any(|piece| matches!(piece, Content::Text(_) | Content::ToolCall(_)))
+        {
+            self.model(pieces);
+        }
+    }
+
+    /// The latest open call of this id is the one that was meant: a server may use an id again.
+    fn answer(&mut self, result: &ToolResult) {
+        for turn in self.turns.iter_mut().rev() {
+            let Open::Model { pieces, answers } = turn else {
+                continue;
+            };
+            let open = calls(pieces)
+                .zip(answers)
+                .find(|(call, answer)| call.id == result.call_id && answer.is_none());
+            if let Some((_, answer)) = open {
+                *answer = Some(result.clone());
+                return;
+            }
+        }
+    }
+
+    fn user(&mut self, said: Vec<Said>) {
+        if said.is_empty() {
+            return;
+        }
+        match self.turns.last_mut() {
+            Some(Open::User(before)) => before.extend(said),
+            _ => self.turns.push(Open::User(said)),
+        }
+    }
+
+    fn model(&mut self, pieces: Vec<Content>) {
+        let answers = calls(&pieces).map(|_| None).collect::<Vec<_>>();
+        if let Some(Open::Model {
+            pieces: before,
+            answers: open,
+        }) = self.turns.last_mut()
+        {
+            // A provider checks reasoning against the answer it came in: two answers stay two.
+            let whole = |pieces: &[Content]| {
+                pieces
+                    .iter()
+                    .any(|piece| matches!(piece, Content::Thinking(_) | Content::Other(_)))
+            };
+            if open.is_empty() && !whole(before) && !whole(&pieces) {
+                before.extend(pieces);
+                *open = answers;
+                return;
+            }
+        }
+        self.turns.push(Open::Model { pieces, answers });
+    }
+
+    fn finish(self, rules: &Rules) -> Conversation {
+        let mut ids = Ids {
+            rules,
+            taken: BTreeSet::new(),
+        };
+        let mut turns: Vec<Turn> = Vec::new();
+        // Of the model's turn before: they come first in the user's next.
+        let mut results: Vec<ToolResult> = Vec::new();
+        for turn in self.turns {
+            match turn {
+                Open::User(said) => {
+                    let results = std::mem::take(&mut results);
+                    turns.push(Turn::User(UserTurn { results, said }));
+                }
+                Open::Model {
+                    mut pieces,
+                    answers,
+                } => {
+                    if !matches!(turns.last(), Some(Turn::User(_))) {
+                        turns.push(Turn::User(answered(std::mem::take(&mut results))));
+                    }
+                    let called = pieces.iter_mut().filter_map(|piece| match piece {
+                        Content::ToolCall(call) => Some(call),
+                        _ => None,
+                    });
+                    for (call, answer) in called.zip(answers) {
+                        call.id = ids.next(&call.id);
+                        call.name = name(&call.name);
+                        let answer = answer.unwrap_or_else(|| ToolResult::failed("", NO_RESULT));
+                        results.push(result(answer, &call.id));
+                    }
+                    turns.push(Turn::Model(pieces));
+                }
+            }
+        }
+        if !matches!(turns.last(), Some(Turn::User(_))) {
+            turns.push(Turn::User(answered(results)));
+        }
+        Conversation {
+            system: self.system,
+            turns,
+        }
+    }
+}
+
+/// A user's turn that the transcript does not have.
+fn answered(results: Vec<ToolResult>) -> UserTurn {
+    let said = if results.is_empty() {
+        vec![Said::Text(GO_ON.into())]
+    } else {
+        Vec::new()
+    };
+    UserTurn { results, said }
+}
+
+fn result(answer: ToolResult, id: &str) -> ToolResult {
+    let text = if answer.text.trim().is_empty() {
+        NO_OUTPUT.into()
+    } else {
+        answer.text
+    };
+    ToolResult {
+        call_id: id.into(),
+        text,
+        ..answer
+    }
+}
+
+fn calls(pieces: &[Content]) -> impl Iterator<Item = &ToolCall> {
+    pieces.iter().filter_map(|piece| match piece {
+        Content::ToolCall(call) => Some(call),
+        _ => None,
+    })
+}
+
+/// Ids as the provider takes them, none twice.
+struct Ids<'a> {
+    rules: &'a Rules,
+    taken: BTreeSet<String>,
+}
+
+impl Ids<'_> {
+    fn next(&mut self, given: &str) -> String {
+        let fits = |c| {
+            if (self.rules.in_ids)(c) { c } else { '_' }
+        };
+        let mut base: String = given
+            .chars()
+            .map(fits)
+            .take(self.rules.longest_id)
+            .collect();
+        if base.is_empty() {
+            base = "call".into();
+        }
+        let mut id = base.clone();
+        let mut number = 1;
+        while !self.taken.insert(id.clone()) {
+            number += 1;
+            let end = format!("_{number}");
+            let room = self.rules.longest_id.saturating_sub(end.len());
+            id = base.chars().take(room).chain(end.chars()).collect();
+        }
+        id
+    }
+}
+
+/// A tool's name as all providers take it; a model may have called one that cannot exist.
+fn name(given: &str) -> String {
+    const LONGEST: usize = 64;
+    let fits = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '_' || c == '-' {
+            c
+        } else {
+            '_'
+        }
+    };
+    let name: String = given.chars().map(fits).take(LONGEST).collect();
+    match name.chars().next() {
+        None => "unknown".into(),
+        Some(first) if first.is_ascii_alphabetic() || first == '_' => name,
+        Some(_) => format!("_{name}").chars().take(LONGEST).collect(),
+    }
+}

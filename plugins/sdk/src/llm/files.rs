@@ -1,0 +1,99 @@
+//! Pictures in a request: the plugin writes a mark, the host puts the bytes in its place.
+//!
+//! Always holds: a mark occurs once in the body, whatever a model or a user has written.
+
+use super::{Encoded, Framing, Placed};
+use crate::types::{BlobRef, Error, Header, HttpRequest};
+
+/// What every provider here shows to its models.
+const PICTURES: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+/// So often another mark is tried before a request is given up as not to be encoded.
+const TRIES: u32 = 16;
+
+/// The pictures of a request that is being written.
+#[derive(Debug, Default)]
+pub struct Files {
+    placed: Vec<Placed>,
+    /// Tells marks from the same words in a text.
+    salt: u32,
+}
+
+/// How a picture is shown.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// By this mark, where the base64 of its bytes goes.
+    Marked(String),
+    /// By this sentence in its place.
+    Told(String),
+}
+
+impl Files {
+    /// What to write for a file. One that is in the request already is not sent twice.
+    pub fn show(&mut self, blob: &BlobRef) -> Shown {
+        let media_type = &blob.media_type;
+        if !PICTURES.contains(&media_type.as_str()) {
+            return Shown::Told(format!("[a file, {media_type}, not shown]"));
+        }
+        if self.placed.iter().any(|p| p.blob.digest == blob.digest) {
+            return Shown::Told("[the same picture as before]".into());
+        }
+        let marker = match self.salt {
+            0 => format!("lucid-blob:{}", blob.digest),
+            salt => format!("lucid-blob:{}:{salt}", blob.digest),
+        };
+        self.placed.push(Placed {
+            marker: marker.clone(),
+            blob: blob.clone(),
+        });
+        Shown::Marked(marker)
+    }
+
+    /// The same for a model that sees nothing.
+    pub fn tell(blob: &BlobRef) -> String {
+        format!("[a file, {}, not shown]", blob.media_type)
+    }
+
+    fn occur_once(&self, body: &str) -> bool {
+        self.placed
+            .iter()
+            .all(|placed| body.matches(placed.marker.as_str()).take(2).count() == 1)
+    }
+}
+
+/// A request with a JSON body. `write` may be called more than once, and must write the same except
+/// for the marks.
+pub fn encoded(
+    mut request: HttpRequest,
+    framing: Framing,
+    mut write: impl FnMut(&mut Files) -> Result<serde_json::Value, Error>,
+) -> Result<Encoded, Error> {
+    let accept = match framing {
+        Framing::ServerSentEvents => "text/event-stream",
+        Framing::JsonLines => "application/x-ndjson",
+        Framing::WholeBody => "application/json",
+    };
+    for (name, value) in [("content-type", "application/json"), ("accept", accept)] {
+        request.headers.push(Header {
+            name: name.into(),
+            value: value.into(),
+        });
+    }
+    for salt in 0..TRIES {
+        let mut files = Files {
+            placed: Vec::new(),
+            salt,
+        };
+        let body = write(&mut files)?.to_string();
+        if files.occur_once(&body) {
+            request.body = body.into_bytes();
+            return Ok(Encoded {
+                request,
+                files: files.placed,
+                framing,
+            });
+        }
+    }
+    Err(Error::invalid(
+        "The conversation repeats the mark of a picture in every form.",
+    ))
+}
