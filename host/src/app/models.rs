@@ -1,36 +1,36 @@
 //! Owns which model providers this deployment has, and how a model is asked.
 //!
-//! What always holds: the key of the deployment goes to the endpoint it was set for and to no other:
-//! `OPENAI_API_KEY` never to `LLM_BASE_URL`. A user's own key comes before the deployment's.
+//! What always holds: each adapter that is loaded is a provider, called by the adapter's name. A user's
+//! own key comes before the deployment's, and goes to the provider it came for and to no other. A
+//! model that the deployment does not allow is not asked, whoever names it.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+mod choice;
+mod served;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
-use url::Url;
+use secrecy::SecretString;
 
-use crate::config::Config;
-use crate::egress::{Answer, Egress, EgressError, EgressLimits, Endpoint, Injection};
-use crate::plugins::llm_types::{CompletionRequest, Delta, Framing};
+use self::served::{COMPATIBLE, Served};
+use crate::blobs::Blobs;
+use crate::config::{Config, ProviderSettings};
+use crate::egress::{Egress, EgressError, EgressLimits};
+use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::types::{Error, ErrorKind};
-use crate::plugins::{LlmPlugin, Plugins, Target, complete};
+use crate::plugins::{Plugins, Shown, Target, complete};
 use crate::secret::Secret;
 use crate::session::{
-    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Provider,
+    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Offers, Provider,
 };
 
-/// The adapter's settings; none so far.
+/// The adapters' settings; none so far.
 const SETTINGS: &str = "{}";
 /// A name that was sent is repeated only so far, in characters.
 const SHOWN: usize = 64;
-/// How long a session waits to hear whether its key is good.
-const CHECK: Duration = Duration::from_secs(5);
-/// How many good keys are remembered for each provider.
-const REMEMBERED: usize = 1024;
 
 /// Why the providers cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,64 +46,29 @@ pub enum ModelsError {
 /// The model providers of this deployment.
 pub(super) struct Providers {
     egress: Egress,
+    blobs: Blobs,
     /// In the order of their names.
     all: Vec<Arc<Served>>,
     default: String,
 }
 
-struct Served {
-    name: String,
-    llm: LlmPlugin,
-    endpoint: Endpoint,
-    key: Option<SecretString>,
-    /// A server of the operator's own may want no key.
-    keyless: bool,
-    model: String,
-    /// Digests of keys the provider took, so that each is asked about once.
-    taken: Mutex<HashSet<[u8; 32]>>,
-}
-
 impl Providers {
-    /// Each adapter that is loaded is a provider.
-    pub(super) fn new(plugins: &Plugins, config: &Config) -> Result<Self, ModelsError> {
+    /// Each adapter that is loaded is a provider. `blobs` has the files of conversations.
+    pub(super) fn new(
+        plugins: &Plugins,
+        config: &Config,
+        blobs: Blobs,
+    ) -> Result<Self, ModelsError> {
+        let default = default_provider(plugins, config);
         let mut all = Vec::new();
         for llm in plugins.llms() {
-            let name = llm.name().to_owned();
-            let descriptor = llm.descriptor();
-            // The only adapter there is speaks the protocol that LLM_BASE_URL is for.
-            let (base_url, key) = match &config.llm_base_url {
-                Some(url) => (url.clone(), config.llm_api_key.as_ref()),
-                None => {
-                    let url = Url::parse(&descriptor.default_base_url);
-                    let url = url.map_err(|_| ModelsError::BaseUrl(name.clone()))?;
-                    (
-                        url,
-                        config
-                            .openai_api_key
-                            .as_ref()
-                            .or(config.llm_api_key.as_ref()),
-                    )
-                }
-            };
-            all.push(Arc::new(Served {
-                endpoint: Endpoint::new(base_url, Injection::Bearer)?,
-                key: key.map(sendable),
-                keyless: config.llm_base_url.is_some(),
-                model: config
-                    .llm_model
-                    .clone()
-                    .unwrap_or_else(|| descriptor.default_model.clone()),
-                llm: llm.clone(),
-                taken: Mutex::default(),
-                name,
-            }));
+            let served = Served::new(llm, &config.models, llm.name() == default)?;
+            all.push(Arc::new(served));
         }
-        let default = config.default_model_provider.clone();
-        let default = default
-            .or_else(|| all.first().map(|served| served.name.clone()))
-            .unwrap_or_default();
+        let endpoints = all.iter().map(|served| &served.endpoint);
         Ok(Self {
-            egress: Egress::new(EgressLimits::default())?,
+            egress: Egress::new(EgressLimits::default(), endpoints)?,
+            blobs,
             all,
             default,
         })
@@ -116,9 +81,10 @@ impl Providers {
 
     /// The default provider's model; empty where there is no such provider.
     pub(super) fn default_model(&self) -> String {
-        self.named(&self.default)
-            .map(|served| served.model.clone())
-            .unwrap_or_default()
+        let model = self
+            .named(&self.default)
+            .and_then(|served| served.choice.default());
+        model.unwrap_or_default().to_owned()
     }
 
     fn named(&self, name: &str) -> Option<&Arc<Served>> {
@@ -126,72 +92,121 @@ impl Providers {
             .iter()
             .find(|served| served.name.eq_ignore_ascii_case(name))
     }
+
+    /// Which provider a request means, and which of its models. A model may bring its provider's name
+    /// along, as `provider/model`, where none is named beside it.
+    fn meant<'a>(
+        &'a self,
+        provider: Option<&str>,
+        model: Option<&'a str>,
+    ) -> Result<(&'a Arc<Served>, Option<&'a str>), CreateError> {
+        let unknown = |name: &str| CreateError::UnknownProvider(name.chars().take(SHOWN).collect());
+        if let Some(name) = provider {
+            return Ok((self.named(name).ok_or_else(|| unknown(name))?, model));
+        }
+        let default = self.named(&self.default);
+        if let Some((before, rest)) = model.and_then(|model| model.split_once('/'))
+            && let Some(other) = self.named(before)
+            && !model.is_some_and(|model| default.is_some_and(|d| d.choice.allows(model)))
+        {
+            return Ok((other, Some(rest)));
+        }
+        Ok((default.ok_or_else(|| unknown(&self.default))?, model))
+    }
+
+    /// Who answers a policy's call, and as which model.
+    fn called(&self, request: &ModelRequest) -> Result<(Arc<Served>, String), Error> {
+        let own = self
+            .named(&request.provider)
+            .ok_or_else(|| no_longer(&request.provider))?;
+        let wanted = &request.call.model;
+        if wanted.is_empty() || *wanted == request.model {
+            return Ok((own.clone(), request.model.clone()));
+        }
+        if own.choice.allows(wanted) {
+            return Ok((own.clone(), wanted.clone()));
+        }
+        if let Some((before, rest)) = wanted.split_once('/')
+            && let Some(other) = self.named(before)
+            && other.choice.allows(rest)
+            // A user's own key never goes to another provider.
+            && (Arc::ptr_eq(own, other) || other.usable(false))
+        {
+            return Ok((other.clone(), rest.to_owned()));
+        }
+        let shown: String = wanted.chars().take(SHOWN).collect();
+        Err(Error {
+            kind: ErrorKind::Forbidden,
+            code: Some("model".to_owned()),
+            message: format!(
+                "The agent asked for the model '{shown}', which is not offered to it."
+            ),
+            retry_after_ms: None,
+        })
+    }
 }
 
-impl Served {
-    fn usable(&self, own_key: bool) -> bool {
-        own_key || self.keyless || self.key.is_some()
+/// Whom a session asks that names nobody: the one that is set; else `openai`, unless only another one
+/// has a key.
+fn default_provider(plugins: &Plugins, config: &Config) -> String {
+    let settings = &config.models;
+    if let Some(named) = &settings.default_provider {
+        return named.clone();
     }
-
-    /// Fails where the provider says that it does not know the key. A provider that is slow, down or
-    /// answers oddly is no reason to refuse a session: the first call says more.
-    async fn check(&self, egress: &Egress, api_key: Option<Secret>) -> Result<(), CreateError> {
-        let own = api_key.as_ref().map(sendable);
-        let Some(key) = own.as_ref().or(self.key.as_ref()) else {
-            return Ok(());
-        };
-        let digest: [u8; 32] = Sha256::digest(key.expose_secret().as_bytes()).into();
-        if self.taken().contains(&digest) {
-            return Ok(());
-        }
-        let asked = tokio::time::timeout(CHECK, async {
-            let request = self.llm.probe(SETTINGS).await.result.ok()??;
-            let framing = Framing::WholeBody;
-            match egress
-                .send(&self.endpoint, Some(key), &request, framing)
-                .await
-                .ok()?
-            {
-                Answer::Frames(_) => Some(true),
-                Answer::Refused(no) => {
-                    let means = self.llm.classify(no.status, &no.headers, &no.body).await;
-                    let unknown = means.result.ok()?.kind == ErrorKind::Unauthenticated;
-                    unknown.then_some(false)
-                }
-            }
-        });
-        match asked.await {
-            Ok(Some(false)) => Err(CreateError::KeyRefused(self.name.clone())),
-            Ok(Some(true)) => {
-                let mut taken = self.taken();
-                if taken.len() >= REMEMBERED {
-                    taken.clear();
-                }
-                taken.insert(digest);
-                Ok(())
-            }
-            Ok(None) | Err(_) => Ok(()),
-        }
-    }
-
-    fn taken(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    let loaded = |name: &str| plugins.llm(name).is_some();
+    let keyed = |own: &&ProviderSettings| own.api_key.is_some() && loaded(own.name);
+    let general = settings.base_url.is_some() || settings.api_key.is_some();
+    let compatible = general || settings.of(COMPATIBLE).as_ref().is_some_and(keyed);
+    match settings.providers.iter().find(keyed) {
+        Some(own) if !compatible => own.name.to_owned(),
+        _ if loaded(COMPATIBLE) => COMPATIBLE.to_owned(),
+        _ => plugins
+            .llms()
+            .next()
+            .map(|llm| llm.name().to_owned())
+            .unwrap_or_default(),
     }
 }
 
 impl Models for Providers {
-    fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError> {
-        let name = name.unwrap_or(&self.default);
-        let served = self
-            .named(name)
-            .ok_or_else(|| CreateError::UnknownProvider(name.chars().take(SHOWN).collect()))?;
+    fn find(
+        &self,
+        name: Option<&str>,
+        model: Option<&str>,
+        has_key: bool,
+    ) -> Result<Provider, CreateError> {
+        let (served, model) = self.meant(name, model)?;
         if !served.usable(has_key) {
-            return Err(CreateError::MissingKey(served.name.clone()));
+            return Err(CreateError::MissingKey {
+                provider: served.name.clone(),
+                variable: served.variable,
+            });
         }
-        Ok(Provider {
-            name: served.name.clone(),
-            model: served.model.clone(),
-        })
+        match model.or(served.choice.default()) {
+            Some(model) if served.choice.allows(model) => Ok(Provider {
+                name: served.name.clone(),
+                model: model.to_owned(),
+            }),
+            other => Err(CreateError::UnknownModel {
+                model: other.unwrap_or_default().chars().take(SHOWN).collect(),
+                provider: served.name.clone(),
+                offered: served.choice.sentence(),
+            }),
+        }
+    }
+
+    fn offers(&self, provider: &str, model: &str) -> Offers {
+        let Some(own) = self.named(provider) else {
+            return Offers::only(model);
+        };
+        let mut offers = own.choice.offers(model);
+        let others = self.all.iter().filter(|other| !Arc::ptr_eq(own, other));
+        for other in others.filter(|other| other.usable(false)) {
+            let names = other.choice.names();
+            let full = names.iter().map(|name| format!("{}/{name}", other.name));
+            offers.names.extend(full);
+        }
+        offers
     }
 
     fn check(
@@ -215,13 +230,11 @@ impl Models for Providers {
         request: ModelRequest,
         deltas: DeltaSink,
     ) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
-        let found = self.named(&request.provider).cloned();
-        let egress = self.egress.clone();
+        let called = self.called(&request);
+        let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
         async move {
-            let Some(served) = found else {
-                return Err(no_longer(&request.provider));
-            };
-            ask(&egress, &served, request, &deltas).await
+            let (served, model) = called?;
+            ask(&egress, &blobs, &served, model, request, &deltas).await
         }
         .boxed()
     }
@@ -229,30 +242,37 @@ impl Models for Providers {
 
 async fn ask(
     egress: &Egress,
+    blobs: &Blobs,
     served: &Served,
+    model: String,
     request: ModelRequest,
     deltas: &DeltaSink,
 ) -> Result<ModelAnswer, Error> {
     let own = request.api_key.as_ref().map(sendable);
+    let own = own.filter(|_| served.name == request.provider);
+    let files = blobs.of(&request.session);
     let target = Target {
         egress,
         endpoint: &served.endpoint,
         key: own.as_ref().or(served.key.as_ref()),
         settings: SETTINGS,
+        files: files.as_ref(),
     };
     let call = request.call;
     let wanted = CompletionRequest {
-        model: call.model,
+        model,
         messages: request.messages,
         tools: call.tools,
         max_output_tokens: call.max_output_tokens,
         params: call.params,
         streaming: true,
     };
-    let show = |delta: &Delta| match delta {
-        Delta::Text(text) => deltas(DeltaKind::Text, text),
-        Delta::Thinking(text) => deltas(DeltaKind::Thinking, text),
-        Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_) | Delta::Usage(_) => {}
+    let show = |shown: Shown<'_>| match shown {
+        Shown::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
+        Shown::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
+        Shown::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_) | Delta::Usage(_)) => {
+        }
+        Shown::Reset => deltas(DeltaKind::Reset, ""),
     };
     let done = complete(&served.llm, target, &wanted, show).await?;
     tracing::debug!(
@@ -264,9 +284,14 @@ async fn ask(
     );
     let answer = done.completion;
     Ok(ModelAnswer {
+        cost: served.choice.cost(&wanted.model, &answer.usage),
         message: answer.message,
         stop: answer.stop,
         usage: answer.usage,
+        provider: served.name.clone(),
+        model: wanted.model,
+        tries: done.tries,
+        aside: call.aside,
     })
 }
 

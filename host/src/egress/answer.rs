@@ -1,7 +1,7 @@
 //! Owns how an answer is read: a refusal as a short body, an answer as frames.
 //!
-//! What always holds: a decoder never sees half a frame, of events and lines alike; each piece has a
-//! time limit and all of them together a size; after an error nothing more comes.
+//! What always holds: a decoder never sees half a frame, of events and lines alike, and never the key;
+//! each piece has a time limit and all of them together a size; after an error nothing more comes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,10 +11,9 @@ use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
-use secrecy::SecretString;
 use sse_stream::SseStream;
 
-use super::blank::{blank, blank_body, margin};
+use super::blank::Blanker;
 use super::error::words;
 use super::{EgressError, EgressLimits};
 use crate::plugins::llm_types::{Frame, Framing, Sse};
@@ -61,7 +60,7 @@ impl Stream for Frames {
 /// Reads as much of a refusal as is of use.
 pub(super) async fn refusal(
     mut response: Response,
-    key: Option<&SecretString>,
+    blanker: &Blanker,
     limits: &EgressLimits,
 ) -> Refusal {
     let headers = response
@@ -70,14 +69,21 @@ pub(super) async fn refusal(
         .filter(|(name, _)| !matches!(name.as_str(), "set-cookie" | "set-cookie2"))
         .map(|(name, value)| Header {
             name: name.as_str().to_owned(),
-            value: blank(&String::from_utf8_lossy(value.as_bytes()), key),
+            value: blanker
+                .text(&String::from_utf8_lossy(value.as_bytes()))
+                .into_owned(),
         })
         .collect();
     let status = response.status().as_u16();
-    let enough = limits.refusal + margin(key);
+    let enough = limits.refusal + blanker.margin();
     let mut body = Vec::new();
     // A refusal that breaks off is one all the same.
-    while let Ok(Ok(Some(piece))) = tokio::time::timeout(limits.idle, response.chunk()).await {
+    let mut whole = false;
+    while let Ok(Ok(piece)) = tokio::time::timeout(limits.idle, response.chunk()).await {
+        let Some(piece) = piece else {
+            whole = true;
+            break;
+        };
         let room = enough - body.len();
         body.extend_from_slice(&piece[..piece.len().min(room)]);
         if body.len() == enough {
@@ -87,7 +93,7 @@ pub(super) async fn refusal(
     Refusal {
         status,
         headers,
-        body: blank_body(&body, key, limits.refusal),
+        body: blanker.body(&body, whole, limits.refusal),
     }
 }
 
@@ -95,7 +101,7 @@ pub(super) async fn refusal(
 pub(super) fn frames(
     response: Response,
     framing: Framing,
-    key: Option<SecretString>,
+    blanker: Blanker,
     limits: &EgressLimits,
 ) -> Frames {
     let kind = response.headers().get(CONTENT_TYPE);
@@ -111,7 +117,10 @@ pub(super) fn frames(
         Framing::JsonLines => lines(pieces),
         Framing::WholeBody => whole(pieces),
     };
-    let blanked = frames.map_err(move |error| error.blanked(key.as_ref()));
+    let blanked = frames.map(move |frame| match frame {
+        Ok(frame) => Ok(blanker.frame(frame)),
+        Err(error) => Err(error.blanked(&blanker)),
+    });
     // Nothing comes after an error.
     let ended = blanked.scan(false, |ended, frame| {
         let next = (!*ended).then_some(frame);

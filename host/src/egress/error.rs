@@ -6,9 +6,8 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
-use super::blank::blank;
+use super::address;
+use super::blank::Blanker;
 use crate::plugins::text::clean;
 use crate::plugins::types;
 
@@ -32,6 +31,20 @@ pub enum EgressError {
         "the provider's key has characters that no header can hold; it may have been cut or quoted when it was copied"
     )]
     Key,
+    /// The adapter's place for the key.
+    #[error("the adapter wants its key in the header `{name}`, which cannot hold one")]
+    KeyHeader {
+        /// The header, cleaned and cut.
+        name: String,
+    },
+    /// An address that is not for models.
+    #[error(
+        "{host} is at an address that is not asked: a metadata service's, or a private one that no base URL names"
+    )]
+    Address {
+        /// Who was to be asked.
+        host: String,
+    },
     /// The plugin's path.
     #[error("the plugin asked for the path `{path}`, which is not allowed: {reason}")]
     Path {
@@ -86,7 +99,7 @@ pub enum EgressError {
     },
     /// It points elsewhere.
     #[error(
-        "{host} answered with a redirect (HTTP {status}), which is not followed, since the key would go along; correct the base URL"
+        "{host} answered with a redirect (HTTP {status}) that is not followed, since the key would go along: only one within the same server is, and only one that keeps the method; correct the base URL"
     )]
     Redirected {
         /// Who was asked.
@@ -117,6 +130,13 @@ pub enum EgressError {
 impl EgressError {
     /// A request that got no answer.
     pub(super) fn unsent(host: String, cause: reqwest::Error) -> Self {
+        let mut deeper = cause.source();
+        while let Some(found) = deeper {
+            if found.is::<address::Refused>() {
+                return Self::Address { host };
+            }
+            deeper = found.source();
+        }
         let connect = cause.is_connect() || cause.is_timeout();
         let detail = words(cause);
         if connect {
@@ -128,18 +148,20 @@ impl EgressError {
 
     /// The same without the key.
     #[must_use]
-    pub(super) fn blanked(mut self, key: Option<&SecretString>) -> Self {
+    pub(super) fn blanked(mut self, blanker: &Blanker) -> Self {
         match &mut self {
             Self::Client { detail: text }
+            | Self::KeyHeader { name: text }
             | Self::Path { path: text, .. }
             | Self::Method { method: text }
             | Self::HostHeader { name: text }
             | Self::Header { name: text, .. }
             | Self::Connect { detail: text, .. }
             | Self::Unreadable { detail: text }
-            | Self::Broken { detail: text } => *text = blank(text, key),
+            | Self::Broken { detail: text } => *text = blanker.text(text).into_owned(),
             Self::BaseUrl { .. }
             | Self::Key
+            | Self::Address { .. }
             | Self::FirstByte { .. }
             | Self::Idle { .. }
             | Self::Redirected { .. }
@@ -153,12 +175,14 @@ impl From<EgressError> for types::Error {
     /// In the vocabulary that policies and clients know. The kind says whether it is tried again.
     fn from(error: EgressError) -> Self {
         use types::ErrorKind::{
-            Deadline, Internal, InvalidInput, Unauthenticated, Unsupported, Upstream,
+            Deadline, Forbidden, Internal, InvalidInput, Unauthenticated, Unsupported, Upstream,
         };
         let (kind, code) = match &error {
             EgressError::Client { .. } => (Internal, "client"),
             EgressError::BaseUrl { .. } => (InvalidInput, "base-url"),
             EgressError::Key => (Unauthenticated, "key"),
+            EgressError::KeyHeader { .. } => (Internal, "key-header"),
+            EgressError::Address { .. } => (Forbidden, "address"),
             EgressError::Path { .. } => (Internal, "plugin-path"),
             EgressError::Method { .. } => (Internal, "plugin-method"),
             EgressError::HostHeader { .. } | EgressError::Header { .. } => {

@@ -1,10 +1,12 @@
 //! Owns the one place that talks to model providers.
 //!
 //! What always holds: a plugin says path, query, plain headers and body, and nothing else of a
-//! request; where it goes and what key goes along are the deployment's. A redirect is not followed,
-//! so a key never reaches another host. Every wait has a limit and every answer a size, and no error
-//! that comes back contains the key, whatever the provider echoes.
+//! request; where it goes and what key goes along are the deployment's. A redirect is followed on the
+//! same server only, and addresses are checked, so a key never reaches another host. Every wait has a
+//! limit and every answer a size, and nothing that comes back contains the key, whatever the provider
+//! echoes. Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY` …).
 
+mod address;
 mod answer;
 mod blank;
 mod error;
@@ -14,15 +16,17 @@ mod tests;
 
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderValue};
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use crate::plugins::llm_types::Framing;
+use crate::plugins::llm_types::{Framing, KeyPlace};
 use crate::plugins::types::HttpRequest;
 
 pub use answer::{Answer, Frames, Refusal};
-pub use blank::blank;
+pub use blank::{Blanker, blank};
 pub use error::EgressError;
 
 /// How long is waited for what, and how much is taken.
@@ -52,11 +56,44 @@ impl Default for EgressLimits {
     }
 }
 
+/// How many redirects are followed.
+const REDIRECTS: usize = 3;
+
 /// How a key goes along.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Injection {
     /// As `Authorization: Bearer …`.
     Bearer,
+    /// Alone, as the value of this header.
+    Header(HeaderName),
+}
+
+impl Injection {
+    /// As an adapter says that its provider wants it.
+    pub fn of(place: &KeyPlace) -> Result<Self, EgressError> {
+        match place {
+            KeyPlace::Bearer => Ok(Self::Bearer),
+            KeyPlace::Header(name) => request::key_header(name).map(Self::Header),
+        }
+    }
+
+    fn header(&self) -> HeaderName {
+        match self {
+            Self::Bearer => AUTHORIZATION,
+            Self::Header(name) => name.clone(),
+        }
+    }
+
+    fn value(&self, key: &SecretString) -> Result<HeaderValue, EgressError> {
+        let key = key.expose_secret();
+        let value = match self {
+            Self::Bearer => HeaderValue::from_str(&format!("Bearer {key}")),
+            Self::Header(_) => HeaderValue::from_str(key),
+        };
+        let mut value = value.map_err(|_| EgressError::Key)?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
 }
 
 /// Where a provider's API is.
@@ -64,11 +101,23 @@ pub enum Injection {
 pub struct Endpoint {
     base_url: Url,
     injection: Injection,
+    /// The deployment wrote the base URL: its host may be a private one.
+    named: bool,
 }
 
 impl Endpoint {
-    /// A base URL of the deployment's: `http` or `https`, a host, no credential, no fragment.
+    /// A base URL of the deployment's: `http` or `https`, a host, no credential, no fragment. It may
+    /// be on this machine or in a private network.
     pub fn new(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
+        Self::checked(base_url, injection, true)
+    }
+
+    /// A base URL that an adapter brings. It is on the public network.
+    pub fn public(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
+        Self::checked(base_url, injection, false)
+    }
+
+    fn checked(base_url: Url, injection: Injection, named: bool) -> Result<Self, EgressError> {
         let wrong = if !matches!(base_url.scheme(), "http" | "https") {
             "it must begin with http:// or https://"
         } else if !base_url.has_host() {
@@ -77,10 +126,13 @@ impl Endpoint {
             "it holds a credential, which belongs in the key"
         } else if base_url.fragment().is_some() {
             "it has a part behind `#`"
+        } else if !address::literal_allowed(&base_url, named) {
+            "its address is a metadata service's, or none that one server has"
         } else {
             return Ok(Self {
                 base_url,
                 injection,
+                named,
             });
         };
         Err(EgressError::BaseUrl { reason: wrong })
@@ -105,14 +157,21 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// Makes the client itself, so that one which follows redirects cannot get in.
-    pub fn new(limits: EgressLimits) -> Result<Self, EgressError> {
+    /// Makes the client itself, so that one which follows redirects cannot get in. The hosts of these
+    /// endpoints may be private where the deployment named them.
+    pub fn new<'a>(
+        limits: EgressLimits,
+        endpoints: impl IntoIterator<Item = &'a Endpoint>,
+    ) -> Result<Self, EgressError> {
+        let named = endpoints.into_iter().filter(|endpoint| endpoint.named);
+        let resolver = address::Resolver::new(named.map(Endpoint::host));
         // Somebody else may have done it; any provider will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
+            .dns_resolver(resolver)
             .connect_timeout(limits.connect)
             .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -131,8 +190,11 @@ impl Egress {
         request: &HttpRequest,
         framing: Framing,
     ) -> Result<Answer, EgressError> {
-        let sent = self.send_unblanked(endpoint, key, request, framing).await;
-        sent.map_err(|error| error.blanked(key))
+        let blanker = Blanker::new(key);
+        let sent = self
+            .send_unblanked(endpoint, key, request, framing, &blanker)
+            .await;
+        sent.map_err(|error| error.blanked(&blanker))
     }
 
     async fn send_unblanked(
@@ -141,49 +203,60 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
         framing: Framing,
+        blanker: &Blanker,
     ) -> Result<Answer, EgressError> {
-        let url = request::join(endpoint.base_url(), &request.path, &request.query)?;
+        let mut url = request::join(endpoint.base_url(), &request.path, &request.query)?;
         let method = request::method(&request.method)?;
-        let mut headers = request::headers(&request.headers)?;
+        let name = endpoint.injection.header();
+        let mut headers = request::headers(&request.headers, &name)?;
         if let Some(key) = key {
-            match endpoint.injection {
-                Injection::Bearer => {
-                    let mut value =
-                        HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))
-                            .map_err(|_| EgressError::Key)?;
-                    value.set_sensitive(true);
-                    headers.insert(AUTHORIZATION, value);
+            headers.insert(name, endpoint.injection.value(key)?);
+        }
+        let body = Bytes::from(request.body.clone());
+        let mut hops = 0;
+        let response = loop {
+            let sending = self
+                .client
+                .request(method.clone(), url.clone())
+                .headers(headers.clone())
+                .body(body.clone())
+                .send();
+            let response = tokio::time::timeout(self.limits.first_byte, sending)
+                .await
+                .map_err(|_| EgressError::FirstByte {
+                    host: endpoint.host(),
+                    limit: self.limits.first_byte,
+                })?
+                .map_err(|cause| EgressError::unsent(endpoint.host(), cause))?;
+            let status = response.status();
+            if !status.is_redirection() {
+                break response;
+            }
+            // The others turn a POST into a GET.
+            let keeps_method = matches!(
+                status,
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+            );
+            let next = request::follow(&url, response.headers().get(LOCATION));
+            match next {
+                Some(next) if keeps_method && hops < REDIRECTS => url = next,
+                _ => {
+                    return Err(EgressError::Redirected {
+                        host: endpoint.host(),
+                        status: status.as_u16(),
+                    });
                 }
             }
-        }
-        let sending = self
-            .client
-            .request(method, url)
-            .headers(headers)
-            .body(request.body.clone())
-            .send();
-        let response = tokio::time::timeout(self.limits.first_byte, sending)
-            .await
-            .map_err(|_| EgressError::FirstByte {
-                host: endpoint.host(),
-                limit: self.limits.first_byte,
-            })?
-            .map_err(|cause| EgressError::unsent(endpoint.host(), cause))?;
-        let status = response.status();
-        if status.is_redirection() {
-            return Err(EgressError::Redirected {
-                host: endpoint.host(),
-                status: status.as_u16(),
-            });
-        }
-        if !status.is_success() {
-            let refusal = answer::refusal(response, key, &self.limits).await;
+            hops += 1;
+        };
+        if !response.status().is_success() {
+            let refusal = answer::refusal(response, blanker, &self.limits).await;
             return Ok(Answer::Refused(refusal));
         }
         Ok(Answer::Frames(answer::frames(
             response,
             framing,
-            key.cloned(),
+            blanker.clone(),
             &self.limits,
         )))
     }

@@ -1,8 +1,8 @@
 //! Owns what of a plugin's request is sent, and what is refused.
 //!
 //! What always holds: the URL that comes out has the base URL's scheme, host and port, and a path
-//! below the base URL's path, whatever the plugin wrote; and no header that is the host's own is
-//! among the plugin's.
+//! below the base URL's path, whatever the plugin wrote; no header that is the host's own is among the
+//! plugin's, the one that holds the key first of all; and a redirect leads to the same server.
 
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
@@ -41,6 +41,19 @@ const HOST_HEADERS: &[&str] = &[
     "x-auth-token",
     "x-goog-api-key",
     "x-real-ip",
+];
+/// How a request is carried: a key in one of these would break it.
+const CARRYING: &[&str] = &[
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 const HOST_PREFIXES: &[&str] = &["proxy-", "sec-", "x-forwarded-", "x-amz-security-"];
 
@@ -130,7 +143,7 @@ pub(super) fn method(method: &str) -> Result<Method, EgressError> {
 }
 
 /// The plugin's headers, if all of them are its to set.
-pub(super) fn headers(headers: &[Header]) -> Result<HeaderMap, EgressError> {
+pub(super) fn headers(headers: &[Header], key: &HeaderName) -> Result<HeaderMap, EgressError> {
     let mut map = HeaderMap::with_capacity(headers.len() + 1);
     for header in headers {
         let refuse = |reason| EgressError::Header {
@@ -139,7 +152,8 @@ pub(super) fn headers(headers: &[Header]) -> Result<HeaderMap, EgressError> {
         };
         let name = HeaderName::from_bytes(header.name.as_bytes())
             .map_err(|_| refuse("that is not a header's name"))?;
-        let host = HOST_HEADERS.contains(&name.as_str())
+        let host = name == key
+            || HOST_HEADERS.contains(&name.as_str())
             || HOST_PREFIXES
                 .iter()
                 .any(|prefix| name.as_str().starts_with(prefix));
@@ -158,9 +172,81 @@ pub(super) fn headers(headers: &[Header]) -> Result<HeaderMap, EgressError> {
     Ok(map)
 }
 
+/// The header that an adapter wants its key in.
+pub(super) fn key_header(name: &str) -> Result<HeaderName, EgressError> {
+    let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
+    parsed
+        .filter(|name| !CARRYING.contains(&name.as_str()))
+        .ok_or_else(|| EgressError::KeyHeader {
+            name: clean(name, 100),
+        })
+}
+
+/// Where a redirect leads, if that is on the same server.
+pub(super) fn follow(url: &Url, location: Option<&HeaderValue>) -> Option<Url> {
+    let next = url.join(location?.to_str().ok()?).ok()?;
+    let same = next.scheme() == url.scheme()
+        && next.host() == url.host()
+        && next.port_or_known_default() == url.port_or_known_default()
+        && next.username().is_empty()
+        && next.password().is_none();
+    same.then_some(next)
+}
+
 #[cfg(test)]
 mod tests {
+    use reqwest::header::AUTHORIZATION;
+
     use super::*;
+
+    #[test]
+    fn the_header_that_holds_the_key_is_the_hosts_own_whatever_it_is_called() {
+        let name = key_header("X-Custom-Key").unwrap();
+        let header = Header {
+            name: "x-custom-key".to_owned(),
+            value: "mine".to_owned(),
+        };
+        assert!(headers(std::slice::from_ref(&header), &AUTHORIZATION).is_ok());
+        let refused = headers(&[header], &name).unwrap_err();
+        assert_eq!(
+            refused,
+            EgressError::HostHeader {
+                name: "x-custom-key".to_owned()
+            }
+        );
+        for wrong in ["host", "Content-Length", "a b", ""] {
+            assert!(key_header(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_is_followed_on_the_same_server_only() {
+        let url = Url::parse("https://api.example/v1/chat").unwrap();
+        let to = |text: &str| {
+            let location = HeaderValue::from_str(text).unwrap();
+            follow(&url, Some(&location)).map(String::from)
+        };
+        assert_eq!(
+            to("/v2/chat").as_deref(),
+            Some("https://api.example/v2/chat")
+        );
+        assert_eq!(
+            to("https://API.example:443/x").as_deref(),
+            Some("https://api.example/x")
+        );
+        for elsewhere in [
+            "http://api.example/v1/chat",
+            "https://api.example:444/",
+            "https://api.example.evil/",
+            "//evil.example/",
+            "https://user@api.example/",
+            "https://user:pw@api.example/",
+            "file:///etc/passwd",
+        ] {
+            assert_eq!(to(elsewhere), None, "{elsewhere}");
+        }
+        assert_eq!(follow(&url, None), None);
+    }
 
     fn joined(base: &str, path: &str) -> Result<String, EgressError> {
         join(&Url::parse(base).unwrap(), path, &[]).map(String::from)
@@ -245,7 +331,10 @@ mod tests {
                 value: "x".to_owned(),
             };
             let name = name.to_lowercase();
-            assert_eq!(headers(&[header]), Err(EgressError::HostHeader { name }));
+            assert_eq!(
+                headers(&[header], &AUTHORIZATION),
+                Err(EgressError::HostHeader { name })
+            );
         }
     }
 
@@ -255,15 +344,16 @@ mod tests {
             name: name.to_owned(),
             value: value.to_owned(),
         };
-        assert!(headers(&[header("x", "a\r\nAuthorization: b")]).is_err());
-        assert!(headers(&[header("x y", "a")]).is_err());
-        assert!(headers(&[header("", "a")]).is_err());
+        let fit = |list: &[Header]| headers(list, &AUTHORIZATION);
+        assert!(fit(&[header("x", "a\r\nAuthorization: b")]).is_err());
+        assert!(fit(&[header("x y", "a")]).is_err());
+        assert!(fit(&[header("", "a")]).is_err());
         let fine = [
             header("Content-Type", "application/json"),
             header("anthropic-beta", "a"),
         ];
-        assert_eq!(headers(&fine).unwrap().len(), 2);
-        assert!(headers(&vec![header("a", "b"); 65]).is_err());
+        assert_eq!(fit(&fine).unwrap().len(), 2);
+        assert!(fit(&vec![header("a", "b"); 65]).is_err());
     }
 
     #[test]

@@ -38,16 +38,16 @@ pub mod types {
 /// What the host and a policy tell each other, as in `wit/policy`.
 pub mod policy {
     pub use super::policy_world::exports::lucid::policy::policy::{
-        Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelReply,
-        Outcome, Part, Question, Snapshot, Span, Start, Timer, ToolReply, ToolRun, Transition,
-        UserMessage,
+        Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelOffer,
+        ModelReply, Outcome, Part, Question, Snapshot, Span, Start, Timer, ToolReply, ToolRun,
+        Transition, UserMessage,
     };
 }
 
 /// What the host and a model adapter tell each other, as in `wit/llm`.
 pub mod llm {
     pub use super::llm_world::exports::lucid::llm::provider::{
-        Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, ModelInfo, Sse,
-        ToolCallArguments, ToolCallStart,
+        Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, KeyPlace,
+        ModelInfo, Placed, Prices, Sse, ToolCallArguments, ToolCallStart,
     };
 }

@@ -1,20 +1,22 @@
 //! Owns one model call from end to end: encode, send, decode, and try again where that may help.
 //!
-//! What always holds: nothing is asked a second time once a viewer was shown anything of the first
-//! answer; an error that comes back does not contain the key; dropping the future drops the request
-//! and the decoder with it.
+//! What always holds: before anything is asked a second time, viewers are told to forget what they
+//! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
+//! the request and the decoder with it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
 use secrecy::SecretString;
 
 use super::bindings::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
-use super::bindings::types::{Error, ErrorKind, Header};
+use super::bindings::types::{Content, Error, ErrorKind, Header, Usage};
 use super::limits::Figures;
 use super::llm::LlmPlugin;
-use crate::egress::{Answer, Egress, Endpoint, Refusal, blank};
+use super::placing::place;
+use crate::blobs::SessionBlobs;
+use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal};
 
 /// How often it is tried again.
 const RETRIES: usize = 3;
@@ -36,12 +38,23 @@ pub struct Target<'a> {
     pub key: Option<&'a SecretString>,
     /// The deployment's settings for the adapter, a JSON object.
     pub settings: &'a str,
+    /// Where the conversation's files are; none where it can hold none.
+    pub files: Option<&'a SessionBlobs>,
+}
+
+/// What a viewer is shown of an answer before it is whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shown<'a> {
+    /// More of it.
+    Delta(&'a Delta),
+    /// It broke off and is asked for again: all that was shown of it is void.
+    Reset,
 }
 
 /// A model's answer, and what it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completed {
-    /// The answer.
+    /// The answer. Its usage is that of all tries together.
     pub completion: Completion,
     /// What the adapter used, all tries together.
     pub figures: Figures,
@@ -54,38 +67,56 @@ pub async fn complete(
     llm: &LlmPlugin,
     target: Target<'_>,
     request: &CompletionRequest,
-    on_delta: impl FnMut(&Delta) + Send,
+    show: impl FnMut(Shown<'_>) + Send,
 ) -> Result<Completed, Error> {
     let mut call = Call {
         llm,
         target,
         request,
-        on_delta,
+        show,
         shown: false,
+        wasted: None,
         figures: Figures::default(),
     };
     let answered = Box::pin(call.run()).await;
-    answered.map_err(|mut error| {
-        error.message = blank(&error.message, target.key);
-        error.code = error.code.map(|code| blank(&code, target.key));
-        error
-    })
+    let blanker = Blanker::new(target.key);
+    match answered {
+        Ok(mut completed) => {
+            // A key that came in pieces is whole only here.
+            for content in &mut completed.completion.message.content {
+                match content {
+                    Content::Text(text) => blanker.answer(text),
+                    Content::Thinking(thinking) => blanker.answer(&mut thinking.text),
+                    Content::ToolCall(call) => blanker.answer(&mut call.arguments),
+                    _ => {}
+                }
+            }
+            Ok(completed)
+        }
+        Err(mut error) => {
+            error.message = blanker.text(&error.message).into_owned();
+            error.code = error.code.map(|code| blanker.text(&code).into_owned());
+            Err(error)
+        }
+    }
 }
 
 struct Call<'a, F> {
     llm: &'a LlmPlugin,
     target: Target<'a>,
     request: &'a CompletionRequest,
-    on_delta: F,
+    show: F,
     shown: bool,
+    /// Tokens of tries that broke off, as far as they were told.
+    wasted: Option<Usage>,
     figures: Figures,
 }
 
-impl<F: FnMut(&Delta) + Send> Call<'_, F> {
+impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
     async fn run(&mut self) -> Result<Completed, Error> {
         let encoded = self.llm.encode(self.target.settings, self.request).await;
         self.figures += encoded.figures;
-        let encoded = encoded.result?;
+        let encoded = place(encoded.result?, self.request, self.target.files).await?;
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_PAUSE)
             .with_max_times(RETRIES)
@@ -93,7 +124,10 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
             .build();
         for tries in 1_u32.. {
             let error = match self.once(&encoded).await {
-                Ok(completion) => {
+                Ok(mut completion) => {
+                    if let Some(wasted) = &self.wasted {
+                        add(&mut completion.usage, wasted);
+                    }
                     return Ok(Completed {
                         completion,
                         figures: self.figures,
@@ -110,8 +144,11 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
                 tries,
                 pause_ms = pause.as_millis(),
                 "the model call is tried again: {}",
-                blank(&error.message, self.target.key)
+                Blanker::new(self.target.key).text(&error.message)
             );
+            if std::mem::take(&mut self.shown) {
+                (self.show)(Shown::Reset);
+            }
             tokio::time::sleep(pause).await;
         }
         Err(failure("the model call was tried too often"))
@@ -127,7 +164,7 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
             error.kind,
             ErrorKind::RateLimited | ErrorKind::Overloaded | ErrorKind::Upstream
         );
-        if self.shown || !passes {
+        if !passes {
             return None;
         }
         let wanted = Duration::from_millis(error.retry_after_ms.unwrap_or(0));
@@ -154,6 +191,7 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
         let decoder = self.llm.decoder(&self.request.model).await;
         self.figures += decoder.figures;
         let mut decoder = decoder.result?;
+        let mut told = None;
         let mut batches = frames.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
             let mut broken = None;
@@ -167,18 +205,41 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
             if !whole.is_empty() {
                 let pushed = decoder.push(&whole).await;
                 self.figures += pushed.figures;
-                for delta in pushed.result? {
+                let deltas = match pushed.result {
+                    Ok(deltas) => deltas,
+                    Err(error) => return Err(self.broke_off(told, error.into())),
+                };
+                for delta in deltas {
+                    if let Delta::Usage(usage) = &delta {
+                        told = Some(*usage);
+                    }
                     self.shown = true;
-                    (self.on_delta)(&delta);
+                    (self.show)(Shown::Delta(&delta));
                 }
             }
             if let Some(error) = broken {
-                return Err(error.into());
+                return Err(self.broke_off(told, error.into()));
             }
         }
         let finished = decoder.finish().await;
         self.figures += finished.figures;
-        Ok(finished.result?)
+        finished
+            .result
+            .map_err(|error| self.broke_off(told, error.into()))
+    }
+
+    /// What was generated of an answer is paid for, also where it never became whole.
+    fn broke_off(&mut self, told: Option<Usage>, error: Error) -> Error {
+        if let Some(told) = told {
+            let nothing = Usage {
+                input_tokens: 0,
+                output_tokens: 0,
+                cache_read_tokens: 0,
+                cache_write_tokens: 0,
+            };
+            add(self.wasted.get_or_insert(nothing), &told);
+        }
+        error
     }
 
     /// What a refusal means. Where the adapter does not read it, the provider's header says when.
@@ -192,7 +253,7 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
             Ok(mut error) => {
                 error.retry_after_ms = error
                     .retry_after_ms
-                    .or_else(|| retry_after_ms(&refusal.headers));
+                    .or_else(|| retry_after_ms(&refusal.headers, SystemTime::now()));
                 error
             }
             Err(error) => error.into(),
@@ -200,16 +261,39 @@ impl<F: FnMut(&Delta) + Send> Call<'_, F> {
     }
 }
 
-/// `retry-after` in seconds, or `retry-after-ms`. A date is not read.
-fn retry_after_ms(headers: &[Header]) -> Option<u64> {
+/// `retry-after-ms`, or `retry-after` in seconds or as a date.
+fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
     let header = |name: &str| {
-        let found = headers.iter().find(|header| header.name == name)?;
-        let value: f64 = found.value.trim().parse().ok()?;
+        let found = headers.iter().find(|header| header.name == name);
+        found.map(|header| header.value.trim())
+    };
+    let number = |text: &str| {
+        let value: f64 = text.parse().ok()?;
         (value.is_finite() && value >= 0.0).then_some(value)
     };
-    let millis = header("retry-after-ms").or_else(|| Some(header("retry-after")? * 1_000.0))?;
     // A float that is too large becomes the largest number, which is past every limit.
-    Some(millis as u64)
+    if let Some(millis) = header("retry-after-ms").and_then(number) {
+        return Some(millis as u64);
+    }
+    let after = header("retry-after")?;
+    if let Some(seconds) = number(after) {
+        return Some((seconds * 1_000.0) as u64);
+    }
+    let date = httpdate::parse_http_date(after).ok()?;
+    // One that has passed means at once.
+    let left = date.duration_since(now).unwrap_or_default();
+    u64::try_from(left.as_millis()).ok()
+}
+
+fn add(sum: &mut Usage, more: &Usage) {
+    for (sum, more) in [
+        (&mut sum.input_tokens, more.input_tokens),
+        (&mut sum.output_tokens, more.output_tokens),
+        (&mut sum.cache_read_tokens, more.cache_read_tokens),
+        (&mut sum.cache_write_tokens, more.cache_write_tokens),
+    ] {
+        *sum = sum.saturating_add(more);
+    }
 }
 
 fn failure(message: &str) -> Error {
@@ -226,22 +310,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_read_in_seconds_and_milliseconds() {
-        let header = |name: &str, value: &str| {
-            vec![Header {
+    fn retry_after_is_read_in_seconds_in_milliseconds_and_as_a_date() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").unwrap();
+        let read = |name: &str, value: &str| {
+            let header = Header {
                 name: name.to_owned(),
                 value: value.to_owned(),
-            }]
+            };
+            retry_after_ms(&[header], now)
         };
-        assert_eq!(retry_after_ms(&header("retry-after", "2")), Some(2_000));
-        assert_eq!(retry_after_ms(&header("retry-after", " 0.5 ")), Some(500));
-        assert_eq!(retry_after_ms(&header("retry-after-ms", "250")), Some(250));
-        for wrong in ["-1", "NaN", "inf", "", "Wed, 21 Oct 2026 07:28:00 GMT"] {
-            assert_eq!(
-                retry_after_ms(&header("retry-after", wrong)),
-                None,
-                "{wrong}"
-            );
+        assert_eq!(read("retry-after", "2"), Some(2_000));
+        assert_eq!(read("retry-after", " 0.5 "), Some(500));
+        assert_eq!(read("retry-after-ms", "250"), Some(250));
+        let date = |text| read("retry-after", text);
+        assert_eq!(date("Wed, 21 Oct 2026 07:28:03 GMT"), Some(3_000));
+        assert_eq!(date("Wed, 21 Oct 2026 07:27:00 GMT"), Some(0));
+        for wrong in ["-1", "NaN", "inf", "", "tomorrow"] {
+            assert_eq!(read("retry-after", wrong), None, "{wrong}");
         }
     }
 }

@@ -27,6 +27,7 @@ struct Inner {
     loaded: Loaded,
     pre: LlmPluginPre<Guest>,
     descriptor: Descriptor,
+    models: Vec<ModelInfo>,
 }
 
 impl std::fmt::Debug for LlmPlugin {
@@ -79,11 +80,14 @@ impl LlmPlugin {
             &descriptor.version,
             &mut descriptor.description,
         )?;
-        Ok(Self(Arc::new(Inner {
+        let mut inner = Inner {
             loaded,
             pre,
             descriptor,
-        })))
+            models: Vec::new(),
+        };
+        inner.models = known_models(&inner.loaded, &inner.pre).await?;
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The name it was loaded under.
@@ -101,12 +105,9 @@ impl LlmPlugin {
         &self.0.loaded.digest
     }
 
-    /// The models it knows.
-    pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
-        let settings = settings.to_owned();
-        fresh!(self, "models", |provider, store| {
-            provider.call_models(store, &settings).await.map(Ok)
-        })
+    /// The models it knows; others may work as well.
+    pub fn known_models(&self) -> &[ModelInfo] {
+        &self.0.models
     }
 
     /// A cheap request that only a good key passes, where the provider has one.
@@ -258,6 +259,25 @@ async fn describe(loaded: &Loaded, pre: &LlmPluginPre<Guest>) -> Result<Descript
             let plugin = pre.instantiate_async(&mut live.store).await?;
             let provider = plugin.lucid_llm_provider();
             provider.call_describe(&mut live.store).await.map(Ok)
+        });
+        Ok(called.result?)
+    })
+    .await
+}
+
+/// Pure, so it is asked once, without settings.
+async fn known_models(
+    loaded: &Loaded,
+    pre: &LlmPluginPre<Guest>,
+) -> Result<Vec<ModelInfo>, LoadError> {
+    boxed(async move {
+        let mut live = loaded.open(Lane::Call, "models").await?;
+        let settings = "{}".to_owned();
+        let called = call!(loaded, live, "models", {
+            let plugin = pre.instantiate_async(&mut live.store).await?;
+            let provider = plugin.lucid_llm_provider();
+            let models = provider.call_models(&mut live.store, &settings).await;
+            models.map(Ok)
         });
         Ok(called.result?)
     })

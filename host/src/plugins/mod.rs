@@ -5,7 +5,8 @@
 //! or another session: each call has limits, and passing one is an ordinary error of that call.
 //!
 //! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
-//! `policy` and `llm` the front of each kind, `complete` one model call from end to end.
+//! `policy` and `llm` the front of each kind, `complete` one model call from end to end, `placing` the
+//! files in it.
 
 mod admission;
 mod bindings;
@@ -15,6 +16,7 @@ mod guest;
 mod limits;
 mod live;
 mod llm;
+mod placing;
 mod policy;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,7 +26,7 @@ use std::collections::BTreeMap;
 
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
 pub use bindings::{llm as llm_types, policy as policy_types, types};
-pub use complete::{Completed, Target, complete};
+pub use complete::{Completed, Shown, Target, complete};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use limits::{CallError, Called, Figures, Limits, Place};
 pub use llm::{DecoderSession, LlmPlugin};

@@ -6,7 +6,7 @@ use super::*;
 use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::tests::{engine, guests};
 use crate::plugins::types::{Content, Error, ErrorKind};
-use crate::plugins::{Completed, Limits, LlmPlugin, Target, complete};
+use crate::plugins::{Completed, Limits, LlmPlugin, Shown, Target, complete};
 
 async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, Error>, Vec<Delta>) {
     let wasm = guests::llm(&guest);
@@ -27,13 +27,17 @@ async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, E
         endpoint,
         key: Some(&key),
         settings: "{}",
+        files: None,
     };
     // A session's task is moved between threads, so the call must be able to as well.
     fn sendable<F: Future + Send>(call: F) -> F {
         call
     }
     let mut deltas = Vec::new();
-    let call = complete(&llm, target, &request, |delta| deltas.push(delta.clone()));
+    let call = complete(&llm, target, &request, |shown| match shown {
+        Shown::Delta(delta) => deltas.push(delta.clone()),
+        Shown::Reset => deltas.clear(),
+    });
     let result = sendable(call).await;
     (result, deltas)
 }
@@ -116,19 +120,24 @@ async fn an_answer_that_breaks_before_anything_was_shown_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn nothing_is_asked_again_once_a_delta_was_shown() {
-    let (endpoint, log) = server(|_| {
+async fn an_answer_that_breaks_off_is_asked_for_again_and_what_was_shown_of_it_is_void() {
+    let (endpoint, log) = server(|number| {
+        let first = stream::iter([Ok("data: a\n\n")]);
+        if number > 0 {
+            return sse(Body::from_stream(first));
+        }
         let broken = async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             Err(std::io::Error::other("gone"))
         };
-        let first = stream::iter([Ok("data: a\n\n")]);
         sse(Body::from_stream(first.chain(stream::once(broken))))
     })
     .await;
     let (result, deltas) = called(guests::Llm::default(), &endpoint).await;
-    assert_eq!(result.unwrap_err().kind, ErrorKind::Upstream);
-    assert_eq!((deltas.len(), log.lock().unwrap().len()), (1, 1));
+    assert_eq!(result.unwrap().tries, 2);
+    // `called` forgets at a reset, as a client does.
+    assert_eq!(deltas, [Delta::Text("x".into())]);
+    assert_eq!(log.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]

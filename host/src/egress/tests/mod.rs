@@ -70,13 +70,16 @@ pub(super) async fn server(
 }
 
 pub(super) fn egress() -> Egress {
-    Egress::new(EgressLimits {
-        connect: Duration::from_secs(2),
-        first_byte: Duration::from_millis(500),
-        idle: Duration::from_millis(500),
-        response: 10_000,
-        refusal: 100,
-    })
+    Egress::new(
+        EgressLimits {
+            connect: Duration::from_secs(2),
+            first_byte: Duration::from_millis(500),
+            idle: Duration::from_millis(500),
+            response: 10_000,
+            refusal: 100,
+        },
+        [],
+    )
     .unwrap()
 }
 
@@ -143,7 +146,7 @@ async fn a_guests_own_authorization_never_leaves_the_host() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed_and_the_key_stays() {
+async fn a_redirect_to_another_server_is_not_followed_and_the_key_stays() {
     let (elsewhere, seen) = server(|_| "caught".into_response()).await;
     let to = elsewhere.base_url().to_string();
     for status in [301, 302, 307, 308] {
@@ -157,6 +160,91 @@ async fn a_redirect_is_not_followed_and_the_key_stays() {
         assert!(matches!(error, EgressError::Redirected { status: s, .. } if s == status));
     }
     assert!(seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_redirect_on_the_same_server_is_followed_a_few_times_with_method_body_and_key() {
+    let (endpoint, log) = server(|number| match number {
+        0 => (
+            StatusCode::PERMANENT_REDIRECT,
+            [("location", "/v2/chat?x=1")],
+        )
+            .into_response(),
+        _ => "ok".into_response(),
+    })
+    .await;
+    let got = frames(&endpoint, Framing::WholeBody).await.unwrap();
+    assert_eq!(got, [Frame::Body(b"ok".to_vec())]);
+    let seen = log.lock().unwrap()[1].clone();
+    assert_eq!(
+        (seen.uri.as_str(), &seen.body[..]),
+        ("/v2/chat?x=1", &b"{}"[..])
+    );
+    assert_eq!(seen.header("authorization"), ["Bearer sk-very-secret"]);
+    // One that asks for another method is not, and a circle has an end.
+    for status in [StatusCode::SEE_OTHER, StatusCode::TEMPORARY_REDIRECT] {
+        let (endpoint, log) =
+            server(move |_| (status, [("location", "/v1/chat")]).into_response()).await;
+        let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
+        assert!(matches!(error, EgressError::Redirected { .. }), "{error:?}");
+        let most = if status == StatusCode::SEE_OTHER {
+            1
+        } else {
+            1 + REDIRECTS
+        };
+        assert_eq!(log.lock().unwrap().len(), most);
+    }
+}
+
+#[tokio::test]
+async fn a_key_goes_into_the_header_that_the_adapter_names_and_into_no_other() {
+    let (endpoint, log) = server(|_| "ok".into_response()).await;
+    let place = KeyPlace::Header("X-Api-Key".to_owned());
+    let injection = Injection::of(&place).unwrap();
+    let endpoint = Endpoint::new(endpoint.base_url().clone(), injection).unwrap();
+    frames(&endpoint, Framing::WholeBody).await.unwrap();
+    let seen = log.lock().unwrap()[0].clone();
+    assert_eq!(seen.header("x-api-key"), ["sk-very-secret"]);
+    assert_eq!(seen.header("authorization"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_name_that_no_base_url_of_the_deployment_has_is_not_looked_for_in_private_networks() {
+    let url = Url::parse("http://localhost:9/v1").unwrap();
+    let public = Endpoint::public(url.clone(), Injection::Bearer).unwrap();
+    let error = asked(&public, Framing::WholeBody).await.unwrap_err();
+    assert!(
+        matches!(&error, EgressError::Address { host } if host == "localhost"),
+        "{error:?}"
+    );
+    let named = Endpoint::new(url, Injection::Bearer).unwrap();
+    let egress = Egress::new(EgressLimits::default(), [&named]).unwrap();
+    let sent = egress.send(&named, None, &post(), Framing::WholeBody).await;
+    assert!(matches!(sent, Err(EgressError::Connect { .. })), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_key_in_an_answer_never_reaches_a_plugin() {
+    use base64::Engine as _;
+    let encoded = base64::engine::general_purpose::STANDARD.encode("Bearer sk-very-secret");
+    let body =
+        format!("event: sk-very-secret\ndata: {{\"k\":\"sk-very-secret\"}}\n\ndata: {encoded}\n\n");
+    let (endpoint, _) = server(move |_| {
+        let bytes: Vec<_> = body
+            .bytes()
+            .map(|byte| Ok::<_, std::io::Error>(vec![byte]))
+            .collect();
+        sse(Body::from_stream(stream::iter(bytes)))
+    })
+    .await;
+    let got = frames(&endpoint, Framing::ServerSentEvents).await.unwrap();
+    let shown = format!("{got:?}");
+    assert_eq!(got.len(), 2);
+    assert_eq!(shown.matches("[secret]").count(), 3, "{shown}");
+    assert!(
+        !shown.contains("very-secret") && !shown.contains(&encoded),
+        "{shown}"
+    );
 }
 
 #[tokio::test]

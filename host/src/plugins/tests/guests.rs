@@ -83,7 +83,7 @@ pub(crate) fn policy(step: &str) -> Vec<u8> {
     (func (export "lucid:policy/policy@0.1.0#describe") (result i32) (i32.const {descriptor}))
     (func (export "lucid:policy/policy@0.1.0#migrate") (param i32 i32 i32) (result i32) unreachable)
     (func (export "lucid:policy/policy@0.1.0#step")
-      (param i32 i32 i64 i64 i64 i32 i32 i64 i32 i64 i32 i32 i32 i32 i32 i32) (result i32)
+      (param i32) (result i32)
       {step}))"#,
         data = image.data(),
         log = log[0],
@@ -116,7 +116,14 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
     let mut image = Image::new();
     let [name, version, about, url, model] =
         ["test", "1.2.3", "A test.", "https://example.org", "m"].map(|text| image.text(text));
-    let descriptor = image.words(&[name, version, about, url, model].concat());
+    let bearer = [0, 0, 0];
+    let descriptor = image.words(
+        &[
+            &[name, version, about, url, model, model].concat()[..],
+            &bearer,
+        ]
+        .concat(),
+    );
     let none = image.words(&[0, 0]);
     let no_probe = image.words(&[0; 11]);
     let [post, path, header, value, body] =
@@ -135,6 +142,8 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
         1,
         body[0],
         body[1],
+        0,
+        0,
         guest.framing,
     ]);
     let error = image.words(&[0; 12]);

@@ -1,0 +1,144 @@
+//! Owns which addresses model requests may go to.
+//!
+//! What always holds: addresses of cloud metadata services, of nobody and of many are refused;
+//! link-local ones unless the deployment's base URL is that very address; private ones and this
+//! machine's unless the deployment named the host. A name is connected to at the very addresses that
+//! were checked. Where a proxy is set, the proxy finds the address, and its checks hold.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
+use url::{Host, Url};
+
+use crate::git_gateway::address_allowed;
+
+/// Where the environment names proxies.
+const PROXIES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// A name leads to no address that may be asked.
+#[derive(Debug, thiserror::Error)]
+#[error("its address is one that is not asked")]
+pub(super) struct Refused;
+
+/// Whether a base URL that is an address may be used. Names are looked at when they are resolved.
+pub(super) fn literal_allowed(url: &Url, named: bool) -> bool {
+    let address = match url.host() {
+        Some(Host::Ipv4(address)) => IpAddr::V4(address),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address),
+        _ => return true,
+    };
+    address_allowed(address, named) || (named && plain_link_local(address))
+}
+
+/// A neighbour's address, and none of those at which clouds hand out credentials.
+fn plain_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local() && !matches!(v4.octets()[2], 169 | 170),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// Resolves names to addresses that may be asked.
+pub(super) struct Resolver {
+    /// Hosts that the deployment named itself, in lower case: they may be private.
+    named: HashSet<String>,
+}
+
+impl Resolver {
+    /// For these hosts, and for the proxies that the environment names, which are the operator's too.
+    pub(super) fn new(named: impl IntoIterator<Item = String>) -> Self {
+        let proxies = PROXIES.iter().filter_map(|name| {
+            let value = std::env::var(name).ok()?;
+            let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));
+            url.ok()?.host_str().map(str::to_ascii_lowercase)
+        });
+        Self {
+            named: named.into_iter().chain(proxies).collect(),
+        }
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        self.named.contains(&name.to_ascii_lowercase())
+    }
+}
+
+fn allowed(named: bool, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    found
+        .filter(|address| address_allowed(address.ip(), named))
+        .collect()
+}
+
+impl reqwest::dns::Resolve for Resolver {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let named = self.is_named(name.as_str());
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed = allowed(named, found);
+            if allowed.is_empty() {
+                return Err(Refused.into());
+            }
+            Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_that_is_an_address_is_used_where_the_deployment_wrote_it() {
+        let allowed = |host: &str, named| {
+            literal_allowed(&Url::parse(&format!("http://{host}/v1")).unwrap(), named)
+        };
+        for host in [
+            "127.0.0.1:8000",
+            "10.1.2.3",
+            "[::1]",
+            "169.254.7.7",
+            "[fe80::1]",
+        ] {
+            assert!(allowed(host, true), "{host}");
+            assert!(!allowed(host, false), "{host}");
+        }
+        for host in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "0.0.0.0:8000",
+            "224.0.0.1",
+            "[::]",
+            "[ff02::1]",
+            "[fd00:ec2::254]",
+            "100.100.100.200",
+            "[::ffff:169.254.169.254]",
+        ] {
+            assert!(!allowed(host, true), "{host}");
+        }
+        assert!(allowed("203.0.113.7", false) && allowed("api.example.com", false));
+    }
+
+    #[test]
+    fn a_name_is_connected_to_at_the_addresses_that_were_checked() {
+        let resolver = Resolver {
+            named: HashSet::from(["ollama".to_owned()]),
+        };
+        let found = || {
+            ["169.254.169.254", "10.0.0.7", "203.0.113.7"]
+                .map(|text| SocketAddr::new(text.parse().unwrap(), 0))
+                .into_iter()
+        };
+        let told = |name: &str| -> Vec<String> {
+            let allowed = allowed(resolver.is_named(name), found());
+            allowed.iter().map(|a| a.ip().to_string()).collect()
+        };
+        assert_eq!(told("Ollama"), ["10.0.0.7", "203.0.113.7"]);
+        assert_eq!(told("api.example.com"), ["203.0.113.7"]);
+    }
+}
