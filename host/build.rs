@@ -15,12 +15,14 @@ fn main() -> Result<(), Error> {
         "plugins/sdk",
         "plugins/mock",
         "plugins/coder",
+        "plugins/anthropic",
+        "plugins/google",
         "plugins/openai",
         "sandbox-image/exec",
         "wit",
     ]);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    for name in ["mock", "coder", "openai"] {
+    for name in ["mock", "coder", "anthropic", "google", "openai"] {
         let component = builder.component(&format!("lucid-{name}"))?;
         if component.len() > MOST {
             return Err(format!(

@@ -65,7 +65,7 @@ fn megabytes(bytes: u64) -> String {
 /// From the start of the process to the answer that it is healthy.
 fn start(storage: &Path) -> (Duration, Server) {
     let begin = Instant::now();
-    let server = Server::start(storage);
+    let server = Server::start(storage, &[]);
     let health = server.health();
     let address = health
         .strip_prefix("http://")
@@ -139,7 +139,7 @@ fn resident(storage: &Path) {
 /// or gone. The first sessions only warm the server up.
 fn idle_sessions(runtime: &Runtime, count: usize, stays: bool) {
     let storage = tempfile::tempdir().unwrap();
-    let server = Server::start(storage.path());
+    let server = Server::start(storage.path(), &[]);
     let warm_up = runtime.block_on(clients(&server, "warm", count / 4, stays));
     let before = Memory::of(&server).anonymous;
     let measured = runtime.block_on(clients(&server, "idle", count, stays));

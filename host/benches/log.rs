@@ -102,6 +102,7 @@ impl Writer {
             first_seq: 2 * row + 1,
             frames: kinds.map(|kind| frame(kind).into()).to_vec(),
             entries: vec![(row, text("message"))],
+            calls: Vec::new(),
             chat_lines: kinds.map(line).to_vec(),
             opened: vec![EffectRow {
                 id: effect(row),
@@ -220,6 +221,9 @@ async fn played(sessions: &Sessions, steps: u64) -> SessionId {
         git_user_name: None,
         git_user_email: None,
         provider: None,
+        model: None,
+        token_limit: None,
+        cost_limit: None,
         api_key: None,
         policy: None,
     };

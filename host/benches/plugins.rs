@@ -9,6 +9,7 @@ use lucid::plugins::llm_types::CompletionRequest;
 use lucid::plugins::policy_types::{Context, Input, Start};
 use lucid::plugins::types::{Content, Message, Role, ToolDefinition};
 use lucid::plugins::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
+use lucid::session::Offers;
 use tokio::runtime::{Builder, Runtime};
 
 fn runtime() -> Runtime {
@@ -39,15 +40,19 @@ fn step(c: &mut Criterion) {
         seed: 1,
         iterations_left: 50,
         tokens_left: None,
+        cost_left: None,
         millis_left: None,
     };
+    let models = Offers::only("m");
     let inputs = [Input::Started(Start {
         task: "Fix the failing test.".to_owned(),
         entry: 0,
         workspace: "/workspace".to_owned(),
         repository: None,
         branch: None,
-        model: "m".to_owned(),
+        model: models.model,
+        small_model: models.small,
+        models: models.names,
         instructions: Vec::new(),
         tools: vec![tool()],
         settings: "{}".to_owned(),

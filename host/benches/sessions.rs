@@ -32,7 +32,7 @@ async fn whole(url: &str, task: &str) {
 fn sessions(c: &mut Criterion) {
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let storage = tempfile::tempdir().unwrap();
-    let server = Server::start(storage.path());
+    let server = Server::start(storage.path(), &[]);
 
     // The client wants to know who would do TLS, also where nobody does.
     let ring = rustls::crypto::ring::default_provider();

@@ -6,6 +6,7 @@
 
 mod files;
 mod guard;
+mod instructions;
 mod models;
 mod places;
 mod policies;
@@ -22,6 +23,7 @@ use tokio::time::timeout;
 
 use crate::api::{self, About, Api, PluginView};
 use crate::auth::Authenticator;
+use crate::blobs::Blobs;
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
 use crate::git_gateway::{self, GatewayError};
@@ -141,7 +143,8 @@ impl App {
         if let Some(reason) = sandboxes.refusal() {
             tracing::warn!("sessions that need a sandbox are refused: {reason}");
         }
-        let models = Providers::new(&plugins, &config)?;
+        let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
+        let models = Providers::new(&plugins, &config, blobs.clone())?;
         let policies = Offered::new(&plugins, &config, models.any_usable());
         let about = About {
             llm_model: models.default_model(),
@@ -155,6 +158,7 @@ impl App {
         let ground = Ground {
             sandboxes: sandboxes.clone(),
             base: storage.to_owned(),
+            blobs,
             client: git_gateway::client(config.allow_private_repositories)?,
             git: git_gateway::Rules {
                 allow_private: config.allow_private_repositories,
@@ -178,6 +182,8 @@ impl App {
             places: Arc::new(ground),
             limits: Limits {
                 iterations: config.max_iterations,
+                session_tokens: config.session_token_limit,
+                session_cost: config.session_cost_limit,
                 task_time: config.conversation_timeout,
                 grace: config.session_grace,
                 sessions_per_user: usize::try_from(config.max_sessions_per_user)
@@ -295,7 +301,9 @@ pub(crate) fn defaults(
     plugins: &Plugins,
     config: &Config,
 ) -> Result<(&'static str, String), StartError> {
-    let models = Providers::new(plugins, config)?;
+    // Nothing is asked, so there are no files.
+    let blobs = Blobs::new(&config.workspace_base_path);
+    let models = Providers::new(plugins, config, blobs)?;
     let policies = Offered::new(plugins, config, models.any_usable());
     Ok((policies.default(), models.default_model()))
 }
@@ -310,6 +318,8 @@ pub(crate) async fn load_plugins(folders: &Folders) -> Result<Plugins, StartErro
     let plugins = Plugins::builder(engine)
         .policy("mock", builtin::MOCK)
         .policy("coder", builtin::CODER)
+        .llm("anthropic", builtin::ANTHROPIC)
+        .llm("google", builtin::GOOGLE)
         .llm("openai", builtin::OPENAI)
         .build();
     Ok(Box::pin(plugins).await?)

@@ -4,6 +4,10 @@
 pub const MOCK: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mock.wasm"));
 /// The default agent.
 pub const CODER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/coder.wasm"));
+/// The adapter for Anthropic's Messages API.
+pub const ANTHROPIC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/anthropic.wasm"));
+/// The adapter for Google's Gemini API.
+pub const GOOGLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/google.wasm"));
 /// The adapter for OpenAI chat completions.
 pub const OPENAI: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/openai.wasm"));
 /// The exec server, a static executable.

@@ -1,17 +1,15 @@
 //! A model endpoint that speaks OpenAI's chat completions and says what the test tells it to.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use futures::StreamExt as _;
-use futures::future::Either;
 use futures::stream;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::wait::within;
 
@@ -23,8 +21,14 @@ pub enum Turn {
     Call(Vec<(String, Value)>),
     /// Says this much, and never goes on.
     Hang(String),
+    /// Says this much, and breaks the connection off when [`Model::break_off`] says so.
+    Break(String),
     /// Refuses with a status and an error message.
     Refuse(u16, String),
+    /// Refuses for now: a status, and what `Retry-After` says.
+    Later(u16, String),
+    /// Answers as no model should: what it says, its calls with arguments as they are, and why it stopped.
+    Odd(String, Vec<(String, String)>, &'static str),
 }
 
 /// One tool call.
@@ -78,6 +82,17 @@ pub struct Model {
     pub url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
     count: watch::Receiver<usize>,
+    gone: watch::Receiver<usize>,
+    breaking: Arc<Notify>,
+}
+
+/// Lives as long as an answer that hangs is waited for.
+struct Waiting(watch::Sender<usize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.send_modify(|gone| *gone += 1);
+    }
 }
 
 impl Model {
@@ -85,6 +100,9 @@ impl Model {
     pub async fn start(script: impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (counted, count) = watch::channel(0);
+        let (leaving, gone) = watch::channel(0);
+        let breaking = Arc::new(Notify::new());
+        let to_break = breaking.clone();
         let all = seen.clone();
         let asked = Mutex::new(0);
         let answer = Arc::new(move |uri: Uri, headers: HeaderMap, body: Bytes| {
@@ -111,7 +129,13 @@ impl Model {
             };
             let response = match script(number, &request) {
                 Turn::Refuse(status, message) => refusal(status, &message),
-                turn => streamed(number, turn),
+                Turn::Later(status, after) => {
+                    let mut response = refusal(status, "Not now.");
+                    let headers = response.headers_mut();
+                    headers.insert("retry-after", after.parse().unwrap());
+                    response
+                }
+                turn => streamed(number, turn, &leaving, breaking.clone()),
             };
             counted.send_replace(number + 1);
             response
@@ -123,7 +147,13 @@ impl Model {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { url, seen, count }
+        Self {
+            url,
+            seen,
+            count,
+            gone,
+            breaking: to_break,
+        }
     }
 
     /// Waits until it was asked for so many completions.
@@ -135,6 +165,22 @@ impl Model {
         )
         .await
         .unwrap();
+    }
+
+    /// Waits until so many answers that hang are not waited for any more: the host dropped them.
+    pub async fn dropped(&self, times: usize) {
+        let mut gone = self.gone.clone();
+        within(
+            "the host to drop its request",
+            gone.wait_for(|gone| *gone >= times),
+        )
+        .await
+        .unwrap();
+    }
+
+    /// Breaks one answer off: the one that waits for it, or the next.
+    pub fn break_off(&self) {
+        self.breaking.notify_one();
     }
 
     /// Every request, probes of a key too.
@@ -166,8 +212,28 @@ fn refusal(status: u16, message: &str) -> Response<Body> {
     )
 }
 
+/// A tool call as it comes in a stream: its name, then its arguments in pieces.
+fn called(number: usize, index: usize, tool: &str, arguments: &str) -> Vec<Value> {
+    let id = format!("call_{number}_{index}");
+    let function = json!({"name": tool, "arguments": ""});
+    let start = json!({"index": index, "id": id, "type": "function", "function": function});
+    let mut deltas = vec![json!({"tool_calls": [start]})];
+    let arguments: Vec<char> = arguments.chars().collect();
+    for piece in arguments.chunks(12) {
+        let piece: String = piece.iter().collect();
+        let more = json!({"index": index, "function": {"arguments": piece}});
+        deltas.push(json!({"tool_calls": [more]}));
+    }
+    deltas
+}
+
 /// The answer as server-sent events, in pieces that fall where they may.
-fn streamed(number: usize, turn: Turn) -> Response<Body> {
+fn streamed(
+    number: usize,
+    turn: Turn,
+    leaving: &watch::Sender<usize>,
+    breaking: Arc<Notify>,
+) -> Response<Body> {
     let chunk = |delta: Value, reason: Option<&str>| {
         let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
         let chunk = json!({"id": format!("chatcmpl-{number}"), "object": "chat.completion.chunk", "created": 1,
@@ -175,7 +241,7 @@ fn streamed(number: usize, turn: Turn) -> Response<Body> {
         format!("data: {chunk}\n\n")
     };
     let mut text = chunk(json!({"role": "assistant", "content": ""}), None);
-    let mut hangs = false;
+    let (mut hangs, mut breaks) = (false, false);
     let reason = match turn {
         Turn::Say(said) => {
             for word in said.split_inclusive(' ') {
@@ -185,28 +251,36 @@ fn streamed(number: usize, turn: Turn) -> Response<Body> {
         }
         Turn::Call(all) => {
             for (index, (tool, arguments)) in all.iter().enumerate() {
-                let id = format!("call_{number}_{index}");
-                let function = json!({"name": tool, "arguments": ""});
-                let start =
-                    json!({"index": index, "id": id, "type": "function", "function": function});
-                text += &chunk(json!({"tool_calls": [start]}), None);
-                let arguments: Vec<char> = arguments.to_string().chars().collect();
-                for piece in arguments.chunks(12) {
-                    let piece: String = piece.iter().collect();
-                    let more = json!({"index": index, "function": {"arguments": piece}});
-                    text += &chunk(json!({"tool_calls": [more]}), None);
+                for delta in called(number, index, tool, &arguments.to_string()) {
+                    text += &chunk(delta, None);
                 }
             }
             "tool_calls"
+        }
+        Turn::Odd(said, all, reason) => {
+            if !said.is_empty() {
+                text += &chunk(json!({"content": said}), None);
+            }
+            for (index, (tool, arguments)) in all.iter().enumerate() {
+                for delta in called(number, index, tool, arguments) {
+                    text += &chunk(delta, None);
+                }
+            }
+            reason
         }
         Turn::Hang(said) => {
             text += &chunk(json!({"content": said}), None);
             hangs = true;
             ""
         }
-        Turn::Refuse(..) => unreachable!("a refusal is not streamed"),
+        Turn::Break(said) => {
+            text += &chunk(json!({"content": said}), None);
+            breaks = true;
+            ""
+        }
+        Turn::Refuse(..) | Turn::Later(..) => unreachable!("a refusal is not streamed"),
     };
-    if !hangs {
+    if !hangs && !breaks {
         text += &chunk(json!({}), Some(reason));
         let usage = json!({"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120});
         let last = json!({"id": format!("chatcmpl-{number}"), "object": "chat.completion.chunk", "created": 1,
@@ -216,13 +290,20 @@ fn streamed(number: usize, turn: Turn) -> Response<Body> {
     let pieces: Vec<_> = text
         .as_bytes()
         .chunks(97)
-        .map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece)))
+        .map(|piece| Ok(Bytes::copy_from_slice(piece)))
         .collect();
-    let rest = if hangs {
-        Either::Left(stream::pending())
-    } else {
-        Either::Right(stream::empty())
+    let waiting = hangs.then(|| Waiting(leaving.clone()));
+    let rest = async move {
+        if let Some(_waiting) = &waiting {
+            // Dropped with the connection, since it is never over.
+            std::future::pending::<()>().await;
+        }
+        if breaks {
+            breaking.notified().await;
+        }
+        breaks.then(|| Err(std::io::Error::other("broken off as the test wants")))
     };
+    let rest = stream::once(rest).filter_map(std::future::ready);
     Response::builder()
         .header("content-type", "text/event-stream")
         .body(Body::from_stream(stream::iter(pieces).chain(rest)))

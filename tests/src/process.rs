@@ -2,6 +2,7 @@
 
 use std::fs::read_to_string;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -87,4 +88,42 @@ fn code_of_no_file(pid: u32) -> Vec<Range<u64>> {
         access.contains('x').then_some(number(from)?..number(to)?)
     });
     code.collect()
+}
+
+/// The linear memories of a process's guests: readable stretches in front of a reservation so large
+/// that only wasmtime makes one.
+pub fn guest_memories(pid: u32) -> Vec<Vec<u8>> {
+    const RESERVED: u64 = 128 << 20;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let all: Vec<(u64, u64, String)> = maps
+        .lines()
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let (start, end) = words.next().unwrap().split_once('-').unwrap();
+            let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            (number(start), number(end), words.next().unwrap().to_owned())
+        })
+        .collect();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem"))
+        .expect("the host's memory cannot be looked at");
+    let mut found = Vec::new();
+    for (index, (start, end, access)) in all.iter().enumerate() {
+        // One memory may be several mappings: its image, and what grew behind it.
+        let mut behind = *end;
+        let rest = all[index + 1..].iter().take_while(|(from, to, _)| {
+            let joined = *from == behind;
+            behind = *to;
+            joined
+        });
+        let guarded = rest
+            .take(3)
+            .any(|(from, to, access)| access.starts_with("---") && to - from >= RESERVED);
+        if access.starts_with("rw") && guarded {
+            let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+            if memory.read_exact_at(&mut bytes, *start).is_ok() {
+                found.push(bytes);
+            }
+        }
+    }
+    found
 }

@@ -14,6 +14,7 @@ const BROKEN: &str = "def add(a, b):\n    return a - b\n";
 const TEST: &str = "import unittest\n\nfrom calc import add\n\n\nclass Calc(unittest.TestCase):\n    \
                     def test_add(self):\n        self.assertEqual(add(2, 3), 5)\n";
 const RUN: &str = "python3 -B -m unittest -q test_calc 2>&1";
+const PUSH: &str = "git switch -q -c fix && git commit -q -a -m 'Add' && git push -q -u origin fix 2>&1 && echo pushed";
 const LONG: &str = "python3 -c \"print('x' * 9000)\"";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,7 +41,8 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
             ("terminal", json!({"command": RUN})),
             ("terminal", json!({"command": LONG})),
         ]),
-        3 => call("finish", json!({"message": "add() adds now."})),
+        3 => call("terminal", json!({"command": PUSH})),
+        4 => call("finish", json!({"message": "add() adds now."})),
         _ => Turn::Say("You have thanked me already.".into()),
     })
     .await;
@@ -52,7 +54,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
 
     let task = format!("Make the tests pass. {}", "And be careful. ".repeat(200));
     let first = json!({"task": task, "repoUrl": url, "branch": "main", "modelProvider": "openai",
-        "projectId": "calc", "features": ["seq"]});
+        "gitUserName": "An Agent", "gitUserEmail": "agent@example.com", "projectId": "calc", "features": ["seq"]});
     let mut socket = Socket::open(&host, "alice", first).await;
     let session = socket.session().await;
     assert_eq!(
@@ -100,8 +102,8 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
             .iter()
             .filter(|kind| *kind == "action:CmdRunAction")
             .count(),
-        3,
-        "{kinds:?}"
+        5,
+        "the model's four commands, and the agent's look at what git says: {kinds:?}"
     );
     assert!(!kinds.iter().any(|kind| kind == "error"), "{kinds:?}");
 
@@ -109,7 +111,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
         .iter()
         .filter(|frame| frame["eventType"] == "CmdOutputObservation")
         .collect();
-    assert_eq!(outputs.len(), 3, "{kinds:?}");
+    assert_eq!(outputs.len(), 5, "{kinds:?}");
     assert_ne!(
         outputs[0]["exitCode"], 0,
         "the test passed before it was fixed: {}",
@@ -162,7 +164,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
 
     // What the model was told: the tools' results, and what the repository says to agents.
     let asked = model.completions();
-    assert_eq!(asked.len(), 4);
+    assert_eq!(asked.len(), 5);
     assert!(
         asked[0].body.contains("Always run the tests with python3."),
         "AGENTS.md was not read: {}",
@@ -226,7 +228,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
             .iter()
             .filter(|message| message["eventType"] == "CmdOutputObservation")
             .count()
-            == 3)
+            == 5)
             .then_some(messages)
     })
     .await;

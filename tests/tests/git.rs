@@ -131,7 +131,9 @@ async fn pushed_and_searched(start: impl AsyncFnOnce(&Model) -> (Host, Option<Co
     socket.completed().await;
 
     let said = outputs(&model);
-    assert_eq!(said.len(), 5, "{said:#?}");
+    // The last is what the agent says of the file that is not committed.
+    assert_eq!(said.len(), 6, "{said:#?}");
+    assert!(said[5].contains("planted.txt"), "{}", said[5]);
     assert!(said[1].contains("refs/heads/main"), "{}", said[1]);
     assert!(said[2].contains("pushed 0"), "{}", said[2]);
     assert_eq!(
@@ -177,7 +179,8 @@ async fn pushed_and_searched(start: impl AsyncFnOnce(&Model) -> (Host, Option<Co
     let chat = eventually("the whole chat", async || {
         let chat = host.get("alice", &format!("/api/v1/chats/{id}")).await;
         let outputs = chat.text.matches("\"CmdOutputObservation\"").count();
-        (outputs == 5).then_some(chat.text)
+        // The model's five, and what git said to the agent, twice.
+        (outputs == 7).then_some(chat.text)
     })
     .await;
     let asked: String = model
@@ -283,7 +286,12 @@ async fn a_session_on_an_empty_repository_makes_its_first_commit() {
     })
     .await;
     let host = settings(Host::with_defaults(), &model).start();
-    let mut socket = Socket::open(&host, "alice", first(&url, TOKEN)).await;
+    // Who commits is not said: git commits all the same.
+    let mut first = first(&url, TOKEN);
+    for name in ["gitUserName", "gitUserEmail"] {
+        first.as_object_mut().unwrap().remove(name);
+    }
+    let mut socket = Socket::open(&host, "alice", first).await;
     socket.completed().await;
     assert_eq!(
         git.git("team/new", &["show", "main:README.md"]),
@@ -291,6 +299,8 @@ async fn a_session_on_an_empty_repository_makes_its_first_commit() {
         "{:#?}",
         outputs(&model)
     );
+    let who = git.git("team/new", &["log", "-1", "--format=%an <%ae>", "main"]);
+    assert_eq!(who, "Lucid <lucid@localhost>");
 }
 
 /// The files below a folder that hold some bytes.

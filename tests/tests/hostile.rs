@@ -1,7 +1,6 @@
 //! Guests that loop, allocate, trap, flood or want the network: each is stopped with its own error,
 //! while another session's steps go on. And a look into the guests' memory for the API key.
 
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +12,8 @@ use lucid::plugins::types::{Content, Message, Role};
 use lucid::plugins::{
     CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
 };
-use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, within};
+use lucid::session::Offers;
+use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, guest_memories, within};
 use serde_json::json;
 
 fn limits() -> Limits {
@@ -26,13 +26,16 @@ fn limits() -> Limits {
 }
 
 fn started(task: &str) -> Input {
+    let models = Offers::only("");
     Input::Started(Start {
         task: task.into(),
         entry: 0,
         workspace: "/workspace".into(),
         repository: None,
         branch: None,
-        model: String::new(),
+        model: models.model,
+        small_model: models.small,
+        models: models.names,
         instructions: Vec::new(),
         tools: Vec::new(),
         settings: json!({"delay_ms": 0}).to_string(),
@@ -47,6 +50,7 @@ fn context() -> Context {
         seed: 7,
         iterations_left: 50,
         tokens_left: None,
+        cost_left: None,
         millis_left: None,
     }
 }
@@ -375,42 +379,4 @@ async fn the_api_key_is_in_no_guests_memory() {
         guests.len()
     );
     assert_eq!(holding(&key), 0, "a guest's memory holds the key");
-}
-
-/// The linear memories of a process's guests: readable stretches in front of a reservation so large
-/// that only wasmtime makes one.
-fn guest_memories(pid: u32) -> Vec<Vec<u8>> {
-    const RESERVED: u64 = 128 << 20;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let all: Vec<(u64, u64, String)> = maps
-        .lines()
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            let (start, end) = words.next().unwrap().split_once('-').unwrap();
-            let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
-            (number(start), number(end), words.next().unwrap().to_owned())
-        })
-        .collect();
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem"))
-        .expect("the host's memory cannot be looked at");
-    let mut found = Vec::new();
-    for (index, (start, end, access)) in all.iter().enumerate() {
-        // One memory may be several mappings: its image, and what grew behind it.
-        let mut behind = *end;
-        let rest = all[index + 1..].iter().take_while(|(from, to, _)| {
-            let joined = *from == behind;
-            behind = *to;
-            joined
-        });
-        let guarded = rest
-            .take(3)
-            .any(|(from, to, access)| access.starts_with("---") && to - from >= RESERVED);
-        if access.starts_with("rw") && guarded {
-            let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-            if memory.read_exact_at(&mut bytes, *start).is_ok() {
-                found.push(bytes);
-            }
-        }
-    }
-    found
 }

@@ -22,8 +22,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it on a free port, and waits until it says that it listens.
-    pub(crate) fn start(storage: &Path) -> Self {
+    /// Starts it on a free port, with these settings beside its own, and waits until it says that it
+    /// listens.
+    pub(crate) fn start(storage: &Path, settings: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_lucid"))
             .arg("serve")
             .current_dir(storage)
@@ -36,6 +37,7 @@ impl Server {
             .env("MOCK_STEP_DELAY_SECONDS", "0")
             .env("MAX_SESSIONS_PER_USER", "10000")
             .env("RUST_LOG", "error")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

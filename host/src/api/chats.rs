@@ -10,6 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::problem::{Json, Path, Problem, Query};
+use super::sessions::UsageView;
 use crate::auth::Identity;
 use crate::store::{Chat, ChatMessage, StoreError};
 
@@ -67,6 +68,9 @@ pub(super) struct ChatView {
     model_provider: Option<String>,
     /// Its session is alive.
     is_active: bool,
+    /// What its session's model calls used; absent where it called no model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageView>,
     created_at: String,
     updated_at: String,
 }
@@ -80,6 +84,7 @@ impl From<Chat> for ChatView {
             title: chat.title,
             model_provider: chat.model_provider,
             is_active: chat.is_active,
+            usage: (chat.totals.calls > 0).then(|| UsageView::from(&chat.totals)),
             created_at: chat.created_at.to_rfc3339(),
             updated_at: chat.updated_at.to_rfc3339(),
         }

@@ -144,7 +144,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(root::root))
         .routes(routes!(root::health))
         .routes(routes!(sessions::create, sessions::list))
-        .routes(routes!(sessions::stop))
+        .routes(routes!(sessions::get, sessions::stop))
         .routes(routes!(chats::list))
         .routes(routes!(chats::get, chats::rename, chats::delete))
         .routes(routes!(files::list))

@@ -4,7 +4,8 @@
 //! What always holds: a member that is `null` or blank counts as absent; who the session is for is
 //! never read from here (`userId` is not even looked at).
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
 use crate::auth::Identity;
@@ -36,6 +37,16 @@ pub(super) struct SessionRequest {
     provider: Option<String>,
     #[serde(rename = "modelProvider")]
     provider_too: Option<String>,
+    /// The model, of those that the deployment offers. With no provider named, also as
+    /// `provider/model`.
+    model: Option<String>,
+    /// The most tokens the session may use; the deployment's own limit holds as well.
+    #[schema(minimum = 1)]
+    token_limit: Option<u64>,
+    /// The most the session may cost, in US dollars; the deployment's own limit holds as well.
+    #[serde(default, deserialize_with = "dollars")]
+    #[schema(value_type = Option<f64>, example = 2.5)]
+    cost_limit: Option<u64>,
     /// The user's own key for that provider.
     #[serde(rename = "api_key")]
     #[schema(value_type = Option<String>)]
@@ -78,10 +89,24 @@ impl SessionRequest {
             git_user_name: unless_blank(self.git_user_name),
             git_user_email: unless_blank(self.git_user_email),
             provider: unless_blank(self.provider).or_else(|| unless_blank(self.provider_too)),
+            model: unless_blank(self.model),
+            token_limit: self.token_limit,
+            cost_limit: self.cost_limit,
             api_key: unless_empty(self.api_key).or_else(|| unless_empty(self.api_key_too)),
             policy: unless_blank(self.policy),
         })
     }
+}
+
+/// Dollars, kept in millionths.
+fn dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let Some(dollars) = Option::<f64>::deserialize(from)? else {
+        return Ok(None);
+    };
+    if !(0.0..=1e9).contains(&dollars) {
+        return Err(D::Error::custom("not a number of dollars"));
+    }
+    Ok(Some((dollars * 1e6).round() as u64))
 }
 
 /// Text, where there is any.
@@ -145,6 +170,33 @@ mod tests {
             let new = asked(json).for_user(&who(None)).unwrap();
             assert_eq!(new.provider.as_deref(), Some("openai"));
             assert_eq!(new.api_key.unwrap().expose(), "k");
+        }
+    }
+
+    #[test]
+    fn a_model_and_limits_are_taken_and_a_cost_is_in_dollars() {
+        let request = asked(r#"{"task":"t","model":" m ","tokenLimit":9000,"costLimit":0.25}"#);
+        let new = request.for_user(&who(None)).unwrap();
+        assert_eq!(new.model.as_deref(), Some("m"));
+        assert_eq!(
+            (new.token_limit, new.cost_limit),
+            (Some(9000), Some(250_000))
+        );
+        let request = asked(r#"{"task":"t","model":"","tokenLimit":null,"costLimit":null}"#);
+        let new = request.for_user(&who(None)).unwrap();
+        assert_eq!(
+            (new.model, new.token_limit, new.cost_limit),
+            (None, None, None)
+        );
+        for wrong in [
+            r#"{"costLimit":-1}"#,
+            r#"{"costLimit":"1"}"#,
+            r#"{"tokenLimit":1.5}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<SessionRequest>(wrong).is_err(),
+                "{wrong}"
+            );
         }
     }
 

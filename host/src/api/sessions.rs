@@ -1,4 +1,4 @@
-//! Owns the routes over live work: make a session, list the caller's, stop one.
+//! Owns the routes over live work: make a session, list the caller's, look at one, stop one.
 //!
 //! What always holds: a session is looked up together with its user, so another user's is never
 //! shown or touched.
@@ -11,7 +11,10 @@ use super::Api;
 use super::problem::{Json, Path, Problem};
 use super::session_request::SessionRequest;
 use crate::auth::Identity;
-use crate::session::{CreateError, LookupError, SessionId, Summary};
+use crate::session::{
+    CreateError, Details, DetailsError, LookupError, SessionId, Summary, dollars,
+};
+use crate::store::Totals;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
@@ -111,6 +114,117 @@ pub(super) async fn list(State(api): State<Api>, who: Identity) -> Json<Sessions
     })
 }
 
+/// What a session's model calls used.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct UsageView {
+    model_calls: u64,
+    /// Without what came from a prompt cache.
+    input_tokens: u64,
+    output_tokens: u64,
+    cache_read_tokens: u64,
+    cache_write_tokens: u64,
+    /// All of these together.
+    total_tokens: u64,
+    /// In US dollars, of the calls whose model has known prices.
+    #[schema(example = 0.0421)]
+    cost_usd: f64,
+}
+
+impl From<&Totals> for UsageView {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            model_calls: totals.calls,
+            input_tokens: totals.input_tokens,
+            output_tokens: totals.output_tokens,
+            cache_read_tokens: totals.cache_read_tokens,
+            cache_write_tokens: totals.cache_write_tokens,
+            total_tokens: totals.tokens(),
+            cost_usd: dollars(totals.cost),
+        }
+    }
+}
+
+/// One session, alive or over.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DetailsView {
+    session_id: String,
+    user_id: String,
+    /// All of it.
+    task: String,
+    #[schema(example = "running")]
+    status: &'static str,
+    /// Why it is over, where it is.
+    end_reason: Option<String>,
+    is_alive: bool,
+    project_id: Option<String>,
+    chat_id: String,
+    policy: String,
+    model_provider: String,
+    model: String,
+    usage: UsageView,
+    /// How many tokens it may use, where there is a limit.
+    token_limit: Option<u64>,
+    /// What it may cost in US dollars, where there is a limit.
+    cost_limit: Option<f64>,
+    created_at: String,
+    updated_at: String,
+}
+
+impl From<Details> for DetailsView {
+    fn from(details: Details) -> Self {
+        Self {
+            session_id: details.session_id.to_string(),
+            user_id: details.user_id.to_string(),
+            task: details.task,
+            status: details.status,
+            end_reason: details.end_reason,
+            is_alive: details.is_alive,
+            project_id: details.project_id,
+            chat_id: details.chat_id,
+            policy: details.policy,
+            model_provider: details.provider,
+            model: details.model,
+            usage: UsageView::from(&details.totals),
+            token_limit: details.token_limit,
+            cost_limit: details.cost_limit.map(dollars),
+            created_at: details.created_at,
+            updated_at: details.updated_at,
+        }
+    }
+}
+
+/// Look at a session
+///
+/// What it used is there also when it is over.
+#[utoipa::path(
+    get, path = "/api/v1/sessions/{id}", tag = "sessions",
+    params(("id" = String, Path, description = "The session")),
+    responses(
+        (status = 200, body = DetailsView),
+        (status = 401, body = Problem),
+        (status = 403, description = "Another user's", body = Problem),
+        (status = 404, body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(super) async fn get(
+    State(api): State<Api>,
+    who: Identity,
+    Path(id): Path<String>,
+) -> Result<Json<DetailsView>, Problem> {
+    let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
+    match api.parts.sessions.details(&parsed, &who.user).await {
+        Ok(details) => Ok(Json(details.into())),
+        Err(DetailsError::Lookup(LookupError::NotFound)) => Err(no_session(&id)),
+        Err(DetailsError::Lookup(LookupError::NotYours)) => {
+            Err(Problem::forbidden("Not authorized to see this session."))
+        }
+        Err(DetailsError::Store(cause)) => Err(Problem::internal(&cause)),
+    }
+}
+
 /// A session that was stopped.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -183,7 +297,8 @@ impl From<CreateError> for Problem {
         let detail = error.to_string();
         match &error {
             CreateError::UnknownProvider(_)
-            | CreateError::MissingKey(_)
+            | CreateError::MissingKey { .. }
+            | CreateError::UnknownModel { .. }
             | CreateError::Repository(_)
             | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),

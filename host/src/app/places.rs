@@ -13,22 +13,20 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::sync::{Mutex, mpsc};
 
+use crate::blobs::Blobs;
 use crate::git_gateway::{self, Gateway};
-use crate::plugins::types::{Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
+use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
 use crate::sandbox::{LimitHit, Sandbox, SandboxError, Sandboxes, Spec};
 use crate::session::{DeltaKind, DeltaSink, EventDraft, Place, PlaceSpec, Places, ToolDone};
-use crate::tools::{self, ToolBox, describe_call};
+use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
 use crate::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
 
 use super::files::Files;
 use super::guard::Open;
+use super::instructions;
 
 /// What a command may take where neither its call nor the policy says.
 const COMMAND_TIME: Duration = Duration::from_secs(120);
-/// Where a repository says how agents are to work in it.
-const INSTRUCTIONS: [&str; 2] = ["AGENTS.md", "CLAUDE.md"];
-/// The longest of them that is taken, in bytes.
-const LONGEST_INSTRUCTIONS: u64 = 64 * 1024;
 
 /// Said of containers that commands reach by `docker exec` only.
 const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
@@ -40,6 +38,8 @@ pub(super) struct Ground {
     pub(super) sandboxes: Sandboxes,
     /// Workspaces are below it.
     pub(super) base: PathBuf,
+    /// Pictures that models see.
+    pub(super) blobs: Blobs,
     /// For git.
     pub(super) client: reqwest::Client,
     /// What git may do.
@@ -231,6 +231,9 @@ impl Places for Ground {
             if ground.keep {
                 return Ok(());
             }
+            if let Some(files) = ground.blobs.of(&spec.session) {
+                files.remove().await.map_err(|error| error.to_string())?;
+            }
             let wiped = blocking(move || {
                 ground
                     .workspace(&spec)
@@ -328,9 +331,12 @@ impl Room {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
         });
         let show = |bytes: &[u8]| deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
-        let tools = tools.with_quota(self.files.quota().clone());
+        let tools = tools
+            .with_quota(self.files.quota().clone())
+            .with_pictures(self.spec.images);
         let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
         let mut outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
+        let blobs = self.keep_picture(&mut outcome).await;
         let full = self.files.after_tool(&mut outcome).await;
         let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
         let view = describe_call(&call.name, &call.arguments);
@@ -365,7 +371,7 @@ impl Room {
             is_error: outcome.is_error,
             text,
             exit_code: outcome.exit_code,
-            blobs: Vec::new(),
+            blobs,
         };
         Ok(ToolDone {
             result,
@@ -376,6 +382,27 @@ impl Room {
                 .map(|text| EventDraft::text("AgentErrorObservation", text))
                 .collect(),
         })
+    }
+}
+
+impl Room {
+    /// The picture of a tool's outcome, as the conversation names it. One that cannot be kept makes the
+    /// outcome a failure that says why.
+    async fn keep_picture(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
+        let Some(picture) = outcome.picture.take() else {
+            return Vec::new();
+        };
+        let Some(files) = self.ground.blobs.of(&self.spec.session) else {
+            return Vec::new();
+        };
+        match files.put(picture.media_type, picture.bytes).await {
+            Ok(kept) => vec![kept],
+            Err(cause) => {
+                outcome.is_error = true;
+                outcome.text = format!("The picture cannot be shown: {cause}.");
+                Vec::new()
+            }
+        }
     }
 }
 
@@ -419,7 +446,7 @@ impl Place for Shared {
     fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
         let workspace = self.0.workspace.clone();
         async move {
-            let read = blocking(move || Ok(instructions(&workspace)));
+            let read = blocking(move || Ok(instructions::of(&workspace)));
             read.await.unwrap_or_default()
         }
         .boxed()
@@ -468,18 +495,6 @@ impl Place for Shared {
     }
 }
 
-/// What the repository tells agents; the first file that is there.
-fn instructions(workspace: &Workspace) -> Vec<String> {
-    let read = |name: &&str| {
-        let bytes = workspace
-            .path(name)
-            .and_then(|path| workspace.read(&path, LONGEST_INSTRUCTIONS))
-            .ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    INSTRUCTIONS.iter().find_map(read).into_iter().collect()
-}
-
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, WorkspaceError> + Send + 'static,
 ) -> Result<T, WorkspaceError> {
@@ -500,21 +515,5 @@ fn fault(message: impl Into<String>) -> Error {
         code: None,
         message: message.into(),
         retry_after_ms: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_file_of_instructions_that_is_there_is_taken() {
-        let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
-        assert!(instructions(&workspace).is_empty());
-        std::fs::write(workspace.host_path().join("CLAUDE.md"), "second").unwrap();
-        assert_eq!(instructions(&workspace), ["second"]);
-        std::fs::write(workspace.host_path().join("AGENTS.md"), "first").unwrap();
-        assert_eq!(instructions(&workspace), ["first"]);
     }
 }

@@ -210,6 +210,8 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
         let size = match plugin.name.as_str() {
             "mock" => builtin::MOCK.len(),
             "coder" => builtin::CODER.len(),
+            "anthropic" => builtin::ANTHROPIC.len(),
+            "google" => builtin::GOOGLE.len(),
             "openai" => builtin::OPENAI.len(),
             _ => 0,
         };
@@ -234,13 +236,16 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
 fn keys(report: &mut Report, config: &Config) {
     report.title("Keys");
     let mut any = false;
-    for (name, there) in [
-        ("OPENAI_API_KEY", config.openai_api_key.is_some()),
-        ("LLM_API_KEY", config.llm_api_key.is_some()),
-        ("LLM_BASE_URL", config.llm_base_url.is_some()),
+    let models = &config.models;
+    let own = models.providers.iter();
+    let own = own.map(|own| (own.key_variable, own.api_key.is_some()));
+    let others = [
+        ("LLM_API_KEY", models.api_key.is_some()),
+        ("LLM_BASE_URL", models.base_url.is_some()),
         ("INTERNAL_API_KEY", config.internal_api_key.is_some()),
         ("ENCRYPTION_KEY", config.encryption_key.is_some()),
-    ] {
+    ];
+    for (name, there) in own.chain(others) {
         any |= there && name.ends_with("_API_KEY") && name != "INTERNAL_API_KEY";
         let (mark, word) = if there {
             (Mark::Good, "set")
@@ -249,10 +254,10 @@ fn keys(report: &mut Report, config: &Config) {
         };
         report.line(mark, &format!("{name} is {word}"));
     }
-    if !any && config.llm_base_url.is_none() {
+    if !any && models.base_url.is_none() {
         report.line(
             Mark::Note,
-            "No model can be asked: set OPENAI_API_KEY, or LLM_BASE_URL (and LLM_API_KEY) for a compatible server. Until then the mock agent plays its script.",
+            "No model can be asked: set ANTHROPIC_API_KEY, GOOGLE_API_KEY or OPENAI_API_KEY, or LLM_BASE_URL (and LLM_API_KEY) for a compatible server. Until then the mock agent plays its script.",
         );
     }
 }

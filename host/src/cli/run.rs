@@ -27,8 +27,16 @@ const END: Duration = Duration::from_secs(15);
 
 /// Works on one task.
 pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
-    if args.model.is_some() {
-        config.llm_model = args.model;
+    // The one who types is the operator, and may name any model.
+    if let Some(provider) = &args.provider {
+        config.models.default_provider = Some(provider.to_lowercase());
+    }
+    if let Some(model) = args.model {
+        // A provider's own setting would come before it.
+        for own in &mut config.models.providers {
+            own.model = None;
+        }
+        config.models.model = Some(model);
     }
     let storage = match own_folder(&config) {
         Ok(storage) => storage,
@@ -46,6 +54,9 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         branch: args.branch,
         provider: args.provider,
         policy: args.policy,
+        model: None,
+        token_limit: None,
+        cost_limit: None,
         project_id: None,
         git_token: None,
         git_user_name: None,

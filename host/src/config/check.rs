@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
+use super::models::ModelSettings;
 use super::names::NOT_USED_YET;
 use super::values::{
-    Values, container_name, count, image, ip, mount_path, number, origins, seconds, shown, size,
-    unprintable,
+    Values, container_name, count, dollars, image, ip, mount_path, number, origins, seconds, shown,
+    size, unprintable,
 };
 use super::{Config, ConfigError};
 use crate::secret::Secret;
@@ -79,15 +80,7 @@ impl Config {
             );
         }
 
-        let newer = values.provider("DEFAULT_MODEL_PROVIDER")?;
-        let older = values.provider("DEFAULT_PROVIDER")?;
-        if let (Some(newer), Some(older)) = (&newer, &older)
-            && newer != older
-        {
-            warnings.push(format!(
-                "DEFAULT_PROVIDER ({older}) is not used, because DEFAULT_MODEL_PROVIDER ({newer}) is set."
-            ));
-        }
+        let models = ModelSettings::check(values, &mut warnings)?;
 
         Ok(Self {
             host,
@@ -102,17 +95,19 @@ impl Config {
                 "a comma-separated list of origins such as https://app.example.com (scheme, host and port, no path), or * alone",
                 origins,
             )?,
-            openai_api_key: values.header_secret("OPENAI_API_KEY")?,
-            llm_api_key: values.header_secret("LLM_API_KEY")?,
-            llm_base_url: values.base_url("LLM_BASE_URL")?,
-            llm_model: values.optional(
-                "LLM_MODEL",
-                "a model's name, at most 200 characters and none of them a space or a control character",
-                |text| (text.len() <= 200 && !text.contains(unprintable)).then(|| text.to_owned()),
-            )?,
-            default_model_provider: newer.or(older),
+            models,
             default_policy: values.choice("DEFAULT_POLICY", DefaultPolicy::Auto)?,
             max_iterations: values.parsed("MAX_ITERATIONS", 50, "a whole number from 1 to 10000", count)?,
+            session_token_limit: values.optional(
+                "SESSION_TOKEN_LIMIT",
+                "a whole number of tokens from 1 to 1000000000000",
+                |text| number(text).filter(|tokens| (1..=1_000_000_000_000).contains(tokens)),
+            )?,
+            session_cost_limit: values.optional(
+                "SESSION_COST_LIMIT",
+                "a number of US dollars from 0.000001 to 1000000, such as 2.50",
+                |text| dollars(text).filter(|micros| (1..=1_000_000_000_000).contains(micros)),
+            )?,
             conversation_timeout: values.parsed(
                 "CONVERSATION_TIMEOUT",
                 Duration::from_secs(1800),

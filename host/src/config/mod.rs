@@ -11,6 +11,7 @@ mod check;
 mod choices;
 mod dotenv;
 mod error;
+mod models;
 mod names;
 mod secret_file;
 #[cfg(test)]
@@ -23,15 +24,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::zeroize::Zeroizing;
-use url::Url;
-
 pub use self::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
 pub use self::error::ConfigError;
+pub use self::models::{ModelSettings, ProviderSettings};
 use self::names::known;
 use self::secret_file::secret_file;
 use self::values::Values;
 use crate::secret::Secret;
+use secrecy::zeroize::Zeroizing;
 
 /// Every setting, checked.
 #[derive(Debug, Clone)]
@@ -50,20 +50,16 @@ pub struct Config {
     pub internal_api_key: Option<Secret>,
     /// `ALLOWED_ORIGINS` (`http://localhost:3000`).
     pub allowed_origins: AllowedOrigins,
-    /// `OPENAI_API_KEY`.
-    pub openai_api_key: Option<Secret>,
-    /// `LLM_API_KEY`, for the endpoint at `LLM_BASE_URL`.
-    pub llm_api_key: Option<Secret>,
-    /// `LLM_BASE_URL`: an endpoint that speaks OpenAI's protocol.
-    pub llm_base_url: Option<Url>,
-    /// `LLM_MODEL`.
-    pub llm_model: Option<String>,
-    /// `DEFAULT_MODEL_PROVIDER`, or the older `DEFAULT_PROVIDER`, in lower case.
-    pub default_model_provider: Option<String>,
+    /// Which model providers there are, where, and with which keys.
+    pub models: ModelSettings,
     /// `DEFAULT_POLICY` (`auto`).
     pub default_policy: DefaultPolicy,
     /// `MAX_ITERATIONS` (50) of one session.
     pub max_iterations: u32,
+    /// `SESSION_TOKEN_LIMIT`: how many tokens one session may use, cached ones too.
+    pub session_token_limit: Option<u64>,
+    /// `SESSION_COST_LIMIT`: what one session may cost, in millionths of a US dollar.
+    pub session_cost_limit: Option<u64>,
     /// `CONVERSATION_TIMEOUT` (1800 s).
     pub conversation_timeout: Duration,
     /// `SESSION_GRACE_SECONDS` (300): how long a session runs on with no client.

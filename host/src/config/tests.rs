@@ -36,6 +36,10 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     );
     assert_eq!(config.default_policy, DefaultPolicy::Auto);
     assert_eq!(config.max_iterations, 50);
+    assert_eq!(
+        (config.session_token_limit, config.session_cost_limit),
+        (None, None)
+    );
     assert_eq!(config.conversation_timeout, Duration::from_secs(1800));
     assert_eq!(config.session_grace, Duration::from_secs(300));
     assert_eq!(config.max_sessions_per_user, 20);
@@ -196,12 +200,12 @@ fn what_is_set_is_read() {
     ]);
     assert_eq!(config.port, 9001);
     assert_eq!(
-        config.llm_base_url.unwrap().as_str(),
+        config.models.base_url.unwrap().as_str(),
         "http://localhost:11434/v1"
     );
-    assert_eq!(config.llm_model.unwrap(), "qwen/qwen3:8b");
-    assert_eq!(config.llm_api_key.unwrap().expose(), "key");
-    assert_eq!(config.default_model_provider.unwrap(), "openai");
+    assert_eq!(config.models.model.unwrap(), "qwen/qwen3:8b");
+    assert_eq!(config.models.api_key.unwrap().expose(), "key");
+    assert_eq!(config.models.default_provider.unwrap(), "openai");
     assert_eq!(config.default_policy, DefaultPolicy::Mock);
     assert_eq!(config.max_iterations, 7);
     assert_eq!(config.conversation_timeout, Duration::from_millis(12_500));
@@ -235,7 +239,14 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
             "LLM_BASE_URL",
             &["api.example.com", "file:///etc", "http://"],
         ),
+        ("ANTHROPIC_BASE_URL", &["api.example.com"]),
         ("LLM_MODEL", &["a b", "a\tb"]),
+        ("LLM_MODELS", &[",", "a b", "a,b c"]),
+        ("SESSION_TOKEN_LIMIT", &["0", "1.5", "many", "-1"]),
+        (
+            "SESSION_COST_LIMIT",
+            &["0", "$1", "-1", "1.", ".5", "0.0000001", "1e3"],
+        ),
         ("DEFAULT_MODEL_PROVIDER", &["open ai", "../x"]),
         ("DEFAULT_PROVIDER", &["open ai"]),
         ("DEFAULT_POLICY", &["agent"]),
@@ -290,7 +301,13 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
 
 #[test]
 fn a_secret_is_never_shown_in_an_error_or_in_print() {
-    for name in ["INTERNAL_API_KEY", "OPENAI_API_KEY", "LLM_API_KEY"] {
+    for name in [
+        "INTERNAL_API_KEY",
+        "ANTHROPIC_API_KEY",
+        "GOOGLE_API_KEY",
+        "OPENAI_API_KEY",
+        "LLM_API_KEY",
+    ] {
         for value in ["hunter2 hunter2", "hunter2\nx", "hunter2é"] {
             assert!(!refused(name, value).contains("hunter2"));
         }
@@ -306,6 +323,8 @@ fn a_secret_is_never_shown_in_an_error_or_in_print() {
         "SUPABASE_JWT_SECRET",
         "ENCRYPTION_KEY",
         "INTERNAL_API_KEY",
+        "ANTHROPIC_API_KEY",
+        "GOOGLE_API_KEY",
         "OPENAI_API_KEY",
         "LLM_API_KEY",
     ];
@@ -355,7 +374,8 @@ fn short_secrets_are_warned_about() {
 fn the_older_name_of_the_provider_counts_where_the_newer_is_not_set() {
     assert_eq!(
         good(&[("DEFAULT_PROVIDER", "openai")])
-            .default_model_provider
+            .models
+            .default_provider
             .unwrap(),
         "openai"
     );
@@ -363,8 +383,45 @@ fn the_older_name_of_the_provider_counts_where_the_newer_is_not_set() {
         ("DEFAULT_PROVIDER", "google"),
         ("DEFAULT_MODEL_PROVIDER", "openai"),
     ]);
-    assert_eq!(both.default_model_provider.unwrap(), "openai");
+    assert_eq!(both.models.default_provider.unwrap(), "openai");
     assert_eq!(both.warnings.len(), 1);
+}
+
+#[test]
+fn each_provider_has_settings_of_its_own() {
+    let config = good(&[
+        ("ANTHROPIC_API_KEY", "one"),
+        ("ANTHROPIC_BASE_URL", "https://a.example/x"),
+        ("GOOGLE_MODEL", "g"),
+        ("LLM_MODELS", "anthropic/a, b ,,c"),
+    ]);
+    let anthropic = config.models.of("anthropic").unwrap();
+    assert_eq!(anthropic.api_key.as_ref().unwrap().expose(), "one");
+    assert_eq!(
+        anthropic.base_url.as_ref().unwrap().as_str(),
+        "https://a.example/x"
+    );
+    let google = config.models.of("google").unwrap();
+    assert!(google.api_key.is_none() && google.base_url.is_none());
+    assert_eq!(google.model.as_deref(), Some("g"));
+    assert_eq!(config.models.allowed.unwrap(), ["anthropic/a", "b", "c"]);
+    let both = [
+        ("OPENAI_BASE_URL", "https://a.example"),
+        ("LLM_BASE_URL", "https://b.example"),
+    ];
+    assert_eq!(good(&both).warnings.len(), 1);
+}
+
+#[test]
+fn a_cost_limit_is_read_in_dollars_and_kept_in_millionths() {
+    for (text, micros) in [("2.50", 2_500_000), ("0.000001", 1), ("7", 7_000_000)] {
+        let config = good(&[
+            ("SESSION_COST_LIMIT", text),
+            ("SESSION_TOKEN_LIMIT", "90000"),
+        ]);
+        assert_eq!(config.session_cost_limit, Some(micros), "{text}");
+        assert_eq!(config.session_token_limit, Some(90_000));
+    }
 }
 
 #[test]
@@ -418,7 +475,7 @@ fn the_environment_wins_over_the_file_but_an_empty_variable_does_not() {
     )
     .unwrap();
     assert_eq!((config.port, config.max_iterations), (2, 3));
-    assert_eq!(config.llm_model.unwrap(), "a$b");
+    assert_eq!(config.models.model.unwrap(), "a$b");
 }
 
 #[test]

@@ -86,6 +86,14 @@ impl Values {
         })
     }
 
+    /// The name of a model, as its provider has it.
+    pub(super) fn model(&self, name: &'static str) -> Result<Option<String>, ConfigError> {
+        let allowed = "a model's name, at most 200 characters and none of them a space or a control character";
+        self.optional(name, allowed, |text| {
+            is_model(text).then(|| text.to_owned())
+        })
+    }
+
     /// A secret that is sent in a header. Anything a header cannot carry would fail at its first
     /// use, with a worse message.
     pub(super) fn header_secret(&self, name: &'static str) -> Result<Option<Secret>, ConfigError> {
@@ -133,6 +141,10 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
+pub(super) fn is_model(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 200 && !text.contains(unprintable)
+}
+
 pub(super) fn unprintable(c: char) -> bool {
     c.is_control() || c.is_whitespace()
 }
@@ -147,6 +159,18 @@ pub(super) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
 
 pub(super) fn count(text: &str) -> Option<u32> {
     number(text).filter(|count| (1..=10_000).contains(count))
+}
+
+/// Dollars in millionths, in integers, so that no limit is off by a rounding.
+pub(super) fn dollars(text: &str) -> Option<u64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    if part.is_empty() || part.len() > 6 {
+        return None;
+    }
+    let whole = number::<u64>(whole)?.checked_mul(1_000_000)?;
+    let places = 6 - u32::try_from(part.len()).ok()?;
+    let part = number::<u64>(part)? * 10_u64.pow(places);
+    whole.checked_add(part)
 }
 
 pub(super) fn seconds(text: &str, least: f64, most: f64) -> Option<Duration> {

@@ -47,6 +47,14 @@ pub struct Checkout<'a> {
     pub user_email: Option<&'a str>,
 }
 
+/// Who commits where the user does not say: without a name git makes no commit.
+const NAME: &str = "Lucid";
+const EMAIL: &str = "lucid@localhost";
+
+fn given(value: Option<&str>) -> Option<&str> {
+    value.filter(|value| !value.is_empty())
+}
+
 /// Why a repository could not be put into a workspace.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
@@ -182,10 +190,10 @@ impl Git<'_> {
         for (key, value) in [
             ("remote.origin.fetch", Some(all)),
             ("push.autoSetupRemote", Some("true")),
-            ("user.name", wanted.user_name),
-            ("user.email", wanted.user_email),
+            ("user.name", given(wanted.user_name).or(Some(NAME))),
+            ("user.email", given(wanted.user_email).or(Some(EMAIL))),
         ] {
-            if let Some(value) = value.filter(|value| !value.is_empty()) {
+            if let Some(value) = value {
                 self.must(&["config", "--replace-all", key, value]).await?;
             }
         }

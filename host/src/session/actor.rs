@@ -15,11 +15,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
+use super::budget::Budget;
 use super::create::Found;
 use super::effects::Effects;
 use super::frames::{self, EventDraft};
 use super::live::Session;
-use super::ports::{News, Place, PlaceSpec, Policy, Started, Stepped};
+use super::ports::{News, Offers, Place, PlaceSpec, Policy, Started, Stepped};
 use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
 use super::{CloseReason, Shared};
 
@@ -45,6 +46,7 @@ pub(super) struct Actor {
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
     policy: Arc<dyn Policy>,
+    offers: Offers,
     id: Arc<str>,
     chat: Arc<str>,
     counters: Counters,
@@ -72,7 +74,10 @@ pub(super) async fn live(
     news: mpsc::Receiver<Box<News>>,
 ) {
     let id: Arc<str> = found.fixed.id.as_str().into();
+    let models = &shared.deps.models;
+    let offers = models.offers(&found.fixed.provider, &found.fixed.model);
     let spec = PlaceSpec {
+        images: offers.model.images,
         session: found.fixed.id.clone(),
         user: found.fixed.user.clone(),
         repo_url: found.fixed.repo_url.clone(),
@@ -100,6 +105,7 @@ pub(super) async fn live(
         id,
         fixed: found.fixed,
         policy: found.policy,
+        offers,
         counters: found.counters,
         open,
         state: found.state,
@@ -240,13 +246,9 @@ impl Actor {
         );
         let describe = move |call: &_| places.describe(call);
         let names = (self.id.clone(), self.chat.clone());
-        let scene = Scene::new(
-            &names,
-            &fixed,
-            policy.info(),
-            self.shared.deps.limits.iterations,
-            &describe,
-        );
+        let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
+        let scene = Scene::new(&names, &fixed, policy.info(), budget, &describe);
+        let scene = scene.with_offers(&self.offers);
         let mut draft = Draft::new(&scene, self.counters, self.open.clone(), at);
         draft.shown = self.shown;
         if let Some(start) = self.start_again().await {
@@ -275,8 +277,9 @@ impl Actor {
             step: draft.counters.step,
             now_ms: at,
             seed: rand::random(),
-            iterations_left: limits.iterations.saturating_sub(draft.counters.iterations),
-            tokens_left: None,
+            iterations_left: budget.iterations_left(&draft.counters),
+            tokens_left: budget.tokens_left(&draft.counters),
+            cost_left: budget.cost_left(&draft.counters),
             millis_left: u64::try_from(limits.task_time.saturating_sub(spent).as_millis()).ok(),
         };
         let stepped = if draft.counters.steps_alone >= STEPS_ALONE {
@@ -416,7 +419,10 @@ impl Actor {
     ) -> bool {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
-        let scene = Scene::new(&names, &fixed, policy.info(), 0, &|_| EventDraft::default());
+        let nothing = Budget::default();
+        let scene = Scene::new(&names, &fixed, policy.info(), nothing, &|_| {
+            EventDraft::default()
+        });
         let mut draft = Draft::new(&scene, self.counters, BTreeMap::new(), now());
         if let Some(frame) = frame {
             draft.frame(frame);

@@ -19,6 +19,7 @@ use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
 
 use super::actor;
+use super::budget::{Budget, lower};
 use super::frames::EventDraft;
 use super::live::{About, Launch, Session};
 use super::ports::{Policy, PolicyInfo, Provider};
@@ -34,11 +35,26 @@ pub enum CreateError {
     /// The deployment has no such provider. Holds its name.
     #[error("Unknown model provider '{0}'.")]
     UnknownProvider(String),
-    /// Neither the caller nor the deployment has a key. Holds the provider's name.
+    /// Neither the caller nor the deployment has a key.
     #[error(
-        "No API key for the model provider '{0}'. Send one with the request, or ask the operator to set one."
+        "No API key for the model provider '{provider}'. Send one with the request (api_key), or ask the operator to set {variable}."
     )]
-    MissingKey(String),
+    MissingKey {
+        /// The provider's name.
+        provider: String,
+        /// The setting that is missing.
+        variable: &'static str,
+    },
+    /// The deployment does not offer that model.
+    #[error("The model '{model}' of the provider '{provider}' is not offered here. {offered}")]
+    UnknownModel {
+        /// What was asked for, cut.
+        model: String,
+        /// The provider's name.
+        provider: String,
+        /// A sentence that names what is.
+        offered: String,
+    },
     /// The provider does not take the key. Holds the provider's name.
     #[error("The model provider '{0}' refused the API key.")]
     KeyRefused(String),
@@ -83,6 +99,12 @@ pub struct NewSession {
     pub git_user_email: Option<String>,
     /// Who answers model calls.
     pub provider: Option<String>,
+    /// Which of its models.
+    pub model: Option<String>,
+    /// A limit for the session's tokens; it holds where the deployment's is not lower.
+    pub token_limit: Option<u64>,
+    /// A limit for its cost, in millionths of a US dollar, in the same way.
+    pub cost_limit: Option<u64>,
     /// The user's own key for it.
     pub api_key: Option<Secret>,
     /// Who decides.
@@ -151,8 +173,11 @@ impl Sessions {
         let policy = deps.policies.find(new.policy.as_deref())?;
         let info = policy.info();
         let provider = if info.calls_models {
-            deps.models
-                .find(new.provider.as_deref(), new.api_key.is_some())?
+            deps.models.find(
+                new.provider.as_deref(),
+                new.model.as_deref(),
+                new.api_key.is_some(),
+            )?
         } else {
             // Only a label: any is taken.
             Provider {
@@ -192,6 +217,8 @@ impl Sessions {
             policy: info.name.clone(),
             provider: provider.name,
             model: provider.model,
+            token_limit: lower(deps.limits.session_tokens, new.token_limit),
+            cost_limit: lower(deps.limits.session_cost, new.cost_limit),
             chat_id: Uuid::now_v7().to_string(),
             created_at: actor::now(),
             id: name,
@@ -277,7 +304,8 @@ impl Shared {
 /// The task, and that the session begins.
 fn first_round(fixed: &NewSessionRow, info: &PolicyInfo) -> store::StepRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
-    let scene = Scene::new(&names, fixed, info, 0, &|_| EventDraft::default());
+    let nothing = Budget::default();
+    let scene = Scene::new(&names, fixed, info, nothing, &|_| EventDraft::default());
     let counters = Counters {
         next_seq: 1,
         ..Counters::default()

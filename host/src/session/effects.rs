@@ -202,7 +202,13 @@ impl Effects {
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
         let (shared, session) = (self.shared.clone(), self.fixed.clone());
-        let (api_key, sink) = (self.api_key.clone(), self.sink(&call.effect));
+        let aside = call.aside;
+        let sink = if aside {
+            Arc::new(|_, _: &str| {})
+        } else {
+            self.sink(&call.effect)
+        };
+        let api_key = self.api_key.clone();
         let effect = call.effect.clone();
         self.spawn(effect.clone(), async move {
             let parts = std::mem::take(&mut call.prompt);
@@ -213,7 +219,9 @@ impl Effects {
                 match prompt::resolve(&shared.deps.store, &session.id, parts, last_entry).await {
                     Ok(messages) => {
                         let request = ModelRequest {
+                            session: session.id.clone(),
                             provider: session.provider.clone(),
+                            model: session.model.clone(),
                             api_key,
                             call,
                             messages,

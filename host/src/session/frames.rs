@@ -13,8 +13,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::plugins::policy_types::Event;
-use crate::plugins::types::Usage;
-use crate::store::{ChatLine, cut};
+use crate::store::{CallRow, ChatLine, Counters, cut};
 
 use super::ports::DeltaKind;
 
@@ -227,15 +226,48 @@ pub(super) fn file_tree(tree: &str, at: u64) -> String {
     )
 }
 
-/// What a model call cost.
-pub(super) fn usage(usage: &Usage, task_tokens: u64) -> String {
-    format!(
-        r#"{{"type":"usage","inputTokens":{},"outputTokens":{},"cacheReadTokens":{},"cacheWriteTokens":{},"taskTokens":{task_tokens}}}"#,
-        usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens,
-    )
+/// Millionths of a dollar as dollars.
+pub fn dollars(micros: u64) -> f64 {
+    // Exact to the last digit up to some thousand million dollars.
+    micros as f64 / 1_000_000.0
 }
 
-/// A piece of what is going on. Not in the log.
+/// What a model call cost, and all of the session so far.
+pub(super) fn usage(call: &CallRow, counters: &Counters) -> String {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Frame<'a> {
+        r#type: &'static str,
+        effect: &'a str,
+        provider: &'a str,
+        model: &'a str,
+        input_tokens: u64,
+        output_tokens: u64,
+        cache_read_tokens: u64,
+        cache_write_tokens: u64,
+        /// Null where nobody knows.
+        cost_usd: Option<f64>,
+        task_tokens: u64,
+        session_tokens: u64,
+        session_cost_usd: f64,
+    }
+    json(&Frame {
+        r#type: "usage",
+        effect: &call.effect,
+        provider: &call.provider,
+        model: &call.model,
+        input_tokens: call.used.input_tokens,
+        output_tokens: call.used.output_tokens,
+        cache_read_tokens: call.used.cache_read_tokens,
+        cache_write_tokens: call.used.cache_write_tokens,
+        cost_usd: call.priced.then(|| dollars(call.used.cost)),
+        task_tokens: counters.tokens,
+        session_tokens: counters.totals.tokens(),
+        session_cost_usd: dollars(counters.totals.cost),
+    })
+}
+
+/// A piece of what is going on, or that the pieces of an effect so far are void. Not in the log.
 pub(super) fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
     #[derive(Serialize)]
     struct Frame<'a> {
@@ -244,10 +276,23 @@ pub(super) fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
         effect: &'a str,
         content: &'a str,
     }
+    #[derive(Serialize)]
+    struct Reset<'a> {
+        r#type: &'static str,
+        effect: &'a str,
+        reset: bool,
+    }
     let kind = match kind {
         DeltaKind::Text => "text",
         DeltaKind::Thinking => "thinking",
         DeltaKind::Terminal => "terminal",
+        DeltaKind::Reset => {
+            return json(&Reset {
+                r#type: "delta",
+                effect,
+                reset: true,
+            });
+        }
     };
     json(&Frame {
         r#type: "delta",

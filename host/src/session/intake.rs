@@ -7,10 +7,10 @@ use crate::plugins::policy_types::{
     Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage,
 };
 use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
-use crate::store::{ChatLine, EffectKind};
+use crate::store::{CallRow, ChatLine, EffectKind, Totals};
 
 use super::frames::{self, EventDraft};
-use super::ports::{ModelAnswer, News, Started};
+use super::ports::{ModelAnswer, News, Offers, Started};
 use super::record::Draft;
 
 impl Draft<'_> {
@@ -89,13 +89,17 @@ impl Draft<'_> {
         if let Some(tree) = &started.tree {
             self.tree(tree);
         }
+        let offers = scene.offers.cloned();
+        let offers = offers.unwrap_or_else(|| Offers::only(scene.model));
         self.inputs.push(Input::Started(Start {
             task: scene.task.to_owned(),
             entry: 0,
             workspace: started.workspace,
             repository: scene.repository.map(str::to_owned),
             branch: scene.branch.map(str::to_owned),
-            model: scene.model.to_owned(),
+            model: offers.model,
+            small_model: offers.small,
+            models: offers.names,
             instructions: started.instructions,
             tools: started.tools,
             settings: scene.settings.to_owned(),
@@ -138,16 +142,24 @@ impl Draft<'_> {
     }
 
     fn model(&mut self, effect: String, answer: ModelAnswer) {
-        let usage = &answer.usage;
-        let used = [
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.cache_read_tokens,
-            usage.cache_write_tokens,
-        ];
-        self.counters.tokens = used
-            .into_iter()
-            .fold(self.counters.tokens, u64::saturating_add);
+        let used = Totals {
+            calls: 1,
+            input_tokens: answer.usage.input_tokens,
+            output_tokens: answer.usage.output_tokens,
+            cache_read_tokens: answer.usage.cache_read_tokens,
+            cache_write_tokens: answer.usage.cache_write_tokens,
+            cost: answer.cost.unwrap_or(0),
+        };
+        self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
+        self.counters.totals.add(&used);
+        let call = CallRow {
+            effect: effect.clone(),
+            provider: answer.provider,
+            model: answer.model,
+            used,
+            priced: answer.cost.is_some(),
+            tries: answer.tries,
+        };
         let entry = self.entry(&answer.message);
         let (mut text, mut thought) = (String::new(), String::new());
         for content in &answer.message.content {
@@ -157,7 +169,7 @@ impl Draft<'_> {
                 _ => {}
             }
         }
-        let event_type = if text.trim().is_empty() {
+        let event_type = if answer.aside || text.trim().is_empty() {
             "ThinkAction"
         } else {
             "AgentMessageAction"
@@ -172,7 +184,8 @@ impl Draft<'_> {
                 ..EventDraft::text(event_type, text)
             });
         }
-        self.frame(frames::usage(&answer.usage, self.counters.tokens));
+        self.frame(frames::usage(&call, &self.counters));
+        self.calls.push(call);
         self.inputs.push(Input::ModelReplied(ModelReply {
             effect,
             entry,

@@ -7,7 +7,9 @@
 //! other along.
 
 mod actor;
+mod budget;
 mod create;
+mod details;
 mod effects;
 mod frames;
 mod intake;
@@ -23,11 +25,12 @@ mod subscription;
 mod tests;
 
 pub use create::{CreateError, NewSession};
-pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, kind_of, render};
+pub use details::{Details, DetailsError};
+pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
 pub use live::{AttachGuard, Session};
 pub use ports::{
-    DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Place, PlaceSpec, Places, Policies,
-    Policy, PolicyInfo, Provider, Stepped, ToolDone,
+    DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Offers, Place, PlaceSpec, Places,
+    Policies, Policy, PolicyInfo, Provider, Stepped, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use subscription::{Batch, Subscription};
@@ -148,6 +151,10 @@ pub enum LookupError {
 pub struct Limits {
     /// Model calls in one task.
     pub iterations: u32,
+    /// Tokens of one session, where there is a limit.
+    pub session_tokens: Option<u64>,
+    /// What one session may cost, in millionths of a US dollar, where there is a limit.
+    pub session_cost: Option<u64>,
     /// How long one task may take.
     pub task_time: Duration,
     /// How long a session goes on with nobody attached.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use crate::plugins::policy_types::{Context, Input, ModelCall, Snapshot, Transition};
+use crate::plugins::policy_types::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
 use crate::plugins::types::{
     Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
 };
@@ -77,11 +77,43 @@ pub struct Provider {
     pub model: String,
 }
 
+/// The models that a session's policy may call.
+#[derive(Debug, Clone)]
+pub struct Offers {
+    /// The session's own.
+    pub model: ModelOffer,
+    /// A cheaper one of the same provider; the session's own where there is none.
+    pub small: ModelOffer,
+    /// The names of all.
+    pub names: Vec<String>,
+}
+
+impl Offers {
+    /// One model, of which nothing is known but its name.
+    pub fn only(model: &str) -> Self {
+        let offer = ModelOffer {
+            name: model.to_owned(),
+            context_tokens: 0,
+            output_tokens: 0,
+            images: false,
+        };
+        Self {
+            model: offer.clone(),
+            small: offer,
+            names: vec![model.to_owned()],
+        }
+    }
+}
+
 /// A model call with its prompt resolved.
 #[derive(Debug)]
 pub struct ModelRequest {
-    /// Who answers.
+    /// Whose.
+    pub session: String,
+    /// Who answers, unless the policy names a model of another provider.
     pub provider: String,
+    /// The session's model, which is always allowed.
+    pub model: String,
     /// The session's own key; without one the deployment's is used.
     pub api_key: Option<Secret>,
     /// As the policy asked, with the model's name filled in.
@@ -97,8 +129,18 @@ pub struct ModelAnswer {
     pub message: Message,
     /// Why it stopped.
     pub stop: StopReason,
-    /// What it cost.
+    /// What it used, all tries together.
     pub usage: Usage,
+    /// What that cost, in millionths of a US dollar; none where nobody knows the model's prices.
+    pub cost: Option<u64>,
+    /// Who answered.
+    pub provider: String,
+    /// Which model answered.
+    pub model: String,
+    /// How often the provider was asked.
+    pub tries: u32,
+    /// It is for the policy, not for the user.
+    pub aside: bool,
 }
 
 /// A piece of something that is still going on.
@@ -110,6 +152,8 @@ pub enum DeltaKind {
     Thinking,
     /// What a command prints.
     Terminal,
+    /// No piece: what was shown of the effect so far is void, since it begins again.
+    Reset,
 }
 
 /// Takes what can be shown before an effect is done. Never waits; may lose.
@@ -117,9 +161,17 @@ pub type DeltaSink = Arc<dyn Fn(DeltaKind, &str) + Send + Sync>;
 
 /// The deployment's model providers.
 pub trait Models: Send + Sync {
-    /// The provider of that name, or the default one. Fails where it is unknown, or where neither
-    /// the caller nor the deployment has a key for it.
-    fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError>;
+    /// The provider of that name, or the default one, and the model of that name, or its default one.
+    /// Fails where either is unknown or not allowed, or where neither the caller nor the deployment
+    /// has a key.
+    fn find(
+        &self,
+        name: Option<&str>,
+        model: Option<&str>,
+        has_key: bool,
+    ) -> Result<Provider, CreateError>;
+    /// What the policy of a session with this provider and model may call.
+    fn offers(&self, provider: &str, model: &str) -> Offers;
     /// Asks the provider, where that is cheap, whether it takes the key. Only a clear no fails.
     fn check(
         &self,
@@ -151,6 +203,8 @@ pub struct PlaceSpec {
     pub git_user_name: Option<String>,
     /// For commits.
     pub git_user_email: Option<String>,
+    /// The session's model sees pictures.
+    pub images: bool,
 }
 
 /// Where work happens.

@@ -16,12 +16,13 @@ use crate::plugins::policy_types::{
 };
 use crate::plugins::types::{Error, ErrorKind, Message, ToolCall};
 use crate::store::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow,
+    CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow,
 };
 
+use super::budget::Budget;
 use super::frames::{self, EventDraft};
 use super::intake::user_says;
-use super::ports::{News, PolicyInfo, Stepped, Tree};
+use super::ports::{News, Offers, PolicyInfo, Stepped, Tree};
 
 /// Steps without a word of the user, after which a policy is taken to go round in circles.
 pub(super) const STEPS_ALONE: u32 = 10_000;
@@ -37,7 +38,8 @@ pub(super) struct Scene<'a> {
     pub(super) mock: bool,
     pub(super) settings: &'a str,
     pub(super) policy_digest: &'a str,
-    pub(super) max_iterations: u32,
+    pub(super) offers: Option<&'a Offers>,
+    pub(super) budget: Budget,
     pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
 }
 
@@ -47,7 +49,7 @@ impl<'a> Scene<'a> {
         names: &'a (Arc<str>, Arc<str>),
         fixed: &'a NewSessionRow,
         policy: &'a PolicyInfo,
-        max_iterations: u32,
+        budget: Budget,
         describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
     ) -> Self {
         Self {
@@ -60,9 +62,16 @@ impl<'a> Scene<'a> {
             mock: policy.mock,
             settings: &policy.settings,
             policy_digest: &policy.digest,
-            max_iterations,
+            offers: None,
+            budget,
             describe,
         }
+    }
+
+    /// With the models that the policy may call; without, the session's is all it hears of.
+    pub(super) fn with_offers(mut self, offers: &'a Offers) -> Self {
+        self.offers = Some(offers);
+        self
     }
 }
 
@@ -118,6 +127,7 @@ pub(super) struct Draft<'a> {
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
+    pub(super) calls: Vec<CallRow>,
     closed: Vec<String>,
     taken: Vec<u64>,
     opened: Vec<EffectRow>,
@@ -162,6 +172,7 @@ impl<'a> Draft<'a> {
             frames: Vec::new(),
             entries: Vec::new(),
             lines: Vec::new(),
+            calls: Vec::new(),
             closed: Vec::new(),
             taken: Vec::new(),
             opened: Vec::new(),
@@ -344,11 +355,7 @@ impl<'a> Draft<'a> {
         match command {
             Command::CallModel(call) => {
                 if self.opens(&call.effect, EffectKind::Model, None) {
-                    if self.counters.iterations >= self.scene.max_iterations {
-                        let reason = format!(
-                            "The task used up its {} model calls.",
-                            self.scene.max_iterations
-                        );
+                    if let Some(reason) = self.scene.budget.refusal(&self.counters) {
                         let error = fault(ErrorKind::Deadline, reason);
                         self.begin
                             .push(Begin::News(News::Failed(call.effect, error)));
@@ -431,6 +438,7 @@ impl<'a> Draft<'a> {
             first_seq: self.first_seq,
             frames: self.frames,
             entries: self.entries,
+            calls: self.calls,
             chat_lines: self.lines,
             opened: self.opened,
             closed: self.closed,

@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Store, StoreError, cut};
+use super::{Store, StoreError, Totals, cut, usage};
 
 /// How many characters a title has at the most.
 pub const TITLE_LENGTH: usize = 255;
@@ -26,6 +26,8 @@ pub struct Chat {
     pub model_provider: Option<String>,
     /// Whether its session goes on.
     pub is_active: bool,
+    /// What the model calls of its session used.
+    pub totals: Totals,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
@@ -57,6 +59,7 @@ pub struct Chats {
 
 const COLUMNS: &str =
     "id, agent_session_id, project_id, title, model_provider, is_active, created_at, updated_at";
+const SUMS: &str = usage::COLUMNS;
 
 impl Chats {
     /// The chats of a store.
@@ -69,7 +72,7 @@ impl Chats {
         let user = user.to_owned();
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM chat_sessions WHERE user_id = ?1 ORDER BY updated_at DESC, id DESC
+                "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE user_id = ?1 ORDER BY updated_at DESC, id DESC
                  LIMIT ?2 OFFSET ?3"
             ))?;
             let rows = select.query_map(params![user, limit, offset], chat)?;
@@ -88,7 +91,7 @@ impl Chats {
         let work = move |connection: &Connection| {
             let Some(found) = connection
                 .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM chat_sessions WHERE id = ?1 AND user_id = ?2"
+                    "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE id = ?1 AND user_id = ?2"
                 ))?
                 .query_row(params![id, user], chat)
                 .optional()?
@@ -158,6 +161,7 @@ fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
         title: row.get(3)?,
         model_provider: row.get(4)?,
         is_active: row.get(5)?,
+        totals: Totals::read(row)?,
         created_at: time(row, 6)?,
         updated_at: time(row, 7)?,
     })

@@ -17,6 +17,7 @@ mod model;
 mod readers;
 mod reads;
 mod rows;
+mod usage;
 mod writer;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use model::{
 };
 pub use reads::{frames_after, logged_steps, open_effects, transcript, unread};
 pub use rows::{keep_message, mark_started};
+pub use usage::{CallRow, Totals};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -46,6 +48,7 @@ const LOCK: &str = "lucid.lock";
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0001_log_and_chats.sql"),
     include_str!("../../../migrations/0002_inbox.sql"),
+    include_str!("../../../migrations/0003_usage.sql"),
 ];
 
 /// Why the store did not do what it was asked.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::StoreError;
+use super::usage::{CallRow, Totals};
 
 /// Where a session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +22,8 @@ pub enum Status {
 }
 
 impl Status {
-    pub(super) fn text(self) -> &'static str {
+    /// As the log and clients have it.
+    pub fn text(self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Running => "running",
@@ -109,6 +111,8 @@ pub struct Counters {
     pub iterations: u32,
     /// Tokens it has used.
     pub tokens: u64,
+    /// What all model calls of the session used.
+    pub totals: Totals,
     /// Steps since the user last said something.
     pub steps_alone: u32,
 }
@@ -138,6 +142,10 @@ pub struct NewSessionRow {
     pub provider: String,
     /// The model, where the policy names none.
     pub model: String,
+    /// How many tokens it may use, where there is a limit.
+    pub token_limit: Option<u64>,
+    /// What it may cost, in millionths of a US dollar, where there is a limit.
+    pub cost_limit: Option<u64>,
     /// The chat that records it.
     pub chat_id: String,
     /// Sealed.
@@ -159,6 +167,8 @@ pub struct SessionRow {
     pub counters: Counters,
     /// Schema and bytes of the policy's last state; none before the first step.
     pub state: Option<(u32, Vec<u8>)>,
+    /// Why it is over, where it is.
+    pub end_reason: Option<String>,
     /// When the last round was written, in milliseconds since 1970.
     pub updated_at: u64,
 }
@@ -222,6 +232,8 @@ pub struct StepRow {
     pub frames: Vec<Arc<str>>,
     /// New entries of the transcript: number, and message as JSON.
     pub entries: Vec<(u64, String)>,
+    /// Model calls that were answered.
+    pub calls: Vec<CallRow>,
     /// New lines of the chat.
     pub chat_lines: Vec<ChatLine>,
     /// Effects that begin after the commit.

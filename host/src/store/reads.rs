@@ -12,6 +12,7 @@ use super::model::{
     Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
 };
 use super::rows::to_sql;
+use super::usage::Totals;
 
 fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
@@ -35,8 +36,13 @@ impl SessionRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let schema: Option<u32> = row.get("state_schema")?;
         let bytes: Option<Vec<u8>> = row.get("state")?;
+        let limit = |column| -> rusqlite::Result<Option<u64>> {
+            let limit: Option<i64> = row.get(column)?;
+            Ok(limit.map(|limit| u64::try_from(limit).unwrap_or(0)))
+        };
         Ok(Self {
             updated_at: from_sql(row, "updated_at")?,
+            end_reason: row.get("end_reason")?,
             fixed: NewSessionRow {
                 id: row.get("id")?,
                 user: row.get("user_id")?,
@@ -49,6 +55,8 @@ impl SessionRow {
                 policy: row.get("policy")?,
                 provider: row.get("provider")?,
                 model: row.get("model")?,
+                token_limit: limit("token_limit")?,
+                cost_limit: limit("cost_limit")?,
                 chat_id: row.get("chat_id")?,
                 api_key: row.get("api_key_sealed")?,
                 git_token: row.get("git_token_sealed")?,
@@ -64,6 +72,7 @@ impl SessionRow {
                 task_started_at: from_sql(row, "task_started_at")?,
                 iterations: row.get("iterations")?,
                 tokens: from_sql(row, "tokens")?,
+                totals: Totals::read(row)?,
                 steps_alone: row.get("steps_alone")?,
             },
             state: schema.zip(bytes),

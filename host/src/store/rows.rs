@@ -6,8 +6,8 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::StoreError;
 use super::model::{Decision, NewSessionRow, Status, StepRow};
+use super::{StoreError, usage};
 
 /// SQLite's integers are signed; none of these numbers comes near the end.
 pub(super) fn to_sql(number: u64) -> i64 {
@@ -28,9 +28,9 @@ impl NewSessionRow {
                 "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
                      policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
                      next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
-                     updated_at)
+                     updated_at, token_limit, cost_limit)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
-                     ?20, ?21, 0, 0, 0, ?15)",
+                     ?20, ?21, 0, 0, 0, ?15, ?22, ?23)",
             )?
             .execute(params![
                 self.id,
@@ -54,6 +54,8 @@ impl NewSessionRow {
                 to_sql(counters.next_entry),
                 counters.task_open,
                 to_sql(counters.task_started_at),
+                self.token_limit.map(to_sql),
+                self.cost_limit.map(to_sql),
             ])?;
         connection
             .prepare_cached(
@@ -221,6 +223,13 @@ impl StepRow {
                 ])?;
             }
         }
+        usage::write(
+            connection,
+            (&self.session, &self.chat),
+            self.row,
+            &self.calls,
+            &self.counters.totals,
+        )?;
         for number in &self.taken {
             connection
                 .prepare_cached("DELETE FROM inbox WHERE n = ?1")?

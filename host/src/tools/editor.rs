@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use similar::TextDiff;
 
-use super::ToolOutcome;
+use super::{ToolOutcome, near_miss, picture};
 use crate::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
 
 /// The largest file that is viewed or edited.
@@ -113,6 +113,8 @@ pub(super) struct Ground<'a> {
     pub(super) workspace: &'a Workspace,
     pub(super) history: &'a History,
     pub(super) quota: Option<&'a Quota>,
+    /// The model sees pictures.
+    pub(super) pictures: bool,
 }
 
 impl Ground<'_> {
@@ -139,7 +141,8 @@ pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
         }
     };
     let done = match edit.command {
-        Command::View => view(workspace, &path, edit.view_range),
+        Command::View => picture::view(workspace, &path, ground.pictures)
+            .unwrap_or_else(|| view(workspace, &path, edit.view_range)),
         Command::Create => create(ground, &path, edit),
         Command::StrReplace => replace(ground, &path, edit),
         Command::Insert => insert(ground, &path, edit),
@@ -296,10 +299,13 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     }
     let line_of = |at: usize| before[..at].matches('\n').count() + 1;
     match places.as_slice() {
-        [] => Err(format!(
-            "`old_str` does not occur in {}. It must match exactly, spaces and line ends too: view the file first.",
-            path.shown()
-        )),
+        [] => Err(match near_miss::explain(&before, old) {
+            Some(why) => format!("`old_str` does not occur in {}. {why}", path.shown()),
+            None => format!(
+                "`old_str` does not occur in {}. It must match exactly, spaces and line ends too: view the file first.",
+                path.shown()
+            ),
+        }),
         [at] => {
             let after = [&before[..*at], new, &before[at + old.len()..]].concat();
             let first = line_of(*at);

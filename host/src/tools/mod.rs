@@ -5,6 +5,8 @@
 
 mod describe;
 mod editor;
+mod near_miss;
+mod picture;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 
 pub use describe::{CallView, describe_call};
 use editor::{Edit, History};
+pub use picture::Picture;
 
 use crate::sandbox::{ExecRequest, LimitHit, Sandbox, SandboxError};
 use crate::workspace::{Quota, Workspace};
@@ -62,8 +65,8 @@ pub fn definitions() -> Vec<Definition> {
         },
         Definition {
             name: "file_editor",
-            description: "Views and changes text files of the workspace. `view` shows a file with line numbers, or \
-                what is in a folder; `create` writes a whole file; `str_replace` replaces `old_str`, which must occur \
+            description: "Views and changes text files of the workspace. `view` shows a file with line numbers, what is \
+                in a folder, or a picture (PNG, JPEG, GIF, WebP); `create` writes a whole file; `str_replace` replaces `old_str`, which must occur \
                 exactly once, by `new_str`; `insert` puts `new_str` behind line `insert_line` (0 is the beginning); \
                 `undo_edit` takes back the last change of that file.",
             input_schema: json!({
@@ -100,6 +103,8 @@ pub struct ToolOutcome {
     pub path: Option<String>,
     /// What an edit changed, as a unified diff.
     pub diff: Option<String>,
+    /// A picture for the model.
+    pub picture: Option<Picture>,
     /// A limit of the sandbox that a command ran into.
     pub limit: Option<LimitHit>,
 }
@@ -122,6 +127,8 @@ pub struct ToolBox {
     history: Arc<History>,
     /// None: the editor writes as much as the disk holds.
     quota: Option<Arc<Quota>>,
+    /// The model sees pictures.
+    pictures: bool,
 }
 
 impl ToolBox {
@@ -133,6 +140,7 @@ impl ToolBox {
             workspace,
             history: Arc::default(),
             quota: None,
+            pictures: false,
         }
     }
 
@@ -140,6 +148,13 @@ impl ToolBox {
     #[must_use]
     pub fn with_quota(mut self, quota: Arc<Quota>) -> Self {
         self.quota = Some(quota);
+        self
+    }
+
+    /// The same tools, which show the model pictures where it sees them.
+    #[must_use]
+    pub fn with_pictures(mut self, seen: bool) -> Self {
+        self.pictures = seen;
         self
     }
 
@@ -230,9 +245,8 @@ async fn terminal(
         is_error: result.timed_out,
         text,
         exit_code: Some(result.exit_code),
-        path: None,
-        diff: None,
         limit: result.limit,
+        ..ToolOutcome::default()
     })
 }
 
@@ -243,6 +257,7 @@ async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
             workspace: &tools.workspace,
             history: &tools.history,
             quota: tools.quota.as_deref(),
+            pictures: tools.pictures,
         };
         editor::run(&ground, &edit)
     });

@@ -4,6 +4,30 @@ use super::*;
 use crate::store::Chats;
 
 #[tokio::test]
+async fn what_a_model_says_aside_is_a_thought_and_no_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(|_, _, inputs| {
+        let mut call = ask_model("a");
+        if let Command::CallModel(call) = &mut call {
+            call.aside = true;
+        }
+        Ok(match &inputs[0] {
+            Input::Started(_) => vec![call],
+            Input::ModelReplied(_) => vec![finish("done")],
+            _ => Vec::new(),
+        })
+    });
+    let sessions = sessions(folder.path(), &world);
+    let session = sessions.create(new("u")).await.unwrap();
+    let mut frames = session.subscribe(0);
+    sessions.start(&session);
+    let seen = until(&mut frames, "completed").await;
+    let seen = names(&seen);
+    assert!(seen.contains(&"ThinkAction".to_owned()), "{seen:?}");
+    assert!(!seen.contains(&"AgentMessageAction".to_owned()), "{seen:?}");
+}
+
+#[tokio::test]
 async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(worker);
@@ -153,7 +177,7 @@ async fn what_cannot_be_made_is_refused_before_anything_is_written() {
     let keyless = with(|new| (new.provider, new.api_key) = (Some("keyless".to_owned()), None));
     assert!(matches!(
         sessions.create(keyless).await.unwrap_err(),
-        CreateError::MissingKey(_)
+        CreateError::MissingKey { .. }
     ));
     let refused = sessions
         .create(with(|new| new.policy = Some("x".to_owned())))
@@ -248,6 +272,82 @@ async fn a_policy_that_fails_ends_its_task_and_no_other() {
         names(&until(&mut of_broken, "completed").await),
         ["task_start", "completed"]
     );
+}
+
+/// Calls a model again and again, until it is refused.
+fn spender(ctx: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
+    let said = |input: &Input| match input {
+        Input::Started(_) | Input::ModelReplied(_) => Some(ask_model(&ctx.step.to_string())),
+        Input::EffectFailed(failure) => {
+            let left = (ctx.tokens_left, ctx.cost_left);
+            Some(finish(&format!("{:?} {left:?}", failure.error.kind)))
+        }
+        _ => None,
+    };
+    Ok(inputs.iter().filter_map(said).collect())
+}
+
+#[tokio::test]
+async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(spender);
+    let store = Store::open(folder.path()).unwrap();
+    let sessions = with_limits(store.clone(), &world, |limits| {
+        limits.iterations = 100;
+        limits.session_tokens = Some(1_000);
+        limits.session_cost = Some(20);
+    });
+    // Each call uses 5 tokens and 7 millionths.
+    let mut asked = new("u");
+    (asked.token_limit, asked.cost_limit) = (Some(12), Some(1_000));
+    let session = sessions.create(asked).await.unwrap();
+    let mut frames = session.subscribe(0);
+    sessions.start(&session);
+    let seen = until(&mut frames, r#""status":"completed""#).await;
+    assert!(
+        seen.last()
+            .unwrap()
+            .1
+            .contains("Deadline (Some(0), Some(0))"),
+        "{seen:?}"
+    );
+    let usage: Vec<_> = seen
+        .iter()
+        .filter(|(_, f)| f.contains(r#""type":"usage""#))
+        .collect();
+    assert_eq!(usage.len(), 3);
+    assert!(
+        usage[2]
+            .1
+            .contains(r#""sessionTokens":15,"sessionCostUsd":0.000021"#),
+        "{usage:?}"
+    );
+
+    let details = sessions.details(session.id(), &"u".into()).await.unwrap();
+    let totals = details.totals;
+    assert_eq!((totals.calls, totals.tokens(), totals.cost), (3, 15, 21));
+    assert_eq!(
+        (details.token_limit, details.cost_limit),
+        (Some(12), Some(20))
+    );
+    let other = sessions.details(session.id(), &"v".into()).await;
+    assert!(matches!(
+        other,
+        Err(DetailsError::Lookup(LookupError::NotYours))
+    ));
+    let chats = crate::store::Chats::new(store.clone());
+    assert_eq!(chats.list("u", 1, 0).await.unwrap()[0].totals, totals);
+    let rows = store.read(|connection| {
+        let sum = "SELECT count(*), sum(input_tokens + output_tokens), sum(cost) FROM model_calls";
+        Ok(connection.query_row(sum, [], |row| {
+            Ok((
+                row.get::<_, i64>(0)?,
+                row.get::<_, i64>(1)?,
+                row.get::<_, i64>(2)?,
+            ))
+        })?)
+    });
+    assert_eq!(rows.await.unwrap(), (3, 15, 21));
 }
 
 /// Calls a model; fails to hear of the answer, unless the task says otherwise; asks again when told

@@ -50,6 +50,7 @@ fn ask_model(effect: &str) -> Command {
         tools: Vec::new(),
         max_output_tokens: None,
         params: "{}".to_owned(),
+        aside: false,
     })
 }
 
@@ -112,6 +113,8 @@ fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions
 fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> Sessions {
     let mut limits = Limits {
         iterations: 5,
+        session_tokens: None,
+        session_cost: None,
         task_time: Duration::from_secs(20),
         grace: Duration::from_secs(60),
         sessions_per_user: 100,
@@ -138,6 +141,9 @@ fn new(user: &str) -> NewSession {
         git_user_name: None,
         git_user_email: None,
         provider: None,
+        model: None,
+        token_limit: None,
+        cost_limit: None,
         api_key: Some(Secret::new("sk-key")),
         policy: None,
     }

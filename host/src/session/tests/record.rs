@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::super::budget::Budget;
 use super::super::ports::{News, Started, Tree};
 use super::super::record::{Begin, Draft, Scene, of_effect};
 use super::*;
@@ -50,6 +51,11 @@ fn told(which: u8, effect: &str) -> News {
                     message,
                     stop: StopReason::EndTurn,
                     usage,
+                    cost: None,
+                    provider: "p".to_owned(),
+                    model: "m".to_owned(),
+                    tries: 1,
+                    aside: false,
                 }),
             )
         }
@@ -119,16 +125,17 @@ proptest! {
     #[test]
     fn numbers_are_dense_and_a_policy_hears_once_of_each_effect_that_it_waits_for(drawn in rounds()) {
         let (session, chat) = ("s".into(), "c".into());
+        let budget = Budget { iterations: 3, ..Budget::default() };
         let scene = Scene {
             session: &session, chat: &chat, task: "t", repository: None, branch: None, model: "m", mock: false,
-            settings: "{}", policy_digest: "d", max_iterations: 3, describe: &|_| EventDraft::text("CmdRunAction", "x"),
+            settings: "{}", policy_digest: "d", offers: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = Counters { next_seq: 1, ..Counters::default() };
         let mut open = BTreeMap::<String, EffectKind>::new();
         let mut rows = BTreeMap::<String, EffectKind>::new();
         let mut waiting = BTreeSet::<String>::new();
         let context = Context {
-            session: "s".to_owned(), step: 0, now_ms: 0, seed: 0, iterations_left: 0, tokens_left: None, millis_left: None,
+            session: "s".to_owned(), step: 0, now_ms: 0, seed: 0, iterations_left: 0, tokens_left: None, cost_left: None, millis_left: None,
         };
         for (arrived, commands, good) in drawn {
             let mut draft = Draft::new(&scene, counters, open.clone(), 10);
@@ -191,7 +198,8 @@ fn the_next_message_answers_an_open_question() {
         mock: false,
         settings: "{}",
         policy_digest: "d",
-        max_iterations: 3,
+        offers: None,
+        budget: Budget::default(),
         describe: &|_| EventDraft::default(),
     };
     let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);

@@ -1,5 +1,6 @@
 //! Trees that no tool is the reason of.
 
+use super::super::budget::Budget;
 use super::super::ports::{News, Tree};
 use super::super::record::{Draft, Scene, ShownTree};
 use super::*;
@@ -108,7 +109,8 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         mock: false,
         settings: "{}",
         policy_digest: "d",
-        max_iterations: 3,
+        offers: None,
+        budget: Budget::default(),
         describe: &|_| EventDraft::default(),
     };
     let shown = |start: ShownTree, trees: &[(u64, &str)]| {

@@ -117,15 +117,27 @@ impl Policies for World {
 }
 
 impl Models for World {
-    fn find(&self, name: Option<&str>, has_key: bool) -> Result<Provider, CreateError> {
+    fn find(
+        &self,
+        name: Option<&str>,
+        _: Option<&str>,
+        has_key: bool,
+    ) -> Result<Provider, CreateError> {
         match name {
             Some("nobody") => Err(CreateError::UnknownProvider("nobody".to_owned())),
-            Some("keyless") if !has_key => Err(CreateError::MissingKey("keyless".to_owned())),
+            Some("keyless") if !has_key => Err(CreateError::MissingKey {
+                provider: "keyless".to_owned(),
+                variable: "LLM_API_KEY",
+            }),
             _ => Ok(Provider {
                 name: "fake".to_owned(),
                 model: "m".to_owned(),
             }),
         }
+    }
+
+    fn offers(&self, _: &str, model: &str) -> Offers {
+        Offers::only(model)
     }
 
     fn check(&self, _: &str, _: Option<Secret>) -> BoxFuture<'static, Result<(), CreateError>> {
@@ -142,7 +154,7 @@ impl Models for World {
             request.call.effect, request.call.model
         ));
         self.prompts.lock().unwrap().push(request.messages);
-        let hold = self.hold.clone();
+        let (hold, aside) = (self.hold.clone(), request.call.aside);
         async move {
             while hold.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -164,6 +176,11 @@ impl Models for World {
                 message,
                 stop: StopReason::ToolUse,
                 usage,
+                cost: Some(7),
+                provider: "fake".to_owned(),
+                model: "m".to_owned(),
+                tries: 1,
+                aside,
             })
         }
         .boxed()

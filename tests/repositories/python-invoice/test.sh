@@ -1,0 +1,1 @@
+exec python3 -B -m unittest -q test_invoice 2>&1

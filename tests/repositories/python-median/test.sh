@@ -1,0 +1,1 @@
+exec python3 -B -m unittest discover -q 2>&1
