@@ -230,11 +230,15 @@ fn of_kind(kind: &str, all: &Map<String, Value>) -> Value {
     Value::Object(one)
 }
 
+/// Where both say something of the same, the later one holds as a whole: half of one schema and half
+/// of another would be none.
 fn merge(into: &mut Map<String, Value>, from: Value) {
     let Value::Object(from) = from else { return };
     for (name, value) in from {
         match (into.get_mut(&name), value) {
-            (Some(Value::Object(before)), Value::Object(more)) => before.extend(more),
+            (Some(Value::Object(before)), Value::Object(more)) if name == "properties" => {
+                before.extend(more);
+            }
             (Some(Value::Array(before)), Value::Array(more)) if name == "required" => {
                 before.extend(more);
             }
