@@ -141,7 +141,8 @@ fn hex(bytes: &[u8]) -> String {
 fn held(folder: &Path) -> io::Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(folder)? {
-        sum += entry?.metadata()?.len();
+        // One that is being put there is renamed meanwhile.
+        sum += entry?.metadata().map_or(0, |data| data.len());
     }
     Ok(sum)
 }

@@ -20,11 +20,12 @@ use crate::blobs::Blobs;
 use crate::config::{Config, ProviderSettings};
 use crate::egress::{Egress, EgressError, EgressLimits};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
-use crate::plugins::types::{Error, ErrorKind};
+use crate::plugins::types::{Error, ErrorKind, Usage};
 use crate::plugins::{Plugins, Shown, Target, complete};
 use crate::secret::Secret;
 use crate::session::{
-    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Offers, Provider,
+    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest, Models, Offers,
+    Provider, Spent,
 };
 
 /// The adapters' settings; none so far.
@@ -229,7 +230,7 @@ impl Models for Providers {
         &self,
         request: ModelRequest,
         deltas: DeltaSink,
-    ) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
+    ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
         let called = self.called(&request);
         let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
         async move {
@@ -247,7 +248,7 @@ async fn ask(
     model: String,
     request: ModelRequest,
     deltas: &DeltaSink,
-) -> Result<ModelAnswer, Error> {
+) -> Result<ModelAnswer, ModelFailure> {
     let own = request.api_key.as_ref().map(sendable);
     let own = own.filter(|_| served.name == request.provider);
     let files = blobs.of(&request.session);
@@ -274,7 +275,20 @@ async fn ask(
         }
         Shown::Reset => deltas(DeltaKind::Reset, ""),
     };
-    let done = complete(&served.llm, target, &wanted, show).await?;
+    let answered = complete(&served.llm, target, &wanted, show).await;
+    let spent = |usage: Usage, tries| Spent {
+        cost: served.choice.cost(&wanted.model, &usage),
+        usage,
+        provider: served.name.clone(),
+        model: wanted.model.clone(),
+        tries,
+    };
+    let done = answered.map_err(|failed| ModelFailure {
+        error: failed.error,
+        spent: failed
+            .wasted
+            .map(|usage| Box::new(spent(*usage, failed.tries))),
+    })?;
     tracing::debug!(
         provider = served.name,
         tries = done.tries,
@@ -284,13 +298,9 @@ async fn ask(
     );
     let answer = done.completion;
     Ok(ModelAnswer {
-        cost: served.choice.cost(&wanted.model, &answer.usage),
+        spent: spent(answer.usage, done.tries),
         message: answer.message,
         stop: answer.stop,
-        usage: answer.usage,
-        provider: served.name.clone(),
-        model: wanted.model,
-        tries: done.tries,
         aside: call.aside,
     })
 }

@@ -62,13 +62,24 @@ pub struct Completed {
     pub tries: u32,
 }
 
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failed {
+    /// What went wrong with the last try.
+    pub error: Error,
+    /// Tokens of tries that broke off, as far as they were told: they are paid for.
+    pub wasted: Option<Box<Usage>>,
+    /// How often the provider was asked.
+    pub tries: u32,
+}
+
 /// Asks a model, and shows what comes of the answer as it comes.
 pub async fn complete(
     llm: &LlmPlugin,
     target: Target<'_>,
     request: &CompletionRequest,
     show: impl FnMut(Shown<'_>) + Send,
-) -> Result<Completed, Error> {
+) -> Result<Completed, Failed> {
     let mut call = Call {
         llm,
         target,
@@ -76,6 +87,7 @@ pub async fn complete(
         show,
         shown: false,
         wasted: None,
+        tries: 0,
         figures: Figures::default(),
     };
     let answered = Box::pin(call.run()).await;
@@ -96,7 +108,11 @@ pub async fn complete(
         Err(mut error) => {
             error.message = blanker.text(&error.message).into_owned();
             error.code = error.code.map(|code| blanker.text(&code).into_owned());
-            Err(error)
+            Err(Failed {
+                error,
+                wasted: call.wasted.map(Box::new),
+                tries: call.tries,
+            })
         }
     }
 }
@@ -109,6 +125,7 @@ struct Call<'a, F> {
     shown: bool,
     /// Tokens of tries that broke off, as far as they were told.
     wasted: Option<Usage>,
+    tries: u32,
     figures: Figures,
 }
 
@@ -123,6 +140,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             .with_jitter()
             .build();
         for tries in 1_u32.. {
+            self.tries = tries;
             let error = match self.once(&encoded).await {
                 Ok(mut completion) => {
                     if let Some(wasted) = &self.wasted {

@@ -11,7 +11,7 @@ use super::bindings::types::{Content, Error, ErrorKind};
 use crate::blobs::SessionBlobs;
 
 /// What the files of one request may have together, in bytes, before base64: providers take no more.
-const MOST: u64 = 20 << 20;
+const MOST: usize = 20 << 20;
 
 /// Puts the files in place. Gives the adapter's request back as it is where there are none.
 pub(super) async fn place(
@@ -22,14 +22,8 @@ pub(super) async fn place(
     if encoded.files.is_empty() {
         return Ok(encoded);
     }
-    let size: u64 = encoded.files.iter().map(|file| file.blob.size).sum();
-    if size > MOST {
-        let message = format!(
-            "The pictures of the conversation have {size} bytes, and at most {MOST} can be sent at once."
-        );
-        return Err(error(ErrorKind::ContextTooLong, "files", message));
-    }
     let named = named(request);
+    let mut size: usize = 0;
     for Placed { marker, blob } in std::mem::take(&mut encoded.files) {
         let Some(files) = files.filter(|_| named.contains(&blob.digest.as_str())) else {
             return Err(fault("placed a file that the conversation does not hold"));
@@ -41,6 +35,14 @@ pub(super) async fn place(
                 format!("A picture cannot be sent: {cause}."),
             )
         })?;
+        // What is really there, whatever the adapter says of it, and each time that it is placed.
+        size = size.saturating_add(bytes.len());
+        if size > MOST {
+            let message = format!(
+                "The pictures of the conversation have more than {MOST} bytes, which is what can be sent at once."
+            );
+            return Err(error(ErrorKind::ContextTooLong, "files", message));
+        }
         let body = std::mem::take(&mut encoded.request.body);
         encoded.request.body = replaced(&body, marker.as_bytes(), &STANDARD.encode(bytes))
             .ok_or_else(|| fault("did not write a file's marker exactly once"))?;
@@ -174,10 +176,26 @@ mod tests {
 
     #[tokio::test]
     async fn more_than_a_provider_takes_is_a_conversation_that_is_too_long() {
-        let (_folder, files, mut blob) = kept().await;
+        let (_folder, files, _) = kept().await;
+        let large = vec![7; 3 << 20];
+        let mut blob = files.put("image/png", large).await.unwrap();
         let asked = request(Some(&blob));
-        blob.size = MOST + 1;
-        let placed = place(encoded("M".into(), "M", &blob), &asked, Some(&files));
-        assert_eq!(placed.await.unwrap_err().kind, ErrorKind::ContextTooLong);
+        // Whatever the adapter says of its size, and however often it places it.
+        blob.size = 0;
+        let often = |count: usize| {
+            let marker = |number: usize| format!("<{number}>");
+            let body = (0..count).map(marker).collect();
+            let mut encoded = encoded(body, "", &blob);
+            let placed = |number| Placed {
+                marker: marker(number),
+                blob: blob.clone(),
+            };
+            encoded.files = (0..count).map(placed).collect();
+            encoded
+        };
+        let placed = place(often(6), &asked, Some(&files)).await.unwrap();
+        assert_eq!(placed.request.body.len(), 6 * (4 << 20));
+        let placed = place(often(7), &asked, Some(&files)).await;
+        assert_eq!(placed.unwrap_err().kind, ErrorKind::ContextTooLong);
     }
 }

@@ -228,7 +228,7 @@ impl Effects {
                         };
                         shared.deps.models.call(request, sink).await
                     }
-                    Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string())),
+                    Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string()).into()),
                 };
             News::Model(effect, answer)
         });

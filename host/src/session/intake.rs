@@ -10,7 +10,7 @@ use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult
 use crate::store::{CallRow, ChatLine, EffectKind, Totals};
 
 use super::frames::{self, EventDraft};
-use super::ports::{ModelAnswer, News, Offers, Started};
+use super::ports::{ModelAnswer, News, Offers, Spent, Started};
 use super::record::Draft;
 
 impl Draft<'_> {
@@ -26,7 +26,12 @@ impl Draft<'_> {
                 if self.close(&effect, Some(EffectKind::Model)) {
                     match result {
                         Ok(answer) => self.model(effect, answer),
-                        Err(error) => self.failed(effect, error),
+                        Err(failure) => {
+                            if let Some(spent) = failure.spent {
+                                self.spend(&effect, *spent);
+                            }
+                            self.failed(effect, failure.error);
+                        }
                     }
                 }
             }
@@ -141,25 +146,32 @@ impl Draft<'_> {
         });
     }
 
-    fn model(&mut self, effect: String, answer: ModelAnswer) {
+    /// Counts what a model call took, and says so.
+    fn spend(&mut self, effect: &str, spent: Spent) {
         let used = Totals {
             calls: 1,
-            input_tokens: answer.usage.input_tokens,
-            output_tokens: answer.usage.output_tokens,
-            cache_read_tokens: answer.usage.cache_read_tokens,
-            cache_write_tokens: answer.usage.cache_write_tokens,
-            cost: answer.cost.unwrap_or(0),
+            input_tokens: spent.usage.input_tokens,
+            output_tokens: spent.usage.output_tokens,
+            cache_read_tokens: spent.usage.cache_read_tokens,
+            cache_write_tokens: spent.usage.cache_write_tokens,
+            cost: spent.cost.unwrap_or(0),
         };
         self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
         self.counters.totals.add(&used);
         let call = CallRow {
-            effect: effect.clone(),
-            provider: answer.provider,
-            model: answer.model,
+            effect: effect.to_owned(),
+            provider: spent.provider,
+            model: spent.model,
             used,
-            priced: answer.cost.is_some(),
-            tries: answer.tries,
+            priced: spent.cost.is_some(),
+            tries: spent.tries,
         };
+        self.frame(frames::usage(&call, &self.counters));
+        self.calls.push(call);
+    }
+
+    fn model(&mut self, effect: String, answer: ModelAnswer) {
+        let usage = answer.spent.usage;
         let entry = self.entry(&answer.message);
         let (mut text, mut thought) = (String::new(), String::new());
         for content in &answer.message.content {
@@ -184,14 +196,13 @@ impl Draft<'_> {
                 ..EventDraft::text(event_type, text)
             });
         }
-        self.frame(frames::usage(&call, &self.counters));
-        self.calls.push(call);
+        self.spend(&effect, answer.spent);
         self.inputs.push(Input::ModelReplied(ModelReply {
             effect,
             entry,
             message: answer.message,
             stop: answer.stop,
-            usage: answer.usage,
+            usage,
         }));
     }
 

@@ -29,8 +29,8 @@ pub use details::{Details, DetailsError};
 pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
 pub use live::{AttachGuard, Session};
 pub use ports::{
-    DeltaKind, DeltaSink, ModelAnswer, ModelRequest, Models, Offers, Place, PlaceSpec, Places,
-    Policies, Policy, PolicyInfo, Provider, Stepped, ToolDone,
+    DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest, Models, Offers, Place,
+    PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use subscription::{Batch, Subscription};

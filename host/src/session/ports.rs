@@ -129,6 +129,15 @@ pub struct ModelAnswer {
     pub message: Message,
     /// Why it stopped.
     pub stop: StopReason,
+    /// What it took.
+    pub spent: Spent,
+    /// It is for the policy, not for the user.
+    pub aside: bool,
+}
+
+/// What a model call took, whether or not an answer came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spent {
     /// What it used, all tries together.
     pub usage: Usage,
     /// What that cost, in millionths of a US dollar; none where nobody knows the model's prices.
@@ -139,8 +148,21 @@ pub struct ModelAnswer {
     pub model: String,
     /// How often the provider was asked.
     pub tries: u32,
-    /// It is for the policy, not for the user.
-    pub aside: bool,
+}
+
+/// Why no answer came.
+#[derive(Debug)]
+pub struct ModelFailure {
+    /// What went wrong.
+    pub error: Error,
+    /// What tries that broke off took, as far as the provider said.
+    pub spent: Option<Box<Spent>>,
+}
+
+impl From<Error> for ModelFailure {
+    fn from(error: Error) -> Self {
+        Self { error, spent: None }
+    }
 }
 
 /// A piece of something that is still going on.
@@ -183,7 +205,7 @@ pub trait Models: Send + Sync {
         &self,
         request: ModelRequest,
         deltas: DeltaSink,
-    ) -> BoxFuture<'static, Result<ModelAnswer, Error>>;
+    ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>>;
 }
 
 /// What a place is made for.
@@ -289,7 +311,7 @@ pub(super) enum News {
     /// The user says something; its number in the inbox.
     Message(u64, String),
     /// A model call ended.
-    Model(String, Result<ModelAnswer, Error>),
+    Model(String, Result<ModelAnswer, ModelFailure>),
     /// A tool ended, and the tree after it.
     Tool(String, Result<Box<ToolDone>, Error>, Option<Tree>),
     /// Something about the place that a person should know.

@@ -204,14 +204,21 @@ impl Choice {
             let rest = model
                 .strip_prefix(&info.id)
                 .and_then(|rest| rest.strip_prefix('-'));
-            rest.is_some_and(|rest| {
-                let date = rest.len() >= 4 && rest.bytes().all(|c| c.is_ascii_digit() || c == b'-');
-                rest == "latest" || date
-            })
+            rest.is_some_and(|rest| rest == "latest" || is_date(rest))
         };
         let exact = self.known.iter().find(|info| info.id == model);
         exact.or_else(|| self.known.iter().find(dated))
     }
+}
+
+/// `20260131`, `2026-01-31`, or the `0131` and `001` of older names.
+fn is_date(text: &str) -> bool {
+    let digits = text.bytes().filter(u8::is_ascii_digit).count();
+    let form: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    form == "0000-00-00" || (digits == text.len() && matches!(digits, 3 | 4 | 8))
 }
 
 #[cfg(test)]
@@ -281,7 +288,16 @@ mod tests {
         for model in ["large", "small", "large-20260101", "small-latest"] {
             assert!(choice.allows(model), "{model}");
         }
-        for model in ["", "larger", "large-x", "other", "large\n", "a b"] {
+        for model in [
+            "",
+            "larger",
+            "large-x",
+            "large-9-20270101",
+            "large-5",
+            "other",
+            "large\n",
+            "a b",
+        ] {
             assert!(!choice.allows(model), "{model}");
         }
         let offers = choice.offers("large");

@@ -38,7 +38,7 @@ async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, E
         Shown::Delta(delta) => deltas.push(delta.clone()),
         Shown::Reset => deltas.clear(),
     });
-    let result = sendable(call).await;
+    let result = sendable(call).await.map_err(|failed| failed.error);
     (result, deltas)
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::budget::Budget;
 use super::super::ports::{News, Started, Tree};
-use super::super::record::{Begin, Draft, Scene, of_effect};
+use super::super::record::{Begin, Draft, Scene, fault, of_effect};
 use super::*;
 use crate::store::{Counters, EffectKind};
 
@@ -28,7 +28,7 @@ fn told(which: u8, effect: &str) -> News {
     match which {
         0 => News::Started(Started::default()),
         1 | 2 => News::Message(1, "hi".to_owned()),
-        3 => News::Model(effect, Err(error())),
+        3 => News::Model(effect, Err(error().into())),
         4 => News::Tool(effect, Err(error()), Some(tree(1, "[]"))),
         5 => News::Timer(effect),
         10 => News::Tree(tree(2, "[1]")),
@@ -50,11 +50,13 @@ fn told(which: u8, effect: &str) -> News {
                 Ok(ModelAnswer {
                     message,
                     stop: StopReason::EndTurn,
-                    usage,
-                    cost: None,
-                    provider: "p".to_owned(),
-                    model: "m".to_owned(),
-                    tries: 1,
+                    spent: Spent {
+                        usage,
+                        cost: None,
+                        provider: "p".to_owned(),
+                        model: "m".to_owned(),
+                        tries: 1,
+                    },
                     aside: false,
                 }),
             )
@@ -119,6 +121,49 @@ fn rounds() -> impl Strategy<Value = Drawn> {
         ),
         1..20,
     )
+}
+
+#[test]
+fn what_a_failed_model_call_took_counts_as_well() {
+    let (session, chat) = ("s".into(), "c".into());
+    let scene = Scene {
+        session: &session,
+        chat: &chat,
+        task: "t",
+        repository: None,
+        branch: None,
+        model: "m",
+        mock: false,
+        settings: "{}",
+        policy_digest: "d",
+        offers: None,
+        budget: Budget::default(),
+        describe: &|_| EventDraft::text("CmdRunAction", "x"),
+    };
+    let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
+    let mut draft = Draft::new(&scene, Counters::default(), open, 10);
+    let spent = Spent {
+        usage: Usage {
+            input_tokens: 40,
+            output_tokens: 2,
+            cache_read_tokens: 0,
+            cache_write_tokens: 0,
+        },
+        cost: Some(7),
+        provider: "p".to_owned(),
+        model: "m".to_owned(),
+        tries: 4,
+    };
+    draft.take(News::Model(
+        "e".to_owned(),
+        Err(ModelFailure {
+            error: fault(ErrorKind::Upstream, "It broke off."),
+            spent: Some(Box::new(spent)),
+        }),
+    ));
+    assert_eq!(draft.counters.tokens, 42);
+    assert_eq!(draft.counters.totals.cost, 7);
+    assert!(matches!(draft.inputs[..], [Input::EffectFailed(_)]));
 }
 
 proptest! {

@@ -148,7 +148,7 @@ impl Models for World {
         &self,
         request: ModelRequest,
         deltas: DeltaSink,
-    ) -> BoxFuture<'static, Result<ModelAnswer, Error>> {
+    ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
         self.note(format!(
             "model {} {}",
             request.call.effect, request.call.model
@@ -175,11 +175,13 @@ impl Models for World {
             Ok(ModelAnswer {
                 message,
                 stop: StopReason::ToolUse,
-                usage,
-                cost: Some(7),
-                provider: "fake".to_owned(),
-                model: "m".to_owned(),
-                tries: 1,
+                spent: Spent {
+                    usage,
+                    cost: Some(7),
+                    provider: "fake".to_owned(),
+                    model: "m".to_owned(),
+                    tries: 1,
+                },
                 aside,
             })
         }
