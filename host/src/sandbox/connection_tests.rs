@@ -116,7 +116,8 @@ async fn any_number_may_stand_for_the_signal_that_ended_a_command() {
         ..Exit::default()
     };
     let frame = Frame::json(Kind::Exit, 1, &exit).unwrap().encode();
-    let running = super::super::exec::run(&connection, start(0, 0), |_| {});
+    let start = start(0, 0);
+    let running = super::super::exec::run(&connection, &start, |_| {});
     let answer = async {
         read_frame(&mut theirs).await.unwrap();
         theirs.write_all(&frame).await.unwrap();

@@ -169,14 +169,14 @@ impl LimitHit {
 
 pub(super) async fn run(
     connection: &Connection,
-    start: Start,
+    start: &Start,
     mut on_output: impl FnMut(&[u8]) + Send,
 ) -> Result<ExecResult, SandboxError> {
     let begun = Instant::now();
     let limit =
         Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(PATIENCE);
     // Kills the command when it is dropped before the end.
-    let mut command = connection.start(&start)?;
+    let mut command = connection.start(start)?;
     let (mut head, mut tail) = (Vec::new(), Vec::new());
     loop {
         let left = limit.saturating_sub(begun.elapsed());

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lucid_exec::protocol::{Limits, Serve};
 
@@ -21,6 +21,8 @@ const LOST: &str =
     "The sandbox was lost while the server was away, and what ran in it. The files are there.";
 /// How long a box may take to be ready.
 const START: Duration = Duration::from_secs(10);
+/// How long a box that is full of processes is given to have room for one more.
+const ROOM: Duration = Duration::from_secs(2);
 /// How long a box may take to end once it was told to.
 const END: Duration = Duration::from_secs(8);
 const NAMESPACE_END: Duration = Duration::from_secs(2);
@@ -196,11 +198,19 @@ impl Sandbox {
     pub async fn exec(
         &self,
         request: ExecRequest,
-        on_output: impl FnMut(&[u8]) + Send,
+        mut on_output: impl FnMut(&[u8]) + Send,
     ) -> Result<ExecResult, SandboxError> {
         let inner = &self.0;
         let start = request.into_start(inner.shell, &inner.workspace, &inner.environment);
-        match exec::run(&inner.connection, start, on_output).await {
+        let begun = Instant::now();
+        let mut ran = exec::run(&inner.connection, &start, &mut on_output).await;
+        // Nothing was run. What was killed a moment ago may still be about to go, and nobody tells of
+        // the room that it leaves.
+        while matches!(ran, Err(SandboxError::Full(_))) && begun.elapsed() < ROOM {
+            tokio::time::sleep(ROOM / 40).await;
+            ran = exec::run(&inner.connection, &start, &mut on_output).await;
+        }
+        match ran {
             // What fills a container is not below the exec server only: it is replaced as a whole.
             Err(SandboxError::Full(_)) if inner.kind == Kind::Docker => {
                 inner

@@ -292,11 +292,11 @@ async fn a_time_out_kills_the_whole_process_group() {
         let sandbox = ground.start("one", None).await;
         let mark = mark();
         let command = format!("trap '' TERM; sleep {mark} & echo begun; sleep {mark}");
-        let request = ExecRequest::shell(command).timeout(Duration::from_millis(300));
+        let request = ExecRequest::shell(command).timeout(Duration::from_secs(2));
         let result = sandbox.exec(request, |_| {}).await.unwrap();
         assert!(result.timed_out, "{choice:?}: {result:?}");
         assert_eq!(result.output, "begun\n");
-        assert!(result.duration < Duration::from_secs(5));
+        assert!(result.duration < Duration::from_secs(20));
         all_gone(&mark).await;
         assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
         sandbox.close().await;

@@ -1,7 +1,8 @@
 //! One command: its process group, its output, its time-out.
 //!
 //! What always holds: the command is over when its main process is, whoever else still holds the
-//! pipe; a time-out or a kill ends the whole group; and exactly one `Exit` or `Failed` is sent.
+//! pipe; a time-out or a kill ends the whole group; exactly one `Exit`, `Failed` or `Full` is sent, and
+//! after `Full` nothing was run: the threads that a command needs are there before it is.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -116,6 +117,13 @@ fn try_run(
         }
     };
 
+    feed(stdin)?;
+    let output = Output {
+        id,
+        reader,
+        capped: Capped::new(start.output_head, start.output_tail),
+    };
+    let pump = pump(server, output)?;
     let begun = Instant::now();
     let pid = server
         .children()
@@ -123,20 +131,11 @@ fn try_run(
         .map_err(|error| refusal(program, &error))?;
     // The command holds the writing ends: ours must go, or the pipe would never end.
     drop(command);
-    let output = Output {
-        id,
-        reader,
-        capped: Capped::new(start.output_head, start.output_tail),
-    };
     // A time that no clock reaches is no time-out.
     let deadline = start
         .timeout_ms
         .and_then(|timeout| begun.checked_add(Duration::from_millis(timeout)));
-    let result = feed(stdin).and_then(|()| attend(server, pid, output, deadline, inbox));
-    if result.is_err() {
-        let _ = kill_process_group(pid, Signal::KILL);
-    }
-    result
+    Ok(attend(pid, pump, deadline, inbox))
 }
 
 /// What a command writes, and how much of it is kept.
@@ -156,22 +155,32 @@ fn feed(stdin: Option<(String, PipeWriter)>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Sees a command to its end: passes its output on, and ends its group at the deadline, or when the
-/// host wants it gone.
-fn attend(
-    server: &Arc<Server>,
-    pid: Pid,
-    output: Output,
-    deadline: Option<Instant>,
-    inbox: &Receiver<Note>,
-) -> Result<(Exit, Vec<u8>), Refusal> {
+/// The thread that passes a command's output on.
+struct Pump {
+    /// Closed when the command is over.
+    wake: PipeWriter,
+    /// What was kept of the end, and how much was left out before it.
+    kept: Receiver<(Vec<u8>, u64)>,
+}
+
+/// Begins to pass output on.
+fn pump(server: &Arc<Server>, output: Output) -> Result<Pump, Refusal> {
     let (ended, wake) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
     let (done, kept) = std::sync::mpsc::channel();
-    let pump = Arc::clone(server);
+    let server = Arc::clone(server);
     std::thread::Builder::new()
-        .spawn(move || read_output(&pump, output, &ended, &done))
+        .spawn(move || read_output(&server, output, &ended, &done))
         .map_err(no_thread)?;
+    Ok(Pump { wake, kept })
+}
 
+/// Sees a command to its end, and ends its group at the deadline, or when the host wants it gone.
+fn attend(
+    pid: Pid,
+    pump: Pump,
+    deadline: Option<Instant>,
+    inbox: &Receiver<Note>,
+) -> (Exit, Vec<u8>) {
     let mut exit = Exit::default();
     let mut status = match wait_until(inbox, deadline) {
         Ok(Note::Ended(status)) => Some(status),
@@ -193,11 +202,11 @@ fn attend(
             status = wait_ended(inbox, LAST_WAIT);
         }
     }
-    drop(wake);
-    let (tail, omitted) = kept.recv_timeout(LAST_WAIT).unwrap_or_default();
+    drop(pump.wake);
+    let (tail, omitted) = pump.kept.recv_timeout(LAST_WAIT).unwrap_or_default();
     (exit.code, exit.signal) = status.map_or((None, Some(9)), outcome);
     exit.omitted = omitted;
-    Ok((exit, tail))
+    (exit, tail)
 }
 
 fn wait_until(inbox: &Receiver<Note>, deadline: Option<Instant>) -> Result<Note, RecvTimeoutError> {

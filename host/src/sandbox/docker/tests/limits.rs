@@ -48,17 +48,20 @@ async fn a_fork_bomb_meets_the_limit_of_its_own_container() {
         return;
     }
     let data = Data::new();
-    let (_host, bad, good) = two(&data).await;
+    // Few enough to be there long before the time is up, however busy the machine is.
+    let host = data.host(|own| own.processes = 64).await;
+    let bad = data.start(&host, "bad").await;
+    let good = data.start(&host, "good").await;
     let bomb = "import os\nwhile True:\n  try:\n    if os.fork() == 0: os.execvp('sleep', ['sleep', '4444'])\n  except OSError: pass";
     let workspace = data.workspace("bad");
     let path = workspace.path("bomb.py").unwrap();
     workspace.write(&path, bomb.as_bytes()).unwrap();
-    let request = ExecRequest::shell("python3 bomb.py").timeout(Duration::from_secs(2));
+    let request = ExecRequest::shell("python3 bomb.py").timeout(Duration::from_secs(5));
     let result = bad.exec(request, |_| {}).await.unwrap();
     assert!(result.timed_out, "{result:?}");
     assert_eq!(result.limit, Some(LimitHit::Processes), "{result:?}");
-    // Its group was killed with it.
-    assert_eq!(running(&bad, "4444").await, 0);
+    // Its group was killed with it; a busy machine takes a moment to bury so many.
+    none_runs(&bad, "4444").await;
     both_are_well(bad, good).await;
 }
 
@@ -99,7 +102,7 @@ async fn a_container_that_stays_full_of_processes_is_given_up_and_replaced() {
     bad.close().await;
     let bad = data.start(&host, "bad").await;
     assert_eq!(shell(&bad, "ls").await.output, "flood.py\n");
-    assert_eq!(running(&bad, "5555").await, 0);
+    none_runs(&bad, "5555").await;
     both_are_well(bad, good).await;
 }
 

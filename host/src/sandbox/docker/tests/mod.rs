@@ -233,6 +233,14 @@ async fn running(sandbox: &Sandbox, mark: &str) -> usize {
     shell(sandbox, &count).await.output.trim().parse().unwrap()
 }
 
+/// Waits until there are none of them; what was killed takes a moment to be gone.
+async fn none_runs(sandbox: &Sandbox, mark: &str) {
+    let begun = Instant::now();
+    while running(sandbox, mark).await > 0 {
+        assert!(begun.elapsed() < PATIENCE, "sleep {mark} runs on");
+    }
+}
+
 /// A host that is gone without a word: its runtime is stopped, and nothing of it is closed.
 fn die<T: Send + 'static>(work: impl AsyncFnOnce() -> (Sandboxes, T) + Send + 'static) -> T {
     std::thread::spawn(move || {
