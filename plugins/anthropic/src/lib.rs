@@ -10,7 +10,7 @@ mod encode;
 mod models;
 
 use lucid_plugin::llm::{
-    Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
+    self, Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
 };
 use lucid_plugin::types::{Error, Header, HttpRequest};
 
@@ -36,6 +36,7 @@ impl Adapter for Anthropic {
             default_model: "claude-opus-5-5".into(),
             small_model: "claude-haiku-5-5".into(),
             key: KeyPlace::Header("x-api-key".into()),
+            settings_schema: Some(llm::NO_SETTINGS.into()),
         }
     }
 

@@ -1,9 +1,12 @@
-//! Builds plugin crates to WebAssembly components, for build scripts.
+//! Builds plugin crates to WebAssembly components, for build scripts and for `lucid plugin build`.
 //!
 //! Owns the nested cargo call and what it needs around it. A component that comes out imports
 //! nothing but Lucid's own interfaces: the target has no WASI, so std cannot pull it in.
 
+mod project;
 mod sysroot;
+
+pub use project::Project;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,7 +42,9 @@ impl Builder {
 
     /// Builds `package` and makes a component of it. Returns the component's bytes.
     pub fn component(&self, package: &str) -> Result<Vec<u8>, Error> {
-        let std = sysroot::find(&self.target)?;
+        let std = sysroot::find(&self.target, &|text| {
+            println!("cargo::warning=guests: {text}");
+        })?;
         let mut cargo = self.cargo(package, WASM);
         cargo.arg("--lib");
         if let Some(sysroot) = std {
@@ -50,11 +55,9 @@ impl Builder {
         }
         run(&mut cargo, package)?;
         let file = format!("{}.wasm", package.replace('-', "_"));
-        let module = std::fs::read(self.guests().join(WASM).join("guest").join(file))?;
-        Ok(wit_component::ComponentEncoder::default()
-            .validate(true)
-            .module(&module)?
-            .encode()?)
+        encode(&std::fs::read(
+            self.guests().join(WASM).join("guest").join(file),
+        )?)
     }
 
     /// Builds the binary of `package` for this machine, linked statically so that it runs in any
@@ -141,6 +144,14 @@ pub fn workspace_root(up: usize) -> Result<PathBuf, Error> {
         .nth(up)
         .ok_or("no workspace above this crate")?
         .to_path_buf())
+}
+
+/// Makes a component of a core module that the WIT bindings are linked into.
+fn encode(module: &[u8]) -> Result<Vec<u8>, Error> {
+    Ok(wit_component::ComponentEncoder::default()
+        .validate(true)
+        .module(module)?
+        .encode()?)
 }
 
 fn run(command: &mut Command, what: &str) -> Result<(), Error> {

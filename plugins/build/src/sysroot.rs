@@ -15,7 +15,8 @@ use crate::{Error, WASM};
 pub(crate) const CHOICE: &str = "LUCID_WASM_STD";
 
 /// A sysroot to build with; none where the toolchain's own will do.
-pub(crate) fn find(target: &Path) -> Result<Option<PathBuf>, Error> {
+/// `target` is the folder that one from source is kept in; `say` tells the person who waits.
+pub(crate) fn find(target: &Path, say: &dyn Fn(&str)) -> Result<Option<PathBuf>, Error> {
     if has_std(Path::new(print("target-libdir")?.trim())) {
         return Ok(None);
     }
@@ -23,7 +24,7 @@ pub(crate) fn find(target: &Path) -> Result<Option<PathBuf>, Error> {
     if std::env::var(CHOICE).as_deref() != Ok("source") {
         match output(Command::new("rustup").args(["target", "add", WASM])) {
             Ok(_) if has_std(Path::new(print("target-libdir")?.trim())) => {
-                println!("cargo::warning=guests: rustup installed the standard library for {WASM}");
+                say(&format!("rustup installed the standard library for {WASM}"));
                 return Ok(None);
             }
             Ok(_) => {
@@ -32,7 +33,7 @@ pub(crate) fn find(target: &Path) -> Result<Option<PathBuf>, Error> {
             Err(error) => tried.push(format!("rustup: {error}")),
         }
     }
-    match from_source(target) {
+    match from_source(target, say) {
         Ok(sysroot) => Ok(Some(sysroot)),
         Err(error) => {
             tried.push(format!("from source: {error}"));
@@ -45,7 +46,7 @@ pub(crate) fn find(target: &Path) -> Result<Option<PathBuf>, Error> {
     }
 }
 
-fn from_source(target: &Path) -> Result<PathBuf, Error> {
+fn from_source(target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
     let version = output(Command::new(rustc()).arg("-vV"))?;
     let hash: String = Sha256::digest(version.as_bytes())
         .iter()
@@ -58,9 +59,9 @@ fn from_source(target: &Path) -> Result<PathBuf, Error> {
     }
     let release = line(&version, "release: ")?;
     let host = line(&version, "host: ")?;
-    println!(
-        "cargo::warning=guests: building the standard library for {WASM} from source, once for this compiler"
-    );
+    say(&format!(
+        "building the standard library for {WASM} from source, once for this compiler"
+    ));
 
     let work = target
         .join("wasm-sysroot")

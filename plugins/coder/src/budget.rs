@@ -73,9 +73,11 @@ pub(crate) fn used_up(ctx: &Context) -> Option<Error> {
     } else {
         return None;
     };
-    // Another message opens a task with its own calls and time; the session's budgets stay.
+    // Another message opens a task with its own calls; the session's budgets stay. A task that takes
+    // too long takes its session along: the host ends it.
     let then = match code {
-        "iterations" | "time" => "a further message goes on from there",
+        "iterations" => "a further message goes on from there",
+        "time" => "the session ends with it",
         _ => "a new session can go on from there",
     };
     let text = format!("The {what} is used up. What was done so far is in the workspace; {then}.");

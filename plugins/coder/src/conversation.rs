@@ -6,13 +6,14 @@
 //! prompt.
 
 use lucid_plugin::policy::{Command, Part};
-use lucid_plugin::types::{Content, Message, Usage};
+use lucid_plugin::types::{Content, Message, ToolResult, Usage};
 use serde::{Deserialize, Serialize};
 
 /// So many bytes are about a token; most text has more.
 pub(crate) const BYTES_A_TOKEN: u64 = 3;
-/// What a picture counts for, in bytes of text.
-const PICTURE: u64 = 4500;
+/// What a picture counts for, in bytes of text. Providers bill its pixels, mostly 1500 tokens for a
+/// screenshot and at most about 5000; nobody says here how many pixels it has.
+const PICTURE: u64 = 3000 * BYTES_A_TOKEN;
 /// What the user said earlier is kept word for word up to this size, in bytes; the first task always.
 const USER_BYTES: u64 = 48 * 1024;
 
@@ -192,9 +193,12 @@ pub(crate) fn size_of_content(content: &Content) -> u64 {
         Content::Thinking(thinking) => thinking.text.len() as u64,
         Content::Image(_) => PICTURE,
         Content::ToolCall(call) => (call.name.len() + call.arguments.len()) as u64,
-        Content::ToolResult(result) => {
-            result.text.len() as u64 + PICTURE * result.blobs.len() as u64
-        }
+        Content::ToolResult(result) => size_of_result(result),
         Content::Other(custom) => custom.body.len() as u64,
     }
+}
+
+/// How large a tool's result is for a model, in bytes of text.
+pub(crate) fn size_of_result(result: &ToolResult) -> u64 {
+    result.text.len() as u64 + PICTURE * result.blobs.len() as u64
 }

@@ -29,7 +29,7 @@ use lucid_plugin::policy::{
 use lucid_plugin::types::{Content, Error, ErrorKind, ToolResult};
 
 use crate::condense::Need;
-use crate::conversation::size_of_content;
+use crate::conversation::{size_of_content, size_of_result};
 use crate::state::Waits;
 
 pub use state::State;
@@ -46,6 +46,7 @@ impl Policy for Coder {
         Descriptor {
             calls_models: true,
             needs_sandbox: true,
+            settings_schema: Some(state::SETTINGS.into()),
             ..policy::describe::<Self>(
                 "coder",
                 env!("CARGO_PKG_VERSION"),
@@ -160,7 +161,7 @@ fn tool_replied(s: &mut State, reply: &ToolReply) {
         ending::looked(s, Some(&reply.outcome));
     } else if turn::tool_replied(s, &reply.effect, &reply.outcome) {
         s.conversation
-            .came(reply.entry, reply.outcome.text.len() as u64);
+            .came(reply.entry, size_of_result(&reply.outcome));
     } else {
         // Its call has an answer already.
         s.conversation.skip(reply.entry);

@@ -34,6 +34,46 @@ pub(crate) struct Settings {
     pub(crate) ask: bool,
 }
 
+/// What [`Settings`] takes, for whoever writes them.
+pub(crate) const SETTINGS: &str = r#"{
+  "type": "object",
+  "additionalProperties": false,
+  "properties": {
+    "instructions": {
+      "type": ["string", "null"],
+      "description": "Said to the model behind the system prompt."
+    },
+    "max_output_tokens": {
+      "type": ["integer", "null"],
+      "minimum": 1,
+      "maximum": 4294967295,
+      "description": "The longest answer, where the provider's own limit is not wanted."
+    },
+    "params": {
+      "type": "object",
+      "description": "For the model's adapter: temperature, top_p, stop, thinking."
+    },
+    "model": {
+      "type": ["string", "null"],
+      "description": "Which model works, where it is not the session's."
+    },
+    "summary_model": {
+      "type": ["string", "null"],
+      "description": "Which model writes summaries, where it is not the session's small one."
+    },
+    "push": {
+      "type": "boolean",
+      "default": true,
+      "description": "Whether work goes to a branch of its own where a repository was cloned."
+    },
+    "ask": {
+      "type": "boolean",
+      "default": true,
+      "description": "Whether the user may be asked."
+    }
+  }
+}"#;
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -88,6 +88,10 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
         StopReason::ToolUse => {
             "No tool call arrived with your answer. Call the tool again, or call `finish`."
         }
+        StopReason::Other => {
+            "Your answer broke off before it was whole. Go on from where it stopped, by calling a \
+             tool, or call `finish` if the task is done."
+        }
         _ if text.is_empty() => {
             "Your answer was empty. Go on with the task by calling a tool, or call `finish` if it \
              is done."
@@ -105,6 +109,7 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
     if s.task.idle >= IDLE_LIMIT {
         let what = match stop {
             StopReason::MaxTokens => "reached the output limit",
+            StopReason::Other => "broke off",
             _ => "held nothing to go on with",
         };
         let error = Error::upstream(format!(
@@ -139,6 +144,7 @@ fn take_call(
                     " Your answer was cut off at the output limit: send less at once, and write \
                      long files in several parts."
                 }
+                StopReason::Other => " Your answer broke off before it was whole.",
                 _ => "",
             };
             let text = format!(
@@ -181,7 +187,7 @@ fn known(s: &State) -> String {
 /// A tool's arguments as an object. Nothing at all means none; some models wrap them in a string.
 fn read_arguments(text: &str, stop: StopReason) -> Result<Value, String> {
     if text.trim().is_empty() {
-        if stop == StopReason::MaxTokens {
+        if matches!(stop, StopReason::MaxTokens | StopReason::Other) {
             return Err("they are missing".into());
         }
         return Ok(Value::Object(serde_json::Map::new()));

@@ -11,7 +11,7 @@ mod models;
 mod schema;
 
 use lucid_plugin::llm::{
-    Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
+    self, Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
 };
 use lucid_plugin::types::{Error, Header, HttpRequest};
 
@@ -38,6 +38,7 @@ impl Adapter for Google {
             default_model: "gemini-3.8-flash".into(),
             small_model: "gemini-3.5-flash-lite".into(),
             key: KeyPlace::Header("x-goog-api-key".into()),
+            settings_schema: Some(llm::NO_SETTINGS.into()),
         }
     }
 

@@ -26,6 +26,20 @@ struct Settings {
     delay_ms: u64,
 }
 
+/// What [`Settings`] takes, for whoever writes them.
+const SETTINGS: &str = r#"{
+  "type": "object",
+  "additionalProperties": false,
+  "properties": {
+    "delay_ms": {
+      "type": "integer",
+      "minimum": 0,
+      "default": 1500,
+      "description": "Milliseconds between two events."
+    }
+  }
+}"#;
+
 impl Default for Settings {
     fn default() -> Self {
         Self { delay_ms: 1_500 }
@@ -69,11 +83,14 @@ impl Policy for Mock {
     const SCHEMA: u32 = 1;
 
     fn describe() -> Descriptor {
-        policy::describe::<Self>(
-            "mock",
-            env!("CARGO_PKG_VERSION"),
-            "Plays a fixed script, so that a frontend can be developed without a model.",
-        )
+        Descriptor {
+            settings_schema: Some(SETTINGS.into()),
+            ..policy::describe::<Self>(
+                "mock",
+                env!("CARGO_PKG_VERSION"),
+                "Plays a fixed script, so that a frontend can be developed without a model.",
+            )
+        }
     }
 
     fn step(ctx: &Context, s: &mut State, input: Input, out: &mut Commands) -> Result<(), Error> {

@@ -362,6 +362,25 @@ fn a_cancel_gives_up_what_runs_and_closes_the_task_once() {
 }
 
 #[test]
+fn a_cancel_while_a_tool_runs_gives_that_up_and_its_result_changes_nothing() {
+    let mut s = Session::default();
+    let commands = s.start(true, r#"{"delay_ms":0}"#);
+    let running = commands.iter().find_map(|command| match command {
+        Command::RunTool(run) => Some(run.effect.clone()),
+        _ => None,
+    });
+    let running = running.unwrap();
+    assert_eq!(
+        s.send(Input::CancelRequested("stop".into())),
+        [
+            Command::Cancel(running.clone()),
+            Command::Finish(Outcome::Cancelled)
+        ]
+    );
+    assert!(s.reply(&running, exit(0, "")).is_empty());
+}
+
+#[test]
 fn settings_that_cannot_be_read_fall_back_to_the_usual_delay() {
     let commands = Session::default().start(true, "nonsense");
     assert_eq!(timer(&commands[1]).1, 1_500);

@@ -19,8 +19,8 @@ use crate::models::{Effort, Ways, ways};
 #[derive(Deserialize)]
 #[serde(default)]
 struct Settings {
-    /// Older models and most other servers want `max_tokens`.
-    max_tokens_field: String,
+    /// The field for the output limit, where the model's name does not tell it.
+    max_tokens_field: Option<String>,
     /// Whether to ask for token counts of a stream; a few servers refuse the question.
     stream_usage: bool,
     /// Whether a model's reasoning goes back as `reasoning_content`: OpenAI refuses it, some other
@@ -28,10 +28,33 @@ struct Settings {
     send_reasoning: bool,
 }
 
+/// What [`Settings`] takes, for whoever writes them.
+pub(crate) const SETTINGS: &str = r#"{
+  "type": "object",
+  "additionalProperties": false,
+  "properties": {
+    "max_tokens_field": {
+      "type": ["string", "null"],
+      "minLength": 1,
+      "description": "The field for the output limit. Without it that is max_completion_tokens for OpenAI's own models and max_tokens, which imitators want, for any other name."
+    },
+    "stream_usage": {
+      "type": "boolean",
+      "default": true,
+      "description": "Whether to ask for token counts of a stream; a few servers refuse the question."
+    },
+    "send_reasoning": {
+      "type": "boolean",
+      "default": false,
+      "description": "Whether a model's reasoning goes back to it as reasoning_content; OpenAI refuses it."
+    }
+  }
+}"#;
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            max_tokens_field: "max_completion_tokens".into(),
+            max_tokens_field: None,
             stream_usage: true,
             send_reasoning: false,
         }
@@ -87,7 +110,13 @@ fn body(
         body.insert("tools".into(), tools.into());
     }
     if let Some(limit) = request.max_output_tokens {
-        body.insert(settings.max_tokens_field.clone(), limit.into());
+        let usual = if ways.own {
+            "max_completion_tokens"
+        } else {
+            "max_tokens"
+        };
+        let field = settings.max_tokens_field.as_deref().unwrap_or(usual);
+        body.insert(field.into(), limit.into());
     }
     if request.streaming {
         body.insert("stream".into(), true.into());

@@ -30,6 +30,7 @@ impl Adapter for OpenAi {
             default_model: "gpt-6.1-sol".into(),
             small_model: "gpt-6-luna".into(),
             key: KeyPlace::Bearer,
+            settings_schema: Some(encode::SETTINGS.into()),
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Ways {
     pub(crate) effort: Effort,
     /// Whether it takes `temperature`, `top_p` and `stop`.
     pub(crate) sampling: bool,
+    /// It is OpenAI's, by its name, and not somebody else's behind the same API.
+    pub(crate) own: bool,
 }
 
 struct Model {
@@ -229,7 +231,17 @@ pub(crate) fn ways(model: &str) -> Ways {
     Ways {
         effort: effort.unwrap_or(Effort::Any),
         sampling: effort.is_none_or(|effort| effort == Effort::Never),
+        own: effort.is_some() || is_own(name),
     }
+}
+
+/// Whether a name is of OpenAI's making though it is not in the list: `gpt-4-turbo`, `o4-mini`,
+/// `chatgpt-4o-latest`, and not `gpt-oss-120b`, which others serve.
+fn is_own(name: &str) -> bool {
+    let numbered = |rest: &str| rest.bytes().next().is_some_and(|b| b.is_ascii_digit());
+    name.starts_with("chatgpt-")
+        || name.strip_prefix("gpt-").is_some_and(numbered)
+        || name.strip_prefix('o').is_some_and(numbered)
 }
 
 /// Such as `-2025-08-07`.
@@ -265,6 +277,16 @@ mod tests {
         for foreign in ["gpt-oss-120b", "qwen3-coder", "scripted", "llama"] {
             let ways = ways(foreign);
             assert!(ways.sampling && ways.effort == Effort::Any, "{foreign}");
+            assert!(!ways.own, "{foreign}");
+        }
+        for own in [
+            "gpt-4-turbo",
+            "o4-mini",
+            "chatgpt-4o-latest",
+            "gpt-9",
+            "openai/gpt-5",
+        ] {
+            assert!(ways(own).own, "{own}");
         }
     }
 }

@@ -131,14 +131,44 @@ fn tools_limits_and_params_are_passed_on() {
     };
     let sent = body("", full(r#"{"temperature":0.5}"#));
     assert_eq!(sent["tools"][0]["function"]["parameters"], schema);
-    assert_eq!(sent["max_completion_tokens"], 9);
-    assert_eq!(sent["temperature"], 0.5);
-    let sent = body(
-        r#"{"max_tokens_field":"max_tokens","stream_usage":false}"#,
-        full(""),
-    );
     assert_eq!(sent["max_tokens"], 9);
-    assert!(sent.get("max_completion_tokens").is_none() && sent.get("stream_options").is_none());
+    assert_eq!(sent["temperature"], 0.5);
+    let sent = body(r#"{"stream_usage":false}"#, full(""));
+    assert!(sent.get("stream_options").is_none());
+}
+
+#[test]
+fn the_output_limit_has_the_name_that_the_models_server_knows() {
+    let field = |settings: &str, model: &str| {
+        let request = CompletionRequest {
+            model: model.into(),
+            max_output_tokens: Some(9),
+            ..request(vec![])
+        };
+        let sent = body(settings, request);
+        let fields = sent
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|name| sent[*name] == 9);
+        fields.cloned().collect::<Vec<_>>()
+    };
+    for (settings, model, expected) in [
+        ("", "gpt-6.1-sol", "max_completion_tokens"),
+        ("", "gpt-5-2025-08-07", "max_completion_tokens"),
+        ("{}", "openai/o4-mini", "max_completion_tokens"),
+        ("", "qwen3-coder", "max_tokens"),
+        ("", "gpt-oss-120b", "max_tokens"),
+        (r#"{"max_tokens_field":null}"#, "llama", "max_tokens"),
+        (r#"{"max_tokens_field":"limit"}"#, "gpt-6-luna", "limit"),
+        (
+            r#"{"max_tokens_field":"max_completion_tokens"}"#,
+            "on-azure",
+            "max_completion_tokens",
+        ),
+    ] {
+        assert_eq!(field(settings, model), [expected], "{settings} {model}");
+    }
 }
 
 #[test]

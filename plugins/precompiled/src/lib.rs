@@ -15,6 +15,9 @@
 //!   nobody can change them between the two, as they could in a mapped file.
 //!
 //! Who can get round these is root, or this user, who can change this program as well.
+//!
+//! And the folder has a size: what is put on a full shelf takes the place of what was not taken for
+//! the longest time. Two processes may share a folder, since a file that is gone is compiled anew.
 
 use std::fs::File;
 use std::hash::{Hash, Hasher};
@@ -22,20 +25,31 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
 const DIGEST: usize = 32;
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
 /// No compiled component is larger; what is, is not read.
 const LARGEST: u64 = 1 << 30;
+/// What a file on the shelf ends in.
+const KIND: &str = ".cwasm";
+/// How long a draft may lie until whoever wrote it counts as dead.
+const DRAFT: Duration = Duration::from_secs(60 * 60);
 
 /// A folder of compiled components.
 #[derive(Debug)]
 pub struct Shelf {
     folder: OwnedFd,
+    /// In bytes.
+    size: u64,
 }
 
 /// Why a folder cannot be used.
@@ -77,8 +91,9 @@ pub enum Origin {
 }
 
 impl Shelf {
-    /// Opens the folder, and makes it where it is not there.
-    pub fn open(path: &Path) -> Result<Self, ShelfError> {
+    /// Opens the folder, and makes it where it is not there. It holds `size` bytes, and where that is
+    /// less than one component takes, the one that was put there last.
+    pub fn open(path: &Path, size: u64) -> Result<Self, ShelfError> {
         let io = |cause: io::Error| ShelfError::Io {
             path: path.to_owned(),
             cause,
@@ -101,7 +116,7 @@ impl Shelf {
                 mode,
             });
         }
-        Ok(Self { folder })
+        Ok(Self { folder, size })
     }
 
     /// The component, from the shelf or compiled. Compiling takes a core for a while: call this
@@ -109,11 +124,21 @@ impl Shelf {
     pub fn component(&self, engine: &Engine, wasm: &[u8]) -> wasmtime::Result<(Component, Origin)> {
         let name = name_of(engine, wasm);
         if let Some(component) = self.take(engine, &name) {
+            // When it was last taken; one that cannot be marked is only compiled sooner again.
+            let now = Timestamps {
+                last_access: NOW,
+                last_modification: NOW,
+            };
+            let _ = rustix::fs::utimensat(&self.folder, &name, &now, AtFlags::SYMLINK_NOFOLLOW);
             return Ok((component, Origin::Shelf));
         }
         let component = Component::from_binary(engine, wasm)?;
         let origin = match self.put(&name, &component.serialize()?) {
-            Ok(()) => Origin::Compiled,
+            Ok(()) => {
+                // What cannot be removed now is tried again with the next one.
+                let _ = self.shrink(&name);
+                Origin::Compiled
+            }
             Err(cause) => Origin::NotKept(cause),
         };
         Ok((component, origin))
@@ -175,6 +200,47 @@ impl Shelf {
         }
         written
     }
+
+    /// Removes what was not taken for the longest time until the rest fits, and never `kept`.
+    fn shrink(&self, kept: &str) -> io::Result<()> {
+        let mut files = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.folder)? {
+            let entry = entry?;
+            let stat =
+                rustix::fs::statat(&self.folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+            // Another process may have removed it meanwhile.
+            let (Ok(stat), Ok(name)) = (stat, entry.file_name().to_str()) else {
+                continue;
+            };
+            let used = (stat.st_mtime, stat.st_mtime_nsec);
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            if name.ends_with(KIND) && name != kept {
+                files.push((used, name.to_owned(), size));
+            } else if name == kept {
+                files.push(((i64::MAX, 0), name.to_owned(), size));
+            } else if name.ends_with(".draft") && age(stat.st_mtime) > DRAFT {
+                rustix::fs::unlinkat(&self.folder, name, AtFlags::empty())?;
+            }
+        }
+        files.sort_unstable();
+        let mut total: u64 = files.iter().map(|(_, _, size)| size).sum();
+        for (_, name, size) in files {
+            if total <= self.size || name == kept {
+                break;
+            }
+            match rustix::fs::unlinkat(&self.folder, &name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => total -= size,
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How long ago that is, in seconds since 1970.
+fn age(then: i64) -> Duration {
+    let then = UNIX_EPOCH + Duration::from_secs(u64::try_from(then).unwrap_or(0));
+    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 /// Says both what was compiled and what for.
@@ -191,7 +257,7 @@ fn name_of(engine: &Engine, wasm: &[u8]) -> String {
     let mut feed = Feed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut feed);
     let host = hex(&feed.0.finalize());
-    format!("{}-{}.cwasm", hex(&Sha256::digest(wasm)), &host[..32])
+    format!("{}-{}{KIND}", hex(&Sha256::digest(wasm)), &host[..32])
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -208,8 +274,13 @@ mod tests {
 
     fn shelf() -> (tempfile::TempDir, Shelf) {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = Shelf::open(&folder.path().join("cwasm")).unwrap();
+        let shelf = Shelf::open(&folder.path().join("cwasm"), u64::MAX).unwrap();
         (folder, shelf)
+    }
+
+    /// The empty component with a section of its own, which no other number gives.
+    fn numbered(number: u8) -> Vec<u8> {
+        [EMPTY, &[0, 3, 1, b'n', number]].concat()
     }
 
     fn only_file(folder: &tempfile::TempDir) -> PathBuf {
@@ -271,8 +342,50 @@ mod tests {
         let path = folder.path().join("open");
         std::fs::create_dir(&path).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let refused = Shelf::open(&path).unwrap_err().to_string();
+        let refused = Shelf::open(&path, u64::MAX).unwrap_err().to_string();
         assert!(refused.contains("mode 0755"), "{refused}");
+    }
+
+    #[test]
+    fn a_full_shelf_gives_away_what_was_not_taken_for_the_longest_time() {
+        let (folder, shelf) = shelf();
+        let engine = Engine::default();
+        let origin = |shelf: &Shelf, number| shelf.component(&engine, &numbered(number)).unwrap().1;
+        origin(&shelf, 0);
+        let one = only_file(&folder).metadata().unwrap().len();
+        origin(&shelf, 1);
+        // As if both had lain there, and only the first had been taken since.
+        let path = folder.path().join("cwasm");
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let long_ago = SystemTime::now() - Duration::from_secs(3600);
+            let file = File::options()
+                .write(true)
+                .open(entry.unwrap().path())
+                .unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        assert!(matches!(origin(&shelf, 0), Origin::Shelf));
+        let draft = path.join(".1-1.draft");
+        std::fs::write(&draft, "of a process that is dead").unwrap();
+        File::options()
+            .write(true)
+            .open(&draft)
+            .unwrap()
+            .set_modified(UNIX_EPOCH)
+            .unwrap();
+
+        // They differ by a few bytes at most.
+        let small = Shelf::open(&path, one * 2 + 100).unwrap();
+        assert!(matches!(origin(&small, 2), Origin::Compiled));
+        assert!(!draft.exists(), "a draft of a dead process stays");
+        assert!(matches!(origin(&small, 0), Origin::Shelf));
+        assert!(matches!(origin(&small, 2), Origin::Shelf));
+        assert!(matches!(origin(&small, 1), Origin::Compiled));
+
+        let none = Shelf::open(&path, 0).unwrap();
+        assert!(matches!(origin(&none, 3), Origin::Compiled));
+        assert!(matches!(origin(&none, 3), Origin::Shelf));
+        only_file(&folder);
     }
 
     #[test]

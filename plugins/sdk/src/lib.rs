@@ -3,9 +3,10 @@
 //!
 //! Always holds: nothing here reads a clock, randomness, a file or the network, so a plugin built
 //! on it imports at most `lucid:host/log`. Everything runs natively as well, which is how plugins
-//! are tested: call [`policy::run`] or a [`llm::Decoder`] from a `#[test]`.
+//! are tested: [`testing::Session`] plays a session with a policy, [`testing::decode`] reads a
+//! recorded answer with an adapter.
 //!
-//! An agent is a type that implements [`policy::Policy`]:
+//! [`turns`] has the loop that most agents are: model, tools, model. An agent is a type that implements [`policy::Policy`]:
 //!
 //! ```
 //! use lucid_plugin::policy::{Commands, Context, Descriptor, Input, Policy};
@@ -36,12 +37,15 @@
 //! An adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`. What every
 //! adapter needs is there: [`llm::conversation`] makes any transcript one that a provider takes,
 //! [`llm::files`] writes a body with pictures, [`llm::Params`] reads a policy's settings,
-//! [`llm::refusal`] tells errors. The crate `lucid-conformance` holds it to what all adapters promise.
+//! [`llm::refusal`] tells errors, [`llm::Sse::json`] reads an event. The crate `lucid-conformance` holds it to what all adapters promise.
 
 pub mod bindings;
 pub mod llm;
 mod messages;
 pub mod policy;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
+pub mod turns;
 
 /// The shared vocabulary: messages, tools, errors, HTTP.
 pub mod types {

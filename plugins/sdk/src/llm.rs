@@ -58,6 +58,9 @@ pub trait Decoder: Sized + 'static {
     fn finish(self) -> Result<Completion, Error>;
 }
 
+/// The schema of an adapter that takes no settings.
+pub const NO_SETTINGS: &str = r#"{"type": "object", "additionalProperties": false}"#;
+
 /// An adapter's settings; none at all are the defaults.
 pub fn parse_settings<T: DeserializeOwned + Default>(settings: &str) -> Result<T, Error> {
     let text = settings.trim();
@@ -143,6 +146,20 @@ pub fn text_at<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a str> 
 pub fn whole_json(body: &[u8]) -> Result<serde_json::Value, Error> {
     serde_json::from_slice(body)
         .map_err(|e| Error::upstream(format!("The provider's answer is not whole JSON: {e}.")))
+}
+
+impl Sse {
+    /// What an event says: none for one that has nothing to say (`[DONE]`, or no data), an error of
+    /// kind `upstream` for what is not JSON.
+    pub fn json(&self) -> Result<Option<serde_json::Value>, Error> {
+        let data = self.data.trim();
+        if data.is_empty() || data == "[DONE]" {
+            return Ok(None);
+        }
+        serde_json::from_str(data).map(Some).map_err(|e| {
+            Error::upstream(format!("The provider sent a piece that is not JSON: {e}."))
+        })
+    }
 }
 
 /// What `export_llm!` exports in the name of an adapter.

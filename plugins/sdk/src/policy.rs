@@ -66,6 +66,7 @@ pub fn describe<P: Policy>(name: &str, version: &str, description: &str) -> Desc
         needs_sandbox: false,
         schema: P::SCHEMA,
         oldest_schema: P::OLDEST_SCHEMA,
+        settings_schema: None,
     }
 }
 

@@ -258,6 +258,30 @@ fn an_answer_cut_at_the_output_limit_goes_on() {
 }
 
 #[test]
+fn an_answer_that_broke_off_is_not_the_end_of_the_task() {
+    let (mut host, mut call) = Host::started();
+    for _ in 0..2 {
+        let commands = host.model_says(&call, text("I have fixed the"), StopReason::Other);
+        let note = appended(&commands).remove(0).joined_text();
+        assert!(note.contains("broke off"), "{note}");
+        call = model_call(&commands);
+    }
+    let commands = host.model_says(&call, text("I have"), StopReason::Other);
+    let error = failed(&commands);
+    assert!(error.message.contains("broke off 3 times"), "{error:?}");
+}
+
+#[test]
+fn a_call_that_broke_off_before_its_arguments_came_is_not_run() {
+    let (mut host, call) = Host::started();
+    let content = vec![tool_call("a", "terminal", "")];
+    let commands = host.model_says(&call, content, StopReason::Other);
+    assert!(runs(&commands).is_empty(), "{commands:?}");
+    let told = &results(&commands)[0].text;
+    assert!(told.contains("broke off"), "{told}");
+}
+
+#[test]
 fn a_refusal_is_asked_about_once_and_leaves_no_call_open() {
     let (mut host, call) = Host::started();
     let content = vec![tool_call("a", "terminal", LS)];
@@ -537,6 +561,25 @@ fn an_answer_that_was_faster_than_its_cancel_leaves_no_call_open() {
     assert!(host.model_calls(&call, &[("a", "terminal", LS)]).is_empty());
     let next = model_call(&host.user_says("Go on."));
     assert!(!format!("{:?}", host.prompt(&next)).contains("terminal"));
+}
+
+#[test]
+fn a_cancel_while_git_is_asked_gives_that_up_and_answers_the_finish_call() {
+    let mut host = Host::new();
+    host.repository = Some("https://example.org/a/b");
+    let call = model_call(&host.start("{}"));
+    let tools = runs(&host.model_calls(&call, &[("a", "terminal", LS)]));
+    let call = model_call(&host.tool_gives(&tools[0], "", 0));
+    let finish = ("f", "finish", r#"{"message":"Done."}"#);
+    let look = runs(&host.model_calls(&call, &[finish])).remove(0);
+    let commands = host.send(vec![Input::CancelRequested(String::new())]);
+    assert_eq!(commands[0], Command::Cancel(look.effect.clone()));
+    assert_eq!(results(&commands)[0].call_id, "f");
+    assert_eq!(outcome(&commands), &Outcome::Cancelled);
+    // It was faster: nothing of it is in the next prompt.
+    assert!(host.tool_gives(&look, "branch main", 0).is_empty());
+    let next = model_call(&host.user_says("Go on."));
+    assert!(!format!("{:?}", host.prompt(&next)).contains("branch main"));
 }
 
 #[test]

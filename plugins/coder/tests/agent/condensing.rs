@@ -2,8 +2,8 @@
 
 use crate::host::*;
 use lucid_plugin::NO_USAGE;
-use lucid_plugin::policy::{Command, Input, ModelCall};
-use lucid_plugin::types::{ErrorKind, Message, Role, StopReason, Usage};
+use lucid_plugin::policy::{Command, Input, ModelCall, ToolReply};
+use lucid_plugin::types::{BlobRef, ErrorKind, Message, Role, StopReason, ToolResult, Usage};
 
 /// Lets the model run a command whose output is this long, in bytes.
 fn turn(host: &mut Host, call: &ModelCall, bytes: usize) -> Vec<Command> {
@@ -103,6 +103,70 @@ fn what_the_provider_counts_holds_where_it_counts() {
     let reply = host.reply_with(&call.effect, content, StopReason::ToolUse, usage);
     let summary = model_call(&host.send(vec![reply]));
     assert_eq!(summary.model, "small");
+}
+
+#[test]
+fn an_answers_own_usage_counts_however_much_its_retries_took() {
+    // The host gives the answer's own usage; what broken tries took is only in the budget.
+    let (mut host, mut call) = with_context(100_000);
+    for (n, left) in [900_000, 600_000, 300_000].into_iter().enumerate() {
+        host.tokens_left = Some(left);
+        let usage = Usage {
+            input_tokens: 10_000,
+            output_tokens: 100,
+            ..NO_USAGE
+        };
+        let thought = format!(r#"{{"thought":"{n}"}}"#);
+        let content = vec![tool_call(&n.to_string(), "think", &thought)];
+        let reply = host.reply_with(&call.effect, content, StopReason::ToolUse, usage);
+        call = model_call(&host.send(vec![reply]));
+        assert_eq!(call.model, "", "it is condensed at 10100 of 100000 tokens");
+    }
+    let usage = Usage {
+        input_tokens: 90_000,
+        ..NO_USAGE
+    };
+    let content = vec![tool_call("z", "think", r#"{"thought":"t"}"#)];
+    let reply = host.reply_with(&call.effect, content, StopReason::ToolUse, usage);
+    assert_eq!(model_call(&host.send(vec![reply])).model, "small");
+}
+
+#[test]
+fn pictures_that_were_viewed_weigh_in_before_the_provider_counts_them() {
+    let picture = |n: u64| BlobRef {
+        digest: format!("sha256:{n}"),
+        media_type: "image/png".into(),
+        size: 100,
+    };
+    for seen in [false, true] {
+        let (mut host, call) = with_context(40_000);
+        let mut call = model_call(&turn(&mut host, &call, 10));
+        for round in 0..2 {
+            assert_eq!(call.model, "", "condensed before round {round}");
+            let calls: Vec<_> = (0..6).map(|n| format!("v{round}{n}")).collect();
+            let view = r#"{"command":"view","path":"a.png"}"#;
+            let calls: Vec<_> = calls
+                .iter()
+                .map(|id| (id.as_str(), "file_editor", view))
+                .collect();
+            let views = runs(&host.model_calls(&call, &calls));
+            let mut inputs = Vec::new();
+            for (run, n) in views.iter().zip(0..) {
+                let outcome = ToolResult {
+                    blobs: seen.then(|| picture(n)).into_iter().collect(),
+                    ..ToolResult::ok(run.call.id.clone(), format!("Picture {round}:"))
+                };
+                inputs.push(Input::ToolReplied(ToolReply {
+                    effect: run.effect.clone(),
+                    entry: host.add(Message::tool(outcome.clone())),
+                    outcome,
+                }));
+            }
+            call = model_call(&host.send(inputs));
+        }
+        let expected = if seen { "small" } else { "" };
+        assert_eq!(call.model, expected, "pictures seen: {seen}");
+    }
 }
 
 #[test]

@@ -1,0 +1,88 @@
+//! An author's own project: a crate somewhere, built by whoever writes it.
+//!
+//! Always holds: the module is the one that cargo says it made, wherever that is; an author's flags
+//! for the machine are not used for the guest.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::{Error, WASM, encode, sysroot};
+
+/// A plugin crate outside of this workspace.
+pub struct Project {
+    folder: PathBuf,
+    cache: PathBuf,
+}
+
+impl Project {
+    /// The crate in `folder`. What a build from source makes is kept in `cache`, for all projects.
+    pub fn new(folder: impl Into<PathBuf>, cache: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            cache: cache.into(),
+        }
+    }
+
+    /// Builds it as a release and makes a component of it. Returns the component's bytes. What cargo
+    /// and the compiler have to say goes to stderr; `say` tells what takes longer.
+    pub fn component(&self, say: &dyn Fn(&str)) -> Result<Vec<u8>, Error> {
+        let manifest = self.folder.join("Cargo.toml");
+        if !manifest.is_file() {
+            return Err(format!("{} is not there", manifest.display()).into());
+        }
+        let std = sysroot::find(&self.cache, say)?;
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(&self.folder)
+            .args(["build", "--release", "--lib", "--target", WASM])
+            .arg("--message-format=json-render-diagnostics")
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit());
+        // They come before those of the target, and are for another one.
+        for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+            cargo.env_remove(name);
+        }
+        if let Some(sysroot) = std {
+            cargo.env(
+                "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
+                format!("--sysroot={}", sysroot.display()),
+            );
+        }
+        let output = cargo.output().map_err(|e| {
+            format!("cargo could not be started ({e}); install Rust 1.95 or newer with its cargo")
+        })?;
+        if !output.status.success() {
+            return Err("cargo did not build it; what is wrong is above".into());
+        }
+        let module = module(&String::from_utf8_lossy(&output.stdout), &manifest)?;
+        let bytes = std::fs::read(&module).map_err(|e| format!("{}: {e}", module.display()))?;
+        encode(&bytes).map_err(|e| {
+            format!("the crate is no plugin ({e:#}); it ends in `export_policy!` or `export_llm!`")
+                .into()
+        })
+    }
+}
+
+/// The module that cargo made of the library of this manifest.
+fn module(messages: &str, manifest: &Path) -> Result<PathBuf, Error> {
+    let own = manifest.canonicalize()?;
+    let of_crate = |message: &Value| {
+        let path = message.get("manifest_path").and_then(Value::as_str);
+        path.is_some_and(|path| Path::new(path).canonicalize().is_ok_and(|path| path == own))
+    };
+    let files = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact" && of_crate(message))
+        .filter_map(|message| message["filenames"].as_array().cloned())
+        .flatten();
+    let mut modules = files.filter_map(|file| Some(PathBuf::from(file.as_str()?)));
+    modules
+        .find(|file| file.extension().is_some_and(|e| e == "wasm"))
+        .ok_or_else(|| {
+            "the crate has no module; its Cargo.toml needs `crate-type = [\"cdylib\", \"rlib\"]` under [lib]"
+                .into()
+        })
+}
