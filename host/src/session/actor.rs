@@ -5,9 +5,13 @@
 //! ends with its session, and takes effects, sandbox and workspace along; at a shutdown it leaves
 //! the log and the workspace, from which it goes on.
 
+mod ending;
+mod moving;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -18,16 +22,19 @@ use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status}
 use super::budget::Budget;
 use super::create::Found;
 use super::effects::Effects;
-use super::frames::{self, EventDraft};
+use super::grace::PUT_AWAY;
 use super::live::Session;
-use super::ports::{News, Offers, Place, PlaceSpec, Policy, Started, Stepped};
+use super::ports::{
+    Deployment, Generation, News, Offers, Place, PlaceSpec, Policy, Started, Stepped,
+};
 use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
-use super::{CloseReason, Shared};
+use super::{Shared, clock};
 
 /// How much is taken into one round.
 const ROUND: usize = 64;
 
 /// Why the rounds ended.
+#[derive(Debug)]
 enum End {
     /// Somebody wants it to end.
     Stopped,
@@ -41,12 +48,21 @@ enum End {
     Broken,
 }
 
+use moving::offers_of;
+pub(super) use moving::takes_over;
+
 pub(super) struct Actor {
     shared: Arc<Shared>,
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
+    deployment: Deployment,
+    generation: Arc<Generation>,
     policy: Arc<dyn Policy>,
-    offers: Offers,
+    /// Another build of the policy left the state, and this one has yet to take it over.
+    taken_over: bool,
+    /// The number of the generation that this session cannot move to.
+    passed_over: Option<u64>,
+    offers: Arc<Offers>,
     id: Arc<str>,
     chat: Arc<str>,
     counters: Counters,
@@ -56,6 +72,8 @@ pub(super) struct Actor {
     queue: VecDeque<News>,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
+    /// When the last round was written, in milliseconds since 1970.
+    last_at: u64,
 }
 
 /// Milliseconds since 1970.
@@ -73,9 +91,9 @@ pub(super) async fn live(
     found: Found,
     news: mpsc::Receiver<Box<News>>,
 ) {
+    let _last = ending::Last::new(&shared, &session);
     let id: Arc<str> = found.fixed.id.as_str().into();
-    let models = &shared.deps.models;
-    let offers = models.offers(&found.fixed.provider, &found.fixed.model);
+    let offers = offers_of(&found.generation, &found.fixed);
     let spec = PlaceSpec {
         images: offers.model.images,
         session: found.fixed.id.clone(),
@@ -97,6 +115,7 @@ pub(super) async fn live(
         effects: Effects::new(
             shared.clone(),
             session.clone(),
+            found.generation.models.clone(),
             spec,
             found.api_key,
             found.fixed.clone(),
@@ -104,7 +123,11 @@ pub(super) async fn live(
         chat: found.fixed.chat_id.as_str().into(),
         id,
         fixed: found.fixed,
+        deployment: shared.deps.deployment.clone(),
+        generation: found.generation,
         policy: found.policy,
+        taken_over: found.taken_over,
+        passed_over: None,
         offers,
         counters: found.counters,
         open,
@@ -116,9 +139,11 @@ pub(super) async fn live(
         },
         queue: VecDeque::new(),
         news,
+        last_at: found.last_round,
         shared,
         session,
     };
+    actor.say_whether_it_waits();
     if begun {
         actor.resume(found.open);
     }
@@ -206,16 +231,23 @@ impl Actor {
 
     /// Waits until there is something to do.
     async fn wait(&mut self) -> Option<End> {
-        let deadline = self.deadline();
+        let waits = self.waits_for_user();
+        let left = clock::left(&self.counters, self.shared.deps.limits.task_time, now());
+        let deadline = Instant::now() + left;
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => return Some(End::Stopped),
             () = self.shared.halt.cancelled() => return Some(End::Halted),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+            () = sleep_until(deadline), if self.counters.task_open && !waits => {
                 return Some(End::TimedOut);
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
             news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
+            // The deployment may never change again.
+            Ok(()) = self.deployment.changed() => {}
+            () = self.session.unattended.notified(), if waits && self.effects.holds_place() => {
+                self.put_away().await;
+            }
         }
         while self.queue.len() < ROUND
             && let Ok(news) = self.news.try_recv()
@@ -225,31 +257,53 @@ impl Actor {
         None
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        self.counters
-            .task_open
-            .then(|| Instant::now() + self.time_left())
+    fn waits_for_user(&self) -> bool {
+        clock::waits_for_user(&self.counters, clock::kinds(&self.open))
     }
 
-    fn time_left(&self) -> Duration {
-        let used = Duration::from_millis(now().saturating_sub(self.counters.task_started_at));
-        self.shared.deps.limits.task_time.saturating_sub(used)
+    fn say_whether_it_waits(&self) {
+        let asked_at = if self.waits_for_user() {
+            self.last_at
+        } else {
+            0
+        };
+        self.session.asked_at.store(asked_at, Ordering::Relaxed);
+    }
+
+    /// Gives the sandbox back, unless somebody came meanwhile.
+    async fn put_away(&mut self) {
+        let grace = self.shared.deps.limits.grace;
+        if self.session.alone_for().is_some_and(|alone| alone >= grace) {
+            self.effects.put_away().await;
+            self.queue.push_back(News::Notice(PUT_AWAY.to_owned()));
+        }
     }
 
     /// Takes what arrived, lets the policy decide, writes, shows, begins.
     async fn round(&mut self) -> Result<(), End> {
         let at = now();
-        let (policy, fixed, places) = (
+        let limit = self.shared.deps.limits.task_time;
+        let mut counters = self.counters;
+        if self.waits_for_user() {
+            clock::pass_over(&mut counters, self.last_at, at);
+        }
+        if clock::left(&counters, limit, at).is_zero() {
+            // So no policy is asked what to do with no time left.
+            return Err(End::TimedOut);
+        }
+        let next = self.next().await;
+        let (policy, fixed, places, offers) = (
             self.policy.clone(),
             self.fixed.clone(),
             self.shared.deps.places.clone(),
+            self.offers.clone(),
         );
         let describe = move |call: &_| places.describe(call);
         let names = (self.id.clone(), self.chat.clone());
         let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
         let scene = Scene::new(&names, &fixed, policy.info(), budget, &describe);
-        let scene = scene.with_offers(&self.offers);
-        let mut draft = Draft::new(&scene, self.counters, self.open.clone(), at);
+        let scene = scene.with_offers(&offers);
+        let mut draft = Draft::new(&scene, counters, self.open.clone(), at);
         draft.shown = self.shown;
         if let Some(start) = self.start_again().await {
             draft.inputs.push(start);
@@ -261,17 +315,16 @@ impl Actor {
             draft.take(news);
             taken += 1;
         }
-        if draft.is_empty() {
+        if draft.is_empty() && next.is_none() {
             // Whatever came was too late.
             return Ok(());
         }
-        if draft.inputs.is_empty() {
+        if draft.inputs.is_empty() && next.is_none() {
             // Something to see, and nothing to decide.
             let round = draft.close_round(Status::Running, None);
             return self.commit(round).await;
         }
-        let limits = &self.shared.deps.limits;
-        let spent = Duration::from_millis(at.saturating_sub(draft.counters.task_started_at));
+        let left = clock::left(&draft.counters, limit, at);
         let context = Context {
             session: self.id.to_string(),
             step: draft.counters.step,
@@ -280,7 +333,7 @@ impl Actor {
             iterations_left: budget.iterations_left(&draft.counters),
             tokens_left: budget.tokens_left(&draft.counters),
             cost_left: budget.cost_left(&draft.counters),
-            millis_left: u64::try_from(limits.task_time.saturating_sub(spent).as_millis()).ok(),
+            millis_left: u64::try_from(left.as_millis()).ok(),
         };
         let stepped = if draft.counters.steps_alone >= STEPS_ALONE {
             let result = Err(format!(
@@ -293,9 +346,15 @@ impl Actor {
                 micros: 0,
             }
         } else {
-            policy
-                .step(&context, self.state.as_ref(), &draft.inputs)
-                .await
+            match self.step(&context, &mut draft, next).await {
+                Some(stepped) => stepped,
+                // The newer build cannot, and the older one has nothing to decide.
+                None if draft.is_empty() => return Ok(()),
+                None => {
+                    let round = draft.close_round(Status::Running, None);
+                    return self.commit(round).await;
+                }
+            }
         };
         let round = draft.decide(&context, stepped);
         self.commit(round).await
@@ -327,6 +386,7 @@ impl Actor {
             begin,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
+        let at = row.at;
         if let Err(cause) = self
             .shared
             .deps
@@ -337,13 +397,14 @@ impl Actor {
             tracing::error!(session = %self.id, %cause, "a round could not be written; the session pauses until the next start");
             return Err(End::Broken);
         }
-        self.counters = counters;
+        (self.counters, self.last_at) = (counters, at);
         self.open = open;
+        self.say_whether_it_waits();
         self.shown = shown;
         if state.is_some() {
             self.state = state;
         }
-        self.session.publish(first, &frames);
+        self.session.feed.publish(first, &frames);
         for begin in begin {
             match begin {
                 Begin::Model(call) => self
@@ -351,89 +412,23 @@ impl Actor {
                     .model(call, self.counters.next_entry.saturating_sub(1)),
                 Begin::Tool(run) => self.effects.tool(run),
                 Begin::Timer(effect, due) => self.effects.timer(effect, due),
-                Begin::Cancel(effect) => self.queue.extend(self.effects.cancel(effect)),
-                Begin::CancelAll => self.effects.cancel_all(),
+                Begin::Cancel(effect) => self.cancel(effect),
+                Begin::CancelAll => {
+                    let spent = self.effects.cancel_all().into_iter();
+                    self.queue
+                        .extend(spent.map(|(effect, spent)| News::Spent(effect, spent)));
+                }
                 Begin::News(news) => self.queue.push_back(news),
             }
         }
         self.effects.settle(&self.open);
         Ok(())
     }
-
-    /// Ends the session, or pauses it, and gives back what it held.
-    async fn end(mut self, end: End, status: Status) {
-        self.effects.cancel_all();
-        let (close, frame) = match end {
-            End::Halted => {
-                self.effects.close_place().await;
-                return self.leave(CloseReason::restarting());
-            }
-            End::Broken => {
-                self.effects.close_place().await;
-                return self.leave(CloseReason::failed(
-                    "The session's log could not be written.",
-                ));
-            }
-            End::Stopped => {
-                let reason = self.session.closing.get().cloned().unwrap_or_default();
-                let frame = frames::status("stopping", &reason.reason, None);
-                (reason, (status != Status::Stopping).then_some(frame))
-            }
-            End::TimedOut => {
-                let limit = self.shared.deps.limits.task_time.as_secs();
-                let reason = format!("The task took longer than {limit} seconds, and was ended.");
-                (CloseReason::done(&reason), Some(frames::error(&reason)))
-            }
-            End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),
-        };
-        // In this order: whoever looks now is told why, and what happens below cannot be undone.
-        let _ = self.session.closing.set(close.clone());
-        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
-        let status = if held {
-            Status::Stopping
-        } else {
-            Status::Ended
-        };
-        let written = self.last_round(frame, status, &close).await;
-        self.effects.close_place().await;
-        if held && written {
-            // What the log still calls alive goes on at the next start, and needs its workspace.
-            match self.effects.wipe().await {
-                Ok(()) => {
-                    self.last_round(None, Status::Ended, &close).await;
-                }
-                // Still `stopping` in the log: the next start tries again.
-                Err(cause) => {
-                    tracing::error!(session = %self.id, cause, "what a session left could not be removed")
-                }
-            }
+    /// Once: a second word of the same effect could be taken for another one's of that name.
+    fn cancel(&mut self, effect: String) {
+        let told = |news: &News| matches!(news, News::Failed(name, _) if *name == effect);
+        if !self.queue.iter().any(told) {
+            self.queue.extend(self.effects.cancel(effect));
         }
-        self.leave(close);
-    }
-
-    async fn last_round(
-        &mut self,
-        frame: Option<String>,
-        status: Status,
-        close: &CloseReason,
-    ) -> bool {
-        let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
-        let names = (self.id.clone(), self.chat.clone());
-        let nothing = Budget::default();
-        let scene = Scene::new(&names, &fixed, policy.info(), nothing, &|_| {
-            EventDraft::default()
-        });
-        let mut draft = Draft::new(&scene, self.counters, BTreeMap::new(), now());
-        if let Some(frame) = frame {
-            draft.frame(frame);
-        }
-        draft.counters.task_open = false;
-        let round = draft.close_round(status, Some(close.reason.clone()));
-        self.commit(round).await.is_ok()
-    }
-
-    fn leave(self, reason: CloseReason) {
-        self.shared.forget(&self.session);
-        self.session.end(reason);
     }
 }

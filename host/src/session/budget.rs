@@ -1,7 +1,9 @@
 //! Owns what a session may use: model calls for each task, tokens and money for the whole of it.
 //!
 //! What always holds: what is left is never less than nothing; a limit that is reached refuses the next
-//! model call, and never stops one that is under way.
+//! model call, and never stops one that is under way, so the task ends politely and its session goes on.
+//! Time is no such budget: a task that takes too long may hang, in a tool or a model, and nobody may
+//! look; the actor ends its whole session, whatever runs. Its policy hears in time how much is left.
 
 use crate::store::{Counters, NewSessionRow};
 

@@ -22,7 +22,7 @@ use super::actor;
 use super::budget::{Budget, lower};
 use super::frames::EventDraft;
 use super::live::{About, Launch, Session};
-use super::ports::{Policy, PolicyInfo, Provider};
+use super::ports::{Generation, Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
 use super::{SessionId, Sessions, Shared};
 
@@ -43,7 +43,7 @@ pub enum CreateError {
         /// The provider's name.
         provider: String,
         /// The setting that is missing.
-        variable: &'static str,
+        variable: String,
     },
     /// The deployment does not offer that model.
     #[error("The model '{model}' of the provider '{provider}' is not offered here. {offered}")]
@@ -54,6 +54,16 @@ pub enum CreateError {
         provider: String,
         /// A sentence that names what is.
         offered: String,
+    },
+    /// Nobody knows what the model costs, and the session has a limit for that.
+    #[error(
+        "Nobody knows the price of the model '{model}' of the provider '{provider}', and the session has a limit for its cost. Choose another model, or ask the operator to set its `prices` in the deployment's manifest."
+    )]
+    UnpricedModel {
+        /// The model, cut.
+        model: String,
+        /// The provider's name.
+        provider: String,
     },
     /// The provider does not take the key. Holds the provider's name.
     #[error("The model provider '{0}' refused the API key.")]
@@ -170,10 +180,13 @@ impl Sessions {
         if self.shared.halt.is_cancelled() {
             return Err(CreateError::ShuttingDown);
         }
-        let policy = deps.policies.find(new.policy.as_deref())?;
+        let generation = deps.deployment.borrow().clone();
+        let (policies, models) = (&generation.policies, &generation.models);
+        let assigned = policies.assigned(new.user.as_str(), new.project_id.as_deref());
+        let policy = policies.find(new.policy.as_deref().or(assigned))?;
         let info = policy.info();
         let provider = if info.calls_models {
-            deps.models.find(
+            models.find(
                 new.provider.as_deref(),
                 new.model.as_deref(),
                 new.api_key.is_some(),
@@ -185,6 +198,13 @@ impl Sessions {
                 model: String::new(),
             }
         };
+        let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
+        if info.calls_models
+            && cost_limit.is_some()
+            && let Some(unpriced) = models.unpriced(&provider.name, &provider.model)
+        {
+            return Err(unpriced);
+        }
         if info.needs_sandbox
             && let Some(reason) = deps.places.refusal()
         {
@@ -193,9 +213,7 @@ impl Sessions {
         let id = SessionId::new();
         let claim = self.shared.claim(&new.user, id)?;
         if info.calls_models {
-            deps.models
-                .check(&provider.name, new.api_key.clone())
-                .await?;
+            models.check(&provider.name, new.api_key.clone()).await?;
         }
         let name = id.to_string();
         let seal = |secret: &Option<Secret>, what: &str| {
@@ -218,7 +236,7 @@ impl Sessions {
             provider: provider.name,
             model: provider.model,
             token_limit: lower(deps.limits.session_tokens, new.token_limit),
-            cost_limit: lower(deps.limits.session_cost, new.cost_limit),
+            cost_limit,
             chat_id: Uuid::now_v7().to_string(),
             created_at: actor::now(),
             id: name,
@@ -231,6 +249,8 @@ impl Sessions {
         )
         .to_owned();
         let found = Found {
+            taken_over: false,
+            generation,
             fixed: fixed.clone(),
             policy,
             api_key: new.api_key,
@@ -240,6 +260,7 @@ impl Sessions {
             open: Vec::new(),
             unread: Vec::new(),
             status: Status::Created,
+            last_round: fixed.created_at,
         };
         let shared = self.shared.clone();
         // To its end, also when the caller goes meanwhile: a session that is written is there.
@@ -251,7 +272,7 @@ impl Sessions {
                 .write(move |connection| fixed.insert(connection, &title, &first))
                 .await?;
             let session = shared.assemble(id, found);
-            session.publish(first_seq, &frames);
+            session.feed.publish(first_seq, &frames);
             Ok(session)
         });
         made.await
@@ -262,7 +283,10 @@ impl Sessions {
 /// A session as the log has it, and what it needs to live.
 pub(super) struct Found {
     pub(super) fixed: Arc<NewSessionRow>,
+    pub(super) generation: Arc<Generation>,
     pub(super) policy: Arc<dyn Policy>,
+    /// Another build of the policy had it so far, and left its state.
+    pub(super) taken_over: bool,
     pub(super) api_key: Option<Secret>,
     pub(super) git_token: Option<Secret>,
     pub(super) counters: Counters,
@@ -271,6 +295,8 @@ pub(super) struct Found {
     /// What the user said and no round has taken.
     pub(super) unread: Vec<(u64, String)>,
     pub(super) status: Status,
+    /// When the last round was written, in milliseconds since 1970.
+    pub(super) last_round: u64,
 }
 
 impl Shared {
@@ -288,6 +314,7 @@ impl Shared {
             created_at: fixed.created_at,
         };
         let last_seq = found.counters.next_seq.saturating_sub(1);
+        let (policy, provider) = (found.policy.clone(), fixed.provider.clone());
         let shared = Arc::downgrade(self);
         let launch: Launch = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
@@ -296,6 +323,7 @@ impl Shared {
             }
         });
         let session = Session::new(about, last_seq, self.deps.store.clone(), mailbox, launch);
+        session.set_runs(policy.info(), &provider);
         self.remember(&session);
         session
     }

@@ -1,39 +1,65 @@
 //! Owns what runs for a session: model calls and timers side by side, tools one after the other.
 //!
-//! What always holds: an effect reports exactly once, into the session's queue, unless it is
-//! cancelled; then nothing of it reports and the canceller answers for it. Nothing here decides or
-//! writes. Dropping [`Effects`] ends all of them.
+//! What always holds: an effect reports exactly once, into the session's queue, also where its work
+//! comes to grief; unless it is cancelled: then nothing of it reports, and the canceller answers for it
+//! and says what it took. Nothing here decides or writes. Dropping [`Effects`] ends all of them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::plugins::policy_types::{ModelCall, ToolRun};
-use crate::plugins::types::ErrorKind;
+use crate::plugins::types::{Error, ErrorKind};
 use crate::secret::Secret;
 use crate::store::{EffectKind, NewSessionRow};
 
 use super::live::Session;
-use super::ports::{DeltaSink, Mailbox, ModelRequest, News, Place, PlaceSpec, Tree};
+use super::ports::{
+    DeltaSink, Mailbox, Meter, ModelFailure, ModelRequest, Models, News, Place, PlaceSpec, Spent,
+    Tree,
+};
 use super::record::fault;
-use super::{Shared, actor, frames, prompt};
+use super::stream::Stream;
+use super::{Shared, actor, prompt};
 
 pub(super) struct Effects {
     shared: Arc<Shared>,
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
+    /// Who answers what is asked from here on.
+    pub(super) models: Arc<dyn Models>,
     spec: PlaceSpec,
     api_key: Option<Secret>,
-    running: HashMap<String, AbortHandle>,
+    running: HashMap<String, Running>,
     waiting: VecDeque<ToolRun>,
     tool: Option<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
     listener: Listener,
+}
+
+/// An effect that was begun.
+struct Running {
+    work: AbortHandle,
+    stream: Arc<Stream>,
+    meter: Meter,
+}
+
+impl Running {
+    /// Ends it, and says what it took so far; none where its own word is in the queue, or on its way
+    /// there.
+    fn give_up(&self) -> Option<Option<Spent>> {
+        self.stream.finish(false).then(|| {
+            self.work.abort();
+            self.meter.told()
+        })
+    }
 }
 
 impl Drop for Effects {
@@ -119,6 +145,7 @@ impl Effects {
     pub(super) fn new(
         shared: Arc<Shared>,
         session: Arc<Session>,
+        models: Arc<dyn Models>,
         spec: PlaceSpec,
         api_key: Option<Secret>,
         fixed: Arc<NewSessionRow>,
@@ -133,6 +160,7 @@ impl Effects {
             shared,
             session,
             fixed,
+            models,
             spec,
             api_key,
             running: HashMap::new(),
@@ -174,25 +202,50 @@ impl Effects {
         self.listener.listen(place);
     }
 
-    fn spawn(&mut self, effect: String, work: impl Future<Output = News> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        stream: Arc<Stream>,
+        effect: String,
+        meter: Meter,
+        work: impl Future<Output = News> + Send + 'static,
+    ) {
         let mailbox = self.session.mailbox.clone();
+        let running = (effect.clone(), stream.clone(), meter.clone());
         let task = tokio::spawn(async move {
-            let news = work.await;
-            // The session may be over.
-            let _ = mailbox.send(Box::new(news)).await;
+            let news = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(news) => news,
+                Err(_) => {
+                    let what = "The server could not carry this out: its own work came to grief.";
+                    word_of(effect, fault(ErrorKind::Internal, what), meter.told())
+                }
+            };
+            let stands = !matches!(
+                news,
+                News::Model(_, Err(_)) | News::Tool(_, Err(_), _) | News::Failed(..)
+            );
+            if stream.finish(stands) {
+                // The session may be over.
+                let _ = mailbox.send(Box::new(news)).await;
+            }
         });
-        self.running.insert(effect, task.abort_handle());
+        let (effect, stream, meter) = running;
+        let running = Running {
+            work: task.abort_handle(),
+            stream,
+            meter,
+        };
+        self.running.insert(effect, running);
     }
 
-    fn sink(&self, effect: &str) -> DeltaSink {
-        let (session, effect) = (self.session.clone(), effect.to_owned());
-        Arc::new(move |kind, text| session.delta(|| frames::delta(kind, &effect, text)))
+    fn stream(&self, effect: &str) -> Arc<Stream> {
+        Stream::new(self.session.clone(), effect)
     }
 
     pub(super) fn timer(&mut self, effect: String, due: u64) {
         let left = Duration::from_millis(due.saturating_sub(actor::now()));
         let name = effect.clone();
-        self.spawn(effect, async move {
+        let stream = self.stream(&effect);
+        self.spawn(stream, effect, Meter::default(), async move {
             if !left.is_zero() {
                 tokio::time::sleep(left).await;
             }
@@ -202,15 +255,17 @@ impl Effects {
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
         let (shared, session) = (self.shared.clone(), self.fixed.clone());
-        let aside = call.aside;
-        let sink = if aside {
+        let models = self.models.clone();
+        let stream = self.stream(&call.effect);
+        let sink: DeltaSink = if call.aside {
             Arc::new(|_, _: &str| {})
         } else {
-            self.sink(&call.effect)
+            sink(&stream)
         };
+        let meter = Meter::default();
         let api_key = self.api_key.clone();
         let effect = call.effect.clone();
-        self.spawn(effect.clone(), async move {
+        self.spawn(stream, effect.clone(), meter.clone(), async move {
             let parts = std::mem::take(&mut call.prompt);
             if call.model.is_empty() {
                 call.model.clone_from(&session.model);
@@ -223,10 +278,12 @@ impl Effects {
                             provider: session.provider.clone(),
                             model: session.model.clone(),
                             api_key,
+                            cost_limited: session.cost_limit.is_some(),
                             call,
                             messages,
+                            meter,
                         };
-                        shared.deps.models.call(request, sink).await
+                        models.call(request, sink).await
                     }
                     Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string()).into()),
                 };
@@ -275,9 +332,9 @@ impl Effects {
     }
 
     fn begin_tool(&mut self, run: ToolRun) {
-        let (door, sink) = (self.door(), self.sink(&run.effect));
-        let effect = run.effect.clone();
-        self.spawn(effect.clone(), async move {
+        let (door, stream) = (self.door(), self.stream(&run.effect));
+        let (effect, sink) = (run.effect.clone(), sink(&stream));
+        self.spawn(stream, effect.clone(), Meter::default(), async move {
             let place = match door.open().await {
                 Ok(place) => place,
                 Err(reason) => {
@@ -297,23 +354,28 @@ impl Effects {
     /// Gives an effect up. What is returned goes into the queue; nothing where the effect was
     /// faster, since its own result is in the queue already.
     pub(super) fn cancel(&mut self, effect: String) -> Option<News> {
-        if let Some(task) = self.running.remove(&effect) {
-            if task.is_finished() {
-                return None;
-            }
-            task.abort();
+        let mut spent = None;
+        if let Some(running) = self.running.get(&effect) {
+            spent = running.give_up()?;
         }
         self.waiting.retain(|run| run.effect != effect);
         let error = fault(ErrorKind::Cancelled, "It was given up.");
-        Some(News::Failed(effect, error))
+        Some(word_of(effect, error, spent))
     }
 
-    pub(super) fn cancel_all(&mut self) {
+    /// Gives all of them up, and returns what model calls among them took so far.
+    pub(super) fn cancel_all(&mut self) -> Vec<(String, Spent)> {
         self.waiting.clear();
         self.tool = None;
-        for (_, task) in self.running.drain() {
-            task.abort();
-        }
+        let given_up = self.running.drain();
+        given_up
+            .filter_map(|(effect, running)| Some((effect, running.give_up()??)))
+            .collect()
+    }
+
+    /// Whether the session brought a key of its own.
+    pub(super) fn has_key(&self) -> bool {
+        self.api_key.is_some()
     }
 
     pub(super) fn holds_place(&self) -> bool {
@@ -327,7 +389,30 @@ impl Effects {
         }
     }
 
+    /// Gives the sandbox back. Whatever needs one next opens another over the same workspace.
+    pub(super) async fn put_away(&mut self) {
+        self.close_place().await;
+        self.place = Arc::default();
+        self.listener.over = CancellationToken::new();
+    }
+
     pub(super) async fn wipe(&mut self) -> Result<(), String> {
         self.shared.deps.places.wipe(self.spec.clone()).await
+    }
+}
+
+fn sink(stream: &Arc<Stream>) -> DeltaSink {
+    let stream = stream.clone();
+    Arc::new(move |kind, text| stream.show(kind, text))
+}
+
+/// That no result came of an effect, and what it took all the same.
+fn word_of(effect: String, error: Error, spent: Option<Spent>) -> News {
+    match spent {
+        None => News::Failed(effect, error),
+        Some(spent) => {
+            let spent = Some(Box::new(spent));
+            News::Model(effect, Err(ModelFailure { error, spent }))
+        }
     }
 }

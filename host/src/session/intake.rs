@@ -1,7 +1,8 @@
 //! Owns the first half of a record: what arrived becomes inputs, transcript entries and what a person
 //! sees of it.
 //!
-//! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing.
+//! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing but
+//! the sums: what a model call took is paid for, whether or not anybody waits for its answer.
 
 use crate::plugins::policy_types::{
     Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage,
@@ -22,14 +23,17 @@ impl Draft<'_> {
                 self.takes(number);
                 self.message(text);
             }
+            News::Spent(effect, spent) => self.spend(&effect, spent),
             News::Model(effect, result) => {
-                if self.close(&effect, Some(EffectKind::Model)) {
-                    match result {
-                        Ok(answer) => self.model(effect, answer),
-                        Err(failure) => {
-                            if let Some(spent) = failure.spent {
-                                self.spend(&effect, *spent);
-                            }
+                let open = self.close(&effect, Some(EffectKind::Model));
+                match result {
+                    Ok(answer) if open => self.model(effect, answer),
+                    Ok(answer) => self.spend(&effect, answer.spent),
+                    Err(failure) => {
+                        if let Some(spent) = failure.spent {
+                            self.spend(&effect, *spent);
+                        }
+                        if open {
                             self.failed(effect, failure.error);
                         }
                     }
@@ -147,7 +151,7 @@ impl Draft<'_> {
     }
 
     /// Counts what a model call took, and says so.
-    fn spend(&mut self, effect: &str, spent: Spent) {
+    pub(super) fn spend(&mut self, effect: &str, spent: Spent) {
         let used = Totals {
             calls: 1,
             input_tokens: spent.usage.input_tokens,
@@ -171,7 +175,6 @@ impl Draft<'_> {
     }
 
     fn model(&mut self, effect: String, answer: ModelAnswer) {
-        let usage = answer.spent.usage;
         let entry = self.entry(&answer.message);
         let (mut text, mut thought) = (String::new(), String::new());
         for content in &answer.message.content {
@@ -202,7 +205,7 @@ impl Draft<'_> {
             entry,
             message: answer.message,
             stop: answer.stop,
-            usage,
+            usage: answer.usage,
         }));
     }
 

@@ -1,30 +1,23 @@
-//! Owns a session as the rest of the host holds it: its name, its queue, who is attached, and what
-//! was shown last.
+//! Owns a session as the rest of the host holds it: its name, its queue, its feed, and who is attached.
 //!
-//! What always holds: only what is committed is published. The last frames are kept, at most 32 and
-//! 16 KB, however long the session lives; everything older is in the log.
+//! What always holds: a message of the user that was taken is written down first. The first reason to
+//! end is the one that holds.
 
-use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserId;
-use crate::store::{self, Store};
+use crate::store::{self, Store, StoreError};
 use crate::workspace::Workspace;
 
-use super::ports::{Mailbox, News};
+use super::feed::Feed;
+use super::ports::{Mailbox, News, PolicyInfo};
 use super::subscription::Subscription;
 use super::{CloseReason, NotTaken, SessionId};
-
-/// Frames that are kept in memory.
-const RING_FRAMES: usize = 32;
-/// Bytes that they may have together.
-const RING_BYTES: usize = 16 * 1024;
-/// Deltas that a slow reader may be behind before it loses some.
-const DELTAS: usize = 128;
 
 /// A session that is alive, or just ended.
 pub struct Session {
@@ -33,31 +26,31 @@ pub struct Session {
     pub(super) mailbox: Mailbox,
     pub(super) workspace: OnceLock<Arc<Workspace>>,
     pub(super) stop: CancellationToken,
-    pub(super) head: watch::Sender<Head>,
+    pub(super) feed: Feed,
+    /// Since when the session waits for its user's answer and for nothing else, in milliseconds since
+    /// 1970; 0 where it does not.
+    pub(super) asked_at: AtomicU64,
+    /// Nobody has been there for a while: what is not needed meanwhile may be given back.
+    pub(super) unattended: Notify,
     pub(super) closing: OnceLock<CloseReason>,
     pub(super) launch: Mutex<Option<Launch>>,
-    ring: Mutex<Ring>,
-    deltas: OnceLock<broadcast::Sender<Arc<str>>>,
     attached: Mutex<Attached>,
+    runs: Mutex<Runs>,
+}
+
+/// Which of the deployment's plugins a session works with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Runs {
+    /// Its policy's name.
+    pub policy: String,
+    /// Which build of it, by the component's SHA-256 in lower-case hex.
+    pub digest: String,
+    /// The model provider's name; empty where the policy calls no model.
+    pub provider: String,
 }
 
 /// Starts the actor; called at most once.
 pub(super) type Launch = Box<dyn FnOnce(Arc<Session>) + Send>;
-
-/// How far a session is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Head {
-    /// The last published frame.
-    pub(super) seq: u64,
-    /// Nothing more will come.
-    pub(super) ended: bool,
-}
-
-#[derive(Default)]
-struct Ring {
-    frames: VecDeque<(u64, Arc<str>)>,
-    bytes: usize,
-}
 
 struct Attached {
     clients: usize,
@@ -102,15 +95,16 @@ impl Session {
             mailbox,
             workspace: OnceLock::new(),
             stop: CancellationToken::new(),
-            head: watch::Sender::new(Head { seq, ended: false }),
+            feed: Feed::new(seq),
+            asked_at: AtomicU64::new(0),
+            unattended: Notify::new(),
             closing: OnceLock::new(),
             launch: Mutex::new(Some(launch)),
-            ring: Mutex::default(),
-            deltas: OnceLock::new(),
             attached: Mutex::new(Attached {
                 clients: 0,
                 since: Instant::now(),
             }),
+            runs: Mutex::default(),
         })
     }
 
@@ -131,7 +125,24 @@ impl Session {
 
     /// Whether more can happen in it.
     pub fn is_alive(&self) -> bool {
-        !self.head.borrow().ended && self.closing.get().is_none()
+        !self.feed.head().ended && self.closing.get().is_none()
+    }
+
+    /// The plugins it works with by now.
+    pub fn runs(&self) -> Runs {
+        held(&self.runs).clone()
+    }
+
+    /// From here on it works with these.
+    pub(super) fn set_runs(&self, policy: &PolicyInfo, provider: &str) {
+        *held(&self.runs) = Runs {
+            policy: policy.name.clone(),
+            digest: policy.digest.clone(),
+            provider: policy
+                .calls_models
+                .then(|| provider.to_owned())
+                .unwrap_or_default(),
+        };
     }
 
     /// Its workspace, once there is one.
@@ -157,14 +168,16 @@ impl Session {
         let kept = tokio::spawn(async move {
             let written = store.write(move |connection| {
                 let number = store::keep_message(connection, &id, &text)?;
-                Ok(News::Message(number, text))
+                Ok(number.map(|number| News::Message(number, text)))
             });
-            written.await.map(|news| {
+            let news = written.await?;
+            Ok::<_, StoreError>(news.map(|news| {
                 room.send(Box::new(news));
-            })
+            }))
         });
         match kept.await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(Some(()))) => Ok(()),
+            Ok(Ok(None)) => Err(NotTaken::Over),
             Ok(Err(cause)) => {
                 tracing::error!(session = %self.about.id, %cause, "a message could not be written down");
                 Err(NotTaken::Unwritten)
@@ -197,10 +210,10 @@ impl Session {
         }
     }
 
-    /// Since when nobody is attached; none while somebody is.
-    pub(super) fn alone_since(&self) -> Option<Instant> {
+    /// How long nobody has been attached; none while somebody is.
+    pub(super) fn alone_for(&self) -> Option<Duration> {
         let attached = held(&self.attached);
-        (attached.clients == 0).then_some(attached.since)
+        (attached.clients == 0).then(|| attached.since.elapsed())
     }
 
     /// Everything after a sequence number, and then what comes. 0 is from the beginning.
@@ -208,64 +221,10 @@ impl Session {
         Subscription::new(self.clone(), last_seq)
     }
 
-    /// Shows what was committed.
-    pub(super) fn publish(&self, first: u64, frames: &[Arc<str>]) {
-        if frames.is_empty() {
-            return;
-        }
-        {
-            let mut ring = held(&self.ring);
-            for (seq, frame) in (first..).zip(frames) {
-                ring.bytes += frame.len();
-                ring.frames.push_back((seq, frame.clone()));
-            }
-            while ring.frames.len() > RING_FRAMES || ring.bytes > RING_BYTES {
-                let Some((_, oldest)) = ring.frames.pop_front() else {
-                    break;
-                };
-                ring.bytes -= oldest.len();
-            }
-            ring.frames.shrink_to(RING_FRAMES);
-        }
-        self.head
-            .send_modify(|head| head.seq = first + frames.len() as u64 - 1);
-    }
-
-    /// The frames after a number, where all of them are in memory.
-    pub(super) fn recent(&self, after: u64) -> Option<Vec<(u64, Arc<str>)>> {
-        let ring = held(&self.ring);
-        let (oldest, _) = ring.frames.front()?;
-        (*oldest <= after + 1).then(|| {
-            ring.frames
-                .iter()
-                .filter(|(seq, _)| *seq > after)
-                .cloned()
-                .collect()
-        })
-    }
-
     /// Nothing more will come.
     pub(super) fn end(&self, reason: CloseReason) {
         let _ = self.closing.set(reason);
-        self.head.send_modify(|head| head.ended = true);
-    }
-
-    pub(super) fn deltas(&self) -> broadcast::Receiver<Arc<str>> {
-        self.deltas
-            .get_or_init(|| broadcast::Sender::new(DELTAS))
-            .subscribe()
-    }
-
-    /// Shows a piece to those who asked; made only where somebody did.
-    pub(super) fn delta(&self, frame: impl FnOnce() -> String) {
-        if let Some(deltas) = self
-            .deltas
-            .get()
-            .filter(|deltas| deltas.receiver_count() > 0)
-        {
-            // Fails where the last one left just now.
-            let _ = deltas.send(frame().into());
-        }
+        self.feed.end();
     }
 }
 

@@ -8,17 +8,22 @@
 
 mod actor;
 mod budget;
+mod clock;
 mod create;
 mod details;
 mod effects;
+mod feed;
 mod frames;
+mod grace;
 mod intake;
 mod live;
 mod ports;
 mod prompt;
 mod record;
 mod recover;
+mod registry;
 mod replay;
+mod stream;
 mod subscription;
 
 #[cfg(test)]
@@ -27,15 +32,16 @@ mod tests;
 pub use create::{CreateError, NewSession};
 pub use details::{Details, DetailsError};
 pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
-pub use live::{AttachGuard, Session};
+pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
-    DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest, Models, Offers, Place,
-    PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, ToolDone,
+    DeltaKind, DeltaSink, Deployment, Generation, Meter, ModelAnswer, ModelFailure, ModelRequest,
+    Models, Offers, Place, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent,
+    Stepped, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use subscription::{Batch, Subscription};
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
@@ -51,6 +57,7 @@ use crate::seal::Sealer;
 use crate::store::Store;
 
 use live::held;
+use registry::{Registry, Work};
 
 /// Names a session for its whole life, across restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,7 +164,8 @@ pub struct Limits {
     pub session_cost: Option<u64>,
     /// How long one task may take.
     pub task_time: Duration,
-    /// How long a session goes on with nobody attached.
+    /// How long a session goes on with nobody attached; one that waits for its user's answer keeps only
+    /// its sandbox so long.
     pub grace: Duration,
     /// Live sessions of one user.
     pub sessions_per_user: usize,
@@ -169,10 +177,8 @@ pub struct Deps {
     pub store: Store,
     /// For the secrets in the log.
     pub sealer: Sealer,
-    /// Who decides.
-    pub policies: Arc<dyn Policies>,
-    /// Who answers.
-    pub models: Arc<dyn Models>,
+    /// Who decides and who answers, now.
+    pub deployment: Deployment,
     /// Where work happens.
     pub places: Arc<dyn Places>,
     /// What sessions may use.
@@ -221,94 +227,6 @@ struct Shared {
     turns: [tokio::sync::Mutex<()>; TURNS],
 }
 
-#[derive(Default)]
-struct Registry {
-    by_id: HashMap<SessionId, Arc<Session>>,
-    by_user: HashMap<UserId, HashSet<SessionId>>,
-    /// The newest session of the same user, project, task and repository.
-    by_work: HashMap<u64, SessionId>,
-}
-
-type Work<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
-
-impl Session {
-    fn work(&self) -> Work<'_> {
-        (
-            &self.about.user,
-            self.about.project_id.as_deref(),
-            &self.about.task,
-            self.about.repo_url.as_deref(),
-        )
-    }
-}
-
-/// A place among a user's sessions, held while one is made; given back where none came of it.
-struct Claim {
-    shared: Arc<Shared>,
-    user: UserId,
-    id: SessionId,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut registry = held(&self.shared.registry);
-        if !registry.by_id.contains_key(&self.id) {
-            registry.release(&self.user, &self.id);
-        }
-    }
-}
-
-impl Registry {
-    fn release(&mut self, user: &UserId, id: &SessionId) {
-        if let Some(of_user) = self.by_user.get_mut(user) {
-            of_user.remove(id);
-            if of_user.is_empty() {
-                self.by_user.remove(user);
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn remember(&self, session: &Arc<Session>) {
-        let work = self.hasher.hash_one(session.work());
-        let mut registry = held(&self.registry);
-        registry
-            .by_user
-            .entry(session.about.user.clone())
-            .or_default()
-            .insert(session.about.id);
-        registry.by_work.insert(work, session.about.id);
-        registry.by_id.insert(session.about.id, session.clone());
-    }
-
-    fn forget(&self, session: &Session) {
-        let work = self.hasher.hash_one(session.work());
-        let mut registry = held(&self.registry);
-        registry.by_id.remove(&session.about.id);
-        if registry.by_work.get(&work) == Some(&session.about.id) {
-            registry.by_work.remove(&work);
-        }
-        registry.release(&session.about.user, &session.about.id);
-    }
-
-    /// Takes one of the user's places for a session that is about to be made.
-    fn claim(self: &Arc<Self>, user: &UserId, id: SessionId) -> Result<Claim, CreateError> {
-        let most = self.deps.limits.sessions_per_user;
-        let mut registry = held(&self.registry);
-        let of_user = registry.by_user.entry(user.clone()).or_default();
-        if of_user.len() >= most {
-            return Err(CreateError::TooManySessions(most));
-        }
-        of_user.insert(id);
-        Ok(Claim {
-            shared: self.clone(),
-            user: user.clone(),
-            id,
-        })
-    }
-}
-
 impl Sessions {
     /// No sessions yet; call [`Sessions::recover`] for those of the last run. Needs a tokio runtime.
     pub fn new(deps: Deps) -> Self {
@@ -320,7 +238,7 @@ impl Sessions {
             hasher: RandomState::new(),
             turns: [const { tokio::sync::Mutex::const_new(()) }; TURNS],
         });
-        tokio::spawn(sweep(
+        tokio::spawn(grace::sweep(
             Arc::downgrade(&shared),
             shared.halt.clone(),
             shared.deps.limits.grace,
@@ -368,7 +286,8 @@ impl Sessions {
         found.into_iter().map(summary).collect()
     }
 
-    /// A session of this user that does the very same work, with a client or within the grace time.
+    /// A session of this user that does the very same work, with a client, within the
+    /// grace time, or waiting for its user's answer.
     pub fn find_same(
         &self,
         user: &UserId,
@@ -391,7 +310,7 @@ impl Sessions {
         let session = held(&self.shared.registry).by_id.get(id).cloned();
         if let Some(session) = session {
             session.stop(CloseReason::stopped());
-            let mut head = session.head.subscribe();
+            let mut head = session.feed.watch();
             // Fails only where the session is gone, which is what is waited for.
             let _ = head.wait_for(|head| head.ended).await;
         }
@@ -400,6 +319,15 @@ impl Sessions {
     /// How many sessions live.
     pub fn count(&self) -> usize {
         held(&self.shared.registry).by_id.len()
+    }
+
+    /// How many of them work with which plugins.
+    pub fn count_by_plugins(&self) -> HashMap<Runs, usize> {
+        let mut counts = HashMap::new();
+        for session in held(&self.shared.registry).by_id.values() {
+            *counts.entry(session.runs()).or_default() += 1;
+        }
+        counts
     }
 
     /// How many of them have a workspace to work in.
@@ -416,30 +344,5 @@ impl Sessions {
         self.shared.halt.cancel();
         self.shared.actors.close();
         self.shared.actors.wait().await;
-    }
-}
-
-/// Ends the sessions that nobody has been attached to for the grace time.
-async fn sweep(shared: std::sync::Weak<Shared>, halt: CancellationToken, grace: Duration) {
-    let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
-    while halt
-        .run_until_cancelled(tokio::time::sleep(pause))
-        .await
-        .is_some()
-    {
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
-        for session in sessions {
-            if session
-                .alone_since()
-                .is_some_and(|since| since.elapsed() >= grace)
-            {
-                session.stop(CloseReason::done(
-                    "Nobody was connected any more, so the session was ended.",
-                ));
-            }
-        }
     }
 }

@@ -4,10 +4,10 @@
 //! in a test with none of them. Whatever fails, fails with a sentence or an [`Error`]; nothing here
 //! panics. Dropping a returned future gives the work up.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::plugins::policy_types::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
 use crate::plugins::types::{
@@ -18,6 +18,7 @@ use crate::workspace::Workspace;
 
 use super::CreateError;
 use super::frames::EventDraft;
+use super::live::held;
 
 /// What the engine must know of a policy.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +35,10 @@ pub struct PolicyInfo {
     pub mock: bool,
     /// The deployment's settings for it, a JSON object.
     pub settings: String,
+    /// The schema of the states it writes.
+    pub schema: u32,
+    /// The oldest schema it can take over.
+    pub oldest_schema: u32,
 }
 
 /// What a step gave, and what it cost.
@@ -60,13 +65,40 @@ pub trait Policy: Send + Sync {
         state: Option<&'a Snapshot>,
         inputs: &'a [Input],
     ) -> BoxFuture<'a, Stepped>;
+    /// What becomes of the state that an older build left, or a sentence.
+    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>>;
 }
 
 /// The policies of the deployment.
 pub trait Policies: Send + Sync {
     /// The one of that name, or the deployment's default.
     fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError>;
+    /// The one that goes on with a session of the policy of this name, which the component of this
+    /// digest had so far: that very component where it is still there, or else its successor.
+    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
+        let _ = digest;
+        self.find(Some(name)).ok()
+    }
+    /// The name of the one that this user or this project gets in place of the deployment's default.
+    fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
+        let _ = (user, project);
+        None
+    }
 }
+
+/// The deployment as it is at some time: who decides, and who answers. It never changes; another one
+/// takes its place.
+pub struct Generation {
+    /// Counted up from 1.
+    pub number: u64,
+    /// Who decides.
+    pub policies: Arc<dyn Policies>,
+    /// Who answers.
+    pub models: Arc<dyn Models>,
+}
+
+/// The deployment, whose generations follow one another.
+pub type Deployment = watch::Receiver<Arc<Generation>>;
 
 /// Who answers a session's model calls.
 #[derive(Debug, Clone, Default)]
@@ -116,10 +148,29 @@ pub struct ModelRequest {
     pub model: String,
     /// The session's own key; without one the deployment's is used.
     pub api_key: Option<Secret>,
+    /// The session has a limit for its cost, so no model is asked whose price nobody knows.
+    pub cost_limited: bool,
     /// As the policy asked, with the model's name filled in.
     pub call: ModelCall,
     /// The conversation.
     pub messages: Vec<Message>,
+    /// Where to say what it took so far.
+    pub meter: Meter,
+}
+
+/// What a model call took as far as the provider has told: all that is known of one that is given up.
+#[derive(Debug, Clone, Default)]
+pub struct Meter(Arc<Mutex<Option<Spent>>>);
+
+impl Meter {
+    /// So much it is by now, all tries together.
+    pub fn tell(&self, spent: Spent) {
+        *held(&self.0) = Some(spent);
+    }
+
+    pub(super) fn told(&self) -> Option<Spent> {
+        held(&self.0).clone()
+    }
 }
 
 /// What a model call gave.
@@ -129,7 +180,9 @@ pub struct ModelAnswer {
     pub message: Message,
     /// Why it stopped.
     pub stop: StopReason,
-    /// What it took.
+    /// What the answer itself used: it tells a policy how long its prompt was.
+    pub usage: Usage,
+    /// What it took, tries that broke off included.
     pub spent: Spent,
     /// It is for the policy, not for the user.
     pub aside: bool,
@@ -192,8 +245,14 @@ pub trait Models: Send + Sync {
         model: Option<&str>,
         has_key: bool,
     ) -> Result<Provider, CreateError>;
-    /// What the policy of a session with this provider and model may call.
-    fn offers(&self, provider: &str, model: &str) -> Offers;
+    /// Why a session with a limit for its cost cannot have this model: nobody knows its price.
+    fn unpriced(&self, provider: &str, model: &str) -> Option<CreateError> {
+        let _ = (provider, model);
+        None
+    }
+    /// What the policy of a session with this provider and model may call; of models whose price is
+    /// known alone where `priced` is set.
+    fn offers(&self, provider: &str, model: &str, priced: bool) -> Offers;
     /// Asks the provider, where that is cheap, whether it takes the key. Only a clear no fails.
     fn check(
         &self,
@@ -310,6 +369,8 @@ pub(super) enum News {
     Started(Started),
     /// The user says something; its number in the inbox.
     Message(u64, String),
+    /// A model call of which nobody waits to hear took this.
+    Spent(String, Spent),
     /// A model call ended.
     Model(String, Result<ModelAnswer, ModelFailure>),
     /// A tool ended, and the tree after it.

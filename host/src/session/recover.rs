@@ -10,9 +10,9 @@ use std::sync::Arc;
 use crate::plugins::policy_types::Snapshot;
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 
-use super::actor;
+use super::actor::takes_over;
 use super::create::{Found, seal_context};
-use super::{SessionId, Sessions};
+use super::{SessionId, Sessions, actor, clock};
 
 impl Sessions {
     /// Every session that the log does not call ended.
@@ -33,7 +33,8 @@ impl Sessions {
             let with_effects = |row: SessionRow| {
                 let effects = store::open_effects(connection, &row.fixed.id)?;
                 let unread = store::unread(connection, &row.fixed.id)?;
-                Ok((row, effects, unread))
+                let plugin = store::last_plugin(connection, &row.fixed.id)?;
+                Ok((row, effects, unread, plugin))
             };
             rows.into_iter()
                 .map(with_effects)
@@ -41,8 +42,8 @@ impl Sessions {
         };
         let rows = self.shared.deps.store.read(read).await?;
         let mut count = 0;
-        for (row, effects, unread) in rows {
-            count += usize::from(self.resume(row, effects, unread));
+        for (row, effects, unread, plugin) in rows {
+            count += usize::from(self.resume(row, effects, unread, plugin));
         }
         Ok(count)
     }
@@ -52,6 +53,7 @@ impl Sessions {
         mut row: SessionRow,
         effects: Vec<EffectRow>,
         unread: Vec<(u64, String)>,
+        plugin: Option<String>,
     ) -> bool {
         let Ok(id) = row.fixed.id.parse::<SessionId>() else {
             tracing::error!(
@@ -60,9 +62,12 @@ impl Sessions {
             );
             return false;
         };
-        // The time the host was down is not the task's.
-        let down = actor::now().saturating_sub(row.updated_at);
-        row.counters.task_started_at = row.counters.task_started_at.saturating_add(down);
+        // The time the host was down is not the task's. Where the task waits for its user, that is
+        // part of the wait, which the next round passes over as a whole.
+        let open = effects.iter().map(|effect| effect.kind);
+        if !clock::waits_for_user(&row.counters, open) {
+            clock::pass_over(&mut row.counters, row.updated_at, actor::now());
+        }
         let open = |sealed: &Option<Vec<u8>>, what: &str| {
             let context = seal_context(&row.fixed.id, what);
             let opened = sealed
@@ -70,12 +75,26 @@ impl Sessions {
                 .map(|sealed| self.shared.deps.sealer.open_secret(sealed, &context));
             opened.transpose().map_err(|cause| cause.to_string())
         };
+        let generation = self.shared.deps.deployment.borrow().clone();
+        let state = row.state.take();
+        let state = state.map(|(schema, bytes)| Snapshot { schema, bytes });
         let parts = || -> Result<_, String> {
-            let policy = self.shared.deps.policies.find(Some(&row.fixed.policy));
+            let (name, digest) = (&row.fixed.policy, plugin.as_deref().unwrap_or_default());
+            let policy = match generation.policies.successor(name, digest) {
+                Some(policy) => policy,
+                // In the words of whoever offers them.
+                None => generation
+                    .policies
+                    .find(Some(name))
+                    .map_err(|cause| cause.to_string())?,
+            };
+            if let Some(state) = &state {
+                takes_over(policy.info(), state)?;
+            }
             Ok((
                 open(&row.fixed.api_key, "api-key")?,
                 open(&row.fixed.git_token, "git-token")?,
-                policy.map_err(|cause| cause.to_string())?,
+                policy,
             ))
         };
         let (api_key, git_token, policy) = match parts() {
@@ -86,15 +105,18 @@ impl Sessions {
             }
         };
         let found = Found {
+            taken_over: plugin.is_some_and(|digest| digest != policy.info().digest),
+            generation,
             fixed: Arc::new(row.fixed),
             policy,
             api_key,
             git_token,
             counters: row.counters,
-            state: row.state.map(|(schema, bytes)| Snapshot { schema, bytes }),
+            state,
             open: effects,
             unread,
             status: row.status,
+            last_round: row.updated_at,
         };
         let session = self.shared.assemble(id, found);
         if row.status != Status::Created {

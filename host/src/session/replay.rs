@@ -41,7 +41,10 @@ impl Sessions {
             .read(move |connection| SessionRow::find(connection, &name))
             .await?;
         let row = row.ok_or_else(|| ReplayError::NotFound(session.to_owned()))?;
-        let policy = self.shared.deps.policies.find(Some(&row.fixed.policy))?;
+        let policy = {
+            let generation = self.shared.deps.deployment.borrow().clone();
+            generation.policies.find(Some(&row.fixed.policy))?
+        };
         Ok(replay(store, session, &*policy).await?)
     }
 }
@@ -96,6 +99,15 @@ async fn again(
     let content = |cause: serde_json::Error| StoreError::Content(cause.to_string());
     let context: Context = serde_json::from_str(&logged.context).map_err(content)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(content)?;
+    // Where a newer build took over, it took over the state first.
+    let migrated = match (inputs.first(), state) {
+        (Some(Input::Upgraded(_)), Some(old)) => match policy.migrate(old).await {
+            Ok(state) => Some(state),
+            Err(reason) => return Ok((Err(reason), None)),
+        },
+        _ => None,
+    };
+    let state = migrated.as_ref().or(state);
     match policy.step(&context, state, &inputs).await.result {
         Ok(transition) => {
             let commands = serde_json::to_string(&transition.commands).map_err(content)?;

@@ -28,7 +28,7 @@ pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
-pub use reads::{frames_after, logged_steps, open_effects, transcript, unread};
+pub use reads::{frames_after, last_plugin, logged_steps, open_effects, transcript, unread};
 pub use rows::{keep_message, mark_started};
 pub use usage::{CallRow, Totals};
 
@@ -207,6 +207,21 @@ impl Store {
     pub(crate) fn written(&self) -> (u64, u64) {
         self.inner.writer.written()
     }
+}
+
+/// The database in a folder, to be read only: also beside the process that has it.
+pub fn look(folder: &Path) -> Result<Connection, StoreError> {
+    let path = folder.join(DATABASE);
+    if let Err(cause) = path.metadata() {
+        return Err(StoreError::Folder { path, cause });
+    }
+    let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    Ok(connection)
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {

@@ -158,6 +158,16 @@ pub fn frames_after(
     Ok(chunk)
 }
 
+/// The digest of the component that took a session's last step.
+pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<String>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT plugin FROM steps WHERE session_id = ?1 AND plugin IS NOT NULL
+         ORDER BY row DESC LIMIT 1",
+    )?;
+    let found = select.query_row([session], |row| row.get(0)).optional()?;
+    Ok(found)
+}
+
 /// The policy's steps from one number on, some at a time.
 pub fn logged_steps(
     connection: &Connection,

@@ -87,12 +87,26 @@ pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreE
     Ok(())
 }
 
-/// Keeps what a user said until a round takes it, and returns its number.
-pub fn keep_message(connection: &Connection, session: &str, text: &str) -> Result<u64, StoreError> {
-    connection
-        .prepare_cached("INSERT INTO inbox (session_id, text) VALUES (?1, ?2)")?
-        .execute(params![session, text])?;
-    Ok(u64::try_from(connection.last_insert_rowid()).unwrap_or(0))
+/// Keeps what a user said until a round takes it, and returns its number; none where the session is
+/// over, and no round will.
+pub fn keep_message(
+    connection: &Connection,
+    session: &str,
+    text: &str,
+) -> Result<Option<u64>, StoreError> {
+    let kept = connection
+        .prepare_cached(
+            "INSERT INTO inbox (session_id, text)
+             SELECT id, ?2 FROM sessions WHERE id = ?1 AND status IN (?3, ?4)",
+        )?
+        .execute(params![
+            session,
+            text,
+            Status::Created.text(),
+            Status::Running.text()
+        ])?;
+    let number = u64::try_from(connection.last_insert_rowid()).unwrap_or(0);
+    Ok((kept > 0).then_some(number))
 }
 
 impl StepRow {

@@ -472,7 +472,7 @@ async fn a_session_that_everybody_left_ends_after_the_grace_time() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(session.is_alive());
     drop(guard);
-    let mut head = session.head.subscribe();
+    let mut head = session.feed.watch();
     tokio::time::timeout(Duration::from_secs(5), head.wait_for(|head| head.ended))
         .await
         .unwrap()
@@ -596,4 +596,44 @@ async fn a_session_whose_asker_goes_away_while_it_is_made_is_there_all_the_same(
         made = sessions.count();
     }
     assert!(made > 19, "none was made: {made}");
+}
+
+fn panics(_: &Context, _: Option<&Snapshot>, _: &[Input]) -> Result<Vec<Command>, String> {
+    panic!("a test panics on purpose")
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_session_that_came_to_grief() {
+    let folder = tempfile::tempdir().unwrap();
+    let sessions = sessions(folder.path(), &World::new(panics));
+    let session = sessions.create(new("u")).await.unwrap();
+    let mut frames = session.subscribe(0);
+    sessions.start(&session);
+    until(&mut frames, "never").await;
+    assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1011));
+    sessions.stop(session.id()).await;
+    assert_eq!(sessions.count(), 0);
+    // The log has it as it was: the next host tries again.
+    let alive = sessions.in_log().await.unwrap();
+    assert!(alive.contains(&session.id().to_string()));
+}
+
+#[tokio::test]
+async fn a_message_to_a_session_that_is_over_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let sessions = sessions(folder.path(), &World::new(greets));
+    let session = sessions.create(new("u")).await.unwrap();
+    let store = sessions.shared.deps.store.clone();
+    let keep = || {
+        let id = session.id().to_string();
+        store.write(move |connection| crate::store::keep_message(connection, &id, "hello"))
+    };
+    assert!(keep().await.unwrap().is_some());
+    sessions.stop(session.id()).await;
+    // As where it ends between the look whether it is alive and this.
+    assert_eq!(keep().await.unwrap(), None);
+    let left = store.read(|connection| {
+        Ok(connection.query_row("SELECT count(*) FROM inbox", [], |row| row.get::<_, i64>(0))?)
+    });
+    assert_eq!(left.await.unwrap(), 0);
 }

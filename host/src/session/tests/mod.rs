@@ -1,7 +1,11 @@
 //! Tests of the engine with a scripted policy and no plugins, models, sandboxes or network.
 
+mod asking;
 mod crash;
+mod deltas;
 mod life;
+mod moving;
+mod paying;
 mod reading;
 mod record;
 mod trees;
@@ -13,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
+use tokio::sync::watch;
 
 use super::SessionId;
 use super::*;
@@ -111,6 +116,17 @@ fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions
 }
 
 fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> Sessions {
+    let (_, deployment) = deployment(1, world);
+    deployed(store, deployment, world, key, change)
+}
+
+fn deployed(
+    store: Store,
+    deployment: Deployment,
+    world: &World,
+    key: &str,
+    change: fn(&mut Limits),
+) -> Sessions {
     let mut limits = Limits {
         iterations: 5,
         session_tokens: None,
@@ -123,10 +139,22 @@ fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> S
     Sessions::new(Deps {
         store,
         sealer: Sealer::new(&Secret::new(key)),
-        policies: Arc::new(world.clone()),
-        models: Arc::new(world.clone()),
+        deployment,
         places: Arc::new(world.clone()),
         limits,
+    })
+}
+
+/// A deployment whose policies and models are the world's, and how it is given a new generation.
+fn deployment(number: u64, world: &World) -> (watch::Sender<Arc<Generation>>, Deployment) {
+    watch::channel(generation(number, world))
+}
+
+fn generation(number: u64, world: &World) -> Arc<Generation> {
+    Arc::new(Generation {
+        number,
+        policies: Arc::new(world.clone()),
+        models: Arc::new(world.clone()),
     })
 }
 
@@ -194,4 +222,15 @@ fn names(frames: &[(u64, String)]) -> Vec<String> {
 fn assert_dense(frames: &[(u64, String)]) {
     let numbers: Vec<u64> = frames.iter().map(|(seq, _)| *seq).collect();
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+}
+
+/// Waits for something that is not told.
+async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+    assert!(waited.is_ok(), "it did not happen in time: {what}");
 }

@@ -50,6 +50,7 @@ fn told(which: u8, effect: &str) -> News {
                 Ok(ModelAnswer {
                     message,
                     stop: StopReason::EndTurn,
+                    usage,
                     spent: Spent {
                         usage,
                         cost: None,
@@ -164,6 +165,61 @@ fn what_a_failed_model_call_took_counts_as_well() {
     assert_eq!(draft.counters.tokens, 42);
     assert_eq!(draft.counters.totals.cost, 7);
     assert!(matches!(draft.inputs[..], [Input::EffectFailed(_)]));
+}
+
+#[test]
+fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
+    let (session, chat) = ("s".into(), "c".into());
+    let scene = Scene {
+        session: &session,
+        chat: &chat,
+        task: "t",
+        repository: None,
+        branch: None,
+        model: "m",
+        mock: false,
+        settings: "{}",
+        policy_digest: "d",
+        offers: None,
+        budget: Budget {
+            iterations: 9,
+            tokens: Some(50),
+            cost: None,
+        },
+        describe: &|_| EventDraft::text("CmdRunAction", "x"),
+    };
+    let answer = || {
+        let News::Model(effect, Ok(mut answer)) = told(8, "e") else {
+            panic!("not an answer");
+        };
+        // A try before it broke off.
+        answer.spent.usage.input_tokens = 48;
+        (answer.spent.cost, answer.spent.tries) = (Some(9), 2);
+        News::Model(effect, Ok(answer))
+    };
+    let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
+    let mut draft = Draft::new(&scene, Counters::default(), open, 10);
+    draft.take(answer());
+    let [Input::ModelReplied(reply)] = &draft.inputs[..] else {
+        panic!("{:?}", draft.inputs);
+    };
+    assert_eq!(
+        (reply.usage.input_tokens, reply.usage.output_tokens),
+        (1, 1)
+    );
+    let totals = draft.counters.totals;
+    assert_eq!((totals.calls, totals.tokens(), totals.cost), (1, 49, 9));
+    assert_eq!(scene.budget.tokens_left(&draft.counters), Some(1));
+
+    // One that nobody waits for any more is paid for, and changes nothing else.
+    draft.take(answer());
+    assert_eq!(draft.inputs.len(), 1);
+    assert_eq!(draft.counters.totals.tokens(), 98);
+    assert_eq!(draft.counters.next_entry, 1);
+    assert_eq!(
+        scene.budget.refusal(&draft.counters).as_deref(),
+        Some("The session used up its 50 tokens.")
+    );
 }
 
 proptest! {

@@ -8,6 +8,7 @@ pub(super) type Script = fn(&Context, Option<&Snapshot>, &[Input]) -> Result<Vec
 struct Scripted {
     info: PolicyInfo,
     script: Script,
+    refuses: bool,
 }
 
 impl Policy for Scripted {
@@ -25,7 +26,10 @@ impl Policy for Scripted {
             let mut bytes = state.map(|state| state.bytes.clone()).unwrap_or_default();
             bytes.push(inputs.len() as u8);
             Transition {
-                state: Snapshot { schema: 1, bytes },
+                state: Snapshot {
+                    schema: self.info.schema,
+                    bytes,
+                },
                 commands,
             }
         });
@@ -37,12 +41,45 @@ impl Policy for Scripted {
         })
         .boxed()
     }
+
+    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>> {
+        let state = Snapshot {
+            schema: self.info.schema,
+            bytes: [b"moved", &old.bytes[..]].concat(),
+        };
+        let refusal = "It cannot make sense of that state.".to_owned();
+        std::future::ready(if self.refuses {
+            Err(refusal)
+        } else {
+            Ok(state)
+        })
+        .boxed()
+    }
 }
+
+/// A build of the scripted policy.
+#[derive(Clone, Copy)]
+pub(super) struct Build {
+    pub(super) digest: &'static str,
+    pub(super) schema: u32,
+    pub(super) oldest_schema: u32,
+    /// It takes over no state.
+    pub(super) refuses: bool,
+}
+
+/// What a model that tells early has used by then.
+pub(super) const EARLY: Usage = Usage {
+    input_tokens: 3,
+    output_tokens: 0,
+    cache_read_tokens: 0,
+    cache_write_tokens: 0,
+};
 
 /// Models, places and policies in one, and a diary of what was really done.
 #[derive(Clone)]
 pub(super) struct World {
-    script: Script,
+    pub(super) script: Script,
+    pub(super) build: Build,
     pub(super) mock: bool,
     pub(super) models: bool,
     pub(super) sandbox: Arc<AtomicBool>,
@@ -50,17 +87,25 @@ pub(super) struct World {
     pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
     pub(super) hold: Arc<AtomicBool>,
     pub(super) hold_fetch: Arc<AtomicBool>,
+    /// Models say early what they have used.
+    pub(super) tells: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
     /// Files that no tool made.
-    grown: Arc<AtomicUsize>,
-    stir: Arc<tokio::sync::Notify>,
+    pub(super) grown: Arc<AtomicUsize>,
+    pub(super) stir: Arc<tokio::sync::Notify>,
 }
 
 impl World {
     pub(super) fn new(script: Script) -> Self {
         Self {
             script,
+            build: Build {
+                digest: "d",
+                schema: 1,
+                oldest_schema: 1,
+                refuses: false,
+            },
             mock: false,
             models: true,
             sandbox: Arc::new(AtomicBool::new(true)),
@@ -68,6 +113,7 @@ impl World {
             prompts: Arc::default(),
             hold: Arc::default(),
             hold_fetch: Arc::default(),
+            tells: Arc::default(),
             stuck: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
@@ -100,7 +146,9 @@ impl Policies for World {
             None | Some("scripted") => {
                 let info = PolicyInfo {
                     name: "scripted".to_owned(),
-                    digest: "d".to_owned(),
+                    digest: self.build.digest.to_owned(),
+                    schema: self.build.schema,
+                    oldest_schema: self.build.oldest_schema,
                     calls_models: self.models,
                     mock: self.mock,
                     settings: "{}".to_owned(),
@@ -109,6 +157,7 @@ impl Policies for World {
                 Ok(Arc::new(Scripted {
                     info,
                     script: self.script,
+                    refuses: self.build.refuses,
                 }))
             }
             Some(other) => Err(CreateError::UnknownPolicy(other.to_owned())),
@@ -127,7 +176,7 @@ impl Models for World {
             Some("nobody") => Err(CreateError::UnknownProvider("nobody".to_owned())),
             Some("keyless") if !has_key => Err(CreateError::MissingKey {
                 provider: "keyless".to_owned(),
-                variable: "LLM_API_KEY",
+                variable: "LLM_API_KEY".to_owned(),
             }),
             _ => Ok(Provider {
                 name: "fake".to_owned(),
@@ -136,7 +185,7 @@ impl Models for World {
         }
     }
 
-    fn offers(&self, _: &str, model: &str) -> Offers {
+    fn offers(&self, _: &str, model: &str, _: bool) -> Offers {
         Offers::only(model)
     }
 
@@ -155,7 +204,18 @@ impl Models for World {
         ));
         self.prompts.lock().unwrap().push(request.messages);
         let (hold, aside) = (self.hold.clone(), request.call.aside);
+        let grief = request.call.effect == "grief";
+        if self.tells.load(Ordering::SeqCst) {
+            request.meter.tell(Spent {
+                usage: EARLY,
+                cost: Some(4),
+                provider: "fake".to_owned(),
+                model: "m".to_owned(),
+                tries: 1,
+            });
+        }
         async move {
+            assert!(!grief, "a test panics on purpose");
             while hold.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -175,6 +235,7 @@ impl Models for World {
             Ok(ModelAnswer {
                 message,
                 stop: StopReason::ToolUse,
+                usage,
                 spent: Spent {
                     usage,
                     cost: Some(7),

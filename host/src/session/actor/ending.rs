@@ -1,0 +1,167 @@
+//! Owns how a session ends, or pauses until the host starts again, and gives back what it held.
+//!
+//! What always holds: a session is over for its clients however its actor ends. What model calls took is
+//! counted before, as far as it is known. A workspace goes only when the log says that its session does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::store::Status;
+
+use super::super::budget::Budget;
+use super::super::frames::{self, EventDraft};
+use super::super::live::Session;
+use super::super::ports::{News, Spent};
+use super::super::record::{Draft, Scene};
+use super::super::{CloseReason, Shared};
+use super::{Actor, End, now};
+
+/// Lets nobody wait for a session whose actor came to grief. Its log is whole, so the next start goes
+/// on with it.
+pub(super) struct Last {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+}
+
+impl Last {
+    pub(super) fn new(shared: &Arc<Shared>, session: &Arc<Session>) -> Self {
+        Self {
+            shared: shared.clone(),
+            session: session.clone(),
+        }
+    }
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if !self.session.feed.head().ended {
+            tracing::error!(session = %self.session.id(), "a session came to grief; it pauses until the next start");
+            self.shared.forget(&self.session);
+            self.session.end(CloseReason::failed(
+                "The session came to grief inside the server.",
+            ));
+        }
+    }
+}
+
+impl Actor {
+    /// Ends the session, or pauses it, and gives back what it held.
+    pub(super) async fn end(mut self, end: End, status: Status) {
+        let spent = self.unheard();
+        let (close, frame) = match end {
+            End::Halted => {
+                if !spent.is_empty() {
+                    self.note(spent).await;
+                }
+                self.effects.close_place().await;
+                return self.leave(CloseReason::restarting());
+            }
+            End::Broken => {
+                self.effects.close_place().await;
+                return self.leave(CloseReason::failed(
+                    "The session's log could not be written.",
+                ));
+            }
+            End::Stopped => {
+                let reason = self.session.closing.get().cloned().unwrap_or_default();
+                let frame = frames::status("stopping", &reason.reason, None);
+                (reason, (status != Status::Stopping).then_some(frame))
+            }
+            End::TimedOut => {
+                let limit = self.shared.deps.limits.task_time.as_secs();
+                let reason = format!("The task took longer than {limit} seconds, and was ended.");
+                (CloseReason::done(&reason), Some(frames::error(&reason)))
+            }
+            End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),
+        };
+        // In this order: whoever looks now is told why, and what happens below cannot be undone.
+        let _ = self.session.closing.set(close.clone());
+        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
+        let status = if held {
+            Status::Stopping
+        } else {
+            Status::Ended
+        };
+        let written = self.last_round(spent, frame, status, &close).await;
+        self.effects.close_place().await;
+        if held && written {
+            // What the log still calls alive goes on at the next start, and needs its workspace.
+            match self.effects.wipe().await {
+                Ok(()) => {
+                    self.last_round(Vec::new(), None, Status::Ended, &close)
+                        .await;
+                }
+                // Still `stopping` in the log: the next start tries again.
+                Err(cause) => {
+                    tracing::error!(session = %self.id, cause, "what a session left could not be removed")
+                }
+            }
+        }
+        self.leave(close);
+    }
+
+    async fn last_round(
+        &mut self,
+        spent: Vec<(String, Spent)>,
+        frame: Option<String>,
+        status: Status,
+        close: &CloseReason,
+    ) -> bool {
+        let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
+        let names = (self.id.clone(), self.chat.clone());
+        let nothing = Budget::default();
+        let scene = Scene::new(&names, &fixed, policy.info(), nothing, &|_| {
+            EventDraft::default()
+        });
+        let mut draft = Draft::new(&scene, self.counters, BTreeMap::new(), now());
+        for (effect, spent) in spent {
+            draft.spend(&effect, spent);
+        }
+        if let Some(frame) = frame {
+            draft.frame(frame);
+        }
+        draft.counters.task_open = false;
+        let round = draft.close_round(status, Some(close.reason.clone()));
+        self.commit(round).await.is_ok()
+    }
+
+    /// Ends all effects, and returns what model calls took that no round has counted: those that are
+    /// given up here, and those whose answer nobody will read.
+    fn unheard(&mut self) -> Vec<(String, Spent)> {
+        let mut all = self.effects.cancel_all();
+        let waiting = std::iter::from_fn(|| self.news.try_recv().ok());
+        for news in self.queue.drain(..).chain(waiting.map(|news| *news)) {
+            match news {
+                News::Spent(effect, spent) => all.push((effect, spent)),
+                News::Model(effect, Ok(answer)) => all.push((effect, answer.spent)),
+                News::Model(effect, Err(failure)) => {
+                    all.extend(failure.spent.map(|spent| (effect, *spent)));
+                }
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost.
+    async fn note(&mut self, spent: Vec<(String, Spent)>) {
+        let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
+        let names = (self.id.clone(), self.chat.clone());
+        let nothing = Budget::default();
+        let scene = Scene::new(&names, &fixed, policy.info(), nothing, &|_| {
+            EventDraft::default()
+        });
+        let mut draft = Draft::new(&scene, self.counters, self.open.clone(), now());
+        for (effect, spent) in spent {
+            draft.spend(&effect, spent);
+        }
+        let round = draft.close_round(Status::Running, None);
+        // What fails is in the host's log.
+        let _ = self.commit(round).await;
+    }
+
+    fn leave(self, reason: CloseReason) {
+        self.shared.forget(&self.session);
+        self.session.end(reason);
+    }
+}

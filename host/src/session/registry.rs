@@ -1,0 +1,106 @@
+//! Owns which sessions live: by their id, by their user, and by the work they do.
+//!
+//! What always holds: a user has no more places than allowed, those of sessions that are just being
+//! made counted; a place is given back when its session is forgotten, or never came to be.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use crate::auth::UserId;
+
+use super::live::{Session, held};
+use super::{CreateError, SessionId, Shared};
+
+#[derive(Default)]
+pub(super) struct Registry {
+    pub(super) by_id: HashMap<SessionId, Arc<Session>>,
+    pub(super) by_user: HashMap<UserId, HashSet<SessionId>>,
+    /// The newest session of the same user, project, task and repository.
+    pub(super) by_work: HashMap<u64, SessionId>,
+}
+
+/// User, project, task and repository.
+pub(super) type Work<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
+
+impl Session {
+    pub(super) fn work(&self) -> Work<'_> {
+        (
+            &self.about.user,
+            self.about.project_id.as_deref(),
+            &self.about.task,
+            self.about.repo_url.as_deref(),
+        )
+    }
+}
+
+/// A place among a user's sessions, held while one is made; given back where none came of it.
+pub(super) struct Claim {
+    shared: Arc<Shared>,
+    user: UserId,
+    id: SessionId,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut registry = held(&self.shared.registry);
+        if !registry.by_id.contains_key(&self.id) {
+            registry.release(&self.user, &self.id);
+        }
+    }
+}
+
+impl Registry {
+    fn release(&mut self, user: &UserId, id: &SessionId) {
+        if let Some(of_user) = self.by_user.get_mut(user) {
+            of_user.remove(id);
+            if of_user.is_empty() {
+                self.by_user.remove(user);
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn remember(&self, session: &Arc<Session>) {
+        let work = self.hasher.hash_one(session.work());
+        let mut registry = held(&self.registry);
+        registry
+            .by_user
+            .entry(session.about.user.clone())
+            .or_default()
+            .insert(session.about.id);
+        registry.by_work.insert(work, session.about.id);
+        registry.by_id.insert(session.about.id, session.clone());
+    }
+
+    pub(super) fn forget(&self, session: &Session) {
+        let work = self.hasher.hash_one(session.work());
+        let mut registry = held(&self.registry);
+        registry.by_id.remove(&session.about.id);
+        if registry.by_work.get(&work) == Some(&session.about.id) {
+            registry.by_work.remove(&work);
+        }
+        registry.release(&session.about.user, &session.about.id);
+    }
+
+    /// Takes one of the user's places for a session that is about to be made.
+    pub(super) fn claim(
+        self: &Arc<Self>,
+        user: &UserId,
+        id: SessionId,
+    ) -> Result<Claim, CreateError> {
+        let most = self.deps.limits.sessions_per_user;
+        let mut registry = held(&self.registry);
+        let of_user = registry.by_user.entry(user.clone()).or_default();
+        if of_user.len() >= most {
+            return Err(CreateError::TooManySessions(most));
+        }
+        of_user.insert(id);
+        Ok(Claim {
+            shared: self.clone(),
+            user: user.clone(),
+            id,
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! A session and the generations of its deployment.
+
+use super::world::Build;
+use super::*;
+
+/// A build that came after the first, and writes another schema.
+const NEWER: Build = Build {
+    digest: "e",
+    schema: 2,
+    oldest_schema: 1,
+    refuses: false,
+};
+
+/// A deployment that the test changes, and the sessions on it.
+struct Ground {
+    folder: tempfile::TempDir,
+    world: World,
+    published: watch::Sender<Arc<Generation>>,
+    sessions: Sessions,
+}
+
+impl Ground {
+    fn new(world: World) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (published, deployment) = deployment(1, &world);
+        let sessions = deployed(store, deployment, &world, "k", |_| {});
+        Self {
+            folder,
+            world,
+            published,
+            sessions,
+        }
+    }
+
+    /// The next generation, with that build of the policy.
+    fn publish(&self, build: Build, script: world::Script) {
+        let next = World {
+            build,
+            script,
+            ..self.world.clone()
+        };
+        let number = self.published.borrow().number + 1;
+        self.published.send_replace(generation(number, &next));
+    }
+
+    async fn begin(&self) -> (Arc<Session>, Subscription) {
+        let session = self.sessions.create(new("u")).await.unwrap();
+        let frames = session.subscribe(0);
+        self.sessions.start(&session);
+        (session, frames)
+    }
+
+    /// Which component took each step, what it heard, and what state it left.
+    async fn steps(&self, session: &Session) -> Vec<(String, Vec<Input>)> {
+        let id = session.id().to_string();
+        let store = &self.sessions.shared.deps.store;
+        let steps = store.read(move |connection| crate::store::logged_steps(connection, &id, 0));
+        let steps = steps.await.unwrap().into_iter();
+        steps
+            .map(|step| {
+                let inputs = serde_json::from_str(&step.inputs).unwrap();
+                (step.plugin, inputs)
+            })
+            .collect()
+    }
+
+    /// Waits until the session's last step was that component's.
+    async fn until_on(&self, session: &Session, digest: &str) -> Vec<(String, Vec<Input>)> {
+        for _ in 0..2_000 {
+            let steps = self.steps(session).await;
+            if steps.last().is_some_and(|(plugin, _)| plugin == digest) {
+                return steps;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("the session did not come to {digest}");
+    }
+}
+
+fn is_upgrade(input: Option<&Input>) -> bool {
+    matches!(input, Some(Input::Upgraded(1)))
+}
+
+/// Works, and says whose state it got.
+fn tells(
+    context: &Context,
+    state: Option<&Snapshot>,
+    inputs: &[Input],
+) -> Result<Vec<Command>, String> {
+    let mut commands = worker(context, state, inputs)?;
+    if is_upgrade(inputs.first()) {
+        let state = state.expect("an upgrade comes with a state");
+        assert!(state.bytes.starts_with(b"moved"), "{state:?}");
+        assert_eq!(state.schema, 2);
+        commands.insert(0, say("here I am"));
+    }
+    Ok(commands)
+}
+
+fn breaks(_: &Context, _: Option<&Snapshot>, _: &[Input]) -> Result<Vec<Command>, String> {
+    Err("It broke down.".to_owned())
+}
+
+#[tokio::test]
+async fn a_session_moves_in_the_middle_of_its_task_and_its_log_says_where() {
+    let ground = Ground::new(World::new(worker));
+    ground.world.hold.store(true, Ordering::SeqCst);
+    let (session, mut frames) = ground.begin().await;
+    while ground.world.done("model m m") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    ground.publish(NEWER, tells);
+    ground.until_on(&session, "e").await;
+    ground.world.hold.store(false, Ordering::SeqCst);
+    let seen = until(&mut frames, "completed").await;
+    assert_dense(&seen);
+    let shown = names(&seen);
+    assert!(shown.contains(&"ThinkAction".to_owned()), "{shown:?}");
+    assert_eq!(
+        (ground.world.done("tool a"), ground.world.done("tool b")),
+        (1, 1)
+    );
+
+    let steps = ground.steps(&session).await;
+    let moved = steps.iter().position(|(plugin, _)| plugin == "e").unwrap();
+    let (before, after) = steps.split_at(moved);
+    assert!(before.iter().all(|(plugin, _)| plugin == "d"), "{steps:?}");
+    assert!(after.iter().all(|(plugin, _)| plugin == "e"), "{steps:?}");
+    let upgrades = steps.iter().flat_map(|(_, inputs)| inputs);
+    let upgrades = upgrades.filter(|input| is_upgrade(Some(input))).count();
+    assert_eq!(upgrades, 1, "{steps:?}");
+    assert!(is_upgrade(after[0].1.first()), "{steps:?}");
+}
+
+#[tokio::test]
+async fn an_idle_session_moves_at_once_and_nothing_holds_the_old_generation() {
+    let ground = Ground::new(World::new(worker));
+    let (session, mut frames) = ground.begin().await;
+    until(&mut frames, "completed").await;
+    let old = Arc::downgrade(&ground.published.borrow());
+    ground.publish(NEWER, tells);
+    ground.until_on(&session, "e").await;
+    // The actor lets go of it a moment after the step is in the log.
+    for _ in 0..2_000 {
+        if old.strong_count() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(old.strong_count(), 0, "something holds the old generation");
+
+    // The same build again is nothing to tell anybody.
+    let steps = ground.steps(&session).await.len();
+    ground.publish(NEWER, tells);
+    session.message("more").await.unwrap();
+    until(&mut frames, "completed").await;
+    let after = ground.steps(&session).await;
+    assert_eq!(after.len(), steps + 1, "{after:?}");
+    assert!(!is_upgrade(after[steps].1.first()), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
+    let too_new = Build {
+        oldest_schema: 2,
+        ..NEWER
+    };
+    let refuses = Build {
+        refuses: true,
+        ..NEWER
+    };
+    let script: world::Script = tells;
+    for (what, build, script) in [
+        ("it takes over no state so old", too_new, script),
+        ("it refuses this state", refuses, script),
+        ("its first step breaks down", NEWER, breaks),
+    ] {
+        let ground = Ground::new(World::new(worker));
+        let (session, mut frames) = ground.begin().await;
+        until(&mut frames, "completed").await;
+        let before = ground.steps(&session).await;
+        ground.publish(build, script);
+        session.message("more").await.unwrap();
+        let seen = until(&mut frames, "completed").await;
+        assert_eq!(names(&seen), ["task_start", "completed"], "{what}");
+        let after = ground.steps(&session).await;
+        assert!(after.len() > before.len(), "{what}: {after:?}");
+        assert!(
+            after.iter().all(|(plugin, _)| plugin == "d"),
+            "{what}: {after:?}"
+        );
+
+        // The one after that is another chance.
+        ground.publish(NEWER, tells);
+        ground.until_on(&session, "e").await;
+    }
+}
+
+#[tokio::test]
+async fn new_sessions_begin_with_the_newest_build() {
+    let ground = Ground::new(World::new(worker));
+    ground.publish(NEWER, tells);
+    let (session, mut frames) = ground.begin().await;
+    until(&mut frames, "completed").await;
+    let steps = ground.steps(&session).await;
+    assert!(steps.iter().all(|(plugin, _)| plugin == "e"), "{steps:?}");
+    assert!(!is_upgrade(steps[0].1.first()), "{steps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone() {
+    let ground = Ground::new(World::new(worker));
+    let (session, mut frames) = ground.begin().await;
+    until(&mut frames, "completed").await;
+    let id = *session.id();
+    let Ground {
+        folder,
+        world,
+        sessions: first,
+        published,
+    } = ground;
+    first.shutdown().await;
+    drop((frames, session, first, published));
+
+    // One that cannot: it waits for a host that can.
+    let too_new = World {
+        build: Build {
+            oldest_schema: 2,
+            ..NEWER
+        },
+        ..world.clone()
+    };
+    let second = sessions(folder.path(), &too_new);
+    assert_eq!(second.recover().await.unwrap(), 0);
+    second.shutdown().await;
+    drop(second);
+
+    let newer = World {
+        build: NEWER,
+        script: tells,
+        ..world
+    };
+    let third = sessions(folder.path(), &newer);
+    assert_eq!(third.recover().await.unwrap(), 1);
+    let session = third.get(&id, &UserId::from("u")).unwrap();
+    let mut frames = session.subscribe(0);
+    session.message("more").await.unwrap();
+    // Shown before, and again now.
+    let mut seen = until(&mut frames, "\"completed\"").await;
+    while names(&seen)
+        .iter()
+        .filter(|name| *name == "completed")
+        .count()
+        < 2
+    {
+        seen.extend(until(&mut frames, "\"completed\"").await);
+    }
+    assert_dense(&seen);
+    let shown = names(&seen);
+    assert!(shown.contains(&"ThinkAction".to_owned()), "{shown:?}");
+    assert!(!shown.contains(&"error".to_owned()), "{shown:?}");
+}
