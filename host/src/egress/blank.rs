@@ -14,7 +14,8 @@ use url::form_urlencoded::byte_serialize;
 
 use crate::plugins::llm_types::{Frame, Sse};
 
-const BLANK: &str = "[secret]";
+/// What stands in a key's place.
+pub(super) const BLANK: &str = "[secret]";
 /// A key of fewer bytes is a placeholder, such as a server of one's own is given (`ollama`): an answer
 /// may well hold the word, and it is no secret. In errors it is blanked all the same.
 const SECRET: usize = 12;
@@ -147,7 +148,17 @@ impl Blanker {
         self.forms.iter().map(|form| form.len()).max().unwrap_or(0)
     }
 
-    fn is_secret(&self) -> bool {
+    /// The ways in which the key may be written.
+    pub(super) fn forms(&self) -> impl Iterator<Item = &str> {
+        self.forms.iter().map(|form| form.as_str())
+    }
+
+    /// Whether a form begins with this character.
+    pub(super) fn may_begin(&self, first: char) -> bool {
+        self.forms().any(|form| form.starts_with(first))
+    }
+
+    pub(super) fn is_secret(&self) -> bool {
         self.forms.first().is_some_and(|key| key.len() >= SECRET)
     }
 }

@@ -11,6 +11,7 @@ mod answer;
 mod blank;
 mod error;
 mod request;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use crate::plugins::types::HttpRequest;
 pub use answer::{Answer, Frames, Refusal};
 pub use blank::{Blanker, blank};
 pub use error::EgressError;
+pub use shown::Showing;
 
 /// How long is waited for what, and how much is taken.
 #[derive(Debug, Clone)]
@@ -141,6 +143,11 @@ impl Endpoint {
     /// The base URL.
     pub fn base_url(&self) -> &Url {
         &self.base_url
+    }
+
+    /// Where the key goes.
+    pub fn injection(&self) -> &Injection {
+        &self.injection
     }
 
     /// The host, as an error may name it.

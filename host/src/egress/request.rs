@@ -100,7 +100,9 @@ fn check_path(path: &str) -> Result<(), &'static str> {
         if segment.is_empty() && number != last {
             return Err("it has an empty part");
         }
-        if segment == "." || segment == ".." {
+        // With a parameter or an escape behind them some servers read them as they are alone.
+        let name = segment.split([';', '%']).next().unwrap_or_default();
+        if matches!(name, "." | "..") {
             return Err("it has a part `.` or `..`");
         }
         check_escapes(segment)?;
@@ -283,6 +285,11 @@ mod tests {
             "/a/./b",
             "/%2e%2e/b",
             "/%2E./b",
+            "/a/..;/b",
+            "/a/..;x=1/b",
+            "/a/..%3b/b",
+            "/a/.;/b",
+            "/..%20/b",
             "/a%2fb",
             "/a%5cb",
             "/a\\b",

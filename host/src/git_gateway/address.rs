@@ -53,9 +53,20 @@ pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
         (None, IpAddr::V6(v6)) => {
             let metadata =
                 v6.segments()[..2] == [0xfd00, 0x0ec2] || v6.segments()[..2] == [0xfd20, 0x00ce];
-            let never =
-                v6.is_multicast() || v6.is_unspecified() || v6.is_unicast_link_local() || metadata;
-            (never, v6.is_loopback() || v6.is_unique_local())
+            // A network's own NAT64: where it holds the IPv4 address, usually at its end, only that
+            // network knows.
+            let [a, b, c, .., g, h] = v6.segments();
+            let own_nat64 = [a, b, c] == [0x64, 0xff9b, 1];
+            let behind = Ipv4Addr::from((u32::from(g) << 16) | u32::from(h));
+            let never = v6.is_multicast()
+                || v6.is_unspecified()
+                || v6.is_unicast_link_local()
+                || metadata
+                || (own_nat64 && !address_allowed(IpAddr::V4(behind), true));
+            // Site-local is what was there before unique-local.
+            let site_local = a & 0xffc0 == 0xfec0;
+            let private = v6.is_loopback() || v6.is_unique_local() || site_local || own_nat64;
+            (never, private)
         }
         (None, IpAddr::V4(_)) => (true, true),
     };
@@ -127,6 +138,7 @@ mod tests {
             "169.254.169.254",
             "::ffff:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
             "2002:a9fe:a9fe::",
             "fe80::1",
             "fd00:ec2::254",
@@ -147,6 +159,8 @@ mod tests {
             "fd12::1",
             "::ffff:127.0.0.1",
             "64:ff9b::7f00:1",
+            "fec0::1",
+            "64:ff9b:1::7f00:1",
         ] {
             assert!(allowed(text, true) && !allowed(text, false), "{text}");
         }

@@ -1,8 +1,9 @@
 //! Owns the talk with one git helper in the box.
 //!
 //! What always holds: the helper is hostile until it gave the session's key, and gets repositories
-//! that the session may have only; what it sends and what it is sent is bounded in size and in time;
-//! when it goes away, its request to the server ends.
+//! that the session may have only; not a byte of a push goes to the server before all that it wants to
+//! change was read and allowed, and then every byte goes as it came; what it sends and what it is sent
+//! is bounded in size and in time; when it goes away, its request to the server ends.
 
 use std::io;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
+use super::push::Commands;
 use super::remote::{Remote, next_part, too_slow};
-use super::url::permitted;
+use super::url::{neighbour, permitted};
 use crate::sandbox::read_frame;
 
 /// The most that is kept of a request before it is sent; only a push may be larger.
@@ -53,7 +55,12 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
         } else {
             "no other repository"
         };
-        format!("this session may reach {} and {others}", remote.url)
+        let around = neighbour(&remote.url, &open.url).map_or_else(String::new, |url| {
+            format!(
+                ": where the sandbox has a network, `git -c url.{url}.insteadOf={url} …` takes it"
+            )
+        });
+        format!("this session may reach {} and {others}{around}", remote.url)
     })?;
     let mut talk = Talk {
         reader,
@@ -115,14 +122,24 @@ impl Talk<'_> {
 
     async fn push(&mut self, url: &str) -> Result<(), String> {
         let mut first = Vec::new();
+        let mut commands = Commands::default();
+        let mut known = false;
         let small = loop {
             match next_sent(&mut self.reader).await? {
                 Sent::Part(part) => first.extend(part),
-                Sent::Whole => break true,
+                Sent::Whole if known => break true,
+                Sent::Whole => return Err("git's push ends within its commands".to_owned()),
                 Sent::Nothing if first.is_empty() => return Ok(()),
                 Sent::Nothing => return Err(GONE.to_owned()),
             }
-            if first.len() > SMALL_PUSH {
+            if !known && commands.read(&first)? {
+                known = true;
+                if let Some(sentence) = commands.refusal(&self.remote.rules.branches) {
+                    return self.refuse(&commands, sentence, first.len()).await;
+                }
+            }
+            // Before the commands are whole, there may be more of them than of a small push.
+            if known && first.len() > SMALL_PUSH {
                 break false;
             }
         };
@@ -141,6 +158,38 @@ impl Talk<'_> {
         tokio::time::timeout(longest, pushed)
             .await
             .unwrap_or_else(|_| Err(too_slow(longest)))
+    }
+
+    /// Tells git in the server's place that nothing was changed, and why.
+    async fn refuse(
+        &mut self,
+        commands: &Commands,
+        sentence: String,
+        came: usize,
+    ) -> Result<(), String> {
+        let Some(report) = commands.report(&self.remote.rules.branches, &sentence) else {
+            return Err(sentence);
+        };
+        // The helper listens only behind the pack.
+        let (most, longest) = (self.remote.rules.largest, self.remote.rules.longest);
+        let rest = async {
+            let mut came = came as u64;
+            loop {
+                match next_sent(&mut self.reader).await? {
+                    Sent::Part(part) => came += part.len() as u64,
+                    Sent::Whole => return Ok(()),
+                    Sent::Nothing => return Err(GONE.to_owned()),
+                }
+                if came > most {
+                    return Err(sentence.clone());
+                }
+            }
+        };
+        tokio::time::timeout(longest, rest)
+            .await
+            .unwrap_or_else(|_| Err(sentence.clone()))?;
+        self.send(&report).await?;
+        self.end().await
     }
 
     /// Sends a push while the helper still brings it.

@@ -5,11 +5,16 @@
 //! What always holds: the token stays here, never in the box, in a log line or in an error; it goes
 //! to the repository's own server and to no other, redirects included; addresses of the host's own
 //! networks are refused unless the operator allowed them, and those of cloud metadata services
-//! always; what a server sends is bounded in size and in time.
+//! always; a push changes the branches that the operator named and no other ref; what a server sends
+//! is bounded in size and in time.
 
 mod address;
+mod branches;
 mod clone;
 mod helper;
+mod push;
+#[cfg(test)]
+mod push_tests;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -29,6 +34,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 pub use self::address::{address_allowed, client};
+pub use self::branches::Branches;
 pub use self::clone::{Checkout, CloneError, clone_into};
 use self::helper::serve;
 use self::remote::Remote;
@@ -59,12 +65,14 @@ pub enum GatewayError {
 }
 
 /// What the operator lets sessions do with git.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// Repositories at private addresses may be reached, and over http with a token.
     pub allow_private: bool,
     /// Other repositories of the same owner may be reached, with the same token.
     pub allow_owner: bool,
+    /// What sessions may push to.
+    pub branches: Branches,
     /// How many commits of history a clone brings; `None` brings all.
     pub depth: Option<u32>,
     /// The most bytes that one fetch may bring, one push may send, and the session's first checkout
@@ -162,8 +170,10 @@ async fn listen(listener: UnixListener, remote: Arc<Remote>) {
             let _place = place;
             let mut connection = connection;
             if let Err(sentence) = serve(&mut connection, &remote).await {
-                let frame = Frame::new(Kind::GitError, 0, sentence);
-                let _ = connection.write_all(&frame.encode()).await;
+                let frame = Frame::new(Kind::GitError, 0, sentence).encode();
+                // One that does not listen is not waited for: its place is another's.
+                let told = connection.write_all(&frame);
+                let _ = tokio::time::timeout(Duration::from_secs(10), told).await;
             }
         });
     }

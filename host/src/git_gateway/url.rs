@@ -60,6 +60,15 @@ pub(super) fn permitted(own: &str, asked: &str, allow_owner: bool) -> Option<Str
     fits.then_some(asked)
 }
 
+/// Another repository that git brought here only since its URL begins as this one's does, as a URL that
+/// a command line can hold: git knows no other match. A longer match of one's own leads it elsewhere.
+pub(super) fn neighbour(own: &str, asked: &str) -> Option<String> {
+    let asked = repository_url(asked).ok()?;
+    let name = asked.strip_prefix(plain(own))?;
+    let clear = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (!name.is_empty() && name.len() <= 100 && name.chars().all(clear)).then_some(asked)
+}
+
 /// A repository's URL up to its last part, where something stands before that.
 fn owner(url: &str) -> Option<&str> {
     let (owner, _) = plain(url).rsplit_once('/')?;
@@ -161,6 +170,24 @@ mod tests {
             "http://h.org/group/team/other",
         ] {
             assert_eq!(permitted(own, asked, true), None, "{asked}");
+        }
+    }
+
+    #[test]
+    fn a_neighbour_is_what_begins_with_the_repositorys_name() {
+        let own = "https://h.org/team/project.git";
+        let url = "https://h.org/team/project2";
+        assert_eq!(neighbour(own, url).as_deref(), Some(url));
+        for other in [
+            "https://h.org/team/project",
+            "https://h.org/team/project/../x",
+            "https://h.org/team/project2/x",
+            "https://h.org/team/project;touch%20x",
+            "https://h.org/team/other",
+            "https://evil.org/team/project2",
+            "",
+        ] {
+            assert_eq!(neighbour(own, other), None, "{other}");
         }
     }
 

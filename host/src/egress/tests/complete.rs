@@ -3,19 +3,35 @@
 use std::time::Instant;
 
 use super::*;
+use crate::blobs::{Blobs, SessionBlobs};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::tests::{engine, guests};
-use crate::plugins::types::{Content, Error, ErrorKind};
-use crate::plugins::{Completed, Limits, LlmPlugin, Shown, Target, complete};
+use crate::plugins::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
+use crate::plugins::{Completed, Failed, Limits, LlmPlugin, Shown, Target, complete};
 
 async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, Error>, Vec<Delta>) {
+    let (result, deltas) = asked_with(guest, endpoint, vec![], None).await;
+    (result.map_err(|failed| failed.error), deltas)
+}
+
+async fn asked_with(
+    guest: guests::Llm,
+    endpoint: &Endpoint,
+    content: Vec<Content>,
+    files: Option<&SessionBlobs>,
+) -> (Result<Completed, Failed>, Vec<Delta>) {
     let wasm = guests::llm(&guest);
     let llm = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default())
         .await
         .unwrap();
+    let role = Role::User;
+    let messages = match content.is_empty() {
+        true => vec![],
+        false => vec![Message { role, content }],
+    };
     let request = CompletionRequest {
         model: "m".into(),
-        messages: vec![],
+        messages,
         tools: vec![],
         max_output_tokens: None,
         params: "{}".into(),
@@ -27,7 +43,7 @@ async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, E
         endpoint,
         key: Some(&key),
         settings: "{}",
-        files: None,
+        files,
     };
     // A session's task is moved between threads, so the call must be able to as well.
     fn sendable<F: Future + Send>(call: F) -> F {
@@ -38,7 +54,7 @@ async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, E
         Shown::Delta(delta) => deltas.push(delta.clone()),
         Shown::Reset => deltas.clear(),
     });
-    let result = sendable(call).await.map_err(|failed| failed.error);
+    let result = sendable(call).await;
     (result, deltas)
 }
 
@@ -119,18 +135,21 @@ async fn an_answer_that_breaks_before_anything_was_shown_is_asked_for_again() {
     assert_eq!(log.lock().unwrap().len(), 2);
 }
 
+/// An answer whose connection breaks behind its first frame.
+fn broken() -> Response {
+    let first = stream::iter([Ok("data: a\n\n")]);
+    let broken = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err(std::io::Error::other("gone"))
+    };
+    sse(Body::from_stream(first.chain(stream::once(broken))))
+}
+
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_asked_for_again_and_what_was_shown_of_it_is_void() {
-    let (endpoint, log) = server(|number| {
-        let first = stream::iter([Ok("data: a\n\n")]);
-        if number > 0 {
-            return sse(Body::from_stream(first));
-        }
-        let broken = async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            Err(std::io::Error::other("gone"))
-        };
-        sse(Body::from_stream(first.chain(stream::once(broken))))
+    let (endpoint, log) = server(|number| match number {
+        0 => broken(),
+        _ => sse("data: a\n\n"),
     })
     .await;
     let (result, deltas) = called(guests::Llm::default(), &endpoint).await;
@@ -138,6 +157,103 @@ async fn an_answer_that_breaks_off_is_asked_for_again_and_what_was_shown_of_it_i
     // `called` forgets at a reset, as a client does.
     assert_eq!(deltas, [Delta::Text("x".into())]);
     assert_eq!(log.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_a_try_that_broke_off_took_is_spent_and_is_not_the_answers_own_usage() {
+    let (endpoint, _) = server(|number| match number {
+        0 => broken(),
+        _ => sse("data: a\n\n"),
+    })
+    .await;
+    let guest = guests::Llm {
+        told: Some([500, 3]),
+        ..guests::Llm::default()
+    };
+    let (result, _) = called(guest, &endpoint).await;
+    let completed = result.unwrap();
+    assert_eq!(completed.tries, 2);
+    let used = |usage: Usage| (usage.input_tokens, usage.output_tokens);
+    assert_eq!(
+        used(completed.completion.usage),
+        (11, 22),
+        "a policy would take this for the length of its prompt"
+    );
+    assert_eq!(used(completed.spent), (511, 25));
+}
+
+/// A session's files with one picture in them.
+async fn pictured() -> (tempfile::TempDir, SessionBlobs, BlobRef) {
+    let folder = tempfile::tempdir().unwrap();
+    let files = Blobs::new(folder.path())
+        .of("0198c0de-0000-7000-8000-000000000001")
+        .unwrap();
+    let blob = files.put("image/png", b"\x89PNG".to_vec()).await.unwrap();
+    (folder, files, blob)
+}
+
+fn bodies(log: &Log) -> Vec<String> {
+    let log = log.lock().unwrap();
+    let body = |seen: &Seen| String::from_utf8_lossy(&seen.body).into_owned();
+    log.iter().map(body).collect()
+}
+
+#[tokio::test]
+async fn a_request_that_is_wrong_is_made_once_more_without_pictures_and_those_are_not_sent_again() {
+    let (_folder, files, blob) = pictured().await;
+    let (endpoint, log) = server(|number| match number {
+        0 => refusal(400, &[], "could not process image"),
+        // A pause between is one for the second request as for any.
+        1 => refusal(429, &[("retry-after", "0")], "slow down"),
+        _ => sse("data: a\n\n"),
+    })
+    .await;
+    let ask = async || {
+        let content = vec![Content::Image(blob.clone())];
+        asked_with(guests::Llm::default(), &endpoint, content, Some(&files)).await
+    };
+    let (result, _) = ask().await;
+    assert_eq!(result.unwrap().tries, 3);
+    let told = "[A picture that the provider refused was left out.]";
+    assert_eq!(bodies(&log), [&blob.digest, told, told]);
+    let (result, _) = ask().await;
+    assert_eq!(result.unwrap().tries, 1, "the picture was sent again");
+    assert_eq!(bodies(&log)[3], told);
+}
+
+#[tokio::test]
+async fn where_it_was_not_the_pictures_the_first_error_stands_and_they_are_sent_as_before() {
+    let (_folder, files, blob) = pictured().await;
+    let (endpoint, log) = server(|number| match number {
+        0 => refusal(400, &[], "the tools are wrong"),
+        1 => refusal(400, &[], "something else"),
+        2 => refusal(400, &[], "the tools are wrong"),
+        _ => refusal(401, &[], "who are you"),
+    })
+    .await;
+    let content = vec![Content::Image(blob.clone())];
+    for (tries, said) in [(2, "the tools are wrong"), (2, "who are you")] {
+        let (result, _) = asked_with(
+            guests::Llm::default(),
+            &endpoint,
+            content.clone(),
+            Some(&files),
+        )
+        .await;
+        let failed = result.unwrap_err();
+        assert_eq!((failed.tries, failed.error.message.as_str()), (tries, said));
+    }
+    assert_eq!(
+        bodies(&log)[2],
+        blob.digest,
+        "it is blamed without a reason"
+    );
+    // Without a picture there is nothing to leave out.
+    let content = vec![Content::Text("Hi".into())];
+    let (endpoint, log) = server(|_| refusal(400, &[], "no")).await;
+    let (result, _) = asked_with(guests::Llm::default(), &endpoint, content, Some(&files)).await;
+    assert_eq!(result.unwrap_err().tries, 1);
+    assert_eq!(bodies(&log), ["Hi"]);
 }
 
 #[tokio::test]
