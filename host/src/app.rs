@@ -1,15 +1,20 @@
-//! Owns how the parts are put together: settings, plugins, store, sandboxes, sessions, routes.
+//! Owns how the parts are put together: settings, deployment, store, sandboxes, sessions, routes.
 //!
 //! What always holds: nothing is served before all of them are there; what does not start says which
 //! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
 //! no user's folder has.
 
+mod deployed;
+mod depot;
 mod files;
+mod generations;
 mod guard;
 mod instructions;
 mod models;
+mod overview;
 mod places;
 mod policies;
+mod room;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-
 use tokio::time::timeout;
 
 use crate::api::{self, About, Api, PluginView};
@@ -26,8 +30,9 @@ use crate::auth::Authenticator;
 use crate::blobs::Blobs;
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
+use crate::deployment::Problems;
 use crate::git_gateway::{self, GatewayError};
-use crate::plugins::{Engine, EngineError, EngineOptions, LoadError, PluginInfo, Plugins};
+use crate::plugins::{Engine, EngineError, EngineOptions, PluginInfo};
 use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
@@ -35,11 +40,12 @@ use crate::session::{Deps, Limits, Sessions};
 use crate::store::{Chats, Store, StoreError};
 use crate::workspace::Watcher;
 
+pub(crate) use self::deployed::Deployed;
+pub(crate) use self::depot::{Depot, is_digest};
+pub use self::depot::DepotError;
+pub use self::generations::{Change, ChangeError, Generations, Now, UploadError};
 use self::guard::Open;
-pub use self::models::ModelsError;
-use self::models::Providers;
 use self::places::Ground;
-use self::policies::Offered;
 
 /// How long sessions may take to come to rest.
 const LAST_STEPS: Duration = Duration::from_secs(15);
@@ -55,15 +61,12 @@ pub enum StartError {
     /// The plugins' engine.
     #[error("The plugins cannot be run: {0}.")]
     Engine(#[from] EngineError),
-    /// A plugin.
-    #[error("A plugin was not loaded: {0}.")]
-    Plugin(#[from] LoadError),
+    /// The manifest, a plugin, or a model provider. A line for each thing that is wrong.
+    #[error("{0}")]
+    Deployment(#[from] Problems),
     /// The database.
     #[error("The store cannot be used: {0}.")]
     Store(#[from] StoreError),
-    /// The model providers.
-    #[error("The model providers cannot be used: {0}.")]
-    Models(#[from] ModelsError),
     /// Git's gateway.
     #[error("{0}.")]
     Git(#[from] GatewayError),
@@ -90,8 +93,9 @@ pub struct App {
     sessions: Sessions,
     sandboxes: Sandboxes,
     chats: Chats,
-    /// As it was at the start; how many there are of what is asked anew.
+    /// What of it never changes.
     about: About,
+    generations: Generations,
 }
 
 /// Whether workspaces outlive their sessions.
@@ -121,6 +125,11 @@ impl Folders {
             own,
         }
     }
+
+    /// Where the store is.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
 }
 
 impl App {
@@ -138,21 +147,20 @@ impl App {
         make(storage)?;
         let keys = config.keys()?;
         let store = open_store(&Folders::below(storage))?;
-        let (plugins, sandboxes) =
-            tokio::try_join!(load_plugins(&machine), find_sandboxes(&config, &machine))?;
+        let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
+        let (generations, sandboxes) = tokio::try_join!(
+            generations(&config, &machine, blobs.clone()),
+            find_sandboxes(&config, &machine)
+        )?;
         if let Some(reason) = sandboxes.refusal() {
             tracing::warn!("sessions that need a sandbox are refused: {reason}");
         }
-        let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
-        let models = Providers::new(&plugins, &config, blobs.clone())?;
-        let policies = Offered::new(&plugins, &config, models.any_usable());
+        for warning in &generations.now().deployed.warnings {
+            tracing::warn!("{warning}");
+        }
         let about = About {
-            llm_model: models.default_model(),
-            default_policy: policies.default().to_owned(),
-            real_agent: policies.default_is_real(),
             sandbox: sandbox_name(&sandboxes),
             store: store.kind().to_owned(),
-            plugins: plugins.list().into_iter().map(view).collect(),
             ..About::default()
         };
         let ground = Ground {
@@ -163,6 +171,7 @@ impl App {
             git: git_gateway::Rules {
                 allow_private: config.allow_private_repositories,
                 allow_owner: config.git_allow_owner,
+                branches: config.git_push_branches.clone(),
                 depth: config.git_clone_depth,
                 largest: config.git_size_limit,
                 longest: config.git_timeout,
@@ -177,8 +186,7 @@ impl App {
         let sessions = Sessions::new(Deps {
             store,
             sealer: Sealer::new(&keys.seal),
-            policies: Arc::new(policies),
-            models: Arc::new(models),
+            deployment: generations.deployment(),
             places: Arc::new(ground),
             limits: Limits {
                 iterations: config.max_iterations,
@@ -201,6 +209,7 @@ impl App {
             sandboxes,
             chats,
             about,
+            generations,
         })
     }
 
@@ -249,18 +258,33 @@ impl App {
         &self.sessions
     }
 
+    /// What the deployment is by now.
+    pub fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
     /// What the routes work with.
     pub fn api(&self) -> Api {
         let (fixed, sessions) = (self.about.clone(), self.sessions.clone());
-        let about = move || About {
-            active_sessions: sessions.count(),
-            active_sandboxes: sessions.count_with_workspace(),
-            ..fixed.clone()
+        let generations = self.generations.clone();
+        let about = move || {
+            let deployed = generations.now().deployed;
+            let (policy, model) = deployed.defaults();
+            About {
+                active_sessions: sessions.count(),
+                active_sandboxes: sessions.count_with_workspace(),
+                llm_model: model,
+                default_policy: policy.to_owned(),
+                real_agent: deployed.policies.default_is_real(),
+                plugins: deployed.plugins.list().into_iter().map(view).collect(),
+                ..fixed.clone()
+            }
         };
         Api::new(
             self.auth.clone(),
             self.sessions.clone(),
             self.chats.clone(),
+            self.generations.clone(),
             about,
         )
     }
@@ -296,33 +320,43 @@ pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
     Ok(Store::open(&folders.data)?)
 }
 
-/// The policy of a session that names none, and the model it would ask; empty where there is none.
-pub(crate) fn defaults(
-    plugins: &Plugins,
+/// The deployment that the manifest and the environment say, with the plugins compiled or taken from
+/// the cache. `blobs` has the files of conversations.
+async fn generations(
     config: &Config,
-) -> Result<(&'static str, String), StartError> {
-    // Nothing is asked, so there are no files.
-    let blobs = Blobs::new(&config.workspace_base_path);
-    let models = Providers::new(plugins, config, blobs)?;
-    let policies = Offered::new(plugins, config, models.any_usable());
-    Ok((policies.default(), models.default_model()))
+    folders: &Folders,
+    blobs: Blobs,
+) -> Result<Generations, StartError> {
+    let engine = engine(folders)?;
+    let first = Generations::start(config, engine, blobs, depot(folders));
+    Ok(Box::pin(first).await?)
 }
 
-/// The default plugins, compiled or taken from the cache.
-pub(crate) async fn load_plugins(folders: &Folders) -> Result<Plugins, StartError> {
+/// What was uploaded on this machine.
+pub(crate) fn depot(folders: &Folders) -> Depot {
+    Depot::new(folders.data.join("plugins"))
+}
+
+/// The same for a look at it: nothing takes its place.
+pub(crate) async fn deploy(
+    config: &Config,
+    folders: &Folders,
+    blobs: Blobs,
+) -> Result<Arc<Deployed>, StartError> {
+    let now = generations(config, folders, blobs).await?.now();
+    match now.refused {
+        // A server would start without it, and whoever looks is to know.
+        Some((_, problems)) => Err(StartError::Deployment((*problems).clone())),
+        None => Ok(now.deployed),
+    }
+}
+
+fn engine(folders: &Folders) -> Result<Engine, StartError> {
     make(&folders.own)?;
-    let engine = Engine::new(EngineOptions {
+    Ok(Engine::new(EngineOptions {
         cache: Some(folders.cache.clone()),
         ..EngineOptions::default()
-    })?;
-    let plugins = Plugins::builder(engine)
-        .policy("mock", builtin::MOCK)
-        .policy("coder", builtin::CODER)
-        .llm("anthropic", builtin::ANTHROPIC)
-        .llm("google", builtin::GOOGLE)
-        .llm("openai", builtin::OPENAI)
-        .build();
-    Ok(Box::pin(plugins).await?)
+    })?)
 }
 
 /// What commands can be run in.

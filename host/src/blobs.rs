@@ -1,8 +1,11 @@
-//! Owns the files that a conversation holds: pictures, by their digest.
+//! Owns the files that a conversation holds: pictures, by their digest, and in [`verdicts`] what providers
+//! said to them.
 //!
 //! What always holds: a file belongs to one session, is found under that session only, and goes with
 //! it; its name is the digest of what is in it; a session keeps a bounded amount. The folder is the
 //! owner's alone (0700).
+
+mod verdicts;
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -14,8 +17,11 @@ use uuid::Uuid;
 
 use crate::plugins::types::BlobRef;
 
-/// The largest file that is kept, in bytes: what providers take as one picture.
-pub const LARGEST: u64 = 5 << 20;
+pub use verdicts::{Verdict, Verdicts};
+
+/// The largest file that is kept, in bytes: providers take a picture of up to 5 MiB, and what they count
+/// is its base64.
+pub const LARGEST: u64 = (5 << 20) / 4 * 3;
 /// What all files of a session may have together, in bytes.
 const MOST: u64 = 64 << 20;
 /// Before the digest in a reference.

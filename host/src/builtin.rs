@@ -12,3 +12,12 @@ pub const GOOGLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/google.wasm"
 pub const OPENAI: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/openai.wasm"));
 /// The exec server, a static executable.
 pub const EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
+
+/// The policies, by name.
+pub const POLICIES: &[(&str, &[u8])] = &[("coder", CODER), ("mock", MOCK)];
+/// The model adapters, by name.
+pub const PROVIDERS: &[(&str, &[u8])] = &[
+    ("anthropic", ANTHROPIC),
+    ("google", GOOGLE),
+    ("openai", OPENAI),
+];

@@ -10,6 +10,7 @@ pub mod blobs;
 pub mod builtin;
 pub mod cli;
 pub mod config;
+pub mod deployment;
 pub mod egress;
 pub mod git_gateway;
 pub mod plugins;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use super::places::{Room, blocking};
+use super::places::blocking;
+use super::room::Room;
 use crate::workspace::Excess;
 
 /// How often the disk is looked at.

@@ -1,11 +1,13 @@
 //! Owns which model providers this deployment has, and how a model is asked.
 //!
-//! What always holds: each adapter that is loaded is a provider, called by the adapter's name. A user's
-//! own key comes before the deployment's, and goes to the provider it came for and to no other. A
-//! model that the deployment does not allow is not asked, whoever names it.
+//! What always holds: each adapter that was loaded is a provider, called by the name it was loaded under.
+//! A user's own key comes before the deployment's, and goes to the provider it came for and to no other.
+//! A model that the deployment does not allow is not asked, whoever names it, and where there is a limit
+//! for the cost none is whose price nobody knows.
 
 mod choice;
 mod served;
+mod site;
 #[cfg(test)]
 mod tests;
 
@@ -15,34 +17,23 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 
-use self::served::{COMPATIBLE, Served};
+use self::served::Served;
+use self::site::{COMPATIBLE, Site};
 use crate::blobs::Blobs;
-use crate::config::{Config, ProviderSettings};
-use crate::egress::{Egress, EgressError, EgressLimits};
+use crate::config::{Config, ModelSettings};
+use crate::deployment::{At, LoadedProvider, Manifest, Problem, Problems};
+use crate::egress::{Egress, EgressLimits, Injection};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::types::{Error, ErrorKind, Usage};
-use crate::plugins::{Plugins, Shown, Target, complete};
+use crate::plugins::{Shown, Target, complete};
 use crate::secret::Secret;
 use crate::session::{
     CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest, Models, Offers,
     Provider, Spent,
 };
 
-/// The adapters' settings; none so far.
-const SETTINGS: &str = "{}";
 /// A name that was sent is repeated only so far, in characters.
 const SHOWN: usize = 64;
-
-/// Why the providers cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelsError {
-    /// The client, or an endpoint.
-    #[error(transparent)]
-    Egress(#[from] EgressError),
-    /// An adapter names an address that is none.
-    #[error("the adapter {0} has a base URL that cannot be read")]
-    BaseUrl(String),
-}
 
 /// The model providers of this deployment.
 pub(super) struct Providers {
@@ -53,26 +44,61 @@ pub(super) struct Providers {
     default: String,
 }
 
+/// What a provider is given.
+pub(super) struct Grants {
+    pub(super) base_url: String,
+    pub(super) key_place: Injection,
+    /// The variable that holds the deployment's key, or would.
+    pub(super) variable: String,
+    pub(super) has_key: bool,
+    /// Those that can be chosen by name; on a server of the operator's own others may work as well.
+    pub(super) models: Vec<String>,
+}
+
 impl Providers {
-    /// Each adapter that is loaded is a provider. `blobs` has the files of conversations.
+    /// The providers that were loaded, and what the operator should know of them. `blobs` has the
+    /// files of conversations.
     pub(super) fn new(
-        plugins: &Plugins,
+        loaded: Vec<LoadedProvider>,
+        manifest: &Manifest,
         config: &Config,
         blobs: Blobs,
-    ) -> Result<Self, ModelsError> {
-        let default = default_provider(plugins, config);
+    ) -> Result<(Self, Vec<String>), Problems> {
+        let mut wrong = Vec::new();
+        let mut sites = Vec::new();
+        for provider in loaded {
+            match Site::new(&provider, config) {
+                Ok(site) => sites.push((provider, site)),
+                Err(why) => {
+                    let entry = provider.entry.as_deref();
+                    let at = entry.map_or(At::default(), |entry| entry.plugin.at);
+                    wrong.push(Problem::at(manifest.path.as_deref(), at, why.to_string()));
+                }
+            }
+        }
+        Problems::unless_none(wrong)?;
+        let default = default_provider(&sites, manifest, &config.models);
+        let names: Vec<String> = sites
+            .iter()
+            .map(|(provider, _)| provider.plugin.name().to_owned())
+            .collect();
+        let warnings = warnings(&sites, &names, manifest, &config.models);
         let mut all = Vec::new();
-        for llm in plugins.llms() {
-            let served = Served::new(llm, &config.models, llm.name() == default)?;
+        for (provider, site) in sites {
+            let is_default = provider.plugin.name() == default;
+            let served = Served::new(provider, site, &config.models, &names, is_default);
             all.push(Arc::new(served));
         }
         let endpoints = all.iter().map(|served| &served.endpoint);
-        Ok(Self {
-            egress: Egress::new(EgressLimits::default(), endpoints)?,
+        let egress = Egress::new(EgressLimits::default(), endpoints)
+            .map_err(|why| Problem::plain(format!("no model can be asked: {why}")))?;
+        let providers = Self {
+            egress,
             blobs,
             all,
             default,
-        })
+        };
+        Ok((providers, warnings))
     }
 
     /// Whether a session that brings no key could ask a model.
@@ -86,6 +112,18 @@ impl Providers {
             .named(&self.default)
             .and_then(|served| served.choice.default());
         model.unwrap_or_default().to_owned()
+    }
+
+    /// What a provider is given: where it is asked, with which key, and for which models.
+    pub(super) fn grants(&self, name: &str) -> Option<Grants> {
+        let served = self.named(name)?;
+        Some(Grants {
+            base_url: served.endpoint.base_url().to_string(),
+            key_place: served.endpoint.injection().clone(),
+            variable: served.variable.clone(),
+            has_key: served.key.is_some(),
+            models: served.choice.names(),
+        })
     }
 
     fn named(&self, name: &str) -> Option<&Arc<Served>> {
@@ -117,6 +155,19 @@ impl Providers {
 
     /// Who answers a policy's call, and as which model.
     fn called(&self, request: &ModelRequest) -> Result<(Arc<Served>, String), Error> {
+        let (served, model) = self.wanted(request)?;
+        if request.cost_limited && !served.choice.is_priced(&model) {
+            return Err(refused(
+                "price",
+                format!(
+                    "Nobody knows the price of the model '{model}', and the session has a limit for its cost. Its `prices` can be set in the deployment's manifest."
+                ),
+            ));
+        }
+        Ok((served, model))
+    }
+
+    fn wanted(&self, request: &ModelRequest) -> Result<(Arc<Served>, String), Error> {
         let own = self
             .named(&request.provider)
             .ok_or_else(|| no_longer(&request.provider))?;
@@ -136,37 +187,86 @@ impl Providers {
             return Ok((other.clone(), rest.to_owned()));
         }
         let shown: String = wanted.chars().take(SHOWN).collect();
-        Err(Error {
-            kind: ErrorKind::Forbidden,
-            code: Some("model".to_owned()),
-            message: format!(
-                "The agent asked for the model '{shown}', which is not offered to it."
-            ),
-            retry_after_ms: None,
-        })
+        Err(refused(
+            "model",
+            format!("The agent asked for the model '{shown}', which is not offered to it."),
+        ))
     }
 }
 
 /// Whom a session asks that names nobody: the one that is set; else `openai`, unless only another one
-/// has a key.
-fn default_provider(plugins: &Plugins, config: &Config) -> String {
-    let settings = &config.models;
-    if let Some(named) = &settings.default_provider {
+/// has a key; else one that needs none.
+fn default_provider(
+    sites: &[(LoadedProvider, Site)],
+    manifest: &Manifest,
+    settings: &ModelSettings,
+) -> String {
+    let stated = manifest.default_provider.as_ref().map(|name| &name.value);
+    let named = settings.typed_provider.as_ref().or(stated);
+    if let Some(named) = named.or(settings.default_provider.as_ref()) {
         return named.clone();
     }
-    let loaded = |name: &str| plugins.llm(name).is_some();
-    let keyed = |own: &&ProviderSettings| own.api_key.is_some() && loaded(own.name);
-    let general = settings.base_url.is_some() || settings.api_key.is_some();
-    let compatible = general || settings.of(COMPATIBLE).as_ref().is_some_and(keyed);
-    match settings.providers.iter().find(keyed) {
-        Some(own) if !compatible => own.name.to_owned(),
-        _ if loaded(COMPATIBLE) => COMPATIBLE.to_owned(),
-        _ => plugins
-            .llms()
-            .next()
-            .map(|llm| llm.name().to_owned())
-            .unwrap_or_default(),
+    let compatible = |site: &&(LoadedProvider, Site)| site.0.plugin.name() == COMPATIBLE;
+    let keyed = |site: &&(LoadedProvider, Site)| site.1.key.is_some();
+    let elsewhere = |site: &&(LoadedProvider, Site)| site.1.elsewhere;
+    let own = sites.iter().find(compatible);
+    let general = settings.base_url.is_some();
+    let found = own
+        .filter(|site| keyed(site) || (general && elsewhere(site)))
+        .or_else(|| sites.iter().find(keyed))
+        .or_else(|| own.filter(elsewhere))
+        .or_else(|| sites.iter().find(elsewhere))
+        .or(own)
+        .or_else(|| sites.first());
+    found
+        .map(|(provider, _)| provider.plugin.name().to_owned())
+        .unwrap_or_default()
+}
+
+/// What is set and does nothing.
+fn warnings(
+    sites: &[(LoadedProvider, Site)],
+    names: &[String],
+    manifest: &Manifest,
+    settings: &ModelSettings,
+) -> Vec<String> {
+    let mut all: Vec<String> = sites
+        .iter()
+        .flat_map(|(_, site)| site.warnings.clone())
+        .collect();
+    if let Some(named) = &settings.default_provider
+        && manifest.default_provider.is_none()
+        && !names.contains(named)
+    {
+        all.push(format!(
+            "DEFAULT_MODEL_PROVIDER is {named}, and this deployment has no such provider; there are: {}.",
+            names.join(", ")
+        ));
     }
+    if manifest.providers.is_empty() {
+        return all;
+    }
+    let used = |variable: &str| sites.iter().any(|(_, site)| site.variable == variable);
+    let own = settings.providers.iter();
+    let own = own.map(|own| (own.key_variable, own.api_key.is_some()));
+    for (variable, is_set) in own.chain([("LLM_API_KEY", settings.api_key.is_some())]) {
+        if is_set && !used(variable) {
+            all.push(format!(
+                "{variable} is not used: no provider of the manifest has it as its `key`."
+            ));
+        }
+    }
+    let stands_in = manifest
+        .providers
+        .get(COMPATIBLE)
+        .is_some_and(|entry| entry.base_url.is_none());
+    if settings.base_url.is_some() && !stands_in {
+        all.push(
+            "LLM_BASE_URL is not used: it is for a provider `openai` without a `base_url`, which the manifest does not have."
+                .to_owned(),
+        );
+    }
+    all
 }
 
 impl Models for Providers {
@@ -180,7 +280,7 @@ impl Models for Providers {
         if !served.usable(has_key) {
             return Err(CreateError::MissingKey {
                 provider: served.name.clone(),
-                variable: served.variable,
+                variable: served.variable.clone(),
             });
         }
         match model.or(served.choice.default()) {
@@ -196,14 +296,22 @@ impl Models for Providers {
         }
     }
 
-    fn offers(&self, provider: &str, model: &str) -> Offers {
+    fn unpriced(&self, provider: &str, model: &str) -> Option<CreateError> {
+        let served = self.named(provider)?;
+        (!served.choice.is_priced(model)).then(|| CreateError::UnpricedModel {
+            model: model.chars().take(SHOWN).collect(),
+            provider: served.name.clone(),
+        })
+    }
+
+    fn offers(&self, provider: &str, model: &str, priced: bool) -> Offers {
         let Some(own) = self.named(provider) else {
             return Offers::only(model);
         };
-        let mut offers = own.choice.offers(model);
+        let mut offers = own.choice.offers(model, priced);
         let others = self.all.iter().filter(|other| !Arc::ptr_eq(own, other));
         for other in others.filter(|other| other.usable(false)) {
-            let names = other.choice.names();
+            let names = other.choice.offered(priced);
             let full = names.iter().map(|name| format!("{}/{name}", other.name));
             offers.names.extend(full);
         }
@@ -256,7 +364,7 @@ async fn ask(
         egress,
         endpoint: &served.endpoint,
         key: own.as_ref().or(served.key.as_ref()),
-        settings: SETTINGS,
+        settings: &served.settings,
         files: files.as_ref(),
     };
     let call = request.call;
@@ -268,14 +376,6 @@ async fn ask(
         params: call.params,
         streaming: true,
     };
-    let show = |shown: Shown<'_>| match shown {
-        Shown::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
-        Shown::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
-        Shown::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_) | Delta::Usage(_)) => {
-        }
-        Shown::Reset => deltas(DeltaKind::Reset, ""),
-    };
-    let answered = complete(&served.llm, target, &wanted, show).await;
     let spent = |usage: Usage, tries| Spent {
         cost: served.choice.cost(&wanted.model, &usage),
         usage,
@@ -283,6 +383,21 @@ async fn ask(
         model: wanted.model.clone(),
         tries,
     };
+    let mut so_far = SoFar::default();
+    let show = |shown: Shown<'_>| match shown {
+        Shown::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
+        Shown::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
+        Shown::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
+        Shown::Delta(Delta::Usage(usage)) => {
+            so_far.now = Some(*usage);
+            request.meter.tell(spent(so_far.sum(), so_far.resets + 1));
+        }
+        Shown::Reset => {
+            so_far.again();
+            deltas(DeltaKind::Reset, "");
+        }
+    };
+    let answered = complete(&served.llm, target, &wanted, show).await;
     let done = answered.map_err(|failed| ModelFailure {
         error: failed.error,
         spent: failed
@@ -298,11 +413,54 @@ async fn ask(
     );
     let answer = done.completion;
     Ok(ModelAnswer {
-        spent: spent(answer.usage, done.tries),
+        spent: spent(done.spent, done.tries),
+        usage: answer.usage,
         message: answer.message,
         stop: answer.stop,
         aside: call.aside,
     })
+}
+
+/// What a policy asked for and may not have.
+fn refused(code: &str, message: String) -> Error {
+    Error {
+        kind: ErrorKind::Forbidden,
+        code: Some(code.to_owned()),
+        message,
+        retry_after_ms: None,
+    }
+}
+
+/// What a call that is still going on took, as far as the provider told: all that is known of one that
+/// is given up.
+#[derive(Default)]
+struct SoFar {
+    /// Of tries that broke off.
+    before: Vec<Usage>,
+    /// Of this one: each word of it stands for those before.
+    now: Option<Usage>,
+    /// How often it began again after something was shown.
+    resets: u32,
+}
+
+impl SoFar {
+    fn again(&mut self) {
+        self.before.extend(self.now.take());
+        self.resets += 1;
+    }
+
+    fn sum(&self) -> Usage {
+        let all = || self.before.iter().chain(&self.now);
+        let sum = |part: fn(&Usage) -> u64| {
+            all().fold(0_u64, |sum, usage| sum.saturating_add(part(usage)))
+        };
+        Usage {
+            input_tokens: sum(|usage| usage.input_tokens),
+            output_tokens: sum(|usage| usage.output_tokens),
+            cache_read_tokens: sum(|usage| usage.cache_read_tokens),
+            cache_write_tokens: sum(|usage| usage.cache_write_tokens),
+        }
+    }
 }
 
 fn sendable(secret: &Secret) -> SecretString {

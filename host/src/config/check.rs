@@ -14,7 +14,8 @@ use super::values::{
     Values, container_name, count, dollars, image, ip, mount_path, number, origins, seconds, shown,
     size, unprintable,
 };
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Variables};
+use crate::git_gateway::Branches;
 use crate::secret::Secret;
 
 const DAY: f64 = 86_400.0;
@@ -215,6 +216,12 @@ impl Config {
                 |text| seconds(text, 1.0, DAY),
             )?,
             git_allow_owner: values.choice("GIT_ALLOW_OWNER", false)?,
+            git_push_branches: values.parsed(
+                "GIT_PUSH_BRANCHES",
+                Branches::default(),
+                "a comma-separated list of branches, * at the end of one for all that begin so, such as lucid/*,feature/*; or * for every branch",
+                Branches::parse,
+            )?,
             mock_step_delay: values.parsed(
                 "MOCK_STEP_DELAY_SECONDS",
                 Duration::from_millis(1500),
@@ -222,6 +229,8 @@ impl Config {
                 |text| seconds(text, 0.0, 60.0),
             )?,
             log_format: values.choice("LOG_FORMAT", LogFormat::Text)?,
+            manifest: values.raw("LUCID_MANIFEST").map(PathBuf::from),
+            variables: Variables::default(),
             warnings,
         })
     }

@@ -27,6 +27,14 @@ pub enum ConfigError {
         /// What is allowed, as the end of a sentence.
         allowed: &'static str,
     },
+    /// A key that a manifest names is not usable. What was given is not shown.
+    #[error(
+        "{name} cannot be used as a key: it must be printable ASCII without spaces or line breaks, since it is sent in a header (what was given is not shown here)."
+    )]
+    BadKey {
+        /// The variable.
+        name: String,
+    },
     /// A variable of the environment is not text.
     #[error("{name} cannot be used: it must be UTF-8 text (what was given is not shown here).")]
     NotText {

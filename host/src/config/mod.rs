@@ -17,6 +17,7 @@ mod secret_file;
 #[cfg(test)]
 mod tests;
 mod values;
+mod variables;
 
 use std::ffi::OsString;
 use std::io;
@@ -28,8 +29,12 @@ pub use self::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend
 pub use self::error::ConfigError;
 pub use self::models::{ModelSettings, ProviderSettings};
 use self::names::known;
+pub(crate) use self::names::{is_host_secret, is_variable};
 use self::secret_file::secret_file;
 use self::values::Values;
+pub(crate) use self::values::{is_model, size};
+pub use self::variables::Variables;
+use crate::git_gateway::Branches;
 use crate::secret::Secret;
 use secrecy::zeroize::Zeroizing;
 
@@ -109,10 +114,16 @@ pub struct Config {
     /// `GIT_ALLOW_OWNER` (false): git in a session also reaches other repositories of the same owner,
     /// with the same token.
     pub git_allow_owner: bool,
+    /// `GIT_PUSH_BRANCHES` (`lucid/*`): the branches that git in a session may push to.
+    pub git_push_branches: Branches,
     /// `MOCK_STEP_DELAY_SECONDS` (1.5).
     pub mock_step_delay: Duration,
     /// `LOG_FORMAT` (`text`).
     pub log_format: LogFormat,
+    /// `LUCID_MANIFEST`: the deployment's manifest; `./lucid.toml` where it is not set and that is there.
+    pub manifest: Option<PathBuf>,
+    /// What else is in the environment, for the keys that a manifest names.
+    pub variables: Variables,
     /// What the operator should know: settings without effect, weak secrets. A sentence each.
     pub warnings: Vec<String>,
 }
@@ -144,10 +155,17 @@ impl Config {
         K: Into<String>,
         V: Into<String>,
     {
-        let pairs = pairs
+        let pairs: Vec<(String, String)> = pairs
             .into_iter()
-            .map(|(name, value)| (name.into(), value.into()));
-        Self::check(&Values::new(pairs.filter(|(name, _)| known(name))))
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        let variables = Variables::new(&pairs);
+        let settings = pairs.into_iter().filter(|(name, _)| known(name));
+        let config = Self::check(&Values::new(settings))?;
+        Ok(Self {
+            variables,
+            ..config
+        })
     }
 
     /// Where the server listens.
@@ -178,14 +196,15 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut pairs = file.map(dotenv::pairs).transpose()?.unwrap_or_default();
         for (name, value) in env {
-            // Only what is ours: the environment may hold names and values that are no text.
-            let Some(name) = name.to_str().filter(|name| known(name)) else {
+            let Ok(name) = name.into_string() else {
                 continue;
             };
-            let value = value.into_string().map_err(|_| ConfigError::NotText {
-                name: name.to_owned(),
-            })?;
-            pairs.push((name.to_owned(), value));
+            match value.into_string() {
+                Ok(value) => pairs.push((name, value)),
+                // What is not ours may hold what it likes.
+                Err(_) if !known(&name) => {}
+                Err(_) => return Err(ConfigError::NotText { name }),
+            }
         }
         Self::from_pairs(pairs)
     }

@@ -42,6 +42,10 @@ pub struct ModelSettings {
     pub allowed: Option<Vec<String>>,
     /// `DEFAULT_MODEL_PROVIDER`, or the older `DEFAULT_PROVIDER`, in lower case.
     pub default_provider: Option<String>,
+    /// The default provider that somebody typed, which comes before a manifest's.
+    pub typed_provider: Option<String>,
+    /// The default provider's model that somebody typed, which comes before a manifest's.
+    pub typed_model: Option<String>,
 }
 
 /// Name, key, base URL, model.
@@ -98,6 +102,8 @@ impl ModelSettings {
                 allowed,
             )?,
             default_provider: newer.or(older),
+            typed_provider: None,
+            typed_model: None,
         };
         let named = |name| settings.of(name).is_some_and(|own| own.base_url.is_some());
         if settings.base_url.is_some() && named("openai") {

@@ -60,11 +60,39 @@ const USED: &[&str] = &[
     "GIT_SIZE_LIMIT",
     "GIT_TIMEOUT",
     "GIT_ALLOW_OWNER",
+    "GIT_PUSH_BRANCHES",
     "MOCK_STEP_DELAY_SECONDS",
     "LOG_FORMAT",
+    "LUCID_MANIFEST",
 ];
 
 /// Whether a name is a setting.
 pub(super) fn known(name: &str) -> bool {
     USED.contains(&name) || NOT_USED_YET.iter().any(|(known, _)| *known == name)
+}
+
+/// Secrets of the host itself, which no manifest can have sent to anybody.
+const HOST_SECRETS: &[&str] = &[
+    "SUPABASE_JWT_SECRET",
+    "SUPABASE_ANON_KEY",
+    "SUPABASE_SERVICE_KEY",
+    "ENCRYPTION_KEY",
+    "INTERNAL_API_KEY",
+];
+
+/// Whether a variable holds a secret of the host itself.
+pub(crate) fn is_host_secret(name: &str) -> bool {
+    HOST_SECRETS.contains(&name)
+}
+
+/// Whether a text can be the name of a variable that holds a key. A key that was put where its
+/// variable's name belongs is none: those have small letters or hyphens.
+pub(crate) fn is_variable(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    let first = name.bytes().next();
+    first.is_some_and(plain)
+        && name.len() <= 64
+        && name
+            .bytes()
+            .all(|byte| plain(byte) || byte.is_ascii_digit())
 }

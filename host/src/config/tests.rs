@@ -67,6 +67,7 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.git_size_limit, 1 << 30);
     assert_eq!(config.git_timeout, Duration::from_secs(600));
     assert!(!config.git_allow_owner);
+    assert_eq!(config.git_push_branches.to_string(), "lucid/*");
     assert_eq!(config.mock_step_delay, Duration::from_millis(1500));
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.warnings, Vec::<String>::new());
@@ -87,15 +88,18 @@ fn git_settings_are_read_and_a_depth_of_zero_is_all_of_the_history() {
         ("GIT_SIZE_LIMIT", "500m"),
         ("GIT_TIMEOUT", "30"),
         ("GIT_ALLOW_OWNER", "true"),
+        ("GIT_PUSH_BRANCHES", " lucid/*, main "),
     ]);
     assert_eq!(config.git_clone_depth, None);
     assert_eq!(config.git_size_limit, 500 << 20);
     assert_eq!(config.git_timeout, Duration::from_secs(30));
     assert!(config.git_allow_owner);
+    assert_eq!(config.git_push_branches.to_string(), "lucid/*, main");
     refused("GIT_CLONE_DEPTH", "-1");
     refused("GIT_SIZE_LIMIT", "1k");
     refused("GIT_TIMEOUT", "0");
     refused("GIT_ALLOW_OWNER", "maybe");
+    refused("GIT_PUSH_BRANCHES", "lucid/*/x");
 }
 
 #[test]

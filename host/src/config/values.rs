@@ -141,7 +141,7 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-pub(super) fn is_model(text: &str) -> bool {
+pub(crate) fn is_model(text: &str) -> bool {
     !text.is_empty() && text.len() <= 200 && !text.contains(unprintable)
 }
 
@@ -184,7 +184,7 @@ pub(super) fn seconds(text: &str, least: f64, most: f64) -> Option<Duration> {
 
 /// A size as Docker writes it: a number with b, k, m, g or t behind it, also kb or KiB; all of them
 /// powers of 1024.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let text = text.to_ascii_lowercase();
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

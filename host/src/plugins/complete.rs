@@ -1,4 +1,5 @@
-//! Owns one model call from end to end: encode, send, decode, and try again where that may help.
+//! Owns one model call from end to end: encode, send, decode, and try again where that may help: later,
+//! or once without the pictures where the provider says that the request is wrong.
 //!
 //! What always holds: before anything is asked a second time, viewers are told to forget what they
 //! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
@@ -11,12 +12,13 @@ use futures::StreamExt;
 use secrecy::SecretString;
 
 use super::bindings::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
-use super::bindings::types::{Content, Error, ErrorKind, Header, Usage};
+use super::bindings::types::{Error, ErrorKind, Header, Usage};
 use super::limits::Figures;
 use super::llm::LlmPlugin;
+use super::pictures::{Pictures, blames_request};
 use super::placing::place;
 use crate::blobs::SessionBlobs;
-use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal};
+use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing};
 
 /// How often it is tried again.
 const RETRIES: usize = 3;
@@ -54,8 +56,10 @@ pub enum Shown<'a> {
 /// A model's answer, and what it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completed {
-    /// The answer. Its usage is that of all tries together.
+    /// The answer. Its usage is its own: it tells how long the prompt was.
     pub completion: Completion,
+    /// Tokens of all tries together.
+    pub spent: Usage,
     /// What the adapter used, all tries together.
     pub figures: Figures,
     /// How often the provider was asked.
@@ -96,12 +100,7 @@ pub async fn complete(
         Ok(mut completed) => {
             // A key that came in pieces is whole only here.
             for content in &mut completed.completion.message.content {
-                match content {
-                    Content::Text(text) => blanker.answer(text),
-                    Content::Thinking(thinking) => blanker.answer(&mut thinking.text),
-                    Content::ToolCall(call) => blanker.answer(&mut call.arguments),
-                    _ => {}
-                }
+                blanker.content(content);
             }
             Ok(completed)
         }
@@ -131,45 +130,81 @@ struct Call<'a, F> {
 
 impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
     async fn run(&mut self) -> Result<Completed, Error> {
-        let encoded = self.llm.encode(self.target.settings, self.request).await;
-        self.figures += encoded.figures;
-        let encoded = place(encoded.result?, self.request, self.target.files).await?;
+        let Target { files, .. } = self.target;
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_PAUSE)
             .with_max_times(RETRIES)
             .with_jitter()
             .build();
-        for tries in 1_u32.. {
-            self.tries = tries;
+        let pictures = Pictures::of(self.request, self.llm.name(), files).await;
+        let error = match self.answered(&pictures.request(), &mut pauses).await {
+            Ok(completed) => {
+                pictures.taken().await;
+                return Ok(completed);
+            }
+            Err(error) => error,
+        };
+        let Some(bare) = pictures.without_all(&error) else {
+            return Err(error);
+        };
+        self.again(&error, Duration::ZERO);
+        match self.answered(&bare, &mut pauses).await {
+            Ok(completed) => {
+                pictures.refused().await;
+                Ok(completed)
+            }
+            // It was not the pictures.
+            Err(second) if blames_request(&second) => Err(error),
+            Err(second) => Err(second),
+        }
+    }
+
+    /// Asks until there is an answer, or an error that does not pass.
+    async fn answered(
+        &mut self,
+        request: &CompletionRequest,
+        pauses: &mut (impl Iterator<Item = Duration> + Send),
+    ) -> Result<Completed, Error> {
+        let encoded = self.llm.encode(self.target.settings, request).await;
+        self.figures += encoded.figures;
+        let encoded = place(encoded.result?, request, self.target.files).await?;
+        loop {
+            self.tries = self.tries.saturating_add(1);
             let error = match self.once(&encoded).await {
-                Ok(mut completion) => {
+                Ok(completion) => {
+                    let mut spent = completion.usage;
                     if let Some(wasted) = &self.wasted {
-                        add(&mut completion.usage, wasted);
+                        add(&mut spent, wasted);
                     }
                     return Ok(Completed {
                         completion,
+                        spent,
                         figures: self.figures,
-                        tries,
+                        tries: self.tries,
                     });
                 }
                 Err(error) => error,
             };
-            let Some(pause) = self.pause(&error, &mut pauses) else {
+            let Some(pause) = self.pause(&error, pauses) else {
                 return Err(error);
             };
-            tracing::info!(
-                plugin = self.llm.name(),
-                tries,
-                pause_ms = pause.as_millis(),
-                "the model call is tried again: {}",
-                Blanker::new(self.target.key).text(&error.message)
-            );
-            if std::mem::take(&mut self.shown) {
-                (self.show)(Shown::Reset);
-            }
+            self.again(&error, pause);
             tokio::time::sleep(pause).await;
         }
-        Err(failure("the model call was tried too often"))
+    }
+
+    /// What was shown of the answer is void: it is asked for again.
+    fn again(&mut self, error: &Error, pause: Duration) {
+        tracing::info!(
+            plugin = self.llm.name(),
+            tries = self.tries,
+            pause_ms = pause.as_millis(),
+            "the model call is tried again: {}",
+            Blanker::new(self.target.key).text(&error.message)
+        );
+        if std::mem::take(&mut self.shown) {
+            (self.show)(Shown::Reset);
+        }
     }
 
     /// How long to wait before the next try; none if there is to be none.
@@ -210,6 +245,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         self.figures += decoder.figures;
         let mut decoder = decoder.result?;
         let mut told = None;
+        let mut showing = Showing::new(Blanker::new(key));
         let mut batches = frames.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
             let mut broken = None;
@@ -231,8 +267,11 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                     if let Delta::Usage(usage) = &delta {
                         told = Some(*usage);
                     }
-                    self.shown = true;
-                    (self.show)(Shown::Delta(&delta));
+                    // What may be the beginning of a key waits for more.
+                    if let Some(delta) = showing.next(delta) {
+                        self.shown = true;
+                        (self.show)(Shown::Delta(&delta));
+                    }
                 }
             }
             if let Some(error) = broken {
@@ -241,9 +280,13 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         }
         let finished = decoder.finish().await;
         self.figures += finished.figures;
-        finished
+        let whole = finished
             .result
-            .map_err(|error| self.broke_off(told, error.into()))
+            .map_err(|error| self.broke_off(told, error.into()))?;
+        for delta in showing.rest() {
+            (self.show)(Shown::Delta(&delta));
+        }
+        Ok(whole)
     }
 
     /// What was generated of an answer is paid for, also where it never became whole.
@@ -311,15 +354,6 @@ fn add(sum: &mut Usage, more: &Usage) {
         (&mut sum.cache_write_tokens, more.cache_write_tokens),
     ] {
         *sum = sum.saturating_add(more);
-    }
-}
-
-fn failure(message: &str) -> Error {
-    Error {
-        kind: ErrorKind::Internal,
-        code: None,
-        message: message.to_owned(),
-        retry_after_ms: None,
     }
 }
 

@@ -15,11 +15,13 @@ use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationCo
 
 use super::bindings::log;
 use super::guest::Guest;
+use super::wasi;
 
 /// How long a guest computes before other tasks of its executor thread have their turn.
 const TICK: Duration = Duration::from_millis(10);
-/// An own module, shims, and an adapter where a toolchain brings one.
-pub(super) const MOST_CORE_INSTANCES: u32 = 16;
+/// A module, shims, and what a toolchain adds: a Python guest with stubs for WASI has 38. This is a
+/// count and reserves nothing, so small guests pay nothing for it.
+pub(super) const MOST_CORE_INSTANCES: u32 = 64;
 pub(super) const MOST_MEMORIES: u32 = 2;
 pub(super) const MOST_TABLES: u32 = 8;
 
@@ -28,6 +30,8 @@ pub(super) const MOST_TABLES: u32 = 8;
 pub struct EngineOptions {
     /// Where compiled code is kept, so that a start takes no compiling. Its own, with mode 0700.
     pub cache: Option<PathBuf>,
+    /// What the compiled code may take of the disk, in bytes.
+    pub cache_bytes: u64,
     /// How many short calls (steps, encodings) can run at once; the next one waits.
     pub calls: u32,
     /// How many responses can be decoded at once; the next one waits.
@@ -42,6 +46,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             cache: None,
+            cache_bytes: 1 << 30,
             calls: 32,
             streams: 128,
             largest_component: 64 << 20,
@@ -98,7 +103,12 @@ impl Engine {
         let mut linker = Linker::new(&engine);
         log::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)
             .map_err(EngineError::Settings)?;
-        let shelf = options.cache.as_deref().map(Shelf::open).transpose()?;
+        wasi::add_to_linker(&mut linker).map_err(EngineError::Settings)?;
+        let shelf = options
+            .cache
+            .as_deref()
+            .map(|folder| Shelf::open(folder, options.cache_bytes))
+            .transpose()?;
         start_clock(&engine)?;
         Ok(Self(Arc::new(Inner {
             engine,

@@ -1,5 +1,5 @@
-//! Owns what the host keeps for one live instance, and all that the instance can reach: its limits
-//! and its log.
+//! Owns what the host keeps for one live instance, and all that the instance can reach: its limits,
+//! its log, and an empty WASI once it asks for one.
 //!
 //! What always holds: memory is counted over all of a component's memories together; a call writes a
 //! bounded number of bounded lines, without control characters, under the plugin's name.
@@ -9,7 +9,9 @@ use std::sync::Arc;
 use wasmtime::ResourceLimiter;
 
 use super::bindings::log::{Host, Level};
+use super::printed::Printed;
 use super::text::clean;
+use super::wasi::{Moment, Wasi};
 
 /// How many lines one call may write.
 const MOST_LINES: u32 = 32;
@@ -26,10 +28,13 @@ pub(super) struct Guest {
     memory: usize,
     elements: usize,
     refused: bool,
+    moment: Moment,
+    /// Made when it is first asked for.
+    wasi: Option<Box<(Wasi, Printed)>>,
 }
 
 impl Guest {
-    pub(super) fn new(plugin: Arc<str>, memory_limit: usize) -> Self {
+    pub(super) fn new(plugin: Arc<str>, memory_limit: usize, moment: Moment) -> Self {
         Self {
             plugin,
             lines: 0,
@@ -37,6 +42,8 @@ impl Guest {
             memory: 0,
             elements: 0,
             refused: false,
+            moment,
+            wasi: None,
         }
     }
 
@@ -44,6 +51,24 @@ impl Guest {
     pub(super) fn begin(&mut self) {
         self.lines = 0;
         self.refused = false;
+        if let Some(parts) = &self.wasi {
+            parts.1.begin();
+        }
+    }
+
+    /// A call is over. Gives what it printed last on standard error.
+    pub(super) fn end(&self) -> Option<String> {
+        let words = self.wasi.as_ref()?.1.end();
+        (!words.is_empty()).then_some(words)
+    }
+
+    /// The WASI with nothing in it.
+    pub(super) fn wasi(&mut self) -> &mut Wasi {
+        let parts = self.wasi.get_or_insert_with(|| {
+            let printed = Printed::new(self.plugin.clone());
+            Box::new((Wasi::new(self.moment, &printed), printed))
+        });
+        &mut parts.0
     }
 
     /// Linear memory so far.

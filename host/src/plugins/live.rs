@@ -9,12 +9,15 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::{Store, Trap};
+use wasmtime_wasi::I32Exit;
 
 use super::bindings::types;
 use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{CallError, Called, Figures, Limits, Place, cleaned};
+use super::tally::Tally;
 use super::text::clean;
+use super::wasi::Moment;
 
 /// What wasmtime says when a call copied out more than it may. The type of it is private to
 /// wasmtime; a test fails if a new version says something else.
@@ -29,15 +32,26 @@ pub(super) struct Loaded {
     pub(super) name: Arc<str>,
     pub(super) digest: String,
     pub(super) limits: Limits,
+    pub(super) tally: Tally,
 }
 
 impl Loaded {
     /// Waits for a slot and makes a store in it. The instance comes with the first call.
     pub(super) async fn open(&self, lane: Lane, call: &'static str) -> Result<Live, CallError> {
+        self.open_at(lane, call, Moment::default()).await
+    }
+
+    /// The same for a call that has a time and a seed.
+    pub(super) async fn open_at(
+        &self,
+        lane: Lane,
+        call: &'static str,
+        moment: Moment,
+    ) -> Result<Live, CallError> {
         let Some(slot) = self.engine.slot(lane).await else {
             return Err(self.internal(call, "the engine is shutting down"));
         };
-        let guest = Guest::new(self.name.clone(), self.limits.memory_bytes);
+        let guest = Guest::new(self.name.clone(), self.limits.memory_bytes, moment);
         let mut store = Store::new(self.engine.wasmtime(), guest);
         store.limiter(|guest| guest);
         store.set_hostcall_fuel(self.limits.output_bytes);
@@ -106,13 +120,14 @@ pub(super) fn settle<T>(
         memory_bytes: store.data().memory() as u64,
         micros: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
     };
+    let last_words = store.data().end();
     let result = match outcome {
         Ok(Ok(Ok(value))) => Ok(value),
         Ok(Ok(Err(error))) => Err(CallError::Plugin {
             at: loaded.place(call),
             error: cleaned(error),
         }),
-        Ok(Err(error)) => Err(broken(loaded, store, call, &error)),
+        Ok(Err(error)) => Err(broken(loaded, store, call, &error, last_words.as_deref())),
         Err(_elapsed) => Err(CallError::Deadline {
             at: loaded.place(call),
             limit: loaded.limits.wall,
@@ -123,6 +138,7 @@ pub(super) fn settle<T>(
     {
         tracing::warn!(plugin = &*loaded.name, call, "{error}");
     }
+    loaded.tally.count(call, &figures, &result);
     Called { result, figures }
 }
 
@@ -139,6 +155,7 @@ fn broken(
     store: &Store<Guest>,
     call: &'static str,
     error: &wasmtime::Error,
+    last_words: Option<&str>,
 ) -> CallError {
     let at = loaded.place(call);
     let trap = error.downcast_ref::<Trap>();
@@ -158,17 +175,24 @@ fn broken(
         return CallError::OutOfMemory { at, limit };
     }
     // The deepest cause is the trap; what is above it is where it happened.
-    let cause = error.root_cause().to_string();
-    let place = error
-        .downcast_ref::<wasmtime::WasmBacktrace>()
+    let cause = match error.downcast_ref::<I32Exit>() {
+        Some(exit) => format!("it exited with code {}", exit.0),
+        None => error.root_cause().to_string(),
+    };
+    let stack = error.downcast_ref::<wasmtime::WasmBacktrace>();
+    let place = stack
         .and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name()))
-        .map(|name| format!(" in {name}"))
+        .map(|name| format!(", in {name}"))
+        .unwrap_or_default();
+    let said = last_words
+        .map(|words| format!("; it printed: {}", words.trim_end()))
         .unwrap_or_default();
     let detail = clean(
-        &format!("{}{place}", cause.trim_start_matches("wasm trap: ")),
-        500,
+        &format!("{}{place}{said}", cause.trim_start_matches("wasm trap: ")),
+        700,
     );
-    if trap.is_some() {
+    // What a guest called the host with was the guest's fault.
+    if trap.is_some() || stack.is_some() {
         CallError::Trap { at, detail }
     } else {
         CallError::Internal { at, detail }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use wasmtime::component::ResourceAny;
 
-use super::admission::{Kind, LoadError, other_types};
+use super::admission::{self, Kind, LoadError, other_types};
 use super::bindings::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
 };
@@ -17,6 +17,7 @@ use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{CallError, Called, Figures, Limits, cleaned};
 use super::live::{Live, Loaded, boxed, call, not_begun};
+use super::tally::{CallFigures, Tally};
 use super::{compile, described};
 
 /// An adapter that was let in. A clone is the same adapter.
@@ -72,6 +73,7 @@ impl LlmPlugin {
             name: name.into(),
             digest: admitted.digest,
             limits: limits.clone(),
+            tally: Tally::default(),
         };
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
@@ -105,9 +107,38 @@ impl LlmPlugin {
         &self.0.loaded.digest
     }
 
-    /// The models it knows; others may work as well.
+    /// Whether loading this component with these limits would give the same.
+    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
+        self.limits() == limits && admission::digest(wasm) == self.digest()
+    }
+
+    /// All that it imports, by name.
+    pub fn imports(&self) -> Vec<String> {
+        let pre = self.0.pre.instance_pre();
+        admission::imports(&self.0.loaded.engine, pre.component())
+    }
+
+    /// What one call may use.
+    pub fn limits(&self) -> &Limits {
+        &self.0.loaded.limits
+    }
+
+    /// What its calls used since it was loaded, by function.
+    pub fn figures(&self) -> Vec<CallFigures> {
+        self.0.loaded.tally.figures()
+    }
+
+    /// The models it knows without settings; others may work as well.
     pub fn known_models(&self) -> &[ModelInfo] {
         &self.0.models
+    }
+
+    /// The models it knows with these settings.
+    pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
+        let settings = settings.to_owned();
+        fresh!(self, "models", |provider, store| {
+            provider.call_models(store, &settings).await.map(Ok)
+        })
     }
 
     /// A cheap request that only a good key passes, where the provider has one.

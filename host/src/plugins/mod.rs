@@ -5,10 +5,11 @@
 //! or another session: each call has limits, and passing one is an ordinary error of that call.
 //!
 //! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
-//! `policy` and `llm` the front of each kind, `complete` one model call from end to end, `placing` the
-//! files in it.
+//! `wasi` and `printed` what a guest of another toolchain finds, `policy` and `llm` the front of each
+//! kind, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
 
 mod admission;
+mod any;
 mod bindings;
 mod complete;
 mod engine;
@@ -16,21 +17,27 @@ mod guest;
 mod limits;
 mod live;
 mod llm;
+mod pictures;
 mod placing;
 mod policy;
+mod printed;
+mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod text;
+mod wasi;
 
 use std::collections::BTreeMap;
 
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
+pub use any::{AnyError, AnyPlugin};
 pub use bindings::{llm as llm_types, policy as policy_types, types};
-pub use complete::{Completed, Shown, Target, complete};
+pub use complete::{Completed, Failed, Shown, Target, complete};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use limits::{CallError, Called, Figures, Limits, Place};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
+pub use tally::CallFigures;
 
 /// The plugins that are loaded, by kind and name. It never changes once it is built.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +67,23 @@ impl Plugins {
             engine,
             limits: Limits::default(),
             wanted: Vec::new(),
+        }
+    }
+
+    /// A set of plugins that were loaded one by one. Of two with one name the last one counts.
+    pub fn of(
+        policies: impl IntoIterator<Item = PolicyPlugin>,
+        llms: impl IntoIterator<Item = LlmPlugin>,
+    ) -> Self {
+        let policies = policies.into_iter();
+        let llms = llms.into_iter();
+        Self {
+            policies: policies
+                .map(|plugin| (plugin.name().to_owned(), plugin))
+                .collect(),
+            llms: llms
+                .map(|plugin| (plugin.name().to_owned(), plugin))
+                .collect(),
         }
     }
 

@@ -1,17 +1,24 @@
 //! Owns how files get into a request's body, without passing through a plugin.
 //!
 //! What always holds: only a file that the conversation names is placed, and only one of its session;
-//! what is placed is base64, so it cannot change what is around it.
+//! what is placed is base64, so it cannot change what is around it; the body is gone through once, however
+//! many files there are, and not on a thread that others wait for.
 
+use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::bindings::llm::{CompletionRequest, Encoded, Placed};
-use super::bindings::types::{Content, Error, ErrorKind};
+use super::bindings::types::{Error, ErrorKind};
+use super::pictures::named;
 use crate::blobs::SessionBlobs;
 
 /// What the files of one request may have together, in bytes, before base64: providers take no more.
 const MOST: usize = 20 << 20;
+/// How many files a request may have.
+const MOST_FILES: usize = 1_000;
+/// The longest marker, in bytes. It and the number of files bound what the search takes.
+const LONGEST_MARKER: usize = 256;
 
 /// Puts the files in place. Gives the adapter's request back as it is where there are none.
 pub(super) async fn place(
@@ -22,10 +29,14 @@ pub(super) async fn place(
     if encoded.files.is_empty() {
         return Ok(encoded);
     }
+    if encoded.files.len() > MOST_FILES {
+        return Err(too_much(&format!("are more than {MOST_FILES}")));
+    }
     let named = named(request);
     let mut size: usize = 0;
+    let mut pieces = Vec::with_capacity(encoded.files.len());
     for Placed { marker, blob } in std::mem::take(&mut encoded.files) {
-        let Some(files) = files.filter(|_| named.contains(&blob.digest.as_str())) else {
+        let Some(files) = files.filter(|_| named.contains(blob.digest.as_str())) else {
             return Err(fault("placed a file that the conversation does not hold"));
         };
         let bytes = files.get(&blob.digest).await.map_err(|cause| {
@@ -38,52 +49,66 @@ pub(super) async fn place(
         // What is really there, whatever the adapter says of it, and each time that it is placed.
         size = size.saturating_add(bytes.len());
         if size > MOST {
-            let message = format!(
-                "The pictures of the conversation have more than {MOST} bytes, which is what can be sent at once."
-            );
-            return Err(error(ErrorKind::ContextTooLong, "files", message));
+            return Err(too_much(&format!("have more than {MOST} bytes")));
         }
-        let body = std::mem::take(&mut encoded.request.body);
-        encoded.request.body = replaced(&body, marker.as_bytes(), &STANDARD.encode(bytes))
-            .ok_or_else(|| fault("did not write a file's marker exactly once"))?;
+        pieces.push(Piece { marker, bytes });
     }
+    let body = std::mem::take(&mut encoded.request.body);
+    // The body has up to some tens of megabytes, which would hold up everything else on this thread.
+    let placed = tokio::task::spawn_blocking(move || placed(&body, &pieces)).await;
+    encoded.request.body = placed
+        .map_err(|cause| {
+            let message = format!("The pictures could not be put into the request: {cause}.");
+            error(ErrorKind::Internal, "files", message)
+        })?
+        .ok_or_else(|| fault("did not write a file's marker exactly once"))?;
     Ok(encoded)
 }
 
-/// The digests of all files in the conversation.
-fn named(request: &CompletionRequest) -> Vec<&str> {
-    let mut all = Vec::new();
-    for content in request.messages.iter().flat_map(|message| &message.content) {
-        match content {
-            Content::Image(blob) => all.push(blob.digest.as_str()),
-            Content::ToolResult(result) => {
-                all.extend(result.blobs.iter().map(|blob| blob.digest.as_str()));
-            }
-            _ => {}
-        }
-    }
-    all
+/// A file, and the text whose place it takes.
+struct Piece {
+    marker: String,
+    bytes: Vec<u8>,
 }
 
-/// The body with one text in place of another that stands in it exactly once.
-fn replaced(body: &[u8], marker: &[u8], text: &str) -> Option<Vec<u8>> {
-    if marker.is_empty() {
+/// The body with each file in base64 in place of its marker; none where a marker is not there exactly
+/// once, or shares a place with another one.
+fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
+    let mut markers = pieces.iter().map(|piece| piece.marker.len());
+    if markers.any(|length| length == 0 || length > LONGEST_MARKER) {
         return None;
     }
-    let found = |from: usize| {
-        let windows = body.get(from..)?.windows(marker.len());
-        windows.enumerate().find(|(_, window)| *window == marker)
-    };
-    let (at, _) = found(0)?;
-    let end = at + marker.len();
-    if found(end).is_some() {
-        return None;
+    let search = AhoCorasick::new(pieces.iter().map(|piece| &piece.marker)).ok()?;
+    let mut found = vec![None; pieces.len()];
+    // It ends at the first marker that is there twice, so it never finds more than there are files.
+    for hit in search.try_find_overlapping_iter(body).ok()? {
+        let before = found.get_mut(hit.pattern().as_usize())?;
+        if before.replace(hit.range()).is_some() {
+            return None;
+        }
     }
-    let mut placed = Vec::with_capacity(body.len() + text.len());
-    placed.extend_from_slice(&body[..at]);
-    placed.extend_from_slice(text.as_bytes());
-    placed.extend_from_slice(&body[end..]);
+    let found: Option<Vec<_>> = found.into_iter().collect();
+    let mut places: Vec<_> = found?.into_iter().zip(pieces).collect();
+    places.sort_by_key(|(range, _)| range.start);
+    let long = |piece: &Piece| piece.bytes.len().div_ceil(3) * 4;
+    let more: usize = pieces.iter().map(long).sum();
+    let mut placed = Vec::with_capacity(body.len() + more);
+    let mut from = 0;
+    for (range, piece) in places {
+        // None where it begins within the one before.
+        placed.extend_from_slice(body.get(from..range.start)?);
+        placed.extend_from_slice(STANDARD.encode(&piece.bytes).as_bytes());
+        from = range.end;
+    }
+    placed.extend_from_slice(body.get(from..)?);
     Some(placed)
+}
+
+/// A policy can make a conversation shorter.
+fn too_much(what: &str) -> Error {
+    let message =
+        format!("The pictures of the conversation {what}, which is what can be sent at once.");
+    error(ErrorKind::ContextTooLong, "files", message)
 }
 
 fn fault(what: &str) -> Error {
@@ -103,7 +128,11 @@ fn error(kind: ErrorKind, code: &str, message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::super::bindings::llm::Framing;
-    use super::super::bindings::types::{BlobRef, HttpRequest, Message, Role};
+    use std::ops::Range;
+
+    use proptest::prelude::*;
+
+    use super::super::bindings::types::{BlobRef, Content, HttpRequest, Message, Role};
     use super::*;
     use crate::blobs::Blobs;
 
@@ -171,7 +200,13 @@ mod tests {
             let placed = place(encoded(body.into(), "M", &blob), asked, files).await;
             assert_eq!(placed.unwrap_err().kind, ErrorKind::Internal, "{body}");
         }
-        assert_eq!(replaced(b"abc", b"", "x"), None);
+        for (body, marker) in [("abc", String::new()), ("", "M".repeat(LONGEST_MARKER + 1))] {
+            let marker = marker.as_str();
+            let body = format!("{body}{marker}");
+            let placed = place(encoded(body, marker, &blob), &mine, Some(&files)).await;
+            let told = placed.unwrap_err().message;
+            assert!(told.contains("marker exactly once"), "{told}");
+        }
     }
 
     #[tokio::test]
@@ -197,5 +232,66 @@ mod tests {
         assert_eq!(placed.request.body.len(), 6 * (4 << 20));
         let placed = place(often(7), &asked, Some(&files)).await;
         assert_eq!(placed.unwrap_err().kind, ErrorKind::ContextTooLong);
+    }
+
+    #[tokio::test]
+    async fn more_files_than_can_be_searched_for_are_a_conversation_that_is_too_long() {
+        let (_folder, files, blob) = kept().await;
+        let mut asked = encoded(String::new(), "", &blob);
+        asked.files = vec![asked.files[0].clone(); MOST_FILES + 1];
+        let placed = place(asked, &request(Some(&blob)), Some(&files)).await;
+        assert_eq!(placed.unwrap_err().kind, ErrorKind::ContextTooLong);
+    }
+
+    /// Where a marker stands, every place of it.
+    fn places(body: &str, marker: &str) -> Vec<Range<usize>> {
+        (0..body.len())
+            .filter(|at| body[*at..].starts_with(marker))
+            .map(|at| at..at + marker.len())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn all_files_are_placed_where_their_markers_stand_once_and_apart_and_else_none_is(
+            body in "[ab]{0,12}",
+            markers in prop::collection::vec("[ab]{1,4}", 0..4),
+        ) {
+            let pieces: Vec<Piece> = markers
+                .iter()
+                .enumerate()
+                .map(|(number, marker)| Piece { marker: marker.clone(), bytes: vec![7; number] })
+                .collect();
+            let got = placed(body.as_bytes(), &pieces);
+            let found: Vec<Vec<_>> = markers.iter().map(|marker| places(&body, marker)).collect();
+            let mut all: Vec<_> = found.iter().flatten().cloned().zip(&pieces).collect();
+            all.sort_by_key(|(range, _)| range.start);
+            let clear = found.iter().all(|places| places.len() == 1)
+                && all.windows(2).all(|two| two[0].0.end <= two[1].0.start);
+            prop_assert_eq!(got.is_some(), clear, "{} {:?}", body, markers);
+            if let Some(got) = got {
+                let mut expected = body;
+                for (range, piece) in all.into_iter().rev() {
+                    expected.replace_range(range, &STANDARD.encode(&piece.bytes));
+                }
+                prop_assert_eq!(got, expected.into_bytes());
+            }
+        }
+
+        #[test]
+        fn many_files_are_placed_in_any_order(
+            order in Just((0..40_usize).collect::<Vec<_>>()).prop_shuffle(),
+        ) {
+            // One marker begins another one, but for what ends it.
+            let marker = |number: usize| format!("<{number}>");
+            let body: String = (0..40).map(|number| format!("-{}", marker(number))).collect();
+            let pieces: Vec<Piece> = order
+                .iter()
+                .map(|number| Piece { marker: marker(*number), bytes: vec![*number as u8] })
+                .collect();
+            let expected: String =
+                (0..40_u8).map(|number| format!("-{}", STANDARD.encode([number]))).collect();
+            prop_assert_eq!(placed(body.as_bytes(), &pieces), Some(expected.into_bytes()));
+        }
     }
 }

@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 
-use super::admission::{Kind, LoadError, other_types};
+use super::admission::{self, Kind, LoadError, other_types};
 use super::bindings::policy::{Context, Descriptor, Input, Snapshot, Transition};
 use super::bindings::policy_world::PolicyPluginPre;
 use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{Called, Limits};
 use super::live::{Loaded, boxed, call, not_begun};
+use super::tally::{CallFigures, Tally};
+use super::wasi::Moment;
 use super::{compile, described};
 
 /// A policy that was let in. A clone is the same policy.
@@ -46,6 +48,7 @@ impl PolicyPlugin {
             name: name.into(),
             digest: admitted.digest,
             limits: limits.clone(),
+            tally: Tally::default(),
         };
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
@@ -85,6 +88,27 @@ impl PolicyPlugin {
         &self.0.loaded.digest
     }
 
+    /// Whether loading this component with these limits would give the same.
+    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
+        self.limits() == limits && admission::digest(wasm) == self.digest()
+    }
+
+    /// All that it imports, by name.
+    pub fn imports(&self) -> Vec<String> {
+        let pre = self.0.pre.instance_pre();
+        admission::imports(&self.0.loaded.engine, pre.component())
+    }
+
+    /// What one call may use.
+    pub fn limits(&self) -> &Limits {
+        &self.0.loaded.limits
+    }
+
+    /// What its calls used since it was loaded, by function.
+    pub fn figures(&self) -> Vec<CallFigures> {
+        self.0.loaded.tally.figures()
+    }
+
     /// One step: what there is, and what came in, to what there is then, and what is to be done.
     pub async fn step(
         &self,
@@ -94,7 +118,11 @@ impl PolicyPlugin {
     ) -> Called<Transition> {
         let Inner { loaded, pre, .. } = &*self.0;
         boxed(async move {
-            let mut live = match loaded.open(Lane::Call, "step").await {
+            let moment = Moment {
+                now_ms: ctx.now_ms,
+                seed: ctx.seed,
+            };
+            let mut live = match loaded.open_at(Lane::Call, "step", moment).await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };

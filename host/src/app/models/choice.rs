@@ -5,7 +5,8 @@
 //! of all.
 
 use crate::config::{ModelSettings, ProviderSettings};
-use crate::plugins::llm_types::{Descriptor, ModelInfo};
+use crate::deployment::{PriceOf, ProviderEntry};
+use crate::plugins::llm_types::{Descriptor, ModelInfo, Prices};
 use crate::plugins::policy_types::ModelOffer;
 use crate::plugins::types::Usage;
 use crate::session::Offers;
@@ -22,8 +23,12 @@ pub(super) struct Choice {
     /// None where the list allows none of this provider's.
     default: Option<String>,
     small: String,
+    /// The operator named the small one.
+    small_stated: bool,
     known: Vec<ModelInfo>,
     allowed: Allowed,
+    /// What the operator says that models cost.
+    prices: PriceOf,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,10 @@ pub(super) struct Basis<'a> {
     pub(super) known: &'a [ModelInfo],
     pub(super) settings: &'a ModelSettings,
     pub(super) own: Option<&'a ProviderSettings>,
+    /// What the manifest says of it, which comes before the environment.
+    pub(super) entry: Option<&'a ProviderEntry>,
+    /// The names of all providers, this one too.
+    pub(super) others: &'a [String],
     /// `LLM_MODEL` is about this one.
     pub(super) is_default: bool,
     /// Its base URL leads to another server than the adapter's own.
@@ -55,26 +64,39 @@ impl Choice {
         let Basis {
             descriptor,
             settings,
+            entry,
             elsewhere,
             ..
         } = *basis;
+        let small = entry.and_then(|entry| entry.small_model.clone());
         let mut choice = Self {
             provider: basis.name.to_owned(),
             default: None,
-            small: descriptor.small_model.clone(),
+            small_stated: small.is_some(),
+            small: small.unwrap_or_else(|| descriptor.small_model.clone()),
             known: basis.known.to_vec(),
             allowed: Allowed::Known,
+            prices: entry.map(|entry| entry.prices.clone()).unwrap_or_default(),
         };
+        let typed = settings.typed_model.as_ref().filter(|_| basis.is_default);
+        let stated = entry.and_then(|entry| entry.model.as_ref());
         let general = settings.model.as_ref().filter(|_| basis.is_default);
-        let wanted = basis.own.and_then(|own| own.model.as_ref()).or(general);
+        let own = basis.own.and_then(|own| own.model.as_ref());
+        let wanted = typed.or(stated).or(own).or(general);
         let wanted = wanted.cloned();
-        choice.allowed = match &settings.allowed {
-            Some(list) => {
-                let others = |name: &str| settings.of(name).is_some();
+        choice.allowed = match (
+            entry.and_then(|entry| entry.models.clone()),
+            &settings.allowed,
+        ) {
+            (Some(list), _) => Allowed::Listed(list),
+            (None, Some(list)) => {
+                let others = |name: &str| {
+                    settings.of(name).is_some() || basis.others.iter().any(|other| other == name)
+                };
                 Allowed::Listed(choice.listed(list, elsewhere, others))
             }
-            None if elsewhere => Allowed::Any,
-            None => Allowed::Known,
+            (None, None) if elsewhere => Allowed::Any,
+            (None, None) => Allowed::Known,
         };
         let first = match &choice.allowed {
             Allowed::Listed(list) if !list.contains(&descriptor.default_model) => {
@@ -114,6 +136,7 @@ impl Choice {
             return false;
         }
         self.default() == Some(model)
+            || (self.small_stated && model == self.small)
             || match &self.allowed {
                 Allowed::Any => true,
                 Allowed::Known => self.info(model).is_some() || model == self.small,
@@ -152,15 +175,17 @@ impl Choice {
         format!("There are: {}{more}.", some.join(", "))
     }
 
-    /// What a policy is told of a session's models.
-    pub(super) fn offers(&self, model: &str) -> Offers {
+    /// What a policy is told of a session's models; where there is a limit for the cost, `priced`, of
+    /// those alone whose price is known.
+    pub(super) fn offers(&self, model: &str, priced: bool) -> Offers {
         // On a server of the operator's own nobody knows whether the adapter's cheap one is there.
         let small = match self.allowed {
-            Allowed::Any => model,
+            Allowed::Any if !self.small_stated => model,
+            _ if priced && !self.is_priced(&self.small) => model,
             _ if self.allows(&self.small) => &self.small,
             _ => model,
         };
-        let mut names = self.names();
+        let mut names = self.offered(priced);
         for name in [small, model] {
             if !names.iter().any(|known| known == name) {
                 names.insert(0, name.to_owned());
@@ -171,6 +196,13 @@ impl Choice {
             small: self.offer(small),
             names,
         }
+    }
+
+    /// The names of those that a policy may call.
+    pub(super) fn offered(&self, priced: bool) -> Vec<String> {
+        let mut names = self.names();
+        names.retain(|name| !priced || self.is_priced(name));
+        names
     }
 
     fn offer(&self, model: &str) -> ModelOffer {
@@ -185,7 +217,7 @@ impl Choice {
 
     /// What a call cost, in millionths of a US dollar; none where the prices are not known.
     pub(super) fn cost(&self, model: &str, usage: &Usage) -> Option<u64> {
-        let prices = self.info(model)?.prices.as_ref()?;
+        let prices = self.prices(model)?;
         let sum: u128 = [
             (usage.input_tokens, prices.input),
             (usage.output_tokens, prices.output),
@@ -196,6 +228,17 @@ impl Choice {
         .map(|(tokens, price)| u128::from(tokens) * u128::from(price))
         .sum();
         Some(u64::try_from(sum.div_ceil(1_000_000)).unwrap_or(u64::MAX))
+    }
+
+    /// Whether somebody knows what a model costs.
+    pub(super) fn is_priced(&self, model: &str) -> bool {
+        self.prices(model).is_some()
+    }
+
+    fn prices(&self, model: &str) -> Option<&Prices> {
+        let stated = self.prices.by_model.get(model);
+        let known = || self.info(model).and_then(|info| info.prices.as_ref());
+        stated.or_else(known).or(self.prices.others.as_ref())
     }
 
     /// What the adapter knows of a model. A dated name is the model without its date.
@@ -223,8 +266,11 @@ fn is_date(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::plugins::llm_types::{KeyPlace, Prices};
+    use crate::deployment::Manifest;
+    use crate::plugins::llm_types::KeyPlace;
 
     fn descriptor() -> Descriptor {
         Descriptor {
@@ -235,6 +281,7 @@ mod tests {
             default_model: "large".into(),
             small_model: "small".into(),
             key: KeyPlace::Bearer,
+            settings_schema: None,
         }
     }
 
@@ -264,9 +311,89 @@ mod tests {
             known: &known(),
             settings,
             own: settings.of("anthropic"),
+            entry: None,
+            others: &[],
             is_default: true,
             elsewhere,
         })
+    }
+
+    /// As the manifest says it, which the environment says otherwise.
+    fn stated(fields: &str, elsewhere: bool) -> Choice {
+        let text = format!("[providers.anthropic]\ncomponent = \"builtin:anthropic\"\n{fields}");
+        let manifest = Manifest::parse(Path::new("lucid.toml"), &text).unwrap();
+        let own = ProviderSettings {
+            name: "anthropic",
+            model: Some("of-the-environment".into()),
+            ..ProviderSettings::default()
+        };
+        Choice::new(&Basis {
+            name: "anthropic",
+            descriptor: &descriptor(),
+            known: &known(),
+            settings: &ModelSettings {
+                allowed: Some(vec!["large".into(), "of-the-environment".into()]),
+                ..ModelSettings::default()
+            },
+            own: Some(&own),
+            entry: manifest.providers.get("anthropic"),
+            others: &[],
+            is_default: true,
+            elsewhere,
+        })
+    }
+
+    #[test]
+    fn what_the_manifest_says_comes_before_the_environment_and_the_rest_is_the_environments() {
+        let choice = stated("", false);
+        assert_eq!(choice.default(), Some("of-the-environment"));
+        assert_eq!(choice.names(), ["of-the-environment", "large"]);
+        let choice = stated(
+            "models = [\"a\", \"b\"]\nmodel = \"b\"\nsmall_model = \"a\"",
+            false,
+        );
+        assert_eq!(choice.names(), ["b", "a"]);
+        assert!(!choice.allows("large") && !choice.allows("of-the-environment"));
+        assert_eq!(choice.offers("b", false).small.name, "a");
+        // A small one that is named is there, also on a server whose models nobody knows.
+        let choice = stated("model = \"b\"\nsmall_model = \"tiny\"", true);
+        assert!(choice.allows("tiny"));
+        assert_eq!(choice.offers("b", false).small.name, "tiny");
+    }
+
+    #[test]
+    fn a_price_is_the_manifests_then_the_adapters_then_that_of_all_others() {
+        let choice = stated(
+            "models = [\"large\", \"small\", \"mine\"]\n\
+             prices = { large = { input = 1, output = 2.5 }, \"*\" = { input = 0, output = 0 } }",
+            true,
+        );
+        let all = Usage {
+            input_tokens: 1_000_000,
+            output_tokens: 1_000_000,
+            cache_read_tokens: 1_000_000,
+            cache_write_tokens: 0,
+        };
+        assert_eq!(choice.cost("large", &all), Some(4_500_000));
+        assert_eq!(
+            choice.cost("small", &all),
+            Some(1_000_000 + 5_000_000 + 100_000)
+        );
+        assert_eq!(choice.cost("mine", &all), Some(0));
+        assert!(choice.is_priced("mine"));
+    }
+
+    #[test]
+    fn where_cost_is_limited_only_models_of_known_price_are_offered() {
+        let choice = stated(
+            "models = [\"large\", \"new\"]\nmodel = \"large\"\nsmall_model = \"new\"",
+            false,
+        );
+        assert_eq!(choice.offers("large", false).names, ["large", "new"]);
+        let offers = choice.offers("large", true);
+        assert_eq!(offers.names, ["large"]);
+        assert_eq!(offers.small.name, "large");
+        assert!(!choice.is_priced("new"));
     }
 
     fn listed(list: &[&str]) -> ModelSettings {
@@ -300,7 +427,7 @@ mod tests {
         ] {
             assert!(!choice.allows(model), "{model}");
         }
-        let offers = choice.offers("large");
+        let offers = choice.offers("large", false);
         assert_eq!(offers.small.name, "small");
         assert_eq!(offers.names, ["large", "small"]);
         assert_eq!(
@@ -318,7 +445,7 @@ mod tests {
         let choice = choice(&settings, true);
         assert_eq!(choice.default(), Some("qwen"));
         assert!(choice.allows("mistral/large") && !choice.allows(&"x".repeat(201)));
-        let offers = choice.offers("qwen");
+        let offers = choice.offers("qwen", false);
         assert_eq!(
             (offers.small.name.as_str(), offers.model.context_tokens),
             ("qwen", 0)

@@ -1,6 +1,6 @@
-//! Owns one model provider of this deployment: where it is, with which key, and whether a key is good.
+//! Owns one model provider of this deployment, and whether a key is good for it.
 //!
-//! What always holds: the key of the deployment goes to the endpoint it was set for and to no other.
+//! What always holds: it is asked at its own place; of a key that was asked about only a digest is kept.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use url::Url;
 
 use super::choice::{Basis, Choice};
-use super::{ModelsError, SETTINGS, sendable};
+use super::sendable;
+use super::site::Site;
 use crate::config::ModelSettings;
-use crate::egress::{Answer, Egress, Endpoint, Injection};
+use crate::deployment::LoadedProvider;
+use crate::egress::{Answer, Egress, Endpoint};
 use crate::plugins::LlmPlugin;
 use crate::plugins::llm_types::Framing;
 use crate::plugins::types::ErrorKind;
@@ -24,20 +25,18 @@ use crate::session::CreateError;
 const CHECK: Duration = Duration::from_secs(5);
 /// How many good keys are remembered for each provider.
 const REMEMBERED: usize = 1024;
-/// The adapter that speaks the protocol which `LLM_BASE_URL` is for.
-pub(super) const COMPATIBLE: &str = "openai";
-/// The key for any provider.
-const ANY_KEY: &str = "LLM_API_KEY";
 
 /// A provider.
 pub(super) struct Served {
     pub(super) name: String,
     pub(super) llm: LlmPlugin,
+    /// The deployment's settings for the adapter, as JSON.
+    pub(super) settings: String,
     pub(super) endpoint: Endpoint,
     /// The deployment's.
     pub(super) key: Option<SecretString>,
-    /// The setting that `key` is missing from, where it is.
-    pub(super) variable: &'static str,
+    /// The variable that `key` is missing from, where it is.
+    pub(super) variable: String,
     pub(super) choice: Choice,
     /// A server of the operator's own may want no key.
     keyless: bool,
@@ -46,57 +45,37 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// The provider that an adapter is for.
+    /// A provider at its place. `others` are the names of all of them.
     pub(super) fn new(
-        llm: &LlmPlugin,
+        provider: LoadedProvider,
+        site: Site,
         settings: &ModelSettings,
+        others: &[String],
         is_default: bool,
-    ) -> Result<Self, ModelsError> {
-        let name = llm.name().to_owned();
-        let descriptor = llm.descriptor();
-        let bad = || ModelsError::BaseUrl(name.clone());
-        let usual = Url::parse(&descriptor.default_base_url).map_err(|_| bad())?;
-        let injection = Injection::of(&descriptor.key)?;
-        let own = settings.of(&name);
-        let at = own.and_then(|own| own.base_url.clone());
-        let general = settings.base_url.clone().filter(|_| name == COMPATIBLE);
-        // Where there is LLM_BASE_URL, LLM_API_KEY is for that one alone.
-        let any_key = || {
-            settings
-                .api_key
-                .as_ref()
-                .filter(|_| settings.base_url.is_none())
-        };
-        let own_key = own.and_then(|own| own.api_key.as_ref());
-        let (url, key) = match (at, general) {
-            (Some(url), _) => (Some(url), own_key.or_else(any_key)),
-            (None, Some(url)) => (Some(url), settings.api_key.as_ref()),
-            (None, None) => (None, own_key.or_else(any_key)),
-        };
-        let elsewhere = url.as_ref().is_some_and(|url| url.host() != usual.host());
-        let endpoint = match url {
-            Some(url) => Endpoint::new(url, injection)?,
-            None => Endpoint::public(usual, injection)?,
-        };
+    ) -> Self {
+        let name = provider.plugin.name().to_owned();
         let choice = Choice::new(&Basis {
             name: &name,
-            descriptor,
-            known: llm.known_models(),
+            descriptor: provider.plugin.descriptor(),
+            known: &provider.models,
             settings,
-            own,
+            own: settings.of(&name),
+            entry: provider.entry.as_deref(),
+            others,
             is_default,
-            elsewhere,
+            elsewhere: site.elsewhere,
         });
-        Ok(Self {
-            llm: llm.clone(),
-            endpoint,
-            key: key.map(sendable),
-            variable: own.map_or(ANY_KEY, |own| own.key_variable),
+        Self {
+            llm: provider.plugin,
+            settings: provider.settings,
+            endpoint: site.endpoint,
+            key: site.key,
+            variable: site.variable,
             choice,
-            keyless: elsewhere,
+            keyless: site.elsewhere,
             taken: Mutex::default(),
             name,
-        })
+        }
     }
 
     /// Whether it can be asked, by a session with a key of its own or without.
@@ -120,7 +99,7 @@ impl Served {
             return Ok(());
         }
         let asked = tokio::time::timeout(CHECK, async {
-            let request = self.llm.probe(SETTINGS).await.result.ok()??;
+            let request = self.llm.probe(&self.settings).await.result.ok()??;
             let framing = Framing::WholeBody;
             match egress
                 .send(&self.endpoint, Some(key), &request, framing)

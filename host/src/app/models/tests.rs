@@ -1,20 +1,43 @@
 //! Tests of which provider is asked, as which model, and with whose key.
 
+use std::path::Path;
+
 use super::*;
 use crate::plugins::policy_types::ModelCall;
 use crate::plugins::tests::{engine, guests};
+use crate::plugins::{Limits, LlmPlugin};
 
 /// Two providers, `google` and `openai`, of which the adapters know no model but `m`.
 async fn providers(settings: &[(&str, &str)]) -> Providers {
+    deployed(settings, "").await.unwrap().0
+}
+
+/// The providers of a manifest, or those two; and what the operator is told.
+async fn deployed(
+    settings: &[(&str, &str)],
+    manifest: &str,
+) -> Result<(Providers, Vec<String>), Problems> {
+    let manifest = Manifest::parse(Path::new("lucid.toml"), manifest)?;
     let wasm = guests::llm(&guests::Llm::default());
-    let plugins = Plugins::builder(engine())
-        .llm("google", wasm.clone())
-        .llm("openai", wasm)
-        .build();
-    let plugins = Box::pin(plugins).await.unwrap();
+    let names: Vec<&str> = match manifest.providers.len() {
+        0 => vec!["google", "openai"],
+        _ => manifest.provider_names(),
+    };
+    let (engine, limits) = (engine(), Limits::default());
+    let mut loaded = Vec::new();
+    for name in names {
+        let plugin = LlmPlugin::load(&engine, name, &wasm, &limits);
+        let plugin = Box::pin(plugin).await.unwrap();
+        loaded.push(LoadedProvider {
+            models: plugin.known_models().to_vec(),
+            plugin,
+            settings: "{}".to_owned(),
+            entry: manifest.providers.get(name).cloned().map(Arc::new),
+        });
+    }
     let config = Config::from_pairs(settings.iter().copied()).unwrap();
     let folder = std::env::temp_dir();
-    Providers::new(&plugins, &config, Blobs::new(&folder)).unwrap()
+    Providers::new(loaded, &manifest, &config, Blobs::new(&folder))
 }
 
 fn asked(model: &str) -> ModelRequest {
@@ -23,6 +46,7 @@ fn asked(model: &str) -> ModelRequest {
         provider: "google".to_owned(),
         model: "m".to_owned(),
         api_key: Some(Secret::new("a-users-own-key")),
+        cost_limited: false,
         call: ModelCall {
             effect: "e".to_owned(),
             model: model.to_owned(),
@@ -33,6 +57,7 @@ fn asked(model: &str) -> ModelRequest {
             aside: false,
         },
         messages: Vec::new(),
+        meter: Default::default(),
     }
 }
 
@@ -46,7 +71,7 @@ fn called(providers: &Providers, model: &str) -> Result<String, ErrorKind> {
 #[tokio::test]
 async fn a_policy_calls_the_models_that_are_offered_by_name_and_no_others() {
     let providers = providers(&[("OPENAI_API_KEY", "k"), ("GOOGLE_MODEL", "g")]).await;
-    let offers = providers.offers("google", "m");
+    let offers = providers.offers("google", "m", false);
     assert_eq!(offers.names, ["m", "g", "openai/m"]);
     for (model, expected) in [
         ("", "google m"),
@@ -73,7 +98,7 @@ async fn a_policy_calls_the_models_that_are_offered_by_name_and_no_others() {
 #[tokio::test]
 async fn a_model_of_a_provider_without_a_key_of_the_deployment_is_not_called_with_the_users() {
     let providers = providers(&[]).await;
-    assert_eq!(providers.offers("google", "m").names, ["m"]);
+    assert_eq!(providers.offers("google", "m", false).names, ["m"]);
     assert_eq!(called(&providers, "openai/m"), Err(ErrorKind::Forbidden));
     // The session's own provider is asked with the user's key, which the deployment needs none for.
     assert_eq!(called(&providers, "m").as_deref(), Ok("google m"));
@@ -123,26 +148,33 @@ async fn the_only_provider_with_a_key_is_the_default_and_a_general_key_is_openai
     }
 }
 
+/// The key that a provider is asked with.
+fn key_of(providers: &Providers, name: &str) -> Option<String> {
+    use secrecy::ExposeSecret;
+    let served = providers.named(name).unwrap();
+    served
+        .key
+        .as_ref()
+        .map(|key| key.expose_secret().to_owned())
+}
+
 #[tokio::test]
 async fn a_key_belongs_to_the_address_it_was_set_beside() {
-    let key = async |settings: &[(&str, &str)], name: &str| {
-        use secrecy::ExposeSecret;
-        let providers = providers(settings).await;
-        let served = providers.named(name).unwrap();
-        served
-            .key
-            .as_ref()
-            .map(|key| key.expose_secret().to_owned())
-    };
+    let key =
+        async |settings: &[(&str, &str)], name: &str| key_of(&providers(settings).await, name);
     let llm = ("LLM_API_KEY", "any");
     let own = ("OPENAI_API_KEY", "own");
     let at = ("LLM_BASE_URL", "http://127.0.0.1:1");
+    // Where the guests say that their provider is.
+    let at_its_own = ("LLM_BASE_URL", "https://example.org/v2");
     let own_at = ("OPENAI_BASE_URL", "http://127.0.0.1:2");
     for (settings, name, expected) in [
         (&[llm, own][..], "openai", Some("own")),
         (&[llm, own], "google", Some("any")),
         (&[llm, own, at], "openai", Some("any")),
         (&[own, at], "openai", None),
+        (&[own, at_its_own], "openai", Some("own")),
+        (&[llm, own, at_its_own], "openai", Some("any")),
         (&[llm, own, at], "google", None),
         (&[llm, own, at, own_at], "openai", Some("own")),
         (&[llm, at, own_at], "openai", None),
@@ -154,4 +186,141 @@ async fn a_key_belongs_to_the_address_it_was_set_beside() {
             "{settings:?} {name}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_key_that_nothing_uses_is_told_of() {
+    let told = async |settings: &[(&str, &str)], manifest: &str| {
+        let (_, warnings) = deployed(settings, manifest).await.unwrap();
+        warnings.join(" ")
+    };
+    let (own, at) = (
+        ("OPENAI_API_KEY", "k"),
+        ("LLM_BASE_URL", "http://127.0.0.1:1"),
+    );
+    let warning = told(&[own, at], "").await;
+    assert!(
+        warning.starts_with("OPENAI_API_KEY is not used"),
+        "{warning}"
+    );
+    assert_eq!(told(&[own], "").await, "");
+    let vllm =
+        "[providers.vllm]\ncomponent = \"builtin:openai\"\nbase_url = \"http://127.0.0.1:3\"";
+    let warning = told(&[own, at], vllm).await;
+    for variable in ["OPENAI_API_KEY is not used", "LLM_BASE_URL is not used"] {
+        assert!(warning.contains(variable), "{variable}: {warning}");
+    }
+    let warning = told(&[], &format!("{vllm}\nkey = \"VLLM_SECRET\"")).await;
+    assert!(warning.starts_with("VLLM_SECRET is not set"), "{warning}");
+    let warning = told(&[("DEFAULT_PROVIDER", "other")], "").await;
+    assert!(warning.contains("google, openai"), "{warning}");
+}
+
+#[tokio::test]
+async fn a_manifests_provider_has_its_own_key_and_no_key_goes_where_it_was_not_meant() {
+    let manifest = r#"
+        [providers.here]
+        component = "builtin:openai"
+        [providers.vllm]
+        component = "builtin:openai"
+        base_url = "http://127.0.0.1:3"
+        [providers.shared]
+        component = "builtin:openai"
+        base_url = "http://127.0.0.1:4"
+        key = "LLM_API_KEY"
+        [providers.odd-name]
+        component = "builtin:openai"
+        key = "SOME_KEY"
+    "#;
+    let settings = [("LLM_API_KEY", "any"), ("SOME_KEY", "some")];
+    let (all, _) = deployed(&settings, manifest).await.unwrap();
+    assert_eq!(key_of(&all, "here").as_deref(), Some("any"));
+    assert_eq!(
+        key_of(&all, "vllm"),
+        None,
+        "nobody named LLM_API_KEY for that server"
+    );
+    assert_eq!(key_of(&all, "shared").as_deref(), Some("any"));
+    assert_eq!(key_of(&all, "odd-name").as_deref(), Some("some"));
+    let settings = [("VLLM_API_KEY", "v"), ("ODD_NAME_API_KEY", "not this")];
+    let (all, _) = deployed(&settings, manifest).await.unwrap();
+    assert_eq!(key_of(&all, "vllm").as_deref(), Some("v"));
+    assert_eq!(
+        key_of(&all, "odd-name"),
+        None,
+        "`key` names another variable"
+    );
+    assert_eq!(all.default, "vllm");
+    // What a header cannot hold is found before anybody asks, at its place and without the value.
+    let settings = [("SOME_KEY", "secret with spaces")];
+    let wrong = deployed(&settings, manifest)
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(wrong.starts_with("lucid.toml:11:"), "{wrong}");
+    assert!(
+        wrong.contains("SOME_KEY") && !wrong.contains("spaces)"),
+        "{wrong}"
+    );
+    assert!(!wrong.contains("secret with"), "{wrong}");
+}
+
+#[tokio::test]
+async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
+    let manifest = r#"
+        [providers.vllm]
+        component = "builtin:openai"
+        base_url = "http://127.0.0.1:3"
+        models = ["priced", "free", "unknown"]
+        prices = { priced = { input = 1, output = 2 }, free = { input = 0, output = 0 } }
+    "#;
+    let (all, _) = deployed(&[], manifest).await.unwrap();
+    for model in ["priced", "free"] {
+        assert!(all.unpriced("vllm", model).is_none(), "{model}");
+    }
+    let why = all.unpriced("vllm", "unknown").unwrap().to_string();
+    assert!(
+        why.contains("'unknown'") && why.contains("`prices`"),
+        "{why}"
+    );
+    let asked = |model: &str, cost_limited| ModelRequest {
+        provider: "vllm".to_owned(),
+        model: "priced".to_owned(),
+        cost_limited,
+        ..asked(model)
+    };
+    assert!(all.called(&asked("unknown", false)).is_ok());
+    assert!(all.called(&asked("free", true)).is_ok());
+    let refused = all.called(&asked("unknown", true)).err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::Forbidden);
+    assert!(refused.message.contains("`prices`"), "{}", refused.message);
+    assert_eq!(all.offers("vllm", "priced", true).names, ["priced", "free"]);
+}
+
+#[test]
+fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {
+    let told = |input_tokens, output_tokens| Usage {
+        input_tokens,
+        output_tokens,
+        cache_read_tokens: 1,
+        cache_write_tokens: 0,
+    };
+    let mut so_far = SoFar::default();
+    for usage in [told(10, 1), told(10, 5)] {
+        so_far.now = Some(usage);
+    }
+    assert_eq!(so_far.sum(), told(10, 5));
+    so_far.again();
+    assert_eq!(
+        so_far.sum(),
+        told(10, 5),
+        "a try that broke off is paid for"
+    );
+    // A try that told nothing.
+    so_far.again();
+    so_far.now = Some(told(10, 2));
+    let sum = so_far.sum();
+    assert_eq!((sum.input_tokens, sum.output_tokens), (20, 7));
+    assert_eq!((sum.cache_read_tokens, so_far.resets), (2, 2));
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
-use wit_parser::Resolve;
+use wit_parser::{Docs, Resolve, Span, Stability, WorldItem, WorldKey};
 
 /// Memory that a guest starts with, from this address on.
 const BASE: u32 = 1024;
@@ -62,6 +62,11 @@ const MEMORY: &str = r#"
 /// A policy whose `step` has this body. In it, `$ok` is the address of a transition without commands
 /// and with the state `[1, 2, 3]`, `$err` of the error `too\u{7} hot`; local 0 is free.
 pub(crate) fn policy(step: &str) -> Vec<u8> {
+    policy_with("", step, Resolve::default())
+}
+
+/// The same with more core imports, of interfaces that are in `also`: the guest imports all of them.
+pub(super) fn policy_with(imports: &str, step: &str, also: Resolve) -> Vec<u8> {
     let mut image = Image::new();
     let [name, version, about] = ["test", "1.2.3", "A test."].map(|text| image.text(text));
     let descriptor = image.words(&[
@@ -75,6 +80,7 @@ pub(crate) fn policy(step: &str) -> Vec<u8> {
     let module = format!(
         r#"(module
     (import "lucid:host/log@0.1.0" "log" (func $log (param i32 i32 i32)))
+    {imports}
     {MEMORY}
     {data}
     (global $ok i32 (i32.const {ok}))
@@ -89,7 +95,7 @@ pub(crate) fn policy(step: &str) -> Vec<u8> {
         log = log[0],
         log_len = log[1],
     );
-    component(&module, "policy", "policy-plugin")
+    component(&module, "policy", "policy-plugin", also)
 }
 
 /// What an LLM guest does.
@@ -98,6 +104,8 @@ pub(crate) struct Llm {
     pub(crate) framing: u32,
     /// Of the one header it sends.
     pub(crate) header: &'static str,
+    /// With each push it also tells these tokens, read and written.
+    pub(crate) told: Option<[u32; 2]>,
 }
 
 impl Default for Llm {
@@ -106,12 +114,14 @@ impl Default for Llm {
             path: "/chat",
             framing: 0,
             header: "content-type",
+            told: None,
         }
     }
 }
 
-/// An adapter that posts `{}`, shows `x` for each push, and ends with `done`. A refusal's body is its
-/// error's message; 429 is `rate-limited`, 401 `unauthenticated`, anything else `upstream`.
+/// An adapter that posts `{}`, or the first text or digest of a conversation's first message; shows `x`
+/// for each push, and ends with `done`. A refusal's body is its error's message; 429 is `rate-limited`,
+/// 401 `unauthenticated`, 400 `invalid-input`, anything else `upstream`.
 pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
     let mut image = Image::new();
     let [name, version, about, url, model] =
@@ -148,8 +158,16 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
     ]);
     let error = image.words(&[0; 12]);
     let x = image.text("x");
-    let delta = image.words(&[0, 0, x[0], x[1], 0, 0, 0, 0, 0, 0]);
-    let deltas = image.words(&[0, 0, delta, 1]);
+    let [read, written] = guest.told.unwrap_or_default();
+    let delta = image.words(
+        &[
+            [0, 0, x[0], x[1], 0, 0, 0, 0, 0, 0],
+            [4, 0, read, 0, written, 0, 0, 0, 0, 0],
+        ]
+        .concat(),
+    );
+    let count = 1 + u32::from(guest.told.is_some());
+    let deltas = image.words(&[0, 0, delta, count]);
     let done = image.text("done");
     let content = image.words(&[0, 0, done[0], done[1], 0, 0, 0, 0, 0, 0, 0, 0]);
     let finished = image.words(&[0, 0, 2, content, 1, 0, 11, 0, 22, 0, 0, 0, 0, 0]);
@@ -163,12 +181,19 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
     (func (export "{at}#models") (param i32 i32) (result i32) (i32.const {none}))
     (func (export "{at}#probe") (param i32 i32) (result i32) (i32.const {no_probe}))
     (func (export "{at}#encode")
-      (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32) (i32.const {encoded}))
+      (param i32 i32 i32 i32) (param $messages i32) (param $count i32)
+      (param i32 i32 i32 i32 i32 i32 i32) (result i32)
+      (if (local.get $count) (then
+        (i32.store (i32.const {body_at}) (i32.load offset=8 (i32.load offset=4 (local.get $messages))))
+        (i32.store (i32.const {body_length}) (i32.load offset=12 (i32.load offset=4 (local.get $messages))))))
+      (i32.const {encoded}))
     (func (export "{at}#classify") (param $status i32) (param i32 i32 i32 i32) (result i32)
       (i32.store8 (i32.const {error})
         (if (result i32) (i32.eq (local.get $status) (i32.const 429)) (then (i32.const 5))
           (else (if (result i32) (i32.eq (local.get $status) (i32.const 401))
-            (then (i32.const 1)) (else (i32.const 12))))))
+            (then (i32.const 1))
+            (else (if (result i32) (i32.eq (local.get $status) (i32.const 400))
+              (then (i32.const 0)) (else (i32.const 12))))))))
       (i32.store (i32.const {message}) (local.get 3))
       (i32.store (i32.const {length}) (local.get 4))
       (i32.const {error}))
@@ -178,21 +203,35 @@ pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
       (i32.const {deltas}))
     (func (export "{at}#[method]decoder.finish") (param i32) (result i32) (i32.const {finished})))"#,
         data = image.data(),
+        body_at = encoded + 40,
+        body_length = encoded + 44,
         message = error + 16,
         length = error + 20,
     );
-    component(&module, "llm", "llm-plugin")
+    component(&module, "llm", "llm-plugin", Resolve::default())
 }
 
-fn component(module: &str, package: &str, world: &str) -> Vec<u8> {
+fn component(module: &str, package: &str, world: &str, mut resolve: Resolve) -> Vec<u8> {
     let mut module = wat::parse_str(module).unwrap();
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
-    let mut resolve = Resolve::default();
+    let more: Vec<_> = resolve.interfaces.iter().map(|(id, _)| id).collect();
     for shared in ["types", "host"] {
         resolve.push_path(wit.join(shared)).unwrap();
     }
     let (package, _) = resolve.push_path(wit.join(package)).unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
+    for id in more {
+        let item = WorldItem::Interface {
+            id,
+            stability: Stability::Unknown,
+            external_id: None,
+            docs: Docs::default(),
+            span: Span::default(),
+        };
+        resolve.worlds[world]
+            .imports
+            .insert(WorldKey::Interface(id), item);
+    }
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
     let mut encoder = ComponentEncoder::default();
     encoder.module(&module).unwrap().validate(true);

@@ -1,6 +1,8 @@
 //! Owns the tests of the door, of a call's limits and of the set of plugins.
 
 pub(crate) mod guests;
+mod released;
+mod wasi;
 
 use std::time::{Duration, Instant};
 
@@ -52,18 +54,18 @@ async fn refused(wat: &str) -> LoadError {
 const ENDLESS: &str = "(loop $again (br $again)) unreachable";
 
 #[tokio::test]
-async fn a_component_that_imports_sockets_is_refused_by_the_name_of_the_import() {
+async fn a_component_that_imports_http_is_refused_by_the_name_of_the_import() {
     let error = refused(
-        r#"(component (import "wasi:sockets/tcp@0.2.0" (instance
-            (export "open" (func)))))"#,
+        r#"(component (import "wasi:http/outgoing-handler@0.2.0" (instance
+            (export "handle" (func)))))"#,
     )
     .await;
     assert!(matches!(&error, LoadError::ForbiddenImport { import, .. }
-        if import == "wasi:sockets/tcp@0.2.0"));
+        if import == "wasi:http/outgoing-handler@0.2.0"));
     assert!(
         error
             .to_string()
-            .contains("`bad` imports `wasi:sockets/tcp@0.2.0`")
+            .contains("`bad` imports `wasi:http/outgoing-handler@0.2.0`")
     );
 }
 

@@ -1,0 +1,70 @@
+//! Owns the one immutable set that a deployment is: plugins, policies, providers.
+//!
+//! What always holds: it is made whole or not at all, and making it changes nothing that runs, so it can
+//! be made again at any time, from a manifest that is there by then.
+
+use std::sync::Arc;
+
+use super::models::Providers;
+use super::policies::Offered;
+use crate::blobs::Blobs;
+use crate::config::Config;
+use crate::deployment::{self, Loaded, Manifest, Problems};
+use crate::plugins::{Engine, Kind, Plugins};
+
+/// A deployment, ready for sessions.
+pub(crate) struct Deployed {
+    /// What it was made of.
+    pub(crate) manifest: Arc<Manifest>,
+    /// All components.
+    pub(crate) plugins: Plugins,
+    pub(super) policies: Arc<Offered>,
+    pub(super) providers: Arc<Providers>,
+    /// What the operator should know: variables that nothing uses, keys that are not there. A sentence
+    /// each.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Deployed {
+    /// Loads all that a manifest and the environment say together, or says all that is wrong.
+    /// `blobs` has the files of conversations, and what is among the `known` plugins is not loaded again;
+    /// where `only` names one plugin, no other is looked at.
+    pub(crate) async fn new(
+        manifest: Arc<Manifest>,
+        config: &Config,
+        engine: &Engine,
+        blobs: Blobs,
+        known: &Plugins,
+        only: Option<(Kind, &str)>,
+    ) -> Result<Self, Problems> {
+        let loaded = deployment::load(&manifest, engine, known, only).await?;
+        let Loaded {
+            policies,
+            providers,
+        } = loaded;
+        let plugins = Plugins::of(
+            policies.iter().map(|one| one.plugin.clone()),
+            providers.iter().map(|one| one.plugin.clone()),
+        );
+        let (providers, mut warnings) = Providers::new(providers, &manifest, config, blobs)?;
+        warnings.extend(manifest.idle_uploads());
+        let policies = Offered::new(policies, &manifest, config, providers.any_usable())?;
+        Ok(Self {
+            manifest,
+            plugins,
+            policies: Arc::new(policies),
+            providers: Arc::new(providers),
+            warnings,
+        })
+    }
+
+    /// Made of the same, it would do the same.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.manifest == other.manifest && self.plugins.list() == other.plugins.list()
+    }
+
+    /// The policy of a session that names none, and the model it would ask; empty where there is none.
+    pub(crate) fn defaults(&self) -> (&str, String) {
+        (self.policies.default(), self.providers.default_model())
+    }
+}

@@ -1,0 +1,753 @@
+//! Owns what was uploaded: components by their digest, and which of them are active, in one folder.
+//!
+//! What always holds: a file there is whole or not there, also after a crash or on a full disk; whoever
+//! writes holds the folder's lock, so a server and a command line beside it do not undo each other's
+//! work; what is active, or may be rolled back to, is never removed to make room. A record that cannot
+//! be understood is an error, never an empty one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::deployment::{Digest, Problem, Upload, Uploads, is_name};
+use crate::plugins::Kind;
+
+/// Which builds are active.
+const RECORD: &str = "active.json";
+/// Before the name of what is not whole yet.
+const DRAFT: &str = ".draft-";
+const LOCK: &str = ".lock";
+/// How the record is written. A host that does not know its form must not guess.
+const VERSION: u32 = 1;
+/// The most bytes of a record.
+const LARGEST_RECORD: u64 = 4 << 20;
+/// How many builds of one plugin can be gone back through.
+const DEEPEST: usize = 10;
+
+/// Why the depot did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum DepotError {
+    /// The record is not one.
+    #[error(
+        "{path} cannot be understood ({why}), so nobody knows which uploaded builds are active: put it right, or remove it to run what the manifest names"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file.
+    #[error("{path} cannot be {what}: {cause}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// `read`, `written` or so.
+        what: &'static str,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// There is no room, and nothing that could go.
+    #[error(
+        "there is no room for another build: {kept} are active or can be rolled back to, and they are all that is kept"
+    )]
+    Full {
+        /// How many there are.
+        kept: usize,
+    },
+}
+
+impl DepotError {
+    /// The disk has no room left.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::File { cause, .. } if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+impl From<DepotError> for Problem {
+    fn from(error: DepotError) -> Self {
+        Self::plain(error.to_string())
+    }
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    builds: usize,
+    bytes: u64,
+}
+
+/// The folder. A clone is the same one; to look at it makes nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Depot {
+    folder: PathBuf,
+    bounds: Bounds,
+}
+
+/// What was said of a build when it was uploaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Label {
+    /// `policy` or `llm`.
+    pub(crate) kind: String,
+    /// What it calls itself.
+    pub(crate) name: String,
+    /// Its own version.
+    pub(crate) version: String,
+    /// Who uploaded it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+}
+
+/// A build that is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// None where its label was lost.
+    pub(crate) label: Option<Label>,
+    written: SystemTime,
+}
+
+/// Which builds are active, by what they take the place of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    version: u32,
+    #[serde(default)]
+    policies: BTreeMap<String, Activated>,
+    #[serde(default)]
+    providers: BTreeMap<String, Activated>,
+}
+
+/// The builds of one plugin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Activated {
+    /// The manifest had no such name when the first was activated.
+    #[serde(default)]
+    added: bool,
+    /// The last one is active; those before it can be gone back to.
+    builds: Vec<Activation>,
+}
+
+/// A build that was activated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Activation {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// Who did it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            policies: BTreeMap::new(),
+            providers: BTreeMap::new(),
+        }
+    }
+}
+
+impl Record {
+    fn of(&self, kind: Kind) -> &BTreeMap<String, Activated> {
+        match kind {
+            Kind::Policy => &self.policies,
+            Kind::Llm => &self.providers,
+        }
+    }
+
+    fn of_mut(&mut self, kind: Kind) -> &mut BTreeMap<String, Activated> {
+        match kind {
+            Kind::Policy => &mut self.policies,
+            Kind::Llm => &mut self.providers,
+        }
+    }
+
+    /// The builds of a plugin, the active one last.
+    pub(crate) fn builds(&self, kind: Kind, name: &str) -> &[Activation] {
+        self.of(kind).get(name).map_or(&[], |one| &one.builds)
+    }
+
+    /// Makes a build the active one. `added` says that the manifest has no such name.
+    pub(crate) fn push(&mut self, kind: Kind, name: &str, added: bool, build: Activation) {
+        let one = self.of_mut(kind).entry(name.to_owned());
+        let one = one.or_insert_with(|| Activated {
+            added,
+            builds: Vec::new(),
+        });
+        if one
+            .builds
+            .last()
+            .is_some_and(|last| last.digest == build.digest)
+        {
+            one.builds.pop();
+        }
+        one.builds.push(build);
+        if one.builds.len() > DEEPEST {
+            one.builds.remove(0);
+        }
+    }
+
+    /// Takes the active build of a plugin back.
+    pub(crate) fn pop(&mut self, kind: Kind, name: &str) -> Option<Activation> {
+        let of_kind = self.of_mut(kind);
+        let one = of_kind.get_mut(name)?;
+        let last = one.builds.pop();
+        if one.builds.is_empty() {
+            of_kind.remove(name);
+        }
+        last
+    }
+
+    /// Every build of every plugin, the active one of each first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Kind, &str, Vec<&Activation>)> {
+        let kinds = [Kind::Policy, Kind::Llm].into_iter();
+        kinds.flat_map(|kind| {
+            let of_kind = self.of(kind).iter();
+            of_kind.map(move |(name, one)| (kind, name.as_str(), one.builds.iter().rev().collect()))
+        })
+    }
+
+    fn digests(&self) -> BTreeSet<&str> {
+        let all = self.policies.values().chain(self.providers.values());
+        all.flat_map(|one| &one.builds)
+            .map(|build| build.digest.as_str())
+            .collect()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!(
+                "it is of version {}, and this host knows version {VERSION}",
+                self.version
+            ));
+        }
+        for name in self.policies.keys().chain(self.providers.keys()) {
+            if !is_name(name) {
+                return Err("a plugin's name in it cannot be one".to_owned());
+            }
+        }
+        match self.digests().into_iter().find(|digest| !is_digest(digest)) {
+            Some(_) => Err("a digest in it is not 64 hexadecimal digits".to_owned()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a text is a SHA-256 in lower-case hex, and so a file's name here.
+pub(crate) fn is_digest(text: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 64 && text.bytes().all(hex)
+}
+
+impl Depot {
+    /// The one in this folder.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            bounds: Bounds {
+                builds: 64,
+                bytes: 4 << 30,
+            },
+        }
+    }
+
+    /// The record's file.
+    pub(crate) fn record_file(&self) -> PathBuf {
+        self.folder.join(RECORD)
+    }
+
+    /// Where a build is, or would be.
+    fn file(&self, digest: &str) -> PathBuf {
+        self.folder.join(format!("{digest}.wasm"))
+    }
+
+    fn label_file(&self, digest: &str) -> PathBuf {
+        self.folder.join(format!("{digest}.json"))
+    }
+
+    /// Whether a build is kept.
+    pub(crate) fn has(&self, digest: &str) -> bool {
+        is_digest(digest) && self.file(digest).is_file()
+    }
+
+    /// Which builds are active; none where nothing was ever activated.
+    pub(crate) fn record(&self) -> Result<Record, DepotError> {
+        let path = self.record_file();
+        let mut text = String::new();
+        let read = File::open(&path).and_then(|file| {
+            let mut file = file.take(LARGEST_RECORD);
+            file.read_to_string(&mut text)
+        });
+        match read {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+            Err(cause) if cause.kind() != io::ErrorKind::InvalidData => {
+                return Err(failed(&path, "read", cause));
+            }
+            Err(cause) => {
+                let why = cause.to_string();
+                return Err(DepotError::Damaged { path, why });
+            }
+            Ok(_) => {}
+        }
+        let parsed = serde_json::from_str::<Record>(&text).map_err(|error| error.to_string());
+        let checked = parsed.and_then(|record| record.check().map(|()| record));
+        checked.map_err(|why| DepotError::Damaged { path, why })
+    }
+
+    /// What a deployment is made with: each plugin's active build.
+    pub(crate) fn uploads(&self, record: &Record) -> Uploads {
+        let mut uploads = Uploads::default();
+        for (kind, name, builds) in record.all() {
+            let active = builds.first().map(|build| &*build.digest);
+            uploads.set(
+                kind,
+                name,
+                active.map(|build| self.upload(record, kind, name, build)),
+            );
+        }
+        uploads
+    }
+
+    /// One build in a plugin's place.
+    pub(crate) fn upload(&self, record: &Record, kind: Kind, name: &str, digest: &str) -> Upload {
+        Upload {
+            file: self.file(digest),
+            digest: Digest {
+                hex: digest.to_owned(),
+            },
+            added: record.of(kind).get(name).is_some_and(|one| one.added),
+        }
+    }
+
+    /// All that is kept, the newest first. What cannot be read is left out.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
+        let mut all: Vec<Kept> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let name = entry.file_name().into_string().ok()?;
+                let digest = name.strip_suffix(".wasm").filter(|name| is_digest(name))?;
+                let found = entry.metadata().ok()?;
+                let label = std::fs::read(self.label_file(digest)).ok();
+                Some(Kept {
+                    digest: digest.to_owned(),
+                    size: found.len(),
+                    label: label.and_then(|label| serde_json::from_slice(&label).ok()),
+                    written: found.modified().ok()?,
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| (b.written, &a.digest).cmp(&(a.written, &b.digest)));
+        all
+    }
+
+    /// Makes the folder, where that can be.
+    pub(crate) fn prepare(&self) {
+        if let Err(error) = self.make() {
+            tracing::warn!("no plugin can be uploaded: {error}");
+        }
+    }
+
+    fn make(&self) -> Result<(), DepotError> {
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(|cause| failed(&self.folder, "made", cause))
+    }
+
+    /// Waits until nobody else writes here. May wait a while: not for an executor thread.
+    pub(crate) fn lock(&self) -> Result<Writer, DepotError> {
+        self.make()?;
+        let path = self.folder.join(LOCK);
+        let mut options = File::options();
+        options.create(true).write(true).truncate(false).mode(0o600);
+        let lock = options.open(&path).and_then(|file| {
+            file.lock()?;
+            Ok(file)
+        });
+        Ok(Writer {
+            depot: self.clone(),
+            _lock: lock.map_err(|cause| failed(&path, "locked", cause))?,
+        })
+    }
+}
+
+/// The right to write, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    depot: Depot,
+    _lock: File,
+}
+
+impl Writer {
+    /// Keeps a build, and returns its digest. Makes room by removing the oldest of those that are not
+    /// active and cannot be rolled back to.
+    pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, DepotError> {
+        let digest = Sha256::digest(wasm);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.sweep();
+        self.make_room(&digest, wasm.len() as u64)?;
+        // The label first: a build is there when its component is.
+        let text = serde_json::to_vec(label).unwrap_or_default();
+        self.put(&self.depot.label_file(&digest), &text)?;
+        self.put(&self.depot.file(&digest), wasm)?;
+        Ok(digest)
+    }
+
+    /// Writes down which builds are active.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), DepotError> {
+        let path = self.depot.record_file();
+        let text = serde_json::to_vec_pretty(record);
+        let text = text.map_err(|error| failed(&path, "written", error.into()))?;
+        self.put(&path, &text)
+    }
+
+    /// A file that is whole or not there.
+    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), DepotError> {
+        let folder = &self.depot.folder;
+        let put = || {
+            // Its mode is 0600; where this fails it is removed.
+            let mut draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(folder)?;
+            draft.write_all(bytes)?;
+            draft.as_file().sync_all()?;
+            draft.persist(path).map_err(|error| error.error)?;
+            File::open(folder)?.sync_all()
+        };
+        put().map_err(|cause| failed(path, "written", cause))
+    }
+
+    /// What a crash left half written: nobody else writes now.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.depot.folder).into_iter().flatten() {
+            let Ok(entry) = entry else { continue };
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(DRAFT.as_bytes())
+            {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn make_room(&self, digest: &str, size: u64) -> Result<(), DepotError> {
+        let Bounds { builds, bytes } = self.depot.bounds;
+        let record = self.depot.record()?;
+        let held = record.digests();
+        let mut kept = self.depot.kept();
+        kept.retain(|one| one.digest != digest);
+        let mut total: u64 = kept.iter().map(|one| one.size).sum();
+        while kept.len() >= builds || total.saturating_add(size) > bytes {
+            let idle = kept.iter().rposition(|one| !held.contains(&*one.digest));
+            let Some(oldest) = idle.map(|at| kept.remove(at)) else {
+                return Err(DepotError::Full { kept: kept.len() });
+            };
+            let path = self.depot.file(&oldest.digest);
+            std::fs::remove_file(&path).map_err(|cause| failed(&path, "removed", cause))?;
+            let _ = std::fs::remove_file(self.depot.label_file(&oldest.digest));
+            total = total.saturating_sub(oldest.size);
+        }
+        Ok(())
+    }
+}
+
+fn failed(path: &Path, what: &'static str, cause: io::Error) -> DepotError {
+    DepotError::File {
+        path: path.to_owned(),
+        what,
+        cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Ground {
+        _folder: tempfile::TempDir,
+        depot: Depot,
+    }
+
+    impl Ground {
+        fn new(builds: usize, bytes: u64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut depot = Depot::new(folder.path().join("data/plugins"));
+            depot.bounds = Bounds { builds, bytes };
+            Self {
+                _folder: folder,
+                depot,
+            }
+        }
+
+        fn keep(&self, wasm: &[u8]) -> Result<String, DepotError> {
+            self.depot.lock()?.keep(wasm, &label())
+        }
+
+        /// The same, at a time of its own: a file system's clock may be slow.
+        fn keep_at(&self, wasm: &[u8], seconds: u64) -> String {
+            let digest = self.keep(wasm).unwrap();
+            let file = File::options().write(true).open(self.depot.file(&digest));
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.unwrap().set_modified(at).unwrap();
+            digest
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(&self.depot.folder).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect()
+        }
+    }
+
+    fn label() -> Label {
+        Label {
+            kind: "policy".to_owned(),
+            name: "own".to_owned(),
+            version: "1".to_owned(),
+            by: "alice".to_owned(),
+            at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn activation(digest: &str) -> Activation {
+        Activation {
+            digest: digest.to_owned(),
+            by: "alice".to_owned(),
+            at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_whole_private_and_found_again() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let ground = Ground::new(4, 1_000);
+        assert!(ground.depot.kept().is_empty(), "nothing was made yet");
+        let digest = ground.keep(b"a component").unwrap();
+        assert!(ground.depot.has(&digest));
+        let path = ground.depot.file(&digest);
+        assert_eq!(std::fs::read(&path).unwrap(), b"a component");
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&ground.depot.folder)), (0o600, 0o700));
+        let kept = ground.depot.kept();
+        assert_eq!((kept.len(), kept[0].size), (1, 11));
+        assert_eq!(kept[0].label, Some(label()));
+        // Its bytes were damaged on the disk: the same upload heals it.
+        std::fs::write(&path, b"a comp").unwrap();
+        assert_eq!(ground.keep(b"a component").unwrap(), digest);
+        assert_eq!(std::fs::read(&path).unwrap(), b"a component");
+    }
+
+    #[test]
+    fn a_draft_that_a_crash_left_is_no_build_and_goes() {
+        let ground = Ground::new(4, 1_000);
+        ground.keep(b"one").unwrap();
+        let draft = ground.depot.folder.join(format!("{DRAFT}abc"));
+        std::fs::write(&draft, b"half").unwrap();
+        assert_eq!(ground.depot.kept().len(), 1);
+        ground.keep(b"two").unwrap();
+        assert!(!draft.exists(), "the draft is still there");
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_what_was_there_and_no_draft() {
+        let ground = Ground::new(4, 1_000);
+        let digest = ground.keep(b"one").unwrap();
+        let mut record = Record::default();
+        record.push(Kind::Policy, "coder", false, activation(&digest));
+        let writer = ground.depot.lock().unwrap();
+        writer.write(&record).unwrap();
+        drop(writer);
+        // A folder in the file's place fails the last step, whatever the disk and the user.
+        let other: String = Sha256::digest(b"two")
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        std::fs::create_dir(ground.depot.file(&other)).unwrap();
+        let error = ground.keep(b"two").unwrap_err().to_string();
+        assert!(error.contains("cannot be written"), "{error}");
+        assert_eq!(ground.depot.record().unwrap(), record);
+        let names = ground.names();
+        assert!(
+            !names.iter().any(|name| name.starts_with(DRAFT)),
+            "{names:?}"
+        );
+        let full = failed(Path::new("x"), "written", io::ErrorKind::StorageFull.into());
+        assert!(full.is_disk_full());
+    }
+
+    #[test]
+    fn the_oldest_that_nobody_needs_goes_first() {
+        let ground = Ground::new(3, 1_000);
+        let digests: Vec<String> = (1..=3)
+            .map(|number| ground.keep_at(&[number], u64::from(number)))
+            .collect();
+        let mut record = Record::default();
+        record.push(Kind::Llm, "openai", false, activation(&digests[0]));
+        record.push(Kind::Llm, "openai", false, activation(&digests[2]));
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        let fourth = ground.keep_at(&[4], 4);
+        let there: Vec<bool> = digests
+            .iter()
+            .map(|digest| ground.depot.has(digest))
+            .collect();
+        assert_eq!(
+            there,
+            [true, false, true],
+            "the second was the oldest idle one"
+        );
+        record.push(Kind::Policy, "coder", false, activation(&fourth));
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        let error = ground.keep(&[5]).unwrap_err();
+        assert!(matches!(error, DepotError::Full { kept: 3 }), "{error}");
+        assert!(
+            ground.keep(&[4]).is_ok(),
+            "one that is there takes no more room"
+        );
+
+        let ground = Ground::new(100, 10);
+        ground.keep_at(&[1; 6], 1);
+        ground.keep_at(&[2; 6], 2);
+        let kept = ground.depot.kept();
+        assert_eq!((kept.len(), kept[0].size), (1, 6), "{kept:?}");
+        assert!(
+            ground.keep(&[3; 11]).is_err(),
+            "larger than all that is kept"
+        );
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_never_an_empty_one() {
+        let ground = Ground::new(4, 1_000);
+        assert_eq!(ground.depot.record().unwrap(), Record::default());
+        let digest = ground.keep(b"one").unwrap();
+        let mut record = Record::default();
+        record.push(Kind::Policy, "coder", true, activation(&digest));
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        let path = ground.depot.record_file();
+        let good = std::fs::read_to_string(&path).unwrap();
+        for end in 0..good.len() {
+            std::fs::write(&path, &good[..end]).unwrap();
+            let error = ground.depot.record().unwrap_err().to_string();
+            assert!(
+                error.contains("active.json cannot be understood"),
+                "{error}"
+            );
+        }
+        for (from, to) in [
+            (digest.as_str(), "../../../etc/passwd"),
+            ("coder", "../coder"),
+            ("\"version\": 1", "\"version\": 2"),
+            // Of a later host, which meant something by it.
+            ("\"added\"", "\"share\""),
+        ] {
+            std::fs::write(&path, good.replace(from, to)).unwrap();
+            let error = ground.depot.record().unwrap_err();
+            assert!(
+                matches!(error, DepotError::Damaged { .. }),
+                "{from}: {error}"
+            );
+        }
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(matches!(
+            ground.depot.record(),
+            Err(DepotError::Damaged { .. })
+        ));
+        std::fs::write(&path, good).unwrap();
+        assert_eq!(ground.depot.record().unwrap(), record);
+    }
+
+    #[test]
+    fn only_a_digest_names_a_file() {
+        let depot = Depot::new(PathBuf::from("/"));
+        for text in [
+            "",
+            "..",
+            "../x",
+            "A",
+            &"A".repeat(64),
+            &"a".repeat(65),
+            &format!("{}/", "a".repeat(63)),
+        ] {
+            assert!(!is_digest(text) && !depot.has(text), "{text}");
+        }
+        assert!(is_digest(&"0af9".repeat(16)));
+    }
+
+    #[test]
+    fn two_that_write_at_once_take_turns() {
+        let ground = Ground::new(64, 1 << 20);
+        std::thread::scope(|scope| {
+            for number in 0..16_u8 {
+                let depot = ground.depot.clone();
+                scope.spawn(move || {
+                    let writer = depot.lock().unwrap();
+                    let digest = writer.keep(&[number], &label()).unwrap();
+                    let mut record = depot.record().unwrap();
+                    let name = format!("p{number}");
+                    record.push(Kind::Policy, &name, true, activation(&digest));
+                    writer.write(&record).unwrap();
+                });
+            }
+        });
+        assert_eq!(ground.depot.record().unwrap().policies.len(), 16);
+        assert_eq!(ground.depot.kept().len(), 16);
+    }
+
+    proptest! {
+        /// Against a plain list for each name.
+        #[test]
+        fn a_rollback_undoes_the_last_activation(
+            steps in proptest::collection::vec((0..3_u8, 0..4_u8, any::<bool>()), 0..60)
+        ) {
+            let mut record = Record::default();
+            let mut model: BTreeMap<u8, Vec<String>> = BTreeMap::new();
+            for (name, digest, push) in steps {
+                let (list, digest) = (model.entry(name).or_default(), format!("{digest}").repeat(64));
+                let name = format!("p{name}");
+                if push {
+                    record.push(Kind::Policy, &name, false, activation(&digest));
+                    if list.last() != Some(&digest) {
+                        list.push(digest);
+                    }
+                    if list.len() > DEEPEST {
+                        list.remove(0);
+                    }
+                } else {
+                    let popped = record.pop(Kind::Policy, &name).map(|build| build.digest);
+                    prop_assert_eq!(popped, list.pop());
+                }
+                let found: Vec<&str> =
+                    record.builds(Kind::Policy, &name).iter().map(|build| &*build.digest).collect();
+                prop_assert_eq!(&found, list);
+                prop_assert!(record.check().is_ok());
+                let text = serde_json::to_string(&record).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<Record>(&text).unwrap(), &record);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let folder = tempfile::tempdir().unwrap();
+            let depot = Depot::new(folder.path().to_owned());
+            std::fs::write(depot.record_file(), &bytes).unwrap();
+            prop_assert!(depot.record().is_err(), "{:?}", depot.record());
+        }
+    }
+}

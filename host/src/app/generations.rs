@@ -1,0 +1,498 @@
+//! Owns the deployment while the server runs: its generations, and how one follows another.
+//!
+//! What always holds: a generation is published whole or not at all, and never changes; what cannot be
+//! loaded leaves the one before in its place, and its reasons are kept until something can be loaded
+//! again. One load runs at a time. A plugin that is the same in two generations is the same instance in
+//! both, so a change costs what changed. A generation goes when the last session leaves it.
+//!
+//! An uploaded build changes one plugin of what is there, and is written down as active once it was
+//! loaded and before a session gets it. One that no longer loads when the server starts keeps nobody
+//! from working: its plugin goes back to the build before it, as a rollback would, or to the manifest's
+//! component, and why is said until it can be loaded or is rolled back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use chrono::Utc;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::deployed::Deployed;
+use super::depot::{Activation, Depot, DepotError, Label, Record, Writer};
+use crate::blobs::Blobs;
+use crate::config::Config;
+use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, is_name};
+use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Plugins};
+use crate::session::{Deployment, Generation};
+
+/// The generations of this server's deployment. A clone is a handle of the same.
+#[derive(Clone)]
+pub struct Generations(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    engine: Engine,
+    blobs: Blobs,
+    depot: Depot,
+    published: watch::Sender<Arc<Generation>>,
+    now: Mutex<Now>,
+    /// Held while one is loaded.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Where the deployment stands.
+#[derive(Clone)]
+pub struct Now {
+    /// Counted up from 1 with each change since the server's start.
+    pub number: u64,
+    /// What sessions begin with.
+    pub(crate) deployed: Arc<Deployed>,
+    /// Since when.
+    pub since: SystemTime,
+    /// Why the last load came to nothing, and when; none where what is there now was loaded last.
+    pub refused: Option<(SystemTime, Arc<Problems>)>,
+}
+
+/// Another build for one plugin.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// This one, which was uploaded before.
+    Activate {
+        /// In lower-case hex.
+        digest: String,
+        /// Who wants it.
+        by: String,
+    },
+    /// The one before the one that is active.
+    RollBack,
+}
+
+/// Why there is no other build.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The deployment has no such plugin.
+    #[error(
+        "There is no {kind} plugin `{name}`. A provider needs an entry in the manifest, which says where it is asked and with which key"
+    )]
+    NoSuchPlugin {
+        /// Its kind.
+        kind: Kind,
+        /// What it was called.
+        name: String,
+    },
+    /// No plugin can be called so.
+    #[error(
+        "A plugin's name is 1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit, and not `auto`"
+    )]
+    NoName,
+    /// The depot does not have it.
+    #[error("No build sha256:{0} was uploaded, or it made room for later ones. Upload it again")]
+    NotUploaded(String),
+    /// There is nothing to go back from.
+    #[error(
+        "The {kind} plugin `{name}` has no uploaded build to go back from: it is the manifest's"
+    )]
+    NothingActive {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// With it there would be no deployment. The reasons are kept as the last error too.
+    #[error("The deployment stays as it is: {}", shown(.0))]
+    Refused(Arc<Problems>),
+    /// It cannot be written down, so it did not happen.
+    #[error("The deployment stays as it is: {0}")]
+    Depot(#[from] DepotError),
+    /// The server goes down.
+    #[error("The server goes down, and the deployment may be the one before or the one after")]
+    Interrupted,
+}
+
+/// Why a component was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// It is no plugin, or none that this host runs.
+    #[error("The component was not kept: {0}")]
+    NotLetIn(#[from] AnyError),
+    /// It cannot be written.
+    #[error("The component was not kept: {0}")]
+    Depot(#[from] DepotError),
+    /// The server goes down.
+    #[error("The server goes down, and the component may not have been kept")]
+    Interrupted,
+}
+
+fn shown(problems: &Problems) -> String {
+    let all: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    all.join("; ")
+}
+
+impl Generations {
+    /// The first generation, from the manifest, the environment and the depot as they are.
+    pub(crate) async fn start(
+        config: &Config,
+        engine: Engine,
+        blobs: Blobs,
+        depot: Depot,
+    ) -> Result<Self, Problems> {
+        let manifest = Manifest::find(config)?;
+        let record = depot.record().map_err(Problem::from)?;
+        let (none, uploads) = (Plugins::default(), depot.uploads(&record));
+        let has_uploads = uploads.iter().next().is_some();
+        let whole = Arc::new(manifest.with(uploads));
+        let made = Deployed::new(whole, config, &engine, blobs.clone(), &none, None);
+        let (deployed, refused) = match Box::pin(made).await {
+            Ok(deployed) => (deployed, None),
+            Err(problems) if !has_uploads => return Err(problems),
+            Err(problems) => {
+                let parts = (config, &engine, &blobs);
+                let Some(left) = Box::pin(fall_back(&manifest, &depot, &record, parts)).await
+                else {
+                    return Err(problems);
+                };
+                for problem in problems.iter() {
+                    tracing::error!("the server starts with the build before: {problem}");
+                }
+                (left, Some((SystemTime::now(), Arc::new(problems))))
+            }
+        };
+        let deployed = Arc::new(deployed);
+        Ok(Self(Arc::new(Inner {
+            config: config.clone(),
+            engine,
+            blobs,
+            depot,
+            published: watch::Sender::new(generation(1, &deployed)),
+            now: Mutex::new(Now {
+                number: 1,
+                deployed,
+                since: SystemTime::now(),
+                refused,
+            }),
+            turn: tokio::sync::Mutex::default(),
+        })))
+    }
+
+    /// For sessions.
+    pub(crate) fn deployment(&self) -> Deployment {
+        self.0.published.subscribe()
+    }
+
+    /// Where it stands.
+    pub fn now(&self) -> Now {
+        let now = self.0.now.lock();
+        now.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads what the manifest and the files say by now, and returns the number of the generation that
+    /// holds from then on: a new one where something changed.
+    pub async fn reload(&self) -> Result<u64, Arc<Problems>> {
+        let found = self.manifest().await;
+        self.load(found).await
+    }
+
+    /// Loads again whenever the manifest or a component changes, until the handle is dropped.
+    pub fn follow(&self) -> AbortOnDropHandle<()> {
+        let generations = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            // Its own folder is quiet; the one above it has the log.
+            generations.0.depot.prepare();
+            let mut watch = Watch::new();
+            let own = Manifest::place(&generations.0.config);
+            loop {
+                // Another process may roll back.
+                watch.begin([own.clone(), generations.0.depot.record_file()]);
+                let found = generations.manifest().await;
+                // One that cannot be read may name what it named before.
+                let named = match &found {
+                    Ok(manifest) => manifest.files(),
+                    Err(_) => generations.now().deployed.manifest.files(),
+                };
+                watch.also(named);
+                // What is wrong is in the log, and kept.
+                let _ = generations.load(found).await;
+                watch.changed().await;
+            }
+        }))
+    }
+
+    /// What was uploaded.
+    pub(crate) fn depot(&self) -> &Depot {
+        &self.0.depot
+    }
+
+    /// Keeps a component, once it was let in as a plugin of what it is. Nothing runs on it by that.
+    pub(crate) async fn upload(
+        &self,
+        wasm: impl AsRef<[u8]> + Send + 'static,
+        by: &str,
+    ) -> Result<AnyPlugin, UploadError> {
+        let limits = self.now().deployed.manifest.widest_limits();
+        let loaded = AnyPlugin::load(&self.0.engine, "uploaded", wasm.as_ref(), &limits);
+        let plugin = Box::pin(loaded).await?;
+        let label = Label {
+            kind: plugin.kind().to_string(),
+            name: plugin.own_name().to_owned(),
+            version: plugin.version().to_owned(),
+            by: by.to_owned(),
+            at: Utc::now(),
+        };
+        let depot = self.0.depot.clone();
+        let kept =
+            tokio::task::spawn_blocking(move || depot.lock()?.keep(wasm.as_ref(), &label)).await;
+        kept.map_err(|_| UploadError::Interrupted)??;
+        tracing::info!(by, kind = %plugin.kind(), name = plugin.own_name(), digest = plugin.digest(), "a plugin was uploaded");
+        Ok(plugin)
+    }
+
+    /// Gives one plugin another build, and returns the number of the generation that has it. To its
+    /// end, also where nobody waits for it any more.
+    pub(crate) async fn change(
+        &self,
+        kind: Kind,
+        name: &str,
+        change: Change,
+    ) -> Result<u64, ChangeError> {
+        if !is_name(name) || name == "auto" {
+            return Err(ChangeError::NoName);
+        }
+        let (this, name) = (self.clone(), name.to_owned());
+        let changed = tokio::spawn(async move { this.make_change(kind, &name, change).await });
+        changed.await.unwrap_or(Err(ChangeError::Interrupted))
+    }
+
+    async fn make_change(
+        &self,
+        kind: Kind,
+        name: &str,
+        change: Change,
+    ) -> Result<u64, ChangeError> {
+        let Inner {
+            config,
+            engine,
+            blobs,
+            depot,
+            ..
+        } = &*self.0;
+        let _turn = self.0.turn.lock().await;
+        let writer = self.writer().await?;
+        let mut record = depot.record()?;
+        let before = self.now();
+        // What runs, and not what the manifest's file says by now: a rollback must not wait until
+        // somebody has put that right.
+        let manifest = &before.deployed.manifest;
+        let (back, by) = match change {
+            Change::Activate { digest, by } => {
+                let known = manifest.names(kind, name);
+                if !known && kind != Kind::Policy {
+                    let name = name.to_owned();
+                    return Err(ChangeError::NoSuchPlugin { kind, name });
+                }
+                if !depot.has(&digest) {
+                    return Err(ChangeError::NotUploaded(digest));
+                }
+                let at = Utc::now();
+                let build = Activation {
+                    digest,
+                    by: by.clone(),
+                    at,
+                };
+                record.push(kind, name, !known, build);
+                (false, by)
+            }
+            Change::RollBack => {
+                if record.pop(kind, name).is_none() {
+                    let name = name.to_owned();
+                    return Err(ChangeError::NothingActive { kind, name });
+                }
+                (true, String::new())
+            }
+        };
+        let mut wrong = None;
+        let (deployed, digest) = loop {
+            let active = record.builds(kind, name).last();
+            let upload = active.map(|build| depot.upload(&record, kind, name, &build.digest));
+            let digest = active.map(|build| build.digest.clone());
+            let mut uploads = manifest.uploads.clone();
+            uploads.set(kind, name, upload);
+            let (next, known) = (Arc::new(manifest.with(uploads)), &before.deployed.plugins);
+            let only = Some((kind, name));
+            let made = Deployed::new(next, config, engine, blobs.clone(), known, only);
+            match Box::pin(made).await {
+                Ok(deployed) => break (deployed, digest),
+                // A rollback is to get away from a build, to the nearest one before it that works.
+                Err(problems) if back && record.pop(kind, name).is_some() => {
+                    for problem in problems.iter() {
+                        tracing::error!("a rollback passes a build over: {problem}");
+                    }
+                    wrong.get_or_insert(problems);
+                }
+                Err(problems) => {
+                    let problems = wrong.unwrap_or(problems);
+                    return Err(ChangeError::Refused(self.refuse(&before, problems)));
+                }
+            }
+        };
+        let writer = tokio::task::spawn_blocking(move || {
+            let written = writer.write(&record);
+            drop(writer);
+            written
+        });
+        writer.await.map_err(|_| ChangeError::Interrupted)??;
+        let what = if back { "rolled back" } else { "activated" };
+        tracing::info!(%kind, name, digest, by, "a plugin's build was {what}");
+        let unsettled = before.refused.is_some();
+        let number = self.publish(before, deployed, None);
+        if !unsettled {
+            return Ok(number);
+        }
+        // What was wrong besides may still be.
+        let found = self.manifest().await;
+        Ok(self.load_in_turn(found).await.unwrap_or(number))
+    }
+
+    async fn writer(&self) -> Result<Writer, ChangeError> {
+        let depot = self.0.depot.clone();
+        let locked = tokio::task::spawn_blocking(move || depot.lock()).await;
+        Ok(locked.map_err(|_| ChangeError::Interrupted)??)
+    }
+
+    async fn manifest(&self) -> Result<Arc<Manifest>, Problems> {
+        let config = self.0.config.clone();
+        let found = tokio::task::spawn_blocking(move || Manifest::find(&config)).await;
+        match found {
+            Ok(found) => found.map(Arc::new),
+            // The runtime is ending, and nobody needs another generation.
+            Err(_) => Ok(self.now().deployed.manifest.clone()),
+        }
+    }
+
+    async fn load(&self, found: Result<Arc<Manifest>, Problems>) -> Result<u64, Arc<Problems>> {
+        let _turn = self.0.turn.lock().await;
+        self.load_in_turn(found).await
+    }
+
+    async fn load_in_turn(
+        &self,
+        found: Result<Arc<Manifest>, Problems>,
+    ) -> Result<u64, Arc<Problems>> {
+        let Inner {
+            config,
+            engine,
+            blobs,
+            depot,
+            ..
+        } = &*self.0;
+        let before = self.now();
+        let known = &before.deployed.plugins;
+        let active = depot.record().map(|record| depot.uploads(&record));
+        let found = found.and_then(|manifest| Ok((manifest, active.map_err(Problem::from)?)));
+        let (manifest, active) = match found {
+            Ok(found) => found,
+            Err(problems) => return Err(self.refuse(&before, problems)),
+        };
+        let make = async |uploads: Uploads| {
+            let manifest = Arc::new(manifest.with(uploads));
+            let made = Deployed::new(manifest, config, engine, blobs.clone(), known, None);
+            Box::pin(made).await
+        };
+        let running = before.deployed.manifest.uploads.clone();
+        let falls_back = active != running;
+        let problems = match make(active).await {
+            Ok(deployed) => return Ok(self.publish(before, deployed, None)),
+            Err(problems) => problems,
+        };
+        // A build that could not be loaded at the start holds up nothing else.
+        if falls_back && let Ok(deployed) = make(running).await {
+            let refused = self.refuse(&before, problems);
+            let refused = Some((SystemTime::now(), refused));
+            return Ok(self.publish(before, deployed, refused));
+        }
+        Err(self.refuse(&before, problems))
+    }
+
+    fn publish(
+        &self,
+        before: Now,
+        deployed: Deployed,
+        refused: Option<(SystemTime, Arc<Problems>)>,
+    ) -> u64 {
+        let mut now = Now { refused, ..before };
+        if !now.deployed.is_like(&deployed) {
+            now.number += 1;
+            now.since = SystemTime::now();
+            now.deployed = Arc::new(deployed);
+            tracing::info!(generation = now.number, "the deployment changed");
+            for warning in &now.deployed.warnings {
+                tracing::warn!("{warning}");
+            }
+        }
+        let number = now.number;
+        let next = generation(number, &now.deployed);
+        *self.0.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        self.0.published.send_if_modified(|current| {
+            let newer = current.number != number;
+            if newer {
+                *current = next;
+            }
+            newer
+        });
+        number
+    }
+
+    fn refuse(&self, before: &Now, problems: Problems) -> Arc<Problems> {
+        let known = before.refused.as_ref();
+        let problems = match known.filter(|(_, known)| **known == problems) {
+            Some((_, known)) => known.clone(),
+            None => {
+                for problem in problems.iter() {
+                    tracing::error!(
+                        generation = before.number,
+                        "the deployment stays as it is: {problem}"
+                    );
+                }
+                Arc::new(problems)
+            }
+        };
+        let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        now.refused = Some((SystemTime::now(), problems.clone()));
+        problems
+    }
+}
+
+/// The deployment without the builds that cannot be loaded, each in its place the newest before it that
+/// can, or the manifest's component. None where that cannot be loaded either.
+async fn fall_back(
+    manifest: &Manifest,
+    depot: &Depot,
+    record: &Record,
+    (config, engine, blobs): (&Config, &Engine, &Blobs),
+) -> Option<Deployed> {
+    let make = async |uploads: Uploads, known: &Plugins, only| {
+        let manifest = Arc::new(manifest.with(uploads));
+        let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only);
+        Box::pin(made).await.ok()
+    };
+    let mut left = make(Uploads::default(), &Plugins::default(), None).await?;
+    for (kind, name, builds) in record.all() {
+        for build in builds {
+            let mut uploads = left.manifest.uploads.clone();
+            let upload = depot.upload(record, kind, name, &build.digest);
+            uploads.set(kind, name, Some(upload));
+            if let Some(more) = make(uploads, &left.plugins, Some((kind, name))).await {
+                left = more;
+                break;
+            }
+        }
+    }
+    Some(left)
+}
+
+fn generation(number: u64, deployed: &Deployed) -> Arc<Generation> {
+    Arc::new(Generation {
+        number,
+        policies: deployed.policies.clone(),
+        models: deployed.providers.clone(),
+    })
+}

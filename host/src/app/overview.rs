@@ -1,0 +1,191 @@
+//! Owns what an administrator sees of the deployment's plugins.
+//!
+//! What always holds: it shows what runs, not what the manifest's file says by now; no key is in it,
+//! only the name of the variable that holds one.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use super::depot::{Activation, Kept, Record};
+use super::generations::{Generations, Now};
+use crate::api::{
+    ActivationView, BuildView, GrantsView, KeptView, LastErrorView, LoadedView, PluginsView,
+    ProblemView,
+};
+use crate::deployment::{Manifest, Source};
+use crate::egress::Injection;
+use crate::plugins::{AnyPlugin, Kind};
+use crate::session::{Runs, Sessions};
+
+impl Generations {
+    /// All of it. Reads the depot's folder: not for an executor thread.
+    pub(crate) fn overview(&self, sessions: &Sessions) -> PluginsView {
+        let now = self.now();
+        let depot = self.depot();
+        let runs = sessions.count_by_plugins();
+        let mut warnings = now.deployed.warnings.clone();
+        let record = depot.record().unwrap_or_else(|error| {
+            warnings.push(format!("{error}."));
+            Record::default()
+        });
+        let plugins = all(&now)
+            .iter()
+            .map(|plugin| loaded(&now, plugin, &record, &runs))
+            .collect();
+        PluginsView {
+            generation: now.number,
+            since: shown(now.since),
+            plugins,
+            uploads: depot.kept().into_iter().map(kept).collect(),
+            last_error: last_error(&now),
+            warnings,
+        }
+    }
+
+    /// The plugin of a name as it is by now, and where it is from.
+    pub(crate) fn loaded(&self, kind: Kind, name: &str) -> Option<(AnyPlugin, &'static str)> {
+        let now = self.now();
+        let found = all(&now).into_iter();
+        let mut found = found.filter(|plugin| plugin.kind() == kind && plugin.name() == name);
+        let plugin = found.next()?;
+        Some((plugin, source(&now.deployed.manifest, kind, name).0))
+    }
+
+    /// Why the last load came to nothing, where it did.
+    pub(crate) fn last_error(&self) -> Option<LastErrorView> {
+        last_error(&self.now())
+    }
+}
+
+fn all(now: &Now) -> Vec<AnyPlugin> {
+    let plugins = &now.deployed.plugins;
+    let policies = plugins.policies().cloned().map(AnyPlugin::Policy);
+    let llms = plugins.llms().cloned().map(AnyPlugin::Llm);
+    policies.chain(llms).collect()
+}
+
+fn loaded(
+    now: &Now,
+    plugin: &AnyPlugin,
+    record: &Record,
+    runs: &HashMap<Runs, usize>,
+) -> LoadedView {
+    let (kind, name) = (plugin.kind(), plugin.name());
+    let (source, component) = source(&now.deployed.manifest, kind, name);
+    let (sessions, other_builds) = sessions(plugin, runs);
+    let activated = record.builds(kind, name).iter().rev();
+    LoadedView {
+        kind: kind.to_string(),
+        name: name.to_owned(),
+        own_name: plugin.own_name().to_owned(),
+        version: plugin.version().to_owned(),
+        description: plugin.description().to_owned(),
+        digest: plugin.digest().to_owned(),
+        source,
+        component,
+        imports: plugin.imports(),
+        grants: grants(now, plugin),
+        limits: plugin.limits().into(),
+        sessions,
+        other_builds,
+        calls: plugin.figures(),
+        activated: activated.map(activation).collect(),
+    }
+}
+
+/// Where a plugin is from, and what the manifest names.
+fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<String>) {
+    let stated = manifest.entry(kind, name);
+    let stated = stated.map(|entry| match entry.component.value {
+        Source::Builtin(name) => ("builtin", format!("builtin:{name}")),
+        Source::File(path) => ("file", path.display().to_string()),
+    });
+    let uploaded = manifest.upload(kind, name).is_some();
+    match stated {
+        Some((_, component)) if uploaded => ("upload", Some(component)),
+        Some((source, component)) => (source, Some(component)),
+        None => ("upload", None),
+    }
+}
+
+/// How many sessions are on this very build, and which other ones sessions have.
+fn sessions(plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usize, Vec<BuildView>) {
+    let AnyPlugin::Policy(policy) = plugin else {
+        let name = plugin.name();
+        let theirs = runs.iter().filter(|(runs, _)| runs.provider == name);
+        return (theirs.map(|(_, count)| count).sum(), Vec::new());
+    };
+    let mut builds: HashMap<&str, usize> = HashMap::new();
+    for (runs, count) in runs.iter().filter(|(runs, _)| runs.policy == policy.name()) {
+        *builds.entry(&runs.digest).or_default() += count;
+    }
+    let own = builds.remove(policy.digest()).unwrap_or_default();
+    let mut others: Vec<BuildView> = builds
+        .into_iter()
+        .map(|(digest, sessions)| BuildView {
+            digest: digest.to_owned(),
+            sessions,
+        })
+        .collect();
+    others.sort_by(|a, b| (b.sessions, &a.digest).cmp(&(a.sessions, &b.digest)));
+    (own, others)
+}
+
+fn grants(now: &Now, plugin: &AnyPlugin) -> GrantsView {
+    match plugin {
+        AnyPlugin::Policy(policy) => GrantsView {
+            calls_models: Some(policy.descriptor().calls_models),
+            needs_sandbox: Some(policy.descriptor().needs_sandbox),
+            ..GrantsView::default()
+        },
+        AnyPlugin::Llm(llm) => match now.deployed.providers.grants(llm.name()) {
+            None => GrantsView::default(),
+            Some(grants) => GrantsView {
+                base_url: Some(grants.base_url),
+                key_place: Some(match grants.key_place {
+                    Injection::Bearer => "bearer".to_owned(),
+                    Injection::Header(name) => name.to_string(),
+                }),
+                key_variable: Some(grants.variable),
+                has_key: Some(grants.has_key),
+                models: Some(grants.models),
+                ..GrantsView::default()
+            },
+        },
+    }
+}
+
+fn activation(build: &Activation) -> ActivationView {
+    ActivationView {
+        digest: build.digest.clone(),
+        by: build.by.clone(),
+        at: shown(build.at.into()),
+    }
+}
+
+fn kept(kept: Kept) -> KeptView {
+    let label = kept.label;
+    KeptView {
+        digest: kept.digest,
+        size: kept.size,
+        kind: label.as_ref().map(|label| label.kind.clone()),
+        own_name: label.as_ref().map(|label| label.name.clone()),
+        version: label.as_ref().map(|label| label.version.clone()),
+        by: label.as_ref().map(|label| label.by.clone()),
+        at: label.map(|label| shown(label.at.into())),
+    }
+}
+
+fn last_error(now: &Now) -> Option<LastErrorView> {
+    let (at, problems) = now.refused.as_ref()?;
+    Some(LastErrorView {
+        at: shown(*at),
+        problems: problems.iter().map(ProblemView::from).collect(),
+    })
+}
+
+fn shown(at: SystemTime) -> String {
+    DateTime::<Utc>::from(at).to_rfc3339_opts(SecondsFormat::Millis, true)
+}

@@ -1,0 +1,292 @@
+//! Owns an open place: what runs in it, what of that is shown, and what a person should know of it.
+//!
+//! What always holds: a box that died is replaced by the next tool; one that was closed stays closed; a
+//! tool that fails is a result, and only the host's own failures are errors.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::{Mutex, mpsc};
+
+use super::files::Files;
+use super::instructions;
+use super::places::{Ground, blocking};
+use crate::git_gateway::{self, Gateway};
+use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
+use crate::sandbox::{LimitHit, Sandbox, SandboxError};
+use crate::session::{DeltaKind, DeltaSink, EventDraft, Place, PlaceSpec, ToolDone};
+use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
+use crate::workspace::{Quota, Workspace};
+
+/// What a command may take where neither its call nor the policy says.
+const COMMAND_TIME: Duration = Duration::from_secs(120);
+
+/// A box that runs, and what belongs to it.
+pub(super) struct Opened {
+    pub(super) tools: ToolBox,
+    /// Closes when dropped.
+    pub(super) _gateway: Option<Gateway>,
+}
+
+/// What a person should know of a place, from wherever it is noticed. Few, since each is of one box.
+#[derive(Clone)]
+pub(super) struct Notices {
+    sender: mpsc::UnboundedSender<String>,
+    /// The session closes the place: an end is no news.
+    closed: Arc<AtomicBool>,
+}
+
+impl Notices {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let closed = Arc::default();
+        (Self { sender, closed }, receiver)
+    }
+
+    /// Whether the session closed the place.
+    pub(super) fn are_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn give(&self, notice: String) {
+        // Fails where the place is gone, and nobody asks.
+        let _ = self.sender.send(notice);
+    }
+}
+
+/// An open place: a workspace, and the box that is over it now.
+pub(super) struct Room {
+    pub(super) ground: Ground,
+    pub(super) spec: PlaceSpec,
+    pub(super) workspace: Arc<Workspace>,
+    pub(super) files: Arc<Files>,
+    /// The workspace, as commands see it.
+    pub(super) root: String,
+    pub(super) notices: Notices,
+    pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
+    /// None once it was closed.
+    pub(super) opened: Mutex<Option<Opened>>,
+}
+
+impl Room {
+    /// The files, and what they may take.
+    pub(super) fn files(&self) -> (Arc<Workspace>, Arc<Quota>) {
+        (self.workspace.clone(), self.files.quota().clone())
+    }
+
+    /// Ends the box with all that runs in it, and says why. The next tool gets another.
+    pub(super) async fn end_box(&self, why: &str) {
+        let sandbox = {
+            let opened = self.opened.lock().await;
+            opened.as_ref().map(|opened| opened.tools.sandbox().clone())
+        };
+        if let Some(sandbox) = sandbox.filter(Sandbox::is_alive) {
+            sandbox.end(why).await;
+        }
+    }
+
+    /// The tools, in a new box where the old one died.
+    async fn tools(&self) -> Result<ToolBox, String> {
+        let mut opened = self.opened.lock().await;
+        let Some(present) = opened.as_ref() else {
+            return Err("The sandbox was closed.".to_owned());
+        };
+        if !present.tools.sandbox().is_alive() {
+            present.tools.sandbox().close().await;
+            let workspace = self.workspace.clone();
+            let other = self
+                .ground
+                .open_and_watch(&self.spec, workspace, &self.notices);
+            *opened = Some(other.await?);
+        }
+        let tools = opened.as_ref().map(|opened| opened.tools.clone());
+        tools.ok_or_else(|| "The sandbox was closed.".to_owned())
+    }
+
+    async fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        deltas: DeltaSink,
+    ) -> Result<ToolDone, Error> {
+        let tools = self.tools().await.map_err(fault)?;
+        let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
+            COMMAND_TIME.min(Duration::from_millis(ms.into()))
+        });
+        let show = |bytes: &[u8]| deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
+        let tools = tools
+            .with_quota(self.files.quota().clone())
+            .with_pictures(self.spec.images);
+        let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
+        let mut outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
+        let blobs = self.keep_picture(&mut outcome).await;
+        let full = self.files.after_tool(&mut outcome).await;
+        let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
+        let view = describe_call(&call.name, &call.arguments);
+        // A command that ran has an exit code, whatever became of it; without one nothing was done.
+        let undone = outcome.is_error && outcome.exit_code.is_none();
+        let shown = EventDraft {
+            event_type: if undone {
+                "AgentErrorObservation"
+            } else {
+                view.observation_type
+            }
+            .to_owned(),
+            content: outcome.text.clone(),
+            command: view.command,
+            exit_code: outcome.exit_code,
+            path: view.path.or(outcome.path),
+            diff: outcome.diff,
+            ..EventDraft::default()
+        };
+        // Adapters hand a model the text alone, so that says how a command ended.
+        let mut text = outcome.text;
+        if let Some(code) = outcome.exit_code {
+            let line_break = if text.is_empty() || text.ends_with('\n') {
+                ""
+            } else {
+                "\n"
+            };
+            text.push_str(&format!("{line_break}[exit code {code}]"));
+        }
+        let result = ToolResult {
+            call_id: call.id,
+            is_error: outcome.is_error,
+            text,
+            exit_code: outcome.exit_code,
+            blobs,
+        };
+        Ok(ToolDone {
+            result,
+            shown,
+            notices: full
+                .into_iter()
+                .chain(limit)
+                .map(|text| EventDraft::text("AgentErrorObservation", text))
+                .collect(),
+        })
+    }
+}
+
+impl Room {
+    /// The picture of a tool's outcome, as the conversation names it. One that cannot be kept makes the
+    /// outcome a failure that says why.
+    async fn keep_picture(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
+        let Some(picture) = outcome.picture.take() else {
+            return Vec::new();
+        };
+        let Some(files) = self.ground.blobs.of(&self.spec.session) else {
+            return Vec::new();
+        };
+        match files.put(picture.media_type, picture.bytes).await {
+            Ok(kept) => vec![kept],
+            Err(cause) => {
+                outcome.is_error = true;
+                outcome.text = format!("The picture cannot be shown: {cause}.");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The engine's hold of a room; work that is under way holds it too.
+pub(super) struct Shared(pub(super) Arc<Room>);
+
+impl Place for Shared {
+    fn workspace(&self) -> Option<Arc<Workspace>> {
+        Some(self.0.workspace.clone())
+    }
+
+    fn root(&self) -> String {
+        self.0.root.clone()
+    }
+
+    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+        let room = self.0.clone();
+        async move {
+            let Some(url) = &room.spec.repo_url else {
+                return Ok(());
+            };
+            let tools = room.tools().await?;
+            let wanted = git_gateway::Checkout {
+                repository: url,
+                branch: room.spec.branch.as_deref(),
+                user_name: room.spec.git_user_name.as_deref(),
+                user_email: room.spec.git_user_email.as_deref(),
+            };
+            git_gateway::clone_into(tools.sandbox(), wanted, &room.ground.git)
+                .await
+                .map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
+    fn notice(&self) -> BoxFuture<'static, Option<String>> {
+        let room = self.0.clone();
+        async move { room.noticed.lock().await.recv().await }.boxed()
+    }
+
+    fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
+        let workspace = self.0.workspace.clone();
+        async move {
+            let read = blocking(move || Ok(instructions::of(&workspace)));
+            read.await.unwrap_or_default()
+        }
+        .boxed()
+    }
+
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        let definition = |tool: tools::Definition| ToolDefinition {
+            name: tool.name.to_owned(),
+            description: tool.description.to_owned(),
+            input_schema: tool.input_schema.to_string(),
+        };
+        tools::definitions().into_iter().map(definition).collect()
+    }
+
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let room = self.0.clone();
+        async move { room.run(call, timeout_ms, deltas).await }.boxed()
+    }
+
+    fn tree(&self) -> BoxFuture<'static, Option<String>> {
+        self.0.files.clone().tree().boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'static, bool> {
+        self.0.files.clone().changed().boxed()
+    }
+
+    fn tree_can_wait(&self) -> bool {
+        self.0.files.tree_can_wait()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        let room = self.0.clone();
+        async move {
+            room.notices.closed.store(true, Ordering::Relaxed);
+            if let Some(opened) = room.opened.lock().await.take() {
+                opened.tools.sandbox().close().await;
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The host's own failure, as a policy is told of it.
+fn fault(message: impl Into<String>) -> Error {
+    Error {
+        kind: ErrorKind::Internal,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
+}

@@ -1,0 +1,158 @@
+//! Owns what providers said to a session's pictures, so that one that was refused is not sent again.
+//!
+//! What always holds: what is remembered is small, lies beside the session's files and goes with them; it
+//! concerns one model, since another may take what this one refuses; and where it cannot be kept or read,
+//! that costs one more refusal, never a call.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+
+use super::{SessionBlobs, blocking, hex};
+
+/// In the session's folder. No digest, so it is never found as a file.
+const NAME: &str = "verdicts";
+/// The most that is remembered, in bytes: about a thousand verdicts.
+const MOST: u64 = 64 << 10;
+
+/// What a provider did with a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It answered a request that held it.
+    Taken,
+    /// It refused a request that held it, and answered the same one without it.
+    Refused,
+}
+
+impl Verdict {
+    fn sign(self) -> char {
+        match self {
+            Self::Taken => '+',
+            Self::Refused => '-',
+        }
+    }
+}
+
+/// All that is known of a session's pictures.
+#[derive(Debug, Default)]
+pub struct Verdicts(HashSet<String>);
+
+impl Verdicts {
+    /// Whether this is known of a model and a picture.
+    pub fn is(&self, verdict: Verdict, model: &str, digest: &str) -> bool {
+        self.0.contains(&line(verdict, model, digest))
+    }
+}
+
+impl SessionBlobs {
+    /// What is known of the session's pictures.
+    pub async fn verdicts(&self) -> Verdicts {
+        let path = self.folder.join(NAME);
+        match blocking(move || Ok(std::fs::read_to_string(path)?)).await {
+            Ok(text) => Verdicts(text.lines().map(str::to_owned).collect()),
+            // Most often nothing was said yet.
+            Err(_) => Verdicts::default(),
+        }
+    }
+
+    /// Remembers what became of pictures.
+    pub async fn judge(&self, verdict: Verdict, model: &str, digests: &[&str]) {
+        if digests.is_empty() {
+            return;
+        }
+        let mut lines = String::new();
+        for digest in digests {
+            lines.push_str(&line(verdict, model, digest));
+            lines.push('\n');
+        }
+        let path = self.folder.join(NAME);
+        let kept = blocking(move || {
+            // The folder is not made: without one the session has no pictures any more.
+            let mut file = std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)?;
+            if file.metadata()?.len() + lines.len() as u64 > MOST {
+                return Err(io::Error::other("there is no room for more").into());
+            }
+            Ok(file.write_all(lines.as_bytes())?)
+        })
+        .await;
+        if let Err(cause) = kept {
+            tracing::debug!("what a provider said to a picture is not remembered: {cause}");
+        }
+    }
+}
+
+/// Of one length whatever a model is called: its name is a user's.
+fn line(verdict: Verdict, model: &str, digest: &str) -> String {
+    let sign = verdict.sign();
+    format!("{sign}{}", hex(format!("{model}\0{digest}").as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Blobs;
+    use super::*;
+
+    const SESSION: &str = "0198c0de-0000-7000-8000-000000000001";
+
+    #[tokio::test]
+    async fn what_a_provider_said_is_known_for_that_model_until_the_session_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::new(folder.path());
+        let files = blobs.of(SESSION).unwrap();
+        let kept = files.put("image/png", b"abc".to_vec()).await.unwrap();
+        let digest = kept.digest.as_str();
+        files
+            .judge(Verdict::Refused, "a\nb", &[digest, "sha256:x"])
+            .await;
+        files.judge(Verdict::Taken, "c", &[digest]).await;
+        // As after a restart: nothing of it is only in memory.
+        let known = Blobs::new(folder.path())
+            .of(SESSION)
+            .unwrap()
+            .verdicts()
+            .await;
+        for (verdict, model, digest, expected) in [
+            (Verdict::Refused, "a\nb", digest, true),
+            (Verdict::Refused, "a\nb", "sha256:x", true),
+            (Verdict::Refused, "b", digest, false),
+            (Verdict::Taken, "a\nb", digest, false),
+            (Verdict::Taken, "c", digest, true),
+            (Verdict::Taken, "c", "sha256:x", false),
+        ] {
+            let is = known.is(verdict, model, digest);
+            assert_eq!(is, expected, "{verdict:?} {model:?} {digest}");
+        }
+        assert!(
+            files.get("verdicts").await.is_err(),
+            "it is found as a file"
+        );
+        files.remove().await.unwrap();
+        files.judge(Verdict::Refused, "c", &[digest]).await;
+        assert!(
+            !folder.path().join(SESSION).exists(),
+            "a session that is over has a folder again"
+        );
+        assert!(!files.verdicts().await.is(Verdict::Taken, "c", digest));
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Blobs::new(folder.path()).of(SESSION).unwrap();
+        files.put("image/png", b"abc".to_vec()).await.unwrap();
+        let many: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for model in 0..20 {
+            files
+                .judge(Verdict::Refused, &model.to_string(), &many)
+                .await;
+        }
+        let size = std::fs::metadata(folder.path().join(SESSION).join(NAME)).unwrap();
+        assert!(size.len() <= MOST, "{} bytes", size.len());
+        let known = files.verdicts().await;
+        assert!(known.is(Verdict::Refused, "0", "99"), "the first is gone");
+        assert!(!known.is(Verdict::Refused, "19", "99"), "all fit");
+    }
+}

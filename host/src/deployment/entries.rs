@@ -1,0 +1,362 @@
+//! Owns how a manifest's entry for one plugin is read: its component, and what that is given.
+//!
+//! What always holds: what was given for a key, or for an address that one may stand in, is never
+//! repeated; no variable with a secret of the host's own is taken for a key.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use url::Url;
+
+use super::fields::{Item, Key, Reader, field};
+use super::manifest::{
+    Bounds, Digest, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source,
+};
+use super::problem::instead;
+use crate::builtin;
+use crate::config::{is_host_secret, is_model, is_variable, size};
+use crate::egress::{Endpoint, Injection};
+use crate::plugins::llm_types::{KeyPlace, Prices};
+
+pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];
+pub(super) const PROVIDER: &[&str] = &[
+    "component",
+    "digest",
+    "settings",
+    "limits",
+    "base_url",
+    "key",
+    "key_place",
+    "models",
+    "model",
+    "small_model",
+    "prices",
+];
+pub(super) const LIMITS: &[&str] = &["fuel", "memory", "output", "time"];
+pub(super) const KEY_PLACE: &[&str] = &["header"];
+pub(super) const PRICE: &[&str] = &["input", "output", "cache_read", "cache_write"];
+
+/// What a call may be given on any host. The host's engine has no more memory than this for one.
+const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
+const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
+const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
+const TIME: [f64; 2] = [0.1, 60.0];
+/// What a million tokens may cost, in dollars.
+const DEAREST: f64 = 1_000_000.0;
+const MODEL: &str = "a model's name, at most 200 characters and none of them a space";
+
+pub(super) fn plugin(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+    kind: &str,
+) -> Option<PluginEntry> {
+    let at = reader.at(&key.span());
+    let component = match field(table, "component") {
+        Some((_, item)) => component(reader, item, of, builtins, kind),
+        None => {
+            reader.say_at(
+                at,
+                format!(
+                    "`{of}` has no `component`: say \"builtin:NAME\" or the path of a component's file"
+                ),
+            );
+            None
+        }
+    };
+    let digest = field(table, "digest").map(|(_, item)| {
+        let what = "\"sha256:\" and 64 hexadecimal digits, as `sha256sum FILE` prints them";
+        let name = format!("{of}.digest");
+        let text = reader.fitting(item, &name, what, |text| digest(text).is_some())?;
+        let value = digest(text.value)?;
+        Some(Located { value, at: text.at })
+    });
+    let settings = field(table, "settings")
+        .map(|(key, item)| reader.settings(key, item, &format!("{of}.settings")));
+    let limits = field(table, "limits").map(|(_, item)| limits(reader, item, of));
+    Some(PluginEntry {
+        at,
+        component: component?,
+        digest: digest.flatten(),
+        settings: settings.flatten().unwrap_or_default(),
+        limits: limits.flatten().unwrap_or_default(),
+    })
+}
+
+fn component(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    of: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+    kind: &str,
+) -> Option<Located<Source>> {
+    let text = reader.text(item, &format!("{of}.component"))?;
+    let value = match source(reader.file, text.value, builtins, kind) {
+        Ok(value) => value,
+        Err(why) => {
+            reader.say_at(text.at, why);
+            return None;
+        }
+    };
+    Some(Located { value, at: text.at })
+}
+
+fn source(
+    manifest: &Path,
+    text: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+    kind: &str,
+) -> Result<Source, String> {
+    if let Some(name) = text.strip_prefix("builtin:") {
+        let names = builtins.iter().map(|(known, _)| *known);
+        return match builtins.iter().find(|(known, _)| *known == name) {
+            Some((known, _)) => Ok(Source::Builtin(known)),
+            None => Err(format!(
+                "there is no built-in {kind} `{name}`; {}",
+                instead(name, names)
+            )),
+        };
+    }
+    if text.starts_with("oci://") {
+        return Err(
+            "components from a registry (oci://) are not supported yet: fetch it into a file, and say the file's path and digest".to_owned(),
+        );
+    }
+    if text.is_empty() || text.contains("://") || text.contains(char::is_control) {
+        return Err("a component is \"builtin:NAME\" or the path of a file".to_owned());
+    }
+    let folder = manifest.parent().unwrap_or(Path::new(""));
+    Ok(Source::File(folder.join(PathBuf::from(text))))
+}
+
+fn digest(text: &str) -> Option<Digest> {
+    let hex = text.strip_prefix("sha256:")?;
+    let fits = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    fits.then(|| Digest {
+        hex: hex.to_ascii_lowercase(),
+    })
+}
+
+fn limits(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Bounds> {
+    let name = |field: &str| format!("{of}.limits.{field}");
+    let table = reader.table(item, &format!("{of}.limits"), LIMITS)?;
+    let mut amount = |field_name: &str, within, read: Option<fn(&str) -> Option<u64>>| {
+        let (_, item) = field(table, field_name)?;
+        reader.amount(item, &name(field_name), within, read)
+    };
+    let fuel = amount("fuel", &FUEL, None);
+    let memory = amount("memory", &MEMORY, Some(size));
+    let output = amount("output", &OUTPUT, Some(size));
+    let time = field(table, "time")
+        .and_then(|(_, item)| reader.seconds(item, &name("time"), TIME[0], TIME[1]));
+    Some(Bounds {
+        fuel,
+        memory: memory.and_then(|bytes| usize::try_from(bytes).ok()),
+        output: output.and_then(|bytes| usize::try_from(bytes).ok()),
+        time,
+    })
+}
+
+pub(super) fn provider(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    item: &Item<'_>,
+) -> Option<ProviderEntry> {
+    let name = key.get_ref().as_ref();
+    let of = format!("providers.{name}");
+    let table = reader.table(item, &of, PROVIDER)?;
+    let entry = plugin(reader, key, table, &of, builtin::PROVIDERS, "provider");
+    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let key = key_variable(reader, table, name, &of, key);
+    let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
+    let models = field(table, "models")
+        .and_then(|(_, item)| reader.texts(item, &format!("{of}.models"), MODEL, is_model));
+    let mut model = |field_name: &str| {
+        let (_, item) = field(table, field_name)?;
+        let text = reader.fitting(item, &format!("{of}.{field_name}"), MODEL, is_model)?;
+        Some((text.value.to_owned(), text.at))
+    };
+    let (model, small_model) = (model("model"), model("small_model"));
+    for (field_name, named) in [("model", &model), ("small_model", &small_model)] {
+        if let (Some(models), Some((named, at))) = (&models, named)
+            && !models.contains(named)
+        {
+            reader.say_at(
+                *at,
+                format!(
+                    "`{of}.{field_name}` is not among `models`: add it there, or name one of those"
+                ),
+            );
+        }
+    }
+    let prices = field(table, "prices").and_then(|(_, item)| prices(reader, item, &of));
+    Some(ProviderEntry {
+        plugin: entry?,
+        base_url,
+        key: key?,
+        key_place,
+        models,
+        model: model.map(|(model, _)| model),
+        small_model: small_model.map(|(model, _)| model),
+        prices: prices.unwrap_or_default(),
+    })
+}
+
+fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
+    let name = format!("{of}.base_url");
+    // What was given is not repeated: a key may stand in it.
+    let what = "an http or https URL such as \"https://api.example.com/v1\", without user name, password, query or fragment";
+    let plain = |text: &str| Url::parse(text).ok().filter(|url| url.query().is_none());
+    let text = reader.fitting(item, &name, what, |text| plain(text).is_some())?;
+    let url = plain(text.value)?;
+    if let Err(why) = Endpoint::new(url.clone(), Injection::Bearer) {
+        reader.say_at(text.at, why.to_string());
+        return None;
+    }
+    Some(Located {
+        value: url,
+        at: text.at,
+    })
+}
+
+/// Which variable holds the key.
+fn key_variable(
+    reader: &mut Reader<'_>,
+    table: &DeTable<'_>,
+    name: &str,
+    of: &str,
+    entry: &Key<'_>,
+) -> Option<KeyVariable> {
+    let Some((_, item)) = field(table, "key") else {
+        let usual = format!("{}_API_KEY", name.to_ascii_uppercase().replace('-', "_"));
+        if is_host_secret(&usual) {
+            reader.say(
+                &entry.span(),
+                format!("{usual}, the usual variable for the key of `{name}`, is this host's own secret: give it another name, or say in `key` which variable holds the key"),
+            );
+            return None;
+        }
+        return Some(KeyVariable {
+            name: usual,
+            stated: None,
+        });
+    };
+    // What was given is not repeated: it may be the key itself.
+    let what = "the name of an environment variable, in capital letters, digits and _; the key itself never stands in a manifest";
+    let text = reader.fitting(item, &format!("{of}.key"), what, is_variable)?;
+    if is_host_secret(text.value) {
+        let what = format!(
+            "{} is this host's own secret, which is sent to nobody",
+            text.value
+        );
+        reader.say_at(text.at, what);
+        return None;
+    }
+    Some(KeyVariable {
+        name: text.value.to_owned(),
+        stated: Some(text.at),
+    })
+}
+
+fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Injection> {
+    let name = format!("{of}.key_place");
+    let what = "\"bearer\", or { header = \"NAME\" } for a header that holds the key alone";
+    if let DeValue::String(text) = item.get_ref() {
+        if text == "bearer" {
+            return Some(Injection::Bearer);
+        }
+        reader.say(&item.span(), format!("`{name}` must be {what}"));
+        return None;
+    }
+    let table = reader.table(item, &name, KEY_PLACE)?;
+    let Some((_, item)) = field(table, "header") else {
+        reader.say(&item.span(), format!("`{name}` must be {what}"));
+        return None;
+    };
+    let text = reader.text(item, &format!("{name}.header"))?;
+    match Injection::of(&KeyPlace::Header(text.value.to_owned())) {
+        Ok(place) => Some(place),
+        Err(_) => {
+            reader.say_at(
+                text.at,
+                format!("`{name}.header` is no header that can hold a key"),
+            );
+            None
+        }
+    }
+}
+
+fn prices(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<PriceOf> {
+    let name = format!("{of}.prices");
+    let table = reader.any_table(item, &name)?;
+    let mut all = PriceOf::default();
+    for (key, item) in table {
+        let model = key.get_ref().as_ref();
+        if !matches!(item.get_ref(), DeValue::Table(_)) {
+            reader.say(
+                &key.span(),
+                format!("`{name}` has prices by model: write `prices = {{ \"*\" = {{ input = 0, output = 0 }} }}` for all models whose price nobody else says"),
+            );
+            return None;
+        }
+        if !is_model(model) {
+            reader.say(
+                &key.span(),
+                format!("in `{name}` must be {MODEL}, or \"*\""),
+            );
+            continue;
+        }
+        let of = format!("{name}.{model}");
+        let Some(table) = reader.table(item, &of, PRICE) else {
+            continue;
+        };
+        let mut price = |field_name: &str| {
+            let (_, item) = field(table, field_name)?;
+            price(reader, item, &format!("{of}.{field_name}"))
+        };
+        let (input, output) = (price("input"), price("output"));
+        let (cache_read, cache_write) = (price("cache_read"), price("cache_write"));
+        for required in ["input", "output"] {
+            if field(table, required).is_none() {
+                reader.say(
+                    &key.span(),
+                    format!(
+                        "`{of}` has no `{required}`: say what a million tokens cost, in US dollars"
+                    ),
+                );
+            }
+        }
+        let (Some(input), Some(output)) = (input, output) else {
+            continue;
+        };
+        let prices = Prices {
+            input,
+            output,
+            // Where a cache is not said to be cheaper, it is not.
+            cache_read: cache_read.unwrap_or(input),
+            cache_write: cache_write.unwrap_or(input),
+        };
+        if model == "*" {
+            all.others = Some(prices);
+        } else {
+            all.by_model.insert(model.to_owned(), prices);
+        }
+    }
+    Some(all)
+}
+
+/// Dollars for a million tokens, in millionths of a dollar.
+fn price(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<u64> {
+    let dollars = reader.number(item, name)?;
+    if !(0.0..=DEAREST).contains(&dollars) {
+        reader.say(
+            &item.span(),
+            format!("`{name}` must be from 0 to {DEAREST} US dollars for a million tokens"),
+        );
+        return None;
+    }
+    // Within what a number holds exactly: at most 10^12.
+    Some((dollars * 1e6).round() as u64)
+}

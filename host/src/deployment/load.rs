@@ -1,0 +1,372 @@
+//! Owns how a manifest's components are brought and let in.
+//!
+//! What always holds: a component's digest is compared before any of it is compiled, and settings are
+//! checked before any code runs with them; all that fails is said, and then nothing is loaded. What is
+//! wrong with an upload is said of its file, which the manifest does not name.
+
+use std::borrow::Cow;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, stream};
+use sha2::{Digest as _, Sha256};
+
+use super::manifest::{Manifest, PluginEntry, ProviderEntry, Settings, Source};
+use super::problem::{At, Problem, Problems};
+use super::settings::Schema;
+use super::uploads::Upload;
+use crate::builtin;
+use crate::plugins::llm_types::ModelInfo;
+use crate::plugins::{Engine, EngineOptions, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin};
+
+/// How many components are compiled at once. One alone uses all processors for a part of its time.
+const AT_ONCE: usize = 4;
+
+/// The plugins of a manifest, by name.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The policies.
+    pub policies: Vec<LoadedPolicy>,
+    /// The model providers.
+    pub providers: Vec<LoadedProvider>,
+}
+
+/// A policy, and what it is given.
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    /// The component.
+    pub plugin: PolicyPlugin,
+    /// Its settings, checked where it has a schema.
+    pub settings: serde_json::Map<String, serde_json::Value>,
+    /// Which built-in one it is, where it is one.
+    pub builtin: Option<&'static str>,
+}
+
+/// A model provider's adapter, and what it is given.
+#[derive(Debug)]
+pub struct LoadedProvider {
+    /// The component.
+    pub plugin: LlmPlugin,
+    /// Its settings as JSON, checked where it has a schema.
+    pub settings: String,
+    /// The models that it knows with these settings.
+    pub models: Vec<ModelInfo>,
+    /// What the manifest says of it; none without one.
+    pub entry: Option<Arc<ProviderEntry>>,
+}
+
+/// Loads all plugins of a manifest, or says of each that cannot be loaded why. Reads files, and takes
+/// processors while something is compiled that was not compiled before. Where `only` names a plugin,
+/// the others are those that are `known`, whatever became of their files since.
+pub async fn load(
+    manifest: &Manifest,
+    engine: &Engine,
+    known: &Plugins,
+    only: Option<(Kind, &str)>,
+) -> Result<Loaded, Problems> {
+    let from = From {
+        manifest,
+        engine,
+        known,
+        only,
+    };
+    let mut wrong = Vec::new();
+
+    let policies = manifest.all_policies();
+    let tasks = policies
+        .iter()
+        .map(|(name, entry)| policy(from, name, entry).boxed());
+    let policies = gathered(tasks.collect(), &mut wrong).await;
+
+    let providers: Vec<_> = if manifest.providers.is_empty() {
+        let all = builtin::PROVIDERS.iter();
+        all.map(|(name, _)| ((*name).to_owned(), PluginEntry::builtin(name), None))
+            .collect()
+    } else {
+        let all = manifest.providers.iter();
+        all.map(|(name, entry)| {
+            let whole = Arc::new(entry.clone());
+            (name.clone(), entry.plugin.clone(), Some(whole))
+        })
+        .collect()
+    };
+    let tasks = providers
+        .iter()
+        .map(|(name, plugin, entry)| provider(from, name, plugin, entry.clone()).boxed());
+    let providers = gathered(tasks.collect(), &mut wrong).await;
+
+    Problems::unless_none(wrong)?;
+    Ok(Loaded {
+        policies,
+        providers,
+    })
+}
+
+/// What plugins are made of.
+#[derive(Clone, Copy)]
+struct From<'a> {
+    manifest: &'a Manifest,
+    engine: &'a Engine,
+    /// Those that are there already.
+    known: &'a Plugins,
+    /// The one that is brought anew, where not all are.
+    only: Option<(Kind, &'a str)>,
+}
+
+impl<'a> From<'a> {
+    /// Whether the one that is there stays without a look at its file.
+    fn keeps(&self, kind: Kind, name: &str) -> bool {
+        self.only.is_some_and(|only| only != (kind, name))
+    }
+
+    fn known_policy(&self, name: &str, limits: &Limits) -> Option<&'a PolicyPlugin> {
+        let known = self.known.policy(name);
+        known.filter(|known| self.keeps(Kind::Policy, name) && known.limits() == limits)
+    }
+
+    fn known_llm(&self, name: &str, limits: &Limits) -> Option<&'a LlmPlugin> {
+        let known = self.known.llm(name);
+        known.filter(|known| self.keeps(Kind::Llm, name) && known.limits() == limits)
+    }
+
+    fn blame(&self, kind: Kind, name: &'a str, entry: &'a PluginEntry) -> Blame<'a> {
+        Blame {
+            file: self.manifest.path.as_deref(),
+            kind,
+            name,
+            entry,
+            upload: self.manifest.upload(kind, name),
+        }
+    }
+}
+
+async fn gathered<'a, T>(
+    tasks: Vec<BoxFuture<'a, Result<T, Vec<Problem>>>>,
+    wrong: &mut Vec<Problem>,
+) -> Vec<T> {
+    let mut tasks = stream::iter(tasks).buffered(AT_ONCE);
+    let mut all = Vec::new();
+    while let Some(loaded) = tasks.next().await {
+        match loaded {
+            Ok(one) => all.push(one),
+            Err(problems) => wrong.extend(problems),
+        }
+    }
+    all
+}
+
+async fn policy(
+    from: From<'_>,
+    name: &str,
+    entry: &PluginEntry,
+) -> Result<LoadedPolicy, Vec<Problem>> {
+    let blame = from.blame(Kind::Policy, name, entry);
+    let limits = entry.limits.limits();
+    let plugin = match from.known_policy(name, &limits) {
+        Some(known) => known.clone(),
+        None => {
+            let wasm = blame.component(builtin::POLICIES).await?;
+            let known = from.known.policy(name);
+            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
+                Some(plugin) => plugin.clone(),
+                None => PolicyPlugin::load(from.engine, name, &wasm, &limits)
+                    .await
+                    .map_err(|why| blame.component_is(why.to_string()))?,
+            }
+        }
+    };
+    let schema = plugin.descriptor().settings_schema.clone();
+    blame.check_settings(schema).await?;
+    Ok(LoadedPolicy {
+        plugin,
+        settings: entry.settings.values.clone(),
+        builtin: match entry.component.value {
+            Source::Builtin(name) if blame.upload.is_none() => Some(name),
+            _ => None,
+        },
+    })
+}
+
+async fn provider(
+    from: From<'_>,
+    name: &str,
+    plugin: &PluginEntry,
+    entry: Option<Arc<ProviderEntry>>,
+) -> Result<LoadedProvider, Vec<Problem>> {
+    let blame = from.blame(Kind::Llm, name, plugin);
+    let limits = plugin.limits.limits();
+    let loaded = match from.known_llm(name, &limits) {
+        Some(known) => known.clone(),
+        None => {
+            let wasm = blame.component(builtin::PROVIDERS).await?;
+            let known = from.known.llm(name);
+            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
+                Some(plugin) => plugin.clone(),
+                None => LlmPlugin::load(from.engine, name, &wasm, &limits)
+                    .await
+                    .map_err(|why| blame.component_is(why.to_string()))?,
+            }
+        }
+    };
+    let schema = loaded.descriptor().settings_schema.clone();
+    blame.check_settings(schema).await?;
+    let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
+    let models = if plugin.settings.values.is_empty() {
+        loaded.known_models().to_vec()
+    } else {
+        let called = loaded.models(&settings).await.result;
+        called.map_err(|why| blame.settings_are(plugin.settings.at, why.to_string()))?
+    };
+    Ok(LoadedProvider {
+        plugin: loaded,
+        settings,
+        models,
+        entry,
+    })
+}
+
+/// Who is to blame, and where that stands.
+struct Blame<'a> {
+    file: Option<&'a Path>,
+    kind: Kind,
+    name: &'a str,
+    entry: &'a PluginEntry,
+    /// What takes the place of the entry's component.
+    upload: Option<&'a Upload>,
+}
+
+impl Blame<'_> {
+    fn component_is(&self, why: String) -> Vec<Problem> {
+        vec![match self.upload {
+            Some(upload) => self.upload_is(upload, &why),
+            None => Problem::at(self.file, self.entry.component.at, why),
+        }]
+    }
+
+    fn settings_are(&self, at: At, why: String) -> Vec<Problem> {
+        vec![match self.upload {
+            // Nowhere in the manifest, where it is an upload's alone.
+            Some(upload) if upload.added => self.upload_is(upload, &why),
+            Some(_) => {
+                let why = format!("the uploaded build of `{}`: {why}", self.name);
+                Problem::at(self.file, at, why)
+            }
+            None => Problem::at(self.file, at, why),
+        }]
+    }
+
+    /// An upload is wrong.
+    fn upload_is(&self, upload: &Upload, why: &str) -> Problem {
+        let Self { kind, name, .. } = self;
+        let what = format!(
+            "the uploaded build of the {kind} plugin `{name}` cannot be used: {why}. Where it is the active one, `lucid plugin rollback {kind} {name}` goes back to the one before"
+        );
+        Problem::of_file(&upload.file, what)
+    }
+
+    /// The component's bytes, of the right digest.
+    async fn component(
+        &self,
+        builtins: &'static [(&'static str, &'static [u8])],
+    ) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
+        if let Some(upload) = self.upload {
+            let wasm = self.file_at(&upload.file).await?;
+            let found = digest(&wasm);
+            if found != upload.digest.hex {
+                return Err(self.component_is(format!(
+                    "it is not what was uploaded: the file has sha256:{found}"
+                )));
+            }
+            return Ok(wasm);
+        }
+        let wasm = match &self.entry.component.value {
+            Source::Builtin(name) => {
+                let found = builtins.iter().find(|(known, _)| known == name);
+                let found = found.map(|(_, wasm)| Cow::Borrowed(*wasm));
+                found.ok_or_else(|| self.component_is(format!("there is no built-in `{name}`")))?
+            }
+            Source::File(path) => self.file_at(path).await?,
+        };
+        if let Some(stated) = &self.entry.digest {
+            let found = digest(&wasm);
+            if found != stated.value.hex {
+                let name = self.name;
+                return Err(vec![Problem::at(
+                    self.file,
+                    stated.at,
+                    format!(
+                        "the component of `{name}` is another than the manifest means: it has sha256:{found}. If that is the one you want, write its digest here; if not, do not run it"
+                    ),
+                )]);
+            }
+        }
+        Ok(wasm)
+    }
+
+    async fn file_at(&self, path: &Path) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
+        let asked = path.to_owned();
+        let read = tokio::task::spawn_blocking(move || read(&asked)).await;
+        let read = read.unwrap_or_else(|_| Err(std::io::Error::other("reading it broke off")));
+        read.map(Cow::Owned).map_err(|why| {
+            let path = path.display();
+            self.component_is(format!("the component {path} cannot be read: {why}"))
+        })
+    }
+
+    /// Compiling a schema takes a while, so it has a thread of its own; what breaks down there is the
+    /// schema's fault.
+    async fn check_settings(&self, schema: Option<String>) -> Result<(), Vec<Problem>> {
+        let Some(text) = schema else {
+            return Ok(());
+        };
+        let settings: Settings = self.entry.settings.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            Schema::new(&text).map(|schema| schema.check(&settings))
+        });
+        let name = self.name;
+        let wrong = match checked.await {
+            Ok(Ok(wrong)) => wrong,
+            Ok(Err(why)) => {
+                let what = format!(
+                    "the plugin `{name}` gives a schema for its settings that cannot be used ({why}): report it to its author"
+                );
+                return Err(self.component_is(what));
+            }
+            Err(_) => {
+                let what = format!(
+                    "the plugin `{name}` gives a schema for its settings that cannot be used: report it to its author"
+                );
+                return Err(self.component_is(what));
+            }
+        };
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let said = wrong
+            .into_iter()
+            .flat_map(|(at, what)| self.settings_are(at, format!("the plugin `{name}` {what}")));
+        Err(said.collect())
+    }
+}
+
+/// In lower-case hex.
+fn digest(wasm: &[u8]) -> String {
+    let digest = Sha256::digest(wasm);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    // Asked before it is opened: opening a pipe would wait for somebody to write.
+    if !path.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no file"));
+    }
+    // One byte more than is let in, so that admission says what is allowed.
+    let most = EngineOptions::default().largest_component as u64 + 1;
+    let mut wasm = Vec::new();
+    std::fs::File::open(path)?
+        .take(most)
+        .read_to_end(&mut wasm)?;
+    Ok(wasm)
+}

@@ -1,0 +1,150 @@
+//! Guests that were built at earlier versions of the interfaces, and still do what they did.
+//!
+//! Each is the component as its build made it, and is never built anew: what it proves is that a host
+//! of today runs what a team built back then.
+
+use super::*;
+use crate::plugins::llm_types::{CompletionRequest, Delta, Frame, Framing, Sse};
+use crate::plugins::policy_types::{Command, ModelOffer, Outcome, Start};
+use crate::plugins::types::{Content, ErrorKind, Header, Message, Role, StopReason};
+
+/// `tests/guests/counting`, at 0.1.0.
+const POLICY: &[u8] = include_bytes!("../../../../wit/released/0.1.0/policy.wasm");
+/// `plugins/openai`, at 0.1.0.
+const LLM: &[u8] = include_bytes!("../../../../wit/released/0.1.0/llm.wasm");
+
+fn model(name: &str) -> ModelOffer {
+    ModelOffer {
+        name: name.into(),
+        context_tokens: 1,
+        output_tokens: 1,
+        images: false,
+    }
+}
+
+fn started(task: &str) -> Input {
+    Input::Started(Start {
+        task: task.into(),
+        entry: 0,
+        workspace: "/workspace".into(),
+        repository: None,
+        branch: None,
+        model: model("m"),
+        small_model: model("s"),
+        models: vec!["m".into()],
+        instructions: Vec::new(),
+        tools: Vec::new(),
+        settings: "{}".into(),
+    })
+}
+
+#[tokio::test]
+async fn a_policy_of_the_first_release_steps_and_takes_over() {
+    let limits = Limits::default();
+    let plugin = PolicyPlugin::load(&engine(), "old", POLICY, &limits)
+        .await
+        .unwrap();
+    let descriptor = plugin.descriptor();
+    assert_eq!(
+        (
+            &*descriptor.name,
+            &*descriptor.version,
+            descriptor.schema,
+            descriptor.calls_models
+        ),
+        ("counting", "build-0000", 1, false)
+    );
+    let first = plugin
+        .step(&context(), None, &[started("count to 1")])
+        .await;
+    let first = first.result.unwrap();
+    assert_eq!(first.state.schema, 1);
+    assert!(
+        matches!(&first.commands[..], [Command::Emit(event), Command::SetTimer(timer)]
+            if event.content == "begun by build-0000" && timer.delay_ms == 50),
+        "{:?}",
+        first.commands
+    );
+    let state = plugin.migrate(&first.state).await.result.unwrap();
+    assert_eq!(
+        state, first.state,
+        "a state of its own schema stays as it is"
+    );
+    let inputs = [Input::Upgraded(1), Input::TimerFired("tick-0".into())];
+    let second = plugin
+        .step(&context(), Some(&state), &inputs)
+        .await
+        .result
+        .unwrap();
+    let said: Vec<&str> = second
+        .commands
+        .iter()
+        .map(|command| match command {
+            Command::Emit(event) => &*event.content,
+            Command::Finish(Outcome::Succeeded(text)) => text,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "moved to build-0000",
+            "1 by build-0000",
+            "counted by build-0000"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_adapter_of_the_first_release_encodes_decodes_and_tells_errors() {
+    let plugin = LlmPlugin::load(&engine(), "old", LLM, &Limits::default())
+        .await
+        .unwrap();
+    assert_eq!(plugin.descriptor().name, "openai");
+    assert!(plugin.descriptor().settings_schema.is_some());
+    assert!(!plugin.known_models().is_empty());
+    let request = CompletionRequest {
+        model: "m".into(),
+        messages: vec![Message {
+            role: Role::User,
+            content: vec![Content::Text("Hello?".into())],
+        }],
+        tools: Vec::new(),
+        max_output_tokens: Some(5),
+        params: "{}".into(),
+        streaming: true,
+    };
+    let encoded = plugin.encode("{}", &request).await.result.unwrap();
+    assert_eq!(encoded.request.path, "/chat/completions");
+    assert_eq!(encoded.framing, Framing::ServerSentEvents);
+    let body = String::from_utf8(encoded.request.body.clone()).unwrap();
+    assert!(body.contains("Hello?"), "{body}");
+
+    let header = Header {
+        name: "retry-after".into(),
+        value: "2".into(),
+    };
+    let refused = plugin.classify(429, &[header], b"{}").await.result.unwrap();
+    assert_eq!(refused.kind, ErrorKind::RateLimited);
+
+    let frame = |data: &str| {
+        Frame::Sse(Sse {
+            event: None,
+            data: data.into(),
+            id: None,
+        })
+    };
+    let mut decoder = plugin.decoder("m").await.result.unwrap();
+    let delta = r#"{"choices":[{"index":0,"delta":{"content":"Hi."}}]}"#;
+    let deltas = decoder.push(&[frame(delta)]).await.result.unwrap();
+    assert_eq!(deltas, [Delta::Text("Hi.".into())]);
+    let end = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    decoder
+        .push(&[frame(end), frame("[DONE]")])
+        .await
+        .result
+        .unwrap();
+    let done = decoder.finish().await.result.unwrap();
+    assert_eq!(done.message.content, [Content::Text("Hi.".into())]);
+    assert_eq!(done.stop, StopReason::EndTurn);
+}
