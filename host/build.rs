@@ -1,5 +1,8 @@
 //! Builds the default plugins and the exec server, and writes them where `builtin.rs` embeds them:
-//! one binary holds all that a first run needs.
+//! one binary holds all that a first run needs. What `lucid plugin new` writes goes in as well.
+
+#[path = "build/kit.rs"]
+mod kit;
 
 use std::path::PathBuf;
 
@@ -19,9 +22,12 @@ fn main() -> Result<(), Error> {
         "plugins/google",
         "plugins/openai",
         "sandbox-image/exec",
+        "plugins/templates",
         "wit",
     ]);
+    println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    kit::write(&workspace_root(1)?, &out.join("kit.rs"))?;
     for name in ["mock", "coder", "anthropic", "google", "openai"] {
         let component = builder.component(&format!("lucid-{name}"))?;
         if component.len() > MOST {

@@ -1,4 +1,4 @@
-//! Builds the hostile guest, which the harness embeds.
+//! Builds the guests, which the harness embeds.
 
 use std::path::PathBuf;
 
@@ -8,9 +8,9 @@ fn main() -> Result<(), Error> {
     let builder = Builder::new(workspace_root(1)?)?;
     builder.watch(&["plugins/build", "plugins/sdk", "tests/guests", "wit"]);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(
-        out.join("hostile.wasm"),
-        builder.component("lucid-hostile")?,
-    )?;
+    for name in ["hostile", "counting"] {
+        let component = builder.component(&format!("lucid-{name}"))?;
+        std::fs::write(out.join(format!("{name}.wasm")), component)?;
+    }
     Ok(())
 }

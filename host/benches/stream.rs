@@ -4,8 +4,10 @@
 //! `reqwest` and through the running server by a WebSocket client. All of them share the machine, so
 //! read the second figure beside the first of the same run: what is between them is the host's.
 //!
-//! The upstream says when it sent its first delta, so a figure is from there to the reader's hand; the
-//! request's way there, with the prompt, the encoding and the log, is in the third figure.
+//! The upstream says when it sent each delta, so a figure is from there to the reader's hand; the
+//! request's way there, with the prompt, the encoding and the log, is in the third figure. Of many
+//! streams at once each sends its deltas at its own moments, once all of them have begun: what is
+//! measured is streams that run, and not the beginning of many sessions.
 
 #[path = "common/server.rs"]
 mod server;
@@ -30,36 +32,49 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 const TIMES: usize = 200;
 /// How many streams at once.
 const STREAMS: usize = 100;
+/// How many deltas each of them has, and how long is between two.
+const DELTAS: usize = 20;
+const BETWEEN: Duration = Duration::from_millis(100);
 /// Before the number that tells a request's answer from another's.
 const MARK: &str = "number-";
 
-/// When the first delta of each answer was sent, by the number in its request.
-type Sent = Arc<Mutex<std::collections::HashMap<u64, Instant>>>;
+/// When each delta was sent, by the number in its request and its own.
+type Sent = Arc<Mutex<std::collections::HashMap<(u64, usize), Instant>>>;
 
 /// The upstream.
 struct Upstream {
     url: String,
     sent: Sent,
+    /// How many answers begin together, and have many deltas; none begin at once, with one.
+    together: Arc<Mutex<Option<Arc<Barrier>>>>,
 }
 
 impl Upstream {
     async fn start() -> Self {
         let sent = Sent::default();
-        let times = sent.clone();
+        let together = Arc::<Mutex<Option<Arc<Barrier>>>>::default();
+        let (times, barrier) = (sent.clone(), together.clone());
         let answer = move |body: Bytes| {
-            let times = times.clone();
-            async move { answered(&body, times) }
+            let (times, barrier) = (times.clone(), barrier.lock().unwrap().clone());
+            async move { answered(&body, times, barrier) }
         };
         let router = Router::new().fallback(answer);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { url, sent }
+        Self {
+            url,
+            sent,
+            together,
+        }
     }
 
-    fn sent_at(&self, number: u64) -> Instant {
-        self.sent.lock().unwrap()[&number]
+    /// How long each delta of an answer took, by when it arrived.
+    fn took(&self, number: u64, arrived: &[Instant]) -> Vec<Duration> {
+        let sent = self.sent.lock().unwrap();
+        let of = |(piece, at): (usize, &Instant)| at.duration_since(sent[&(number, piece)]);
+        arrived.iter().enumerate().map(of).collect()
     }
 }
 
@@ -72,37 +87,47 @@ fn number_in(text: &str) -> Option<u64> {
     rest[..end].parse().ok()
 }
 
-fn answered(body: &[u8], times: Sent) -> Response<Body> {
+/// The headers at once, the deltas later, as a model's.
+fn answered(body: &[u8], times: Sent, together: Option<Arc<Barrier>>) -> Response<Body> {
     let Some(number) = number_in(&String::from_utf8_lossy(body)) else {
         return Response::new(Body::from(r#"{"object":"list","data":[]}"#));
     };
     let event = |delta: &str, reason: &str| {
-        let text = format!(
-            r#"data: {{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{{"index":0,"delta":{delta},"finish_reason":{reason}}}]}}"#
-        );
-        text + "\n\n"
+        format!(
+            "data: {{\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{{\"index\":0,\"delta\":{delta},\"finish_reason\":{reason}}}]}}\n\n"
+        )
     };
-    let first = event(
+    let words = event(
         &format!(r#"{{"role":"assistant","content":"{MARK}{number} "}}"#),
         "null",
     );
-    let last = event("{}", r#""stop""#) + "data: [DONE]\n\n";
+    let end = event("{}", r#""stop""#) + "data: [DONE]\n\n";
+    let deltas = if together.is_some() { DELTAS } else { 1 };
     let pieces = stream::unfold(0, move |piece| {
-        let (times, first, last) = (times.clone(), first.clone(), last.clone());
+        let (times, words, end, together) =
+            (times.clone(), words.clone(), end.clone(), together.clone());
         async move {
-            match piece {
-                0 => {
-                    // The headers are on their way before the words, as a model's are.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    times.lock().unwrap().insert(number, Instant::now());
-                    Some((Ok::<_, std::io::Error>(first), 1))
-                }
-                1 => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    Some((Ok(last), 2))
-                }
-                _ => None,
+            if piece == 0
+                && let Some(together) = together
+            {
+                together.wait().await;
+                // Each at its own moment.
+                let part = u32::try_from(number % STREAMS as u64).unwrap_or_default();
+                tokio::time::sleep(BETWEEN * part / STREAMS as u32).await;
             }
+            if piece > deltas {
+                return None;
+            }
+            let pause = if deltas == 1 { BETWEEN / 5 } else { BETWEEN };
+            tokio::time::sleep(pause).await;
+            if piece == deltas {
+                return Some((Ok::<_, std::io::Error>(end), piece + 1));
+            }
+            times
+                .lock()
+                .unwrap()
+                .insert((number, piece), Instant::now());
+            Some((Ok(words), piece + 1))
         }
     });
     Response::builder()
@@ -111,24 +136,22 @@ fn answered(body: &[u8], times: Sent) -> Response<Body> {
         .unwrap()
 }
 
-/// From the upstream's first delta to `reqwest`'s reader.
-async fn plainly(client: &reqwest::Client, upstream: &Upstream, number: u64) -> Duration {
+/// When `reqwest`'s reader has each delta.
+async fn plainly(client: &reqwest::Client, upstream: &Upstream, number: u64) -> Vec<Instant> {
     let body = format!(r#"{{"messages":[{{"role":"user","content":"{MARK}{number}"}}]}}"#);
     let url = format!("{}/chat/completions", upstream.url);
     let mut response = client.post(url).body(body).send().await.unwrap();
-    let mut read = Vec::new();
-    let mut arrived = None;
+    let (mut arrived, mut read) = (Vec::new(), String::new());
     while let Some(piece) = response.chunk().await.unwrap() {
-        read.extend_from_slice(&piece);
-        if arrived.is_none() && String::from_utf8_lossy(&read).contains(MARK) {
-            arrived = Some(Instant::now());
-        }
+        read.push_str(&String::from_utf8_lossy(&piece));
+        let so_far = read.matches(MARK).count();
+        arrived.resize(so_far, Instant::now());
     }
-    arrived.unwrap().duration_since(upstream.sent_at(number))
+    arrived
 }
 
-/// From the upstream's first delta to a WebSocket client, and from the task to there.
-async fn through(url: &str, upstream: &Upstream, number: u64) -> (Duration, Duration) {
+/// When the task was sent, and when a WebSocket client has each delta.
+async fn through(url: &str, number: u64, deltas: usize) -> (Instant, Vec<Instant>) {
     // The library fills its whole read buffer with zeros before each read, 128 KiB by default.
     let config = WebSocketConfig::default().read_buffer_size(4 << 10);
     let connected = connect_async_with_config(url, Some(config), true).await;
@@ -138,27 +161,24 @@ async fn through(url: &str, upstream: &Upstream, number: u64) -> (Duration, Dura
         r#"{{"task":"Say {MARK}{number}","policy":"coder","modelProvider":"openai","features":["deltas"]}}"#
     );
     socket.send(Frame::text(first)).await.unwrap();
-    let mut arrived = None;
+    let mut arrived = Vec::new();
     loop {
         match socket.next().await {
             Some(Ok(Frame::Text(text))) => {
-                if arrived.is_none() && text.contains(r#""type":"delta""#) {
-                    arrived = Some(Instant::now());
-                    socket
-                        .send(Frame::text(r#"{"type":"stop"}"#))
-                        .await
-                        .unwrap();
+                if arrived.len() < deltas && text.contains(r#""type":"delta""#) {
+                    arrived.resize(text.matches(MARK).count() + arrived.len(), Instant::now());
+                    if arrived.len() == deltas {
+                        let stop = Frame::text(r#"{"type":"stop"}"#);
+                        socket.send(stop).await.unwrap();
+                    }
                 }
             }
             Some(Ok(_)) => {}
             _ => break,
         }
     }
-    let arrived = arrived.expect("no delta came");
-    (
-        arrived.duration_since(upstream.sent_at(number)),
-        arrived.duration_since(begun),
-    )
+    assert_eq!(arrived.len(), deltas, "not every delta came");
+    (begun, arrived)
 }
 
 fn say(what: &str, mut times: Vec<Duration>) {
@@ -207,10 +227,13 @@ async fn measure() {
     let (mut plain, mut first, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     // In turn, so that whatever slows the machine slows both.
     for _ in 0..TIMES {
-        plain.push(plainly(&client, &upstream, next()).await);
-        let (delta, task) = through(&url, &upstream, next()).await;
-        first.push(delta);
-        whole.push(task);
+        let number = next();
+        let arrived = plainly(&client, &upstream, number).await;
+        plain.extend(upstream.took(number, &arrived));
+        let number = next();
+        let (begun, arrived) = through(&url, number, 1).await;
+        first.extend(upstream.took(number, &arrived));
+        whole.push(arrived[0].duration_since(begun));
     }
     say("first delta, plain reqwest", plain);
     say("first delta, to a WebSocket client", first);
@@ -219,32 +242,27 @@ async fn measure() {
     let urls: Vec<String> = (0..STREAMS)
         .map(|number| server.socket(&format!("user-{number}")))
         .collect();
-    let (mut plain, mut first) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
-        let together = Arc::new(Barrier::new(STREAMS));
-        let all = (0..STREAMS).map(|_| {
-            let (client, upstream, number) = (client.clone(), upstream.clone(), next());
-            let together = together.clone();
-            tokio::spawn(async move {
-                together.wait().await;
-                plainly(&client, &upstream, number).await
-            })
-        });
-        for done in futures::future::join_all(all.collect::<Vec<_>>()).await {
-            plain.push(done.unwrap());
-        }
-        let all = urls.iter().map(|url| {
-            let (url, upstream, number) = (url.clone(), upstream.clone(), next());
-            let together = together.clone();
-            tokio::spawn(async move {
-                together.wait().await;
-                through(&url, &upstream, number).await.0
-            })
-        });
-        for done in futures::future::join_all(all.collect::<Vec<_>>()).await {
-            first.push(done.unwrap());
-        }
-    }
-    say("first delta, plain reqwest, 100 at once", plain);
-    say("first delta, to WebSocket clients, 100 at once", first);
+    *upstream.together.lock().unwrap() = Some(Arc::new(Barrier::new(STREAMS)));
+    let all = (0..STREAMS).map(|_| {
+        let (client, upstream, number) = (client.clone(), upstream.clone(), next());
+        tokio::spawn(async move {
+            let arrived = plainly(&client, &upstream, number).await;
+            upstream.took(number, &arrived)
+        })
+    });
+    let plain = futures::future::join_all(all.collect::<Vec<_>>()).await;
+    let all = urls.iter().map(|url| {
+        let (url, upstream, number) = (url.clone(), upstream.clone(), next());
+        tokio::spawn(async move {
+            let (_, arrived) = through(&url, number, DELTAS).await;
+            upstream.took(number, &arrived)
+        })
+    });
+    let first = futures::future::join_all(all.collect::<Vec<_>>()).await;
+    let flat = |all: Vec<Result<Vec<Duration>, _>>| all.into_iter().flat_map(Result::unwrap);
+    say("a delta, plain reqwest, 100 streams", flat(plain).collect());
+    say(
+        "a delta, to WebSocket clients, 100 streams",
+        flat(first).collect(),
+    );
 }

@@ -27,3 +27,21 @@ pub use wait::{DEADLINE, eventually, within};
 
 /// The component of `tests/guests/hostile`: a policy that misbehaves in the way its task names.
 pub const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.wasm"));
+
+/// The component of `tests/guests/counting`: a policy that counts to the number in its task, and tells
+/// which build of it does.
+const COUNTING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counting.wasm"));
+
+/// A build of `tests/guests/counting` of its own. With the manners `good` it does as it should, with
+/// `evil` it refuses to take over a session, with `trap` it cannot say what it is.
+pub fn counting(number: u32, manners: &str) -> Vec<u8> {
+    const WORDS: &[u8] = b"build-0000-good-of-the-guest-that-counts";
+    let own = format!("build-{number:04}-{manners}-of-the-guest-that-counts");
+    assert_eq!(own.len(), WORDS.len(), "{own} does not fit");
+    let mut wasm = COUNTING.to_vec();
+    let mut places = wasm.windows(WORDS.len()).enumerate();
+    let place = places.find_map(|(at, words)| (words == WORDS).then_some(at));
+    let place = place.expect("the guest's words on itself are not in it");
+    wasm[place..place + own.len()].copy_from_slice(own.as_bytes());
+    wasm
+}

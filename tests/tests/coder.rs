@@ -14,7 +14,7 @@ const BROKEN: &str = "def add(a, b):\n    return a - b\n";
 const TEST: &str = "import unittest\n\nfrom calc import add\n\n\nclass Calc(unittest.TestCase):\n    \
                     def test_add(self):\n        self.assertEqual(add(2, 3), 5)\n";
 const RUN: &str = "python3 -B -m unittest -q test_calc 2>&1";
-const PUSH: &str = "git switch -q -c fix && git commit -q -a -m 'Add' && git push -q -u origin fix 2>&1 && echo pushed";
+const PUSH: &str = "git switch -q -c lucid/fix && git commit -q -a -m 'Add' && git push -q -u origin lucid/fix 2>&1 && echo pushed";
 const LONG: &str = "python3 -c \"print('x' * 9000)\"";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,6 +363,69 @@ async fn the_models_words_come_as_deltas_diffs_and_usage_to_a_client_that_asks()
             .any(|frame| frame["type"] == "usage" || frame.get("usage").is_some()),
         "no usage: {frames:#?}"
     );
+}
+
+/// A PNG of one pixel.
+const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_the_provider_refuses_does_not_end_the_session_and_is_not_sent_again() {
+    let model = Model::start(|number, seen| match number {
+        // Any request with a picture in it is wrong.
+        _ if seen.body.contains("data:image/png;base64,") => {
+            Turn::Refuse(400, "Could not process image.".into())
+        }
+        0 => call(
+            "terminal",
+            json!({"command": format!("echo {PIXEL} | base64 -d > dot.png && head -c 40 dot.png > cut.png")}),
+        ),
+        1 => calls([
+            ("file_editor", json!({"command": "view", "path": "cut.png"})),
+            ("file_editor", json!({"command": "view", "path": "dot.png"})),
+        ]),
+        // 2 was refused.
+        3 => call("terminal", json!({"command": "file dot.png"})),
+        _ => call("finish", json!({"message": "I could not see it."})),
+    })
+    .await;
+    let known = Host::with_defaults().start().get("alice", "/").await.ok()["llm_model"].clone();
+    let host = Host::with_defaults()
+        .set("LLM_API_KEY", KEY)
+        .set("LLM_BASE_URL", &model.url)
+        .set("LLM_MODEL", known.as_str().unwrap())
+        .start();
+    let first = json!({"task": "What is it?", "modelProvider": "openai", "features": ["seq"]});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    let frames = socket.completed().await;
+    assert!(
+        !frames.iter().any(|frame| frame["type"] == "error"),
+        "{frames:#?}"
+    );
+    let asked = model.completions();
+    let bodies: Vec<bool> = asked
+        .iter()
+        .map(|seen| seen.body.contains("data:image/png"))
+        .collect();
+    assert_eq!(
+        bodies,
+        [false, false, true, false, false],
+        "which requests held the picture"
+    );
+    for seen in &asked[3..] {
+        let tools = seen.messages("tool").concat();
+        assert!(
+            tools.contains("cut.png begins like a picture"),
+            "a picture that is cut off was shown: {tools}"
+        );
+        assert_eq!(
+            seen.body
+                .matches("picture that the provider refused was left out")
+                .count(),
+            1,
+            "{}",
+            seen.body
+        );
+    }
 }
 
 /// The checkout below a session's folder.

@@ -112,8 +112,8 @@ async fn pushed_and_searched(start: impl AsyncFnOnce(&Model) -> (Host, Option<Co
     let mut texts = forms();
     texts.push(canary.to_owned());
     let searched = search(&texts);
-    let commit = "git switch -q -c agent/work && echo b > b.txt && git add b.txt && \
-                  git commit -q -m 'By the agent' && git push -q -u origin agent/work 2>&1; echo pushed $?";
+    let commit = "git switch -q -c lucid/work && echo b > b.txt && git add b.txt && \
+                  git commit -q -m 'By the agent' && git push -q -u origin lucid/work 2>&1; echo pushed $?";
     let elsewhere = format!(
         "git push lucid::{other} HEAD:refs/heads/stolen 2>&1; echo gateway $?; \
          git push {other} HEAD:refs/heads/stolen 2>&1; echo directly $?"
@@ -139,11 +139,11 @@ async fn pushed_and_searched(start: impl AsyncFnOnce(&Model) -> (Host, Option<Co
     assert_eq!(
         git.git(
             "team/own",
-            &["log", "-1", "--format=%s|%an|%ae", "agent/work"]
+            &["log", "-1", "--format=%s|%an|%ae", "lucid/work"]
         ),
         "By the agent|An Agent|agent@example.com"
     );
-    assert_eq!(git.git("team/own", &["show", "agent/work:b.txt"]), "b");
+    assert_eq!(git.git("team/own", &["show", "lucid/work:b.txt"]), "b");
 
     assert!(
         said[3].contains("this session may reach") && said[3].contains("and no other repository"),
@@ -268,6 +268,62 @@ async fn what_cannot_be_cloned_ends_the_session_with_one_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_pushes_to_the_branches_that_the_operator_named_and_to_nothing_else() {
+    let git = GitServer::with_token(TOKEN).await;
+    let source = repository(&[("a.txt", "a\n")]);
+    for (number, setting) in [None, Some("*")].into_iter().enumerate() {
+        let name = format!("team/own{number}");
+        let url = git.publish(&name, source.path());
+        // The last brings a pack that is larger than what the gateway keeps.
+        let commands = [
+            "git commit -q --allow-empty -m Work && git push origin HEAD:main 2>&1; echo main $?",
+            "git tag v1 && git push origin v1 2>&1; echo tag $?",
+            "git push -q origin HEAD:lucid/x 2>&1; echo own $?",
+            "git push origin HEAD:lucid/x HEAD:main -o merge_request.create 2>&1; echo options $?",
+            "git push -q origin :lucid/x HEAD:lucid/y 2>&1; echo deleted $?",
+            "head -c 3000000 /dev/urandom >noise && git add noise && git commit -qm Noise && \
+             git push origin HEAD:release 2>&1; echo large $?",
+        ];
+        let model = Model::start(move |number, _| match commands.get(number) {
+            Some(command) => call("terminal", json!({"command": command})),
+            None => call("finish", json!({"message": "Pushed."})),
+        })
+        .await;
+        let mut host = settings(Host::with_defaults(), &model);
+        if let Some(setting) = setting {
+            host = host.set("GIT_PUSH_BRANCHES", setting);
+        }
+        let host = host.start();
+        let mut socket = Socket::open(&host, "alice", first(&url, TOKEN)).await;
+        socket.completed().await;
+
+        let said = outputs(&model);
+        let every = setting.is_some();
+        for (said, what) in [(&said[0], "main"), (&said[5], "large")] {
+            assert_eq!(said.contains(&format!("{what} 0")), every, "{said}");
+            let sentence = "a session may push here only to branches named lucid/*";
+            assert_eq!(said.contains(sentence), !every, "{said}");
+            assert_eq!(said.contains("[remote rejected]"), !every, "{said}");
+        }
+        assert!(
+            said[1].contains("tag 1") && said[1].contains("to no tag"),
+            "{}",
+            said[1]
+        );
+        assert!(said[2].contains("own 0"), "{}", said[2]);
+        assert!(!said[3].contains("options 0"), "{}", said[3]);
+        assert!(said[4].contains("deleted 0"), "{}", said[4]);
+
+        let subject = |branch: &str| git.git(&name, &["log", "-1", "--format=%s", branch]);
+        assert_eq!(subject("lucid/y"), "Work");
+        assert_eq!(subject("main") == "Work", every, "{said:#?}");
+        let release = ["branch", "--list", "release", "lucid/x"];
+        assert_eq!(git.git(&name, &release), if every { "release" } else { "" });
+        assert_eq!(git.git(&name, &["tag"]), "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_on_an_empty_repository_makes_its_first_commit() {
     let git = GitServer::with_token(TOKEN).await;
     let url = git.publish_empty("team/new");
@@ -285,7 +341,10 @@ async fn a_session_on_an_empty_repository_makes_its_first_commit() {
         _ => call("finish", json!({"message": "Begun."})),
     })
     .await;
-    let host = settings(Host::with_defaults(), &model).start();
+    // The first branch of all is no agent's own.
+    let host = settings(Host::with_defaults(), &model)
+        .set("GIT_PUSH_BRANCHES", "*")
+        .start();
     // Who commits is not said: git commits all the same.
     let mut first = first(&url, TOKEN);
     for name in ["gitUserName", "gitUserEmail"] {

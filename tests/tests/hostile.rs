@@ -256,7 +256,7 @@ async fn a_guest_that_writes_a_hundred_thousand_log_lines_does_its_work_all_the_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_wants_the_network_is_refused_by_name() {
-    const IMPORT: &str = "wasi:sockets/tcp@0.2.0";
+    const IMPORT: &str = "wasi:http/types@0.2.0";
     // A component with one type, an instance that exports nothing, and one import of that type.
     let mut wasm = b"\0asm\x0d\0\x01\0".to_vec();
     wasm.extend([7, 3, 1, 0x42, 0]);

@@ -1,9 +1,13 @@
 //! The key, looked for in every place it must not be: guests' memory, the log, the database, frames,
-//! what the host prints, errors that echo it, and the end of a process that is killed.
+//! what the host prints, errors that echo it, and what a process leaves behind that is killed or dies.
 
+use std::os::unix::process::ExitStatusExt as _;
+
+use axum::Router;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use lucid_tests::{Host, Model, Socket, Turn, call, command, guest_memories, text_of};
+use lucid_tests::{Host, Model, Socket, Turn, call, command, eventually, guest_memories, text_of};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
 
 /// As a key of a user's own, with characters that every encoding changes.
@@ -238,5 +242,140 @@ fn a_host_that_does_not_start_does_not_print_a_key() {
         let printed = text_of(&output.stdout) + &text_of(&output.stderr);
         assert!(printed.contains(name), "{printed}");
         holds_none(name, printed.as_bytes(), &key);
+    }
+}
+
+/// A model that says a text a few characters at a time.
+async fn drip(said: String) -> String {
+    let answer = move || {
+        let chunk = |delta: Value, reason: Option<&str>| {
+            let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+            let chunk = json!({"id": "1", "object": "chat.completion.chunk", "created": 1,
+                "model": "drip", "choices": [choice]});
+            format!("data: {chunk}\n\n")
+        };
+        let said: Vec<char> = said.chars().collect();
+        let pieces = said.chunks(5).map(|piece| {
+            let piece: String = piece.iter().collect();
+            chunk(json!({"content": piece}), None)
+        });
+        let text: String = pieces.collect();
+        let text = text + &chunk(json!({}), Some("stop")) + "data: [DONE]\n\n";
+        async { ([("content-type", "text/event-stream")], text) }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let router = Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_a_provider_echoes_in_pieces_is_shown_to_nobody() {
+    let key = key();
+    let said = format!("Well: {} And that is all, sk-", echoes(&key).join(" and "));
+    let url = drip(said).await;
+    let host = Host::with_defaults()
+        .set("LLM_API_KEY", &key)
+        .set("LLM_BASE_URL", &url)
+        .start();
+    let first = json!({"task": "Go", "modelProvider": "openai", "features": ["deltas"]});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    socket.until("an end", ended).await;
+    let deltas = socket
+        .frames
+        .iter()
+        .filter(|frame| frame["type"] == "delta");
+    let texts: Vec<&str> = deltas
+        .filter_map(|frame| frame["content"].as_str())
+        .collect();
+    let shown = texts.concat();
+    assert!(
+        texts.len() > 1,
+        "that did not come in pieces: {:?}",
+        socket.frames
+    );
+    assert!(shown.starts_with("Well: [secret] and "), "{shown}");
+    assert!(shown.ends_with("And that is all, sk-"), "{shown}");
+    holds_none("what was shown of the answer", shown.as_bytes(), &key);
+    let frames = json!(socket.frames).to_string();
+    holds_none("a frame", frames.as_bytes(), &key);
+    storage_holds_none(&host, &key);
+}
+
+/// What is in a folder, not looking further down.
+fn names(folder: &std::path::Path) -> Vec<std::ffi::OsString> {
+    let entries = std::fs::read_dir(folder).unwrap().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_dies_of_a_signal_leaves_no_memory_behind() {
+    let key = key();
+    // `ulimit -c unlimited`, as far as this machine allows it, for all that is started from here.
+    let most = getrlimit(Resource::Core).maximum;
+    let unlimited = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Core, unlimited).unwrap();
+
+    // Where this machine leaves the core of a process that does not forbid it: here, or elsewhere.
+    let folder = tempfile::tempdir().unwrap();
+    std::process::Command::new("sh")
+        .args(["-c", "kill -ABRT $$"])
+        .env("KEY", &key)
+        .current_dir(folder.path())
+        .status()
+        .unwrap();
+    for left in all_files(folder.path()) {
+        let core = std::fs::read(&left).unwrap();
+        let found = core.windows(key.len()).any(|part| part == key.as_bytes());
+        assert!(found, "a core dump is no place to look for a key");
+    }
+
+    for signal in [Signal::ABORT, Signal::SEGV] {
+        let model = Model::start(|_, _| Turn::Hang("Let me see".into())).await;
+        let mut host = Host::with_defaults()
+            .set("LLM_API_KEY", &key)
+            .set("LLM_BASE_URL", &model.url)
+            .start();
+        let first = json!({"task": "Think", "features": ["deltas"]});
+        let mut socket = Socket::open(&host, "alice", first).await;
+        socket
+            .until("a delta", |frame| frame["type"] == "delta")
+            .await;
+        let before = names(host.folder());
+        let about =
+            |what: &str| std::fs::read_to_string(format!("/proc/{}/{what}", host.pid())).unwrap();
+        // What holds wherever this machine would leave it.
+        let limits = about("limits");
+        let limit = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file"));
+        let words: Vec<&str> = limit.unwrap().split_whitespace().collect();
+        assert_eq!(words[4..6], ["0", "0"], "{limits}");
+        if std::path::Path::new("/proc/self/coredump_filter").exists() {
+            assert_eq!(about("coredump_filter").trim(), "00000000");
+        }
+
+        let pid = Pid::from_raw(i32::try_from(host.pid()).unwrap()).unwrap();
+        // Again and again, since a handler takes the first SIGSEGV for a stack that overflowed. Not
+        // SIGKILL, which would end a core dump too.
+        let status = eventually("the host to die", async || {
+            kill_process(pid, signal).unwrap();
+            let stat = about("stat");
+            let state = stat.rsplit(") ").next()?.chars().next()?;
+            (state == 'Z').then(|| stat.split_whitespace().last()?.parse::<i32>().ok())
+        })
+        .await;
+        let status = std::process::ExitStatus::from_raw(status.unwrap());
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
+        assert!(!status.core_dumped(), "{signal:?} left a core dump");
+        host.crash();
+        assert_eq!(names(host.folder()), before, "{signal:?} left something");
+        storage_holds_none(&host, &key);
     }
 }

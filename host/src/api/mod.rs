@@ -2,13 +2,14 @@
 //!
 //! What always holds: every answer that is no success is a problem, also for an address that is not
 //! there and for a handler that panicked; no query string is logged (a token may be in it); a body
-//! is at most 1 MiB. Who asks is decided once, by `Identity`, and every look-up names that user.
+//! is at most 1 MiB, an uploaded plugin aside. Who asks is decided once, by `Identity`, and every look-up names that user.
 
 pub mod problem;
 
 mod chats;
 mod downloads;
 mod files;
+mod plugins;
 mod root;
 mod session_request;
 mod sessions;
@@ -21,6 +22,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::http::{HeaderName, HeaderValue, Method, Request, header};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -35,7 +37,12 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::downloads::Archives;
 use self::problem::Problem;
+pub use self::plugins::{
+    ActivationView, BuildView, GrantsView, KeptView, LastErrorView, LimitsView, LoadedView,
+    PluginsView, ProblemView,
+};
 pub use self::root::{About, PluginView};
+use crate::app::Generations;
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
 use crate::session::Sessions;
@@ -54,6 +61,9 @@ struct Parts {
     auth: Arc<Authenticator>,
     sessions: Sessions,
     chats: Chats,
+    generations: Generations,
+    /// One upload at a time.
+    uploads: Semaphore,
     about: Box<dyn Fn() -> About + Send + Sync>,
     archives: Archives,
     stop: CancellationToken,
@@ -66,12 +76,15 @@ impl Api {
         auth: Arc<Authenticator>,
         sessions: Sessions,
         chats: Chats,
+        generations: Generations,
         about: impl Fn() -> About + Send + Sync + 'static,
     ) -> Self {
         let parts = Parts {
             auth,
             sessions,
             chats,
+            generations,
+            uploads: Semaphore::new(1),
             about: Box::new(about),
             archives: Archives::default(),
             stop: CancellationToken::new(),
@@ -110,6 +123,7 @@ impl FromRef<Api> for Arc<Authenticator> {
         (name = "sessions", description = "Live work"),
         (name = "chats", description = "The record of the work"),
         (name = "files", description = "The workspace of a session"),
+        (name = "plugins", description = "The deployment's plugins, for its administrators: the internal key, or a token with the claim `lucid_admin`"),
     ),
 )]
 struct Description;
@@ -151,6 +165,10 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(files::read))
         .routes(routes!(downloads::file))
         .routes(routes!(downloads::archive))
+        .routes(routes!(plugins::list, plugins::upload))
+        .routes(routes!(plugins::reload))
+        .routes(routes!(plugins::activate))
+        .routes(routes!(plugins::roll_back))
         .routes(routes!(ws::open))
 }
 
@@ -233,6 +251,10 @@ mod tests {
             "/api/v1/files/read",
             "/api/v1/files/download",
             "/api/v1/files/archive",
+            "/api/v1/plugins",
+            "/api/v1/plugins/reload",
+            "/api/v1/plugins/{kind}/{name}/activate",
+            "/api/v1/plugins/{kind}/{name}/rollback",
             "/api/v1/ws",
         ] {
             assert!(paths.contains(&path), "{path} is missing from {paths:?}");

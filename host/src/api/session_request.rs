@@ -133,6 +133,7 @@ mod tests {
             token: None,
             project: project.map(str::to_owned),
             session: None,
+            admin: false,
         }
     }
 

@@ -299,6 +299,7 @@ impl From<CreateError> for Problem {
             CreateError::UnknownProvider(_)
             | CreateError::MissingKey { .. }
             | CreateError::UnknownModel { .. }
+            | CreateError::UnpricedModel { .. }
             | CreateError::Repository(_)
             | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),

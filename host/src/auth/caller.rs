@@ -9,7 +9,7 @@ use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 
-use super::{AuthError, Authenticator, Identity, UserId};
+use super::{Admin, AuthError, Authenticator, Identity, UserId};
 use crate::api::problem::Problem;
 
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
@@ -42,6 +42,7 @@ impl Authenticator {
             token: None,
             project: None,
             session: None,
+            admin: true,
         })
     }
 }
@@ -56,6 +57,25 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         Ok(Arc::<Authenticator>::from_ref(state).headers(&parts.headers)?)
+    }
+}
+
+/// Known, and no administrator: 403.
+impl<S> FromRequestParts<S> for Admin
+where
+    S: Send + Sync,
+    Arc<Authenticator>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let who = Arc::<Authenticator>::from_ref(state).headers(&parts.headers)?;
+        if who.admin {
+            return Ok(Self(who.user));
+        }
+        Err(Problem::forbidden(
+            "Only an administrator of this deployment may do that.",
+        ))
     }
 }
 

@@ -4,7 +4,8 @@
 //! What always holds: only HS256 is taken, whatever a token's header says, and `exp` must be there
 //! and lie ahead (no leeway). A caller who names a Bearer token stands or falls with it. The way for servers
 //! (`X-User-ID` with `X-Internal-Key`) is closed while no key is configured. Nothing a caller sends
-//! can make this code panic, and a refusal says no more than the contract's four sentences.
+//! can make this code panic, and a refusal says no more than the contract's four sentences. What a user
+//! can set of their own token (`user_metadata`) gives nobody any right.
 
 mod caller;
 #[cfg(test)]
@@ -31,7 +32,13 @@ pub struct Identity {
     pub project: Option<String>,
     /// The token's claim `sessionId`.
     pub session: Option<String>,
+    /// They may change the deployment: the internal key, or a token with the claim `lucid_admin`.
+    pub admin: bool,
 }
+
+/// A caller who may change the deployment. A handler that takes one runs for nobody else.
+#[derive(Debug, Clone)]
+pub struct Admin(pub UserId);
 
 /// Why a caller is refused. The sentences are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +86,14 @@ impl Authenticator {
         self.tokens.check(token)
     }
 
-    /// Signs a token for a user, for `lucid token` and for local mode.
+    /// Signs a token for a user, for `lucid token`.
     pub fn issue(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
-        self.tokens.issue(user, ttl)
+        self.tokens.issue(user, ttl, false)
+    }
+
+    /// Signs a token for a user who may change the deployment, for `lucid token --admin`, for local
+    /// mode, and for the command line beside a server.
+    pub fn issue_admin(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
+        self.tokens.issue(user, ttl, true)
     }
 }

@@ -361,3 +361,50 @@ fn printing_an_identity_or_an_authenticator_shows_no_secret() {
         "{shown}"
     );
 }
+
+#[test]
+fn only_a_claim_that_users_cannot_set_makes_an_administrator() {
+    let admin = |claims: Value| authenticator().token(&good(claims)).unwrap().admin;
+    for claims in [
+        json!({"sub": "u", "lucid_admin": true}),
+        json!({"sub": "u", "app_metadata": {"provider": "email", "lucid_admin": true}}),
+    ] {
+        assert!(admin(claims.clone()), "{claims}");
+    }
+    for claims in [
+        json!({"sub": "u"}),
+        json!({"sub": "lucid_admin"}),
+        json!({"sub": "u", "lucid_admin": "true"}),
+        json!({"sub": "u", "lucid_admin": 1}),
+        json!({"sub": "u", "lucid_admin": false, "app_metadata": {"lucid_admin": "yes"}}),
+        json!({"sub": "u", "app_metadata": "lucid_admin"}),
+        json!({"sub": "u", "app_metadata": [{"lucid_admin": true}]}),
+        json!({"sub": "u", "user_metadata": {"lucid_admin": true, "role": "admin"}}),
+        json!({"sub": "u", "role": "admin", "app_metadata": {"role": "admin"}}),
+        json!({"sub": "u", "role": "service_role"}),
+        json!({"sub": "u", "admin": true}),
+    ] {
+        assert!(!admin(claims.clone()), "{claims}");
+    }
+}
+
+#[test]
+fn a_server_with_the_internal_key_is_an_administrator() {
+    let who = authenticator().headers(&headers(&[
+        ("x-user-id", "u1"),
+        ("x-internal-key", "internal"),
+    ]));
+    assert!(who.unwrap().admin);
+}
+
+#[test]
+fn an_issued_token_is_an_administrators_only_where_that_was_asked_for() {
+    let (auth, user) = (authenticator(), UserId::from("local"));
+    let ttl = Duration::from_secs(60);
+    assert!(!auth.token(&auth.issue(&user, ttl).unwrap()).unwrap().admin);
+    assert!(
+        auth.token(&auth.issue_admin(&user, ttl).unwrap())
+            .unwrap()
+            .admin
+    );
+}

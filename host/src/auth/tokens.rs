@@ -40,6 +40,21 @@ struct Claims {
     project_id: Value,
     #[serde(default, rename = "sessionId")]
     session_id: Value,
+    #[serde(default)]
+    lucid_admin: Value,
+    /// What the identity provider's own servers set. Beside it is `user_metadata`, which users set
+    /// themselves; nothing reads that.
+    #[serde(default)]
+    app_metadata: Value,
+}
+
+impl Claims {
+    /// `role: admin` is no such claim: applications give it to administrators of their own, who
+    /// have no business with what runs on this host.
+    fn is_admin(&self) -> bool {
+        let of_app = self.app_metadata.get("lucid_admin");
+        self.lucid_admin == Value::Bool(true) || of_app == Some(&Value::Bool(true))
+    }
 }
 
 #[derive(Serialize)]
@@ -47,6 +62,8 @@ struct IssuedClaims<'a> {
     sub: &'a str,
     iat: u64,
     exp: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lucid_admin: bool,
 }
 
 impl Tokens {
@@ -79,6 +96,7 @@ impl Tokens {
             return Err(AuthError::InvalidToken);
         }
         let claims = data.claims;
+        let admin = claims.is_admin();
         let user = text(claims.sub)
             .or_else(|| text(claims.user_id))
             .ok_or(AuthError::MissingSubject)?;
@@ -87,11 +105,17 @@ impl Tokens {
             token: Some(Secret::new(token)),
             project: text(claims.project_id),
             session: text(claims.session_id),
+            admin,
         })
     }
 
-    /// Signs a token for a user, for `lucid token` and for local mode.
-    pub(super) fn issue(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
+    /// Signs a token for a user.
+    pub(super) fn issue(
+        &self,
+        user: &UserId,
+        ttl: Duration,
+        lucid_admin: bool,
+    ) -> Result<String, IssueError> {
         let iat = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -100,6 +124,7 @@ impl Tokens {
             sub: user.as_str(),
             iat,
             exp: iat.saturating_add(ttl.as_secs()),
+            lucid_admin,
         };
         Ok(jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),

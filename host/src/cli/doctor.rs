@@ -10,9 +10,8 @@ use owo_colors::Style;
 
 use super::screen::{Screen, clean, colours};
 use crate::app::{self, Folders, StartError};
-use crate::builtin;
+use crate::blobs::Blobs;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
-use crate::plugins::Plugins;
 use crate::sandbox::docker::Transport;
 use crate::sandbox::{Kind, Sandboxes};
 use crate::store::{Store, StoreError};
@@ -202,35 +201,30 @@ fn installed(program: &str) -> bool {
 
 async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
     report.title("Plugins");
-    let loaded: Plugins = match app::load_plugins(folders).await {
-        Ok(loaded) => loaded,
+    // Nothing is asked, so there are no files.
+    let blobs = Blobs::new(&config.workspace_base_path);
+    let deployed = match Box::pin(app::deploy(config, folders, blobs)).await {
+        Ok(deployed) => deployed,
         Err(error) => return report.line(Mark::Bad, &error.to_string()),
     };
-    for plugin in loaded.list() {
-        let size = match plugin.name.as_str() {
-            "mock" => builtin::MOCK.len(),
-            "coder" => builtin::CODER.len(),
-            "anthropic" => builtin::ANTHROPIC.len(),
-            "google" => builtin::GOOGLE.len(),
-            "openai" => builtin::OPENAI.len(),
-            _ => 0,
-        };
+    if let Some(path) = &deployed.manifest.path {
+        report.line(Mark::Good, &format!("as {} says", path.display()));
+    }
+    for plugin in deployed.plugins.list() {
         let digest = plugin.digest.get(..12).unwrap_or(&plugin.digest);
         let line = format!(
-            "{:<7} {:<8} {:<8} {:>4} KB  sha256 {digest}…",
+            "{:<7} {:<16} {:<8} sha256 {digest}…",
             plugin.kind.to_string(),
             plugin.name,
             plugin.version,
-            size.div_ceil(1024),
         );
         report.line(Mark::Good, &line);
     }
-    match app::defaults(&loaded, config) {
-        Ok((policy, model)) => {
-            report.line(Mark::Good, &format!("a session that names none gets the policy {policy}, and the model {model} where the policy asks one"));
-        }
-        Err(error) => report.line(Mark::Bad, &error.to_string()),
+    for warning in &deployed.warnings {
+        report.line(Mark::Note, warning);
     }
+    let (policy, model) = deployed.defaults();
+    report.line(Mark::Good, &format!("a session that names none gets the policy {policy}, and the model {model} where the policy asks one"));
 }
 
 fn keys(report: &mut Report, config: &Config) {

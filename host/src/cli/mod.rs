@@ -3,12 +3,16 @@
 //! What always holds: 0 is success, 1 a task or a start that failed, 2 a wrong command line or
 //! setting; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
 
+mod check;
+mod core_dump;
 mod doctor;
+mod plugin;
 mod run;
 mod screen;
 mod serve;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::auth::{Authenticator, UserId};
 use crate::config::{Config, ConfigError, LogFormat};
+use crate::deployment::{self, Problems};
 
 /// A server that runs AI coding agents for many users.
 #[derive(Debug, Parser)]
@@ -41,6 +46,32 @@ enum Command {
     Token(TokenArgs),
     /// Say what was found on this machine, and what to do about what is missing
     Doctor,
+    /// Read a deployment's manifest, load all of it, and say what is wrong
+    Check(CheckArgs),
+    /// Write, build and check plugins of your own
+    Plugin(plugin::PluginArgs),
+    /// Print an example of a manifest, or its schema for editors
+    Manifest(ManifestArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The manifest, in place of LUCID_MANIFEST
+    file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ManifestArgs {
+    /// Which of them
+    what: ManifestText,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum ManifestText {
+    /// Every field and its reason
+    Example,
+    /// The JSON schema
+    Schema,
 }
 
 /// One task, in the terminal.
@@ -73,6 +104,18 @@ struct TokenArgs {
     /// How long it is good for
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
+    /// The user may also change the deployment: upload plugins, activate and roll back
+    #[arg(long)]
+    admin: bool,
+}
+
+impl ManifestText {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Example => deployment::EXAMPLE,
+            Self::Schema => deployment::SCHEMA,
+        }
+    }
 }
 
 const DAY: u64 = 24 * 60 * 60;
@@ -82,7 +125,16 @@ const WRONG: u8 = 2;
 
 /// Runs the command that was asked for.
 pub fn main() -> ExitCode {
+    // Before a key is read.
+    core_dump::forbid();
     let command = Cli::parse().command.unwrap_or(Command::Serve);
+    if let Command::Manifest(args) = &command {
+        print!("{}", args.what.text());
+        return ExitCode::SUCCESS;
+    }
+    if let Command::Plugin(args) = command {
+        return plugin::main(args);
+    }
     let config = match Config::load() {
         Ok(config) => config,
         Err(error) => return wrong(&error),
@@ -111,6 +163,9 @@ pub fn main() -> ExitCode {
         Command::Run(args) => runtime.block_on(run::run(config, args)),
         Command::Token(args) => token(&config, &args),
         Command::Doctor => runtime.block_on(doctor::doctor(config)),
+        Command::Check(args) => runtime.block_on(check::check(config, args.file)),
+        // It was printed before anything else could go wrong.
+        Command::Manifest(_) | Command::Plugin(_) => ExitCode::SUCCESS,
     }
 }
 
@@ -121,7 +176,12 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
     };
     let auth = Authenticator::new(&keys.jwt, None);
     let user = UserId::from(args.user.as_str());
-    let issued = auth.issue(&user, Duration::from_secs(u64::from(args.days) * DAY));
+    let ttl = Duration::from_secs(u64::from(args.days) * DAY);
+    let issued = if args.admin {
+        auth.issue_admin(&user, ttl)
+    } else {
+        auth.issue(&user, ttl)
+    };
     match issued {
         // What this server itself would refuse is not handed out.
         Ok(token) if auth.token(&token).is_ok() => {
@@ -139,6 +199,14 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
 /// One line for the operator.
 fn wrong(error: &ConfigError) -> ExitCode {
     eprintln!("{}", screen::one_line(&error.to_string()));
+    ExitCode::from(WRONG)
+}
+
+/// What is wrong with a deployment, a line each.
+fn wrong_manifest(problems: &Problems) -> ExitCode {
+    for problem in problems.iter() {
+        eprintln!("{}", screen::one_line(&problem.to_string()));
+    }
     ExitCode::from(WRONG)
 }
 

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::screen::{Progress, Screen, colours};
 use super::serve::LOCAL_USER;
-use super::{RunArgs, failed, interrupted, wrong};
+use super::{RunArgs, failed, interrupted, wrong, wrong_manifest};
 use crate::app::{self, App, Keep, StartError};
 use crate::config::Config;
 use crate::session::{Batch, NewSession, Session};
@@ -28,16 +28,8 @@ const END: Duration = Duration::from_secs(15);
 /// Works on one task.
 pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     // The one who types is the operator, and may name any model.
-    if let Some(provider) = &args.provider {
-        config.models.default_provider = Some(provider.to_lowercase());
-    }
-    if let Some(model) = args.model {
-        // A provider's own setting would come before it.
-        for own in &mut config.models.providers {
-            own.model = None;
-        }
-        config.models.model = Some(model);
-    }
+    config.models.typed_provider = args.provider.as_deref().map(str::to_lowercase);
+    config.models.typed_model = args.model;
     let storage = match own_folder(&config) {
         Ok(storage) => storage,
         Err(error) => return failed(&error.to_string()),
@@ -45,6 +37,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     let app = match Box::pin(App::start_in(config, &storage, Keep::Workspaces)).await {
         Ok(app) => app,
         Err(StartError::Config(error)) => return wrong(&error),
+        Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
         Err(error) => return failed(&error.to_string()),
     };
     let new = NewSession {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::{DAY, failed, interrupted, wrong};
+use super::{DAY, failed, interrupted, wrong, wrong_manifest};
 use crate::app::{App, StartError};
 use crate::auth::UserId;
 use crate::config::Config;
@@ -39,6 +39,7 @@ pub(super) async fn serve(config: Config) -> ExitCode {
     let app = match Box::pin(App::start(config)).await {
         Ok(app) => app,
         Err(StartError::Config(error)) => return wrong(&error),
+        Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
         Err(error) => return failed(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(address);
@@ -53,8 +54,10 @@ pub(super) async fn serve(config: Config) -> ExitCode {
             ));
         }
     }
+    let following = app.generations().follow();
     welcome(&app, address);
     let served = run(&app, listener, stop).await;
+    drop(following);
     app.shutdown().await;
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,7 +111,7 @@ fn welcome(app: &App, address: SocketAddr) {
         println!("try it at http://{address}/docs");
         match app
             .auth()
-            .issue(&UserId::from(LOCAL_USER), Duration::from_secs(30 * DAY))
+            .issue_admin(&UserId::from(LOCAL_USER), Duration::from_secs(30 * DAY))
         {
             Ok(token) => println!("token: {token}"),
             Err(error) => tracing::error!("{error}"),

@@ -138,10 +138,11 @@ impl Session {
         *held(&self.runs) = Runs {
             policy: policy.name.clone(),
             digest: policy.digest.clone(),
-            provider: policy
-                .calls_models
-                .then(|| provider.to_owned())
-                .unwrap_or_default(),
+            provider: if policy.calls_models {
+                provider.to_owned()
+            } else {
+                String::new()
+            },
         };
     }
 

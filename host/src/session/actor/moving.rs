@@ -160,7 +160,7 @@ impl Actor {
     }
 
     fn adopt(&mut self, generation: Arc<Generation>, policy: Arc<dyn Policy>) {
-        tracing::info!(
+        tracing::debug!(
             session = %self.id,
             generation = generation.number,
             plugin = policy.info().digest,

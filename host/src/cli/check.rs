@@ -1,0 +1,50 @@
+//! Owns `lucid check`: whether a manifest and the environment make a deployment, before anybody runs it.
+//!
+//! What always holds: nothing is served and no database is opened, so it works beside a server; what is
+//! wrong is a line each on stderr, with exit code 2; what there is goes to stdout.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::screen::one_line;
+use super::{failed, wrong, wrong_manifest};
+use crate::app::{self, Folders, StartError};
+use crate::blobs::Blobs;
+use crate::config::Config;
+
+/// Loads everything, and says what there is.
+pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode {
+    if file.is_some() {
+        config.manifest = file;
+    }
+    let folders = Folders::below(&config.workspace_base_path);
+    // Nothing is asked, so there are no files.
+    let blobs = Blobs::new(&config.workspace_base_path);
+    let deployed = match Box::pin(app::deploy(&config, &folders, blobs)).await {
+        Ok(deployed) => deployed,
+        Err(StartError::Config(error)) => return wrong(&error),
+        Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
+        Err(error) => return failed(&error.to_string()),
+    };
+    for warning in config.warnings.iter().chain(&deployed.warnings) {
+        eprintln!("{}", one_line(&format!("warning: {warning}")));
+    }
+    match &deployed.manifest.path {
+        Some(path) => println!("{} is fine.", one_line(&path.display().to_string())),
+        None => println!("There is no manifest: the built-in plugins, and the environment."),
+    }
+    for plugin in deployed.plugins.list() {
+        println!(
+            "  {:<7} {:<16} {:<8} sha256:{}",
+            plugin.kind.to_string(),
+            plugin.name,
+            plugin.version,
+            plugin.digest
+        );
+    }
+    let (policy, model) = deployed.defaults();
+    println!(
+        "A session that names none gets the policy {policy}, and the model {model} where the policy asks one."
+    );
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,195 @@
+//! Owns `lucid plugin`: the kit of whoever writes a plugin, and what an operator does with plugins.
+//!
+//! What always holds: nothing of the kit needs a server or a setting, but `replay`, which reads the log
+//! of one; what a plugin is held to here is what the host holds it to. 0 is success, 1 a build or a check
+//! that failed, 2 a wrong command line.
+
+mod build;
+mod check;
+mod dev;
+mod kit;
+mod new;
+mod replay;
+mod report;
+mod server;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{WRONG, failed, screen, wrong};
+use crate::config::Config;
+use crate::plugins::{Engine, EngineOptions, Kind};
+
+/// What a plugin's author does.
+#[derive(Debug, Args)]
+pub(super) struct PluginArgs {
+    #[command(subcommand)]
+    command: PluginCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PluginCommand {
+    /// Write a new project, in a folder of its name
+    New(NewArgs),
+    /// Build a project to one component, NAME.wasm
+    Build(FolderArgs),
+    /// Hold a component to all that the host holds it to, and show what it uses
+    Check(CheckArgs),
+    /// Build and check whenever a file is saved
+    Dev(FolderArgs),
+    /// Put a recorded session's inputs through a policy, and compare its commands
+    Replay(ReplayArgs),
+    /// Show a server's plugins: builds, sessions, figures, uploads, the last error
+    List(server::ServerArgs),
+    /// Send a component to a server, which keeps it
+    Upload(server::UploadArgs),
+    /// Let a server's new sessions run on an uploaded build
+    Activate(server::ActivateArgs),
+    /// Go back to the build before, or to what the manifest names
+    Rollback(server::RollbackArgs),
+    /// Let a server load its manifest and all components again
+    Reload(server::ServerArgs),
+}
+
+#[derive(Debug, Args)]
+struct NewArgs {
+    /// Lower-case letters, digits and hyphens
+    name: String,
+    /// What it is for
+    #[arg(long, value_enum)]
+    kind: KindArg,
+    /// What it is written in
+    #[arg(long, value_enum, default_value_t = Lang::Rust)]
+    lang: Lang,
+}
+
+#[derive(Debug, Args)]
+struct FolderArgs {
+    /// The project's folder
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The component
+    file: PathBuf,
+    /// What it is for; without, what it exports says so
+    #[arg(long, value_enum)]
+    kind: Option<KindArg>,
+    /// Its settings, a JSON object
+    #[arg(long, default_value = "{}")]
+    settings: String,
+    /// A folder of recorded answers of an adapter's provider (NAME.sse, NAME.whole.json); without,
+    /// tests/recorded beside the component
+    #[arg(long, value_name = "FOLDER")]
+    recorded: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    /// The component
+    file: PathBuf,
+    /// The session's id
+    #[arg(long)]
+    session: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KindArg {
+    /// An agent
+    Policy,
+    /// A model provider's API
+    Llm,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Policy => Self::Policy,
+            KindArg::Llm => Self::Llm,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Lang {
+    Rust,
+    Javascript,
+    Python,
+}
+
+/// Does it.
+pub(super) fn main(args: PluginArgs) -> ExitCode {
+    // A plugin's own log lines are for its author.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off")),
+        )
+        .with_writer(std::io::stderr)
+        .try_init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return failed(&format!(
+                "The threads for the work could not be started: {error}."
+            ));
+        }
+    };
+    match args.command {
+        PluginCommand::New(args) => new::new(&args),
+        PluginCommand::Build(args) => build::main(&args.folder),
+        PluginCommand::Check(args) => runtime.block_on(check::main(&args)),
+        PluginCommand::Dev(args) => runtime.block_on(dev::dev(&args.folder)),
+        PluginCommand::List(args) => runtime.block_on(server::list(&args)),
+        PluginCommand::Upload(args) => runtime.block_on(server::upload(&args)),
+        PluginCommand::Activate(args) => runtime.block_on(server::activate(&args)),
+        PluginCommand::Rollback(args) => runtime.block_on(server::rollback(&args)),
+        PluginCommand::Reload(args) => runtime.block_on(server::reload(&args)),
+        PluginCommand::Replay(args) => match Config::load() {
+            Ok(config) => runtime.block_on(replay::replay(&config, &args)),
+            Err(error) => wrong(&error),
+        },
+    }
+}
+
+/// An engine for one plugin at a time, that keeps nothing.
+fn engine() -> Result<Engine, String> {
+    let options = EngineOptions {
+        calls: 2,
+        streams: 2,
+        ..EngineOptions::default()
+    };
+    Engine::new(options).map_err(|error| format!("The plugin cannot be run here: {error}."))
+}
+
+/// A component's bytes, if a host would read as many.
+fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
+    let most = EngineOptions::default().largest_component as u64;
+    let shown = file.display();
+    let size = std::fs::metadata(file).map_err(|e| format!("{shown} cannot be read: {e}."))?;
+    if !size.is_file() {
+        return Err(format!(
+            "{shown} is no file; name the component that `lucid plugin build` made."
+        ));
+    }
+    if size.len() > most {
+        return Err(format!(
+            "{shown} has {} bytes, and a host takes {most}.",
+            size.len()
+        ));
+    }
+    std::fs::read(file).map_err(|e| format!("{shown} cannot be read: {e}."))
+}
+
+/// What was asked for cannot be.
+fn refused(sentence: &str) -> ExitCode {
+    eprintln!("{}", screen::one_line(sentence));
+    ExitCode::from(WRONG)
+}

@@ -1,0 +1,180 @@
+//! Owns `lucid plugin build`: from a project's folder to one component.
+//!
+//! What always holds: a Rust component is put in its place whole, by a rename, so a host that watches
+//! the file never reads half of it; a build that fails leaves the last one. The tools of other languages
+//! write theirs in place: a host finds half of one broken, keeps the one before, and looks again.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, SystemTime};
+
+use lucid_guest_build::Project;
+
+use crate::cli::failed;
+
+/// Builds, and says where the component is.
+pub(super) fn main(folder: &Path) -> ExitCode {
+    match build(folder) {
+        Ok(file) => {
+            let size = std::fs::metadata(&file).map_or(0, |data| data.len());
+            println!("{} is built, {} KB.", file.display(), size.div_ceil(1024));
+            ExitCode::SUCCESS
+        }
+        Err(why) => failed(&format!("The plugin was not built: {why}.")),
+    }
+}
+
+/// Builds the project in a folder by the tools of its language. Gives the component's file, or the end
+/// of a sentence.
+pub(super) fn build(folder: &Path) -> Result<PathBuf, String> {
+    let there = |name: &str| folder.join(name).is_file();
+    if there("Cargo.toml") {
+        rust(folder)
+    } else if there("package.json") {
+        javascript(folder)
+    } else if there("requirements.txt") {
+        python(folder)
+    } else {
+        Err(format!(
+            "{} holds no Cargo.toml, package.json or requirements.txt; make a project with `lucid plugin new`",
+            folder.display()
+        ))
+    }
+}
+
+fn rust(folder: &Path) -> Result<PathBuf, String> {
+    let project = Project::new(folder, cache(folder));
+    let component = project
+        .component(&|text| eprintln!("{text}"))
+        .map_err(|error| error.to_string())?;
+    let text = std::fs::read_to_string(folder.join("Cargo.toml"))
+        .map_err(|error| format!("Cargo.toml cannot be read: {error}"))?;
+    let manifest = toml::de::DeTable::parse(&text)
+        .map_err(|error| format!("Cargo.toml cannot be read: {error}"))?;
+    let package = manifest.get_ref().get("package");
+    let name = package
+        .and_then(|package| package.get_ref().get("name"))
+        .and_then(|name| name.get_ref().as_str())
+        .ok_or("Cargo.toml names no package")?;
+    place(folder, name, &component)
+}
+
+/// What is made once for all projects is kept here.
+fn cache(folder: &Path) -> PathBuf {
+    let own = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(std::env::home_dir()?.join(".cache")));
+    own.map_or_else(|| folder.join("target"), |cache| cache.join("lucid"))
+}
+
+fn place(folder: &Path, name: &str, component: &[u8]) -> Result<PathBuf, String> {
+    let file = folder.join(format!("{name}.wasm"));
+    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut draft| {
+        use std::io::Write as _;
+        use std::os::unix::fs::PermissionsExt as _;
+        draft.write_all(component)?;
+        // A host under another user may read it.
+        draft
+            .as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        draft.persist(&file).map_err(|error| error.error)
+    });
+    written.map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
+    Ok(file)
+}
+
+fn javascript(folder: &Path) -> Result<PathBuf, String> {
+    let text = std::fs::read_to_string(folder.join("package.json"))
+        .map_err(|error| format!("package.json cannot be read: {error}"))?;
+    let package: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| format!("package.json cannot be read: {error}"))?;
+    let name = package["name"].as_str().ok_or("package.json has no name")?;
+    let install = "install Node.js 20 or newer with its npm";
+    let locked = folder.join("package-lock.json").is_file();
+    let installed = folder.join("node_modules/.package-lock.json");
+    // What is there is not asked for again, unless the lock is another by now.
+    let written = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    let lock = written(&folder.join("package-lock.json"));
+    if written(&installed).is_none_or(|then| lock.is_some_and(|lock| lock > then)) {
+        let how = if locked { "ci" } else { "install" };
+        // What a package wants to run when it is installed is nobody's here.
+        let quiet = [
+            how,
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--silent",
+        ];
+        run(folder, "npm", &quiet, install)?;
+    }
+    run(folder, "npm", &["run", "--silent", "build"], install)?;
+    let file = folder.join(format!("{name}.wasm"));
+    if file.is_file() {
+        return Ok(file);
+    }
+    Err(format!(
+        "`npm run build` went well and left no {}",
+        file.display()
+    ))
+}
+
+fn python(folder: &Path) -> Result<PathBuf, String> {
+    let install =
+        "install Python 3.10 or newer with its venv (on Debian: apt-get install python3-venv)";
+    if !folder.join(".venv/bin/pip").is_file() {
+        run(folder, "python3", &["-m", "venv", ".venv"], install)?;
+    }
+    let quiet = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--requirement",
+        "requirements.txt",
+    ];
+    run(folder, ".venv/bin/python", &quiet, install)?;
+    let begun = SystemTime::now();
+    run(folder, "sh", &["build.sh"], install)?;
+    // The name stands in the script alone.
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let components = entries.map(|entry| entry.path()).filter(|path| {
+        let written = path.metadata().and_then(|data| data.modified());
+        // Some file systems count in whole seconds.
+        let fresh = written.is_ok_and(|then| then + Duration::from_secs(2) >= begun);
+        path.extension().is_some_and(|end| end == "wasm") && fresh
+    });
+    let mut components: Vec<PathBuf> = components.collect();
+    match (components.pop(), components.is_empty()) {
+        (Some(one), true) => Ok(one),
+        (None, _) => Err("build.sh went well and wrote no component".to_owned()),
+        (Some(_), false) => Err("build.sh wrote more than one component".to_owned()),
+    }
+}
+
+/// Runs a tool in the project's folder; what it prints goes to stderr.
+fn run(folder: &Path, program: &str, args: &[&str], install: &str) -> Result<(), String> {
+    // A path is from the project's folder, wherever this process is.
+    let found = if program.contains('/') {
+        folder
+            .canonicalize()
+            .map_err(|error| format!("{}: {error}", folder.display()))?
+            .join(program)
+    } else {
+        program.into()
+    };
+    let status = Command::new(&found)
+        .args(args)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .map_err(|error| format!("{program} could not be started ({error}); {install}"))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "`{program} {}` failed; why is above",
+        args.join(" ")
+    ))
+}

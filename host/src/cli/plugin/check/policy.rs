@@ -1,0 +1,505 @@
+//! Owns the trial of a policy: sessions that are played to it, as a host would, with a model, tools and
+//! a user that follow a script.
+//!
+//! What always holds: every step is made twice and must give the same bytes; what a host would pass
+//! over or refuse among its commands is said; a policy that goes round in circles ends after so many
+//! steps.
+
+use std::collections::VecDeque;
+
+use serde_json::{Map, Value};
+
+use super::super::report::Report;
+use crate::plugins::PolicyPlugin;
+use crate::plugins::policy_types::{
+    Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Part, Snapshot,
+    Start, ToolReply, ToolRun, UserMessage,
+};
+use crate::plugins::types::{
+    Content, Custom, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition,
+    ToolResult, Usage,
+};
+
+/// A task with a scripted model takes a dozen.
+const MOST_STEPS: u32 = 200;
+
+/// What happens in a session besides that everything goes well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Nothing else.
+    Nothing,
+    /// The user says something while the first effect is open.
+    Message,
+    /// The host restarts while the first effect is open.
+    Restart,
+    /// Each effect fails.
+    Failures,
+    /// The user ends the task while the first effect is open.
+    Cancel,
+    /// The model calls a tool that there is not, with arguments that are no JSON.
+    OddModel,
+    /// What this version has no name for, and news of effects that nobody began.
+    Strange,
+}
+
+/// All of them, and what they are called in a report.
+const PLAYED: [(Event, &str, &str); 7] = [
+    (Event::Nothing, "a task", "from the start to its end"),
+    (
+        Event::Message,
+        "a message",
+        "the user speaks in the middle of a task",
+    ),
+    (Event::Restart, "a restart", "what was open is lost"),
+    (Event::Failures, "failures", "each effect fails"),
+    (Event::Cancel, "a cancel", "the user ends the task"),
+    (Event::OddModel, "odd model", "calls that cannot be run"),
+    (Event::Strange, "strangers", "inputs that it does not know"),
+];
+
+/// Plays all of them.
+pub(super) async fn check(report: &mut Report, policy: &PolicyPlugin, settings: &str) {
+    for (event, name, what) in PLAYED {
+        match Box::pin(play(policy, settings, event)).await {
+            Ok(Played { steps, notes }) => {
+                report.good(
+                    name,
+                    &format!("{what}: {steps} steps, each the same when made again"),
+                );
+                for note in notes {
+                    report.note(name, &note);
+                }
+            }
+            Err(why) => report.bad(name, &why),
+        }
+    }
+}
+
+/// How a session went.
+#[derive(Debug)]
+pub(super) struct Played {
+    pub(super) steps: u32,
+    pub(super) notes: Vec<String>,
+}
+
+/// Plays one session. Fails with a sentence.
+pub(super) async fn play(
+    policy: &PolicyPlugin,
+    settings: &str,
+    event: Event,
+) -> Result<Played, String> {
+    let mut session = Session::new(policy, event);
+    let start = session.start(settings);
+    session.step(vec![start]).await?;
+    if !session.ended && session.open.is_empty() {
+        return Err("the task is open and it waits for nothing: it must call a model, run a tool, ask, set a timer or finish".into());
+    }
+    match event {
+        Event::Message => {
+            let said = session.user_says("Take care of the tests, too.");
+            session.step(vec![said]).await?;
+        }
+        Event::Restart => {
+            let lost = session
+                .open
+                .drain(..)
+                .map(|open| Input::EffectLost(open.effect().to_owned()));
+            let lost: Vec<Input> = lost.collect();
+            if !lost.is_empty() {
+                session.step(lost).await?;
+            }
+        }
+        Event::Cancel if !session.ended => {
+            session
+                .step(vec![Input::CancelRequested("Stop.".into())])
+                .await?;
+        }
+        Event::Strange => {
+            let strange = Input::Other(Custom {
+                kind: "acme.review".into(),
+                body: "{}".into(),
+            });
+            let stranger = || "nobody-began-this".to_owned();
+            session.step(vec![strange]).await?;
+            session
+                .step(vec![
+                    Input::EffectLost(stranger()),
+                    Input::TimerFired(stranger()),
+                ])
+                .await?;
+        }
+        _ => {}
+    }
+    session.play_on().await?;
+    // A second task, by a message.
+    if session.ended {
+        session.ended = false;
+        let said = session.user_says("And now?");
+        session.step(vec![said]).await?;
+        session.play_on().await?;
+    }
+    Ok(Played {
+        steps: session.steps,
+        notes: session.notes,
+    })
+}
+
+/// What a policy waits for.
+#[derive(Debug, Clone)]
+enum Open {
+    Model(ModelCall),
+    Tool(ToolRun),
+    Question(String),
+    Timer(String),
+    /// Given up.
+    Cancelled(String),
+}
+
+impl Open {
+    fn effect(&self) -> &str {
+        match self {
+            Self::Model(call) => &call.effect,
+            Self::Tool(run) => &run.effect,
+            Self::Question(effect) | Self::Timer(effect) | Self::Cancelled(effect) => effect,
+        }
+    }
+}
+
+struct Session<'a> {
+    policy: &'a PolicyPlugin,
+    event: Event,
+    context: Context,
+    state: Option<Snapshot>,
+    entries: u64,
+    open: VecDeque<Open>,
+    ended: bool,
+    steps: u32,
+    /// Model calls that were answered.
+    answered: u32,
+    notes: Vec<String>,
+}
+
+impl<'a> Session<'a> {
+    fn new(policy: &'a PolicyPlugin, event: Event) -> Self {
+        Self {
+            policy,
+            event,
+            context: Context {
+                session: "0199f1aa-0000-7000-8000-0000deadbeef".into(),
+                step: 0,
+                now_ms: 1_790_000_000_000,
+                seed: 7,
+                iterations_left: 50,
+                tokens_left: Some(1_000_000),
+                cost_left: None,
+                millis_left: Some(1_800_000),
+            },
+            state: None,
+            entries: 0,
+            open: VecDeque::new(),
+            ended: false,
+            steps: 0,
+            answered: 0,
+            notes: Vec::new(),
+        }
+    }
+
+    fn start(&mut self, settings: &str) -> Input {
+        let tool = |name: &str, schema: &str| ToolDefinition {
+            name: name.into(),
+            description: "Does what its name says.".into(),
+            input_schema: schema.into(),
+        };
+        let offer = |name: &str| ModelOffer {
+            name: name.into(),
+            context_tokens: 200_000,
+            output_tokens: 8_000,
+            images: true,
+        };
+        Input::Started(Start {
+            task: "Fix the bug".into(),
+            entry: self.entry(),
+            workspace: "/workspace".into(),
+            repository: None,
+            branch: None,
+            model: offer("large"),
+            small_model: offer("small"),
+            models: vec!["large".into(), "small".into()],
+            instructions: vec!["Use tabs.".into()],
+            tools: vec![
+                tool(
+                    "terminal",
+                    r#"{"type":"object","properties":{"command":{"type":"string"}},"required":["command"]}"#,
+                ),
+                tool("file_editor", r#"{"type":"object"}"#),
+            ],
+            settings: settings.into(),
+        })
+    }
+
+    fn entry(&mut self) -> u64 {
+        self.entries += 1;
+        self.entries - 1
+    }
+
+    fn user_says(&mut self, text: &str) -> Input {
+        Input::UserMessage(UserMessage {
+            entry: self.entry(),
+            content: vec![Content::Text(text.into())],
+        })
+    }
+
+    /// Gives the policy what it waits for, until the task is over.
+    async fn play_on(&mut self) -> Result<(), String> {
+        while let Some(open) = self.open.pop_front() {
+            let given_up = matches!(open, Open::Cancelled(_));
+            if self.ended && !given_up {
+                continue;
+            }
+            if self.steps >= MOST_STEPS {
+                self.notes.push(format!(
+                    "it was still at work after {MOST_STEPS} steps with a model that had nothing more to say"
+                ));
+                self.ended = true;
+                self.open.clear();
+                return Ok(());
+            }
+            let input = self.news(open);
+            self.step(vec![input]).await?;
+        }
+        if !self.ended {
+            return Err(format!(
+                "after {} steps the task is open and it waits for nothing, so the session would hang",
+                self.steps
+            ));
+        }
+        Ok(())
+    }
+
+    /// What became of an effect.
+    fn news(&mut self, open: Open) -> Input {
+        let failed = |effect: String, kind, message: &str| {
+            Input::EffectFailed(Failure {
+                effect,
+                error: Error {
+                    kind,
+                    code: None,
+                    message: message.into(),
+                    retry_after_ms: None,
+                },
+            })
+        };
+        if let Open::Cancelled(effect) = open {
+            return failed(effect, ErrorKind::Cancelled, "It was given up.");
+        }
+        if self.event == Event::Failures {
+            return failed(open.effect().to_owned(), ErrorKind::Upstream, "It failed.");
+        }
+        match open {
+            Open::Model(call) => self.model_replies(&call),
+            Open::Tool(run) => Input::ToolReplied(ToolReply {
+                effect: run.effect,
+                entry: self.entry(),
+                outcome: ToolResult {
+                    call_id: run.call.id,
+                    is_error: false,
+                    text: "ok".into(),
+                    exit_code: Some(0),
+                    blobs: Vec::new(),
+                },
+            }),
+            Open::Question(effect) => Input::Answered(Answer {
+                effect,
+                entry: self.entry(),
+                text: "Yes.".into(),
+            }),
+            Open::Timer(effect) | Open::Cancelled(effect) => Input::TimerFired(effect),
+        }
+    }
+
+    /// The model calls a tool once, where it may, and is done then.
+    fn model_replies(&mut self, call: &ModelCall) -> Input {
+        self.answered += 1;
+        let tool = call.tools.first().filter(|_| self.answered == 1);
+        let called = |name: &str, arguments: &str| {
+            Content::ToolCall(ToolCall {
+                id: format!("call-{}", self.answered),
+                name: name.into(),
+                arguments: arguments.into(),
+            })
+        };
+        let (content, stop) = match tool {
+            Some(_) if self.event == Event::OddModel => {
+                (vec![called("no-such-tool", "{\"a\":")], StopReason::ToolUse)
+            }
+            Some(tool) => (
+                vec![called(&tool.name, r#"{"command":"true"}"#)],
+                StopReason::ToolUse,
+            ),
+            None => (vec![Content::Text("Done.".into())], StopReason::EndTurn),
+        };
+        Input::ModelReplied(ModelReply {
+            effect: call.effect.clone(),
+            entry: self.entry(),
+            message: Message {
+                role: Role::Assistant,
+                content,
+            },
+            stop,
+            usage: Usage {
+                input_tokens: 100,
+                output_tokens: 10,
+                cache_read_tokens: 0,
+                cache_write_tokens: 0,
+            },
+        })
+    }
+
+    /// One step, made twice.
+    async fn step(&mut self, inputs: Vec<Input>) -> Result<(), String> {
+        let at = self.context.step;
+        let before = self.state.as_ref();
+        let done = self.policy.step(&self.context, before, &inputs).await;
+        let again = self.policy.step(&self.context, before, &inputs).await;
+        let wrong = |what: &str| format!("step {at} ({}): {what}", names(&inputs));
+        let (done, again) = match (done.result, again.result) {
+            (Ok(done), Ok(again)) => (done, again),
+            (Err(error), _) | (Ok(_), Err(error)) => return Err(wrong(&error.to_string())),
+        };
+        if done != again {
+            return Err(wrong(
+                "the same arguments gave something else the second time; a step must depend on nothing but its arguments, not on a hash map's order",
+            ));
+        }
+        let writes = self.policy.descriptor().schema;
+        if done.state.schema != writes {
+            return Err(wrong(&format!(
+                "it wrote a state of schema {}, and describes itself as writing {writes}",
+                done.state.schema
+            )));
+        }
+        self.state = Some(done.state);
+        self.steps += 1;
+        self.context.step += 1;
+        self.context.now_ms += 1_000;
+        self.context.seed = self.context.seed.rotate_left(7) ^ at;
+        for command in done.commands {
+            self.carry_out(command).map_err(|what| wrong(&what))?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, command: Command) -> Result<(), String> {
+        match command {
+            Command::CallModel(call) => {
+                self.check_call(&call)?;
+                self.begins(Open::Model(call))?;
+            }
+            Command::RunTool(run) => self.begins(Open::Tool(run))?,
+            Command::Ask(question) => {
+                object("the detail of a question", &question.detail)?;
+                self.begins(Open::Question(question.effect))?;
+            }
+            Command::SetTimer(timer) => self.begins(Open::Timer(timer.effect))?,
+            Command::Cancel(effect) => {
+                for open in &mut self.open {
+                    if open.effect() == effect {
+                        *open = Open::Cancelled(effect.clone());
+                    }
+                }
+            }
+            Command::Append(_) => {
+                self.entry();
+            }
+            Command::Emit(event) => {
+                if event.event_type.trim().is_empty() {
+                    return Err("it shows an event without a type".into());
+                }
+                object("the fields of an event", &event.fields)?;
+            }
+            Command::Finish(_) => {
+                if std::mem::replace(&mut self.ended, true) {
+                    self.notes.push("it finished a task that was over".into());
+                }
+            }
+            Command::Other(custom) => self.notes.push(format!(
+                "it gives a command `{}` that this host passes over",
+                custom.kind
+            )),
+        }
+        Ok(())
+    }
+
+    fn begins(&mut self, open: Open) -> Result<(), String> {
+        let effect = open.effect();
+        if effect.is_empty() {
+            return Err("it begins an effect without a name".into());
+        }
+        if self.open.iter().any(|other| other.effect() == effect) {
+            return Err(format!(
+                "it gives the name `{effect}` to two effects that are open at once"
+            ));
+        }
+        self.open.push_back(open);
+        Ok(())
+    }
+
+    fn check_call(&mut self, call: &ModelCall) -> Result<(), String> {
+        object("the params of a model call", &call.params)?;
+        if !self.policy.descriptor().calls_models {
+            return Err("it calls a model, and describes itself as one that calls none: a session with it would have no key".into());
+        }
+        if !["", "large", "small"].contains(&call.model.as_str()) {
+            return Err(format!(
+                "it calls the model `{}`, which it was not offered",
+                call.model
+            ));
+        }
+        if call.prompt.is_empty() {
+            return Err("it asks a model nothing".into());
+        }
+        for part in &call.prompt {
+            if let Part::History(span) = part {
+                let last = span.last.unwrap_or(self.entries.saturating_sub(1));
+                if last >= self.entries || span.first > last {
+                    return Err(format!(
+                        "its prompt names the entries {} to {last} of a transcript that has {}",
+                        span.first, self.entries
+                    ));
+                }
+            }
+        }
+        for tool in &call.tools {
+            object(
+                &format!("the schema of the tool `{}`", tool.name),
+                &tool.input_schema,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn object(what: &str, json: &str) -> Result<(), String> {
+    match serde_json::from_str::<Map<String, Value>>(json) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("{what} must be a JSON object: {error}")),
+    }
+}
+
+/// Inputs for a sentence.
+fn names(inputs: &[Input]) -> String {
+    let name = |input: &Input| match input {
+        Input::Started(_) => "started",
+        Input::UserMessage(_) => "user-message",
+        Input::Answered(_) => "answered",
+        Input::ModelReplied(_) => "model-replied",
+        Input::ToolReplied(_) => "tool-replied",
+        Input::EffectFailed(_) => "effect-failed",
+        Input::EffectLost(_) => "effect-lost",
+        Input::TimerFired(_) => "timer-fired",
+        Input::CancelRequested(_) => "cancel-requested",
+        Input::Upgraded(_) => "upgraded",
+        Input::Other(_) => "other",
+    };
+    inputs.iter().map(name).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,90 @@
+//! The trials, over the built-in plugins and guests written by hand.
+
+use super::llm;
+use super::policy::{Event, play};
+use crate::builtin;
+use crate::cli::plugin::report::Report;
+use crate::plugins::tests::guests;
+use crate::plugins::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
+
+const EVENTS: [Event; 7] = [
+    Event::Nothing,
+    Event::Message,
+    Event::Restart,
+    Event::Failures,
+    Event::Cancel,
+    Event::OddModel,
+    Event::Strange,
+];
+
+async fn policy(wasm: &[u8]) -> PolicyPlugin {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let limits = Limits::default();
+    PolicyPlugin::load(&engine, "test", wasm, &limits)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_built_in_policies_pass() {
+    for (name, wasm) in builtin::POLICIES {
+        let policy = policy(wasm).await;
+        for event in EVENTS {
+            let played = play(&policy, "{}", event).await;
+            let played = played.unwrap_or_else(|why| panic!("{name}, {event:?}: {why}"));
+            assert!(played.notes.is_empty(), "{name}, {event:?}: {played:?}");
+            assert!(played.steps > 1, "{name}, {event:?}: {played:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_traps_refuses_or_waits_for_nothing_fails_with_the_reason() {
+    for (step, reason) in [
+        ("unreachable", "broke down"),
+        ("(global.get $err)", "too hot"),
+        ("(loop $l (br $l)) (global.get $ok)", "fuel"),
+        ("(global.get $ok)", "waits for nothing"),
+    ] {
+        let policy = policy(&guests::policy(step)).await;
+        let why = play(&policy, "{}", Event::Nothing).await.unwrap_err();
+        assert!(why.contains(reason), "{step}: {why}");
+    }
+}
+
+#[tokio::test]
+async fn the_built_in_adapters_pass() {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    for (name, wasm) in builtin::PROVIDERS {
+        let limits = Limits::default();
+        let adapter = LlmPlugin::load(&engine, name, wasm, &limits).await.unwrap();
+        let folder = format!(
+            "{}/../plugins/{name}/tests/recorded",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let mut report = Report::new();
+        llm::check(&mut report, &adapter, "{}", Some(folder.as_ref())).await;
+        assert!(
+            !report.is_bad(),
+            "{name}: the report above says what is wrong"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_that_sets_the_hosts_header_or_makes_answers_of_nothing_fails() {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    for header in ["authorization", "content-type"] {
+        let guest = guests::Llm {
+            header,
+            ..guests::Llm::default()
+        };
+        let limits = Limits::default();
+        let wasm = guests::llm(&guest);
+        let adapter = LlmPlugin::load(&engine, "test", &wasm, &limits);
+        let mut report = Report::new();
+        llm::check(&mut report, &adapter.await.unwrap(), "{}", None).await;
+        // It also knows no models, and says `done` whatever was pushed.
+        assert!(report.is_bad(), "{header} passed");
+    }
+}

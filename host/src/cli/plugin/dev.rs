@@ -1,0 +1,161 @@
+//! Owns `lucid plugin dev`: builds and checks whenever a source is saved.
+//!
+//! What always holds: what changes while it builds is built next; what a build itself writes starts no
+//! other; a build or a check that fails is said and ends nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use super::{CheckArgs, build, check};
+use crate::cli::{failed, interrupted};
+use crate::deployment::{Manifest, Source, Watch};
+
+/// What tools make.
+const MADE: &[&str] = &[
+    "target",
+    "node_modules",
+    "__pycache__",
+    "build",
+    "dist",
+    "Cargo.lock",
+];
+/// More sources than a project has.
+const MOST: usize = 5_000;
+
+/// The sources of a project, and when each was written.
+type Sources = BTreeMap<PathBuf, Option<(SystemTime, u64)>>;
+
+/// Until it is interrupted.
+pub(super) async fn dev(folder: &Path) -> ExitCode {
+    if !folder.is_dir() {
+        return failed(&format!("There is no folder {}.", folder.display()));
+    }
+    let end = interrupted();
+    tokio::pin!(end);
+    let mut watch = Watch::new();
+    loop {
+        let seen = sources(folder);
+        let work = folder.to_owned();
+        // Cargo has the terminal's interrupt as well, and ends by it.
+        let built = tokio::task::spawn_blocking(move || build::build(&work)).await;
+        match built.unwrap_or_else(|_| Err("it broke off".to_owned())) {
+            Ok(file) => {
+                let args = CheckArgs {
+                    file: file.clone(),
+                    kind: None,
+                    settings: "{}".to_owned(),
+                    recorded: None,
+                };
+                if check::main(&args).await == ExitCode::SUCCESS {
+                    println!("{}", who_takes_it(folder, &file));
+                }
+            }
+            Err(why) => {
+                failed(&format!("The plugin was not built: {why}."));
+            }
+        }
+        println!("Waiting for a change in {}; Ctrl-C ends.", folder.display());
+        loop {
+            // Watched first and looked at then, so that nothing falls between.
+            let now = sources(folder);
+            watch.begin(now.keys().cloned());
+            if sources(folder) != seen {
+                break;
+            }
+            tokio::select! {
+                () = watch.changed() => {}
+                () = &mut end => return ExitCode::SUCCESS,
+            }
+        }
+    }
+}
+
+/// All sources, and the folders they are in.
+fn sources(folder: &Path) -> Sources {
+    let mut found = Sources::new();
+    look(folder, &mut found);
+    found
+}
+
+fn look(folder: &Path, found: &mut Sources) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') || name.ends_with(".wasm") || MADE.contains(&&*name) {
+            continue;
+        }
+        let (path, Ok(data)) = (entry.path(), entry.metadata()) else {
+            continue;
+        };
+        if found.len() >= MOST {
+            return;
+        }
+        if data.is_dir() {
+            look(&path, found);
+        } else {
+            let stamp = data.modified().ok().map(|time| (time, data.len()));
+            found.insert(path, stamp);
+        }
+    }
+}
+
+/// Whether a manifest beside the project names the component.
+fn who_takes_it(folder: &Path, file: &Path) -> String {
+    let own = file.canonicalize().ok();
+    for manifest in [folder.join("lucid.toml"), "lucid.toml".into()] {
+        let Ok(read) = Manifest::read(&manifest) else {
+            continue;
+        };
+        let providers = read.providers.values().map(|entry| &entry.plugin);
+        let mut all = read.policies.values().chain(providers);
+        let names = all.any(|entry| match &entry.component.value {
+            Source::File(path) => path.canonicalize().ok() == own,
+            Source::Builtin(_) => false,
+        });
+        if names {
+            return format!(
+                "{} names it: a host that runs with that manifest takes the new build by itself.",
+                manifest.display()
+            );
+        }
+    }
+    format!(
+        "No lucid.toml here names it: to load it, say component = \"{}\" in one.",
+        file.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_build_writes_is_no_source_and_what_an_author_writes_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("src/lib.rs", "one");
+        let before = sources(folder.path());
+        for made in [
+            "a.wasm",
+            "target/x",
+            "node_modules/y/z",
+            "Cargo.lock",
+            ".venv/a",
+        ] {
+            put(made, "made");
+        }
+        assert_eq!(sources(folder.path()), before);
+        put("src/other.rs", "");
+        assert_ne!(sources(folder.path()), before, "a new file is a change");
+        let before = sources(folder.path());
+        put("src/lib.rs", "longer");
+        assert_ne!(sources(folder.path()), before, "so is another text");
+    }
+}

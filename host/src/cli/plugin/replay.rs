@@ -1,0 +1,157 @@
+//! Owns `lucid plugin replay`: a recorded session as a test of a policy.
+//!
+//! What always holds: the log is only read, also while a server writes to it; nothing is carried out.
+//! Each step is given the logged context and inputs, and the state that this very build left in the
+//! step before.
+
+use std::process::ExitCode;
+
+use serde_json::Value;
+use similar::TextDiff;
+
+use super::{ReplayArgs, component, engine};
+use crate::app::Folders;
+use crate::cli::failed;
+use crate::cli::screen::clean;
+use crate::config::Config;
+use crate::plugins::policy_types::{Context, Input, Snapshot};
+use crate::plugins::{Limits, PolicyPlugin};
+use crate::store::{self, LoggedStep, SessionRow};
+
+/// So many steps that differ are shown.
+const SHOWN: u64 = 3;
+/// So many lines of each.
+const LINES: usize = 60;
+
+/// Replays it, and says what differs.
+pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
+    match Box::pin(compare(config, args)).await {
+        Ok(outcome) => outcome,
+        Err(why) => failed(&why),
+    }
+}
+
+async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String> {
+    let wasm = component(&args.file)?;
+    let folders = Folders::below(&config.workspace_base_path);
+    let log = store::look(folders.data()).map_err(|error| {
+        format!("The log cannot be read: {error}. WORKSPACE_BASE_PATH says where it is.")
+    })?;
+    let row = SessionRow::find(&log, &args.session).map_err(|error| error.to_string())?;
+    let row = row.ok_or_else(|| format!("There is no session {} in the log.", args.session))?;
+    let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
+    let engine = engine()?;
+    let policy = PolicyPlugin::load(&engine, &name, &wasm, &Limits::default())
+        .await
+        .map_err(|error| format!("A host would not take it: {error}."))?;
+    println!(
+        "session {} of the policy {}, replayed with {} {}",
+        args.session,
+        clean(&row.fixed.policy),
+        policy.descriptor().name,
+        clean(&policy.descriptor().version)
+    );
+    let mut state: Option<Snapshot> = None;
+    let (mut same, mut different, mut next) = (0_u64, 0_u64, 0);
+    loop {
+        let steps = store::logged_steps(&log, &args.session, next).map_err(|e| e.to_string())?;
+        let Some(last) = steps.last() else { break };
+        next = last.step + 1;
+        for logged in steps {
+            let (now, after) = again(&policy, &logged, state.as_ref()).await?;
+            let then = logged
+                .commands
+                .as_deref()
+                .map_or_else(|| "(the step failed)".to_owned(), readable);
+            let failed_both = logged.commands.is_none() && after.is_none();
+            if failed_both || now == then {
+                same += 1;
+            } else {
+                different += 1;
+                if different <= SHOWN {
+                    println!("\nstep {}: - the log, + {name}", logged.step);
+                    print!("{}", difference(&then, &now));
+                }
+            }
+            // A step that failed left the state as it was.
+            state = after.or(state);
+        }
+    }
+    if same + different == 0 {
+        return Err(format!(
+            "The session {} has made no step yet.",
+            args.session
+        ));
+    }
+    if different == 0 {
+        println!("{same} steps, all with the same commands.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "\n{different} of {} steps gave other commands.",
+        same + different
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+/// The commands of one step as text, and the state behind it; a step that fails has none.
+async fn again(
+    policy: &PolicyPlugin,
+    logged: &LoggedStep,
+    state: Option<&Snapshot>,
+) -> Result<(String, Option<Snapshot>), String> {
+    let unread = |error: serde_json::Error| {
+        format!(
+            "Step {} of the log cannot be read by this build: {error}.",
+            logged.step
+        )
+    };
+    let context: Context = serde_json::from_str(&logged.context).map_err(unread)?;
+    let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(unread)?;
+    match policy.step(&context, state, &inputs).await.result {
+        Ok(done) => {
+            let commands = serde_json::to_string(&done.commands).map_err(unread)?;
+            Ok((readable(&commands), Some(done.state)))
+        }
+        Err(error) => Ok((format!("(the step failed)\n{error}"), None)),
+    }
+}
+
+/// JSON with a line for each value.
+fn readable(json: &str) -> String {
+    let value = serde_json::from_str::<Value>(json).ok();
+    value
+        .and_then(|value| serde_json::to_string_pretty(&value).ok())
+        .unwrap_or_else(|| json.to_owned())
+}
+
+/// What differs, with a few lines around it.
+fn difference(then: &str, now: &str) -> String {
+    let diff = TextDiff::from_lines(then, now);
+    let text = diff.unified_diff().context_radius(2).to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut shown = String::new();
+    for line in lines.iter().take(LINES) {
+        shown.push_str(&clean(line));
+        shown.push('\n');
+    }
+    if lines.len() > LINES {
+        shown.push_str(&format!("… {} more lines\n", lines.len() - LINES));
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_shows_the_value_that_changed_and_nothing_that_a_terminal_acts_on() {
+        let text =
+            |what: &str| readable(&format!(r#"[{{"Append": "{what}"}}, {{"Cancel": "t1"}}]"#));
+        let shown = difference(&text("one"), &text("two"));
+        assert!(shown.contains(r#"-    "Append": "one""#), "{shown}");
+        assert!(shown.contains(r#"+    "Append": "two""#), "{shown}");
+        assert!(!difference("a\n", "\u{1b}[2Ja\n").contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,111 @@
+//! Owns how findings look: a line each, the bad ones marked.
+//!
+//! What always holds: nothing that a plugin said can move the cursor or change colours; what is bad
+//! makes the exit code 1.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use owo_colors::Style;
+
+use crate::cli::screen::{Screen, clean, colours};
+use crate::plugins::{CallFigures, Limits};
+
+/// How wide the name of what was looked at is.
+const NAME: usize = 10;
+
+/// What was found.
+pub(super) struct Report {
+    screen: Screen,
+    bad: bool,
+}
+
+impl Report {
+    pub(super) fn new() -> Self {
+        Self {
+            screen: Screen::new(colours(std::io::stdout().is_terminal())),
+            bad: false,
+        }
+    }
+
+    pub(super) fn title(&self, text: &str) {
+        println!("{}", self.screen.paint(&clean(text), Style::new().bold()));
+    }
+
+    pub(super) fn good(&self, what: &str, text: &str) {
+        self.line("ok", Style::new().green(), what, text);
+    }
+
+    /// Worth knowing, and nothing to fail for.
+    pub(super) fn note(&self, what: &str, text: &str) {
+        self.line("--", Style::new().yellow(), what, text);
+    }
+
+    pub(super) fn bad(&mut self, what: &str, text: &str) {
+        self.bad = true;
+        self.line("!!", Style::new().red(), what, text);
+    }
+
+    /// Good, or what is wrong.
+    pub(super) fn result(&mut self, what: &str, result: Result<String, String>) {
+        match result {
+            Ok(text) => self.good(what, &text),
+            Err(text) => self.bad(what, &text),
+        }
+    }
+
+    fn line(&self, sign: &str, style: Style, what: &str, text: &str) {
+        let indent = format!("\n{:width$}", "", width = NAME + 8);
+        let text = clean(text).trim_end().replace('\n', &indent);
+        println!(
+            "  {}  {:NAME$}  {text}",
+            self.screen.paint(sign, style),
+            clean(what)
+        );
+    }
+
+    /// A line for each function, and how near the limits it came.
+    pub(super) fn figures(&mut self, figures: &[CallFigures], limits: &Limits) {
+        println!(
+            "  {:<12}{:>7}{:>11}{:>11}  {:<26}most memory",
+            "call", "calls", "p50", "p99", "most fuel"
+        );
+        for of in figures {
+            let fuel = share(of.most_fuel, limits.fuel);
+            let memory = share(of.most_memory, limits.memory_bytes as u64);
+            println!(
+                "  {:<12}{:>7}{:>8} µs{:>8} µs  {:<26}{} KB ({memory} %)",
+                of.call,
+                of.calls,
+                of.p50_micros,
+                of.p99_micros,
+                format!("{} ({fuel} %)", of.most_fuel),
+                of.most_memory >> 10,
+            );
+            if of.failures == 0 && fuel.max(memory) >= 50 {
+                self.note(of.call, "it used half of a limit or more on small inputs");
+            }
+        }
+    }
+
+    /// Whether anything was bad.
+    pub(super) fn is_bad(&self) -> bool {
+        self.bad
+    }
+
+    /// 1 where anything was bad.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        if self.is_bad() {
+            println!(
+                "\nA host would refuse it, or sessions with it would fail: see what is marked !!."
+            );
+            return ExitCode::FAILURE;
+        }
+        println!("\nNothing is wrong with it.");
+        ExitCode::SUCCESS
+    }
+}
+
+fn share(used: u64, limit: u64) -> u64 {
+    used.saturating_mul(100).checked_div(limit).unwrap_or(100)
+}

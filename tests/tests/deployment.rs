@@ -1,0 +1,193 @@
+//! A deployment's manifest over the running host: what it says reaches the agent and the model's server,
+//! and one that is wrong is a line for each thing that is.
+
+use std::path::Path;
+
+use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, command, text_of};
+use serde_json::json;
+
+const KEY: &str = "the-key-of-the-tests-0123456789";
+const OTHER: &str = "sk-for-somebody-else-987654321";
+
+fn written(folder: &Path, text: &str) -> String {
+    let path = folder.join("lucid.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn with(manifest: &str) -> HostBuilder {
+    Host::with_defaults().set("LUCID_MANIFEST", manifest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_manifest_says_reaches_the_agent_and_the_models_server() {
+    let model = Model::start(|_, _| Turn::Say("Done.".to_owned())).await;
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = written(
+        folder.path(),
+        &format!(
+            r#"
+[policies.careful]
+component = "builtin:coder"
+settings = {{ ask = false, max_output_tokens = 77, params = {{ temperature = 0.25 }} }}
+
+[policies.plain]
+component = "builtin:coder"
+
+[providers.house]
+component = "builtin:openai"
+base_url = "{}"
+key = "HOUSE_KEY"
+key_place = {{ header = "x-house-key" }}
+models = ["house-1", "house-2"]
+model = "house-2"
+settings = {{ stream_usage = false }}
+prices = {{ house-2 = {{ input = 1, output = 10 }} }}
+
+[defaults]
+policy = "plain"
+
+[[assign]]
+users = ["alice"]
+policy = "careful"
+"#,
+            model.url
+        ),
+    );
+    let host = with(&manifest)
+        .set("HOUSE_KEY", KEY)
+        // Of the environment, for others: it goes nowhere.
+        .set("LLM_API_KEY", OTHER)
+        .set("OPENAI_API_KEY", OTHER)
+        .start();
+    assert_eq!(host.get("alice", "/").await.ok()["llm_model"], "house-2");
+    assert!(
+        host.log().contains("OPENAI_API_KEY is not used"),
+        "the operator is told of keys that nothing uses:\n{}",
+        host.log()
+    );
+
+    let mut socket = Socket::open(&host, "alice", json!({"task": "Say it"})).await;
+    let session = socket.session().await;
+    socket.completed().await;
+    let asked = &model.completions()[0];
+    assert_eq!(asked.headers["x-house-key"], KEY);
+    assert!(!asked.headers.contains_key("authorization"), "{asked:?}");
+    let body = asked.json();
+    assert_eq!(body["model"], "house-2");
+    assert_eq!(body["temperature"], 0.25, "the agent's `params`");
+    assert_eq!(
+        body["max_tokens"], 77,
+        "as servers that are not OpenAI's want it"
+    );
+    assert!(
+        body.get("stream_options").is_none(),
+        "the adapter's settings: {body}"
+    );
+    let tools = |body: &serde_json::Value| -> Vec<String> {
+        let tools = body["tools"].as_array().unwrap().iter();
+        tools
+            .map(|tool| tool["function"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert!(
+        !tools(&body).contains(&"ask_user".to_owned()),
+        "`ask` is off: {body}"
+    );
+    let path = format!("/api/v1/sessions/{session}");
+    let details = host.get("alice", &path).await.ok();
+    assert!(
+        details["usage"]["costUsd"]
+            .as_f64()
+            .is_some_and(|cost| cost > 0.0),
+        "the manifest's price: {details}"
+    );
+
+    // Nobody assigned bob a policy.
+    let mut socket = Socket::open(&host, "bob", json!({"task": "Say it"})).await;
+    socket.completed().await;
+    let body = model.completions().last().unwrap().json();
+    assert!(body.get("temperature").is_none(), "{body}");
+    assert!(tools(&body).contains(&"ask_user".to_owned()), "{body}");
+
+    for request in model.seen() {
+        assert!(!format!("{request:?}").contains(OTHER), "{request:?}");
+    }
+    assert!(!host.log().contains(KEY), "the key is in the log");
+
+    let create = async |body| host.post("bob", "/api/v1/sessions", body).await;
+    let detail = create(json!({"task": "t", "policy": "coder"}))
+        .await
+        .problem(400);
+    assert_eq!(detail, "Unknown policy 'coder'.");
+    let detail = create(json!({"task": "t", "modelProvider": "openai"}))
+        .await
+        .problem(400);
+    assert!(detail.contains("Unknown model provider"), "{detail}");
+    // Of house-2 the price is known, of house-1 it is not.
+    create(json!({"task": "t", "costLimit": 1})).await.ok();
+    let detail = create(json!({"task": "t", "model": "house-1", "costLimit": 1}))
+        .await
+        .problem(400);
+    assert!(
+        detail.contains("'house-1'") && detail.contains("`prices`"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn a_manifest_is_checked_before_it_is_run() {
+    let folder = tempfile::tempdir().unwrap();
+    lucid_tests::with_compiled_plugins(&folder.path().join("storage"));
+    let run = |arguments: &[&str]| {
+        let done = command(folder.path(), arguments).output().unwrap();
+        (
+            done.status.code(),
+            text_of(&done.stdout),
+            text_of(&done.stderr),
+        )
+    };
+    let (code, example, _) = run(&["manifest", "example"]);
+    assert_eq!(code, Some(0));
+    // It is found without being named, where it lies in the working directory.
+    written(folder.path(), &example);
+    let (code, out, err) = run(&["check"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        out.contains("lucid.toml is fine") && out.contains("rehearsal"),
+        "{out}"
+    );
+    assert!(err.contains("VLLM_TOKEN is not set"), "{err}");
+
+    let text =
+        "[policies.coder]\ncomponent = \"builtin:coder\"\nsettings = { aks = true }\nlimit = 1\n";
+    let bad = folder.path().join("bad.toml");
+    std::fs::write(&bad, text).unwrap();
+    let (code, out, err) = run(&["check", "bad.toml"]);
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+    assert!(
+        err.starts_with(
+            "bad.toml:4:1: `policies.coder` has no field `limit`; did you mean `limits`?"
+        ),
+        "{err}"
+    );
+    std::fs::write(&bad, text.replace("limit = 1\n", "")).unwrap();
+    let (code, _, err) = run(&["check", "bad.toml"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        err.starts_with("bad.toml:3:14: ") && err.contains("did you mean `ask`?"),
+        "{err}"
+    );
+
+    // The server says the same, and does not begin.
+    let done = command(folder.path(), &["serve"])
+        .env("LUCID_MANIFEST", "bad.toml")
+        .env("PORT", "0")
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    assert!(
+        text_of(&done.stderr).contains("bad.toml:3:14: "),
+        "{done:?}"
+    );
+}
