@@ -149,7 +149,13 @@ async fn what_cannot_be_loaded_leaves_what_was_there_and_the_reason_is_told() {
         "{MANIFEST}\n[policies.other]\ncomponent = \"counting.wasm\"\ndigest = \"sha256:{}\"\n",
         "0".repeat(64)
     );
-    let cases: [(&str, &str, Vec<u8>, &str); 6] = [
+    let cases: [(&str, &str, Vec<u8>, &str); 7] = [
+        (
+            "an empty manifest",
+            "lucid.toml",
+            b" \n".to_vec(),
+            "the manifest is empty",
+        ),
         (
             "no component",
             "counting.wasm",
@@ -292,7 +298,7 @@ fn counting_build(number: u32) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_that_appears_takes_effect() {
+async fn a_manifest_that_appears_takes_effect_and_one_that_goes_does_not() {
     let files = Files::new();
     std::fs::remove_file(files.path("lucid.toml")).unwrap();
     let missing: &Path = &files.path("elsewhere.toml");
@@ -309,10 +315,18 @@ async fn a_manifest_that_appears_takes_effect() {
     let own = host.folder().join("lucid.toml");
     let component = files.path("counting.wasm");
     let manifest = MANIFEST.replace("counting.wasm", component.to_str().unwrap());
-    std::fs::write(own, manifest).unwrap();
+    std::fs::write(&own, manifest).unwrap();
     eventually("the manifest to be taken", async || {
         let answer = host.post("alice", "/api/v1/sessions", asked.clone()).await;
         (answer.status == 200).then_some(())
     })
     .await;
+
+    // Its end does not: without it there would be other providers under the same names.
+    std::fs::remove_file(own).unwrap();
+    eventually("the reason", async || {
+        host.log().contains("the manifest is gone").then_some(())
+    })
+    .await;
+    assert_eq!(begins_with(&host).await, "build-0001");
 }

@@ -414,6 +414,11 @@ impl Writer {
         let path = self.depot.record_file();
         let text = serde_json::to_vec_pretty(record);
         let text = text.map_err(|error| failed(&path, "written", error.into()))?;
+        if text.len() as u64 > LARGEST_RECORD {
+            // One that cannot be read again would keep the server from starting.
+            let cause = io::Error::other("it would be too large; roll back what is not used");
+            return Err(failed(&path, "written", cause));
+        }
         self.put(&path, &text)
     }
 

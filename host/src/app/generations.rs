@@ -10,6 +10,7 @@
 //! from working: its plugin goes back to the build before it, as a rollback would, or to the manifest's
 //! component, and why is said until it can be loaded or is rolled back.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -22,7 +23,7 @@ use super::depot::{Activation, Depot, DepotError, Label, Record, Writer};
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, is_name};
-use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Plugins};
+use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, Plugins};
 use crate::session::{Deployment, Generation};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
@@ -386,6 +387,14 @@ impl Generations {
         } = &*self.0;
         let before = self.now();
         let known = &before.deployed.plugins;
+        let found = found.and_then(|manifest| match &before.deployed.manifest.path {
+            // Without it there would be other providers, under the same names.
+            Some(path) if manifest.path.is_none() => Err(Problems::from(Problem::of_file(
+                path,
+                "the manifest is gone: put it back, or start the server again to run without one",
+            ))),
+            _ => Ok(manifest),
+        });
         let active = depot.record().map(|record| depot.uploads(&record));
         let found = found.and_then(|manifest| Ok((manifest, active.map_err(Problem::from)?)));
         let (manifest, active) = match found {
@@ -474,6 +483,21 @@ async fn fall_back(
         let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only);
         Box::pin(made).await.ok()
     };
+    // As it was meant, without the builds that are broken themselves.
+    let mut sound = Uploads::default();
+    for (kind, name, builds) in record.all() {
+        for build in builds {
+            let upload = depot.upload(record, kind, name, &build.digest);
+            if loads(engine, kind, &upload.file, &build.digest).await {
+                sound.set(kind, name, Some(upload));
+                break;
+            }
+        }
+    }
+    if let Some(left) = make(sound, &Plugins::default(), None).await {
+        return Some(left);
+    }
+    // Some do not fit the manifest: one after the other, then.
     let mut left = make(Uploads::default(), &Plugins::default(), None).await?;
     for (kind, name, builds) in record.all() {
         for build in builds {
@@ -487,6 +511,19 @@ async fn fall_back(
         }
     }
     Some(left)
+}
+
+/// Whether an uploaded build is what it was, and still a plugin of that kind.
+async fn loads(engine: &Engine, kind: Kind, file: &Path, digest: &str) -> bool {
+    let file = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+    let Ok(Ok(wasm)) = read else {
+        return false;
+    };
+    // The manifest's limits come when it is loaded for good.
+    let limits = Limits::default();
+    let loaded = Box::pin(AnyPlugin::load(engine, "uploaded", &wasm, &limits)).await;
+    loaded.is_ok_and(|plugin| plugin.kind() == kind && plugin.digest() == digest)
 }
 
 fn generation(number: u64, deployed: &Deployed) -> Arc<Generation> {

@@ -304,6 +304,10 @@ impl Models for Providers {
         })
     }
 
+    fn server(&self, provider: &str) -> Option<String> {
+        self.named(provider).map(|served| served.endpoint.server())
+    }
+
     fn offers(&self, provider: &str, model: &str, priced: bool) -> Offers {
         let Some(own) = self.named(provider) else {
             return Offers::only(model);

@@ -18,18 +18,18 @@ mod manifest;
 mod problem;
 mod read;
 mod settings;
-mod uploads;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod uploads;
+mod watch;
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 pub use self::load::{Loaded, LoadedPolicy, LoadedProvider, load};
 pub use self::manifest::{
-    Assignment, Bounds, Digest, KeyVariable, Located, Manifest, PluginEntry, PriceOf, ProviderEntry,
-    Settings, Source,
+    Assignment, Bounds, Digest, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
+    ProviderEntry, Settings, Source,
 };
 pub use self::problem::{At, Problem, Problems};
 pub(crate) use self::read::is_name;
@@ -72,7 +72,14 @@ impl Manifest {
     /// The manifest in a file.
     pub fn read(path: &Path) -> Result<Self, Problems> {
         let wrong = |what: String| Problems::from(Problem::of_file(path, what));
-        let text = text(path).map_err(|why| wrong(format!("the manifest cannot be read: {why}")))?;
+        let text =
+            text(path).map_err(|why| wrong(format!("the manifest cannot be read: {why}")))?;
+        if text.trim().is_empty() {
+            // Cut off by an editor or a full disk, most likely, and it would mean other providers.
+            return Err(wrong(
+                "the manifest is empty: put back what was in it, or remove the file to run without one".to_owned(),
+            ));
+        }
         Self::parse(path, &text)
     }
 

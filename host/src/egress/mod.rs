@@ -119,6 +119,11 @@ impl Endpoint {
         Self::checked(base_url, injection, false)
     }
 
+    /// The server, as `https://host:port`.
+    pub fn server(&self) -> String {
+        self.base_url.origin().ascii_serialization()
+    }
+
     fn checked(base_url: Url, injection: Injection, named: bool) -> Result<Self, EgressError> {
         let wrong = if !matches!(base_url.scheme(), "http" | "https") {
             "it must begin with http:// or https://"

@@ -245,7 +245,7 @@ impl Actor {
             news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
             // The deployment may never change again.
             Ok(()) = self.deployment.changed() => {}
-            () = self.session.unattended.notified(), if waits && self.effects.holds_place() => {
+            () = self.session.unattended.notified(), if waits => {
                 self.put_away().await;
             }
         }
@@ -267,13 +267,18 @@ impl Actor {
         } else {
             0
         };
-        self.session.asked_at.store(asked_at, Ordering::Relaxed);
+        let before = self.session.asked_at.swap(asked_at, Ordering::Relaxed);
+        if before > 0 && asked_at == 0 {
+            self.session.waited_until.store(now(), Ordering::Relaxed);
+        }
     }
 
     /// Gives the sandbox back, unless somebody came meanwhile.
     async fn put_away(&mut self) {
         let grace = self.shared.deps.limits.grace;
-        if self.session.alone_for().is_some_and(|alone| alone >= grace) {
+        let alone = self.session.alone_for().is_some_and(|alone| alone >= grace);
+        // Looked at now: one that lived on over a restart is listened to while the actor waits.
+        if alone && self.effects.holds_place() {
             self.effects.put_away().await;
             self.queue.push_back(News::Notice(PUT_AWAY.to_owned()));
         }

@@ -22,7 +22,7 @@ use super::actor;
 use super::budget::{Budget, lower};
 use super::frames::EventDraft;
 use super::live::{About, Launch, Session};
-use super::ports::{Generation, Policy, PolicyInfo, Provider};
+use super::ports::{Generation, Models, Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
 use super::{SessionId, Sessions, Shared};
 
@@ -152,6 +152,13 @@ pub(super) fn seal_context(session: &str, what: &str) -> String {
     format!("session/{session}/{what}")
 }
 
+/// What a session's own key for its provider is bound to: the server it came for, so that it opens for
+/// no other, whatever a later deployment calls by that name.
+pub(super) fn key_for(policy: &PolicyInfo, models: &dyn Models, provider: &str) -> String {
+    let server = policy.calls_models.then(|| models.server(provider));
+    format!("api-key/{}", server.flatten().unwrap_or_default())
+}
+
 impl Sessions {
     /// The session that does the very same work already, or a new one. Two clients that ask for the
     /// same at once get the same session.
@@ -216,6 +223,7 @@ impl Sessions {
             models.check(&provider.name, new.api_key.clone()).await?;
         }
         let name = id.to_string();
+        let key_for = key_for(info, &**models, &provider.name);
         let seal = |secret: &Option<Secret>, what: &str| {
             secret.as_ref().map(|secret| {
                 deps.sealer
@@ -223,7 +231,7 @@ impl Sessions {
             })
         };
         let fixed = Arc::new(NewSessionRow {
-            api_key: seal(&new.api_key, "api-key"),
+            api_key: seal(&new.api_key, &key_for),
             git_token: seal(&new.git_token, "git-token"),
             user: new.user.to_string(),
             project_id: new.project_id,

@@ -1,6 +1,7 @@
 //! Owns what becomes of a session that nobody is attached to.
 //!
-//! What always holds: one that works, or waits for its next task, ends after the grace time. One that
+//! What always holds: one that works, or waits for its next task, ends after the grace time, which
+//! begins anew where it waited for its user's answer and goes on by itself (a timer). One that
 //! waits for its user's answer does not: the user was asked, and may come back tomorrow, and what was
 //! done until the question would be lost. What is dear is its sandbox, so that is given back after the
 //! grace time, and the next tool gets another; what is left costs a row of the log, the workspace and
@@ -58,7 +59,10 @@ pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, grace: 
             let asked_at = session.asked_at.load(Ordering::Relaxed);
             let asked = actor::now().saturating_sub(asked_at);
             let asked = (asked_at > 0).then_some(Duration::from_millis(asked));
-            match verdict(session.alone_for(), asked, grace) {
+            let waited = session.waited_until.load(Ordering::Relaxed);
+            let since = Duration::from_millis(actor::now().saturating_sub(waited));
+            let alone = session.alone_for().map(|alone| alone.min(since));
+            match verdict(alone, asked, grace) {
                 Verdict::Stays => {}
                 // Its actor looks once more: somebody may have answered just now.
                 Verdict::GivesBack => session.unattended.notify_one(),

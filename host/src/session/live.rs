@@ -30,6 +30,9 @@ pub struct Session {
     /// Since when the session waits for its user's answer and for nothing else, in milliseconds since
     /// 1970; 0 where it does not.
     pub(super) asked_at: AtomicU64,
+    /// When it last waited for that, in milliseconds since 1970; 0 where it never did. Nobody who is
+    /// away has left it alone before.
+    pub(super) waited_until: AtomicU64,
     /// Nobody has been there for a while: what is not needed meanwhile may be given back.
     pub(super) unattended: Notify,
     pub(super) closing: OnceLock<CloseReason>,
@@ -97,6 +100,7 @@ impl Session {
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
             asked_at: AtomicU64::new(0),
+            waited_until: AtomicU64::new(0),
             unattended: Notify::new(),
             closing: OnceLock::new(),
             launch: Mutex::new(Some(launch)),

@@ -245,6 +245,9 @@ pub trait Models: Send + Sync {
         model: Option<&str>,
         has_key: bool,
     ) -> Result<Provider, CreateError>;
+    /// The server that a user's own key for this provider goes to, as `https://host:port`; none where
+    /// there is no such provider.
+    fn server(&self, provider: &str) -> Option<String>;
     /// Why a session with a limit for its cost cannot have this model: nobody knows its price.
     fn unpriced(&self, provider: &str, model: &str) -> Option<CreateError> {
         let _ = (provider, model);

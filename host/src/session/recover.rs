@@ -11,7 +11,7 @@ use crate::plugins::policy_types::Snapshot;
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 
 use super::actor::takes_over;
-use super::create::{Found, seal_context};
+use super::create::{Found, key_for, seal_context};
 use super::{SessionId, Sessions, actor, clock};
 
 impl Sessions {
@@ -91,8 +91,9 @@ impl Sessions {
             if let Some(state) = &state {
                 takes_over(policy.info(), state)?;
             }
+            let key_for = key_for(policy.info(), &*generation.models, &row.fixed.provider);
             Ok((
-                open(&row.fixed.api_key, "api-key")?,
+                open(&row.fixed.api_key, &key_for)?,
                 open(&row.fixed.git_token, "git-token")?,
                 policy,
             ))
@@ -105,7 +106,8 @@ impl Sessions {
             }
         };
         let found = Found {
-            taken_over: plugin.is_some_and(|digest| digest != policy.info().digest),
+            taken_over: state.is_some()
+                && plugin.is_some_and(|digest| digest != policy.info().digest),
             generation,
             fixed: Arc::new(row.fixed),
             policy,

@@ -158,10 +158,10 @@ pub fn frames_after(
     Ok(chunk)
 }
 
-/// The digest of the component that took a session's last step.
+/// The digest of the component whose state a session has: it took the last step that came to something.
 pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<String>, StoreError> {
     let mut select = connection.prepare_cached(
-        "SELECT plugin FROM steps WHERE session_id = ?1 AND plugin IS NOT NULL
+        "SELECT plugin FROM steps WHERE session_id = ?1 AND state_digest IS NOT NULL
          ORDER BY row DESC LIMIT 1",
     )?;
     let found = select.query_row([session], |row| row.get(0)).optional()?;

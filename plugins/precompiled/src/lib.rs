@@ -10,7 +10,8 @@
 //!   (0600) are checked on the handle it is read through.
 //! - Its name is the digest of the component and of everything wasmtime says two engines must share
 //!   ([`Engine::precompile_compatibility_hash`]: version, target, settings, CPU features).
-//! - It starts with the digest of what follows, so a torn or damaged file is compiled anew.
+//! - It starts with the digest of its name and of what follows, so a torn or damaged file, and one that
+//!   came under another's name, is compiled anew.
 //! - It is read into memory once, and the bytes that were checked are the bytes that are loaded:
 //!   nobody can change them between the two, as they could in a mapped file.
 //!
@@ -20,11 +21,10 @@
 //! the longest time. Two processes may share a folder, since a file that is gone is compiled anew.
 
 use std::fs::File;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
@@ -175,22 +175,20 @@ impl Shelf {
         file.read_exact(&mut claimed)?;
         let mut code = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         file.take(LARGEST).read_to_end(&mut code)?;
-        let matches = Sha256::digest(&code).as_slice() == claimed;
+        let matches = seal(name, &code) == claimed;
         Ok(matches.then_some(code))
     }
 
     /// Writes a file beside its place and moves it there, so that a crash leaves no half of one.
     fn put(&self, name: &str, code: &[u8]) -> io::Result<()> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let draft = format!(".{}-{count}.draft", std::process::id());
-        // One that a crash left behind, from a process that had the same number.
-        let _ = rustix::fs::unlinkat(&self.folder, &draft, AtFlags::empty());
+        // Drawn, since processes that share the folder may have one number, in containers of their own.
+        let drawn = RandomState::new().build_hasher().finish();
+        let draft = format!(".{drawn:016x}.draft");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.folder, &draft, flags, Mode::RUSR | Mode::WUSR)?;
         let mut file = File::from(fd);
         let written = file
-            .write_all(Sha256::digest(code).as_slice())
+            .write_all(&seal(name, code))
             .and_then(|()| file.write_all(code))
             .and_then(|()| {
                 rustix::fs::renameat(&self.folder, &draft, &self.folder, name).map_err(Into::into)
@@ -241,6 +239,16 @@ impl Shelf {
 fn age(then: i64) -> Duration {
     let then = UNIX_EPOCH + Duration::from_secs(u64::try_from(then).unwrap_or(0));
     SystemTime::now().duration_since(then).unwrap_or_default()
+}
+
+/// What a file of that name begins with.
+fn seal(name: &str, code: &[u8]) -> [u8; DIGEST] {
+    let mut digest = Sha256::new();
+    digest.update(name);
+    // No name has it.
+    digest.update([0]);
+    digest.update(code);
+    digest.finalize().into()
 }
 
 /// Says both what was compiled and what for.
@@ -317,6 +325,18 @@ mod tests {
             let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
             assert!(matches!(origin, Origin::Compiled));
         }
+    }
+
+    #[test]
+    fn a_file_under_anothers_name_is_not_taken() {
+        let (folder, shelf) = shelf();
+        let engine = Engine::default();
+        shelf.component(&engine, &numbered(1)).unwrap();
+        let one = only_file(&folder);
+        let other = one.with_file_name(name_of(&engine, &numbered(2)));
+        std::fs::rename(one, other).unwrap();
+        let (_, origin) = shelf.component(&engine, &numbered(2)).unwrap();
+        assert!(matches!(origin, Origin::Compiled));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::plugins::policy_types::{Context, Input, Snapshot};
-use crate::session::ports::{Generation, Offers, Policy, PolicyInfo, Stepped};
+use crate::session::ports::{Generation, Models, Offers, Policy, PolicyInfo, Stepped};
 use crate::session::record::Draft;
 use crate::store::NewSessionRow;
 
@@ -150,6 +150,14 @@ impl Actor {
             let (provider, model) = (Some(&*fixed.provider), Some(&*fixed.model));
             let found = current.models.find(provider, model, self.effects.has_key());
             let found = found.map_err(|cause| cause.to_string())?;
+            let server = |models: &dyn Models| models.server(&fixed.provider);
+            if self.effects.has_key()
+                && server(&*current.models) != server(&*self.generation.models)
+            {
+                return Err(
+                    "its user's own key was for another server than the provider's is now".into(),
+                );
+            }
             if fixed.cost_limit.is_some()
                 && let Some(unpriced) = current.models.unpriced(&found.name, &found.model)
             {

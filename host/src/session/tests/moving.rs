@@ -198,6 +198,38 @@ async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
 }
 
 #[tokio::test]
+async fn a_users_own_key_goes_to_no_server_that_it_did_not_come_for() {
+    let ground = Ground::new(World::new(worker));
+    let (session, mut frames) = ground.begin().await;
+    until(&mut frames, "completed").await;
+    let elsewhere = World {
+        build: NEWER,
+        script: tells,
+        server: "https://elsewhere.example",
+        ..ground.world.clone()
+    };
+    ground.published.send_replace(generation(2, &elsewhere));
+    session.message("more").await.unwrap();
+    until(&mut frames, "completed").await;
+    let steps = ground.steps(&session).await;
+    assert!(steps.iter().all(|(plugin, _)| plugin == "d"), "{steps:?}");
+
+    // A session without one moves.
+    let without = NewSession {
+        api_key: None,
+        task: "another".to_owned(),
+        ..new("v")
+    };
+    ground.published.send_replace(generation(3, &ground.world));
+    let session = ground.sessions.create(without).await.unwrap();
+    let mut frames = session.subscribe(0);
+    ground.sessions.start(&session);
+    until(&mut frames, "completed").await;
+    ground.published.send_replace(generation(4, &elsewhere));
+    ground.until_on(&session, "e").await;
+}
+
+#[tokio::test]
 async fn new_sessions_begin_with_the_newest_build() {
     let ground = Ground::new(World::new(worker));
     ground.publish(NEWER, tells);
@@ -231,10 +263,32 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
         },
         ..world.clone()
     };
-    let second = sessions(folder.path(), &too_new);
-    assert_eq!(second.recover().await.unwrap(), 0);
+    // Nor one whose provider is another server by now, since the key is its user's own.
+    let elsewhere = World {
+        server: "https://elsewhere.example",
+        ..world.clone()
+    };
+    for world in [too_new, elsewhere] {
+        let second = sessions(folder.path(), &world);
+        assert_eq!(second.recover().await.unwrap(), 0);
+        second.shutdown().await;
+    }
+
+    // One that tries and fails leaves the state whose it was, and the next one is told so.
+    let refuses = World {
+        build: Build {
+            refuses: true,
+            ..NEWER
+        },
+        ..world.clone()
+    };
+    let second = sessions(folder.path(), &refuses);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    session.message("try").await.unwrap();
+    until(&mut session.subscribe(0), "cannot make sense").await;
     second.shutdown().await;
-    drop(second);
+    drop((session, second));
 
     let newer = World {
         build: NEWER,
@@ -259,5 +313,6 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
     assert_dense(&seen);
     let shown = names(&seen);
     assert!(shown.contains(&"ThinkAction".to_owned()), "{shown:?}");
-    assert!(!shown.contains(&"error".to_owned()), "{shown:?}");
+    let errors = shown.iter().filter(|name| *name == "error").count();
+    assert_eq!(errors, 1, "of the build that refused: {shown:?}");
 }

@@ -80,6 +80,7 @@ pub(super) const EARLY: Usage = Usage {
 pub(super) struct World {
     pub(super) script: Script,
     pub(super) build: Build,
+    pub(super) server: &'static str,
     pub(super) mock: bool,
     pub(super) models: bool,
     pub(super) sandbox: Arc<AtomicBool>,
@@ -89,6 +90,8 @@ pub(super) struct World {
     pub(super) hold_fetch: Arc<AtomicBool>,
     /// Models say early what they have used.
     pub(super) tells: Arc<AtomicBool>,
+    /// Sandboxes live on while the host is away.
+    pub(super) lives: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
     /// Files that no tool made.
@@ -106,6 +109,7 @@ impl World {
                 oldest_schema: 1,
                 refuses: false,
             },
+            server: "https://models.example",
             mock: false,
             models: true,
             sandbox: Arc::new(AtomicBool::new(true)),
@@ -114,6 +118,7 @@ impl World {
             hold: Arc::default(),
             hold_fetch: Arc::default(),
             tells: Arc::default(),
+            lives: Arc::default(),
             stuck: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
@@ -183,6 +188,10 @@ impl Models for World {
                 model: "m".to_owned(),
             }),
         }
+    }
+
+    fn server(&self, _: &str) -> Option<String> {
+        Some(self.server.to_owned())
     }
 
     fn offers(&self, _: &str, model: &str, _: bool) -> Offers {
@@ -273,6 +282,10 @@ impl Places for World {
     fn reopen(&self, _: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
         self.note("reopen".to_owned());
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
+    }
+
+    fn lives(&self, _: &PlaceSpec) -> bool {
+        self.lives.load(Ordering::SeqCst)
     }
 
     fn workspace(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
