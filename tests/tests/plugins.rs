@@ -771,6 +771,10 @@ async fn an_active_build_that_no_longer_loads_keeps_nobody_from_working() {
     ground.host.stop().await;
     let file = ground.depot().join(format!("{}.wasm", digest(&third)));
     std::fs::write(&file, &third[..third.len() / 2]).unwrap();
+    // An upload hid that the manifest's own component is gone, and goes on doing so.
+    let own = ground.folder.path().join("counting.wasm");
+    let hidden = std::fs::read(&own).unwrap();
+    std::fs::remove_file(&own).unwrap();
     ground.host.start_again();
     assert_eq!(
         ground.begins_with().await,
@@ -790,6 +794,7 @@ async fn an_active_build_that_no_longer_loads_keeps_nobody_from_working() {
         "{}",
         ground.host.log()
     );
+    std::fs::write(&own, hidden).unwrap();
     // It is said also after the server has looked at its files again, and until it is put right.
     let reloaded = ground.ask("POST", "/reload", None).await.ok();
     let error = &reloaded["lastError"]["problems"][0];
