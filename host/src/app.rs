@@ -41,8 +41,8 @@ use crate::store::{Chats, Store, StoreError};
 use crate::workspace::Watcher;
 
 pub(crate) use self::deployed::Deployed;
-pub(crate) use self::depot::{Depot, is_digest};
 pub use self::depot::DepotError;
+pub(crate) use self::depot::{Depot, is_digest};
 pub use self::generations::{Change, ChangeError, Generations, Now, UploadError};
 use self::guard::Open;
 use self::places::Ground;

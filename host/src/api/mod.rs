@@ -36,11 +36,11 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use self::downloads::Archives;
-use self::problem::Problem;
 pub use self::plugins::{
     ActivationView, BuildView, GrantsView, KeptView, LastErrorView, LimitsView, LoadedView,
     PluginsView, ProblemView,
 };
+use self::problem::Problem;
 pub use self::root::{About, PluginView};
 use crate::app::Generations;
 use crate::auth::Authenticator;

@@ -7,8 +7,8 @@
 //! repository's own guests do without it is a test.
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, InstancePre};
 use wasmtime::component::types::{Component as ComponentType, ComponentItem};
+use wasmtime::component::{Component, InstancePre};
 
 use super::engine::Engine;
 use super::guest::Guest;
