@@ -405,7 +405,13 @@ impl Writer {
         // The label first: a build is there when its component is.
         let text = serde_json::to_vec(label).unwrap_or_default();
         self.put(&self.depot.label_file(&digest), &text)?;
-        self.put(&self.depot.file(&digest), wasm)?;
+        let path = self.depot.file(&digest);
+        if let Err(error) = self.put(&path, wasm) {
+            if !path.is_file() {
+                let _ = std::fs::remove_file(self.depot.label_file(&digest));
+            }
+            return Err(error);
+        }
         Ok(digest)
     }
 
@@ -595,6 +601,10 @@ mod tests {
         );
         let full = failed(Path::new("x"), "written", io::ErrorKind::StorageFull.into());
         assert!(full.is_disk_full());
+        assert!(
+            !ground.depot.label_file(&other).exists(),
+            "its label is left"
+        );
     }
 
     #[test]

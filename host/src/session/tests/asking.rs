@@ -165,14 +165,7 @@ async fn a_question_that_nobody_answers_for_a_week_ends_its_session_also_after_a
         first.shutdown().await;
         drop((session, first));
 
-        let mut tries = 0;
-        let store = loop {
-            match Store::open(folder.path()) {
-                Err(_) if tries < 200 => tries += 1,
-                other => break other.unwrap(),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
+        let store = opened(folder.path());
         let second = with_limits(store, &world, |limits| {
             limits.grace = Duration::from_millis(300)
         });
@@ -253,14 +246,7 @@ async fn a_sandbox_that_lived_on_over_a_restart_is_given_back_as_well() {
     assert_eq!(world.done("close"), 1);
 
     world.lives.store(true, Ordering::SeqCst);
-    let mut tries = 0;
-    let store = loop {
-        match Store::open(folder.path()) {
-            Err(_) if tries < 200 => tries += 1,
-            other => break other.unwrap(),
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let store = opened(folder.path());
     let second = with_limits(store, &world, |limits| {
         limits.grace = Duration::from_millis(300)
     });

@@ -99,16 +99,19 @@ fn sessions(folder: &Path, world: &World) -> Sessions {
 }
 
 fn with_key(folder: &Path, world: &World, key: &str) -> Sessions {
-    // The last host's tasks may hold the store for a moment after they were aborted.
+    made_of(opened(folder), world, key, |_| {})
+}
+
+/// The last host's tasks may hold the store for a moment after they were aborted.
+fn opened(folder: &Path) -> Store {
     let mut tries = 0;
-    let store = loop {
+    loop {
         match Store::open(folder) {
             Err(crate::store::StoreError::InUse(_)) if tries < 200 => tries += 1,
-            other => break other.unwrap(),
+            other => return other.unwrap(),
         }
         std::thread::sleep(Duration::from_millis(5));
-    };
-    made_of(store, world, key, |_| {})
+    }
 }
 
 fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions {
