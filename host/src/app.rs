@@ -15,6 +15,7 @@ mod overview;
 mod places;
 mod policies;
 mod room;
+mod shadow;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -46,6 +47,8 @@ pub(crate) use self::depot::{Depot, is_digest};
 pub use self::generations::{Change, ChangeError, Generations, Now, UploadError};
 use self::guard::Open;
 use self::places::Ground;
+pub(crate) use self::shadow::Shadow;
+pub use self::shadow::{ShadowError, Shadows};
 
 /// How long sessions may take to come to rest.
 const LAST_STEPS: Duration = Duration::from_secs(15);

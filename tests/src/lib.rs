@@ -33,7 +33,8 @@ pub const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.was
 const COUNTING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counting.wasm"));
 
 /// A build of `tests/guests/counting` of its own. With the manners `good` it does as it should, with
-/// `evil` it refuses to take over a session, with `trap` it cannot say what it is.
+/// `evil` it refuses to take over a session, with `trap` it cannot say what it is, with `bugs` it breaks
+/// down at the third number, with `spin` it never comes to an end of its first step.
 pub fn counting(number: u32, manners: &str) -> Vec<u8> {
     const WORDS: &[u8] = b"build-0000-good-of-the-guest-that-counts";
     let own = format!("build-{number:04}-{manners}-of-the-guest-that-counts");

@@ -13,6 +13,7 @@ mod plugins;
 mod root;
 mod session_request;
 mod sessions;
+mod shadow;
 mod ws;
 
 use std::any::Any;
@@ -42,7 +43,7 @@ pub use self::plugins::{
 };
 use self::problem::Problem;
 pub use self::root::{About, PluginView};
-use crate::app::Generations;
+use crate::app::{Generations, Shadows};
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
 use crate::session::Sessions;
@@ -64,6 +65,7 @@ struct Parts {
     generations: Generations,
     /// One upload at a time.
     uploads: Semaphore,
+    shadows: Shadows,
     about: Box<dyn Fn() -> About + Send + Sync>,
     archives: Archives,
     stop: CancellationToken,
@@ -85,6 +87,7 @@ impl Api {
             chats,
             generations,
             uploads: Semaphore::new(1),
+            shadows: Shadows::default(),
             about: Box::new(about),
             archives: Archives::default(),
             stop: CancellationToken::new(),
@@ -169,6 +172,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(plugins::reload))
         .routes(routes!(plugins::activate))
         .routes(routes!(plugins::roll_back))
+        .routes(routes!(shadow::begin, shadow::report))
         .routes(routes!(ws::open))
 }
 
@@ -255,6 +259,7 @@ mod tests {
             "/api/v1/plugins/reload",
             "/api/v1/plugins/{kind}/{name}/activate",
             "/api/v1/plugins/{kind}/{name}/rollback",
+            "/api/v1/plugins/{kind}/{name}/shadow",
             "/api/v1/ws",
         ] {
             assert!(paths.contains(&path), "{path} is missing from {paths:?}");

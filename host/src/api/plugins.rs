@@ -399,13 +399,7 @@ pub(super) async fn activate(
     Json(request): Json<Activate>,
 ) -> Result<Json<ChangedView>, Problem> {
     let kind = kind_of(&kind)?;
-    let given = request.digest.trim().to_ascii_lowercase();
-    let digest = given.strip_prefix("sha256:").unwrap_or(&given).to_owned();
-    if !is_digest(&digest) {
-        return Err(Problem::unprocessable(
-            "`digest` must be the 64 hexadecimal digits that the upload was answered with.",
-        ));
-    }
+    let digest = digest_of(&request.digest)?;
     let by = who.to_string();
     changed(&api, kind, name, Change::Activate { digest, by }).await
 }
@@ -500,7 +494,18 @@ pub(super) async fn reload(
     }
 }
 
-fn kind_of(text: &str) -> Result<Kind, Problem> {
+pub(super) fn digest_of(text: &str) -> Result<String, Problem> {
+    let given = text.trim().to_ascii_lowercase();
+    let digest = given.strip_prefix("sha256:").unwrap_or(&given);
+    if is_digest(digest) {
+        return Ok(digest.to_owned());
+    }
+    Err(Problem::unprocessable(
+        "`digest` must be the 64 hexadecimal digits that the upload was answered with.",
+    ))
+}
+
+pub(super) fn kind_of(text: &str) -> Result<Kind, Problem> {
     match text {
         "policy" => Ok(Kind::Policy),
         "llm" => Ok(Kind::Llm),

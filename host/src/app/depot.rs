@@ -273,7 +273,7 @@ impl Depot {
     }
 
     /// Where a build is, or would be.
-    fn file(&self, digest: &str) -> PathBuf {
+    pub(crate) fn file(&self, digest: &str) -> PathBuf {
         self.folder.join(format!("{digest}.wasm"))
     }
 

@@ -218,6 +218,11 @@ impl Generations {
         }))
     }
 
+    /// What plugins run in.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
     /// What was uploaded.
     pub(crate) fn depot(&self) -> &Depot {
         &self.0.depot

@@ -48,23 +48,13 @@ impl Offered {
                 mut settings,
                 builtin,
             } = policy;
-            let descriptor = plugin.descriptor();
             let mock = builtin == Some(REHEARSAL);
             if mock {
                 settings
                     .entry("delay_ms")
                     .or_insert_with(|| Value::from(delay));
             }
-            let info = PolicyInfo {
-                name: plugin.name().to_owned(),
-                digest: plugin.digest().to_owned(),
-                calls_models: descriptor.calls_models,
-                needs_sandbox: descriptor.needs_sandbox,
-                mock,
-                settings: Value::Object(settings).to_string(),
-                schema: descriptor.schema,
-                oldest_schema: descriptor.oldest_schema,
-            };
+            let info = info(&plugin, Value::Object(settings).to_string(), mock);
             (info.name.clone(), Arc::new(Component { plugin, info }))
         };
         let by_name: BTreeMap<_, _> = loaded.into_iter().map(component).collect();
@@ -162,6 +152,26 @@ impl Policies for Offered {
 
     fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
         self.manifest.assigned(user, project)
+    }
+}
+
+/// A build that no session has, as the engine reaches one.
+pub(super) fn build(plugin: PolicyPlugin) -> Arc<dyn Policy> {
+    let info = info(&plugin, String::new(), false);
+    Arc::new(Component { plugin, info })
+}
+
+fn info(plugin: &PolicyPlugin, settings: String, mock: bool) -> PolicyInfo {
+    let descriptor = plugin.descriptor();
+    PolicyInfo {
+        name: plugin.name().to_owned(),
+        digest: plugin.digest().to_owned(),
+        calls_models: descriptor.calls_models,
+        needs_sandbox: descriptor.needs_sandbox,
+        mock,
+        settings,
+        schema: descriptor.schema,
+        oldest_schema: descriptor.oldest_schema,
     }
 }
 

@@ -12,6 +12,7 @@ mod new;
 mod replay;
 mod report;
 mod server;
+mod shadow;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,6 +46,9 @@ enum PluginCommand {
     List(server::ServerArgs),
     /// Send a component to a server, which keeps it
     Upload(server::UploadArgs),
+    /// Put a server's last sessions through an uploaded build of a policy, and show what it would have
+    /// done differently
+    Shadow(shadow::ShadowArgs),
     /// Let a server's new sessions run on an uploaded build
     Activate(server::ActivateArgs),
     /// Go back to the build before, or to what the manifest names
@@ -149,6 +153,7 @@ pub(super) fn main(args: PluginArgs) -> ExitCode {
         PluginCommand::Dev(args) => runtime.block_on(dev::dev(&args.folder)),
         PluginCommand::List(args) => runtime.block_on(server::list(&args)),
         PluginCommand::Upload(args) => runtime.block_on(server::upload(&args)),
+        PluginCommand::Shadow(args) => runtime.block_on(shadow::shadow(&args)),
         PluginCommand::Activate(args) => runtime.block_on(server::activate(&args)),
         PluginCommand::Rollback(args) => runtime.block_on(server::rollback(&args)),
         PluginCommand::Reload(args) => runtime.block_on(server::reload(&args)),

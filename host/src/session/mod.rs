@@ -9,6 +9,7 @@
 mod actor;
 mod budget;
 mod clock;
+mod compare;
 mod create;
 mod details;
 mod effects;
@@ -23,12 +24,14 @@ mod record;
 mod recover;
 mod registry;
 mod replay;
+mod shadow;
 mod stream;
 mod subscription;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use compare::{difference, readable};
 pub use create::{CreateError, NewSession};
 pub use details::{Details, DetailsError};
 pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
@@ -39,6 +42,7 @@ pub use ports::{
     Stepped, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
+pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
 pub use subscription::{Batch, Subscription};
 
 use std::collections::HashMap;

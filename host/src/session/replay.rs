@@ -71,12 +71,12 @@ pub(super) async fn replay(
         };
         next = last.step + 1;
         for logged in steps {
-            let (commands, after) = again(policy, &logged, state.as_ref()).await?;
-            if logged.commands.as_ref() != commands.as_ref().ok() {
+            let again = again(policy, &logged, state.as_ref()).await?;
+            if logged.commands.as_ref() != again.commands.as_ref().ok() {
                 let then = logged
                     .commands
                     .unwrap_or_else(|| "(the step failed)".to_owned());
-                let now = commands.unwrap_or_else(|reason| reason);
+                let now = again.commands.unwrap_or_else(|reason| reason);
                 return Ok(Replay {
                     same,
                     different: Some((logged.step, then, now)),
@@ -84,14 +84,23 @@ pub(super) async fn replay(
             }
             same += 1;
             // A step that failed left the state as it was.
-            state = after.or(state);
+            state = again.state.or(state);
         }
     }
 }
 
-type Again = (Result<String, String>, Option<Snapshot>);
+/// What a policy makes of a logged step.
+pub(super) struct Again {
+    /// As JSON, or why it failed.
+    pub(super) commands: Result<String, String>,
+    /// The state behind it; none where it failed.
+    pub(super) state: Option<Snapshot>,
+    /// What it used.
+    pub(super) fuel: u64,
+}
 
-async fn again(
+/// One logged step once more, from the state that this very policy left before it.
+pub(super) async fn again(
     policy: &dyn Policy,
     logged: &LoggedStep,
     state: Option<&Snapshot>,
@@ -99,20 +108,27 @@ async fn again(
     let content = |cause: serde_json::Error| StoreError::Content(cause.to_string());
     let context: Context = serde_json::from_str(&logged.context).map_err(content)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(content)?;
+    let failed = |reason, fuel| Again {
+        commands: Err(reason),
+        state: None,
+        fuel,
+    };
     // Where a newer build took over, it took over the state first.
     let migrated = match (inputs.first(), state) {
         (Some(Input::Upgraded(_)), Some(old)) => match policy.migrate(old).await {
             Ok(state) => Some(state),
-            Err(reason) => return Ok((Err(reason), None)),
+            Err(reason) => return Ok(failed(reason, 0)),
         },
         _ => None,
     };
     let state = migrated.as_ref().or(state);
-    match policy.step(&context, state, &inputs).await.result {
-        Ok(transition) => {
-            let commands = serde_json::to_string(&transition.commands).map_err(content)?;
-            Ok((Ok(commands), Some(transition.state)))
-        }
-        Err(reason) => Ok((Err(reason), None)),
+    let stepped = policy.step(&context, state, &inputs).await;
+    match stepped.result {
+        Ok(transition) => Ok(Again {
+            commands: Ok(serde_json::to_string(&transition.commands).map_err(content)?),
+            state: Some(transition.state),
+            fuel: stepped.fuel,
+        }),
+        Err(reason) => Ok(failed(reason, stepped.fuel)),
     }
 }

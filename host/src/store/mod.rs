@@ -28,7 +28,9 @@ pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
-pub use reads::{frames_after, last_plugin, logged_steps, open_effects, transcript, unread};
+pub use reads::{
+    frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
+};
 pub use rows::{keep_message, mark_started};
 pub use usage::{CallRow, Totals};
 

@@ -270,6 +270,8 @@ pub struct LoggedStep {
     pub commands: Option<String>,
     /// Which component decided.
     pub plugin: String,
+    /// What that used; 0 where the step failed before the component was asked.
+    pub fuel: u64,
 }
 
 /// Cuts a text to at most so many characters.

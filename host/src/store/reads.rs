@@ -14,6 +14,9 @@ use super::model::{
 use super::rows::to_sql;
 use super::usage::Totals;
 
+/// So many bytes of steps are read at once, roughly.
+const PIECE: usize = 4 << 20;
+
 fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
@@ -168,24 +171,45 @@ pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<Stri
     Ok(found)
 }
 
-/// The policy's steps from one number on, some at a time.
+/// The policy's steps from one number on, some at a time: as many as [`PIECE`] holds, and one at least.
 pub fn logged_steps(
     connection: &Connection,
     session: &str,
     from: u64,
 ) -> Result<Vec<LoggedStep>, StoreError> {
     let mut select = connection.prepare_cached(
-        "SELECT step, context, inputs, commands, plugin FROM steps
+        "SELECT step, context, inputs, commands, plugin, fuel FROM steps
          WHERE session_id = ?1 AND step >= ?2 ORDER BY row LIMIT 64",
     )?;
-    let rows = select.query_map(params![session, to_sql(from)], |row| {
-        Ok(LoggedStep {
+    let mut rows = select.query(params![session, to_sql(from)])?;
+    let (mut steps, mut bytes) = (Vec::new(), 0);
+    while bytes < PIECE
+        && let Some(row) = rows.next()?
+    {
+        let step = LoggedStep {
             step: from_sql(row, "step")?,
             context: row.get(1)?,
             inputs: row.get(2)?,
             commands: row.get(3)?,
             plugin: row.get(4)?,
-        })
-    })?;
+            fuel: from_sql(row, "fuel")?,
+        };
+        bytes += step.inputs.len() + step.commands.as_ref().map_or(0, String::len);
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+/// The last sessions of a policy that have stepped, the newest first, by their ids.
+pub fn last_sessions(
+    connection: &Connection,
+    policy: &str,
+    most: u64,
+) -> Result<Vec<String>, StoreError> {
+    // From the end of the table, so that it costs what is found, and needs no index.
+    let mut select = connection.prepare_cached(
+        "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
+    )?;
+    let rows = select.query_map(params![policy, to_sql(most)], |row| row.get(0))?;
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }

@@ -6,9 +6,6 @@
 
 use std::process::ExitCode;
 
-use serde_json::Value;
-use similar::TextDiff;
-
 use super::{ReplayArgs, component, engine};
 use crate::app::Folders;
 use crate::cli::failed;
@@ -16,12 +13,11 @@ use crate::cli::screen::clean;
 use crate::config::Config;
 use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::plugins::{Limits, PolicyPlugin};
+use crate::session::{difference, readable};
 use crate::store::{self, LoggedStep, SessionRow};
 
 /// So many steps that differ are shown.
 const SHOWN: u64 = 3;
-/// So many lines of each.
-const LINES: usize = 60;
 
 /// Replays it, and says what differs.
 pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
@@ -70,7 +66,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
                 different += 1;
                 if different <= SHOWN {
                     println!("\nstep {}: - the log, + {name}", logged.step);
-                    print!("{}", difference(&then, &now));
+                    print!("{}", clean(&difference(&then, &now)));
                 }
             }
             // A step that failed left the state as it was.
@@ -114,44 +110,5 @@ async fn again(
             Ok((readable(&commands), Some(done.state)))
         }
         Err(error) => Ok((format!("(the step failed)\n{error}"), None)),
-    }
-}
-
-/// JSON with a line for each value.
-fn readable(json: &str) -> String {
-    let value = serde_json::from_str::<Value>(json).ok();
-    value
-        .and_then(|value| serde_json::to_string_pretty(&value).ok())
-        .unwrap_or_else(|| json.to_owned())
-}
-
-/// What differs, with a few lines around it.
-fn difference(then: &str, now: &str) -> String {
-    let diff = TextDiff::from_lines(then, now);
-    let text = diff.unified_diff().context_radius(2).to_string();
-    let lines: Vec<&str> = text.lines().collect();
-    let mut shown = String::new();
-    for line in lines.iter().take(LINES) {
-        shown.push_str(&clean(line));
-        shown.push('\n');
-    }
-    if lines.len() > LINES {
-        shown.push_str(&format!("… {} more lines\n", lines.len() - LINES));
-    }
-    shown
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_difference_shows_the_value_that_changed_and_nothing_that_a_terminal_acts_on() {
-        let text =
-            |what: &str| readable(&format!(r#"[{{"Append": "{what}"}}, {{"Cancel": "t1"}}]"#));
-        let shown = difference(&text("one"), &text("two"));
-        assert!(shown.contains(r#"-    "Append": "one""#), "{shown}");
-        assert!(shown.contains(r#"+    "Append": "two""#), "{shown}");
-        assert!(!difference("a\n", "\u{1b}[2Ja\n").contains('\u{1b}'));
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct ServerArgs {
     server: Option<String>,
     /// Print the server's answer as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -190,14 +190,14 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
 }
 
 /// A running server, and who asks it.
-struct Server {
+pub(super) struct Server {
     base: Url,
     token: String,
     client: Client,
 }
 
 impl Server {
-    fn find(args: &ServerArgs) -> Result<Self, String> {
+    pub(super) fn find(args: &ServerArgs) -> Result<Self, String> {
         let (base, token) = match &args.server {
             Some(text) => (elsewhere(text)?, given_token()),
             None => here()?,
@@ -234,12 +234,12 @@ impl Server {
         Ok(url)
     }
 
-    async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, String> {
+    pub(super) async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, String> {
         let request = self.client.request(method, self.url(path)?);
         self.answer(request).await
     }
 
-    async fn post(&self, path: &[&str], body: &Value) -> Result<Value, String> {
+    pub(super) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, String> {
         let request = self.client.post(self.url(path)?);
         self.answer(request.json(body)).await
     }
@@ -463,7 +463,7 @@ fn changed(answer: &Value) -> String {
     )
 }
 
-fn text_of<'v>(value: &'v Value, name: &str) -> &'v str {
+pub(super) fn text_of<'v>(value: &'v Value, name: &str) -> &'v str {
     value[name].as_str().unwrap_or_default()
 }
 

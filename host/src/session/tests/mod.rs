@@ -8,6 +8,7 @@ mod moving;
 mod paying;
 mod reading;
 mod record;
+mod shadow;
 mod trees;
 mod world;
 

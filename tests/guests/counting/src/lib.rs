@@ -48,6 +48,9 @@ impl Policy for Counting {
             out.emit("ThinkAction", &what, &json!({ "thought": what }))
         };
         match input {
+            Input::Started(_) if manners == "spin" => loop {
+                black_box(());
+            },
             Input::Started(start) => {
                 let words = start.task.split(|c: char| !c.is_ascii_digit());
                 state.wanted = words
@@ -68,6 +71,7 @@ impl Policy for Counting {
             }
             Input::TimerFired(_) => {
                 state.counted += 1;
+                assert!(state.counted != 3 || manners != "bugs", "as its words say");
                 say(format!("{} by {name}", state.counted), out);
             }
             Input::UserMessage(_) => {

@@ -1,0 +1,163 @@
+//! Owns `lucid plugin shadow`: what an uploaded build would have done in a server's last sessions.
+//!
+//! What always holds: it waits until the server is done, and no longer; what a server answers cannot
+//! move the cursor. 0 is no difference, 1 some (as `diff` has it) or a shadow that could not be.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::server::{Server, ServerArgs, text_of};
+use crate::cli::failed;
+use crate::cli::screen::{clean, one_line};
+
+/// Between two looks at how far it is.
+const PAUSE: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Args)]
+pub(super) struct ShadowArgs {
+    /// The policy's name in the deployment
+    name: String,
+    /// What the upload was answered with, with or without `sha256:`
+    digest: String,
+    /// How many sessions, the newest first
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=200))]
+    sessions: u64,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Begins it, waits, and shows what it showed.
+pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
+    match done(args).await {
+        Ok(report) => {
+            if args.server.json {
+                println!("{report}");
+            } else {
+                print!("{}", clean(&shown(&report)));
+            }
+            if is_clean(&report) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(why) => failed(&why),
+    }
+}
+
+async fn done(args: &ShadowArgs) -> Result<Value, String> {
+    let server = Server::find(&args.server)?;
+    let path = ["policy", &args.name, "shadow"];
+    let wanted = json!({ "digest": args.digest, "sessions": args.sessions });
+    let begun = server.post(&path, &wanted).await?;
+    let watched = std::io::stderr().is_terminal() && !args.server.json;
+    loop {
+        let report = server.ask(Method::GET, &path).await?;
+        if report["since"] != begun["since"] || report["digest"] != begun["digest"] {
+            return Err("Another shadow took the place of this one before it was read.".to_owned());
+        }
+        if report["until"].is_string() {
+            if watched {
+                eprintln!();
+            }
+            return Ok(report);
+        }
+        if watched {
+            eprint!("\r{} of {} sessions", report["sessions"], report["wanted"]);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Whether all was replayed, and nothing of it differed.
+fn is_clean(report: &Value) -> bool {
+    let none = |name: &str| report[name] == 0;
+    report["problem"].is_null()
+        && ["different", "failed", "notMigrated", "unread"]
+            .into_iter()
+            .all(none)
+}
+
+fn shown(report: &Value) -> String {
+    let number = |name: &str| report[name].as_u64().unwrap_or_default();
+    let mut text = String::new();
+    for one in report["differences"].as_array().into_iter().flatten() {
+        let session = one_line(text_of(one, "session"));
+        let what = match text_of(one, "what") {
+            "failed" => "the new build fails",
+            "mended" => "the recorded step failed, the new build's does not",
+            "not-migrated" => "the new build does not take its state over",
+            _ => "other commands",
+        };
+        let place = match one["step"].as_u64() {
+            Some(step) => format!("session {session}, step {step}"),
+            None => format!("session {session}, as it stands"),
+        };
+        text += &format!("{place}: {what}\n");
+        for line in text_of(one, "text").lines() {
+            text += &format!("  {line}\n");
+        }
+        text.push('\n');
+    }
+    text += &format!(
+        "{} sessions, {} steps: {} sessions the same, {} different, {} failed; {} would not be taken over\n",
+        number("sessions"),
+        number("steps"),
+        number("same"),
+        number("different"),
+        number("failed"),
+        number("notMigrated"),
+    );
+    let (then, now) = (number("fuelThen"), number("fuelNow"));
+    text += &format!("fuel {now}, and {then} when they were recorded\n");
+    if number("unread") > 0 {
+        text += &format!(
+            "{} sessions could not be read by this server\n",
+            number("unread")
+        );
+    }
+    if let Some(problem) = report["problem"].as_str() {
+        text += &format!("{}\n", one_line(problem));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_shadow_without_a_difference_is_clean() {
+        let good =
+            json!({"problem": null, "different": 0, "failed": 0, "notMigrated": 0, "unread": 0});
+        assert!(is_clean(&good));
+        for (name, value) in [
+            ("problem", json!("It was ended after 600 seconds.")),
+            ("different", json!(1)),
+            ("failed", json!(1)),
+            ("notMigrated", json!(1)),
+            ("unread", json!(1)),
+            ("failed", Value::Null),
+        ] {
+            let mut bad = good.clone();
+            bad[name] = value;
+            assert!(!is_clean(&bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_answers_cannot_move_the_cursor() {
+        let evil = "\u{1b}[2Jx\r";
+        let report = json!({
+            "problem": evil,
+            "differences": [{"session": evil, "step": 3, "what": evil, "text": evil}],
+        });
+        let text = clean(&shown(&report));
+        assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
+    }
+}
