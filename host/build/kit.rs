@@ -27,6 +27,7 @@ pub(crate) fn write(root: &Path, to: &Path) -> Result<(), Error> {
         "wit/host",
         "wit/policy",
         "wit/llm",
+        "wit/git",
     ] {
         collect(&root.join(folder), &mut files)?;
     }

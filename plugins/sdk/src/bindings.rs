@@ -1,6 +1,6 @@
 //! The Rust form of the WIT packages, generated when the crate is built.
 //!
-//! Always holds: `types` and `log` are generated once and both worlds point at that one copy, so a
+//! Always holds: `types` and `log` are generated once and all worlds point at that one copy, so a
 //! message a policy builds is the same type an adapter reads. The interfaces are exported only
 //! where a plugin calls one of the `export_…!` macros: linking this crate exports nothing.
 
@@ -10,7 +10,7 @@
     reason = "generated; documented in the WIT"
 )]
 
-/// What both plugin kinds share.
+/// What all plugin kinds share.
 pub mod shared {
     wit_bindgen::generate!({
         inline: "
@@ -58,6 +58,23 @@ pub mod llm {
         pub_export_macro: true,
         export_macro_name: "export_llm_world",
         default_bindings_module: "lucid_plugin::bindings::llm",
+        generate_unused_types: true,
+    });
+}
+
+/// The world of a git provider.
+pub mod git {
+    wit_bindgen::generate!({
+        path: ["../../wit/types", "../../wit/host", "../../wit/git"],
+        world: "lucid:git/git-plugin",
+        with: {
+            "lucid:types/types@0.1.0": crate::bindings::shared::lucid::types::types,
+            "lucid:host/log@0.1.0": crate::bindings::shared::lucid::host::log,
+        },
+        additional_derives: [PartialEq, Clone, serde::Serialize, serde::Deserialize],
+        pub_export_macro: true,
+        export_macro_name: "export_git_world",
+        default_bindings_module: "lucid_plugin::bindings::git",
         generate_unused_types: true,
     });
 }

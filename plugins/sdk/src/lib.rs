@@ -38,8 +38,12 @@
 //! adapter needs is there: [`llm::conversation`] makes any transcript one that a provider takes,
 //! [`llm::files`] writes a body with pictures, [`llm::Params`] reads a policy's settings,
 //! [`llm::refusal`] tells errors, [`llm::Sse::json`] reads an event. The crate `lucid-conformance` holds it to what all adapters promise.
+//!
+//! A git provider's integration implements [`git::Provider`], a chain of requests for each operation, and
+//! ends in `export_git!`; [`testing::Exchange`] plays the provider's server.
 
 pub mod bindings;
+pub mod git;
 pub mod llm;
 mod messages;
 pub mod policy;

@@ -1,5 +1,5 @@
-//! For tests, natively: a host that plays a session with a policy, and a reader of recorded answers
-//! for an adapter.
+//! For tests, natively: a host that plays a session with a policy, a reader of recorded answers
+//! for an adapter, and a server that a git provider's integration asks.
 //!
 //! Always holds: what the real host holds a policy to is held here with a failed assertion. Each step
 //! is made twice and must give the same; its state goes through its bytes; no effect is named like
@@ -23,13 +23,16 @@ use std::marker::PhantomData;
 use serde_json::json;
 
 use crate::NO_USAGE;
+use crate::bindings::git::exports::lucid::git::provider as git_wit;
+use crate::git;
 use crate::llm::{Adapter, Completion, CompletionRequest, Decoder, Delta, Frame, Sse};
 use crate::policy::{
     self, Answer, Command, Context, Event, Failure, Input, ModelCall, ModelOffer, ModelReply,
     Outcome, Part, Policy, Question, Snapshot, Start, Timer, ToolReply, ToolRun, UserMessage,
 };
 use crate::types::{
-    Content, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition, ToolResult,
+    Content, Error, ErrorKind, Header, HttpRequest, HttpResponse, Message, Role, StopReason,
+    ToolCall, ToolDefinition, ToolResult,
 };
 
 /// A session of a policy, played by a test.
@@ -434,4 +437,99 @@ pub fn events(body: &str) -> Vec<Frame> {
         }))
     });
     blocks.flatten().collect()
+}
+
+/// An operation of a git provider's integration, whose server the test plays. Each step is made twice,
+/// and must give the same.
+pub struct Exchange<P> {
+    operation: git::Operation,
+    settings: String,
+    state: Option<Vec<u8>>,
+    asked: Option<HttpRequest>,
+    ended: Option<Result<git::Reply, Error>>,
+    provider: PhantomData<P>,
+}
+
+impl<P: git::Provider> Exchange<P> {
+    /// Begins an operation, with no settings.
+    #[track_caller]
+    pub fn begin(operation: git::Operation) -> Self {
+        let mut exchange = Self {
+            operation,
+            settings: "{}".into(),
+            state: None,
+            asked: None,
+            ended: None,
+            provider: PhantomData,
+        };
+        exchange.step(None);
+        exchange
+    }
+
+    /// The request that waits for its answer.
+    #[track_caller]
+    pub fn asked(&self) -> &HttpRequest {
+        match &self.asked {
+            Some(asked) => asked,
+            None => panic!("nothing was asked: {:?}", self.ended),
+        }
+    }
+
+    /// A value of the waiting request's query.
+    #[track_caller]
+    pub fn query(&self, name: &str) -> Option<&str> {
+        let mut query = self.asked().query.iter();
+        query
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The waiting request's body.
+    #[track_caller]
+    pub fn body(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.asked().body).expect("the body is JSON")
+    }
+
+    /// The server answers. Gives the exchange back, so that answers can be written one after the other.
+    #[track_caller]
+    pub fn answers(mut self, status: u16, headers: &[(&str, &str)], body: &str) -> Self {
+        self.asked();
+        let headers = headers.iter();
+        self.step(Some(&HttpResponse {
+            status,
+            headers: headers
+                .map(|(name, value)| Header {
+                    name: (*name).into(),
+                    value: (*value).into(),
+                })
+                .collect(),
+            body: body.into(),
+        }));
+        self
+    }
+
+    /// What came of it.
+    #[track_caller]
+    pub fn ended(self) -> Result<git::Reply, Error> {
+        match self.ended {
+            Some(ended) => ended,
+            None => panic!("it is not over: it asks {:?}", self.asked),
+        }
+    }
+
+    #[track_caller]
+    fn step(&mut self, answer: Option<&HttpResponse>) {
+        let state = self.state.as_deref();
+        let once = || git::step::<P>(&self.settings, &self.operation, state, answer.cloned());
+        let (next, again) = (once(), once());
+        assert_eq!(next, again, "a step that is made again must give the same");
+        self.asked = None;
+        match next {
+            Ok(git_wit::Next::Send(sending)) => {
+                (self.asked, self.state) = (Some(sending.request), Some(sending.state));
+            }
+            Ok(git_wit::Next::Done(reply)) => self.ended = Some(Ok(reply)),
+            Err(error) => self.ended = Some(Err(error)),
+        }
+    }
 }

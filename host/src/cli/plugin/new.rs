@@ -153,7 +153,7 @@ fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf,
         for (path, text) in kit::below("plugins/sdk") {
             files.push((Path::new("vendor/lucid-plugin").join(path), text.to_owned()));
         }
-        for package in ["types", "host", "policy", "llm"] {
+        for package in ["types", "host", "policy", "llm", "git"] {
             for (path, text) in kit::below(&format!("wit/{package}")) {
                 files.push((Path::new("wit").join(package).join(path), text.to_owned()));
             }

@@ -1,0 +1,232 @@
+//! GitHub's REST API, that of GitHub Enterprise too.
+//!
+//! Always holds: a request carries no credential and no host, both are the deployment's; what GitHub
+//! means by a refusal is told from its words before its status, since one status means many things.
+
+mod refusal;
+
+use lucid_plugin::git::{
+    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,
+    Provider, Reply, Repository, RepositoryPage, get, header, id, is_success, json, next_in_link,
+    page_number, path_part, post, required, text_at,
+};
+use lucid_plugin::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// The version of the API that is spoken.
+const VERSION: &str = "2022-11-28";
+/// What GitHub gives at once at the most.
+const LONGEST_PAGE: u32 = 100;
+/// For a repository that does not say, as an empty one.
+const DEFAULT_BRANCH: &str = "main";
+
+/// The integration.
+pub struct GitHub;
+
+/// What was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Asked {
+    /// All that an operation takes, where that is one request.
+    It,
+    /// Which change there is already.
+    Existing,
+}
+
+impl Provider for GitHub {
+    type State = Asked;
+
+    fn describe() -> Descriptor {
+        Descriptor {
+            name: "github".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            description: "GitHub and GitHub Enterprise: repositories and pull requests.".into(),
+            default_base_url: "https://api.github.com".into(),
+            default_web_url: "https://github.com".into(),
+            api_path: "/api/v3".into(),
+            key: KeyPlace::Bearer,
+            git_user: "x-access-token".into(),
+            scopes: vec!["repo".into()],
+            settings_schema: Some(NO_SETTINGS.into()),
+        }
+    }
+
+    fn step(
+        _: &str,
+        operation: &Operation,
+        answered: Option<Answered<Asked>>,
+    ) -> Result<Next<Asked>, Error> {
+        match (operation, answered) {
+            (Operation::CurrentUser, None) => Ok(ask(get("/user", &[]))),
+            (Operation::CurrentUser, Some(answered)) => account(&answered.response),
+            (Operation::ListRepositories(page), None) => Ok(ask(list(page)?)),
+            (Operation::ListRepositories(_), Some(answered)) => repositories(&answered.response),
+            (Operation::OpenChange(change), None) => Ok(ask(open(change)?)),
+            (Operation::OpenChange(change), Some(answered)) => match answered.state {
+                Asked::It => opened(change, &answered.response),
+                Asked::Existing => existing(change, &answered.response),
+            },
+        }
+    }
+}
+
+/// A request of GitHub's kind.
+fn ask(request: HttpRequest) -> Next<Asked> {
+    Next::Send(github(request), Asked::It)
+}
+
+fn github(mut request: HttpRequest) -> HttpRequest {
+    for header in &mut request.headers {
+        if header.name == "accept" {
+            header.value = "application/vnd.github+json".into();
+        }
+    }
+    request.headers.push(Header {
+        name: "x-github-api-version".into(),
+        value: VERSION.into(),
+    });
+    request
+}
+
+fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+    let user = success(response)?;
+    let scopes = header(&response.headers, "x-oauth-scopes").unwrap_or_default();
+    let scopes = scopes.split(',').map(str::trim).filter(|s| !s.is_empty());
+    Ok(Next::Done(Reply::Account(Account {
+        id: id(&user)?,
+        login: required(&user, "login")?.into(),
+        name: text_at(&user, "name").map(str::to_owned),
+        email: text_at(&user, "email").map(str::to_owned),
+        scopes: scopes.map(str::to_owned).collect(),
+    })))
+}
+
+/// All that the user can push to or was invited to, which is what people expect in a list of theirs.
+fn list(page: &Page) -> Result<HttpRequest, Error> {
+    let number = page_number(page)?.to_string();
+    let limit = page.limit.clamp(1, LONGEST_PAGE).to_string();
+    Ok(get(
+        "/user/repos",
+        &[
+            ("affiliation", "owner,collaborator,organization_member"),
+            ("sort", "pushed"),
+            ("per_page", &limit),
+            ("page", &number),
+        ],
+    ))
+}
+
+fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+    let answer = success(response)?;
+    let all = answer
+        .as_array()
+        .ok_or_else(|| Error::upstream("GitHub's list of repositories is none."))?;
+    let repository = |value: &Value| {
+        let web_url = required(value, "html_url")?.to_owned();
+        Ok(Repository {
+            id: id(value)?,
+            name: required(value, "name")?.into(),
+            full_name: required(value, "full_name")?.into(),
+            clone_url: text_at(value, "clone_url")
+                .map_or_else(|| format!("{web_url}.git"), str::to_owned),
+            web_url,
+            default_branch: text_at(value, "default_branch")
+                .unwrap_or(DEFAULT_BRANCH)
+                .into(),
+            private: value["private"].as_bool().unwrap_or(true),
+            description: text_at(value, "description").map(str::to_owned),
+        })
+    };
+    Ok(Next::Done(Reply::Repositories(RepositoryPage {
+        repositories: all.iter().map(repository).collect::<Result<_, Error>>()?,
+        next: next_in_link(&response.headers, "page"),
+    })))
+}
+
+/// `/repos/OWNER/NAME`.
+fn repository(change: &NewChange) -> Result<(String, &str), Error> {
+    let path = change.repository.trim_matches('/');
+    let (owner, name) = path
+        .split_once('/')
+        .filter(|(owner, name)| !owner.is_empty() && !name.is_empty() && !name.contains('/'))
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "`{path}` is no repository of GitHub's: it is called OWNER/NAME."
+            ))
+        })?;
+    Ok((
+        format!("/repos/{}/{}", path_part(owner), path_part(name)),
+        owner,
+    ))
+}
+
+fn open(change: &NewChange) -> Result<HttpRequest, Error> {
+    let (repository, _) = repository(change)?;
+    Ok(post(
+        format!("{repository}/pulls"),
+        &json!({
+            "title": change.title,
+            "body": change.body,
+            "head": change.head,
+            "base": change.base,
+            "draft": change.draft,
+        }),
+    ))
+}
+
+fn opened(change: &NewChange, response: &HttpResponse) -> Result<Next<Asked>, Error> {
+    if is_success(response) {
+        return done(&json(response)?, false);
+    }
+    if !refusal::says_exists(response) {
+        return Err(refusal::of_change(change, response));
+    }
+    let (path, owner) = repository(change)?;
+    let request = get(
+        format!("{path}/pulls"),
+        &[
+            ("state", "open"),
+            ("head", &format!("{owner}:{}", change.head)),
+            ("base", &change.base),
+            ("per_page", "1"),
+        ],
+    );
+    Ok(Next::Send(github(request), Asked::Existing))
+}
+
+fn existing(change: &NewChange, response: &HttpResponse) -> Result<Next<Asked>, Error> {
+    let found = success(response)?;
+    match found.as_array().and_then(|all| all.first()) {
+        Some(found) => done(found, true),
+        None => Err(Error::new(
+            ErrorKind::Conflict,
+            format!(
+                "GitHub says that there is a pull request of `{}` already, and does not show it.",
+                change.head
+            ),
+        )),
+    }
+}
+
+fn done(value: &Value, existed: bool) -> Result<Next<Asked>, Error> {
+    let number = value["number"].as_u64();
+    Ok(Next::Done(Reply::Change(Change {
+        number: number.ok_or_else(|| Error::upstream("GitHub's answer has no `number`."))?,
+        title: required(value, "title")?.into(),
+        web_url: required(value, "html_url")?.into(),
+        state: required(value, "state")?.into(),
+        head: required(&value["head"], "ref")?.into(),
+        base: required(&value["base"], "ref")?.into(),
+        existed,
+    })))
+}
+
+fn success(response: &HttpResponse) -> Result<Value, Error> {
+    if is_success(response) {
+        json(response)
+    } else {
+        Err(refusal::of(response))
+    }
+}
+
+lucid_plugin::export_git!(GitHub);
