@@ -112,6 +112,25 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// All of a response.
+    pub(crate) async fn read(response: reqwest::Response) -> Self {
+        let status = response.status().as_u16();
+        let media_type = response
+            .headers()
+            .get("content-type")
+            .map(|value| value.to_str().unwrap().to_owned());
+        let headers = response.headers().clone();
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or_default();
+        Self {
+            status,
+            media_type: media_type.unwrap_or_default(),
+            body,
+            text,
+            headers,
+        }
+    }
+
     /// The body of a success.
     #[track_caller]
     pub fn ok(self) -> Value {
@@ -281,21 +300,7 @@ impl Host {
             .send()
             .await
             .unwrap_or_else(|e| panic!("{path} was not answered: {e:?}"));
-        let status = response.status().as_u16();
-        let media_type = response
-            .headers()
-            .get("content-type")
-            .map(|value| value.to_str().unwrap().to_owned());
-        let headers = response.headers().clone();
-        let text = response.text().await.unwrap();
-        let body = serde_json::from_str(&text).unwrap_or_default();
-        Answer {
-            status,
-            media_type: media_type.unwrap_or_default(),
-            body,
-            text,
-            headers,
-        }
+        Answer::read(response).await
     }
 }
 

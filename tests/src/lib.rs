@@ -1,6 +1,6 @@
 //! The harness of the end-to-end tests: the real `lucid` binary on a port and a folder of its own,
 //! clients for its REST and WebSocket sides, and the outside world it talks to (a scripted model
-//! endpoint, litellm's proxy before one, a git server over smart HTTP).
+//! endpoint, litellm's proxy before one, a git server over smart HTTP, a PostgreSQL behind PostgREST).
 //!
 //! What always holds: nothing here links the host. It is driven as an operator and a frontend drive
 //! it, tokens included, so that an error of the host cannot hide in code that both share. A wait has
@@ -13,6 +13,7 @@ mod litellm;
 mod model;
 mod process;
 mod socket;
+mod supabase;
 mod token;
 mod wait;
 
@@ -22,6 +23,7 @@ pub use litellm::LiteLlm;
 pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};
 pub use socket::{Socket, event, is_completed, kinds, seq};
+pub use supabase::{Passed, Supabase, anon_key, service_key, user_token};
 pub use token::{JWT_SECRET, claims_token, expired_token, foreign_token, token};
 pub use wait::{DEADLINE, eventually, within};
 

@@ -1,0 +1,4 @@
+//! A real PostgreSQL with the migrations for Supabase, behind a real PostgREST: what the database
+//! itself refuses, what both stores of chats do alike, and sessions whose store goes away.
+
+mod policies;
