@@ -16,6 +16,7 @@ mod places;
 mod policies;
 mod room;
 mod shadow;
+mod toolsets;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;

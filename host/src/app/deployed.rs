@@ -1,4 +1,4 @@
-//! Owns the one immutable set that a deployment is: plugins, policies, providers.
+//! Owns the one immutable set that a deployment is: plugins, policies, providers, tools.
 //!
 //! What always holds: it is made whole or not at all, and making it changes nothing that runs, so it can
 //! be made again at any time, from a manifest that is there by then.
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::models::Providers;
 use super::policies::Offered;
+use super::toolsets::Toolsets;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{self, Loaded, Manifest, Problems};
@@ -20,6 +21,7 @@ pub(crate) struct Deployed {
     pub(crate) plugins: Plugins,
     pub(super) policies: Arc<Offered>,
     pub(super) providers: Arc<Providers>,
+    pub(super) toolsets: Arc<Toolsets>,
     /// What the operator should know: variables that nothing uses, keys that are not there. A sentence
     /// each.
     pub(crate) warnings: Vec<String>,
@@ -54,6 +56,7 @@ impl Deployed {
             plugins,
             policies: Arc::new(policies),
             providers: Arc::new(providers),
+            toolsets: Arc::new(Toolsets::new(Vec::new())),
             warnings,
         })
     }
@@ -61,6 +64,14 @@ impl Deployed {
     /// Made of the same, it would do the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.manifest == other.manifest && self.plugins.list() == other.plugins.list()
+    }
+
+    /// With the other's tools where they are the same, so that sessions keep what they have open.
+    pub(super) fn with_tools_of(mut self, other: &Self) -> Self {
+        if self.toolsets.is_like(&other.toolsets) {
+            self.toolsets = other.toolsets.clone();
+        }
+        self
     }
 
     /// The policy of a session that names none, and the model it would ask; empty where there is none.

@@ -436,7 +436,7 @@ impl Generations {
         if !now.deployed.is_like(&deployed) {
             now.number += 1;
             now.since = SystemTime::now();
-            now.deployed = Arc::new(deployed);
+            now.deployed = Arc::new(deployed.with_tools_of(&now.deployed));
             tracing::info!(generation = now.number, "the deployment changed");
             for warning in &now.deployed.warnings {
                 tracing::warn!("{warning}");
@@ -536,5 +536,6 @@ fn generation(number: u64, deployed: &Deployed) -> Arc<Generation> {
         number,
         policies: deployed.policies.clone(),
         models: deployed.providers.clone(),
+        tools: deployed.toolsets.clone(),
     })
 }

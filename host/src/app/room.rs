@@ -16,8 +16,8 @@ use super::instructions;
 use super::places::{Ground, blocking};
 use crate::git_gateway::{self, Gateway};
 use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
-use crate::sandbox::{LimitHit, Sandbox, SandboxError};
-use crate::session::{DeltaKind, DeltaSink, EventDraft, Place, PlaceSpec, ToolDone};
+use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
+use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
 use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
 use crate::workspace::{Quota, Workspace};
 
@@ -172,6 +172,25 @@ impl Room {
 }
 
 impl Room {
+    /// Runs a program of one of the deployment's tools, which says itself what became of it.
+    async fn exec(
+        &self,
+        request: ExecRequest,
+        output: OutputSink,
+    ) -> Result<ExecResult, SandboxError> {
+        let tools = self.tools().await.map_err(SandboxError::Gone)?;
+        let ran = tools.sandbox().exec(request, output).await;
+        // What it wrote to the workspace counts, as what any command writes.
+        let mut outcome = ToolOutcome {
+            exit_code: Some(0),
+            ..ToolOutcome::default()
+        };
+        if let Some(full) = self.files.after_tool(&mut outcome).await {
+            self.notices.give(full);
+        }
+        ran
+    }
+
     /// The picture of a tool's outcome, as the conversation names it. One that cannot be kept makes the
     /// outcome a failure that says why.
     async fn keep_picture(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
@@ -255,6 +274,15 @@ impl Place for Shared {
     ) -> BoxFuture<'static, Result<ToolDone, Error>> {
         let room = self.0.clone();
         async move { room.run(call, timeout_ms, deltas).await }.boxed()
+    }
+
+    fn exec(
+        &self,
+        request: ExecRequest,
+        output: OutputSink,
+    ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
+        let room = self.0.clone();
+        async move { room.exec(request, output).await }.boxed()
     }
 
     fn tree(&self) -> BoxFuture<'static, Option<String>> {

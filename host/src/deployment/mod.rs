@@ -32,7 +32,7 @@ pub use self::manifest::{
     ProviderEntry, Settings, Source,
 };
 pub use self::problem::{At, Problem, Problems};
-pub(crate) use self::read::is_name;
+pub(crate) use self::read::{is_name, is_source_name};
 pub(crate) use self::settings::settings_fit;
 pub use self::uploads::{Upload, Uploads};
 pub use self::watch::Watch;

@@ -13,6 +13,7 @@ use super::fields::{Item, Key, Reader, field};
 use super::manifest::{Assignment, Located, Manifest};
 use super::problem::{Problems, instead};
 use crate::builtin;
+use crate::session::SEPARATOR;
 
 pub(super) const ROOT: &[&str] = &["policies", "providers", "defaults", "assign"];
 pub(super) const DEFAULTS: &[&str] = &["policy", "provider"];
@@ -118,6 +119,17 @@ pub(crate) fn is_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| plain(byte) || b"-_".contains(&byte))
+}
+
+/// The most characters of a source's name: models are told of `SOURCE__TOOL`, of which they take 64.
+const LONGEST_SOURCE: usize = 32;
+
+/// Whether a source of tools can have this name: the first `__` of a tool's whole name ends it.
+pub(crate) fn is_source_name(name: &str) -> bool {
+    is_name(name)
+        && name.len() <= LONGEST_SOURCE
+        && !name.contains(SEPARATOR)
+        && !name.ends_with('_')
 }
 
 fn defaults(reader: &mut Reader<'_>, item: &Item<'_>, root: &DeTable<'_>, manifest: &mut Manifest) {

@@ -28,6 +28,7 @@ use super::ports::{
     Deployment, Generation, News, Offers, Place, PlaceSpec, Policy, Started, Stepped,
 };
 use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
+use super::tools::SEPARATOR;
 use super::{Shared, clock};
 
 /// How much is taken into one round.
@@ -115,7 +116,7 @@ pub(super) async fn live(
         effects: Effects::new(
             shared.clone(),
             session.clone(),
-            found.generation.models.clone(),
+            &found.generation,
             spec,
             found.api_key,
             found.fixed.clone(),
@@ -192,6 +193,7 @@ impl Actor {
             workspace: "/workspace".to_owned(),
             ..Started::default()
         };
+        let mut room = None;
         if self.shared.deps.places.refusal().is_none() {
             // A clone takes its time, and the host may stop meanwhile.
             let id = self.id.clone();
@@ -214,10 +216,40 @@ impl Actor {
             }
             self.effects.show_workspace(&*place);
             started = self.describe_place(&*place).await;
-            self.effects.listen(place);
+            self.effects.listen(place.clone());
+            room = Some(place);
+        }
+        let notices = self.add_tools(&mut started, room).await?;
+        // A person reads first that the session is there, and then what it lacks.
+        for notice in notices.into_iter().rev() {
+            self.queue.push_front(News::Notice(notice));
         }
         self.queue.push_front(News::Started(started));
         Ok(())
+    }
+
+    /// Opens the deployment's tools, and puts them behind the place's own, whose names stay theirs.
+    async fn add_tools(
+        &mut self,
+        started: &mut Started,
+        place: Option<Arc<dyn Place>>,
+    ) -> Result<Vec<String>, End> {
+        let opened = tokio::select! {
+            biased;
+            () = self.session.stop.cancelled() => return Err(End::Stopped),
+            () = self.shared.halt.cancelled() => return Err(End::Halted),
+            opened = self.effects.open_tools(place) => opened,
+        };
+        let Some(tools) = opened else {
+            return Ok(Vec::new());
+        };
+        for tool in tools.definitions() {
+            let taken = started.tools.iter().any(|other| other.name == tool.name);
+            if !taken && tool.name.contains(SEPARATOR) {
+                started.tools.push(tool);
+            }
+        }
+        Ok(tools.notices())
     }
 
     async fn describe_place(&mut self, place: &dyn Place) -> Started {
@@ -297,13 +329,18 @@ impl Actor {
             return Err(End::TimedOut);
         }
         let next = self.next().await;
-        let (policy, fixed, places, offers) = (
+        let (policy, fixed, places, offers, tools) = (
             self.policy.clone(),
             self.fixed.clone(),
             self.shared.deps.places.clone(),
             self.offers.clone(),
+            self.effects.tools().clone(),
         );
-        let describe = move |call: &_| places.describe(call);
+        let of = fixed.policy.clone();
+        let describe = move |call: &_| {
+            let beside = tools.describe(&of, call);
+            beside.unwrap_or_else(|| places.describe(call))
+        };
         let names = (self.id.clone(), self.chat.clone());
         let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
         let scene = Scene::new(&names, &fixed, policy.info(), budget, &describe);
@@ -423,6 +460,8 @@ impl Actor {
                     self.queue
                         .extend(spent.map(|(effect, spent)| News::Spent(effect, spent)));
                 }
+                // The tool may be gone meanwhile.
+                Begin::Told(told) => drop(told.send(())),
                 Begin::News(news) => self.queue.push_back(news),
             }
         }

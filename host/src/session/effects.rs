@@ -1,4 +1,5 @@
-//! Owns what runs for a session: model calls and timers side by side, tools one after the other.
+//! Owns what runs for a session: model calls and timers side by side, tools one after the other, be
+//! they the place's or the deployment's.
 //!
 //! What always holds: an effect reports exactly once, into the session's queue, also where its work
 //! comes to grief; unless it is cancelled: then nothing of it reports, and the canceller answers for it
@@ -7,7 +8,6 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -15,17 +15,19 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::plugins::policy_types::{ModelCall, ToolRun};
-use crate::plugins::types::{Error, ErrorKind};
+use crate::plugins::types::{Error, ErrorKind, ToolCall};
 use crate::secret::Secret;
 use crate::store::{EffectKind, NewSessionRow};
 
+use super::doors::{Door, Listener, Shelf};
 use super::live::Session;
 use super::ports::{
-    DeltaSink, Mailbox, Meter, ModelFailure, ModelRequest, Models, News, Place, PlaceSpec, Spent,
-    Tree,
+    DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News, Place, PlaceSpec,
+    Spent, Tree,
 };
 use super::record::fault;
 use super::stream::Stream;
+use super::tools::{SEPARATOR, SessionTools, Showing, Tools};
 use super::{Shared, actor, prompt};
 
 pub(super) struct Effects {
@@ -33,7 +35,7 @@ pub(super) struct Effects {
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
     /// Who answers what is asked from here on.
-    pub(super) models: Arc<dyn Models>,
+    models: Arc<dyn Models>,
     spec: PlaceSpec,
     api_key: Option<Secret>,
     running: HashMap<String, Running>,
@@ -41,6 +43,10 @@ pub(super) struct Effects {
     tool: Option<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    /// The deployment's tools beside the place's, from here on.
+    shelf: Shelf,
+    /// Those of older generations, which end before the next tool begins.
+    left: Vec<Shelf>,
     listener: Listener,
 }
 
@@ -69,83 +75,11 @@ impl Drop for Effects {
     }
 }
 
-/// Takes what a place shows without being asked into the session's queue.
-#[derive(Clone)]
-struct Listener {
-    mailbox: Mailbox,
-    /// The last tree's number.
-    trees: Arc<AtomicU64>,
-    over: CancellationToken,
-}
-
-impl Listener {
-    async fn tree(&self, place: &dyn Place) -> Option<Tree> {
-        // Before it is begun: a larger number then knows all that a smaller one does.
-        let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
-        let json = place.tree().await?;
-        Some(Tree { number, json })
-    }
-
-    /// To the place's end, or the session's.
-    fn listen(&self, place: Arc<dyn Place>) {
-        let (mailbox, of) = (self.mailbox.clone(), place.clone());
-        tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
-            while let Some(notice) = of.notice().await {
-                if mailbox.send(Box::new(News::Notice(notice))).await.is_err() {
-                    return;
-                }
-            }
-        }));
-        let listener = self.clone();
-        let over = self.over.clone();
-        tokio::spawn(over.run_until_cancelled_owned(async move {
-            while place.changed().await {
-                let Some(tree) = listener.tree(&*place).await else {
-                    continue;
-                };
-                let news = Box::new(News::Tree(tree));
-                if listener.mailbox.send(news).await.is_err() {
-                    return;
-                }
-            }
-        }));
-    }
-}
-
-/// The way to the session's place: opened once, by provisioning, after a restart by what needs it
-/// first.
-struct Door {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
-    spec: PlaceSpec,
-    place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
-    listener: Listener,
-}
-
-impl Door {
-    async fn open(&self) -> Result<Arc<dyn Place>, String> {
-        let places = &self.shared.deps.places;
-        let opened = self.place.get_or_try_init(|| async {
-            if let Some(reason) = places.refusal() {
-                return Err(reason);
-            }
-            let place = places.reopen(self.spec.clone()).await?;
-            self.listener.listen(place.clone());
-            Ok(place)
-        });
-        let place = opened.await?.clone();
-        if let Some(workspace) = place.workspace() {
-            let _ = self.session.workspace.set(workspace);
-        }
-        Ok(place)
-    }
-}
-
 impl Effects {
     pub(super) fn new(
         shared: Arc<Shared>,
         session: Arc<Session>,
-        models: Arc<dyn Models>,
+        generation: &Generation,
         spec: PlaceSpec,
         api_key: Option<Secret>,
         fixed: Arc<NewSessionRow>,
@@ -160,7 +94,9 @@ impl Effects {
             shared,
             session,
             fixed,
-            models,
+            models: generation.models.clone(),
+            shelf: Shelf::new(generation.tools.clone()),
+            left: Vec::new(),
             spec,
             api_key,
             running: HashMap::new(),
@@ -189,6 +125,36 @@ impl Effects {
     pub(super) fn reopen_workspace(&mut self) {
         if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
             let _ = self.session.workspace.set(workspace);
+        }
+    }
+
+    /// From here on this generation answers. What runs is not disturbed, and tools that are the same in
+    /// both stay as they are.
+    pub(super) fn adopt(&mut self, generation: &Generation) {
+        self.models = generation.models.clone();
+        if !Arc::ptr_eq(&self.shelf.tools, &generation.tools) {
+            let shelf = Shelf::new(generation.tools.clone());
+            self.left.push(std::mem::replace(&mut self.shelf, shelf));
+        }
+    }
+
+    /// The deployment's tools beside the place's.
+    pub(super) fn tools(&self) -> &Arc<dyn Tools> {
+        &self.shelf.tools
+    }
+
+    /// Opens them for a session that begins; none where its policy has none.
+    pub(super) fn open_tools(
+        &self,
+        place: Option<Arc<dyn Place>>,
+    ) -> impl Future<Output = Option<Arc<dyn SessionTools>>> + Send + 'static {
+        let any = self.shelf.tools.any_for(&self.fixed.policy);
+        let door = any.then(|| self.door());
+        async move {
+            match door {
+                Some(door) => Some(door.tools(place).await),
+                None => None,
+            }
         }
     }
 
@@ -326,26 +292,53 @@ impl Effects {
             shared: self.shared.clone(),
             session: self.session.clone(),
             spec: self.spec.clone(),
+            policy: self.fixed.policy.clone(),
             place: self.place.clone(),
+            shelf: self.shelf.clone(),
             listener: self.listener.clone(),
         }
     }
 
+    /// Whether a call is one of the deployment's tools, and none of the place's.
+    fn is_beside(&self, call: &ToolCall) -> bool {
+        let (tools, policy) = (&self.shelf.tools, &self.fixed.policy);
+        call.name.contains(SEPARATOR) && tools.describe(policy, call).is_some()
+    }
+
     fn begin_tool(&mut self, run: ToolRun) {
         let (door, stream) = (self.door(), self.stream(&run.effect));
-        let (effect, sink) = (run.effect.clone(), sink(&stream));
+        let (effect, deltas) = (run.effect.clone(), sink(&stream));
+        let beside = self.is_beside(&run.call);
+        let left = std::mem::take(&mut self.left);
         self.spawn(stream, effect.clone(), Meter::default(), async move {
-            let place = match door.open().await {
+            for shelf in left {
+                shelf.close().await;
+            }
+            let opened = if beside {
+                door.open_where_possible().await
+            } else {
+                door.open().await.map(Some)
+            };
+            let place = match opened {
                 Ok(place) => place,
                 Err(reason) => {
                     return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None);
                 }
             };
-            let done = place.run(run.call, run.timeout_ms, sink).await;
-            let tree = if place.tree_can_wait() {
-                None
-            } else {
-                door.listener.tree(&*place).await
+            let done = match &place {
+                Some(place) if !beside => place.run(run.call, run.timeout_ms, deltas).await,
+                _ => {
+                    let tools = door.tools(place.clone()).await;
+                    let events = door.events(&effect);
+                    let showing = Showing { deltas, events };
+                    let done = tools.run(run.call, run.timeout_ms, showing).await;
+                    door.tell_notices(&*tools).await;
+                    done
+                }
+            };
+            let tree = match &place {
+                Some(place) if !place.tree_can_wait() => door.listener.tree(&**place).await,
+                _ => None,
             };
             News::Tool(effect, done.map(Box::new), tree)
         });
@@ -382,17 +375,24 @@ impl Effects {
         self.place.initialized()
     }
 
+    /// Ends the deployment's tools, and after them the place that they may live in.
     pub(super) async fn close_place(&mut self) {
         self.listener.over.cancel();
+        for shelf in self.left.drain(..) {
+            shelf.close().await;
+        }
+        self.shelf.close().await;
         if let Some(place) = self.place.get() {
             place.close().await;
         }
     }
 
-    /// Gives the sandbox back. Whatever needs one next opens another over the same workspace.
+    /// Gives the sandbox back, and what the deployment's tools hold. Whatever needs one next opens
+    /// another over the same workspace.
     pub(super) async fn put_away(&mut self) {
         self.close_place().await;
         self.place = Arc::default();
+        self.shelf = Shelf::new(self.shelf.tools.clone());
         self.listener.over = CancellationToken::new();
     }
 

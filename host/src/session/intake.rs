@@ -62,6 +62,7 @@ impl Draft<'_> {
                     }
                 }
             }
+            News::Shows(effect, event, told) => self.shows(&effect, *event, told),
             News::Tree(tree) => self.tree(&tree),
             News::Notice(text) => self.event(EventDraft::text("AgentErrorObservation", text)),
             News::Timer(effect) => {

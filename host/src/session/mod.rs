@@ -12,6 +12,7 @@ mod clock;
 mod compare;
 mod create;
 mod details;
+mod doors;
 mod effects;
 mod feed;
 mod frames;
@@ -27,6 +28,7 @@ mod replay;
 mod shadow;
 mod stream;
 mod subscription;
+mod tools;
 
 #[cfg(test)]
 mod tests;
@@ -38,12 +40,13 @@ pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, 
 pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
     DeltaKind, DeltaSink, Deployment, Generation, Meter, ModelAnswer, ModelFailure, ModelRequest,
-    Models, Offers, Place, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent,
-    Stepped, ToolDone,
+    Models, Offers, OutputSink, Place, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider,
+    Spent, Stepped, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
 pub use subscription::{Batch, Subscription};
+pub use tools::{EventSink, NoTools, SEPARATOR, SessionTools, Showing, Tools, ToolsSpec};
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! Owns what the engine needs of the rest of the host, as four small traits.
+//! Owns what the engine needs of the rest of the host, as small traits; what it needs of tools beside the
+//! sandbox's own is in `tools`.
 //!
 //! What always holds: the engine reaches policies, models and places only through these, so it runs
 //! in a test with none of them. Whatever fails, fails with a sentence or an [`Error`]; nothing here
@@ -7,18 +8,20 @@
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::plugins::policy_types::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
 use crate::plugins::types::{
     Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
 };
+use crate::sandbox::{ExecRequest, ExecResult, SandboxError};
 use crate::secret::Secret;
 use crate::workspace::Workspace;
 
 use super::CreateError;
 use super::frames::EventDraft;
 use super::live::held;
+use super::tools::Tools;
 
 /// What the engine must know of a policy.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +98,9 @@ pub struct Generation {
     pub policies: Arc<dyn Policies>,
     /// Who answers.
     pub models: Arc<dyn Models>,
+    /// What sessions can run beside what their sandbox has. The very same one as in the generation
+    /// before where nothing about it changed: sessions then keep what they have open.
+    pub tools: Arc<dyn Tools>,
 }
 
 /// The deployment, whose generations follow one another.
@@ -325,6 +331,27 @@ pub struct ToolDone {
     pub notices: Vec<EventDraft>,
 }
 
+impl ToolDone {
+    /// A call that came to nothing; the sentence is for the model and the person alike.
+    pub fn failed(call: &ToolCall, sentence: impl Into<String>) -> Self {
+        let text = sentence.into();
+        Self {
+            shown: EventDraft::text("AgentErrorObservation", &text),
+            result: ToolResult {
+                call_id: call.id.clone(),
+                is_error: true,
+                text,
+                exit_code: None,
+                blobs: Vec::new(),
+            },
+            notices: Vec::new(),
+        }
+    }
+}
+
+/// Takes what a command writes, as it comes.
+pub type OutputSink = Box<dyn FnMut(&[u8]) + Send>;
+
 /// A sandbox over a workspace.
 pub trait Place: Send + Sync {
     /// The folder, as the host sees it.
@@ -350,6 +377,17 @@ pub trait Place: Send + Sync {
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
     ) -> BoxFuture<'static, Result<ToolDone, Error>>;
+    /// Runs a program in the sandbox to its end, for one of the deployment's tools. Nobody is shown it:
+    /// that is for whoever calls, and comes first. Dropping the future kills it.
+    fn exec(
+        &self,
+        request: ExecRequest,
+        output: OutputSink,
+    ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
+        let _ = (request, output);
+        let sentence = "No program can be run in this session.".to_owned();
+        Box::pin(std::future::ready(Err(SandboxError::Refused(sentence))))
+    }
     /// The workspace's tree, as the JSON of a list of nodes.
     fn tree(&self) -> BoxFuture<'static, Option<String>>;
     /// Waits until the tree may be another than the last one that was given, and until another one
@@ -378,7 +416,9 @@ pub(super) enum News {
     Model(String, Result<ModelAnswer, ModelFailure>),
     /// A tool ended, and the tree after it.
     Tool(String, Result<Box<ToolDone>, Error>, Option<Tree>),
-    /// Something about the place that a person should know.
+    /// A tool is about to do this; whoever waits is told once that is written down.
+    Shows(String, Box<EventDraft>, oneshot::Sender<()>),
+    /// Something about the place or its tools that a person should know.
     Notice(String),
     /// The tree, as it is now without any tool.
     Tree(Tree),

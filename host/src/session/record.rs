@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
 
 use crate::plugins::policy_types::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
@@ -85,6 +86,8 @@ pub(super) enum Begin {
     Cancel(String),
     /// Abort all; nobody is told.
     CancelAll,
+    /// A tool that waits for it may do what it has shown.
+    Told(oneshot::Sender<()>),
     /// Goes straight back into the queue.
     News(News),
 }
@@ -205,6 +208,14 @@ impl<'a> Draft<'a> {
     pub(super) fn event(&mut self, event: EventDraft) {
         self.frame(event.frame(self.at));
         self.lines.extend(event.into_line());
+    }
+
+    /// What a tool is about to do. One that was given up meanwhile does it no more.
+    pub(super) fn shows(&mut self, effect: &str, event: EventDraft, told: oneshot::Sender<()>) {
+        if self.open.get(effect) == Some(&EffectKind::Tool) {
+            self.event(event);
+            self.begin.push(Begin::Told(told));
+        }
     }
 
     pub(super) fn entry(&mut self, message: &Message) -> u64 {

@@ -24,7 +24,7 @@ use crate::sandbox::{ExecRequest, LimitHit, Sandbox, SandboxError};
 use crate::workspace::{Quota, Workspace};
 
 /// The most bytes of a result.
-const MAX_RESULT: usize = 30_000;
+pub(crate) const MAX_RESULT: usize = 30_000;
 /// The most a policy may ask a command to take.
 const MAX_SECONDS: u64 = 3600;
 
@@ -274,7 +274,7 @@ async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
 }
 
 /// The text, or its beginning and its end with a sentence between them.
-fn middle_left_out(text: String, most: usize) -> String {
+pub(crate) fn middle_left_out(text: String, most: usize) -> String {
     if text.len() <= most {
         return text;
     }

@@ -176,7 +176,7 @@ impl Actor {
         );
         self.session.set_runs(policy.info(), &self.fixed.provider);
         self.offers = offers_of(&generation, &self.fixed);
-        self.effects.models = generation.models.clone();
+        self.effects.adopt(&generation);
         (self.generation, self.policy) = (generation, policy);
         self.taken_over = false;
     }

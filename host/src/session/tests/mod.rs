@@ -1,6 +1,7 @@
 //! Tests of the engine with a scripted policy and no plugins, models, sandboxes or network.
 
 mod asking;
+mod beside;
 mod crash;
 mod deltas;
 mod life;
@@ -159,6 +160,7 @@ fn generation(number: u64, world: &World) -> Arc<Generation> {
         number,
         policies: Arc::new(world.clone()),
         models: Arc::new(world.clone()),
+        tools: world.tools.clone(),
     })
 }
 

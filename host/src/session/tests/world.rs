@@ -97,6 +97,8 @@ pub(super) struct World {
     /// Files that no tool made.
     pub(super) grown: Arc<AtomicUsize>,
     pub(super) stir: Arc<tokio::sync::Notify>,
+    /// The deployment's tools beside the sandbox's.
+    pub(super) tools: Arc<dyn Tools>,
 }
 
 impl World {
@@ -122,6 +124,7 @@ impl World {
             stuck: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
+            tools: Arc::new(NoTools),
         }
     }
 
@@ -131,7 +134,7 @@ impl World {
         self.stir.notify_one();
     }
 
-    fn note(&self, line: String) {
+    pub(super) fn note(&self, line: String) {
         self.diary.lock().unwrap().push(line);
     }
 
