@@ -34,6 +34,7 @@ use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
 use crate::deployment::Problems;
 use crate::git_gateway::{self, GatewayError};
+use crate::oci::Components;
 use crate::plugins::{Engine, EngineError, EngineOptions, PluginInfo};
 use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
@@ -332,7 +333,9 @@ async fn generations(
     blobs: Blobs,
 ) -> Result<Generations, StartError> {
     let engine = engine(folders)?;
-    let first = Generations::start(config, engine, blobs, depot(folders));
+    let largest = EngineOptions::default().largest_component as u64;
+    let components = Components::new(folders.data.join("components"), largest);
+    let first = Generations::start(config, engine, blobs, depot(folders), components);
     Ok(Box::pin(first).await?)
 }
 

@@ -13,6 +13,7 @@ pub mod config;
 pub mod deployment;
 pub mod egress;
 pub mod git_gateway;
+pub mod oci;
 pub mod plugins;
 pub mod sandbox;
 pub mod seal;

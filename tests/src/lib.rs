@@ -1,6 +1,7 @@
 //! The harness of the end-to-end tests: the real `lucid` binary on a port and a folder of its own,
 //! clients for its REST and WebSocket sides, and the outside world it talks to (a scripted model
-//! endpoint, litellm's proxy before one, a git server over smart HTTP, a PostgreSQL behind PostgREST).
+//! endpoint, litellm's proxy before one, a git server over smart HTTP, an OCI registry, a PostgreSQL
+//! behind PostgREST).
 //!
 //! What always holds: nothing here links the host. It is driven as an operator and a frontend drive
 //! it, tokens included, so that an error of the host cannot hide in code that both share. A wait has
@@ -12,6 +13,7 @@ mod host;
 mod litellm;
 mod model;
 mod process;
+pub mod registry;
 mod socket;
 mod supabase;
 mod token;

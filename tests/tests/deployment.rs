@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, command, text_of};
+use lucid_tests::registry::{Registry, answer};
+use lucid_tests::{
+    Host, HostBuilder, Model, Socket, Turn, claims_token, command, counting, eventually, text_of,
+};
 use serde_json::json;
 
 const KEY: &str = "the-key-of-the-tests-0123456789";
@@ -190,4 +193,98 @@ fn a_manifest_is_checked_before_it_is_run() {
         text_of(&done.stderr).contains("bad.toml:3:14: "),
         "{done:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_from_a_registry_is_run_and_goes_on_when_the_registry_is_gone() {
+    let registry = Registry::start().await;
+    registry.push("stable", &counting(1, "good"));
+    registry.instead(|asked| {
+        // `robot:hunter2`
+        let known = asked.authorization.as_deref() == Some("Basic cm9ib3Q6aHVudGVyMg==");
+        let who = || answer(401, &[("www-authenticate", "Basic realm=\"x\"")], "");
+        (!known).then(who)
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        r#"
+[policies.counting]
+component = "oci://{address}/team/counting:stable"
+
+[registries."{address}"]
+user = "robot"
+password = "REGISTRY_PASSWORD"
+
+[defaults]
+policy = "counting"
+"#,
+        address = registry.address
+    );
+    let manifest = written(folder.path(), &text);
+
+    // Without the password it is one line, at the component's place.
+    let refused = command(folder.path(), &["check"]).output().unwrap();
+    let said = text_of(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("lucid.toml:3:13: the component oci://") && said.contains("HTTP 401"),
+        "{said}"
+    );
+
+    let mut host = with(&manifest)
+        .set("SANDBOX_BACKEND", "none")
+        .set("REGISTRY_PASSWORD", "hunter2")
+        .start();
+    let begins_with = async |host: &Host| {
+        let task = json!({"task": format!("count to 0 ({})", uuid::Uuid::new_v4())});
+        let mut socket = Socket::open(host, "alice", task).await;
+        let seen = socket.completed().await;
+        let last = seen.last().unwrap()["message"].as_str().unwrap().to_owned();
+        socket.send(json!({"type": "stop"})).await;
+        socket.end().await;
+        last
+    };
+    assert_eq!(begins_with(&host).await, "counted by build-0001");
+
+    // The tag moves. What runs does when somebody says so, and not with a change of something else.
+    registry.push("stable", &counting(2, "good"));
+    let before = registry.asked().len();
+    assert!(before > 0);
+    written(
+        folder.path(),
+        &format!("{text}\n[policies.mock]\ncomponent = \"builtin:mock\"\n"),
+    );
+    eventually("the other policy", async || {
+        let asked = json!({"task": "t", "policy": "mock"});
+        let answer = host.post("alice", "/api/v1/sessions", asked).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(begins_with(&host).await, "counted by build-0001");
+    assert!(
+        registry.asked().is_empty(),
+        "a change of the manifest asked for the tag"
+    );
+    let admin = claims_token(json!({"sub": "alice", "lucid_admin": true}));
+    let bearer = format!("Bearer {admin}");
+    let headers = [("authorization", &*bearer)];
+    let reload = host.send("POST", "/api/v1/plugins/reload", &headers, None);
+    reload.await.ok();
+    assert_eq!(begins_with(&host).await, "counted by build-0002");
+
+    // Over a restart with no registry.
+    registry.stop().await;
+    host.stop().await;
+    host.start_again();
+    assert_eq!(begins_with(&host).await, "counted by build-0002");
+    let list = host
+        .send("GET", "/api/v1/plugins", &headers, None)
+        .await
+        .ok();
+    let warnings = list["warnings"].to_string();
+    assert!(warnings.contains("is what it last was"), "{list}");
+    let counting = &list["plugins"][0];
+    assert_eq!(counting["source"], "registry", "{list}");
+    assert!(host.log().contains("is what it last was"), "{}", host.log());
+    assert!(!host.log().contains("hunter2"), "{}", host.log());
 }

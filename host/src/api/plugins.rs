@@ -63,10 +63,10 @@ pub struct LoadedView {
     pub description: String,
     /// The component's SHA-256, in lower-case hex.
     pub digest: String,
-    /// `builtin`, `file`, or `upload` where an uploaded build takes the place of what the manifest names.
+    /// `builtin`, `file`, `registry`, or `upload` where an uploaded build takes the place of what the manifest names.
     #[schema(example = "upload")]
     pub source: &'static str,
-    /// What the manifest names, such as `builtin:coder` or a path.
+    /// What the manifest names, such as `builtin:coder`, a path, or `oci://…`.
     pub component: Option<String>,
     /// All that it imports.
     pub imports: Vec<String>,
@@ -366,7 +366,7 @@ pub(super) struct ChangedView {
     /// The build it is now; null where a policy that was only uploaded is gone.
     digest: Option<String>,
     version: Option<String>,
-    /// `builtin`, `file` or `upload`.
+    /// `builtin`, `file`, `registry` or `upload`.
     source: Option<&'static str>,
 }
 
@@ -463,7 +463,8 @@ pub(super) struct ReloadedView {
 
 /// Load the manifest and the components again
 ///
-/// As the server does by itself when it notices that a file changed.
+/// As the server does by itself when it notices that a file changed. Tags in registries are asked for
+/// anew, which the server does by itself when it starts and at no other time.
 #[utoipa::path(
     post, path = "/api/v1/plugins/reload", tag = "plugins",
     responses(

@@ -50,6 +50,7 @@ impl Deployed {
         );
         let (providers, mut warnings) = Providers::new(providers, &manifest, config, blobs)?;
         warnings.extend(manifest.idle_uploads());
+        warnings.extend(manifest.brought.warnings.iter().cloned());
         let policies = Offered::new(policies, &manifest, config, providers.any_usable())?;
         Ok(Self {
             manifest,

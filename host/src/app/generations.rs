@@ -23,6 +23,7 @@ use super::depot::{Activation, Depot, DepotError, Label, Record, Writer};
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, is_name};
+use crate::oci::{Components, Tags};
 use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, Plugins};
 use crate::session::{Deployment, Generation};
 
@@ -35,6 +36,7 @@ struct Inner {
     engine: Engine,
     blobs: Blobs,
     depot: Depot,
+    components: Components,
     published: watch::Sender<Arc<Generation>>,
     now: Mutex<Now>,
     /// Held while one is loaded.
@@ -136,8 +138,12 @@ impl Generations {
         engine: Engine,
         blobs: Blobs,
         depot: Depot,
+        components: Components,
     ) -> Result<Self, Problems> {
         let manifest = Manifest::find(config)?;
+        let manifest = manifest
+            .bring(&components, &config.variables, Tags::Anew)
+            .await?;
         let record = depot.record().map_err(Problem::from)?;
         let (none, uploads) = (Plugins::default(), depot.uploads(&record));
         let has_uploads = uploads.iter().next().is_some();
@@ -164,6 +170,7 @@ impl Generations {
             engine,
             blobs,
             depot,
+            components,
             published: watch::Sender::new(generation(1, &deployed)),
             now: Mutex::new(Now {
                 number: 1,
@@ -186,10 +193,10 @@ impl Generations {
         now.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Loads what the manifest and the files say by now, and returns the number of the generation that
+    /// Loads what the manifest, the files and the tags in registries say by now, and returns the number of the generation that
     /// holds from then on: a new one where something changed.
     pub async fn reload(&self) -> Result<u64, Arc<Problems>> {
-        let found = self.manifest().await;
+        let found = self.manifest(Tags::Anew).await;
         self.load(found).await
     }
 
@@ -204,7 +211,7 @@ impl Generations {
             loop {
                 // Another process may roll back.
                 watch.begin([own.clone(), generations.0.depot.record_file()]);
-                let found = generations.manifest().await;
+                let found = generations.manifest(Tags::AsKnown).await;
                 // One that cannot be read may name what it named before.
                 let named = match &found {
                     Ok(manifest) => manifest.files(),
@@ -281,7 +288,7 @@ impl Generations {
             depot,
             ..
         } = &*self.0;
-        let _turn = self.0.turn.lock().await;
+        let turn = self.0.turn.lock().await;
         let writer = self.writer().await?;
         let mut record = depot.record()?;
         let before = self.now();
@@ -353,9 +360,10 @@ impl Generations {
         if !unsettled {
             return Ok(number);
         }
-        // What was wrong besides may still be.
-        let found = self.manifest().await;
-        Ok(self.load_in_turn(found).await.unwrap_or(number))
+        // What was wrong besides may still be, and a registry may be slow.
+        drop(turn);
+        let found = self.manifest(Tags::AsKnown).await;
+        Ok(self.load(found).await.unwrap_or(number))
     }
 
     async fn writer(&self) -> Result<Writer, ChangeError> {
@@ -364,11 +372,17 @@ impl Generations {
         Ok(locked.map_err(|_| ChangeError::Interrupted)??)
     }
 
-    async fn manifest(&self) -> Result<Arc<Manifest>, Problems> {
+    /// What the manifest's file says by now, its components from registries fetched. Not while the turn
+    /// is held, since a registry may take its time.
+    async fn manifest(&self, tags: Tags) -> Result<Arc<Manifest>, Problems> {
         let config = self.0.config.clone();
         let found = tokio::task::spawn_blocking(move || Manifest::find(&config)).await;
         match found {
-            Ok(found) => found.map(Arc::new),
+            Ok(found) => {
+                let (components, variables) = (&self.0.components, &self.0.config.variables);
+                let whole = found?.bring(components, variables, tags).await?;
+                Ok(Arc::new(whole))
+            }
             // The runtime is ending, and nobody needs another generation.
             Err(_) => Ok(self.now().deployed.manifest.clone()),
         }
@@ -441,6 +455,13 @@ impl Generations {
             for warning in &now.deployed.warnings {
                 tracing::warn!("{warning}");
             }
+        } else if now.deployed.warnings != deployed.warnings {
+            let known = |warning: &&String| !now.deployed.warnings.contains(warning);
+            for warning in deployed.warnings.iter().filter(known) {
+                tracing::warn!("{warning}");
+            }
+            // The same for sessions, which are not told.
+            now.deployed = Arc::new(deployed);
         }
         let number = now.number;
         let next = generation(number, &now.deployed);

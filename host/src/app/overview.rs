@@ -101,6 +101,7 @@ fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<
     let stated = stated.map(|entry| match entry.component.value {
         Source::Builtin(name) => ("builtin", format!("builtin:{name}")),
         Source::File(path) => ("file", path.display().to_string()),
+        Source::Registry(reference) => ("registry", reference.to_string()),
     });
     let uploaded = manifest.upload(kind, name).is_some();
     match stated {

@@ -16,6 +16,7 @@ use super::problem::instead;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
 use crate::egress::{Endpoint, Injection};
+use crate::oci::{Reference, SCHEME};
 use crate::plugins::llm_types::{KeyPlace, Prices};
 
 pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];
@@ -60,7 +61,7 @@ pub(super) fn plugin(
             reader.say_at(
                 at,
                 format!(
-                    "`{of}` has no `component`: say \"builtin:NAME\" or the path of a component's file"
+                    "`{of}` has no `component`: say \"builtin:NAME\", the path of a component's file, or \"oci://REGISTRY/REPOSITORY:TAG\""
                 ),
             );
             None
@@ -119,13 +120,14 @@ fn source(
             )),
         };
     }
-    if text.starts_with("oci://") {
-        return Err(
-            "components from a registry (oci://) are not supported yet: fetch it into a file, and say the file's path and digest".to_owned(),
-        );
+    if let Some(rest) = text.strip_prefix(SCHEME) {
+        let reference = Reference::parse(rest);
+        return reference
+            .map(Source::Registry)
+            .map_err(|why| format!("this names no component in a registry: {why}"));
     }
     if text.is_empty() || text.contains("://") || text.contains(char::is_control) {
-        return Err("a component is \"builtin:NAME\" or the path of a file".to_owned());
+        return Err("a component is \"builtin:NAME\", the path of a file, or \"oci://REGISTRY/REPOSITORY:TAG\"".to_owned());
     }
     let folder = manifest.parent().unwrap_or(Path::new(""));
     Ok(Source::File(folder.join(PathBuf::from(text))))

@@ -165,6 +165,14 @@ impl<'a> Reader<'a> {
         texts.into_iter().map(owned).collect()
     }
 
+    pub(super) fn boolean(&mut self, item: &Item<'_>, name: &str) -> Option<bool> {
+        if let DeValue::Boolean(yes) = item.get_ref() {
+            return Some(*yes);
+        }
+        self.must_be(item, name, "true or false");
+        None
+    }
+
     /// A whole number within bounds, or a size such as `64m` where that is one.
     pub(super) fn amount(
         &mut self,

@@ -18,6 +18,7 @@ use super::problem::{At, Problem, Problems};
 use super::settings::Schema;
 use super::uploads::Upload;
 use crate::builtin;
+use crate::oci::{Brought, Reference};
 use crate::plugins::llm_types::ModelInfo;
 use crate::plugins::{Engine, EngineOptions, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin};
 
@@ -138,6 +139,7 @@ impl<'a> From<'a> {
             name,
             entry,
             upload: self.manifest.upload(kind, name),
+            brought: &self.manifest.brought,
         }
     }
 }
@@ -235,6 +237,8 @@ struct Blame<'a> {
     entry: &'a PluginEntry,
     /// What takes the place of the entry's component.
     upload: Option<&'a Upload>,
+    /// What registries gave.
+    brought: &'a Brought,
 }
 
 impl Blame<'_> {
@@ -288,6 +292,7 @@ impl Blame<'_> {
                 found.ok_or_else(|| self.component_is(format!("there is no built-in `{name}`")))?
             }
             Source::File(path) => self.file_at(path).await?,
+            Source::Registry(reference) => self.brought(reference).await?,
         };
         if let Some(stated) = &self.entry.digest {
             let found = digest(&wasm);
@@ -301,6 +306,32 @@ impl Blame<'_> {
                     ),
                 )]);
             }
+        }
+        Ok(wasm)
+    }
+
+    /// What a registry gave, as it is on the disk.
+    async fn brought(&self, reference: &Reference) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
+        let fetched = match self.brought.by_reference.get(reference) {
+            Some(Ok(fetched)) => fetched,
+            Some(Err(why)) => {
+                return Err(
+                    self.component_is(format!("the component {reference} is not there: {why}"))
+                );
+            }
+            None => {
+                return Err(
+                    self.component_is(format!("the component {reference} was not asked for"))
+                );
+            }
+        };
+        let wasm = self.file_at(&fetched.file).await?;
+        let found = digest(&wasm);
+        if found != fetched.digest {
+            return Err(self.component_is(format!(
+                "the component {reference} is not what came from its registry: {} has sha256:{found}. `lucid plugin reload` fetches it again",
+                fetched.file.display()
+            )));
         }
         Ok(wasm)
     }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use url::Url;
 
 use super::problem::At;
+use super::registries::RegistryEntry;
 use super::uploads::Uploads;
 use crate::builtin;
 use crate::egress::Injection;
+use crate::oci::{Brought, Reference, Registry};
 use crate::plugins::Limits;
 use crate::plugins::llm_types::Prices;
 
@@ -40,6 +42,10 @@ pub struct Manifest {
     pub default_provider: Option<Located<String>>,
     /// `[[assign]]`, in their order.
     pub assignments: Vec<Assignment>,
+    /// `[registries.HOST]`.
+    pub registries: BTreeMap<Registry, RegistryEntry>,
+    /// What came of the components that it names in registries; nothing as it is read.
+    pub brought: Brought,
     /// What was uploaded in place of components that it names; nothing as it is read.
     pub uploads: Uploads,
 }
@@ -66,6 +72,8 @@ pub enum Source {
     Builtin(&'static str),
     /// A file, below the manifest's folder where its path is not absolute.
     File(PathBuf),
+    /// `oci://…`: an artifact in a registry.
+    Registry(Reference),
 }
 
 /// The SHA-256 of a component.
@@ -176,7 +184,7 @@ impl Manifest {
         let providers = self.providers.values().map(|provider| &provider.plugin);
         let all = self.policies.values().chain(providers);
         all.filter_map(|plugin| match &plugin.component.value {
-            Source::Builtin(_) => None,
+            Source::Builtin(_) | Source::Registry(_) => None,
             Source::File(path) => Some(path.clone()),
         })
         .collect()

@@ -8,7 +8,7 @@
 //! the plugins of a whole manifest or none.
 //!
 //! `fields` reads single values of TOML, `entries` what is said of one plugin, `read` puts them together to a `manifest`, `load` brings the
-//! components, `settings` checks what a plugin takes,
+//! components, `registries` those from elsewhere, `settings` checks what a plugin takes,
 //! `uploads` has what takes the place of a manifest's component, `problem` has the sentences' places.
 
 mod entries;
@@ -17,6 +17,7 @@ mod load;
 mod manifest;
 mod problem;
 mod read;
+mod registries;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use self::manifest::{
 };
 pub use self::problem::{At, Problem, Problems};
 pub(crate) use self::read::{is_name, is_source_name};
+pub use self::registries::{Login, RegistryEntry};
 pub(crate) use self::settings::settings_fit;
 pub use self::uploads::{Upload, Uploads};
 pub use self::watch::Watch;

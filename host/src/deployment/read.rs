@@ -12,10 +12,11 @@ use super::entries::{PLUGIN, plugin, provider};
 use super::fields::{Item, Key, Reader, field};
 use super::manifest::{Assignment, Located, Manifest};
 use super::problem::{Problems, instead};
+use super::registries::registries;
 use crate::builtin;
 use crate::session::SEPARATOR;
 
-pub(super) const ROOT: &[&str] = &["policies", "providers", "defaults", "assign"];
+pub(super) const ROOT: &[&str] = &["policies", "providers", "registries", "defaults", "assign"];
 pub(super) const DEFAULTS: &[&str] = &["policy", "provider"];
 pub(super) const ASSIGN: &[&str] = &["policy", "users", "projects"];
 
@@ -72,6 +73,9 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
                 .providers
                 .insert(key.get_ref().as_ref().to_owned(), entry);
         }
+    }
+    if let Some((_, item)) = field(root, "registries") {
+        manifest.registries = registries(&mut reader, item);
     }
     if let Some((_, item)) = field(root, "defaults") {
         defaults(&mut reader, item, root, &mut manifest);

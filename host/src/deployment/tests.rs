@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::Reader;
 use super::*;
-use super::{entries, read};
+use super::{entries, read, registries};
 use crate::builtin;
 use crate::egress::Injection;
 use crate::plugins::Plugins;
@@ -55,6 +55,7 @@ fn the_example_is_a_manifest_and_has_every_field() {
         entries::LIMITS,
         entries::KEY_PLACE,
         entries::PRICE,
+        registries::REGISTRY,
         read::DEFAULTS,
         read::ASSIGN,
     ];
@@ -147,9 +148,56 @@ fn each_thing_that_is_wrong_is_said_with_its_place_and_what_to_do() {
             "no built-in policy `openai`",
         ),
         (
-            "[policies.p]\ncomponent = \"oci://x/y:1\"".into(),
+            "[policies.p]\ncomponent = \"oci://me:secret@x/y:1\"".into(),
             "2:13",
-            "not supported yet",
+            "a registry is a host",
+        ),
+        (
+            "[policies.p]\ncomponent = \"oci://ghcr.io/team/reviewer\"".into(),
+            "2:13",
+            "write :TAG",
+        ),
+        // Registries.
+        ("registries = 1".into(), "1:14", "must be a table"),
+        (
+            "[registries.\"a b\"]".into(),
+            "1:13",
+            "a registry is a host",
+        ),
+        (
+            "[registries.x]\nusr = \"a\"".into(),
+            "2:1",
+            "did you mean `user`?",
+        ),
+        (
+            "[registries.x]\nuser = \"a\"".into(),
+            "1:13",
+            "without the other",
+        ),
+        (
+            "[registries.x]\nuser = \"a:b\"\npassword = \"P\"".into(),
+            "2:8",
+            "none of them a colon",
+        ),
+        (
+            "[registries.x]\nuser = \"a\"\npassword = \"hunter2\"".into(),
+            "3:12",
+            "never stands in a manifest",
+        ),
+        (
+            "[registries.x]\nuser = \"a\"\npassword = \"ENCRYPTION_KEY\"".into(),
+            "3:12",
+            "this host's own secret",
+        ),
+        (
+            "[registries.x]\nplain_http = \"yes\"".into(),
+            "2:14",
+            "must be true or false",
+        ),
+        (
+            "[registries.x]\n[registries.X]".into(),
+            "1:13",
+            "is there twice",
         ),
         (
             after(P, "digest = \"sha256:abc\""),
@@ -515,6 +563,7 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
         ("/$defs/provider/properties", entries::PROVIDER),
         ("/$defs/limits/properties", entries::LIMITS),
         ("/$defs/price/properties", entries::PRICE),
+        ("/$defs/registry/properties", registries::REGISTRY),
         ("/properties/defaults/properties", read::DEFAULTS),
         ("/properties/assign/items/properties", read::ASSIGN),
         (
@@ -534,6 +583,8 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
         json!({"policies": {"auto": {"component": "builtin:coder"}}}),
         json!({"policies": {"p": {}}}),
         json!({"providers": {"v": {"component": "x", "key": "sk-abc"}}}),
+        json!({"registries": {"x": {"user": "a"}}}),
+        json!({"registries": {"x": {"user": "a", "password": "hunter2"}}}),
     ] {
         assert!(!self::schema().is_valid(&wrong), "the schema takes {wrong}");
     }
@@ -567,6 +618,7 @@ fn as_document(manifest: &Manifest) -> Value {
         let component = match &entry.component.value {
             Source::Builtin(name) => format!("builtin:{name}"),
             Source::File(path) => path.strip_prefix("etc").unwrap().display().to_string(),
+            Source::Registry(reference) => reference.to_string(),
         };
         all.insert("component".into(), component.into());
         if let Some(digest) = &entry.digest {
@@ -664,6 +716,25 @@ fn as_document(manifest: &Manifest) -> Value {
             .map(|(name, entry)| (name.clone(), provider(entry)))
             .collect(),
     );
+    let registry = |entry: &RegistryEntry| {
+        let login = entry.login.as_ref();
+        let fields = [
+            ("user", login.map(|login| login.user.as_str().into())),
+            (
+                "password",
+                login.map(|login| login.password.name.as_str().into()),
+            ),
+            ("plain_http", entry.plain_http.map(Value::from)),
+        ];
+        object(fields.to_vec())
+    };
+    let registries = manifest.registries.iter();
+    put(
+        "registries",
+        registries
+            .map(|(host, entry)| (host.to_string(), registry(entry)))
+            .collect(),
+    );
     let defaults = [
         ("policy", &manifest.default_policy),
         ("provider", &manifest.default_provider),
@@ -738,6 +809,7 @@ fn any_plugin(builtins: &'static [&'static str]) -> impl Strategy<Value = Value>
     let component = prop_oneof![
         proptest::sample::select(builtins).prop_map(|name| format!("builtin:{name}")),
         "[a-z]{1,8}(/[a-z]{1,8})?\\.wasm",
+        "oci://[a-z]{1,9}\\.example(:[1-9][0-9]{0,3})?(/[a-z0-9]{1,5}){1,3}:[0-9a-zA-Z]{1,9}",
     ];
     let digest = "[0-9a-f]{64}".prop_map(|hex| Value::from(format!("sha256:{hex}")));
     let fields = (
@@ -811,59 +883,87 @@ fn any_manifest() -> impl Strategy<Value = Value> {
         0..4,
     );
     let providers = proptest::collection::btree_map(name, any_provider(), 0..4);
+    let login = ("[^\\p{C}:]{1,20}", "[A-Z_][A-Z0-9_]{0,9}")
+        .prop_map(|(user, password)| (user, format!("Y{password}")));
+    let registry = (
+        proptest::option::of(login),
+        proptest::option::of(any::<bool>()),
+    )
+        .prop_map(|(login, plain)| {
+            let (user, password) = login.unzip();
+            object(vec![
+                ("user", user.map(Value::from)),
+                ("password", password.map(Value::from)),
+                ("plain_http", plain.map(Value::from)),
+            ])
+        });
+    let registries =
+        proptest::collection::btree_map("[a-z]{1,9}\\.example(:[1-9][0-9]{0,3})?", registry, 0..3);
     let ids = || proptest::collection::vec("[^\\p{C}]{1,20}", 1..3);
     let assign =
         proptest::collection::vec((any::<prop::sample::Index>(), ids(), ids(), 0..3), 0..3);
     let default = || proptest::option::of(any::<prop::sample::Index>());
-    (policies, providers, assign, default(), default()).prop_map(
-        |(policies, providers, assign, policy, provider)| {
-            let names = |all: &BTreeMap<String, Value>, usual: &[&str]| -> Vec<String> {
-                if all.is_empty() {
-                    return usual.iter().map(|name| (*name).to_owned()).collect();
-                }
-                all.keys().cloned().collect()
-            };
-            let policy_names = names(&policies, &["coder", "mock"]);
-            let provider_names = names(&providers, &["anthropic", "google", "openai"]);
-            let defaults = object(vec![
-                (
-                    "policy",
-                    policy.map(|at| at.get(&policy_names).as_str().into()),
-                ),
-                (
-                    "provider",
-                    provider.map(|at| at.get(&provider_names).as_str().into()),
-                ),
-            ]);
-            let assign: Vec<Value> = assign
-                .into_iter()
-                .map(|(at, users, projects, which)| {
-                    object(vec![
-                        ("policy", Some(at.get(&policy_names).as_str().into())),
-                        ("users", (which != 1).then(|| users.into())),
-                        ("projects", (which != 0).then(|| projects.into())),
-                    ])
-                })
-                .collect();
-            let there = |value: Value| {
-                let empty = value.as_object().is_some_and(Map::is_empty)
-                    || value.as_array().is_some_and(Vec::is_empty);
-                (!empty).then_some(value)
-            };
-            object(vec![
-                (
-                    "policies",
-                    there(Value::Object(policies.into_iter().collect())),
-                ),
-                (
-                    "providers",
-                    there(Value::Object(providers.into_iter().collect())),
-                ),
-                ("defaults", there(defaults)),
-                ("assign", there(assign.into())),
-            ])
-        },
+    (
+        policies,
+        providers,
+        registries,
+        assign,
+        default(),
+        default(),
     )
+        .prop_map(
+            |(policies, providers, registries, assign, policy, provider)| {
+                let names = |all: &BTreeMap<String, Value>, usual: &[&str]| -> Vec<String> {
+                    if all.is_empty() {
+                        return usual.iter().map(|name| (*name).to_owned()).collect();
+                    }
+                    all.keys().cloned().collect()
+                };
+                let policy_names = names(&policies, &["coder", "mock"]);
+                let provider_names = names(&providers, &["anthropic", "google", "openai"]);
+                let defaults = object(vec![
+                    (
+                        "policy",
+                        policy.map(|at| at.get(&policy_names).as_str().into()),
+                    ),
+                    (
+                        "provider",
+                        provider.map(|at| at.get(&provider_names).as_str().into()),
+                    ),
+                ]);
+                let assign: Vec<Value> = assign
+                    .into_iter()
+                    .map(|(at, users, projects, which)| {
+                        object(vec![
+                            ("policy", Some(at.get(&policy_names).as_str().into())),
+                            ("users", (which != 1).then(|| users.into())),
+                            ("projects", (which != 0).then(|| projects.into())),
+                        ])
+                    })
+                    .collect();
+                let there = |value: Value| {
+                    let empty = value.as_object().is_some_and(Map::is_empty)
+                        || value.as_array().is_some_and(Vec::is_empty);
+                    (!empty).then_some(value)
+                };
+                object(vec![
+                    (
+                        "policies",
+                        there(Value::Object(policies.into_iter().collect())),
+                    ),
+                    (
+                        "providers",
+                        there(Value::Object(providers.into_iter().collect())),
+                    ),
+                    (
+                        "registries",
+                        there(Value::Object(registries.into_iter().collect())),
+                    ),
+                    ("defaults", there(defaults)),
+                    ("assign", there(assign.into())),
+                ])
+            },
+        )
 }
 
 proptest! {

@@ -6,6 +6,7 @@
 //! were checked. Where a proxy is set, the proxy finds the address, and its checks hold.
 
 use std::collections::HashSet;
+use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
 
 use url::{Host, Url};
@@ -25,10 +26,22 @@ const PROXIES: [&str; 6] = [
 /// A name leads to no address that may be asked.
 #[derive(Debug, thiserror::Error)]
 #[error("its address is one that is not asked")]
-pub(super) struct Refused;
+struct Refused;
+
+/// Whether a request was not sent because of where a name leads.
+pub(crate) fn was_refused(cause: &reqwest::Error) -> bool {
+    let mut deeper = cause.source();
+    while let Some(found) = deeper {
+        if found.is::<Refused>() {
+            return true;
+        }
+        deeper = found.source();
+    }
+    false
+}
 
 /// Whether a base URL that is an address may be used. Names are looked at when they are resolved.
-pub(super) fn literal_allowed(url: &Url, named: bool) -> bool {
+pub(crate) fn literal_allowed(url: &Url, named: bool) -> bool {
     let address = match url.host() {
         Some(Host::Ipv4(address)) => IpAddr::V4(address),
         Some(Host::Ipv6(address)) => IpAddr::V6(address),
@@ -46,14 +59,14 @@ fn plain_link_local(address: IpAddr) -> bool {
 }
 
 /// Resolves names to addresses that may be asked.
-pub(super) struct Resolver {
+pub(crate) struct Resolver {
     /// Hosts that the deployment named itself, in lower case: they may be private.
     named: HashSet<String>,
 }
 
 impl Resolver {
     /// For these hosts, and for the proxies that the environment names, which are the operator's too.
-    pub(super) fn new(named: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn new(named: impl IntoIterator<Item = String>) -> Self {
         let proxies = PROXIES.iter().filter_map(|name| {
             let value = std::env::var(name).ok()?;
             let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));

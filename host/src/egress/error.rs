@@ -130,12 +130,8 @@ pub enum EgressError {
 impl EgressError {
     /// A request that got no answer.
     pub(super) fn unsent(host: String, cause: reqwest::Error) -> Self {
-        let mut deeper = cause.source();
-        while let Some(found) = deeper {
-            if found.is::<address::Refused>() {
-                return Self::Address { host };
-            }
-            deeper = found.source();
+        if address::was_refused(&cause) {
+            return Self::Address { host };
         }
         let connect = cause.is_connect() || cause.is_timeout();
         let detail = words(cause);
@@ -206,7 +202,7 @@ impl From<EgressError> for types::Error {
 }
 
 /// What the client says, with its causes and without the URL.
-pub(super) fn words(cause: reqwest::Error) -> String {
+pub(crate) fn words(cause: reqwest::Error) -> String {
     let cause = cause.without_url();
     let mut text = cause.to_string();
     let mut next = cause.source();

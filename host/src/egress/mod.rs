@@ -26,9 +26,11 @@ use url::Url;
 use crate::plugins::llm_types::{Framing, KeyPlace};
 use crate::plugins::types::HttpRequest;
 
+pub(crate) use address::{Resolver, literal_allowed, was_refused};
 pub use answer::{Answer, Frames, Refusal};
 pub use blank::{Blanker, blank};
 pub use error::EgressError;
+pub(crate) use error::words;
 pub use shown::Showing;
 
 /// How long is waited for what, and how much is taken.

@@ -113,7 +113,7 @@ fn who_takes_it(folder: &Path, file: &Path) -> String {
         let mut all = read.policies.values().chain(providers);
         let names = all.any(|entry| match &entry.component.value {
             Source::File(path) => path.canonicalize().ok() == own,
-            Source::Builtin(_) => false,
+            Source::Builtin(_) | Source::Registry(_) => false,
         });
         if names {
             return format!(

@@ -1,0 +1,199 @@
+//! Owns the folder of what registries gave: manifests and components by their digest, and what each tag
+//! was when it was last asked for.
+//!
+//! What always holds: a file is there whole or not at all, and what is given out has the digest that is
+//! its name; what cannot be understood counts as not there and is fetched again. What the manifest at
+//! hand names stays; of the rest the oldest goes where there is too much. The folder is this user's alone.
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+use super::client::hex;
+use super::reference::Reference;
+
+/// Before the name of what is not whole yet.
+const DRAFT: &str = ".draft-";
+/// How long a draft may lie until whoever wrote it counts as dead.
+const ABANDONED: Duration = Duration::from_secs(60 * 60);
+/// No file of another kind than a component is larger.
+const LARGEST_TEXT: u64 = 4 << 20;
+
+/// How much is kept beside what is needed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) components: usize,
+    pub(super) bytes: u64,
+}
+
+/// The folder. A clone is the same one; to look at it makes nothing.
+#[derive(Debug, Clone)]
+pub(super) struct Folder {
+    path: PathBuf,
+    pub(super) bounds: Bounds,
+}
+
+/// What a tag was.
+#[derive(Serialize, Deserialize)]
+struct Tag {
+    reference: String,
+    /// The digest of its manifest, in lower-case hex.
+    manifest: String,
+}
+
+impl Folder {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            bounds: Bounds {
+                components: 64,
+                bytes: 2 << 30,
+            },
+        }
+    }
+
+    fn manifest_file(&self, digest: &str) -> PathBuf {
+        self.path.join(format!("{digest}.json"))
+    }
+
+    pub(super) fn component_file(&self, digest: &str) -> PathBuf {
+        self.path.join(format!("{digest}.wasm"))
+    }
+
+    fn tag_file(&self, reference: &Reference) -> PathBuf {
+        self.path.join(format!("{}.tag", tag_name(reference)))
+    }
+
+    /// A manifest, where it is kept and whole.
+    pub(super) fn manifest(&self, digest: &str) -> Option<Vec<u8>> {
+        let text = read(&self.manifest_file(digest), LARGEST_TEXT).ok()?;
+        (hex(&Sha256::digest(&text)) == digest).then_some(text)
+    }
+
+    /// A component, where it is kept and whole. Reads all of it.
+    pub(super) fn component(&self, digest: &str) -> Option<PathBuf> {
+        let path = self.component_file(digest);
+        let mut file = File::open(&path).ok()?;
+        let mut found = Sha256::new();
+        io::copy(&mut file, &mut Feed(&mut found)).ok()?;
+        (hex(&found.finalize()) == digest).then_some(path)
+    }
+
+    /// The manifest that a tag was, as far as is known here.
+    pub(super) fn tag(&self, reference: &Reference) -> Option<String> {
+        let text = read(&self.tag_file(reference), LARGEST_TEXT).ok()?;
+        let tag: Tag = serde_json::from_slice(&text).ok()?;
+        (tag.reference == reference.to_string()).then_some(tag.manifest)
+    }
+
+    /// Begins a file.
+    pub(super) fn draft(&self) -> io::Result<NamedTempFile> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&self.path)?;
+        // Its mode is 0600; where nothing comes of it, it is removed.
+        tempfile::Builder::new()
+            .prefix(DRAFT)
+            .tempfile_in(&self.path)
+    }
+
+    /// Keeps a component that was written and is what its digest says.
+    pub(super) fn keep_component(&self, draft: NamedTempFile, digest: &str) -> io::Result<()> {
+        persist(draft, &self.component_file(digest))
+    }
+
+    /// Keeps a manifest.
+    pub(super) fn keep_manifest(&self, text: &[u8], digest: &str) -> io::Result<()> {
+        self.put(&self.manifest_file(digest), text)
+    }
+
+    /// Notes what a tag is.
+    pub(super) fn keep_tag(&self, reference: &Reference, manifest: &str) -> io::Result<()> {
+        let tag = Tag {
+            reference: reference.to_string(),
+            manifest: manifest.to_owned(),
+        };
+        self.put(&self.tag_file(reference), &serde_json::to_vec(&tag)?)
+    }
+
+    fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut draft = self.draft()?;
+        draft.write_all(bytes)?;
+        persist(draft, path)
+    }
+
+    /// Removes what is too much, the oldest first, and nothing whose name is `needed`. What cannot be
+    /// removed now is tried again with the next component.
+    pub(super) fn tidy(&self, needed: &BTreeSet<String>) {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten();
+        let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
+        let (mut components, mut bytes) = (0, 0);
+        for entry in entries.filter_map(Result::ok) {
+            let (Ok(data), Ok(name)) = (entry.metadata(), entry.file_name().into_string()) else {
+                continue;
+            };
+            let written = data.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            if name.starts_with(DRAFT) {
+                let age = SystemTime::now()
+                    .duration_since(written)
+                    .unwrap_or_default();
+                if age > ABANDONED {
+                    let _ = std::fs::remove_file(entry.path());
+                }
+                continue;
+            }
+            bytes += data.len();
+            components += usize::from(name.ends_with(".wasm"));
+            let stem = name.split('.').next().unwrap_or_default();
+            if !needed.contains(stem) {
+                files.push((written, entry.path(), data.len()));
+            }
+        }
+        files.sort();
+        for (_, path, size) in files {
+            if components <= self.bounds.components && bytes <= self.bounds.bytes {
+                return;
+            }
+            if std::fs::remove_file(&path).is_ok() {
+                bytes = bytes.saturating_sub(size);
+                components -= usize::from(path.extension().is_some_and(|kind| kind == "wasm"));
+            }
+        }
+    }
+}
+
+/// What the note of a tag is called.
+pub(super) fn tag_name(reference: &Reference) -> String {
+    hex(&Sha256::digest(reference.to_string()))
+}
+
+fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn persist(draft: NamedTempFile, path: &Path) -> io::Result<()> {
+    draft.as_file().sync_all()?;
+    draft.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// A digest as something to write to.
+struct Feed<'a>(&'a mut Sha256);
+
+impl io::Write for Feed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
