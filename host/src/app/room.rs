@@ -16,7 +16,7 @@ use super::instructions;
 use super::places::{Ground, blocking};
 use crate::git_gateway::{self, Gateway};
 use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
-use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
+use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Process, Sandbox, SandboxError};
 use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
 use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
 use crate::workspace::{Quota, Workspace};
@@ -283,6 +283,15 @@ impl Place for Shared {
     ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
         let room = self.0.clone();
         async move { room.exec(request, output).await }.boxed()
+    }
+
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
+        let room = self.0.clone();
+        async move {
+            let tools = room.tools().await.map_err(SandboxError::Gone)?;
+            tools.sandbox().spawn(request)
+        }
+        .boxed()
     }
 
     fn tree(&self) -> BoxFuture<'static, Option<String>> {

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc as std_mpsc};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -200,7 +201,7 @@ impl Connection {
     }
 
     /// Sends a command off.
-    pub(super) fn start(&self, start: &Start) -> Result<Running<'_>, SandboxError> {
+    pub(super) fn start(&self, start: &Start) -> Result<Running, SandboxError> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut state = lock(&self.state);
         if state.gone.borrow().is_some() {
@@ -225,7 +226,8 @@ impl Connection {
         drop(state);
         let _ = self.frames.send(frame.encode());
         Ok(Running {
-            connection: self,
+            state: Arc::clone(&self.state),
+            frames: self.frames.clone(),
             id,
             events,
             over: false,
@@ -249,34 +251,80 @@ fn end(state: &Mutex<State>, sentence: &str) {
     state.waiting.clear();
 }
 
-/// A command that was sent off.
-pub(super) struct Running<'a> {
-    connection: &'a Connection,
+/// A command that was sent off. It is killed when this is dropped before its end.
+pub(super) struct Running {
+    state: Arc<Mutex<State>>,
+    frames: mpsc::UnboundedSender<Vec<u8>>,
     id: u32,
     events: mpsc::UnboundedReceiver<Event>,
     over: bool,
 }
 
-impl Running<'_> {
+impl Running {
     /// What comes next; nothing when the box is gone.
     pub(super) async fn next(&mut self) -> Option<Event> {
-        let event = self.events.recv().await;
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same, for whoever polls.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let event = std::task::ready!(self.events.poll_recv(context));
         self.over = matches!(
             event,
             None | Some(Event::Exit(_) | Event::Failed(_) | Event::Full(_))
         );
-        event
+        Poll::Ready(event)
+    }
+
+    /// Lets a command that stays open write so many bytes more.
+    pub(super) fn grant(&self, bytes: u32) {
+        // Counted before it is said: what comes of it must not be taken for more than was agreed on.
+        if let Some(waiter) = lock(&self.state).waiting.get_mut(&self.id) {
+            waiter.head_left += bytes as usize;
+        }
+        let frame = Frame::new(Kind::More, self.id, bytes.to_be_bytes());
+        let _ = self.frames.send(frame.encode());
+    }
+
+    /// The way to what a command that stays open reads.
+    pub(super) fn input(&self) -> Input {
+        Input {
+            frames: self.frames.clone(),
+            id: self.id,
+        }
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         if !self.over {
             let _ = self
-                .connection
                 .frames
                 .send(Frame::new(Kind::Kill, self.id, Vec::new()).encode());
         }
+    }
+}
+
+/// What a command that stays open reads.
+pub(super) struct Input {
+    frames: mpsc::UnboundedSender<Vec<u8>>,
+    id: u32,
+}
+
+impl Input {
+    /// Hands bytes on. Fails where the box is gone.
+    pub(super) fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        Frame::split(Kind::Input, self.id, bytes).try_for_each(|frame| self.send(&frame))
+    }
+
+    /// There is no more to come.
+    pub(super) fn end(&self) -> std::io::Result<()> {
+        self.send(&Frame::new(Kind::Input, self.id, Vec::new()))
+    }
+
+    fn send(&self, frame: &Frame) -> std::io::Result<()> {
+        let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        self.frames.send(frame.encode()).map_err(gone)
     }
 }
 

@@ -58,6 +58,26 @@ async fn a_frame_out_of_turn_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn a_box_that_prints_more_than_it_was_granted_loses_its_connection() {
+    let (connection, mut theirs) = pair();
+    let mut running = connection
+        .start(&Start {
+            live: true,
+            ..start(4, 0)
+        })
+        .unwrap();
+    let output = |bytes: &[u8]| Frame::new(Kind::Output, 1, bytes).encode();
+    theirs.write_all(&output(b"1234")).await.unwrap();
+    assert!(matches!(running.next().await, Some(Event::Output(bytes)) if bytes == b"1234"));
+    running.grant(2);
+    theirs.write_all(&output(b"56")).await.unwrap();
+    assert!(matches!(running.next().await, Some(Event::Output(bytes)) if bytes == b"56"));
+    theirs.write_all(&output(b"7")).await.unwrap();
+    assert!(running.next().await.is_none());
+    assert!(connection.ended().await.contains("more output"));
+}
+
+#[tokio::test]
 async fn output_after_the_end_of_its_command_ends_the_connection() {
     let mut bytes = Frame::json(Kind::Exit, 1, &Exit::default())
         .unwrap()

@@ -26,6 +26,9 @@ pub struct ExecRequest {
     tail: usize,
 }
 
+/// How much a program that stays open may write before it is read.
+const WINDOW: usize = 256 << 10;
+
 #[derive(Debug, Clone)]
 enum What {
     Shell(String),
@@ -116,6 +119,24 @@ impl ExecRequest {
             stdin: self.stdin,
             output_head: self.head,
             output_tail: self.tail,
+            live: false,
+        }
+    }
+
+    /// The same for a program that stays open: it has no time-out, and its output is granted piece by
+    /// piece.
+    pub(super) fn into_live(
+        self,
+        shell: &str,
+        workspace: &str,
+        environment: &BTreeMap<String, String>,
+    ) -> Start {
+        Start {
+            timeout_ms: None,
+            stdin: None,
+            output_head: WINDOW,
+            live: true,
+            ..self.into_start(shell, workspace, environment)
         }
     }
 }

@@ -14,6 +14,7 @@ mod environment;
 mod exec;
 mod kind;
 mod landlock;
+mod process;
 mod running;
 mod runtime;
 mod system;
@@ -27,6 +28,7 @@ pub(crate) use connection::read_frame;
 pub use exec::{ExecRequest, ExecResult, LimitHit};
 use kind::pick;
 pub use kind::{Choice, Finding, Kind};
+pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 pub use running::Sandbox;
 use runtime::{Runtime, give_to_box_user};
 

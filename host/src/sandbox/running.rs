@@ -14,7 +14,9 @@ use lucid_exec::protocol::{Limits, Serve};
 use super::connection::Connection;
 use super::environment::git_environment;
 use super::runtime::{self, SessionDir, give_to_box_user};
-use super::{ExecRequest, ExecResult, Kind, SandboxError, Shared, Spec, docker, exec, landlock};
+use super::{
+    ExecRequest, ExecResult, Kind, Process, SandboxError, Shared, Spec, docker, exec, landlock,
+};
 
 /// What a user is told whose box ended without a host to notice.
 const LOST: &str =
@@ -221,6 +223,15 @@ impl Sandbox {
             Err(SandboxError::Full(sentence)) => Err(SandboxError::Refused(sentence)),
             ran => ran,
         }
+    }
+
+    /// Starts a program that stays open: what is written to it is what it reads, and what it prints is
+    /// read from it. Of what it complains the request's tail is kept. It ends when its output is
+    /// dropped, or with the box; one that cannot be started ends at once.
+    pub fn spawn(&self, request: ExecRequest) -> Result<Process, SandboxError> {
+        let inner = &self.0;
+        let start = request.into_live(inner.shell, &inner.workspace, &inner.environment);
+        Ok(Process::new(inner.connection.start(&start)?))
     }
 
     /// Ends the box: every process in it is killed and its folder removed. Twice is once.

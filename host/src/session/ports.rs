@@ -14,7 +14,7 @@ use crate::plugins::policy_types::{Context, Input, ModelCall, ModelOffer, Snapsh
 use crate::plugins::types::{
     Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
 };
-use crate::sandbox::{ExecRequest, ExecResult, SandboxError};
+use crate::sandbox::{ExecRequest, ExecResult, Process, SandboxError};
 use crate::secret::Secret;
 use crate::workspace::Workspace;
 
@@ -385,6 +385,13 @@ pub trait Place: Send + Sync {
         output: OutputSink,
     ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
         let _ = (request, output);
+        let sentence = "No program can be run in this session.".to_owned();
+        Box::pin(std::future::ready(Err(SandboxError::Refused(sentence))))
+    }
+    /// Starts a program in the sandbox that stays open, for one of the deployment's tools. It ends when
+    /// its output is dropped, and with the sandbox.
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
+        let _ = request;
         let sentence = "No program can be run in this session.".to_owned();
         Box::pin(std::future::ready(Err(SandboxError::Refused(sentence))))
     }

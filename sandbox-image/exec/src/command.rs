@@ -1,4 +1,4 @@
-//! One command: its process group, its output, its time-out.
+//! One command: its process group, what it reads and writes, its time-out.
 //!
 //! What always holds: the command is over when its main process is, whoever else still holds the
 //! pipe; a time-out or a kill ends the whole group; exactly one `Exit`, `Failed` or `Full` is sent, and
@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::children::outcome;
+use crate::live::{Input, LAST_WORDS, Live};
 use crate::server::Server;
 
 /// How long a group has between the polite signal and the other one.
@@ -40,10 +41,10 @@ pub(crate) fn run(
     server: &Arc<Server>,
     id: u32,
     start: Start,
-    notes: &Sender<Note>,
-    inbox: &Receiver<Note>,
+    live: Option<(Arc<Live>, Input)>,
+    (notes, inbox): (&Sender<Note>, &Receiver<Note>),
 ) {
-    match try_run(server, id, start, notes, inbox) {
+    match try_run(server, id, start, live, (notes, inbox)) {
         Ok((mut exit, tail)) => {
             (exit.memory_kills, exit.refused_processes) = server.pressure().since_last();
             for frame in Frame::split(Kind::Tail, id, &tail) {
@@ -76,8 +77,8 @@ fn try_run(
     server: &Arc<Server>,
     id: u32,
     start: Start,
-    notes: &Sender<Note>,
-    inbox: &Receiver<Note>,
+    live: Option<(Arc<Live>, Input)>,
+    (notes, inbox): (&Sender<Note>, &Receiver<Note>),
 ) -> Result<(Exit, Vec<u8>), Refusal> {
     let Some((program, arguments)) = start.argv.split_first() else {
         return Err("The command is empty.".to_owned().into());
@@ -87,43 +88,59 @@ fn try_run(
     {
         return Err(format!("The folder {cwd} does not exist in the sandbox.").into());
     }
-    let (reader, writer) =
-        io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
-    let also = writer
-        .try_clone()
-        .map_err(|error| format!("No pipe could be made: {error}."))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .envs(&start.env)
         .process_group(0)
-        .stdout(writer)
-        .stderr(also);
-    command.stdin(if start.stdin.is_some() {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    });
+        .stdin(Stdio::null());
     if let Some(cwd) = &start.cwd {
         command.current_dir(cwd);
     }
-    let stdin = match start.stdin {
-        None => None,
-        Some(text) => {
-            let (input, output) =
-                io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
-            command.stdin(input);
-            Some((text, output))
-        }
+    let (live, input) = live.unzip();
+    if let Some(input) = input {
+        let (reads, output) = io::pipe().map_err(no_pipe)?;
+        command.stdin(reads);
+        feed(move || input.write_to(output))?;
+    } else if let Some(text) = start.stdin {
+        let (reads, mut output) = io::pipe().map_err(no_pipe)?;
+        command.stdin(reads);
+        feed(move || drop(output.write_all(text.as_bytes())))?;
+    }
+    let (reader, writer) = io::pipe().map_err(no_pipe)?;
+    let pumps = if live.is_some() {
+        let (errors, complaints) = io::pipe().map_err(no_pipe)?;
+        command.stdout(writer).stderr(complaints);
+        // Of what it prints all is sent, as it is granted; of what it complains the end is kept.
+        let capped = Capped::new(usize::MAX, 0);
+        let printed = Output {
+            id,
+            reader,
+            capped,
+            live,
+        };
+        let (reader, capped) = (errors, Capped::new(0, start.output_tail));
+        let complained = Output {
+            id,
+            reader,
+            capped,
+            live: None,
+        };
+        vec![pump(server, printed)?, pump(server, complained)?]
+    } else {
+        let also = writer.try_clone().map_err(no_pipe)?;
+        command.stdout(writer).stderr(also);
+        let capped = Capped::new(start.output_head, start.output_tail);
+        vec![pump(
+            server,
+            Output {
+                id,
+                reader,
+                capped,
+                live,
+            },
+        )?]
     };
-
-    feed(stdin)?;
-    let output = Output {
-        id,
-        reader,
-        capped: Capped::new(start.output_head, start.output_tail),
-    };
-    let pump = pump(server, output)?;
     let begun = Instant::now();
     let pid = server
         .children()
@@ -135,7 +152,7 @@ fn try_run(
     let deadline = start
         .timeout_ms
         .and_then(|timeout| begun.checked_add(Duration::from_millis(timeout)));
-    Ok(attend(pid, pump, deadline, inbox))
+    Ok(attend(pid, pumps, deadline, inbox))
 }
 
 /// What a command writes, and how much of it is kept.
@@ -143,41 +160,57 @@ struct Output {
     id: u32,
     reader: PipeReader,
     capped: Capped,
+    /// It is read as the host grants it.
+    live: Option<Arc<Live>>,
 }
 
 /// Writes what a command is to read, from a thread of its own: it may read late, or never.
-fn feed(stdin: Option<(String, PipeWriter)>) -> Result<(), Refusal> {
-    if let Some((text, mut output)) = stdin {
-        std::thread::Builder::new()
-            .spawn(move || drop(output.write_all(text.as_bytes())))
-            .map_err(no_thread)?;
-    }
-    Ok(())
+fn feed(write: impl FnOnce() + Send + 'static) -> Result<(), Refusal> {
+    let thread = std::thread::Builder::new().spawn(write);
+    thread.map_err(no_thread).map(drop)
 }
 
 /// The thread that passes a command's output on.
 struct Pump {
     /// Closed when the command is over.
-    wake: PipeWriter,
+    wake: Option<PipeWriter>,
+    live: Option<Arc<Live>>,
     /// What was kept of the end, and how much was left out before it.
     kept: Receiver<(Vec<u8>, u64)>,
 }
 
+impl Pump {
+    /// The command is over.
+    fn end(&mut self) {
+        self.wake = None;
+        if let Some(live) = &self.live {
+            live.end();
+        }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Begins to pass output on.
 fn pump(server: &Arc<Server>, output: Output) -> Result<Pump, Refusal> {
-    let (ended, wake) = io::pipe().map_err(|error| format!("No pipe could be made: {error}."))?;
+    let (ended, wake) = io::pipe().map_err(no_pipe)?;
     let (done, kept) = std::sync::mpsc::channel();
-    let server = Arc::clone(server);
+    let (server, live) = (Arc::clone(server), output.live.clone());
     std::thread::Builder::new()
         .spawn(move || read_output(&server, output, &ended, &done))
         .map_err(no_thread)?;
-    Ok(Pump { wake, kept })
+    let wake = Some(wake);
+    Ok(Pump { wake, live, kept })
 }
 
 /// Sees a command to its end, and ends its group at the deadline, or when the host wants it gone.
 fn attend(
     pid: Pid,
-    pump: Pump,
+    mut pumps: Vec<Pump>,
     deadline: Option<Instant>,
     inbox: &Receiver<Note>,
 ) -> (Exit, Vec<u8>) {
@@ -202,10 +235,13 @@ fn attend(
             status = wait_ended(inbox, LAST_WAIT);
         }
     }
-    drop(pump.wake);
-    let (tail, omitted) = pump.kept.recv_timeout(LAST_WAIT).unwrap_or_default();
+    let mut tail = Vec::new();
+    for pump in &mut pumps {
+        pump.end();
+        // One of them keeps an end: the only one, or the one of what it complains.
+        (tail, exit.omitted) = pump.kept.recv_timeout(LAST_WAIT).unwrap_or_default();
+    }
     (exit.code, exit.signal) = status.map_or((None, Some(9)), outcome);
-    exit.omitted = omitted;
     (exit, tail)
 }
 
@@ -234,6 +270,7 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
         id,
         mut reader,
         mut capped,
+        live,
     } = output;
     let mut buffer = vec![0; 64 * 1024];
     let mut drain_until: Option<Instant> = None;
@@ -242,6 +279,14 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
         tv_nsec: 0,
     };
     loop {
+        let granted = match &live {
+            None => buffer.len(),
+            Some(live) => match live.wait() {
+                Some(left) => left.min(buffer.len()),
+                // It is over, and what it still wrote nobody wants.
+                None => break,
+            },
+        };
         let mut ready = [
             PollFd::from_borrowed_fd(reader.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN),
@@ -260,15 +305,19 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
         }
         let readable = !ready[0].revents().is_empty();
         if !draining && !ready[1].revents().is_empty() {
-            drain_until = Some(Instant::now() + DRAIN);
+            let patience = if live.is_some() { LAST_WORDS } else { DRAIN };
+            drain_until = Some(Instant::now() + patience);
         }
         if readable {
-            match reader.read(&mut buffer) {
+            match reader.read(&mut buffer[..granted]) {
                 Ok(0) => break,
                 Ok(count) => {
-                    let live = capped.push(&buffer[..count]);
-                    if !live.is_empty() {
-                        server.send(&Frame::new(Kind::Output, id, live));
+                    let shown = capped.push(&buffer[..count]);
+                    if !shown.is_empty() {
+                        server.send(&Frame::new(Kind::Output, id, shown));
+                    }
+                    if let Some(live) = &live {
+                        live.spend(count);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -281,6 +330,14 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
     }
     let _ = done.send(capped.finish());
     while matches!(reader.read(&mut buffer), Ok(count) if count > 0) {}
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "map_err hands the error over"
+)]
+fn no_pipe(error: io::Error) -> Refusal {
+    format!("No pipe could be made: {error}.").into()
 }
 
 #[expect(

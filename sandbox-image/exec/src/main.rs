@@ -14,6 +14,7 @@ mod command;
 mod confine;
 mod connect;
 mod git_remote;
+mod live;
 mod pressure;
 mod server;
 mod supervise;

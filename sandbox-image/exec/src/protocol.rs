@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a frame changes its meaning. Both ends must name the same one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The most a frame may carry.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// The size of what precedes a payload.
@@ -38,6 +38,10 @@ pub enum Kind {
     /// Server: a command could not be started, since the box has no room for another process. A
     /// sentence.
     Full = 8,
+    /// Host: bytes for the standard input of a command that stays open; none end it.
+    Input = 9,
+    /// Host: a command that stays open may write so many bytes more: a big-endian `u32`.
+    More = 10,
     /// Git helper: the repository I want. JSON [`GitOpen`]. Answered with the advertisement.
     GitOpen = 16,
     /// Git helper: a part of a request.
@@ -63,6 +67,8 @@ impl Kind {
             Self::Exit,
             Self::Failed,
             Self::Full,
+            Self::Input,
+            Self::More,
             Self::GitOpen,
             Self::GitBody,
             Self::GitPost,
@@ -235,6 +241,11 @@ pub struct Start {
     pub output_head: usize,
     /// How many of the last bytes are kept.
     pub output_tail: usize,
+    /// It stays open: `Input` frames are what it reads, and what it writes to standard output comes as
+    /// the host grants it, `output_head` at first and `More` after that; until then it waits. Of
+    /// standard error only the last `output_tail` bytes are kept.
+    #[serde(default)]
+    pub live: bool,
 }
 
 /// How a command ended.

@@ -19,6 +19,7 @@ use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpabl
 use crate::children::{self, Children};
 use crate::command::{self, Note};
 use crate::confine;
+use crate::live::Live;
 use crate::pressure::Pressure;
 
 /// The most commands at a time.
@@ -54,11 +55,17 @@ pub(crate) enum Out {
     Pipe(File),
 }
 
+/// A command, as the host's frames reach it.
+struct Running {
+    notes: Sender<Note>,
+    live: Option<Arc<Live>>,
+}
+
 /// What the threads that serve one host share.
 pub(crate) struct Server {
     out: Mutex<Out>,
     common: Arc<Common>,
-    running: Mutex<HashMap<u32, Sender<Note>>>,
+    running: Mutex<HashMap<u32, Running>>,
     none_runs: Condvar,
 }
 
@@ -106,6 +113,7 @@ impl Server {
             Err(error) => return failed(format!("The command cannot be read: {error}.")),
         };
         let (notes, inbox) = mpsc::channel();
+        let live = start.live.then(|| Live::new(start.output_head));
         {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             if running.len() >= MAX_COMMANDS {
@@ -114,11 +122,15 @@ impl Server {
                     "{MAX_COMMANDS} commands run already: wait for one of them to end."
                 ));
             }
-            running.insert(id, notes.clone());
+            let entry = Running {
+                notes: notes.clone(),
+                live: live.as_ref().map(|(live, _)| Arc::clone(live)),
+            };
+            running.insert(id, entry);
         }
         let server = Arc::clone(self);
         let thread = std::thread::Builder::new().spawn(move || {
-            command::run(&server, id, start, &notes, &inbox);
+            command::run(&server, id, start, live, (&notes, &inbox));
             server.forget(id);
         });
         if let Err(error) = thread {
@@ -138,14 +150,38 @@ impl Server {
     }
 
     fn kill(&self, id: u32) {
-        if let Some(notes) = self
+        if let Some(running) = self
             .running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
         {
-            let _ = notes.send(Note::Kill);
+            let _ = running.notes.send(Note::Kill);
         }
+    }
+
+    fn live(&self, id: u32) -> Option<Arc<Live>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(&id)?.live.clone()
+    }
+
+    /// Hands on what a command reads. What is for one that is over is dropped.
+    fn feed(&self, id: u32, bytes: Vec<u8>) {
+        if let Some(live) = self.live(id)
+            && !live.feed(bytes)
+        {
+            self.kill(id);
+        }
+    }
+
+    fn grant(&self, id: u32, payload: &[u8]) -> Result<(), String> {
+        let bytes = payload
+            .try_into()
+            .map_err(|_| "the host granted something that is no number".to_owned())?;
+        if let Some(live) = self.live(id) {
+            live.grant(u32::from_be_bytes(bytes) as usize);
+        }
+        Ok(())
     }
 
     /// Says hello and does as the host says until it goes.
@@ -166,6 +202,16 @@ impl Server {
                     id,
                     ..
                 })) => self.kill(id),
+                Ok(Some(Frame {
+                    kind: Kind::Input,
+                    id,
+                    payload,
+                })) => self.feed(id, payload),
+                Ok(Some(Frame {
+                    kind: Kind::More,
+                    id,
+                    payload,
+                })) => self.grant(id, &payload)?,
                 Ok(Some(frame)) => {
                     return Err(format!(
                         "the host sent a {:?} frame, which is not its to send",
@@ -181,8 +227,8 @@ impl Server {
     /// Kills the commands that still run, and waits until they are gone.
     pub(crate) fn end_commands(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for notes in running.values() {
-            let _ = notes.send(Note::Kill);
+        for running in running.values() {
+            let _ = running.notes.send(Note::Kill);
         }
         let _running = self
             .none_runs

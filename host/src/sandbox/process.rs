@@ -1,0 +1,162 @@
+//! A program in a box that stays open, as a pair of streams.
+//!
+//! What always holds: what it prints is taken from it only as it is read here, so it never piles up;
+//! the program is killed when its output is dropped; and how it ended is known once its output has.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use lucid_exec::protocol::Exit;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connection::{Event, Input, Running};
+use crate::plugins::text::clean;
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;
+
+/// So much is read before more is granted.
+const GRANT: usize = 64 << 10;
+/// The most characters of what it complains of in a sentence.
+const SHOWN: usize = 300;
+
+/// A program that runs.
+pub struct Process {
+    /// What it reads.
+    pub input: ProcessInput,
+    /// What it prints.
+    pub output: ProcessOutput,
+    /// How it ends.
+    pub end: ProcessEnd,
+}
+
+/// How a program ended; a clone tells the same.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessEnd(Arc<OnceLock<String>>);
+
+impl ProcessEnd {
+    /// A sentence, once its output has ended.
+    #[must_use]
+    pub fn sentence(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+}
+
+/// What a program reads. Writing never waits: who writes more than it reads has it killed.
+pub struct ProcessInput(Input);
+
+/// What a program prints.
+pub struct ProcessOutput {
+    running: Running,
+    piece: Vec<u8>,
+    /// How much of the piece was read.
+    at: usize,
+    /// How much was read and not yet granted anew.
+    read: usize,
+    complaint: Vec<u8>,
+    end: ProcessEnd,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process")
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Process {
+    pub(super) fn new(running: Running) -> Self {
+        let end = ProcessEnd::default();
+        Self {
+            input: ProcessInput(running.input()),
+            output: ProcessOutput {
+                running,
+                piece: Vec::new(),
+                at: 0,
+                read: 0,
+                complaint: Vec::new(),
+                end: end.clone(),
+            },
+            end,
+        }
+    }
+}
+
+impl ProcessOutput {
+    fn ended(&self, how: String) {
+        let said = clean(&String::from_utf8_lossy(&self.complaint), usize::MAX);
+        let said = said.trim();
+        // The end of it says what went wrong.
+        let from = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
+        let sentence = match &said[from..] {
+            "" => how,
+            said => format!("{how} It said: {said}"),
+        };
+        // The first word holds.
+        let _ = self.end.0.set(sentence);
+    }
+}
+
+fn how(exit: &Exit) -> String {
+    match (exit.code, exit.signal) {
+        (Some(code), _) => format!("It ended with exit code {code}."),
+        (None, Some(signal)) => format!("It was ended by signal {signal}."),
+        (None, None) => "It ended.".to_owned(),
+    }
+}
+
+impl AsyncRead for ProcessOutput {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let left = &self.piece[self.at..];
+            if !left.is_empty() {
+                let count = left.len().min(buffer.remaining());
+                buffer.put_slice(&left[..count]);
+                self.at += count;
+                self.read += count;
+                if self.read >= GRANT {
+                    let read = std::mem::take(&mut self.read);
+                    self.running.grant(u32::try_from(read).unwrap_or(u32::MAX));
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if self.end.0.get().is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(self.running.poll_next(context)) {
+                Some(Event::Output(piece)) => (self.piece, self.at) = (piece, 0),
+                // No more comes of it than was asked for.
+                Some(Event::Tail(piece)) => self.complaint.extend(piece),
+                Some(Event::Exit(exit)) => self.ended(how(&exit)),
+                Some(Event::Failed(sentence) | Event::Full(sentence)) => self.ended(sentence),
+                None => self.ended("The sandbox is gone.".to_owned()),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ProcessInput {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(self.0.write(bytes).map(|()| bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.end())
+    }
+}
