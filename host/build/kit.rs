@@ -28,6 +28,7 @@ pub(crate) fn write(root: &Path, to: &Path) -> Result<(), Error> {
         "wit/policy",
         "wit/llm",
         "wit/git",
+        "wit/tools",
     ] {
         collect(&root.join(folder), &mut files)?;
     }

@@ -4,6 +4,7 @@
 //! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
 //! no user's folder has.
 
+mod components;
 mod deployed;
 mod depot;
 mod files;

@@ -36,17 +36,33 @@ pub const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.was
 /// which build of it does.
 const COUNTING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counting.wasm"));
 
+/// The component of `tests/guests/tooling`: tools that behave, and tools that misbehave in the way their
+/// names say.
+pub const TOOLING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tooling.wasm"));
+
+/// A build of `tests/guests/tooling` of its own, which says its number when its tool `build` is called.
+pub fn tooling(number: u32) -> Vec<u8> {
+    const WORDS: &str = "build-0000-of-the-guest-with-tools";
+    let own = format!("build-{number:04}-of-the-guest-with-tools");
+    rewritten(TOOLING, WORDS, &own)
+}
+
+/// Another build of a guest: its words on itself stand once in it, and others take their place.
+fn rewritten(guest: &[u8], words: &str, own: &str) -> Vec<u8> {
+    assert_eq!(own.len(), words.len(), "{own} does not fit");
+    let mut wasm = guest.to_vec();
+    let mut places = wasm.windows(words.len()).enumerate();
+    let place = places.find_map(|(at, found)| (found == words.as_bytes()).then_some(at));
+    let place = place.expect("the guest's words on itself are not in it");
+    wasm[place..place + own.len()].copy_from_slice(own.as_bytes());
+    wasm
+}
+
 /// A build of `tests/guests/counting` of its own. With the manners `good` it does as it should, with
 /// `evil` it refuses to take over a session, with `trap` it cannot say what it is, with `bugs` it breaks
 /// down at the third number, with `spin` it never comes to an end of its first step.
 pub fn counting(number: u32, manners: &str) -> Vec<u8> {
-    const WORDS: &[u8] = b"build-0000-good-of-the-guest-that-counts";
+    const WORDS: &str = "build-0000-good-of-the-guest-that-counts";
     let own = format!("build-{number:04}-{manners}-of-the-guest-that-counts");
-    assert_eq!(own.len(), WORDS.len(), "{own} does not fit");
-    let mut wasm = COUNTING.to_vec();
-    let mut places = wasm.windows(WORDS.len()).enumerate();
-    let place = places.find_map(|(at, words)| (words == WORDS).then_some(at));
-    let place = place.expect("the guest's words on itself are not in it");
-    wasm[place..place + own.len()].copy_from_slice(own.as_bytes());
-    wasm
+    rewritten(COUNTING, WORDS, &own)
 }

@@ -47,7 +47,7 @@ pub struct PluginsView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadedView {
-    /// `policy` or `llm`.
+    /// `policy`, `llm` or `tools`.
     #[schema(example = "policy")]
     pub kind: String,
     /// Its name in this deployment.
@@ -74,7 +74,8 @@ pub struct LoadedView {
     pub grants: GrantsView,
     /// What one call may use.
     pub limits: LimitsView,
-    /// Live sessions on this build. Of a provider: live sessions whose model it answers for.
+    /// Live sessions on this build. Of a provider: live sessions whose model it answers for. Of tools:
+    /// live sessions of the policies that have them.
     pub sessions: usize,
     /// Live sessions that still have another build of it.
     pub other_builds: Vec<BuildView>,
@@ -95,13 +96,13 @@ pub struct GrantsView {
     /// A policy's sessions work in a sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needs_sandbox: Option<bool>,
-    /// Where a provider is asked.
+    /// Where a provider, or the server of tools, is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// `bearer`, or the header that holds a provider's key alone.
+    /// `bearer`, or the header that holds the key alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_place: Option<String>,
-    /// The variable that holds the deployment's key for a provider.
+    /// The variable that holds the deployment's key for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_variable: Option<String>,
     /// The deployment has such a key.
@@ -110,6 +111,15 @@ pub struct GrantsView {
     /// A provider's models that can be chosen by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
+    /// The tools, as models call them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<String>>,
+    /// The policies whose sessions have the tools; absent where all have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policies: Option<Vec<String>>,
+    /// What one call of a tool may take, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_time: Option<f64>,
 }
 
 /// What one call may use.
@@ -167,7 +177,7 @@ pub struct KeptView {
     pub digest: String,
     /// Bytes.
     pub size: u64,
-    /// `policy` or `llm`.
+    /// `policy`, `llm` or `tools`.
     pub kind: Option<String>,
     /// What it calls itself.
     pub own_name: Option<String>,
@@ -245,7 +255,7 @@ pub(super) async fn list(
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct UploadedView {
-    /// `policy` or `llm`.
+    /// `policy`, `llm` or `tools`.
     #[schema(example = "policy")]
     kind: String,
     /// What it calls itself.
@@ -360,7 +370,7 @@ pub(super) struct Activate {
 pub(super) struct ChangedView {
     /// The generation that new sessions get.
     generation: u64,
-    /// `policy` or `llm`.
+    /// `policy`, `llm` or `tools`.
     kind: String,
     name: String,
     /// The build it is now; null where a policy that was only uploaded is gone.
@@ -379,7 +389,7 @@ pub(super) struct ChangedView {
 #[utoipa::path(
     post, path = "/api/v1/plugins/{kind}/{name}/activate", tag = "plugins",
     params(
-        ("kind" = String, Path, description = "`policy` or `llm`"),
+        ("kind" = String, Path, description = "`policy`, `llm` or `tools`"),
         ("name" = String, Path, description = "Its name in this deployment"),
     ),
     request_body = Activate,
@@ -410,7 +420,7 @@ pub(super) async fn activate(
 #[utoipa::path(
     post, path = "/api/v1/plugins/{kind}/{name}/rollback", tag = "plugins",
     params(
-        ("kind" = String, Path, description = "`policy` or `llm`"),
+        ("kind" = String, Path, description = "`policy`, `llm` or `tools`"),
         ("name" = String, Path, description = "Its name in this deployment"),
     ),
     responses(
@@ -507,11 +517,8 @@ pub(super) fn digest_of(text: &str) -> Result<String, Problem> {
 }
 
 pub(super) fn kind_of(text: &str) -> Result<Kind, Problem> {
-    match text {
-        "policy" => Ok(Kind::Policy),
-        "llm" => Ok(Kind::Llm),
-        _ => Err(Problem::not_found("A plugin's kind is `policy` or `llm`.")),
-    }
+    let named = Kind::named(text);
+    named.ok_or_else(|| Problem::not_found(format!("A plugin's kind is one of {}.", Kind::names())))
 }
 
 impl From<ChangeError> for Problem {

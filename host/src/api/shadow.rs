@@ -235,7 +235,7 @@ pub(super) async fn report(
 fn of_policy(kind: &str) -> Result<(), Problem> {
     match kind_of(kind)? {
         Kind::Policy => Ok(()),
-        Kind::Llm => Err(Problem::unprocessable(
+        Kind::Llm | Kind::Tools => Err(Problem::unprocessable(
             "Only a policy can be shadowed: the log has its steps, and no provider's calls.",
         )),
     }

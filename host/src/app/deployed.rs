@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::components::Components;
 use super::models::Providers;
 use super::policies::Offered;
 use super::toolsets::Toolsets;
@@ -22,6 +23,7 @@ pub(crate) struct Deployed {
     pub(super) policies: Arc<Offered>,
     pub(super) providers: Arc<Providers>,
     pub(super) toolsets: Arc<Toolsets>,
+    pub(super) components: Arc<Components>,
     /// What the operator should know: variables that nothing uses, keys that are not there. A sentence
     /// each.
     pub(crate) warnings: Vec<String>,
@@ -43,12 +45,16 @@ impl Deployed {
         let Loaded {
             policies,
             providers,
+            tools,
         } = loaded;
         let plugins = Plugins::of(
             policies.iter().map(|one| one.plugin.clone()),
             providers.iter().map(|one| one.plugin.clone()),
+            tools.iter().map(|one| one.plugin.clone()),
         );
         let (providers, mut warnings) = Providers::new(providers, &manifest, config, blobs)?;
+        let (components, of_tools) = Components::new(tools, &manifest, config)?;
+        warnings.extend(of_tools);
         warnings.extend(manifest.idle_uploads());
         warnings.extend(manifest.brought.warnings.iter().cloned());
         let policies = Offered::new(policies, &manifest, config, providers.any_usable())?;
@@ -57,7 +63,8 @@ impl Deployed {
             plugins,
             policies: Arc::new(policies),
             providers: Arc::new(providers),
-            toolsets: Arc::new(Toolsets::new(Vec::new())),
+            toolsets: Arc::new(Toolsets::new(components.sources())),
+            components: Arc::new(components),
             warnings,
         })
     }

@@ -95,7 +95,7 @@ pub(crate) struct Depot {
 /// What was said of a build when it was uploaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Label {
-    /// `policy` or `llm`.
+    /// `policy`, `llm` or `tools`.
     pub(crate) kind: String,
     /// What it calls itself.
     pub(crate) name: String,
@@ -128,6 +128,9 @@ pub(crate) struct Record {
     policies: BTreeMap<String, Activated>,
     #[serde(default)]
     providers: BTreeMap<String, Activated>,
+    /// Left out where there is none, so that an older host reads a record that says nothing of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tools: BTreeMap<String, Activated>,
 }
 
 /// The builds of one plugin.
@@ -159,6 +162,7 @@ impl Default for Record {
             version: VERSION,
             policies: BTreeMap::new(),
             providers: BTreeMap::new(),
+            tools: BTreeMap::new(),
         }
     }
 }
@@ -168,6 +172,7 @@ impl Record {
         match kind {
             Kind::Policy => &self.policies,
             Kind::Llm => &self.providers,
+            Kind::Tools => &self.tools,
         }
     }
 
@@ -175,6 +180,7 @@ impl Record {
         match kind {
             Kind::Policy => &mut self.policies,
             Kind::Llm => &mut self.providers,
+            Kind::Tools => &mut self.tools,
         }
     }
 
@@ -216,7 +222,7 @@ impl Record {
 
     /// Every build of every plugin, the active one of each first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Kind, &str, Vec<&Activation>)> {
-        let kinds = [Kind::Policy, Kind::Llm].into_iter();
+        let kinds = Kind::ALL.iter().copied();
         kinds.flat_map(|kind| {
             let of_kind = self.of(kind).iter();
             of_kind.map(move |(name, one)| (kind, name.as_str(), one.builds.iter().rev().collect()))
@@ -224,7 +230,7 @@ impl Record {
     }
 
     fn digests(&self) -> BTreeSet<&str> {
-        let all = self.policies.values().chain(self.providers.values());
+        let all = Kind::ALL.iter().flat_map(|kind| self.of(*kind).values());
         all.flat_map(|one| &one.builds)
             .map(|build| build.digest.as_str())
             .collect()
@@ -237,10 +243,9 @@ impl Record {
                 self.version
             ));
         }
-        for name in self.policies.keys().chain(self.providers.keys()) {
-            if !is_name(name) {
-                return Err("a plugin's name in it cannot be one".to_owned());
-            }
+        let mut names = Kind::ALL.iter().flat_map(|kind| self.of(*kind).keys());
+        if !names.all(|name| is_name(name)) {
+            return Err("a plugin's name in it cannot be one".to_owned());
         }
         match self.digests().into_iter().find(|digest| !is_digest(digest)) {
             Some(_) => Err("a digest in it is not 64 hexadecimal digits".to_owned()),

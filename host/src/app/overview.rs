@@ -63,7 +63,8 @@ fn all(now: &Now) -> Vec<AnyPlugin> {
     let plugins = &now.deployed.plugins;
     let policies = plugins.policies().cloned().map(AnyPlugin::Policy);
     let llms = plugins.llms().cloned().map(AnyPlugin::Llm);
-    policies.chain(llms).collect()
+    let tools = plugins.all_tools().cloned().map(AnyPlugin::Tools);
+    policies.chain(llms).chain(tools).collect()
 }
 
 fn loaded(
@@ -74,7 +75,7 @@ fn loaded(
 ) -> LoadedView {
     let (kind, name) = (plugin.kind(), plugin.name());
     let (source, component) = source(&now.deployed.manifest, kind, name);
-    let (sessions, other_builds) = sessions(plugin, runs);
+    let (sessions, other_builds) = sessions(now, plugin, runs);
     let activated = record.builds(kind, name).iter().rev();
     LoadedView {
         kind: kind.to_string(),
@@ -111,12 +112,21 @@ fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<
     }
 }
 
-/// How many sessions are on this very build, and which other ones sessions have.
-fn sessions(plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usize, Vec<BuildView>) {
-    let AnyPlugin::Policy(policy) = plugin else {
-        let name = plugin.name();
-        let theirs = runs.iter().filter(|(runs, _)| runs.provider == name);
-        return (theirs.map(|(_, count)| count).sum(), Vec::new());
+/// How many sessions are on this very build, and which other ones sessions have. Tools are in the sessions
+/// of the policies that have them.
+fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usize, Vec<BuildView>) {
+    let name = plugin.name();
+    let count = |theirs: &dyn Fn(&Runs) -> bool| {
+        let theirs = runs.iter().filter(|(runs, _)| theirs(runs));
+        (theirs.map(|(_, count)| count).sum(), Vec::new())
+    };
+    let policy = match plugin {
+        AnyPlugin::Policy(policy) => policy,
+        AnyPlugin::Llm(_) => return count(&|runs| runs.provider == name),
+        AnyPlugin::Tools(_) => {
+            let tools = now.deployed.components.named(name);
+            return count(&|runs| tools.is_some_and(|tools| tools.is_for(&runs.policy)));
+        }
     };
     let mut builds: HashMap<&str, usize> = HashMap::new();
     for (runs, count) in runs.iter().filter(|(runs, _)| runs.policy == policy.name()) {
@@ -145,16 +155,37 @@ fn grants(now: &Now, plugin: &AnyPlugin) -> GrantsView {
             None => GrantsView::default(),
             Some(grants) => GrantsView {
                 base_url: Some(grants.base_url),
-                key_place: Some(match grants.key_place {
-                    Injection::Bearer => "bearer".to_owned(),
-                    Injection::Header(name) => name.to_string(),
-                }),
+                key_place: Some(place(&grants.key_place)),
                 key_variable: Some(grants.variable),
                 has_key: Some(grants.has_key),
                 models: Some(grants.models),
                 ..GrantsView::default()
             },
         },
+        AnyPlugin::Tools(tools) => match now.deployed.components.named(tools.name()) {
+            None => GrantsView::default(),
+            Some(one) => GrantsView {
+                base_url: one.endpoint.as_ref().map(|to| to.base_url().to_string()),
+                key_place: one
+                    .endpoint
+                    .as_ref()
+                    .filter(|_| one.variable.is_some())
+                    .map(|to| place(to.injection())),
+                key_variable: one.variable.clone(),
+                has_key: one.variable.as_ref().map(|_| one.key.is_some()),
+                tools: Some(one.tool_names()),
+                policies: one.policies.clone(),
+                call_time: Some(one.time.as_secs_f64()),
+                ..GrantsView::default()
+            },
+        },
+    }
+}
+
+fn place(of_key: &Injection) -> String {
+    match of_key {
+        Injection::Bearer => "bearer".to_owned(),
+        Injection::Header(name) => name.to_string(),
     }
 }
 

@@ -107,6 +107,8 @@ enum KindArg {
     Policy,
     /// A model provider's API
     Llm,
+    /// Tools for agents
+    Tools,
 }
 
 impl From<KindArg> for Kind {
@@ -114,6 +116,7 @@ impl From<KindArg> for Kind {
         match kind {
             KindArg::Policy => Self::Policy,
             KindArg::Llm => Self::Llm,
+            KindArg::Tools => Self::Tools,
         }
     }
 }

@@ -10,9 +10,10 @@ use url::Url;
 
 use super::fields::{Item, Key, Reader, field};
 use super::manifest::{
-    Bounds, Digest, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source,
+    Bounds, Digest, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source, ToolsEntry,
 };
 use super::problem::instead;
+use super::read::one_of;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
 use crate::egress::{Endpoint, Injection};
@@ -33,6 +34,17 @@ pub(super) const PROVIDER: &[&str] = &[
     "small_model",
     "prices",
 ];
+pub(super) const TOOLS: &[&str] = &[
+    "component",
+    "digest",
+    "settings",
+    "limits",
+    "base_url",
+    "key",
+    "key_place",
+    "time",
+    "policies",
+];
 pub(super) const LIMITS: &[&str] = &["fuel", "memory", "output", "time"];
 pub(super) const KEY_PLACE: &[&str] = &["header"];
 pub(super) const PRICE: &[&str] = &["input", "output", "cache_read", "cache_write"];
@@ -42,6 +54,8 @@ const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
 const TIME: [f64; 2] = [0.1, 60.0];
+/// What one call of a tool may take, in seconds.
+const CALL_TIME: [f64; 2] = [1.0, 3600.0];
 /// What a million tokens may cost, in dollars.
 const DEAREST: f64 = 1_000_000.0;
 const MODEL: &str = "a model's name, at most 200 characters and none of them a space";
@@ -206,6 +220,61 @@ pub(super) fn provider(
     })
 }
 
+/// Tools: where their requests go and with which key is the deployment's to say.
+pub(super) fn tools(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    item: &Item<'_>,
+    root: &DeTable<'_>,
+) -> Option<ToolsEntry> {
+    let name = key.get_ref().as_ref();
+    let of = format!("tools.{name}");
+    let table = reader.table(item, &of, TOOLS)?;
+    let entry = plugin(reader, key, table, &of, &[], "component with tools");
+    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let key = field(table, "key").and_then(|(_, item)| stated_key(reader, item, &of));
+    let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
+    if let Some(key) = &key
+        && field(table, "base_url").is_none()
+    {
+        reader.say_at(
+            key.at,
+            format!(
+                "`{of}` has a `key` and no `base_url`: say which server the key is for, so that no build of the component can send it to another"
+            ),
+        );
+    }
+    if let Some((place, _)) = field(table, "key_place")
+        && field(table, "key").is_none()
+    {
+        let what =
+            format!("`{of}.key_place` is of no use without a `key`: add that, or leave this out");
+        reader.say(&place.span(), what);
+    }
+    let time = field(table, "time").and_then(|(_, item)| {
+        reader.seconds(item, &format!("{of}.time"), CALL_TIME[0], CALL_TIME[1])
+    });
+    let policies = field(table, "policies").and_then(|(_, item)| {
+        let of = format!("{of}.policies");
+        let names = reader.located_texts(item, &of, "a policy's name", |_| true)?;
+        let known = names
+            .iter()
+            .map(|name| one_of(reader, name, root, "policies", builtin::POLICIES));
+        // To its end, so that all that is wrong is noted.
+        let known: Vec<_> = known.collect();
+        let owned = |name: Option<Located<String>>| name.map(|name| name.value);
+        known.into_iter().map(owned).collect()
+    });
+    Some(ToolsEntry {
+        plugin: entry?,
+        base_url,
+        key,
+        key_place,
+        time,
+        policies,
+    })
+}
+
 fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
     let name = format!("{of}.base_url");
     // What was given is not repeated: a key may stand in it.
@@ -245,6 +314,15 @@ fn key_variable(
             stated: None,
         });
     };
+    let Located { value, at } = stated_key(reader, item, of)?;
+    Some(KeyVariable {
+        name: value,
+        stated: Some(at),
+    })
+}
+
+/// The variable that `key` names.
+fn stated_key(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<String>> {
     // What was given is not repeated: it may be the key itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the key itself never stands in a manifest";
     let text = reader.fitting(item, &format!("{of}.key"), what, is_variable)?;
@@ -256,10 +334,9 @@ fn key_variable(
         reader.say_at(text.at, what);
         return None;
     }
-    Some(KeyVariable {
-        name: text.value.to_owned(),
-        stated: Some(text.at),
-    })
+    let Located { value, at } = text;
+    let value = value.to_owned();
+    Some(Located { value, at })
 }
 
 fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Injection> {

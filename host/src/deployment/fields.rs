@@ -139,7 +139,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A list of texts.
+    /// A list of texts that a test lets through.
     pub(super) fn texts(
         &mut self,
         item: &Item<'_>,
@@ -147,6 +147,19 @@ impl<'a> Reader<'a> {
         what: &str,
         fits: impl Fn(&str) -> bool,
     ) -> Option<Vec<String>> {
+        let texts = self.located_texts(item, name, what, fits)?;
+        let owned = |text: Located<&str>| text.value.to_owned();
+        Some(texts.into_iter().map(owned).collect())
+    }
+
+    /// The same, each with its place.
+    pub(super) fn located_texts<'d>(
+        &mut self,
+        item: &'d Item<'_>,
+        name: &str,
+        what: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<Vec<Located<&'d str>>> {
         let DeValue::Array(array) = item.get_ref() else {
             self.must_be(item, name, "a list in brackets");
             return None;
@@ -161,8 +174,7 @@ impl<'a> Reader<'a> {
             .map(|item| self.fitting(item, name, what, &fits));
         // To its end, so that all that is wrong is noted.
         let texts: Vec<_> = texts.collect();
-        let owned = |text: Option<Located<&str>>| text.map(|text| text.value.to_owned());
-        texts.into_iter().map(owned).collect()
+        texts.into_iter().collect()
     }
 
     pub(super) fn boolean(&mut self, item: &Item<'_>, name: &str) -> Option<bool> {

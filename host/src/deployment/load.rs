@@ -13,17 +13,23 @@ use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
 
-use super::manifest::{Manifest, PluginEntry, ProviderEntry, Settings, Source};
+use super::manifest::{Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry};
 use super::problem::{At, Problem, Problems};
 use super::settings::Schema;
 use super::uploads::Upload;
 use crate::builtin;
 use crate::oci::{Brought, Reference};
 use crate::plugins::llm_types::ModelInfo;
-use crate::plugins::{Engine, EngineOptions, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin};
+use crate::plugins::types::ToolDefinition;
+use crate::plugins::{
+    Engine, EngineOptions, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
+};
+use crate::session::SEPARATOR;
 
 /// How many components are compiled at once. One alone uses all processors for a part of its time.
 const AT_ONCE: usize = 4;
+/// The most characters of the name that a model knows a tool by.
+const LONGEST_TOOL_NAME: usize = 64;
 
 /// The plugins of a manifest, by name.
 #[derive(Debug)]
@@ -32,6 +38,8 @@ pub struct Loaded {
     pub policies: Vec<LoadedPolicy>,
     /// The model providers.
     pub providers: Vec<LoadedProvider>,
+    /// The components with tools.
+    pub tools: Vec<LoadedTools>,
 }
 
 /// A policy, and what it is given.
@@ -56,6 +64,19 @@ pub struct LoadedProvider {
     pub models: Vec<ModelInfo>,
     /// What the manifest says of it; none without one.
     pub entry: Option<Arc<ProviderEntry>>,
+}
+
+/// A component with tools, and what it is given.
+#[derive(Debug)]
+pub struct LoadedTools {
+    /// The component.
+    pub plugin: ToolsPlugin,
+    /// Its settings as JSON, checked where it has a schema.
+    pub settings: String,
+    /// The tools there are with these settings, by their own names.
+    pub definitions: Vec<ToolDefinition>,
+    /// What the manifest says of it.
+    pub entry: ToolsEntry,
 }
 
 /// Loads all plugins of a manifest, or says of each that cannot be loaded why. Reads files, and takes
@@ -98,10 +119,17 @@ pub async fn load(
         .map(|(name, plugin, entry)| provider(from, name, plugin, entry.clone()).boxed());
     let providers = gathered(tasks.collect(), &mut wrong).await;
 
+    let tasks = manifest
+        .tools
+        .iter()
+        .map(|(name, entry)| tools(from, name, entry).boxed());
+    let tools = gathered(tasks.collect(), &mut wrong).await;
+
     Problems::unless_none(wrong)?;
     Ok(Loaded {
         policies,
         providers,
+        tools,
     })
 }
 
@@ -130,6 +158,11 @@ impl<'a> From<'a> {
     fn known_llm(&self, name: &str, limits: &Limits) -> Option<&'a LlmPlugin> {
         let known = self.known.llm(name);
         known.filter(|known| self.keeps(Kind::Llm, name) && known.limits() == limits)
+    }
+
+    fn known_tools(&self, name: &str, limits: &Limits) -> Option<&'a ToolsPlugin> {
+        let known = self.known.tools(name);
+        known.filter(|known| self.keeps(Kind::Tools, name) && known.limits() == limits)
     }
 
     fn blame(&self, kind: Kind, name: &'a str, entry: &'a PluginEntry) -> Blame<'a> {
@@ -226,6 +259,55 @@ async fn provider(
         settings,
         models,
         entry,
+    })
+}
+
+async fn tools(
+    from: From<'_>,
+    name: &str,
+    entry: &ToolsEntry,
+) -> Result<LoadedTools, Vec<Problem>> {
+    let ToolsEntry { plugin, .. } = entry;
+    let blame = from.blame(Kind::Tools, name, plugin);
+    let limits = plugin.limits.limits();
+    let loaded = match from.known_tools(name, &limits) {
+        Some(known) => known.clone(),
+        None => {
+            let wasm = blame.component(&[]).await?;
+            let known = from.known.tools(name);
+            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
+                Some(plugin) => plugin.clone(),
+                None => ToolsPlugin::load(from.engine, name, &wasm, &limits)
+                    .await
+                    .map_err(|why| blame.component_is(why.to_string()))?,
+            }
+        }
+    };
+    let schema = loaded.descriptor().settings_schema.clone();
+    blame.check_settings(schema).await?;
+    let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
+    let definitions = loaded.definitions(&settings).await.result;
+    let at = if plugin.settings.values.is_empty() {
+        plugin.component.at
+    } else {
+        plugin.settings.at
+    };
+    let definitions = definitions.map_err(|why| blame.settings_are(at, why.to_string()))?;
+    for tool in &definitions {
+        let whole = format!("{name}{SEPARATOR}{}", tool.name);
+        if whole.len() > LONGEST_TOOL_NAME {
+            let size = whole.len();
+            return Err(blame.settings_are(
+                plugin.at,
+                format!("the tool `{whole}` has a name of {size} characters, and models take {LONGEST_TOOL_NAME}: give the component a shorter name here"),
+            ));
+        }
+    }
+    Ok(LoadedTools {
+        plugin: loaded,
+        settings,
+        definitions,
+        entry: entry.clone(),
     })
 }
 

@@ -36,6 +36,8 @@ pub struct Manifest {
     pub policies: BTreeMap<String, PluginEntry>,
     /// `[providers.NAME]`. None at all stand for the built-in ones.
     pub providers: BTreeMap<String, ProviderEntry>,
+    /// `[tools.NAME]`.
+    pub tools: BTreeMap<String, ToolsEntry>,
     /// `policy` of `[defaults]`, which may be `auto`: the one that fits.
     pub default_policy: Option<Located<String>>,
     /// `provider` of `[defaults]`.
@@ -141,6 +143,23 @@ pub struct ProviderEntry {
     pub prices: PriceOf,
 }
 
+/// A component with tools.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolsEntry {
+    /// The component.
+    pub plugin: PluginEntry,
+    /// `base_url`, where its requests go; without one where the component says, and never with a key.
+    pub base_url: Option<Located<Url>>,
+    /// `key`: the variable that holds one. No other stands in for it.
+    pub key: Option<Located<String>>,
+    /// `key_place`, where it is not the component's own.
+    pub key_place: Option<Injection>,
+    /// `time`: what one call of a tool may take, all its commands and requests together.
+    pub time: Option<Duration>,
+    /// `policies`: those whose sessions have the tools; none for all of them.
+    pub policies: Option<Vec<String>>,
+}
+
 /// The environment variable that holds a provider's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVariable {
@@ -181,13 +200,19 @@ impl Manifest {
 
     /// The files that components are in.
     pub fn files(&self) -> Vec<PathBuf> {
+        self.entries()
+            .filter_map(|plugin| match &plugin.component.value {
+                Source::Builtin(_) | Source::Registry(_) => None,
+                Source::File(path) => Some(path.clone()),
+            })
+            .collect()
+    }
+
+    /// All components that it names, with what each is given.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &PluginEntry> {
         let providers = self.providers.values().map(|provider| &provider.plugin);
-        let all = self.policies.values().chain(providers);
-        all.filter_map(|plugin| match &plugin.component.value {
-            Source::Builtin(_) | Source::Registry(_) => None,
-            Source::File(path) => Some(path.clone()),
-        })
-        .collect()
+        let tools = self.tools.values().map(|tools| &tools.plugin);
+        self.policies.values().chain(providers).chain(tools)
     }
 
     /// The names of the providers there are.

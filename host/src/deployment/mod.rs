@@ -1,4 +1,4 @@
-//! Owns the deployment's manifest, `lucid.toml`: which policies and model providers there are, from
+//! Owns the deployment's manifest, `lucid.toml`: which policies, model providers and tools there are, from
 //! which components, with which settings, limits, addresses and prices, and who gets which policy.
 //!
 //! What always holds: a [`Manifest`] that exists was checked in full, and never changes; where it is
@@ -21,16 +21,18 @@ mod registries;
 mod settings;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tools_tests;
 mod uploads;
 mod watch;
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-pub use self::load::{Loaded, LoadedPolicy, LoadedProvider, load};
+pub use self::load::{Loaded, LoadedPolicy, LoadedProvider, LoadedTools, load};
 pub use self::manifest::{
     Assignment, Bounds, Digest, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
-    ProviderEntry, Settings, Source,
+    ProviderEntry, Settings, Source, ToolsEntry,
 };
 pub use self::problem::{At, Problem, Problems};
 pub(crate) use self::read::{is_name, is_source_name};

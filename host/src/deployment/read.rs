@@ -8,7 +8,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::entries::{PLUGIN, plugin, provider};
+use super::entries::{PLUGIN, plugin, provider, tools};
 use super::fields::{Item, Key, Reader, field};
 use super::manifest::{Assignment, Located, Manifest};
 use super::problem::{Problems, instead};
@@ -16,7 +16,14 @@ use super::registries::registries;
 use crate::builtin;
 use crate::session::SEPARATOR;
 
-pub(super) const ROOT: &[&str] = &["policies", "providers", "registries", "defaults", "assign"];
+pub(super) const ROOT: &[&str] = &[
+    "policies",
+    "providers",
+    "tools",
+    "registries",
+    "defaults",
+    "assign",
+];
 pub(super) const DEFAULTS: &[&str] = &["policy", "provider"];
 pub(super) const ASSIGN: &[&str] = &["policy", "users", "projects"];
 
@@ -77,6 +84,20 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
     if let Some((_, item)) = field(root, "registries") {
         manifest.registries = registries(&mut reader, item);
     }
+    for (key, item) in named(&mut reader, root, "tools") {
+        let name = key.get_ref().as_ref();
+        if !is_source_name(name) {
+            reader.say(
+                &key.span(),
+                format!("a name in `tools` begins those of its tools (`{name}__…`), so it may have {LONGEST_SOURCE} characters, no `__` in it and no `_` at its end"),
+            );
+        }
+        if let Some(entry) = tools(&mut reader, key, item, root) {
+            manifest
+                .tools
+                .insert(key.get_ref().as_ref().to_owned(), entry);
+        }
+    }
     if let Some((_, item)) = field(root, "defaults") {
         defaults(&mut reader, item, root, &mut manifest);
     }
@@ -100,7 +121,11 @@ fn named<'d, 'i>(
         return Vec::new();
     };
     if table.is_empty() {
-        let what = format!("`{kind}` names none: leave it out to have the built-in ones");
+        let what = if kind == "tools" {
+            format!("`{kind}` names none: leave it out")
+        } else {
+            format!("`{kind}` names none: leave it out to have the built-in ones")
+        };
         reader.say(&item.span(), what);
     }
     let mut all = Vec::new();
@@ -114,7 +139,7 @@ fn named<'d, 'i>(
     all
 }
 
-/// Whether a policy or a provider can have this name.
+/// Whether a policy, a provider or tools can have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let first = name.bytes().next();
@@ -206,7 +231,7 @@ fn assignments(
 
 /// A name of the deployment's: one that the manifest has, or a built-in one where it has none. What
 /// the manifest has counts although something else is wrong with it, which is said there.
-fn one_of(
+pub(super) fn one_of(
     reader: &mut Reader<'_>,
     text: &Located<&str>,
     root: &DeTable<'_>,

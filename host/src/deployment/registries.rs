@@ -137,20 +137,19 @@ impl Manifest {
     }
 
     fn references(&self) -> Vec<Wanted> {
-        let providers = self.providers.values().map(|provider| &provider.plugin);
-        let all = self.policies.values().chain(providers);
-        all.filter_map(
-            |PluginEntry {
-                 component, digest, ..
-             }| match &component.value {
-                Source::Registry(reference) => Some(Wanted {
-                    reference: reference.clone(),
-                    component: digest.as_ref().map(|digest| digest.value.hex.clone()),
-                }),
-                Source::Builtin(_) | Source::File(_) => None,
-            },
-        )
-        .collect()
+        self.entries()
+            .filter_map(
+                |PluginEntry {
+                     component, digest, ..
+                 }| match &component.value {
+                    Source::Registry(reference) => Some(Wanted {
+                        reference: reference.clone(),
+                        component: digest.as_ref().map(|digest| digest.value.hex.clone()),
+                    }),
+                    Source::Builtin(_) | Source::File(_) => None,
+                },
+            )
+            .collect()
     }
 
     /// How the registries are asked, and which of their passwords are not set. A sentence each.

@@ -52,6 +52,7 @@ fn the_example_is_a_manifest_and_has_every_field() {
         read::ROOT,
         entries::PLUGIN,
         entries::PROVIDER,
+        entries::TOOLS,
         entries::LIMITS,
         entries::KEY_PLACE,
         entries::PRICE,
@@ -542,7 +543,7 @@ fn schema() -> jsonschema::Validator {
     jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap()
 }
 
-fn as_json(text: &str) -> Value {
+pub(super) fn as_json(text: &str) -> Value {
     let document = toml::de::DeTable::parse(text).unwrap();
     let mut places = BTreeMap::new();
     let object = Reader::new(Path::new("x"), text).object(document.get_ref(), "", &mut places);
@@ -561,15 +562,13 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
         ("/properties", read::ROOT),
         ("/$defs/policy/properties", entries::PLUGIN),
         ("/$defs/provider/properties", entries::PROVIDER),
+        ("/$defs/tools/properties", entries::TOOLS),
         ("/$defs/limits/properties", entries::LIMITS),
         ("/$defs/price/properties", entries::PRICE),
         ("/$defs/registry/properties", registries::REGISTRY),
         ("/properties/defaults/properties", read::DEFAULTS),
         ("/properties/assign/items/properties", read::ASSIGN),
-        (
-            "/$defs/provider/properties/key_place/anyOf/1/properties",
-            entries::KEY_PLACE,
-        ),
+        ("/$defs/key_place/anyOf/1/properties", entries::KEY_PLACE),
     ] {
         let properties = schema.pointer(pointer).and_then(Value::as_object).unwrap();
         let mut named: Vec<&str> = properties.keys().map(String::as_str).collect();
@@ -585,6 +584,8 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
         json!({"providers": {"v": {"component": "x", "key": "sk-abc"}}}),
         json!({"registries": {"x": {"user": "a"}}}),
         json!({"registries": {"x": {"user": "a", "password": "hunter2"}}}),
+        json!({"tools": {"a__b": {"component": "x"}}}),
+        json!({"tools": {"t": {"component": "x", "key": "K"}}}),
     ] {
         assert!(!self::schema().is_valid(&wrong), "the schema takes {wrong}");
     }

@@ -2,7 +2,7 @@
 //!
 //! What always holds: an upload changes the component and nothing else; settings, limits, address and
 //! key stay the manifest's. A policy may be there by an upload alone, with no settings and the usual
-//! limits; a provider may not, since only a manifest says where it is asked and with which key.
+//! limits; a provider or tools may not, since only a manifest says which server they ask, with which key.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use crate::plugins::{Kind, Limits};
 pub struct Uploads {
     policies: BTreeMap<String, Upload>,
     providers: BTreeMap<String, Upload>,
+    tools: BTreeMap<String, Upload>,
 }
 
 /// A component that was uploaded.
@@ -35,6 +36,7 @@ impl Uploads {
         match kind {
             Kind::Policy => &self.policies,
             Kind::Llm => &self.providers,
+            Kind::Tools => &self.tools,
         }
     }
 
@@ -43,6 +45,7 @@ impl Uploads {
         let of_kind = match kind {
             Kind::Policy => &mut self.policies,
             Kind::Llm => &mut self.providers,
+            Kind::Tools => &mut self.tools,
         };
         match upload {
             Some(upload) => of_kind.insert(name.to_owned(), upload),
@@ -52,7 +55,7 @@ impl Uploads {
 
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Upload)> {
-        let all = [Kind::Policy, Kind::Llm].into_iter();
+        let all = Kind::ALL.iter().copied();
         all.flat_map(|kind| {
             let of_kind = self.of(kind).iter();
             of_kind.map(move |(name, upload)| (kind, name.as_str(), upload))
@@ -75,6 +78,7 @@ impl Manifest {
         match kind {
             Kind::Policy => self.policy_names().contains(&name),
             Kind::Llm => self.provider_names().contains(&name),
+            Kind::Tools => self.tools.contains_key(name),
         }
     }
 
@@ -96,6 +100,8 @@ impl Manifest {
                 self.providers.is_empty(),
                 builtin::PROVIDERS,
             ),
+            // None is built in, so there is none without the manifest.
+            Kind::Tools => return self.tools.get(name).map(|tools| tools.plugin.clone()),
         };
         let known = || builtins.iter().find(|(known, _)| none && *known == name);
         let built_in = || known().map(|(name, _)| PluginEntry::builtin(name));
@@ -105,9 +111,8 @@ impl Manifest {
     /// The widest limits that any plugin of a kind has here: whether an upload fits its own is said
     /// when it is activated.
     pub fn widest_limits(&self) -> Limits {
-        let providers = self.providers.values().map(|provider| &provider.plugin);
-        let all = self.policies.values().chain(providers);
-        all.map(|entry| entry.limits.limits())
+        self.entries()
+            .map(|entry| entry.limits.limits())
             .fold(Limits::default(), |widest, one| Limits {
                 fuel: widest.fuel.max(one.fuel),
                 memory_bytes: widest.memory_bytes.max(one.memory_bytes),

@@ -3,6 +3,7 @@
 //! What always holds: a decoder never sees half a frame, of events and lines alike, and never the key;
 //! each piece has a time limit and all of them together a size; after an error nothing more comes.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -18,7 +19,7 @@ use super::error::words;
 use super::{EgressError, EgressLimits};
 use crate::plugins::llm_types::{Frame, Framing, Sse};
 use crate::plugins::text::clean;
-use crate::plugins::types::Header;
+use crate::plugins::types::{Header, HttpResponse};
 
 /// What a provider said.
 #[derive(Debug)]
@@ -63,17 +64,7 @@ pub(super) async fn refusal(
     blanker: &Blanker,
     limits: &EgressLimits,
 ) -> Refusal {
-    let headers = response
-        .headers()
-        .iter()
-        .filter(|(name, _)| !matches!(name.as_str(), "set-cookie" | "set-cookie2"))
-        .map(|(name, value)| Header {
-            name: name.as_str().to_owned(),
-            value: blanker
-                .text(&String::from_utf8_lossy(value.as_bytes()))
-                .into_owned(),
-        })
-        .collect();
+    let headers = headers(&response, blanker);
     let status = response.status().as_u16();
     let enough = limits.refusal + blanker.margin();
     let mut body = Vec::new();
@@ -95,6 +86,45 @@ pub(super) async fn refusal(
         headers,
         body: blanker.body(&body, whole, limits.refusal),
     }
+}
+
+/// All of an answer, whatever its status. A key of any length is taken out of it.
+pub(super) async fn response(
+    response: Response,
+    blanker: &Blanker,
+    limits: &EgressLimits,
+) -> Result<HttpResponse, EgressError> {
+    let status = response.status().as_u16();
+    let headers = headers(&response, blanker);
+    let mut body = Vec::new();
+    let mut pieces = pieces(response, limits);
+    while let Some(piece) = pieces.next().await {
+        body.extend_from_slice(&piece?);
+    }
+    let body = match blanker.text(&String::from_utf8_lossy(&body)) {
+        // Lossy or not: nothing was found, so nothing is changed.
+        Cow::Borrowed(_) => None,
+        Cow::Owned(blanked) => Some(blanked.into_bytes()),
+    }
+    .unwrap_or(body);
+    Ok(HttpResponse {
+        status,
+        headers,
+        body,
+    })
+}
+
+/// An answer's headers without cookies, and without the key.
+fn headers(response: &Response, blanker: &Blanker) -> Vec<Header> {
+    let headers = response.headers().iter();
+    let own = headers.filter(|(name, _)| !matches!(name.as_str(), "set-cookie" | "set-cookie2"));
+    own.map(|(name, value)| Header {
+        name: name.as_str().to_owned(),
+        value: blanker
+            .text(&String::from_utf8_lossy(value.as_bytes()))
+            .into_owned(),
+    })
+    .collect()
 }
 
 /// Cuts an answer into frames.

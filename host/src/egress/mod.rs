@@ -1,4 +1,4 @@
-//! Owns the one place that talks to model providers.
+//! Owns the one place that talks to model providers, and to the servers that tools ask.
 //!
 //! What always holds: a plugin says path, query, plain headers and body, and nothing else of a
 //! request; where it goes and what key goes along are the deployment's. A redirect is followed on the
@@ -24,7 +24,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use crate::plugins::llm_types::{Framing, KeyPlace};
-use crate::plugins::types::HttpRequest;
+use crate::plugins::types::{HttpRequest, HttpResponse};
 
 pub(crate) use address::{Resolver, literal_allowed, was_refused};
 pub use answer::{Answer, Frames, Refusal};
@@ -98,6 +98,20 @@ impl Injection {
         value.set_sensitive(true);
         Ok(value)
     }
+}
+
+/// Why no deployment would send a plugin's request, whose key is put there; none where one would.
+pub(crate) fn refusal_of(request: &HttpRequest, place: &KeyPlace) -> Option<EgressError> {
+    let checked = || {
+        let base = Url::parse("https://example.org").map_err(|_| EgressError::BaseUrl {
+            reason: "it is none",
+        })?;
+        request::join(&base, &request.path, &request.query)?;
+        request::method(&request.method)?;
+        request::headers(&request.headers, &Injection::of(place)?.header())?;
+        Ok(())
+    };
+    checked().err()
 }
 
 /// Where a provider's API is.
@@ -205,20 +219,43 @@ impl Egress {
         framing: Framing,
     ) -> Result<Answer, EgressError> {
         let blanker = Blanker::new(key);
-        let sent = self
-            .send_unblanked(endpoint, key, request, framing, &blanker)
-            .await;
-        sent.map_err(|error| error.blanked(&blanker))
+        let response = self.respond(endpoint, key, request).await;
+        let response = response.map_err(|error| error.blanked(&blanker))?;
+        if !response.status().is_success() {
+            let refusal = answer::refusal(response, &blanker, &self.limits).await;
+            return Ok(Answer::Refused(refusal));
+        }
+        Ok(Answer::Frames(answer::frames(
+            response,
+            framing,
+            blanker,
+            &self.limits,
+        )))
     }
 
-    async fn send_unblanked(
+    /// Sends a plugin's request with the deployment's key, and takes the answer as a whole, whatever
+    /// its status. Dropping the future drops the request.
+    pub async fn exchange(
         &self,
         endpoint: &Endpoint,
         key: Option<&SecretString>,
         request: &HttpRequest,
-        framing: Framing,
-        blanker: &Blanker,
-    ) -> Result<Answer, EgressError> {
+    ) -> Result<HttpResponse, EgressError> {
+        let blanker = Blanker::new(key);
+        let exchanged = async {
+            let response = self.respond(endpoint, key, request).await?;
+            answer::response(response, &blanker, &self.limits).await
+        };
+        exchanged.await.map_err(|error| error.blanked(&blanker))
+    }
+
+    /// An answer of which nothing but its head was read. What went wrong may repeat the key.
+    async fn respond(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        request: &HttpRequest,
+    ) -> Result<reqwest::Response, EgressError> {
         let mut url = request::join(endpoint.base_url(), &request.path, &request.query)?;
         let method = request::method(&request.method)?;
         let name = endpoint.injection.header();
@@ -228,7 +265,7 @@ impl Egress {
         }
         let body = Bytes::from(request.body.clone());
         let mut hops = 0;
-        let response = loop {
+        loop {
             let sending = self
                 .client
                 .request(method.clone(), url.clone())
@@ -244,7 +281,7 @@ impl Egress {
                 .map_err(|cause| EgressError::unsent(endpoint.host(), cause))?;
             let status = response.status();
             if !status.is_redirection() {
-                break response;
+                return Ok(response);
             }
             // The others turn a POST into a GET.
             let keeps_method = matches!(
@@ -262,16 +299,6 @@ impl Egress {
                 }
             }
             hops += 1;
-        };
-        if !response.status().is_success() {
-            let refusal = answer::refusal(response, blanker, &self.limits).await;
-            return Ok(Answer::Refused(refusal));
         }
-        Ok(Answer::Frames(answer::frames(
-            response,
-            framing,
-            blanker.clone(),
-            &self.limits,
-        )))
     }
 }

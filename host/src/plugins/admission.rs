@@ -27,9 +27,26 @@ pub enum Kind {
     Policy,
     /// A model provider's API.
     Llm,
+    /// Tools of a team's own.
+    Tools,
 }
 
 impl Kind {
+    /// All there are.
+    pub const ALL: &[Self] = &[Self::Policy, Self::Llm, Self::Tools];
+
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.iter().copied();
+        all.find(|kind| kind.to_string() == name)
+    }
+
+    /// Their names, for a sentence.
+    pub fn names() -> String {
+        let names: Vec<String> = Self::ALL.iter().map(|kind| format!("`{kind}`")).collect();
+        names.join(", ")
+    }
+
     /// The interface it must export, and the functions that must be in it.
     fn exports(self) -> (&'static str, &'static [&'static str]) {
         match self {
@@ -50,6 +67,10 @@ impl Kind {
                     "[method]decoder.finish",
                 ],
             ),
+            Self::Tools => (
+                "lucid:tools/tools@0.1.0",
+                &["describe", "definitions", "step"],
+            ),
         }
     }
 }
@@ -59,6 +80,7 @@ impl std::fmt::Display for Kind {
         f.write_str(match self {
             Self::Policy => "policy",
             Self::Llm => "llm",
+            Self::Tools => "tools",
         })
     }
 }

@@ -8,6 +8,7 @@ use super::limits::Limits;
 use super::llm::LlmPlugin;
 use super::policy::PolicyPlugin;
 use super::tally::CallFigures;
+use super::tools::ToolsPlugin;
 
 /// A plugin of any kind that was let in.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub enum AnyPlugin {
     Policy(PolicyPlugin),
     /// A model provider's API.
     Llm(LlmPlugin),
+    /// Tools of a team's own.
+    Tools(ToolsPlugin),
 }
 
 /// Why it was not.
@@ -23,7 +26,7 @@ pub enum AnyPlugin {
 pub enum AnyError {
     /// It is none.
     #[error(
-        "it exports neither lucid:policy/policy@0.1.0 nor lucid:llm/provider@0.1.0, so it is no plugin: end the crate in `export_policy!` or `export_llm!`"
+        "it exports none of lucid:policy/policy@0.1.0, lucid:llm/provider@0.1.0 and lucid:tools/tools@0.1.0, so it is no plugin: end the crate in `export_policy!`, `export_llm!` or `export_tools!`"
     )]
     NoKind,
     /// As one of its kind.
@@ -39,17 +42,38 @@ impl AnyPlugin {
         wasm: &[u8],
         limits: &Limits,
     ) -> Result<Self, AnyError> {
-        match Box::pin(PolicyPlugin::load(engine, name, wasm, limits)).await {
-            Ok(plugin) => return Ok(Self::Policy(plugin)),
-            Err(LoadError::MissingExport { missing, .. }) if !missing.contains('#') => {}
-            Err(why) => return Err(why.into()),
-        }
-        match Box::pin(LlmPlugin::load(engine, name, wasm, limits)).await {
-            Ok(plugin) => Ok(Self::Llm(plugin)),
-            Err(LoadError::MissingExport { missing, .. }) if !missing.contains('#') => {
-                Err(AnyError::NoKind)
+        for kind in Kind::ALL {
+            match Self::load_as(engine, *kind, name, wasm, limits).await {
+                Ok(plugin) => return Ok(plugin),
+                // It is of another kind, unless it has the interface and not all of it.
+                Err(LoadError::MissingExport { missing, .. }) if !missing.contains('#') => {}
+                Err(why) => return Err(why.into()),
             }
-            Err(why) => Err(why.into()),
+        }
+        Err(AnyError::NoKind)
+    }
+
+    /// The same for one of which somebody said what it is for.
+    pub async fn load_as(
+        engine: &Engine,
+        kind: Kind,
+        name: &str,
+        wasm: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
+        match kind {
+            Kind::Policy => {
+                let loaded = PolicyPlugin::load(engine, name, wasm, limits);
+                Box::pin(loaded).await.map(Self::Policy)
+            }
+            Kind::Llm => {
+                let loaded = LlmPlugin::load(engine, name, wasm, limits);
+                Box::pin(loaded).await.map(Self::Llm)
+            }
+            Kind::Tools => {
+                let loaded = ToolsPlugin::load(engine, name, wasm, limits);
+                Box::pin(loaded).await.map(Self::Tools)
+            }
         }
     }
 
@@ -58,6 +82,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(_) => Kind::Policy,
             Self::Llm(_) => Kind::Llm,
+            Self::Tools(_) => Kind::Tools,
         }
     }
 
@@ -66,6 +91,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => plugin.name(),
             Self::Llm(plugin) => plugin.name(),
+            Self::Tools(plugin) => plugin.name(),
         }
     }
 
@@ -74,6 +100,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => &plugin.descriptor().name,
             Self::Llm(plugin) => &plugin.descriptor().name,
+            Self::Tools(plugin) => &plugin.descriptor().name,
         }
     }
 
@@ -82,6 +109,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => &plugin.descriptor().version,
             Self::Llm(plugin) => &plugin.descriptor().version,
+            Self::Tools(plugin) => &plugin.descriptor().version,
         }
     }
 
@@ -90,6 +118,16 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => &plugin.descriptor().description,
             Self::Llm(plugin) => &plugin.descriptor().description,
+            Self::Tools(plugin) => &plugin.descriptor().description,
+        }
+    }
+
+    /// The JSON schema of the settings it takes, where it gives one.
+    pub fn settings_schema(&self) -> Option<&str> {
+        match self {
+            Self::Policy(plugin) => plugin.descriptor().settings_schema.as_deref(),
+            Self::Llm(plugin) => plugin.descriptor().settings_schema.as_deref(),
+            Self::Tools(plugin) => plugin.descriptor().settings_schema.as_deref(),
         }
     }
 
@@ -98,6 +136,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => plugin.digest(),
             Self::Llm(plugin) => plugin.digest(),
+            Self::Tools(plugin) => plugin.digest(),
         }
     }
 
@@ -106,6 +145,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => plugin.imports(),
             Self::Llm(plugin) => plugin.imports(),
+            Self::Tools(plugin) => plugin.imports(),
         }
     }
 
@@ -114,6 +154,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => plugin.limits(),
             Self::Llm(plugin) => plugin.limits(),
+            Self::Tools(plugin) => plugin.limits(),
         }
     }
 
@@ -122,6 +163,7 @@ impl AnyPlugin {
         match self {
             Self::Policy(plugin) => plugin.figures(),
             Self::Llm(plugin) => plugin.figures(),
+            Self::Tools(plugin) => plugin.figures(),
         }
     }
 }

@@ -28,6 +28,20 @@ pub(super) mod llm_world {
     });
 }
 
+pub(super) mod tools_world {
+    #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
+    wasmtime::component::bindgen!({
+        path: ["../wit/types", "../wit/host", "../wit/tools"],
+        world: "lucid:tools/tools-plugin",
+        exports: { default: async },
+        additional_derives: [serde::Serialize, serde::Deserialize, PartialEq],
+        with: {
+            "lucid:types/types@0.1.0": super::policy_world::lucid::types::types,
+            "lucid:host/log@0.1.0": super::policy_world::lucid::host::log,
+        },
+    });
+}
+
 pub(super) use policy_world::lucid::host::log;
 
 /// The vocabulary that all plugins share, as in `wit/types`.
@@ -49,5 +63,21 @@ pub mod llm {
     pub use super::llm_world::exports::lucid::llm::provider::{
         Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, KeyPlace,
         ModelInfo, Placed, Prices, Sse, ToolCallArguments, ToolCallStart,
+    };
+}
+
+impl From<tools::KeyPlace> for llm::KeyPlace {
+    fn from(place: tools::KeyPlace) -> Self {
+        match place {
+            tools::KeyPlace::Bearer => Self::Bearer,
+            tools::KeyPlace::Header(name) => Self::Header(name),
+        }
+    }
+}
+
+/// What the host and a component with tools tell each other, as in `wit/tools`.
+pub mod tools {
+    pub use super::tools_world::exports::lucid::tools::tools::{
+        Action, Answer, Command, Descriptor, KeyPlace, Output, Program, Progress, Reply, Turn,
     };
 }

@@ -68,7 +68,7 @@ impl Loaded {
         }
     }
 
-    fn place(&self, call: &'static str) -> Place {
+    pub(super) fn place(&self, call: &'static str) -> Place {
         Place {
             plugin: self.name.clone(),
             call,

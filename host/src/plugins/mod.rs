@@ -5,13 +5,14 @@
 //! or another session: each call has limits, and passing one is an ordinary error of that call.
 //!
 //! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
-//! `wasi` and `printed` what a guest of another toolchain finds, `policy` and `llm` the front of each
-//! kind, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
+//! `wasi` and `printed` what a guest of another toolchain finds, `policy`, `llm` and `tools` the front of
+//! each kind, `definitions` what a plugin's tools must be, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
 
 mod admission;
 mod any;
 mod bindings;
 mod complete;
+mod definitions;
 mod engine;
 mod guest;
 mod limits;
@@ -25,25 +26,31 @@ mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod text;
+mod tool_call;
+mod tools;
 mod wasi;
 
 use std::collections::BTreeMap;
 
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
 pub use any::{AnyError, AnyPlugin};
-pub use bindings::{llm as llm_types, policy as policy_types, types};
+pub use bindings::{llm as llm_types, policy as policy_types, tools as tools_types, types};
 pub use complete::{Completed, Failed, Shown, Target, complete};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use limits::{CallError, Called, Figures, Limits, Place};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tally::CallFigures;
+pub use tool_call::{Called as ToolCalled, Hands, call_tool};
+pub(crate) use tool_call::{MOST_STEPS, check as check_action};
+pub use tools::ToolsPlugin;
 
 /// The plugins that are loaded, by kind and name. It never changes once it is built.
 #[derive(Debug, Clone, Default)]
 pub struct Plugins {
     policies: BTreeMap<String, PolicyPlugin>,
     llms: BTreeMap<String, LlmPlugin>,
+    tools: BTreeMap<String, ToolsPlugin>,
 }
 
 /// What is said of a loaded plugin.
@@ -74,14 +81,19 @@ impl Plugins {
     pub fn of(
         policies: impl IntoIterator<Item = PolicyPlugin>,
         llms: impl IntoIterator<Item = LlmPlugin>,
+        tools: impl IntoIterator<Item = ToolsPlugin>,
     ) -> Self {
         let policies = policies.into_iter();
         let llms = llms.into_iter();
+        let tools = tools.into_iter();
         Self {
             policies: policies
                 .map(|plugin| (plugin.name().to_owned(), plugin))
                 .collect(),
             llms: llms
+                .map(|plugin| (plugin.name().to_owned(), plugin))
+                .collect(),
+            tools: tools
                 .map(|plugin| (plugin.name().to_owned(), plugin))
                 .collect(),
         }
@@ -97,6 +109,11 @@ impl Plugins {
         self.llms.get(name)
     }
 
+    /// The component with tools of this name.
+    pub fn tools(&self, name: &str) -> Option<&ToolsPlugin> {
+        self.tools.get(name)
+    }
+
     /// All policies, by name.
     pub fn policies(&self) -> impl Iterator<Item = &PolicyPlugin> {
         self.policies.values()
@@ -107,7 +124,12 @@ impl Plugins {
         self.llms.values()
     }
 
-    /// All of them, policies first, each kind by name.
+    /// All components with tools, by name.
+    pub fn all_tools(&self) -> impl Iterator<Item = &ToolsPlugin> {
+        self.tools.values()
+    }
+
+    /// All of them, kind by kind, each by name.
     pub fn list(&self) -> Vec<PluginInfo> {
         let policies = self.policies.values().map(|plugin| PluginInfo {
             kind: Kind::Policy,
@@ -121,7 +143,13 @@ impl Plugins {
             version: plugin.descriptor().version.clone(),
             digest: plugin.digest().to_owned(),
         });
-        policies.chain(llms).collect()
+        let tools = self.tools.values().map(|plugin| PluginInfo {
+            kind: Kind::Tools,
+            name: plugin.name().to_owned(),
+            version: plugin.descriptor().version.clone(),
+            digest: plugin.digest().to_owned(),
+        });
+        policies.chain(llms).chain(tools).collect()
     }
 }
 
@@ -155,6 +183,13 @@ impl PluginsBuilder {
         self
     }
 
+    /// Adds a component with tools.
+    #[must_use]
+    pub fn tools(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
+        self.wanted.push((Kind::Tools, name.into(), wasm.into()));
+        self
+    }
+
     /// Loads them all, or says what is wrong with the first that cannot be.
     pub async fn build(self) -> Result<Plugins, LoadError> {
         let mut plugins = Plugins::default();
@@ -168,6 +203,10 @@ impl PluginsBuilder {
                 Kind::Llm => {
                     let plugin = LlmPlugin::load(engine, &name, &wasm, limits).await?;
                     plugins.llms.insert(name.clone(), plugin).is_some()
+                }
+                Kind::Tools => {
+                    let plugin = ToolsPlugin::load(engine, &name, &wasm, limits).await?;
+                    plugins.tools.insert(name.clone(), plugin).is_some()
                 }
             };
             if taken {

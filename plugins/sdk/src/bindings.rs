@@ -78,3 +78,20 @@ pub mod git {
         generate_unused_types: true,
     });
 }
+
+/// The world of a component with tools.
+pub mod tools {
+    wit_bindgen::generate!({
+        path: ["../../wit/types", "../../wit/host", "../../wit/tools"],
+        world: "lucid:tools/tools-plugin",
+        with: {
+            "lucid:types/types@0.1.0": crate::bindings::shared::lucid::types::types,
+            "lucid:host/log@0.1.0": crate::bindings::shared::lucid::host::log,
+        },
+        additional_derives: [PartialEq, Clone, serde::Serialize, serde::Deserialize],
+        pub_export_macro: true,
+        export_macro_name: "export_tools_world",
+        default_bindings_module: "lucid_plugin::bindings::tools",
+        generate_unused_types: true,
+    });
+}

@@ -3,8 +3,8 @@
 //!
 //! Always holds: nothing here reads a clock, randomness, a file or the network, so a plugin built
 //! on it imports at most `lucid:host/log`. Everything runs natively as well, which is how plugins
-//! are tested: [`testing::Session`] plays a session with a policy, [`testing::decode`] reads a
-//! recorded answer with an adapter.
+//! are tested: [`testing::Session`] plays a session with a policy, [`testing::Call`] a call of a tool,
+//! [`testing::decode`] reads a recorded answer with an adapter.
 //!
 //! [`turns`] has the loop that most agents are: model, tools, model. An agent is a type that implements [`policy::Policy`]:
 //!
@@ -34,6 +34,9 @@
 //! lucid_plugin::export_policy!(Parrot);
 //! ```
 //!
+//! Tools for agents implement [`tools::Tools`], and end in `export_tools!`: they turn a call into commands
+//! and requests, which the host carries out.
+//!
 //! An adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`. What every
 //! adapter needs is there: [`llm::conversation`] makes any transcript one that a provider takes,
 //! [`llm::files`] writes a body with pictures, [`llm::Params`] reads a policy's settings,
@@ -49,6 +52,7 @@ mod messages;
 pub mod policy;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+pub mod tools;
 pub mod turns;
 
 /// The shared vocabulary: messages, tools, errors, HTTP.

@@ -1,5 +1,5 @@
-//! For tests, natively: a host that plays a session with a policy, a reader of recorded answers
-//! for an adapter, and a server that a git provider's integration asks.
+//! For tests, natively: a host that plays a session with a policy, one that carries out a tool's call, a
+//! reader of recorded answers for an adapter, and a server that a git provider's integration asks.
 //!
 //! Always holds: what the real host holds a policy to is held here with a failed assertion. Each step
 //! is made twice and must give the same; its state goes through its bytes; no effect is named like
@@ -18,6 +18,8 @@
 //! # }
 //! ```
 
+mod calls;
+
 use std::marker::PhantomData;
 
 use serde_json::json;
@@ -34,6 +36,8 @@ use crate::types::{
     Content, Error, ErrorKind, Header, HttpRequest, HttpResponse, Message, Role, StopReason,
     ToolCall, ToolDefinition, ToolResult,
 };
+
+pub use calls::{Call, definitions};
 
 /// A session of a policy, played by a test.
 pub struct Session<P> {

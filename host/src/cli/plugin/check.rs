@@ -7,6 +7,7 @@ mod llm;
 mod policy;
 #[cfg(test)]
 mod tests;
+mod tools;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,16 +15,10 @@ use std::process::ExitCode;
 use sha2::{Digest, Sha256};
 
 use super::report::Report;
-use super::{CheckArgs, KindArg, component, engine, refused};
+use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::deployment::settings_fit;
-use crate::plugins::{Kind, Limits, LlmPlugin, LoadError, PolicyPlugin};
-
-/// A plugin that was let in.
-enum Admitted {
-    Policy(PolicyPlugin),
-    Llm(LlmPlugin),
-}
+use crate::plugins::{AnyError, AnyPlugin, Limits};
 
 /// Checks it, and prints what was found.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {
@@ -52,59 +47,33 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let limits = Limits::default();
     let admitted = match args.kind {
-        Some(KindArg::Policy) => load_policy(&engine, &name, &wasm, &limits).await,
-        Some(KindArg::Llm) => load_llm(&engine, &name, &wasm, &limits).await,
-        None => match load_policy(&engine, &name, &wasm, &limits).await {
-            Err(LoadError::MissingExport { .. }) => {
-                match load_llm(&engine, &name, &wasm, &limits).await {
-                    Err(LoadError::MissingExport { .. }) => {
-                        report.bad(
-                            "kind",
-                            "it exports neither lucid:policy/policy@0.1.0 nor lucid:llm/provider@0.1.0, so it is no plugin: end the crate in `export_policy!` or `export_llm!`",
-                        );
-                        return report.exit_code();
-                    }
-                    other => other,
-                }
-            }
-            other => other,
-        },
+        Some(kind) => {
+            let loaded = AnyPlugin::load_as(&engine, kind.into(), &name, &wasm, &limits);
+            loaded.await.map_err(AnyError::from)
+        }
+        None => AnyPlugin::load(&engine, &name, &wasm, &limits).await,
     };
-    let admitted = match admitted {
-        Ok(admitted) => admitted,
+    let plugin = match admitted {
+        Ok(plugin) => plugin,
         Err(error) => {
-            report.bad("admission", &error.to_string());
+            let what = match error {
+                AnyError::NoKind => "kind",
+                AnyError::Load(_) => "admission",
+            };
+            report.bad(what, &error.to_string());
             return report.exit_code();
-        }
-    };
-    let (kind, says, version, about, schema) = match &admitted {
-        Admitted::Policy(plugin) => {
-            let said = plugin.descriptor();
-            (
-                Kind::Policy,
-                &said.name,
-                &said.version,
-                &said.description,
-                &said.settings_schema,
-            )
-        }
-        Admitted::Llm(plugin) => {
-            let said = plugin.descriptor();
-            (
-                Kind::Llm,
-                &said.name,
-                &said.version,
-                &said.description,
-                &said.settings_schema,
-            )
         }
     };
     report.good(
         "admission",
-        &format!("kind {kind}; it imports nothing that it is not given"),
+        &format!(
+            "kind {}; it imports nothing that it is not given",
+            plugin.kind()
+        ),
     );
-    report.good("describe", &format!("{says} {version}: {about}"));
-    match schema {
+    let says = (plugin.own_name(), plugin.version(), plugin.description());
+    report.good("describe", &format!("{} {}: {}", says.0, says.1, says.2));
+    match plugin.settings_schema() {
         None => report.note(
             "settings",
             "it gives no schema, so a wrong setting in a manifest is not found before it is used",
@@ -114,12 +83,9 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
             settings_fit(schema, &settings).map(|()| format!("its schema takes {}", args.settings)),
         ),
     }
-    match &admitted {
-        Admitted::Policy(plugin) => {
-            policy::check(&mut report, plugin, &args.settings).await;
-            report.figures(&plugin.figures(), plugin.limits());
-        }
-        Admitted::Llm(plugin) => {
+    match &plugin {
+        AnyPlugin::Policy(plugin) => policy::check(&mut report, plugin, &args.settings).await,
+        AnyPlugin::Llm(plugin) => {
             let beside = args
                 .file
                 .parent()
@@ -130,28 +96,9 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
                 .clone()
                 .or_else(|| beside.is_dir().then_some(beside));
             llm::check(&mut report, plugin, &args.settings, recorded.as_deref()).await;
-            report.figures(&plugin.figures(), plugin.limits());
         }
+        AnyPlugin::Tools(plugin) => tools::check(&mut report, plugin, &args.settings).await,
     }
+    report.figures(&plugin.figures(), plugin.limits());
     report.exit_code()
-}
-
-async fn load_policy(
-    engine: &crate::plugins::Engine,
-    name: &str,
-    wasm: &[u8],
-    limits: &Limits,
-) -> Result<Admitted, LoadError> {
-    let loaded = Box::pin(PolicyPlugin::load(engine, name, wasm, limits)).await;
-    loaded.map(Admitted::Policy)
-}
-
-async fn load_llm(
-    engine: &crate::plugins::Engine,
-    name: &str,
-    wasm: &[u8],
-    limits: &Limits,
-) -> Result<Admitted, LoadError> {
-    let loaded = Box::pin(LlmPlugin::load(engine, name, wasm, limits)).await;
-    loaded.map(Admitted::Llm)
 }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::{CheckArgs, build, check};
 use crate::cli::{failed, interrupted};
-use crate::deployment::{Manifest, Source, Watch};
+use crate::deployment::{Manifest, Watch};
 
 /// What tools make.
 const MADE: &[&str] = &[
@@ -109,12 +109,10 @@ fn who_takes_it(folder: &Path, file: &Path) -> String {
         let Ok(read) = Manifest::read(&manifest) else {
             continue;
         };
-        let providers = read.providers.values().map(|entry| &entry.plugin);
-        let mut all = read.policies.values().chain(providers);
-        let names = all.any(|entry| match &entry.component.value {
-            Source::File(path) => path.canonicalize().ok() == own,
-            Source::Builtin(_) | Source::Registry(_) => false,
-        });
+        let names = read
+            .files()
+            .iter()
+            .any(|path| path.canonicalize().ok() == own);
         if names {
             return format!(
                 "{} names it: a host that runs with that manifest takes the new build by itself.",

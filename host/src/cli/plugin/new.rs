@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use super::{KindArg, Lang, NewArgs, kit, refused};
 use crate::cli::failed;
+use crate::plugins::Kind;
 
 /// A name becomes a crate's and a plugin's.
 const LONGEST: usize = 64;
@@ -87,7 +88,7 @@ pub(super) fn new(args: &NewArgs) -> ExitCode {
     }
     let Some(template) = template(args.kind, args.lang) else {
         return refused(
-            "An adapter is written in Rust: it decodes streams, which the other languages are too slow for. Leave --lang out.",
+            "That kind of plugin is written in Rust: an adapter decodes streams, which the other languages are too slow for, and there is no template for tools in another one. Leave --lang out.",
         );
     };
     let folder = PathBuf::from(&args.name);
@@ -133,9 +134,10 @@ fn template(kind: KindArg, lang: Lang) -> Option<&'static str> {
     match (kind, lang) {
         (KindArg::Policy, Lang::Rust) => Some("rust-policy"),
         (KindArg::Llm, Lang::Rust) => Some("rust-llm"),
+        (KindArg::Tools, Lang::Rust) => Some("rust-tools"),
         (KindArg::Policy, Lang::Javascript) => Some("javascript"),
         (KindArg::Policy, Lang::Python) => Some("python"),
-        (KindArg::Llm, _) => None,
+        (KindArg::Llm | KindArg::Tools, _) => None,
     }
 }
 
@@ -145,18 +147,14 @@ fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf,
     for (path, text) in kit::below(&format!("plugins/templates/{template}")) {
         files.push((named(path, name).into(), named(text, name)));
     }
-    let own = match kind {
-        KindArg::Policy => "policy",
-        KindArg::Llm => "llm",
-    };
+    let own = Kind::from(kind);
     if lang == Lang::Rust {
         for (path, text) in kit::below("plugins/sdk") {
             files.push((Path::new("vendor/lucid-plugin").join(path), text.to_owned()));
         }
-        for package in ["types", "host", "policy", "llm", "git"] {
-            for (path, text) in kit::below(&format!("wit/{package}")) {
-                files.push((Path::new("wit").join(package).join(path), text.to_owned()));
-            }
+        // All of them: the SDK is made against all.
+        for (path, text) in kit::below("wit") {
+            files.push((Path::new("wit").join(path), text.to_owned()));
         }
         let crates = r#"["lucid-plugin", "serde", "serde_json"]"#;
         let lock = format!(
@@ -244,6 +242,7 @@ mod tests {
         for (kind, lang) in [
             (KindArg::Policy, Lang::Rust),
             (KindArg::Llm, Lang::Rust),
+            (KindArg::Tools, Lang::Rust),
             (KindArg::Policy, Lang::Javascript),
             (KindArg::Policy, Lang::Python),
         ] {

@@ -1,6 +1,7 @@
 //! Owns the tests of what is sent and how an answer is read, against a server on the loopback.
 
 mod complete;
+mod exchange;
 
 use std::sync::{Arc, Mutex};
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod guests;
 mod released;
+mod tools;
 mod wasi;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,475 @@
+//! Owns the components with tools of a deployment: where each sends its requests, with which key, who has
+//! its tools, and how a call of one is carried out in a session.
+//!
+//! What always holds: a key is the one that the manifest names for that very entry, and goes to the base URL
+//! that stands beside it; an address that a component brings itself is on the public network. Each command
+//! and each request is shown and written down before it is carried out.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use secrecy::SecretString;
+use url::Url;
+
+use super::toolsets::{Source, Toolset};
+use crate::config::Config;
+use crate::deployment::{LoadedTools, Manifest, Problem, Problems};
+use crate::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
+use crate::plugins::tools_types::{Command, Output, Program};
+use crate::plugins::types::{
+    Error, ErrorKind, HttpRequest, HttpResponse, ToolCall, ToolDefinition, ToolResult,
+};
+use crate::plugins::{Hands, ToolsPlugin, call_tool};
+use crate::sandbox::{ExecRequest, SandboxError};
+use crate::session::{DeltaKind, EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
+use crate::tools::middle_left_out;
+
+/// What a call may take where the manifest says nothing.
+const CALL_TIME: Duration = Duration::from_secs(120);
+/// The most bytes of an answer that a component is handed.
+const LARGEST_ANSWER: u64 = 4 << 20;
+/// How many of the first and of the last bytes of a command's output it is handed.
+const KEPT_OUTPUT: usize = 64 << 10;
+/// The most bytes of what a command wrote that a person is shown, and of a body that is sent.
+const SHOWN_OUTPUT: usize = 30_000;
+const SHOWN_BODY: usize = 2_000;
+
+/// The components with tools of this deployment.
+pub(super) struct Components {
+    /// In the order of their names.
+    all: Vec<Arc<Component>>,
+}
+
+/// One of them, and what it is given.
+pub(super) struct Component {
+    pub(super) plugin: ToolsPlugin,
+    /// As JSON.
+    settings: String,
+    /// By their own names.
+    definitions: Vec<ToolDefinition>,
+    /// Where its requests go; none where it can make none.
+    pub(super) endpoint: Option<Endpoint>,
+    pub(super) key: Option<SecretString>,
+    /// The variable that the key is from, or is missing from.
+    pub(super) variable: Option<String>,
+    pub(super) time: Duration,
+    /// Those whose sessions have the tools; none for all.
+    pub(super) policies: Option<Vec<String>>,
+    /// Shared by all of them.
+    egress: Egress,
+}
+
+impl Components {
+    /// Those that were loaded, and what the operator should know of them.
+    pub(super) fn new(
+        loaded: Vec<LoadedTools>,
+        manifest: &Manifest,
+        config: &Config,
+    ) -> Result<(Self, Vec<String>), Problems> {
+        let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
+        let mut sites = Vec::new();
+        for tools in loaded {
+            match site(&tools, config) {
+                Ok(site) => sites.push((tools, site)),
+                Err(why) => {
+                    let at = tools.entry.plugin.at;
+                    wrong.push(Problem::at(manifest.path.as_deref(), at, why));
+                }
+            }
+        }
+        Problems::unless_none(wrong)?;
+        let limits = EgressLimits {
+            response: LARGEST_ANSWER,
+            ..EgressLimits::default()
+        };
+        let endpoints = sites.iter().filter_map(|(_, site)| site.endpoint.as_ref());
+        let egress = Egress::new(limits, endpoints)
+            .map_err(|why| Problem::plain(format!("no tool can ask a server: {why}")))?;
+        let mut all = Vec::new();
+        for (tools, site) in sites {
+            let LoadedTools {
+                plugin,
+                settings,
+                definitions,
+                entry,
+            } = tools;
+            let variable = entry.key.map(|key| key.value);
+            if let (Some(variable), None) = (&variable, &site.key) {
+                warnings.push(format!(
+                    "{variable} is not set, so the tools `{}` have no key.",
+                    plugin.name()
+                ));
+            }
+            all.push(Arc::new(Component {
+                plugin,
+                settings,
+                definitions,
+                endpoint: site.endpoint,
+                key: site.key,
+                variable,
+                time: entry.time.unwrap_or(CALL_TIME),
+                policies: entry.policies,
+                egress: egress.clone(),
+            }));
+        }
+        Ok((Self { all }, warnings))
+    }
+
+    /// All of them, for sessions.
+    pub(super) fn sources(&self) -> Vec<Arc<dyn Source>> {
+        let all = self.all.iter().cloned();
+        all.map(|one| Arc::new(Offered(one)) as Arc<dyn Source>)
+            .collect()
+    }
+
+    /// The one of this name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<Component>> {
+        self.all.iter().find(|one| one.plugin.name() == name)
+    }
+}
+
+impl Component {
+    /// Whether sessions of this policy have its tools.
+    pub(super) fn is_for(&self, policy: &str) -> bool {
+        let named = self.policies.as_ref();
+        named.is_none_or(|names| names.iter().any(|name| name == policy))
+    }
+
+    /// The names that models call its tools by.
+    pub(super) fn tool_names(&self) -> Vec<String> {
+        let names = self.definitions.iter().map(|tool| &tool.name);
+        names.map(|name| self.whole_name(name)).collect()
+    }
+
+    fn whole_name(&self, tool: &str) -> String {
+        format!("{}{SEPARATOR}{tool}", self.plugin.name())
+    }
+}
+
+/// What sessions open.
+struct Offered(Arc<Component>);
+
+/// A component is shared by all sessions: what one holds of it is its place.
+struct OfSession {
+    component: Arc<Component>,
+    place: Option<Arc<dyn Place>>,
+}
+
+impl Source for Offered {
+    fn name(&self) -> &str {
+        self.0.plugin.name()
+    }
+
+    fn identity(&self) -> String {
+        let one = &self.0;
+        let to = one.endpoint.as_ref();
+        let to = to.map(|to| (to.base_url().as_str(), to.injection()));
+        format!(
+            "component {} {:?} {} {to:?} {:?} {:?} {:?}",
+            one.plugin.digest(),
+            one.plugin.limits(),
+            one.settings,
+            one.variable,
+            one.time,
+            one.policies,
+        )
+    }
+
+    fn serves(&self, policy: &str) -> bool {
+        self.0.is_for(policy)
+    }
+
+    fn describe(&self, tool: &str, arguments: &str) -> EventDraft {
+        let name = self.0.whole_name(tool);
+        EventDraft::text("CmdRunAction", format!("{name} {arguments}"))
+    }
+
+    fn open(
+        &self,
+        _: ToolsSpec,
+        place: Option<Arc<dyn Place>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>> {
+        let opened = OfSession {
+            component: self.0.clone(),
+            place,
+        };
+        std::future::ready(Ok(Arc::new(opened) as Arc<dyn Toolset>)).boxed()
+    }
+}
+
+impl Toolset for OfSession {
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        self.component.definitions.clone()
+    }
+
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        showing: Showing,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let component = self.component.clone();
+        let hands = HandsOf {
+            component: component.clone(),
+            place: self.place.clone(),
+            showing,
+        };
+        async move {
+            let time = timeout_ms.map_or(component.time, |ms| {
+                component.time.min(Duration::from_millis(ms.into()))
+            });
+            let Component {
+                plugin, settings, ..
+            } = &*component;
+            let called = call_tool(plugin, settings, &call, &hands, time).await;
+            tracing::debug!(
+                plugin = plugin.name(),
+                tool = call.name,
+                steps = called.steps,
+                fuel = called.figures.fuel,
+                micros = called.figures.micros,
+                "a tool was called"
+            );
+            let reply = called.reply;
+            let event_type = if reply.is_error {
+                "AgentErrorObservation"
+            } else {
+                "CmdOutputObservation"
+            };
+            Ok(ToolDone {
+                shown: EventDraft::text(event_type, &reply.text),
+                result: ToolResult {
+                    call_id: call.id,
+                    is_error: reply.is_error,
+                    text: reply.text,
+                    exit_code: None,
+                    blobs: Vec::new(),
+                },
+                notices: Vec::new(),
+            })
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+/// Carries out what a component wants in one call.
+struct HandsOf {
+    component: Arc<Component>,
+    place: Option<Arc<dyn Place>>,
+    showing: Showing,
+}
+
+impl HandsOf {
+    /// Fails where the call is not to go on.
+    async fn show(&self, event: EventDraft) -> Result<(), Error> {
+        if (self.showing.events)(event).await {
+            return Ok(());
+        }
+        Err(error(ErrorKind::Cancelled, "The call was given up."))
+    }
+}
+
+impl Hands for HandsOf {
+    fn run<'a>(
+        &'a self,
+        command: &'a Command,
+        most: Duration,
+    ) -> BoxFuture<'a, Result<Output, Error>> {
+        async move {
+            let Some(place) = &self.place else {
+                let what = "There is no sandbox in this session, so no command can be run.";
+                return Err(error(ErrorKind::Unsupported, what));
+            };
+            let line = line_of(&command.program);
+            self.show(EventDraft {
+                command: Some(line.clone()),
+                ..EventDraft::text("CmdRunAction", &line)
+            })
+            .await?;
+            let deltas = self.showing.deltas.clone();
+            let output = move |bytes: &[u8]| {
+                deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
+            };
+            let request = request_of(command, &place.root(), most);
+            let ran = place.exec(request, Box::new(output)).await;
+            let ran = ran.map_err(|why| match why {
+                SandboxError::Refused(sentence) => error(ErrorKind::InvalidInput, sentence),
+                why => error(ErrorKind::Unsupported, why.to_string()),
+            })?;
+            self.show(EventDraft {
+                command: Some(line),
+                exit_code: Some(ran.exit_code),
+                ..EventDraft::text(
+                    "CmdOutputObservation",
+                    middle_left_out(ran.output.clone(), SHOWN_OUTPUT),
+                )
+            })
+            .await?;
+            Ok(Output {
+                exit_code: ran.exit_code,
+                timed_out: ran.timed_out,
+                text: ran.output,
+                left_out: ran.omitted,
+            })
+        }
+        .boxed()
+    }
+
+    fn send<'a>(
+        &'a self,
+        request: &'a HttpRequest,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<HttpResponse, Error>> {
+        async move {
+            let Component {
+                endpoint,
+                egress,
+                key,
+                ..
+            } = &*self.component;
+            let Some(endpoint) = endpoint else {
+                let what = "These tools were given no server: `base_url` in their entry of the deployment's manifest says which one they may ask.";
+                return Err(error(ErrorKind::Unsupported, what));
+            };
+            self.show(EventDraft::text(
+                "CmdRunAction",
+                shown_request(endpoint, request),
+            ))
+            .await?;
+            let answered = egress.exchange(endpoint, key.as_ref(), request).await;
+            let said = match &answered {
+                Ok(answer) => format!("HTTP {}, {} bytes", answer.status, answer.body.len()),
+                Err(why) => format!("No answer: {why}."),
+            };
+            self.show(EventDraft::text("CmdOutputObservation", said))
+                .await?;
+            Ok(answered?)
+        }
+        .boxed()
+    }
+}
+
+fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error {
+        kind,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
+}
+
+/// A command as a person reads it.
+fn line_of(program: &Program) -> String {
+    match program {
+        Program::Shell(line) => line.clone(),
+        Program::Argv(argv) => {
+            let words: Vec<Cow<'_, str>> = argv.iter().map(|word| quoted(word)).collect();
+            words.join(" ")
+        }
+    }
+}
+
+/// A word as a shell would take it for one.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return Cow::Borrowed(word);
+    }
+    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
+}
+
+fn request_of(command: &Command, root: &str, most: Duration) -> ExecRequest {
+    let request = match &command.program {
+        Program::Argv(argv) => ExecRequest::argv(argv),
+        Program::Shell(line) => ExecRequest::shell(line),
+    };
+    let wanted = command
+        .timeout_ms
+        .map(|ms| Duration::from_millis(ms.into()));
+    let time = wanted.map_or(most, |wanted| wanted.min(most));
+    let time = time.max(Duration::from_millis(1));
+    let mut request = request.timeout(time).keep(KEPT_OUTPUT, KEPT_OUTPUT);
+    if let Some(folder) = &command.folder {
+        let root = root.trim_end_matches('/');
+        request = request.cwd(format!("{root}/{}", folder.trim_start_matches('/')));
+    }
+    for (name, value) in &command.environment {
+        request = request.env(name, value);
+    }
+    if let Some(text) = &command.stdin {
+        request = request.stdin(text);
+    }
+    request
+}
+
+/// A request as a person reads it: no header is shown, and the key is in none of this.
+fn shown_request(endpoint: &Endpoint, request: &HttpRequest) -> String {
+    let HttpRequest {
+        method,
+        path,
+        query,
+        body,
+        ..
+    } = request;
+    let base = endpoint.base_url().as_str().trim_end_matches('/');
+    let mut shown = format!("{method} {base}{path}");
+    let mut encoded = url::form_urlencoded::Serializer::new(String::new());
+    encoded.extend_pairs(query);
+    let encoded = encoded.finish();
+    if !encoded.is_empty() {
+        shown.push('?');
+        shown.push_str(&encoded);
+    }
+    if !body.is_empty() {
+        shown.push('\n');
+        let text = String::from_utf8_lossy(body).into_owned();
+        shown.push_str(&middle_left_out(text, SHOWN_BODY));
+    }
+    shown
+}
+
+/// Where a component's requests go, and what goes along.
+struct Site {
+    endpoint: Option<Endpoint>,
+    key: Option<SecretString>,
+}
+
+/// Fails with a sentence.
+fn site(tools: &LoadedTools, config: &Config) -> Result<Site, String> {
+    let LoadedTools { plugin, entry, .. } = tools;
+    let name = plugin.name();
+    let descriptor = plugin.descriptor();
+    let unusable = |cause: EgressError| format!("the tools `{name}` cannot be used: {cause}");
+    let injection = match &entry.key_place {
+        Some(place) => place.clone(),
+        None => Injection::of(&descriptor.key.clone().into()).map_err(unusable)?,
+    };
+    let endpoint = match (&entry.base_url, &descriptor.default_base_url) {
+        (Some(stated), _) => Some(Endpoint::new(stated.value.clone(), injection)),
+        (None, Some(usual)) => {
+            let url = Url::parse(usual).map_err(|_| {
+                format!("the tools `{name}` have a base URL of their own that cannot be read; report it to their author, or set `base_url`")
+            })?;
+            Some(Endpoint::public(url, injection))
+        }
+        (None, None) => None,
+    };
+    let key = match &entry.key {
+        Some(variable) => config
+            .variables
+            .key(&variable.value)
+            .map_err(|why| why.to_string())?,
+        None => None,
+    };
+    Ok(Site {
+        endpoint: endpoint.transpose().map_err(unusable)?,
+        key: key.map(|key| SecretString::from(key.expose().to_owned())),
+    })
+}

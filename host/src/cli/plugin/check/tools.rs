@@ -1,0 +1,240 @@
+//! Owns the trial of a component with tools: what it offers, and calls of each tool as models make them,
+//! well and badly, with a sandbox and a server that follow a script.
+//!
+//! What always holds: every step is made twice and must give the same; nothing is run or sent; what a
+//! host would not carry out is said.
+
+use serde_json::{Map, Value, json};
+
+use super::super::report::Report;
+use crate::egress::refusal_of;
+use crate::plugins::tools_types::{Action, Answer, Output, Progress};
+use crate::plugins::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
+use crate::plugins::{CallError, MOST_STEPS, ToolsPlugin, check_action};
+
+/// How the world answers a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum World {
+    /// Commands print something and end well, servers answer with a small object.
+    Kind,
+    /// Commands end badly, servers refuse.
+    Unkind,
+    /// Nothing can be carried out.
+    Gone,
+    /// What comes back is no text, or much.
+    Odd,
+}
+
+/// All of them, and what they are called in a report.
+const WORLDS: [(World, &str, &str); 4] = [
+    (World::Kind, "calls", "each tool, where all goes well"),
+    (
+        World::Unkind,
+        "refusals",
+        "commands fail, and servers refuse",
+    ),
+    (World::Gone, "failures", "nothing can be carried out"),
+    (
+        World::Odd,
+        "oddities",
+        "bytes that are no text, and many of them",
+    ),
+];
+
+/// Tries all of it.
+pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &str) {
+    let tools = match plugin.definitions(settings).await.result {
+        Ok(tools) => tools,
+        Err(error) => return report.bad("tools", &error.to_string()),
+    };
+    if tools.is_empty() {
+        report.note("tools", "there are none with these settings");
+    } else {
+        let names: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
+        report.good("tools", &names.join(", "));
+    }
+    for (world, name, what) in WORLDS {
+        let mut tried = Tried::default();
+        let mut wrong = None;
+        for tool in &tools {
+            let arguments = example(tool);
+            if let Err(why) =
+                play(plugin, settings, &tool.name, &arguments, world, &mut tried).await
+            {
+                wrong = Some(format!("{}: {why}", tool.name));
+                break;
+            }
+        }
+        match wrong {
+            Some(why) => report.bad(name, &why),
+            None => report.good(name, &format!("{what}: {}", tried.sentence())),
+        }
+    }
+    report.result("arguments", arguments(plugin, settings, &tools).await);
+}
+
+/// What came of some calls.
+#[derive(Debug, Default)]
+struct Tried {
+    steps: usize,
+    commands: usize,
+    requests: usize,
+    errors: usize,
+}
+
+impl Tried {
+    fn sentence(&self) -> String {
+        let Self {
+            steps,
+            commands,
+            requests,
+            errors,
+        } = self;
+        format!(
+            "{steps} steps, each the same when made again; {commands} commands, {requests} requests, {errors} ended with an error for the model"
+        )
+    }
+}
+
+/// What models write that read no schema.
+async fn arguments(
+    plugin: &ToolsPlugin,
+    settings: &str,
+    tools: &[ToolDefinition],
+) -> Result<String, String> {
+    let long = json!({ "x": "x".repeat(100_000) }).to_string();
+    let names = tools.iter().map(|tool| &*tool.name).chain(["no-such-tool"]);
+    let mut tried = Tried::default();
+    for name in names {
+        for arguments in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            r#"{"unknown": [1, {"a": null}]}"#,
+            &long,
+        ] {
+            let played = play(plugin, settings, name, arguments, World::Kind, &mut tried).await;
+            let shown: String = arguments.chars().take(40).collect();
+            played.map_err(|why| format!("{name} with the arguments `{shown}`: {why}"))?;
+        }
+    }
+    Ok(format!(
+        "what is no object or none that a schema allows breaks nothing: {}",
+        tried.sentence()
+    ))
+}
+
+/// One call to its end. Fails with a sentence.
+async fn play(
+    plugin: &ToolsPlugin,
+    settings: &str,
+    tool: &str,
+    arguments: &str,
+    world: World,
+    tried: &mut Tried,
+) -> Result<(), String> {
+    let call = ToolCall {
+        id: "call-1".to_owned(),
+        name: tool.to_owned(),
+        arguments: arguments.to_owned(),
+    };
+    let mut progress: Option<Progress> = None;
+    for _ in 0..MOST_STEPS {
+        let done = plugin.step(settings, &call, progress.as_ref()).await.result;
+        let again = plugin.step(settings, &call, progress.as_ref()).await.result;
+        if done != again {
+            return Err("the same arguments gave something else the second time; a step must depend on nothing but its arguments, not on a hash map's order".to_owned());
+        }
+        tried.steps += 1;
+        let turn = match done {
+            Ok(turn) => turn,
+            Err(CallError::Plugin { .. }) => {
+                tried.errors += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        check_action(&turn.action)?;
+        match &turn.action {
+            Action::Run(_) => tried.commands += 1,
+            Action::Send(request) => {
+                tried.requests += 1;
+                let place = plugin.descriptor().key.clone().into();
+                if let Some(why) = refusal_of(request, &place) {
+                    return Err(why.to_string());
+                }
+            }
+            Action::Done(reply) => {
+                tried.errors += usize::from(reply.is_error);
+                return Ok(());
+            }
+        }
+        progress = Some(Progress {
+            state: turn.state,
+            answer: answer(&turn.action, world),
+        });
+    }
+    Err(format!("it was not done after {MOST_STEPS} steps"))
+}
+
+fn answer(action: &Action, world: World) -> Answer {
+    if world == World::Gone {
+        return Answer::Failed(Error {
+            kind: ErrorKind::Unsupported,
+            code: None,
+            message: "It cannot be done.".to_owned(),
+            retry_after_ms: None,
+        });
+    }
+    if let Action::Run(_) = action {
+        let text = match world {
+            World::Odd => "\u{fffd}\u{0}".repeat(40_000),
+            World::Kind | World::Unkind | World::Gone => "one\ntwo\n".to_owned(),
+        };
+        return Answer::Ran(Output {
+            exit_code: if world == World::Unkind { 1 } else { 0 },
+            timed_out: false,
+            text,
+            left_out: if world == World::Odd { 1 << 20 } else { 0 },
+        });
+    }
+    let (status, body) = match world {
+        World::Unkind => (503, b"{\"error\": \"busy\"}".to_vec()),
+        World::Odd => (200, vec![0xff; 1 << 20]),
+        World::Kind | World::Gone => (200, b"{\"id\": 1, \"items\": []}".to_vec()),
+    };
+    let headers = vec![Header {
+        name: "content-type".to_owned(),
+        value: "application/json".to_owned(),
+    }];
+    Answer::Responded(HttpResponse {
+        status,
+        headers,
+        body,
+    })
+}
+
+/// Arguments that a schema allows, as far as its properties say what they are.
+fn example(tool: &ToolDefinition) -> String {
+    let schema: Value = serde_json::from_str(&tool.input_schema).unwrap_or_default();
+    let properties = schema["properties"].as_object().cloned();
+    let fields = properties.unwrap_or_default();
+    let fields = fields.iter().map(|(name, of)| (name.clone(), value_of(of)));
+    Value::Object(fields.collect::<Map<_, _>>()).to_string()
+}
+
+fn value_of(schema: &Value) -> Value {
+    if let Some(first) = schema["enum"].as_array().and_then(|all| all.first()) {
+        return first.clone();
+    }
+    match schema["type"].as_str().unwrap_or_default() {
+        "string" => json!("example"),
+        "integer" | "number" => schema.get("minimum").cloned().unwrap_or(json!(1)),
+        "boolean" => json!(true),
+        "array" => json!([]),
+        "object" => json!({}),
+        _ => Value::Null,
+    }
+}

@@ -1,0 +1,176 @@
+//! Owns the front of a component with tools: what a team gives its agents, as a plain async type.
+//!
+//! What always holds: each call of a function runs in a store of its own, so a step knows its arguments
+//! and nothing else; a list of tools that comes out was looked at and is one that models take.
+
+use std::sync::Arc;
+
+use super::admission::{self, Kind, LoadError, other_types};
+use super::bindings::tools::{Descriptor, Progress, Turn};
+use super::bindings::tools_world::ToolsPluginPre;
+use super::bindings::types::{Error, ErrorKind, ToolCall, ToolDefinition};
+use super::definitions;
+use super::engine::{Engine, Lane};
+use super::guest::Guest;
+use super::limits::{CallError, Called, Limits};
+use super::live::{Loaded, boxed, call, not_begun};
+use super::tally::{CallFigures, Tally};
+use super::{compile, described};
+
+/// A component with tools that was let in. A clone is the same one.
+#[derive(Clone)]
+pub struct ToolsPlugin(Arc<Inner>);
+
+struct Inner {
+    loaded: Loaded,
+    pre: ToolsPluginPre<Guest>,
+    descriptor: Descriptor,
+}
+
+impl std::fmt::Debug for ToolsPlugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ToolsPlugin({} {})", self.name(), self.digest())
+    }
+}
+
+impl ToolsPlugin {
+    /// Compiles a component, checks it, and asks what it is.
+    pub async fn load(
+        engine: &Engine,
+        name: &str,
+        wasm: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
+        let admitted = compile(engine, Kind::Tools, name, wasm).await?;
+        let pre = ToolsPluginPre::new(admitted.pre)
+            .map_err(|error| other_types(name, Kind::Tools, &error))?;
+        let loaded = Loaded {
+            engine: engine.clone(),
+            name: name.into(),
+            digest: admitted.digest,
+            limits: limits.clone(),
+            tally: Tally::default(),
+        };
+        let mut descriptor = describe(&loaded, &pre).await?;
+        described(
+            name,
+            &descriptor.name,
+            &descriptor.version,
+            &mut descriptor.description,
+        )?;
+        Ok(Self(Arc::new(Inner {
+            loaded,
+            pre,
+            descriptor,
+        })))
+    }
+
+    /// The name it was loaded under.
+    pub fn name(&self) -> &str {
+        &self.0.loaded.name
+    }
+
+    /// What it says of itself.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.0.descriptor
+    }
+
+    /// The component's SHA-256, in lower-case hex.
+    pub fn digest(&self) -> &str {
+        &self.0.loaded.digest
+    }
+
+    /// Whether loading this component with these limits would give the same.
+    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
+        self.limits() == limits && admission::digest(wasm) == self.digest()
+    }
+
+    /// All that it imports, by name.
+    pub fn imports(&self) -> Vec<String> {
+        let pre = self.0.pre.instance_pre();
+        admission::imports(&self.0.loaded.engine, pre.component())
+    }
+
+    /// What one call may use.
+    pub fn limits(&self) -> &Limits {
+        &self.0.loaded.limits
+    }
+
+    /// What its calls used since it was loaded, by function.
+    pub fn figures(&self) -> Vec<CallFigures> {
+        self.0.loaded.tally.figures()
+    }
+
+    /// The tools there are with these settings, by their own names. A list that no model would take is
+    /// the plugin's error.
+    pub async fn definitions(&self, settings: &str) -> Called<Vec<ToolDefinition>> {
+        let Inner { loaded, pre, .. } = &*self.0;
+        let settings = settings.to_owned();
+        let called = boxed(async move {
+            let mut live = match loaded.open(Lane::Call, "definitions").await {
+                Ok(live) => live,
+                Err(error) => return not_begun(error),
+            };
+            call!(loaded, live, "definitions", {
+                let plugin = pre.instantiate_async(&mut live.store).await?;
+                let tools = plugin.lucid_tools_tools();
+                tools.call_definitions(&mut live.store, &settings).await
+            })
+        })
+        .await;
+        let Called { result, figures } = called;
+        let checked = |tools: Vec<ToolDefinition>| {
+            definitions::check(&tools).map(|()| tools).map_err(|why| {
+                let error = Error {
+                    kind: ErrorKind::Unsupported,
+                    code: Some("tool-definition".to_owned()),
+                    message: why,
+                    retry_after_ms: None,
+                };
+                let at = loaded.place("definitions");
+                CallError::Plugin { at, error }
+            })
+        };
+        Called {
+            result: result.and_then(checked),
+            figures,
+        }
+    }
+
+    /// One step of a call: what the host is to do next. The first has no progress.
+    pub async fn step(
+        &self,
+        settings: &str,
+        call: &ToolCall,
+        progress: Option<&Progress>,
+    ) -> Called<Turn> {
+        let Inner { loaded, pre, .. } = &*self.0;
+        let settings = settings.to_owned();
+        boxed(async move {
+            let mut live = match loaded.open(Lane::Call, "step").await {
+                Ok(live) => live,
+                Err(error) => return not_begun(error),
+            };
+            call!(loaded, live, "step", {
+                let plugin = pre.instantiate_async(&mut live.store).await?;
+                let tools = plugin.lucid_tools_tools();
+                let stepped = tools.call_step(&mut live.store, &settings, call, progress);
+                stepped.await
+            })
+        })
+        .await
+    }
+}
+
+async fn describe(loaded: &Loaded, pre: &ToolsPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+    boxed(async move {
+        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let called = call!(loaded, live, "describe", {
+            let plugin = pre.instantiate_async(&mut live.store).await?;
+            let tools = plugin.lucid_tools_tools();
+            tools.call_describe(&mut live.store).await.map(Ok)
+        });
+        Ok(called.result?)
+    })
+    .await
+}

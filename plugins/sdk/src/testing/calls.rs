@@ -1,0 +1,201 @@
+//! A call of a tool, played by a test: what it wants is looked at and answered.
+//!
+//! Always holds: each step is made twice and must give the same, and what a call remembers goes through
+//! its bytes; a request that the host would not send fails the test.
+
+use std::marker::PhantomData;
+
+use crate::tools::{self, Action, Answer, Command, Output, Progress, Reply, Tools, Turn};
+use crate::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall, ToolDefinition};
+
+/// More steps than a host gives a call.
+const MOST_STEPS: u32 = 32;
+/// Headers that are the host's own.
+const HOSTS: [&str; 4] = ["authorization", "host", "cookie", "content-length"];
+
+/// A call of one of a component's tools.
+///
+/// ```no_run
+/// # fn test<MyTools: lucid_plugin::tools::Tools>() {
+/// use lucid_plugin::testing::Call;
+///
+/// let mut call = Call::<MyTools>::begin("find", r#"{"text": "bug"}"#);
+/// assert_eq!(call.request().path, "/search");
+/// call.responds(200, r#"[{"title": "It is a bug"}]"#);
+/// assert_eq!(call.reply().text, "It is a bug");
+/// # }
+/// ```
+pub struct Call<T> {
+    settings: String,
+    call: ToolCall,
+    turn: Result<Turn, Error>,
+    steps: u32,
+    tools: PhantomData<T>,
+}
+
+impl<T: Tools> Call<T> {
+    /// A model calls a tool, in a deployment without settings.
+    #[track_caller]
+    pub fn begin(tool: &str, arguments: &str) -> Self {
+        Self::begin_with("{}", tool, arguments)
+    }
+
+    /// The same with settings, a JSON object. The tool must be one that there is with them.
+    #[track_caller]
+    pub fn begin_with(settings: &str, tool: &str, arguments: &str) -> Self {
+        let there = definitions::<T>(settings);
+        assert!(
+            there.iter().any(|definition| definition.name == tool),
+            "there is no tool `{tool}` with these settings"
+        );
+        let call = ToolCall {
+            id: "call-1".into(),
+            name: tool.into(),
+            arguments: arguments.into(),
+        };
+        let mut begun = Self {
+            settings: settings.into(),
+            turn: Err(Error::internal("It was not begun.")),
+            call,
+            steps: 0,
+            tools: PhantomData,
+        };
+        begun.step(None);
+        begun
+    }
+
+    /// The command that is waited for.
+    #[track_caller]
+    pub fn command(&self) -> &Command {
+        match self.action() {
+            Action::Run(command) => command,
+            other => panic!("no command is waited for: {other:?}"),
+        }
+    }
+
+    /// The request that is waited for.
+    #[track_caller]
+    pub fn request(&self) -> &HttpRequest {
+        match self.action() {
+            Action::Send(request) => request,
+            other => panic!("no request is waited for: {other:?}"),
+        }
+    }
+
+    /// What the model is told.
+    #[track_caller]
+    pub fn reply(&self) -> &Reply {
+        match self.action() {
+            Action::Done(reply) => reply,
+            other => panic!("the call is not over: {other:?}"),
+        }
+    }
+
+    /// What went wrong with the last step.
+    #[track_caller]
+    pub fn error(&self) -> &Error {
+        match &self.turn {
+            Err(error) => error,
+            Ok(turn) => panic!("nothing went wrong: {turn:?}"),
+        }
+    }
+
+    /// The command ran to its end.
+    #[track_caller]
+    pub fn prints(&mut self, text: &str, exit_code: i32) {
+        self.command();
+        self.answer(Answer::Ran(Output {
+            exit_code,
+            timed_out: false,
+            text: text.into(),
+            left_out: 0,
+        }));
+    }
+
+    /// The server answered.
+    #[track_caller]
+    pub fn responds(&mut self, status: u16, body: &str) {
+        self.request();
+        self.answer(Answer::Responded(HttpResponse {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+        }));
+    }
+
+    /// It could not be done.
+    #[track_caller]
+    pub fn fails(&mut self, kind: ErrorKind, message: &str) {
+        self.answer(Answer::Failed(Error::new(kind, message)));
+    }
+
+    /// Any answer: one with headers, a command that was killed.
+    #[track_caller]
+    pub fn answer(&mut self, answer: Answer) {
+        let state = match &self.turn {
+            Ok(turn) => turn.state.clone(),
+            Err(error) => panic!("the last step failed: {error:?}"),
+        };
+        assert!(
+            !matches!(self.action(), Action::Done(_)),
+            "the call is over, and nothing is waited for"
+        );
+        self.step(Some(Progress { state, answer }));
+    }
+
+    #[track_caller]
+    fn action(&self) -> &Action {
+        match &self.turn {
+            Ok(turn) => &turn.action,
+            Err(error) => panic!("the last step failed: {error:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn step(&mut self, progress: Option<Progress>) {
+        self.steps += 1;
+        assert!(
+            self.steps <= MOST_STEPS,
+            "a host ends a call that is not over after {MOST_STEPS} steps"
+        );
+        let step = |progress| tools::run::<T>(&self.settings, &self.call, progress);
+        let done = step(progress.clone());
+        let again = step(progress);
+        assert!(
+            again == done,
+            "the same step gave something else: it must depend on nothing but its arguments\n{done:?}\n{again:?}"
+        );
+        if let Ok(Turn {
+            action: Action::Send(request),
+            ..
+        }) = &done
+        {
+            assert!(
+                request.path.starts_with('/'),
+                "a path begins with `/`, and this one is `{}`",
+                request.path
+            );
+            for header in &request.headers {
+                let name = header.name.to_ascii_lowercase();
+                assert!(
+                    !HOSTS.contains(&name.as_str()),
+                    "the header `{name}` is the host's own"
+                );
+            }
+        }
+        self.turn = done;
+    }
+}
+
+/// The tools there are with these settings, a JSON object.
+#[track_caller]
+pub fn definitions<T: Tools>(settings: &str) -> Vec<ToolDefinition> {
+    let settings = match serde_json::from_str(settings) {
+        Ok(settings) => settings,
+        Err(error) => panic!("the settings cannot be read: {error}"),
+    };
+    match T::definitions(&settings) {
+        Ok(tools) => tools,
+        Err(error) => panic!("the tools do not take these settings: {error:?}"),
+    }
+}
