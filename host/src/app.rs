@@ -29,7 +29,7 @@ use axum::Router;
 use tokio::time::timeout;
 
 use crate::api::{self, About, Api, PluginView};
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, Jwks, JwksError};
 use crate::blobs::Blobs;
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
@@ -64,6 +64,9 @@ pub enum StartError {
     /// A setting.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The identity provider's keys.
+    #[error("The keys that tokens are checked with cannot be used: {0}.")]
+    Jwks(#[from] JwksError),
     /// The plugins' engine.
     #[error("The plugins cannot be run: {0}.")]
     Engine(#[from] EngineError),
@@ -152,6 +155,10 @@ impl App {
         make(&config.workspace_base_path)?;
         make(storage)?;
         let keys = config.keys()?;
+        let mut auth = Authenticator::new(keys.jwt.as_ref(), config.internal_api_key.clone());
+        if let Some(url) = &config.jwks_url {
+            auth = auth.with_jwks(Arc::new(Jwks::new(url.clone())?));
+        }
         let store = open_store(&Folders::below(storage))?;
         let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
         let (generations, sandboxes) = tokio::try_join!(
@@ -204,13 +211,9 @@ impl App {
                     .unwrap_or(usize::MAX),
             },
         });
-        let auth = Arc::new(Authenticator::new(
-            &keys.jwt,
-            config.internal_api_key.clone(),
-        ));
         Ok(Self {
             config,
-            auth,
+            auth: Arc::new(auth),
             sessions,
             sandboxes,
             chats,

@@ -10,6 +10,7 @@
 pub mod docker;
 mod git;
 mod host;
+mod identity;
 mod litellm;
 mod model;
 mod process;
@@ -21,12 +22,16 @@ mod wait;
 
 pub use git::{GitRequest, GitServer, git, repository};
 pub use host::{Answer, Host, HostBuilder, binary, command, find, text_of, with_compiled_plugins};
+pub use identity::{IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey};
 pub use litellm::LiteLlm;
 pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};
 pub use socket::{Socket, event, is_completed, kinds, seq};
 pub use supabase::{Passed, Supabase, anon_key, service_key, user_token};
-pub use token::{JWT_SECRET, claims_token, expired_token, foreign_token, token};
+pub use token::{
+    JWT_SECRET, claims_token, expired_token, foreign_token, hs256_token, hs256_token_with, now,
+    token,
+};
 pub use wait::{DEADLINE, eventually, within};
 
 /// The component of `tests/guests/hostile`: a policy that misbehaves in the way its task names.

@@ -20,7 +20,7 @@ pub fn claims_token(mut claims: Value) -> String {
     if claims.get("exp").is_none() {
         claims["exp"] = json!(now() + 3600);
     }
-    sign("HS256", &claims, JWT_SECRET)
+    hs256_token(&claims, JWT_SECRET.as_bytes())
 }
 
 /// A token that was good an hour ago.
@@ -31,34 +31,38 @@ pub fn expired_token(user: &str) -> String {
 /// A token that someone else signed.
 pub fn foreign_token(user: &str) -> String {
     let claims = json!({"sub": user, "exp": now() + 3600});
-    sign(
-        "HS256",
-        &claims,
-        "a-secret-that-the-host-has-never-heard-of",
-    )
+    hs256_token(&claims, b"a-secret-that-the-host-has-never-heard-of")
 }
 
-fn now() -> u64 {
+/// Seconds since 1970.
+pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs()
 }
 
-fn sign(algorithm: &str, claims: &Value, secret: &str) -> String {
-    let header = json!({"alg": algorithm, "typ": "JWT"});
+/// A token with these claims and no other, for any secret.
+pub fn hs256_token(claims: &Value, secret: &[u8]) -> String {
+    hs256_token_with(&json!({"alg": "HS256", "typ": "JWT"}), claims, secret)
+}
+
+/// The same with any header.
+pub fn hs256_token_with(header: &Value, claims: &Value, secret: &[u8]) -> String {
     let signed = format!(
         "{}.{}",
         URL_SAFE_NO_PAD.encode(header.to_string()),
         URL_SAFE_NO_PAD.encode(claims.to_string())
     );
-    let signature = hmac(secret.as_bytes(), signed.as_bytes());
+    let signature = hmac(secret, signed.as_bytes());
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// HMAC-SHA256 (RFC 2104), for keys of at most one block.
+/// HMAC-SHA256 (RFC 2104).
 fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
-    assert!(key.len() <= 64);
+    // A key that is longer than a block counts as its digest.
+    let digest = Sha256::digest(key);
+    let key = if key.len() > 64 { &digest[..] } else { key };
     let pad = |with: u8| -> Vec<u8> {
         let mut block = [with; 64];
         block
@@ -76,14 +80,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_code_is_that_of_rfc_4231() {
-        let code: String = hmac(b"Jefe", b"what do ya want for nothing?")
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+    fn the_codes_are_those_of_rfc_4231() {
+        let code = |key: &[u8], message: &[u8]| -> String {
+            let code = hmac(key, message);
+            code.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
         assert_eq!(
-            code,
+            code(b"Jefe", b"what do ya want for nothing?"),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        assert_eq!(
+            code(
+                &[0xaa; 131],
+                b"Test Using Larger Than Block-Size Key - Hash Key First"
+            ),
+            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
         );
     }
 }

@@ -61,7 +61,7 @@ impl Server {
     /// Where a user's client connects.
     pub(crate) fn socket(&self, user: &str) -> String {
         let day = Duration::from_secs(86_400);
-        let token = Authenticator::new(&Secret::new(SECRET), None)
+        let token = Authenticator::new(Some(&Secret::new(SECRET)), None)
             .issue(&UserId::from(user), day)
             .unwrap();
         format!("ws://{}/api/v1/ws?token={token}", self.address)

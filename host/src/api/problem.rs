@@ -176,7 +176,10 @@ impl IntoResponse for Problem {
 
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
-        Self::unauthorized(error.to_string())
+        match error {
+            AuthError::NoKeys => Self::unavailable(error.to_string()),
+            _ => Self::unauthorized(error.to_string()),
+        }
     }
 }
 

@@ -17,9 +17,9 @@ const KEY_HEADER: HeaderName = HeaderName::from_static("x-internal-key");
 
 impl Authenticator {
     /// Who sent a request with these headers.
-    pub fn headers(&self, headers: &HeaderMap) -> Result<Identity, AuthError> {
+    pub async fn headers(&self, headers: &HeaderMap) -> Result<Identity, AuthError> {
         match bearer(headers) {
-            Bearer::Token(token) => return self.token(token),
+            Bearer::Token(token) => return self.token(token).await,
             Bearer::Unreadable => return Err(AuthError::InvalidToken),
             Bearer::Absent => {}
         }
@@ -56,7 +56,8 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        Ok(Arc::<Authenticator>::from_ref(state).headers(&parts.headers)?)
+        let auth = Arc::<Authenticator>::from_ref(state);
+        Ok(auth.headers(&parts.headers).await?)
     }
 }
 
@@ -69,7 +70,8 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let who = Arc::<Authenticator>::from_ref(state).headers(&parts.headers)?;
+        let auth = Arc::<Authenticator>::from_ref(state);
+        let who = auth.headers(&parts.headers).await?;
         if who.admin {
             return Ok(Self(who.user));
         }

@@ -1,23 +1,33 @@
 //! Owns who a caller is: the two ways of authentication of the wire contract, and the tokens that
 //! this host issues itself.
 //!
-//! What always holds: only HS256 is taken, whatever a token's header says, and `exp` must be there
-//! and lie ahead (no leeway). A caller who names a Bearer token stands or falls with it. The way for servers
-//! (`X-User-ID` with `X-Internal-Key`) is closed while no key is configured. Nothing a caller sends
-//! can make this code panic, and a refusal says no more than the contract's four sentences. What a user
-//! can set of their own token (`user_metadata`) gives nobody any right.
+//! What always holds: a token is taken by HS256 with the shared secret, or by RS256 or ES256 with one of
+//! the identity provider's public keys, each where it is configured; no key ever serves another algorithm
+//! than its own. `exp` must be there and lie ahead. A caller who names a Bearer token stands or falls with
+//! it. The way for servers (`X-User-ID` with `X-Internal-Key`) is closed while no key is configured.
+//! Nothing a caller sends can make this code panic, and a refusal says no more than the contract's four
+//! sentences, or that the keys are not there. What a user can set of their own token (`user_metadata`)
+//! gives nobody any right.
 
 mod caller;
+mod jwks;
+mod keys;
 #[cfg(test)]
 mod tests;
 mod tokens;
 mod user;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use jsonwebtoken::Algorithm;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use self::jwks::{Jwks, JwksError, Look};
+pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
-use self::tokens::Tokens;
+use self::tokens::Shared;
 pub use self::user::UserId;
 use crate::secret::Secret;
 
@@ -46,7 +56,7 @@ pub enum AuthError {
     /// Nothing that authenticates was sent, or only a way that is closed.
     #[error("Authentication required")]
     Required,
-    /// The token is malformed, expired, signed by someone else, or not HS256.
+    /// The token is malformed, expired, signed by someone else, or in a way that is not taken.
     #[error("Invalid token")]
     InvalidToken,
     /// The token is good, but names no user.
@@ -55,45 +65,84 @@ pub enum AuthError {
     /// The key that a server sent is not ours.
     #[error("Invalid internal API key")]
     InvalidInternalKey,
+    /// The identity provider's keys cannot be fetched, so nobody knows. Not the contract's: a token that
+    /// may well be good is not called invalid, for a client would throw it away.
+    #[error("Tokens cannot be checked at the moment. Try again in a few seconds.")]
+    NoKeys,
 }
 
 /// Decides who a caller is.
 pub struct Authenticator {
-    tokens: Tokens,
+    shared: Option<Shared>,
+    jwks: Option<Arc<Jwks>>,
     internal_key: Option<Secret>,
 }
 
 impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator")
+            .field("jwks", &self.jwks)
             .field("internal_key", &self.internal_key)
             .finish_non_exhaustive()
     }
 }
 
 impl Authenticator {
-    /// Takes the secret that tokens are signed with, and the key for servers where there is one.
-    pub fn new(jwt_secret: &Secret, internal_key: Option<Secret>) -> Self {
+    /// Takes the secret that tokens are signed with, and the key for servers, each where there is one.
+    pub fn new(jwt_secret: Option<&Secret>, internal_key: Option<Secret>) -> Self {
+        tokens::prepare();
         Self {
-            tokens: Tokens::new(jwt_secret),
+            shared: jwt_secret.map(Shared::new),
+            jwks: None,
             // An empty key would be matched by an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
         }
     }
 
-    /// Who a raw token stands for.
-    pub fn token(&self, token: &str) -> Result<Identity, AuthError> {
-        self.tokens.check(token)
+    /// Takes tokens too that are signed with one of these keys.
+    #[must_use]
+    pub fn with_jwks(self, jwks: Arc<Jwks>) -> Self {
+        Self {
+            jwks: Some(jwks),
+            ..self
+        }
+    }
+
+    /// Fetches the identity provider's keys and keeps them fresh, for as long as the handle is kept. For
+    /// the one process that serves, once.
+    pub fn follow(&self) -> Option<AbortOnDropHandle<()>> {
+        let jwks = self.jwks.clone()?;
+        let following = tokio::spawn(async move { jwks.follow().await });
+        Some(AbortOnDropHandle::new(following))
+    }
+
+    /// Who a raw token stands for. Waits where its key may be under way.
+    pub async fn token(&self, token: &str) -> Result<Identity, AuthError> {
+        let head = tokens::head(token)?;
+        match (head.algorithm, &self.shared, &self.jwks) {
+            (Shared::ALGORITHM, Some(shared), _) => {
+                tokens::check(token, Shared::ALGORITHM, &shared.decoding)
+            }
+            (algorithm @ (Algorithm::RS256 | Algorithm::ES256), _, Some(jwks)) => {
+                let key = jwks.find(algorithm, head.key_id.as_deref()).await?;
+                tokens::check(token, algorithm, &key)
+            }
+            _ => Err(AuthError::InvalidToken),
+        }
     }
 
     /// Signs a token for a user, for `lucid token`.
     pub fn issue(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
-        self.tokens.issue(user, ttl, false)
+        self.shared()?.issue(user, ttl, false)
     }
 
     /// Signs a token for a user who may change the deployment, for `lucid token --admin`, for local
     /// mode, and for the command line beside a server.
     pub fn issue_admin(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
-        self.tokens.issue(user, ttl, true)
+        self.shared()?.issue(user, ttl, true)
+    }
+
+    fn shared(&self) -> Result<&Shared, IssueError> {
+        self.shared.as_ref().ok_or(IssueError::NoSecret)
     }
 }

@@ -1,7 +1,10 @@
 //! Owns tokens: what one must be to be taken, what is read of it, and signing our own.
 //!
-//! What always holds: only HS256 is taken, whatever a token's header says; `exp` must be there and lie
-//! ahead, with no leeway; a claim that nothing here reads cannot refuse a token.
+//! What always holds: a token is checked with the one algorithm that its key is for, whatever its header
+//! says, and its header gives nothing but that algorithm's name and the key's: a key or an address that
+//! a token brings along is not looked at. `exp` must be there and lie ahead, with no leeway; `nbf` may
+//! lie ahead by a minute, since the clock of whoever signed may be fast. A claim that nothing here reads
+//! cannot refuse a token.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,17 +18,134 @@ use crate::secret::Secret;
 
 /// A longer token is not one of ours; it is refused before it is decoded.
 pub(super) const LONGEST_TOKEN: usize = 16 * 1024;
+/// A longer name of a key is none.
+const LONGEST_KEY_ID: usize = 256;
+/// How far ahead `nbf` may lie.
+const LEEWAY: u64 = 60;
 
 /// A token could not be signed.
 #[derive(Debug, thiserror::Error)]
-#[error("the token could not be signed: {0}")]
-pub struct IssueError(#[from] jsonwebtoken::errors::Error);
+pub enum IssueError {
+    /// There is nothing to sign with.
+    #[error(
+        "this deployment's tokens are signed by its identity provider, and without SUPABASE_JWT_SECRET this host can sign none"
+    )]
+    NoSecret,
+    /// Nobody can have that id.
+    #[error("a user's id must be 1 to 255 bytes of text without control characters")]
+    User,
+    /// The signature could not be made.
+    #[error("the token could not be signed: {0}")]
+    Signature(#[from] jsonwebtoken::errors::Error),
+}
 
-/// Checks and signs tokens with one secret.
-pub(super) struct Tokens {
-    decoding: DecodingKey,
+/// What a token's header says of how to check it.
+pub(super) struct Head {
+    pub(super) algorithm: Algorithm,
+    pub(super) key_id: Option<String>,
+}
+
+/// Reads a token's header. Nothing of it is proved.
+pub(super) fn head(token: &str) -> Result<Head, AuthError> {
+    if token.len() > LONGEST_TOKEN {
+        return Err(AuthError::InvalidToken);
+    }
+    let header = jsonwebtoken::decode_header(token).map_err(|_| AuthError::InvalidToken)?;
+    // RFC 7515: what a token declares critical must be understood, and nothing is here.
+    if header.crit.is_some() {
+        return Err(AuthError::InvalidToken);
+    }
+    if header
+        .kid
+        .as_ref()
+        .is_some_and(|id| id.len() > LONGEST_KEY_ID)
+    {
+        return Err(AuthError::InvalidToken);
+    }
+    Ok(Head {
+        algorithm: header.alg,
+        key_id: header.kid,
+    })
+}
+
+/// Who a token stands for that must be signed with this key, by this algorithm.
+pub(super) fn check(
+    token: &str,
+    algorithm: Algorithm,
+    key: &DecodingKey,
+) -> Result<Identity, AuthError> {
+    let mut validation = Validation::new(algorithm);
+    // One leeway counts for both times; the second setting takes it back from `exp`.
+    validation.leeway = LEEWAY;
+    validation.reject_tokens_expiring_in_less_than = LEEWAY;
+    validation.validate_exp = true;
+    validation.validate_nbf = true;
+    validation.validate_aud = false;
+    validation.set_required_spec_claims(&["exp"]);
+    let data = jsonwebtoken::decode::<Claims>(token, key, &validation)
+        .map_err(|_| AuthError::InvalidToken)?;
+    let claims = data.claims;
+    let admin = claims.is_admin();
+    let user = text(claims.sub)
+        .or_else(|| text(claims.user_id))
+        .ok_or(AuthError::MissingSubject)?;
+    Ok(Identity {
+        user: UserId::checked(&user).ok_or(AuthError::InvalidToken)?,
+        token: Some(Secret::new(token)),
+        project: text(claims.project_id),
+        session: text(claims.session_id),
+        admin,
+    })
+}
+
+/// Tells jsonwebtoken explicitly what to compute with: with two providers compiled in, it would panic at
+/// first use.
+pub(super) fn prepare() {
+    // An error means that one is installed already, which is as good.
+    let _ = rust_crypto::DEFAULT_PROVIDER.install_default();
+}
+
+/// Checks and signs tokens with one shared secret.
+pub(super) struct Shared {
+    pub(super) decoding: DecodingKey,
     encoding: EncodingKey,
-    validation: Validation,
+}
+
+impl Shared {
+    pub(super) const ALGORITHM: Algorithm = Algorithm::HS256;
+
+    pub(super) fn new(secret: &Secret) -> Self {
+        Self {
+            decoding: DecodingKey::from_secret(secret.expose().as_bytes()),
+            encoding: EncodingKey::from_secret(secret.expose().as_bytes()),
+        }
+    }
+
+    /// Signs a token for a user.
+    pub(super) fn issue(
+        &self,
+        user: &UserId,
+        ttl: Duration,
+        lucid_admin: bool,
+    ) -> Result<String, IssueError> {
+        let iat = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        // What this host itself would refuse is not handed out.
+        let user = UserId::checked(user.as_str()).ok_or(IssueError::User)?;
+        let claims = IssuedClaims {
+            sub: user.as_str(),
+            iat,
+            exp: iat.saturating_add(ttl.as_secs()),
+            lucid_admin,
+        };
+        Ok(jsonwebtoken::encode(
+            &Header::new(Self::ALGORITHM),
+            &claims,
+            &self.encoding,
+        )?)
+    }
 }
 
 /// The claims that are read; everything else in a token is left alone. A claim of another type than
@@ -64,74 +184,6 @@ struct IssuedClaims<'a> {
     exp: u64,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     lucid_admin: bool,
-}
-
-impl Tokens {
-    pub(super) fn new(secret: &Secret) -> Self {
-        // Told explicitly: with two providers compiled in, jsonwebtoken would panic at first use.
-        // An error means that one is installed already, which is as good.
-        let _ = rust_crypto::DEFAULT_PROVIDER.install_default();
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = 0;
-        validation.validate_exp = true;
-        validation.validate_nbf = true;
-        validation.validate_aud = false;
-        validation.set_required_spec_claims(&["exp"]);
-        Self {
-            decoding: DecodingKey::from_secret(secret.expose().as_bytes()),
-            encoding: EncodingKey::from_secret(secret.expose().as_bytes()),
-            validation,
-        }
-    }
-
-    /// Who a raw token stands for.
-    pub(super) fn check(&self, token: &str) -> Result<Identity, AuthError> {
-        if token.len() > LONGEST_TOKEN {
-            return Err(AuthError::InvalidToken);
-        }
-        let data = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
-            .map_err(|_| AuthError::InvalidToken)?;
-        // RFC 7515: what a token declares critical must be understood, and nothing is here.
-        if data.header.crit.is_some() {
-            return Err(AuthError::InvalidToken);
-        }
-        let claims = data.claims;
-        let admin = claims.is_admin();
-        let user = text(claims.sub)
-            .or_else(|| text(claims.user_id))
-            .ok_or(AuthError::MissingSubject)?;
-        Ok(Identity {
-            user: UserId::checked(&user).ok_or(AuthError::InvalidToken)?,
-            token: Some(Secret::new(token)),
-            project: text(claims.project_id),
-            session: text(claims.session_id),
-            admin,
-        })
-    }
-
-    /// Signs a token for a user.
-    pub(super) fn issue(
-        &self,
-        user: &UserId,
-        ttl: Duration,
-        lucid_admin: bool,
-    ) -> Result<String, IssueError> {
-        let iat = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let claims = IssuedClaims {
-            sub: user.as_str(),
-            iat,
-            exp: iat.saturating_add(ttl.as_secs()),
-            lucid_admin,
-        };
-        Ok(jsonwebtoken::encode(
-            &Header::new(Algorithm::HS256),
-            &claims,
-            &self.encoding,
-        )?)
-    }
 }
 
 fn text(value: Value) -> Option<String> {

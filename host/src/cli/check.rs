@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::doctor::token_ways;
 use super::screen::one_line;
 use super::{failed, wrong, wrong_manifest};
 use crate::app::{self, Folders, StartError};
@@ -33,6 +34,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
         Some(path) => println!("{} is fine.", one_line(&path.display().to_string())),
         None => println!("There is no manifest: the built-in plugins, and the environment."),
     }
+    println!("Users: {}.", one_line(&token_ways(&config)));
     for plugin in deployed.plugins.list() {
         println!(
             "  {:<7} {:<16} {:<8} sha256:{}",

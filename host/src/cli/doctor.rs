@@ -10,6 +10,7 @@ use owo_colors::Style;
 
 use super::screen::{Screen, clean, colours};
 use crate::app::{self, Folders, StartError};
+use crate::auth::{Jwks, Look};
 use crate::blobs::Blobs;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use crate::sandbox::docker::Transport;
@@ -56,6 +57,7 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
         bad: false,
     };
     settings(&mut report, &config);
+    tokens(&mut report, &config).await;
     store(&mut report, &config);
     let folders = Folders::below(&config.workspace_base_path);
     sandboxes(&mut report, &config, &folders).await;
@@ -71,15 +73,59 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
 
 fn settings(report: &mut Report, config: &Config) {
     report.title("Settings");
-    let mode = if config.local {
-        "local mode, for this machine only; set SUPABASE_JWT_SECRET to serve others".to_owned()
-    } else {
-        "tokens are checked with SUPABASE_JWT_SECRET".to_owned()
-    };
-    report.line(Mark::Good, &mode);
+    report.line(Mark::Good, &token_ways(config));
     report.line(Mark::Good, &format!("listens on {}", config.address()));
     for warning in &config.warnings {
         report.line(Mark::Note, warning);
+    }
+}
+
+/// How users' tokens are checked.
+pub(super) fn token_ways(config: &Config) -> String {
+    let keys = config.jwks_url.as_ref();
+    let keys = keys.map(|url| format!("the keys at {url} (RS256, ES256)"));
+    match (keys, config.jwt_secret.is_some()) {
+        (None, false) => {
+            "local mode, for this machine only; set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others".to_owned()
+        }
+        (None, true) => "tokens are checked with SUPABASE_JWT_SECRET (HS256)".to_owned(),
+        (Some(keys), false) => format!("tokens are checked with {keys}"),
+        (Some(keys), true) => {
+            format!("tokens are checked with SUPABASE_JWT_SECRET (HS256) and {keys}")
+        }
+    }
+}
+
+/// The identity provider's keys, as they are now.
+async fn tokens(report: &mut Report, config: &Config) {
+    let Some(url) = &config.jwks_url else {
+        return;
+    };
+    let look = async { Jwks::new(url.clone())?.look().await };
+    let look = look.await;
+    for reason in look.iter().flat_map(|look| &look.unused) {
+        report.line(
+            Mark::Note,
+            &format!("the identity provider has {reason}; it is not used"),
+        );
+    }
+    match look {
+        Ok(Look { usable: 0, .. }) if config.jwt_secret.is_some() => report.line(
+            Mark::Note,
+            "The identity provider has no keys that can be used, so tokens are checked with SUPABASE_JWT_SECRET alone.",
+        ),
+        Ok(Look { usable: 0, .. }) => report.line(
+            Mark::Note,
+            "The identity provider has no keys that can be used, so no token is taken: let it sign with RS256 or ES256, or set SUPABASE_JWT_SECRET.",
+        ),
+        Ok(Look { usable, .. }) => report.line(
+            Mark::Good,
+            &format!("the identity provider publishes its keys; those that can be used: {usable}"),
+        ),
+        Err(error) => report.line(
+            Mark::Note,
+            &format!("The identity provider's keys cannot be fetched: {error}.\nThe server starts all the same, tries again, and answers tokens that are signed with one with 503 until they are there."),
+        ),
     }
 }
 

@@ -54,10 +54,11 @@ pub(super) async fn serve(config: Config) -> ExitCode {
             ));
         }
     }
+    let keys = app.auth().follow();
     let following = app.generations().follow();
     welcome(&app, address);
     let served = run(&app, listener, stop).await;
-    drop(following);
+    drop((following, keys));
     app.shutdown().await;
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,7 +108,9 @@ async fn run(
 /// What a person needs to begin. The last line says that the server is ready.
 fn welcome(app: &App, address: SocketAddr) {
     if app.config().local {
-        println!("local mode: SUPABASE_JWT_SECRET is not set, so only this machine can connect");
+        println!(
+            "local mode: neither SUPABASE_JWT_SECRET nor SUPABASE_URL is set, so only this machine can connect"
+        );
         println!("try it at http://{address}/docs");
         match app
             .auth()

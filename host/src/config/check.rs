@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
+use super::jwks::jwks_url;
 use super::models::ModelSettings;
 use super::names::NOT_USED_YET;
 use super::values::{
@@ -47,7 +48,8 @@ impl Config {
             }
         }
 
-        let local = jwt_secret.is_none();
+        let jwks_url = jwks_url(values)?;
+        let local = jwt_secret.is_none() && jwks_url.is_none();
         let default_host = if local {
             Ipv4Addr::LOCALHOST
         } else {
@@ -88,6 +90,7 @@ impl Config {
             port: values.parsed("PORT", 8000, "a port number from 0 to 65535 (0 takes any free one)", number)?,
             local,
             jwt_secret,
+            jwks_url,
             encryption_key,
             internal_api_key,
             allowed_origins: values.parsed(

@@ -43,7 +43,7 @@ pub enum ConfigError {
     },
     /// Local mode, with an address that others can reach.
     #[error(
-        "HOST is {given}, but without SUPABASE_JWT_SECRET the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET to serve others."
+        "HOST is {given}, but without SUPABASE_JWT_SECRET or SUPABASE_URL the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others."
     )]
     LocalModeIsLocal {
         /// What was given, quoted and cut.

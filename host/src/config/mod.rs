@@ -4,13 +4,15 @@
 //! counts as not set. What always holds: a [`Config`] that exists was checked in full, so nothing
 //! that reads it checks again; a value that is not allowed is one sentence that names the setting,
 //! what was given and what is allowed, and never shows a secret; a setting that is taken and not
-//! used yet is said in [`Config::warnings`]. Without `SUPABASE_JWT_SECRET` the server is in local
-//! mode, and can listen on a loopback address only.
+//! used yet is said in [`Config::warnings`]. Where nothing says how users' tokens are checked, neither
+//! `SUPABASE_JWT_SECRET` nor the address of an identity provider's keys, the server is in local mode, and
+//! can listen on a loopback address only.
 
 mod check;
 mod choices;
 mod dotenv;
 mod error;
+mod jwks;
 mod models;
 mod names;
 mod secret_file;
@@ -37,6 +39,7 @@ pub use self::variables::Variables;
 use crate::git_gateway::Branches;
 use crate::secret::Secret;
 use secrecy::zeroize::Zeroizing;
+use url::Url;
 
 /// Every setting, checked.
 #[derive(Debug, Clone)]
@@ -49,6 +52,9 @@ pub struct Config {
     pub local: bool,
     /// `SUPABASE_JWT_SECRET`; none in local mode. [`Config::keys`] gives what tokens are signed with.
     pub jwt_secret: Option<Secret>,
+    /// `SUPABASE_JWKS_URL`, or what `SUPABASE_URL` makes of it: where the public keys are that tokens are
+    /// checked with.
+    pub jwks_url: Option<Url>,
     /// `ENCRYPTION_KEY`, for stored git tokens and for what a session keeps of its own secrets.
     pub encryption_key: Option<Secret>,
     /// `INTERNAL_API_KEY`; without it servers cannot act for users.
@@ -128,11 +134,11 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// The two keys that a running server needs, from the settings or from files of this machine.
+/// The keys of a running server, from the settings or from files of this machine.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// What tokens are signed and checked with.
-    pub jwt: Secret,
+    /// What tokens are signed and checked with; none where only the identity provider signs them.
+    pub jwt: Option<Secret>,
     /// What sessions' own secrets are sealed with.
     pub seal: Secret,
 }
@@ -177,15 +183,20 @@ impl Config {
     /// `WORKSPACE_BASE_PATH`, made at first use and readable by this user only.
     pub fn keys(&self) -> Result<Keys, ConfigError> {
         let jwt = match &self.jwt_secret {
-            Some(secret) => secret.clone(),
-            None => secret_file(&self.workspace_base_path.join("local-secret"))?,
+            Some(secret) => Some(secret.clone()),
+            None if self.local => {
+                Some(secret_file(&self.workspace_base_path.join("local-secret"))?)
+            }
+            // A secret of our own would sign tokens that the store behind us refuses, and what a local
+            // mode once printed would open a server for others.
+            None => None,
         };
-        let seal = match &self.encryption_key {
-            Some(key) => key.clone(),
-            None if self.local => jwt.clone(),
+        let seal = match (&self.encryption_key, &jwt) {
+            (Some(key), _) => key.clone(),
+            (None, Some(jwt)) if self.local => jwt.clone(),
             // Not SUPABASE_JWT_SECRET: that one is rotated without us, and what a session sealed
             // would no longer open.
-            None => secret_file(&self.workspace_base_path.join("seal-secret"))?,
+            (None, _) => secret_file(&self.workspace_base_path.join("seal-secret"))?,
         };
         Ok(Keys { jwt, seal })
     }

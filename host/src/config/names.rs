@@ -5,7 +5,6 @@
 
 /// Settings that are taken without effect, and why. They are named, so that nobody thinks they work.
 pub(super) const NOT_USED_YET: &[(&str, &str)] = &[
-    ("SUPABASE_URL", NO_SUPABASE),
     ("SUPABASE_ANON_KEY", NO_SUPABASE),
     ("SUPABASE_SERVICE_KEY", NO_SUPABASE),
 ];
@@ -16,6 +15,8 @@ const USED: &[&str] = &[
     "PORT",
     "HOST",
     "SUPABASE_JWT_SECRET",
+    "SUPABASE_URL",
+    "SUPABASE_JWKS_URL",
     "ENCRYPTION_KEY",
     "INTERNAL_API_KEY",
     "ALLOWED_ORIGINS",

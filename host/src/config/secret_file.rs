@@ -120,9 +120,10 @@ mod tests {
         let base = folder.path().join("a/storage");
         let first = below(&base, &[]).keys().unwrap();
         let second = below(&base, &[]).keys().unwrap();
-        assert_eq!(first.jwt.expose(), second.jwt.expose());
-        assert_eq!(first.seal.expose(), first.jwt.expose());
-        assert_eq!(first.jwt.len(), 64);
+        let jwt = first.jwt.unwrap();
+        assert_eq!(jwt.expose(), second.jwt.unwrap().expose());
+        assert_eq!(first.seal.expose(), jwt.expose());
+        assert_eq!(jwt.len(), 64);
         let mode = std::fs::metadata(base.join("local-secret"))
             .unwrap()
             .permissions()
@@ -143,14 +144,14 @@ mod tests {
         );
         let keys = set.keys().unwrap();
         assert_eq!(
-            (keys.jwt.expose(), keys.seal.expose()),
+            (keys.jwt.unwrap().expose(), keys.seal.expose()),
             (LONG, "another-long-secret")
         );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let keys = below(folder.path(), &[("SUPABASE_JWT_SECRET", LONG)])
             .keys()
             .unwrap();
-        assert_eq!(keys.jwt.expose(), LONG);
+        assert_eq!(keys.jwt.unwrap().expose(), LONG);
         assert_eq!(
             keys.seal.expose(),
             std::fs::read_to_string(folder.path().join("seal-secret")).unwrap()
@@ -204,6 +205,7 @@ mod tests {
                             .keys()
                             .unwrap()
                             .jwt
+                            .unwrap()
                             .expose()
                             .to_owned()
                     })

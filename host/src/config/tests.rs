@@ -82,6 +82,43 @@ fn with_a_jwt_secret_it_serves_others() {
 }
 
 #[test]
+fn with_an_identity_providers_keys_it_serves_others_too() {
+    let of = |pairs: &[(&str, &str)]| good(pairs).jwks_url.unwrap().to_string();
+    let config = good(&[("SUPABASE_URL", "https://project.example.co")]);
+    assert!(!config.local && config.jwt_secret.is_none() && !config.allow_private_repositories);
+    assert_eq!(config.address().to_string(), "0.0.0.0:8000");
+    assert_eq!(config.warnings, Vec::<String>::new());
+    for (given, url) in [
+        (
+            "https://project.example.co/",
+            "https://project.example.co/auth/v1/.well-known/jwks.json",
+        ),
+        (
+            "http://kong:8000/supabase",
+            "http://kong:8000/supabase/auth/v1/.well-known/jwks.json",
+        ),
+    ] {
+        assert_eq!(of(&[("SUPABASE_URL", given)]), url);
+    }
+    let written = ("SUPABASE_JWKS_URL", "https://id.example.com/keys");
+    for pairs in [
+        &[written][..],
+        &[written, ("SUPABASE_URL", "https://project.example.co")],
+    ] {
+        assert_eq!(of(pairs), "https://id.example.com/keys");
+    }
+    for value in [
+        "http://203.0.113.7/keys",
+        "https://169.254.169.254/keys",
+        "ftp://id.example.com/keys",
+        "nonsense",
+    ] {
+        refused("SUPABASE_JWKS_URL", value);
+        refused("SUPABASE_URL", value);
+    }
+}
+
+#[test]
 fn git_settings_are_read_and_a_depth_of_zero_is_all_of_the_history() {
     let config = good(&[
         ("GIT_CLONE_DEPTH", "0"),

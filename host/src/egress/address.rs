@@ -1,4 +1,4 @@
-//! Owns which addresses model requests may go to.
+//! Owns which addresses model requests, and requests for documents of the operator's, may go to.
 //!
 //! What always holds: addresses of cloud metadata services, of nobody and of many are refused;
 //! link-local ones unless the deployment's base URL is that very address; private ones and this
@@ -88,6 +88,51 @@ fn allowed(named: bool, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAd
         .collect()
 }
 
+/// Where a document of the operator's may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// On public and on private addresses.
+    Any,
+    /// On private ones and on this machine.
+    Private,
+}
+
+impl Reach {
+    fn allows(self, address: IpAddr) -> bool {
+        let public = address_allowed(address, false);
+        address_allowed(address, true) && (self == Self::Any || !public)
+    }
+
+    /// The same for a URL's host. One that is a name is looked at when it is resolved.
+    pub(super) fn allows_literal(self, url: &Url) -> bool {
+        match url.host() {
+            Some(Host::Ipv4(address)) => self.allows(address.into()),
+            Some(Host::Ipv6(address)) => self.allows(address.into()),
+            _ => true,
+        }
+    }
+}
+
+/// Resolves names that the operator wrote.
+pub(super) struct OperatorResolver {
+    pub(super) reach: Reach,
+}
+
+impl reqwest::dns::Resolve for OperatorResolver {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let reach = self.reach;
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> =
+                found.filter(|address| reach.allows(address.ip())).collect();
+            if allowed.is_empty() {
+                return Err(Refused.into());
+            }
+            Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
 impl reqwest::dns::Resolve for Resolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let named = self.is_named(name.as_str());
@@ -153,5 +198,28 @@ mod tests {
         };
         assert_eq!(told("Ollama"), ["10.0.0.7", "203.0.113.7"]);
         assert_eq!(told("api.example.com"), ["203.0.113.7"]);
+    }
+
+    #[test]
+    fn a_name_of_the_operators_leads_to_a_public_address_over_https_only() {
+        let allowed = |reach: Reach, address: &str| reach.allows(address.parse().unwrap());
+        for address in ["10.0.0.7", "127.0.0.1", "::1", "fd12::1"] {
+            assert!(
+                allowed(Reach::Any, address) && allowed(Reach::Private, address),
+                "{address}"
+            );
+        }
+        for address in ["203.0.113.7", "2001:db8::7", "64:ff9b::cb00:7107"] {
+            assert!(
+                allowed(Reach::Any, address) && !allowed(Reach::Private, address),
+                "{address}"
+            );
+        }
+        for address in ["169.254.169.254", "fd00:ec2::254", "0.0.0.0"] {
+            assert!(
+                !allowed(Reach::Any, address) && !allowed(Reach::Private, address),
+                "{address}"
+            );
+        }
     }
 }

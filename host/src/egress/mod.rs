@@ -1,4 +1,5 @@
-//! Owns the one place that talks to model providers, and to the servers that tools ask.
+//! Owns the one place that talks to model providers and to the servers that tools ask, and that fetches
+//! documents which the operator names.
 //!
 //! What always holds: a plugin says path, query, plain headers and body, and nothing else of a
 //! request; where it goes and what key goes along are the deployment's. A redirect is followed on the
@@ -9,6 +10,7 @@
 mod address;
 mod answer;
 mod blank;
+mod document;
 mod error;
 mod request;
 mod shown;
@@ -29,6 +31,7 @@ use crate::plugins::types::{HttpRequest, HttpResponse};
 pub(crate) use address::{Resolver, literal_allowed, was_refused};
 pub use answer::{Answer, Frames, Refusal};
 pub use blank::{Blanker, blank};
+pub use document::{Document, DocumentError, DocumentLimits};
 pub use error::EgressError;
 pub(crate) use error::words;
 pub use shown::Showing;

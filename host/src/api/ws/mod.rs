@@ -28,7 +28,7 @@ use self::handshake::{First, Hello};
 use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
-use crate::auth::Identity;
+use crate::auth::{AuthError, Identity};
 use crate::session::{Features, Session, SessionId};
 
 /// How long a client has for its first message.
@@ -66,7 +66,7 @@ pub(super) struct TokenQuery {
 /// `diffs`, `usage`). Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
 /// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
 /// session ended, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
-/// `sessionId` and `lastSeq`).
+/// `sessionId` and `lastSeq`), 1013 the token cannot be checked at the moment (reconnect).
 #[utoipa::path(
     get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
     responses((status = 101, description = "The protocol is switched"), (status = 400, body = Problem)),
@@ -175,8 +175,11 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
 async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Admitted, Left> {
     let known = match token {
         Some(token) => {
-            let checked = api.parts.auth.token(&token);
-            Some(checked.map_err(|e| Refused::quietly(CLOSE_UNAUTHENTICATED, e.to_string()))?)
+            let checked = api.parts.auth.token(&token).await;
+            Some(checked.map_err(|error| match error {
+                AuthError::NoKeys => unchecked(),
+                _ => Refused::quietly(CLOSE_UNAUTHENTICATED, error.to_string()),
+            })?)
         }
         None => None,
     };
@@ -187,7 +190,11 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
             .parts
             .auth
             .token(token.expose())
-            .map_err(|_| Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED))?,
+            .await
+            .map_err(|error| match error {
+                AuthError::NoKeys => unchecked(),
+                _ => Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED),
+            })?,
         (None, None) => return Err(Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
     };
     let (last_seq, features) = (hello.last_seq, hello.features());
@@ -198,6 +205,12 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
         last_seq,
         features,
     })
+}
+
+/// A client whose token nobody can check now. It is not told in a frame, which would be final; the code
+/// makes it come back.
+fn unchecked() -> Refused {
+    Refused::quietly(close_code::AGAIN, AuthError::NoKeys.to_string())
 }
 
 /// The first message that is no ping.

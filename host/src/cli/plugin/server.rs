@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{KindArg, component};
 use crate::app::{self, Folders};
-use crate::auth::{Authenticator, UserId};
+use crate::auth::{Authenticator, IssueError, UserId};
 use crate::cli::failed;
 use crate::cli::screen::{clean, one_line};
 use crate::config::Config;
@@ -298,9 +298,16 @@ fn here() -> Result<(Url, Option<String>), String> {
         return Ok((base, Some(token)));
     }
     let keys = config.keys().map_err(|error| error.to_string())?;
-    let auth = Authenticator::new(&keys.jwt, None);
+    let auth = Authenticator::new(keys.jwt.as_ref(), None);
     let issued = auth.issue_admin(&UserId::from(OPERATOR), TOKEN_TIME);
-    let token = issued.map_err(|error| format!("There is no token: {error}."))?;
+    let token = issued.map_err(|error| match error {
+        // INTERNAL_API_KEY would do, and is not sent: whoever listens there while the server is down
+        // would have it for good.
+        IssueError::NoSecret => format!(
+            "There is no token: {error}. Set {TOKEN} to an administrator's token of the identity provider."
+        ),
+        error => format!("There is no token: {error}."),
+    })?;
     Ok((base, Some(token)))
 }
 

@@ -1,8 +1,11 @@
 //! What callers send, and what they are taken for.
 
+mod jwks;
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt as _;
 use jsonwebtoken::crypto::rust_crypto;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rand::Rng;
@@ -14,7 +17,23 @@ use super::*;
 const KEY: &str = "a-secret-that-is-long-enough-for-hs256";
 
 fn authenticator() -> Authenticator {
-    Authenticator::new(&Secret::new(KEY), Some(Secret::new("internal")))
+    Authenticator::new(Some(&Secret::new(KEY)), Some(Secret::new("internal")))
+}
+
+/// A token that a shared secret is for waits for nothing.
+trait AtOnce {
+    fn token_now(&self, token: &str) -> Result<Identity, AuthError>;
+    fn headers_now(&self, headers: &HeaderMap) -> Result<Identity, AuthError>;
+}
+
+impl AtOnce for Authenticator {
+    fn token_now(&self, token: &str) -> Result<Identity, AuthError> {
+        self.token(token).now_or_never().expect("it waits")
+    }
+
+    fn headers_now(&self, headers: &HeaderMap) -> Result<Identity, AuthError> {
+        self.headers(headers).now_or_never().expect("it waits")
+    }
 }
 
 fn now() -> u64 {
@@ -58,7 +77,7 @@ fn a_good_bearer_gives_the_user_the_raw_token_and_the_kept_claims() {
     let token = good(json!({"sub": "u1", "userId": "other", "projectId": "p1", "sessionId": "s1"}));
     for scheme in ["Bearer", "bearer", "BEARER", "Bearer "] {
         let who = authenticator()
-            .headers(&headers(&[("authorization", &format!("{scheme} {token}"))]))
+            .headers_now(&headers(&[("authorization", &format!("{scheme} {token}"))]))
             .unwrap();
         assert_eq!(who.user.as_str(), "u1");
         assert_eq!(who.token.unwrap().expose(), token);
@@ -77,7 +96,11 @@ fn the_claim_user_id_stands_in_for_sub() {
         json!({"sub": null, "userId": "u2"}),
     ] {
         assert_eq!(
-            authenticator().token(&good(claims)).unwrap().user.as_str(),
+            authenticator()
+                .token_now(&good(claims))
+                .unwrap()
+                .user
+                .as_str(),
             "u2"
         );
     }
@@ -92,7 +115,7 @@ fn a_token_without_a_user_says_so() {
         json!({"sub": null, "userId": null}),
     ] {
         assert_eq!(
-            refusal(authenticator().token(&good(claims))),
+            refusal(authenticator().token_now(&good(claims))),
             "Token missing sub claim"
         );
     }
@@ -103,7 +126,7 @@ fn the_audience_is_not_checked() {
     for aud in [json!("authenticated"), json!(["a", "b"]), json!("")] {
         assert!(
             authenticator()
-                .token(&good(json!({"sub": "u1", "aud": aud})))
+                .token_now(&good(json!({"sub": "u1", "aud": aud})))
                 .is_ok()
         );
     }
@@ -122,19 +145,19 @@ fn a_token_that_expired_or_never_expires_is_refused() {
     ] {
         let token = sign(Algorithm::HS256, KEY, &json!({"sub": "u1", "exp": exp}));
         assert_eq!(
-            refusal(authenticator().token(&token)),
+            refusal(authenticator().token_now(&token)),
             "Invalid token",
             "{exp}"
         );
     }
     let token = sign(Algorithm::HS256, KEY, &json!({"sub": "u1"}));
-    assert_eq!(refusal(authenticator().token(&token)), "Invalid token");
+    assert_eq!(refusal(authenticator().token_now(&token)), "Invalid token");
 }
 
 #[test]
 fn a_token_that_is_not_valid_yet_is_refused() {
     assert_eq!(
-        refusal(authenticator().token(&good(json!({"sub": "u1", "nbf": now() + 600})))),
+        refusal(authenticator().token_now(&good(json!({"sub": "u1", "nbf": now() + 600})))),
         "Invalid token"
     );
 }
@@ -144,7 +167,7 @@ fn no_algorithm_but_hs256_is_taken() {
     let claims = json!({"sub": "u1", "exp": now() + 60});
     for algorithm in [Algorithm::HS384, Algorithm::HS512] {
         assert_eq!(
-            refusal(authenticator().token(&sign(algorithm, KEY, &claims))),
+            refusal(authenticator().token_now(&sign(algorithm, KEY, &claims))),
             "Invalid token"
         );
     }
@@ -158,7 +181,7 @@ fn no_algorithm_but_hs256_is_taken() {
         let head = URL_SAFE_NO_PAD.encode(json!({"alg": name, "typ": "JWT"}).to_string());
         for signature in ["", &signature] {
             assert_eq!(
-                refusal(authenticator().token(&format!("{head}.{body}.{signature}"))),
+                refusal(authenticator().token_now(&format!("{head}.{body}.{signature}"))),
                 "Invalid token"
             );
         }
@@ -172,26 +195,26 @@ fn a_token_that_names_something_critical_is_refused() {
     let claims = json!({"sub": "u1", "exp": now() + 60});
     let token =
         jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(KEY.as_bytes())).unwrap();
-    assert_eq!(refusal(authenticator().token(&token)), "Invalid token");
+    assert_eq!(refusal(authenticator().token_now(&token)), "Invalid token");
 }
 
 #[test]
 fn another_signature_or_a_changed_body_is_refused() {
     let claims = json!({"sub": "u1", "exp": now() + 60});
     assert_eq!(
-        refusal(authenticator().token(&sign(Algorithm::HS256, "another", &claims))),
+        refusal(authenticator().token_now(&sign(Algorithm::HS256, "another", &claims))),
         "Invalid token"
     );
     let token = good(json!({"sub": "u1"}));
     let parts: Vec<&str> = token.split('.').collect();
     let body = URL_SAFE_NO_PAD.encode(json!({"sub": "root", "exp": now() + 60}).to_string());
     assert_eq!(
-        refusal(authenticator().token(&format!("{}.{body}.{}", parts[0], parts[2]))),
+        refusal(authenticator().token_now(&format!("{}.{body}.{}", parts[0], parts[2]))),
         "Invalid token"
     );
     for cut in 0..token.len() {
         assert_eq!(
-            refusal(authenticator().token(&token[..cut])),
+            refusal(authenticator().token_now(&token[..cut])),
             "Invalid token"
         );
     }
@@ -201,12 +224,12 @@ fn another_signature_or_a_changed_body_is_refused() {
 fn a_user_id_that_is_no_name_is_refused() {
     for sub in ["a\nb".to_owned(), "x".repeat(256)] {
         assert_eq!(
-            refusal(authenticator().token(&good(json!({"sub": sub})))),
+            refusal(authenticator().token_now(&good(json!({"sub": sub})))),
             "Invalid token"
         );
     }
     assert_eq!(
-        refusal(authenticator().token(&"x".repeat(LONGEST_TOKEN + 1))),
+        refusal(authenticator().token_now(&"x".repeat(LONGEST_TOKEN + 1))),
         "Invalid token"
     );
 }
@@ -221,7 +244,7 @@ fn nothing_sent_means_authentication_is_required() {
         &[("x-user-id", ""), ("x-internal-key", "internal")],
     ] {
         assert_eq!(
-            refusal(authenticator().headers(&headers(pairs))),
+            refusal(authenticator().headers_now(&headers(pairs))),
             "Authentication required",
             "{pairs:?}"
         );
@@ -231,7 +254,7 @@ fn nothing_sent_means_authentication_is_required() {
 #[test]
 fn a_server_with_the_key_acts_for_a_user_without_a_token() {
     let who = authenticator()
-        .headers(&headers(&[
+        .headers_now(&headers(&[
             ("x-user-id", "u1"),
             ("x-internal-key", "internal"),
         ]))
@@ -245,7 +268,7 @@ fn a_server_with_a_wrong_key_is_refused() {
     for key in ["", "Internal", "interna", "internal2"] {
         let pairs = [("x-user-id", "u1"), ("x-internal-key", key)];
         assert_eq!(
-            refusal(authenticator().headers(&headers(&pairs))),
+            refusal(authenticator().headers_now(&headers(&pairs))),
             "Invalid internal API key"
         );
     }
@@ -254,11 +277,11 @@ fn a_server_with_a_wrong_key_is_refused() {
 #[test]
 fn without_a_configured_key_the_way_for_servers_is_closed() {
     for internal in [None, Some(Secret::new(""))] {
-        let closed = Authenticator::new(&Secret::new(KEY), internal);
+        let closed = Authenticator::new(Some(&Secret::new(KEY)), internal);
         for key in ["", "internal"] {
             let pairs = [("x-user-id", "u1"), ("x-internal-key", key)];
             assert_eq!(
-                refusal(closed.headers(&headers(&pairs))),
+                refusal(closed.headers_now(&headers(&pairs))),
                 "Authentication required"
             );
         }
@@ -280,7 +303,7 @@ fn a_failing_bearer_does_not_fall_through_to_the_key() {
             HeaderValue::from_bytes(value.as_bytes()).unwrap(),
         );
         assert_eq!(
-            refusal(authenticator().headers(&sent)),
+            refusal(authenticator().headers_now(&sent)),
             "Invalid token",
             "{value}"
         );
@@ -290,7 +313,7 @@ fn a_failing_bearer_does_not_fall_through_to_the_key() {
         "authorization",
         HeaderValue::from_bytes(b"Bearer \xff\xfe").unwrap(),
     );
-    assert_eq!(refusal(authenticator().headers(&sent)), "Invalid token");
+    assert_eq!(refusal(authenticator().headers_now(&sent)), "Invalid token");
 }
 
 #[test]
@@ -298,7 +321,7 @@ fn two_authorization_headers_are_refused() {
     let mut sent = headers(&[("authorization", "Basic eA==")]);
     let token = format!("Bearer {}", good(json!({"sub": "u1"})));
     sent.append("authorization", HeaderValue::from_str(&token).unwrap());
-    assert_eq!(refusal(authenticator().headers(&sent)), "Invalid token");
+    assert_eq!(refusal(authenticator().headers_now(&sent)), "Invalid token");
 }
 
 #[test]
@@ -307,10 +330,10 @@ fn an_issued_token_is_taken_back() {
     let token = auth
         .issue(&UserId::from("local"), Duration::from_secs(60))
         .unwrap();
-    assert_eq!(auth.token(&token).unwrap().user.as_str(), "local");
+    assert_eq!(auth.token_now(&token).unwrap().user.as_str(), "local");
     assert!(auth.issue(&UserId::from("local"), Duration::MAX).is_ok());
-    let other = Authenticator::new(&Secret::new("another-secret"), None);
-    assert_eq!(refusal(other.token(&token)), "Invalid token");
+    let other = Authenticator::new(Some(&Secret::new("another-secret")), None);
+    assert_eq!(refusal(other.token_now(&token)), "Invalid token");
 }
 
 #[test]
@@ -340,13 +363,13 @@ fn no_bytes_a_caller_sends_make_it_panic() {
             }
         };
         // A changed last character may still decode to the same signature.
-        assert!(auth.token(&token).is_err() || round % 3 == 2);
+        assert!(auth.token_now(&token).is_err() || round % 3 == 2);
         if let Ok(value) = HeaderValue::from_bytes(&bytes) {
             let mut sent = HeaderMap::new();
             sent.insert("authorization", value.clone());
             sent.insert("x-user-id", value.clone());
             sent.insert("x-internal-key", value);
-            assert!(auth.headers(&sent).is_err());
+            assert!(auth.headers_now(&sent).is_err());
         }
     }
 }
@@ -355,7 +378,7 @@ fn no_bytes_a_caller_sends_make_it_panic() {
 fn printing_an_identity_or_an_authenticator_shows_no_secret() {
     let token = good(json!({"sub": "u1"}));
     let auth = authenticator();
-    let shown = format!("{:?} {auth:?}", auth.token(&token).unwrap());
+    let shown = format!("{:?} {auth:?}", auth.token_now(&token).unwrap());
     assert!(
         !shown.contains(&token) && !shown.contains("internal\"") && !shown.contains(KEY),
         "{shown}"
@@ -364,7 +387,7 @@ fn printing_an_identity_or_an_authenticator_shows_no_secret() {
 
 #[test]
 fn only_a_claim_that_users_cannot_set_makes_an_administrator() {
-    let admin = |claims: Value| authenticator().token(&good(claims)).unwrap().admin;
+    let admin = |claims: Value| authenticator().token_now(&good(claims)).unwrap().admin;
     for claims in [
         json!({"sub": "u", "lucid_admin": true}),
         json!({"sub": "u", "app_metadata": {"provider": "email", "lucid_admin": true}}),
@@ -390,7 +413,7 @@ fn only_a_claim_that_users_cannot_set_makes_an_administrator() {
 
 #[test]
 fn a_server_with_the_internal_key_is_an_administrator() {
-    let who = authenticator().headers(&headers(&[
+    let who = authenticator().headers_now(&headers(&[
         ("x-user-id", "u1"),
         ("x-internal-key", "internal"),
     ]));
@@ -401,9 +424,14 @@ fn a_server_with_the_internal_key_is_an_administrator() {
 fn an_issued_token_is_an_administrators_only_where_that_was_asked_for() {
     let (auth, user) = (authenticator(), UserId::from("local"));
     let ttl = Duration::from_secs(60);
-    assert!(!auth.token(&auth.issue(&user, ttl).unwrap()).unwrap().admin);
     assert!(
-        auth.token(&auth.issue_admin(&user, ttl).unwrap())
+        !auth
+            .token_now(&auth.issue(&user, ttl).unwrap())
+            .unwrap()
+            .admin
+    );
+    assert!(
+        auth.token_now(&auth.issue_admin(&user, ttl).unwrap())
             .unwrap()
             .admin
     );

@@ -1,0 +1,259 @@
+//! Owns the identity provider's public keys: fetching them, keeping them, and knowing when to ask again.
+//!
+//! What always holds: one task alone fetches, so there is one request at a time, and a caller who goes
+//! away ends none. It asks periodically, and at once for a key that is not known, but then only after a
+//! rest: a flood of tokens with made-up key ids is as few requests as one such token. What was fetched
+//! last is used on while the provider cannot be reached, for a day at most, since until then a key that
+//! was withdrawn there is still good here. Without keys nobody is told that their token is wrong: nobody
+//! knows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, DecodingKey};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use url::Url;
+
+use super::AuthError;
+use super::keys::{Found, KeySet, KeySetError};
+use crate::egress::{Document, DocumentError, DocumentLimits};
+
+/// How long a set of keys may be, with certificates beside the keys.
+const LARGEST: usize = 256 * 1024;
+
+/// How often what is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// How long the keys may take to come.
+    pub(super) fetch: Duration,
+    /// Between two times of asking where nothing is missing.
+    pub(super) refresh: Duration,
+    /// The first wait after a failure. Each further one is twice as long, up to `refresh`.
+    pub(super) retry: Duration,
+    /// After an answer, nobody's token makes us ask again for this long.
+    pub(super) rest: Duration,
+    /// How long keys are used that could not be fetched again.
+    pub(super) stale: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            fetch: Duration::from_secs(10),
+            refresh: Duration::from_secs(600),
+            retry: Duration::from_secs(1),
+            rest: Duration::from_secs(10),
+            stale: Duration::from_secs(86_400),
+        }
+    }
+}
+
+/// Why there are no keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JwksError {
+    /// They could not be fetched.
+    #[error("{0}")]
+    Document(#[from] DocumentError),
+    /// What was fetched is no set of keys.
+    #[error("{0}")]
+    KeySet(#[from] KeySetError),
+}
+
+/// What is known of the keys.
+#[derive(Clone, Default)]
+struct Known {
+    /// The last set that was fetched, and when.
+    keys: Option<(Arc<KeySet>, Instant)>,
+    /// Whether the last try failed.
+    failed: bool,
+    /// How often it was tried.
+    tries: u64,
+    /// Until when a token does not make us ask; none while we do, and before the first time.
+    rest: Option<Instant>,
+}
+
+/// The keys of one identity provider.
+pub struct Jwks {
+    document: Document,
+    pace: Pace,
+    known: watch::Sender<Known>,
+    /// The try that somebody waits for.
+    wanted: watch::Sender<u64>,
+}
+
+/// What a look at the keys found, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// How many keys tokens can be checked with.
+    pub usable: usize,
+    /// Why others cannot be used, a reason for each.
+    pub unused: Vec<&'static str>,
+}
+
+impl Jwks {
+    /// For the keys at an address of the operator's. Nothing is fetched before [`Jwks::follow`].
+    pub fn new(url: Url) -> Result<Self, JwksError> {
+        Self::with_pace(url, Pace::default())
+    }
+
+    pub(super) fn with_pace(url: Url, pace: Pace) -> Result<Self, JwksError> {
+        let limits = DocumentLimits {
+            time: pace.fetch,
+            size: LARGEST,
+        };
+        Ok(Self {
+            document: Document::new(url, limits)?,
+            pace,
+            known: watch::Sender::default(),
+            wanted: watch::Sender::default(),
+        })
+    }
+
+    /// Where the keys are.
+    pub fn url(&self) -> &Url {
+        self.document.url()
+    }
+
+    /// Fetches the keys once, to say what is there.
+    pub async fn look(&self) -> Result<Look, JwksError> {
+        let keys = self.fetch().await?;
+        Ok(Look {
+            usable: keys.len(),
+            unused: keys.unused,
+        })
+    }
+
+    async fn fetch(&self) -> Result<KeySet, JwksError> {
+        let document = self.document.fetch().await?;
+        Ok(KeySet::read(&document)?)
+    }
+
+    /// Fetches the keys, and again for ever. It is to run once, for as long as tokens are checked.
+    pub async fn follow(&self) {
+        let mut retry = self.pace.retry;
+        let mut said = None;
+        let mut wanted = self.wanted.subscribe();
+        let mut tries = 0;
+        loop {
+            self.known.send_modify(|known| known.rest = None);
+            let fetched = self.fetch().await;
+            self.report(&fetched, &mut said);
+            let pause = match &fetched {
+                Ok(_) => {
+                    retry = self.pace.retry;
+                    self.pace.refresh
+                }
+                Err(_) => {
+                    let pause = retry;
+                    retry = (retry * 2).min(self.pace.refresh);
+                    pause
+                }
+            };
+            tries += 1;
+            self.known.send_modify(|known| {
+                let now = Instant::now();
+                known.tries = tries;
+                known.failed = fetched.is_err();
+                known.rest = Some(now + self.pace.rest);
+                if let Ok(keys) = fetched {
+                    known.keys = Some((Arc::new(keys), now));
+                }
+            });
+            let asked = async {
+                sleep(self.pace.rest).await;
+                let _ = wanted.wait_for(|wanted| *wanted > tries).await;
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = asked => {}
+            }
+        }
+    }
+
+    /// Says in the log what changed, once.
+    fn report(&self, fetched: &Result<KeySet, JwksError>, said: &mut Option<String>) {
+        let (fine, sentence) = match fetched {
+            Ok(keys) if keys.len() > 0 && keys.unused.is_empty() => {
+                (true, format!("tokens are checked with {} keys", keys.len()))
+            }
+            Ok(keys) if keys.unused.is_empty() => (
+                false,
+                "there are no keys, so no token that is signed with one is taken".to_owned(),
+            ),
+            Ok(keys) => (
+                false,
+                format!(
+                    "tokens are checked with {} keys; not with {}",
+                    keys.len(),
+                    keys.unused.join(", nor with ")
+                ),
+            ),
+            Err(error) => (false, format!("the keys cannot be fetched: {error}")),
+        };
+        if said.as_ref() == Some(&sentence) {
+            return;
+        }
+        let url = self.url();
+        if fine {
+            tracing::info!(%url, "{sentence}");
+        } else {
+            tracing::warn!(%url, "{sentence}");
+        }
+        *said = Some(sentence);
+    }
+
+    /// The key that a token of this algorithm names. Waits for the keys where they are under way.
+    pub(super) async fn find(
+        &self,
+        algorithm: Algorithm,
+        id: Option<&str>,
+    ) -> Result<DecodingKey, AuthError> {
+        let mut changes = self.known.subscribe();
+        let known = changes.borrow_and_update().clone();
+        match self.found(&known, algorithm, id) {
+            Some(Found::Key(key)) => return Ok(key.clone()),
+            Some(Found::Ambiguous) => return Err(AuthError::InvalidToken),
+            Some(Found::Unknown) | None => {}
+        }
+        let rests = known.rest.is_some_and(|until| Instant::now() < until);
+        if !rests {
+            let next = known.tries + 1;
+            self.wanted.send_if_modified(|wanted| {
+                let sooner = *wanted < next;
+                *wanted = next.max(*wanted);
+                sooner
+            });
+            let next = changes.wait_for(|now| now.tries > known.tries);
+            // Long enough for any try; where nobody follows the keys, that is how it shows.
+            let _ = timeout(self.pace.fetch * 2, next).await;
+        }
+        let known = self.known.borrow().clone();
+        match self.found(&known, algorithm, id) {
+            Some(Found::Key(key)) => Ok(key.clone()),
+            // The key may be one that is newer than what could be fetched.
+            Some(Found::Unknown) if known.failed => Err(AuthError::NoKeys),
+            Some(Found::Unknown | Found::Ambiguous) => Err(AuthError::InvalidToken),
+            None => Err(AuthError::NoKeys),
+        }
+    }
+
+    /// None where there are no keys, or none that are fresh enough.
+    fn found<'a>(
+        &self,
+        known: &'a Known,
+        algorithm: Algorithm,
+        id: Option<&str>,
+    ) -> Option<Found<'a>> {
+        let (keys, fetched) = known.keys.as_ref()?;
+        (fetched.elapsed() < self.pace.stale).then(|| keys.find(algorithm, id))
+    }
+}
+
+impl std::fmt::Debug for Jwks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jwks")
+            .field("url", &self.url().as_str())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,180 @@
+//! Owns reading a JWKS document (RFC 7517): which of its keys tokens may be checked with.
+//!
+//! What always holds: a key is for one algorithm, RS256 or ES256, and was meant for signatures; an RSA
+//! key has 2048 to 4096 bits and an exponent that is not small. A document that holds what is not taken
+//! is good for the rest of it. Whatever leaves open which key is meant gives none.
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm};
+use jsonwebtoken::jwk::{KeyOperations, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// No identity provider has so many at once.
+const MOST_KEYS: usize = 64;
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
+
+/// A document is no set of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeySetError {
+    /// Not an object with a list of keys.
+    #[error("what is there is not a JSON object with a list `keys`")]
+    NoKeySet,
+    /// More keys than anybody uses.
+    #[error("there are more than {MOST_KEYS} keys")]
+    TooMany,
+}
+
+/// The keys of one document that can be used.
+pub(super) struct KeySet {
+    keys: Vec<Key>,
+    /// Why others are not, a reason for each.
+    pub(super) unused: Vec<&'static str>,
+}
+
+struct Key {
+    id: Option<String>,
+    algorithm: Algorithm,
+    decoding: DecodingKey,
+}
+
+/// Which key a token means.
+pub(super) enum Found<'a> {
+    /// This one.
+    Key(&'a DecodingKey),
+    /// None of these; a newer document may have it.
+    Unknown,
+    /// It names no key, and there is more than one of its algorithm.
+    Ambiguous,
+}
+
+impl KeySet {
+    /// Reads a document.
+    pub(super) fn read(document: &[u8]) -> Result<Self, KeySetError> {
+        #[derive(Deserialize)]
+        struct Document {
+            keys: Vec<Value>,
+        }
+        let document: Document =
+            serde_json::from_slice(document).map_err(|_| KeySetError::NoKeySet)?;
+        if document.keys.len() > MOST_KEYS {
+            return Err(KeySetError::TooMany);
+        }
+        let (mut keys, mut unused) = (Vec::<Key>::new(), Vec::new());
+        let mut doubtful = Vec::new();
+        for key in document.keys {
+            match usable(key) {
+                Err(reason) => unused.push(reason),
+                Ok(key) => {
+                    let same = |known: &Key| {
+                        known.id.is_some() && known.id == key.id && known.algorithm == key.algorithm
+                    };
+                    if let Some(known) = keys.iter().find(|known| same(known)) {
+                        if !is_same(&known.decoding, &key.decoding) {
+                            doubtful.push((key.id, key.algorithm));
+                        }
+                        continue;
+                    }
+                    keys.push(key);
+                }
+            }
+        }
+        for (id, algorithm) in doubtful {
+            // Of three with one name, the first took the others along.
+            keys.retain(|key| key.id != id || key.algorithm != algorithm);
+            unused.push("different keys with the same `kid`");
+        }
+        Ok(Self { keys, unused })
+    }
+
+    /// How many keys can be used.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The key for a token of this algorithm that names this key. Where it names none, the only one
+    /// of its algorithm is meant.
+    pub(super) fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Found<'_> {
+        let fits =
+            |key: &&Key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id);
+        let mut found = self.keys.iter().filter(fits);
+        match (found.next(), found.next()) {
+            (None, _) => Found::Unknown,
+            (Some(key), None) => Found::Key(&key.decoding),
+            (Some(_), Some(_)) => Found::Ambiguous,
+        }
+    }
+}
+
+/// One key of a document, or why it is not used.
+fn usable(key: Value) -> Result<Key, &'static str> {
+    if key.get("d").is_some() {
+        return Err("a private key that everybody can read; its owner must replace it");
+    }
+    let key: Jwk = serde_json::from_value(key).map_err(|_| "a key that cannot be read")?;
+    match &key.common.public_key_use {
+        None | Some(PublicKeyUse::Signature) => {}
+        Some(_) => return Err("a key that is not for signatures"),
+    }
+    let operations = &key.common.key_operations;
+    if operations
+        .as_ref()
+        .is_some_and(|operations| !operations.contains(&KeyOperations::Verify))
+    {
+        return Err("a key that is not for signatures");
+    }
+    let (algorithm, name) = match &key.algorithm {
+        AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
+        AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => {
+            (Algorithm::ES256, KeyAlgorithm::ES256)
+        }
+        AlgorithmParameters::OctetKey(_) => {
+            return Err("a shared secret that everybody can read; its owner must replace it");
+        }
+        _ => return Err("a key for another algorithm than RS256 and ES256"),
+    };
+    if key.common.key_algorithm.is_some_and(|said| said != name) {
+        return Err("a key for another algorithm than RS256 and ES256");
+    }
+    let decoding = DecodingKey::from_jwk(&key).map_err(|_| "a key that cannot be read")?;
+    match decoding.kind() {
+        DecodingKeyKind::RsaModulusExponent { n, e } => {
+            if !RSA_BITS.contains(&bits(n)) {
+                return Err("an RSA key of fewer than 2048 or more than 4096 bits");
+            }
+            // 65537 and above, as FIPS 186-5 has it.
+            if !(17..=33).contains(&bits(e)) || e.last().is_none_or(|last| last % 2 == 0) {
+                return Err("an RSA key with an exponent that is not used");
+            }
+        }
+        DecodingKeyKind::SecretOrDer(point) => {
+            // Both coordinates in full; one byte says so.
+            if point.len() != 65 {
+                return Err("a key that cannot be read");
+            }
+        }
+    }
+    Ok(Key {
+        id: key.common.key_id,
+        algorithm,
+        decoding,
+    })
+}
+
+/// How many bits a number has, the highest byte first.
+fn bits(number: &[u8]) -> usize {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    match number[zeros..] {
+        [] => 0,
+        [first, ref rest @ ..] => rest.len() * 8 + (u8::BITS - first.leading_zeros()) as usize,
+    }
+}
+
+fn is_same(one: &DecodingKey, other: &DecodingKey) -> bool {
+    use DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+    match (one.kind(), other.kind()) {
+        (RsaModulusExponent { n, e }, RsaModulusExponent { n: n2, e: e2 }) => n == n2 && e == e2,
+        (SecretOrDer(point), SecretOrDer(other)) => point == other,
+        _ => false,
+    }
+}

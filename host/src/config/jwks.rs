@@ -1,0 +1,39 @@
+//! Owns where the identity provider's public keys are.
+//!
+//! What always holds: an address that is written out comes before the one that `SUPABASE_URL` gives; over
+//! plain HTTP only a private one is taken, since whoever is on the way could sign tokens of their own.
+
+use url::Url;
+
+use super::ConfigError;
+use super::values::{Values, shown};
+use crate::egress::Document;
+
+/// Below a Supabase project's address. A project that still signs with its shared secret alone has an
+/// empty set of keys there.
+const OF_A_PROJECT: [&str; 4] = ["auth", "v1", ".well-known", "jwks.json"];
+
+/// `SUPABASE_JWKS_URL`, or the project's.
+pub(super) fn jwks_url(values: &Values) -> Result<Option<Url>, ConfigError> {
+    let project = values.base_url("SUPABASE_URL")?.and_then(|mut url| {
+        // An http URL always has a path.
+        url.path_segments_mut()
+            .ok()?
+            .pop_if_empty()
+            .extend(OF_A_PROJECT);
+        Some(("SUPABASE_URL", url))
+    });
+    let written = values.base_url("SUPABASE_JWKS_URL")?;
+    let written = written.map(|url| ("SUPABASE_JWKS_URL", url));
+    let Some((name, url)) = written.or(project) else {
+        return Ok(None);
+    };
+    if Document::may_be_at(&url) {
+        return Ok(Some(url));
+    }
+    Err(ConfigError::NotAllowed {
+        name,
+        given: shown(url.as_str()),
+        allowed: "an https URL, or an http URL at an address that is not public and not a metadata service's",
+    })
+}

@@ -1,0 +1,135 @@
+//! Users of an identity provider that signs with keys of its own: over REST and the WebSocket, with the
+//! provider there and not there, and what the command line says of it.
+
+use lucid_tests::{
+    Host, IdentityProvider, SigningKey, Socket, command, eventually, find, hs256_token, now,
+    text_of,
+};
+use serde_json::json;
+
+const SESSIONS: &str = "/api/v1/sessions";
+
+async fn get(host: &Host, token: &str) -> lucid_tests::Answer {
+    let bearer = format!("Bearer {token}");
+    host.send("GET", SESSIONS, &[("authorization", &bearer)], None)
+        .await
+}
+
+/// How a connection ends that says who it is in its address, and one that says so in its first message.
+async fn connections(host: &Host, token: &str) -> [Socket; 2] {
+    let by_address = Socket::connect(host, &format!("?token={token}")).await;
+    let mut by_message = Socket::connect(host, "").await;
+    by_message
+        .send(json!({"task": "Say hello", "token": token}))
+        .await;
+    let mut both = [by_address, by_message];
+    for socket in &mut both {
+        while socket.next().await.is_some() {}
+    }
+    both
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_whose_tokens_are_signed_with_published_keys_work() {
+    let (rsa, ec, forger) = (SigningKey::rsa(), SigningKey::ec(), SigningKey::ec());
+    let provider = IdentityProvider::start(&[rsa.jwk("r"), ec.jwk("e")]).await;
+    let host = Host::with_defaults()
+        .unset("SUPABASE_JWT_SECRET")
+        .set("SUPABASE_URL", provider.url())
+        .start();
+    for token in [
+        rsa.token("r", json!({"sub": "alice"})),
+        ec.token("e", json!({"sub": "alice"})),
+    ] {
+        get(&host, &token).await.ok();
+        let mut socket = Socket::connect(&host, &format!("?token={token}")).await;
+        socket.send(json!({"task": "In the address"})).await;
+        socket.completed().await;
+        let mut socket = Socket::connect(&host, "").await;
+        socket
+            .send(json!({"task": "In the message", "token": token}))
+            .await;
+        socket.completed().await;
+    }
+    let claims = json!({"sub": "alice", "exp": now() + 60});
+    for forged in [
+        forger.token("e", json!({"sub": "alice"})),
+        forger.token("made-up", json!({"sub": "alice"})),
+        ec.token("e", json!({"sub": "alice", "exp": now() - 60})),
+        hs256_token(&claims, rsa.jwk("r").to_string().as_bytes()),
+        hs256_token(&claims, b""),
+        hs256_token(&claims, lucid_tests::JWT_SECRET.as_bytes()),
+    ] {
+        get(&host, &forged).await.refused(401, "Invalid token");
+        for socket in connections(&host, &forged).await {
+            assert_eq!(socket.closed, Some(4010));
+        }
+    }
+    let nobody = ec.token("e", json!({"email": "alice@example.com"}));
+    get(&host, &nobody)
+        .await
+        .refused(401, "Token missing sub claim");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_keys_are_not_there_a_client_is_asked_to_come_back() {
+    let key = SigningKey::ec();
+    let provider = IdentityProvider::start(&[]).await;
+    provider.answer(503, "");
+    let host = Host::with_defaults()
+        .set("SUPABASE_JWKS_URL", provider.jwks_url())
+        .start();
+    let token = key.token("e", json!({"sub": "alice"}));
+    let sentence = get(&host, &token).await.problem(503);
+    assert!(sentence.contains("Try again"), "{sentence}");
+    for socket in connections(&host, &token).await {
+        assert_eq!(socket.closed, Some(1013), "{:?}", socket.frames);
+        // It would be final for an old client.
+        assert!(socket.frames.is_empty(), "{:?}", socket.frames);
+    }
+    // Who comes another way is served.
+    host.get("bob", SESSIONS).await.ok();
+    provider.publish(&[key.jwk("e")]);
+    eventually("the token to be taken", async || {
+        (get(&host, &token).await.status == 200).then_some(())
+    })
+    .await;
+    let log = host.log();
+    assert!(log.contains("cannot be fetched"), "{log}");
+    assert!(!log.contains(&token), "a token is in the log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_published_keys_it_is_not_local_mode() {
+    let key = SigningKey::ec();
+    let provider = IdentityProvider::start(&[key.jwk("e")]).await;
+    let host = Host::with_defaults()
+        .unset("SUPABASE_JWT_SECRET")
+        .set("SUPABASE_URL", provider.url())
+        .start();
+    let log = host.log();
+    assert!(!log.contains("local mode") && !log.contains("eyJ"), "{log}");
+    assert!(find(&host.folder().join("storage"), "local-secret").is_none());
+    let said = async |arguments: &[&str]| {
+        let mut call = command(host.folder(), arguments);
+        call.env("SUPABASE_URL", provider.url())
+            .env("WORKSPACE_BASE_PATH", host.folder().join("storage"));
+        let output = tokio::task::spawn_blocking(move || call.output().unwrap());
+        let output = output.await.unwrap();
+        let text = text_of(&output.stdout) + &text_of(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, text) = said(&["token", "--user", "alice"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("signed by its identity provider"), "{text}");
+    let (code, text) = said(&["plugin", "list"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("LUCID_TOKEN"), "{text}");
+    for arguments in ["doctor", "check"] {
+        let (code, text) = said(&[arguments]).await;
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains(&provider.jwks_url()), "{text}");
+    }
+    let (_, text) = said(&["doctor"]).await;
+    assert!(text.contains("can be used: 1"), "{text}");
+}
