@@ -71,7 +71,7 @@ impl SigningKey {
         };
         let named =
             json!({"kid": id, "alg": self.algorithm(), "use": "sig", "key_ops": ["verify"]});
-        merged(own, &named)
+        merged(own, named)
     }
 
     /// A token with these claims, for an hour where they do not say otherwise, whose header names this
@@ -85,7 +85,7 @@ impl SigningKey {
 
     /// The same with any header.
     pub fn token_with(&self, header: &Value, claims: Value) -> String {
-        let claims = merged(json!({"exp": crate::token::now() + 3600}), &claims);
+        let claims = merged(json!({"exp": crate::token::now() + 3600}), claims);
         let signed = format!(
             "{}.{}",
             URL_SAFE_NO_PAD.encode(header.to_string()),
@@ -106,10 +106,10 @@ impl SigningKey {
 }
 
 /// The members of both, those of the second where both have one.
-fn merged(mut one: Value, other: &Value) -> Value {
-    for (name, value) in other.as_object().unwrap() {
-        one[name] = value.clone();
-    }
+fn merged(mut one: Value, mut other: Value) -> Value {
+    one.as_object_mut()
+        .unwrap()
+        .append(other.as_object_mut().unwrap());
     one
 }
 

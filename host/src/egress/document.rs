@@ -5,7 +5,6 @@
 //! whoever is on the way could put a document of their own in its place. A redirect is not followed;
 //! time and size have limits; nothing of ours goes along. Metadata services are never asked.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -173,12 +172,8 @@ impl Document {
 
     fn unreached(&self, cause: reqwest::Error) -> DocumentError {
         let host = self.host();
-        let mut deeper = cause.source();
-        while let Some(found) = deeper {
-            if found.is::<address::Refused>() {
-                return DocumentError::Address { host };
-            }
-            deeper = found.source();
+        if address::was_refused(&cause) {
+            return DocumentError::Address { host };
         }
         DocumentError::Connect {
             host,
