@@ -19,8 +19,10 @@ pub(super) struct SessionRequest {
     /// What to do.
     #[schema(required, example = "Fix the failing test")]
     task: Option<String>,
-    /// A repository to clone into the workspace.
-    repo_url: Option<String>,
+    /// A repository to clone into the workspace. It may hold a credential, so it is printed as little as
+    /// one.
+    #[schema(value_type = Option<String>)]
+    repo_url: Option<Secret>,
     /// A token for that repository. It never reaches the sandbox.
     #[schema(value_type = Option<String>)]
     git_token: Option<Secret>,
@@ -67,8 +69,8 @@ impl SessionRequest {
     /// The repository that is asked for.
     pub(super) fn repo_url(&self) -> Option<&str> {
         self.repo_url
-            .as_deref()
-            .map(str::trim)
+            .as_ref()
+            .map(|url| url.expose().trim())
             .filter(|url| !url.is_empty())
     }
 
@@ -225,7 +227,9 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_shown_by_debug() {
-        let request = asked(r#"{"task":"t","gitToken":"ghp_hidden","apiKey":"sk_hidden"}"#);
+        let request = asked(
+            r#"{"task":"t","repoUrl":"https://hidden@host/x.git","gitToken":"ghp_hidden","apiKey":"sk_hidden"}"#,
+        );
         assert!(!format!("{request:?}").contains("hidden"));
     }
 }

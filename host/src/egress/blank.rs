@@ -1,8 +1,8 @@
 //! Owns how a key is taken out of what a provider sent back.
 //!
 //! What always holds: what comes out does not contain the key: not as it is, not as it looks in a
-//! URL, in base64 (wherever in the encoded text it stands) or in a JSON string, nor its beginning at
-//! the end of a text that was cut.
+//! URL (also where every byte is escaped), in hexadecimal, in base64 (wherever in the encoded text it
+//! stands) or in a JSON string, nor its beginning at the end of a text that was cut.
 
 use std::borrow::Cow;
 
@@ -51,6 +51,11 @@ impl Blanker {
         for encoded in [form, strict(key.as_bytes())] {
             plain.push(Zeroizing::new(lower_escapes(&encoded)));
             plain.push(Zeroizing::new(encoded));
+        }
+        for before_each in ["", "%"] {
+            let digits = hexadecimal(key.as_bytes(), before_each);
+            plain.push(Zeroizing::new(digits.to_ascii_uppercase()));
+            plain.push(Zeroizing::new(digits));
         }
         for before in 0..3 {
             // Three bytes are four characters: the key may begin at any of the three.
@@ -203,6 +208,19 @@ fn strict(bytes: &[u8]) -> String {
     text
 }
 
+/// Two digits for each byte, in lower case, and something before them.
+fn hexadecimal(bytes: &[u8], before_each: &str) -> String {
+    // At once at its size: a text that grows leaves copies behind, which nobody wipes.
+    let mut text = String::with_capacity(bytes.len() * (2 + before_each.len()));
+    for byte in bytes {
+        text.push_str(before_each);
+        for digit in [byte >> 4, byte & 0xf] {
+            text.push(char::from_digit(digit.into(), 16).unwrap_or_default());
+        }
+    }
+    text
+}
+
 /// The same with `%2f` in place of `%2F`.
 fn lower_escapes(text: &str) -> String {
     let mut pieces = text.split('%');
@@ -219,6 +237,7 @@ fn lower_escapes(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -249,6 +268,55 @@ mod tests {
                     // What is left is too little to tell more than a byte at each end.
                     assert!(said.len() + KEY.len() <= encoded.len() + BLANK.len() + 4);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_blanked_in_hexadecimal() {
+        let key = SecretString::from("sk-a/b+c");
+        let said = blank(
+            "736b2d612f622b63 736B2D612F622B63 %73%6b%2d%61%2f%62%2b%63 %73%6B%2D%61%2F%62%2B%63",
+            Some(&key),
+        );
+        assert_eq!(said, [BLANK; 4].join(" "));
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_blanked_in_any_encoding_of_any_text_around_it(
+            key in "[!-~]{12,48}",
+            before in "[ -~]{0,16}",
+            after in "[ -~]{0,16}",
+            depth in 0..3,
+        ) {
+            let encoders: [fn(&str) -> String; 9] = [
+                str::to_owned,
+                |text| byte_serialize(text.as_bytes()).collect(),
+                |text| strict(text.as_bytes()),
+                |text| lower_escapes(&strict(text.as_bytes())),
+                |text| hexadecimal(text.as_bytes(), ""),
+                |text| hexadecimal(text.as_bytes(), "").to_ascii_uppercase(),
+                |text| hexadecimal(text.as_bytes(), "%"),
+                |text| hexadecimal(text.as_bytes(), "%").to_ascii_uppercase(),
+                |text| in_json(text)[0].to_string(),
+            ];
+            let secret = SecretString::from(key.as_str());
+            for (number, encode) in encoders.into_iter().enumerate() {
+                let (mut own, mut whole) = (encode(&key), encode(&format!("{before}{key}{after}")));
+                for _ in 0..depth {
+                    (own, whole) = (in_json(&own)[0].to_string(), in_json(&whole)[0].to_string());
+                }
+                let said = blank(&whole, Some(&secret));
+                // A JSON string in a JSON string in another is as far as it goes.
+                prop_assert!(
+                    !said.contains(&own) && said.contains(BLANK) || (number == 8 && depth == 2 && own != key),
+                    "{whole} became {said}"
+                );
+            }
+            for encoded in [STANDARD.encode(format!("{before}{key}{after}")), URL_SAFE.encode(format!("{before}{key}{after}"))] {
+                let said = blank(&encoded, Some(&secret));
+                prop_assert!(said.contains(BLANK), "{encoded} became {said}");
             }
         }
     }
