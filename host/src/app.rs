@@ -18,6 +18,7 @@ mod policies;
 mod room;
 mod shadow;
 mod toolsets;
+mod trial;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -46,7 +47,7 @@ use crate::workspace::Watcher;
 
 pub(crate) use self::deployed::Deployed;
 pub use self::depot::DepotError;
-pub(crate) use self::depot::{Depot, is_digest};
+pub(crate) use self::depot::{Depot, TakenOff, is_digest};
 pub use self::generations::{Change, ChangeError, Generations, Now, UploadError};
 use self::guard::Open;
 use self::places::Ground;

@@ -1,6 +1,7 @@
 //! A new build of a policy comes to users by degrees: shadowed first, then for a share of new sessions,
 //! then for all, and back by itself where it fails.
 
+use futures::future::join_all;
 use lucid_tests::{
     Answer, HOSTILE, Host, JWT_SECRET, Socket, claims_token, command, counting, eventually,
     is_completed, text_of, token,
@@ -96,6 +97,110 @@ impl Ground {
         }
         (id, seen)
     }
+}
+
+impl Ground {
+    /// The command line, with the server's settings: exit code, and what it printed.
+    fn lucid(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let (_, port) = self.host.address().rsplit_once(':').unwrap();
+        let done = command(self.host.folder(), arguments)
+            .env("PORT", port)
+            .env("HOST", "127.0.0.1")
+            .env("SUPABASE_JWT_SECRET", JWT_SECRET)
+            .env("WORKSPACE_BASE_PATH", self.host.folder().join("storage"))
+            .output()
+            .unwrap();
+        (
+            done.status.code(),
+            text_of(&done.stdout),
+            text_of(&done.stderr),
+        )
+    }
+
+    async fn activate(&self, name: &str, build: &str, share: Option<u32>) -> Answer {
+        let path = format!("/policy/{name}/activate");
+        let mut body = json!({"digest": build});
+        if let Some(share) = share {
+            body["share"] = share.into();
+        }
+        self.ask("POST", &path, Some(body)).await
+    }
+
+    async fn roll_back(&self) -> Answer {
+        self.ask("POST", "/policy/counting/rollback", None).await
+    }
+
+    async fn plugin(&self) -> Value {
+        let list = self.ask("GET", "", None).await.ok();
+        let mut found = list["plugins"].as_array().unwrap().iter();
+        found.find(|one| one["name"] == "counting").unwrap().clone()
+    }
+
+    /// The plugin, once it is as it is to be.
+    async fn until(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || {
+            let plugin = self.plugin().await;
+            fits(&plugin).then_some(plugin)
+        })
+        .await
+    }
+
+    /// So many sessions at once, which end their tasks at once: their ids, and who began them.
+    async fn begin(&self, count: usize) -> Vec<(String, String)> {
+        let begun = (0..count).map(|_| async {
+            let (id, seen) = self.count(0).await;
+            let said = thoughts(&seen);
+            let by = said.iter().find_map(|said| said.strip_prefix("begun by "));
+            (
+                id,
+                by.unwrap_or_else(|| panic!("nothing was begun: {seen:?}"))
+                    .to_owned(),
+            )
+        });
+        join_all(begun).await
+    }
+
+    /// Who answers in a session that is there.
+    async fn answers(&self, id: &str) -> String {
+        let first = json!({"sessionId": id, "lastSeq": 1_000_000, "features": ["seq"]});
+        let mut socket = Socket::open(&self.host, "bob", first).await;
+        socket.say("who is it?").await;
+        let seen = socket
+            .until("an answer", |frame| {
+                frame["content"]
+                    .as_str()
+                    .is_some_and(|said| said.starts_with("asked "))
+            })
+            .await;
+        let last = seen.last().unwrap()["content"].as_str().unwrap();
+        last.trim_start_matches("asked ").to_owned()
+    }
+}
+
+fn thoughts(frames: &[Value]) -> Vec<String> {
+    let said = frames
+        .iter()
+        .filter(|frame| frame["eventType"] == "ThinkAction");
+    said.map(|frame| frame["content"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// How many steps a build failed, by the sentence on why it was taken back: when three are enough, some
+/// more may have failed already.
+fn failed_steps(why: &str) -> u32 {
+    let rest = why.strip_prefix("It failed ").unwrap_or_default();
+    let number = rest.split(' ').next().unwrap_or_default();
+    number
+        .parse()
+        .unwrap_or_else(|_| panic!("no number in {why:?}"))
+}
+
+fn on_each(plugin: &Value) -> (u64, u64) {
+    let count = |value: &Value| value.as_u64().unwrap_or_default();
+    (
+        count(&plugin["sessions"]),
+        count(&plugin["candidate"]["sessions"]),
+    )
 }
 
 fn task(number: u32) -> Value {
@@ -217,11 +322,11 @@ async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
             "Only a policy",
         ),
         (
-            "tools",
+            "nothing",
             "counting",
             json!({"digest": build}),
             404,
-            "`policy` or `llm`",
+            "kind is one of",
         ),
         (
             "policy",
@@ -323,24 +428,7 @@ async fn one_shadow_runs_at_a_time_and_a_build_that_never_ends_is_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_shadows_and_tells_as_diff_does() {
     let ground = Ground::new();
-    let lucid = |arguments: &[&str]| {
-        let (_, port) = ground.host.address().rsplit_once(':').unwrap();
-        let mut command = command(ground.host.folder(), arguments);
-        let done = command
-            .envs([
-                ("PORT", port),
-                ("HOST", "127.0.0.1"),
-                ("SUPABASE_JWT_SECRET", JWT_SECRET),
-            ])
-            .env("WORKSPACE_BASE_PATH", ground.host.folder().join("storage"))
-            .output()
-            .unwrap();
-        (
-            done.status.code(),
-            text_of(&done.stdout),
-            text_of(&done.stderr),
-        )
-    };
+    let lucid = |arguments: &[&str]| ground.lucid(arguments);
     let (id, _) = ground.count(3).await;
     let buggy = ground.upload(counting(1, "bugs")).await;
     let (code, out, err) = lucid(&["plugin", "shadow", "counting", &buggy]);
@@ -375,4 +463,463 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
     assert!(err.contains("no policy of this name"), "{err}");
     let (code, _, _) = lucid(&["plugin", "shadow", "counting", &buggy, "--sessions", "201"]);
     assert_eq!(code, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_gets_exactly_its_share_and_its_sessions_keep_it_over_generations_and_a_restart()
+ {
+    let mut ground = Ground::new();
+    let first = digest(&counting(1, "good"));
+    let second = ground.upload(counting(2, "good")).await;
+    let given = ground.activate("counting", &second, Some(25)).await.ok();
+    assert_eq!(
+        (&given["digest"], &given["candidate"], &given["share"]),
+        (&json!(first), &json!(second), &json!(25))
+    );
+    let begun = ground.begin(100).await;
+    let of_second: Vec<_> = begun.iter().filter(|(_, by)| by == "build-0002").collect();
+    assert_eq!(of_second.len(), 25, "of a hundred sessions");
+    let shown = ground.plugin().await;
+    assert_eq!(shown["digest"], first.as_str());
+    assert_eq!(on_each(&shown), (75, 25), "{shown}");
+    let candidate = &shown["candidate"];
+    assert_eq!(
+        (&candidate["version"], &candidate["share"], &candidate["by"]),
+        (&json!("build-0002"), &json!(25), &json!("alice"))
+    );
+    let steps = |of: &Value| {
+        let calls = of["calls"].as_array().unwrap().iter();
+        calls
+            .filter(|call| call["call"] == "step")
+            .map(|call| call["calls"].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!((steps(candidate), steps(&shown)), (25, 75), "{shown}");
+    assert_eq!(shown["probation"]["steps"], 25, "{shown}");
+    assert_eq!(shown["probation"]["stepsBefore"], 75, "{shown}");
+    assert_eq!(shown["otherBuilds"], json!([]));
+
+    // Other generations change nothing of it.
+    ground.activate("other", &second, None).await.ok();
+    let more = ground.begin(4).await;
+    assert_eq!(
+        more.iter().filter(|(_, by)| by == "build-0002").count(),
+        1,
+        "the turns go on: {more:?}"
+    );
+    for (id, by) in begun.iter().take(8) {
+        assert_eq!(&ground.answers(id).await, by);
+    }
+    assert_eq!(on_each(&ground.plugin().await), (78, 26));
+
+    ground.host.stop().await;
+    ground.host.start_again();
+    let shown = ground.plugin().await;
+    assert_eq!(
+        (&shown["candidate"]["digest"], &shown["candidate"]["share"]),
+        (&json!(second), &json!(25))
+    );
+    assert_eq!(on_each(&shown), (78, 26), "{shown}");
+    for (id, by) in begun.iter().take(8) {
+        assert_eq!(&ground.answers(id).await, by, "after the restart");
+    }
+    let begun = ground.begin(20).await;
+    assert_eq!(
+        begun.iter().filter(|(_, by)| by == "build-0002").count(),
+        5,
+        "{begun:?}"
+    );
+
+    // Then it gets all, and those that run come along.
+    let all = ground.activate("counting", &second, None).await.ok();
+    assert_eq!(
+        (&all["digest"], &all["candidate"]),
+        (&json!(second), &Value::Null)
+    );
+    ground
+        .until("all to move", |plugin| on_each(plugin) == (124, 0))
+        .await;
+    assert!(
+        ground
+            .begin(5)
+            .await
+            .iter()
+            .all(|(_, by)| by == "build-0002")
+    );
+    ground.roll_back().await.ok();
+    ground
+        .until("all to move back", |plugin| {
+            plugin["digest"] == first.as_str() && on_each(plugin) == (129, 0)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_takes_a_candidate_off_in_one_call_and_then_goes_back_through_builds() {
+    let ground = Ground::new();
+    let first = digest(&counting(1, "good"));
+    let mut builds = Vec::new();
+    for number in 2..=4 {
+        builds.push(ground.upload(counting(number, "good")).await);
+    }
+    ground.activate("counting", &builds[0], None).await.ok();
+    ground.activate("counting", &builds[1], Some(60)).await.ok();
+    // Another candidate takes the place of the first, and another share its share.
+    ground.activate("counting", &builds[2], Some(40)).await.ok();
+    let given = ground.activate("counting", &builds[2], Some(50)).await.ok();
+    assert_eq!(
+        (&given["digest"], &given["candidate"], &given["share"]),
+        (&json!(builds[0]), &json!(builds[2]), &json!(50))
+    );
+    let begun = ground.begin(10).await;
+    assert_eq!(
+        begun.iter().filter(|(_, by)| by == "build-0004").count(),
+        5,
+        "{begun:?}"
+    );
+
+    let back = ground.roll_back().await.ok();
+    assert_eq!(
+        (&back["digest"], &back["candidate"]),
+        (&json!(builds[0]), &Value::Null)
+    );
+    ground
+        .until("the candidate's sessions to come back", |plugin| {
+            on_each(plugin) == (10, 0)
+        })
+        .await;
+    assert!(
+        ground
+            .begin(4)
+            .await
+            .iter()
+            .all(|(_, by)| by == "build-0002")
+    );
+    let back = ground.roll_back().await.ok();
+    assert_eq!(back["digest"], first.as_str());
+    ground.roll_back().await.problem(409);
+    // One on which the manifest's own is what others have.
+    ground.activate("counting", &builds[1], Some(1)).await.ok();
+    assert_eq!(ground.roll_back().await.ok()["candidate"], Value::Null);
+    ground.roll_back().await.problem(409);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_that_cannot_be_is_refused_and_changes_nothing() {
+    let ground = Ground::new();
+    let first = ground.upload(counting(1, "good")).await;
+    let second = ground.upload(counting(2, "good")).await;
+    let broken = ground.upload(HOSTILE.to_vec()).await;
+    for (kind, name, body, status, reason) in [
+        (
+            "policy",
+            "counting",
+            json!({"digest": second, "share": 0}),
+            422,
+            "1 to 99",
+        ),
+        (
+            "policy",
+            "counting",
+            json!({"digest": second, "share": 100}),
+            422,
+            "1 to 99",
+        ),
+        (
+            "policy",
+            "counting",
+            json!({"digest": second, "share": 256}),
+            422,
+            "does not fit",
+        ),
+        (
+            "policy",
+            "counting",
+            json!({"digest": second, "share": -1}),
+            422,
+            "does not fit",
+        ),
+        (
+            "policy",
+            "counting",
+            json!({"digest": second, "share": "10"}),
+            422,
+            "does not fit",
+        ),
+        (
+            "policy",
+            "counting",
+            json!({"digest": first, "share": 10}),
+            409,
+            "has all new sessions",
+        ),
+        (
+            "policy",
+            "fresh",
+            json!({"digest": second, "share": 10}),
+            409,
+            "no active build",
+        ),
+        (
+            "policy",
+            "counting",
+            json!({"digest": "0".repeat(64), "share": 10}),
+            404,
+            "was uploaded",
+        ),
+        (
+            "llm",
+            "openai",
+            json!({"digest": second, "share": 10}),
+            422,
+            "Only a policy's build",
+        ),
+    ] {
+        let path = format!("/{kind}/{name}/activate");
+        let detail = ground
+            .ask("POST", &path, Some(body.clone()))
+            .await
+            .problem(status);
+        assert!(detail.contains(reason), "{kind} {name} {body}: {detail}");
+    }
+    let shown = ground.plugin().await;
+    assert_eq!(
+        (&shown["candidate"], &shown["source"]),
+        (&Value::Null, &json!("file")),
+        "{shown}"
+    );
+    // A candidate whose file is gone keeps no server from starting.
+    ground.activate("counting", &broken, Some(50)).await.ok();
+    let mut ground = ground;
+    ground.host.stop().await;
+    let depot = ground.host.folder().join("storage/.lucid/data/plugins");
+    std::fs::write(depot.join(format!("{broken}.wasm")), b"half").unwrap();
+    ground.host.start_again();
+    let shown = ground.plugin().await;
+    assert_eq!(shown["candidate"], Value::Null, "{shown}");
+    let list = ground.ask("GET", "", None).await.ok();
+    let what = list["lastError"]["problems"][0]["what"]
+        .as_str()
+        .unwrap_or_default();
+    assert!(what.contains("is not what was uploaded"), "{list}");
+    assert!(
+        ground
+            .begin(4)
+            .await
+            .iter()
+            .all(|(_, by)| by == "build-0001")
+    );
+    ground.roll_back().await.ok();
+    assert_eq!(
+        ground.ask("GET", "", None).await.ok()["lastError"],
+        Value::Null
+    );
+}
+
+/// Counts to five in so many sessions at once, and checks that nobody noticed anything.
+async fn all_count_to_five(ground: &Ground, count: usize) -> Vec<Vec<String>> {
+    let counted = join_all((0..count).map(|_| ground.count(5))).await;
+    let mut all = Vec::new();
+    for (id, seen) in counted {
+        assert!(
+            !seen.iter().any(|frame| frame["type"] == "error"),
+            "the user of {id} met the bug: {seen:?}"
+        );
+        let said = thoughts(&seen);
+        let numbers: Vec<&str> = said
+            .iter()
+            .filter_map(|said| said.split_once(" by build"))
+            .map(|(number, _)| number)
+            .filter(|number| *number != "begun")
+            .collect();
+        assert_eq!(numbers, ["1", "2", "3", "4", "5"], "{said:?}");
+        all.push(said);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planted_bug_that_was_rolled_out_all_the_same_is_taken_back_and_no_user_meets_it() {
+    let mut ground = Ground::new();
+    let first = digest(&counting(1, "good"));
+    // An idle one and one that works come along, and back.
+    let (idle, _) = ground.count(0).await;
+    let buggy = ground.upload(counting(2, "bugs")).await;
+    let good = ground.upload(counting(3, "good")).await;
+    ground.activate("counting", &buggy, None).await.ok();
+    let shown = ground
+        .until("the idle one to move", |plugin| on_each(plugin) == (1, 0))
+        .await;
+    assert_eq!(shown["probation"]["failed"], 0, "{shown}");
+    let all = all_count_to_five(&ground, 4).await;
+    let met = all
+        .iter()
+        .filter(|said| said.contains(&"begun by build-0002".to_owned()));
+    let met: Vec<_> = met.collect();
+    assert!(met.len() >= 3, "too few began with the bug: {all:?}");
+    for said in met {
+        let at = |words: &str| said.iter().position(|one| one == words);
+        let (moved, third) = (at("moved to build-0001"), at("3 by build-0001"));
+        assert!(moved.is_some() && moved < third, "{said:?}");
+    }
+    let shown = ground
+        .until("the build to be taken back", |plugin| {
+            plugin["digest"] == first.as_str()
+        })
+        .await;
+    let taken = &shown["takenBack"][0];
+    assert_eq!(taken["digest"], buggy.as_str(), "{shown}");
+    let why = taken["why"].as_str().unwrap().to_owned();
+    assert!(
+        failed_steps(&why) >= 3 && why.contains(" the build before it 0 of "),
+        "{why}"
+    );
+    assert_eq!(
+        (&shown["source"], &shown["probation"], &shown["activated"]),
+        (&json!("file"), &Value::Null, &json!([]))
+    );
+    let log = ground.host.log();
+    assert!(
+        log.contains("taken back by itself") && log.contains(&why),
+        "{log}"
+    );
+    ground
+        .until("all to be back", |plugin| on_each(plugin) == (5, 0))
+        .await;
+    assert_eq!(ground.answers(&idle).await, "build-0001");
+    assert!(
+        ground
+            .begin(4)
+            .await
+            .iter()
+            .all(|(_, by)| by == "build-0001")
+    );
+
+    // It is remembered, and nothing goes on to be taken back: what was the manifest's stays.
+    ground.host.stop().await;
+    ground.host.start_again();
+    let shown = ground.plugin().await;
+    assert_eq!(
+        (&shown["digest"], &shown["takenBack"][0]["why"]),
+        (&json!(first), &json!(why))
+    );
+    // A good one goes its way.
+    ground.activate("counting", &good, None).await.ok();
+    all_count_to_five(&ground, 3).await;
+    let shown = ground.plugin().await;
+    assert_eq!(
+        (&shown["digest"], &shown["probation"]["failed"]),
+        (&json!(good), &json!(0)),
+        "{shown}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_with_a_bug_loses_its_share_and_its_sessions_go_on_with_the_active_build() {
+    let ground = Ground::new();
+    let buggy = ground.upload(counting(2, "bugs")).await;
+    ground.activate("counting", &buggy, Some(50)).await.ok();
+    all_count_to_five(&ground, 8).await;
+    let shown = ground
+        .until("the candidate to be taken back", |plugin| {
+            plugin["candidate"].is_null()
+        })
+        .await;
+    assert_eq!(shown["takenBack"][0]["digest"], buggy.as_str(), "{shown}");
+    ground
+        .until("all to be back", |plugin| on_each(plugin) == (8, 0))
+        .await;
+    assert!(
+        ground
+            .begin(4)
+            .await
+            .iter()
+            .all(|(_, by)| by == "build-0001")
+    );
+    // Whoever wants it all the same gets it, and it is judged anew.
+    let given = ground.activate("counting", &buggy, Some(99)).await.ok();
+    assert_eq!(given["candidate"], buggy.as_str());
+    assert_eq!(ground.plugin().await["probation"]["failed"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_will_not_go_on_with_sessions_is_taken_back_before_anybody_says_a_word() {
+    let ground = Ground::new();
+    ground.begin(4).await;
+    let evil = ground.upload(counting(2, "evil")).await;
+    ground.activate("counting", &evil, None).await.ok();
+    let shown = ground
+        .until("it to be taken back", |plugin| {
+            plugin["takenBack"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        })
+        .await;
+    assert_eq!(shown["source"], "file", "{shown}");
+    ground
+        .until("all to be where they were", |plugin| {
+            on_each(plugin) == (4, 0)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_shares_and_shows_what_was_taken_back() {
+    let ground = Ground::new();
+    let lucid = |arguments: &[&str]| ground.lucid(arguments);
+    let buggy = ground.upload(counting(2, "bugs")).await;
+    let out = lucid(&[
+        "plugin", "activate", "policy", "counting", &buggy, "--share", "50",
+    ])
+    .1;
+    assert!(
+        out.contains(&format!("50 of a hundred new sessions get sha256:{buggy}")),
+        "{out}"
+    );
+    ground.begin(2).await;
+    let out = lucid(&["plugin", "list"]).1;
+    assert!(
+        out.contains(&format!(
+            "50 of a hundred new sessions get build-0002 sha256:{buggy}, 1 sessions"
+        )),
+        "{out}"
+    );
+    assert!(
+        out.contains(
+            "on probation: 0 of 1 steps failed, in 0 of 1 sessions; before it 0 of 1 steps"
+        ),
+        "{out}"
+    );
+    all_count_to_five(&ground, 8).await;
+    ground
+        .until("it to be taken back", |plugin| {
+            plugin["candidate"].is_null()
+        })
+        .await;
+    let out = lucid(&["plugin", "list"]).1;
+    assert!(
+        out.contains("taken back at ") && out.contains("It failed "),
+        "{out}"
+    );
+    for share in ["0", "100", "-1", "x"] {
+        let (code, _, _) = lucid(&[
+            "plugin", "activate", "policy", "counting", &buggy, "--share", share,
+        ]);
+        assert_eq!(code, Some(2), "{share}");
+    }
+    // Beside a server, which notices.
+    lucid(&[
+        "plugin", "activate", "policy", "counting", &buggy, "--share", "1",
+    ]);
+    let (code, out, err) = lucid(&["plugin", "rollback", "policy", "counting", "--offline"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(
+        out.contains("has no share of the sessions of the policy plugin counting any more"),
+        "{out}"
+    );
+    ground
+        .until("the server to notice", |plugin| {
+            plugin["candidate"].is_null()
+        })
+        .await;
 }

@@ -38,8 +38,8 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::downloads::Archives;
 pub use self::plugins::{
-    ActivationView, BuildView, GrantsView, KeptView, LastErrorView, LimitsView, LoadedView,
-    PluginsView, ProblemView,
+    ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LimitsView,
+    LoadedView, PluginsView, ProbationView, ProblemView, TakenBackView,
 };
 use self::problem::Problem;
 pub use self::root::{About, PluginView};

@@ -84,6 +84,63 @@ pub struct LoadedView {
     /// The uploaded builds that were activated in its place, the active one first. Where the first is
     /// not `digest`, it could not be loaded when the server started.
     pub activated: Vec<ActivationView>,
+    /// The build that a share of new sessions gets; null where there is none.
+    pub candidate: Option<CandidateView>,
+    /// How the candidate, or else this build, does beside the one before; null where none is on probation.
+    pub probation: Option<ProbationView>,
+    /// The last builds that were taken back by themselves, the newest first.
+    pub taken_back: Vec<TakenBackView>,
+}
+
+/// A build that a share of new sessions gets.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidateView {
+    /// SHA-256 in lower-case hex.
+    pub digest: String,
+    /// Its own version.
+    pub version: String,
+    /// Of a hundred new sessions.
+    #[schema(minimum = 1, maximum = 99)]
+    pub share: u8,
+    /// Live sessions on it.
+    pub sessions: usize,
+    /// What its calls used since it was loaded, by function.
+    pub calls: Vec<CallFigures>,
+    /// Who gave it the share; null where it is no longer written down.
+    pub by: Option<String>,
+    /// Since when it is a candidate.
+    pub at: Option<String>,
+}
+
+/// How a build on probation does: counted since it was activated, or since the server's start.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbationView {
+    /// Its steps.
+    pub steps: u64,
+    /// Those that failed and that the build before took well, or could not be asked for.
+    pub failed: u64,
+    /// The sessions that took a step with it.
+    pub sessions: u64,
+    /// Those among them in which one failed.
+    pub failed_in: u64,
+    /// The steps of the build before.
+    pub steps_before: u64,
+    /// Those that failed.
+    pub failed_before: u64,
+}
+
+/// A build that was taken back by itself.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenBackView {
+    /// SHA-256 in lower-case hex.
+    pub digest: String,
+    /// When.
+    pub at: String,
+    /// A sentence with the figures.
+    pub why: String,
 }
 
 /// What a plugin may do.
@@ -362,6 +419,10 @@ fn too_large(largest: usize) -> Problem {
 pub(super) struct Activate {
     /// SHA-256 in hex, with or without `sha256:` before it.
     digest: String,
+    /// Of a hundred new sessions, 1 to 99; all where there is none. Only of a policy.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 99)]
+    share: Option<u8>,
 }
 
 /// What holds by now.
@@ -378,6 +439,10 @@ pub(super) struct ChangedView {
     version: Option<String>,
     /// `builtin`, `file`, `registry` or `upload`.
     source: Option<&'static str>,
+    /// The build beside it that a share of new sessions gets; null where there is none.
+    candidate: Option<String>,
+    /// That share, of a hundred.
+    share: Option<u8>,
 }
 
 /// Activate an uploaded build
@@ -386,6 +451,10 @@ pub(super) struct ChangedView {
 /// settings, limits, address and key stay the manifest's. It is loaded first, and where it cannot be
 /// nothing changes. A policy may have a name that the manifest does not have: it is offered then with no
 /// settings.
+///
+/// With `share` it is a candidate beside the active build: so many of a hundred new sessions get it and
+/// keep it. Without, it has all, and a candidate of the same policy has none any more. A policy's new
+/// build is on probation: it is taken back by itself when it fails more often than the one before.
 #[utoipa::path(
     post, path = "/api/v1/plugins/{kind}/{name}/activate", tag = "plugins",
     params(
@@ -398,7 +467,8 @@ pub(super) struct ChangedView {
         (status = 401, body = Problem),
         (status = 403, description = "Not an administrator", body = Problem),
         (status = 404, description = "No such plugin, or no such upload", body = Problem),
-        (status = 422, description = "It cannot be loaded; nothing changed", body = Problem),
+        (status = 409, description = "It has all new sessions already, or there is none that could have the rest", body = Problem),
+        (status = 422, description = "It cannot be loaded, or the share is none; nothing changed", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -410,13 +480,15 @@ pub(super) async fn activate(
 ) -> Result<Json<ChangedView>, Problem> {
     let kind = kind_of(&kind)?;
     let digest = digest_of(&request.digest)?;
-    let by = who.to_string();
-    changed(&api, kind, name, Change::Activate { digest, by }).await
+    let (by, share) = (who.to_string(), request.share);
+    let change = Change::Activate { digest, by, share };
+    changed(&api, kind, name, change).await
 }
 
 /// Roll a plugin back
 ///
-/// To the build that was active before the active one, and at last to what the manifest names.
+/// A candidate loses its share first. Then it goes to the build that was active before the active one, and
+/// at last to what the manifest names.
 #[utoipa::path(
     post, path = "/api/v1/plugins/{kind}/{name}/rollback", tag = "plugins",
     params(
@@ -450,6 +522,7 @@ async fn changed(
     let generations = &api.parts.generations;
     let generation = generations.change(kind, &name, change).await?;
     let now = generations.loaded(kind, &name);
+    let candidate = generations.candidate(kind, &name);
     Ok(Json(ChangedView {
         generation,
         kind: kind.to_string(),
@@ -457,6 +530,8 @@ async fn changed(
         digest: now.as_ref().map(|(plugin, _)| plugin.digest().to_owned()),
         version: now.as_ref().map(|(plugin, _)| plugin.version().to_owned()),
         source: now.map(|(_, source)| source),
+        share: candidate.as_ref().map(|(_, share)| *share),
+        candidate: candidate.map(|(digest, _)| digest),
     }))
 }
 
@@ -528,8 +603,13 @@ impl From<ChangeError> for Problem {
             ChangeError::NoSuchPlugin { .. } | ChangeError::NotUploaded(_) => {
                 Self::not_found(detail)
             }
-            ChangeError::NoName | ChangeError::Refused(_) => Self::unprocessable(detail),
-            ChangeError::NothingActive { .. } => Self::conflict(detail),
+            ChangeError::NoName
+            | ChangeError::NoShare
+            | ChangeError::WrongShare
+            | ChangeError::Refused(_) => Self::unprocessable(detail),
+            ChangeError::NothingActive { .. }
+            | ChangeError::NothingBeside(_)
+            | ChangeError::IsActive(_) => Self::conflict(detail),
             ChangeError::Interrupted => Self::unavailable(detail),
             ChangeError::Depot(cause) => depot(cause, detail),
         }

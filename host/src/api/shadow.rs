@@ -231,12 +231,12 @@ pub(super) async fn report(
     }
 }
 
-/// A provider's calls are not in the log, so there is nothing to replay.
+/// What other plugins were called with is not in the log, so there is nothing to replay.
 fn of_policy(kind: &str) -> Result<(), Problem> {
     match kind_of(kind)? {
         Kind::Policy => Ok(()),
-        Kind::Llm | Kind::Tools => Err(Problem::unprocessable(
-            "Only a policy can be shadowed: the log has its steps, and no provider's calls.",
+        _ => Err(Problem::unprocessable(
+            "Only a policy can be shadowed: the log has its steps, and no other plugin's calls.",
         )),
     }
 }

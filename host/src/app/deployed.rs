@@ -9,6 +9,7 @@ use super::components::Components;
 use super::models::Providers;
 use super::policies::Offered;
 use super::toolsets::Toolsets;
+use super::trial::Trials;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{self, Loaded, Manifest, Problems};
@@ -32,7 +33,7 @@ pub(crate) struct Deployed {
 impl Deployed {
     /// Loads all that a manifest and the environment say together, or says all that is wrong.
     /// `blobs` has the files of conversations, and what is among the `known` plugins is not loaded again;
-    /// where `only` names one plugin, no other is looked at.
+    /// where `only` names one plugin, no other is looked at. `trials` counts how builds do.
     pub(crate) async fn new(
         manifest: Arc<Manifest>,
         config: &Config,
@@ -40,6 +41,7 @@ impl Deployed {
         blobs: Blobs,
         known: &Plugins,
         only: Option<(Kind, &str)>,
+        trials: &Trials,
     ) -> Result<Self, Problems> {
         let loaded = deployment::load(&manifest, engine, known, only).await?;
         let Loaded {
@@ -52,12 +54,16 @@ impl Deployed {
             providers.iter().map(|one| one.plugin.clone()),
             tools.iter().map(|one| one.plugin.clone()),
         );
+        let beside = policies.iter().filter_map(|one| one.beside.as_ref());
+        let plugins = plugins.with_beside(beside.map(|one| one.plugin.clone()));
         let (providers, mut warnings) = Providers::new(providers, &manifest, config, blobs)?;
         let (components, of_tools) = Components::new(tools, &manifest, config)?;
         warnings.extend(of_tools);
         warnings.extend(manifest.idle_uploads());
         warnings.extend(manifest.brought.warnings.iter().cloned());
-        let policies = Offered::new(policies, &manifest, config, providers.any_usable())?;
+        warnings.extend(policies.iter().filter_map(|one| one.warning.clone()));
+        let usable = providers.any_usable();
+        let policies = Offered::new(policies, &manifest, config, usable, trials)?;
         Ok(Self {
             manifest,
             plugins,
@@ -71,7 +77,7 @@ impl Deployed {
 
     /// Made of the same, it would do the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        self.manifest == other.manifest && self.plugins.list() == other.plugins.list()
+        self.manifest == other.manifest && self.plugins.are_like(&other.plugins)
     }
 
     /// With the other's tools where they are the same, so that sessions keep what they have open.

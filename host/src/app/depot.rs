@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::deployment::{Digest, Problem, Upload, Uploads, is_name};
+use crate::deployment::{Beside, Digest, Problem, Role, Upload, Uploads, is_name};
 use crate::plugins::Kind;
 
 /// Which builds are active.
@@ -30,6 +30,8 @@ const VERSION: u32 = 1;
 const LARGEST_RECORD: u64 = 4 << 20;
 /// How many builds of one plugin can be gone back through.
 const DEEPEST: usize = 10;
+/// How many builds that were taken back are remembered of one plugin.
+const REMEMBERED: usize = 5;
 
 /// Why the depot did not do something.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +144,12 @@ struct Activated {
     added: bool,
     /// The last one is active; those before it can be gone back to.
     builds: Vec<Activation>,
+    /// What a share of new sessions gets beside it. Only policies have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    candidate: Option<Candidate>,
+    /// What was taken back by itself, the last one last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    taken_back: Vec<TakenBack>,
 }
 
 /// A build that was activated.
@@ -154,6 +162,47 @@ pub(crate) struct Activation {
     pub(crate) by: String,
     /// When.
     pub(crate) at: DateTime<Utc>,
+    /// It is on probation: where it fails it is taken back. A host that knew of none wrote nothing, and
+    /// what it activated is settled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) probation: bool,
+}
+
+/// A build that a share of new sessions gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Candidate {
+    /// The build.
+    pub(crate) build: Activation,
+    /// Of a hundred new sessions, 1 to 99.
+    pub(crate) share: u8,
+}
+
+/// A build that was taken back by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TakenBack {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+    /// A sentence with the figures.
+    pub(crate) why: String,
+}
+
+/// What a rollback took off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TakenOff {
+    /// A candidate; the active build stays.
+    Candidate(Activation),
+    /// The active build.
+    Active(Activation),
+}
+
+impl Activation {
+    fn is(&self, digest: &str, at: DateTime<Utc>) -> bool {
+        self.digest == digest && self.at == at
+    }
 }
 
 impl Default for Record {
@@ -189,13 +238,24 @@ impl Record {
         self.of(kind).get(name).map_or(&[], |one| &one.builds)
     }
 
-    /// Makes a build the active one. `added` says that the manifest has no such name.
+    /// What a share of new sessions gets.
+    pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<&Candidate> {
+        self.of(kind).get(name)?.candidate.as_ref()
+    }
+
+    /// What was taken back by itself, the last one last.
+    pub(crate) fn taken_back(&self, kind: Kind, name: &str) -> &[TakenBack] {
+        self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
+    }
+
+    /// Makes a build the active one, and ends what a candidate had. `added` says that the manifest has
+    /// no such name.
     pub(crate) fn push(&mut self, kind: Kind, name: &str, added: bool, build: Activation) {
-        let one = self.of_mut(kind).entry(name.to_owned());
-        let one = one.or_insert_with(|| Activated {
-            added,
-            builds: Vec::new(),
-        });
+        let one = self.of_mut(kind).entry(name.to_owned()).or_default();
+        if one.builds.is_empty() {
+            one.added = added;
+        }
+        one.candidate = None;
         if one
             .builds
             .last()
@@ -209,15 +269,68 @@ impl Record {
         }
     }
 
-    /// Takes the active build of a plugin back.
-    pub(crate) fn pop(&mut self, kind: Kind, name: &str) -> Option<Activation> {
+    /// Gives a build a share of a policy's new sessions, beside the active one. That is what it is set
+    /// beside, so its own probation is over. The same candidate with another share stays what it is.
+    pub(crate) fn share(&mut self, name: &str, candidate: Candidate) {
+        let one = self.policies.entry(name.to_owned()).or_default();
+        if let Some(active) = one.builds.last_mut() {
+            active.probation = false;
+        }
+        match &mut one.candidate {
+            Some(known) if known.build.digest == candidate.build.digest => {
+                known.share = candidate.share;
+            }
+            other => *other = Some(candidate),
+        }
+    }
+
+    /// Takes the candidate of a plugin back, or else its active build.
+    pub(crate) fn pop(&mut self, kind: Kind, name: &str) -> Option<TakenOff> {
         let of_kind = self.of_mut(kind);
         let one = of_kind.get_mut(name)?;
-        let last = one.builds.pop();
-        if one.builds.is_empty() {
+        let taken = match one.candidate.take() {
+            Some(candidate) => Some(TakenOff::Candidate(candidate.build)),
+            None => one.builds.pop().map(TakenOff::Active),
+        };
+        if one.builds.is_empty() && one.taken_back.is_empty() {
             of_kind.remove(name);
         }
-        last
+        taken
+    }
+
+    /// Takes a build that is on probation back, and remembers why. False where it is none any more.
+    pub(crate) fn take_back(&mut self, name: &str, since: DateTime<Utc>, taken: TakenBack) -> bool {
+        let Some(one) = self.policies.get_mut(name) else {
+            return false;
+        };
+        let on_probation = |build: &Activation| build.probation && build.is(&taken.digest, since);
+        if one
+            .candidate
+            .as_ref()
+            .is_some_and(|one| on_probation(&one.build))
+        {
+            one.candidate = None;
+        } else if one.builds.last().is_some_and(on_probation) {
+            one.builds.pop();
+        } else {
+            return false;
+        }
+        one.taken_back.push(taken);
+        if one.taken_back.len() > REMEMBERED {
+            one.taken_back.remove(0);
+        }
+        true
+    }
+
+    /// Ends a build's probation. False where it is on none.
+    pub(crate) fn settle(&mut self, name: &str, digest: &str, since: DateTime<Utc>) -> bool {
+        let Some(one) = self.policies.get_mut(name) else {
+            return false;
+        };
+        let candidate = one.candidate.as_mut().map(|one| &mut one.build);
+        let mut builds = candidate.into_iter().chain(one.builds.last_mut());
+        let found = builds.find(|build| build.probation && build.is(digest, since));
+        found.is_some_and(|build| std::mem::replace(&mut build.probation, false))
     }
 
     /// Every build of every plugin, the active one of each first.
@@ -231,9 +344,12 @@ impl Record {
 
     fn digests(&self) -> BTreeSet<&str> {
         let all = Kind::ALL.iter().flat_map(|kind| self.of(*kind).values());
-        all.flat_map(|one| &one.builds)
-            .map(|build| build.digest.as_str())
-            .collect()
+        all.flat_map(|one| {
+            let candidate = one.candidate.iter().map(|candidate| &candidate.build);
+            one.builds.iter().chain(candidate)
+        })
+        .map(|build| build.digest.as_str())
+        .collect()
     }
 
     fn check(&self) -> Result<(), String> {
@@ -246,6 +362,21 @@ impl Record {
         let mut names = Kind::ALL.iter().flat_map(|kind| self.of(*kind).keys());
         if !names.all(|name| is_name(name)) {
             return Err("a plugin's name in it cannot be one".to_owned());
+        }
+        let shares = self
+            .policies
+            .values()
+            .filter_map(|one| one.candidate.as_ref());
+        if shares.into_iter().any(|one| !(1..=99).contains(&one.share)) {
+            return Err("a share in it is not 1 to 99".to_owned());
+        }
+        let mut others = Kind::ALL.iter().filter(|kind| **kind != Kind::Policy);
+        let has_candidate =
+            |kind: &Kind| self.of(*kind).values().any(|one| one.candidate.is_some());
+        if others.any(has_candidate) {
+            return Err(
+                "it has a candidate that is no policy, and only policies have any".to_owned(),
+            );
         }
         match self.digests().into_iter().find(|digest| !is_digest(digest)) {
             Some(_) => Err("a digest in it is not 64 hexadecimal digits".to_owned()),
@@ -315,28 +446,60 @@ impl Depot {
         checked.map_err(|why| DepotError::Damaged { path, why })
     }
 
-    /// What a deployment is made with: each plugin's active build.
+    /// What a deployment is made with: each plugin's active build, and what is beside it.
     pub(crate) fn uploads(&self, record: &Record) -> Uploads {
         let mut uploads = Uploads::default();
-        for (kind, name, builds) in record.all() {
-            let active = builds.first().map(|build| &*build.digest);
-            uploads.set(
-                kind,
-                name,
-                active.map(|build| self.upload(record, kind, name, build)),
-            );
+        for (kind, name, _) in record.all() {
+            self.place(record, kind, name, &mut uploads);
         }
         uploads
     }
 
+    /// Puts a plugin's active build in its place, and what is beside it.
+    pub(crate) fn place(&self, record: &Record, kind: Kind, name: &str, uploads: &mut Uploads) {
+        let active = record.builds(kind, name).len().checked_sub(1);
+        self.place_build(record, (kind, name), active, uploads);
+        if let Some(candidate) = record.candidate(kind, name) {
+            let role = Role::Candidate {
+                share: candidate.share,
+            };
+            let upload = Some(self.upload(record, kind, name, &candidate.build));
+            uploads.set_beside(name, Some(Beside { role, upload }));
+        }
+    }
+
+    /// Puts one of a plugin's builds in its place, by where it is among them; the manifest's component
+    /// where there is none. While it is on probation the one before it stays beside it.
+    pub(crate) fn place_build(
+        &self,
+        record: &Record,
+        (kind, name): (Kind, &str),
+        at: Option<usize>,
+        uploads: &mut Uploads,
+    ) {
+        let builds = record.builds(kind, name);
+        let build = at.and_then(|at| builds.get(at));
+        let upload = |build| self.upload(record, kind, name, build);
+        uploads.set(kind, name, build.map(upload));
+        if kind != Kind::Policy {
+            return;
+        }
+        let before = build.filter(|build| build.probation).map(|_| Beside {
+            role: Role::Before,
+            upload: at.and_then(|at| builds.get(at.checked_sub(1)?)).map(upload),
+        });
+        uploads.set_beside(name, before);
+    }
+
     /// One build in a plugin's place.
-    pub(crate) fn upload(&self, record: &Record, kind: Kind, name: &str, digest: &str) -> Upload {
+    fn upload(&self, record: &Record, kind: Kind, name: &str, build: &Activation) -> Upload {
         Upload {
-            file: self.file(digest),
+            file: self.file(&build.digest),
             digest: Digest {
-                hex: digest.to_owned(),
+                hex: build.digest.clone(),
             },
             added: record.of(kind).get(name).is_some_and(|one| one.added),
+            probation: build.probation.then_some(build.at),
         }
     }
 
@@ -547,6 +710,7 @@ mod tests {
             digest: digest.to_owned(),
             by: "alice".to_owned(),
             at: DateTime::UNIX_EPOCH,
+            probation: false,
         }
     }
 
@@ -693,6 +857,150 @@ mod tests {
         assert_eq!(ground.depot.record().unwrap(), record);
     }
 
+    fn on_probation(digest: &str, seconds: i64) -> Activation {
+        Activation {
+            at: DateTime::from_timestamp(seconds, 0).unwrap(),
+            probation: true,
+            ..activation(digest)
+        }
+    }
+
+    fn taken(digest: &str) -> TakenBack {
+        TakenBack {
+            digest: digest.to_owned(),
+            at: DateTime::UNIX_EPOCH,
+            why: "It failed 3 of 9 steps.".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_record_of_the_version_before_is_read_and_its_builds_are_settled() {
+        let ground = Ground::new(4, 1_000);
+        ground.keep(b"one").unwrap();
+        let digest = "a".repeat(64);
+        let text = format!(
+            r#"{{"version": 1, "policies": {{"coder": {{"added": false, "builds": [
+                {{"digest": "{digest}", "by": "alice", "at": "2026-11-28T12:00:00.123456789Z"}}
+            ]}}}}, "providers": {{}}}}"#
+        );
+        std::fs::write(ground.depot.record_file(), text).unwrap();
+        let mut record = ground.depot.record().unwrap();
+        assert!(!record.builds(Kind::Policy, "coder")[0].probation);
+        let uploads = ground.depot.uploads(&record);
+        assert!(uploads.of(Kind::Policy)["coder"].probation.is_none());
+        // As long as nothing new is said, the version before reads what this one writes.
+        record.push(Kind::Policy, "coder", false, activation(&"b".repeat(64)));
+        let text = serde_json::to_string(&record).unwrap();
+        for word in ["probation", "candidate", "taken_back"] {
+            assert!(!text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_share_that_is_none_is_damage() {
+        let ground = Ground::new(4, 1_000);
+        let digest = ground.keep(b"one").unwrap();
+        let mut record = Record::default();
+        let build = on_probation(&digest, 1);
+        record.share("coder", Candidate { build, share: 42 });
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        assert_eq!(ground.depot.record().unwrap(), record);
+        let path = ground.depot.record_file();
+        let good = std::fs::read_to_string(&path).unwrap();
+        for share in ["0", "100", "255", "256", "-1", "1.5", "\"42\""] {
+            std::fs::write(&path, good.replace("42", share)).unwrap();
+            let error = ground.depot.record().unwrap_err();
+            assert!(
+                matches!(error, DepotError::Damaged { .. }),
+                "{share}: {error}"
+            );
+        }
+        let of_provider = good.replace("\"policies\"", "\"x\"");
+        let of_provider = of_provider.replace("\"providers\"", "\"policies\"");
+        std::fs::write(&path, of_provider.replace("\"x\"", "\"providers\"")).unwrap();
+        let error = ground.depot.record().unwrap_err().to_string();
+        assert!(error.contains("only policies have any"), "{error}");
+    }
+
+    #[test]
+    fn a_candidate_goes_first_and_a_build_is_taken_back_only_while_it_is_on_probation() {
+        let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let since = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
+        let mut record = Record::default();
+        record.push(Kind::Policy, "coder", false, on_probation(&a, 1));
+        let candidate = |share| Candidate {
+            build: on_probation(&b, 2),
+            share,
+        };
+        record.share("coder", candidate(10));
+        assert!(
+            !record.builds(Kind::Policy, "coder")[0].probation,
+            "what a candidate is set beside is settled"
+        );
+        assert!(record.digests().contains(&*b), "a candidate makes no room");
+        let more = Candidate {
+            build: on_probation(&b, 9),
+            share: 50,
+        };
+        record.share("coder", more);
+        assert_eq!(
+            record.candidate(Kind::Policy, "coder"),
+            Some(&candidate(50)),
+            "it is the same"
+        );
+
+        // Another's figures, or those of an earlier time, take nothing back.
+        let untouched = record.clone();
+        assert!(!record.take_back("coder", since(1), taken(&b)));
+        assert!(!record.take_back("coder", since(2), taken(&a)));
+        assert!(!record.take_back("other", since(2), taken(&b)));
+        assert!(
+            !record.settle("coder", &a, since(1)),
+            "it is settled already"
+        );
+        assert_eq!(record, untouched);
+
+        let mut back = record.clone();
+        assert!(back.take_back("coder", since(2), taken(&b)));
+        assert_eq!(back.candidate(Kind::Policy, "coder"), None);
+        assert_eq!(back.builds(Kind::Policy, "coder").len(), 1);
+        assert_eq!(back.taken_back(Kind::Policy, "coder"), [taken(&b)]);
+
+        let mut settled = record.clone();
+        assert!(settled.settle("coder", &b, since(2)));
+        assert!(
+            !settled.take_back("coder", since(2), taken(&b)),
+            "it is settled"
+        );
+        assert_eq!(settled.candidate(Kind::Policy, "coder").unwrap().share, 50);
+
+        assert_eq!(
+            record.pop(Kind::Policy, "coder"),
+            Some(TakenOff::Candidate(on_probation(&b, 2)))
+        );
+        record.share("coder", candidate(10));
+        record.push(Kind::Policy, "coder", false, on_probation(&c, 3));
+        assert_eq!(
+            record.candidate(Kind::Policy, "coder"),
+            None,
+            "another has all"
+        );
+        for number in 0..9 {
+            record.push(Kind::Policy, "coder", false, on_probation(&c, number));
+            assert!(record.take_back("coder", since(number), taken(&c)));
+        }
+        assert_eq!(record.taken_back(Kind::Policy, "coder").len(), REMEMBERED);
+        assert_eq!(record.builds(Kind::Policy, "coder").len(), 1);
+        record.pop(Kind::Policy, "coder");
+        assert_eq!(record.pop(Kind::Policy, "coder"), None);
+        assert_eq!(
+            record.taken_back(Kind::Policy, "coder").len(),
+            REMEMBERED,
+            "what was taken back is remembered also where nothing is active"
+        );
+        assert!(record.check().is_ok());
+    }
+
     #[test]
     fn only_a_digest_names_a_file() {
         let depot = Depot::new(PathBuf::from("/"));
@@ -750,8 +1058,9 @@ mod tests {
                         list.remove(0);
                     }
                 } else {
-                    let popped = record.pop(Kind::Policy, &name).map(|build| build.digest);
-                    prop_assert_eq!(popped, list.pop());
+                    let popped = record.pop(Kind::Policy, &name);
+                    let meant = list.pop().map(|digest| TakenOff::Active(activation(&digest)));
+                    prop_assert_eq!(popped, meant);
                 }
                 let found: Vec<&str> =
                     record.builds(Kind::Policy, &name).iter().map(|build| &*build.digest).collect();

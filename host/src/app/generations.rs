@@ -9,22 +9,26 @@
 //! loaded and before a session gets it. One that no longer loads when the server starts keeps nobody
 //! from working: its plugin goes back to the build before it, as a rollback would, or to the manifest's
 //! component, and why is said until it can be loaded or is rolled back.
+//!
+//! A new build of a policy is on probation beside the one before it; what is counted there (`trial`)
+//! takes it back or settles it, as changes like any other.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use chrono::Utc;
-use tokio::sync::watch;
+use chrono::{DateTime, Utc};
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::deployed::Deployed;
-use super::depot::{Activation, Depot, DepotError, Label, Record, Writer};
+use super::depot::{Activation, Candidate, Depot, DepotError, Label, Record, TakenBack, Writer};
+use super::trial::{Ruling, Trials, Verdict};
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, is_name};
 use crate::oci::{Components, Tags};
-use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, Plugins};
+use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, Plugins, PolicyPlugin};
 use crate::session::{Deployment, Generation};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
@@ -41,6 +45,9 @@ struct Inner {
     now: Mutex<Now>,
     /// Held while one is loaded.
     turn: tokio::sync::Mutex<()>,
+    trials: Trials,
+    /// What is to be done about builds on probation; taken by whoever does it.
+    rulings: Mutex<Option<mpsc::UnboundedReceiver<Ruling>>>,
 }
 
 /// Where the deployment stands.
@@ -65,9 +72,29 @@ pub enum Change {
         digest: String,
         /// Who wants it.
         by: String,
+        /// Of a hundred new sessions, 1 to 99; all where none is said.
+        share: Option<u8>,
     },
-    /// The one before the one that is active.
+    /// The one before the one that is active, or the active one alone where a candidate is beside it.
     RollBack,
+    /// A build on probation is worse than the one before. Nothing, where it is not there any more.
+    TakeBack {
+        /// In lower-case hex.
+        digest: String,
+        /// When it was activated.
+        since: DateTime<Utc>,
+        /// A sentence with the figures.
+        why: String,
+    },
+    /// A build's probation is over. Nothing, where it is on none any more.
+    Settle {
+        /// In lower-case hex.
+        digest: String,
+        /// When it was activated.
+        since: DateTime<Utc>,
+        /// A sentence with the figures.
+        why: String,
+    },
 }
 
 /// Why there is no other build.
@@ -88,6 +115,24 @@ pub enum ChangeError {
         "A plugin's name is 1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit, and not `auto`"
     )]
     NoName,
+    /// Nothing tells sessions apart by another plugin's builds.
+    #[error(
+        "Only a policy's build can get a share of new sessions: of any other plugin all sessions have the same build. Activate it without a share"
+    )]
+    NoShare,
+    /// It is not 1 to 99.
+    #[error(
+        "A share is 1 to 99 of a hundred new sessions. Activate the build without a share to give it all"
+    )]
+    WrongShare,
+    /// There is nothing that could have the rest.
+    #[error(
+        "The policy `{0}` has no active build that could have the other sessions. Activate the build without a share"
+    )]
+    NothingBeside(String),
+    /// It is what all sessions get.
+    #[error("This build is the active one of the policy `{0}` already, and has all new sessions")]
+    IsActive(String),
     /// The depot does not have it.
     #[error("No build sha256:{0} was uploaded, or it made room for later ones. Upload it again")]
     NotUploaded(String),
@@ -146,14 +191,15 @@ impl Generations {
             .await?;
         let record = depot.record().map_err(Problem::from)?;
         let (none, uploads) = (Plugins::default(), depot.uploads(&record));
-        let has_uploads = uploads.iter().next().is_some();
+        let has_uploads = uploads != Uploads::default();
+        let (trials, rulings) = Trials::new();
         let whole = Arc::new(manifest.with(uploads));
-        let made = Deployed::new(whole, config, &engine, blobs.clone(), &none, None);
+        let made = Deployed::new(whole, config, &engine, blobs.clone(), &none, None, &trials);
         let (deployed, refused) = match Box::pin(made).await {
             Ok(deployed) => (deployed, None),
             Err(problems) if !has_uploads => return Err(problems),
             Err(problems) => {
-                let parts = (config, &engine, &blobs);
+                let parts = (config, &engine, &blobs, &trials);
                 let Some(left) = Box::pin(fall_back(&manifest, &depot, &record, parts)).await
                 else {
                     return Err(problems);
@@ -179,6 +225,8 @@ impl Generations {
                 refused,
             }),
             turn: tokio::sync::Mutex::default(),
+            trials,
+            rulings: Mutex::new(Some(rulings)),
         })))
     }
 
@@ -223,6 +271,39 @@ impl Generations {
                 watch.changed().await;
             }
         }))
+    }
+
+    /// Takes builds back that fail on probation, and settles those that do not, until the handle is
+    /// dropped.
+    pub fn judge(&self) -> AbortOnDropHandle<()> {
+        let generations = self.clone();
+        let rulings = generations.0.rulings.lock();
+        let rulings = rulings.unwrap_or_else(PoisonError::into_inner).take();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let Some(mut rulings) = rulings else { return };
+            while let Some(ruling) = rulings.recv().await {
+                generations.carry_out(ruling).await;
+            }
+        }))
+    }
+
+    async fn carry_out(&self, ruling: Ruling) {
+        let (digest, since) = (ruling.digest.clone(), ruling.since);
+        let why = ruling.why.clone();
+        let change = match ruling.verdict {
+            Verdict::Open => return,
+            Verdict::Settled => Change::Settle { digest, since, why },
+            Verdict::TakenBack => Change::TakeBack { digest, since, why },
+        };
+        if let Err(error) = self.change(Kind::Policy, &ruling.name, change).await {
+            tracing::error!(
+                name = ruling.name,
+                digest = ruling.digest,
+                why = ruling.why,
+                "what a build's probation showed has no consequence yet: {error}"
+            );
+            ruling.is_open_again();
+        }
     }
 
     /// What plugins run in.
@@ -286,6 +367,7 @@ impl Generations {
             engine,
             blobs,
             depot,
+            trials,
             ..
         } = &*self.0;
         let turn = self.0.turn.lock().await;
@@ -295,8 +377,8 @@ impl Generations {
         // What runs, and not what the manifest's file says by now: a rollback must not wait until
         // somebody has put that right.
         let manifest = &before.deployed.manifest;
-        let (back, by) = match change {
-            Change::Activate { digest, by } => {
+        let (back, what, by) = match change {
+            Change::Activate { digest, by, share } => {
                 let known = manifest.names(kind, name);
                 if !known && kind != Kind::Policy {
                     let name = name.to_owned();
@@ -305,33 +387,63 @@ impl Generations {
                 if !depot.has(&digest) {
                     return Err(ChangeError::NotUploaded(digest));
                 }
-                let at = Utc::now();
+                let active = before.deployed.plugins.policy(name);
                 let build = Activation {
                     digest,
                     by: by.clone(),
-                    at,
+                    at: Utc::now(),
+                    // Where there is a build to go back to.
+                    probation: kind == Kind::Policy && active.is_some(),
                 };
-                record.push(kind, name, !known, build);
-                (false, by)
+                match share {
+                    None => {
+                        record.push(kind, name, !known, build);
+                        (false, "activated".to_owned(), by)
+                    }
+                    Some(share) => {
+                        let share = shareable(kind, name, share, active, &build.digest)?;
+                        record.share(name, Candidate { build, share });
+                        (
+                            false,
+                            format!("given {share} of a hundred new sessions"),
+                            by,
+                        )
+                    }
+                }
             }
             Change::RollBack => {
                 if record.pop(kind, name).is_none() {
                     let name = name.to_owned();
                     return Err(ChangeError::NothingActive { kind, name });
                 }
-                (true, String::new())
+                (true, "rolled back".to_owned(), String::new())
+            }
+            Change::TakeBack { digest, since, why } => {
+                let what = format!("taken back by itself (sha256:{digest}): {why}");
+                let at = Utc::now();
+                let taken = TakenBack { digest, at, why };
+                if !record.take_back(name, since, taken) {
+                    return Ok(before.number);
+                }
+                (true, what, String::new())
+            }
+            Change::Settle { digest, since, why } => {
+                if !record.settle(name, &digest, since) {
+                    return Ok(before.number);
+                }
+                (false, format!("settled: {why}"), String::new())
             }
         };
         let mut wrong = None;
         let (deployed, digest) = loop {
             let active = record.builds(kind, name).last();
-            let upload = active.map(|build| depot.upload(&record, kind, name, &build.digest));
-            let digest = active.map(|build| build.digest.clone());
+            let candidate = record.candidate(kind, name).map(|one| &one.build);
+            let digest = candidate.or(active).map(|build| build.digest.clone());
             let mut uploads = manifest.uploads.clone();
-            uploads.set(kind, name, upload);
+            depot.place(&record, kind, name, &mut uploads);
             let (next, known) = (Arc::new(manifest.with(uploads)), &before.deployed.plugins);
             let only = Some((kind, name));
-            let made = Deployed::new(next, config, engine, blobs.clone(), known, only);
+            let made = Deployed::new(next, config, engine, blobs.clone(), known, only, trials);
             match Box::pin(made).await {
                 Ok(deployed) => break (deployed, digest),
                 // A rollback is to get away from a build, to the nearest one before it that works.
@@ -353,8 +465,11 @@ impl Generations {
             written
         });
         writer.await.map_err(|_| ChangeError::Interrupted)??;
-        let what = if back { "rolled back" } else { "activated" };
-        tracing::info!(%kind, name, digest, by, "a plugin's build was {what}");
+        if back {
+            tracing::warn!(%kind, name, digest, by, "a plugin's build was {what}");
+        } else {
+            tracing::info!(%kind, name, digest, by, "a plugin's build was {what}");
+        }
         let unsettled = before.refused.is_some();
         let number = self.publish(before, deployed, None);
         if !unsettled {
@@ -402,6 +517,7 @@ impl Generations {
             engine,
             blobs,
             depot,
+            trials,
             ..
         } = &*self.0;
         let before = self.now();
@@ -422,7 +538,7 @@ impl Generations {
         };
         let make = async |uploads: Uploads| {
             let manifest = Arc::new(manifest.with(uploads));
-            let made = Deployed::new(manifest, config, engine, blobs.clone(), known, None);
+            let made = Deployed::new(manifest, config, engine, blobs.clone(), known, None, trials);
             Box::pin(made).await
         };
         let running = before.deployed.manifest.uploads.clone();
@@ -496,45 +612,81 @@ impl Generations {
     }
 }
 
+/// Whether a build of a plugin can have a share, beside the active one.
+fn shareable(
+    kind: Kind,
+    name: &str,
+    share: u8,
+    active: Option<&PolicyPlugin>,
+    digest: &str,
+) -> Result<u8, ChangeError> {
+    if kind != Kind::Policy {
+        return Err(ChangeError::NoShare);
+    }
+    if !(1..=99).contains(&share) {
+        return Err(ChangeError::WrongShare);
+    }
+    match active {
+        None => Err(ChangeError::NothingBeside(name.to_owned())),
+        Some(active) if active.digest() == digest => Err(ChangeError::IsActive(name.to_owned())),
+        Some(_) => Ok(share),
+    }
+}
+
 /// The deployment without the builds that cannot be loaded, each in its place the newest before it that
 /// can, or the manifest's component. None where that cannot be loaded either.
 async fn fall_back(
     manifest: &Manifest,
     depot: &Depot,
     record: &Record,
-    (config, engine, blobs): (&Config, &Engine, &Blobs),
+    (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Trials),
 ) -> Option<Deployed> {
     let make = async |uploads: Uploads, known: &Plugins, only| {
         let manifest = Arc::new(manifest.with(uploads));
-        let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only);
+        let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only, trials);
         Box::pin(made).await.ok()
     };
+    let sound = async |kind, build: &Activation| {
+        loads(engine, kind, &depot.file(&build.digest), &build.digest).await
+    };
     // As it was meant, without the builds that are broken themselves.
-    let mut sound = Uploads::default();
+    let mut whole = Uploads::default();
     for (kind, name, builds) in record.all() {
-        for build in builds {
-            let upload = depot.upload(record, kind, name, &build.digest);
-            if loads(engine, kind, &upload.file, &build.digest).await {
-                sound.set(kind, name, Some(upload));
+        let candidate = record.candidate(kind, name).map(|one| &one.build);
+        let active = builds.first();
+        let mut goes = true;
+        for build in candidate.into_iter().chain(active.copied()) {
+            goes &= sound(kind, build).await;
+        }
+        if goes {
+            depot.place(record, kind, name, &mut whole);
+            continue;
+        }
+        for (at, build) in builds.iter().rev().enumerate().rev() {
+            if sound(kind, build).await {
+                depot.place_build(record, (kind, name), Some(at), &mut whole);
                 break;
             }
         }
     }
-    if let Some(left) = make(sound, &Plugins::default(), None).await {
+    if let Some(left) = make(whole, &Plugins::default(), None).await {
         return Some(left);
     }
     // Some do not fit the manifest: one after the other, then.
     let mut left = make(Uploads::default(), &Plugins::default(), None).await?;
     for (kind, name, builds) in record.all() {
-        for build in builds {
-            let mut uploads = left.manifest.uploads.clone();
-            let upload = depot.upload(record, kind, name, &build.digest);
-            uploads.set(kind, name, Some(upload));
-            if let Some(more) = make(uploads, &left.plugins, Some((kind, name))).await {
-                left = more;
+        let mut uploads = left.manifest.uploads.clone();
+        depot.place(record, kind, name, &mut uploads);
+        let mut found = make(uploads, &left.plugins, Some((kind, name))).await;
+        for at in (0..builds.len()).rev() {
+            if found.is_some() {
                 break;
             }
+            let mut uploads = left.manifest.uploads.clone();
+            depot.place_build(record, (kind, name), Some(at), &mut uploads);
+            found = make(uploads, &left.plugins, Some((kind, name))).await;
         }
+        left = found.unwrap_or(left);
     }
     Some(left)
 }

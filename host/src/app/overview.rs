@@ -11,10 +11,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use super::depot::{Activation, Kept, Record};
 use super::generations::{Generations, Now};
 use crate::api::{
-    ActivationView, BuildView, GrantsView, KeptView, LastErrorView, LoadedView, PluginsView,
-    ProblemView,
+    ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LoadedView,
+    PluginsView, ProbationView, ProblemView, TakenBackView,
 };
-use crate::deployment::{Manifest, Source};
+use crate::deployment::{Manifest, Role, Source, Upload};
 use crate::egress::Injection;
 use crate::plugins::{AnyPlugin, Kind};
 use crate::session::{Runs, Sessions};
@@ -53,9 +53,26 @@ impl Generations {
         Some((plugin, source(&now.deployed.manifest, kind, name).0))
     }
 
+    /// The candidate of a plugin, and its share.
+    pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<(String, u8)> {
+        let deployed = self.now().deployed;
+        let found = (kind == Kind::Policy).then(|| candidate(&deployed.manifest, name));
+        let (upload, share) = found.flatten()?;
+        Some((upload.digest.hex.clone(), share))
+    }
+
     /// Why the last load came to nothing, where it did.
     pub(crate) fn last_error(&self) -> Option<LastErrorView> {
         last_error(&self.now())
+    }
+}
+
+/// What a share of a policy's new sessions gets, and the share.
+fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m Upload, u8)> {
+    let beside = manifest.beside(policy)?;
+    match beside.role {
+        Role::Candidate { share } => Some((beside.upload.as_ref()?, share)),
+        Role::Before => None,
     }
 }
 
@@ -75,7 +92,11 @@ fn loaded(
 ) -> LoadedView {
     let (kind, name) = (plugin.kind(), plugin.name());
     let (source, component) = source(&now.deployed.manifest, kind, name);
-    let (sessions, other_builds) = sessions(now, plugin, runs);
+    let (sessions, mut other_builds) = sessions(now, plugin, runs);
+    let is_policy = kind == Kind::Policy;
+    let candidate = is_policy.then(|| candidate_view(now, name, record, &mut other_builds));
+    let probation = is_policy.then(|| now.deployed.policies.tried(name));
+    let taken_back = record.taken_back(kind, name).iter().rev();
     let activated = record.builds(kind, name).iter().rev();
     LoadedView {
         kind: kind.to_string(),
@@ -93,7 +114,48 @@ fn loaded(
         other_builds,
         calls: plugin.figures(),
         activated: activated.map(activation).collect(),
+        candidate: candidate.flatten(),
+        probation: probation.flatten().map(|(new, before)| ProbationView {
+            steps: new.steps,
+            failed: new.failed,
+            sessions: new.sessions,
+            failed_in: new.failed_in,
+            steps_before: before.steps,
+            failed_before: before.failed,
+        }),
+        taken_back: taken_back
+            .map(|taken| TakenBackView {
+                digest: taken.digest.clone(),
+                at: shown(taken.at.into()),
+                why: taken.why.clone(),
+            })
+            .collect(),
     }
+}
+
+/// A policy's candidate, whose sessions are taken out of those on other builds.
+fn candidate_view(
+    now: &Now,
+    name: &str,
+    record: &Record,
+    others: &mut Vec<BuildView>,
+) -> Option<CandidateView> {
+    let (_, share) = candidate(&now.deployed.manifest, name)?;
+    let plugin = now.deployed.plugins.beside(name)?;
+    let digest = plugin.digest();
+    let at = others.iter().position(|other| other.digest == digest);
+    let sessions = at.map_or(0, |at| others.remove(at).sessions);
+    let written = record.candidate(Kind::Policy, name).map(|one| &one.build);
+    let written = written.filter(|build| build.digest == digest);
+    Some(CandidateView {
+        digest: digest.to_owned(),
+        version: plugin.descriptor().version.clone(),
+        share,
+        sessions,
+        calls: plugin.figures(),
+        by: written.map(|build| build.by.clone()),
+        at: written.map(|build| shown(build.at.into())),
+    })
 }
 
 /// Where a plugin is from, and what the manifest names.

@@ -55,7 +55,7 @@ pub(super) async fn serve(config: Config) -> ExitCode {
         }
     }
     let keys = app.auth().follow();
-    let following = app.generations().follow();
+    let following = (app.generations().follow(), app.generations().judge());
     welcome(&app, address);
     let served = run(&app, listener, stop).await;
     drop((following, keys));

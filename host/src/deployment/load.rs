@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
@@ -16,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::manifest::{Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry};
 use super::problem::{At, Problem, Problems};
 use super::settings::Schema;
-use super::uploads::Upload;
+use super::uploads::{Role, Upload};
 use crate::builtin;
 use crate::oci::{Brought, Reference};
 use crate::plugins::llm_types::ModelInfo;
@@ -49,6 +50,23 @@ pub struct LoadedPolicy {
     pub plugin: PolicyPlugin,
     /// Its settings, checked where it has a schema.
     pub settings: serde_json::Map<String, serde_json::Value>,
+    /// Which built-in one it is, where it is one.
+    pub builtin: Option<&'static str>,
+    /// A second build of it.
+    pub beside: Option<LoadedBeside>,
+    /// What the operator should know of it. A sentence.
+    pub warning: Option<String>,
+}
+
+/// A second build of a policy, which is given the same.
+#[derive(Debug)]
+pub struct LoadedBeside {
+    /// The component.
+    pub plugin: PolicyPlugin,
+    /// What it is there for.
+    pub role: Role,
+    /// Since when it is on probation, where it is.
+    pub probation: Option<DateTime<Utc>>,
     /// Which built-in one it is, where it is one.
     pub builtin: Option<&'static str>,
 }
@@ -150,11 +168,6 @@ impl<'a> From<'a> {
         self.only.is_some_and(|only| only != (kind, name))
     }
 
-    fn known_policy(&self, name: &str, limits: &Limits) -> Option<&'a PolicyPlugin> {
-        let known = self.known.policy(name);
-        known.filter(|known| self.keeps(Kind::Policy, name) && known.limits() == limits)
-    }
-
     fn known_llm(&self, name: &str, limits: &Limits) -> Option<&'a LlmPlugin> {
         let known = self.known.llm(name);
         known.filter(|known| self.keeps(Kind::Llm, name) && known.limits() == limits)
@@ -198,13 +211,68 @@ async fn policy(
     entry: &PluginEntry,
 ) -> Result<LoadedPolicy, Vec<Problem>> {
     let blame = from.blame(Kind::Policy, name, entry);
-    let limits = entry.limits.limits();
-    let plugin = match from.known_policy(name, &limits) {
+    let plugin = policy_build(from, &blame, from.known.policy(name)).await?;
+    let (beside, warning) = match beside(from, name, entry).await {
+        Ok(beside) => (
+            beside.filter(|one| one.plugin.digest() != plugin.digest()),
+            None,
+        ),
+        // A candidate was asked for; the build before is there in case of need.
+        Err((Role::Candidate { .. }, problems)) => return Err(problems),
+        Err((Role::Before, problems)) => {
+            let why: Vec<String> = problems.iter().map(Problem::to_string).collect();
+            let warning = format!(
+                "The active build of the policy `{name}` is on probation, and the one before it cannot be loaded, so nothing steps in where it fails: {}.",
+                why.join("; ")
+            );
+            (None, Some(warning))
+        }
+    };
+    Ok(LoadedPolicy {
+        plugin,
+        settings: entry.settings.values.clone(),
+        builtin: blame.builtin(),
+        beside,
+        warning,
+    })
+}
+
+/// The second build of a policy, where there is one.
+async fn beside(
+    from: From<'_>,
+    name: &str,
+    entry: &PluginEntry,
+) -> Result<Option<LoadedBeside>, (Role, Vec<Problem>)> {
+    let Some(beside) = from.manifest.beside(name) else {
+        return Ok(None);
+    };
+    let blame = Blame {
+        upload: beside.upload.as_ref(),
+        ..from.blame(Kind::Policy, name, entry)
+    };
+    let plugin = policy_build(from, &blame, from.known.beside(name)).await;
+    Ok(Some(LoadedBeside {
+        plugin: plugin.map_err(|problems| (beside.role, problems))?,
+        role: beside.role,
+        probation: beside.upload.as_ref().and_then(|upload| upload.probation),
+        builtin: blame.builtin(),
+    }))
+}
+
+/// One build of a policy, with settings that fit it. `there` is the one that has its place by now.
+async fn policy_build(
+    from: From<'_>,
+    blame: &Blame<'_>,
+    there: Option<&PolicyPlugin>,
+) -> Result<PolicyPlugin, Vec<Problem>> {
+    let (name, limits) = (blame.name, blame.entry.limits.limits());
+    let stays = there.filter(|there| from.keeps(Kind::Policy, name) && there.limits() == &limits);
+    let plugin = match stays {
         Some(known) => known.clone(),
         None => {
             let wasm = blame.component(builtin::POLICIES).await?;
-            let known = from.known.policy(name);
-            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
+            let mut known = from.known.builds(name);
+            match known.find(|plugin| plugin.is(&wasm, &limits)) {
                 Some(plugin) => plugin.clone(),
                 None => PolicyPlugin::load(from.engine, name, &wasm, &limits)
                     .await
@@ -214,14 +282,7 @@ async fn policy(
     };
     let schema = plugin.descriptor().settings_schema.clone();
     blame.check_settings(schema).await?;
-    Ok(LoadedPolicy {
-        plugin,
-        settings: entry.settings.values.clone(),
-        builtin: match entry.component.value {
-            Source::Builtin(name) if blame.upload.is_none() => Some(name),
-            _ => None,
-        },
-    })
+    Ok(plugin)
 }
 
 async fn provider(
@@ -324,6 +385,14 @@ struct Blame<'a> {
 }
 
 impl Blame<'_> {
+    /// Which built-in component it is, where it is one.
+    fn builtin(&self) -> Option<&'static str> {
+        match self.entry.component.value {
+            Source::Builtin(name) if self.upload.is_none() => Some(name),
+            _ => None,
+        }
+    }
+
     fn component_is(&self, why: String) -> Vec<Problem> {
         vec![match self.upload {
             Some(upload) => self.upload_is(upload, &why),

@@ -29,7 +29,7 @@ mod watch;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-pub use self::load::{Loaded, LoadedPolicy, LoadedProvider, LoadedTools, load};
+pub use self::load::{Loaded, LoadedBeside, LoadedPolicy, LoadedProvider, LoadedTools, load};
 pub use self::manifest::{
     Assignment, Bounds, Digest, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
     ProviderEntry, Settings, Source, ToolsEntry,
@@ -38,7 +38,7 @@ pub use self::problem::{At, Problem, Problems};
 pub(crate) use self::read::{is_name, is_source_name};
 pub use self::registries::{Login, RegistryEntry};
 pub(crate) use self::settings::settings_fit;
-pub use self::uploads::{Upload, Uploads};
+pub use self::uploads::{Beside, Role, Upload, Uploads};
 pub use self::watch::Watch;
 use crate::config::Config;
 

@@ -3,9 +3,14 @@
 //! What always holds: an upload changes the component and nothing else; settings, limits, address and
 //! key stay the manifest's. A policy may be there by an upload alone, with no settings and the usual
 //! limits; a provider or tools may not, since only a manifest says which server they ask, with which key.
+//!
+//! A policy may have a second build beside the one that is active: a candidate, which a share of new
+//! sessions gets, or the build before, for as long as the active one is on probation.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
 
 use super::manifest::{Digest, Manifest, PluginEntry, Source};
 use crate::builtin;
@@ -17,6 +22,7 @@ pub struct Uploads {
     policies: BTreeMap<String, Upload>,
     providers: BTreeMap<String, Upload>,
     tools: BTreeMap<String, Upload>,
+    beside: BTreeMap<String, Beside>,
 }
 
 /// A component that was uploaded.
@@ -28,6 +34,29 @@ pub struct Upload {
     pub digest: Digest,
     /// It is there also where the manifest has no such name; only policies are.
     pub added: bool,
+    /// Since when it is on probation; none where it is not. Only policies are.
+    pub probation: Option<DateTime<Utc>>,
+}
+
+/// A second build of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beside {
+    /// What it is there for.
+    pub role: Role,
+    /// The build; none for the manifest's own component.
+    pub upload: Option<Upload>,
+}
+
+/// What a second build is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// So many of a hundred new sessions get it, 1 to 99, and keep it.
+    Candidate {
+        /// How many.
+        share: u8,
+    },
+    /// It was active before the one that is on probation now, and steps in where that fails.
+    Before,
 }
 
 impl Uploads {
@@ -53,7 +82,15 @@ impl Uploads {
         };
     }
 
-    /// Each of them.
+    /// Puts a second build of a policy in the place of the one before, or none.
+    pub fn set_beside(&mut self, name: &str, beside: Option<Beside>) {
+        match beside {
+            Some(beside) => self.beside.insert(name.to_owned(), beside),
+            None => self.beside.remove(name),
+        };
+    }
+
+    /// Each of them that is active.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Upload)> {
         let all = Kind::ALL.iter().copied();
         all.flat_map(|kind| {
@@ -85,6 +122,11 @@ impl Manifest {
     /// The upload that takes the place of a plugin.
     pub fn upload(&self, kind: Kind, name: &str) -> Option<&Upload> {
         self.uploads.of(kind).get(name)
+    }
+
+    /// The second build of a policy.
+    pub fn beside(&self, name: &str) -> Option<&Beside> {
+        self.uploads.beside.get(name)
     }
 
     /// What the manifest, or this build, has for a name.
@@ -144,9 +186,15 @@ impl Manifest {
             .uploads
             .iter()
             .filter(|(kind, name, upload)| !upload.added && !self.names(*kind, name));
-        idle.map(|(kind, name, _)| {
+        let active = idle.map(|(kind, name, _)| (kind, name, "active"));
+        let candidates = self.uploads.beside.keys().map(String::as_str);
+        let candidates = candidates.filter(|name| {
+            self.upload(Kind::Policy, name).is_none() && !self.names(Kind::Policy, name)
+        });
+        let all = active.chain(candidates.map(|name| (Kind::Policy, name, "a candidate")));
+        all.map(|(kind, name, what)| {
             format!(
-                "An uploaded build is active for the {kind} plugin `{name}`, which the manifest no longer has: `lucid plugin rollback {kind} {name}` takes it back."
+                "An uploaded build is {what} for the {kind} plugin `{name}`, which the manifest no longer has: `lucid plugin rollback {kind} {name}` takes it back."
             )
         })
         .collect()

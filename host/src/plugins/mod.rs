@@ -51,6 +51,8 @@ pub struct Plugins {
     policies: BTreeMap<String, PolicyPlugin>,
     llms: BTreeMap<String, LlmPlugin>,
     tools: BTreeMap<String, ToolsPlugin>,
+    /// Second builds of policies.
+    beside: BTreeMap<String, PolicyPlugin>,
 }
 
 /// What is said of a loaded plugin.
@@ -96,7 +98,38 @@ impl Plugins {
             tools: tools
                 .map(|plugin| (plugin.name().to_owned(), plugin))
                 .collect(),
+            beside: BTreeMap::new(),
         }
+    }
+
+    /// The same with second builds of some of its policies.
+    #[must_use]
+    pub fn with_beside(mut self, beside: impl IntoIterator<Item = PolicyPlugin>) -> Self {
+        let beside = beside.into_iter();
+        self.beside = beside
+            .map(|plugin| (plugin.name().to_owned(), plugin))
+            .collect();
+        self
+    }
+
+    /// The second build of a policy.
+    pub fn beside(&self, name: &str) -> Option<&PolicyPlugin> {
+        self.beside.get(name)
+    }
+
+    /// All builds of a policy.
+    pub fn builds(&self, name: &str) -> impl Iterator<Item = &PolicyPlugin> {
+        self.policy(name).into_iter().chain(self.beside(name))
+    }
+
+    /// The same components under the same names.
+    pub fn are_like(&self, other: &Self) -> bool {
+        let beside = |plugins: &Self| -> Vec<(String, String)> {
+            let all = plugins.beside.iter();
+            all.map(|(name, plugin)| (name.clone(), plugin.digest().to_owned()))
+                .collect()
+        };
+        self.list() == other.list() && beside(self) == beside(other)
     }
 
     /// The policy of this name.

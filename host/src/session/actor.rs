@@ -59,8 +59,9 @@ pub(super) struct Actor {
     deployment: Deployment,
     generation: Arc<Generation>,
     policy: Arc<dyn Policy>,
-    /// Another build of the policy left the state, and this one has yet to take it over.
-    taken_over: bool,
+    /// The build of the policy that left the state, where that is another and this one has yet to take
+    /// it over.
+    taken_over: Option<String>,
     /// The number of the generation that this session cannot move to.
     passed_over: Option<u64>,
     offers: Arc<Offers>,

@@ -22,7 +22,7 @@ use super::actor;
 use super::budget::{Budget, lower};
 use super::frames::EventDraft;
 use super::live::{About, Launch, Session};
-use super::ports::{Generation, Models, Policy, PolicyInfo, Provider};
+use super::ports::{Drawn, Generation, Models, Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
 use super::{SessionId, Sessions, Shared};
 
@@ -190,33 +190,22 @@ impl Sessions {
         let generation = deps.deployment.borrow().clone();
         let (policies, models) = (&generation.policies, &generation.models);
         let assigned = policies.assigned(new.user.as_str(), new.project_id.as_deref());
-        let policy = policies.find(new.policy.as_deref().or(assigned))?;
-        let info = policy.info();
-        let provider = if info.calls_models {
-            models.find(
-                new.provider.as_deref(),
-                new.model.as_deref(),
-                new.api_key.is_some(),
-            )?
-        } else {
-            // Only a label: any is taken.
-            Provider {
-                name: new.provider.unwrap_or_default(),
-                model: String::new(),
+        let named = new.policy.as_deref().or(assigned);
+        let mut drawn = policies.draw(named)?;
+        let fits = self.fit(&generation, &*drawn.policy, &new);
+        let provider = match (fits, &drawn.turn) {
+            // A candidate may need what the active build does not, and no user is to meet that.
+            (Err(reason), Some(turn)) if turn.is_candidates() => {
+                let digest = &drawn.policy.info().digest;
+                tracing::warn!(digest, %reason, "a session that was a candidate's turn begins with the active build");
+                drawn = policies.find(named)?.into();
+                self.fit(&generation, &*drawn.policy, &new)?
             }
+            (fits, _) => fits?,
         };
+        let Drawn { policy, turn } = drawn;
+        let info = policy.info();
         let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
-        if info.calls_models
-            && cost_limit.is_some()
-            && let Some(unpriced) = models.unpriced(&provider.name, &provider.model)
-        {
-            return Err(unpriced);
-        }
-        if info.needs_sandbox
-            && let Some(reason) = deps.places.refusal()
-        {
-            return Err(CreateError::NoSandbox(reason));
-        }
         let id = SessionId::new();
         let claim = self.shared.claim(&new.user, id)?;
         if info.calls_models {
@@ -257,7 +246,7 @@ impl Sessions {
         )
         .to_owned();
         let found = Found {
-            taken_over: false,
+            taken_over: None,
             generation,
             fixed: fixed.clone(),
             policy,
@@ -279,12 +268,51 @@ impl Sessions {
                 .store
                 .write(move |connection| fixed.insert(connection, &title, &first))
                 .await?;
+            if let Some(turn) = turn {
+                turn.keep();
+            }
             let session = shared.assemble(id, found);
             session.feed.publish(first_seq, &frames);
             Ok(session)
         });
         made.await
             .unwrap_or_else(|_| Err(CreateError::Store(StoreError::Closed)))
+    }
+
+    /// Who would answer the model calls of such a session with this policy, or why there can be none.
+    fn fit(
+        &self,
+        generation: &Generation,
+        policy: &dyn Policy,
+        new: &NewSession,
+    ) -> Result<Provider, CreateError> {
+        let (deps, info, models) = (&self.shared.deps, policy.info(), &generation.models);
+        let provider = if info.calls_models {
+            models.find(
+                new.provider.as_deref(),
+                new.model.as_deref(),
+                new.api_key.is_some(),
+            )?
+        } else {
+            // Only a label: any is taken.
+            Provider {
+                name: new.provider.clone().unwrap_or_default(),
+                model: String::new(),
+            }
+        };
+        let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
+        if info.calls_models
+            && cost_limit.is_some()
+            && let Some(unpriced) = models.unpriced(&provider.name, &provider.model)
+        {
+            return Err(unpriced);
+        }
+        if info.needs_sandbox
+            && let Some(reason) = deps.places.refusal()
+        {
+            return Err(CreateError::NoSandbox(reason));
+        }
+        Ok(provider)
     }
 }
 
@@ -293,8 +321,8 @@ pub(super) struct Found {
     pub(super) fixed: Arc<NewSessionRow>,
     pub(super) generation: Arc<Generation>,
     pub(super) policy: Arc<dyn Policy>,
-    /// Another build of the policy had it so far, and left its state.
-    pub(super) taken_over: bool,
+    /// The build of the policy that had it so far and left its state, where that is another.
+    pub(super) taken_over: Option<String>,
     pub(super) api_key: Option<Secret>,
     pub(super) git_token: Option<Secret>,
     pub(super) counters: Counters,

@@ -26,6 +26,7 @@ mod recover;
 mod registry;
 mod replay;
 mod shadow;
+mod share;
 mod stream;
 mod subscription;
 mod tools;
@@ -39,12 +40,13 @@ pub use details::{Details, DetailsError};
 pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
 pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
-    DeltaKind, DeltaSink, Deployment, Generation, Meter, ModelAnswer, ModelFailure, ModelRequest,
-    Models, Offers, OutputSink, Place, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider,
-    Spent, Stepped, ToolDone,
+    DeltaKind, DeltaSink, Deployment, Drawn, Generation, Meter, ModelAnswer, ModelFailure,
+    ModelRequest, Models, Offers, OutputSink, Place, PlaceSpec, Places, Policies, Policy,
+    PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
+pub use share::{Share, Turn};
 pub use subscription::{Batch, Subscription};
 pub use tools::{EventSink, NoTools, SEPARATOR, SessionTools, Showing, Tools, ToolsSpec};
 

@@ -21,6 +21,7 @@ use crate::workspace::Workspace;
 use super::CreateError;
 use super::frames::EventDraft;
 use super::live::held;
+use super::share::Turn;
 use super::tools::Tools;
 
 /// What the engine must know of a policy.
@@ -82,11 +83,49 @@ pub trait Policies: Send + Sync {
         let _ = digest;
         self.find(Some(name)).ok()
     }
+    /// The build that a new session begins with: of a policy with a candidate, the one whose turn it is.
+    fn draw(&self, name: Option<&str>) -> Result<Drawn, CreateError> {
+        self.find(name).map(Drawn::from)
+    }
+    /// The build that was there before the one of this digest, while that is on probation: it takes a
+    /// step that this one fails.
+    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
+        let _ = (name, digest);
+        None
+    }
+    /// Tells how a step of a session went with the build of this digest.
+    fn took(&self, name: &str, digest: &str, session: &str, took: Took) {
+        let _ = (name, digest, session, took);
+    }
     /// The name of the one that this user or this project gets in place of the deployment's default.
     fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
         let _ = (user, project);
         None
     }
+}
+
+/// The build for a new session.
+pub struct Drawn {
+    /// The build.
+    pub policy: Arc<dyn Policy>,
+    /// Whose turn it was, where there are two.
+    pub turn: Option<Turn>,
+}
+
+impl From<Arc<dyn Policy>> for Drawn {
+    fn from(policy: Arc<dyn Policy>) -> Self {
+        Self { policy, turn: None }
+    }
+}
+
+/// How a step went with a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Took {
+    /// Well.
+    Well,
+    /// It failed: it broke down, refused, or met a limit. No other build that was asked failed as well,
+    /// so it is the build's fault.
+    Badly,
 }
 
 /// The deployment as it is at some time: who decides, and who answers. It never changes; another one

@@ -106,8 +106,7 @@ impl Sessions {
             }
         };
         let found = Found {
-            taken_over: state.is_some()
-                && plugin.is_some_and(|digest| digest != policy.info().digest),
+            taken_over: plugin.filter(|digest| state.is_some() && *digest != policy.info().digest),
             generation,
             fixed: Arc::new(row.fixed),
             policy,

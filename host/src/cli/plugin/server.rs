@@ -13,7 +13,7 @@ use reqwest::{Client, Method, Response, Url};
 use serde_json::{Value, json};
 
 use super::{KindArg, component};
-use crate::app::{self, Folders};
+use crate::app::{self, Folders, TakenOff};
 use crate::auth::{Authenticator, IssueError, UserId};
 use crate::cli::failed;
 use crate::cli::screen::{clean, one_line};
@@ -61,6 +61,9 @@ pub(super) struct ActivateArgs {
     name: String,
     /// What the upload was answered with, with or without `sha256:`
     digest: String,
+    /// Give it so many of a hundred new sessions, beside the active build; 1 to 99, of a policy only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=99))]
+    share: Option<u8>,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -101,7 +104,7 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
             print!("{}", clean(&uploaded(&kept)));
         }
         let (kind, digest) = (text_of(&kept, "kind"), text_of(&kept, "digest"));
-        server.activate(kind, name, digest).await
+        server.activate(kind, name, digest, None).await
     };
     let show = if args.activate.is_some() {
         changed
@@ -116,7 +119,9 @@ pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
     let answer = async {
         let server = Server::find(&args.server)?;
         let kind = Kind::from(args.kind).to_string();
-        server.activate(&kind, &args.name, &args.digest).await
+        server
+            .activate(&kind, &args.name, &args.digest, args.share)
+            .await
     };
     shown(&args.server, answer.await, changed)
 }
@@ -163,22 +168,27 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
     let roll_back = || {
         let writer = depot.lock()?;
         let mut record = depot.record()?;
-        let Some(last) = record.pop(kind, name) else {
+        let Some(off) = record.pop(kind, name) else {
             return Ok(None);
         };
         writer.write(&record)?;
         let before = record.builds(kind, name).last();
         let before = before.map(|build| build.digest.clone());
-        Ok::<_, app::DepotError>(Some((last.digest, before)))
+        Ok::<_, app::DepotError>(Some((off, before)))
     };
     match roll_back() {
-        Ok(Some((last, before))) => {
+        Ok(Some((TakenOff::Candidate(build), _))) => Ok(format!(
+            "The upload sha256:{} has no share of the sessions of the {kind} plugin {name} any more.\n",
+            build.digest
+        )),
+        Ok(Some((TakenOff::Active(last), before))) => {
             let now = match before {
                 Some(digest) => format!("the upload sha256:{digest}"),
                 None => "what the manifest names".to_owned(),
             };
             Ok(format!(
-                "The {kind} plugin {name} is no longer the upload sha256:{last}, but {now}.\n"
+                "The {kind} plugin {name} is no longer the upload sha256:{}, but {now}.\n",
+                last.digest
             ))
         }
         Ok(None) => Err(format!(
@@ -250,9 +260,18 @@ impl Server {
         self.answer(request.body(wasm)).await
     }
 
-    async fn activate(&self, kind: &str, name: &str, digest: &str) -> Result<Value, String> {
-        self.post(&[kind, name, "activate"], &json!({ "digest": digest }))
-            .await
+    async fn activate(
+        &self,
+        kind: &str,
+        name: &str,
+        digest: &str,
+        share: Option<u8>,
+    ) -> Result<Value, String> {
+        let body = match share {
+            Some(share) => json!({ "digest": digest, "share": share }),
+            None => json!({ "digest": digest }),
+        };
+        self.post(&[kind, name, "activate"], &body).await
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Value, String> {
@@ -367,6 +386,7 @@ fn listed(answer: &Value) -> String {
             from(plugin),
             plugin["sessions"],
         );
+        text += &rollout(plugin);
         for other in plugin["otherBuilds"].as_array().into_iter().flatten() {
             text += &format!(
                 "          {} sessions have sha256:{}\n",
@@ -411,6 +431,42 @@ fn listed(answer: &Value) -> String {
         );
     }
     text + &last_error(answer)
+}
+
+/// What else there is of its builds.
+fn rollout(plugin: &Value) -> String {
+    let mut text = String::new();
+    let candidate = &plugin["candidate"];
+    if candidate.is_object() {
+        text += &format!(
+            "          {} of a hundred new sessions get {} sha256:{}, {} sessions\n",
+            candidate["share"],
+            text_of(candidate, "version"),
+            text_of(candidate, "digest"),
+            candidate["sessions"],
+        );
+    }
+    let tried = &plugin["probation"];
+    if tried.is_object() {
+        text += &format!(
+            "          on probation: {} of {} steps failed, in {} of {} sessions; before it {} of {} steps\n",
+            tried["failed"],
+            tried["steps"],
+            tried["failedIn"],
+            tried["sessions"],
+            tried["failedBefore"],
+            tried["stepsBefore"],
+        );
+    }
+    for taken in plugin["takenBack"].as_array().into_iter().flatten() {
+        text += &format!(
+            "          taken back at {}: sha256:{}. {}\n",
+            text_of(taken, "at"),
+            text_of(taken, "digest"),
+            one_line(text_of(taken, "why")),
+        );
+    }
+    text
 }
 
 fn from(plugin: &Value) -> String {
@@ -464,6 +520,12 @@ fn changed(answer: &Value) -> String {
         ),
         None => "is no longer offered".to_owned(),
     };
+    if let Some(candidate) = answer["candidate"].as_str() {
+        return format!(
+            "The {kind} plugin {name} {now}, and {} of a hundred new sessions get sha256:{candidate}, from generation {} on.\n",
+            answer["share"], answer["generation"]
+        );
+    }
     format!(
         "The {kind} plugin {name} {now}, from generation {} on.\n",
         answer["generation"]

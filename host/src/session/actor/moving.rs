@@ -4,11 +4,15 @@
 //! its state and of the next inputs is tried before any of it is written: a step is pure, so where the
 //! newer one breaks down the older one takes the same inputs, and nobody has lost anything. The step
 //! that moved names the newer component in the log, and its first input is `upgraded`.
+//!
+//! In the same way a step that fails with a build on probation is tried with the build before it, where
+//! that can take the state back: the session goes on there, and its user never hears of it. How each step
+//! went is told to the deployment, which judges builds by it.
 
 use std::sync::Arc;
 
 use crate::plugins::policy_types::{Context, Input, Snapshot};
-use crate::session::ports::{Generation, Models, Offers, Policy, PolicyInfo, Stepped};
+use crate::session::ports::{Generation, Models, Offers, Policy, PolicyInfo, Stepped, Took};
 use crate::session::record::Draft;
 use crate::store::NewSessionRow;
 
@@ -40,6 +44,13 @@ impl Next {
         all.extend_from_slice(inputs);
         self.policy.step(context, Some(state), &all).await
     }
+}
+
+/// A step that came to nothing.
+struct Failed {
+    stepped: Stepped,
+    /// The build was asked at all.
+    asked: bool,
 }
 
 /// What the models of a generation are to a session.
@@ -81,7 +92,8 @@ impl Actor {
             }
             None => (self.generation.clone(), self.policy.clone()),
         };
-        let differs = self.taken_over || policy.info().digest != self.policy.info().digest;
+        let differs =
+            self.taken_over.is_some() || policy.info().digest != self.policy.info().digest;
         let Some(old) = self.state.as_ref().filter(|_| differs) else {
             if newer && self.passed_over != Some(number) {
                 self.adopt(generation, policy);
@@ -89,7 +101,7 @@ impl Actor {
             return None;
         };
         let state = migrated(&*policy, old).await;
-        if let (Err(reason), false) = (&state, self.taken_over) {
+        if let (Err(reason), None) = (&state, &self.taken_over) {
             self.stay(number, reason);
             return None;
         }
@@ -109,25 +121,149 @@ impl Actor {
         draft: &mut Draft<'_>,
         next: Option<Next>,
     ) -> Option<Stepped> {
-        if let Some(next) = next {
-            let stepped = next.step(context, &draft.inputs).await;
-            match &stepped.result {
-                Ok(_) => {
-                    draft.inputs.insert(0, Input::Upgraded(next.from));
-                    draft.plugin.clone_from(&next.policy.info().digest);
-                    self.adopt(next.generation, next.policy);
+        let (generation, policy, failed) = match next {
+            Some(next) => {
+                let asked = next.state.is_ok();
+                let stepped = next.step(context, &draft.inputs).await;
+                match &stepped.result {
+                    Ok(_) => {
+                        self.took(&next.generation, &*next.policy, Took::Well);
+                        draft.inputs.insert(0, Input::Upgraded(next.from));
+                        draft.plugin.clone_from(&next.policy.info().digest);
+                        self.adopt(next.generation, next.policy);
+                        return Some(stepped);
+                    }
+                    // The build that it had is not active any more; it may be there still.
+                    Err(_) if self.taken_over.is_some() => {
+                        if draft.inputs.is_empty() {
+                            return None;
+                        }
+                        // A state that could not be taken over is no step that failed.
+                        (next.generation, next.policy, Failed { stepped, asked })
+                    }
+                    Err(reason) => {
+                        self.stay(next.generation.number, reason);
+                        return self.stay_with_a_step(context, draft, &next).await;
+                    }
+                }
+            }
+            None => {
+                let (generation, policy) = (self.generation.clone(), self.policy.clone());
+                let state = self.state.as_ref();
+                let stepped = policy.step(context, state, &draft.inputs).await;
+                if stepped.result.is_ok() {
+                    self.took(&generation, &*policy, Took::Well);
                     return Some(stepped);
                 }
-                // The build that it had is not there any more.
-                Err(_) if self.taken_over => return (!draft.inputs.is_empty()).then_some(stepped),
-                Err(reason) => self.stay(next.generation.number, reason),
+                let asked = true;
+                (generation, policy, Failed { stepped, asked })
             }
-            if draft.inputs.is_empty() {
-                return None;
-            }
+        };
+        Some(
+            self.fall_back(context, draft, (generation, policy), failed)
+                .await,
+        )
+    }
+
+    /// One step by the build that the session has, after a newer one could not take it.
+    async fn stay_with_a_step(
+        &mut self,
+        context: &Context,
+        draft: &Draft<'_>,
+        next: &Next,
+    ) -> Option<Stepped> {
+        if draft.inputs.is_empty() {
+            self.took(&next.generation, &*next.policy, Took::Badly);
+            return None;
         }
         let state = self.state.as_ref();
-        Some(self.policy.step(context, state, &draft.inputs).await)
+        let stepped = self.policy.step(context, state, &draft.inputs).await;
+        // Where both fail, it is not the newer one's fault.
+        if stepped.result.is_ok() {
+            self.took(&next.generation, &*next.policy, Took::Badly);
+            self.took(&self.generation, &*self.policy, Took::Well);
+        }
+        Some(stepped)
+    }
+
+    /// The same inputs to the build before one that is on probation and failed them: what that makes of
+    /// them, or else how the first one failed.
+    async fn fall_back(
+        &mut self,
+        context: &Context,
+        draft: &mut Draft<'_>,
+        (generation, policy): (Arc<Generation>, Arc<dyn Policy>),
+        failed: Failed,
+    ) -> Stepped {
+        let Failed {
+            stepped: failed,
+            asked,
+        } = failed;
+        let info = policy.info();
+        let older = generation.policies.older(&self.fixed.policy, &info.digest);
+        let Some((older, state)) = self.taken_back(older, info).await else {
+            if asked {
+                self.took(&generation, &*policy, Took::Badly);
+            }
+            return failed;
+        };
+        let upgraded = state.as_ref().and_then(|(_, from)| *from);
+        let mut inputs = draft.inputs.clone();
+        if let Some(from) = upgraded {
+            inputs.insert(0, Input::Upgraded(from));
+        }
+        let state = state.as_ref().map(|(state, _)| state);
+        let stepped = older.step(context, state, &inputs).await;
+        if stepped.result.is_err() {
+            // It is the inputs, or the hour: it says nothing of either build.
+            return failed;
+        }
+        tracing::warn!(
+            session = %self.id,
+            failed = info.digest,
+            older = older.info().digest,
+            reason = failed.result.err(),
+            "a step failed with a build on probation, and the build before took it"
+        );
+        if asked {
+            self.took(&generation, &*policy, Took::Badly);
+        }
+        self.took(&generation, &*older, Took::Well);
+        draft.inputs = inputs;
+        draft.plugin.clone_from(&older.info().digest);
+        self.adopt(generation, older);
+        stepped
+    }
+
+    /// The older build, where it can go on with this session in the place of one that asks for the same,
+    /// with the state it would go on with: that, and its schema where it is taken over from another build.
+    async fn taken_back(
+        &self,
+        older: Option<Arc<dyn Policy>>,
+        newer: &PolicyInfo,
+    ) -> Option<(Arc<dyn Policy>, Option<(Snapshot, Option<u32>)>)> {
+        let older = older?;
+        let info = older.info();
+        let asks = |info: &PolicyInfo| (info.calls_models, info.needs_sandbox);
+        if asks(info) != asks(newer) {
+            return None;
+        }
+        let Some(state) = &self.state else {
+            return Some((older, None));
+        };
+        // After a restart it may be this very build's own.
+        if self.taken_over.as_ref() == Some(&info.digest) {
+            let own = (state.clone(), None);
+            return Some((older, Some(own)));
+        }
+        takes_over(info, state).ok()?;
+        let taken = migrated(&*older, state).await.ok()?;
+        Some((older, Some((taken, Some(state.schema)))))
+    }
+
+    fn took(&self, generation: &Generation, policy: &dyn Policy, took: Took) {
+        let (name, digest) = (&self.fixed.policy, &policy.info().digest);
+        generation.policies.took(name, digest, &self.id, took);
     }
 
     /// The policy that would go on with this session.
@@ -178,7 +314,7 @@ impl Actor {
         self.offers = offers_of(&generation, &self.fixed);
         self.effects.adopt(&generation);
         (self.generation, self.policy) = (generation, policy);
-        self.taken_over = false;
+        self.taken_over = None;
     }
 
     fn stay(&mut self, generation: u64, reason: &str) {

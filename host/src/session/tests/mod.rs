@@ -7,6 +7,7 @@ mod deltas;
 mod life;
 mod moving;
 mod paying;
+mod probation;
 mod reading;
 mod record;
 mod shadow;

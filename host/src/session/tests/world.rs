@@ -80,6 +80,10 @@ pub(super) const EARLY: Usage = Usage {
 pub(super) struct World {
     pub(super) script: Script,
     pub(super) build: Build,
+    /// The build before, while `build` is on probation.
+    pub(super) older: Option<(Build, Script)>,
+    /// What was told of steps: which build, and how it went.
+    pub(super) took: Arc<Mutex<Vec<(String, Took)>>>,
     pub(super) server: &'static str,
     pub(super) mock: bool,
     pub(super) models: bool,
@@ -111,6 +115,8 @@ impl World {
                 oldest_schema: 1,
                 refuses: false,
             },
+            older: None,
+            took: Arc::default(),
             server: "https://models.example",
             mock: false,
             models: true,
@@ -148,28 +154,41 @@ impl World {
     }
 }
 
+impl World {
+    fn policy(&self, build: Build, script: Script) -> Arc<dyn Policy> {
+        let info = PolicyInfo {
+            name: "scripted".to_owned(),
+            digest: build.digest.to_owned(),
+            schema: build.schema,
+            oldest_schema: build.oldest_schema,
+            calls_models: self.models,
+            mock: self.mock,
+            settings: "{}".to_owned(),
+            ..PolicyInfo::default()
+        };
+        Arc::new(Scripted {
+            info,
+            script,
+            refuses: build.refuses,
+        })
+    }
+}
+
 impl Policies for World {
     fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
         match name {
-            None | Some("scripted") => {
-                let info = PolicyInfo {
-                    name: "scripted".to_owned(),
-                    digest: self.build.digest.to_owned(),
-                    schema: self.build.schema,
-                    oldest_schema: self.build.oldest_schema,
-                    calls_models: self.models,
-                    mock: self.mock,
-                    settings: "{}".to_owned(),
-                    ..PolicyInfo::default()
-                };
-                Ok(Arc::new(Scripted {
-                    info,
-                    script: self.script,
-                    refuses: self.build.refuses,
-                }))
-            }
+            None | Some("scripted") => Ok(self.policy(self.build, self.script)),
             Some(other) => Err(CreateError::UnknownPolicy(other.to_owned())),
         }
+    }
+
+    fn older(&self, _: &str, digest: &str) -> Option<Arc<dyn Policy>> {
+        let (build, script) = self.older.filter(|_| digest == self.build.digest)?;
+        Some(self.policy(build, script))
+    }
+
+    fn took(&self, _: &str, digest: &str, _: &str, took: Took) {
+        self.took.lock().unwrap().push((digest.to_owned(), took));
     }
 }
 

@@ -1,0 +1,239 @@
+//! A session whose build is on probation, and the build before it.
+
+use super::world::{Build, Script};
+use super::*;
+
+/// What was there before.
+const OLDER: Build = Build {
+    digest: "c",
+    schema: 1,
+    oldest_schema: 1,
+    refuses: false,
+};
+
+fn told_well(digest: &str) -> (String, Took) {
+    (digest.to_owned(), Took::Well)
+}
+
+fn told_badly(digest: &str) -> (String, Took) {
+    (digest.to_owned(), Took::Badly)
+}
+
+/// Breaks down where tools reply.
+fn breaks(
+    context: &Context,
+    state: Option<&Snapshot>,
+    inputs: &[Input],
+) -> Result<Vec<Command>, String> {
+    if inputs.iter().any(|i| matches!(i, Input::ToolReplied(_))) {
+        return Err("It broke down.".to_owned());
+    }
+    worker(context, state, inputs)
+}
+
+/// Breaks down at once.
+fn never(_: &Context, _: Option<&Snapshot>, _: &[Input]) -> Result<Vec<Command>, String> {
+    Err("It never works.".to_owned())
+}
+
+/// Works, and says that it was handed a session.
+fn takes(
+    context: &Context,
+    state: Option<&Snapshot>,
+    inputs: &[Input],
+) -> Result<Vec<Command>, String> {
+    let mut commands = worker(context, state, inputs)?;
+    if matches!(inputs.first(), Some(Input::Upgraded(1))) {
+        let state = state.expect("an upgrade comes with a state");
+        assert!(state.bytes.starts_with(b"moved"), "{state:?}");
+        commands.insert(0, say("here I am"));
+    }
+    Ok(commands)
+}
+
+struct Ground {
+    _folder: tempfile::TempDir,
+    world: World,
+    sessions: Sessions,
+}
+
+impl Ground {
+    fn new(script: Script, older: Option<(Build, Script)>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World {
+            older,
+            ..World::new(script)
+        };
+        let sessions = sessions(folder.path(), &world);
+        Self {
+            _folder: folder,
+            world,
+            sessions,
+        }
+    }
+
+    async fn begin(&self) -> (Arc<Session>, Subscription) {
+        let session = self.sessions.create(new("u")).await.unwrap();
+        let frames = session.subscribe(0);
+        self.sessions.start(&session);
+        (session, frames)
+    }
+
+    async fn plugins(&self, session: &Session) -> Vec<String> {
+        let id = session.id().to_string();
+        let store = &self.sessions.shared.deps.store;
+        let steps = store.read(move |connection| crate::store::logged_steps(connection, &id, 0));
+        let steps = steps.await.unwrap().into_iter();
+        steps.map(|step| step.plugin).collect()
+    }
+
+    fn took(&self) -> Vec<(String, Took)> {
+        self.world.took.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_fails_on_probation_is_taken_by_the_build_before_and_no_user_hears_of_it() {
+    let ground = Ground::new(breaks, Some((OLDER, takes)));
+    let (session, mut frames) = ground.begin().await;
+    let seen = until(&mut frames, "completed").await;
+    assert_dense(&seen);
+    let shown = names(&seen);
+    assert!(!shown.contains(&"error".to_owned()), "{shown:?}");
+    assert!(shown.contains(&"ThinkAction".to_owned()), "{shown:?}");
+    assert_eq!(
+        (ground.world.done("tool a"), ground.world.done("tool b")),
+        (1, 1),
+        "nothing was done twice"
+    );
+    // The log says who took which step, and the session stays where it is.
+    let plugins = ground.plugins(&session).await;
+    let moved = plugins.iter().position(|plugin| plugin == "c").unwrap();
+    assert!(moved > 0, "{plugins:?}");
+    assert!(
+        plugins[moved..].iter().all(|plugin| plugin == "c"),
+        "{plugins:?}"
+    );
+    let runs = ground.sessions.count_by_plugins();
+    assert!(runs.keys().all(|runs| runs.digest == "c"), "{runs:?}");
+    let took = ground.took();
+    let bad: Vec<_> = took
+        .iter()
+        .filter(|(_, took)| *took == Took::Badly)
+        .collect();
+    assert_eq!(bad, [&told_badly("d")], "{took:?}");
+    assert_eq!(took[0], told_well("d"));
+    assert_eq!(
+        took.len(),
+        plugins.len() + 1,
+        "each step once, and the failed one: {took:?}"
+    );
+    // What is in the log can be replayed.
+    let first = session.id().to_string();
+    let replayed = ground.sessions.replay(&first).await.unwrap();
+    assert!(replayed.different.is_some(), "the build itself still fails");
+}
+
+#[tokio::test]
+async fn the_first_step_of_a_session_falls_back_as_well() {
+    let ground = Ground::new(never, Some((OLDER, takes)));
+    let (session, mut frames) = ground.begin().await;
+    let seen = until(&mut frames, "completed").await;
+    assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
+    assert!(
+        !names(&seen).contains(&"ThinkAction".to_owned()),
+        "there was no state to take over: {seen:?}"
+    );
+    let plugins = ground.plugins(&session).await;
+    assert!(plugins.iter().all(|plugin| plugin == "c"), "{plugins:?}");
+    assert_eq!(ground.took()[..2], [told_badly("d"), told_well("c")]);
+}
+
+#[tokio::test]
+async fn inputs_that_both_builds_fail_say_nothing_of_either() {
+    let ground = Ground::new(breaks, Some((OLDER, breaks)));
+    let (session, mut frames) = ground.begin().await;
+    until(&mut frames, "It broke down.").await;
+    let plugins = ground.plugins(&session).await;
+    assert!(plugins.iter().all(|plugin| plugin == "d"), "{plugins:?}");
+    let took = ground.took();
+    assert!(took.iter().all(|took| *took == told_well("d")), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_build_that_cannot_take_the_state_back_is_not_asked() {
+    let refuses = Build {
+        refuses: true,
+        ..OLDER
+    };
+    let too_old = Build {
+        schema: 0,
+        oldest_schema: 0,
+        ..OLDER
+    };
+    for older in [
+        Some((refuses, takes as Script)),
+        Some((too_old, takes)),
+        None,
+    ] {
+        let ground = Ground::new(breaks, older);
+        let (session, mut frames) = ground.begin().await;
+        until(&mut frames, "It broke down.").await;
+        let plugins = ground.plugins(&session).await;
+        assert!(plugins.iter().all(|plugin| plugin == "d"), "{plugins:?}");
+        assert_eq!(
+            ground.took().last(),
+            Some(&told_badly("d")),
+            "it is to blame all the same"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    // The session is on the build that will be the one before.
+    let before = World {
+        build: OLDER,
+        ..World::new(worker)
+    };
+    let first = sessions(folder.path(), &before);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    let mut frames = session.subscribe(0);
+    first.start(&session);
+    until(&mut frames, "completed").await;
+    first.shutdown().await;
+    drop((frames, session, first));
+
+    let world = World {
+        older: Some((OLDER, worker)),
+        script: never,
+        ..World::new(never)
+    };
+    let second = sessions(folder.path(), &world);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    session.message("more").await.unwrap();
+    let mut frames = session.subscribe(0);
+    let mut seen = until(&mut frames, "\"completed\"").await;
+    while names(&seen)
+        .iter()
+        .filter(|name| *name == "completed")
+        .count()
+        < 2
+    {
+        seen.extend(until(&mut frames, "\"completed\"").await);
+    }
+    assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
+    let store = &second.shared.deps.store;
+    let name = id.to_string();
+    let steps = store.read(move |connection| crate::store::logged_steps(connection, &name, 0));
+    let last = steps.await.unwrap().pop().unwrap();
+    assert_eq!(last.plugin, "c");
+    let inputs: Vec<Input> = serde_json::from_str(&last.inputs).unwrap();
+    assert!(
+        !matches!(inputs.first(), Some(Input::Upgraded(_))),
+        "the state was its own: {inputs:?}"
+    );
+}
