@@ -21,6 +21,8 @@ fn main() -> Result<(), Error> {
         "plugins/anthropic",
         "plugins/google",
         "plugins/openai",
+        "plugins/github",
+        "plugins/gitlab",
         "sandbox-image/exec",
         "plugins/templates",
         "wit",
@@ -28,7 +30,15 @@ fn main() -> Result<(), Error> {
     println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     kit::write(&workspace_root(1)?, &out.join("kit.rs"))?;
-    for name in ["mock", "coder", "anthropic", "google", "openai"] {
+    for name in [
+        "mock",
+        "coder",
+        "anthropic",
+        "google",
+        "openai",
+        "github",
+        "gitlab",
+    ] {
         let component = builder.component(&format!("lucid-{name}"))?;
         if component.len() > MOST {
             return Err(format!(

@@ -36,6 +36,7 @@ use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
 use crate::deployment::Problems;
 use crate::git_gateway::{self, GatewayError};
+use crate::integrations::{Accounts, Cipher};
 use crate::oci::Components;
 use crate::plugins::{Engine, EngineError, EngineOptions, PluginInfo};
 use crate::sandbox::docker::{self, TakenOver, Transport};
@@ -103,6 +104,7 @@ pub struct App {
     sessions: Sessions,
     sandboxes: Sandboxes,
     chats: Chats,
+    accounts: Accounts,
     /// What of it never changes.
     about: About,
     generations: Generations,
@@ -197,6 +199,12 @@ impl App {
         };
         guard::watch(storage, ground.disk_limit, &ground.rooms);
         let chats = Chats::new(store.clone());
+        let deployed = generations.clone();
+        let accounts = Accounts::new(
+            Arc::new(store.clone()),
+            Cipher::new(&keys.seal),
+            move || deployed.now().deployed.git.clone(),
+        );
         let sessions = Sessions::new(Deps {
             store,
             sealer: Sealer::new(&keys.seal),
@@ -218,6 +226,7 @@ impl App {
             sessions,
             sandboxes,
             chats,
+            accounts,
             about,
             generations,
         })
@@ -294,6 +303,7 @@ impl App {
             self.auth.clone(),
             self.sessions.clone(),
             self.chats.clone(),
+            self.accounts.clone(),
             self.generations.clone(),
             about,
         )

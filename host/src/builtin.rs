@@ -10,6 +10,10 @@ pub const ANTHROPIC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/anthropic
 pub const GOOGLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/google.wasm"));
 /// The adapter for OpenAI chat completions.
 pub const OPENAI: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/openai.wasm"));
+/// The integration of GitHub.
+pub const GITHUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/github.wasm"));
+/// The integration of GitLab.
+pub const GITLAB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gitlab.wasm"));
 /// The exec server, a static executable.
 pub const EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
 
@@ -21,3 +25,5 @@ pub const PROVIDERS: &[(&str, &[u8])] = &[
     ("google", GOOGLE),
     ("openai", OPENAI),
 ];
+/// The git providers' integrations, by name.
+pub const GIT: &[(&str, &[u8])] = &[("github", GITHUB), ("gitlab", GITLAB)];

@@ -13,6 +13,8 @@ pub mod config;
 pub mod deployment;
 pub mod egress;
 pub mod git_gateway;
+pub mod git_providers;
+pub mod integrations;
 pub mod oci;
 pub mod plugins;
 pub mod sandbox;

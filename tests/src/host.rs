@@ -225,6 +225,12 @@ impl Host {
         self.child.wait().unwrap();
     }
 
+    /// Another value for a setting, from the next start on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
     /// SIGTERM, as an operator stops it; returns when it has ended, and fails where it did not say so
     /// itself.
     pub async fn stop(&mut self) {

@@ -14,6 +14,7 @@ mod identity;
 mod litellm;
 mod model;
 mod process;
+mod provider;
 pub mod registry;
 mod socket;
 mod supabase;
@@ -26,6 +27,7 @@ pub use identity::{IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, Signin
 pub use litellm::LiteLlm;
 pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};
+pub use provider::GitApi;
 pub use socket::{Socket, event, is_completed, kinds, seq};
 pub use supabase::{Passed, Supabase, anon_key, service_key, user_token};
 pub use token::{

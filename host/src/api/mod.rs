@@ -9,6 +9,7 @@ pub mod problem;
 mod chats;
 mod downloads;
 mod files;
+mod integrations;
 mod plugins;
 mod root;
 mod session_request;
@@ -46,6 +47,7 @@ pub use self::root::{About, PluginView};
 use crate::app::{Generations, Shadows};
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
+use crate::integrations::Accounts;
 use crate::session::Sessions;
 use crate::store::Chats;
 
@@ -62,6 +64,7 @@ struct Parts {
     auth: Arc<Authenticator>,
     sessions: Sessions,
     chats: Chats,
+    accounts: Accounts,
     generations: Generations,
     /// One upload at a time.
     uploads: Semaphore,
@@ -78,6 +81,7 @@ impl Api {
         auth: Arc<Authenticator>,
         sessions: Sessions,
         chats: Chats,
+        accounts: Accounts,
         generations: Generations,
         about: impl Fn() -> About + Send + Sync + 'static,
     ) -> Self {
@@ -85,6 +89,7 @@ impl Api {
             auth,
             sessions,
             chats,
+            accounts,
             generations,
             uploads: Semaphore::new(1),
             shadows: Shadows::default(),
@@ -126,6 +131,7 @@ impl FromRef<Api> for Arc<Authenticator> {
         (name = "sessions", description = "Live work"),
         (name = "chats", description = "The record of the work"),
         (name = "files", description = "The workspace of a session"),
+        (name = "integrations", description = "The caller's git accounts"),
         (name = "plugins", description = "The deployment's plugins, for its administrators: the internal key, or a token with the claim `lucid_admin`"),
     ),
 )]
@@ -168,6 +174,10 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(files::read))
         .routes(routes!(downloads::file))
         .routes(routes!(downloads::archive))
+        .routes(routes!(integrations::connect, integrations::list))
+        .routes(routes!(integrations::disconnect))
+        .routes(routes!(integrations::repositories))
+        .routes(routes!(integrations::open_change))
         .routes(routes!(plugins::list, plugins::upload))
         .routes(routes!(plugins::reload))
         .routes(routes!(plugins::activate))
@@ -255,6 +265,10 @@ mod tests {
             "/api/v1/files/read",
             "/api/v1/files/download",
             "/api/v1/files/archive",
+            "/api/v1/integrations",
+            "/api/v1/integrations/{provider}",
+            "/api/v1/integrations/{provider}/repos",
+            "/api/v1/integrations/{provider}/pr",
             "/api/v1/plugins",
             "/api/v1/plugins/reload",
             "/api/v1/plugins/{kind}/{name}/activate",

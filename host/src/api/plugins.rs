@@ -47,7 +47,7 @@ pub struct PluginsView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadedView {
-    /// `policy`, `llm` or `tools`.
+    /// `policy`, `llm`, `tools` or `git`.
     #[schema(example = "policy")]
     pub kind: String,
     /// Its name in this deployment.
@@ -156,6 +156,9 @@ pub struct GrantsView {
     /// Where a provider, or the server of tools, is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
+    /// Where a git provider's repositories are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub web_url: Option<String>,
     /// `bearer`, or the header that holds the key alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_place: Option<String>,
@@ -234,7 +237,7 @@ pub struct KeptView {
     pub digest: String,
     /// Bytes.
     pub size: u64,
-    /// `policy`, `llm` or `tools`.
+    /// `policy`, `llm`, `tools` or `git`.
     pub kind: Option<String>,
     /// What it calls itself.
     pub own_name: Option<String>,
@@ -312,7 +315,7 @@ pub(super) async fn list(
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct UploadedView {
-    /// `policy`, `llm` or `tools`.
+    /// `policy`, `llm`, `tools` or `git`.
     #[schema(example = "policy")]
     kind: String,
     /// What it calls itself.
@@ -431,7 +434,7 @@ pub(super) struct Activate {
 pub(super) struct ChangedView {
     /// The generation that new sessions get.
     generation: u64,
-    /// `policy`, `llm` or `tools`.
+    /// `policy`, `llm`, `tools` or `git`.
     kind: String,
     name: String,
     /// The build it is now; null where a policy that was only uploaded is gone.
@@ -458,7 +461,7 @@ pub(super) struct ChangedView {
 #[utoipa::path(
     post, path = "/api/v1/plugins/{kind}/{name}/activate", tag = "plugins",
     params(
-        ("kind" = String, Path, description = "`policy`, `llm` or `tools`"),
+        ("kind" = String, Path, description = "`policy`, `llm`, `tools` or `git`"),
         ("name" = String, Path, description = "Its name in this deployment"),
     ),
     request_body = Activate,
@@ -492,7 +495,7 @@ pub(super) async fn activate(
 #[utoipa::path(
     post, path = "/api/v1/plugins/{kind}/{name}/rollback", tag = "plugins",
     params(
-        ("kind" = String, Path, description = "`policy`, `llm` or `tools`"),
+        ("kind" = String, Path, description = "`policy`, `llm`, `tools` or `git`"),
         ("name" = String, Path, description = "Its name in this deployment"),
     ),
     responses(

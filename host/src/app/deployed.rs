@@ -12,7 +12,8 @@ use super::toolsets::Toolsets;
 use super::trial::Trials;
 use crate::blobs::Blobs;
 use crate::config::Config;
-use crate::deployment::{self, Loaded, Manifest, Problems};
+use crate::deployment::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
+use crate::git_providers::GitProviders;
 use crate::plugins::{Engine, Kind, Plugins};
 
 /// A deployment, ready for sessions.
@@ -23,6 +24,8 @@ pub(crate) struct Deployed {
     pub(crate) plugins: Plugins,
     pub(super) policies: Arc<Offered>,
     pub(super) providers: Arc<Providers>,
+    /// The git providers.
+    pub(crate) git: Arc<GitProviders>,
     pub(super) toolsets: Arc<Toolsets>,
     pub(super) components: Arc<Components>,
     /// What the operator should know: variables that nothing uses, keys that are not there. A sentence
@@ -48,14 +51,17 @@ impl Deployed {
             policies,
             providers,
             tools,
+            git,
         } = loaded;
         let plugins = Plugins::of(
             policies.iter().map(|one| one.plugin.clone()),
             providers.iter().map(|one| one.plugin.clone()),
             tools.iter().map(|one| one.plugin.clone()),
+            git.iter().map(|one| one.plugin.clone()),
         );
         let beside = policies.iter().filter_map(|one| one.beside.as_ref());
         let plugins = plugins.with_beside(beside.map(|one| one.plugin.clone()));
+        let git = git_providers(git, &manifest, config)?;
         let (providers, mut warnings) = Providers::new(providers, &manifest, config, blobs)?;
         let (components, of_tools) = Components::new(tools, &manifest, config)?;
         warnings.extend(of_tools);
@@ -69,6 +75,7 @@ impl Deployed {
             plugins,
             policies: Arc::new(policies),
             providers: Arc::new(providers),
+            git: Arc::new(git),
             toolsets: Arc::new(Toolsets::new(components.sources())),
             components: Arc::new(components),
             warnings,
@@ -92,4 +99,25 @@ impl Deployed {
     pub(crate) fn defaults(&self) -> (&str, String) {
         (self.policies.default(), self.providers.default_model())
     }
+}
+
+/// What is wrong with one of them is said where the manifest names it.
+fn git_providers(
+    loaded: Vec<LoadedGit>,
+    manifest: &Manifest,
+    config: &Config,
+) -> Result<GitProviders, Problems> {
+    let made = GitProviders::new(loaded, config.allow_private_repositories);
+    let wrong = match made {
+        Ok(git) => return Ok(git),
+        Err(wrong) => wrong,
+    };
+    let problem = |(name, why): (String, String)| {
+        let at = manifest.git.get(&name);
+        let at = at.map_or(At::default(), |entry| entry.plugin.at);
+        let what = format!("the git provider `{name}` cannot be used: {why}");
+        Problem::at(manifest.path.as_deref(), at, what)
+    };
+    Problems::unless_none(wrong.into_iter().map(problem).collect())?;
+    Err(Problem::plain("no git provider can be asked").into())
 }

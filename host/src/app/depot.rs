@@ -97,7 +97,7 @@ pub(crate) struct Depot {
 /// What was said of a build when it was uploaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Label {
-    /// `policy`, `llm` or `tools`.
+    /// `policy`, `llm`, `tools` or `git`.
     pub(crate) kind: String,
     /// What it calls itself.
     pub(crate) name: String,
@@ -133,6 +133,8 @@ pub(crate) struct Record {
     /// Left out where there is none, so that an older host reads a record that says nothing of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tools: BTreeMap<String, Activated>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    git: BTreeMap<String, Activated>,
 }
 
 /// The builds of one plugin.
@@ -212,6 +214,7 @@ impl Default for Record {
             policies: BTreeMap::new(),
             providers: BTreeMap::new(),
             tools: BTreeMap::new(),
+            git: BTreeMap::new(),
         }
     }
 }
@@ -222,6 +225,7 @@ impl Record {
             Kind::Policy => &self.policies,
             Kind::Llm => &self.providers,
             Kind::Tools => &self.tools,
+            Kind::Git => &self.git,
         }
     }
 
@@ -230,6 +234,7 @@ impl Record {
             Kind::Policy => &mut self.policies,
             Kind::Llm => &mut self.providers,
             Kind::Tools => &mut self.tools,
+            Kind::Git => &mut self.git,
         }
     }
 

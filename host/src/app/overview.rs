@@ -81,7 +81,8 @@ fn all(now: &Now) -> Vec<AnyPlugin> {
     let policies = plugins.policies().cloned().map(AnyPlugin::Policy);
     let llms = plugins.llms().cloned().map(AnyPlugin::Llm);
     let tools = plugins.all_tools().cloned().map(AnyPlugin::Tools);
-    policies.chain(llms).chain(tools).collect()
+    let gits = plugins.gits().cloned().map(AnyPlugin::Git);
+    policies.chain(llms).chain(tools).chain(gits).collect()
 }
 
 fn loaded(
@@ -185,6 +186,8 @@ fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usiz
     let policy = match plugin {
         AnyPlugin::Policy(policy) => policy,
         AnyPlugin::Llm(_) => return count(&|runs| runs.provider == name),
+        // Of users, whatever sessions they have.
+        AnyPlugin::Git(_) => return count(&|_| false),
         AnyPlugin::Tools(_) => {
             let tools = now.deployed.components.named(name);
             return count(&|runs| tools.is_some_and(|tools| tools.is_for(&runs.policy)));
@@ -212,6 +215,14 @@ fn grants(now: &Now, plugin: &AnyPlugin) -> GrantsView {
             calls_models: Some(policy.descriptor().calls_models),
             needs_sandbox: Some(policy.descriptor().needs_sandbox),
             ..GrantsView::default()
+        },
+        AnyPlugin::Git(git) => match now.deployed.git.addresses(git.name()) {
+            None => GrantsView::default(),
+            Some((base_url, web_url)) => GrantsView {
+                base_url: Some(base_url),
+                web_url: Some(web_url),
+                ..GrantsView::default()
+            },
         },
         AnyPlugin::Llm(llm) => match now.deployed.providers.grants(llm.name()) {
             None => GrantsView::default(),

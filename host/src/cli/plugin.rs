@@ -109,6 +109,8 @@ enum KindArg {
     Llm,
     /// Tools for agents
     Tools,
+    /// A git provider's API
+    Git,
 }
 
 impl From<KindArg> for Kind {
@@ -117,6 +119,7 @@ impl From<KindArg> for Kind {
             KindArg::Policy => Self::Policy,
             KindArg::Llm => Self::Llm,
             KindArg::Tools => Self::Tools,
+            KindArg::Git => Self::Git,
         }
     }
 }

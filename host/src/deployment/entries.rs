@@ -10,7 +10,8 @@ use url::Url;
 
 use super::fields::{Item, Key, Reader, field};
 use super::manifest::{
-    Bounds, Digest, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source, ToolsEntry,
+    Bounds, Digest, GitEntry, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source,
+    ToolsEntry,
 };
 use super::problem::instead;
 use super::read::one_of;
@@ -44,6 +45,14 @@ pub(super) const TOOLS: &[&str] = &[
     "key_place",
     "time",
     "policies",
+];
+pub(super) const GIT: &[&str] = &[
+    "component",
+    "digest",
+    "settings",
+    "limits",
+    "base_url",
+    "web_url",
 ];
 pub(super) const LIMITS: &[&str] = &["fuel", "memory", "output", "time"];
 pub(super) const KEY_PLACE: &[&str] = &["header"];
@@ -276,11 +285,29 @@ pub(super) fn tools(
 }
 
 fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
-    let name = format!("{of}.base_url");
+    address(reader, item, &format!("{of}.base_url"))
+}
+
+/// A git provider.
+pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Option<GitEntry> {
+    let of = format!("git.{}", key.get_ref());
+    let table = reader.table(item, &of, GIT)?;
+    let entry = plugin(reader, key, table, &of, builtin::GIT, "git provider");
+    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let web_url = field(table, "web_url")
+        .and_then(|(_, item)| address(reader, item, &format!("{of}.web_url")));
+    Some(GitEntry {
+        plugin: entry?,
+        base_url,
+        web_url,
+    })
+}
+
+fn address(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<Located<Url>> {
     // What was given is not repeated: a key may stand in it.
     let what = "an http or https URL such as \"https://api.example.com/v1\", without user name, password, query or fragment";
     let plain = |text: &str| Url::parse(text).ok().filter(|url| url.query().is_none());
-    let text = reader.fitting(item, &name, what, |text| plain(text).is_some())?;
+    let text = reader.fitting(item, name, what, |text| plain(text).is_some())?;
     let url = plain(text.value)?;
     if let Err(why) = Endpoint::new(url.clone(), Injection::Bearer) {
         reader.say_at(text.at, why.to_string());

@@ -13,8 +13,11 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
+use url::Url;
 
-use super::manifest::{Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry};
+use super::manifest::{
+    GitEntry, Located, Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry,
+};
 use super::problem::{At, Problem, Problems};
 use super::settings::Schema;
 use super::uploads::{Role, Upload};
@@ -23,7 +26,7 @@ use crate::oci::{Brought, Reference};
 use crate::plugins::llm_types::ModelInfo;
 use crate::plugins::types::ToolDefinition;
 use crate::plugins::{
-    Engine, EngineOptions, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
+    Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
 };
 use crate::session::SEPARATOR;
 
@@ -41,6 +44,8 @@ pub struct Loaded {
     pub providers: Vec<LoadedProvider>,
     /// The components with tools.
     pub tools: Vec<LoadedTools>,
+    /// The git providers.
+    pub git: Vec<LoadedGit>,
 }
 
 /// A policy, and what it is given.
@@ -97,6 +102,19 @@ pub struct LoadedTools {
     pub entry: ToolsEntry,
 }
 
+/// A git provider's integration, and what it is given.
+#[derive(Debug)]
+pub struct LoadedGit {
+    /// The component.
+    pub plugin: GitPlugin,
+    /// Its settings as JSON, checked where it has a schema.
+    pub settings: String,
+    /// Where its API is, where the manifest says so.
+    pub base_url: Option<Url>,
+    /// Where its repositories are, where the manifest says so.
+    pub web_url: Option<Url>,
+}
+
 /// Loads all plugins of a manifest, or says of each that cannot be loaded why. Reads files, and takes
 /// processors while something is compiled that was not compiled before. Where `only` names a plugin,
 /// the others are those that are `known`, whatever became of their files since.
@@ -143,11 +161,35 @@ pub async fn load(
         .map(|(name, entry)| tools(from, name, entry).boxed());
     let tools = gathered(tasks.collect(), &mut wrong).await;
 
+    let gits: Vec<_> = if manifest.git.is_empty() {
+        let all = builtin::GIT.iter();
+        all.map(|(name, _)| {
+            let plugin = PluginEntry::builtin(name);
+            let (base_url, web_url) = (None, None);
+            let entry = GitEntry {
+                plugin,
+                base_url,
+                web_url,
+            };
+            ((*name).to_owned(), entry)
+        })
+        .collect()
+    } else {
+        let all = manifest.git.iter();
+        all.map(|(name, entry)| (name.clone(), entry.clone()))
+            .collect()
+    };
+    let tasks = gits
+        .iter()
+        .map(|(name, entry)| git(from, name, entry).boxed());
+    let git = gathered(tasks.collect(), &mut wrong).await;
+
     Problems::unless_none(wrong)?;
     Ok(Loaded {
         policies,
         providers,
         tools,
+        git,
     })
 }
 
@@ -176,6 +218,11 @@ impl<'a> From<'a> {
     fn known_tools(&self, name: &str, limits: &Limits) -> Option<&'a ToolsPlugin> {
         let known = self.known.tools(name);
         known.filter(|known| self.keeps(Kind::Tools, name) && known.limits() == limits)
+    }
+
+    fn known_git(&self, name: &str, limits: &Limits) -> Option<&'a GitPlugin> {
+        let known = self.known.git(name);
+        known.filter(|known| self.keeps(Kind::Git, name) && known.limits() == limits)
     }
 
     fn blame(&self, kind: Kind, name: &'a str, entry: &'a PluginEntry) -> Blame<'a> {
@@ -369,6 +416,34 @@ async fn tools(
         settings,
         definitions,
         entry: entry.clone(),
+    })
+}
+
+async fn git(from: From<'_>, name: &str, entry: &GitEntry) -> Result<LoadedGit, Vec<Problem>> {
+    let GitEntry { plugin, .. } = entry;
+    let blame = from.blame(Kind::Git, name, plugin);
+    let limits = plugin.limits.limits();
+    let loaded = match from.known_git(name, &limits) {
+        Some(known) => known.clone(),
+        None => {
+            let wasm = blame.component(builtin::GIT).await?;
+            let known = from.known.git(name);
+            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
+                Some(plugin) => plugin.clone(),
+                None => GitPlugin::load(from.engine, name, &wasm, &limits)
+                    .await
+                    .map_err(|why| blame.component_is(why.to_string()))?,
+            }
+        }
+    };
+    let schema = loaded.descriptor().settings_schema.clone();
+    blame.check_settings(schema).await?;
+    let url = |url: &Option<Located<Url>>| url.as_ref().map(|url| url.value.clone());
+    Ok(LoadedGit {
+        plugin: loaded,
+        settings: serde_json::Value::Object(plugin.settings.values.clone()).to_string(),
+        base_url: url(&entry.base_url),
+        web_url: url(&entry.web_url),
     })
 }
 

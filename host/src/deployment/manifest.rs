@@ -38,6 +38,8 @@ pub struct Manifest {
     pub providers: BTreeMap<String, ProviderEntry>,
     /// `[tools.NAME]`.
     pub tools: BTreeMap<String, ToolsEntry>,
+    /// `[git.NAME]`. None at all stand for the built-in ones.
+    pub git: BTreeMap<String, GitEntry>,
     /// `policy` of `[defaults]`, which may be `auto`: the one that fits.
     pub default_policy: Option<Located<String>>,
     /// `provider` of `[defaults]`.
@@ -160,6 +162,17 @@ pub struct ToolsEntry {
     pub policies: Option<Vec<String>>,
 }
 
+/// A git provider.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GitEntry {
+    /// Its integration.
+    pub plugin: PluginEntry,
+    /// `base_url`: where its API is, where not where the integration says.
+    pub base_url: Option<Located<Url>>,
+    /// `web_url`: where its repositories are.
+    pub web_url: Option<Located<Url>>,
+}
+
 /// The environment variable that holds a provider's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVariable {
@@ -212,7 +225,17 @@ impl Manifest {
     pub(super) fn entries(&self) -> impl Iterator<Item = &PluginEntry> {
         let providers = self.providers.values().map(|provider| &provider.plugin);
         let tools = self.tools.values().map(|tools| &tools.plugin);
-        self.policies.values().chain(providers).chain(tools)
+        let git = self.git.values().map(|git| &git.plugin);
+        let all = self.policies.values().chain(providers);
+        all.chain(tools).chain(git)
+    }
+
+    /// The names of the git providers there are.
+    pub fn git_names(&self) -> Vec<&str> {
+        if self.git.is_empty() {
+            return builtin::GIT.iter().map(|(name, _)| *name).collect();
+        }
+        self.git.keys().map(String::as_str).collect()
     }
 
     /// The names of the providers there are.

@@ -1,4 +1,4 @@
-//! Owns the deployment's manifest, `lucid.toml`: which policies, model providers and tools there are, from
+//! Owns the deployment's manifest, `lucid.toml`: which policies, model providers, git providers and tools there are, from
 //! which components, with which settings, limits, addresses and prices, and who gets which policy.
 //!
 //! What always holds: a [`Manifest`] that exists was checked in full, and never changes; where it is
@@ -29,9 +29,11 @@ mod watch;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-pub use self::load::{Loaded, LoadedBeside, LoadedPolicy, LoadedProvider, LoadedTools, load};
+pub use self::load::{
+    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools, load,
+};
 pub use self::manifest::{
-    Assignment, Bounds, Digest, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
+    Assignment, Bounds, Digest, GitEntry, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
     ProviderEntry, Settings, Source, ToolsEntry,
 };
 pub use self::problem::{At, Problem, Problems};

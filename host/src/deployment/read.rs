@@ -8,7 +8,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::entries::{PLUGIN, plugin, provider, tools};
+use super::entries::{PLUGIN, git, plugin, provider, tools};
 use super::fields::{Item, Key, Reader, field};
 use super::manifest::{Assignment, Located, Manifest};
 use super::problem::{Problems, instead};
@@ -20,6 +20,7 @@ pub(super) const ROOT: &[&str] = &[
     "policies",
     "providers",
     "tools",
+    "git",
     "registries",
     "defaults",
     "assign",
@@ -45,14 +46,7 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
         return reader.finish().map(|()| Manifest::default());
     }
     let root = document.get_ref();
-    if let Some((key, _)) = field(root, "git") {
-        reader.say(
-            &key.span(),
-            "git providers cannot be set here yet: a version to come has `[git.NAME]`. Leave it out",
-        );
-    }
-    let with_git: Vec<&'static str> = ROOT.iter().copied().chain(["git"]).collect();
-    reader.no_others(root, "", &with_git);
+    reader.no_others(root, "", ROOT);
     let mut manifest = Manifest {
         path: Some(path.to_owned()),
         ..Manifest::default()
@@ -79,6 +73,12 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
             manifest
                 .providers
                 .insert(key.get_ref().as_ref().to_owned(), entry);
+        }
+    }
+    for (key, item) in named(&mut reader, root, "git") {
+        if let Some(entry) = git(&mut reader, key, item) {
+            let name = key.get_ref().as_ref().to_owned();
+            manifest.git.insert(name, entry);
         }
     }
     if let Some((_, item)) = field(root, "registries") {

@@ -56,6 +56,7 @@ fn the_example_is_a_manifest_and_has_every_field() {
         entries::LIMITS,
         entries::KEY_PLACE,
         entries::PRICE,
+        entries::GIT,
         registries::REGISTRY,
         read::DEFAULTS,
         read::ASSIGN,
@@ -70,6 +71,7 @@ fn an_empty_manifest_stands_for_what_is_built_in() {
     let manifest = parse("# nothing\n").unwrap();
     assert_eq!(manifest.policy_names(), ["coder", "mock"]);
     assert_eq!(manifest.provider_names(), ["anthropic", "google", "openai"]);
+    assert_eq!(manifest.git_names(), ["github", "gitlab"]);
     let manifest = parse("[defaults]\npolicy = \"mock\"\nprovider = \"google\"").unwrap();
     assert_eq!(manifest.default_policy.unwrap().value, "mock");
 }
@@ -117,9 +119,24 @@ fn each_thing_that_is_wrong_is_said_with_its_place_and_what_to_do() {
             "must be a table, and this is a whole number",
         ),
         (
-            "[git.github]\ntoken = \"x\"".into(),
-            "1:2",
-            "a version to come",
+            "[git.github]\ncomponent = \"builtin:github\"\ntoken = \"x\"".into(),
+            "3:1",
+            "`token`",
+        ),
+        (
+            "[git.house]\ncomponent = \"builtin:gitea\"".into(),
+            "2:13",
+            "there is no built-in git provider `gitea`; did you mean `gitlab`? (there are: github, gitlab)",
+        ),
+        (
+            "[git.house]\ncomponent = \"builtin:gitlab\"\nweb_url = \"git.example.org\"".into(),
+            "3:11",
+            "an http or https URL",
+        ),
+        (
+            "[git.house]\ncomponent = \"builtin:gitlab\"\nweb_url = \"https://u:p@git.example.org\"".into(),
+            "3:11",
+            "credential",
         ),
         // Components.
         ("[policies.p]".into(), "1:11", "has no `component`"),
@@ -565,6 +582,7 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
         ("/$defs/tools/properties", entries::TOOLS),
         ("/$defs/limits/properties", entries::LIMITS),
         ("/$defs/price/properties", entries::PRICE),
+        ("/$defs/git/properties", entries::GIT),
         ("/$defs/registry/properties", registries::REGISTRY),
         ("/properties/defaults/properties", read::DEFAULTS),
         ("/properties/assign/items/properties", read::ASSIGN),
@@ -715,6 +733,21 @@ fn as_document(manifest: &Manifest) -> Value {
         "providers",
         providers
             .map(|(name, entry)| (name.clone(), provider(entry)))
+            .collect(),
+    );
+    let git = |entry: &GitEntry| {
+        let mut all = plugin(&entry.plugin);
+        for (name, url) in [("base_url", &entry.base_url), ("web_url", &entry.web_url)] {
+            if let Some(url) = url {
+                all.insert(name.into(), url.value.as_str().into());
+            }
+        }
+        Value::Object(all)
+    };
+    let gits = manifest.git.iter();
+    put(
+        "git",
+        gits.map(|(name, entry)| (name.clone(), git(entry)))
             .collect(),
     );
     let registry = |entry: &RegistryEntry| {
@@ -874,6 +907,19 @@ fn any_provider() -> impl Strategy<Value = Value> {
         })
 }
 
+fn any_git() -> impl Strategy<Value = Value> {
+    let url = || maybe("https?://[a-z]{3,9}\\.example/[a-z]{0,5}".prop_map(Value::from));
+    let fields = (any_plugin(&["github", "gitlab"]), url(), url());
+    fields.prop_map(|(mut plugin, base_url, web_url)| {
+        for (name, url) in [("base_url", base_url), ("web_url", web_url)] {
+            if let Some(url) = url {
+                plugin[name] = url;
+            }
+        }
+        plugin
+    })
+}
+
 /// A manifest as JSON: any fields, names that fit each other.
 fn any_manifest() -> impl Strategy<Value = Value> {
     let name = "[a-z0-9][a-z0-9_-]{0,12}";
@@ -884,6 +930,7 @@ fn any_manifest() -> impl Strategy<Value = Value> {
         0..4,
     );
     let providers = proptest::collection::btree_map(name, any_provider(), 0..4);
+    let git = proptest::collection::btree_map(name, any_git(), 0..3);
     let login = ("[^\\p{C}:]{1,20}", "[A-Z_][A-Z0-9_]{0,9}")
         .prop_map(|(user, password)| (user, format!("Y{password}")));
     let registry = (
@@ -907,13 +954,14 @@ fn any_manifest() -> impl Strategy<Value = Value> {
     (
         policies,
         providers,
+        git,
         registries,
         assign,
         default(),
         default(),
     )
         .prop_map(
-            |(policies, providers, registries, assign, policy, provider)| {
+            |(policies, providers, git, registries, assign, policy, provider)| {
                 let names = |all: &BTreeMap<String, Value>, usual: &[&str]| -> Vec<String> {
                     if all.is_empty() {
                         return usual.iter().map(|name| (*name).to_owned()).collect();
@@ -956,6 +1004,7 @@ fn any_manifest() -> impl Strategy<Value = Value> {
                         "providers",
                         there(Value::Object(providers.into_iter().collect())),
                     ),
+                    ("git", there(Value::Object(git.into_iter().collect()))),
                     (
                         "registries",
                         there(Value::Object(registries.into_iter().collect())),
@@ -988,7 +1037,7 @@ proptest! {
             any::<String>(),
             // What looks like one.
             proptest::collection::vec(proptest::sample::select(&[
-                "[policies", "[providers", ".p", "]", "[[assign]]", "[defaults]", "\n", " = ", "\"", "{", "}",
+                "[policies", "[providers", "[git", ".p", "]", "[[assign]]", "[defaults]", "\n", " = ", "\"", "{", "}",
                 "component", "settings", "limits", "prices", "key", "model", "builtin:coder", "sha256:", "1e9",
                 "-7", "0x", "[", ",", "true", "#", "ä", "\\u0000", "'''", "time", "2020-01-01", "inf", "\r",
             ][..]), 0..40).prop_map(|parts| parts.concat()),

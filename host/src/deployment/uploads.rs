@@ -23,6 +23,7 @@ pub struct Uploads {
     providers: BTreeMap<String, Upload>,
     tools: BTreeMap<String, Upload>,
     beside: BTreeMap<String, Beside>,
+    git: BTreeMap<String, Upload>,
 }
 
 /// A component that was uploaded.
@@ -66,6 +67,7 @@ impl Uploads {
             Kind::Policy => &self.policies,
             Kind::Llm => &self.providers,
             Kind::Tools => &self.tools,
+            Kind::Git => &self.git,
         }
     }
 
@@ -75,6 +77,7 @@ impl Uploads {
             Kind::Policy => &mut self.policies,
             Kind::Llm => &mut self.providers,
             Kind::Tools => &mut self.tools,
+            Kind::Git => &mut self.git,
         };
         match upload {
             Some(upload) => of_kind.insert(name.to_owned(), upload),
@@ -116,6 +119,7 @@ impl Manifest {
             Kind::Policy => self.policy_names().contains(&name),
             Kind::Llm => self.provider_names().contains(&name),
             Kind::Tools => self.tools.contains_key(name),
+            Kind::Git => self.git_names().contains(&name),
         }
     }
 
@@ -141,6 +145,11 @@ impl Manifest {
                 self.providers.get(name).map(|provider| &provider.plugin),
                 self.providers.is_empty(),
                 builtin::PROVIDERS,
+            ),
+            Kind::Git => (
+                self.git.get(name).map(|git| &git.plugin),
+                self.git.is_empty(),
+                builtin::GIT,
             ),
             // None is built in, so there is none without the manifest.
             Kind::Tools => return self.tools.get(name).map(|tools| tools.plugin.clone()),

@@ -62,6 +62,8 @@ fn plain_link_local(address: IpAddr) -> bool {
 pub(crate) struct Resolver {
     /// Hosts that the deployment named itself, in lower case: they may be private.
     named: HashSet<String>,
+    /// Any host may be private.
+    private: bool,
 }
 
 impl Resolver {
@@ -74,11 +76,20 @@ impl Resolver {
         });
         Self {
             named: named.into_iter().chain(proxies).collect(),
+            private: false,
+        }
+    }
+
+    /// For any host, and private ones among them where that is set.
+    pub(super) fn open(private: bool) -> Self {
+        Self {
+            private,
+            ..Self::new([])
         }
     }
 
     fn is_named(&self, name: &str) -> bool {
-        self.named.contains(&name.to_ascii_lowercase())
+        self.private || self.named.contains(&name.to_ascii_lowercase())
     }
 }
 
@@ -186,6 +197,7 @@ mod tests {
     fn a_name_is_connected_to_at_the_addresses_that_were_checked() {
         let resolver = Resolver {
             named: HashSet::from(["ollama".to_owned()]),
+            private: false,
         };
         let found = || {
             ["169.254.169.254", "10.0.0.7", "203.0.113.7"]

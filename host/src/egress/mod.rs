@@ -109,7 +109,7 @@ pub(crate) fn refusal_of(request: &HttpRequest, place: &KeyPlace) -> Option<Egre
         let base = Url::parse("https://example.org").map_err(|_| EgressError::BaseUrl {
             reason: "it is none",
         })?;
-        request::join(&base, &request.path, &request.query)?;
+        request::join(&base, &request.path, &request.query, false)?;
         request::method(&request.method)?;
         request::headers(&request.headers, &Injection::of(place)?.header())?;
         Ok(())
@@ -124,6 +124,8 @@ pub struct Endpoint {
     injection: Injection,
     /// The deployment wrote the base URL: its host may be a private one.
     named: bool,
+    /// A slash within a part of a path may be written as an escape.
+    slashes: bool,
 }
 
 impl Endpoint {
@@ -159,9 +161,17 @@ impl Endpoint {
                 base_url,
                 injection,
                 named,
+                slashes: false,
             });
         };
         Err(EgressError::BaseUrl { reason: wrong })
+    }
+
+    /// The same for an API that names things by paths, as one part of its own: `/projects/group%2Fname`.
+    #[must_use]
+    pub fn with_escaped_slashes(mut self) -> Self {
+        self.slashes = true;
+        self
     }
 
     /// The base URL.
@@ -195,7 +205,16 @@ impl Egress {
         endpoints: impl IntoIterator<Item = &'a Endpoint>,
     ) -> Result<Self, EgressError> {
         let named = endpoints.into_iter().filter(|endpoint| endpoint.named);
-        let resolver = address::Resolver::new(named.map(Endpoint::host));
+        Self::with(limits, address::Resolver::new(named.map(Endpoint::host)))
+    }
+
+    /// For endpoints that are known only later, such as users' own servers. Their hosts may be private
+    /// where `private` is set.
+    pub fn open(limits: EgressLimits, private: bool) -> Result<Self, EgressError> {
+        Self::with(limits, address::Resolver::open(private))
+    }
+
+    fn with(limits: EgressLimits, resolver: address::Resolver) -> Result<Self, EgressError> {
         // Somebody else may have done it; any provider will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -259,7 +278,12 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
     ) -> Result<reqwest::Response, EgressError> {
-        let mut url = request::join(endpoint.base_url(), &request.path, &request.query)?;
+        let mut url = request::join(
+            endpoint.base_url(),
+            &request.path,
+            &request.query,
+            endpoint.slashes,
+        )?;
         let method = request::method(&request.method)?;
         let name = endpoint.injection.header();
         let mut headers = request::headers(&request.headers, &name)?;

@@ -4,6 +4,8 @@
 //! below the base URL's path, whatever the plugin wrote; no header that is the host's own is among the
 //! plugin's, the one that holds the key first of all; and a redirect leads to the same server.
 
+use std::borrow::Cow;
+
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
@@ -58,12 +60,18 @@ const CARRYING: &[&str] = &[
 const HOST_PREFIXES: &[&str] = &["proxy-", "sec-", "x-forwarded-", "x-amz-security-"];
 
 /// The base URL with the plugin's path below it.
-pub(super) fn join(base: &Url, path: &str, query: &[(String, String)]) -> Result<Url, EgressError> {
+/// Where `slashes` is set, an escaped slash is one too, and what it parts is checked as parts.
+pub(super) fn join(
+    base: &Url,
+    path: &str,
+    query: &[(String, String)],
+    slashes: bool,
+) -> Result<Url, EgressError> {
     let refuse = |reason| EgressError::Path {
         path: clean(path, 200),
         reason,
     };
-    check_path(path).map_err(refuse)?;
+    check_path(path, slashes).map_err(refuse)?;
     let mut url = base.clone();
     let below = base.path().trim_end_matches('/');
     url.set_path(&format!("{below}{path}"));
@@ -83,7 +91,7 @@ pub(super) fn join(base: &Url, path: &str, query: &[(String, String)]) -> Result
     }
 }
 
-fn check_path(path: &str) -> Result<(), &'static str> {
+fn check_path(path: &str, slashes: bool) -> Result<(), &'static str> {
     if path.len() > LONGEST_PATH {
         return Err("it is too long");
     }
@@ -94,7 +102,12 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     if !path.bytes().all(plain) {
         return Err("it has a character that belongs in the query or must be percent-encoded");
     }
-    let segments = rest.split('/');
+    let parted = if slashes {
+        Cow::Owned(rest.replace("%2F", "/").replace("%2f", "/"))
+    } else {
+        Cow::Borrowed(rest)
+    };
+    let segments = parted.split('/');
     let last = segments.clone().count() - 1;
     for (number, segment) in segments.enumerate() {
         if segment.is_empty() && number != last {
@@ -251,7 +264,7 @@ mod tests {
     }
 
     fn joined(base: &str, path: &str) -> Result<String, EgressError> {
-        join(&Url::parse(base).unwrap(), path, &[]).map(String::from)
+        join(&Url::parse(base).unwrap(), path, &[], false).map(String::from)
     }
 
     #[test]
@@ -269,8 +282,31 @@ mod tests {
     fn a_query_is_added_to_the_base_urls_own_and_encoded() {
         let base = Url::parse("https://a.b/x?version=1").unwrap();
         let query = [("q".to_owned(), "a&b=c#/d".to_owned())];
-        let url = join(&base, "/y", &query).unwrap();
+        let url = join(&base, "/y", &query, false).unwrap();
         assert_eq!(url.as_str(), "https://a.b/x/y?version=1&q=a%26b%3Dc%23%2Fd");
+    }
+
+    #[test]
+    fn where_slashes_may_be_escaped_what_they_part_is_held_to_the_same() {
+        let base = Url::parse("https://gitlab.example/gl/api/v4").unwrap();
+        let joined = |path: &str| join(&base, path, &[], true).map(String::from);
+        assert_eq!(
+            joined("/projects/group%2Fsub%2fname/branches/a%2Fb").unwrap(),
+            "https://gitlab.example/gl/api/v4/projects/group%2Fsub%2fname/branches/a%2Fb"
+        );
+        for path in [
+            "/projects/..%2F..%2Fadmin",
+            "/projects/a%2F..%2Fb",
+            "/projects/a%2F.%2Fb",
+            "/projects/%2F%2Fevil.example",
+            "/projects/a%2F%2Fb",
+            "/projects/a%2F..;x%2Fb",
+            "/projects/a%2F%2e%2e",
+            "/projects/a%252Fb",
+            "/projects/a%5cb",
+        ] {
+            assert!(joined(path).is_err(), "{path}");
+        }
     }
 
     #[test]

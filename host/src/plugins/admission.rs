@@ -29,11 +29,13 @@ pub enum Kind {
     Llm,
     /// Tools of a team's own.
     Tools,
+    /// A git provider's API.
+    Git,
 }
 
 impl Kind {
     /// All there are.
-    pub const ALL: &[Self] = &[Self::Policy, Self::Llm, Self::Tools];
+    pub const ALL: &[Self] = &[Self::Policy, Self::Llm, Self::Tools, Self::Git];
 
     /// The kind of this name.
     pub fn named(name: &str) -> Option<Self> {
@@ -71,6 +73,7 @@ impl Kind {
                 "lucid:tools/tools@0.1.0",
                 &["describe", "definitions", "step"],
             ),
+            Self::Git => ("lucid:git/provider@0.1.0", &["describe", "step"]),
         }
     }
 }
@@ -81,6 +84,7 @@ impl std::fmt::Display for Kind {
             Self::Policy => "policy",
             Self::Llm => "llm",
             Self::Tools => "tools",
+            Self::Git => "git",
         })
     }
 }

@@ -4,6 +4,7 @@
 
 use super::admission::{Kind, LoadError};
 use super::engine::Engine;
+use super::git::GitPlugin;
 use super::limits::Limits;
 use super::llm::LlmPlugin;
 use super::policy::PolicyPlugin;
@@ -19,6 +20,8 @@ pub enum AnyPlugin {
     Llm(LlmPlugin),
     /// Tools of a team's own.
     Tools(ToolsPlugin),
+    /// A git provider's API.
+    Git(GitPlugin),
 }
 
 /// Why it was not.
@@ -26,7 +29,7 @@ pub enum AnyPlugin {
 pub enum AnyError {
     /// It is none.
     #[error(
-        "it exports none of lucid:policy/policy@0.1.0, lucid:llm/provider@0.1.0 and lucid:tools/tools@0.1.0, so it is no plugin: end the crate in `export_policy!`, `export_llm!` or `export_tools!`"
+        "it exports none of lucid:policy/policy@0.1.0, lucid:llm/provider@0.1.0, lucid:tools/tools@0.1.0 and lucid:git/provider@0.1.0, so it is no plugin: end the crate in `export_policy!`, `export_llm!`, `export_tools!` or `export_git!`"
     )]
     NoKind,
     /// As one of its kind.
@@ -74,6 +77,10 @@ impl AnyPlugin {
                 let loaded = ToolsPlugin::load(engine, name, wasm, limits);
                 Box::pin(loaded).await.map(Self::Tools)
             }
+            Kind::Git => {
+                let loaded = GitPlugin::load(engine, name, wasm, limits);
+                Box::pin(loaded).await.map(Self::Git)
+            }
         }
     }
 
@@ -83,6 +90,7 @@ impl AnyPlugin {
             Self::Policy(_) => Kind::Policy,
             Self::Llm(_) => Kind::Llm,
             Self::Tools(_) => Kind::Tools,
+            Self::Git(_) => Kind::Git,
         }
     }
 
@@ -92,6 +100,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => plugin.name(),
             Self::Llm(plugin) => plugin.name(),
             Self::Tools(plugin) => plugin.name(),
+            Self::Git(plugin) => plugin.name(),
         }
     }
 
@@ -101,6 +110,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => &plugin.descriptor().name,
             Self::Llm(plugin) => &plugin.descriptor().name,
             Self::Tools(plugin) => &plugin.descriptor().name,
+            Self::Git(plugin) => &plugin.descriptor().name,
         }
     }
 
@@ -110,6 +120,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => &plugin.descriptor().version,
             Self::Llm(plugin) => &plugin.descriptor().version,
             Self::Tools(plugin) => &plugin.descriptor().version,
+            Self::Git(plugin) => &plugin.descriptor().version,
         }
     }
 
@@ -119,6 +130,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => &plugin.descriptor().description,
             Self::Llm(plugin) => &plugin.descriptor().description,
             Self::Tools(plugin) => &plugin.descriptor().description,
+            Self::Git(plugin) => &plugin.descriptor().description,
         }
     }
 
@@ -128,6 +140,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => plugin.descriptor().settings_schema.as_deref(),
             Self::Llm(plugin) => plugin.descriptor().settings_schema.as_deref(),
             Self::Tools(plugin) => plugin.descriptor().settings_schema.as_deref(),
+            Self::Git(plugin) => plugin.descriptor().settings_schema.as_deref(),
         }
     }
 
@@ -137,6 +150,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => plugin.digest(),
             Self::Llm(plugin) => plugin.digest(),
             Self::Tools(plugin) => plugin.digest(),
+            Self::Git(plugin) => plugin.digest(),
         }
     }
 
@@ -146,6 +160,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => plugin.imports(),
             Self::Llm(plugin) => plugin.imports(),
             Self::Tools(plugin) => plugin.imports(),
+            Self::Git(plugin) => plugin.imports(),
         }
     }
 
@@ -155,6 +170,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => plugin.limits(),
             Self::Llm(plugin) => plugin.limits(),
             Self::Tools(plugin) => plugin.limits(),
+            Self::Git(plugin) => plugin.limits(),
         }
     }
 
@@ -164,6 +180,7 @@ impl AnyPlugin {
             Self::Policy(plugin) => plugin.figures(),
             Self::Llm(plugin) => plugin.figures(),
             Self::Tools(plugin) => plugin.figures(),
+            Self::Git(plugin) => plugin.figures(),
         }
     }
 }

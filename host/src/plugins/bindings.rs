@@ -42,6 +42,20 @@ pub(super) mod tools_world {
     });
 }
 
+pub(super) mod git_world {
+    #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
+    wasmtime::component::bindgen!({
+        path: ["../wit/types", "../wit/host", "../wit/git"],
+        world: "lucid:git/git-plugin",
+        exports: { default: async },
+        additional_derives: [serde::Serialize, serde::Deserialize, PartialEq],
+        with: {
+            "lucid:types/types@0.1.0": super::policy_world::lucid::types::types,
+            "lucid:host/log@0.1.0": super::policy_world::lucid::host::log,
+        },
+    });
+}
+
 pub(super) use policy_world::lucid::host::log;
 
 /// The vocabulary that all plugins share, as in `wit/types`.
@@ -66,6 +80,15 @@ pub mod llm {
     };
 }
 
+impl From<git::KeyPlace> for llm::KeyPlace {
+    fn from(place: git::KeyPlace) -> Self {
+        match place {
+            git::KeyPlace::Bearer => Self::Bearer,
+            git::KeyPlace::Header(name) => Self::Header(name),
+        }
+    }
+}
+
 impl From<tools::KeyPlace> for llm::KeyPlace {
     fn from(place: tools::KeyPlace) -> Self {
         match place {
@@ -79,5 +102,13 @@ impl From<tools::KeyPlace> for llm::KeyPlace {
 pub mod tools {
     pub use super::tools_world::exports::lucid::tools::tools::{
         Action, Answer, Command, Descriptor, KeyPlace, Output, Program, Progress, Reply, Turn,
+    };
+}
+
+/// What the host and a git provider's integration tell each other, as in `wit/git`.
+pub mod git {
+    pub use super::git_world::exports::lucid::git::provider::{
+        Account, Change, Descriptor, KeyPlace, NewChange, Next, Operation, Page, Reply, Repository,
+        RepositoryPage, Sending,
     };
 }

@@ -5,8 +5,8 @@
 //! or another session: each call has limits, and passing one is an ordinary error of that call.
 //!
 //! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
-//! `wasi` and `printed` what a guest of another toolchain finds, `policy`, `llm` and `tools` the front of
-//! each kind, `definitions` what a plugin's tools must be, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
+//! `wasi` and `printed` what a guest of another toolchain finds, `policy`, `llm`, `tools` and `git` the
+//! front of each kind, `definitions` what a plugin's tools must be, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
 
 mod admission;
 mod any;
@@ -14,6 +14,7 @@ mod bindings;
 mod complete;
 mod definitions;
 mod engine;
+mod git;
 mod guest;
 mod limits;
 mod live;
@@ -34,9 +35,12 @@ use std::collections::BTreeMap;
 
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
 pub use any::{AnyError, AnyPlugin};
-pub use bindings::{llm as llm_types, policy as policy_types, tools as tools_types, types};
+pub use bindings::{
+    git as git_types, llm as llm_types, policy as policy_types, tools as tools_types, types,
+};
 pub use complete::{Completed, Failed, Shown, Target, complete};
 pub use engine::{Engine, EngineError, EngineOptions};
+pub use git::GitPlugin;
 pub use limits::{CallError, Called, Figures, Limits, Place};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
@@ -53,6 +57,7 @@ pub struct Plugins {
     tools: BTreeMap<String, ToolsPlugin>,
     /// Second builds of policies.
     beside: BTreeMap<String, PolicyPlugin>,
+    gits: BTreeMap<String, GitPlugin>,
 }
 
 /// What is said of a loaded plugin.
@@ -84,10 +89,12 @@ impl Plugins {
         policies: impl IntoIterator<Item = PolicyPlugin>,
         llms: impl IntoIterator<Item = LlmPlugin>,
         tools: impl IntoIterator<Item = ToolsPlugin>,
+        gits: impl IntoIterator<Item = GitPlugin>,
     ) -> Self {
         let policies = policies.into_iter();
         let llms = llms.into_iter();
         let tools = tools.into_iter();
+        let gits = gits.into_iter();
         Self {
             policies: policies
                 .map(|plugin| (plugin.name().to_owned(), plugin))
@@ -99,6 +106,9 @@ impl Plugins {
                 .map(|plugin| (plugin.name().to_owned(), plugin))
                 .collect(),
             beside: BTreeMap::new(),
+            gits: gits
+                .map(|plugin| (plugin.name().to_owned(), plugin))
+                .collect(),
         }
     }
 
@@ -147,6 +157,11 @@ impl Plugins {
         self.tools.get(name)
     }
 
+    /// The git provider's integration of this name.
+    pub fn git(&self, name: &str) -> Option<&GitPlugin> {
+        self.gits.get(name)
+    }
+
     /// All policies, by name.
     pub fn policies(&self) -> impl Iterator<Item = &PolicyPlugin> {
         self.policies.values()
@@ -160,6 +175,11 @@ impl Plugins {
     /// All components with tools, by name.
     pub fn all_tools(&self) -> impl Iterator<Item = &ToolsPlugin> {
         self.tools.values()
+    }
+
+    /// All git providers' integrations, by name.
+    pub fn gits(&self) -> impl Iterator<Item = &GitPlugin> {
+        self.gits.values()
     }
 
     /// All of them, kind by kind, each by name.
@@ -182,7 +202,13 @@ impl Plugins {
             version: plugin.descriptor().version.clone(),
             digest: plugin.digest().to_owned(),
         });
-        policies.chain(llms).chain(tools).collect()
+        let gits = self.gits.values().map(|plugin| PluginInfo {
+            kind: Kind::Git,
+            name: plugin.name().to_owned(),
+            version: plugin.descriptor().version.clone(),
+            digest: plugin.digest().to_owned(),
+        });
+        policies.chain(llms).chain(tools).chain(gits).collect()
     }
 }
 
@@ -223,6 +249,13 @@ impl PluginsBuilder {
         self
     }
 
+    /// Adds a git provider's integration.
+    #[must_use]
+    pub fn git(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
+        self.wanted.push((Kind::Git, name.into(), wasm.into()));
+        self
+    }
+
     /// Loads them all, or says what is wrong with the first that cannot be.
     pub async fn build(self) -> Result<Plugins, LoadError> {
         let mut plugins = Plugins::default();
@@ -240,6 +273,10 @@ impl PluginsBuilder {
                 Kind::Tools => {
                     let plugin = ToolsPlugin::load(engine, &name, &wasm, limits).await?;
                     plugins.tools.insert(name.clone(), plugin).is_some()
+                }
+                Kind::Git => {
+                    let plugin = GitPlugin::load(engine, &name, &wasm, limits).await?;
+                    plugins.gits.insert(name.clone(), plugin).is_some()
                 }
             };
             if taken {

@@ -13,6 +13,7 @@
 //! there. FULL would cost one flush for each group commit and guard against nothing else.
 
 mod chats;
+mod integrations;
 mod model;
 mod readers;
 mod reads;
@@ -24,6 +25,7 @@ mod writer;
 mod tests;
 
 pub use chats::{Chat, ChatMessage, Chats, TITLE_LENGTH};
+pub use integrations::{Integration, Integrations, NewIntegration};
 pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
@@ -51,6 +53,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0001_log_and_chats.sql"),
     include_str!("../../../migrations/0002_inbox.sql"),
     include_str!("../../../migrations/0003_usage.sql"),
+    include_str!("../../../migrations/0004_integrations.sql"),
 ];
 
 /// Why the store did not do what it was asked.

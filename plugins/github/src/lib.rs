@@ -25,12 +25,16 @@ const DEFAULT_BRANCH: &str = "main";
 pub struct GitHub;
 
 /// What was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
     /// All that an operation takes, where that is one request.
     It,
-    /// Which change there is already.
-    Existing,
+    /// What the repository's default branch is.
+    Repository,
+    /// To open the change to this branch.
+    Open(String),
+    /// Which change to this branch there is already.
+    Existing(String),
 }
 
 impl Provider for GitHub {
@@ -61,21 +65,17 @@ impl Provider for GitHub {
             (Operation::CurrentUser, Some(answered)) => account(&answered.response),
             (Operation::ListRepositories(page), None) => Ok(ask(list(page)?)),
             (Operation::ListRepositories(_), Some(answered)) => repositories(&answered.response),
-            (Operation::OpenChange(change), None) => Ok(ask(open(change)?)),
-            (Operation::OpenChange(change), Some(answered)) => match answered.state {
-                Asked::It => opened(change, &answered.response),
-                Asked::Existing => existing(change, &answered.response),
-            },
+            (Operation::OpenChange(change), answered) => open(change, answered),
         }
     }
 }
 
 /// A request of GitHub's kind.
 fn ask(request: HttpRequest) -> Next<Asked> {
-    Next::Send(github(request), Asked::It)
+    send(request, Asked::It)
 }
 
-fn github(mut request: HttpRequest) -> HttpRequest {
+fn send(mut request: HttpRequest, asked: Asked) -> Next<Asked> {
     for header in &mut request.headers {
         if header.name == "accept" {
             header.value = "application/vnd.github+json".into();
@@ -85,7 +85,7 @@ fn github(mut request: HttpRequest) -> HttpRequest {
         name: "x-github-api-version".into(),
         value: VERSION.into(),
     });
-    request
+    Next::Send(request, asked)
 }
 
 fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
@@ -160,38 +160,51 @@ fn repository(change: &NewChange) -> Result<(String, &str), Error> {
     ))
 }
 
-fn open(change: &NewChange) -> Result<HttpRequest, Error> {
-    let (repository, _) = repository(change)?;
-    Ok(post(
-        format!("{repository}/pulls"),
-        &json!({
+fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<Asked>, Error> {
+    let (path, owner) = repository(change)?;
+    let pull = |base: &str| {
+        let body = json!({
             "title": change.title,
             "body": change.body,
             "head": change.head,
-            "base": change.base,
+            "base": base,
             "draft": change.draft,
-        }),
-    ))
-}
-
-fn opened(change: &NewChange, response: &HttpResponse) -> Result<Next<Asked>, Error> {
-    if is_success(response) {
-        return done(&json(response)?, false);
+        });
+        send(
+            post(format!("{path}/pulls"), &body),
+            Asked::Open(base.into()),
+        )
+    };
+    let Some(Answered { state, response }) = answered else {
+        return Ok(match &change.base {
+            Some(base) => pull(base),
+            None => send(get(path, &[]), Asked::Repository),
+        });
+    };
+    match state {
+        Asked::It | Asked::Repository if is_success(&response) => {
+            let repository = json(&response)?;
+            Ok(pull(
+                text_at(&repository, "default_branch").unwrap_or(DEFAULT_BRANCH),
+            ))
+        }
+        Asked::It | Asked::Repository => Err(refusal::of_change(change, "", &response)),
+        Asked::Open(_) if is_success(&response) => done(&json(&response)?, false),
+        Asked::Open(base) if refusal::says_exists(&response) => {
+            let request = get(
+                format!("{path}/pulls"),
+                &[
+                    ("state", "open"),
+                    ("head", &format!("{owner}:{}", change.head)),
+                    ("base", &base),
+                    ("per_page", "1"),
+                ],
+            );
+            Ok(send(request, Asked::Existing(base)))
+        }
+        Asked::Open(base) => Err(refusal::of_change(change, &base, &response)),
+        Asked::Existing(_) => existing(change, &response),
     }
-    if !refusal::says_exists(response) {
-        return Err(refusal::of_change(change, response));
-    }
-    let (path, owner) = repository(change)?;
-    let request = get(
-        format!("{path}/pulls"),
-        &[
-            ("state", "open"),
-            ("head", &format!("{owner}:{}", change.head)),
-            ("base", &change.base),
-            ("per_page", "1"),
-        ],
-    );
-    Ok(Next::Send(github(request), Asked::Existing))
 }
 
 fn existing(change: &NewChange, response: &HttpResponse) -> Result<Next<Asked>, Error> {

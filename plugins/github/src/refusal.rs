@@ -36,7 +36,7 @@ fn is_limit(response: &HttpResponse) -> bool {
 }
 
 /// Of a pull request that was to be opened.
-pub(crate) fn of_change(change: &NewChange, response: &HttpResponse) -> Error {
+pub(crate) fn of_change(change: &NewChange, base: &str, response: &HttpResponse) -> Error {
     let mut error = of(response);
     let not_found =
         |what: String, code: &str| Error::new(ErrorKind::NotFound, what).with_code(code);
@@ -64,16 +64,13 @@ pub(crate) fn of_change(change: &NewChange, response: &HttpResponse) -> Error {
         ),
         422 if is_invalid(response, "base") => not_found(
             format!(
-                "`{}` has no branch `{}` to open a pull request to.",
-                change.repository, change.base
+                "`{}` has no branch `{base}` to open a pull request to.",
+                change.repository
             ),
             "base",
         ),
         422 if said(response).contains("No commits between") => {
-            let what = format!(
-                "`{}` has nothing that `{}` does not have.",
-                change.head, change.base
-            );
+            let what = format!("`{}` has nothing that `{base}` does not have.", change.head);
             Error::invalid(what).with_code("no-commits")
         }
         422 if said(response)

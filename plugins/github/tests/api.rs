@@ -7,6 +7,14 @@ use lucid_plugin::types::{Error, ErrorKind};
 use serde_json::json;
 
 type Asked = Exchange<GitHub>;
+/// Status, headers, body, and what comes of it.
+type Case = (
+    u16,
+    &'static [(&'static str, &'static str)],
+    String,
+    ErrorKind,
+    &'static str,
+);
 
 fn change() -> NewChange {
     NewChange {
@@ -14,7 +22,7 @@ fn change() -> NewChange {
         title: "Fix the sum".into(),
         body: "It was wrong.".into(),
         head: "lucid/fix".into(),
-        base: "main".into(),
+        base: Some("main".into()),
         draft: true,
     }
 }
@@ -201,6 +209,31 @@ fn one_that_is_there_already_is_found_and_given() {
 }
 
 #[test]
+fn without_a_base_it_goes_to_the_repositorys_own_default_branch() {
+    let change = NewChange {
+        base: None,
+        ..change()
+    };
+    let exchange = Asked::begin(Operation::OpenChange(change.clone()));
+    assert_eq!(exchange.asked().method, "GET");
+    assert_eq!(exchange.asked().path, "/repos/team/project");
+    let exchange = exchange.answers(200, &[], r#"{"id": 1, "default_branch": "trunk"}"#);
+    assert_eq!(exchange.body()["base"], "trunk");
+    assert_eq!(
+        exchange.answers(201, &[], PULL).ended().unwrap(),
+        opened(false)
+    );
+    let empty = Asked::begin(Operation::OpenChange(change.clone())).answers(200, &[], "{}");
+    assert_eq!(empty.body()["base"], "main");
+    let hidden = Asked::begin(Operation::OpenChange(change)).answers(404, &[], "{}");
+    assert!(
+        refused(hidden)
+            .message
+            .contains("no repository `team/project`")
+    );
+}
+
+#[test]
 fn each_refusal_says_what_is_wrong() {
     let validation = |errors: serde_json::Value| {
         json!({"message": "Validation Failed", "errors": errors, "status": "422"}).to_string()
@@ -211,7 +244,7 @@ fn each_refusal_says_what_is_wrong() {
     let said = |message: &str| {
         json!({"message": message, "documentation_url": "https://docs.github.com/x"}).to_string()
     };
-    let cases: Vec<(u16, &[(&str, &str)], String, ErrorKind, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (
             422,
             &[],

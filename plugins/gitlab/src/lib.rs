@@ -24,16 +24,18 @@ const DRAFT: &str = "Draft: ";
 pub struct GitLab;
 
 /// What was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
     /// All that an operation takes, where that is one request.
     It,
     /// Whether the branch that has the work is there.
     Head,
-    /// Whether the branch it goes to is there.
-    Base,
-    /// To open the change.
-    Open,
+    /// What the project's default branch is.
+    Project,
+    /// Whether this branch, which it goes to, is there.
+    Base(String),
+    /// To open the change to this branch.
+    Open(String),
     /// Which change there is already.
     Existing,
 }
@@ -144,30 +146,42 @@ fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<As
     let Some(Answered { state, response }) = answered else {
         return Ok(Next::Send(branch(&change.head), Asked::Head));
     };
+    let open = |base: String| {
+        let request = post(format!("{project}/merge_requests"), &body(change, &base));
+        Next::Send(request, Asked::Open(base))
+    };
     match state {
         Asked::Head => {
             is_there(change, &change.head, &response)?;
-            Ok(Next::Send(branch(&change.base), Asked::Base))
+            Ok(match &change.base {
+                Some(base) => Next::Send(branch(base), Asked::Base(base.clone())),
+                None => Next::Send(get(project, &[]), Asked::Project),
+            })
         }
-        Asked::Base => {
-            is_there(change, &change.base, &response)?;
-            let request = post(format!("{project}/merge_requests"), &body(change));
-            Ok(Next::Send(request, Asked::Open))
+        Asked::Project if is_success(&response) => {
+            let project = json(&response)?;
+            let base = text_at(&project, "default_branch").unwrap_or(DEFAULT_BRANCH);
+            Ok(open(base.into()))
         }
-        Asked::Open if is_success(&response) => done(&json(&response)?, false),
-        Asked::Open if says_exists(&response) => {
+        Asked::Project => Err(refused(change, &response)),
+        Asked::Base(base) => {
+            is_there(change, &base, &response)?;
+            Ok(open(base))
+        }
+        Asked::Open(_) if is_success(&response) => done(&json(&response)?, false),
+        Asked::Open(base) if says_exists(&response) => {
             let request = get(
                 format!("{project}/merge_requests"),
                 &[
                     ("state", "opened"),
                     ("source_branch", &change.head),
-                    ("target_branch", &change.base),
+                    ("target_branch", &base),
                     ("per_page", "1"),
                 ],
             );
             Ok(Next::Send(request, Asked::Existing))
         }
-        Asked::Open => Err(refused(change, &response)),
+        Asked::Open(_) => Err(refused(change, &response)),
         Asked::It | Asked::Existing => {
             let found = success(&response)?;
             match found.as_array().and_then(|all| all.first()) {
@@ -197,7 +211,7 @@ fn project(change: &NewChange) -> Result<String, Error> {
     Ok(format!("/projects/{}", path_part(path)))
 }
 
-fn body(change: &NewChange) -> Value {
+fn body(change: &NewChange, base: &str) -> Value {
     let drafted = change.title.to_ascii_lowercase().starts_with("draft:");
     let title = if change.draft && !drafted {
         format!("{DRAFT}{}", change.title)
@@ -206,7 +220,7 @@ fn body(change: &NewChange) -> Value {
     };
     json!({
         "source_branch": change.head,
-        "target_branch": change.base,
+        "target_branch": base,
         "title": title,
         "description": change.body,
     })

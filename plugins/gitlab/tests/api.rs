@@ -14,7 +14,7 @@ fn change() -> NewChange {
         title: "Fix the sum".into(),
         body: "It was wrong.".into(),
         head: "lucid/fix".into(),
-        base: "main".into(),
+        base: Some("main".into()),
         draft: false,
     }
 }
@@ -165,6 +165,22 @@ fn a_merge_request_is_opened_in_a_sub_group_after_its_branches_were_seen() {
         exchange.body(),
         json!({"source_branch": "lucid/fix", "target_branch": "main", "title": "Fix the sum", "description": "It was wrong."})
     );
+    assert_eq!(
+        exchange.answers(201, &[], REQUEST).ended().unwrap(),
+        opened(false)
+    );
+}
+
+#[test]
+fn without_a_base_it_goes_to_the_projects_own_default_branch() {
+    let change = NewChange {
+        base: None,
+        ..change()
+    };
+    let exchange = opening(change).answers(200, &[], "{}");
+    assert_eq!(exchange.asked().path, "/projects/group%2Fsub%2Fproject");
+    let exchange = exchange.answers(200, &[], r#"{"id": 4, "default_branch": "develop"}"#);
+    assert_eq!(exchange.body()["target_branch"], "develop");
     assert_eq!(
         exchange.answers(201, &[], REQUEST).ended().unwrap(),
         opened(false)

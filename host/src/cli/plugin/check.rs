@@ -3,6 +3,7 @@
 //! What always holds: it is let in as a host lets it in, and called as a host calls it, with the
 //! limits of a deployment that sets none. Nothing it asks for is carried out.
 
+mod git;
 mod llm;
 mod policy;
 #[cfg(test)]
@@ -97,6 +98,7 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
                 .or_else(|| beside.is_dir().then_some(beside));
             llm::check(&mut report, plugin, &args.settings, recorded.as_deref()).await;
         }
+        AnyPlugin::Git(plugin) => git::check(&mut report, plugin, &args.settings).await,
         AnyPlugin::Tools(plugin) => tools::check(&mut report, plugin, &args.settings).await,
     }
     report.figures(&plugin.figures(), plugin.limits());

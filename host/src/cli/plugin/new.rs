@@ -88,7 +88,7 @@ pub(super) fn new(args: &NewArgs) -> ExitCode {
     }
     let Some(template) = template(args.kind, args.lang) else {
         return refused(
-            "That kind of plugin is written in Rust: an adapter decodes streams, which the other languages are too slow for, and there is no template for tools in another one. Leave --lang out.",
+            "That kind of plugin is written in Rust: an adapter decodes streams, which the other languages are too slow for, and there is no template for tools or git providers in another one. Leave --lang out.",
         );
     };
     let folder = PathBuf::from(&args.name);
@@ -137,7 +137,8 @@ fn template(kind: KindArg, lang: Lang) -> Option<&'static str> {
         (KindArg::Tools, Lang::Rust) => Some("rust-tools"),
         (KindArg::Policy, Lang::Javascript) => Some("javascript"),
         (KindArg::Policy, Lang::Python) => Some("python"),
-        (KindArg::Llm | KindArg::Tools, _) => None,
+        (KindArg::Git, Lang::Rust) => Some("rust-git"),
+        (KindArg::Llm | KindArg::Tools | KindArg::Git, _) => None,
     }
 }
 
@@ -243,6 +244,7 @@ mod tests {
             (KindArg::Policy, Lang::Rust),
             (KindArg::Llm, Lang::Rust),
             (KindArg::Tools, Lang::Rust),
+            (KindArg::Git, Lang::Rust),
             (KindArg::Policy, Lang::Javascript),
             (KindArg::Policy, Lang::Python),
         ] {

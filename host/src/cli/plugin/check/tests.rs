@@ -1,11 +1,11 @@
 //! The trials, over the built-in plugins and guests written by hand.
 
-use super::llm;
 use super::policy::{Event, play};
+use super::{git, llm};
 use crate::builtin;
 use crate::cli::plugin::report::Report;
 use crate::plugins::tests::guests;
-use crate::plugins::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
+use crate::plugins::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin};
 
 const EVENTS: [Event; 7] = [
     Event::Nothing,
@@ -64,6 +64,21 @@ async fn the_built_in_adapters_pass() {
         );
         let mut report = Report::new();
         llm::check(&mut report, &adapter, "{}", Some(folder.as_ref())).await;
+        assert!(
+            !report.is_bad(),
+            "{name}: the report above says what is wrong"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_built_in_git_providers_pass() {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    for (name, wasm) in builtin::GIT {
+        let limits = Limits::default();
+        let plugin = GitPlugin::load(&engine, name, wasm, &limits).await.unwrap();
+        let mut report = Report::new();
+        git::check(&mut report, &plugin, "{}").await;
         assert!(
             !report.is_bad(),
             "{name}: the report above says what is wrong"

@@ -1,0 +1,210 @@
+//! Owns the deployment's git providers: where each one's servers are, which repositories are there, and
+//! how an operation of one is carried out.
+//!
+//! What always holds: a token goes to the server it is for and to no other; the deployment's servers are
+//! asked where the manifest says, a user's own where the user says, and that one in a private network only
+//! where repositories may be at private addresses too. What an integration gives is looked at before anybody
+//! sees it.
+
+mod perform;
+mod site;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use tokio::sync::Semaphore;
+use url::Url;
+
+pub use self::site::SiteError;
+use self::site::{Place, path_below};
+use crate::deployment::LoadedGit;
+use crate::egress::{Egress, EgressError, EgressLimits, Endpoint};
+use crate::git_gateway::repository_url;
+use crate::plugins::GitPlugin;
+use crate::plugins::git_types::{Account, Change, NewChange, Repository};
+use crate::plugins::types::Error;
+use crate::secret::Secret;
+
+/// How many operations are carried out at once.
+const AT_ONCE: usize = 16;
+
+/// The git providers of a deployment. It never changes.
+pub struct GitProviders {
+    all: BTreeMap<String, Arc<Served>>,
+    egress: Egress,
+    /// For servers that users name.
+    open: Egress,
+    /// Those may be at private addresses, and without TLS.
+    private: bool,
+    slots: Arc<Semaphore>,
+}
+
+/// A provider of this deployment.
+struct Served {
+    plugin: GitPlugin,
+    /// The deployment's settings for it, as JSON.
+    settings: String,
+    place: Place,
+}
+
+/// One server of a provider, ready to be asked.
+#[derive(Clone)]
+pub struct Site {
+    served: Arc<Served>,
+    place: Place,
+    /// A user named it.
+    own: bool,
+    egress: Egress,
+    slots: Arc<Semaphore>,
+}
+
+impl GitProviders {
+    /// The providers that were loaded; of each that cannot be, its name and why not. `private` lets users
+    /// name servers at private addresses.
+    pub fn new(loaded: Vec<LoadedGit>, private: bool) -> Result<Self, Vec<(String, String)>> {
+        let (mut all, mut wrong) = (BTreeMap::new(), Vec::new());
+        for one in loaded {
+            let name = one.plugin.name().to_owned();
+            match Place::of(one.plugin.descriptor(), one.base_url, one.web_url) {
+                Ok(place) => {
+                    let served = Served {
+                        plugin: one.plugin,
+                        settings: one.settings,
+                        place,
+                    };
+                    all.insert(name, Arc::new(served));
+                }
+                Err(why) => wrong.push((name, why.to_string())),
+            }
+        }
+        let endpoints: Vec<&Endpoint> = all.values().map(|served| &served.place.api).collect();
+        let egress = Egress::new(limits(), endpoints);
+        let unmade = |why: EgressError| vec![(String::new(), why.to_string())];
+        let egress = egress.map_err(unmade)?;
+        let open = Egress::open(limits(), private).map_err(unmade)?;
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        Ok(Self {
+            all,
+            egress,
+            open,
+            private,
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        })
+    }
+
+    /// Their names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.all.keys().map(String::as_str)
+    }
+
+    /// Where a provider's API and its repositories are.
+    pub fn addresses(&self, name: &str) -> Option<(String, String)> {
+        let place = &self.all.get(name)?.place;
+        Some((place.api.base_url().to_string(), place.web.to_string()))
+    }
+
+    /// The provider of a name, at the deployment's server, or at the user's own.
+    pub fn site(&self, name: &str, own: Option<&str>) -> Result<Site, SiteError> {
+        let served = self.all.get(name).ok_or_else(|| SiteError::Unknown {
+            given: name.chars().take(64).collect(),
+            known: self.names().map(str::to_owned).collect(),
+        })?;
+        let Some(own) = own else {
+            return Ok(self.at(served, served.place.clone(), false));
+        };
+        let place = Place::own(served.plugin.descriptor(), own, self.private)?;
+        if place.is_at(&served.place) {
+            return Ok(self.at(served, served.place.clone(), false));
+        }
+        Ok(self.at(served, place, true))
+    }
+
+    /// The deployment's server that a repository is on.
+    pub fn of_repository(&self, url: &str) -> Option<Site> {
+        let served = self.all.values();
+        let mut found: Vec<_> = served
+            .filter(|served| path_below(&served.place.web, url).is_some())
+            .collect();
+        // One below a path is nearer than one at its host's root.
+        found.sort_by_key(|served| std::cmp::Reverse(served.place.web.path().len()));
+        let served = found.first()?;
+        Some(self.at(served, served.place.clone(), false))
+    }
+
+    /// The user name that git sends along with a token for this repository.
+    pub fn git_user(&self, url: &str) -> Option<String> {
+        let site = self.of_repository(url)?;
+        Some(site.served.plugin.descriptor().git_user.clone())
+    }
+
+    fn at(&self, served: &Arc<Served>, place: Place, own: bool) -> Site {
+        Site {
+            served: served.clone(),
+            place,
+            own,
+            egress: if own { &self.open } else { &self.egress }.clone(),
+            slots: self.slots.clone(),
+        }
+    }
+}
+
+impl Site {
+    /// The provider's name in this deployment.
+    pub fn provider(&self) -> &str {
+        self.served.plugin.name()
+    }
+
+    /// What a token must be allowed to do here.
+    pub fn scopes(&self) -> &[String] {
+        &self.served.plugin.descriptor().scopes
+    }
+
+    /// The web address of a user's own server; none for the deployment's.
+    pub fn own_url(&self) -> Option<&Url> {
+        self.own.then_some(&self.place.web)
+    }
+
+    /// The server's name, for people.
+    pub fn host(&self) -> &str {
+        self.place.web.host_str().unwrap_or_default()
+    }
+
+    /// The path that a repository of this server has; none for one that is elsewhere.
+    pub fn path_of(&self, url: &str) -> Option<String> {
+        path_below(&self.place.web, &repository_url(url).ok()?)
+    }
+
+    /// Whose token it is.
+    pub async fn account(&self, token: &Secret) -> Result<Account, Error> {
+        perform::account(self, &sendable(token)).await
+    }
+
+    /// All repositories that the token reaches.
+    pub async fn repositories(&self, token: &Secret) -> Result<Vec<Repository>, Error> {
+        perform::repositories(self, &sendable(token)).await
+    }
+
+    /// Opens a change, or finds the open one of the same branches.
+    pub async fn open_change(&self, token: &Secret, change: NewChange) -> Result<Change, Error> {
+        perform::open_change(self, &sendable(token), change).await
+    }
+}
+
+fn sendable(token: &Secret) -> SecretString {
+    SecretString::from(token.expose().to_owned())
+}
+
+/// A page of a hundred repositories has some hundred kilobytes.
+fn limits() -> EgressLimits {
+    EgressLimits {
+        first_byte: perform::LONGEST,
+        idle: perform::LONGEST,
+        response: 8 << 20,
+        ..EgressLimits::default()
+    }
+}

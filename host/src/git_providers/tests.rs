@@ -1,0 +1,359 @@
+//! Owns the tests of how an operation is carried out: the built-in integrations and hostile ones, against
+//! servers on the loopback.
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use url::Url;
+
+use super::*;
+use crate::builtin;
+use crate::plugins::types::ErrorKind;
+use crate::plugins::{Engine, EngineOptions, Limits};
+
+const TOKEN: &str = "ghp_0123456789abcdefghij";
+
+/// What a server was asked.
+#[derive(Debug, Clone)]
+struct Asked {
+    method: String,
+    uri: String,
+    authorization: String,
+    body: Value,
+}
+
+struct Server {
+    url: String,
+    seen: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Server {
+    async fn start(
+        answer: impl Fn(&Asked, usize) -> Response + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let noted = seen.clone();
+        let router = Router::new().fallback(
+            async move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
+                let authorization = headers.get("authorization");
+                let asked = Asked {
+                    method: method.to_string(),
+                    uri: uri.to_string(),
+                    authorization: authorization
+                        .map_or("", |value| value.to_str().unwrap())
+                        .to_owned(),
+                    body: serde_json::from_slice(&body).unwrap_or_default(),
+                };
+                let before = {
+                    let mut seen = noted.lock().unwrap();
+                    seen.push(asked.clone());
+                    seen.len() - 1
+                };
+                answer(&asked, before)
+            },
+        );
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, seen }
+    }
+
+    fn seen(&self) -> Vec<Asked> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn answer(status: u16, body: &Value) -> Response {
+    let status = axum::http::StatusCode::from_u16(status).unwrap();
+    (status, axum::Json(body.clone())).into_response()
+}
+
+/// The built-in providers, with these web addresses.
+async fn providers(private: bool, urls: &[(&str, Option<&str>)]) -> GitProviders {
+    let engine = Engine::new(EngineOptions {
+        calls: 2,
+        streams: 2,
+        ..EngineOptions::default()
+    });
+    let engine = engine.unwrap();
+    let mut loaded = Vec::new();
+    for (name, web_url) in urls {
+        let (_, wasm) = builtin::GIT
+            .iter()
+            .find(|(known, _)| known == name)
+            .unwrap();
+        let limits = Limits::default();
+        let plugin = GitPlugin::load(&engine, name, wasm, &limits).await.unwrap();
+        loaded.push(LoadedGit {
+            plugin,
+            settings: "{}".to_owned(),
+            base_url: None,
+            web_url: web_url.map(|url| Url::parse(url).unwrap()),
+        });
+    }
+    GitProviders::new(loaded, private).unwrap()
+}
+
+fn token() -> Secret {
+    Secret::new(TOKEN)
+}
+
+fn change(repository: &str) -> NewChange {
+    NewChange {
+        repository: repository.to_owned(),
+        title: "Fix".to_owned(),
+        body: String::new(),
+        head: "lucid/fix".to_owned(),
+        base: None,
+        draft: false,
+    }
+}
+
+#[tokio::test]
+async fn all_pages_of_an_enterprise_server_are_read_with_the_token_and_each_once() {
+    let server = Server::start(|asked, _| {
+        assert!(asked.uri.starts_with("/ghe/api/v3/user/repos?"), "{asked:?}");
+        let page: usize = asked.uri.rsplit_once("&page=").unwrap().1.parse().unwrap();
+        let one = |n: usize| json!({"id": n, "name": format!("r{n}"), "full_name": format!("team/r{n}"),
+            "html_url": format!("https://ghe.example/team/r{n}"), "private": true, "default_branch": "main"});
+        let all: Vec<Value> = (0..100).map(|n| one(page * 1000 + n)).collect();
+        let mut response = answer(200, &json!(all));
+        if page < 3 {
+            let link = format!("<https://elsewhere.example/x?page={}>; rel=\"next\"", page + 1);
+            response.headers_mut().insert("link", link.parse().unwrap());
+        }
+        response
+    })
+    .await;
+    let web = format!("{}/ghe/", server.url);
+    let all = providers(false, &[("github", Some(&web))]).await;
+    let site = all.site("github", None).unwrap();
+    let found = site.repositories(&token()).await.unwrap();
+    assert_eq!(found.len(), 300);
+    let seen = server.seen();
+    // The link is read for its page alone: where it leads is the deployment's.
+    assert_eq!(seen.len(), 3);
+    assert!(
+        seen.iter()
+            .all(|asked| asked.authorization == format!("Bearer {TOKEN}"))
+    );
+}
+
+#[tokio::test]
+async fn a_change_in_a_group_of_a_group_below_a_path_is_opened() {
+    let server = Server::start(|asked, before| match before {
+        0 | 1 => answer(
+            200,
+            &json!({"name": "lucid/fix", "default_branch": "develop"}),
+        ),
+        _ => answer(
+            201,
+            &json!({"iid": 3, "title": "Fix", "state": "opened",
+            "web_url": "https://git.example/g/s/p/-/merge_requests/3",
+            "source_branch": "lucid/fix", "target_branch": asked.body["target_branch"]}),
+        ),
+    })
+    .await;
+    let web = format!("{}/gl", server.url);
+    let all = providers(false, &[("gitlab", Some(&web))]).await;
+    let repository = format!("{web}/group/sub/project.git");
+    let site = all.of_repository(&repository).unwrap();
+    let path = site.path_of(&repository).unwrap();
+    assert_eq!(path, "group/sub/project");
+    let change = site.open_change(&token(), change(&path)).await.unwrap();
+    assert_eq!((change.number, change.base.as_str()), (3, "develop"));
+    let asked: Vec<String> = server
+        .seen()
+        .iter()
+        .map(|asked| format!("{} {}", asked.method, asked.uri))
+        .collect();
+    assert_eq!(
+        asked,
+        [
+            "GET /gl/api/v4/projects/group%2Fsub%2Fproject/repository/branches/lucid%2Ffix",
+            "GET /gl/api/v4/projects/group%2Fsub%2Fproject",
+            "POST /gl/api/v4/projects/group%2Fsub%2Fproject/merge_requests",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_repeats_the_token_or_has_no_end_is_told_as_what_it_is() {
+    let echoing = Server::start(|_, _| {
+        answer(
+            422,
+            &json!({"message": format!("no {TOKEN}"), "errors": []}),
+        )
+    })
+    .await;
+    let all = providers(false, &[("github", Some(&echoing.url))]).await;
+    let site = all.site("github", None).unwrap();
+    let error = site
+        .open_change(&token(), change("team/project"))
+        .await
+        .unwrap_err();
+    assert!(!error.message.contains(TOKEN), "{}", error.message);
+    let endless = Server::start(|_, _| {
+        let mut response = answer(200, &json!([]));
+        let link = "<https://api.example/x?page=2>; rel=\"next\"";
+        response.headers_mut().insert("link", link.parse().unwrap());
+        response
+    })
+    .await;
+    let all = providers(false, &[("github", Some(&endless.url))]).await;
+    let site = all.site("github", None).unwrap();
+    let error = site.repositories(&token()).await.unwrap_err();
+    assert!(
+        error.message.contains("does not come to an end"),
+        "{}",
+        error.message
+    );
+    assert_eq!(
+        endless.seen().len(),
+        2,
+        "the same page was asked for again and again"
+    );
+}
+
+#[tokio::test]
+async fn the_token_follows_no_redirect_to_another_server() {
+    let thief = Server::start(|_, _| answer(200, &json!({"id": 1, "login": "thief"}))).await;
+    let target = format!("{}/user", thief.url);
+    let server = Server::start(move |_, _| {
+        (
+            axum::http::StatusCode::TEMPORARY_REDIRECT,
+            [("location", target.clone())],
+        )
+            .into_response()
+    })
+    .await;
+    let all = providers(false, &[("github", Some(&server.url))]).await;
+    let error = all.site("github", None).unwrap().account(&token()).await;
+    assert!(error.unwrap_err().message.contains("redirect"));
+    assert!(thief.seen().is_empty(), "the token went to another server");
+}
+
+#[tokio::test]
+async fn an_address_with_a_script_or_a_login_in_it_is_given_to_nobody() {
+    for url in [
+        "javascript:alert(1)",
+        "https://user@evil.example/",
+        "file:///etc/passwd",
+        "",
+    ] {
+        let server = Server::start(move |_, _| {
+            answer(
+                200,
+                &json!([{"id": 1, "name": "r", "full_name": "t/r", "html_url": url,
+                "clone_url": "https://a.example/t/r.git"}]),
+            )
+        })
+        .await;
+        let all = providers(false, &[("github", Some(&server.url))]).await;
+        let found = all
+            .site("github", None)
+            .unwrap()
+            .repositories(&token())
+            .await;
+        assert_eq!(found.unwrap_err().kind, ErrorKind::Upstream, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_users_own_server_is_asked_only_where_one_may_be() {
+    let all = providers(false, &[("gitlab", None), ("github", None)]).await;
+    for address in [
+        "http://gitlab.example.com",
+        "https://127.0.0.1/",
+        "https://169.254.169.254/latest",
+        "https://10.0.0.7",
+        "https://[::1]:8080",
+        "https://user:pw@gitlab.example.com",
+        "https://gitlab.example.com/?x=1",
+        "ftp://gitlab.example.com",
+        "gitlab.example.com",
+        "",
+    ] {
+        assert!(
+            matches!(
+                all.site("gitlab", Some(address)),
+                Err(SiteError::Address(_))
+            ),
+            "{address} was taken"
+        );
+    }
+    let own = all
+        .site("gitlab", Some("https://git.example.com/gl/"))
+        .unwrap();
+    assert_eq!(
+        own.own_url().unwrap().as_str(),
+        "https://git.example.com/gl"
+    );
+    let usual = all.site("gitlab", Some("https://gitlab.com/")).unwrap();
+    assert!(
+        usual.own_url().is_none(),
+        "the deployment's own is no user's"
+    );
+    assert!(matches!(
+        all.site("gitea", None),
+        Err(SiteError::Unknown { .. })
+    ));
+    // A name that leads to a private address is found out when it is resolved.
+    let local = all.site("gitlab", Some("https://localhost:1")).unwrap();
+    let error = local.account(&token()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Forbidden, "{}", error.message);
+
+    let private = providers(true, &[("gitlab", None)]).await;
+    assert!(
+        private
+            .site("gitlab", Some("http://127.0.0.1:8080"))
+            .is_ok()
+    );
+    let metadata = private.site("gitlab", Some("http://169.254.169.254"));
+    assert!(metadata.is_err(), "a metadata service is asked by nobody");
+}
+
+#[tokio::test]
+async fn a_repository_is_found_at_its_server_and_nowhere_else() {
+    let all = providers(
+        false,
+        &[
+            ("github", None),
+            ("gitlab", Some("https://git.example.com/gl")),
+        ],
+    )
+    .await;
+    let of = |url: &str| {
+        all.of_repository(url)
+            .map(|site| site.provider().to_owned())
+    };
+    assert_eq!(
+        of("https://github.com/team/project.git").as_deref(),
+        Some("github")
+    );
+    assert_eq!(
+        of("https://git.example.com/gl/a/b/c").as_deref(),
+        Some("gitlab")
+    );
+    for elsewhere in [
+        "http://github.com/team/project",
+        "https://github.com.evil.example/team/project",
+        "https://github.com:8443/team/project",
+        "https://github.com/team",
+        "https://git.example.com/team/project",
+        "https://git.example.com/glx/team/project",
+        "https://github.com/team/pro%2Fject",
+        "https://github.com/team/-/project",
+        "not a url",
+    ] {
+        assert_eq!(of(elsewhere), None, "{elsewhere}");
+    }
+    assert_eq!(
+        all.git_user("https://git.example.com/gl/a/b").as_deref(),
+        Some("oauth2")
+    );
+}

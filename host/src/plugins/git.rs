@@ -1,0 +1,174 @@
+//! Owns the front of a git component: a git provider's API, as a plain async type.
+//!
+//! What always holds: each step runs in a store of its own, so it knows its arguments and nothing else.
+
+use std::sync::Arc;
+
+use super::admission::{self, Kind, LoadError, other_types};
+use super::bindings::git::{Descriptor, Next, Operation};
+use super::bindings::git_world::GitPluginPre;
+use super::bindings::types;
+use super::engine::{Engine, Lane};
+use super::guest::Guest;
+use super::limits::{Called, Limits};
+use super::live::{Loaded, boxed, call, not_begun};
+use super::tally::{CallFigures, Tally};
+use super::text::clean;
+use super::{compile, described};
+
+/// What an integration may say that its token needs, and how long each word may be.
+const MOST_SCOPES: usize = 20;
+
+/// An integration that was let in. A clone is the same integration.
+#[derive(Clone)]
+pub struct GitPlugin(Arc<Inner>);
+
+struct Inner {
+    loaded: Loaded,
+    pre: GitPluginPre<Guest>,
+    descriptor: Descriptor,
+}
+
+impl std::fmt::Debug for GitPlugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GitPlugin({} {})", self.name(), self.digest())
+    }
+}
+
+impl GitPlugin {
+    /// Compiles a component, checks it, and asks what it is.
+    pub async fn load(
+        engine: &Engine,
+        name: &str,
+        wasm: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
+        let admitted = compile(engine, Kind::Git, name, wasm).await?;
+        let pre = GitPluginPre::new(admitted.pre)
+            .map_err(|error| other_types(name, Kind::Git, &error))?;
+        let loaded = Loaded {
+            engine: engine.clone(),
+            name: name.into(),
+            digest: admitted.digest,
+            limits: limits.clone(),
+            tally: Tally::default(),
+        };
+        let mut descriptor = describe(&loaded, &pre).await?;
+        described(
+            name,
+            &descriptor.name,
+            &descriptor.version,
+            &mut descriptor.description,
+        )?;
+        check(&mut descriptor).map_err(|detail| LoadError::Descriptor {
+            plugin: name.to_owned(),
+            detail: detail.to_owned(),
+        })?;
+        Ok(Self(Arc::new(Inner {
+            loaded,
+            pre,
+            descriptor,
+        })))
+    }
+
+    /// The name it was loaded under.
+    pub fn name(&self) -> &str {
+        &self.0.loaded.name
+    }
+
+    /// What it says of itself.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.0.descriptor
+    }
+
+    /// The component's SHA-256, in lower-case hex.
+    pub fn digest(&self) -> &str {
+        &self.0.loaded.digest
+    }
+
+    /// Whether loading this component with these limits would give the same.
+    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
+        self.limits() == limits && admission::digest(wasm) == self.digest()
+    }
+
+    /// All that it imports, by name.
+    pub fn imports(&self) -> Vec<String> {
+        let pre = self.0.pre.instance_pre();
+        admission::imports(&self.0.loaded.engine, pre.component())
+    }
+
+    /// What one call may use.
+    pub fn limits(&self) -> &Limits {
+        &self.0.loaded.limits
+    }
+
+    /// What its calls used since it was loaded, by function.
+    pub fn figures(&self) -> Vec<CallFigures> {
+        self.0.loaded.tally.figures()
+    }
+
+    /// One step of an operation: what to send, or what came of it.
+    pub async fn step(
+        &self,
+        settings: &str,
+        operation: &Operation,
+        state: Option<Vec<u8>>,
+        answer: Option<types::HttpResponse>,
+    ) -> Called<Next> {
+        let Inner { loaded, pre, .. } = &*self.0;
+        let settings = settings.to_owned();
+        boxed(async move {
+            let mut live = match loaded.open(Lane::Call, "step").await {
+                Ok(live) => live,
+                Err(error) => return not_begun(error),
+            };
+            call!(loaded, live, "step", {
+                let plugin = pre.instantiate_async(&mut live.store).await?;
+                let provider = plugin.lucid_git_provider();
+                provider
+                    .call_step(
+                        &mut live.store,
+                        &settings,
+                        operation,
+                        state.as_deref(),
+                        answer.as_ref(),
+                    )
+                    .await
+            })
+        })
+        .await
+    }
+}
+
+async fn describe(loaded: &Loaded, pre: &GitPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+    boxed(async move {
+        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let called = call!(loaded, live, "describe", {
+            let plugin = pre.instantiate_async(&mut live.store).await?;
+            let provider = plugin.lucid_git_provider();
+            provider.call_describe(&mut live.store).await.map(Ok)
+        });
+        Ok(called.result?)
+    })
+    .await
+}
+
+/// What else it says of itself. The addresses are looked at where they are used.
+fn check(descriptor: &mut Descriptor) -> Result<(), &'static str> {
+    let user = &descriptor.git_user;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if user.is_empty() || user.len() > 64 || !user.chars().all(plain) {
+        return Err("the user name for git must be 1 to 64 letters, digits, hyphens, points and _");
+    }
+    let path = &descriptor.api_path;
+    let rooted = path.is_empty() || (path.starts_with('/') && !path.ends_with('/'));
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.~/".contains(c);
+    if !rooted || path.len() > 200 || !path.chars().all(fits) || path.contains("..") {
+        return Err("the path of its API must begin with / and be plain, such as /api/v4");
+    }
+    descriptor.scopes.truncate(MOST_SCOPES);
+    for scope in &mut descriptor.scopes {
+        *scope = clean(scope, 100);
+    }
+    Ok(())
+}

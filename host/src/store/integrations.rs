@@ -1,0 +1,224 @@
+//! Owns the rows of users' git accounts, wherever they are kept.
+//!
+//! What always holds: every look and every change names the user, and another user's account is not
+//! there; a user has one account of each provider; a token is in its row in its sealed form alone.
+
+use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::auth::Identity;
+
+/// A git account that a user connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Integration {
+    /// Its id.
+    pub id: String,
+    /// In capital letters: `GITHUB`, `GITLAB`.
+    pub provider: String,
+    /// What the user calls it.
+    pub label: Option<String>,
+    /// The token, sealed, in hex.
+    pub access_token_encrypted: String,
+    /// What it was sealed with besides the key, in hex.
+    pub iv: String,
+    /// The account's name there.
+    pub external_username: Option<String>,
+    /// What the token may do, and behind `||` the address of a server of one's own.
+    pub scopes: Option<String>,
+    /// When it was connected.
+    pub created_at: DateTime<Utc>,
+}
+
+/// An account that is to be kept.
+#[derive(Debug, Clone)]
+pub struct NewIntegration {
+    /// In capital letters.
+    pub provider: String,
+    /// What it is called.
+    pub label: String,
+    /// The token, sealed, in hex.
+    pub access_token_encrypted: String,
+    /// What it was sealed with besides the key, in hex.
+    pub iv: String,
+    /// The account's name there.
+    pub external_username: String,
+    /// As in [`Integration`].
+    pub scopes: String,
+}
+
+/// Where users' git accounts are kept. `who` is the caller: with their own token where row-level security
+/// is to decide, else the user that a server acts for.
+pub trait Integrations: Send + Sync {
+    /// The user's accounts, by provider.
+    fn list(&self, who: &Identity) -> BoxFuture<'static, Result<Vec<Integration>, StoreError>>;
+    /// The user's account of a provider.
+    fn get(
+        &self,
+        who: &Identity,
+        provider: &str,
+    ) -> BoxFuture<'static, Result<Option<Integration>, StoreError>>;
+    /// Keeps an account in the place of the user's other one of that provider.
+    fn put(
+        &self,
+        who: &Identity,
+        new: NewIntegration,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
+    /// Forgets an account. False where there is none.
+    fn delete(
+        &self,
+        who: &Identity,
+        provider: &str,
+    ) -> BoxFuture<'static, Result<bool, StoreError>>;
+}
+
+const COLUMNS: &str =
+    "id, provider, label, access_token_encrypted, iv, external_username, scopes, created_at";
+
+impl Integrations for Store {
+    fn list(&self, who: &Identity) -> BoxFuture<'static, Result<Vec<Integration>, StoreError>> {
+        let (store, user) = (self.clone(), who.user.to_string());
+        let work = move |connection: &Connection| {
+            let mut select = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 ORDER BY provider"
+            ))?;
+            let rows = select.query_map([user], integration)?;
+            rows.map(|row| row.map_err(StoreError::from)).collect()
+        };
+        async move { store.read(work).await }.boxed()
+    }
+
+    fn get(
+        &self,
+        who: &Identity,
+        provider: &str,
+    ) -> BoxFuture<'static, Result<Option<Integration>, StoreError>> {
+        let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
+        let work = move |connection: &Connection| {
+            let mut select = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 AND provider = ?2"
+            ))?;
+            Ok(select
+                .query_row(params![user, provider], integration)
+                .optional()?)
+        };
+        async move { store.read(work).await }.boxed()
+    }
+
+    fn put(
+        &self,
+        who: &Identity,
+        new: NewIntegration,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
+        let (store, user) = (self.clone(), who.user.to_string());
+        let work = move |connection: &Connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO integrations (id, user_id, provider, label, access_token_encrypted, iv, external_username, scopes, created_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                     ON CONFLICT (user_id, provider) DO UPDATE SET
+                       label = excluded.label, access_token_encrypted = excluded.access_token_encrypted, iv = excluded.iv,
+                       external_username = excluded.external_username, scopes = excluded.scopes, created_at = excluded.created_at",
+                )?
+                .execute(params![
+                    Uuid::new_v4().to_string(),
+                    user,
+                    new.provider,
+                    new.label,
+                    new.access_token_encrypted,
+                    new.iv,
+                    new.external_username,
+                    new.scopes,
+                    Utc::now().timestamp_millis(),
+                ])?;
+            Ok(())
+        };
+        async move { store.write(work).await }.boxed()
+    }
+
+    fn delete(
+        &self,
+        who: &Identity,
+        provider: &str,
+    ) -> BoxFuture<'static, Result<bool, StoreError>> {
+        let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
+        let work = move |connection: &Connection| {
+            let deleted = connection
+                .prepare_cached("DELETE FROM integrations WHERE user_id = ?1 AND provider = ?2")?
+                .execute(params![user, provider])?;
+            Ok(deleted > 0)
+        };
+        async move { store.write(work).await }.boxed()
+    }
+}
+
+fn integration(row: &Row<'_>) -> rusqlite::Result<Integration> {
+    Ok(Integration {
+        id: row.get(0)?,
+        provider: row.get(1)?,
+        label: row.get(2)?,
+        access_token_encrypted: row.get(3)?,
+        iv: row.get(4)?,
+        external_username: row.get(5)?,
+        scopes: row.get(6)?,
+        created_at: DateTime::from_timestamp_millis(row.get(7)?).unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(user: &str) -> Identity {
+        Identity {
+            user: user.into(),
+            token: None,
+            project: None,
+            session: None,
+            admin: false,
+        }
+    }
+
+    fn new(provider: &str, token: &str) -> NewIntegration {
+        NewIntegration {
+            provider: provider.to_owned(),
+            label: "An account".to_owned(),
+            access_token_encrypted: token.to_owned(),
+            iv: "00".to_owned(),
+            external_username: "octocat".to_owned(),
+            scopes: "repo".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_account_is_its_users_alone_and_a_later_one_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (alice, bob) = (who("alice"), who("bob"));
+        store.put(&alice, new("GITHUB", "aa")).await.unwrap();
+        store.put(&alice, new("GITLAB", "bb")).await.unwrap();
+        store.put(&bob, new("GITHUB", "cc")).await.unwrap();
+        store.put(&alice, new("GITHUB", "dd")).await.unwrap();
+        let of = async |who: &Identity| {
+            let all = store.list(who).await.unwrap();
+            let short = all.iter();
+            let short = short.map(|one| (one.provider.clone(), one.access_token_encrypted.clone()));
+            short.collect::<Vec<_>>()
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            of(&alice).await,
+            [pair("GITHUB", "dd"), pair("GITLAB", "bb")]
+        );
+        assert_eq!(of(&bob).await, [pair("GITHUB", "cc")]);
+        assert!(store.get(&bob, "GITLAB").await.unwrap().is_none());
+        assert!(!store.delete(&bob, "GITLAB").await.unwrap());
+        assert!(store.delete(&alice, "GITHUB").await.unwrap());
+        assert!(!store.delete(&alice, "GITHUB").await.unwrap());
+        assert_eq!(of(&alice).await, [pair("GITLAB", "bb")]);
+        assert_eq!(of(&bob).await, [pair("GITHUB", "cc")]);
+    }
+}
