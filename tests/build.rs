@@ -8,7 +8,7 @@ fn main() -> Result<(), Error> {
     let builder = Builder::new(workspace_root(1)?)?;
     builder.watch(&["plugins/build", "plugins/sdk", "tests/guests", "wit"]);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    for name in ["hostile", "counting", "tooling"] {
+    for name in ["hostile", "counting", "tooling", "exchanging"] {
         let component = builder.component(&format!("lucid-{name}"))?;
         std::fs::write(out.join(format!("{name}.wasm")), component)?;
     }

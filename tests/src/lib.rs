@@ -43,6 +43,10 @@ pub const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.was
 /// which build of it does.
 const COUNTING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counting.wasm"));
 
+/// The component of `tests/guests/exchanging`: a git provider's integration that misbehaves in the way its
+/// settings name.
+pub const EXCHANGING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/exchanging.wasm"));
+
 /// The component of `tests/guests/tooling`: tools that behave, and tools that misbehave in the way their
 /// names say.
 pub const TOOLING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tooling.wasm"));

@@ -47,7 +47,7 @@ impl GitApi {
     /// Lets the token reach so many repositories.
     pub fn has_repositories(&self, count: usize) {
         let one = |n: usize| {
-            json!({"id": n, "name": format!("r{n}"), "full_name": format!("team/r{n}"), "private": n % 2 == 0,
+            json!({"id": n, "name": format!("r{n}"), "full_name": format!("team/r{n}"), "private": n.is_multiple_of(2),
                 "html_url": format!("https://git.example/team/r{n}"), "default_branch": "main",
                 "clone_url": format!("https://git.example/team/r{n}.git"), "description": null})
         };

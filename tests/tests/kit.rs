@@ -236,6 +236,23 @@ fn the_guide_leads_to_an_adapter() {
 }
 
 #[test]
+fn the_guide_leads_to_a_git_provider() {
+    let folder = tempfile::tempdir().unwrap();
+    let _one = building();
+    let said = went_well(
+        &shell(folder.path(), &commands("## A git provider"))
+            .output()
+            .unwrap(),
+    );
+    assert!(
+        said.contains("4 passed"),
+        "its own tests did not run:\n{said}"
+    );
+    assert!(said.contains("kind git"), "{said}");
+    assert!(said.contains("Nothing is wrong with it."), "{said}");
+}
+
+#[test]
 fn the_guide_leads_to_agents_in_javascript_and_python() {
     if std::env::var("LUCID_LANGUAGES").is_ok_and(|choice| choice == "skip") {
         eprintln!("LUCID_LANGUAGES=skip: the guide's other languages are NOT tried");

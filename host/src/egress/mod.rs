@@ -104,12 +104,17 @@ impl Injection {
 }
 
 /// Why no deployment would send a plugin's request, whose key is put there; none where one would.
-pub(crate) fn refusal_of(request: &HttpRequest, place: &KeyPlace) -> Option<EgressError> {
+/// `slashes` is as in [`Endpoint::with_escaped_slashes`].
+pub(crate) fn refusal_of(
+    request: &HttpRequest,
+    place: &KeyPlace,
+    slashes: bool,
+) -> Option<EgressError> {
     let checked = || {
         let base = Url::parse("https://example.org").map_err(|_| EgressError::BaseUrl {
             reason: "it is none",
         })?;
-        request::join(&base, &request.path, &request.query, false)?;
+        request::join(&base, &request.path, &request.query, slashes)?;
         request::method(&request.method)?;
         request::headers(&request.headers, &Injection::of(place)?.header())?;
         Ok(())

@@ -357,3 +357,83 @@ async fn a_repository_is_found_at_its_server_and_nowhere_else() {
         Some("oauth2")
     );
 }
+
+/// What comes of an operation of the component that misbehaves, and what the server was asked meanwhile.
+async fn misbehaves(act: &str) -> (Result<Change, Error>, Vec<Asked>) {
+    let server = Server::start(|_, _| answer(200, &json!({"token": TOKEN}))).await;
+    let site = misbehaving(act, &server).await.site("evil", None).unwrap();
+    let change = site.open_change(&token(), change("team/project")).await;
+    (change, server.seen())
+}
+
+async fn misbehaving(act: &str, server: &Server) -> GitProviders {
+    let engine = Engine::new(EngineOptions {
+        calls: 2,
+        streams: 2,
+        ..EngineOptions::default()
+    });
+    let limits = Limits {
+        fuel: 10_000_000,
+        ..Limits::default()
+    };
+    let wasm = lucid_tests::EXCHANGING;
+    let plugin = GitPlugin::load(&engine.unwrap(), "evil", wasm, &limits).await;
+    let loaded = LoadedGit {
+        plugin: plugin.unwrap(),
+        settings: json!({ "act": act }).to_string(),
+        base_url: None,
+        web_url: Some(Url::parse(&server.url).unwrap()),
+    };
+    GitProviders::new(vec![loaded], false).unwrap()
+}
+
+#[tokio::test]
+async fn a_component_that_misbehaves_harms_its_own_operation_alone() {
+    for (act, requests, words) in [
+        ("endless", 9, "does not come to an end"),
+        ("memory", 0, "wants to remember too much"),
+        ("elsewhere", 0, "which is not allowed"),
+        ("climb", 0, "which is not allowed"),
+        ("header", 0, "`authorization`, which is the host's own"),
+        ("split", 0, "line break"),
+        ("trap", 0, "broke down"),
+        ("spin", 0, "fuel"),
+        ("script", 0, "none of the web"),
+        ("", 0, "something else than it was asked"),
+    ] {
+        let (result, asked) = misbehaves(act).await;
+        let error = result.unwrap_err();
+        assert!(error.message.contains(words), "{act}: {}", error.message);
+        assert_eq!(asked.len(), requests, "{act}: {asked:?}");
+    }
+    // It never sees the token: a server that repeats it is blanked before.
+    let (result, asked) = misbehaves("tell").await;
+    let said = result.unwrap_err().message;
+    assert!(!said.contains(TOKEN) && said.contains("[secret]"), "{said}");
+    assert_eq!(asked[0].authorization, format!("Bearer {TOKEN}"));
+    let (result, _) = misbehaves("other").await;
+    assert_eq!(result.unwrap().number, 1);
+}
+
+#[tokio::test]
+async fn what_it_says_is_made_fit_to_be_shown_and_a_list_without_an_end_is_given_up() {
+    let server = Server::start(|_, _| answer(200, &json!({}))).await;
+    let site = misbehaving("", &server).await.site("evil", None).unwrap();
+    let account = site.account(&token()).await.unwrap();
+    assert!(account.login.chars().count() <= 255);
+    assert!(!account.login.contains(['\u{202e}', '\n', '\u{1b}']));
+    assert_eq!(account.scopes.len(), 50);
+    // What would be taken for a server's address in the row.
+    assert!(account.scopes.iter().all(|scope| !scope.contains('|')));
+    let site = misbehaving("many", &server)
+        .await
+        .site("evil", None)
+        .unwrap();
+    let error = site.repositories(&token()).await.unwrap_err();
+    assert!(
+        error.message.contains("does not come to an end"),
+        "{}",
+        error.message
+    );
+    assert!(server.seen().is_empty());
+}

@@ -148,7 +148,10 @@ fn repository(change: &NewChange) -> Result<(String, &str), Error> {
     let path = change.repository.trim_matches('/');
     let (owner, name) = path
         .split_once('/')
-        .filter(|(owner, name)| !owner.is_empty() && !name.is_empty() && !name.contains('/'))
+        .filter(|(owner, name)| {
+            let fits = |part: &str| !matches!(part, "" | "." | "..");
+            fits(owner) && fits(name) && !name.contains('/')
+        })
         .ok_or_else(|| {
             Error::invalid(format!(
                 "`{path}` is no repository of GitHub's: it is called OWNER/NAME."

@@ -364,7 +364,7 @@ fn each_refusal_says_what_is_wrong() {
 
 #[test]
 fn a_repository_that_is_none_is_not_asked_for() {
-    for repository in ["", "team", "team/", "/project", "a/b/c"] {
+    for repository in ["", "team", "team/", "/project", "a/b/c", "../..", "a/.."] {
         let change = NewChange {
             repository: repository.into(),
             ..change()

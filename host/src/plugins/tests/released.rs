@@ -4,6 +4,7 @@
 //! of today runs what a team built back then.
 
 use super::*;
+use crate::plugins::git_types::{Next, Operation, Reply};
 use crate::plugins::llm_types::{CompletionRequest, Delta, Frame, Framing, Sse};
 use crate::plugins::policy_types::{Command, ModelOffer, Outcome, Start};
 use crate::plugins::types::{Content, ErrorKind, Header, Message, Role, StopReason};
@@ -12,6 +13,8 @@ use crate::plugins::types::{Content, ErrorKind, Header, Message, Role, StopReaso
 const POLICY: &[u8] = include_bytes!("../../../../wit/released/0.1.0/policy.wasm");
 /// `plugins/openai`, at 0.1.0.
 const LLM: &[u8] = include_bytes!("../../../../wit/released/0.1.0/llm.wasm");
+/// `plugins/github`, at 0.1.0.
+const GIT: &[u8] = include_bytes!("../../../../wit/released/0.1.0/git.wasm");
 
 fn model(name: &str) -> ModelOffer {
     ModelOffer {
@@ -36,6 +39,40 @@ fn started(task: &str) -> Input {
         tools: Vec::new(),
         settings: "{}".into(),
     })
+}
+
+#[tokio::test]
+async fn a_git_provider_of_the_first_release_asks_and_reads() {
+    let limits = Limits::default();
+    let plugin = GitPlugin::load(&engine(), "old", GIT, &limits)
+        .await
+        .unwrap();
+    let said = plugin.descriptor();
+    assert_eq!((&*said.name, &*said.api_path), ("github", "/api/v3"));
+    let operation = Operation::CurrentUser;
+    let first = plugin.step("{}", &operation, None, None).await;
+    let Next::Send(sending) = first.result.unwrap() else {
+        panic!("nothing was asked")
+    };
+    assert_eq!(
+        (&*sending.request.method, &*sending.request.path),
+        ("GET", "/user")
+    );
+    let answer = types::HttpResponse {
+        status: 200,
+        headers: vec![Header {
+            name: "x-oauth-scopes".into(),
+            value: "repo".into(),
+        }],
+        body: br#"{"id": 7, "login": "octocat"}"#.to_vec(),
+    };
+    let state = Some(sending.state);
+    let done = plugin.step("{}", &operation, state, Some(answer)).await;
+    let Next::Done(Reply::Account(account)) = done.result.unwrap() else {
+        panic!("no account")
+    };
+    assert_eq!(account.login, "octocat");
+    assert_eq!(account.scopes, ["repo"]);
 }
 
 #[tokio::test]

@@ -3,10 +3,10 @@
 //!
 //! What always holds: nothing is asked. What a provider really answers is in the plugin's own tests; here
 //! is what holds for all: a step gives the same when it is made again, an operation comes to an end, no
-//! request has a header of the host's, a refusal is an error of the kind that it is, and no nonsense traps.
+//! request is one that a host would not send, a refusal is an error of the kind that it is, and no nonsense traps.
 
 use super::super::report::Report;
-use crate::egress::{Endpoint, Injection};
+use crate::egress::{Endpoint, Injection, refusal_of};
 use crate::plugins::git_types::{NewChange, Next, Operation, Page, Reply};
 use crate::plugins::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 use crate::plugins::{CallError, GitPlugin};
@@ -15,16 +15,6 @@ use crate::plugins::{CallError, GitPlugin};
 const MOST_REQUESTS: usize = 8;
 /// A token that a server repeats in its refusal.
 const TOKEN: &str = "token-of-the-check-0123456789";
-/// What the host sets itself.
-const HOSTS: [&str; 6] = [
-    "authorization",
-    "host",
-    "cookie",
-    "proxy-authorization",
-    "content-length",
-    "user-agent",
-];
-
 /// Tries all of it.
 pub(super) async fn check(report: &mut Report, git: &GitPlugin, settings: &str) {
     report.result("addresses", addresses(git));
@@ -96,7 +86,7 @@ async fn requests(git: &GitPlugin, settings: &str) -> Result<String, String> {
         let said = |why: String| format!("{name}: {why}");
         match step(git, settings, &operation, None).await.map_err(said)? {
             Ok(Next::Send(sending)) => {
-                request(&sending.request).map_err(|why| format!("{name}: {why}"))?;
+                request(git, &sending.request).map_err(|why| format!("{name}: {why}"))?;
                 tried += 1;
             }
             Ok(Next::Done(_)) => {
@@ -224,7 +214,7 @@ async fn ended(
             Ok(Next::Done(reply)) => return Ok(Some(Ok(reply))),
             Err(error) => return Ok(Some(Err(error))),
             Ok(Next::Send(sending)) => {
-                request(&sending.request)?;
+                request(git, &sending.request)?;
                 before = Some((sending.state, answer.clone()));
             }
         }
@@ -257,22 +247,13 @@ async fn step(
     Ok(said.swap_remove(0))
 }
 
-fn request(request: &HttpRequest) -> Result<(), String> {
-    for header in &request.headers {
-        if HOSTS.contains(&header.name.to_ascii_lowercase().as_str()) {
-            return Err(format!(
-                "it sets the header `{}`, which is the host's own",
-                header.name
-            ));
-        }
+/// Whether a host would send it.
+fn request(git: &GitPlugin, request: &HttpRequest) -> Result<(), String> {
+    let place = git.descriptor().key.clone().into();
+    match refusal_of(request, &place, true) {
+        Some(why) => Err(format!("a host would not send what it asks: {why}")),
+        None => Ok(()),
     }
-    if !request.path.starts_with('/') {
-        return Err(format!(
-            "its path `{}` does not begin with `/`",
-            request.path
-        ));
-    }
-    Ok(())
 }
 
 fn response(status: u16, header: Option<(&str, &str)>, body: &[u8]) -> HttpResponse {

@@ -162,7 +162,7 @@ async fn play(
             Action::Send(request) => {
                 tried.requests += 1;
                 let place = plugin.descriptor().key.clone().into();
-                if let Some(why) = refusal_of(request, &place) {
+                if let Some(why) = refusal_of(request, &place, false) {
                     return Err(why.to_string());
                 }
             }
