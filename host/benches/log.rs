@@ -111,6 +111,7 @@ impl Writer {
             }],
             closed: row.checked_sub(1).map(effect).into_iter().collect(),
             taken: Vec::new(),
+            pushed: None,
             counters: Counters {
                 step: row + 1,
                 next_row: row + 1,
@@ -226,6 +227,7 @@ async fn played(sessions: &Sessions, steps: u64) -> SessionId {
         cost_limit: None,
         api_key: None,
         policy: None,
+        open_change: None,
     };
     let session: Arc<Session> = sessions.create(new).await.unwrap();
     let mut frames = session.subscribe(0);

@@ -4,6 +4,7 @@
 //! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
 //! no user's folder has.
 
+mod changes;
 mod components;
 mod deployed;
 mod depot;
@@ -46,6 +47,7 @@ use crate::session::{Deps, Limits, Sessions};
 use crate::store::{Chats, Store, StoreError};
 use crate::workspace::Watcher;
 
+use self::changes::Opener;
 pub(crate) use self::deployed::Deployed;
 pub use self::depot::DepotError;
 pub(crate) use self::depot::{Depot, TakenOff, is_digest};
@@ -179,6 +181,13 @@ impl App {
             store: store.kind().to_owned(),
             ..About::default()
         };
+        let deployed = generations.clone();
+        let accounts = Accounts::new(
+            Arc::new(store.clone()),
+            Cipher::new(&keys.seal),
+            move || deployed.now().deployed.git.clone(),
+        );
+        let git = generations.clone();
         let ground = Ground {
             sandboxes: sandboxes.clone(),
             base: storage.to_owned(),
@@ -192,6 +201,7 @@ impl App {
                 largest: config.git_size_limit,
                 longest: config.git_timeout,
             },
+            git_user: Arc::new(move |url| git.now().deployed.git.git_user(url)),
             keep: keep == Keep::Workspaces,
             watcher: watcher(storage),
             disk_limit: config.sandbox_disk_limit,
@@ -199,17 +209,12 @@ impl App {
         };
         guard::watch(storage, ground.disk_limit, &ground.rooms);
         let chats = Chats::new(store.clone());
-        let deployed = generations.clone();
-        let accounts = Accounts::new(
-            Arc::new(store.clone()),
-            Cipher::new(&keys.seal),
-            move || deployed.now().deployed.git.clone(),
-        );
         let sessions = Sessions::new(Deps {
             store,
             sealer: Sealer::new(&keys.seal),
             deployment: generations.deployment(),
             places: Arc::new(ground),
+            changes: Arc::new(Opener(accounts.clone())),
             limits: Limits {
                 iterations: config.max_iterations,
                 session_tokens: config.session_token_limit,

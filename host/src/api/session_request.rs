@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::auth::Identity;
 use crate::secret::Secret;
-use crate::session::NewSession;
+use crate::session::{NewSession, OpenChange};
 
 /// What a session that is asked for should be.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -58,6 +58,9 @@ pub(super) struct SessionRequest {
     api_key_too: Option<Secret>,
     /// The policy, where not the deployment's default.
     policy: Option<String>,
+    /// Whether a pull request or merge request is opened of the branch that was pushed, when a task
+    /// succeeds: `ready` for review, or as a `draft`.
+    open_change: Option<OpenChange>,
 }
 
 impl SessionRequest {
@@ -96,6 +99,7 @@ impl SessionRequest {
             cost_limit: self.cost_limit,
             api_key: unless_empty(self.api_key).or_else(|| unless_empty(self.api_key_too)),
             policy: unless_blank(self.policy),
+            open_change: self.open_change,
         })
     }
 }
@@ -201,6 +205,26 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn a_change_is_opened_only_where_it_was_asked_for() {
+        for (json, wish) in [
+            (r#"{"task":"t"}"#, None),
+            (r#"{"task":"t","openChange":null}"#, None),
+            (
+                r#"{"task":"t","openChange":"ready"}"#,
+                Some(OpenChange::Ready),
+            ),
+            (
+                r#"{"task":"t","openChange":"draft"}"#,
+                Some(OpenChange::Draft),
+            ),
+        ] {
+            let new = asked(json).for_user(&who(None)).unwrap();
+            assert_eq!(new.open_change, wish, "{json}");
+        }
+        assert!(serde_json::from_str::<SessionRequest>(r#"{"openChange":true}"#).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use tokio::sync::Mutex;
 
 use crate::blobs::Blobs;
-use crate::git_gateway::{self, Gateway};
+use crate::git_gateway::{self, Gateway, Login};
 use crate::plugins::types::ToolCall;
 use crate::sandbox::{Sandboxes, Spec};
 use crate::session::{EventDraft, Place, PlaceSpec, Places};
@@ -26,6 +26,9 @@ use super::room::{Notices, Opened, Room, Shared};
 
 /// Said of containers that commands reach by `docker exec` only.
 const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
+
+/// The user name that goes with a token for a repository's URL.
+pub(super) type GitUser = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// What all places have in common.
 #[derive(Clone)]
@@ -40,6 +43,8 @@ pub(super) struct Ground {
     pub(super) client: reqwest::Client,
     /// What git may do.
     pub(super) git: git_gateway::Rules,
+    /// The user name that goes with a token, where the repository's provider is known.
+    pub(super) git_user: GitUser,
     /// Workspaces outlive their sessions.
     pub(super) keep: bool,
     /// Notices what changes in workspaces; none where this machine does not let it.
@@ -99,14 +104,17 @@ impl Ground {
         let gateway = match &repository {
             None => None,
             Some(url) => {
-                let token = spec
-                    .git_token
-                    .as_ref()
-                    .map(|token| SecretString::from(token.expose().to_owned()));
+                let login = spec.git_token.as_ref().map(|token| {
+                    let usual = Login::from(SecretString::from(token.expose().to_owned()));
+                    match (self.git_user)(url) {
+                        Some(user) => Login { user, ..usual },
+                        None => usual,
+                    }
+                });
                 let opened = Gateway::start(
                     sandbox.runtime_dir(),
                     url,
-                    token,
+                    login,
                     self.git.clone(),
                     self.client.clone(),
                 );
@@ -115,7 +123,7 @@ impl Ground {
         };
         Ok(Opened {
             tools: ToolBox::new(sandbox, workspace),
-            _gateway: gateway,
+            gateway,
         })
     }
 

@@ -28,7 +28,7 @@ const COMMAND_TIME: Duration = Duration::from_secs(120);
 pub(super) struct Opened {
     pub(super) tools: ToolBox,
     /// Closes when dropped.
-    pub(super) _gateway: Option<Gateway>,
+    pub(super) gateway: Option<Gateway>,
 }
 
 /// What a person should know of a place, from wherever it is noticed. Few, since each is of one box.
@@ -290,6 +290,15 @@ impl Place for Shared {
         async move {
             let tools = room.tools().await.map_err(SandboxError::Gone)?;
             tools.sandbox().spawn(request)
+        }
+        .boxed()
+    }
+
+    fn pushed(&self) -> BoxFuture<'static, Option<String>> {
+        let room = self.0.clone();
+        async move {
+            let opened = room.opened.lock().await;
+            opened.as_ref()?.gateway.as_ref()?.take_pushed()
         }
         .boxed()
     }

@@ -55,6 +55,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         git_user_name: None,
         git_user_email: None,
         api_key: None,
+        open_change: None,
     };
     let session = match app.sessions().create(new).await {
         Ok(session) => session,

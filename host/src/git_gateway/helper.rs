@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::push::Commands;
 use super::remote::{Remote, next_part, too_slow};
-use super::url::{neighbour, permitted};
+use super::url::{neighbour, permitted, plain};
 use crate::sandbox::read_frame;
 
 /// The most that is kept of a request before it is sent; only a push may be larger.
@@ -27,6 +27,8 @@ const MAX_KEPT: usize = 16 << 20;
 /// A push up to this size is sent as a whole, with its length: so does git, and there are servers
 /// that take a small one in no other way.
 const SMALL_PUSH: usize = 1 << 20;
+/// So much of a server's answer to a push is looked at.
+const MAX_REPORT: usize = 64 << 10;
 /// How long a helper may be silent.
 const IDLE: Duration = Duration::from_secs(600);
 const GONE: &str = "the git helper went away";
@@ -72,7 +74,10 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
     talk.end().await?;
     match open.service {
         GitService::Fetch => talk.fetch(&start.url).await,
-        GitService::Push => talk.push(&start.url).await,
+        GitService::Push => {
+            let own = plain(&url) == plain(&remote.url);
+            talk.push(&start.url, own).await
+        }
     }
 }
 
@@ -112,7 +117,7 @@ impl Talk<'_> {
                     answer = self.remote.post(url, GitService::Fetch, request.into()) => answer?,
                     () = gone(&mut self.reader) => return Err(GONE.to_owned()),
                 };
-                self.pass_on(answer).await
+                self.pass_on(answer, None).await
             };
             tokio::time::timeout(longest, answered)
                 .await
@@ -120,7 +125,8 @@ impl Talk<'_> {
         }
     }
 
-    async fn push(&mut self, url: &str) -> Result<(), String> {
+    /// `own` is the session's own repository.
+    async fn push(&mut self, url: &str, own: bool) -> Result<(), String> {
         let mut first = Vec::new();
         let mut commands = Commands::default();
         let mut known = false;
@@ -153,7 +159,7 @@ impl Talk<'_> {
             } else {
                 self.post_as_it_comes(url, first).await?
             };
-            self.pass_on(answer).await
+            self.pass_on(answer, own.then_some(&commands)).await
         };
         tokio::time::timeout(longest, pushed)
             .await
@@ -241,8 +247,10 @@ impl Talk<'_> {
         }
     }
 
-    /// Hands the helper an answer.
-    async fn pass_on(&mut self, answer: Response) -> Result<(), String> {
+    /// Hands the helper an answer. Of one to a push of the session's own repository it is noted what the
+    /// server took, before the helper hears of it.
+    async fn pass_on(&mut self, answer: Response, push: Option<&Commands>) -> Result<(), String> {
+        let mut report = Vec::new();
         let most = self.remote.rules.largest;
         let mut body = answer.bytes_stream();
         let mut received = 0;
@@ -260,6 +268,14 @@ impl Talk<'_> {
                     "what the git server sends is larger than {}, the most that one clone or fetch may bring here",
                     size(most)
                 ));
+            }
+            if let Some(commands) = push
+                && report.len() < MAX_REPORT
+            {
+                report.extend_from_slice(&part);
+                if let Some(branch) = commands.taken(&report) {
+                    self.remote.note(branch);
+                }
             }
             self.send(&part).await?;
         }

@@ -23,12 +23,11 @@ mod url;
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use lucid_exec::protocol::{Frame, Kind};
 use reqwest::Client;
-use secrecy::SecretString;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
@@ -37,7 +36,8 @@ pub use self::address::{address_allowed, client};
 pub use self::branches::Branches;
 pub use self::clone::{Checkout, CloneError, clone_into};
 use self::helper::serve;
-use self::remote::Remote;
+pub use self::remote::Login;
+use self::remote::{Pushed, Remote};
 pub use self::url::{reach, repository_url};
 use crate::workspace::box_user;
 
@@ -86,6 +86,7 @@ pub struct Rules {
 pub struct Gateway {
     task: tokio::task::JoinHandle<()>,
     socket: PathBuf,
+    pushed: Pushed,
 }
 
 impl fmt::Debug for Gateway {
@@ -104,7 +105,7 @@ impl Gateway {
     pub fn start(
         folder: &Path,
         repository: &str,
-        token: Option<SecretString>,
+        login: Option<Login>,
         rules: Rules,
         client: Client,
     ) -> Result<Self, GatewayError> {
@@ -126,17 +127,27 @@ impl Gateway {
                 std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
             }
         }
+        let pushed = Pushed::default();
         let remote = Arc::new(Remote {
             client,
             url,
-            token,
+            login,
+            pushed: pushed.clone(),
             rules,
             key,
         });
         Ok(Self {
             task: tokio::spawn(listen(listener, remote)),
             socket,
+            pushed,
         })
+    }
+
+    /// The branch of the session's repository that was pushed since this was last asked, of several the
+    /// last one.
+    pub fn take_pushed(&self) -> Option<String> {
+        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        pushed.take()
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Commands {
     at: usize,
     /// The refs that are to be created, changed or deleted.
     refs: Vec<String>,
+    /// Those among them that are not to be deleted.
+    kept: Vec<String>,
     abilities: Abilities,
 }
 
@@ -99,8 +101,30 @@ impl Commands {
             }
             self.abilities = Abilities::read(abilities).ok_or(UNREADABLE)?;
         }
+        if new.bytes().any(|digit| digit != b'0') {
+            self.kept.push(name.to_owned());
+        }
         self.refs.push(name.to_owned());
         Ok(())
+    }
+
+    /// The branch that a server's report says it took, of several the last one; none for one that is
+    /// deleted. The report may not be whole yet.
+    pub(super) fn taken(&self, report: &[u8]) -> Option<String> {
+        let lines = if self.abilities.band.is_some() {
+            let bands = packets(report).filter_map(|packet| packet.strip_prefix(b"\x01"));
+            bands.collect::<Vec<_>>().concat()
+        } else {
+            report.to_vec()
+        };
+        let taken = packets(&lines).filter_map(|line| {
+            let name = std::str::from_utf8(line.strip_prefix(b"ok ")?).ok()?;
+            let name = name.trim_end_matches('\n');
+            let branch = name.strip_prefix("refs/heads/")?;
+            let own = self.kept.iter().any(|kept| kept == name);
+            own.then(|| branch.to_owned())
+        });
+        taken.last()
     }
 
     /// Why this push may not be, as a sentence for git's user; `None` where it may.
@@ -176,6 +200,23 @@ impl Abilities {
     }
 }
 
+/// The packet lines in some bytes, as far as they are whole and can be read.
+fn packets(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        loop {
+            let (length, rest) = bytes.split_first_chunk::<4>()?;
+            let size = packet_size(*length)?;
+            if size == 0 {
+                bytes = rest;
+                continue;
+            }
+            let line = rest.get(..size.checked_sub(4)?)?;
+            bytes = rest.get(line.len()..)?;
+            return Some(line);
+        }
+    })
+}
+
 /// What a packet line's first four bytes say of its length, these four included.
 fn packet_size(length: [u8; 4]) -> Option<usize> {
     length.iter().try_fold(0, |size, byte| {
@@ -199,6 +240,37 @@ mod tests {
     use proptest::sample::{Index, select};
 
     use super::*;
+
+    #[test]
+    fn a_report_says_which_branch_was_taken_however_it_is_packed() {
+        let names = ["refs/heads/lucid/a", "refs/heads/lucid/b", "refs/tags/v1"];
+        let report = list(&[
+            "unpack ok\n",
+            "ok refs/heads/lucid/a\n",
+            "option refname refs/heads/x\n",
+            "ng refs/heads/lucid/b failed\n",
+            "ok refs/tags/v1\n",
+            "ok refs/heads/main\n",
+        ]);
+        let plain = read(&push(&names, "\0 report-status")).unwrap();
+        assert_eq!(plain.taken(&report).as_deref(), Some("lucid/a"));
+        let banded = read(&push(&names, ASKED)).unwrap();
+        let mut packed = packet(b"\x02remote: hello ok refs/heads/lucid/b\n");
+        for part in report.chunks(7) {
+            packed.extend(packet(&[b"\x01", part].concat()));
+        }
+        packed.extend(b"0000");
+        assert_eq!(banded.taken(&packed).as_deref(), Some("lucid/a"));
+        // Cut anywhere, it says no other, and never breaks down.
+        for end in 0..packed.len() {
+            let taken = banded.taken(&packed[..end]);
+            assert!(taken.is_none_or(|name| name == "lucid/a"), "cut at {end}");
+        }
+        let deleted = list(&[format!("{OLD} {NONE} refs/heads/lucid/a{ASKED}")]);
+        assert_eq!(read(&deleted).unwrap().taken(&packed), None);
+        assert_eq!(plain.taken(b"zzzz"), None);
+        assert_eq!(plain.taken(b"0003"), None);
+    }
 
     const OLD: &str = "1111111111111111111111111111111111111111";
     const NONE: &str = "0000000000000000000000000000000000000000";

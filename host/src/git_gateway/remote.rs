@@ -5,6 +5,7 @@
 //! on the same server only, and only where git's first question is answered; what a server says when
 //! it refuses is not passed on; it is waited for neither without an end nor for an endless answer.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -31,11 +32,33 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// How often a server may send on to another of its addresses.
 const MAX_REDIRECTS: usize = 3;
 
+/// What git sends along: the token is the password.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The user's name, which providers differ in.
+    pub user: String,
+    /// The token.
+    pub token: SecretString,
+}
+
+impl From<SecretString> for Login {
+    /// With the name that most providers take, since they look at the token alone.
+    fn from(token: SecretString) -> Self {
+        let user = "x-access-token".to_owned();
+        Self { user, token }
+    }
+}
+
+/// The branch that the server took last.
+pub(super) type Pushed = Arc<Mutex<Option<String>>>;
+
 /// The repository of a session, and what reaching it takes.
 pub(super) struct Remote {
     pub(super) client: Client,
     pub(super) url: String,
-    pub(super) token: Option<SecretString>,
+    pub(super) login: Option<Login>,
+    /// The branch that was pushed last.
+    pub(super) pushed: Pushed,
     pub(super) rules: Rules,
     pub(super) key: String,
 }
@@ -96,7 +119,7 @@ impl Remote {
             let question = Url::parse(&question)
                 .map_err(|_| "the repository's URL cannot be read".to_owned())?;
             check_literal(&question, self.rules.allow_private)?;
-            if self.token.is_some() && question.scheme() != "https" && !self.rules.allow_private {
+            if self.login.is_some() && question.scheme() != "https" && !self.rules.allow_private {
                 return Err(
                     "a token is sent only over https: use the https URL of the repository"
                         .to_owned(),
@@ -132,6 +155,12 @@ impl Remote {
         Err("the git server sends on from address to address without an end".to_owned())
     }
 
+    /// The server took a push of this branch.
+    pub(super) fn note(&self, branch: String) {
+        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        *pushed = Some(branch);
+    }
+
     fn headers(&self, service: GitService) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         if service == GitService::Fetch {
@@ -139,8 +168,8 @@ impl Remote {
         }
         // Some servers answer git only.
         headers.insert(USER_AGENT, HeaderValue::from_static("git/2.40 (lucid)"));
-        if let Some(token) = &self.token {
-            let pair = format!("x-access-token:{}", token.expose_secret());
+        if let Some(Login { user, token }) = &self.login {
+            let pair = format!("{user}:{}", token.expose_secret());
             let value = format!(
                 "Basic {}",
                 base64::engine::general_purpose::STANDARD.encode(pair)
@@ -168,7 +197,7 @@ impl Remote {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.refused(service)),
             // What is private is hidden as if it were not there.
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                return Err(if self.token.is_some() {
+                return Err(if self.login.is_some() {
                     "the git server knows no such repository, or the token may not see it"
                 } else {
                     "the git server knows no such repository, or it is private: connect an account, or give a token, that may read it"
@@ -208,7 +237,7 @@ impl Remote {
             GitService::Fetch => "read",
             GitService::Push => "write to",
         };
-        if self.token.is_some() {
+        if self.login.is_some() {
             format!(
                 "the git server refused the token: it is wrong, has expired, or may not {may} the repository"
             )

@@ -12,6 +12,7 @@ use futures::StreamExt;
 use futures::stream;
 use lucid_exec::protocol::{GitOpen, GitService, VERSION};
 use lucid_tests::{GitServer, git, repository};
+use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -57,8 +58,14 @@ impl Session {
         let token = token.map(|token| SecretString::from(token.to_owned()));
         let client = client(rules.allow_private).unwrap();
         Self {
-            _gateway: Gateway::start(sandbox.runtime_dir(), url, token, rules.clone(), client)
-                .unwrap(),
+            _gateway: Gateway::start(
+                sandbox.runtime_dir(),
+                url,
+                token.map(Login::from),
+                rules.clone(),
+                client,
+            )
+            .unwrap(),
             sandbox,
             rules,
             url: url.to_owned(),

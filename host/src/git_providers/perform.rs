@@ -160,15 +160,13 @@ fn fit_repository(repository: Repository) -> Result<Repository, Error> {
     })
 }
 
-fn fit_change(change: Change) -> Result<Change, Error> {
-    Ok(Change {
-        title: clean(&change.title, 500),
-        web_url: web_address(&change.web_url)?,
-        state: clean(&change.state, 50),
-        head: clean(&change.head, 255),
-        base: clean(&change.base, 255),
-        ..change
-    })
+fn fit_change(mut change: Change) -> Result<Change, Error> {
+    change.web_url = web_address(&change.web_url)?;
+    change.title = clean(&change.title, 500);
+    change.state = clean(&change.state, 50);
+    change.head = clean(&change.head, 255);
+    change.base = clean(&change.base, 255);
+    Ok(change)
 }
 
 /// What a browser opens as a page: nothing with a script or a credential in it.

@@ -373,7 +373,7 @@ async fn misbehaving(act: &str, server: &Server) -> GitProviders {
         ..EngineOptions::default()
     });
     let limits = Limits {
-        fuel: 10_000_000,
+        fuel: 100_000_000,
         ..Limits::default()
     };
     let wasm = lucid_tests::EXCHANGING;

@@ -20,12 +20,12 @@ use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
 use super::budget::Budget;
-use super::create::Found;
+use super::create::{Found, OpenChange};
 use super::effects::Effects;
 use super::grace::PUT_AWAY;
 use super::live::Session;
 use super::ports::{
-    Deployment, Generation, News, Offers, Place, PlaceSpec, Policy, Started, Stepped,
+    ChangeRequest, Deployment, Generation, News, Offers, Place, PlaceSpec, Policy, Started, Stepped,
 };
 use super::record::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
 use super::tools::SEPARATOR;
@@ -70,6 +70,8 @@ pub(super) struct Actor {
     counters: Counters,
     open: BTreeMap<String, EffectKind>,
     state: Option<Snapshot>,
+    /// The branch that its task pushed.
+    pushed: Option<String>,
     shown: ShownTree,
     queue: VecDeque<News>,
     news: mpsc::Receiver<Box<News>>,
@@ -77,6 +79,9 @@ pub(super) struct Actor {
     /// When the last round was written, in milliseconds since 1970.
     last_at: u64,
 }
+
+/// Characters of a change's title.
+const TITLE: usize = 120;
 
 /// Milliseconds since 1970.
 pub(super) fn now() -> u64 {
@@ -134,6 +139,7 @@ pub(super) async fn live(
         counters: found.counters,
         open,
         state: found.state,
+        pushed: found.pushed,
         shown: if begun {
             ShownTree::unknown()
         } else {
@@ -170,6 +176,8 @@ impl Actor {
             match effect.kind {
                 EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
                 EffectKind::Timer => self.effects.timer(effect.id, effect.due_at.unwrap_or(0)),
+                // Opening one that is open gives that one, so nothing is done twice.
+                EffectKind::Change => self.open_change(self.pushed.clone(), String::new()),
                 EffectKind::Ask | EffectKind::Orphan => {}
             }
         }
@@ -345,7 +353,8 @@ impl Actor {
         let names = (self.id.clone(), self.chat.clone());
         let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
         let scene = Scene::new(&names, &fixed, policy.info(), budget, &describe);
-        let scene = scene.with_offers(&offers);
+        let pushed = self.pushed.clone();
+        let scene = scene.with_offers(&offers).with_pushed(pushed.as_deref());
         let mut draft = Draft::new(&scene, counters, self.open.clone(), at);
         draft.shown = self.shown;
         if let Some(start) = self.start_again().await {
@@ -427,6 +436,7 @@ impl Actor {
             state,
             shown,
             begin,
+            pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
         let at = row.at;
@@ -444,6 +454,9 @@ impl Actor {
         self.open = open;
         self.say_whether_it_waits();
         self.shown = shown;
+        if let Some(pushed) = pushed {
+            self.pushed = pushed;
+        }
         if state.is_some() {
             self.state = state;
         }
@@ -455,6 +468,7 @@ impl Actor {
                     .model(call, self.counters.next_entry.saturating_sub(1)),
                 Begin::Tool(run) => self.effects.tool(run),
                 Begin::Timer(effect, due) => self.effects.timer(effect, due),
+                Begin::Change(branch, said) => self.open_change(Some(branch), said),
                 Begin::Cancel(effect) => self.cancel(effect),
                 Begin::CancelAll => {
                     let spent = self.effects.cancel_all().into_iter();
@@ -469,6 +483,32 @@ impl Actor {
         self.effects.settle(&self.open);
         Ok(())
     }
+
+    fn open_change(&mut self, branch: Option<String>, said: String) {
+        let (Some(branch), Some(repository)) = (branch, self.fixed.repo_url.clone()) else {
+            let gone = "what was pushed is not known any more".to_owned();
+            return self.queue.push_back(News::Change(Err(gone)));
+        };
+        let task = &self.fixed.task;
+        let title = task.lines().find(|line| !line.trim().is_empty());
+        let title = store::cut(title.unwrap_or_default().trim(), TITLE);
+        let base = self.fixed.branch.clone();
+        self.effects.change(ChangeRequest {
+            user: self.fixed.user.clone(),
+            repository,
+            token: None,
+            base: base.filter(|base| *base != branch),
+            branch,
+            title: title.to_owned(),
+            body: if said.trim().is_empty() {
+                task.clone()
+            } else {
+                said
+            },
+            draft: self.fixed.open_change.as_deref() == Some(OpenChange::Draft.text()),
+        });
+    }
+
     /// Once: a second word of the same effect could be taken for another one's of that name.
     fn cancel(&mut self, effect: String) {
         let told = |news: &News| matches!(news, News::Failed(name, _) if *name == effect);

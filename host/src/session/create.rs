@@ -88,6 +88,26 @@ pub enum CreateError {
     Store(#[from] StoreError),
 }
 
+/// Whether a change is opened of what a session pushes, when a task of it succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OpenChange {
+    /// Yes, ready for review.
+    Ready,
+    /// Yes, as a draft.
+    Draft,
+}
+
+impl OpenChange {
+    /// As the log has it.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draft => "draft",
+        }
+    }
+}
+
 /// What a session is asked for.
 #[derive(Clone)]
 pub struct NewSession {
@@ -119,6 +139,8 @@ pub struct NewSession {
     pub api_key: Option<Secret>,
     /// Who decides.
     pub policy: Option<String>,
+    /// Whether a change is opened of what is pushed.
+    pub open_change: Option<OpenChange>,
 }
 
 impl NewSession {
@@ -227,6 +249,7 @@ impl Sessions {
             task: new.task,
             repo_url: new.repo_url,
             branch: new.branch,
+            open_change: new.open_change.map(|wish| wish.text().to_owned()),
             git_user_name: new.git_user_name,
             git_user_email: new.git_user_email,
             policy: info.name.clone(),
@@ -254,6 +277,7 @@ impl Sessions {
             git_token: new.git_token,
             counters,
             state: None,
+            pushed: None,
             open: Vec::new(),
             unread: Vec::new(),
             status: Status::Created,
@@ -327,6 +351,8 @@ pub(super) struct Found {
     pub(super) git_token: Option<Secret>,
     pub(super) counters: Counters,
     pub(super) state: Option<Snapshot>,
+    /// The branch that its open task pushed, or its last one.
+    pub(super) pushed: Option<String>,
     pub(super) open: Vec<EffectRow>,
     /// What the user said and no round has taken.
     pub(super) unread: Vec<(u64, String)>,

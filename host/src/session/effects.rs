@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::plugins::policy_types::{ModelCall, ToolRun};
 use crate::plugins::types::{Error, ErrorKind, ToolCall};
@@ -22,8 +23,8 @@ use crate::store::{EffectKind, NewSessionRow};
 use super::doors::{Door, Listener, Shelf};
 use super::live::Session;
 use super::ports::{
-    DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News, Place, PlaceSpec,
-    Spent, Tree,
+    ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News, Place,
+    PlaceSpec, Spent, Tree,
 };
 use super::record::fault;
 use super::stream::Stream;
@@ -48,6 +49,8 @@ pub(super) struct Effects {
     /// Those of older generations, which end before the next tool begins.
     left: Vec<Shelf>,
     listener: Listener,
+    /// Opens a change, where one is to be opened.
+    change: Option<AbortOnDropHandle<()>>,
 }
 
 /// An effect that was begun.
@@ -103,7 +106,28 @@ impl Effects {
             waiting: VecDeque::new(),
             tool: None,
             place: Arc::default(),
+            change: None,
         }
+    }
+
+    /// Opens a change with the session's token, or its user's account. It is no effect of the policy's,
+    /// and goes on when those are given up.
+    pub(super) fn change(&mut self, request: ChangeRequest) {
+        let request = ChangeRequest {
+            token: self.spec.git_token.clone(),
+            ..request
+        };
+        let (changes, mailbox) = (
+            self.shared.deps.changes.clone(),
+            self.session.mailbox.clone(),
+        );
+        let work = async move {
+            let opened = AssertUnwindSafe(changes.open(request)).catch_unwind().await;
+            let fell = || Err("the server's own work came to grief".to_owned());
+            let news = News::Change(opened.unwrap_or_else(|_| fell()));
+            let _ = mailbox.send(Box::new(news)).await;
+        };
+        self.change = Some(AbortOnDropHandle::new(tokio::spawn(work)));
     }
 
     /// A new, empty place for the session, which from here on is closed at its end.
@@ -336,6 +360,13 @@ impl Effects {
                     done
                 }
             };
+            // Before the tool's result, so that it is known when its task ends.
+            if let Some(place) = &place
+                && let Some(branch) = place.pushed().await
+            {
+                let pushed = Box::new(News::Pushed(branch));
+                let _ = door.listener.mailbox.send(pushed).await;
+            }
             let tree = match &place {
                 Some(place) if !place.tree_can_wait() => door.listener.tree(&**place).await,
                 _ => None,

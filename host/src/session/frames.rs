@@ -39,6 +39,8 @@ pub struct EventDraft {
     pub path: Option<String>,
     /// A unified diff, for a client that asked for `diffs`.
     pub diff: Option<String>,
+    /// A page of the web that it is about.
+    pub url: Option<String>,
 }
 
 /// What a policy may say in an event's `fields`.
@@ -78,6 +80,8 @@ struct Details<'a> {
     path: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<&'a str>,
 }
 
 impl EventDraft {
@@ -96,6 +100,8 @@ impl EventDraft {
             exit_code: fields.exit_code,
             path: text(fields.path),
             diff: text(fields.diff),
+            // What is opened in a browser is the host's to say.
+            url: None,
         }
     }
 
@@ -115,6 +121,7 @@ impl EventDraft {
             exit_code: self.exit_code,
             path: self.path.as_deref(),
             diff: self.diff.as_deref(),
+            url: self.url.as_deref(),
         }
     }
 

@@ -11,8 +11,8 @@ use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult
 use crate::store::{CallRow, ChatLine, EffectKind, Totals};
 
 use super::frames::{self, EventDraft};
-use super::ports::{ModelAnswer, News, Offers, Spent, Started};
-use super::record::Draft;
+use super::ports::{ChangeOpened, ModelAnswer, News, Offers, Spent, Started};
+use super::record::{CHANGE, Draft};
 
 impl Draft<'_> {
     /// Takes one thing that arrived.
@@ -64,6 +64,12 @@ impl Draft<'_> {
             }
             News::Shows(effect, event, told) => self.shows(&effect, *event, told),
             News::Tree(tree) => self.tree(&tree),
+            News::Pushed(branch) => self.pushed = Some(Some(branch)),
+            News::Change(result) => {
+                if self.close(CHANGE, Some(EffectKind::Change)) {
+                    self.event(change_event(result));
+                }
+            }
             News::Notice(text) => self.event(EventDraft::text("AgentErrorObservation", text)),
             News::Timer(effect) => {
                 if self.close(&effect, Some(EffectKind::Timer)) {
@@ -233,5 +239,33 @@ fn tool_says(result: &ToolResult) -> Message {
     Message {
         role: Role::Tool,
         content: vec![Content::ToolResult(result.clone())],
+    }
+}
+
+/// What a person sees of a change that was to be opened.
+pub(super) fn change_event(result: Result<ChangeOpened, String>) -> EventDraft {
+    match result {
+        Ok(change) => {
+            let opened = if change.existed {
+                "The change is open already"
+            } else {
+                "Opened a change"
+            };
+            let ChangeOpened {
+                number, title, url, ..
+            } = change;
+            // A type with `Message` in it is shown in the chat by clients that do not know it.
+            EventDraft {
+                url: Some(url.clone()),
+                ..EventDraft::text(
+                    "ChangeMessage",
+                    format!("{opened}: #{number} {title}\n{url}"),
+                )
+            }
+        }
+        Err(why) => EventDraft::text(
+            "AgentErrorObservation",
+            format!("The change could not be opened: {why}"),
+        ),
     }
 }

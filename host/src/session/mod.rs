@@ -35,14 +35,14 @@ mod tools;
 mod tests;
 
 pub(crate) use compare::{difference, readable};
-pub use create::{CreateError, NewSession};
+pub use create::{CreateError, NewSession, OpenChange};
 pub use details::{Details, DetailsError};
 pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
 pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
-    DeltaKind, DeltaSink, Deployment, Drawn, Generation, Meter, ModelAnswer, ModelFailure,
-    ModelRequest, Models, Offers, OutputSink, Place, PlaceSpec, Places, Policies, Policy,
-    PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
+    ChangeOpened, ChangeRequest, Changes, DeltaKind, DeltaSink, Deployment, Drawn, Generation,
+    Meter, ModelAnswer, ModelFailure, ModelRequest, Models, Offers, OutputSink, Place, PlaceSpec,
+    Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
 pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
@@ -190,6 +190,8 @@ pub struct Deps {
     pub deployment: Deployment,
     /// Where work happens.
     pub places: Arc<dyn Places>,
+    /// Who opens the changes that users want of it.
+    pub changes: Arc<dyn Changes>,
     /// What sessions may use.
     pub limits: Limits,
 }

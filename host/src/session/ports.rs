@@ -434,6 +434,10 @@ pub trait Place: Send + Sync {
         let sentence = "No program can be run in this session.".to_owned();
         Box::pin(std::future::ready(Err(SandboxError::Refused(sentence))))
     }
+    /// The branch of its repository that was pushed since this was last asked.
+    fn pushed(&self) -> BoxFuture<'static, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
     /// The workspace's tree, as the JSON of a list of nodes.
     fn tree(&self) -> BoxFuture<'static, Option<String>>;
     /// Waits until the tree may be another than the last one that was given, and until another one
@@ -447,6 +451,46 @@ pub trait Place: Send + Sync {
     }
     /// Ends all that runs, and the sandbox. The workspace stays.
     fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// A change that a session's user wants to be opened of what was pushed.
+#[derive(Debug, Clone)]
+pub struct ChangeRequest {
+    /// Whose session it is.
+    pub user: String,
+    /// The repository, as git knows it.
+    pub repository: String,
+    /// The session's token for it.
+    pub token: Option<Secret>,
+    /// What was pushed.
+    pub branch: String,
+    /// Where it is to go; the repository's default branch where not given.
+    pub base: Option<String>,
+    /// One line.
+    pub title: String,
+    /// Markdown.
+    pub body: String,
+    /// Not ready for review.
+    pub draft: bool,
+}
+
+/// A change that is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeOpened {
+    /// For people.
+    pub url: String,
+    /// Its number in the repository.
+    pub number: u64,
+    /// One line.
+    pub title: String,
+    /// It was there already.
+    pub existed: bool,
+}
+
+/// Opens changes at the repositories' providers. Opening one twice gives the same one.
+pub trait Changes: Send + Sync {
+    /// Opens it, or says why not in a sentence. Takes seconds.
+    fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>>;
 }
 
 /// What a session's queue takes.
@@ -466,6 +510,10 @@ pub(super) enum News {
     Shows(String, Box<EventDraft>, oneshot::Sender<()>),
     /// Something about the place or its tools that a person should know.
     Notice(String),
+    /// The server took a push of this branch.
+    Pushed(String),
+    /// The change that was to be opened.
+    Change(Result<ChangeOpened, String>),
     /// The tree, as it is now without any tool.
     Tree(Tree),
     /// A timer ran out.

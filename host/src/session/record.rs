@@ -35,6 +35,10 @@ pub(super) struct Scene<'a> {
     pub(super) task: &'a str,
     pub(super) repository: Option<&'a str>,
     pub(super) branch: Option<&'a str>,
+    /// A change is to be opened of what is pushed.
+    pub(super) opens_change: bool,
+    /// The branch that was pushed so far.
+    pub(super) pushed: Option<&'a str>,
     pub(super) model: &'a str,
     pub(super) mock: bool,
     pub(super) settings: &'a str,
@@ -59,6 +63,8 @@ impl<'a> Scene<'a> {
             task: &fixed.task,
             repository: fixed.repo_url.as_deref(),
             branch: fixed.branch.as_deref(),
+            opens_change: fixed.open_change.is_some(),
+            pushed: None,
             model: &fixed.model,
             mock: policy.mock,
             settings: &policy.settings,
@@ -69,6 +75,12 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// With the branch that was pushed so far.
+    pub(super) fn with_pushed(mut self, pushed: Option<&'a str>) -> Self {
+        self.pushed = pushed;
+        self
+    }
+
     /// With the models that the policy may call; without, the session's is all it hears of.
     pub(super) fn with_offers(mut self, offers: &'a Offers) -> Self {
         self.offers = Some(offers);
@@ -76,12 +88,17 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// The effect that opens a change. It is the host's own: no policy hears of it.
+pub(super) const CHANGE: &str = "lucid:change";
+
 /// Work that begins once the record is written.
 #[derive(Debug)]
 pub(super) enum Begin {
     Model(ModelCall),
     Tool(ToolRun),
     Timer(String, u64),
+    /// Open a change of this branch; the policy's last words on its task.
+    Change(String, String),
     /// Abort it; it ends as cancelled.
     Cancel(String),
     /// Abort all; nobody is told.
@@ -134,6 +151,8 @@ pub(super) struct Draft<'a> {
     pub(super) lines: Vec<ChatLine>,
     pub(super) calls: Vec<CallRow>,
     closed: Vec<String>,
+    /// What became of the pushed branch, where that changed.
+    pub(super) pushed: Option<Option<String>>,
     taken: Vec<u64>,
     opened: Vec<EffectRow>,
     begin: Vec<Begin>,
@@ -146,6 +165,7 @@ pub(super) struct Round {
     pub(super) state: Option<Snapshot>,
     pub(super) shown: ShownTree,
     pub(super) begin: Vec<Begin>,
+    pub(super) pushed: Option<Option<String>>,
 }
 
 /// An error of the host's own.
@@ -180,6 +200,7 @@ impl<'a> Draft<'a> {
             lines: Vec::new(),
             calls: Vec::new(),
             closed: Vec::new(),
+            pushed: None,
             taken: Vec::new(),
             opened: Vec::new(),
             begin: Vec::new(),
@@ -249,8 +270,20 @@ impl<'a> Draft<'a> {
         self.counters.task_started_at = self.at;
         self.counters.iterations = 0;
         self.counters.tokens = 0;
+        // What an older task pushed has had its change.
+        if self.pushed_branch().is_some() {
+            self.pushed = Some(None);
+        }
         if !self.scene.mock {
             self.frame(frames::task_start(task, self.at));
+        }
+    }
+
+    /// The branch that the open task pushed.
+    fn pushed_branch(&self) -> Option<&str> {
+        match &self.pushed {
+            Some(pushed) => pushed.as_deref(),
+            None => self.scene.pushed,
         }
     }
 
@@ -285,7 +318,7 @@ impl<'a> Draft<'a> {
 
     /// Whether nothing came of what arrived.
     pub(super) fn is_empty(&self) -> bool {
-        self.inputs.is_empty() && self.frames.is_empty()
+        self.inputs.is_empty() && self.frames.is_empty() && self.pushed.is_none()
     }
 
     /// A record of the host's own: frames, and where the session stands.
@@ -341,6 +374,11 @@ impl<'a> Draft<'a> {
         self.error(reason);
         self.counters.task_open = false;
         self.begin.push(Begin::CancelAll);
+        // A change that is being opened is no policy's.
+        let changes = self
+            .open
+            .extract_if(.., |_, kind| *kind == EffectKind::Change);
+        let changes: Vec<_> = changes.collect();
         let told = std::mem::take(&mut self.inputs);
         let told = told.into_iter().filter_map(of_effect);
         self.closed.extend(self.open.keys().cloned());
@@ -348,6 +386,7 @@ impl<'a> Draft<'a> {
         for id in told.chain(open).collect::<Vec<_>>() {
             self.opens(&id, EffectKind::Orphan, None);
         }
+        self.open.extend(changes);
     }
 
     /// An effect's name is taken while it is open.
@@ -397,7 +436,8 @@ impl<'a> Draft<'a> {
                 }
             }
             Command::Cancel(effect) => {
-                if self.open.contains_key(&effect) {
+                let open = self.open.get(&effect);
+                if open.is_some_and(|kind| *kind != EffectKind::Change) {
                     self.begin.push(Begin::Cancel(effect));
                 }
             }
@@ -424,6 +464,12 @@ impl<'a> Draft<'a> {
                     &text
                 };
                 self.frame(frames::status("completed", text, None));
+                if self.scene.opens_change
+                    && let Some(branch) = self.pushed_branch().map(str::to_owned)
+                    && self.opens(CHANGE, EffectKind::Change, None)
+                {
+                    self.begin.push(Begin::Change(branch, text.to_owned()));
+                }
             }
             Outcome::Failed(error) => self.error(&error.message),
             Outcome::Cancelled => {
@@ -457,6 +503,7 @@ impl<'a> Draft<'a> {
             opened: self.opened,
             closed: self.closed,
             taken: self.taken,
+            pushed: self.pushed.clone(),
             counters: self.counters,
             status,
             end_reason,
@@ -467,6 +514,7 @@ impl<'a> Draft<'a> {
             state,
             shown: self.shown,
             begin: self.begin,
+            pushed: self.pushed,
         }
     }
 }

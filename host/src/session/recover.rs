@@ -114,6 +114,7 @@ impl Sessions {
             git_token,
             counters: row.counters,
             state,
+            pushed: row.pushed,
             open: effects,
             unread,
             status: row.status,

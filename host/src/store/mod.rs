@@ -54,6 +54,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0002_inbox.sql"),
     include_str!("../../../migrations/0003_usage.sql"),
     include_str!("../../../migrations/0004_integrations.sql"),
+    include_str!("../../../migrations/0005_changes.sql"),
 ];
 
 /// Why the store did not do what it was asked.

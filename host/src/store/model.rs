@@ -56,6 +56,8 @@ pub enum EffectKind {
     /// Over without its policy having heard of it: the step that was to hear of it failed, or ended
     /// the task.
     Orphan,
+    /// A change that the host opens of what was pushed.
+    Change,
 }
 
 impl EffectKind {
@@ -66,6 +68,7 @@ impl EffectKind {
             Self::Ask => "ask",
             Self::Timer => "timer",
             Self::Orphan => "orphan",
+            Self::Change => "change",
         }
     }
 
@@ -76,6 +79,7 @@ impl EffectKind {
             "ask" => Ok(Self::Ask),
             "timer" => Ok(Self::Timer),
             "orphan" => Ok(Self::Orphan),
+            "change" => Ok(Self::Change),
             other => Err(StoreError::Content(format!("an effect of kind {other:?}"))),
         }
     }
@@ -132,6 +136,8 @@ pub struct NewSessionRow {
     pub repo_url: Option<String>,
     /// Which branch.
     pub branch: Option<String>,
+    /// Whether a change is opened of what is pushed: `ready`, or as a `draft`.
+    pub open_change: Option<String>,
     /// For commits.
     pub git_user_name: Option<String>,
     /// For commits.
@@ -167,6 +173,8 @@ pub struct SessionRow {
     pub counters: Counters,
     /// Schema and bytes of the policy's last state; none before the first step.
     pub state: Option<(u32, Vec<u8>)>,
+    /// The branch that its last task pushed.
+    pub pushed: Option<String>,
     /// Why it is over, where it is.
     pub end_reason: Option<String>,
     /// When the last round was written, in milliseconds since 1970.
@@ -242,6 +250,8 @@ pub struct StepRow {
     pub closed: Vec<String>,
     /// Messages of the user that are not to be taken again, by their numbers in the inbox.
     pub taken: Vec<u64>,
+    /// The branch that was pushed, where that is another from here on.
+    pub pushed: Option<Option<String>>,
     /// The session's numbers from here on.
     pub counters: Counters,
     /// Where the session stands from here on.

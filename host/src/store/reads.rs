@@ -46,6 +46,7 @@ impl SessionRow {
         Ok(Self {
             updated_at: from_sql(row, "updated_at")?,
             end_reason: row.get("end_reason")?,
+            pushed: row.get("pushed_branch")?,
             fixed: NewSessionRow {
                 id: row.get("id")?,
                 user: row.get("user_id")?,
@@ -53,6 +54,7 @@ impl SessionRow {
                 task: row.get("task")?,
                 repo_url: row.get("repo_url")?,
                 branch: row.get("branch")?,
+                open_change: row.get("open_change")?,
                 git_user_name: row.get("git_user_name")?,
                 git_user_email: row.get("git_user_email")?,
                 policy: row.get("policy")?,

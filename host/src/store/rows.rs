@@ -28,9 +28,9 @@ impl NewSessionRow {
                 "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
                      policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
                      next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
-                     updated_at, token_limit, cost_limit)
+                     updated_at, token_limit, cost_limit, open_change)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
-                     ?20, ?21, 0, 0, 0, ?15, ?22, ?23)",
+                     ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24)",
             )?
             .execute(params![
                 self.id,
@@ -56,6 +56,7 @@ impl NewSessionRow {
                 to_sql(counters.task_started_at),
                 self.token_limit.map(to_sql),
                 self.cost_limit.map(to_sql),
+                self.open_change,
             ])?;
         connection
             .prepare_cached(
@@ -122,7 +123,8 @@ impl StepRow {
                 "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
                      next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
                      steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
-                     state = coalesce(?15, state) WHERE id = ?1",
+                     state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END
+                 WHERE id = ?1",
             )?
             .execute(params![
                 &*self.session,
@@ -140,6 +142,8 @@ impl StepRow {
                 to_sql(self.at),
                 state.map(|(schema, _)| schema),
                 state.map(|(_, bytes)| bytes.as_slice()),
+                self.pushed.is_some(),
+                self.pushed.as_ref().and_then(Option::as_ref),
             ])?;
         let over = matches!(self.status, Status::Stopping | Status::Ended);
         if over || !self.chat_lines.is_empty() {

@@ -5,16 +5,28 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::store::Status;
 
 use super::super::budget::Budget;
 use super::super::frames::{self, EventDraft};
+use super::super::intake::change_event;
 use super::super::live::Session;
 use super::super::ports::{News, Spent};
-use super::super::record::{Draft, Scene};
+use super::super::record::{CHANGE, Draft, Scene};
 use super::super::{CloseReason, Shared};
 use super::{Actor, End, now};
+
+/// How long a session that is stopped waits for a change that is being opened.
+const LAST_CHANGE: Duration = Duration::from_secs(20);
+
+/// What a client sees last.
+#[derive(Default)]
+struct Shown {
+    frame: Option<String>,
+    change: Option<EventDraft>,
+}
 
 /// Lets nobody wait for a session whose actor came to grief. Its log is whole, so the next start goes
 /// on with it.
@@ -47,6 +59,10 @@ impl Drop for Last {
 impl Actor {
     /// Ends the session, or pauses it, and gives back what it held.
     pub(super) async fn end(mut self, end: End, status: Status) {
+        let change = match end {
+            End::Stopped => self.last_change().await,
+            _ => None,
+        };
         let spent = self.unheard();
         let (close, frame) = match end {
             End::Halted => {
@@ -82,13 +98,14 @@ impl Actor {
         } else {
             Status::Ended
         };
-        let written = self.last_round(spent, frame, status, &close).await;
+        let shown = Shown { frame, change };
+        let written = self.last_round(spent, shown, status, &close).await;
         self.effects.close_place().await;
         if held && written {
             // What the log still calls alive goes on at the next start, and needs its workspace.
             match self.effects.wipe().await {
                 Ok(()) => {
-                    self.last_round(Vec::new(), None, Status::Ended, &close)
+                    self.last_round(Vec::new(), Shown::default(), Status::Ended, &close)
                         .await;
                 }
                 // Still `stopping` in the log: the next start tries again.
@@ -100,10 +117,35 @@ impl Actor {
         self.leave(close);
     }
 
+    /// What came of a change that is being opened: the work is done, and its user waits for the link.
+    async fn last_change(&mut self) -> Option<EventDraft> {
+        if !self.open.contains_key(CHANGE) {
+            return None;
+        }
+        let news = &mut self.news;
+        let queue = &mut self.queue;
+        let told = async {
+            loop {
+                if let Some(at) = queue.iter().position(|n| matches!(n, News::Change(_))) {
+                    return queue.remove(at);
+                }
+                queue.push_back(*news.recv().await?);
+            }
+        };
+        let told = tokio::select! {
+            told = tokio::time::timeout(LAST_CHANGE, told) => told.ok()?,
+            () = self.shared.halt.cancelled() => None,
+        };
+        match told {
+            Some(News::Change(result)) => Some(change_event(result)),
+            _ => None,
+        }
+    }
+
     async fn last_round(
         &mut self,
         spent: Vec<(String, Spent)>,
-        frame: Option<String>,
+        shown: Shown,
         status: Status,
         close: &CloseReason,
     ) -> bool {
@@ -117,7 +159,10 @@ impl Actor {
         for (effect, spent) in spent {
             draft.spend(&effect, spent);
         }
-        if let Some(frame) = frame {
+        if let Some(change) = shown.change {
+            draft.event(change);
+        }
+        if let Some(frame) = shown.frame {
             draft.frame(frame);
         }
         draft.counters.task_open = false;

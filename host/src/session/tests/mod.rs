@@ -2,6 +2,7 @@
 
 mod asking;
 mod beside;
+mod changing;
 mod crash;
 mod deltas;
 mod life;
@@ -147,6 +148,7 @@ fn deployed(
         sealer: Sealer::new(&Secret::new(key)),
         deployment,
         places: Arc::new(world.clone()),
+        changes: Arc::new(world.clone()),
         limits,
     })
 }
@@ -181,6 +183,7 @@ fn new(user: &str) -> NewSession {
         cost_limit: None,
         api_key: Some(Secret::new("sk-key")),
         policy: None,
+        open_change: None,
     }
 }
 

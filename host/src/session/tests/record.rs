@@ -133,6 +133,8 @@ fn what_a_failed_model_call_took_counts_as_well() {
         task: "t",
         repository: None,
         branch: None,
+        opens_change: false,
+        pushed: None,
         model: "m",
         mock: false,
         settings: "{}",
@@ -176,6 +178,8 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         task: "t",
         repository: None,
         branch: None,
+        opens_change: false,
+        pushed: None,
         model: "m",
         mock: false,
         settings: "{}",
@@ -228,7 +232,7 @@ proptest! {
         let (session, chat) = ("s".into(), "c".into());
         let budget = Budget { iterations: 3, ..Budget::default() };
         let scene = Scene {
-            session: &session, chat: &chat, task: "t", repository: None, branch: None, model: "m", mock: false,
+            session: &session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
             settings: "{}", policy_digest: "d", offers: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = Counters { next_seq: 1, ..Counters::default() };
@@ -295,6 +299,8 @@ fn the_next_message_answers_an_open_question() {
         task: "t",
         repository: None,
         branch: None,
+        opens_change: false,
+        pushed: None,
         model: "m",
         mock: false,
         settings: "{}",

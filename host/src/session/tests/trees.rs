@@ -105,6 +105,8 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         task: "t",
         repository: None,
         branch: None,
+        opens_change: false,
+        pushed: None,
         model: "m",
         mock: false,
         settings: "{}",

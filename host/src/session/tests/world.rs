@@ -92,6 +92,8 @@ pub(super) struct World {
     pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
     pub(super) hold: Arc<AtomicBool>,
     pub(super) hold_fetch: Arc<AtomicBool>,
+    /// Providers take their time with changes.
+    pub(super) hold_changes: Arc<AtomicBool>,
     /// Models say early what they have used.
     pub(super) tells: Arc<AtomicBool>,
     /// Sandboxes live on while the host is away.
@@ -125,6 +127,7 @@ impl World {
             prompts: Arc::default(),
             hold: Arc::default(),
             hold_fetch: Arc::default(),
+            hold_changes: Arc::default(),
             tells: Arc::default(),
             lives: Arc::default(),
             stuck: Arc::default(),
@@ -142,6 +145,15 @@ impl World {
 
     pub(super) fn note(&self, line: String) {
         self.diary.lock().unwrap().push(line);
+    }
+
+    /// How many lines begin so.
+    pub(super) fn any(&self, beginning: &str) -> usize {
+        let diary = self.diary.lock().unwrap();
+        diary
+            .iter()
+            .filter(|line| line.starts_with(beginning))
+            .count()
     }
 
     pub(super) fn done(&self, line: &str) -> usize {
@@ -392,6 +404,16 @@ impl Place for World {
         .boxed()
     }
 
+    fn pushed(&self) -> BoxFuture<'static, Option<String>> {
+        let diary = self.diary.lock().unwrap();
+        let tool = diary
+            .iter()
+            .rev()
+            .find_map(|line| line.strip_prefix("tool "));
+        let pushed = tool.filter(|tool| tool.starts_with("push"));
+        std::future::ready(pushed.map(|tool| format!("lucid/{tool}"))).boxed()
+    }
+
     fn tree(&self) -> BoxFuture<'static, Option<String>> {
         let tools = self
             .diary
@@ -419,5 +441,33 @@ impl Place for World {
     fn close(&self) -> BoxFuture<'static, ()> {
         self.note("close".to_owned());
         std::future::ready(()).boxed()
+    }
+}
+
+impl Changes for World {
+    fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>> {
+        let (world, hold) = (self.clone(), self.hold_changes.clone());
+        async move {
+            while hold.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert!(request.token.is_some(), "the session's token goes along");
+            let ChangeRequest {
+                branch,
+                base,
+                draft,
+                body,
+                ..
+            } = request;
+            let (base, draft) = (base.unwrap(), if draft { " draft" } else { "" });
+            world.note(format!("change {branch} to {base}{draft}: {body}"));
+            Ok(ChangeOpened {
+                url: "https://git.example/changes/1".to_owned(),
+                number: 1,
+                title: request.title,
+                existed: false,
+            })
+        }
+        .boxed()
     }
 }

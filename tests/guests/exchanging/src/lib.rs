@@ -41,7 +41,7 @@ impl Provider for Exchanging {
         let state = "s".to_owned();
         match act.as_str() {
             "endless" => return Ok(Next::Send(request, state)),
-            "memory" => return Ok(Next::Send(request, "s".repeat(1 << 20))),
+            "memory" => return Ok(Next::Send(request, "s".repeat(1 << 17))),
             "elsewhere" => request.path = "https://evil.example/user".into(),
             "climb" => request.path = "/..%2F..%2Fadmin".into(),
             "header" => request.headers.push(Header {
