@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 const PLUGINS: &str = "/api/v1/plugins";
+const README: &str = include_str!("../../README.md");
 
 fn admin() -> String {
     claims_token(json!({"sub": "alice", "lucid_admin": true}))
@@ -843,19 +844,48 @@ async fn a_candidate_with_a_bug_loses_its_share_and_its_sessions_go_on_with_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_does_well_is_settled_and_can_be_rolled_back_all_the_same() {
+    let mut ground = Ground::new();
+    let first = digest(&counting(1, "good"));
+    let good = ground.upload(counting(2, "good")).await;
+    ground.activate("counting", &good, None).await.ok();
+    let shown = ground.plugin().await;
+    assert_eq!(shown["probation"]["steps"], 0, "{shown}");
+    // A thousand steps and more.
+    join_all((0..50).map(|_| ground.count(21))).await;
+    let shown = ground
+        .until("it to be settled", |plugin| plugin["probation"].is_null())
+        .await;
+    assert_eq!(
+        (&shown["digest"], on_each(&shown)),
+        (&json!(good), (50, 0)),
+        "{shown}"
+    );
+    assert!(
+        ground.host.log().contains("settled: It failed 0 of 1"),
+        "{}",
+        ground.host.log()
+    );
+    ground.host.stop().await;
+    ground.host.start_again();
+    assert_eq!(
+        ground.plugin().await["probation"],
+        Value::Null,
+        "also after a restart"
+    );
+    assert_eq!(ground.roll_back().await.ok()["digest"], first.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_will_not_go_on_with_sessions_is_taken_back_before_anybody_says_a_word() {
     let ground = Ground::new();
     ground.begin(4).await;
     let evil = ground.upload(counting(2, "evil")).await;
     ground.activate("counting", &evil, None).await.ok();
     let shown = ground
-        .until("it to be taken back", |plugin| {
-            plugin["takenBack"]
-                .as_array()
-                .is_some_and(|all| !all.is_empty())
-        })
+        .until("it to be taken back", |plugin| plugin["source"] == "file")
         .await;
-    assert_eq!(shown["source"], "file", "{shown}");
+    assert_eq!(shown["takenBack"][0]["digest"], evil.as_str(), "{shown}");
     ground
         .until("all to be where they were", |plugin| {
             on_each(plugin) == (4, 0)
@@ -907,6 +937,25 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
         ]);
         assert_eq!(code, Some(2), "{share}");
     }
+    // The commands of the README.
+    let good = ground.upload(counting(3, "good")).await;
+    let section = README
+        .split_once("\n### Rolling a new build out\n")
+        .unwrap()
+        .1;
+    let section = section.split_once("\n### ").unwrap().0;
+    let lines = section.lines().filter(|line| line.starts_with("lucid "));
+    let lines: Vec<&str> = lines.map(|line| line.split(" #").next().unwrap()).collect();
+    assert!(lines.len() >= 4, "{lines:?}");
+    for line in lines {
+        let line = line.replace("coder", "counting").replace("DIGEST", &good);
+        let arguments: Vec<&str> = line.split_whitespace().skip(1).collect();
+        let (code, out, err) = lucid(&arguments);
+        // Its name is in its words, so it differs.
+        let meant = i32::from(arguments[1] == "shadow");
+        assert_eq!((code, err.as_str()), (Some(meant), ""), "{line}: {out}");
+    }
+
     // Beside a server, which notices.
     lucid(&[
         "plugin", "activate", "policy", "counting", &buggy, "--share", "1",

@@ -88,9 +88,15 @@ impl Sessions {
                     .find(Some(name))
                     .map_err(|cause| cause.to_string())?,
             };
-            if let Some(state) = &state {
-                takes_over(policy.info(), state)?;
-            }
+            let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
+                // The build that had it may be there still, while the active one is on probation.
+                Some(Err(reason)) => {
+                    let older = generation.policies.older(name, &policy.info().digest);
+                    let own = older.filter(|older| older.info().digest == digest);
+                    own.ok_or(reason)?
+                }
+                _ => policy,
+            };
             let key_for = key_for(policy.info(), &*generation.models, &row.fixed.provider);
             Ok((
                 open(&row.fixed.api_key, &key_for)?,

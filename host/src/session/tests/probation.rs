@@ -237,3 +237,41 @@ async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_
         "the state was its own: {inputs:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_a_state_that_only_the_build_before_can_have_stays_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = World {
+        build: OLDER,
+        ..World::new(worker)
+    };
+    let first = sessions(folder.path(), &before);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    let mut frames = session.subscribe(0);
+    first.start(&session);
+    until(&mut frames, "completed").await;
+    first.shutdown().await;
+    drop((frames, session, first));
+
+    let too_new = Build {
+        digest: "d",
+        schema: 3,
+        oldest_schema: 2,
+        refuses: false,
+    };
+    let world = World {
+        build: too_new,
+        older: Some((OLDER, worker)),
+        ..World::new(never)
+    };
+    let second = sessions(folder.path(), &world);
+    assert_eq!(second.recover().await.unwrap(), 1, "nobody went on with it");
+    let runs = second.count_by_plugins();
+    assert!(runs.keys().all(|runs| runs.digest == "c"), "{runs:?}");
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let mut frames = session.subscribe(0);
+    until(&mut frames, "\"completed\"").await;
+    session.message("more").await.unwrap();
+    until(&mut frames, "\"completed\"").await;
+}
