@@ -41,6 +41,7 @@ const SHOWN_BODY: usize = 2_000;
 pub(super) struct Components {
     /// In the order of their names.
     all: Vec<Arc<Component>>,
+    egress: Egress,
 }
 
 /// One of them, and what it is given.
@@ -63,11 +64,13 @@ pub(super) struct Component {
 }
 
 impl Components {
-    /// Those that were loaded, and what the operator should know of them.
+    /// Those that were loaded, and what the operator should know of them. Connections of those `before`
+    /// are used again where they may.
     pub(super) fn new(
         loaded: Vec<LoadedTools>,
         manifest: &Manifest,
         config: &Config,
+        before: Option<&Self>,
     ) -> Result<(Self, Vec<String>), Problems> {
         let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
         let mut sites = Vec::new();
@@ -86,7 +89,9 @@ impl Components {
             ..EgressLimits::default()
         };
         let endpoints = sites.iter().filter_map(|(_, site)| site.endpoint.as_ref());
-        let egress = Egress::new(limits, endpoints)
+        let endpoints: Vec<_> = endpoints.collect();
+        let before = before.map(|before| &before.egress);
+        let egress = Egress::or_new(before, limits, &endpoints)
             .map_err(|why| Problem::plain(format!("no tool can ask a server: {why}")))?;
         let mut all = Vec::new();
         for (tools, site) in sites {
@@ -115,7 +120,7 @@ impl Components {
                 egress: egress.clone(),
             }));
         }
-        Ok((Self { all }, warnings))
+        Ok((Self { all, egress }, warnings))
     }
 
     /// All of them, for sessions.

@@ -35,17 +35,19 @@ pub(crate) struct Deployed {
 
 impl Deployed {
     /// Loads all that a manifest and the environment say together, or says all that is wrong.
-    /// `blobs` has the files of conversations, and what is among the `known` plugins is not loaded again;
-    /// where `only` names one plugin, no other is looked at. `trials` counts how builds do.
+    /// `blobs` has the files of conversations, and what is the same as `before` is not made again; where
+    /// `only` names one plugin, no other is looked at. `trials` counts how builds do.
     pub(crate) async fn new(
         manifest: Arc<Manifest>,
         config: &Config,
         engine: &Engine,
         blobs: Blobs,
-        known: &Plugins,
+        before: Option<&Self>,
         only: Option<(Kind, &str)>,
         trials: &Trials,
     ) -> Result<Self, Problems> {
+        let none = Plugins::default();
+        let known = before.map_or(&none, |before| &before.plugins);
         let loaded = deployment::load(&manifest, engine, known, only).await?;
         let Loaded {
             policies,
@@ -62,8 +64,11 @@ impl Deployed {
         let beside = policies.iter().filter_map(|one| one.beside.as_ref());
         let plugins = plugins.with_beside(beside.map(|one| one.plugin.clone()));
         let git = git_providers(git, &manifest, config)?;
-        let (providers, mut warnings) = Providers::new(providers, &manifest, config, blobs)?;
-        let (components, of_tools) = Components::new(tools, &manifest, config)?;
+        let providers_before = before.map(|before| &*before.providers);
+        let made = Providers::new(providers, &manifest, config, blobs, providers_before)?;
+        let (providers, mut warnings) = made;
+        let tools_before = before.map(|before| &*before.components);
+        let (components, of_tools) = Components::new(tools, &manifest, config, tools_before)?;
         warnings.extend(of_tools);
         warnings.extend(manifest.idle_uploads());
         warnings.extend(manifest.brought.warnings.iter().cloned());

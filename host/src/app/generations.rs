@@ -28,7 +28,7 @@ use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, is_name};
 use crate::oci::{Components, Tags};
-use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, Plugins, PolicyPlugin};
+use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, PolicyPlugin};
 use crate::session::{Deployment, Generation};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
@@ -190,11 +190,11 @@ impl Generations {
             .bring(&components, &config.variables, Tags::Anew)
             .await?;
         let record = depot.record().map_err(Problem::from)?;
-        let (none, uploads) = (Plugins::default(), depot.uploads(&record));
+        let uploads = depot.uploads(&record);
         let has_uploads = uploads != Uploads::default();
         let (trials, rulings) = Trials::new();
         let whole = Arc::new(manifest.with(uploads));
-        let made = Deployed::new(whole, config, &engine, blobs.clone(), &none, None, &trials);
+        let made = Deployed::new(whole, config, &engine, blobs.clone(), None, None, &trials);
         let (deployed, refused) = match Box::pin(made).await {
             Ok(deployed) => (deployed, None),
             Err(problems) if !has_uploads => return Err(problems),
@@ -441,7 +441,7 @@ impl Generations {
             let digest = candidate.or(active).map(|build| build.digest.clone());
             let mut uploads = manifest.uploads.clone();
             depot.place(&record, kind, name, &mut uploads);
-            let (next, known) = (Arc::new(manifest.with(uploads)), &before.deployed.plugins);
+            let (next, known) = (Arc::new(manifest.with(uploads)), Some(&*before.deployed));
             let only = Some((kind, name));
             let made = Deployed::new(next, config, engine, blobs.clone(), known, only, trials);
             match Box::pin(made).await {
@@ -521,7 +521,7 @@ impl Generations {
             ..
         } = &*self.0;
         let before = self.now();
-        let known = &before.deployed.plugins;
+        let known = Some(&*before.deployed);
         let found = found.and_then(|manifest| match &before.deployed.manifest.path {
             // Without it there would be other providers, under the same names.
             Some(path) if manifest.path.is_none() => Err(Problems::from(Problem::of_file(
@@ -641,7 +641,7 @@ async fn fall_back(
     record: &Record,
     (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Trials),
 ) -> Option<Deployed> {
-    let make = async |uploads: Uploads, known: &Plugins, only| {
+    let make = async |uploads: Uploads, known: Option<&Deployed>, only| {
         let manifest = Arc::new(manifest.with(uploads));
         let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only, trials);
         Box::pin(made).await.ok()
@@ -669,22 +669,22 @@ async fn fall_back(
             }
         }
     }
-    if let Some(left) = make(whole, &Plugins::default(), None).await {
+    if let Some(left) = make(whole, None, None).await {
         return Some(left);
     }
     // Some do not fit the manifest: one after the other, then.
-    let mut left = make(Uploads::default(), &Plugins::default(), None).await?;
+    let mut left = make(Uploads::default(), None, None).await?;
     for (kind, name, builds) in record.all() {
         let mut uploads = left.manifest.uploads.clone();
         depot.place(record, kind, name, &mut uploads);
-        let mut found = make(uploads, &left.plugins, Some((kind, name))).await;
+        let mut found = make(uploads, Some(&left), Some((kind, name))).await;
         for at in (0..builds.len()).rev() {
             if found.is_some() {
                 break;
             }
             let mut uploads = left.manifest.uploads.clone();
             depot.place_build(record, (kind, name), Some(at), &mut uploads);
-            found = make(uploads, &left.plugins, Some((kind, name))).await;
+            found = make(uploads, Some(&left), Some((kind, name))).await;
         }
         left = found.unwrap_or(left);
     }

@@ -57,12 +57,13 @@ pub(super) struct Grants {
 
 impl Providers {
     /// The providers that were loaded, and what the operator should know of them. `blobs` has the
-    /// files of conversations.
+    /// files of conversations; connections of those `before` are used again where they may.
     pub(super) fn new(
         loaded: Vec<LoadedProvider>,
         manifest: &Manifest,
         config: &Config,
         blobs: Blobs,
+        before: Option<&Self>,
     ) -> Result<(Self, Vec<String>), Problems> {
         let mut wrong = Vec::new();
         let mut sites = Vec::new();
@@ -89,8 +90,9 @@ impl Providers {
             let served = Served::new(provider, site, &config.models, &names, is_default);
             all.push(Arc::new(served));
         }
-        let endpoints = all.iter().map(|served| &served.endpoint);
-        let egress = Egress::new(EgressLimits::default(), endpoints)
+        let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
+        let before = before.map(|before| &before.egress);
+        let egress = Egress::or_new(before, EgressLimits::default(), &endpoints)
             .map_err(|why| Problem::plain(format!("no model can be asked: {why}")))?;
         let providers = Self {
             egress,

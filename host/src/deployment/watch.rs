@@ -6,21 +6,27 @@
 //! the system tells only says when to look; where it tells nothing (network file systems, no watches
 //! left) the files are looked at every few seconds all the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// A file that was written is taken for whole when nothing has moved for so long.
-const QUIET: Duration = Duration::from_millis(30);
+/// What changes within so short a time is one change.
+const QUIET: Duration = Duration::from_millis(10);
 /// A folder in which something always moves is looked at this often.
 const LONGEST: Duration = Duration::from_millis(300);
+/// A file that is being written is waited for, until whoever writes it closes it, and no longer than this.
+const PATIENT: Duration = Duration::from_secs(3);
+/// More files that are being written are not remembered.
+const MOST_OPEN: usize = 1_024;
 /// How often files are looked at of which nothing is told.
 const UNTOLD: Duration = Duration::from_secs(5);
 
@@ -60,18 +66,20 @@ pub struct Watch {
     folders: BTreeSet<PathBuf>,
     files: BTreeMap<PathBuf, Option<Stamp>>,
     stirred: Arc<Notify>,
+    /// Files that were written and not closed since, by their name alone: a folder may have several paths.
+    open: Arc<Mutex<HashSet<OsString>>>,
 }
 
 impl Watch {
     /// Watches nothing yet.
     pub fn new() -> Self {
-        let stirred = Arc::new(Notify::new());
-        let tell = stirred.clone();
+        let (stirred, open) = (Arc::new(Notify::new()), Arc::default());
+        let (tell, writing) = (stirred.clone(), Arc::clone(&open));
         let told = move |event: notify::Result<notify::Event>| {
-            // Looking at a file is no change of it, and would be noticed for ever.
-            if !event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
-                tell.notify_one();
+            if event.is_ok_and(|event| only_looks(&event, &writing)) {
+                return;
             }
+            tell.notify_one();
         };
         let watcher = notify::recommended_watcher(told)
             .inspect_err(|cause| {
@@ -83,6 +91,7 @@ impl Watch {
             folders: BTreeSet::new(),
             files: BTreeMap::new(),
             stirred,
+            open,
         }
     }
 
@@ -133,14 +142,33 @@ impl Watch {
     }
 
     async fn settled(&self) {
-        let longest = Instant::now() + LONGEST;
+        let begun = Instant::now();
         loop {
-            let quiet = longest.min(Instant::now() + QUIET);
-            let moved = timeout_at(quiet, self.stirred.notified()).await;
-            if moved.is_err() || Instant::now() >= longest {
+            let quiet = Instant::now() + QUIET;
+            let moved = timeout_at(quiet, self.stirred.notified()).await.is_ok();
+            let longest = if self.is_being_written() {
+                PATIENT
+            } else if moved {
+                LONGEST
+            } else {
+                return;
+            };
+            if begun.elapsed() >= longest {
                 return;
             }
         }
+    }
+
+    /// Whether somebody is in the middle of one of the files.
+    fn is_being_written(&self) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = |file: &PathBuf| file.file_name().map(OsStr::to_owned);
+        let real = |file: &PathBuf| file.canonicalize().ok();
+        !open.is_empty()
+            && self.files.keys().any(|file| {
+                let names = [name(file), real(file).and_then(|real| name(&real))];
+                names.into_iter().flatten().any(|name| open.contains(&name))
+            })
     }
 
     async fn differs(&self) -> bool {
@@ -151,6 +179,28 @@ impl Watch {
         });
         looked.await.unwrap_or(true)
     }
+}
+
+/// Whether an event tells of no change: looking at a file is none, and would be noticed for ever. Notes
+/// which files are being written.
+fn only_looks(event: &notify::Event, open: &Mutex<HashSet<OsString>>) -> bool {
+    let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
+    let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
+    let replaced = matches!(
+        event.kind,
+        EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_)
+    );
+    if written || closed || replaced {
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in event.paths.iter().filter_map(|path| path.file_name()) {
+            if !written {
+                open.remove(name);
+            } else if open.len() < MOST_OPEN {
+                open.insert(name.to_owned());
+            }
+        }
+    }
+    matches!(event.kind, EventKind::Access(_)) && !closed
 }
 
 impl Default for Watch {
@@ -262,6 +312,19 @@ mod tests {
         ground.begin("plugin.wasm");
         std::fs::write(&file, "fifth").unwrap();
         ground.notices("its return").await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_being_written_is_noticed_when_it_is_whole() {
+        use std::io::Write as _;
+        let mut ground = Ground::new(&["plugin.wasm"]);
+        ground.begin("plugin.wasm");
+        let mut file = std::fs::File::create(ground.path("plugin.wasm")).unwrap();
+        file.write_all(b"the first half").unwrap();
+        ground.is_still("half a file").await;
+        file.write_all(b" and the second").unwrap();
+        drop(file);
+        ground.notices("the whole file").await;
     }
 
     #[tokio::test]

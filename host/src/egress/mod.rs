@@ -17,6 +17,7 @@ mod shown;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,7 +38,7 @@ pub(crate) use error::words;
 pub use shown::Showing;
 
 /// How long is waited for what, and how much is taken.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EgressLimits {
     /// For a connection.
     pub connect: Duration,
@@ -195,11 +196,18 @@ impl Endpoint {
     }
 }
 
+fn named_hosts<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> BTreeSet<String> {
+    let named = endpoints.into_iter().filter(|endpoint| endpoint.named);
+    named.map(Endpoint::host).collect()
+}
+
 /// Sends requests of plugins. A clone shares the connections.
 #[derive(Debug, Clone)]
 pub struct Egress {
     client: reqwest::Client,
     limits: EgressLimits,
+    /// The hosts that may be private; none where they are known only later.
+    named: Option<BTreeSet<String>>,
 }
 
 impl Egress {
@@ -209,17 +217,22 @@ impl Egress {
         limits: EgressLimits,
         endpoints: impl IntoIterator<Item = &'a Endpoint>,
     ) -> Result<Self, EgressError> {
-        let named = endpoints.into_iter().filter(|endpoint| endpoint.named);
-        Self::with(limits, address::Resolver::new(named.map(Endpoint::host)))
+        let named = named_hosts(endpoints);
+        let resolver = Resolver::new(named.iter().cloned());
+        Self::with(limits, resolver, Some(named))
     }
 
     /// For endpoints that are known only later, such as users' own servers. Their hosts may be private
     /// where `private` is set.
     pub fn open(limits: EgressLimits, private: bool) -> Result<Self, EgressError> {
-        Self::with(limits, address::Resolver::open(private))
+        Self::with(limits, Resolver::open(private), None)
     }
 
-    fn with(limits: EgressLimits, resolver: address::Resolver) -> Result<Self, EgressError> {
+    fn with(
+        limits: EgressLimits,
+        resolver: Resolver,
+        named: Option<BTreeSet<String>>,
+    ) -> Result<Self, EgressError> {
         // Somebody else may have done it; any provider will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -233,7 +246,25 @@ impl Egress {
             .map_err(|cause| EgressError::Client {
                 detail: error::words(cause),
             })?;
-        Ok(Self { client, limits })
+        Ok(Self {
+            client,
+            limits,
+            named,
+        })
+    }
+
+    /// This one where it would do for these endpoints, so that connections stay open over a change of
+    /// the deployment; else one of its own.
+    pub fn or_new(
+        before: Option<&Self>,
+        limits: EgressLimits,
+        endpoints: &[&Endpoint],
+    ) -> Result<Self, EgressError> {
+        let named = Some(named_hosts(endpoints.iter().copied()));
+        match before.filter(|before| before.named == named && before.limits == limits) {
+            Some(before) => Ok(before.clone()),
+            None => Self::new(limits, endpoints.iter().copied()),
+        }
     }
 
     /// Sends a plugin's request with the deployment's key. Dropping the future drops the request,

@@ -181,6 +181,9 @@ fn config(options: &EngineOptions) -> Config {
         .cranelift_nan_canonicalization(true)
         .wasm_relaxed_simd(false)
         .wasm_features(wasmtime::WasmFeatures::THREADS, false)
+        // Tables that nobody reads: traps are told by function, and only wasmtime unwinds guests.
+        .generate_address_map(false)
+        .native_unwind_info(false)
         .consume_fuel(true)
         .epoch_interruption(true);
     config

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use crate::plugins::policy_types::{Context, Input, Snapshot};
@@ -57,6 +57,10 @@ pub(super) struct Actor {
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
     deployment: Deployment,
+    /// The number of the generation that was looked at last.
+    looked_at: u64,
+    /// Held for a round that is there only to move.
+    turn: Option<OwnedSemaphorePermit>,
     generation: Arc<Generation>,
     policy: Arc<dyn Policy>,
     /// The build of the policy that left the state, where that is another and this one has yet to take
@@ -131,6 +135,8 @@ pub(super) async fn live(
         id,
         fixed: found.fixed,
         deployment: shared.deps.deployment.clone(),
+        looked_at: found.generation.number,
+        turn: None,
         generation: found.generation,
         policy: found.policy,
         taken_over: found.taken_over,
@@ -191,7 +197,9 @@ impl Actor {
             if let Some(end) = self.wait().await {
                 return end;
             }
-            if let Err(end) = self.round().await {
+            let round = self.round().await;
+            self.turn = None;
+            if let Err(end) = round {
                 return end;
             }
         }
@@ -284,8 +292,9 @@ impl Actor {
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
             news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
-            // The deployment may never change again.
-            Ok(()) = self.deployment.changed() => {}
+            turn = moving::turn(&mut self.deployment, self.looked_at, &self.shared.moves) => {
+                self.turn = turn;
+            }
             () = self.session.unattended.notified(), if waits => {
                 self.put_away().await;
             }

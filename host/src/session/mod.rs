@@ -53,10 +53,12 @@ pub use tools::{EventSink, NoTools, SEPARATOR, SessionTools, Showing, Tools, Too
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZero;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -236,6 +238,9 @@ struct Shared {
     hasher: RandomState,
     /// Held while a session is looked for and made, one for work of the same hash.
     turns: [tokio::sync::Mutex<()>; TURNS],
+    /// For sessions that move to a newer generation with nothing else to do: so many at a time, so that
+    /// those that have something to do, new ones first of all, need not wait for all of them.
+    moves: Arc<Semaphore>,
 }
 
 impl Sessions {
@@ -248,6 +253,9 @@ impl Sessions {
             registry: Mutex::default(),
             hasher: RandomState::new(),
             turns: [const { tokio::sync::Mutex::const_new(()) }; TURNS],
+            moves: Arc::new(Semaphore::new(
+                std::thread::available_parallelism().map_or(1, NonZero::get),
+            )),
         });
         tokio::spawn(grace::sweep(
             Arc::downgrade(&shared),

@@ -37,7 +37,7 @@ async fn deployed(
     }
     let config = Config::from_pairs(settings.iter().copied()).unwrap();
     let folder = std::env::temp_dir();
-    Providers::new(loaded, &manifest, &config, Blobs::new(&folder))
+    Providers::new(loaded, &manifest, &config, Blobs::new(&folder), None)
 }
 
 fn asked(model: &str) -> ModelRequest {

@@ -224,6 +224,23 @@ async fn a_name_that_no_base_url_of_the_deployment_has_is_not_looked_for_in_priv
     assert!(matches!(sent, Err(EgressError::Connect { .. })), "{sent:?}");
 }
 
+#[test]
+fn a_client_goes_on_over_a_change_only_where_it_may_reach_the_same_private_hosts() {
+    let limits = EgressLimits::default;
+    let at = |url: &str| Endpoint::new(Url::parse(url).unwrap(), Injection::Bearer).unwrap();
+    let (one, other) = (at("http://one.internal/v1"), at("http://other.internal/v1"));
+    let before = Egress::new(limits(), [&one]).unwrap();
+    let after = Egress::or_new(Some(&before), limits(), &[&one, &one]).unwrap();
+    assert_eq!(after.named, before.named);
+    let after = Egress::or_new(Some(&before), limits(), &[&one, &other]).unwrap();
+    assert!(after.named.as_ref().unwrap().contains("other.internal"));
+    let after = Egress::or_new(Some(&after), limits(), &[&other]).unwrap();
+    assert!(
+        !after.named.unwrap().contains("one.internal"),
+        "what the deployment no longer names is reached"
+    );
+}
+
 #[tokio::test]
 async fn a_key_in_an_answer_never_reaches_a_plugin() {
     use base64::Engine as _;

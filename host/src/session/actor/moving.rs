@@ -11,8 +11,12 @@
 
 use std::sync::Arc;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::plugins::policy_types::{Context, Input, Snapshot};
-use crate::session::ports::{Generation, Models, Offers, Policy, PolicyInfo, Stepped, Took};
+use crate::session::ports::{
+    Deployment, Generation, Models, Offers, Policy, PolicyInfo, Stepped, Took,
+};
 use crate::session::record::Draft;
 use crate::store::NewSessionRow;
 
@@ -53,6 +57,21 @@ struct Failed {
     asked: bool,
 }
 
+/// Waits until there is another generation than the one that was looked at, and then for one's turn.
+pub(super) async fn turn(
+    deployment: &mut Deployment,
+    looked_at: u64,
+    turns: &Arc<Semaphore>,
+) -> Option<OwnedSemaphorePermit> {
+    while deployment.borrow_and_update().number == looked_at {
+        if deployment.changed().await.is_err() {
+            // It never changes again.
+            return std::future::pending().await;
+        }
+    }
+    turns.clone().acquire_owned().await.ok()
+}
+
 /// What the models of a generation are to a session.
 pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<Offers> {
     let priced = fixed.cost_limit.is_some();
@@ -83,6 +102,7 @@ impl Actor {
     pub(super) async fn next(&mut self) -> Option<Next> {
         let current = self.deployment.borrow_and_update().clone();
         let number = current.number;
+        self.looked_at = number;
         let newer = number != self.generation.number && self.passed_over != Some(number);
         let (generation, policy) = match newer.then(|| self.successor(&current)) {
             Some(Ok(policy)) => (current, policy),
