@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use client::Client;
 use futures::future::join_all;
+use lucid::builtin;
 use server::Server;
 use tokio::runtime::{Builder, Runtime};
 
@@ -26,6 +27,7 @@ const CLIENTS: usize = 16;
 struct Plan {
     starts: usize,
     sessions: usize,
+    plugins: &'static [u8],
 }
 
 fn main() {
@@ -35,18 +37,23 @@ fn main() {
         Plan {
             starts: 10,
             sessions: 512,
+            plugins: &[1, 10, 100],
         }
     } else {
         // `cargo test --benches` only asks whether it works.
         Plan {
             starts: 1,
             sessions: 16,
+            plugins: &[1],
         }
     };
     println!("{:48}{:>8}{:>11}", "lucid serve", "aim", "measured");
     let storage = tempfile::tempdir().unwrap();
     starts(storage.path(), plan.starts);
     resident(storage.path());
+    for count in plan.plugins {
+        loaded(*count);
+    }
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     for stays in [true, false] {
         idle_sessions(&runtime, plan.sessions, stays);
@@ -63,9 +70,9 @@ fn megabytes(bytes: u64) -> String {
 }
 
 /// From the start of the process to the answer that it is healthy.
-fn start(storage: &Path) -> (Duration, Server) {
+fn start(storage: &Path, settings: &[(&str, &str)]) -> (Duration, Server) {
     let begin = Instant::now();
-    let server = Server::start(storage, &[]);
+    let server = Server::start(storage, settings);
     let health = server.health();
     let address = health
         .strip_prefix("http://")
@@ -82,7 +89,7 @@ fn start(storage: &Path) -> (Duration, Server) {
 
 fn starts(storage: &Path, count: usize) {
     let millis = |time: Duration| format!("{:.0} ms", time.as_secs_f64() * 1e3);
-    let (first, server) = start(storage);
+    let (first, server) = start(storage, &[]);
     show(
         "first start to healthy, compiling the plugins",
         "",
@@ -95,7 +102,7 @@ fn starts(storage: &Path, count: usize) {
         &megabytes(memory.anonymous + memory.files),
     );
     drop(server);
-    let mut times: Vec<_> = (0..count).map(|_| start(storage).0).collect();
+    let mut times: Vec<_> = (0..count).map(|_| start(storage, &[]).0).collect();
     times.sort();
     show(
         &format!("start to healthy, median of {count}"),
@@ -127,12 +134,40 @@ impl Memory {
 }
 
 fn resident(storage: &Path) {
-    let (_, server) = start(storage);
+    let (_, server) = start(storage, &[]);
     let memory = Memory::of(&server);
     let all = memory.anonymous + memory.files;
     show("resident when idle", "40 MB", &megabytes(all));
     show("  of it anonymous", "", &megabytes(memory.anonymous));
     show("  of it files", "", &megabytes(memory.files));
+}
+
+/// What the server holds, and how soon it is there, with so many policies, none of which is another's
+/// component: the coder, with a number of its own behind it.
+fn loaded(count: u8) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut manifest = "[defaults]\npolicy = \"p0\"\n".to_owned();
+    for number in 0..count {
+        // A section that nobody reads: `n`, and the number.
+        let wasm = [builtin::CODER, &[0, 3, 1, b'n', number]].concat();
+        std::fs::write(folder.path().join(format!("p{number}.wasm")), wasm).unwrap();
+        manifest += &format!("[policies.p{number}]\ncomponent = \"p{number}.wasm\"\n");
+    }
+    let path = folder.path().join("lucid.toml");
+    std::fs::write(&path, manifest).unwrap();
+    let storage = folder.path().join("storage");
+    std::fs::create_dir(&storage).unwrap();
+    let settings = [("LUCID_MANIFEST", path.to_str().unwrap())];
+    let millis = |time: Duration| format!("{:.0} ms", time.as_secs_f64() * 1e3);
+    let (first, server) = start(&storage, &settings);
+    drop(server);
+    let (again, server) = start(&storage, &settings);
+    let memory = Memory::of(&server);
+    let all = memory.anonymous + memory.files;
+    let what = |what: &str| format!("{count} policies: {what}");
+    show(&what("first start, compiling them"), "", &millis(first));
+    show(&what("start, from the cache"), "", &millis(again));
+    show(&what("resident"), "", &megabytes(all));
 }
 
 /// What a session holds whose task is completed and whose user may go on, with the client connected

@@ -10,6 +10,7 @@
 pub mod docker;
 mod git;
 mod host;
+mod languages;
 mod identity;
 mod litellm;
 mod model;
@@ -24,6 +25,7 @@ mod wait;
 pub use git::{GitRequest, GitServer, git, repository};
 pub use host::{Answer, Host, HostBuilder, binary, command, find, text_of, with_compiled_plugins};
 pub use identity::{IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey};
+pub use languages::Template;
 pub use litellm::LiteLlm;
 pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
-use lucid_tests::{DEADLINE, HOSTILE, Host, Model, Socket, Turn, binary, call, command, text_of};
+use lucid_tests::{DEADLINE, HOSTILE, Host, Model, Socket, Template, Turn, binary, call, command, text_of};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
@@ -263,6 +263,15 @@ fn the_guide_leads_to_agents_in_javascript_and_python() {
     let said = went_well(&shell(folder.path(), &script).output().unwrap());
     let passed = said.matches("Nothing is wrong with it.").count();
     assert_eq!(passed, 2, "{said}");
+    // Those of the languages' own tests, which run after these.
+    let compiled = author().0.path().join("cache/lucid/compiled");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for (language, built) in [
+        ("javascript", "greeter/greeter.wasm"),
+        ("python", "parrot/parrot.wasm"),
+    ] {
+        Template::new(root, language).keep(&folder.path().join(built), &compiled);
+    }
 }
 
 /// `lucid plugin dev`, and what it prints.

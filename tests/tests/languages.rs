@@ -2,18 +2,17 @@
 //! and the same step twice.
 //!
 //! Their tools come from npm and PyPI. What was built is kept beside the binary, with its compiled code,
-//! until a template or the WIT changes.
+//! until a template or the WIT changes; where the test of the guide (`kit`) has built and compiled it by
+//! the guide's commands, that is what runs here.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use lucid::plugins::policy_types::{Context, Input, Start, Transition};
 use lucid::plugins::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid::session::Offers;
-use lucid_tests::{Host, Socket, binary, event, kinds};
+use lucid_tests::{Host, Socket, Template, event, kinds};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 /// Leaves these tests out, where npm and PyPI cannot be reached.
 const CHOICE: &str = "LUCID_LANGUAGES";
@@ -54,53 +53,6 @@ const PYTHON: Language = Language {
     why: "Python 3.10 with venv, and PyPI",
 };
 
-/// A component that was built, and a folder with what it was compiled to.
-struct Built {
-    component: PathBuf,
-    cache: PathBuf,
-}
-
-/// Where everything is that the tests of languages keep.
-fn kept(language: &Language) -> PathBuf {
-    binary()
-        .with_file_name("lucid-tests-languages")
-        .join(language.name)
-}
-
-fn read_below(folder: &Path, to: &mut Vec<(PathBuf, Vec<u8>)>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            read_below(&path, to);
-        } else {
-            to.push((path.clone(), std::fs::read(&path).unwrap()));
-        }
-    }
-}
-
-/// A project's files by their place in it: the template, and the WIT as `wit/` and `wit/deps/`.
-fn project(language: &Language) -> Vec<(PathBuf, Vec<u8>)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let template = root.join("plugins/templates").join(language.name);
-    let mut project = Vec::new();
-    for (from, to) in [
-        (template, ""),
-        (root.join("wit/policy"), "wit"),
-        (root.join("wit/types"), "wit/deps/types"),
-        (root.join("wit/host"), "wit/deps/host"),
-    ] {
-        let mut files = Vec::new();
-        read_below(&from, &mut files);
-        project.extend(
-            files.into_iter().map(|(path, bytes)| {
-                (Path::new(to).join(path.strip_prefix(&from).unwrap()), bytes)
-            }),
-        );
-    }
-    project.sort();
-    project
-}
-
 fn run(folder: &Path, language: &Language, words: &[&str]) {
     let what = words.join(" ");
     let output = Command::new(words[0])
@@ -122,8 +74,9 @@ fn run(folder: &Path, language: &Language, words: &[&str]) {
     );
 }
 
-/// Builds a template by the commands of its README. None, said aloud, where nobody wants that.
-fn build(language: &Language) -> Option<Built> {
+/// Builds a template by the commands of its README, unless somebody did. None, said aloud, where nobody
+/// wants that.
+fn build(language: &Language) -> Option<Template> {
     if std::env::var(CHOICE).is_ok_and(|choice| choice == "skip") {
         eprintln!(
             "{CHOICE}=skip: the template for {} is NOT tried",
@@ -131,41 +84,13 @@ fn build(language: &Language) -> Option<Built> {
         );
         return None;
     }
-    let project = project(language);
-    let mut digest = Sha256::new();
-    for (path, bytes) in &project {
-        digest.update(path.as_os_str().as_encoded_bytes());
-        digest.update(bytes.len().to_le_bytes());
-        digest.update(bytes);
-    }
-    let digest: String = digest.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-
-    let folder = kept(language);
-    std::fs::create_dir_all(&folder).unwrap();
-    let lock = File::create(folder.join("lock")).unwrap();
-    lock.lock().unwrap();
-    let built = Built {
-        component: folder.join(format!("{digest}.wasm")),
-        cache: folder.join("cache"),
-    };
-    if !built.component.is_file() {
-        // The last one, and what it was compiled to, are of no use any more.
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                std::fs::remove_dir_all(&path).unwrap();
-            } else if path
-                .extension()
-                .is_some_and(|extension| extension == "wasm")
-            {
-                std::fs::remove_file(&path).unwrap();
-            }
-        }
-        let place = tempfile::tempdir_in(&folder).unwrap();
-        for (path, bytes) in &project {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let template = Template::new(root, language.name);
+    let _lock = template.lock();
+    if !template.component.is_file() {
+        template.clear();
+        let place = tempfile::tempdir_in(template.folder()).unwrap();
+        for (path, bytes) in &template.files {
             let path = place.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, bytes).unwrap();
@@ -173,12 +98,12 @@ fn build(language: &Language) -> Option<Built> {
         for words in language.commands {
             run(place.path(), language, words);
         }
-        std::fs::rename(place.path().join("my-agent.wasm"), &built.component).unwrap();
+        std::fs::rename(place.path().join("my-agent.wasm"), &template.component).unwrap();
     }
-    Some(built)
+    Some(template)
 }
 
-fn engine(built: &Built) -> Engine {
+fn engine(built: &Template) -> Engine {
     Engine::new(EngineOptions {
         cache: Some(built.cache.clone()),
         ..EngineOptions::default()
@@ -186,7 +111,7 @@ fn engine(built: &Built) -> Engine {
     .unwrap()
 }
 
-async fn load(engine: &Engine, built: &Built) -> PolicyPlugin {
+async fn load(engine: &Engine, built: &Template) -> PolicyPlugin {
     let wasm = std::fs::read(&built.component).unwrap();
     PolicyPlugin::load(engine, "greeter", &wasm, &Limits::default())
         .await
@@ -223,7 +148,7 @@ async fn begin(plugin: &PolicyPlugin, now_ms: u64) -> Called<Transition> {
 
 /// With the limits that every plugin has, in half of their memory; and on another engine the same
 /// bytes for the same amount of fuel.
-async fn the_same_step_twice(built: &Built) {
+async fn the_same_step_twice(built: &Template) {
     let first = engine(built);
     let plugin = load(&first, built).await;
     let before = begin(&plugin, 1_700_000_000_000).await;
@@ -255,7 +180,7 @@ async fn the_same_step_twice(built: &Built) {
 }
 
 /// A session: it greets, looks, and answers; and a line of its own is in the host's log.
-async fn a_session(language: &Language, built: &Built) {
+async fn a_session(language: &Language, built: &Template) {
     let folder = tempfile::tempdir().unwrap();
     let manifest = folder.path().join("lucid.toml");
     let component = built.component.to_str().unwrap();

@@ -21,7 +21,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{WRONG, failed, screen, wrong};
 use crate::config::Config;
-use crate::plugins::{Engine, EngineOptions, Kind};
+use crate::plugins::{Engine, EngineError, EngineOptions, Kind};
 
 /// What a plugin's author does.
 #[derive(Debug, Args)]
@@ -170,14 +170,32 @@ pub(super) fn main(args: PluginArgs) -> ExitCode {
     }
 }
 
-/// An engine for one plugin at a time, that keeps nothing.
+/// What is made once for all of an author's projects is kept here; none where there is no home.
+fn cache() -> Option<PathBuf> {
+    let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let own = own.filter(|path| path.is_absolute());
+    let cache = own.or_else(|| Some(std::env::home_dir()?.join(".cache")));
+    cache.map(|cache| cache.join("lucid"))
+}
+
+/// An engine for one plugin at a time. It keeps what it compiled, since a component that brings a
+/// language's engine along takes it many seconds.
 fn engine() -> Result<Engine, String> {
-    let options = EngineOptions {
+    let compiled = cache().map(|cache| cache.join("compiled"));
+    let options = |cache: Option<PathBuf>| EngineOptions {
+        cache,
+        cache_bytes: 512 << 20,
         calls: 2,
         streams: 2,
         ..EngineOptions::default()
     };
-    Engine::new(options).map_err(|error| format!("The plugin cannot be run here: {error}."))
+    let kept = Engine::new(options(compiled));
+    let engine = match kept {
+        // A cache that cannot be used only takes time.
+        Err(EngineError::Cache(_)) => Engine::new(options(None)),
+        other => other,
+    };
+    engine.map_err(|error| format!("The plugin cannot be run here: {error}."))
 }
 
 /// A component's bytes, if a host would read as many.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use lucid_guest_build::Project;
 
+use super::cache;
 use crate::cli::failed;
 
 /// Builds, and says where the component is.
@@ -43,7 +44,7 @@ pub(super) fn build(folder: &Path) -> Result<PathBuf, String> {
 }
 
 fn rust(folder: &Path) -> Result<PathBuf, String> {
-    let project = Project::new(folder, cache(folder));
+    let project = Project::new(folder, cache().unwrap_or_else(|| folder.join("target")));
     let component = project
         .component(&|text| eprintln!("{text}"))
         .map_err(|error| error.to_string())?;
@@ -57,15 +58,6 @@ fn rust(folder: &Path) -> Result<PathBuf, String> {
         .and_then(|name| name.get_ref().as_str())
         .ok_or("Cargo.toml names no package")?;
     place(folder, name, &component)
-}
-
-/// What is made once for all projects is kept here.
-fn cache(folder: &Path) -> PathBuf {
-    let own = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| Some(std::env::home_dir()?.join(".cache")));
-    own.map_or_else(|| folder.join("target"), |cache| cache.join("lucid"))
 }
 
 fn place(folder: &Path, name: &str, component: &[u8]) -> Result<PathBuf, String> {
