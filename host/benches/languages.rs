@@ -117,7 +117,12 @@ fn component(language: &str) -> Result<PathBuf, String> {
     files.sort();
     let mut digest = Sha256::new();
     for (path, bytes) in &files {
-        digest.update(path.strip_prefix(&project).unwrap_or(path).as_os_str().as_encoded_bytes());
+        digest.update(
+            path.strip_prefix(&project)
+                .unwrap_or(path)
+                .as_os_str()
+                .as_encoded_bytes(),
+        );
         digest.update(bytes.len().to_le_bytes());
         digest.update(bytes);
     }
@@ -135,7 +140,11 @@ fn component(language: &str) -> Result<PathBuf, String> {
 
 fn plugin(folder: &Path, words: &[&str]) -> Result<(), String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lucid"));
-    let output = command.arg("plugin").args(words).current_dir(folder).output();
+    let output = command
+        .arg("plugin")
+        .args(words)
+        .current_dir(folder)
+        .output();
     let output = output.map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());

@@ -83,7 +83,10 @@ impl Template {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 std::fs::remove_dir_all(&path).unwrap();
-            } else if path.extension().is_some_and(|extension| extension == "wasm") {
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "wasm")
+            {
                 std::fs::remove_file(&path).unwrap();
             }
         }

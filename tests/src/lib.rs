@@ -10,8 +10,8 @@
 pub mod docker;
 mod git;
 mod host;
-mod languages;
 mod identity;
+mod languages;
 mod litellm;
 mod model;
 mod process;

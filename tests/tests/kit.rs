@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
-use lucid_tests::{DEADLINE, HOSTILE, Host, Model, Socket, Template, Turn, binary, call, command, text_of};
+use lucid_tests::{
+    DEADLINE, HOSTILE, Host, Model, Socket, Template, Turn, binary, call, command, text_of,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;

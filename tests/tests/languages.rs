@@ -194,7 +194,10 @@ async fn a_session(language: &Language, built: &Template) {
     for file in std::fs::read_dir(&built.cache).unwrap() {
         let file = file.unwrap();
         let to = storage.join(".lucid/cache").join(file.file_name());
-        std::fs::hard_link(file.path(), to).unwrap();
+        // Not where the one is on another file system.
+        if std::fs::hard_link(file.path(), &to).is_err() {
+            std::fs::copy(file.path(), &to).unwrap();
+        }
     }
     let host = Host::with_defaults()
         .set("LUCID_MANIFEST", manifest.to_str().unwrap())

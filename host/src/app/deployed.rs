@@ -63,7 +63,8 @@ impl Deployed {
         );
         let beside = policies.iter().filter_map(|one| one.beside.as_ref());
         let plugins = plugins.with_beside(beside.map(|one| one.plugin.clone()));
-        let git = git_providers(git, &manifest, config)?;
+        let git_before = before.map(|before| &*before.git);
+        let git = git_providers(git, &manifest, config, git_before)?;
         let providers_before = before.map(|before| &*before.providers);
         let made = Providers::new(providers, &manifest, config, blobs, providers_before)?;
         let (providers, mut warnings) = made;
@@ -111,8 +112,9 @@ fn git_providers(
     loaded: Vec<LoadedGit>,
     manifest: &Manifest,
     config: &Config,
+    before: Option<&GitProviders>,
 ) -> Result<GitProviders, Problems> {
-    let made = GitProviders::new(loaded, config.allow_private_repositories);
+    let made = GitProviders::new(loaded, config.allow_private_repositories, before);
     let wrong = match made {
         Ok(git) => return Ok(git),
         Err(wrong) => wrong,

@@ -63,8 +63,12 @@ pub struct Site {
 
 impl GitProviders {
     /// The providers that were loaded; of each that cannot be, its name and why not. `private` lets users
-    /// name servers at private addresses.
-    pub fn new(loaded: Vec<LoadedGit>, private: bool) -> Result<Self, Vec<(String, String)>> {
+    /// name servers at private addresses. Connections of those `before` are used again where they may.
+    pub fn new(
+        loaded: Vec<LoadedGit>,
+        private: bool,
+        before: Option<&Self>,
+    ) -> Result<Self, Vec<(String, String)>> {
         let (mut all, mut wrong) = (BTreeMap::new(), Vec::new());
         for one in loaded {
             let name = one.plugin.name().to_owned();
@@ -81,10 +85,14 @@ impl GitProviders {
             }
         }
         let endpoints: Vec<&Endpoint> = all.values().map(|served| &served.place.api).collect();
-        let egress = Egress::new(limits(), endpoints);
+        let known = before.map(|before| &before.egress);
+        let egress = Egress::or_new(known, limits(), &endpoints);
         let unmade = |why: EgressError| vec![(String::new(), why.to_string())];
         let egress = egress.map_err(unmade)?;
-        let open = Egress::open(limits(), private).map_err(unmade)?;
+        let open = match before.filter(|before| before.private == private) {
+            Some(before) => before.open.clone(),
+            None => Egress::open(limits(), private).map_err(unmade)?,
+        };
         if !wrong.is_empty() {
             return Err(wrong);
         }

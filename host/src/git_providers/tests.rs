@@ -95,7 +95,7 @@ async fn providers(private: bool, urls: &[(&str, Option<&str>)]) -> GitProviders
             web_url: web_url.map(|url| Url::parse(url).unwrap()),
         });
     }
-    GitProviders::new(loaded, private).unwrap()
+    GitProviders::new(loaded, private, None).unwrap()
 }
 
 fn token() -> Secret {
