@@ -384,7 +384,7 @@ async fn misbehaving(act: &str, server: &Server) -> GitProviders {
         base_url: None,
         web_url: Some(Url::parse(&server.url).unwrap()),
     };
-    GitProviders::new(vec![loaded], false).unwrap()
+    GitProviders::new(vec![loaded], false, None).unwrap()
 }
 
 #[tokio::test]
