@@ -94,9 +94,13 @@ impl Offered {
                     ..
                 } = second;
                 let build = component(plugin, settings, builtin);
-                let since = match role {
-                    Role::Candidate { .. } => second.probation,
-                    Role::Before => None,
+                // The turns go on when its probation is over.
+                let (since, share) = match role {
+                    Role::Candidate { share } => {
+                        let turns = trials.share(&of(&build, None), share);
+                        (second.probation, Some(turns))
+                    }
+                    Role::Before => (None, None),
                 };
                 let counting = of(&build, since);
                 let counts_of_it = trials.counts(&counting);
@@ -108,10 +112,6 @@ impl Offered {
                         Some(trials.trial(&of(&active, probation), since, &counts_of_it))
                     }
                     _ => None,
-                };
-                let share = match role {
-                    Role::Candidate { share } => Some(trials.share(&counting, share)),
-                    Role::Before => None,
                 };
                 Second {
                     build,
