@@ -58,7 +58,7 @@ impl Writer {
             ..NewSessionRow::default()
         };
         let first = writer.round();
-        let insert = store.write(move |connection| new.insert(connection, "Fix", &first));
+        let insert = store.write(move |connection| new.insert(connection, "Fix", &first, false));
         insert.await.unwrap();
         writer
     }

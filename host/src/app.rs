@@ -44,7 +44,7 @@ use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
 use crate::session::{Deps, Limits, Sessions};
-use crate::store::{Chats, Store, StoreError};
+use crate::store::{Chats, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords};
 use crate::workspace::Watcher;
 
 use self::changes::Opener;
@@ -59,6 +59,8 @@ pub use self::shadow::{ShadowError, Shadows};
 
 /// How long sessions may take to come to rest.
 const LAST_STEPS: Duration = Duration::from_secs(15);
+/// How long it may take to send the last of the record of chats.
+const LAST_RECORDS: Duration = Duration::from_secs(5);
 /// How long it may take to remove all sandboxes.
 const LAST_SANDBOXES: Duration = Duration::from_secs(30);
 
@@ -80,6 +82,9 @@ pub enum StartError {
     /// The database.
     #[error("The store cannot be used: {0}.")]
     Store(#[from] StoreError),
+    /// Supabase.
+    #[error("SUPABASE_URL cannot be used: {0}")]
+    Supabase(#[from] RecordError),
     /// Git's gateway.
     #[error("{0}.")]
     Git(#[from] GatewayError),
@@ -107,6 +112,7 @@ pub struct App {
     sandboxes: Sandboxes,
     chats: Chats,
     accounts: Accounts,
+    outbox: Option<Outbox>,
     /// What of it never changes.
     about: About,
     generations: Generations,
@@ -176,6 +182,10 @@ impl App {
         for warning in &generations.now().deployed.warnings {
             tracing::warn!("{warning}");
         }
+        let (chats, outbox) = chats(&config, &store, keep).await?;
+        if let Some(outbox) = outbox.clone() {
+            auth = auth.telling(move |who| outbox.seen(who));
+        }
         let about = About {
             sandbox: sandbox_name(&sandboxes),
             store: store.kind().to_owned(),
@@ -208,7 +218,6 @@ impl App {
             rooms: Open::default(),
         };
         guard::watch(storage, ground.disk_limit, &ground.rooms);
-        let chats = Chats::new(store.clone());
         let sessions = Sessions::new(Deps {
             store,
             sealer: Sealer::new(&keys.seal),
@@ -232,6 +241,7 @@ impl App {
             sandboxes,
             chats,
             accounts,
+            outbox,
             about,
             generations,
         })
@@ -258,6 +268,10 @@ impl App {
     pub async fn shutdown(&self) {
         if timeout(LAST_STEPS, self.sessions.shutdown()).await.is_err() {
             tracing::warn!("some sessions did not come to rest; they go on at the next start");
+        }
+        // What does not go now goes after the next start.
+        if let Some(outbox) = &self.outbox {
+            outbox.flush(LAST_RECORDS).await;
         }
         if timeout(LAST_SANDBOXES, self.sandboxes.shut_down())
             .await
@@ -343,6 +357,22 @@ fn watcher(base: &Path) -> Option<Watcher> {
 pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
     make(&folders.own)?;
     Ok(Store::open(&folders.data)?)
+}
+
+/// The record of chats: where the settings say, or in the local database. A single run at a terminal
+/// (`Keep::Workspaces`) is this machine's own.
+async fn chats(
+    config: &Config,
+    store: &Store,
+    keep: Keep,
+) -> Result<(Chats, Option<Outbox>), StartError> {
+    let Some(settings) = config.supabase.as_ref().filter(|_| keep == Keep::No) else {
+        return Ok((Chats::new(store.clone()), None));
+    };
+    let records = SupabaseRecords::new(Supabase::new(settings)?);
+    let outbox = Outbox::start(store.clone(), records.clone()).await?;
+    let chats = Chats::elsewhere(Arc::new(records), outbox.clone());
+    Ok((chats, Some(outbox)))
 }
 
 /// The deployment that the manifest and the environment say, with the plugins compiled or taken from

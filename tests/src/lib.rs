@@ -31,10 +31,10 @@ pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};
 pub use provider::GitApi;
 pub use socket::{Socket, event, is_completed, kinds, seq};
-pub use supabase::{Passed, Supabase, anon_key, service_key, user_token};
+pub use supabase::{Passed, Supabase, anon_key, service_key};
 pub use token::{
     JWT_SECRET, claims_token, expired_token, foreign_token, hs256_token, hs256_token_with, now,
-    token,
+    token, token_for,
 };
 pub use wait::{DEADLINE, eventually, within};
 

@@ -22,7 +22,12 @@ pub struct Socket {
 impl Socket {
     /// Connects for a user, the token in the address, and sends the first message.
     pub async fn open(host: &Host, user: &str, first: Value) -> Self {
-        let mut socket = Self::connect(host, &format!("?token={}", token(user))).await;
+        Self::open_by(host, &token(user), first).await
+    }
+
+    /// Connects by a token and sends the first message.
+    pub async fn open_by(host: &Host, token: &str, first: Value) -> Self {
+        let mut socket = Self::connect(host, &format!("?token={token}")).await;
         socket.send(first).await;
         socket
     }

@@ -32,11 +32,6 @@ pub fn service_key() -> String {
     claims_token(json!({"role": "service_role", "iss": "supabase", "exp": NEVER}))
 }
 
-/// A user's token, as Supabase signs it.
-pub fn user_token(user: &str) -> String {
-    claims_token(json!({"sub": user, "role": "authenticated", "aud": "authenticated"}))
-}
-
 /// A running Supabase.
 pub struct Supabase {
     // Dropped in this order.

@@ -10,9 +10,17 @@ use sha2::{Digest as _, Sha256};
 /// What the tests' hosts are given as `SUPABASE_JWT_SECRET`.
 pub const JWT_SECRET: &str = "the-tests-secret-that-signs-all-their-tokens";
 
-/// A good token for a user.
+/// A good token for a user, with what Supabase puts into one.
 pub fn token(user: &str) -> String {
-    claims_token(json!({"sub": user, "exp": now() + 3600, "aud": "authenticated"}))
+    token_for(user, 3600)
+}
+
+/// The same, for so many seconds.
+pub fn token_for(user: &str, seconds: u64) -> String {
+    let expires = now() + seconds;
+    claims_token(
+        json!({"sub": user, "exp": expires, "aud": "authenticated", "role": "authenticated"}),
+    )
 }
 
 /// A token with these claims; without `exp` one is added.

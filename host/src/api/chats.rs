@@ -12,7 +12,7 @@ use super::Api;
 use super::problem::{Json, Path, Problem, Query};
 use super::sessions::UsageView;
 use crate::auth::Identity;
-use crate::store::{Chat, ChatMessage, StoreError};
+use crate::store::{Caller, Chat, ChatMessage, RecordError};
 
 /// Which chats are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -138,7 +138,7 @@ impl From<ChatMessage> for MessageView {
 /// Newest first, by `updatedAt`.
 #[utoipa::path(
     get, path = "/api/v1/chats", tag = "chats", params(PageQuery),
-    responses((status = 200, body = ChatsView), (status = 401, body = Problem), (status = 422, body = Problem)),
+    responses((status = 200, body = ChatsView), (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 422, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn list(
@@ -150,7 +150,7 @@ pub(super) async fn list(
     let chats = api
         .parts
         .chats
-        .list(who.user.as_str(), limit, offset)
+        .list(&Caller::from(&who), limit, offset)
         .await?;
     Ok(Json(ChatsView {
         chats: chats.into_iter().map(ChatView::from).collect(),
@@ -162,7 +162,7 @@ pub(super) async fn list(
 /// The id is a chat's, not a session's.
 #[utoipa::path(
     get, path = "/api/v1/chats/{id}", tag = "chats", params(("id" = String, Path, description = "The chat")),
-    responses((status = 200, body = WholeChatView), (status = 401, body = Problem), (status = 404, body = Problem)),
+    responses((status = 200, body = WholeChatView), (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn get(
@@ -173,7 +173,7 @@ pub(super) async fn get(
     let (chat, messages) = api
         .parts
         .chats
-        .get(who.user.as_str(), &id)
+        .get(&Caller::from(&who), &id)
         .await?
         .ok_or_else(no_chat)?;
     Ok(Json(WholeChatView {
@@ -206,7 +206,7 @@ pub(super) struct RenamedView {
     responses(
         (status = 200, body = RenamedView),
         (status = 400, description = "No title", body = Problem),
-        (status = 401, body = Problem),
+        (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem),
         (status = 404, body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -226,7 +226,7 @@ pub(super) async fn rename(
     let title = api
         .parts
         .chats
-        .rename(who.user.as_str(), &id, title)
+        .rename(&Caller::from(&who), &id, title)
         .await?
         .ok_or_else(no_chat)?;
     Ok(Json(RenamedView {
@@ -249,7 +249,7 @@ pub(super) struct DeletedView {
 /// Its messages go with it; a session that is alive is not stopped.
 #[utoipa::path(
     delete, path = "/api/v1/chats/{id}", tag = "chats", params(("id" = String, Path, description = "The chat")),
-    responses((status = 200, body = DeletedView), (status = 401, body = Problem), (status = 404, body = Problem)),
+    responses((status = 200, body = DeletedView), (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn delete(
@@ -257,7 +257,7 @@ pub(super) async fn delete(
     who: Identity,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedView>, Problem> {
-    if !api.parts.chats.delete(who.user.as_str(), &id).await? {
+    if !api.parts.chats.delete(&Caller::from(&who), &id).await? {
         return Err(no_chat());
     }
     Ok(Json(DeletedView {
@@ -270,9 +270,18 @@ fn no_chat() -> Problem {
     Problem::not_found("Chat not found")
 }
 
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        Self::internal(&error)
+impl From<RecordError> for Problem {
+    fn from(error: RecordError) -> Self {
+        let sentence = error.to_string();
+        match error {
+            RecordError::Unavailable { .. }
+            | RecordError::NoServiceKey
+            | RecordError::Key { .. }
+            | RecordError::Schema => Self::unavailable(sentence),
+            RecordError::Token => Self::unauthorized(sentence),
+            RecordError::Refused { .. } => Self::bad_gateway(sentence),
+            RecordError::Local(error) => Self::internal(&error),
+        }
     }
 }
 

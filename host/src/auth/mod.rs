@@ -71,11 +71,16 @@ pub enum AuthError {
     NoKeys,
 }
 
+/// Hears of a caller.
+type Listener = Box<dyn Fn(&Identity) + Send + Sync>;
+
 /// Decides who a caller is.
 pub struct Authenticator {
     shared: Option<Shared>,
     jwks: Option<Arc<Jwks>>,
     internal_key: Option<Secret>,
+    /// Hears of everybody who showed a good token.
+    seen: Option<Listener>,
 }
 
 impl fmt::Debug for Authenticator {
@@ -96,6 +101,7 @@ impl Authenticator {
             jwks: None,
             // An empty key would be matched by an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
+            seen: None,
         }
     }
 
@@ -116,10 +122,17 @@ impl Authenticator {
         Some(AbortOnDropHandle::new(following))
     }
 
+    /// The same, and `seen` hears of everybody who shows a good token.
+    #[must_use]
+    pub fn telling(mut self, seen: impl Fn(&Identity) + Send + Sync + 'static) -> Self {
+        self.seen = Some(Box::new(seen));
+        self
+    }
+
     /// Who a raw token stands for. Waits where its key may be under way.
     pub async fn token(&self, token: &str) -> Result<Identity, AuthError> {
         let head = tokens::head(token)?;
-        match (head.algorithm, &self.shared, &self.jwks) {
+        let who = match (head.algorithm, &self.shared, &self.jwks) {
             (Shared::ALGORITHM, Some(shared), _) => {
                 tokens::check(token, Shared::ALGORITHM, &shared.decoding)
             }
@@ -128,7 +141,11 @@ impl Authenticator {
                 tokens::check(token, algorithm, &key)
             }
             _ => Err(AuthError::InvalidToken),
+        }?;
+        if let Some(seen) = &self.seen {
+            seen(&who);
         }
+        Ok(who)
     }
 
     /// Signs a token for a user, for `lucid token`.

@@ -15,7 +15,7 @@ use crate::blobs::Blobs;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use crate::sandbox::docker::Transport;
 use crate::sandbox::{Kind, Sandboxes};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Supabase};
 
 /// How a finding stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,7 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
     settings(&mut report, &config);
     tokens(&mut report, &config).await;
     store(&mut report, &config);
+    chats(&mut report, &config).await;
     let folders = Folders::below(&config.workspace_base_path);
     sandboxes(&mut report, &config, &folders).await;
     plugins(&mut report, &config, &folders).await;
@@ -146,6 +147,31 @@ fn store(report: &mut Report, config: &Config) {
             Mark::Bad,
             &format!("{error}\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one."),
         ),
+    }
+}
+
+/// Where chats are kept, if not in the store.
+async fn chats(report: &mut Report, config: &Config) {
+    let Some(settings) = &config.supabase else {
+        return;
+    };
+    let url = &settings.url;
+    let found = match Supabase::new(settings) {
+        Ok(project) => project.probe().await,
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(()) => report.line(Mark::Good, &format!("chats go to Supabase at {url}")),
+        Err(error) => report.line(
+            Mark::Bad,
+            &format!("chats go to Supabase at {url}: {error}"),
+        ),
+    }
+    if settings.service_key.is_none() {
+        report.line(
+            Mark::Note,
+            "SUPABASE_SERVICE_KEY is not set: chats of users whose token expired wait for their next request",
+        );
     }
 }
 

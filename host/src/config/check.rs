@@ -10,12 +10,11 @@ use std::time::Duration;
 use super::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
 use super::jwks::jwks_url;
 use super::models::ModelSettings;
-use super::names::NOT_USED_YET;
 use super::values::{
     Values, container_name, count, dollars, image, ip, mount_path, number, origins, seconds, shown,
     size, unprintable,
 };
-use super::{Config, ConfigError, Variables};
+use super::{Config, ConfigError, Variables, supabase};
 use crate::git_gateway::Branches;
 use crate::secret::Secret;
 
@@ -25,14 +24,7 @@ const MIB: u64 = 1024 * 1024;
 impl Config {
     /// Makes settings of values.
     pub(super) fn check(values: &Values) -> Result<Self, ConfigError> {
-        let mut warnings: Vec<String> = NOT_USED_YET
-            .iter()
-            .filter(|(name, _)| values.raw(name).is_some())
-            .map(|(name, why)| {
-                format!("{name} is set, but this version does not use it yet: {why}.")
-            })
-            .collect();
-
+        let mut warnings = Vec::new();
         let jwt_secret = values.raw("SUPABASE_JWT_SECRET").map(Secret::from);
         let encryption_key = values.raw("ENCRYPTION_KEY").map(Secret::from);
         let internal_api_key = values.header_secret("INTERNAL_API_KEY")?;
@@ -83,6 +75,7 @@ impl Config {
             );
         }
 
+        let supabase = supabase::check(values, &mut warnings)?;
         let models = ModelSettings::check(values, &mut warnings)?;
 
         Ok(Self {
@@ -93,6 +86,7 @@ impl Config {
             jwks_url,
             encryption_key,
             internal_api_key,
+            supabase,
             allowed_origins: values.parsed(
                 "ALLOWED_ORIGINS",
                 AllowedOrigins::List(vec!["http://localhost:3000".to_owned()]),

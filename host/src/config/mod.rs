@@ -3,8 +3,8 @@
 //! Settings are environment variables, over a `.env` file in the working directory. An empty value
 //! counts as not set. What always holds: a [`Config`] that exists was checked in full, so nothing
 //! that reads it checks again; a value that is not allowed is one sentence that names the setting,
-//! what was given and what is allowed, and never shows a secret; a setting that is taken and not
-//! used yet is said in [`Config::warnings`]. Where nothing says how users' tokens are checked, neither
+//! what was given and what is allowed, and never shows a secret; a setting that has no effect is said
+//! in [`Config::warnings`]. Where nothing says how users' tokens are checked, neither
 //! `SUPABASE_JWT_SECRET` nor the address of an identity provider's keys, the server is in local mode, and
 //! can listen on a loopback address only.
 
@@ -16,6 +16,7 @@ mod jwks;
 mod models;
 mod names;
 mod secret_file;
+mod supabase;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -38,6 +39,7 @@ pub(crate) use self::values::{is_model, size};
 pub use self::variables::Variables;
 use crate::git_gateway::Branches;
 use crate::secret::Secret;
+use crate::store::SupabaseSettings;
 use secrecy::zeroize::Zeroizing;
 use url::Url;
 
@@ -59,6 +61,9 @@ pub struct Config {
     pub encryption_key: Option<Secret>,
     /// `INTERNAL_API_KEY`; without it servers cannot act for users.
     pub internal_api_key: Option<Secret>,
+    /// `SUPABASE_URL`, `SUPABASE_ANON_KEY`, `SUPABASE_SERVICE_KEY`: where chats are kept; the local
+    /// database where it is not set.
+    pub supabase: Option<SupabaseSettings>,
     /// `ALLOWED_ORIGINS` (`http://localhost:3000`).
     pub allowed_origins: AllowedOrigins,
     /// Which model providers there are, where, and with which keys.

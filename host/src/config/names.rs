@@ -1,21 +1,17 @@
 //! Owns which names are settings.
 //!
-//! What always holds: a name stands in one of two lists, what is read and what has no effect yet; any
-//! other variable of the environment is passed over, and may hold what it likes.
-
-/// Settings that are taken without effect, and why. They are named, so that nobody thinks they work.
-pub(super) const NOT_USED_YET: &[(&str, &str)] = &[
-    ("SUPABASE_ANON_KEY", NO_SUPABASE),
-    ("SUPABASE_SERVICE_KEY", NO_SUPABASE),
-];
-const NO_SUPABASE: &str = "chats are kept in the local database";
+//! What always holds: a name that is a setting stands in the list; any other variable of the environment
+//! is passed over, and may hold what it likes.
 
 /// Settings that are read.
 const USED: &[&str] = &[
     "PORT",
     "HOST",
-    "SUPABASE_JWT_SECRET",
     "SUPABASE_URL",
+    "SUPABASE_ANON_KEY",
+    "SUPABASE_SERVICE_KEY",
+    "SUPABASE_SERVICE_ROLE_KEY",
+    "SUPABASE_JWT_SECRET",
     "SUPABASE_JWKS_URL",
     "ENCRYPTION_KEY",
     "INTERNAL_API_KEY",
@@ -69,7 +65,7 @@ const USED: &[&str] = &[
 
 /// Whether a name is a setting.
 pub(super) fn known(name: &str) -> bool {
-    USED.contains(&name) || NOT_USED_YET.iter().any(|(known, _)| *known == name)
+    USED.contains(&name)
 }
 
 /// Secrets of the host itself, which no manifest can have sent to anybody.
@@ -77,6 +73,7 @@ const HOST_SECRETS: &[&str] = &[
     "SUPABASE_JWT_SECRET",
     "SUPABASE_ANON_KEY",
     "SUPABASE_SERVICE_KEY",
+    "SUPABASE_SERVICE_ROLE_KEY",
     "ENCRYPTION_KEY",
     "INTERNAL_API_KEY",
 ];

@@ -2,7 +2,6 @@
 
 use std::os::unix::ffi::OsStringExt;
 
-use super::names::NOT_USED_YET;
 use super::values::shown;
 use super::*;
 
@@ -374,19 +373,69 @@ fn a_secret_is_never_shown_in_an_error_or_in_print() {
 }
 
 #[test]
-fn a_setting_without_effect_is_said_and_not_shown() {
-    let pairs: Vec<(&str, &str)> = NOT_USED_YET
-        .iter()
-        .map(|(name, _)| (*name, "hunter2"))
-        .collect();
-    let config = good(&pairs);
-    assert_eq!(config.warnings.len(), NOT_USED_YET.len());
-    for ((name, _), warning) in NOT_USED_YET.iter().zip(&config.warnings) {
-        assert!(warning.starts_with(&format!(
-            "{name} is set, but this version does not use it yet: "
-        )));
-        assert!(!warning.contains("hunter2"));
+fn chats_are_kept_in_supabase_where_all_of_it_is_set() {
+    let jwt = ("SUPABASE_JWT_SECRET", LONG);
+    let url = ("SUPABASE_URL", "https://abc.supabase.co");
+    let anon = ("SUPABASE_ANON_KEY", "hunter2-anon");
+    for name in ["SUPABASE_SERVICE_KEY", "SUPABASE_SERVICE_ROLE_KEY"] {
+        let config = good(&[jwt, url, anon, (name, "hunter2-service")]);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let project = config.supabase.unwrap();
+        assert_eq!(project.url.as_str(), "https://abc.supabase.co/");
+        assert_eq!(project.anon_key.expose(), "hunter2-anon");
+        assert_eq!(project.service_key.unwrap().expose(), "hunter2-service");
     }
+    let project = good(&[jwt, url, anon]).supabase.unwrap();
+    assert!(project.service_key.is_none());
+
+    // The address alone is where the keys for tokens are.
+    let keys_alone = good(&[jwt, url]);
+    assert!(keys_alone.supabase.is_none() && keys_alone.warnings.is_empty());
+
+    let bad = |pairs: &[(&str, &str)]| config(pairs).unwrap_err().to_string();
+    let unfit = bad(&[jwt, url, ("SUPABASE_ANON_KEY", "hunter2 hunter2")]);
+    assert!(
+        unfit.contains("SUPABASE_ANON_KEY") && !unfit.contains("hunter2"),
+        "{unfit}"
+    );
+    let no_url = bad(&[jwt, anon, ("SUPABASE_URL", "abc.supabase.co")]);
+    assert!(no_url.starts_with("SUPABASE_URL is"), "{no_url}");
+}
+
+#[test]
+fn half_a_supabase_is_said_and_not_shown() {
+    let jwt = ("SUPABASE_JWT_SECRET", LONG);
+    let url = ("SUPABASE_URL", "https://abc.supabase.co");
+    let anon = ("SUPABASE_ANON_KEY", "hunter2-anon");
+    for (pairs, kept, said) in [
+        (
+            vec![jwt, anon],
+            false,
+            "SUPABASE_ANON_KEY is set without effect",
+        ),
+        (
+            vec![jwt, url, ("SUPABASE_SERVICE_KEY", "hunter2")],
+            false,
+            "SUPABASE_SERVICE_KEY is set without effect",
+        ),
+        (
+            vec![jwt, anon, ("SUPABASE_URL", "http://10.0.0.5:8000")],
+            true,
+            "is http",
+        ),
+    ] {
+        let config = good(&pairs);
+        assert_eq!(config.supabase.is_some(), kept, "{pairs:?}");
+        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+        let warning = &config.warnings[0];
+        assert!(
+            warning.contains(said) && !warning.contains("hunter2"),
+            "{warning}"
+        );
+    }
+    let here = good(&[jwt, anon, ("SUPABASE_URL", "http://127.0.0.1:54321")]);
+    assert!(here.warnings.is_empty() && here.supabase.is_some());
 }
 
 #[test]

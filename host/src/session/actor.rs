@@ -448,7 +448,7 @@ impl Actor {
             pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
-        let at = row.at;
+        let (at, lines) = (row.at, row.chat_lines.len());
         if let Err(cause) = self
             .shared
             .deps
@@ -459,6 +459,7 @@ impl Actor {
             tracing::error!(session = %self.id, %cause, "a round could not be written; the session pauses until the next start");
             return Err(End::Broken);
         }
+        self.shared.deps.store.wrote_lines(lines);
         (self.counters, self.last_at) = (counters, at);
         self.open = open;
         self.say_whether_it_waits();

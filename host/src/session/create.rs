@@ -284,17 +284,19 @@ impl Sessions {
             last_round: fixed.created_at,
         };
         let shared = self.shared.clone();
+        let sent = deps.store.sends_chats();
         // To its end, also when the caller goes meanwhile: a session that is written is there.
         let made = tokio::spawn(async move {
             let _claim = claim;
             shared
                 .deps
                 .store
-                .write(move |connection| fixed.insert(connection, &title, &first))
+                .write(move |connection| fixed.insert(connection, &title, &first, sent))
                 .await?;
             if let Some(turn) = turn {
                 turn.keep();
             }
+            shared.deps.store.wrote_chat();
             let session = shared.assemble(id, found);
             session.feed.publish(first_seq, &frames);
             Ok(session)

@@ -1,4 +1,6 @@
-//! Owns the database: one SQLite file for the log of sessions and the record of chats.
+//! Owns the database: one SQLite file for the log of sessions and the record of chats. Where a
+//! deployment keeps that record in Supabase (`supabase`), it is written here first, and `outbox` sends
+//! it on.
 //!
 //! What always holds: there is one process (a lock file), and in it one writer, an operating system
 //! thread that commits what many sessions wrote together; a write is acknowledged only after its
@@ -14,32 +16,42 @@
 
 mod chats;
 mod integrations;
+mod local;
 mod model;
+mod outbox;
 mod readers;
 mod reads;
+mod records;
 mod rows;
+mod supabase;
 mod usage;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub use chats::{Chat, ChatMessage, Chats, TITLE_LENGTH};
+pub use chats::Chats;
 pub use integrations::{Integration, Integrations, NewIntegration};
+pub use local::LocalRecords;
 pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
+pub use outbox::Outbox;
 pub use reads::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
 };
+pub use records::{
+    Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
+};
 pub use rows::{keep_message, mark_started};
+pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
 pub use usage::{CallRow, Totals};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
@@ -55,6 +67,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0003_usage.sql"),
     include_str!("../../../migrations/0004_integrations.sql"),
     include_str!("../../../migrations/0005_changes.sql"),
+    include_str!("../../../migrations/0006_outbox.sql"),
 ];
 
 /// Why the store did not do what it was asked.
@@ -107,6 +120,8 @@ struct Inner {
     writer: writer::Writer,
     readers: readers::Readers,
     folder: PathBuf,
+    /// Whether chats are sent on to another store, and who is told of new ones.
+    news: OnceLock<Arc<outbox::News>>,
     _lock: File,
 }
 
@@ -166,6 +181,7 @@ impl Store {
                 writer,
                 readers,
                 folder: folder.to_owned(),
+                news: OnceLock::new(),
                 _lock: lock,
             }),
         })
@@ -178,7 +194,34 @@ impl Store {
 
     /// What the store is called in `GET /`.
     pub fn kind(&self) -> &'static str {
-        "sqlite"
+        match self.inner.news.get() {
+            Some(_) => "supabase",
+            None => "sqlite",
+        }
+    }
+
+    /// From now on chats are sent on, and who sends them is told of new ones.
+    fn announce(&self) -> Arc<outbox::News> {
+        self.inner.news.get_or_init(Arc::default).clone()
+    }
+
+    /// Whether the chat of a new session is to be sent on.
+    pub fn sends_chats(&self) -> bool {
+        self.inner.news.get().is_some()
+    }
+
+    /// A session and its chat were written.
+    pub fn wrote_chat(&self) {
+        if let Some(news) = self.inner.news.get() {
+            news.chat();
+        }
+    }
+
+    /// A step was written, with so many lines of its chat.
+    pub fn wrote_lines(&self, lines: usize) {
+        if let Some(news) = self.inner.news.get() {
+            news.lines(lines);
+        }
     }
 
     /// Runs one write in the writer's thread, and returns when it is committed. A write that returns

@@ -3,24 +3,32 @@
 //! What always holds: a [`StepRow`] is written as a whole or not at all (the caller's savepoint sees
 //! to that). Frames are kept as the JSON that clients get, so a replay is byte for byte.
 
+use chrono::{DateTime, Utc};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::local::{self, Line};
 use super::model::{Decision, NewSessionRow, Status, StepRow};
-use super::{StoreError, usage};
+use super::{Chat, StoreError, Totals, outbox, usage};
 
 /// SQLite's integers are signed; none of these numbers comes near the end.
 pub(super) fn to_sql(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+fn time(at: u64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(to_sql(at)).unwrap_or_default()
+}
+
 impl NewSessionRow {
-    /// Writes the session, its chat and its first round.
+    /// Writes the session, its chat and its first round; `sent` says whether the chat is to be sent on
+    /// to another store.
     pub fn insert(
         &self,
         connection: &Connection,
         title: &str,
         first: &StepRow,
+        sent: bool,
     ) -> Result<(), StoreError> {
         let counters = &first.counters;
         connection
@@ -58,20 +66,22 @@ impl NewSessionRow {
                 self.cost_limit.map(to_sql),
                 self.open_change,
             ])?;
-        connection
-            .prepare_cached(
-                "INSERT INTO chat_sessions (id, user_id, agent_session_id, project_id, title, model_provider,
-                     is_active, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7, ?7)",
-            )?
-            .execute(params![
-                self.chat_id,
-                self.user,
-                self.id,
-                self.project_id,
-                title,
-                self.provider,
-                to_sql(self.created_at),
-            ])?;
+        let began = time(self.created_at);
+        let chat = Chat {
+            id: self.chat_id.clone(),
+            agent_session_id: Some(self.id.clone()),
+            project_id: self.project_id.clone(),
+            title: title.to_owned(),
+            model_provider: Some(self.provider.clone()),
+            is_active: true,
+            totals: Totals::default(),
+            created_at: began,
+            updated_at: began,
+        };
+        local::insert_chat(connection, &self.user, &chat)?;
+        if sent {
+            outbox::add(connection, &self.chat_id, &self.user)?;
+        }
         first.insert_parts(connection)
     }
 }
@@ -153,6 +163,9 @@ impl StepRow {
                 )?
                 .execute(params![&*self.chat, to_sql(self.at), over])?;
         }
+        if over || !self.chat_lines.is_empty() || !self.calls.is_empty() {
+            outbox::changed(connection, &self.chat)?;
+        }
         if over {
             for table in ["effects", "inbox"] {
                 connection
@@ -222,23 +235,21 @@ impl StepRow {
             }
         }
         if !self.chat_lines.is_empty() {
-            // Nobody is told of a line for a chat that its user has deleted meanwhile.
-            let mut insert = connection.prepare_cached(
-                "INSERT INTO chat_messages (id, session_id, role, content, event_type, metadata_json, created_at)
-                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM chat_sessions WHERE id = ?2)",
-            )?;
             let mut buffer = Uuid::encode_buffer();
             for line in &self.chat_lines {
                 let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
-                insert.execute(params![
-                    id,
-                    &*self.chat,
-                    line.role,
-                    line.content,
-                    line.event_type,
-                    line.metadata,
-                    to_sql(self.at),
-                ])?;
+                local::insert_message(
+                    connection,
+                    &self.chat,
+                    Line {
+                        id,
+                        role: line.role,
+                        content: &line.content,
+                        event_type: Some(&line.event_type),
+                        metadata: line.metadata.as_deref(),
+                        at: to_sql(self.at),
+                    },
+                )?;
             }
         }
         usage::write(

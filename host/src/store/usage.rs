@@ -119,20 +119,31 @@ pub(super) fn write(
     }
     // A session has one chat, so their sums are the same; a chat may be gone meanwhile.
     for (table, id) in [("sessions", session), ("chat_sessions", chat)] {
-        connection
-            .prepare_cached(&format!(
-                "UPDATE {table} SET model_calls = ?2, input_tokens = ?3, output_tokens = ?4,
-                     cache_read_tokens = ?5, cache_write_tokens = ?6, cost = ?7 WHERE id = ?1"
-            ))?
-            .execute(params![
-                id,
-                to_sql(sums.calls),
-                to_sql(sums.input_tokens),
-                to_sql(sums.output_tokens),
-                to_sql(sums.cache_read_tokens),
-                to_sql(sums.cache_write_tokens),
-                to_sql(sums.cost),
-            ])?;
+        set_sums(connection, table, id, sums)?;
     }
+    Ok(())
+}
+
+/// Writes the sums of a row.
+pub(super) fn set_sums(
+    connection: &Connection,
+    table: &str,
+    id: &str,
+    sums: &Totals,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(&format!(
+            "UPDATE {table} SET model_calls = ?2, input_tokens = ?3, output_tokens = ?4,
+                 cache_read_tokens = ?5, cache_write_tokens = ?6, cost = ?7 WHERE id = ?1"
+        ))?
+        .execute(params![
+            id,
+            to_sql(sums.calls),
+            to_sql(sums.input_tokens),
+            to_sql(sums.output_tokens),
+            to_sql(sums.cache_read_tokens),
+            to_sql(sums.cache_write_tokens),
+            to_sql(sums.cost),
+        ])?;
     Ok(())
 }

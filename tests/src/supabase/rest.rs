@@ -60,7 +60,10 @@ impl PostgRest {
         // Where whoever it runs as can read it.
         let copy = postgres.folder().join("postgrest");
         if !copy.exists() {
-            std::fs::copy(find().unwrap(), &copy).unwrap();
+            // By another process: while this one has a file open to write, a test beside may start a
+            // child that holds it open too, and what is open to be written cannot be run.
+            let copied = Command::new("cp").arg(find().unwrap()).arg(&copy).status();
+            assert!(copied.unwrap().success(), "PostgREST was not copied");
         }
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|free| free.local_addr())

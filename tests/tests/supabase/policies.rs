@@ -1,7 +1,7 @@
 //! Two users, somebody who did not sign in, and the service key, over every table and every verb, by
 //! PostgREST directly: no host is there to be careful.
 
-use lucid_tests::{Supabase, claims_token, expired_token, foreign_token, user_token};
+use lucid_tests::{Supabase, claims_token, expired_token, foreign_token, token};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ struct Owner {
 
 async fn owner(supabase: &Supabase, name: &str) -> Owner {
     let id = supabase.sign_up(name);
-    let token = user_token(&id);
+    let token = token(&id);
     let made = async |table: &str, row: Value| {
         let answer = supabase.ask(Some(&token), "POST", table, Some(&row)).await;
         assert_eq!(answer.status, 201, "{name} in {table}: {answer:?}");

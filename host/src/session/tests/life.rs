@@ -1,7 +1,7 @@
 //! A session from its making to its end.
 
 use super::*;
-use crate::store::Chats;
+use crate::store::{Caller, Chats};
 
 #[tokio::test]
 async fn what_a_model_says_aside_is_a_thought_and_no_message() {
@@ -55,12 +55,16 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
         ]
     );
     let chats = Chats::new(sessions.shared.deps.store.clone());
-    let listed = chats.list("u", 10, 0).await.unwrap();
+    let listed = chats.list(&Caller::service("u"), 10, 0).await.unwrap();
     assert_eq!(
         (listed.len(), listed[0].title.as_str(), listed[0].is_active),
         (1, "do it", true)
     );
-    let (_, lines) = chats.get("u", &listed[0].id).await.unwrap().unwrap();
+    let (_, lines) = chats
+        .get(&Caller::service("u"), &listed[0].id)
+        .await
+        .unwrap()
+        .unwrap();
     let types: Vec<_> = lines
         .iter()
         .map(|line| line.event_type.as_deref().unwrap())
@@ -83,7 +87,11 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
         (1, 1, 0)
     );
     assert!(session.message("too late").await.is_err());
-    let (chat, _) = chats.get("u", &listed[0].id).await.unwrap().unwrap();
+    let (chat, _) = chats
+        .get(&Caller::service("u"), &listed[0].id)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(!chat.is_active);
     let replay = sessions.replay(&session.id().to_string()).await.unwrap();
     assert_eq!((replay.same, replay.different), (6, None));
@@ -136,19 +144,34 @@ async fn two_users_do_not_see_each_other() {
     assert!(sessions.find_same(&bob, Some("p"), "do it", None).is_none());
     assert!(sessions.find_same(&ann, None, "do it", None).is_none());
     let chats = Chats::new(sessions.shared.deps.store.clone());
-    let chat = chats.list("ann", 1, 0).await.unwrap().remove(0);
-    assert!(chats.get("bob", &chat.id).await.unwrap().is_none());
+    let chat = chats
+        .list(&Caller::service("ann"), 1, 0)
+        .await
+        .unwrap()
+        .remove(0);
     assert!(
         chats
-            .rename("bob", &chat.id, "mine")
+            .get(&Caller::service("bob"), &chat.id)
             .await
             .unwrap()
             .is_none()
     );
-    assert!(!chats.delete("bob", &chat.id).await.unwrap());
+    assert!(
+        chats
+            .rename(&Caller::service("bob"), &chat.id, "mine")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        !chats
+            .delete(&Caller::service("bob"), &chat.id)
+            .await
+            .unwrap()
+    );
     assert_eq!(
         chats
-            .rename("ann", &chat.id, &"é".repeat(300))
+            .rename(&Caller::service("ann"), &chat.id, &"é".repeat(300))
             .await
             .unwrap()
             .unwrap()
@@ -156,7 +179,12 @@ async fn two_users_do_not_see_each_other() {
             .count(),
         255
     );
-    assert!(chats.delete("ann", &chat.id).await.unwrap());
+    assert!(
+        chats
+            .delete(&Caller::service("ann"), &chat.id)
+            .await
+            .unwrap()
+    );
 }
 
 #[tokio::test]
@@ -336,7 +364,10 @@ async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
         Err(DetailsError::Lookup(LookupError::NotYours))
     ));
     let chats = crate::store::Chats::new(store.clone());
-    assert_eq!(chats.list("u", 1, 0).await.unwrap()[0].totals, totals);
+    assert_eq!(
+        chats.list(&Caller::service("u"), 1, 0).await.unwrap()[0].totals,
+        totals
+    );
     let rows = store.read(|connection| {
         let sum = "SELECT count(*), sum(input_tokens + output_tokens), sum(cost) FROM model_calls";
         Ok(connection.query_row(sum, [], |row| {

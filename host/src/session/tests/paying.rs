@@ -10,7 +10,11 @@ async fn totals(sessions: &Sessions, id: SessionId) -> Totals {
     let totals = sessions.details(&id, &user).await.unwrap().totals;
     let store = sessions.shared.deps.store.clone();
     let chats = crate::store::Chats::new(store.clone());
-    let chat = chats.list("u", 1, 0).await.unwrap().remove(0);
+    let chat = chats
+        .list(&crate::store::Caller::service("u"), 1, 0)
+        .await
+        .unwrap()
+        .remove(0);
     assert_eq!(chat.totals, totals, "the chat's sums are not the session's");
     let rows = store.read(|connection| {
         let sum = "SELECT count(*), coalesce(sum(input_tokens + output_tokens), 0), coalesce(sum(cost), 0)
