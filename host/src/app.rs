@@ -44,7 +44,9 @@ use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
 use crate::session::{Deps, Limits, Sessions};
-use crate::store::{Chats, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords};
+use crate::store::{
+    Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
+};
 use crate::workspace::Watcher;
 
 use self::changes::Opener;
@@ -182,7 +184,11 @@ impl App {
         for warning in &generations.now().deployed.warnings {
             tracing::warn!("{warning}");
         }
-        let (chats, outbox) = chats(&config, &store, keep).await?;
+        let Records {
+            chats,
+            outbox,
+            integrations,
+        } = records(&config, &store, keep).await?;
         if let Some(outbox) = outbox.clone() {
             auth = auth.telling(move |who| outbox.seen(who));
         }
@@ -192,11 +198,9 @@ impl App {
             ..About::default()
         };
         let deployed = generations.clone();
-        let accounts = Accounts::new(
-            Arc::new(store.clone()),
-            Cipher::new(&keys.seal),
-            move || deployed.now().deployed.git.clone(),
-        );
+        let accounts = Accounts::new(integrations, Cipher::new(&keys.seal), move || {
+            deployed.now().deployed.git.clone()
+        });
         let git = generations.clone();
         let ground = Ground {
             sandboxes: sandboxes.clone(),
@@ -359,20 +363,30 @@ pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
     Ok(Store::open(&folders.data)?)
 }
 
-/// The record of chats: where the settings say, or in the local database. A single run at a terminal
+/// What is kept for users beside the log.
+struct Records {
+    chats: Chats,
+    outbox: Option<Outbox>,
+    integrations: Arc<dyn Integrations>,
+}
+
+/// The records where the settings say, or in the local database. A single run at a terminal
 /// (`Keep::Workspaces`) is this machine's own.
-async fn chats(
-    config: &Config,
-    store: &Store,
-    keep: Keep,
-) -> Result<(Chats, Option<Outbox>), StartError> {
+async fn records(config: &Config, store: &Store, keep: Keep) -> Result<Records, StartError> {
     let Some(settings) = config.supabase.as_ref().filter(|_| keep == Keep::No) else {
-        return Ok((Chats::new(store.clone()), None));
+        return Ok(Records {
+            chats: Chats::new(store.clone()),
+            outbox: None,
+            integrations: Arc::new(store.clone()),
+        });
     };
-    let records = SupabaseRecords::new(Supabase::new(settings)?);
-    let outbox = Outbox::start(store.clone(), records.clone()).await?;
-    let chats = Chats::elsewhere(Arc::new(records), outbox.clone());
-    Ok((chats, Some(outbox)))
+    let records = Arc::new(SupabaseRecords::new(Supabase::new(settings)?));
+    let outbox = Outbox::start(store.clone(), SupabaseRecords::clone(&records)).await?;
+    Ok(Records {
+        chats: Chats::elsewhere(records.clone(), outbox.clone()),
+        outbox: Some(outbox),
+        integrations: records,
+    })
 }
 
 /// The deployment that the manifest and the environment say, with the plugins compiled or taken from

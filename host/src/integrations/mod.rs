@@ -12,7 +12,7 @@ use crate::git_providers::{GitProviders, Site, SiteError};
 use crate::plugins::git_types::{Change, NewChange, Repository};
 use crate::plugins::types::{Error, ErrorKind};
 use crate::secret::Secret;
-use crate::store::{Integration, Integrations, NewIntegration, StoreError};
+use crate::store::{Integration, Integrations, NewIntegration, RecordError};
 
 pub use self::cipher::{Cipher, Sealed, Unopened};
 
@@ -44,7 +44,7 @@ pub enum AccountError {
     OtherServer(String),
     /// The rows cannot be read or written.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] RecordError),
 }
 
 /// A change that a user wants to be opened.

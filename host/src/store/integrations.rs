@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{RecordError, Store, StoreError};
 use crate::auth::Identity;
 
 /// A git account that a user connected.
@@ -50,36 +50,27 @@ pub struct NewIntegration {
     pub scopes: String,
 }
 
+/// What a call gives, later.
+pub type Kept<T> = BoxFuture<'static, Result<T, RecordError>>;
+
 /// Where users' git accounts are kept. `who` is the caller: with their own token where row-level security
 /// is to decide, else the user that a server acts for.
 pub trait Integrations: Send + Sync {
     /// The user's accounts, by provider.
-    fn list(&self, who: &Identity) -> BoxFuture<'static, Result<Vec<Integration>, StoreError>>;
+    fn list(&self, who: &Identity) -> Kept<Vec<Integration>>;
     /// The user's account of a provider.
-    fn get(
-        &self,
-        who: &Identity,
-        provider: &str,
-    ) -> BoxFuture<'static, Result<Option<Integration>, StoreError>>;
+    fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>>;
     /// Keeps an account in the place of the user's other one of that provider.
-    fn put(
-        &self,
-        who: &Identity,
-        new: NewIntegration,
-    ) -> BoxFuture<'static, Result<(), StoreError>>;
+    fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()>;
     /// Forgets an account. False where there is none.
-    fn delete(
-        &self,
-        who: &Identity,
-        provider: &str,
-    ) -> BoxFuture<'static, Result<bool, StoreError>>;
+    fn delete(&self, who: &Identity, provider: &str) -> Kept<bool>;
 }
 
 const COLUMNS: &str =
     "id, provider, label, access_token_encrypted, iv, external_username, scopes, created_at";
 
 impl Integrations for Store {
-    fn list(&self, who: &Identity) -> BoxFuture<'static, Result<Vec<Integration>, StoreError>> {
+    fn list(&self, who: &Identity) -> Kept<Vec<Integration>> {
         let (store, user) = (self.clone(), who.user.to_string());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
@@ -88,14 +79,10 @@ impl Integrations for Store {
             let rows = select.query_map([user], integration)?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         };
-        async move { store.read(work).await }.boxed()
+        async move { Ok(store.read(work).await?) }.boxed()
     }
 
-    fn get(
-        &self,
-        who: &Identity,
-        provider: &str,
-    ) -> BoxFuture<'static, Result<Option<Integration>, StoreError>> {
+    fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>> {
         let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
@@ -105,14 +92,10 @@ impl Integrations for Store {
                 .query_row(params![user, provider], integration)
                 .optional()?)
         };
-        async move { store.read(work).await }.boxed()
+        async move { Ok(store.read(work).await?) }.boxed()
     }
 
-    fn put(
-        &self,
-        who: &Identity,
-        new: NewIntegration,
-    ) -> BoxFuture<'static, Result<(), StoreError>> {
+    fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()> {
         let (store, user) = (self.clone(), who.user.to_string());
         let work = move |connection: &Connection| {
             connection
@@ -136,14 +119,10 @@ impl Integrations for Store {
                 ])?;
             Ok(())
         };
-        async move { store.write(work).await }.boxed()
+        async move { Ok(store.write(work).await?) }.boxed()
     }
 
-    fn delete(
-        &self,
-        who: &Identity,
-        provider: &str,
-    ) -> BoxFuture<'static, Result<bool, StoreError>> {
+    fn delete(&self, who: &Identity, provider: &str) -> Kept<bool> {
         let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
         let work = move |connection: &Connection| {
             let deleted = connection
@@ -151,7 +130,7 @@ impl Integrations for Store {
                 .execute(params![user, provider])?;
             Ok(deleted > 0)
         };
-        async move { store.write(work).await }.boxed()
+        async move { Ok(store.write(work).await?) }.boxed()
     }
 }
 

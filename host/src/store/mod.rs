@@ -31,7 +31,7 @@ mod writer;
 mod tests;
 
 pub use chats::Chats;
-pub use integrations::{Integration, Integrations, NewIntegration};
+pub use integrations::{Integration, Integrations, Kept, NewIntegration};
 pub use local::LocalRecords;
 pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,

@@ -2,10 +2,11 @@
 //! and by the service key.
 
 use chrono::{DateTime, Duration, Utc};
+use lucid::auth::Identity;
 use lucid::secret::Secret;
 use lucid::store::{
-    Caller, Chat, ChatMessage, LocalRecords, Progress, Records, Store, Supabase as Project,
-    SupabaseRecords, SupabaseSettings, Totals,
+    Caller, Chat, ChatMessage, Integrations, LocalRecords, NewIntegration, Progress, Records,
+    Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
 };
 use lucid_tests::{Supabase, anon_key, service_key, token};
 use uuid::Uuid;
@@ -230,6 +231,71 @@ async fn suite(records: &dyn Records, ann: &Caller, bob: &Caller) {
     assert!(records.list(ann, 50, 0).await.unwrap().is_empty());
 }
 
+fn who(caller: &Caller) -> Identity {
+    let token = match caller {
+        Caller::User { token, .. } => Some(token.clone()),
+        Caller::Service { .. } => None,
+    };
+    Identity {
+        user: caller.user().clone(),
+        token,
+        project: None,
+        session: None,
+        admin: false,
+    }
+}
+
+fn account(provider: &str, token: &str) -> NewIntegration {
+    NewIntegration {
+        provider: provider.to_owned(),
+        label: "An account".to_owned(),
+        access_token_encrypted: token.to_owned(),
+        iv: "00".to_owned(),
+        external_username: "octocat".to_owned(),
+        scopes: "repo||https://git.example.org".to_owned(),
+    }
+}
+
+/// What every store of git accounts does, for two users of it.
+async fn accounts(kept: &dyn Integrations, ann: &Caller, bob: &Caller) {
+    let (ann, bob) = (&who(ann), &who(bob));
+    for token in ["aa", "bb"] {
+        kept.put(ann, account("GITHUB", token)).await.unwrap();
+    }
+    kept.put(ann, account("GITLAB", "cc")).await.unwrap();
+    let listed = kept.list(ann).await.unwrap();
+    let short: Vec<_> = listed
+        .iter()
+        .map(|row| (row.provider.as_str(), row.access_token_encrypted.as_str()))
+        .collect();
+    assert_eq!(short, [("GITHUB", "bb"), ("GITLAB", "cc")]);
+    let found = kept.get(ann, "GITLAB").await.unwrap().unwrap();
+    assert_eq!(found, listed[1]);
+    assert_eq!(
+        found.scopes.as_deref(),
+        Some("repo||https://git.example.org")
+    );
+    // Another user's account is not there, and a filter is no place to say more.
+    assert!(kept.list(bob).await.unwrap().is_empty());
+    assert!(kept.get(bob, "GITHUB").await.unwrap().is_none());
+    assert!(!kept.delete(bob, "GITHUB").await.unwrap());
+    assert!(
+        !kept
+            .delete(ann, "GITHUB&user_id=not.is.null")
+            .await
+            .unwrap()
+    );
+    kept.put(bob, account("GITHUB", "dd")).await.unwrap();
+    assert!(kept.delete(ann, "GITHUB").await.unwrap());
+    assert!(!kept.delete(ann, "GITHUB").await.unwrap());
+    assert_eq!(
+        kept.list(bob).await.unwrap()[0].access_token_encrypted,
+        "dd"
+    );
+    assert!(kept.delete(ann, "GITLAB").await.unwrap());
+    assert!(kept.delete(bob, "GITHUB").await.unwrap());
+}
+
 /// A client for the project, with the service key.
 fn records(supabase: &Supabase) -> SupabaseRecords {
     let settings = SupabaseSettings {
@@ -251,6 +317,7 @@ fn by_token(user: &str) -> Caller {
 async fn the_local_database_keeps_chats() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
+    accounts(&store, &Caller::service("ann"), &Caller::service("bob")).await;
     let records = LocalRecords::new(store);
     suite(&records, &Caller::service("ann"), &Caller::service("bob")).await;
     // A token changes nothing here.
@@ -265,6 +332,7 @@ async fn supabase_keeps_chats_by_users_tokens_and_by_the_service_key() {
     let records = records(&supabase);
     let (ann, bob) = (supabase.sign_up("ann"), supabase.sign_up("bob"));
     suite(&records, &by_token(&ann), &by_token(&bob)).await;
+    accounts(&records, &by_token(&ann), &by_token(&bob)).await;
     let by_token_alone = supabase.passed().len();
     suite(
         &records,
@@ -273,6 +341,13 @@ async fn supabase_keeps_chats_by_users_tokens_and_by_the_service_key() {
     )
     .await;
     suite(&records, &by_token(&ann), &Caller::service(bob.as_str())).await;
+
+    accounts(
+        &records,
+        &Caller::service(ann.as_str()),
+        &Caller::service(bob.as_str()),
+    )
+    .await;
 
     // A key goes with its own kind of token, and a user's token with nobody else's rows.
     for (number, passed) in supabase.passed().into_iter().enumerate() {

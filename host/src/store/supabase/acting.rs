@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::answer::{self, no_answer};
+use super::integrations::{IntegrationRow, NewIntegrationRow};
 use super::rows::{ChatRow, MessageRow};
 use super::{Supabase, bearer};
 use crate::store::{Caller, RecordError};
@@ -22,6 +23,9 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// The columns of a chat.
 const CHAT: &str = "id,agent_session_id,project_id,title,model_provider,is_active,created_at,updated_at,model_calls,input_tokens,output_tokens,cache_read_tokens,cache_write_tokens,cost";
+/// The columns of a git account.
+const INTEGRATION: &str =
+    "id,provider,label,access_token_encrypted,iv,external_username,scopes,created_at";
 /// The columns of a message, and its chat, for the filter by user.
 const MESSAGE: &str =
     "id,role,content,event_type,metadata_json,created_at,chat_sessions!inner(user_id)";
@@ -113,12 +117,6 @@ impl Acting<'_> {
 
     /// Makes a chat for the user; one of that id stays as it is, whosever it is.
     pub(super) async fn insert_chat(&self, row: &ChatRow) -> Result<(), RecordError> {
-        #[derive(Serialize)]
-        struct Owned<'a> {
-            user_id: Uuid,
-            #[serde(flatten)]
-            row: &'a ChatRow,
-        }
         let row = Owned {
             user_id: self.user,
             row,
@@ -145,6 +143,43 @@ impl Acting<'_> {
     /// Deletes a chat of the user. False where there is none.
     pub(super) async fn remove(&self, chat: Uuid) -> Result<bool, RecordError> {
         let request = self.one(Method::DELETE, chat);
+        Ok(!self.rows::<Id>(request).await?.is_empty())
+    }
+
+    /// Git accounts of the user.
+    pub(super) async fn integrations(
+        &self,
+        narrow: Pairs<'_>,
+    ) -> Result<Vec<IntegrationRow>, RecordError> {
+        let request = self
+            .request(Method::GET, "integrations")
+            .query(&[("select", INTEGRATION), ("user_id", &self.owner())])
+            .query(narrow);
+        self.rows(request).await
+    }
+
+    /// Keeps a git account in the place of the user's other one of that provider.
+    pub(super) async fn put_integration(&self, row: &NewIntegrationRow) -> Result<(), RecordError> {
+        let row = Owned {
+            user_id: self.user,
+            row,
+        };
+        let request = self
+            .request(Method::POST, "integrations")
+            .query(&[("on_conflict", "user_id,provider")])
+            .header(PREFER, "return=minimal,resolution=merge-duplicates")
+            .json(&row);
+        let response = request.send().await.map_err(no_answer)?;
+        answer::done(response, self.service).await
+    }
+
+    /// Removes a git account of the user. False where there is none.
+    pub(super) async fn remove_integration(&self, provider: &str) -> Result<bool, RecordError> {
+        let request = self
+            .request(Method::DELETE, "integrations")
+            .query(&[("select", "id"), ("user_id", &self.owner())])
+            .query(&[("provider", format!("eq.{provider}"))])
+            .header(PREFER, "return=representation");
         Ok(!self.rows::<Id>(request).await?.is_empty())
     }
 
@@ -183,6 +218,14 @@ impl Acting<'_> {
             .request(method, table, self.api_key.clone())
             .header(AUTHORIZATION, self.bearer.clone())
     }
+}
+
+/// A row of the user.
+#[derive(Serialize)]
+struct Owned<'a, T> {
+    user_id: Uuid,
+    #[serde(flatten)]
+    row: &'a T,
 }
 
 #[derive(serde::Deserialize)]

@@ -1,4 +1,4 @@
-//! Owns the record of chats in a Supabase project, over its REST API (PostgREST).
+//! Owns the record of chats, and users' git accounts, in a Supabase project, over its REST API (PostgREST).
 //!
 //! What always holds: a request is made by [`acting::Acting`] alone, which is one caller's way in: it
 //! puts in the key, the token and the filter by user, so none of them can be left out or mixed up;
@@ -12,6 +12,7 @@
 
 mod acting;
 mod answer;
+mod integrations;
 mod records;
 mod rows;
 

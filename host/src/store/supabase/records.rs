@@ -19,7 +19,7 @@ const LEAST: usize = 100;
 /// The most that is read of one chat, in bytes: users write these tables too.
 const LARGEST_CHAT: usize = 256 << 20;
 
-/// The chats of a project's users; each call sees one user's. Cheap to clone.
+/// The chats of a project's users, and their git accounts; each call sees one user's. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SupabaseRecords {
     supabase: Arc<Supabase>,
@@ -36,6 +36,10 @@ impl SupabaseRecords {
     /// Whether it can be asked for users who sent no token.
     pub fn has_service_key(&self) -> bool {
         self.supabase.has_service_key()
+    }
+
+    pub(super) fn supabase(&self) -> &Supabase {
+        &self.supabase
     }
 
     /// A caller's way in, to one chat. None where there cannot be one.

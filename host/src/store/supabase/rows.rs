@@ -72,7 +72,7 @@ fn count(number: i64) -> u64 {
 }
 
 /// PostgreSQL's texts hold any character but NUL, which programs do print.
-fn clean(text: &str) -> Cow<'_, str> {
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{FFFD}"))
     } else {
