@@ -381,7 +381,8 @@ async fn what_supabase_cannot_hold_or_do_is_a_sentence() {
     let Some(mut supabase) = Supabase::start().await else {
         return;
     };
-    let records = records(&supabase);
+    let client = records(&supabase);
+    let records: &dyn Records = &client;
     let ann = by_token(&supabase.sign_up("ann"));
     let chat = new_chat("With a \0 in it");
     records.create(&ann, chat.clone()).await.unwrap();
