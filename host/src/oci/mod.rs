@@ -154,14 +154,16 @@ impl Components {
         tags: Tags,
     ) -> Result<Found, String> {
         let reference = &wanted.reference;
+        let meant = wanted.component.as_ref();
         let before = self.asked().get(reference).cloned();
         if let Some(found) = before.filter(|found| found.component.file.is_file())
             && tags == Tags::AsKnown
+            // Whoever writes another digest wants another build.
+            && meant.is_none_or(|meant| *meant == found.component.digest)
         {
             return Ok(found);
         }
         let kept = self.kept(reference).await;
-        let meant = wanted.component.as_ref();
         let is_meant =
             |kept: &&Found| reference.digest().is_some() || Some(&kept.component.digest) == meant;
         if let Some(kept) = kept.as_ref().filter(is_meant) {
