@@ -87,6 +87,8 @@ pub struct LoadedProvider {
     pub models: Vec<ModelInfo>,
     /// What the manifest says of it; none without one.
     pub entry: Option<Arc<ProviderEntry>>,
+    /// It is a built-in one, whose address is this host's own word.
+    pub builtin: bool,
 }
 
 /// A component with tools, and what it is given.
@@ -367,6 +369,7 @@ async fn provider(
         settings,
         models,
         entry,
+        builtin: matches!(plugin.component.value, Source::Builtin(_)) && blame.upload.is_none(),
     })
 }
 

@@ -11,8 +11,8 @@ use super::*;
 use super::{entries, read, registries};
 use crate::builtin;
 use crate::egress::Injection;
-use crate::plugins::Plugins;
 use crate::plugins::tests::engine;
+use crate::plugins::{Kind, Plugins};
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
@@ -520,6 +520,30 @@ async fn a_component_of_ones_own_is_loaded_with_its_digest_and_its_settings() {
     assert_eq!(loaded.policies[0].settings["delay_ms"], 7);
     assert_eq!(loaded.policies[0].builtin, None);
     assert_eq!(loaded.providers.len(), 3, "of providers it says nothing");
+}
+
+#[tokio::test]
+async fn an_upload_in_the_place_of_a_built_in_adapter_is_not_built_in() {
+    use sha2::Digest as _;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, adapter) = (folder.path().join("own.wasm"), builtin::PROVIDERS[0].1);
+    std::fs::write(&file, adapter).unwrap();
+    let digest = sha2::Sha256::digest(adapter);
+    let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = "[providers.google]\ncomponent = \"builtin:google\"\n";
+    let manifest = Manifest::parse(Path::new("lucid.toml"), text).unwrap();
+    let mut uploads = Uploads::default();
+    let upload = Upload {
+        file,
+        digest: super::Digest { hex },
+        added: false,
+    };
+    uploads.set(Kind::Llm, "google", Some(upload));
+    let (engine, none) = (engine(), Plugins::default());
+    for (manifest, builtin) in [(manifest.with(uploads), false), (manifest, true)] {
+        let loaded = Box::pin(load(&manifest, &engine, &none, None)).await;
+        assert_eq!(loaded.unwrap().providers[0].builtin, builtin);
+    }
 }
 
 #[tokio::test]

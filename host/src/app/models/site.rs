@@ -1,6 +1,7 @@
 //! Owns where a provider is asked, and with which key of the deployment's.
 //!
-//! What always holds: a key goes to the address it was set for and to no other. A variable that a
+//! What always holds: a key goes to the address it was set for and to no other; never to one that a
+//! component chose which is not built in, since another build of it could choose another. A variable that a
 //! manifest names is that provider's and nobody stands in for it; `LLM_API_KEY` is never sent to an
 //! address of a manifest's that does not name it; the rest is as the environment says.
 
@@ -24,6 +25,16 @@ pub(super) enum SiteError {
     /// Its adapter names an address that is none.
     #[error("the adapter of `{0}` has a base URL that cannot be read; report it to its author")]
     BaseUrl(String),
+    /// Nobody but its component says where it is.
+    #[error(
+        "the provider `{name}` needs a `base_url`: its component is none of the built-in ones, and no key goes to an address that such a component chooses (this one names {address})"
+    )]
+    OwnAddress {
+        /// The provider.
+        name: String,
+        /// What its component says.
+        address: String,
+    },
     /// The endpoint, or the place for the key.
     #[error("the provider `{0}` cannot be used: {1}")]
     Egress(String, EgressError),
@@ -67,6 +78,12 @@ impl Site {
         let from_general = stated.is_none() && by_own.is_none() && general.is_some();
         let from_manifest = stated.is_some();
         let url = stated.or(by_own).or(general);
+        if url.is_none() && !provider.builtin {
+            return Err(SiteError::OwnAddress {
+                name: name.to_owned(),
+                address: usual.origin().ascii_serialization(),
+            });
+        }
         let elsewhere = url.as_ref().is_some_and(|url| url.host() != usual.host());
         let same_origin = url
             .as_ref()

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::plugins::policy_types::ModelCall;
 use crate::plugins::tests::{engine, guests};
+use crate::deployment::Source;
 use crate::plugins::{Limits, LlmPlugin};
 
 /// Two providers, `google` and `openai`, of which the adapters know no model but `m`.
@@ -32,6 +33,10 @@ async fn deployed(
             models: plugin.known_models().to_vec(),
             plugin,
             settings: "{}".to_owned(),
+            builtin: manifest
+                .providers
+                .get(name)
+                .is_none_or(|entry| matches!(entry.plugin.component.value, Source::Builtin(_))),
             entry: manifest.providers.get(name).cloned().map(Arc::new),
         });
     }
@@ -264,6 +269,24 @@ async fn a_manifests_provider_has_its_own_key_and_no_key_goes_where_it_was_not_m
         "{wrong}"
     );
     assert!(!wrong.contains("secret with"), "{wrong}");
+}
+
+#[tokio::test]
+async fn a_component_that_is_not_built_in_does_not_choose_where_keys_go() {
+    let own = "[providers.own]\ncomponent = \"own.wasm\"\n";
+    let settings = [("OWN_API_KEY", "own"), ("LLM_API_KEY", "any")];
+    let wrong = deployed(&settings, own).await.err().unwrap().to_string();
+    assert!(
+        wrong.starts_with("lucid.toml:1:") && wrong.contains("needs a `base_url`"),
+        "{wrong}"
+    );
+    let stated = format!("{own}base_url = \"https://own.example/v1\"\n");
+    let (all, _) = deployed(&settings, &stated).await.unwrap();
+    assert_eq!(key_of(&all, "own").as_deref(), Some("own"));
+    assert_eq!(
+        all.named("own").unwrap().endpoint.server(),
+        "https://own.example"
+    );
 }
 
 #[tokio::test]
