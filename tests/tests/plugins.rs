@@ -636,7 +636,13 @@ async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
             "`digest` must be",
         ),
         ("policy", "counting", &build[..63], 422, "`digest` must be"),
-        ("tools", "counting", &*build, 404, "`policy` or `llm`"),
+        (
+            "nonsense",
+            "counting",
+            &*build,
+            404,
+            "one of `policy`, `llm`",
+        ),
         ("llm", "house", &*build, 422, "does not export"),
         (
             "llm",

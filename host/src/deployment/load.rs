@@ -115,6 +115,8 @@ pub struct LoadedGit {
     pub base_url: Option<Url>,
     /// Where its repositories are, where the manifest says so.
     pub web_url: Option<Url>,
+    /// It is a built-in one, whose addresses are this host's own word.
+    pub builtin: bool,
 }
 
 /// Loads all plugins of a manifest, or says of each that cannot be loaded why. Reads files, and takes
@@ -369,7 +371,7 @@ async fn provider(
         settings,
         models,
         entry,
-        builtin: matches!(plugin.component.value, Source::Builtin(_)) && blame.upload.is_none(),
+        builtin: blame.builtin().is_some(),
     })
 }
 
@@ -447,6 +449,7 @@ async fn git(from: From<'_>, name: &str, entry: &GitEntry) -> Result<LoadedGit, 
         settings: serde_json::Value::Object(plugin.settings.values.clone()).to_string(),
         base_url: url(&entry.base_url),
         web_url: url(&entry.web_url),
+        builtin: blame.builtin().is_some(),
     })
 }
 

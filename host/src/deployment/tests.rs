@@ -537,6 +537,7 @@ async fn an_upload_in_the_place_of_a_built_in_adapter_is_not_built_in() {
         file,
         digest: super::Digest { hex },
         added: false,
+        probation: None,
     };
     uploads.set(Kind::Llm, "google", Some(upload));
     let (engine, none) = (engine(), Plugins::default());

@@ -28,7 +28,8 @@ use crate::plugins::git_types::{Account, Change, NewChange, Repository};
 use crate::plugins::types::Error;
 use crate::secret::Secret;
 
-/// How many operations are carried out at once.
+/// How many operations are carried out at once, and as many at servers that users name: one that never
+/// answers holds up nobody at the deployment's own.
 const AT_ONCE: usize = 16;
 
 /// The git providers of a deployment. It never changes.
@@ -40,6 +41,7 @@ pub struct GitProviders {
     /// Those may be at private addresses, and without TLS.
     private: bool,
     slots: Arc<Semaphore>,
+    open_slots: Arc<Semaphore>,
 }
 
 /// A provider of this deployment.
@@ -72,6 +74,14 @@ impl GitProviders {
         let (mut all, mut wrong) = (BTreeMap::new(), Vec::new());
         for one in loaded {
             let name = one.plugin.name().to_owned();
+            let stated = one.base_url.is_some() || one.web_url.is_some();
+            // The next build of such a component could name another server, and users' tokens would go
+            // there.
+            if !stated && !one.builtin {
+                let why = "its component is none of the built-in ones, and no token goes to an address that such a component chooses: `base_url` must say where it is";
+                wrong.push((name, why.to_owned()));
+                continue;
+            }
             match Place::of(one.plugin.descriptor(), one.base_url, one.web_url) {
                 Ok(place) => {
                     let served = Served {
@@ -102,6 +112,7 @@ impl GitProviders {
             open,
             private,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
+            open_slots: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
@@ -156,7 +167,7 @@ impl GitProviders {
             place,
             own,
             egress: if own { &self.open } else { &self.egress }.clone(),
-            slots: self.slots.clone(),
+            slots: if own { &self.open_slots } else { &self.slots }.clone(),
         }
     }
 }

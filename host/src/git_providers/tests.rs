@@ -74,6 +74,10 @@ fn answer(status: u16, body: &Value) -> Response {
 
 /// The built-in providers, with these web addresses.
 async fn providers(private: bool, urls: &[(&str, Option<&str>)]) -> GitProviders {
+    GitProviders::new(loaded(urls).await, private, None).unwrap()
+}
+
+async fn loaded(urls: &[(&str, Option<&str>)]) -> Vec<LoadedGit> {
     let engine = Engine::new(EngineOptions {
         calls: 2,
         streams: 2,
@@ -93,9 +97,52 @@ async fn providers(private: bool, urls: &[(&str, Option<&str>)]) -> GitProviders
             settings: "{}".to_owned(),
             base_url: None,
             web_url: web_url.map(|url| Url::parse(url).unwrap()),
+            builtin: true,
         });
     }
-    GitProviders::new(loaded, private, None).unwrap()
+    loaded
+}
+
+#[tokio::test]
+async fn a_component_that_is_not_built_in_does_not_choose_where_tokens_go() {
+    let not_built_in = async |url| {
+        let mut all = loaded(&[("github", url)]).await;
+        all[0].builtin = false;
+        GitProviders::new(all, false, None)
+    };
+    let wrong = not_built_in(None).await.err().unwrap();
+    assert!(
+        wrong.len() == 1 && wrong[0].1.contains("`base_url` must say"),
+        "{wrong:?}"
+    );
+    let stated = not_built_in(Some("https://github.com")).await;
+    assert!(stated.is_ok(), "{:?}", stated.err());
+}
+
+#[tokio::test]
+async fn servers_of_users_that_never_answer_hold_up_nobody_elsewhere() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = format!("http://{}", silent.local_addr().unwrap());
+    let server = Server::start(|_, _| answer(200, &json!({"id": 1, "login": "ada"}))).await;
+    let all = providers(true, &[("github", Some(&server.url)), ("gitlab", None)]).await;
+    let stuck = all.site("gitlab", Some(&own)).unwrap();
+    let token = token();
+    let waiting = futures::future::join_all((0..AT_ONCE).map(|_| stuck.account(&token)));
+    let deployments = all.site("github", None).unwrap();
+    let served = async {
+        // Each of them is there, or nothing is shown.
+        let mut open = Vec::new();
+        for _ in 0..AT_ONCE {
+            open.push(silent.accept().await.unwrap());
+        }
+        let account = deployments.account(&token).await;
+        drop(open);
+        account
+    };
+    tokio::select! {
+        _ = waiting => panic!("a server that never answers was done with"),
+        account = served => assert_eq!(account.unwrap().login, "ada"),
+    }
 }
 
 fn token() -> Secret {

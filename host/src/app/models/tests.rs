@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::*;
+use crate::deployment::Source;
 use crate::plugins::policy_types::ModelCall;
 use crate::plugins::tests::{engine, guests};
-use crate::deployment::Source;
 use crate::plugins::{Limits, LlmPlugin};
 
 /// Two providers, `google` and `openai`, of which the adapters know no model but `m`.
