@@ -430,6 +430,7 @@ async fn misbehaving(act: &str, server: &Server) -> GitProviders {
         settings: json!({ "act": act }).to_string(),
         base_url: None,
         web_url: Some(Url::parse(&server.url).unwrap()),
+        builtin: false,
     };
     GitProviders::new(vec![loaded], false, None).unwrap()
 }
