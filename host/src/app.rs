@@ -17,6 +17,7 @@ mod overview;
 mod places;
 mod policies;
 mod room;
+mod servers;
 mod shadow;
 mod toolsets;
 mod trial;

@@ -15,6 +15,7 @@ pub mod egress;
 pub mod git_gateway;
 pub mod git_providers;
 pub mod integrations;
+mod mcp;
 pub mod oci;
 pub mod plugins;
 pub mod sandbox;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::components::Components;
 use super::models::Providers;
 use super::policies::Offered;
+use super::servers;
 use super::toolsets::Toolsets;
 use super::trial::Trials;
 use crate::blobs::Blobs;
@@ -72,6 +73,9 @@ impl Deployed {
         let (components, of_tools) = Components::new(tools, &manifest, config, tools_before)?;
         warnings.extend(of_tools);
         warnings.extend(manifest.idle_uploads());
+        let (servers, of_servers) = servers::sources(&manifest, config)?;
+        warnings.extend(of_servers);
+        let sources = components.sources().into_iter().chain(servers).collect();
         warnings.extend(manifest.brought.warnings.iter().cloned());
         warnings.extend(policies.iter().filter_map(|one| one.warning.clone()));
         let usable = providers.any_usable();
@@ -82,7 +86,7 @@ impl Deployed {
             policies: Arc::new(policies),
             providers: Arc::new(providers),
             git: Arc::new(git),
-            toolsets: Arc::new(Toolsets::new(components.sources())),
+            toolsets: Arc::new(Toolsets::new(sources)),
             components: Arc::new(components),
             warnings,
         })

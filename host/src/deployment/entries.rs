@@ -193,7 +193,8 @@ pub(super) fn provider(
     let of = format!("providers.{name}");
     let table = reader.table(item, &of, PROVIDER)?;
     let entry = plugin(reader, key, table, &of, builtin::PROVIDERS, "provider");
-    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let base_url =
+        field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
     let key = key_variable(reader, table, name, &of, key);
     let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
     let models = field(table, "models")
@@ -263,17 +264,7 @@ pub(super) fn tools(
     let time = field(table, "time").and_then(|(_, item)| {
         reader.seconds(item, &format!("{of}.time"), CALL_TIME[0], CALL_TIME[1])
     });
-    let policies = field(table, "policies").and_then(|(_, item)| {
-        let of = format!("{of}.policies");
-        let names = reader.located_texts(item, &of, "a policy's name", |_| true)?;
-        let known = names
-            .iter()
-            .map(|name| one_of(reader, name, root, "policies", builtin::POLICIES));
-        // To its end, so that all that is wrong is noted.
-        let known: Vec<_> = known.collect();
-        let owned = |name: Option<Located<String>>| name.map(|name| name.value);
-        known.into_iter().map(owned).collect()
-    });
+    let policies = policies(reader, table, &of, root);
     Some(ToolsEntry {
         plugin: entry?,
         base_url,
@@ -282,6 +273,25 @@ pub(super) fn tools(
         time,
         policies,
     })
+}
+
+/// Which policies' sessions have tools, where that is said.
+pub(super) fn policies(
+    reader: &mut Reader<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+    root: &DeTable<'_>,
+) -> Option<Vec<String>> {
+    let (_, item) = field(table, "policies")?;
+    let of = format!("{of}.policies");
+    let names = reader.located_texts(item, &of, "a policy's name", |_| true)?;
+    let known = names
+        .iter()
+        .map(|name| one_of(reader, name, root, "policies", builtin::POLICIES));
+    // To its end, so that all that is wrong is noted.
+    let known: Vec<_> = known.collect();
+    let owned = |name: Option<Located<String>>| name.map(|name| name.value);
+    known.into_iter().map(owned).collect()
 }
 
 fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
@@ -303,7 +313,8 @@ pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Op
     })
 }
 
-fn address(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<Located<Url>> {
+/// A URL that requests go to.
+pub(super) fn address(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<Located<Url>> {
     // What was given is not repeated: a key may stand in it.
     let what = "an http or https URL such as \"https://api.example.com/v1\", without user name, password, query or fragment";
     let plain = |text: &str| Url::parse(text).ok().filter(|url| url.query().is_none());
@@ -349,7 +360,11 @@ fn key_variable(
 }
 
 /// The variable that `key` names.
-fn stated_key(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<String>> {
+pub(super) fn stated_key(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    of: &str,
+) -> Option<Located<String>> {
     // What was given is not repeated: it may be the key itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the key itself never stands in a manifest";
     let text = reader.fitting(item, &format!("{of}.key"), what, is_variable)?;
@@ -366,7 +381,7 @@ fn stated_key(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Loca
     Some(Located { value, at })
 }
 
-fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Injection> {
+pub(super) fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Injection> {
     let name = format!("{of}.key_place");
     let what = "\"bearer\", or { header = \"NAME\" } for a header that holds the key alone";
     if let DeValue::String(text) = item.get_ref() {

@@ -11,6 +11,7 @@ use url::Url;
 
 use super::problem::At;
 use super::registries::RegistryEntry;
+use super::servers::McpEntry;
 use super::uploads::Uploads;
 use crate::builtin;
 use crate::egress::Injection;
@@ -38,6 +39,8 @@ pub struct Manifest {
     pub providers: BTreeMap<String, ProviderEntry>,
     /// `[tools.NAME]`.
     pub tools: BTreeMap<String, ToolsEntry>,
+    /// `[mcp.NAME]`.
+    pub mcp: BTreeMap<String, McpEntry>,
     /// `[git.NAME]`. None at all stand for the built-in ones.
     pub git: BTreeMap<String, GitEntry>,
     /// `policy` of `[defaults]`, which may be `auto`: the one that fits.

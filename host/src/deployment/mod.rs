@@ -18,6 +18,7 @@ mod manifest;
 mod problem;
 mod read;
 mod registries;
+mod servers;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use self::manifest::{
 pub use self::problem::{At, Problem, Problems};
 pub(crate) use self::read::{is_name, is_source_name};
 pub use self::registries::{Login, RegistryEntry};
+pub use self::servers::{AllowedTools, McpEntry, McpWay};
 pub(crate) use self::settings::settings_fit;
 pub use self::uploads::{Beside, Role, Upload, Uploads};
 pub use self::watch::Watch;

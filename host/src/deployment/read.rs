@@ -13,6 +13,7 @@ use super::fields::{Item, Key, Reader, field};
 use super::manifest::{Assignment, Located, Manifest};
 use super::problem::{Problems, instead};
 use super::registries::registries;
+use super::servers::server;
 use crate::builtin;
 use crate::session::SEPARATOR;
 
@@ -20,6 +21,7 @@ pub(super) const ROOT: &[&str] = &[
     "policies",
     "providers",
     "tools",
+    "mcp",
     "git",
     "registries",
     "defaults",
@@ -84,18 +86,19 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
     if let Some((_, item)) = field(root, "registries") {
         manifest.registries = registries(&mut reader, item);
     }
-    for (key, item) in named(&mut reader, root, "tools") {
-        let name = key.get_ref().as_ref();
-        if !is_source_name(name) {
-            reader.say(
-                &key.span(),
-                format!("a name in `tools` begins those of its tools (`{name}__…`), so it may have {LONGEST_SOURCE} characters, no `__` in it and no `_` at its end"),
-            );
-        }
+    for (key, item) in sources(&mut reader, root, "tools") {
         if let Some(entry) = tools(&mut reader, key, item, root) {
-            manifest
-                .tools
-                .insert(key.get_ref().as_ref().to_owned(), entry);
+            manifest.tools.insert(key.get_ref().as_ref().to_owned(), entry);
+        }
+    }
+    for (key, item) in sources(&mut reader, root, "mcp") {
+        let name = key.get_ref().as_ref();
+        if manifest.tools.contains_key(name) {
+            let what = format!("`tools.{name}` and `mcp.{name}` would have tools of the same names: give one of them another name");
+            reader.say(&key.span(), what);
+        }
+        if let Some(entry) = server(&mut reader, key, item, root) {
+            manifest.mcp.insert(name.to_owned(), entry);
         }
     }
     if let Some((_, item)) = field(root, "defaults") {
@@ -121,7 +124,7 @@ fn named<'d, 'i>(
         return Vec::new();
     };
     if table.is_empty() {
-        let what = if kind == "tools" {
+        let what = if matches!(kind, "tools" | "mcp") {
             format!("`{kind}` names none: leave it out")
         } else {
             format!("`{kind}` names none: leave it out to have the built-in ones")
@@ -134,6 +137,25 @@ fn named<'d, 'i>(
             all.push((key, item));
         } else {
             reader.say(&key.span(), format!("a name in `{kind}` must be {NAME}"));
+        }
+    }
+    all
+}
+
+/// The entries of a table of sources of tools.
+fn sources<'d, 'i>(
+    reader: &mut Reader<'_>,
+    root: &'d DeTable<'i>,
+    kind: &str,
+) -> Vec<(&'d Key<'i>, &'d Item<'i>)> {
+    let all = named(reader, root, kind);
+    for (key, _) in &all {
+        let name = key.get_ref().as_ref();
+        if !is_source_name(name) {
+            reader.say(
+                &key.span(),
+                format!("a name in `{kind}` begins those of its tools (`{name}__…`), so it may have {LONGEST_SOURCE} characters, no `__` in it and no `_` at its end"),
+            );
         }
     }
     all

@@ -115,7 +115,7 @@ pub(super) async fn response(
 }
 
 /// An answer's headers without cookies, and without the key.
-fn headers(response: &Response, blanker: &Blanker) -> Vec<Header> {
+pub(super) fn headers(response: &Response, blanker: &Blanker) -> Vec<Header> {
     let headers = response.headers().iter();
     let own = headers.filter(|(name, _)| !matches!(name.as_str(), "set-cookie" | "set-cookie2"));
     own.map(|(name, value)| Header {

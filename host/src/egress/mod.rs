@@ -12,6 +12,7 @@ mod answer;
 mod blank;
 mod document;
 mod error;
+mod open;
 mod request;
 mod shown;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use blank::{Blanker, blank};
 pub use document::{Document, DocumentError, DocumentLimits};
 pub use error::EgressError;
 pub(crate) use error::words;
+pub(crate) use open::Opened;
 pub use shown::Showing;
 
 /// How long is waited for what, and how much is taken.
@@ -314,26 +316,42 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
     ) -> Result<reqwest::Response, EgressError> {
-        let mut url = request::join(
+        let url = request::join(
             endpoint.base_url(),
             &request.path,
             &request.query,
             endpoint.slashes,
         )?;
         let method = request::method(&request.method)?;
-        let name = endpoint.injection.header();
-        let mut headers = request::headers(&request.headers, &name)?;
-        if let Some(key) = key {
-            headers.insert(name, endpoint.injection.value(key)?);
-        }
+        let headers = request::headers(&request.headers, &endpoint.injection.header())?;
         let body = Bytes::from(request.body.clone());
+        let call = Call {
+            method,
+            url,
+            headers,
+            body,
+        };
+        self.carry(endpoint, key, call).await
+    }
+
+    /// The same for what was checked already.
+    async fn carry(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        mut call: Call,
+    ) -> Result<reqwest::Response, EgressError> {
+        if let Some(key) = key {
+            let name = endpoint.injection.header();
+            call.headers.insert(name, endpoint.injection.value(key)?);
+        }
         let mut hops = 0;
         loop {
             let sending = self
                 .client
-                .request(method.clone(), url.clone())
-                .headers(headers.clone())
-                .body(body.clone())
+                .request(call.method.clone(), call.url.clone())
+                .headers(call.headers.clone())
+                .body(call.body.clone())
                 .send();
             let response = tokio::time::timeout(self.limits.first_byte, sending)
                 .await
@@ -351,9 +369,9 @@ impl Egress {
                 status,
                 StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
             );
-            let next = request::follow(&url, response.headers().get(LOCATION));
+            let next = request::follow(&call.url, response.headers().get(LOCATION));
             match next {
-                Some(next) if keeps_method && hops < REDIRECTS => url = next,
+                Some(next) if keeps_method && hops < REDIRECTS => call.url = next,
                 _ => {
                     return Err(EgressError::Redirected {
                         host: endpoint.host(),
@@ -364,4 +382,12 @@ impl Egress {
             hops += 1;
         }
     }
+}
+
+/// What is sent, checked.
+struct Call {
+    method: reqwest::Method,
+    url: Url,
+    headers: reqwest::header::HeaderMap,
+    body: Bytes,
 }
