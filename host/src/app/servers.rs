@@ -15,7 +15,7 @@ use super::toolsets::{Source, Toolset};
 use crate::config::Config;
 use crate::deployment::{Manifest, McpEntry, McpWay, Problem, Problems};
 use crate::egress::{Egress, EgressLimits, Endpoint, Injection};
-use crate::mcp::{Client, Server, Way};
+use crate::mcp::{Client, Http, Server, Way};
 use crate::plugins::types::{Error, ToolCall, ToolDefinition};
 use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
 
@@ -28,11 +28,11 @@ const LARGEST_ANSWER: u64 = 4 << 20;
 /// The longest that anything may take here; a call's own time ends it long before.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// Servers, and warnings.
+type Found = (Vec<Arc<dyn Source>>, Vec<String>);
+
 /// The servers that a manifest names, and what the operator should know of them.
-pub(super) fn sources(
-    manifest: &Manifest,
-    config: &Config,
-) -> Result<(Vec<Arc<dyn Source>>, Vec<String>), Problems> {
+pub(super) fn sources(manifest: &Manifest, config: &Config) -> Result<Found, Problems> {
     let (mut all, mut warnings, mut wrong) =
         (Vec::<Arc<dyn Source>>::new(), Vec::new(), Vec::new());
     for (name, entry) in &manifest.mcp {
@@ -93,11 +93,11 @@ fn source(
             let egress = Egress::new(limits, [&endpoint]);
             let egress =
                 egress.map_err(|why| format!("the MCP server `{name}` cannot be asked: {why}"))?;
-            Way::Http {
+            Way::Http(Box::new(Http {
                 egress,
                 endpoint,
                 key,
-            }
+            }))
         }
     };
     Ok(Mcp {

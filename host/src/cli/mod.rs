@@ -217,7 +217,12 @@ fn failed(sentence: &str) -> ExitCode {
 
 /// Sends the log to stderr. `RUST_LOG` says what is in it.
 fn log(config: &Config, default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    // It repeats what MCP servers say, as often and as long as they like; what matters the host says.
+    let named = std::env::var("RUST_LOG").is_ok_and(|said| said.contains("rmcp"));
+    if !named && let Ok(quiet) = "rmcp=off".parse() {
+        filter = filter.add_directive(quiet);
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

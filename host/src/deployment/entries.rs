@@ -193,8 +193,7 @@ pub(super) fn provider(
     let of = format!("providers.{name}");
     let table = reader.table(item, &of, PROVIDER)?;
     let entry = plugin(reader, key, table, &of, builtin::PROVIDERS, "provider");
-    let base_url =
-        field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
     let key = key_variable(reader, table, name, &of, key);
     let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
     let models = field(table, "models")
@@ -314,7 +313,11 @@ pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Op
 }
 
 /// A URL that requests go to.
-pub(super) fn address(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<Located<Url>> {
+pub(super) fn address(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    name: &str,
+) -> Option<Located<Url>> {
     // What was given is not repeated: a key may stand in it.
     let what = "an http or https URL such as \"https://api.example.com/v1\", without user name, password, query or fragment";
     let plain = |text: &str| Url::parse(text).ok().filter(|url| url.query().is_none());

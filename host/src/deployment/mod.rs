@@ -19,6 +19,8 @@ mod problem;
 mod read;
 mod registries;
 mod servers;
+#[cfg(test)]
+mod servers_tests;
 mod settings;
 #[cfg(test)]
 mod tests;

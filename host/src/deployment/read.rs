@@ -88,13 +88,17 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
     }
     for (key, item) in sources(&mut reader, root, "tools") {
         if let Some(entry) = tools(&mut reader, key, item, root) {
-            manifest.tools.insert(key.get_ref().as_ref().to_owned(), entry);
+            manifest
+                .tools
+                .insert(key.get_ref().as_ref().to_owned(), entry);
         }
     }
     for (key, item) in sources(&mut reader, root, "mcp") {
         let name = key.get_ref().as_ref();
         if manifest.tools.contains_key(name) {
-            let what = format!("`tools.{name}` and `mcp.{name}` would have tools of the same names: give one of them another name");
+            let what = format!(
+                "`tools.{name}` and `mcp.{name}` would have tools of the same names: give one of them another name"
+            );
             reader.say(&key.span(), what);
         }
         if let Some(entry) = server(&mut reader, key, item, root) {

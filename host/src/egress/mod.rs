@@ -12,9 +12,9 @@ mod answer;
 mod blank;
 mod document;
 mod error;
-mod open;
 mod request;
 mod shown;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -36,8 +36,8 @@ pub use blank::{Blanker, blank};
 pub use document::{Document, DocumentError, DocumentLimits};
 pub use error::EgressError;
 pub(crate) use error::words;
-pub(crate) use open::Opened;
 pub use shown::Showing;
+pub(crate) use stream::Opened;
 
 /// How long is waited for what, and how much is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,20 +16,24 @@ use rmcp::model::{
 };
 use rmcp::service::{ClientInitializeError, RunningService, ServiceError};
 use rmcp::transport::streamable_http_client::{
-    StreamableHttpClientTransport, StreamableHttpClientTransportConfig,
+    StreamableHttpClientTransport, StreamableHttpClientTransportConfig, StreamableHttpError,
 };
 use rmcp::{ClientHandler, RoleClient, serve_client};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::http::Http;
 use super::stdio::{self, Allowance};
 use super::{MOST_SAID, Server, Way, content, names};
 use crate::deployment::AllowedTools;
+use crate::egress::EgressError;
 use crate::plugins::text::clean;
 use crate::plugins::types::{ToolCall, ToolDefinition, ToolResult};
 use crate::sandbox::ProcessEnd;
 use crate::session::{EventDraft, Place, ToolDone};
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;
 
 /// The most pages of a list of tools.
 const PAGES: usize = 32;
@@ -256,8 +260,22 @@ impl Connected {
         if let Some(sentence) = ended(&self.program).await {
             return sentence;
         }
-        said(&error.to_string())
+        said(&words(error))
     }
+}
+
+/// What the egress says where it is to blame, and else the client.
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        match cause.downcast_ref::<StreamableHttpError<EgressError>>() {
+            Some(StreamableHttpError::Client(error)) => return error.to_string(),
+            Some(StreamableHttpError::UnexpectedServerResponse(what)) => return what.to_string(),
+            Some(other) => return other.to_string(),
+            None => next = cause.source(),
+        }
+    }
+    error.to_string()
 }
 
 /// How a program came to its end, where it did. The end of what it prints may come a moment before.
@@ -307,19 +325,10 @@ async fn connect(server: &Server, place: Option<&dyn Place>) -> Result<Connected
                 Err(error) => Err(unstarted(&error, &of).await),
             }
         }
-        Way::Http {
-            egress,
-            endpoint,
-            key,
-        } => {
-            let http = Http {
-                egress: egress.clone(),
-                endpoint: endpoint.clone(),
-                key: key.clone(),
-            };
-            let url = endpoint.base_url().as_str();
+        Way::Http(http) => {
+            let url = http.endpoint.base_url().as_str();
             let config = StreamableHttpClientTransportConfig::with_uri(url);
-            let transport = StreamableHttpClientTransport::with_client(http, config);
+            let transport = StreamableHttpClientTransport::with_client((**http).clone(), config);
             match Box::pin(serve_client(Host, transport)).await {
                 Ok(running) => Ok(Connected {
                     running,
@@ -343,10 +352,7 @@ async fn unstarted(
         return sentence;
     }
     match error {
-        ClientInitializeError::TransportError { error, .. } => {
-            // The cause is in the words already, or behind them.
-            said(&error.error.to_string())
-        }
+        ClientInitializeError::TransportError { error, .. } => said(&words(&*error.error)),
         ClientInitializeError::ConnectionClosed(_) => "it ended the connection.".to_owned(),
         _ => "it does not speak the protocol: what it answered is no answer to the handshake."
             .to_owned(),

@@ -35,10 +35,13 @@ type Failure = StreamableHttpError<EgressError>;
 
 /// Sends what the protocol wants sent.
 #[derive(Clone)]
-pub(super) struct Http {
-    pub(super) egress: Egress,
-    pub(super) endpoint: Endpoint,
-    pub(super) key: Option<SecretString>,
+pub(crate) struct Http {
+    /// Who sends.
+    pub(crate) egress: Egress,
+    /// Where to.
+    pub(crate) endpoint: Endpoint,
+    /// With which key.
+    pub(crate) key: Option<SecretString>,
 }
 
 impl Http {
@@ -66,7 +69,7 @@ impl Http {
         let key = self.key.as_ref();
         let sent = self
             .egress
-            .open(&self.endpoint, key, method, &headers, body);
+            .stream(&self.endpoint, key, method, &headers, body);
         sent.await
     }
 }

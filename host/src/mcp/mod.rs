@@ -18,12 +18,10 @@ mod stdio;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
 use crate::deployment::AllowedTools;
-use crate::egress::{Egress, Endpoint};
 
 pub(crate) use self::client::Client;
+pub(crate) use self::http::Http;
 
 /// The most bytes that a server may say from one call to the next, its answer included. The same holds for
 /// its start.
@@ -55,12 +53,5 @@ pub(crate) enum Way {
         env: BTreeMap<String, String>,
     },
     /// Streamable HTTP, at exactly the endpoint's URL.
-    Http {
-        /// Who sends.
-        egress: Egress,
-        /// Where to.
-        endpoint: Endpoint,
-        /// With which key.
-        key: Option<SecretString>,
-    },
+    Http(Box<Http>),
 }

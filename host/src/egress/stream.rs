@@ -29,7 +29,7 @@ pub(crate) enum Opened {
 impl Egress {
     /// Sends to the endpoint's URL itself, and takes events or one JSON body. Dropping the future drops
     /// the request, and dropping the frames ends the answer.
-    pub(crate) async fn open(
+    pub(crate) async fn stream(
         &self,
         endpoint: &Endpoint,
         key: Option<&SecretString>,
