@@ -237,3 +237,82 @@ pub(super) fn remove(connection: &Connection, chat: &str) -> Result<(), StoreErr
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    const ANN: &str = "0198c0de-0000-7000-8000-00000000000a";
+
+    fn fill(connection: &Connection) -> Result<(), StoreError> {
+        connection.execute_batch(&format!(
+            "INSERT INTO chat_sessions (id, user_id, title, is_active, created_at, updated_at) VALUES
+                 ('c1', '{ANN}', 't', 1, 5, 5), ('c2', 'not-of-the-project', 't', 1, 5, 5);
+             INSERT INTO chat_messages (id, session_id, role, content, created_at) VALUES
+                 ('m1', 'c1', 'user', 'a', 5), ('m2', 'c1', 'user', 'b', 5), ('m3', 'c1', 'user', 'c', 4),
+                 ('m4', 'c2', 'user', 'd', 9), ('m5', 'c1', 'user', 'e', 7);"
+        ))?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn chats_from_before_are_taken_in_and_their_messages_times_rise() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let work = |connection: &Connection| {
+            fill(connection)?;
+            take_in(connection)?;
+            take_in(connection)?;
+            let open = open(connection)?;
+            let batch = next(connection, "c1", 0, 0)?;
+            let rest = next(connection, "c1", batch.sent, batch.sent_at)?;
+            Ok((open, batch, rest))
+        };
+        let (open, batch, rest) = store.write(work).await.unwrap();
+        let chats: Vec<_> = open.iter().map(|entry| entry.chat.as_str()).collect();
+        assert_eq!(chats, ["c1"], "whose user is no UUID stays here");
+        let sent: Vec<_> = batch
+            .messages
+            .iter()
+            .map(|line| (line.id.as_str(), line.created_at.timestamp_micros()))
+            .collect();
+        // Of one moment, of an earlier one, and of a later one.
+        let expected = [("m1", 5000), ("m2", 5001), ("m3", 5002), ("m5", 7000)];
+        assert_eq!(sent, expected);
+        assert!(rest.messages.is_empty() && rest.sent == batch.sent);
+    }
+
+    #[tokio::test]
+    async fn a_chat_goes_from_here_when_all_of_it_is_there_and_its_session_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let work = |connection: &Connection| {
+            fill(connection)?;
+            take_in(connection)?;
+            let left = || -> Result<i64, StoreError> {
+                done(connection, "c1")?;
+                let count = "SELECT count(*) FROM chat_messages WHERE session_id = 'c1'";
+                Ok(connection.query_row(count, [], |row| row.get(0))?)
+            };
+            let mut seen = vec![("nothing is sent", left()?)];
+            made(connection, "c1", 0)?;
+            seen.push(("its messages are not sent", left()?));
+            sent(connection, "c1", (5, 7000))?;
+            changed(connection, "c1")?;
+            seen.push(("a change is not sent", left()?));
+            refused(connection, "c1", "23503")?;
+            told(connection, "c1", 1)?;
+            seen.push(("it was refused", left()?));
+            take_in(connection)?;
+            let all = finished(connection)?;
+            seen.push(("", left()?));
+            Ok((seen, all))
+        };
+        let (seen, all) = store.write(work).await.unwrap();
+        for (why, left) in seen {
+            assert_eq!(left, if why.is_empty() { 0 } else { 4 }, "{why}");
+        }
+        assert_eq!(all, ["c1"]);
+    }
+}
