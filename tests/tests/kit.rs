@@ -8,7 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use lucid_tests::{
-    DEADLINE, HOSTILE, Host, Model, Socket, Template, Turn, binary, call, command, text_of,
+    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command,
+    text_of,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -255,6 +256,24 @@ fn the_guide_leads_to_a_git_provider() {
 }
 
 #[test]
+fn the_guide_leads_to_tools() {
+    let folder = tempfile::tempdir().unwrap();
+    let _one = building();
+    let said = went_well(
+        &shell(folder.path(), &commands("## Tools for agents"))
+            .output()
+            .unwrap(),
+    );
+    assert!(
+        said.contains("5 passed"),
+        "its own tests did not run:\n{said}"
+    );
+    assert!(said.contains("open_work, ticket"), "{said}");
+    assert!(said.contains("1 commands, 1 requests"), "{said}");
+    assert!(said.contains("Nothing is wrong with it."), "{said}");
+}
+
+#[test]
 fn the_guide_leads_to_agents_in_javascript_and_python() {
     if std::env::var("LUCID_LANGUAGES").is_ok_and(|choice| choice == "skip") {
         eprintln!("LUCID_LANGUAGES=skip: the guide's other languages are NOT tried");
@@ -365,6 +384,7 @@ fn a_broken_component_is_refused_with_the_reason_and_a_good_one_passes() {
     let forbidden = r#"(component (import "acme:net/sockets@1.0.0" (instance)))"#;
     for (name, wasm, code, reason) in [
         ("good", HOSTILE.to_vec(), 0, "Nothing is wrong with it."),
+        ("tools", TOOLING.to_vec(), 1, "was not done after 32 steps"),
         (
             "half",
             HOSTILE[..HOSTILE.len() / 2].to_vec(),

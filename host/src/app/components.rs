@@ -2,10 +2,10 @@
 //! its tools, and how a call of one is carried out in a session.
 //!
 //! What always holds: a key is the one that the manifest names for that very entry, and goes to the base URL
-//! that stands beside it; an address that a component brings itself is on the public network. Each command
-//! and each request is shown and written down before it is carried out.
+//! that stands beside it; an address that a component brings itself is on the public network.
 
-use std::borrow::Cow;
+mod hands;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,28 +14,19 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 use url::Url;
 
+use self::hands::HandsOf;
 use super::toolsets::{Source, Toolset};
 use crate::config::Config;
 use crate::deployment::{LoadedTools, Manifest, Problem, Problems};
 use crate::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
-use crate::plugins::tools_types::{Command, Output, Program};
-use crate::plugins::types::{
-    Error, ErrorKind, HttpRequest, HttpResponse, ToolCall, ToolDefinition, ToolResult,
-};
-use crate::plugins::{Hands, ToolsPlugin, call_tool};
-use crate::sandbox::{ExecRequest, SandboxError};
-use crate::session::{DeltaKind, EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
-use crate::tools::middle_left_out;
+use crate::plugins::types::{Error, ToolCall, ToolDefinition, ToolResult};
+use crate::plugins::{ToolsPlugin, call_tool};
+use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
 
 /// What a call may take where the manifest says nothing.
 const CALL_TIME: Duration = Duration::from_secs(120);
 /// The most bytes of an answer that a component is handed.
 const LARGEST_ANSWER: u64 = 4 << 20;
-/// How many of the first and of the last bytes of a command's output it is handed.
-const KEPT_OUTPUT: usize = 64 << 10;
-/// The most bytes of what a command wrote that a person is shown, and of a body that is sent.
-const SHOWN_OUTPUT: usize = 30_000;
-const SHOWN_BODY: usize = 2_000;
 
 /// The components with tools of this deployment.
 pub(super) struct Components {
@@ -262,182 +253,6 @@ impl Toolset for OfSession {
     fn close(&self) -> BoxFuture<'static, ()> {
         std::future::ready(()).boxed()
     }
-}
-
-/// Carries out what a component wants in one call.
-struct HandsOf {
-    component: Arc<Component>,
-    place: Option<Arc<dyn Place>>,
-    showing: Showing,
-}
-
-impl HandsOf {
-    /// Fails where the call is not to go on.
-    async fn show(&self, event: EventDraft) -> Result<(), Error> {
-        if (self.showing.events)(event).await {
-            return Ok(());
-        }
-        Err(error(ErrorKind::Cancelled, "The call was given up."))
-    }
-}
-
-impl Hands for HandsOf {
-    fn run<'a>(
-        &'a self,
-        command: &'a Command,
-        most: Duration,
-    ) -> BoxFuture<'a, Result<Output, Error>> {
-        async move {
-            let Some(place) = &self.place else {
-                let what = "There is no sandbox in this session, so no command can be run.";
-                return Err(error(ErrorKind::Unsupported, what));
-            };
-            let line = line_of(&command.program);
-            self.show(EventDraft {
-                command: Some(line.clone()),
-                ..EventDraft::text("CmdRunAction", &line)
-            })
-            .await?;
-            let deltas = self.showing.deltas.clone();
-            let output = move |bytes: &[u8]| {
-                deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
-            };
-            let request = request_of(command, &place.root(), most);
-            let ran = place.exec(request, Box::new(output)).await;
-            let ran = ran.map_err(|why| match why {
-                SandboxError::Refused(sentence) => error(ErrorKind::InvalidInput, sentence),
-                why => error(ErrorKind::Unsupported, why.to_string()),
-            })?;
-            self.show(EventDraft {
-                command: Some(line),
-                exit_code: Some(ran.exit_code),
-                ..EventDraft::text(
-                    "CmdOutputObservation",
-                    middle_left_out(ran.output.clone(), SHOWN_OUTPUT),
-                )
-            })
-            .await?;
-            Ok(Output {
-                exit_code: ran.exit_code,
-                timed_out: ran.timed_out,
-                text: ran.output,
-                left_out: ran.omitted,
-            })
-        }
-        .boxed()
-    }
-
-    fn send<'a>(
-        &'a self,
-        request: &'a HttpRequest,
-        _: Duration,
-    ) -> BoxFuture<'a, Result<HttpResponse, Error>> {
-        async move {
-            let Component {
-                endpoint,
-                egress,
-                key,
-                ..
-            } = &*self.component;
-            let Some(endpoint) = endpoint else {
-                let what = "These tools were given no server: `base_url` in their entry of the deployment's manifest says which one they may ask.";
-                return Err(error(ErrorKind::Unsupported, what));
-            };
-            self.show(EventDraft::text(
-                "CmdRunAction",
-                shown_request(endpoint, request),
-            ))
-            .await?;
-            let answered = egress.exchange(endpoint, key.as_ref(), request).await;
-            let said = match &answered {
-                Ok(answer) => format!("HTTP {}, {} bytes", answer.status, answer.body.len()),
-                Err(why) => format!("No answer: {why}."),
-            };
-            self.show(EventDraft::text("CmdOutputObservation", said))
-                .await?;
-            Ok(answered?)
-        }
-        .boxed()
-    }
-}
-
-fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
-    Error {
-        kind,
-        code: None,
-        message: message.into(),
-        retry_after_ms: None,
-    }
-}
-
-/// A command as a person reads it.
-fn line_of(program: &Program) -> String {
-    match program {
-        Program::Shell(line) => line.clone(),
-        Program::Argv(argv) => {
-            let words: Vec<Cow<'_, str>> = argv.iter().map(|word| quoted(word)).collect();
-            words.join(" ")
-        }
-    }
-}
-
-/// A word as a shell would take it for one.
-fn quoted(word: &str) -> Cow<'_, str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return Cow::Borrowed(word);
-    }
-    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
-}
-
-fn request_of(command: &Command, root: &str, most: Duration) -> ExecRequest {
-    let request = match &command.program {
-        Program::Argv(argv) => ExecRequest::argv(argv),
-        Program::Shell(line) => ExecRequest::shell(line),
-    };
-    let wanted = command
-        .timeout_ms
-        .map(|ms| Duration::from_millis(ms.into()));
-    let time = wanted.map_or(most, |wanted| wanted.min(most));
-    let time = time.max(Duration::from_millis(1));
-    let mut request = request.timeout(time).keep(KEPT_OUTPUT, KEPT_OUTPUT);
-    if let Some(folder) = &command.folder {
-        let root = root.trim_end_matches('/');
-        request = request.cwd(format!("{root}/{}", folder.trim_start_matches('/')));
-    }
-    for (name, value) in &command.environment {
-        request = request.env(name, value);
-    }
-    if let Some(text) = &command.stdin {
-        request = request.stdin(text);
-    }
-    request
-}
-
-/// A request as a person reads it: no header is shown, and the key is in none of this.
-fn shown_request(endpoint: &Endpoint, request: &HttpRequest) -> String {
-    let HttpRequest {
-        method,
-        path,
-        query,
-        body,
-        ..
-    } = request;
-    let base = endpoint.base_url().as_str().trim_end_matches('/');
-    let mut shown = format!("{method} {base}{path}");
-    let mut encoded = url::form_urlencoded::Serializer::new(String::new());
-    encoded.extend_pairs(query);
-    let encoded = encoded.finish();
-    if !encoded.is_empty() {
-        shown.push('?');
-        shown.push_str(&encoded);
-    }
-    if !body.is_empty() {
-        shown.push('\n');
-        let text = String::from_utf8_lossy(body).into_owned();
-        shown.push_str(&middle_left_out(text, SHOWN_BODY));
-    }
-    shown
 }
 
 /// Where a component's requests go, and what goes along.

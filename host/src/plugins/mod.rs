@@ -46,7 +46,7 @@ pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tally::CallFigures;
 pub use tool_call::{Called as ToolCalled, Hands, call_tool};
-pub(crate) use tool_call::{MOST_STEPS, check as check_action};
+pub(crate) use tool_call::{LARGEST_STATE, MOST_STEPS, check as check_action};
 pub use tools::ToolsPlugin;
 
 /// The plugins that are loaded, by kind and name. It never changes once it is built.

@@ -19,7 +19,7 @@ use super::tools::ToolsPlugin;
 /// How many steps a call may take.
 pub(crate) const MOST_STEPS: usize = 32;
 /// The most bytes that a component may have kept for it from one step to the next.
-const LARGEST_STATE: usize = 1 << 20;
+pub(crate) const LARGEST_STATE: usize = 1 << 20;
 /// The most bytes of a command as JSON: the sandbox takes no frame that is much larger.
 const LARGEST_COMMAND: usize = 512 << 10;
 const MOST_VARIABLES: usize = 64;

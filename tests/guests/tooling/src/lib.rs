@@ -175,13 +175,13 @@ impl Tools for Tooling {
         match (call.name.as_str(), answer) {
             ("endless", _) => Ok(Next::Run(Command::argv(["true"]), next)),
             ("both", Answer::Responded(found)) => {
-                let text = found.text();
+                let text: String = found.text().chars().take(1_000).collect();
                 Ok(Next::Run(
                     Command::argv(["tee", "found.txt"]).stdin(text),
                     next,
                 ))
             }
-            ("item", Answer::Responded(busy)) if busy.status == 503 => {
+            ("item", Answer::Responded(busy)) if busy.status == 503 && answers < 3 => {
                 Ok(Next::Send(HttpRequest::get("/again"), next))
             }
             ("echo", Answer::Responded(echoed)) => {

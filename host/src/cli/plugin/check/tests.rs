@@ -1,11 +1,14 @@
 //! The trials, over the built-in plugins and guests written by hand.
 
 use super::policy::{Event, play};
+use super::tools::{self, Tried, World};
 use super::{git, llm};
 use crate::builtin;
 use crate::cli::plugin::report::Report;
 use crate::plugins::tests::guests;
-use crate::plugins::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin};
+use crate::plugins::{
+    Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin,
+};
 
 const EVENTS: [Event; 7] = [
     Event::Nothing,
@@ -101,5 +104,44 @@ async fn an_adapter_that_sets_the_hosts_header_or_makes_answers_of_nothing_fails
         llm::check(&mut report, &adapter.await.unwrap(), "{}", None).await;
         // It also knows no models, and says `done` whatever was pushed.
         assert!(report.is_bad(), "{header} passed");
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_behaves_passes_and_one_that_does_not_fails_with_the_reason() {
+    let engine = Engine::new(EngineOptions::default()).unwrap();
+    let limits = Limits {
+        fuel: 500_000_000,
+        ..Limits::default()
+    };
+    let wasm = lucid_tests::TOOLING;
+    let plugin = ToolsPlugin::load(&engine, "test", wasm, &limits)
+        .await
+        .unwrap();
+    let arguments = r#"{"name": "x"}"#;
+    for world in [World::Kind, World::Unkind, World::Gone, World::Odd] {
+        for tool in ["lines", "item", "build", "echo", "shell", "both"] {
+            let mut tried = Tried::default();
+            let played = tools::play(&plugin, "{}", tool, arguments, world, &mut tried).await;
+            assert_eq!(played, Ok(()), "{tool} in a world that is {world:?}");
+        }
+    }
+    for (tool, reason) in [
+        ("endless", "not done after 32 steps"),
+        ("trap", "broke down"),
+        ("spin", "fuel"),
+        ("flood", "gave more than"),
+        ("inject", "host's own"),
+        ("injectline", "line break"),
+        ("elsewhere", "must start with `/`"),
+        ("method", "CONNECT"),
+        ("nothing", "is empty"),
+        ("null", "null character"),
+        ("hoard", "keeps 2097"),
+    ] {
+        let mut tried = Tried::default();
+        let played = tools::play(&plugin, "{}", tool, arguments, World::Kind, &mut tried).await;
+        let why = played.expect_err(tool);
+        assert!(why.contains(reason), "{tool}: {why}");
     }
 }

@@ -10,11 +10,11 @@ use super::super::report::Report;
 use crate::egress::refusal_of;
 use crate::plugins::tools_types::{Action, Answer, Output, Progress};
 use crate::plugins::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
-use crate::plugins::{CallError, MOST_STEPS, ToolsPlugin, check_action};
+use crate::plugins::{CallError, LARGEST_STATE, MOST_STEPS, ToolsPlugin, check_action};
 
 /// How the world answers a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum World {
+pub(super) enum World {
     /// Commands print something and end well, servers answer with a small object.
     Kind,
     /// Commands end badly, servers refuse.
@@ -75,7 +75,7 @@ pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &
 
 /// What came of some calls.
 #[derive(Debug, Default)]
-struct Tried {
+pub(super) struct Tried {
     steps: usize,
     commands: usize,
     requests: usize,
@@ -127,7 +127,7 @@ async fn arguments(
 }
 
 /// One call to its end. Fails with a sentence.
-async fn play(
+pub(super) async fn play(
     plugin: &ToolsPlugin,
     settings: &str,
     tool: &str,
@@ -170,6 +170,12 @@ async fn play(
                 tried.errors += usize::from(reply.is_error);
                 return Ok(());
             }
+        }
+        if turn.state.len() > LARGEST_STATE {
+            return Err(format!(
+                "it keeps {} bytes from one step to the next, and {LARGEST_STATE} are allowed",
+                turn.state.len()
+            ));
         }
         progress = Some(Progress {
             state: turn.state,
