@@ -7,7 +7,10 @@ use super::*;
 use crate::plugins::git_types::{Next, Operation, Reply};
 use crate::plugins::llm_types::{CompletionRequest, Delta, Frame, Framing, Sse};
 use crate::plugins::policy_types::{Command, ModelOffer, Outcome, Start};
-use crate::plugins::types::{Content, ErrorKind, Header, Message, Role, StopReason};
+use crate::plugins::tools_types::{Action, Answer, Output, Program, Progress};
+use crate::plugins::types::{
+    Content, ErrorKind, Header, HttpResponse, Message, Role, StopReason, ToolCall,
+};
 
 /// `tests/guests/counting`, at 0.1.0.
 const POLICY: &[u8] = include_bytes!("../../../../wit/released/0.1.0/policy.wasm");
@@ -15,6 +18,8 @@ const POLICY: &[u8] = include_bytes!("../../../../wit/released/0.1.0/policy.wasm
 const LLM: &[u8] = include_bytes!("../../../../wit/released/0.1.0/llm.wasm");
 /// `plugins/github`, at 0.1.0.
 const GIT: &[u8] = include_bytes!("../../../../wit/released/0.1.0/git.wasm");
+/// `tests/guests/tooling`, at 0.1.0.
+const TOOLS: &[u8] = include_bytes!("../../../../wit/released/0.1.0/tools.wasm");
 
 fn model(name: &str) -> ModelOffer {
     ModelOffer {
@@ -184,4 +189,67 @@ async fn an_adapter_of_the_first_release_encodes_decodes_and_tells_errors() {
     let done = decoder.finish().await.result.unwrap();
     assert_eq!(done.message.content, [Content::Text("Hi.".into())]);
     assert_eq!(done.stop, StopReason::EndTurn);
+}
+
+#[tokio::test]
+async fn tools_of_the_first_release_want_commands_and_requests_and_answer() {
+    let limits = Limits::default();
+    let plugin = ToolsPlugin::load(&engine(), "old", TOOLS, &limits)
+        .await
+        .unwrap();
+    let descriptor = plugin.descriptor();
+    assert_eq!(
+        (&*descriptor.name, &*descriptor.version),
+        ("tooling", "build-0000")
+    );
+    assert!(descriptor.settings_schema.is_some() && descriptor.default_base_url.is_none());
+    let tools = plugin.definitions("{}").await.result.unwrap();
+    assert!(tools.iter().any(|tool| tool.name == "lines"), "{tools:?}");
+
+    let step = async |tool: &str, progress: Option<Progress>| {
+        let call = ToolCall {
+            id: "c".into(),
+            name: tool.into(),
+            arguments: r#"{"name": "a"}"#.into(),
+        };
+        let settings = r#"{"greeting": "Hello. "}"#;
+        let stepped = plugin.step(settings, &call, progress.as_ref()).await;
+        stepped.result.unwrap()
+    };
+    let first = step("lines", None).await;
+    let Action::Run(command) = &first.action else {
+        panic!("{first:?}")
+    };
+    let argv = ["grep", "-c", "", "--", "a"].map(str::to_owned);
+    assert_eq!(command.program, Program::Argv(argv.into()));
+    let output = Output {
+        exit_code: 0,
+        timed_out: false,
+        text: "7".into(),
+        left_out: 0,
+    };
+    let answer = Answer::Ran(output);
+    let state = first.state;
+    let last = step("lines", Some(Progress { state, answer })).await;
+    assert!(
+        matches!(&last.action, Action::Done(reply) if reply.text.starts_with("Hello. 7 [0 after 1")),
+        "{last:?}"
+    );
+
+    let first = step("item", None).await;
+    let Action::Send(request) = &first.action else {
+        panic!("{first:?}")
+    };
+    assert_eq!((&*request.method, &*request.path), ("GET", "/items/a"));
+    let answer = Answer::Responded(HttpResponse {
+        status: 404,
+        headers: Vec::new(),
+        body: b"none".to_vec(),
+    });
+    let state = first.state;
+    let last = step("item", Some(Progress { state, answer })).await;
+    assert!(
+        matches!(&last.action, Action::Done(reply) if reply.is_error && reply.text == "none"),
+        "{last:?}"
+    );
 }
