@@ -8,8 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use lucid_tests::{
-    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command,
-    text_of,
+    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command, text_of,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
