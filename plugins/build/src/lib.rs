@@ -1,9 +1,11 @@
 //! Builds plugin crates to WebAssembly components, for build scripts and for `lucid plugin build`.
 //!
 //! Owns the nested cargo call and what it needs around it. A component that comes out imports
-//! nothing but Lucid's own interfaces: the target has no WASI, so std cannot pull it in.
+//! nothing but Lucid's own interfaces: the target has no WASI, so std cannot pull it in. It names no folder
+//! of whoever built it, and is the same bytes wherever it is built.
 
 mod project;
+mod remap;
 mod sysroot;
 
 pub use project::Project;
@@ -13,6 +15,9 @@ use std::process::Command;
 
 /// The target every guest is built for.
 pub const WASM: &str = "wasm32-unknown-unknown";
+
+/// What cargo takes flags for guests from.
+const FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
 
 /// Why a guest could not be built. The text is for the person who runs cargo.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -47,12 +52,7 @@ impl Builder {
         })?;
         let mut cargo = self.cargo(package, WASM);
         cargo.arg("--lib");
-        if let Some(sysroot) = std {
-            cargo.env(
-                "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
-                format!("--sysroot={}", sysroot.display()),
-            );
-        }
+        cargo.env(FLAGS, flags(std.as_deref(), &self.workspace, &self.target));
         run(&mut cargo, package)?;
         let file = format!("{}.wasm", package.replace('-', "_"));
         encode(&std::fs::read(
@@ -134,6 +134,19 @@ impl Builder {
             .arg(self.guests());
         cargo
     }
+}
+
+/// How guests are compiled: with which standard library, and what takes the place of folders.
+fn flags(sysroot: Option<&Path>, project: &Path, target: &Path) -> String {
+    let mut folders = Vec::new();
+    let mut all = String::new();
+    if let Some(sysroot) = sysroot {
+        all = format!("--sysroot={} ", sysroot.display());
+        folders.push((sysroot, "/rustc"));
+    }
+    // What a build script wrote is below the target folder, which may be in the project or elsewhere.
+    folders.extend([(project, "/project"), (target, "/target")]);
+    all + &remap::flags(folders)
 }
 
 /// The workspace's root, from the folder of a crate that is `up` levels below it.

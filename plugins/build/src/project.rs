@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::{Error, WASM, encode, sysroot};
+use crate::{Error, FLAGS, WASM, encode, flags, sysroot};
 
 /// A plugin crate outside of this workspace.
 pub struct Project {
@@ -44,12 +44,11 @@ impl Project {
         for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
             cargo.env_remove(name);
         }
-        if let Some(sysroot) = std {
-            cargo.env(
-                "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
-                format!("--sysroot={}", sysroot.display()),
-            );
-        }
+        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let target = target.unwrap_or_else(|| self.folder.join("target"));
+        let project = std::path::absolute(&self.folder)?;
+        let target = std::path::absolute(target)?;
+        cargo.env(FLAGS, flags(std.as_deref(), &project, &target));
         let output = cargo.output().map_err(|e| {
             format!("cargo could not be started ({e}); install Rust 1.95 or newer with its cargo")
         })?;

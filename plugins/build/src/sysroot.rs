@@ -9,10 +9,13 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Error, WASM};
+use crate::{Error, WASM, remap};
 
 /// `source` skips the toolchain's own library and rustup: for machines that may not download one.
 pub(crate) const CHOICE: &str = "LUCID_WASM_STD";
+
+/// How a library from source is made; another way is another library.
+const MADE: &str = "folders are remapped";
 
 /// A sysroot to build with; none where the toolchain's own will do.
 /// `target` is the folder that one from source is kept in; `say` tells the person who waits.
@@ -48,7 +51,7 @@ pub(crate) fn find(target: &Path, say: &dyn Fn(&str)) -> Result<Option<PathBuf>,
 
 fn from_source(target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
     let version = output(Command::new(rustc()).arg("-vV"))?;
-    let hash: String = Sha256::digest(version.as_bytes())
+    let hash: String = Sha256::digest(format!("{version}{MADE}"))
         .iter()
         .take(8)
         .map(|b| format!("{b:02x}"))
@@ -109,7 +112,10 @@ fn make(work: &Path, release: &str, host: &str) -> Result<PathBuf, Error> {
             // Without the bitcode a guest with LTO does not link.
             .env(
                 "RUSTFLAGS",
-                "-Zforce-unstable-if-unmarked -Cembed-bitcode=yes",
+                format!(
+                    "-Zforce-unstable-if-unmarked -Cembed-bitcode=yes {}",
+                    remap::flags([(&*library, "/rustc/library"), (work, "/rustc")])
+                ),
             )
             .args([
                 "build",
