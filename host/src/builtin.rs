@@ -42,12 +42,17 @@ mod tests {
         for (name, wasm) in all {
             for folder in &folders {
                 let folder = folder.display().to_string();
-                let found = wasm.windows(folder.len()).any(|part| part == folder.as_bytes());
+                let found = wasm
+                    .windows(folder.len())
+                    .any(|part| part == folder.as_bytes());
                 assert!(!found, "the component `{name}` names {folder}");
             }
             let named = b"/crates/serde_json-";
             let named = wasm.windows(named.len()).any(|part| part == named);
-            assert!(named, "`{name}` names no source at all, so nothing was looked at");
+            assert!(
+                named,
+                "`{name}` names no source at all, so nothing was looked at"
+            );
         }
     }
 }

@@ -159,7 +159,9 @@ async fn the_guide_leads_from_an_empty_folder_to_an_agent_of_ones_own() {
     let wasm = std::fs::read(project.join("reviewer.wasm")).unwrap();
     for place in [folder.path(), target(), &std::env::home_dir().unwrap()] {
         let place = place.display().to_string();
-        let found = wasm.windows(place.len()).any(|part| part == place.as_bytes());
+        let found = wasm
+            .windows(place.len())
+            .any(|part| part == place.as_bytes());
         assert!(!found, "the component names its author's {place}");
     }
 

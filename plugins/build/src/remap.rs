@@ -53,16 +53,26 @@ mod tests {
     #[test]
     fn a_folder_is_named_in_both_its_ways_and_one_with_a_space_is_left() {
         // A link that every Linux has, to a folder.
-        let (link, real) = (Path::new("/proc/self/cwd"), std::env::current_dir().unwrap());
+        let (link, real) = (
+            Path::new("/proc/self/cwd"),
+            std::env::current_dir().unwrap(),
+        );
         let spaced = real.join("a b");
         let flags = flags([(link, "/plugin"), (&*spaced, "/spaced")]);
         for place in [link, &real] {
             let flag = format!("--remap-path-prefix={}=/plugin", place.display());
-            assert!(flags.split(' ').any(|one| one == flag), "{flag} is not in {flags}");
+            assert!(
+                flags.split(' ').any(|one| one == flag),
+                "{flag} is not in {flags}"
+            );
         }
         assert!(!flags.contains("/spaced"), "{flags}");
         let each = flags.split(' ');
-        assert!(each.clone().all(|flag| flag.starts_with("--remap-path-prefix=")), "{flags}");
+        assert!(
+            each.clone()
+                .all(|flag| flag.starts_with("--remap-path-prefix=")),
+            "{flags}"
+        );
         let general = each.clone().position(|flag| flag.ends_with("=/cargo"));
         let special = each.clone().position(|flag| flag.ends_with("=/crates"));
         assert!(special.is_none() || general < special, "{flags}");
