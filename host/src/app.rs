@@ -228,7 +228,10 @@ impl App {
             sealer: Sealer::new(&keys.seal),
             deployment: generations.deployment(),
             places: Arc::new(ground),
-            changes: Arc::new(Opener(accounts.clone())),
+            changes: Arc::new(Opener {
+                accounts: accounts.clone(),
+                outbox: outbox.clone(),
+            }),
             limits: Limits {
                 iterations: config.max_iterations,
                 session_tokens: config.session_token_limit,

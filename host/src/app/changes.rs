@@ -1,23 +1,29 @@
 //! Owns how a session's change is opened: with the session's own token, or its user's account.
 //!
-//! What always holds: what goes wrong is a sentence, and no token is in it.
+//! What always holds: what goes wrong is a sentence, and no token is in it. The user is not here when a
+//! change is opened: the store is asked as by a server that acts for them, or, where the deployment has no
+//! key for that, with the token that they brought lately.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use crate::auth::{Identity, UserId};
-use crate::integrations::{Accounts, WantedChange};
+use crate::integrations::{AccountError, Accounts, WantedChange};
 use crate::session::{ChangeOpened, ChangeRequest, Changes};
+use crate::store::{Outbox, RecordError};
 
 /// Opens changes for sessions.
-pub(super) struct Opener(pub(super) Accounts);
+pub(super) struct Opener {
+    pub(super) accounts: Accounts,
+    /// Knows the tokens of users who were here lately.
+    pub(super) outbox: Option<Outbox>,
+}
 
 impl Changes for Opener {
     fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>> {
-        let accounts = self.0.clone();
+        let (accounts, outbox) = (self.accounts.clone(), self.outbox.clone());
         async move {
-            // For the user, who is not here: the store is asked as by a server that acts for them.
-            let who = Identity {
+            let mut who = Identity {
                 user: UserId::from(request.user),
                 token: None,
                 project: None,
@@ -32,8 +38,16 @@ impl Changes for Opener {
                 body: request.body,
                 draft: request.draft,
             };
-            let opened = accounts.open_for_session(&who, request.token.as_ref(), wanted);
-            let change = opened.await.map_err(|error| error.to_string())?;
+            let own = request.token.as_ref();
+            let mut opened = accounts.open_for_session(&who, own, wanted.clone()).await;
+            // Nothing was asked for yet.
+            if let Err(AccountError::Store(RecordError::NoServiceKey)) = opened {
+                who.token = outbox.and_then(|outbox| outbox.token_of(&who.user));
+                if who.token.is_some() {
+                    opened = accounts.open_for_session(&who, own, wanted).await;
+                }
+            }
+            let change = opened.map_err(|error| error.to_string())?;
             Ok(ChangeOpened {
                 number: change.number,
                 title: change.title,

@@ -95,8 +95,7 @@ impl Document {
     /// For an address of the operator's. The host's name is resolved at each connection.
     pub fn new(url: Url, limits: DocumentLimits) -> Result<Self, DocumentError> {
         let reach = reach(&url).ok_or(DocumentError::Url)?;
-        // Somebody else may have done it; any provider will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::prepare_tls();
         let mut client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())

@@ -39,6 +39,13 @@ pub(crate) use error::words;
 pub use shown::Showing;
 pub(crate) use stream::Opened;
 
+/// Tells TLS what to compute with, once for the process. Each maker of an HTTP client calls it first:
+/// reqwest panics without it.
+pub(crate) fn prepare_tls() {
+    // An error means that it was told already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// How long is waited for what, and how much is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EgressLimits {
@@ -235,8 +242,7 @@ impl Egress {
         resolver: Resolver,
         named: Option<BTreeSet<String>>,
     ) -> Result<Self, EgressError> {
-        // Somebody else may have done it; any provider will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        prepare_tls();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())

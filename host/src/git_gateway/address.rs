@@ -15,8 +15,7 @@ use super::GatewayError;
 /// The HTTP client that gateways use: no redirects, no proxy, checked addresses, nothing unpacked. How
 /// long an answer may take is for the request to say: a push is sent for longer than it is answered.
 pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
-    // Fails where one is installed already, which serves as well.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::egress::prepare_tls();
     Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

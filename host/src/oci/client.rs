@@ -93,8 +93,7 @@ impl Client {
             .collect();
         let hosts = named.values().filter_map(|(_, base)| base.host_str());
         let resolver = Resolver::new(hosts.map(str::to_owned));
-        // Somebody else may have done it; any provider will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::egress::prepare_tls();
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())

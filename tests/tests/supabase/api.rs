@@ -2,8 +2,9 @@
 //! frontend's own database then holds.
 
 use lucid_tests::{
-    Host, JWT_SECRET, Socket, Supabase, anon_key, command, eventually, expired_token, service_key,
-    text_of, token, token_for, with_compiled_plugins,
+    GitApi, GitServer, Host, JWT_SECRET, Model, Socket, Supabase, anon_key, call, command,
+    eventually, expired_token, repository, service_key, text_of, token, token_for,
+    with_compiled_plugins,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -373,4 +374,55 @@ async fn the_doctor_says_whether_the_project_can_be_used() {
         gone.contains("cannot be reached") && !gone.contains(&anon_key()),
         "{gone}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_opened_with_the_users_account_also_where_there_is_no_service_key() {
+    const TOKEN: &str = "ghp_supabase0123456789abcdefghij";
+    let Some(supabase) = Supabase::start().await else {
+        return;
+    };
+    let (git, api) = (GitServer::start().await, GitApi::start(TOKEN).await);
+    let source = repository(&[("a.txt", "a\n")]);
+    let url = git.publish("team/own", source.path());
+    let model = Model::start(|number, _| match number {
+        0 => {
+            let command = "git switch -q -c lucid/fix && echo b > b.txt && git add b.txt \
+                && git commit -q -m b && git push -q -u origin lucid/fix";
+            call("terminal", json!({ "command": command }))
+        }
+        _ => call("finish", json!({ "message": "It is pushed." })),
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("lucid.toml");
+    let text = format!(
+        "[git.github]\ncomponent = \"builtin:github\"\nweb_url = \"{}\"\nbase_url = \"{}\"\n",
+        git.url, api.url
+    );
+    std::fs::write(&manifest, text).unwrap();
+    let host = supabase
+        .host()
+        .set("LUCID_MANIFEST", manifest.to_str().unwrap())
+        .set("LLM_API_KEY", "sk-the-tests-own-key-0123456789")
+        .set("LLM_BASE_URL", &model.url)
+        .set("ALLOW_PRIVATE_REPOSITORIES", "true")
+        .set("SANDBOX_NETWORK", "none")
+        .start();
+    let ann = supabase.sign_up("ann");
+    let account = json!({"provider": "github", "token": TOKEN});
+    host.post(&ann, "/api/v1/integrations", account).await.ok();
+    // The session has no git token: the account's is in Supabase, where only Ann's own token leads.
+    let first = json!({"task": "Make b", "repoUrl": url, "openChange": "ready", "modelProvider": "openai",
+        "gitUserName": "An Agent", "gitUserEmail": "agent@example.com"});
+    let mut socket = Socket::open(&host, &ann, first).await;
+    let frames = socket
+        .until("what became of the change", |frame| {
+            frame["eventType"] == "ChangeMessage" || frame["eventType"] == "AgentErrorObservation"
+        })
+        .await;
+    let told = frames.last().unwrap();
+    assert_eq!(told["url"], "https://git.example/team/own/pull/1", "{told}");
+    assert_eq!(api.pulls().len(), 1);
+    assert!(supabase.passed().iter().all(|passed| passed.key == "anon"));
 }

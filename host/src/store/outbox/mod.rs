@@ -21,8 +21,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::{RecordError, Store, StoreError, SupabaseRecords};
+use super::{Caller, RecordError, Store, StoreError, SupabaseRecords};
 use crate::auth::{Identity, UserId};
+use crate::secret::Secret;
 use deliver::Deliverer;
 pub(super) use entries::{add, changed};
 use tokens::Tokens;
@@ -99,6 +100,14 @@ impl Outbox {
     pub fn seen(&self, who: &Identity) {
         if self.shared.tokens.take(who) {
             self.shared.news.wake.notify_one();
+        }
+    }
+
+    /// The token that a user brought last, where it is still good.
+    pub fn token_of(&self, user: &UserId) -> Option<Secret> {
+        match self.shared.tokens.caller(user)? {
+            Caller::User { token, .. } => Some(token),
+            Caller::Service { .. } => None,
         }
     }
 

@@ -72,8 +72,7 @@ impl Supabase {
             Some(secret) => Some((key(secret)?, bearer(secret).map_err(unusable)?)),
             None => None,
         };
-        // An error means that one is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::egress::prepare_tls();
         let client = Client::builder()
             .connect_timeout(CONNECT)
             .timeout(WHOLE)
