@@ -4,15 +4,14 @@
 
 use std::sync::Arc;
 
-use super::admission::{self, Kind, LoadError, other_types};
+use super::admission::{Kind, LoadError, other_types};
 use super::bindings::git::{Descriptor, Next, Operation};
 use super::bindings::git_world::GitPluginPre;
 use super::bindings::types;
 use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{Called, Limits};
-use super::live::{Loaded, boxed, call, not_begun};
-use super::tally::{CallFigures, Tally};
+use super::live::{Loaded, boxed, call, front, not_begun};
 use super::text::clean;
 use super::{compile, described};
 
@@ -29,11 +28,7 @@ struct Inner {
     descriptor: Descriptor,
 }
 
-impl std::fmt::Debug for GitPlugin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "GitPlugin({} {})", self.name(), self.digest())
-    }
-}
+front!(GitPlugin);
 
 impl GitPlugin {
     /// Compiles a component, checks it, and asks what it is.
@@ -46,13 +41,7 @@ impl GitPlugin {
         let admitted = compile(engine, Kind::Git, name, wasm).await?;
         let pre = GitPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Git, &error))?;
-        let loaded = Loaded {
-            engine: engine.clone(),
-            name: name.into(),
-            digest: admitted.digest,
-            limits: limits.clone(),
-            tally: Tally::default(),
-        };
+        let loaded = Loaded::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -69,42 +58,6 @@ impl GitPlugin {
             pre,
             descriptor,
         })))
-    }
-
-    /// The name it was loaded under.
-    pub fn name(&self) -> &str {
-        &self.0.loaded.name
-    }
-
-    /// What it says of itself.
-    pub fn descriptor(&self) -> &Descriptor {
-        &self.0.descriptor
-    }
-
-    /// The component's SHA-256, in lower-case hex.
-    pub fn digest(&self) -> &str {
-        &self.0.loaded.digest
-    }
-
-    /// Whether loading this component with these limits would give the same.
-    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
-        self.limits() == limits && admission::digest(wasm) == self.digest()
-    }
-
-    /// All that it imports, by name.
-    pub fn imports(&self) -> Vec<String> {
-        let pre = self.0.pre.instance_pre();
-        admission::imports(&self.0.loaded.engine, pre.component())
-    }
-
-    /// What one call may use.
-    pub fn limits(&self) -> &Limits {
-        &self.0.loaded.limits
-    }
-
-    /// What its calls used since it was loaded, by function.
-    pub fn figures(&self) -> Vec<CallFigures> {
-        self.0.loaded.tally.figures()
     }
 
     /// One step of an operation: what to send, or what came of it.

@@ -36,6 +36,17 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// Nothing was called yet.
+    pub(super) fn new(engine: &Engine, name: &str, digest: String, limits: &Limits) -> Self {
+        Self {
+            engine: engine.clone(),
+            name: name.into(),
+            digest,
+            limits: limits.clone(),
+            tally: Tally::default(),
+        }
+    }
+
     /// Waits for a slot and makes a store in it. The instance comes with the first call.
     pub(super) async fn open(&self, lane: Lane, call: &'static str) -> Result<Live, CallError> {
         self.open_at(lane, call, Moment::default()).await
@@ -81,6 +92,62 @@ pub(super) struct Live {
     pub(super) store: Store<Guest>,
     _slot: OwnedSemaphorePermit,
 }
+
+/// What every kind's front has, around an `Inner` with `loaded`, `pre` and `descriptor` in it.
+macro_rules! front {
+    ($plugin:ident) => {
+        impl std::fmt::Debug for $plugin {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(
+                    f,
+                    "{}({} {})",
+                    stringify!($plugin),
+                    self.name(),
+                    self.digest()
+                )
+            }
+        }
+
+        impl $plugin {
+            /// The name it was loaded under.
+            pub fn name(&self) -> &str {
+                &self.0.loaded.name
+            }
+
+            /// What it says of itself.
+            pub fn descriptor(&self) -> &Descriptor {
+                &self.0.descriptor
+            }
+
+            /// The component's SHA-256, in lower-case hex.
+            pub fn digest(&self) -> &str {
+                &self.0.loaded.digest
+            }
+
+            /// Whether loading this component with these limits would give the same.
+            pub fn is(&self, wasm: &[u8], limits: &$crate::plugins::limits::Limits) -> bool {
+                self.limits() == limits && $crate::plugins::admission::digest(wasm) == self.digest()
+            }
+
+            /// All that it imports, by name.
+            pub fn imports(&self) -> Vec<String> {
+                let pre = self.0.pre.instance_pre();
+                $crate::plugins::admission::imports(&self.0.loaded.engine, pre.component())
+            }
+
+            /// What one call may use.
+            pub fn limits(&self) -> &$crate::plugins::limits::Limits {
+                &self.0.loaded.limits
+            }
+
+            /// What its calls used since it was loaded, by function.
+            pub fn figures(&self) -> Vec<$crate::plugins::tally::CallFigures> {
+                self.0.loaded.tally.figures()
+            }
+        }
+    };
+}
+pub(super) use front;
 
 /// Carries out one call: fresh fuel, the clock, and an answer to what went wrong. `$run` is a block
 /// that may use `?` on wasmtime's errors and ends with the guest's own result.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use wasmtime::component::ResourceAny;
 
-use super::admission::{self, Kind, LoadError, other_types};
+use super::admission::{Kind, LoadError, other_types};
 use super::bindings::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
 };
@@ -16,8 +16,7 @@ use super::bindings::types;
 use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{CallError, Called, Figures, Limits, cleaned};
-use super::live::{Live, Loaded, boxed, call, not_begun};
-use super::tally::{CallFigures, Tally};
+use super::live::{Live, Loaded, boxed, call, front, not_begun};
 use super::{compile, described};
 
 /// An adapter that was let in. A clone is the same adapter.
@@ -31,11 +30,7 @@ struct Inner {
     models: Vec<ModelInfo>,
 }
 
-impl std::fmt::Debug for LlmPlugin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LlmPlugin({} {})", self.name(), self.digest())
-    }
-}
+front!(LlmPlugin);
 
 /// One call in a fresh instance.
 macro_rules! fresh {
@@ -68,13 +63,7 @@ impl LlmPlugin {
         let admitted = compile(engine, Kind::Llm, name, wasm).await?;
         let pre = LlmPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Llm, &error))?;
-        let loaded = Loaded {
-            engine: engine.clone(),
-            name: name.into(),
-            digest: admitted.digest,
-            limits: limits.clone(),
-            tally: Tally::default(),
-        };
+        let loaded = Loaded::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -90,42 +79,6 @@ impl LlmPlugin {
         };
         inner.models = known_models(&inner.loaded, &inner.pre).await?;
         Ok(Self(Arc::new(inner)))
-    }
-
-    /// The name it was loaded under.
-    pub fn name(&self) -> &str {
-        &self.0.loaded.name
-    }
-
-    /// What it says of itself.
-    pub fn descriptor(&self) -> &Descriptor {
-        &self.0.descriptor
-    }
-
-    /// The component's SHA-256, in lower-case hex.
-    pub fn digest(&self) -> &str {
-        &self.0.loaded.digest
-    }
-
-    /// Whether loading this component with these limits would give the same.
-    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
-        self.limits() == limits && admission::digest(wasm) == self.digest()
-    }
-
-    /// All that it imports, by name.
-    pub fn imports(&self) -> Vec<String> {
-        let pre = self.0.pre.instance_pre();
-        admission::imports(&self.0.loaded.engine, pre.component())
-    }
-
-    /// What one call may use.
-    pub fn limits(&self) -> &Limits {
-        &self.0.loaded.limits
-    }
-
-    /// What its calls used since it was loaded, by function.
-    pub fn figures(&self) -> Vec<CallFigures> {
-        self.0.loaded.tally.figures()
     }
 
     /// The models it knows without settings; others may work as well.

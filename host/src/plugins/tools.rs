@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::admission::{self, Kind, LoadError, other_types};
+use super::admission::{Kind, LoadError, other_types};
 use super::bindings::tools::{Descriptor, Progress, Turn};
 use super::bindings::tools_world::ToolsPluginPre;
 use super::bindings::types::{Error, ErrorKind, ToolCall, ToolDefinition};
@@ -13,8 +13,7 @@ use super::definitions;
 use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{CallError, Called, Limits};
-use super::live::{Loaded, boxed, call, not_begun};
-use super::tally::{CallFigures, Tally};
+use super::live::{Loaded, boxed, call, front, not_begun};
 use super::{compile, described};
 
 /// A component with tools that was let in. A clone is the same one.
@@ -27,11 +26,7 @@ struct Inner {
     descriptor: Descriptor,
 }
 
-impl std::fmt::Debug for ToolsPlugin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ToolsPlugin({} {})", self.name(), self.digest())
-    }
-}
+front!(ToolsPlugin);
 
 impl ToolsPlugin {
     /// Compiles a component, checks it, and asks what it is.
@@ -44,13 +39,7 @@ impl ToolsPlugin {
         let admitted = compile(engine, Kind::Tools, name, wasm).await?;
         let pre = ToolsPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Tools, &error))?;
-        let loaded = Loaded {
-            engine: engine.clone(),
-            name: name.into(),
-            digest: admitted.digest,
-            limits: limits.clone(),
-            tally: Tally::default(),
-        };
+        let loaded = Loaded::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -63,42 +52,6 @@ impl ToolsPlugin {
             pre,
             descriptor,
         })))
-    }
-
-    /// The name it was loaded under.
-    pub fn name(&self) -> &str {
-        &self.0.loaded.name
-    }
-
-    /// What it says of itself.
-    pub fn descriptor(&self) -> &Descriptor {
-        &self.0.descriptor
-    }
-
-    /// The component's SHA-256, in lower-case hex.
-    pub fn digest(&self) -> &str {
-        &self.0.loaded.digest
-    }
-
-    /// Whether loading this component with these limits would give the same.
-    pub fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
-        self.limits() == limits && admission::digest(wasm) == self.digest()
-    }
-
-    /// All that it imports, by name.
-    pub fn imports(&self) -> Vec<String> {
-        let pre = self.0.pre.instance_pre();
-        admission::imports(&self.0.loaded.engine, pre.component())
-    }
-
-    /// What one call may use.
-    pub fn limits(&self) -> &Limits {
-        &self.0.loaded.limits
-    }
-
-    /// What its calls used since it was loaded, by function.
-    pub fn figures(&self) -> Vec<CallFigures> {
-        self.0.loaded.tally.figures()
     }
 
     /// The tools there are with these settings, by their own names. A list that no model would take is
