@@ -219,6 +219,12 @@ impl Host {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until it printed this: a line of the log comes a moment after what it is about.
+    pub async fn says(&self, text: &str) {
+        let what = format!("the log to say {text:?}");
+        crate::eventually(&what, async || self.log().contains(text).then_some(())).await;
+    }
+
     /// SIGKILL: nothing of it can tidy up.
     pub fn crash(&mut self) {
         self.child.kill().unwrap();

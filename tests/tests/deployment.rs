@@ -285,6 +285,6 @@ policy = "counting"
     assert!(warnings.contains("is what it last was"), "{list}");
     let counting = &list["plugins"][0];
     assert_eq!(counting["source"], "registry", "{list}");
-    assert!(host.log().contains("is what it last was"), "{}", host.log());
+    host.says("is what it last was").await;
     assert!(!host.log().contains("hunter2"), "{}", host.log());
 }

@@ -3,9 +3,7 @@
 
 use std::path::Path;
 
-use lucid_tests::{
-    GitApi, GitServer, Host, HostBuilder, Model, Socket, call, eventually, kinds, repository,
-};
+use lucid_tests::{GitApi, GitServer, Host, HostBuilder, Model, Socket, call, kinds, repository};
 use serde_json::{Value, json};
 
 const TOKEN: &str = "ghp_e2e0123456789abcdefghijklmnop";
@@ -202,12 +200,7 @@ async fn what_cannot_be_connected_or_asked_is_said_in_a_sentence() {
     let said = answer.problem(409);
     assert!(said.contains("ENCRYPTION_KEY is not the one"), "{said}");
     assert_eq!(api.seen().len(), asked, "garbage was sent to the provider");
-    // A line of the log comes a moment after the answer.
-    eventually("the log to say so", async || {
-        let said = host.log().contains("a saved git token does not open");
-        said.then_some(())
-    })
-    .await;
+    host.says("a saved git token does not open").await;
 }
 
 /// An agent that pushes a branch, changes nothing, and then pushes more twice.

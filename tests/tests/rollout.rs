@@ -861,11 +861,7 @@ async fn a_build_that_does_well_is_settled_and_can_be_rolled_back_all_the_same()
         (&json!(good), (50, 0)),
         "{shown}"
     );
-    assert!(
-        ground.host.log().contains("settled: It failed 0 of 1"),
-        "{}",
-        ground.host.log()
-    );
+    ground.host.says("settled: It failed 0 of 1").await;
     ground.host.stop().await;
     ground.host.start_again();
     assert_eq!(
