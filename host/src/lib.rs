@@ -23,5 +23,6 @@ pub mod seal;
 pub mod secret;
 pub mod session;
 pub mod store;
+pub mod surrogates;
 pub mod tools;
 pub mod workspace;

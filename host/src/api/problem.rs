@@ -9,13 +9,16 @@ use std::error::Error;
 use std::fmt;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::auth::AuthError;
+use crate::surrogates;
 
 /// A parser's message may repeat what was sent; more than this helps nobody.
 const LONGEST_REASON: usize = 300;
@@ -220,10 +223,29 @@ impl From<PathRejection> for Problem {
     }
 }
 
-/// A JSON body, taken or given. Unlike axum's own, a refusal is a [`Problem`].
-#[derive(Debug, Clone, Copy, Default, FromRequest)]
-#[from_request(via(axum::Json), rejection(Problem))]
+/// A JSON body, taken or given. Unlike axum's own, a refusal is a [`Problem`], and half a surrogate pair
+/// is U+FFFD.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts.clone(), body);
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(JsonRejection::from)?;
+        let body = match surrogates::replace_in_bytes(&body) {
+            Cow::Borrowed(_) => body,
+            Cow::Owned(replaced) => replaced.into(),
+        };
+        let request = Request::from_parts(parts, body.into());
+        let axum::Json(value) = axum::Json::from_request(request, state).await?;
+        Ok(Self(value))
+    }
+}
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
@@ -281,7 +303,7 @@ fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok,
 mod tests {
     use super::*;
     use axum::body::Body;
-    use axum::extract::{DefaultBodyLimit, Request};
+    use axum::extract::DefaultBodyLimit;
     use serde::Deserialize;
     use serde_json::{Value, json};
 

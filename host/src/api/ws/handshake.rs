@@ -10,6 +10,7 @@ use super::frames::named;
 use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
 use crate::secret::Secret;
 use crate::session::Features;
+use crate::surrogates;
 
 /// The first message.
 #[derive(Debug, Default, Deserialize)]
@@ -57,7 +58,7 @@ pub(super) enum First {
 
 /// Reads the first message.
 pub(super) fn first(text: &str) -> First {
-    let value: Value = match serde_json::from_str(text) {
+    let value: Value = match serde_json::from_str(&surrogates::replace(text)) {
         Ok(value @ Value::Object(_)) => value,
         Ok(_) => return First::Wrong("The first message must be a JSON object.".to_owned()),
         Err(_) => return First::Wrong("The first message is not JSON.".to_owned()),
@@ -93,7 +94,7 @@ pub(super) enum Later {
 
 /// Reads a later message.
 pub(super) fn later(text: &str) -> Later {
-    let Ok(Value::Object(mut message)) = serde_json::from_str(text) else {
+    let Ok(Value::Object(mut message)) = serde_json::from_str(&surrogates::replace(text)) else {
         return Later::Wrong;
     };
     let content = match message.remove("content") {
@@ -184,6 +185,16 @@ mod tests {
             first(r#"{"type":"start","task":"t"}"#),
             First::Hello(_)
         ));
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_the_replacement_character() {
+        let read = hello(r#"{"task":"fix \ud83d","projectId":"\udc00","\ud800":1}"#);
+        assert_eq!(read.request.task(), Some("fix \u{fffd}"));
+        assert_eq!(
+            later(r#"{"type":"message","content":"\ud83d\ude00 or \ud83d"}"#),
+            Later::Message("😀 or \u{fffd}".into())
+        );
     }
 
     #[test]
