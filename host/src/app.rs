@@ -8,6 +8,7 @@ mod changes;
 mod components;
 mod deployed;
 mod depot;
+mod disk_guard;
 mod files;
 mod generations;
 mod guard;
@@ -37,6 +38,7 @@ use crate::blobs::Blobs;
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
 use crate::deployment::Problems;
+use crate::disk_reserve::Reserve;
 use crate::git_gateway::{self, GatewayError};
 use crate::integrations::{Accounts, Cipher};
 use crate::oci::Components;
@@ -116,6 +118,8 @@ pub struct App {
     chats: Chats,
     accounts: Accounts,
     outbox: Option<Outbox>,
+    store: Store,
+    reserve: Reserve,
     /// What of it never changes.
     about: About,
     generations: Generations,
@@ -174,6 +178,7 @@ impl App {
             auth = auth.with_jwks(Arc::new(Jwks::new(url.clone())?));
         }
         let store = open_store(&Folders::below(storage))?;
+        let reserve = Reserve::of(store.folder(), config.disk_reserve);
         let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
         let (generations, sandboxes) = tokio::try_join!(
             generations(&config, &machine, blobs.clone()),
@@ -220,11 +225,17 @@ impl App {
             keep: keep == Keep::Workspaces,
             watcher: watcher(storage),
             disk_limit: config.sandbox_disk_limit,
+            reserve: if reserve.covers(storage) {
+                reserve.clone()
+            } else {
+                Reserve::none()
+            },
             rooms: Open::default(),
         };
         guard::watch(storage, ground.disk_limit, &ground.rooms);
+        disk_guard::watch(reserve.clone(), store.clone(), &ground.rooms);
         let sessions = Sessions::new(Deps {
-            store,
+            store: store.clone(),
             sealer: Sealer::new(&keys.seal),
             deployment: generations.deployment(),
             places: Arc::new(ground),
@@ -232,6 +243,7 @@ impl App {
                 accounts: accounts.clone(),
                 outbox: outbox.clone(),
             }),
+            reserve: reserve.clone(),
             limits: Limits {
                 iterations: config.max_iterations,
                 session_tokens: config.session_token_limit,
@@ -250,6 +262,8 @@ impl App {
             chats,
             accounts,
             outbox,
+            store,
+            reserve,
             about,
             generations,
         })
@@ -313,10 +327,16 @@ impl App {
     pub fn api(&self) -> Api {
         let (fixed, sessions) = (self.about.clone(), self.sessions.clone());
         let generations = self.generations.clone();
+        let (store, reserve) = (self.store.clone(), self.reserve.clone());
         let about = move || {
             let deployed = generations.now().deployed;
             let (policy, model) = deployed.defaults();
+            let unwritten = store.health().failure();
+            let unwritten = unwritten.map(|reason| {
+                format!("The log cannot be written, because {reason}. Sessions wait until it can.")
+            });
             About {
+                degraded: unwritten.or_else(|| reserve.shortage()),
                 active_sessions: sessions.count(),
                 active_sandboxes: sessions.count_with_workspace(),
                 llm_model: model,

@@ -11,6 +11,7 @@ pub mod builtin;
 pub mod cli;
 pub mod config;
 pub mod deployment;
+pub mod disk_reserve;
 pub mod egress;
 pub mod git_gateway;
 pub mod git_providers;

@@ -10,6 +10,7 @@ use reqwest::{Client, Method};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::disk::SmallDisk;
 use crate::token::{JWT_SECRET, token};
 use crate::wait::{DEADLINE, eventually};
 
@@ -45,6 +46,7 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
 /// What to start.
 pub struct HostBuilder {
     settings: Vec<(String, String)>,
+    disk: Option<String>,
 }
 
 impl HostBuilder {
@@ -63,6 +65,13 @@ impl HostBuilder {
         self
     }
 
+    /// With a storage folder on a small disk of its own, of a size such as `128m`.
+    #[must_use]
+    pub fn on_disk_of(mut self, size: &str) -> Self {
+        self.disk = Some(size.to_owned());
+        self
+    }
+
     /// Starts it, and waits until it listens.
     pub fn start(self) -> Host {
         rustls::crypto::ring::default_provider()
@@ -72,13 +81,18 @@ impl HostBuilder {
             .prefix("lucid-test-")
             .tempdir()
             .unwrap();
-        with_compiled_plugins(&folder.path().join("storage"));
+        let storage = folder.path().join("storage");
+        let disk = self
+            .disk
+            .map(|size| SmallDisk::mount(&storage, &size).expect("a small disk cannot be mounted"));
+        with_compiled_plugins(&storage);
         let log = Arc::new(Mutex::new(String::new()));
         let (child, address) = spawn(&folder, &self.settings, &log);
         Host {
             child,
             address,
             log,
+            disk,
             folder,
             settings: self.settings,
             client: Client::builder().no_proxy().build().unwrap(),
@@ -91,6 +105,8 @@ pub struct Host {
     child: Child,
     address: String,
     log: Arc<Mutex<String>>,
+    // Unmounted before the folder goes.
+    disk: Option<SmallDisk>,
     folder: TempDir,
     settings: Vec<(String, String)>,
     client: Client,
@@ -169,6 +185,7 @@ impl Host {
     pub fn with_defaults() -> HostBuilder {
         HostBuilder {
             settings: Vec::new(),
+            disk: None,
         }
         .set("SUPABASE_JWT_SECRET", JWT_SECRET)
         .set("HOST", "127.0.0.1")
@@ -192,6 +209,13 @@ impl Host {
     /// Its working directory, above the storage folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Its small disk, where it has one.
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk
+            .as_ref()
+            .expect("this host has no disk of its own")
     }
 
     /// The workspace of a session, where it was made.

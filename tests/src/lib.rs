@@ -7,6 +7,7 @@
 //! it, tokens included, so that an error of the host cannot hide in code that both share. A wait has
 //! a deadline and says what it waited for; a test that fails prints the host's own log.
 
+mod disk;
 pub mod docker;
 mod git;
 mod host;
@@ -22,6 +23,7 @@ mod supabase;
 mod token;
 mod wait;
 
+pub use disk::SmallDisk;
 pub use git::{GitRequest, GitServer, git, repository};
 pub use host::{Answer, Host, HostBuilder, binary, command, find, text_of, with_compiled_plugins};
 pub use identity::{IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey};

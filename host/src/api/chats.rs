@@ -280,7 +280,7 @@ impl From<RecordError> for Problem {
             | RecordError::Schema => Self::unavailable(sentence),
             RecordError::Token => Self::unauthorized(sentence),
             RecordError::Refused { .. } => Self::bad_gateway(sentence),
-            RecordError::Local(error) => Self::internal(&error),
+            RecordError::Local(error) => Self::store(&error),
         }
     }
 }

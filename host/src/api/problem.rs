@@ -18,10 +18,13 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::auth::AuthError;
+use crate::store::StoreError;
 use crate::surrogates;
 
 /// A parser's message may repeat what was sent; more than this helps nobody.
 const LONGEST_REASON: usize = 300;
+/// After how many seconds the database may be usable again.
+pub(super) const STORE_AGAIN: u32 = 5;
 
 /// A failed request, as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -40,6 +43,9 @@ pub struct Problem {
     /// What went wrong, in a sentence.
     #[schema(example = "Chat not found")]
     detail: String,
+    /// After how many seconds the same request may succeed: the header `Retry-After`.
+    #[serde(skip)]
+    retry_after: Option<u32>,
 }
 
 impl Problem {
@@ -50,7 +56,15 @@ impl Problem {
             title: Cow::Borrowed(status.canonical_reason().unwrap_or("Error")),
             status,
             detail: detail.into(),
+            retry_after: None,
         }
+    }
+
+    /// The same problem, with word of when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     /// The same problem under another title.
@@ -125,6 +139,17 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
+    /// The log or the chats were not read or written: 503 where that passes, else 500.
+    pub fn store(cause: &StoreError) -> Self {
+        match cause.transient() {
+            Some(reason) => Self::unavailable(format!(
+                "The server's database cannot be used at the moment, because {reason}. Try again in a moment."
+            ))
+            .retry_after(STORE_AGAIN),
+            None => Self::internal(cause),
+        }
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status
@@ -166,6 +191,9 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(&self)).into_response();
         let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),

@@ -25,6 +25,8 @@ pub struct About {
     pub active_sandboxes: usize,
     /// How many sessions are alive now.
     pub active_sessions: usize,
+    /// What does not work at the moment, in a sentence; none where everything does.
+    pub degraded: Option<String>,
     /// Where the log and the chats are, such as `sqlite`.
     pub store: String,
     /// What is loaded.
@@ -50,8 +52,12 @@ pub struct PluginView {
 pub(super) struct ServiceView {
     service: &'static str,
     version: &'static str,
+    /// `healthy`, or `degraded` where something does not work at the moment; `reason` says what.
     #[schema(example = "healthy")]
     status: &'static str,
+    /// Why it is degraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     docker_available: bool,
     active_sandboxes: usize,
     active_sessions: usize,
@@ -74,7 +80,12 @@ impl From<About> for ServiceView {
         Self {
             service: "Lucid AI Engine",
             version: env!("CARGO_PKG_VERSION"),
-            status: "healthy",
+            status: if about.degraded.is_none() {
+                "healthy"
+            } else {
+                "degraded"
+            },
+            reason: about.degraded,
             docker_available: about.sandbox == "docker",
             active_sandboxes: about.active_sandboxes,
             active_sessions: about.active_sessions,

@@ -3,12 +3,14 @@
 //! What always holds: a session is looked up together with its user, so another user's is never
 //! shown or touched.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::problem::{Json, Path, Problem};
+use super::problem::{Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::auth::Identity;
 use crate::session::{
@@ -18,6 +20,10 @@ use crate::store::Totals;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
+/// After how many seconds the disk may have room again.
+const DISK_AGAIN: u32 = 30;
+/// How long a stop that cannot be written down is waited for.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// An id that is longer is not repeated in full.
 const LONGEST_ID: usize = 64;
 
@@ -43,7 +49,7 @@ pub(super) struct CreatedView {
         (status = 401, description = "Not authenticated, or the provider refused the key", body = Problem),
         (status = 422, description = "No task", body = Problem),
         (status = 429, description = "The caller has as many sessions as they may", body = Problem),
-        (status = 503, description = "Nothing to run commands in", body = Problem),
+        (status = 503, description = "Nothing to run commands in, no room on the disk, or the log cannot be written: with `Retry-After` where that passes", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -206,6 +212,7 @@ impl From<Details> for DetailsView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's", body = Problem),
         (status = 404, body = Problem),
+        (status = 503, description = "The log cannot be read at the moment", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -221,7 +228,7 @@ pub(super) async fn get(
         Err(DetailsError::Lookup(LookupError::NotYours)) => {
             Err(Problem::forbidden("Not authorized to see this session."))
         }
-        Err(DetailsError::Store(cause)) => Err(Problem::internal(&cause)),
+        Err(DetailsError::Store(cause)) => Err(Problem::store(&cause)),
     }
 }
 
@@ -246,6 +253,7 @@ pub(super) struct StoppedView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's", body = Problem),
         (status = 404, body = Problem),
+        (status = 503, description = "That it is stopped cannot be written down yet", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -255,12 +263,29 @@ pub(super) async fn stop(
     Path(id): Path<String>,
 ) -> Result<Json<StoppedView>, Problem> {
     let session = api.session(&id, &who, "Not authorized to stop this session.")?;
-    api.parts.sessions.stop(session.id()).await;
+    let stopping = api.parts.sessions.stop(session.id());
+    tokio::select! {
+        () = stopping => {}
+        problem = unwritten_stop(&api) => return Err(problem),
+    }
     Ok(Json(StoppedView {
         status: "stopped",
         session_id: session.id().to_string(),
         message: "Session stopped and resources cleaned up.",
     }))
+}
+
+/// Says that a stop waits for the log; never returns while that can be written.
+async fn unwritten_stop(api: &Api) -> Problem {
+    loop {
+        tokio::time::sleep(STOP_PATIENCE).await;
+        if let Some(reason) = api.parts.sessions.log_failure() {
+            return Problem::unavailable(format!(
+                "The session does no more work, but the server's log cannot be written, because {reason}. It ends as soon as it can."
+            ))
+            .retry_after(STORE_AGAIN);
+        }
+    }
 }
 
 impl Api {
@@ -305,6 +330,8 @@ impl From<CreateError> for Problem {
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
+            CreateError::Paused(_) => Self::unavailable(detail).retry_after(STORE_AGAIN),
+            CreateError::DiskShort(_) => Self::unavailable(detail).retry_after(DISK_AGAIN),
             CreateError::Store(_) => Self::internal(&error),
         }
     }

@@ -41,11 +41,11 @@ struct Pace {
 }
 
 impl Files {
-    /// Of a workspace that may take `limit` bytes of the disk.
-    pub(super) fn new(workspace: Arc<Workspace>, watcher: Option<&Watcher>, limit: u64) -> Self {
+    /// Of a workspace that may take so much of the disk.
+    pub(super) fn new(workspace: Arc<Workspace>, watcher: Option<&Watcher>, quota: Quota) -> Self {
         Self {
             workspace,
-            quota: Arc::new(Quota::new(limit)),
+            quota: Arc::new(quota),
             watched: watcher.map(Watcher::workspace),
             pace: Mutex::default(),
         }
@@ -150,7 +150,7 @@ mod tests {
     fn files(watcher: Option<&Watcher>, limit: u64) -> (tempfile::TempDir, Arc<Files>) {
         let base = tempfile::tempdir().unwrap();
         let workspace = Workspace::create(base.path(), "user", "session").unwrap();
-        let files = Files::new(Arc::new(workspace), watcher, limit);
+        let files = Files::new(Arc::new(workspace), watcher, Quota::new(limit));
         (base, Arc::new(files))
     }
 

@@ -29,9 +29,25 @@ impl Open {
         rooms.push(Arc::downgrade(room));
     }
 
-    fn all(&self) -> Vec<Arc<Room>> {
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Arc<Room>> {
         let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         rooms.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A handle that keeps none of them.
+    pub(super) fn downgrade(&self) -> WeakOpen {
+        WeakOpen(Arc::downgrade(&self.0))
+    }
+}
+
+/// The places that are open, as one sees them that lives no longer than they do.
+pub(super) struct WeakOpen(Weak<Mutex<Vec<Weak<Room>>>>);
+
+impl WeakOpen {
+    /// The places, while somebody else holds them.
+    pub(super) fn upgrade(&self) -> Option<Open> {
+        self.0.upgrade().map(Open)
     }
 }
 

@@ -13,12 +13,13 @@ use secrecy::SecretString;
 use tokio::sync::Mutex;
 
 use crate::blobs::Blobs;
+use crate::disk_reserve::Reserve;
 use crate::git_gateway::{self, Gateway, Login};
 use crate::plugins::types::ToolCall;
 use crate::sandbox::{Sandboxes, Spec};
 use crate::session::{EventDraft, Place, PlaceSpec, Places};
 use crate::tools::{ToolBox, describe_call};
-use crate::workspace::{Watcher, Workspace, WorkspaceError, safe_name};
+use crate::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
 
 use super::files::Files;
 use super::guard::Open;
@@ -51,6 +52,8 @@ pub(super) struct Ground {
     pub(super) watcher: Option<Watcher>,
     /// What a workspace may take of the disk, in bytes.
     pub(super) disk_limit: u64,
+    /// What of the disk no workspace may take.
+    pub(super) reserve: Reserve,
     /// The places that are open.
     pub(super) rooms: Open,
 }
@@ -170,7 +173,8 @@ impl Ground {
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
-        let files = Files::new(workspace.clone(), self.watcher.as_ref(), self.disk_limit);
+        let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
+        let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
         let room = Room {
             ground: self,

@@ -72,6 +72,11 @@ pub(super) struct Room {
 }
 
 impl Room {
+    /// Whose it is.
+    pub(super) fn session(&self) -> &str {
+        &self.spec.session
+    }
+
     /// The files, and what they may take.
     pub(super) fn files(&self) -> (Arc<Workspace>, Arc<Quota>) {
         (self.workspace.clone(), self.files.quota().clone())

@@ -112,6 +112,7 @@ async fn watch(session: &Arc<Session>, view: &mut View) -> bool {
     loop {
         let frames = match subscription.next().await {
             Batch::Frames(frames) => frames,
+            Batch::Notice(frame) => vec![(0, frame)],
             Batch::Delta(_) | Batch::Gap(..) => continue,
             Batch::Ended(_) => return false,
         };

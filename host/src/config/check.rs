@@ -138,6 +138,12 @@ impl Config {
                 "a size from 1m to 1024t, such as 500m or 10g",
                 |text| size(text).filter(|bytes| (MIB..=1024 * MIB * MIB).contains(bytes)),
             )?,
+            disk_reserve: values.parsed(
+                "DISK_RESERVE",
+                256 * MIB,
+                "a size up to 1024t, such as 100m or 2g, or 0 for none",
+                |text| size(text).filter(|bytes| *bytes <= 1024 * MIB * MIB),
+            )?,
             sandbox_allow_local,
             sandbox_image: values.parsed(
                 "SANDBOX_IMAGE",

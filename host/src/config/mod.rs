@@ -90,6 +90,8 @@ pub struct Config {
     pub sandbox_memory_limit: u64,
     /// `SANDBOX_DISK_LIMIT` (10g): what a workspace may take of the disk, in bytes.
     pub sandbox_disk_limit: u64,
+    /// `DISK_RESERVE` (256m): what of the disk is kept for the log, in bytes; 0 for nothing.
+    pub disk_reserve: u64,
     /// `SANDBOX_ALLOW_LOCAL` (false): where there is no sandbox, commands run without one.
     pub sandbox_allow_local: bool,
     /// `SANDBOX_IMAGE` (`lucid-sandbox:bookworm`).

@@ -7,6 +7,7 @@
 
 mod ending;
 mod moving;
+mod persist;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -45,8 +46,8 @@ enum End {
     TimedOut,
     /// There is no place to work in.
     NoPlace(String),
-    /// The log cannot be written.
-    Broken,
+    /// The log can never be written, and why.
+    Broken(String),
 }
 
 use moving::offers_of;
@@ -214,15 +215,13 @@ impl Actor {
         if self.shared.deps.places.refusal().is_none() {
             // A clone takes its time, and the host may stop meanwhile.
             let id = self.id.clone();
-            let noted = self
-                .shared
-                .deps
-                .store
-                .write(move |connection| store::mark_started(connection, &id));
-            if let Err(cause) = noted.await {
-                tracing::error!(session = %self.id, %cause, "the session's start could not be written");
-                return Err(End::Broken);
-            }
+            let stop = self.session.stop.clone();
+            let noted = self.persist(move |connection| store::mark_started(connection, &id));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(End::Stopped),
+                noted = noted => noted?,
+            };
             // From here on the end of the session closes it, also while the repository comes.
             let place = self.effects.provision().await.map_err(End::NoPlace)?;
             tokio::select! {
@@ -431,7 +430,8 @@ impl Actor {
         }
         let id = self.id.to_string();
         let first = move |connection: &_| store::logged_steps(connection, &id, 0);
-        let steps = self.shared.deps.store.read(first).await.ok()?;
+        let store = &self.shared.deps.store;
+        let steps = store.read_when_possible(first).await.ok()?;
         let inputs: Vec<Input> = serde_json::from_str(&steps.first()?.inputs).ok()?;
         inputs
             .into_iter()
@@ -449,18 +449,15 @@ impl Actor {
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
         let (at, lines) = (row.at, row.chat_lines.len());
-        if let Err(cause) = self
-            .shared
-            .deps
-            .store
-            .write(move |connection| row.insert(connection))
-            .await
-        {
-            tracing::error!(session = %self.id, %cause, "a round could not be written; the session pauses until the next start");
-            return Err(End::Broken);
-        }
+        let row = Arc::new(row);
+        let written = self.persist(move |connection| row.insert(connection));
+        let waited_since = written.await?;
         self.shared.deps.store.wrote_lines(lines);
         (self.counters, self.last_at) = (counters, at);
+        if let Some(since) = waited_since {
+            // The time that the log could not be written is not the task's.
+            clock::pass_over(&mut self.counters, since, now());
+        }
         self.open = open;
         self.say_whether_it_waits();
         self.shown = shown;
@@ -471,6 +468,10 @@ impl Actor {
             self.state = state;
         }
         self.session.feed.publish(first, &frames);
+        if waited_since.is_some() && self.session.stop.is_cancelled() {
+            // What it held is given back already.
+            return Ok(());
+        }
         for begin in begin {
             match begin {
                 Begin::Model(call) => self

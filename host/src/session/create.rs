@@ -16,7 +16,7 @@ use crate::auth::UserId;
 use crate::git_gateway::repository_url;
 use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
-use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError};
+use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
 
 use super::actor;
 use super::budget::{Budget, lower};
@@ -83,9 +83,33 @@ pub enum CreateError {
     /// The host goes down.
     #[error("The server is about to restart. Try again in a moment.")]
     ShuttingDown,
-    /// The log could not be written.
+    /// The log cannot be written at the moment.
+    #[error(
+        "No session can begin at the moment: the server's log cannot be written, because {0}. Try again in a moment."
+    )]
+    Paused(Transient),
+    /// What is left of the disk is kept for the log. Holds the sentence.
+    #[error("No session can begin at the moment. {0}")]
+    DiskShort(String),
+    /// The log can never be written.
     #[error("The session could not be written down.")]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for CreateError {
+    fn from(error: StoreError) -> Self {
+        match error.transient() {
+            Some(reason) => Self::Paused(reason),
+            None => Self::Store(error),
+        }
+    }
+}
+
+impl CreateError {
+    /// Whether the same request may succeed in a moment, with nothing changed by its user.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Paused(_) | Self::DiskShort(_))
+    }
 }
 
 /// Whether a change is opened of what a session pushes, when a task of it succeeds.
@@ -208,6 +232,9 @@ impl Sessions {
         let deps = &self.shared.deps;
         if self.shared.halt.is_cancelled() {
             return Err(CreateError::ShuttingDown);
+        }
+        if let Some(shortage) = deps.reserve.looked_at().await {
+            return Err(CreateError::DiskShort(shortage));
         }
         let generation = deps.deployment.borrow().clone();
         let (policies, models) = (&generation.policies, &generation.models);

@@ -54,6 +54,8 @@ pub(super) enum Item {
 #[derive(Debug)]
 pub(super) struct Feed {
     head: watch::Sender<Head>,
+    /// A frame that says why nothing comes; none where something may.
+    pause: watch::Sender<Option<Arc<str>>>,
     ring: Mutex<Ring>,
     items: OnceLock<broadcast::Sender<Item>>,
 }
@@ -69,6 +71,7 @@ impl Feed {
     pub(super) fn new(seq: u64) -> Self {
         Self {
             head: watch::Sender::new(Head { seq, ended: false }),
+            pause: watch::Sender::new(None),
             ring: Mutex::default(),
             items: OnceLock::new(),
         }
@@ -111,6 +114,21 @@ impl Feed {
         ring.frames.shrink_to(RING_FRAMES);
         // With the ring held, so that nobody begins to follow between the two.
         self.goes_to(|head| head.seq = first + frames.len() as u64 - 1);
+    }
+
+    /// For a while nothing will come, as this frame says. It is in no log.
+    pub(super) fn pause(&self, frame: String) {
+        self.pause.send_replace(Some(frame.into()));
+    }
+
+    /// The pause is over.
+    pub(super) fn resume(&self) {
+        self.pause.send_replace(None);
+    }
+
+    /// For whoever wants to know of pauses.
+    pub(super) fn watch_pauses(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.pause.subscribe()
     }
 
     /// Nothing more will come.

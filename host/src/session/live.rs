@@ -19,6 +19,9 @@ use super::ports::{Mailbox, News, PolicyInfo};
 use super::subscription::Subscription;
 use super::{CloseReason, NotTaken, SessionId};
 
+/// How long a message waits for another process's lock on the log. Its client says nothing else meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A session that is alive, or just ended.
 pub struct Session {
     pub(super) about: About,
@@ -171,7 +174,7 @@ impl Session {
         let store = self.store.clone();
         // To its end, also when the client goes meanwhile: what is written is taken.
         let kept = tokio::spawn(async move {
-            let written = store.write(move |connection| {
+            let written = store.write_within(PATIENCE, move |connection| {
                 let number = store::keep_message(connection, &id, &text)?;
                 Ok(number.map(|number| News::Message(number, text)))
             });
@@ -184,7 +187,7 @@ impl Session {
             Ok(Ok(Some(()))) => Ok(()),
             Ok(Ok(None)) => Err(NotTaken::Over),
             Ok(Err(cause)) => {
-                tracing::error!(session = %self.about.id, %cause, "a message could not be written down");
+                tracing::warn!(session = %self.about.id, %cause, "a message could not be written down; its user was told");
                 Err(NotTaken::Unwritten)
             }
             Err(_) => Err(NotTaken::Unwritten),

@@ -64,8 +64,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::auth::UserId;
+use crate::disk_reserve::Reserve;
 use crate::seal::Sealer;
-use crate::store::Store;
+use crate::store::{Store, Transient};
 
 use live::held;
 use registry::{Registry, Work};
@@ -194,6 +195,8 @@ pub struct Deps {
     pub places: Arc<dyn Places>,
     /// Who opens the changes that users want of it.
     pub changes: Arc<dyn Changes>,
+    /// What of the disk is kept for the log.
+    pub reserve: Reserve,
     /// What sessions may use.
     pub limits: Limits,
 }
@@ -333,6 +336,11 @@ impl Sessions {
             // Fails only where the session is gone, which is what is waited for.
             let _ = head.wait_for(|head| head.ended).await;
         }
+    }
+
+    /// Why the log cannot be written; none where it can.
+    pub fn log_failure(&self) -> Option<Transient> {
+        self.shared.deps.store.health().failure()
     }
 
     /// How many sessions live.

@@ -27,11 +27,10 @@ pub(super) async fn resolve(
             Part::History(span) => {
                 let session = session.to_owned();
                 let end = span.last.unwrap_or(last);
-                let rows = store
-                    .read(move |connection| {
-                        store::transcript(connection, &session, span.first, end)
-                    })
-                    .await?;
+                let read = move |connection: &rusqlite::Connection| {
+                    store::transcript(connection, &session, span.first, end)
+                };
+                let rows = store.read_when_possible(read).await?;
                 for row in rows {
                     let message = serde_json::from_str(&row)
                         .map_err(|cause| StoreError::Content(cause.to_string()))?;

@@ -21,7 +21,7 @@ impl Sessions {
             let rows = SessionRow::alive(connection)?;
             Ok(rows.into_iter().map(|row| row.fixed.id).collect())
         };
-        self.shared.deps.store.read(read).await
+        self.shared.deps.store.read_when_possible(read).await
     }
 
     /// Starts every session again that has not ended, and returns how many. One that cannot go on
@@ -40,7 +40,7 @@ impl Sessions {
                 .map(with_effects)
                 .collect::<Result<Vec<_>, StoreError>>()
         };
-        let rows = self.shared.deps.store.read(read).await?;
+        let rows = self.shared.deps.store.read_when_possible(read).await?;
         let mut count = 0;
         for (row, effects, unread, plugin) in rows {
             count += usize::from(self.resume(row, effects, unread, plugin));

@@ -31,6 +31,8 @@ pub enum Batch {
     Frames(Vec<(u64, Arc<str>)>),
     /// A piece of what is going on, or that pieces are void. Not in the log, and may be lost.
     Delta(Arc<str>),
+    /// That the session pauses, or goes on. Not in the log, and without a number.
+    Notice(Arc<str>),
     /// The frames from the first to the last number, both taken, cannot be had.
     Gap(u64, u64),
     /// That was all.
@@ -43,6 +45,9 @@ pub struct Subscription {
     session: Arc<Session>,
     seen: u64,
     source: Source,
+    pauses: watch::Receiver<Option<Arc<str>>>,
+    /// The client was told of a pause, and not yet of its end.
+    paused: bool,
 }
 
 /// How a reader hears of what is new.
@@ -142,10 +147,13 @@ impl Follower {
 impl Subscription {
     pub(super) fn new(session: Arc<Session>, last_seq: u64) -> Self {
         let source = Source::Frames(session.feed.watch());
+        let pauses = session.feed.watch_pauses();
         Self {
             session,
             seen: last_seq,
             source,
+            pauses,
+            paused: false,
         }
     }
 
@@ -185,17 +193,33 @@ impl Subscription {
             if head.ended {
                 return Batch::Ended(self.session.closing.get().cloned().unwrap_or_default());
             }
+            if let Some(notice) = self.notice() {
+                return Batch::Notice(notice);
+            }
+            let pause = self.pauses.changed();
             match &mut self.source {
-                Source::Frames(head) => {
-                    if head.changed().await.is_err() {
-                        return Batch::Ended(
-                            self.session.closing.get().cloned().unwrap_or_default(),
-                        );
-                    }
-                }
-                Source::All(follower) => follower.advance(&self.session).await,
+                // Neither sender goes before the session, and that is held here.
+                Source::Frames(head) => tokio::select! {
+                    _ = head.changed() => {}
+                    _ = pause => {}
+                },
+                Source::All(follower) => tokio::select! {
+                    () = follower.advance(&self.session) => {}
+                    _ = pause => {}
+                },
             }
         }
+    }
+
+    /// That the session pauses, or goes on, where the client does not know it.
+    fn notice(&mut self) -> Option<Arc<str>> {
+        let pause = self.pauses.borrow_and_update().clone();
+        if pause.is_some() == self.paused {
+            return None;
+        }
+        self.paused = pause.is_some();
+        let goes_on = || frames::status("resumed", "The session goes on.", None).into();
+        Some(pause.unwrap_or_else(goes_on))
     }
 
     async fn behind(&mut self, head: u64) -> Batch {
@@ -206,7 +230,7 @@ impl Subscription {
                 let read = move |connection: &rusqlite::Connection| {
                     store::frames_after(connection, &id, seen, CHUNK_BYTES)
                 };
-                match self.session.store.read(read).await {
+                match self.session.store.read_when_possible(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
                         tracing::error!(session = %self.session.id(), %cause, "frames could not be read");

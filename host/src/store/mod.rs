@@ -15,6 +15,8 @@
 //! there. FULL would cost one flush for each group commit and guard against nothing else.
 
 mod chats;
+mod failure;
+mod health;
 mod integrations;
 mod local;
 mod model;
@@ -31,6 +33,8 @@ mod writer;
 mod tests;
 
 pub use chats::Chats;
+pub use failure::Transient;
+pub use health::{Health, Waiting};
 pub use integrations::{Integration, Integrations, Kept, NewIntegration};
 pub use local::LocalRecords;
 pub use model::{
@@ -58,6 +62,8 @@ use rusqlite::{Connection, OpenFlags};
 
 /// The database's file, in the storage folder.
 const DATABASE: &str = "lucid.db";
+/// How long a write waits for another process's lock.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Held locked by the process that uses the folder.
 const LOCK: &str = "lucid.lock";
 /// One for each version, in order; `user_version` counts those that were run.
@@ -92,7 +98,7 @@ pub enum StoreError {
     Database(#[from] rusqlite::Error),
     /// The group's transaction could not be committed; nothing of it is written.
     #[error("the database could not commit: {0}")]
-    Commit(String),
+    Commit(#[source] Arc<rusqlite::Error>),
     /// The file was written by a newer build.
     #[error("the database has version {found}, and this build knows {known}; use a newer lucid")]
     TooNew {
@@ -119,6 +125,7 @@ struct Inner {
     // Dropped in this order: the writer drains and ends, then the readers, then the lock.
     writer: writer::Writer,
     readers: readers::Readers,
+    health: Health,
     folder: PathBuf,
     /// Whether chats are sent on to another store, and who is told of new ones.
     news: OnceLock<Arc<outbox::News>>,
@@ -174,12 +181,14 @@ impl Store {
         let path = folder.join(DATABASE);
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut connection)?;
-        let writer = writer::Writer::start(connection)?;
-        let readers = readers::Readers::new(path);
+        let health = Health::default();
+        let writer = writer::Writer::start(connection, health.clone())?;
+        let readers = readers::Readers::open(path)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 writer,
                 readers,
+                health,
                 folder: folder.to_owned(),
                 news: OnceLock::new(),
                 _lock: lock,
@@ -231,7 +240,31 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.inner.writer.write(write).await
+        self.write_within(PATIENCE, write).await
+    }
+
+    /// The same for one that has less patience with another process's lock: it tries again by itself, or
+    /// has somebody who waits.
+    pub async fn write_within<T, F>(&self, patience: Duration, write: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.inner.writer.write(patience, write).await
+    }
+
+    /// Whether the log can be written at the moment.
+    pub fn health(&self) -> &Health {
+        &self.inner.health
+    }
+
+    /// Writes something that changes nothing, so that [`Store::health`] is known.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let same = |connection: &Connection| {
+            let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            Ok(connection.pragma_update(None, "user_version", version)?)
+        };
+        self.write_within(Duration::ZERO, same).await
     }
 
     /// Runs one read on a connection of its own, off the async threads. It sees whatever was
@@ -245,10 +278,37 @@ impl Store {
         store.readers.read(read).await
     }
 
+    /// The same for one that waits as long as the reason of a failure may pass. May be dropped while it
+    /// waits.
+    pub async fn read_when_possible<T, F>(&self, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(&Connection) -> Result<T, StoreError> + Clone + Send + 'static,
+    {
+        let mut pauses = health::pauses();
+        let mut told = false;
+        loop {
+            let failed = match self.read(read.clone()).await {
+                Err(cause) if cause.transient().is_some() => cause,
+                result => return result,
+            };
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(cause = %failed, "the log could not be read; it is tried again");
+            }
+            tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+        }
+    }
+
     /// From now on the writer lets through this many writes and then is as dead as after a crash.
     #[cfg(test)]
     pub(crate) fn crash_after(&self, writes: u64) {
         self.inner.writer.crash_after(writes);
+    }
+
+    /// From now on the disk is full, or not any more.
+    #[cfg(test)]
+    pub(crate) fn fill_disk(&self, full: bool) {
+        self.inner.writer.fill_disk(full);
     }
 
     /// How many transactions and how many writes there were.
@@ -275,7 +335,9 @@ pub fn look(folder: &Path) -> Result<Connection, StoreError> {
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.busy_timeout(PATIENCE)?;
+    // No folder for temporary files is needed, and none that is full can fail a savepoint.
+    connection.pragma_update(None, "temp_store", "memory")?;
     connection.set_prepared_statement_cache_capacity(64);
     if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
         connection.pragma_update(None, "journal_mode", "wal")?;

@@ -118,3 +118,125 @@ fn a_text_is_cut_on_a_characters_boundary() {
         ("añ", "añb", "añb", "")
     );
 }
+
+#[tokio::test]
+async fn every_write_of_a_group_that_is_not_committed_hears_why_and_may_come_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    store.fill_disk(true);
+    let writes = (0..50).map(|entry| store.write(move |connection| add(connection, entry)));
+    for outcome in futures::future::join_all(writes).await {
+        assert_eq!(
+            outcome.unwrap_err().transient(),
+            Some(Transient::DiskFull),
+            "not one is told that the store is closed"
+        );
+    }
+    assert_eq!(store.health().failure(), Some(Transient::DiskFull));
+    store.fill_disk(false);
+    store.write(|connection| add(connection, 1)).await.unwrap();
+    assert_eq!(store.health().failure(), None);
+    assert_eq!(store.read(count).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_write_that_finds_no_room_fails_its_whole_group_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let held = store.write(move |connection| {
+        let _ = wait.recv();
+        // SQLite itself finds the database full, and undoes the transaction.
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+        connection.pragma_update(None, "max_page_count", pages)?;
+        add(connection, 0)
+    });
+    let large = store.write(|connection| {
+        let text = "x".repeat(1 << 20);
+        connection.execute("INSERT INTO transcript VALUES ('s', 1, ?1)", [text])?;
+        Ok(())
+    });
+    let small = store.write(|connection| add(connection, 2));
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        go.send(()).unwrap();
+    };
+    let (held, large, small, ()) = tokio::join!(held, large, small, release);
+    let full = Some(Transient::DiskFull);
+    for outcome in [held.map(drop), large, small] {
+        // What was committed in a group of its own is there.
+        if let Err(cause) = outcome {
+            assert_eq!(cause.transient(), full);
+        }
+    }
+    assert_eq!(store.health().failure(), full);
+    let unlimit = |connection: &Connection| {
+        let most = i64::from(u32::MAX - 1);
+        Ok(connection.pragma_update(None, "max_page_count", most)?)
+    };
+    store.write(unlimit).await.unwrap();
+    store.write(|connection| add(connection, 3)).await.unwrap();
+    assert_eq!(store.health().failure(), None);
+}
+
+#[tokio::test]
+async fn another_process_that_locks_the_database_is_waited_for_as_long_as_each_caller_likes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let other = Connection::open(folder.path().join(DATABASE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let patient = store.write(|connection| add(connection, 1));
+    let impatient = store.write_within(Duration::ZERO, |connection| add(connection, 2));
+    let release = async {
+        let refused = impatient.await.unwrap_err();
+        assert_eq!(refused.transient(), Some(Transient::Locked));
+        other.execute_batch("ROLLBACK").unwrap();
+    };
+    let (patient, ()) = tokio::join!(patient, release);
+    patient.unwrap();
+    assert_eq!(store.read(count).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn nothing_of_the_database_needs_a_folder_for_temporary_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let kept = |connection: &Connection| {
+        Ok(connection.query_row("PRAGMA temp_store", [], |row| row.get::<_, i64>(0))?)
+    };
+    let (writer, reader) = (store.write(kept).await, store.read(kept).await);
+    assert_eq!((writer.unwrap(), reader.unwrap()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_read_that_can_open_no_connection_takes_the_next_that_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let (entered, inside) = mpsc::channel::<()>();
+    let (go, wait) = mpsc::channel::<()>();
+    let first = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let read = move |connection: &Connection| {
+                entered.send(()).unwrap();
+                let _ = wait.recv();
+                count(connection)
+            };
+            store.read(read).await
+        }
+    });
+    tokio::task::spawn_blocking(move || inside.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    // Nobody can open it by its name any more.
+    let name = folder.path().join(DATABASE);
+    std::fs::rename(&name, folder.path().join("elsewhere")).unwrap();
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        go.send(()).unwrap();
+    };
+    let (second, ()) = tokio::join!(store.read(count), release);
+    assert_eq!(second.unwrap(), 0);
+    assert_eq!(first.await.unwrap().unwrap(), 0);
+}

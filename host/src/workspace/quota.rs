@@ -14,6 +14,7 @@ use rustix::fs::FileType;
 
 use super::Workspace;
 use super::walk::{DEEPEST, MOST_ENTRIES, Step, Walk};
+use crate::disk_reserve::Reserve;
 
 /// By which part of the limit it may be passed before a sandbox is ended for it.
 const MARGIN: u64 = 10;
@@ -21,6 +22,9 @@ const MARGIN: u64 = 10;
 const A_MOMENT: Duration = Duration::from_millis(100);
 /// How much longer than it took a count holds.
 const HOLDS: u32 = 9;
+
+/// What holds meanwhile.
+const UNTIL_THERE_IS_ROOM: &str = "Commands still run, so that files can be removed; until there is room again, the editor writes none.";
 
 /// How long a count holds at least while no command ran.
 const UNHEARD: Duration = Duration::from_secs(30);
@@ -71,6 +75,14 @@ impl Workspace {
         }
         Usage::Bytes(bytes)
     }
+
+    /// What all of it takes on the disk, in bytes; none where it cannot be counted. Blocks.
+    pub fn disk_usage(&self) -> Option<u64> {
+        match self.usage() {
+            Usage::Bytes(bytes) => Some(bytes),
+            Usage::Unknown(_) => None,
+        }
+    }
 }
 
 /// The beginning of a path, which may be as long as hostile code likes.
@@ -93,6 +105,8 @@ pub enum Excess {
 #[derive(Debug)]
 pub struct Quota {
     limit: u64,
+    /// What of the disk no workspace may take, whatever its own limit.
+    reserve: Reserve,
     known: Mutex<Known>,
 }
 
@@ -118,8 +132,16 @@ impl Quota {
     pub fn new(limit: u64) -> Self {
         Self {
             limit,
+            reserve: Reserve::none(),
             known: Mutex::default(),
         }
+    }
+
+    /// The same on a disk that has a reserve.
+    #[must_use]
+    pub fn with_reserve(mut self, reserve: Reserve) -> Self {
+        self.reserve = reserve;
+        self
     }
 
     /// Says that a command ran, so that what is known may be wrong.
@@ -132,6 +154,9 @@ impl Quota {
     pub fn admit(&self, workspace: &Workspace, growth: u64) -> Result<(), String> {
         if growth == 0 {
             return Ok(());
+        }
+        if let Some(sentence) = self.short_disk() {
+            return Err(sentence);
         }
         let mut known = self.known();
         self.count(&mut known, workspace);
@@ -160,9 +185,17 @@ impl Quota {
     pub fn fullness(&self, workspace: &Workspace) -> Option<String> {
         let mut known = self.known();
         self.count(&mut known, workspace);
-        let full = self.full(&known.counted.as_ref()?.usage);
+        let counted = known.counted.as_ref();
+        let full = counted.and_then(|counted| self.full(&counted.usage));
+        let full = full.or_else(|| self.short_disk());
         known.told &= full.is_some();
         full
+    }
+
+    /// A sentence where what is left of the disk is kept for the log.
+    fn short_disk(&self) -> Option<String> {
+        let shortage = self.reserve.shortage_now()?;
+        Some(format!("{shortage} {UNTIL_THERE_IS_ROOM}"))
     }
 
     /// The same, once: not again before there was room in between. For the user. Blocks.
@@ -203,7 +236,7 @@ impl Quota {
             }
         };
         Some(format!(
-            "The workspace {takes}; it may take {}. Commands still run, so that files can be removed; until there is room again, the editor writes none.",
+            "The workspace {takes}; it may take {}. {UNTIL_THERE_IS_ROOM}",
             size(self.limit)
         ))
     }

@@ -205,7 +205,7 @@ async fn pump(
                         }
                     }
                 }
-                Batch::Delta(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
+                Batch::Delta(frame) | Batch::Notice(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
                 // Who does not count cannot miss what is not there.
                 Batch::Gap(from, to) if features.seq => {
                     feed(sink, Message::Text(Own::Gap { from, to }.text().into())).await?;

@@ -66,7 +66,8 @@ pub(super) struct TokenQuery {
 /// `diffs`, `usage`). Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
 /// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
 /// session ended, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
-/// `sessionId` and `lastSeq`), 1013 the token cannot be checked at the moment (reconnect).
+/// `sessionId` and `lastSeq`), 1013 the token cannot
+/// be checked, or no session can begin, at the moment (reconnect).
 #[utoipa::path(
     get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
     responses((status = 101, description = "The protocol is switched"), (status = 400, body = Problem)),
@@ -279,7 +280,11 @@ async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Sess
     sessions
         .find_or_create(new)
         .await
-        .map_err(|error| Refused::aloud(close_code::NORMAL, error.to_string()))
+        .map_err(|error| match error.passes() {
+            // Not told in a frame, which would be final: the code makes the client come back.
+            true => Refused::quietly(close_code::AGAIN, error.to_string()),
+            false => Refused::aloud(close_code::NORMAL, error.to_string()),
+        })
 }
 
 /// Says why, closes, and waits until the client has read it.

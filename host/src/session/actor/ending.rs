@@ -72,11 +72,11 @@ impl Actor {
                 self.effects.close_place().await;
                 return self.leave(CloseReason::restarting());
             }
-            End::Broken => {
+            End::Broken(cause) => {
                 self.effects.close_place().await;
-                return self.leave(CloseReason::failed(
-                    "The session's log could not be written.",
-                ));
+                return self.leave(CloseReason::failed(&format!(
+                    "The session's log cannot be written: {cause}."
+                )));
             }
             End::Stopped => {
                 let reason = self.session.closing.get().cloned().unwrap_or_default();

@@ -7,6 +7,7 @@ mod crash;
 mod deltas;
 mod life;
 mod moving;
+mod pausing;
 mod paying;
 mod probation;
 mod reading;
@@ -149,6 +150,7 @@ fn deployed(
         deployment,
         places: Arc::new(world.clone()),
         changes: Arc::new(world.clone()),
+        reserve: crate::disk_reserve::Reserve::none(),
         limits,
     })
 }
@@ -205,7 +207,7 @@ async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)
                     }
                 }
                 Batch::Ended(_) => return,
-                Batch::Delta(_) => {}
+                Batch::Delta(_) | Batch::Notice(_) => {}
                 Batch::Gap(from, to) => panic!("gap {from} to {to}"),
             }
         }

@@ -105,7 +105,15 @@ impl Deliverer {
             }
             self.news.lines.store(0, Ordering::Relaxed);
             if let Err(cause) = self.pass().await {
-                tracing::error!(%cause, "what waits for the record of chats cannot be read");
+                // What passes is said once, by the store.
+                match cause.transient() {
+                    Some(_) => {
+                        tracing::debug!(%cause, "what waits for the record of chats waits on")
+                    }
+                    None => {
+                        tracing::error!(%cause, "what waits for the record of chats cannot be read")
+                    }
+                }
             }
             for one in waiting {
                 // Whoever asked may have lost patience.

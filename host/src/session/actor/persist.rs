@@ -1,0 +1,99 @@
+//! Writes for a session's actor, and waits where the log cannot be written.
+//!
+//! # Invariants
+//!
+//! - What is to be written is made once; each attempt writes the same bytes. Until one succeeds nothing of
+//!   it is shown, begun or acknowledged.
+//! - A failure that passes (a full disk, another process's lock) never ends a session. What never succeeds
+//!   does, with a sentence.
+//! - Clients are told when a wait begins and when it ends, outside of the log.
+//! - A session that is stopped meanwhile does no more work; that it is stopped is written as soon as that is
+//!   possible. A host that goes down makes one more attempt.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::store::{StoreError, Transient, Waiting};
+
+use super::super::frames;
+use super::super::ports::News;
+use super::{Actor, End, now};
+
+/// A wait for the log.
+struct Wait {
+    attempts: Waiting,
+    since: u64,
+    /// The session was stopped meanwhile, and has given back what it held.
+    is_quiet: bool,
+}
+
+impl Actor {
+    /// Writes, as soon as that is possible. Gives back when the wait for it began, in milliseconds since
+    /// 1970, where there was one.
+    pub(super) async fn persist<W>(&mut self, write: W) -> Result<Option<u64>, End>
+    where
+        W: Fn(&Connection) -> Result<(), StoreError> + Clone + Send + 'static,
+    {
+        let store = self.shared.deps.store.clone();
+        let (stop, halt) = (self.session.stop.clone(), self.shared.halt.clone());
+        let mut wait: Option<Wait> = None;
+        loop {
+            let last = halt.is_cancelled();
+            let attempt = store.write_within(Duration::ZERO, write.clone());
+            let failed = match attempt.await {
+                Ok(()) => return Ok(wait.as_ref().map(|wait| self.go_on(wait))),
+                Err(cause) => cause,
+            };
+            let Some(reason) = failed.transient() else {
+                tracing::error!(session = %self.id, cause = %failed, "a session's log can never be written; the session pauses until the next start");
+                return Err(End::Broken(failed.to_string()));
+            };
+            if last {
+                return Err(End::Halted);
+            }
+            let mut waiting = match wait.take() {
+                Some(wait) => wait,
+                None => self.wait_for_log(reason),
+            };
+            if stop.is_cancelled() && !std::mem::replace(&mut waiting.is_quiet, true) {
+                self.give_back().await;
+            }
+            tokio::select! {
+                biased;
+                () = halt.cancelled() => {}
+                () = stop.cancelled(), if !waiting.is_quiet => {}
+                () = waiting.attempts.pause() => {}
+            }
+            wait = Some(waiting);
+        }
+    }
+
+    fn wait_for_log(&self, reason: Transient) -> Wait {
+        tracing::debug!(session = %self.id, %reason, "a session waits until its log can be written");
+        let sentence = format!(
+            "The session pauses: the server's log cannot be written, because {reason}. It goes on by itself as soon as it can."
+        );
+        self.session
+            .feed
+            .pause(frames::status("paused", &sentence, None));
+        Wait {
+            attempts: self.shared.deps.store.health().wait(),
+            since: now(),
+            is_quiet: false,
+        }
+    }
+
+    fn go_on(&self, wait: &Wait) -> u64 {
+        self.session.feed.resume();
+        wait.since
+    }
+
+    /// Ends what runs: the session is stopped, and only cannot say so yet.
+    async fn give_back(&mut self) {
+        let spent = self.effects.cancel_all().into_iter();
+        self.queue
+            .extend(spent.map(|(effect, spent)| News::Spent(effect, spent)));
+        self.effects.close_place().await;
+    }
+}

@@ -1,0 +1,211 @@
+//! The disk is full.
+
+use lucid_tests::{
+    Host, Model, SmallDisk, Socket, Turn, call, event, eventually, is_completed, within,
+};
+use serde_json::{Value, json};
+
+use super::{begun, check_dense, is_said, is_status};
+
+const SESSIONS: usize = 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_wait_for_a_disk_that_is_full_and_lose_nothing() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let host = Host::with_defaults()
+        .on_disk_of("128m")
+        .set("SANDBOX_BACKEND", "none")
+        .set("DISK_RESERVE", "0")
+        .set("MOCK_STEP_DELAY_SECONDS", "1")
+        .start();
+    let mut sockets = begun(&host, SESSIONS).await;
+    host.disk().fill("filler");
+    for socket in &mut sockets {
+        socket
+            .until("the pause", |frame| is_status(frame, "paused"))
+            .await;
+    }
+    let about = is_said(&host, "degraded").await;
+    let reason = about["reason"].as_str().unwrap();
+    assert!(reason.contains("the disk is full"), "{reason}");
+    let refused = host
+        .post("eve", "/api/v1/sessions", json!({"task": "One more"}))
+        .await;
+    refused.problem(503);
+    assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
+    let mut eve = Socket::open(&host, "eve", json!({"task": "One more"})).await;
+    assert_eq!(eve.end().await, 1013);
+    assert!(eve.frames.is_empty(), "{:?}", eve.frames);
+    // A message that is not kept is said to be so.
+    sockets[0].say("And this too").await;
+    sockets[0]
+        .until("the answer", |frame| frame["type"] == "error")
+        .await;
+    sockets[0].frames.pop();
+
+    host.disk().free("filler");
+    for mut socket in sockets {
+        let frames = socket.completed().await;
+        assert!(
+            frames.iter().any(|frame| is_status(frame, "resumed")),
+            "{frames:#?}"
+        );
+        check_dense(&socket.frames);
+    }
+    is_said(&host, "healthy").await;
+    host.says("the log is written again").await;
+    let log = host.log();
+    let said = |words: &str| log.matches(words).count();
+    assert_eq!(
+        said("the log cannot be written"),
+        said("the log is written again")
+    );
+    assert!((1..4).contains(&said("the log cannot be written")), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_stopped_on_a_full_disk_is_not_said_to_have_ended_before_it_has() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let host = Host::with_defaults()
+        .on_disk_of("128m")
+        .set("SANDBOX_BACKEND", "none")
+        .set("DISK_RESERVE", "0")
+        .set("MOCK_STEP_DELAY_SECONDS", "1")
+        .start();
+    let mut socket = begun(&host, 1).await.remove(0);
+    let session = socket
+        .frames
+        .iter()
+        .find_map(|frame| frame["sessionId"].as_str())
+        .unwrap()
+        .to_owned();
+    host.disk().fill("filler");
+    socket
+        .until("the pause", |frame| is_status(frame, "paused"))
+        .await;
+    let path = format!("/api/v1/sessions/{session}");
+    let answer = host.delete("user-0", &path).await;
+    answer.problem(503);
+    assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+    host.disk().free("filler");
+    assert_eq!(socket.end().await, 1000);
+    check_dense(&socket.frames);
+    let details = host.get("user-0", &path).await.ok();
+    assert_eq!(details["status"], "ended", "{details}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_fills_the_disk_ends_nobody_and_the_reserve_lifts_by_itself() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let model = Model::start(move |number, _| match number {
+        0 => call(
+            "terminal",
+            json!({"command": "head -c 500M /dev/zero > big; echo it ended"}),
+        ),
+        1 => call(
+            "file_editor",
+            json!({"command": "create", "path": "more.txt", "file_text": "more"}),
+        ),
+        2 => Turn::Say("It is full.".into()),
+        3 => call("terminal", json!({"command": "rm -f big; ls"})),
+        _ => Turn::Say("done".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .on_disk_of("192m")
+        .set("DISK_RESERVE", "32m")
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .set("MOCK_STEP_DELAY_SECONDS", "0.5")
+        .start();
+    let mock = |number: usize| json!({"task": format!("Task {number}"), "policy": "mock", "features": ["seq"]});
+    let mut others = Vec::new();
+    for number in 0..8 {
+        others.push(Socket::open(&host, &format!("user-{number}"), mock(number)).await);
+    }
+    let first = json!({"task": "Fill it", "modelProvider": "openai", "policy": "coder", "features": ["seq"]});
+    let mut filler = Socket::open(&host, "mallory", first).await;
+    filler.session().await;
+    let frames = filler.completed().await;
+    let refused = frames
+        .iter()
+        .rfind(|frame| frame["eventType"] == "AgentErrorObservation")
+        .unwrap();
+    let content = refused["content"].as_str().unwrap();
+    assert!(content.contains("disk is nearly full"), "{refused}");
+    // What they wanted to write meanwhile was refused, if it was; their sessions live.
+    let over = |frame: &Value| is_completed(frame) || frame["type"] == "error";
+    for socket in &mut others {
+        if !socket.frames.iter().any(over) {
+            socket.until("the end of its task", over).await;
+        }
+    }
+    is_said(&host, "degraded").await;
+    let answer = host
+        .post("eve", "/api/v1/sessions", json!({"task": "One more"}))
+        .await;
+    assert!(answer.problem(503).contains("nearly full"));
+    assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+    let mut eve = Socket::open(&host, "eve", json!({"task": "One more"})).await;
+    assert_eq!(eve.end().await, 1013);
+
+    filler.say("Clean up").await;
+    filler.completed().await;
+    check_dense(&filler.frames);
+    is_said(&host, "healthy").await;
+    let mut again = Socket::open(&host, "eve", json!({"task": "One more", "policy": "mock"})).await;
+    again.completed().await;
+    for socket in &mut others {
+        socket.say("Go on").await;
+        event(&socket.completed().await, "MockResponse");
+        check_dense(&socket.frames);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_filling_a_disk_that_is_nearly_full_is_ended_and_others_work_on() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let fill = "nohup sh -c 'while true; do head -c 1000000 /dev/zero >>big; sleep 0.02; done' >/dev/null 2>&1 &";
+    let model = Model::start(move |number, _| match number {
+        0 => call("terminal", json!({"command": fill})),
+        _ => Turn::Say("It runs.".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .on_disk_of("192m")
+        .set("DISK_RESERVE", "32m")
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let first = json!({"task": "Fill it", "modelProvider": "openai", "policy": "coder"});
+    let mut filler = Socket::open(&host, "mallory", first).await;
+    let mut other = Socket::open(&host, "alice", json!({"task": "Work", "policy": "mock"})).await;
+    other.completed().await;
+    let lost = |frame: &Value| {
+        let content = frame["content"].as_str().unwrap_or_default();
+        content.contains("went on filling it")
+    };
+    filler.until("the end of its sandbox", lost).await;
+    // What is left stays with the log: a session that is there works on.
+    other.say("Go on").await;
+    let frames = within("an answer", other.completed()).await;
+    event(&frames, "MockResponse");
+    eventually("no more to be written", async || {
+        let size = || {
+            let workspace = host.folder().join("storage/mallory");
+            lucid_tests::find(&workspace, "big").map(|big| big.metadata().unwrap().len())
+        };
+        let before = size();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        (before.is_some() && before == size()).then_some(())
+    })
+    .await;
+}
