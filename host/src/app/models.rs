@@ -2,6 +2,8 @@
 //!
 //! What always holds: each adapter that was loaded is a provider, called by the name it was loaded under.
 //! A user's own key comes before the deployment's, and goes to the provider it came for and to no other.
+//! A provider that is named and can be asked with no key at all is served by the one at `LLM_BASE_URL`,
+//! with that one's key and models; in records it keeps the name it was asked for by.
 //! A model that the deployment does not allow is not asked, whoever names it, and where there is a limit
 //! for the cost none is whose price nobody knows.
 
@@ -42,6 +44,17 @@ pub(super) struct Providers {
     /// In the order of their names.
     all: Vec<Arc<Served>>,
     default: String,
+    /// The one at `LLM_BASE_URL`, which serves who names a provider that nobody has a key for.
+    stand_in: Option<Arc<Served>>,
+}
+
+/// Who answers a policy's call.
+struct Called {
+    served: Arc<Served>,
+    /// As which model.
+    model: String,
+    /// Its provider's name in records.
+    label: String,
 }
 
 /// What a provider is given.
@@ -83,13 +96,28 @@ impl Providers {
             .iter()
             .map(|(provider, _)| provider.plugin.name().to_owned())
             .collect();
-        let warnings = warnings(&sites, &names, manifest, &config.models);
+        let general = |(_, site): &&(LoadedProvider, Site)| site.general && site.usable();
+        let general = sites.iter().find(general);
+        let general = general.map(|(provider, _)| provider.plugin.name().to_owned());
+        let mut warnings = warnings(&sites, &names, manifest, &config.models);
+        let keyless = |(provider, site): &&(LoadedProvider, Site)| {
+            provider.plugin.name() == default && !site.usable()
+        };
+        let keyless = sites.iter().find(keyless).map(|(_, site)| site);
+        if config.models.default_provider.is_some() && manifest.default_provider.is_none() {
+            let served = general.is_some() && keyless.is_some_and(|site| site.replaceable);
+            warnings.extend(keyless.map(|site| without_key(&default, &site.variable, served)));
+        }
+        let replaced = keyless.is_some_and(|site| site.replaceable);
         let mut all = Vec::new();
         for (provider, site) in sites {
-            let is_default = provider.plugin.name() == default;
+            let name = provider.plugin.name();
+            let is_default = name == default || (replaced && general.as_deref() == Some(name));
             let served = Served::new(provider, site, &config.models, &names, is_default);
             all.push(Arc::new(served));
         }
+        let stand_in =
+            general.and_then(|name| all.iter().find(|served| served.name == name).cloned());
         let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
         let before = before.map(|before| &before.egress);
         let egress = Egress::or_new(before, EgressLimits::default(), &endpoints)
@@ -99,6 +127,7 @@ impl Providers {
             blobs,
             all,
             default,
+            stand_in,
         };
         Ok((providers, warnings))
     }
@@ -112,7 +141,7 @@ impl Providers {
     pub(super) fn default_model(&self) -> String {
         let model = self
             .named(&self.default)
-            .and_then(|served| served.choice.default());
+            .and_then(|named| self.serving(named, false).choice.default());
         model.unwrap_or_default().to_owned()
     }
 
@@ -132,6 +161,14 @@ impl Providers {
         self.all
             .iter()
             .find(|served| served.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Who serves a session of this provider, which has a key of its own or none.
+    fn serving<'a>(&'a self, named: &'a Arc<Served>, has_key: bool) -> &'a Arc<Served> {
+        match &self.stand_in {
+            Some(stand_in) if named.replaceable && !named.usable(has_key) => stand_in,
+            _ => named,
+        }
     }
 
     /// Which provider a request means, and which of its models. A model may bring its provider's name
@@ -156,9 +193,10 @@ impl Providers {
     }
 
     /// Who answers a policy's call, and as which model.
-    fn called(&self, request: &ModelRequest) -> Result<(Arc<Served>, String), Error> {
-        let (served, model) = self.wanted(request)?;
-        if request.cost_limited && !served.choice.is_priced(&model) {
+    fn called(&self, request: &ModelRequest) -> Result<Called, Error> {
+        let called = self.wanted(request)?;
+        let Called { served, model, .. } = &called;
+        if request.cost_limited && !served.choice.is_priced(model) {
             return Err(refused(
                 "price",
                 format!(
@@ -166,19 +204,25 @@ impl Providers {
                 ),
             ));
         }
-        Ok((served, model))
+        Ok(called)
     }
 
-    fn wanted(&self, request: &ModelRequest) -> Result<(Arc<Served>, String), Error> {
-        let own = self
+    fn wanted(&self, request: &ModelRequest) -> Result<Called, Error> {
+        let named = self
             .named(&request.provider)
             .ok_or_else(|| no_longer(&request.provider))?;
+        let own = self.serving(named, request.api_key.is_some());
+        let by_own = |model: &str| Called {
+            served: own.clone(),
+            model: model.to_owned(),
+            label: named.name.clone(),
+        };
         let wanted = &request.call.model;
         if wanted.is_empty() || *wanted == request.model {
-            return Ok((own.clone(), request.model.clone()));
+            return Ok(by_own(&request.model));
         }
         if own.choice.allows(wanted) {
-            return Ok((own.clone(), wanted.clone()));
+            return Ok(by_own(wanted));
         }
         if let Some((before, rest)) = wanted.split_once('/')
             && let Some(other) = self.named(before)
@@ -186,7 +230,11 @@ impl Providers {
             // A user's own key never goes to another provider.
             && (Arc::ptr_eq(own, other) || other.usable(false))
         {
-            return Ok((other.clone(), rest.to_owned()));
+            return Ok(Called {
+                served: other.clone(),
+                model: rest.to_owned(),
+                label: other.name.clone(),
+            });
         }
         let shown: String = wanted.chars().take(SHOWN).collect();
         Err(refused(
@@ -223,6 +271,16 @@ fn default_provider(
     found
         .map(|(provider, _)| provider.plugin.name().to_owned())
         .unwrap_or_default()
+}
+
+/// What becomes of sessions that get the default provider, which has no key.
+fn without_key(name: &str, variable: &str, served: bool) -> String {
+    let then = if served {
+        "sessions that name no provider are served by LLM_BASE_URL"
+    } else {
+        "a session that names no provider is refused unless it brings a key"
+    };
+    format!("DEFAULT_MODEL_PROVIDER is {name}, which has no key: {variable} is not set; {then}.")
 }
 
 /// What is set and does nothing.
@@ -278,31 +336,38 @@ impl Models for Providers {
         model: Option<&str>,
         has_key: bool,
     ) -> Result<Provider, CreateError> {
-        let (served, model) = self.meant(name, model)?;
+        let (named, rest) = self.meant(name, model)?;
+        // Another one's model that is asked for as `provider/model` is no model of the one that stands in.
+        let served = if rest == model {
+            self.serving(named, has_key)
+        } else {
+            named
+        };
         if !served.usable(has_key) {
             return Err(CreateError::MissingKey {
-                provider: served.name.clone(),
-                variable: served.variable.clone(),
+                provider: named.name.clone(),
+                variable: named.variable.clone(),
             });
         }
-        match model.or(served.choice.default()) {
+        match rest.or(served.choice.default()) {
             Some(model) if served.choice.allows(model) => Ok(Provider {
-                name: served.name.clone(),
+                name: named.name.clone(),
                 model: model.to_owned(),
             }),
             other => Err(CreateError::UnknownModel {
                 model: other.unwrap_or_default().chars().take(SHOWN).collect(),
-                provider: served.name.clone(),
+                provider: named.name.clone(),
                 offered: served.choice.sentence(),
             }),
         }
     }
 
-    fn unpriced(&self, provider: &str, model: &str) -> Option<CreateError> {
-        let served = self.named(provider)?;
+    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError> {
+        let named = self.named(provider)?;
+        let served = self.serving(named, has_key);
         (!served.choice.is_priced(model)).then(|| CreateError::UnpricedModel {
             model: model.chars().take(SHOWN).collect(),
-            provider: served.name.clone(),
+            provider: named.name.clone(),
         })
     }
 
@@ -310,10 +375,11 @@ impl Models for Providers {
         self.named(provider).map(|served| served.endpoint.server())
     }
 
-    fn offers(&self, provider: &str, model: &str, priced: bool) -> Offers {
-        let Some(own) = self.named(provider) else {
+    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> Offers {
+        let Some(named) = self.named(provider) else {
             return Offers::only(model);
         };
+        let own = self.serving(named, has_key);
         let mut offers = own.choice.offers(model, priced);
         let others = self.all.iter().filter(|other| !Arc::ptr_eq(own, other));
         for other in others.filter(|other| other.usable(false)) {
@@ -329,7 +395,8 @@ impl Models for Providers {
         provider: &str,
         api_key: Option<Secret>,
     ) -> BoxFuture<'static, Result<(), CreateError>> {
-        let found = self.named(provider).cloned();
+        let named = self.named(provider);
+        let found = named.map(|named| self.serving(named, api_key.is_some()).clone());
         let egress = self.egress.clone();
         async move {
             match found {
@@ -347,22 +414,22 @@ impl Models for Providers {
     ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
         let called = self.called(&request);
         let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
-        async move {
-            let (served, model) = called?;
-            ask(&egress, &blobs, &served, model, request, &deltas).await
-        }
-        .boxed()
+        async move { ask(&egress, &blobs, called?, request, &deltas).await }.boxed()
     }
 }
 
 async fn ask(
     egress: &Egress,
     blobs: &Blobs,
-    served: &Served,
-    model: String,
+    called: Called,
     request: ModelRequest,
     deltas: &DeltaSink,
 ) -> Result<ModelAnswer, ModelFailure> {
+    let Called {
+        served,
+        model,
+        label,
+    } = called;
     let own = request.api_key.as_ref().map(sendable);
     let own = own.filter(|_| served.name == request.provider);
     let files = blobs.of(&request.session);
@@ -385,7 +452,7 @@ async fn ask(
     let spent = |usage: Usage, tries| Spent {
         cost: served.choice.cost(&wanted.model, &usage),
         usage,
-        provider: served.name.clone(),
+        provider: label.clone(),
         model: wanted.model.clone(),
         tries,
     };

@@ -356,7 +356,8 @@ impl Sessions {
         let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
         if info.calls_models
             && cost_limit.is_some()
-            && let Some(unpriced) = models.unpriced(&provider.name, &provider.model)
+            && let Some(unpriced) =
+                models.unpriced(&provider.name, &provider.model, new.api_key.is_some())
         {
             return Err(unpriced);
         }

@@ -294,13 +294,13 @@ pub trait Models: Send + Sync {
     /// there is no such provider.
     fn server(&self, provider: &str) -> Option<String>;
     /// Why a session with a limit for its cost cannot have this model: nobody knows its price.
-    fn unpriced(&self, provider: &str, model: &str) -> Option<CreateError> {
-        let _ = (provider, model);
+    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError> {
+        let _ = (provider, model, has_key);
         None
     }
     /// What the policy of a session with this provider and model may call; of models whose price is
-    /// known alone where `priced` is set.
-    fn offers(&self, provider: &str, model: &str, priced: bool) -> Offers;
+    /// known alone where `priced` is set. The session has a key of its own, or none.
+    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> Offers;
     /// Asks the provider, where that is cheap, whether it takes the key. Only a clear no fails.
     fn check(
         &self,

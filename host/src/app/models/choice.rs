@@ -53,8 +53,10 @@ pub(super) struct Basis<'a> {
     pub(super) entry: Option<&'a ProviderEntry>,
     /// The names of all providers, this one too.
     pub(super) others: &'a [String],
-    /// `LLM_MODEL` is about this one.
+    /// Sessions that name no provider get it, so `LLM_MODEL` is about it, and what somebody typed.
     pub(super) is_default: bool,
+    /// It is at `LLM_BASE_URL`, so `LLM_MODEL` is about it too.
+    pub(super) general: bool,
     /// Its base URL leads to another server than the adapter's own.
     pub(super) elsewhere: bool,
 }
@@ -80,7 +82,8 @@ impl Choice {
         };
         let typed = settings.typed_model.as_ref().filter(|_| basis.is_default);
         let stated = entry.and_then(|entry| entry.model.as_ref());
-        let general = settings.model.as_ref().filter(|_| basis.is_default);
+        let general = basis.is_default || basis.general;
+        let general = settings.model.as_ref().filter(|_| general);
         let own = basis.own.and_then(|own| own.model.as_ref());
         let wanted = typed.or(stated).or(own).or(general);
         let wanted = wanted.cloned();
@@ -314,6 +317,7 @@ mod tests {
             entry: None,
             others: &[],
             is_default: true,
+            general: false,
             elsewhere,
         })
     }
@@ -339,6 +343,7 @@ mod tests {
             entry: manifest.providers.get("anthropic"),
             others: &[],
             is_default: true,
+            general: false,
             elsewhere,
         })
     }

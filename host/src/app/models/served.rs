@@ -38,6 +38,8 @@ pub(super) struct Served {
     /// The variable that `key` is missing from, where it is.
     pub(super) variable: String,
     pub(super) choice: Choice,
+    /// `LLM_BASE_URL` serves who names it, where it has no key.
+    pub(super) replaceable: bool,
     /// A server of the operator's own may want no key.
     keyless: bool,
     /// Digests of keys the provider took, so that each is asked about once.
@@ -53,6 +55,7 @@ impl Served {
         others: &[String],
         is_default: bool,
     ) -> Self {
+        let general = site.general;
         let name = provider.plugin.name().to_owned();
         let choice = Choice::new(&Basis {
             name: &name,
@@ -63,6 +66,7 @@ impl Served {
             entry: provider.entry.as_deref(),
             others,
             is_default,
+            general,
             elsewhere: site.elsewhere,
         });
         Self {
@@ -72,6 +76,7 @@ impl Served {
             key: site.key,
             variable: site.variable,
             choice,
+            replaceable: site.replaceable,
             keyless: site.elsewhere,
             taken: Mutex::default(),
             name,

@@ -52,6 +52,11 @@ pub(super) struct Site {
     pub(super) variable: String,
     /// It is another server than the adapter's own, so it may want no key.
     pub(super) elsewhere: bool,
+    /// It is at `LLM_BASE_URL`.
+    pub(super) general: bool,
+    /// Nothing but its name was set for it, neither an address nor, in a manifest, a variable for its key:
+    /// where it has no key, `LLM_BASE_URL` serves who names it.
+    pub(super) replaceable: bool,
     /// What the operator should know.
     pub(super) warnings: Vec<String>,
 }
@@ -77,6 +82,7 @@ impl Site {
         let general = settings.base_url.clone().filter(|_| name == COMPATIBLE);
         let from_general = stated.is_none() && by_own.is_none() && general.is_some();
         let from_manifest = stated.is_some();
+        let has_address = from_manifest || by_own.is_some();
         let url = stated.or(by_own).or(general);
         if url.is_none() && !provider.builtin {
             return Err(SiteError::OwnAddress {
@@ -136,8 +142,15 @@ impl Site {
             key,
             variable,
             elsewhere,
+            general: from_general,
+            replaceable: !has_address && !named.is_some_and(|key| key.stated.is_some()),
             warnings,
         })
+    }
+
+    /// Whether it can be asked by a session that brings no key.
+    pub(super) fn usable(&self) -> bool {
+        self.elsewhere || self.key.is_some()
     }
 }
 

@@ -69,14 +69,14 @@ fn asked(model: &str) -> ModelRequest {
 fn called(providers: &Providers, model: &str) -> Result<String, ErrorKind> {
     let called = providers.called(&asked(model));
     called
-        .map(|(served, model)| format!("{} {model}", served.name))
+        .map(|called| format!("{} {}", called.served.name, called.model))
         .map_err(|error| error.kind)
 }
 
 #[tokio::test]
 async fn a_policy_calls_the_models_that_are_offered_by_name_and_no_others() {
     let providers = providers(&[("OPENAI_API_KEY", "k"), ("GOOGLE_MODEL", "g")]).await;
-    let offers = providers.offers("google", "m", false);
+    let offers = providers.offers("google", "m", false, true);
     assert_eq!(offers.names, ["m", "g", "openai/m"]);
     for (model, expected) in [
         ("", "google m"),
@@ -103,7 +103,7 @@ async fn a_policy_calls_the_models_that_are_offered_by_name_and_no_others() {
 #[tokio::test]
 async fn a_model_of_a_provider_without_a_key_of_the_deployment_is_not_called_with_the_users() {
     let providers = providers(&[]).await;
-    assert_eq!(providers.offers("google", "m", false).names, ["m"]);
+    assert_eq!(providers.offers("google", "m", false, true).names, ["m"]);
     assert_eq!(called(&providers, "openai/m"), Err(ErrorKind::Forbidden));
     // The session's own provider is asked with the user's key, which the deployment needs none for.
     assert_eq!(called(&providers, "m").as_deref(), Ok("google m"));
@@ -151,6 +151,111 @@ async fn the_only_provider_with_a_key_is_the_default_and_a_general_key_is_openai
     ] {
         assert_eq!(providers(settings).await.default, default, "{settings:?}");
     }
+}
+
+#[tokio::test]
+async fn the_base_url_serves_a_named_provider_that_nobody_has_a_key_for() {
+    let at = ("LLM_BASE_URL", "http://127.0.0.1:1");
+    let (llm, model) = (("LLM_API_KEY", "any"), ("LLM_MODEL", "qwen"));
+    let all = providers(&[at, llm, model]).await;
+    let found = |all: &Providers, name, model, has_key| {
+        let found = all.find(name, model, has_key);
+        found
+            .map(|found| format!("{} {}", found.name, found.model))
+            .map_err(|error| error.to_string())
+    };
+    let google = Some("google");
+    assert_eq!(found(&all, google, None, false).unwrap(), "google qwen");
+    assert_eq!(
+        found(&all, google, Some("other"), false).unwrap(),
+        "google other"
+    );
+    // A user's own key goes to the provider it came for, which then answers with its own model.
+    assert_eq!(found(&all, google, None, true).unwrap(), "google m");
+    assert!(
+        found(&all, Some("nobody"), None, false)
+            .unwrap_err()
+            .contains("Unknown")
+    );
+    let without_key = |wanted: &str| ModelRequest {
+        model: "qwen".to_owned(),
+        api_key: None,
+        ..asked(wanted)
+    };
+    let called = all.called(&without_key("")).unwrap();
+    let of = (
+        called.served.name.as_str(),
+        called.model.as_str(),
+        called.label.as_str(),
+    );
+    assert_eq!(of, ("openai", "qwen", "google"));
+    assert_eq!(all.called(&asked("")).unwrap().served.name, "google");
+    let offers = all.offers("google", "qwen", false, false);
+    assert_eq!(
+        (offers.model.name.as_str(), offers.small.name.as_str()),
+        ("qwen", "qwen")
+    );
+
+    // Whoever has a key or an address of its own is asked there, or is refused.
+    let own = ("GOOGLE_API_KEY", "own");
+    let all = providers(&[at, llm, model, own]).await;
+    assert_eq!(found(&all, google, None, false).unwrap(), "google m");
+    let own_at = ("GOOGLE_BASE_URL", "https://example.org/v3");
+    let all = providers(&[at, llm, model, own_at]).await;
+    assert!(
+        found(&all, google, None, false)
+            .unwrap_err()
+            .contains("GOOGLE_API_KEY")
+    );
+    // A key without an address is for no address.
+    let all = providers(&[("OPENAI_API_KEY", "k")]).await;
+    assert!(
+        found(&all, google, None, false)
+            .unwrap_err()
+            .contains("GOOGLE_API_KEY")
+    );
+    let manifest = "[providers.openai]\ncomponent = \"builtin:openai\"\n\
+                    [providers.google]\ncomponent = \"builtin:google\"\nkey = \"MINE\"";
+    let (all, _) = deployed(&[at, llm], manifest).await.unwrap();
+    assert!(
+        found(&all, google, None, false)
+            .unwrap_err()
+            .contains("MINE")
+    );
+}
+
+#[tokio::test]
+async fn a_default_provider_without_a_key_is_told_of_and_served_by_the_base_url() {
+    let (default, model) = (("DEFAULT_MODEL_PROVIDER", "google"), ("LLM_MODEL", "qwen"));
+    let at = ("LLM_BASE_URL", "http://127.0.0.1:1");
+    let (all, warnings) = deployed(&[default, model, at, ("LLM_API_KEY", "k")], "")
+        .await
+        .unwrap();
+    assert_eq!(
+        warnings,
+        [
+            "DEFAULT_MODEL_PROVIDER is google, which has no key: GOOGLE_API_KEY is not set; sessions that name no provider are served by LLM_BASE_URL."
+        ]
+    );
+    let found = all.find(None, None, false).unwrap();
+    assert_eq!(
+        (found.name.as_str(), found.model.as_str()),
+        ("google", "qwen")
+    );
+    assert_eq!(all.default_model(), "qwen");
+
+    let (all, warnings) = deployed(&[default, model], "").await.unwrap();
+    assert!(
+        warnings
+            .concat()
+            .contains("is refused unless it brings a key"),
+        "{warnings:?}"
+    );
+    assert!(all.find(None, None, false).is_err());
+    let (_, warnings) = deployed(&[default, ("GOOGLE_API_KEY", "k")], "")
+        .await
+        .unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
 }
 
 /// The key that a provider is asked with.
@@ -300,9 +405,9 @@ async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
     "#;
     let (all, _) = deployed(&[], manifest).await.unwrap();
     for model in ["priced", "free"] {
-        assert!(all.unpriced("vllm", model).is_none(), "{model}");
+        assert!(all.unpriced("vllm", model, false).is_none(), "{model}");
     }
-    let why = all.unpriced("vllm", "unknown").unwrap().to_string();
+    let why = all.unpriced("vllm", "unknown", false).unwrap().to_string();
     assert!(
         why.contains("'unknown'") && why.contains("`prices`"),
         "{why}"
@@ -318,7 +423,10 @@ async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
     let refused = all.called(&asked("unknown", true)).err().unwrap();
     assert_eq!(refused.kind, ErrorKind::Forbidden);
     assert!(refused.message.contains("`prices`"), "{}", refused.message);
-    assert_eq!(all.offers("vllm", "priced", true).names, ["priced", "free"]);
+    assert_eq!(
+        all.offers("vllm", "priced", true, false).names,
+        ["priced", "free"]
+    );
 }
 
 #[test]

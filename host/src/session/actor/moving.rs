@@ -75,8 +75,8 @@ pub(super) async fn turn(
 /// What the models of a generation are to a session.
 pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<Offers> {
     let priced = fixed.cost_limit.is_some();
-    let models = &generation.models;
-    Arc::new(models.offers(&fixed.provider, &fixed.model, priced))
+    let (models, has_key) = (&generation.models, fixed.api_key.is_some());
+    Arc::new(models.offers(&fixed.provider, &fixed.model, priced, has_key))
 }
 
 /// Whether a policy can take over a state, or a sentence that says why not.
@@ -315,7 +315,10 @@ impl Actor {
                 );
             }
             if fixed.cost_limit.is_some()
-                && let Some(unpriced) = current.models.unpriced(&found.name, &found.model)
+                && let Some(unpriced) =
+                    current
+                        .models
+                        .unpriced(&found.name, &found.model, self.effects.has_key())
             {
                 return Err(unpriced.to_string());
             }

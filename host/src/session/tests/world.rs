@@ -228,7 +228,7 @@ impl Models for World {
         Some(self.server.to_owned())
     }
 
-    fn offers(&self, _: &str, model: &str, _: bool) -> Offers {
+    fn offers(&self, _: &str, model: &str, _: bool, _: bool) -> Offers {
         Offers::only(model)
     }
 
