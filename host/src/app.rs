@@ -175,7 +175,9 @@ impl App {
         let keys = config.keys()?;
         let mut auth = Authenticator::new(keys.jwt.as_ref(), config.internal_api_key.clone());
         if let Some(url) = &config.jwks_url {
-            auth = auth.with_jwks(Arc::new(Jwks::new(url.clone())?));
+            auth = auth.with_jwks(Arc::new(
+                Jwks::new(url.clone())?.beside_secret(config.jwt_secret.is_some()),
+            ));
         }
         let store = open_store(&Folders::below(storage))?;
         let reserve = Reserve::of(store.folder(), config.disk_reserve);

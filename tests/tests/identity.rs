@@ -133,3 +133,18 @@ async fn with_published_keys_it_is_not_local_mode() {
     let (_, text) = said(&["doctor"]).await;
     assert!(text.contains("can be used: 1"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_signs_with_its_secret_alone_is_no_reason_for_a_warning() {
+    let empty = IdentityProvider::start(&[]).await;
+    let missing = format!("{}/nothing", empty.jwks_url());
+    for url in [empty.jwks_url(), missing] {
+        let host = Host::with_defaults().set("SUPABASE_JWKS_URL", url).start();
+        host.says("tokens are checked with the shared secret alone")
+            .await;
+        let log = host.log();
+        let warned = |line: &&str| line.contains("WARN") && line.contains("key");
+        assert_eq!(log.lines().find(warned), None, "{log}");
+        host.get("alice", "/api/v1/sessions").await.ok();
+    }
+}

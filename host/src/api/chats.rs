@@ -45,7 +45,10 @@ impl PageQuery {
             Problem::unprocessable("The query does not fit: limit must be from 1 to 100.")
         })?;
         let offset = u32::try_from(self.offset).map_err(|_| {
-            Problem::unprocessable("The query does not fit: offset must be 0 or more.")
+            Problem::unprocessable(format!(
+                "The query does not fit: offset must be from 0 to {}.",
+                u32::MAX
+            ))
         })?;
         Ok((limit, offset))
     }
@@ -278,6 +281,7 @@ impl From<RecordError> for Problem {
             | RecordError::NoServiceKey
             | RecordError::Key { .. }
             | RecordError::Schema => Self::unavailable(sentence),
+            RecordError::NoUser => Self::conflict(sentence),
             RecordError::Token => Self::unauthorized(sentence),
             RecordError::Refused { .. } => Self::bad_gateway(sentence),
             RecordError::Local(error) => Self::store(&error),

@@ -76,6 +76,8 @@ struct Known {
 /// The keys of one identity provider.
 pub struct Jwks {
     document: Document,
+    /// Tokens are checked with a shared secret as well, so that there may well be no keys.
+    beside_secret: bool,
     pace: Pace,
     known: watch::Sender<Known>,
     /// The try that somebody waits for.
@@ -104,10 +106,20 @@ impl Jwks {
         };
         Ok(Self {
             document: Document::new(url, limits)?,
+            beside_secret: false,
             pace,
             known: watch::Sender::default(),
             wanted: watch::Sender::default(),
         })
+    }
+
+    /// Beside a shared secret, with which alone a project may still sign its tokens.
+    #[must_use]
+    pub fn beside_secret(self, is_set: bool) -> Self {
+        Self {
+            beside_secret: is_set,
+            ..self
+        }
     }
 
     /// Where the keys are.
@@ -176,6 +188,19 @@ impl Jwks {
         let (fine, sentence) = match fetched {
             Ok(keys) if keys.len() > 0 && keys.unused.is_empty() => {
                 (true, format!("tokens are checked with {} keys", keys.len()))
+            }
+            Ok(keys) if keys.unused.is_empty() && self.beside_secret => (
+                true,
+                "there are no keys; tokens are checked with the shared secret alone".to_owned(),
+            ),
+            Err(JwksError::Document(DocumentError::Status { status: 404, .. }))
+                if self.beside_secret =>
+            {
+                (
+                    true,
+                    "no keys are published; tokens are checked with the shared secret alone"
+                        .to_owned(),
+                )
             }
             Ok(keys) if keys.unused.is_empty() => (
                 false,

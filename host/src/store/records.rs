@@ -134,6 +134,11 @@ pub enum RecordError {
         "The database of chats lacks something that this version needs. The operator runs the files of migrations/supabase there."
     )]
     Schema,
+    /// What was to be kept belongs to a user whom the database does not have.
+    #[error(
+        "The database has no row in its table `users` for you, and a git account belongs to one. The operator adds it; users who sign up through the project get it by themselves."
+    )]
+    NoUser,
     /// It will not be taken, however often it is sent.
     #[error("The record of chats did not take this.")]
     Refused {

@@ -426,3 +426,29 @@ async fn a_change_is_opened_with_the_users_account_also_where_there_is_no_servic
     assert_eq!(api.pulls().len(), 1);
     assert!(supabase.passed().iter().all(|passed| passed.key == "anon"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_without_a_row_is_told_so_when_an_account_is_connected() {
+    const TOKEN: &str = "ghp_supabase0123456789abcdefghij";
+    let Some(supabase) = Supabase::start().await else {
+        return;
+    };
+    let api = GitApi::start(TOKEN).await;
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("lucid.toml");
+    let text = format!(
+        "[git.github]\ncomponent = \"builtin:github\"\nweb_url = \"{0}\"\nbase_url = \"{0}\"\n",
+        api.url
+    );
+    std::fs::write(&manifest, text).unwrap();
+    let host = supabase
+        .host()
+        .set("LUCID_MANIFEST", manifest.to_str().unwrap())
+        .start();
+    let ann = supabase.sign_up("ann");
+    supabase.sql(&format!("DELETE FROM public.users WHERE id = '{ann}'"));
+    let account = json!({"provider": "github", "token": TOKEN});
+    let refused = host.post(&ann, "/api/v1/integrations", account).await;
+    let detail = refused.problem(409);
+    assert!(detail.contains("no row in its table `users`"), "{detail}");
+}

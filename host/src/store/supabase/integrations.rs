@@ -12,6 +12,9 @@ use super::rows::clean;
 use crate::auth::Identity;
 use crate::store::{Caller, Integration, Integrations, Kept, NewIntegration, RecordError};
 
+/// PostgreSQL: a row names another one that is not there.
+const NO_SUCH_ROW: &str = "23503";
+
 #[derive(Debug, Deserialize)]
 pub(super) struct IntegrationRow {
     id: String,
@@ -100,7 +103,11 @@ impl Integrations for SupabaseRecords {
                     code: "a user whose id is no UUID".to_owned(),
                 });
             };
-            acting.put_integration(&new.into()).await
+            let put = acting.put_integration(&new.into()).await;
+            put.map_err(|error| match error {
+                RecordError::Refused { code } if code == NO_SUCH_ROW => RecordError::NoUser,
+                other => other,
+            })
         }
         .boxed()
     }
