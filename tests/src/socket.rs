@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::host::Host;
 use crate::token::token;
@@ -101,6 +103,21 @@ impl Socket {
         }
     }
 
+    /// Ends the connection as a lost one ends: without a close frame, and with all read that came.
+    pub async fn lose(self) {
+        drop(self);
+    }
+
+    /// Closes the connection as a page does that is left, and waits for the host's answer.
+    pub async fn close(mut self) {
+        let closing = CloseFrame {
+            code: CloseCode::Away,
+            reason: "".into(),
+        };
+        self.stream.close(Some(closing)).await.unwrap();
+        while let Some(Ok(_)) = within("the host's answer to a close", self.stream.next()).await {}
+    }
+
     /// The next frame, if it is there already.
     pub fn next_now(&mut self) -> Option<Value> {
         self.next().now_or_never().flatten()
@@ -128,11 +145,11 @@ impl Socket {
         self.until("completed", is_completed).await
     }
 
-    /// Reads the frame that names the session, and gives its id.
+    /// Reads on until the session is ready, and gives its id.
     pub async fn session(&mut self) -> String {
-        let read = self
-            .until("the session's id", |frame| frame["sessionId"].is_string())
-            .await;
+        let ready =
+            |frame: &Value| frame["sessionId"].is_string() && frame["status"] != "initializing";
+        let read = self.until("the session's id", ready).await;
         read.last().unwrap()["sessionId"]
             .as_str()
             .unwrap()

@@ -8,7 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use lucid_tests::{
-    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command, text_of,
+    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command, event,
+    text_of,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -182,7 +183,8 @@ async fn the_guide_leads_from_an_empty_folder_to_an_agent_of_ones_own() {
         shown.contains("the answer is 42"),
         "its note was not shown: {shown}"
     );
-    assert_eq!(frames.last().unwrap()["message"], "It is 42.", "{shown}");
+    let said = &event(&frames, "AgentMessageAction")["content"];
+    assert_eq!(said, "It is 42.", "{shown}");
     let prompt = model.seen().last().unwrap().messages("system").concat();
     assert!(
         prompt.contains("Be brief."),

@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use lucid_tests::{
     Host, HostBuilder, Model, Socket, TOOLING, Turn, call, calls, claims_token, command, counting,
-    eventually, guest_memories, text_of, tooling,
+    event, eventually, guest_memories, text_of, tooling,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -405,7 +405,8 @@ async fn build_of(host: &Host) -> String {
     let seen = socket.completed().await;
     socket.send(json!({"type": "stop"})).await;
     socket.end().await;
-    seen.last().unwrap()["message"].as_str().unwrap().to_owned()
+    let said = event(&seen, "AgentMessageAction");
+    said["content"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,6 +78,8 @@ pub(super) struct Actor {
     /// The branch that its task pushed.
     pushed: Option<String>,
     shown: ShownTree,
+    /// What the agent said last in its open task. After a restart nobody knows.
+    said: Option<Arc<str>>,
     queue: VecDeque<News>,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
@@ -152,6 +154,7 @@ pub(super) async fn live(
         } else {
             ShownTree::empty()
         },
+        said: None,
         queue: VecDeque::new(),
         news,
         last_at: found.last_round,
@@ -365,6 +368,7 @@ impl Actor {
         let scene = scene.with_offers(&offers).with_pushed(pushed.as_deref());
         let mut draft = Draft::new(&scene, counters, self.open.clone(), at);
         draft.shown = self.shown;
+        draft.said = self.said.clone();
         if let Some(start) = self.start_again().await {
             draft.inputs.push(start);
         }
@@ -444,6 +448,7 @@ impl Actor {
             open,
             state,
             shown,
+            said,
             begin,
             pushed,
         } = round;
@@ -461,6 +466,7 @@ impl Actor {
         self.open = open;
         self.say_whether_it_waits();
         self.shown = shown;
+        self.said = said;
         if let Some(pushed) = pushed {
             self.pushed = pushed;
         }

@@ -114,6 +114,11 @@ impl EventDraft {
         }
     }
 
+    /// Whether it is something that the agent says.
+    pub(super) fn is_message(&self) -> bool {
+        self.event_type.contains("Message")
+    }
+
     fn details(&self) -> Details<'_> {
         Details {
             thought: self.thought.as_deref(),
@@ -328,12 +333,9 @@ pub fn render<'a>(seq: u64, frame: &'a str, features: Features) -> Option<Cow<'a
         return None;
     }
     let mut frame = Cow::Borrowed(frame);
-    // The word may be in a text as well; only then is it parsed for nothing.
-    if !features.diffs
-        && frame.starts_with(r#"{"type":"agent_event""#)
-        && frame.contains(r#""diff":"#)
-    {
-        frame = Cow::Owned(without_diff(&frame).unwrap_or_else(|| frame.into_owned()));
+    let unwanted = unwanted(&frame, features);
+    if !unwanted.is_empty() {
+        frame = Cow::Owned(without(&frame, &unwanted).unwrap_or_else(|| frame.into_owned()));
     }
     if features.seq && frame.ends_with('}') {
         let mut text = frame.into_owned();
@@ -345,8 +347,26 @@ pub fn render<'a>(seq: u64, frame: &'a str, features: Features) -> Option<Cow<'a
     Some(frame)
 }
 
-/// Takes the member out and leaves the order of the others.
-fn without_diff(frame: &str) -> Option<String> {
+/// The members that this client did not ask for. The word may be in a text as well; only then is the frame
+/// parsed for nothing.
+fn unwanted(frame: &str, features: Features) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    if !frame.starts_with(r#"{"type":"agent_event""#) {
+        return names;
+    }
+    if !features.diffs && frame.contains(r#""diff":"#) {
+        names.push("diff");
+    }
+    // An old client prints a command for every frame that has one.
+    let is_action = frame.starts_with(r#"{"type":"agent_event","event":"action""#);
+    if features == Features::default() && !is_action && frame.contains(r#""command":"#) {
+        names.push("command");
+    }
+    names
+}
+
+/// Takes members out and leaves the order of the others.
+fn without(frame: &str, unwanted: &[&str]) -> Option<String> {
     struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
     impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
         fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -372,7 +392,11 @@ fn without_diff(frame: &str) -> Option<String> {
     }
     let members: Members<'_> = serde_json::from_str(frame).ok()?;
     let mut text = String::with_capacity(frame.len());
-    for (name, value) in members.0.iter().filter(|(name, _)| name != "diff") {
+    let wanted = members
+        .0
+        .iter()
+        .filter(|(name, _)| !unwanted.contains(&&**name));
+    for (name, value) in wanted {
         text.push(if text.is_empty() { '{' } else { ',' });
         text.push_str(&serde_json::to_string(name).ok()?);
         text.push(':');

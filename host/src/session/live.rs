@@ -15,7 +15,9 @@ use crate::store::{self, Store, StoreError};
 use crate::workspace::Workspace;
 
 use super::feed::Feed;
+use super::frames::Features;
 use super::ports::{Mailbox, News, PolicyInfo};
+use super::positions::{Loss, Position, Positions};
 use super::subscription::Subscription;
 use super::{CloseReason, NotTaken, SessionId};
 
@@ -41,6 +43,7 @@ pub struct Session {
     pub(super) closing: OnceLock<CloseReason>,
     pub(super) launch: Mutex<Option<Launch>>,
     attached: Mutex<Attached>,
+    pub(super) positions: Positions,
     runs: Mutex<Runs>,
 }
 
@@ -111,6 +114,7 @@ impl Session {
                 clients: 0,
                 since: Instant::now(),
             }),
+            positions: Positions::default(),
             runs: Mutex::default(),
         })
     }
@@ -216,6 +220,23 @@ impl Session {
         AttachGuard {
             session: self.clone(),
         }
+    }
+
+    /// A client that does not count frames connects, and is given everything after one of them. Whether it
+    /// is lost or closes the connection, [`Session::close_position`] is to be told.
+    pub fn open_position(&self, features: Features, from: u64) -> Arc<Position> {
+        self.positions.open(features, from)
+    }
+
+    /// A client's connection is over: it was lost, or its client closed it.
+    pub fn close_position(&self, position: &Arc<Position>, loss: Option<Loss>) {
+        self.positions.close(position, loss);
+    }
+
+    /// The last frame that a client has whose connection was lost, and that comes back with its first
+    /// message.
+    pub async fn lost_position(&self, features: Features) -> Option<u64> {
+        self.positions.find(features).await
     }
 
     /// How long nobody has been attached; none while somebody is.

@@ -18,8 +18,11 @@ mod feed;
 mod frames;
 mod grace;
 mod intake;
+mod kept_positions;
+mod last_words;
 mod live;
 mod ports;
+mod positions;
 mod prompt;
 mod record;
 mod recover;
@@ -44,6 +47,7 @@ pub use ports::{
     Meter, ModelAnswer, ModelFailure, ModelRequest, Models, Offers, OutputSink, Place, PlaceSpec,
     Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
 };
+pub use positions::{Loss, Position};
 pub use replay::{Replay, ReplayError};
 pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
 pub use share::{Share, Turn};
@@ -265,6 +269,10 @@ impl Sessions {
             shared.halt.clone(),
             shared.deps.limits.grace,
         ));
+        tokio::spawn(kept_positions::follow(
+            Arc::downgrade(&shared),
+            shared.halt.clone(),
+        ));
         Self { shared }
     }
 
@@ -368,6 +376,8 @@ impl Sessions {
 
     /// Ends what runs, but no session: they go on at the next start.
     pub async fn shutdown(&self) {
+        // Before they are halted, since nobody knows them afterwards.
+        self.keep_positions().await;
         self.shared.halt.cancel();
         self.shared.actors.close();
         self.shared.actors.wait().await;

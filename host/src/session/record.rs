@@ -23,6 +23,7 @@ use crate::store::{
 use super::budget::Budget;
 use super::frames::{self, EventDraft};
 use super::intake::user_says;
+use super::last_words::last_words;
 use super::ports::{News, Offers, PolicyInfo, Stepped, Tree};
 
 /// Steps without a word of the user, after which a policy is taken to go round in circles.
@@ -146,6 +147,8 @@ pub(super) struct Draft<'a> {
     /// The digest of the component that decides.
     pub(super) plugin: String,
     pub(super) shown: ShownTree,
+    /// What the agent said last in the open task, as clients were shown it.
+    pub(super) said: Option<Arc<str>>,
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
@@ -164,6 +167,7 @@ pub(super) struct Round {
     pub(super) open: BTreeMap<String, EffectKind>,
     pub(super) state: Option<Snapshot>,
     pub(super) shown: ShownTree,
+    pub(super) said: Option<Arc<str>>,
     pub(super) begin: Vec<Begin>,
     pub(super) pushed: Option<Option<String>>,
 }
@@ -195,6 +199,7 @@ impl<'a> Draft<'a> {
             inputs: Vec::new(),
             plugin: scene.policy_digest.to_owned(),
             shown: ShownTree::unknown(),
+            said: None,
             frames: Vec::new(),
             entries: Vec::new(),
             lines: Vec::new(),
@@ -227,6 +232,9 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn event(&mut self, event: EventDraft) {
+        if event.is_message() {
+            self.said = Some(event.content.as_str().into());
+        }
         self.frame(event.frame(self.at));
         self.lines.extend(event.into_line());
     }
@@ -261,7 +269,7 @@ impl<'a> Draft<'a> {
         self.frame(frames::status(
             "initializing",
             "Setting up the session.",
-            None,
+            Some(self.scene.session),
         ));
     }
 
@@ -270,6 +278,7 @@ impl<'a> Draft<'a> {
         self.counters.task_started_at = self.at;
         self.counters.iterations = 0;
         self.counters.tokens = 0;
+        self.said = None;
         // What an older task pushed has had its change.
         if self.pushed_branch().is_some() {
             self.pushed = Some(None);
@@ -444,7 +453,14 @@ impl<'a> Draft<'a> {
             Command::Append(message) => {
                 self.entry(&message);
             }
-            Command::Emit(event) => self.event(EventDraft::from_policy(&event)),
+            Command::Emit(event) => {
+                let event = EventDraft::from_policy(&event);
+                let said = self.said.as_deref();
+                // Models like to say with their last call what they said beside it.
+                if !event.is_message() || said.map(str::trim) != Some(event.content.trim()) {
+                    self.event(event);
+                }
+            }
             Command::Finish(outcome) => self.finish(outcome),
             Command::Other(custom) => {
                 tracing::info!(session = %self.scene.session, kind = custom.kind, "passed over a command that this version does not know");
@@ -458,17 +474,17 @@ impl<'a> Draft<'a> {
         }
         match outcome {
             Outcome::Succeeded(text) => {
-                let text = if text.trim().is_empty() {
-                    "Task completed."
-                } else {
-                    &text
-                };
-                self.frame(frames::status("completed", text, None));
+                let said = self.said.take();
+                let words = last_words(&text, said.as_deref());
+                if let Some(unseen) = words.event {
+                    self.event(EventDraft::text("AgentMessageAction", unseen));
+                }
+                self.frame(frames::status("completed", words.sentence, None));
                 if self.scene.opens_change
                     && let Some(branch) = self.pushed_branch().map(str::to_owned)
                     && self.opens(CHANGE, EffectKind::Change, None)
                 {
-                    self.begin.push(Begin::Change(branch, text.to_owned()));
+                    self.begin.push(Begin::Change(branch, text));
                 }
             }
             Outcome::Failed(error) => self.error(&error.message),
@@ -513,6 +529,7 @@ impl<'a> Draft<'a> {
             open: self.open,
             state,
             shown: self.shown,
+            said: self.said,
             begin: self.begin,
             pushed: self.pushed,
         }

@@ -45,6 +45,7 @@ impl Sessions {
         for (row, effects, unread, plugin) in rows {
             count += usize::from(self.resume(row, effects, unread, plugin));
         }
+        self.take_kept_positions().await?;
         Ok(count)
     }
 

@@ -21,6 +21,7 @@ mod integrations;
 mod local;
 mod model;
 mod outbox;
+mod positions;
 mod readers;
 mod reads;
 mod records;
@@ -42,6 +43,7 @@ pub use model::{
     SessionRow, Status, StepRow, cut,
 };
 pub use outbox::Outbox;
+pub use positions::{PositionRow, keep_positions, kept_positions};
 pub use reads::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
 };
@@ -74,6 +76,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0004_integrations.sql"),
     include_str!("../../../migrations/0005_changes.sql"),
     include_str!("../../../migrations/0006_outbox.sql"),
+    include_str!("../../../migrations/0007_client_positions.sql"),
 ];
 
 /// Why the store did not do what it was asked.

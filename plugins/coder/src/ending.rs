@@ -104,6 +104,7 @@ pub(crate) fn looked(s: &mut State, result: Option<&ToolResult>) {
 }
 
 fn end(s: &mut State, ending: Ending, looked: Option<&Worktree>, out: &mut Commands) {
+    let called = ending.call_id.is_some();
     if let Some(id) = ending.call_id {
         out.append_result(ToolResult::ok(id, "Finished."));
     }
@@ -116,6 +117,10 @@ fn end(s: &mut State, ending: Ending, looked: Option<&Worktree>, out: &mut Comma
     if let Some(said) = said.and_then(|(own, looked)| looked.said(&message, own)) {
         message.push_str("\n\n");
         message.push_str(&said);
+    }
+    if called {
+        // A text is shown as it arrives; what is said with the call is not.
+        out.emit("AgentMessageAction", message.as_str(), &json!({}));
     }
     close(s, Outcome::Succeeded(message));
 }

@@ -2,7 +2,7 @@
 //!
 //! What always holds: only what fits into the socket is taken from the log; the two directions do not
 //! wait for each other, so a client that does not read can still stop its session; whichever way this
-//! ends, the client is detached.
+//! ends, the client is detached, and how far it came is known where it does not count frames itself.
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -16,12 +16,12 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::fault::Fault;
+use super::fault::{Fault, is_end};
 use super::frames::Own;
 use super::handshake::{Later, later};
 use super::{Admitted, GOODBYE, STALLED, closing};
 use crate::api::Api;
-use crate::session::{Batch, CloseReason, Features, Session, Subscription, render};
+use crate::session::{Batch, CloseReason, Features, Loss, Position, Session, Subscription, render};
 
 /// How often the protocol's own ping is sent.
 const PING: Duration = Duration::from_secs(20);
@@ -29,6 +29,9 @@ const PING: Duration = Duration::from_secs(20);
 const SILENT: Duration = Duration::from_secs(75);
 /// Answers that wait for the socket. A client that asks without reading waits too.
 const ANSWERS: usize = 8;
+
+/// Of at most so many frames at once each is followed by a ping, of more the last alone.
+const ASKED_EACH: usize = 32;
 
 /// What the reader has for the writer.
 enum Answer {
@@ -42,11 +45,13 @@ enum Answer {
 pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
     let Admitted {
         session,
-        last_seq,
+        from,
         features,
+        uncounted,
     } = admitted;
     let _attached = session.attach();
-    let subscription = session.subscribe(last_seq.unwrap_or(0));
+    let position = uncounted.then(|| session.open_position(features, from));
+    let subscription = session.subscribe(from);
     let subscription = if features.deltas {
         subscription.with_deltas()
     } else {
@@ -54,31 +59,69 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
     };
     let (sink, stream) = socket.split();
     let (answers, waiting) = mpsc::channel(ANSWERS);
-    let mut writing = pin!(write(
-        sink,
+    let view = View {
         subscription,
         features,
-        waiting,
-        &api.parts.stop
-    ));
-    let mut reading = pin!(read(stream, &session, answers));
-    tokio::select! {
-        () = &mut writing => {
+        position: position.clone(),
+    };
+    let mut writing = pin!(write(sink, view, waiting, &api.parts.stop));
+    let mut reading = pin!(read(stream, &session, position.as_deref(), answers));
+    let loss = tokio::select! {
+        // First, so that nothing more is written to a client that is known to be gone.
+        biased;
+        left = &mut reading => left.loss(),
+        closed = &mut writing => {
             // The close was sent; reading on lets the client take it before the connection goes. Where
             // nothing can be read any more, a reset could overtake the close, so there is time as well.
-            let _ = timeout(GOODBYE, reading).await;
+            let left = timeout(GOODBYE, reading).await;
+            left.map_or(Some(Loss::Broken), |left| left.loss_after(closed))
         }
-        () = &mut reading => {}
+    };
+    if let Some(position) = &position {
+        session.close_position(position, loss);
     }
-    tracing::debug!(session = %session.id(), "a client is detached");
+    tracing::debug!(session = %session.id(), ?loss, "a client is detached");
+}
+
+/// How nothing more came of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// It closed the connection, or answered a close.
+    Closed,
+    /// It ended the connection without a close.
+    Ended,
+    /// The connection broke, or nothing comes any more.
+    Broken,
+}
+
+impl Left {
+    /// Whether the connection was lost, where the host did not close it.
+    fn loss(self) -> Option<Loss> {
+        match self {
+            Self::Closed => None,
+            Self::Ended => Some(Loss::Ended),
+            Self::Broken => Some(Loss::Broken),
+        }
+    }
+
+    /// The same after the writer's end: a client that answers the host's close has read all before it,
+    /// and comes back as a lost one does.
+    fn loss_after(self, closed: bool) -> Option<Loss> {
+        match self {
+            Self::Closed if closed => Some(Loss::Ended),
+            Self::Ended => Some(Loss::Broken),
+            left => left.loss(),
+        }
+    }
 }
 
 /// Takes what the client says.
 async fn read(
     mut stream: SplitStream<WebSocket>,
     session: &Arc<Session>,
+    position: Option<&Position>,
     answers: mpsc::Sender<Answer>,
-) {
+) -> Left {
     loop {
         let text = match timeout(SILENT, stream.next()).await {
             Ok(Some(Ok(Message::Text(text)))) => text,
@@ -92,13 +135,26 @@ async fn read(
                 .await;
                 continue;
             }
-            Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
-            Ok(Some(Ok(Message::Close(_)))) => return until_gone(&mut stream).await,
-            Ok(None) => return,
+            Ok(Some(Ok(Message::Pong(said)))) => {
+                if let Some(position) = position {
+                    position.pong(&said);
+                }
+                continue;
+            }
+            Ok(Some(Ok(Message::Ping(_)))) => continue,
+            Ok(Some(Ok(Message::Close(_)))) => {
+                until_gone(&mut stream).await;
+                return Left::Closed;
+            }
+            Ok(None) => return Left::Broken,
             Ok(Some(Err(error))) => {
                 tracing::debug!(session = %session.id(), %error, "nothing more can be read from a client");
                 let Some(fault) = Fault::of(&error) else {
-                    return;
+                    return if is_end(&error) {
+                        Left::Ended
+                    } else {
+                        Left::Broken
+                    };
                 };
                 let _ = answers.send(Answer::Close(fault)).await;
                 // The writer ends the connection, once the client could take the close.
@@ -106,7 +162,7 @@ async fn read(
             }
             Err(_) => {
                 tracing::debug!(session = %session.id(), "a client is silent and counts as gone");
-                return;
+                return Left::Broken;
             }
         };
         match later(&text) {
@@ -169,29 +225,45 @@ enum End {
 
 type Sink = SplitSink<WebSocket, Message>;
 
-/// Shows the client what happens.
+/// What a client is shown.
+struct View {
+    subscription: Subscription,
+    features: Features,
+    /// Where it does not count frames itself.
+    position: Option<Arc<Position>>,
+}
+
+/// Shows the client what happens. Says whether it was sent a close.
 async fn write(
     mut sink: Sink,
-    mut subscription: Subscription,
-    features: Features,
+    mut view: View,
     mut answers: mpsc::Receiver<Answer>,
     stop: &CancellationToken,
-) {
-    let end = match pump(&mut sink, &mut subscription, features, &mut answers, stop).await {
+) -> bool {
+    let end = match pump(&mut sink, &mut view, &mut answers, stop).await {
         Ok(end) | Err(end) => end,
     };
-    if let End::Close(code, reason) = end {
-        let _ = timeout(GOODBYE, sink.send(closing(code, &reason))).await;
+    match end {
+        End::Gone => false,
+        End::Close(code, reason) => {
+            let sent = timeout(GOODBYE, sink.send(closing(code, &reason))).await;
+            matches!(sent, Ok(Ok(())))
+        }
     }
 }
 
 async fn pump(
     sink: &mut Sink,
-    subscription: &mut Subscription,
-    features: Features,
+    view: &mut View,
     answers: &mut mpsc::Receiver<Answer>,
     stop: &CancellationToken,
 ) -> Result<End, End> {
+    let View {
+        subscription,
+        features,
+        position,
+    } = view;
+    let (features, position) = (*features, position.as_deref());
     let mut pings = interval(PING);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     pings.reset();
@@ -199,10 +271,20 @@ async fn pump(
         tokio::select! {
             batch = subscription.next() => match batch {
                 Batch::Frames(frames) => {
+                    let last = frames.last().map_or(0, |(seq, _)| *seq);
+                    let each = frames.len() <= ASKED_EACH;
                     for (seq, frame) in frames {
                         if let Some(text) = render(seq, &frame, features) {
                             feed(sink, Message::Text(Utf8Bytes::from(&*text))).await?;
                         }
+                        if let Some(position) = position.filter(|_| each || seq == last) {
+                            let ping = position.ping(seq).to_vec();
+                            feed(sink, Message::Ping(ping.into())).await?;
+                        }
+                    }
+                    if let Some(position) = position {
+                        flush(sink).await?;
+                        position.sent(last);
                     }
                 }
                 Batch::Delta(frame) | Batch::Notice(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,

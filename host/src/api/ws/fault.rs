@@ -11,6 +11,17 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 
 use crate::api::LARGEST_BODY;
 
+/// Whether the other side ended the connection, in order and without a close frame.
+pub(super) fn is_end(error: &axum::Error) -> bool {
+    let cause = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<Error>());
+    matches!(
+        cause,
+        Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))
+    )
+}
+
 /// Why nothing more can be read from a client that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
@@ -56,6 +67,14 @@ mod tests {
         assert_eq!(code(Error::Utf8("no text".into())), Some(1007));
         let unmasked = ProtocolError::UnmaskedFrameFromClient;
         assert_eq!(code(unmasked.into()), Some(1002));
+    }
+
+    #[test]
+    fn an_end_in_order_is_told_from_a_reset() {
+        let ended = ProtocolError::ResetWithoutClosingHandshake;
+        assert!(is_end(&axum::Error::new(Error::from(ended))));
+        let reset = Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        assert!(!is_end(&axum::Error::new(reset)));
     }
 
     #[test]

@@ -63,7 +63,10 @@ pub(super) struct TokenQuery {
 ///
 /// A WebSocket. The client's first message, within 30 s, is a JSON object with the members of
 /// `POST /api/v1/sessions`, and optionally `sessionId`, `lastSeq` and `features` (`seq`, `deltas`,
-/// `diffs`, `usage`). Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
+/// `diffs`, `usage`). Where any feature is asked for, a command's output carries its `command` as well;
+/// else that stands on the action alone, and a client that prints it shows it once. A client that comes back
+/// with the same first message within 30 s after its connection broke without a close frame from it is
+/// continued behind what that connection took; one that closed it gets all from the start. Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
 /// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
 /// session ended, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
 /// `sessionId` and `lastSeq`), 1013 the token cannot
@@ -100,8 +103,11 @@ pub(super) async fn open(
 /// A client that is served, and what it gets.
 struct Admitted {
     session: Arc<Session>,
-    last_seq: Option<u64>,
+    /// It gets everything after this one.
+    from: u64,
     features: Features,
+    /// It does not count frames itself, and comes back by its task.
+    uncounted: bool,
 }
 
 /// A client that is not served.
@@ -199,12 +205,19 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
         (None, None) => return Err(Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
     };
     let (last_seq, features) = (hello.last_seq, hello.features());
+    let uncounted = last_seq.is_none() && hello.session_id().is_none() && !features.seq;
     let session = session_for(api, &who, hello).await?;
+    let lost = if uncounted {
+        session.lost_position(features).await
+    } else {
+        None
+    };
     api.parts.sessions.start(&session);
     Ok(Admitted {
         session,
-        last_seq,
+        from: last_seq.or(lost).unwrap_or(0),
         features,
+        uncounted,
     })
 }
 

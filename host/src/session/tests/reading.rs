@@ -211,6 +211,41 @@ fn a_client_sees_only_what_it_asked_for() {
 }
 
 #[test]
+fn a_command_stands_on_its_action_only_unless_a_feature_is_asked_for() {
+    let draft = |event_type: &str| EventDraft {
+        command: Some("ls".to_owned()),
+        exit_code: Some(0),
+        ..EventDraft::text(event_type, r#"a text with "command": in it"#)
+    };
+    let shown = |draft: &EventDraft, features| {
+        let stored = draft.frame(0);
+        let frame = render(7, &stored, features).unwrap();
+        serde_json::from_str::<serde_json::Value>(&frame).unwrap()
+    };
+    let usage = Features {
+        usage: true,
+        ..Features::default()
+    };
+    for event_type in [
+        "CmdOutputObservation",
+        "AgentErrorObservation",
+        "AgentStateChanged",
+        "AgentMessageAction",
+        "CmdRunAction",
+    ] {
+        let draft = draft(event_type);
+        let is_action = event_type.ends_with("Action");
+        let old = shown(&draft, Features::default());
+        assert_eq!(old.get("command").is_some(), is_action, "{event_type}");
+        assert_eq!(
+            (old["exitCode"].as_i64(), old["content"].as_str()),
+            (Some(0), Some(draft.content.as_str()))
+        );
+        assert_eq!(shown(&draft, usage)["command"], "ls", "{event_type}");
+    }
+}
+
+#[test]
 fn the_kind_of_an_event_is_in_its_name() {
     let kinds = [
         "CmdRunAction",

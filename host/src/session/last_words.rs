@@ -1,0 +1,97 @@
+//! Decides how the end of a task is told, so that what the agent says last is shown once.
+//!
+//! # Invariants
+//! - Pure: from what the policy said and what was shown of it.
+//! - Nothing that the policy said is left out, and nothing of it is both in an event and in the sentence
+//!   that ends the task.
+
+/// What ends a task whose words are events.
+const COMPLETED: &str = "Task completed.";
+/// A sentence is at most this long, in characters.
+const SENTENCE: usize = 200;
+
+/// The last words of a task.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LastWords<'a> {
+    /// What is still to be shown as an event.
+    pub(super) event: Option<&'a str>,
+    /// The short sentence of the frame `completed`.
+    pub(super) sentence: &'a str,
+}
+
+/// `text` is what the policy ends its task with, `said` what the agent last said in it, which clients have
+/// been shown.
+pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> LastWords<'a> {
+    let text = text.trim();
+    let rest = said.and_then(|said| behind(text, said.trim()));
+    let unseen = rest.unwrap_or(text);
+    if unseen.is_empty() {
+        return LastWords {
+            event: None,
+            sentence: COMPLETED,
+        };
+    }
+    // One that says nothing else ends its task in a sentence, as the mock does.
+    if rest.is_none() && !text.contains('\n') && text.chars().count() <= SENTENCE {
+        return LastWords {
+            event: None,
+            sentence: text,
+        };
+    }
+    LastWords {
+        event: Some(unseen),
+        sentence: COMPLETED,
+    }
+}
+
+/// What follows where a text begins with what was said, as a paragraph of its own.
+fn behind<'a>(text: &'a str, said: &str) -> Option<&'a str> {
+    let rest = text.strip_prefix(said)?;
+    (rest.is_empty() || rest.starts_with('\n')).then(|| rest.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn told<'a>(text: &'a str, said: Option<&str>, event: Option<&str>, sentence: &str) {
+        assert_eq!(last_words(text, said), LastWords { event, sentence });
+    }
+
+    #[test]
+    fn what_was_shown_is_not_told_again() {
+        let long = format!("I changed:\n{}", "- a line\n".repeat(40));
+        told(&long, Some(&long), None, COMPLETED);
+        told("It is 42.", Some("It is 42.\n"), None, COMPLETED);
+    }
+
+    #[test]
+    fn what_was_not_shown_is_an_event_and_what_follows_it_too() {
+        let long = "A report.\nOf two lines.";
+        told(long, None, Some(long), COMPLETED);
+        told(long, Some("I look around."), Some(long), COMPLETED);
+        let more = "Fixed.\n\nNot pushed: 1 commit.";
+        told(
+            more,
+            Some("Fixed."),
+            Some("Not pushed: 1 commit."),
+            COMPLETED,
+        );
+        let wide = "x".repeat(SENTENCE + 1);
+        told(&wide, None, Some(&wide), COMPLETED);
+    }
+
+    #[test]
+    fn a_short_sentence_of_its_own_ends_the_task_itself() {
+        told("[MOCK] Done.", None, None, "[MOCK] Done.");
+        told("Fixed it.", Some("Fixed"), None, "Fixed it.");
+        told("Fixed.", Some("I look around."), None, "Fixed.");
+    }
+
+    #[test]
+    fn no_words_are_a_sentence_too() {
+        told(" \n", Some("said"), None, COMPLETED);
+        told("", None, None, COMPLETED);
+    }
+}
