@@ -405,11 +405,7 @@ async fn a_client_that_counts_frames_gets_what_it_asks_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn to_a_client_a_restart_of_the_host_is_a_lost_connection() {
-    let mut host = Host::with_defaults()
-        .set("SANDBOX_BACKEND", "none")
-        .set("MOCK_STEP_DELAY_SECONDS", "0.4")
-        .set("RUST_LOG", "lucid::api=debug,lucid::session=debug")
-        .start();
+    let mut host = with_steps();
     let first = json!({"task": "Say hello"});
     let thinks = |frame: &Value| frame["eventType"] == "ThinkAction";
     let mut socket = Socket::open(&host, "alice", first.clone()).await;

@@ -62,7 +62,7 @@ impl Shared {
         let count = rows.len();
         let write = move |connection: &_| store::keep_positions(connection, &rows);
         tracing::debug!(count, "how far clients came is written down");
-        match self.deps.store.write(write).await {
+        match self.deps.store.write_within(PAUSE, write).await {
             Ok(()) => true,
             Err(cause) => {
                 tracing::debug!(%cause, "how far clients came could not be written down");
