@@ -19,6 +19,7 @@ pub mod integrations;
 mod mcp;
 pub mod oci;
 pub mod plugins;
+mod plural;
 pub mod sandbox;
 pub mod seal;
 pub mod secret;

@@ -112,6 +112,8 @@ async fn a_command_is_in_its_action_and_not_again_in_its_output() {
         };
         let (actions, outputs) = (of("CmdRunAction"), of("CmdOutputObservation"));
         assert_eq!((actions.len(), outputs.len()), (2, 2), "{frames:#?}");
+        let written = event(&frames, "FileWriteObservation")["content"].as_str();
+        assert!(written.unwrap().contains(": 1 line."), "{written:?}");
         for (action, output) in actions.iter().zip(&outputs) {
             assert!(action["command"].is_string(), "{action}");
             assert_eq!(output.get("command").is_some(), twice, "{output}");

@@ -278,7 +278,7 @@ fn the_guide_leads_to_tools() {
         "its own tests did not run:\n{said}"
     );
     assert!(said.contains("open_work, ticket"), "{said}");
-    assert!(said.contains("1 commands, 1 requests"), "{said}");
+    assert!(said.contains("1 command, 1 request"), "{said}");
     assert!(said.contains("Nothing is wrong with it."), "{said}");
 }
 

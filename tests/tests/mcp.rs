@@ -293,8 +293,8 @@ async fn servers_that_do_not_start_are_left_out_and_said_and_the_session_goes_on
             "There is no program no-such-program in the sandbox.",
         ),
         ("dead", "It ended with exit code 3. It said: I cannot"),
-        ("mute", "it was not ready within 1 seconds."),
-        ("words", "it was not ready within 1 seconds."),
+        ("mute", "it was not ready within 1 second."),
+        ("words", "it was not ready within 1 second."),
         ("wrong", "it does not speak the protocol"),
         ("nobody", "127.0.0.1 cannot be reached"),
     ] {
@@ -331,7 +331,7 @@ async fn a_call_that_takes_too_long_or_is_stopped_is_given_up_and_the_server_is_
     socket.completed().await;
     let said = results(&model);
     assert!(
-        said[0].contains("did not answer within 1 seconds"),
+        said[0].contains("did not answer within 1 second"),
         "{said:?}"
     );
     assert_eq!(said[1], "you said still here", "it goes on");
@@ -406,7 +406,7 @@ async fn a_server_on_the_network_is_asked_with_its_key_which_nobody_sees() {
     let wanted = [
         "you said hi",
         "the key is Bearer [secret]",
-        "did not answer within 1 seconds",
+        "did not answer within 1 second",
         "bytes left out",
         "it did not work",
         "The server wiki failed: no such tool.",

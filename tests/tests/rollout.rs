@@ -452,7 +452,7 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
         "5",
     ]);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
-    assert!(out.contains("1 sessions the same"), "{out}");
+    assert!(out.contains("1 session the same"), "{out}");
     let (code, out, _) = lucid(&["plugin", "shadow", "counting", &buggy, "--json"]);
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &report["failed"]), (Some(1), &json!(1)));
@@ -906,14 +906,12 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
     let out = lucid(&["plugin", "list"]).1;
     assert!(
         out.contains(&format!(
-            "50 of a hundred new sessions get build-0002 sha256:{buggy}, 1 sessions"
+            "50 of a hundred new sessions get build-0002 sha256:{buggy}, 1 session"
         )),
         "{out}"
     );
     assert!(
-        out.contains(
-            "on probation: 0 of 1 steps failed, in 0 of 1 sessions; before it 0 of 1 steps"
-        ),
+        out.contains("on probation: 0 of 1 step failed, in 0 of 1 session; before it 0 of 1 step"),
         "{out}"
     );
     all_count_to_five(&ground, 8).await;

@@ -12,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::problem::{Json, Problem, Query};
 use crate::auth::Identity;
+use crate::plural;
 use crate::workspace::{Node, Workspace, WorkspaceError};
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
@@ -123,7 +124,8 @@ pub(super) async fn read(
 /// Nobody can read what is no text, however it is replaced.
 fn no_text(path: &str, size: usize) -> Problem {
     Problem::unsupported_media_type(format!(
-        "{path} is a binary file of {size} bytes, which has no text to show. Download it instead."
+        "{path} is a binary file of {}, which has no text to show. Download it instead.",
+        plural::count(size, "byte")
     ))
 }
 

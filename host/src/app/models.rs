@@ -398,11 +398,17 @@ impl Models for Providers {
         let named = self.named(provider);
         let found = named.map(|named| self.serving(named, api_key.is_some()).clone());
         let egress = self.egress.clone();
+        let label = provider.to_owned();
         async move {
-            match found {
-                Some(served) => served.check(&egress, api_key).await,
-                None => Ok(()),
-            }
+            let Some(served) = found else {
+                return Ok(());
+            };
+            let checked = served.check(&egress, api_key).await;
+            // In the words of whoever asked, also where another one serves them.
+            checked.map_err(|error| match error {
+                CreateError::KeyRefused(_) => CreateError::KeyRefused(label),
+                other => other,
+            })
         }
         .boxed()
     }

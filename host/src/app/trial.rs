@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
+use crate::plural;
 use crate::session::{Share, Took};
 
 /// Fewer failed steps may be a matter of chance.
@@ -80,8 +81,13 @@ pub(crate) fn judge(new: &Tried, before: &Tried) -> Verdict {
 /// The figures of both builds, in a sentence.
 pub(crate) fn sentence(new: &Tried, before: &Tried) -> String {
     format!(
-        "It failed {} of {} steps, in {} of {} sessions, and the build before it {} of {} steps.",
-        new.failed, new.steps, new.failed_in, new.sessions, before.failed, before.steps
+        "It failed {} of {}, in {} of {}, and the build before it {} of {}.",
+        new.failed,
+        plural::count(new.steps, "step"),
+        new.failed_in,
+        plural::count(new.sessions, "session"),
+        before.failed,
+        plural::count(before.steps, "step")
     )
 }
 
@@ -337,7 +343,7 @@ mod tests {
         assert_eq!(ruling.verdict, Verdict::TakenBack);
         assert_eq!(
             ruling.why,
-            "It failed 3 of 3 steps, in 2 of 2 sessions, and the build before it 0 of 1 steps."
+            "It failed 3 of 3 steps, in 2 of 2 sessions, and the build before it 0 of 1 step."
         );
         assert!(rulings.try_recv().is_err(), "it was told twice");
         ruling.is_open_again();

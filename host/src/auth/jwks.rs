@@ -18,6 +18,7 @@ use url::Url;
 use super::AuthError;
 use super::keys::{Found, KeySet, KeySetError};
 use crate::egress::{Document, DocumentError, DocumentLimits};
+use crate::plural;
 
 /// How long a set of keys may be, with certificates beside the keys.
 const LARGEST: usize = 256 * 1024;
@@ -186,9 +187,13 @@ impl Jwks {
     /// Says in the log what changed, once.
     fn report(&self, fetched: &Result<KeySet, JwksError>, said: &mut Option<String>) {
         let (fine, sentence) = match fetched {
-            Ok(keys) if keys.len() > 0 && keys.unused.is_empty() => {
-                (true, format!("tokens are checked with {} keys", keys.len()))
-            }
+            Ok(keys) if keys.len() > 0 && keys.unused.is_empty() => (
+                true,
+                format!(
+                    "tokens are checked with {}",
+                    plural::count(keys.len(), "key")
+                ),
+            ),
             Ok(keys) if keys.unused.is_empty() && self.beside_secret => (
                 true,
                 "there are no keys; tokens are checked with the shared secret alone".to_owned(),
@@ -209,8 +214,8 @@ impl Jwks {
             Ok(keys) => (
                 false,
                 format!(
-                    "tokens are checked with {} keys; not with {}",
-                    keys.len(),
+                    "tokens are checked with {}; not with {}",
+                    plural::count(keys.len(), "key"),
                     keys.unused.join(", nor with ")
                 ),
             ),

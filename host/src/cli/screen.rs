@@ -4,6 +4,7 @@
 //! colours or set a title: control characters are taken out. Colours are there only on a terminal
 //! that did not decline them.
 
+use crate::plural;
 use owo_colors::{OwoColorize, Style};
 use serde_json::Value;
 
@@ -238,7 +239,8 @@ impl Screen {
         let paint = |line: &&str| format!("{:MARGIN$}{}", "", self.paint(line, style(line)));
         let mut lines: Vec<String> = all.iter().take(LINES).map(paint).collect();
         if all.len() > LINES {
-            let note = format!("{:MARGIN$}… {} more lines", "", all.len() - LINES);
+            let more = plural::count(all.len() - LINES, "more line");
+            let note = format!("{:MARGIN$}… {more}", "");
             lines.push(self.paint(&note, Style::new().dimmed()));
         }
         lines

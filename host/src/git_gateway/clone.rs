@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::helper::size;
 use super::{GatewayError, Rules, repository_url};
+use crate::plural;
 use crate::sandbox::{ExecRequest, ExecResult, Sandbox, SandboxError};
 
 /// What a file takes on a disk beside its content, as a checkout is counted.
@@ -79,7 +80,7 @@ pub enum CloneError {
     #[error("The repository is too large: its files take more than {0} on the disk.")]
     TooLarge(String),
     /// It took longer than the operator allows.
-    #[error("The repository could not be cloned within {0} seconds.")]
+    #[error("The repository could not be cloned within {}.", plural::count(.0.to_owned(), "second"))]
     TooSlow(u64),
     /// The sandbox is gone, or cannot run git.
     #[error(transparent)]

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::push::Commands;
 use super::remote::{Remote, next_part, too_slow};
 use super::url::{neighbour, permitted, plain};
+use crate::plural;
 use crate::sandbox::read_frame;
 
 /// The most that is kept of a request before it is sent; only a push may be larger.
@@ -326,7 +327,7 @@ async fn gone(reader: &mut ReadHalf<'_>) {
 /// A number of bytes as people read it, rounded down.
 pub(super) fn size(bytes: u64) -> String {
     match bytes {
-        0..0x400 => format!("{bytes} bytes"),
+        0..0x400 => plural::count(bytes, "byte"),
         0x400..0x10_0000 => format!("{} KiB", bytes >> 10),
         0x10_0000..0x2_8000_0000 => format!("{} MiB", bytes >> 20),
         _ => format!("{} GiB", bytes >> 30),

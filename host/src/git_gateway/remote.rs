@@ -22,6 +22,7 @@ use url::Url;
 
 use super::Rules;
 use super::address::check_literal;
+use crate::plural;
 
 /// The most a server may answer to the first question: for a push that is all of its branches.
 const MAX_ADVERTISEMENT: usize = 16 << 20;
@@ -262,8 +263,8 @@ pub(super) async fn next_part(
 /// What is said where a time runs out.
 pub(super) fn too_slow(time: Duration) -> String {
     format!(
-        "the git server did not answer in full within {} seconds",
-        time.as_secs()
+        "the git server did not answer in full within {}",
+        plural::count(time.as_secs(), "second")
     )
 }
 

@@ -597,7 +597,7 @@ async fn a_clone_that_takes_too_long_is_ended() {
     };
     let session = Session::open(&ground, &url, None, rules.clone()).await;
     let sentence = session.clone_failure(None).await;
-    assert!(sentence.contains("within 1 seconds"), "{sentence}");
+    assert!(sentence.contains("within 1 second"), "{sentence}");
     session.sandbox.close().await;
 }
 

@@ -28,6 +28,7 @@ use crate::deployment::AllowedTools;
 use crate::egress::EgressError;
 use crate::plugins::text::clean;
 use crate::plugins::types::{ToolCall, ToolDefinition, ToolResult};
+use crate::plural;
 use crate::sandbox::ProcessEnd;
 use crate::session::{EventDraft, Place, ToolDone};
 
@@ -101,7 +102,7 @@ impl Client {
         };
         let (connected, listed) = timeout(limit, Box::pin(begun))
             .await
-            .map_err(|_| format!("it was not ready within {} seconds.", limit.as_secs()))??;
+            .map_err(|_| not_ready(limit))??;
         let (definitions, own) = listed;
         Ok(Self {
             server,
@@ -192,8 +193,8 @@ impl Client {
                 Err(format!("The server {name} failed: {why}"))
             }
             Err(_) => Err(format!(
-                "The server {name} did not answer within {} seconds, and was told to give it up.",
-                limit.as_secs_f64()
+                "The server {name} did not answer within {}, and was told to give it up.",
+                plural::count(limit.as_secs_f64(), "second")
             )),
         }
     }
@@ -217,12 +218,9 @@ impl Client {
             state.starts.push_back(Instant::now());
             let limit = self.server.start_time;
             let connecting = Box::pin(connect(&self.server, self.place.as_deref()));
-            let connected = timeout(limit, connecting).await.unwrap_or_else(|_| {
-                Err(format!(
-                    "it was not ready within {} seconds.",
-                    limit.as_secs()
-                ))
-            });
+            let connected = timeout(limit, connecting)
+                .await
+                .unwrap_or_else(|_| Err(not_ready(limit)));
             let connected = connected.map_err(|why| {
                 format!("The server {name} is gone and cannot be started again: {why}")
             })?;
@@ -262,6 +260,13 @@ impl Connected {
         }
         said(&words(error))
     }
+}
+
+fn not_ready(limit: Duration) -> String {
+    format!(
+        "it was not ready within {}.",
+        plural::count(limit.as_secs(), "second")
+    )
 }
 
 /// What the egress says where it is to blame, and else the client.

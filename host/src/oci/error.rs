@@ -3,6 +3,7 @@
 //! What always holds: an error names hosts and never a whole URL, which may hold a token; what a server
 //! said is not repeated.
 
+use crate::plural;
 use std::io;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ pub enum OciError {
         host: String,
     },
     /// It took too long.
-    #[error("{host} took longer than {} seconds", .limit.as_secs())]
+    #[error("{host} took longer than {}", plural::count(.limit.as_secs(), "second"))]
     Slow {
         /// Who was asked.
         host: String,

@@ -15,6 +15,7 @@ use super::bindings::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCa
 use super::limits::Figures;
 use super::text::clean;
 use super::tools::ToolsPlugin;
+use crate::plural;
 
 /// How many steps a call may take.
 pub(crate) const MOST_STEPS: usize = 32;
@@ -92,8 +93,8 @@ pub async fn call_tool(
         let left = time.saturating_sub(begun.elapsed());
         if left.is_zero() {
             return over(failed(format!(
-                "The tool was ended: it took longer than its {} seconds.",
-                time.as_secs()
+                "The tool was ended: it took longer than its {}.",
+                plural::count(time.as_secs(), "second")
             )));
         }
         let answer = carried_out(hands, turn.action, left).await;

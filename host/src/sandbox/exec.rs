@@ -10,6 +10,7 @@ use lucid_exec::protocol::{Exit, Start};
 
 use super::SandboxError;
 use super::connection::{Connection, Event};
+use crate::plural;
 
 /// How much longer than its time-out a command may take before the box counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -248,5 +249,8 @@ fn joined(head: &[u8], tail: &[u8], omitted: u64) -> String {
         return String::from_utf8_lossy(&[head, tail].concat()).into_owned();
     }
     let (head, tail) = (String::from_utf8_lossy(head), String::from_utf8_lossy(tail));
-    format!("{head}\n[… {omitted} bytes left out …]\n{tail}")
+    format!(
+        "{head}\n[… {} left out …]\n{tail}",
+        plural::count(omitted, "byte")
+    )
 }

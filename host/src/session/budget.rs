@@ -5,6 +5,7 @@
 //! Time is no such budget: a task that takes too long may hang, in a tool or a model, and nobody may
 //! look; the actor ends its whole session, whatever runs. Its policy hears in time how much is left.
 
+use crate::plural;
 use crate::store::{Counters, NewSessionRow};
 
 /// What a session may use.
@@ -47,14 +48,17 @@ impl Budget {
     pub(super) fn refusal(&self, counters: &Counters) -> Option<String> {
         if self.iterations_left(counters) == 0 {
             return Some(format!(
-                "The task used up its {} model calls.",
-                self.iterations
+                "The task used up its {}.",
+                plural::count(self.iterations, "model call")
             ));
         }
         if let Some(limit) = self.tokens
             && self.tokens_left(counters) == Some(0)
         {
-            return Some(format!("The session used up its {limit} tokens."));
+            return Some(format!(
+                "The session used up its {}.",
+                plural::count(limit, "token")
+            ));
         }
         if let Some(limit) = self.cost
             && self.cost_left(counters) == Some(0)

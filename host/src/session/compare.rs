@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use similar::TextDiff;
 
+use crate::plural;
 use crate::store::cut;
 
 /// So many lines of a difference are shown.
@@ -40,7 +41,7 @@ pub(crate) fn difference(then: &str, now: &str) -> String {
     }
     let left = lines.count();
     if left > 0 {
-        shown.push_str(&format!("… {left} more lines\n"));
+        shown.push_str(&format!("… {}\n", plural::count(left, "more line")));
     }
     shown
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::auth::UserId;
 use crate::git_gateway::repository_url;
 use crate::plugins::policy_types::Snapshot;
+use crate::plural;
 use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
 
@@ -78,7 +79,7 @@ pub enum CreateError {
     #[error("There is no sandbox to work in: {0}")]
     NoSandbox(String),
     /// The user has as many as they may. Holds how many that is.
-    #[error("You have {0} sessions already, which is as many as you may have. Stop one first.")]
+    #[error("You have {} already, which is as many as you may have. Stop one first.", plural::count(.0.to_owned(), "session"))]
     TooManySessions(usize),
     /// The host goes down.
     #[error("The server is about to restart. Try again in a moment.")]

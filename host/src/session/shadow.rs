@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::plugins::policy_types::Snapshot;
+use crate::plural;
 use crate::store::{self, LoggedStep, SessionRow, StoreError};
 
 use super::Sessions;
@@ -231,10 +232,13 @@ impl One<'_> {
         let mut told = held(self.told);
         let Bounds { steps, time, .. } = self.bounds;
         if told.steps >= steps {
-            told.cut = Some(format!("It was ended after {steps} steps."));
+            told.cut = Some(format!(
+                "It was ended after {}.",
+                plural::count(steps, "step")
+            ));
         } else if Instant::now() >= self.until {
-            let seconds = time.as_secs();
-            told.cut = Some(format!("It was ended after {seconds} seconds."));
+            let seconds = plural::count(time.as_secs(), "second");
+            told.cut = Some(format!("It was ended after {seconds}."));
         }
         told.cut.is_some()
     }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use similar::TextDiff;
 
 use super::{ToolOutcome, near_miss, picture};
+use crate::plural;
 use crate::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
 
 /// The largest file that is viewed or edited.
@@ -228,8 +229,9 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
                 }
                 _ => {
                     return Err(format!(
-                        "The lines {first} to {last} cannot be shown: {} has {count} lines.",
-                        path.shown()
+                        "The lines {first} to {last} cannot be shown: {} has {}.",
+                        path.shown(),
+                        plural::count(count, "line")
                     ));
                 }
             }
@@ -267,7 +269,7 @@ fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
         path,
         before,
         text,
-        format!("{} {said}: {lines} lines.", path.shown()),
+        format!("{} {said}: {}.", path.shown(), plural::count(lines, "line")),
     )
 }
 
@@ -344,9 +346,9 @@ fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let lines: Vec<&str> = before.split_inclusive('\n').collect();
     if line > lines.len() {
         return Err(format!(
-            "Nothing can be inserted behind line {line}: {} has {} lines.",
+            "Nothing can be inserted behind line {line}: {} has {}.",
             path.shown(),
-            lines.len()
+            plural::count(lines.len(), "line")
         ));
     }
     let mut after = lines[..line].concat();

@@ -20,6 +20,7 @@ pub use describe::{CallView, describe_call};
 use editor::{Edit, History};
 pub use picture::Picture;
 
+use crate::plural;
 use crate::sandbox::{ExecRequest, LimitHit, Sandbox, SandboxError};
 use crate::workspace::{Quota, Workspace};
 
@@ -237,8 +238,8 @@ async fn terminal(
     let mut text = middle_left_out(result.output, MAX_RESULT + 100);
     if result.timed_out {
         text.push_str(&format!(
-            "\n[The command was killed after {} seconds. Give it more time, or run it in the background.]",
-            timeout.as_secs()
+            "\n[The command was killed after {}. Give it more time, or run it in the background.]",
+            plural::count(timeout.as_secs(), "second")
         ));
     }
     Ok(ToolOutcome {
@@ -281,9 +282,9 @@ pub(crate) fn middle_left_out(text: String, most: usize) -> String {
     let head = text.floor_char_boundary(most / 2);
     let tail = text.ceil_char_boundary(text.len() - most / 2);
     format!(
-        "{}\n[… {} bytes left out …]\n{}",
+        "{}\n[… {} left out …]\n{}",
         &text[..head],
-        tail - head,
+        plural::count(tail - head, "byte"),
         &text[tail..]
     )
 }

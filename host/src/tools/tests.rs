@@ -62,7 +62,7 @@ async fn the_terminal_gives_output_and_exit_code_and_a_failing_command_is_no_too
         outcome.is_error
             && outcome
                 .text
-                .starts_with("begun\n\n[The command was killed after 1 seconds."),
+                .starts_with("begun\n\n[The command was killed after 1 second."),
         "{outcome:?}"
     );
     let outcome = tools

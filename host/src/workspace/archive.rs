@@ -16,6 +16,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::walk::{DEEPEST, Found, MOST_ENTRIES, Step, Walk};
 use super::{Workspace, WorkspaceError, WorkspacePath, explain};
+use crate::plural;
 
 /// The folder that all of it is in.
 const TOP: &str = "workspace";
@@ -151,7 +152,8 @@ impl<W: Write> Archive<W> {
         let length = file.metadata().map_or(found.length(), |data| data.len());
         let holes = length.saturating_sub(found.allocated());
         let Some(left) = self.holes.checked_sub(holes) else {
-            let why = format!("it is {length} bytes, nearly all of them holes.");
+            let length = plural::count(length, "byte");
+            let why = format!("it is {length}, nearly all of them holes.");
             self.left_out.note(&found.path, &why);
             return Ok(());
         };

@@ -14,6 +14,7 @@ mod tree;
 mod walk;
 mod watch;
 
+use crate::plural;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -75,7 +76,7 @@ pub enum WorkspaceError {
     #[error("File not found: {0}")]
     NotFound(String),
     /// The file is larger than what may be read.
-    #[error("{path} is {size} bytes; at most {limit} can be read.")]
+    #[error("{path} is {}; at most {limit} can be read.", plural::count(.size.to_owned(), "byte"))]
     TooLarge {
         /// The file.
         path: String,

@@ -15,6 +15,7 @@ use rustix::fs::FileType;
 use super::Workspace;
 use super::walk::{DEEPEST, MOST_ENTRIES, Step, Walk};
 use crate::disk_reserve::Reserve;
+use crate::plural;
 
 /// By which part of the limit it may be passed before a sandbox is ended for it.
 const MARGIN: u64 = 10;
@@ -274,7 +275,7 @@ impl Quota {
 fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
-        return format!("{bytes} bytes");
+        return plural::count(bytes, "byte");
     }
     let power = (bytes.ilog2() / 10).min(4);
     // For showing only: rounding is fine.

@@ -13,6 +13,7 @@ use crate::cli::screen::clean;
 use crate::config::Config;
 use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::plugins::{Limits, PolicyPlugin};
+use crate::plural;
 use crate::session::{difference, readable};
 use crate::store::{self, LoggedStep, SessionRow};
 
@@ -80,12 +81,13 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
         ));
     }
     if different == 0 {
-        println!("{same} steps, all with the same commands.");
+        let steps = plural::count(same, "step");
+        println!("{steps}, all with the same commands.");
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "\n{different} of {} steps gave other commands.",
-        same + different
+        "\n{different} of {} gave other commands.",
+        plural::count(same + different, "step")
     );
     Ok(ExitCode::FAILURE)
 }

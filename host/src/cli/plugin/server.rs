@@ -19,6 +19,7 @@ use crate::cli::failed;
 use crate::cli::screen::{clean, one_line};
 use crate::config::Config;
 use crate::plugins::Kind;
+use crate::plural;
 
 /// The variable that holds a token for another server.
 const TOKEN: &str = "LUCID_TOKEN";
@@ -369,6 +370,11 @@ fn shown(
     ExitCode::SUCCESS
 }
 
+/// A number of the answer's, with what it counts.
+fn counted(number: &Value, what: &str) -> String {
+    plural::count(number.as_u64().unwrap_or_default(), what)
+}
+
 fn listed(answer: &Value) -> String {
     let mut text = format!(
         "generation {} since {}\n",
@@ -377,19 +383,19 @@ fn listed(answer: &Value) -> String {
     );
     for plugin in answer["plugins"].as_array().into_iter().flatten() {
         text += &format!(
-            "  {:<7} {:<16} {:<8} sha256:{}  {}, {} sessions\n",
+            "  {:<7} {:<16} {:<8} sha256:{}  {}, {}\n",
             text_of(plugin, "kind"),
             text_of(plugin, "name"),
             text_of(plugin, "version"),
             text_of(plugin, "digest"),
             from(plugin),
-            plugin["sessions"],
+            counted(&plugin["sessions"], "session"),
         );
         text += &rollout(plugin);
         for other in plugin["otherBuilds"].as_array().into_iter().flatten() {
             text += &format!(
-                "          {} sessions have sha256:{}\n",
-                other["sessions"],
+                "          {} with sha256:{}\n",
+                counted(&other["sessions"], "session"),
                 text_of(other, "digest")
             );
         }
@@ -438,23 +444,23 @@ fn rollout(plugin: &Value) -> String {
     let candidate = &plugin["candidate"];
     if candidate.is_object() {
         text += &format!(
-            "          {} of a hundred new sessions get {} sha256:{}, {} sessions\n",
+            "          {} of a hundred new sessions get {} sha256:{}, {}\n",
             candidate["share"],
             text_of(candidate, "version"),
             text_of(candidate, "digest"),
-            candidate["sessions"],
+            counted(&candidate["sessions"], "session"),
         );
     }
     let tried = &plugin["probation"];
     if tried.is_object() {
         text += &format!(
-            "          on probation: {} of {} steps failed, in {} of {} sessions; before it {} of {} steps\n",
+            "          on probation: {} of {} failed, in {} of {}; before it {} of {}\n",
             tried["failed"],
-            tried["steps"],
+            counted(&tried["steps"], "step"),
             tried["failedIn"],
-            tried["sessions"],
+            counted(&tried["sessions"], "session"),
             tried["failedBefore"],
-            tried["stepsBefore"],
+            counted(&tried["stepsBefore"], "step"),
         );
     }
     for taken in plugin["takenBack"].as_array().into_iter().flatten() {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::server::{Server, ServerArgs, text_of};
 use crate::cli::failed;
 use crate::cli::screen::{clean, one_line};
+use crate::plural;
 
 /// Between two looks at how far it is.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -68,7 +69,9 @@ async fn done(args: &ShadowArgs) -> Result<Value, String> {
             return Ok(report);
         }
         if watched {
-            eprint!("\r{} of {} sessions", report["sessions"], report["wanted"]);
+            let wanted = report["wanted"].as_u64().unwrap_or_default();
+            let wanted = plural::count(wanted, "session");
+            eprint!("\r{} of {wanted}", report["sessions"]);
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -105,10 +108,10 @@ fn shown(report: &Value) -> String {
         text.push('\n');
     }
     text += &format!(
-        "{} sessions, {} steps: {} sessions the same, {} different, {} failed; {} would not be taken over\n",
-        number("sessions"),
-        number("steps"),
-        number("same"),
+        "{}, {}: {} the same, {} different, {} failed; {} would not be taken over\n",
+        plural::count(number("sessions"), "session"),
+        plural::count(number("steps"), "step"),
+        plural::count(number("same"), "session"),
         number("different"),
         number("failed"),
         number("notMigrated"),
@@ -117,8 +120,8 @@ fn shown(report: &Value) -> String {
     text += &format!("fuel {now}, and {then} when they were recorded\n");
     if number("unread") > 0 {
         text += &format!(
-            "{} sessions could not be read by this server\n",
-            number("unread")
+            "{} could not be read by this server\n",
+            plural::count(number("unread"), "session")
         );
     }
     if let Some(problem) = report["problem"].as_str() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::plural;
 use crate::store::Status;
 
 use super::super::budget::Budget;
@@ -85,7 +86,8 @@ impl Actor {
             }
             End::TimedOut => {
                 let limit = self.shared.deps.limits.task_time.as_secs();
-                let reason = format!("The task took longer than {limit} seconds, and was ended.");
+                let limit = plural::count(limit, "second");
+                let reason = format!("The task took longer than {limit}, and was ended.");
                 (CloseReason::done(&reason), Some(frames::error(&reason)))
             }
             End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),

@@ -183,6 +183,12 @@ fn finish_ends_the_task_with_its_message() {
     let (mut host, call) = Host::started();
     let commands = host.model_calls(&call, &[("a", "finish", r#"{"message":"Fixed."}"#)]);
     assert_eq!(outcome(&commands), &Outcome::Succeeded("Fixed.".into()));
+    // Nobody has been shown it: it is in a call, not in a text.
+    let shown = commands.iter().any(|command| {
+        matches!(command, Command::Emit(event)
+            if event.event_type == "AgentMessageAction" && event.content == "Fixed.")
+    });
+    assert!(shown, "{commands:?}");
     host.assert_answered();
 
     let (mut host, call) = Host::started();

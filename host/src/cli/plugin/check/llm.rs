@@ -18,6 +18,7 @@ use crate::plugins::types::{
     ToolDefinition, ToolResult,
 };
 use crate::plugins::{CallError, LlmPlugin};
+use crate::plural;
 
 /// Headers that are the host's own.
 const HOSTS: [&str; 5] = [
@@ -73,8 +74,8 @@ fn models(llm: &LlmPlugin) -> Result<String, String> {
     }
     let priced = models.iter().filter(|model| model.prices.is_some()).count();
     Ok(format!(
-        "{} models, {priced} with a price; {} by default",
-        models.len(),
+        "{}, {priced} with a price; {} by default",
+        plural::count(models.len(), "model"),
         said.default_model
     ))
 }
@@ -237,7 +238,8 @@ async fn encode(llm: &LlmPlugin, settings: &str) -> Result<String, String> {
         host_headers(&probe.headers)?;
     }
     Ok(format!(
-        "{tried} requests from conversations of all kinds, each the same when made again"
+        "{} from conversations of all kinds, each the same when made again",
+        plural::count(tried, "request")
     ))
 }
 
@@ -479,7 +481,9 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
         ));
     }
     Ok(format!(
-        "{read} answers, cut in {cuts} places and always the same"
+        "{}, cut in {} and always the same",
+        plural::count(read, "answer"),
+        plural::count(cuts, "place")
     ))
 }
 

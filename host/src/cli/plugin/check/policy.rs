@@ -19,6 +19,7 @@ use crate::plugins::types::{
     Content, Custom, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition,
     ToolResult, Usage,
 };
+use crate::plural;
 
 /// A task with a scripted model takes a dozen.
 const MOST_STEPS: u32 = 200;
@@ -64,7 +65,10 @@ pub(super) async fn check(report: &mut Report, policy: &PolicyPlugin, settings: 
             Ok(Played { steps, notes }) => {
                 report.good(
                     name,
-                    &format!("{what}: {steps} steps, each the same when made again"),
+                    &format!(
+                        "{what}: {}, each the same when made again",
+                        plural::count(steps, "step")
+                    ),
                 );
                 for note in notes {
                     report.note(name, &note);
@@ -269,8 +273,8 @@ impl<'a> Session<'a> {
         }
         if !self.ended {
             return Err(format!(
-                "after {} steps the task is open and it waits for nothing, so the session would hang",
-                self.steps
+                "after {} the task is open and it waits for nothing, so the session would hang",
+                plural::count(self.steps, "step")
             ));
         }
         Ok(())

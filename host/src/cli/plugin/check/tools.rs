@@ -11,6 +11,7 @@ use crate::egress::refusal_of;
 use crate::plugins::tools_types::{Action, Answer, Output, Progress};
 use crate::plugins::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 use crate::plugins::{CallError, LARGEST_STATE, MOST_STEPS, ToolsPlugin, check_action};
+use crate::plural;
 
 /// How the world answers a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +92,10 @@ impl Tried {
             errors,
         } = self;
         format!(
-            "{steps} steps, each the same when made again; {commands} commands, {requests} requests, {errors} ended with an error for the model"
+            "{}, each the same when made again; {}, {}, {errors} ended with an error for the model",
+            plural::count(*steps, "step"),
+            plural::count(*commands, "command"),
+            plural::count(*requests, "request")
         )
     }
 }
