@@ -352,8 +352,10 @@ impl From<&AnyPlugin> for UploadedView {
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component"),
     responses(
         (status = 200, body = UploadedView),
+        (status = 400, description = "It did not arrive whole", body = Problem),
         (status = 401, body = Problem),
         (status = 403, description = "Not an administrator", body = Problem),
+        (status = 408, description = "It took too long to arrive", body = Problem),
         (status = 413, description = "Larger than any component may be", body = Problem),
         (status = 415, description = "Neither application/wasm nor application/octet-stream", body = Problem),
         (status = 422, description = "No plugin, or one that this host does not let in", body = Problem),
@@ -421,6 +423,7 @@ fn too_large(largest: usize) -> Problem {
 #[serde(deny_unknown_fields)]
 pub(super) struct Activate {
     /// SHA-256 in hex, with or without `sha256:` before it.
+    #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
     digest: String,
     /// Of a hundred new sessions, 1 to 99; all where there is none. Only of a policy.
     #[serde(default)]
@@ -471,7 +474,8 @@ pub(super) struct ChangedView {
         (status = 403, description = "Not an administrator", body = Problem),
         (status = 404, description = "No such plugin, or no such upload", body = Problem),
         (status = 409, description = "It has all new sessions already, or there is none that could have the rest", body = Problem),
-        (status = 422, description = "It cannot be loaded, or the share is none; nothing changed", body = Problem),
+        (status = 422, description = "It cannot be loaded, the share is none, or the body does not fit; nothing changed", body = Problem),
+        (status = 507, description = "No room to write down what is active", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -505,6 +509,7 @@ pub(super) async fn activate(
         (status = 404, description = "No such kind of plugin", body = Problem),
         (status = 409, description = "No uploaded build is active", body = Problem),
         (status = 422, description = "The one before cannot be loaded; nothing changed", body = Problem),
+        (status = 507, description = "No room to write down what is active", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]

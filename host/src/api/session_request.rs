@@ -17,7 +17,12 @@ use crate::session::{NewSession, OpenChange};
 #[serde(rename_all = "camelCase")]
 pub(super) struct SessionRequest {
     /// What to do.
-    #[schema(required, example = "Fix the failing test")]
+    #[schema(
+        required,
+        nullable = false,
+        pattern = r"\S",
+        example = "Fix the failing test"
+    )]
     task: Option<String>,
     /// A repository to clone into the workspace. It may hold a credential, so it is printed as little as
     /// one.
@@ -43,11 +48,11 @@ pub(super) struct SessionRequest {
     /// `provider/model`.
     model: Option<String>,
     /// The most tokens the session may use; the deployment's own limit holds as well.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 0, maximum = 18_446_744_073_709_551_615_u64)]
     token_limit: Option<u64>,
     /// The most the session may cost, in US dollars; the deployment's own limit holds as well.
     #[serde(default, deserialize_with = "dollars")]
-    #[schema(value_type = Option<f64>, example = 2.5)]
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 1_000_000_000, example = 2.5)]
     cost_limit: Option<u64>,
     /// The user's own key for that provider.
     #[serde(rename = "api_key")]

@@ -30,6 +30,7 @@ const MOST_SESSIONS: u64 = 200;
 #[serde(deny_unknown_fields)]
 pub(super) struct Begin {
     /// SHA-256 in hex, with or without `sha256:` before it.
+    #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
     digest: String,
     /// How many sessions, the newest first; 1 to 200.
     #[serde(default = "usual_sessions")]
