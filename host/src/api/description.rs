@@ -3,6 +3,7 @@
 //! # Invariants
 //!
 //! - An error is described under the media type that it is sent with.
+//! - What is no JSON is described as bytes.
 //! - A status that an extractor or a layer can answer with is described for every route that has it, so no
 //!   route has to repeat it: who asks (401, 503), a body (400, 413, 415, 422), a query (422), a path (404),
 //!   and a fault of the server (500).
@@ -10,7 +11,10 @@
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, Ref, RefOr, Required, Response, ResponseBuilder};
+use utoipa::openapi::{
+    Content, KnownFormat, ObjectBuilder, Ref, RefOr, Required, Response, ResponseBuilder, Schema,
+    SchemaFormat, Type,
+};
 
 use super::problem::Problem;
 
@@ -68,6 +72,7 @@ pub(super) fn completed(mut api: utoipa::openapi::OpenApi) -> utoipa::openapi::O
                     .or_insert_with(|| RefOr::T(refusal(description)));
             }
             as_problems(operation);
+            as_bytes(operation);
         }
     }
     api
@@ -154,6 +159,35 @@ fn as_problems(operation: &mut Operation) {
     }
 }
 
+/// A `Vec<u8>` in a body that is no JSON is the body itself, and no list of numbers.
+fn as_bytes(operation: &mut Operation) {
+    let bytes = || {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+            .build()
+    };
+    let describe = |kind: &str, content: &mut RefOr<Content>| {
+        if let RefOr::T(content) = content
+            && !kind.ends_with("json")
+        {
+            content.schema = Some(RefOr::T(Schema::Object(bytes())));
+        }
+    };
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        for (kind, content) in &mut body.content {
+            describe(kind, content);
+        }
+    }
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            for (kind, content) in &mut response.content {
+                describe(kind, content);
+            }
+        }
+    }
+}
+
 fn is_error(status: &str) -> bool {
     status.starts_with(['4', '5'])
 }
@@ -203,6 +237,40 @@ mod tests {
                 assert_ne!(response["description"], "", "{name} {status}");
             }
         });
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere_and_no_two_types_share_a_name() {
+        let document = document();
+        let text = document.to_string();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for reference in text.split("\"$ref\":\"").skip(1) {
+            let reference = reference.split('"').next().unwrap();
+            let name = reference.strip_prefix("#/components/schemas/").unwrap();
+            assert!(schemas.contains_key(name), "{reference} is nowhere");
+        }
+        assert_eq!(
+            schemas["OpenChange"]["enum"],
+            serde_json::json!(["ready", "draft"])
+        );
+        assert!(schemas["NewChange"]["properties"]["repoUrl"].is_object());
+    }
+
+    #[test]
+    fn what_is_no_json_is_described_as_bytes() {
+        let document = document();
+        let upload = &document["paths"]["/api/v1/plugins"]["post"]["requestBody"]["content"];
+        let archive = &document["paths"]["/api/v1/files/archive"]["get"]["responses"]["200"];
+        for schema in [
+            &upload["application/wasm"]["schema"],
+            &upload["application/octet-stream"]["schema"],
+            &archive["content"]["application/gzip"]["schema"],
+        ] {
+            assert_eq!(
+                *schema,
+                serde_json::json!({"type": "string", "format": "binary"})
+            );
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) struct TreeView {
 #[expect(dead_code, reason = "it only describes")]
 struct NodeView {
     name: String,
-    #[schema(rename = "type")]
+    #[schema(rename = "type", inline)]
     kind: NodeKindView,
     /// From the workspace's root, as in `/src/a.py`.
     path: String,

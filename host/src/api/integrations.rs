@@ -134,6 +134,7 @@ impl From<Repository> for RepositoryView {
 /// A change to open.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = NewChange)]
 pub(super) struct OpenChange {
     /// The repository, as git knows it.
     #[schema(example = "https://github.com/team/project.git")]
