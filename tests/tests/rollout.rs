@@ -121,6 +121,9 @@ impl Ground {
     async fn activate(&self, name: &str, build: &str, share: Option<u32>) -> Answer {
         let path = format!("/policy/{name}/activate");
         let mut body = json!({"digest": build});
+        if name != "counting" {
+            body["new"] = true.into();
+        }
         if let Some(share) = share {
             body["share"] = share.into();
         }

@@ -42,7 +42,8 @@ use self::description::Description;
 use self::downloads::Archives;
 pub use self::plugins::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LimitsView,
-    LoadedView, PluginsView, ProbationView, ProblemView, TakenBackView,
+    LoadedView, LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView,
+    TakenBackView,
 };
 use self::problem::Problem;
 pub use self::root::{About, PluginView};
