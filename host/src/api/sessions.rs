@@ -321,12 +321,12 @@ impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         let detail = error.to_string();
         match &error {
-            CreateError::UnknownProvider(_)
+            CreateError::UnknownProvider(..)
             | CreateError::MissingKey { .. }
             | CreateError::UnknownModel { .. }
             | CreateError::UnpricedModel { .. }
             | CreateError::Repository(_)
-            | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
+            | CreateError::UnknownPolicy(..) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
