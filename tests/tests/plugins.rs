@@ -484,12 +484,11 @@ async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() 
         "{rolled}"
     );
     assert!(rolled[0]["at"].is_string(), "{rolled}");
-    ground
-        .host
-        .says(&format!(
-            "by=\"alice\" a plugin's build was rolled back (sha256:{next})"
-        ))
-        .await;
+    let back = format!("a plugin's build was rolled back (sha256:{next})");
+    ground.host.says(&back).await;
+    let log = ground.host.log();
+    let line = log.lines().find(|line| line.contains(&back));
+    assert!(line.unwrap().contains("by=\"alice\""), "{line:?}");
     let gone = ground.roll_back("policy", "fresh").await.ok();
     assert_eq!(gone["digest"], Value::Null);
     let refused = ground
@@ -1041,7 +1040,7 @@ async fn the_command_line_does_the_same() {
 async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
     let ground = Ground::new();
     let build = ground.upload(HOSTILE.to_vec()).await;
-    ground.activate("policy", "hostile", &build).await.ok();
+    ground.add("policy", "hostile", &build).await.ok();
     let mut socket = Socket::open(
         &ground.host,
         "bob",
@@ -1154,7 +1153,8 @@ async fn on_a_full_disk_an_upload_is_refused_and_what_is_there_stays() {
         "{list}"
     );
     // The half of it is gone, so there is room for what is small.
-    let body = json!({ "digest": kept[0] }).to_string().into_bytes();
+    let body = json!({ "digest": kept[0], "new": true });
+    let body = body.to_string().into_bytes();
     let path = "/policy/counting/activate";
     let (status, answer) = host.ask("POST", path, "application/json", body).await;
     assert_eq!(

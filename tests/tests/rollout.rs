@@ -660,7 +660,7 @@ async fn a_share_that_cannot_be_is_refused_and_changes_nothing() {
         (
             "policy",
             "fresh",
-            json!({"digest": second, "share": 10}),
+            json!({"digest": second, "share": 10, "new": true}),
             409,
             "no active build",
         ),
