@@ -309,14 +309,14 @@ async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
             "nobody",
             json!({"digest": build}),
             404,
-            "no policy of this name",
+            "There is no policy plugin",
         ),
         (
             "policy",
             "..%2f..%2fx",
             json!({"digest": build}),
             404,
-            "no policy of this name",
+            "There is no policy plugin",
         ),
         (
             "llm",
@@ -464,7 +464,7 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
     assert_eq!(code, Some(1), "{out}");
     let (code, _, err) = lucid(&["plugin", "shadow", "nobody", &buggy]);
     assert_eq!(code, Some(1));
-    assert!(err.contains("no policy of this name"), "{err}");
+    assert!(err.contains("There is no policy plugin"), "{err}");
     let (code, _, _) = lucid(&["plugin", "shadow", "counting", &buggy, "--sessions", "201"]);
     assert_eq!(code, Some(2));
 }

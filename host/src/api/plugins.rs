@@ -547,7 +547,7 @@ pub(super) async fn activate(
         (status = 200, body = ChangedView),
         (status = 401, body = Problem),
         (status = 403, description = "Not an administrator", body = Problem),
-        (status = 404, description = "No such kind of plugin", body = Problem),
+        (status = 404, description = "No such plugin", body = Problem),
         (status = 409, description = "No uploaded build is active", body = Problem),
         (status = 422, description = "The one before cannot be loaded; nothing changed", body = Problem),
         (status = 507, description = "No room to write down what is active", body = Problem),
@@ -651,6 +651,7 @@ impl From<ChangeError> for Problem {
         let detail = format!("{error}.");
         match &error {
             ChangeError::NoSuchPlugin { .. }
+            | ChangeError::Nobody { .. }
             | ChangeError::NotNew { .. }
             | ChangeError::NotUploaded(_) => Self::not_found(detail),
             ChangeError::NoName

@@ -246,7 +246,6 @@ impl From<ShadowError> for Problem {
     fn from(error: ShadowError) -> Self {
         match error {
             ShadowError::Change(cause) => cause.into(),
-            none @ ShadowError::NoPolicy => Self::not_found(format!("{none}.")),
             busy @ ShadowError::Busy { .. } => Self::conflict(format!("{busy}.")),
         }
     }

@@ -28,7 +28,7 @@ use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, instead, is_name};
 use crate::oci::{Components, Tags};
-use crate::plugins::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, PolicyPlugin};
+use crate::plugins::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugins, PolicyPlugin};
 use crate::session::{Deployment, Generation};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
@@ -107,13 +107,25 @@ pub enum Change {
 pub enum ChangeError {
     /// The deployment has no such plugin.
     #[error(
-        "There is no {kind} plugin `{name}`. A provider needs an entry in the manifest, which says where it is asked and with which key"
+        "There is no {kind} plugin `{name}`; {there}. A provider needs an entry in the manifest, which says where it is asked and with which key"
     )]
     NoSuchPlugin {
         /// Its kind.
         kind: Kind,
         /// What it was called.
         name: String,
+        /// What was probably meant, and which there are.
+        there: String,
+    },
+    /// The deployment has none of that name, and nothing is to be added.
+    #[error("There is no {kind} plugin `{name}`; {there}")]
+    Nobody {
+        /// Its kind.
+        kind: Kind,
+        /// What it was called.
+        name: String,
+        /// What was probably meant, and which there are.
+        there: String,
     },
     /// No policy is called so, and nobody said that one should be.
     #[error(
@@ -184,6 +196,25 @@ pub enum UploadError {
     /// The server goes down.
     #[error("The server goes down, and the component may not have been kept")]
     Interrupted,
+}
+
+impl ChangeError {
+    /// The deployment has none of that name.
+    pub(super) fn nobody(plugins: &Plugins, kind: Kind, name: &str) -> Self {
+        let (name, there) = (name.to_owned(), there(plugins, kind, name));
+        Self::Nobody { kind, name, there }
+    }
+}
+
+/// What was probably meant by a name that nobody has, and which there are.
+fn there(plugins: &Plugins, kind: Kind, name: &str) -> String {
+    let list = plugins.list();
+    let of_kind: Vec<&str> = list
+        .iter()
+        .filter(|one| one.kind == kind)
+        .map(|one| one.name.as_str())
+        .collect();
+    instead(name, of_kind.iter().copied())
 }
 
 fn shown(problems: &Problems) -> String {
@@ -401,17 +432,14 @@ impl Generations {
                 new,
             } => {
                 let known = manifest.names(kind, name);
-                if !known && kind != Kind::Policy {
-                    let name = name.to_owned();
-                    return Err(ChangeError::NoSuchPlugin { kind, name });
-                }
                 let plugins = &before.deployed.plugins;
+                if !known && kind != Kind::Policy {
+                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
+                    return Err(ChangeError::NoSuchPlugin { kind, name, there });
+                }
                 if !known && !new && plugins.policy(name).is_none() {
-                    let there: Vec<&str> = plugins.policies().map(PolicyPlugin::name).collect();
-                    return Err(ChangeError::NotNew {
-                        name: name.to_owned(),
-                        there: instead(name, there.iter().copied()),
-                    });
+                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
+                    return Err(ChangeError::NotNew { name, there });
                 }
                 if !depot.has(&digest) {
                     return Err(ChangeError::NotUploaded(digest));
@@ -442,6 +470,14 @@ impl Generations {
             }
             Change::RollBack { by } => {
                 let Some(taken) = record.roll_back(kind, name, &by, Utc::now()) else {
+                    let plugins = &before.deployed.plugins;
+                    if !plugins
+                        .list()
+                        .iter()
+                        .any(|one| one.kind == kind && one.name == name)
+                    {
+                        return Err(ChangeError::nobody(plugins, kind, name));
+                    }
                     let name = name.to_owned();
                     return Err(ChangeError::NothingActive { kind, name });
                 };
