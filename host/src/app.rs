@@ -186,7 +186,8 @@ impl App {
             generations(&config, &machine, blobs.clone()),
             find_sandboxes(&config, &machine)
         )?;
-        if let Some(reason) = sandboxes.refusal() {
+        // A single run is refused with this reason itself.
+        if let Some(reason) = sandboxes.refusal().filter(|_| keep == Keep::No) {
             tracing::warn!("sessions that need a sandbox are refused: {reason}");
         }
         for warning in &generations.now().deployed.warnings {

@@ -17,7 +17,9 @@ mod litellm;
 mod model;
 mod process;
 mod provider;
+mod python;
 pub mod registry;
+mod schemathesis;
 mod socket;
 mod supabase;
 mod token;
@@ -32,6 +34,7 @@ pub use litellm::LiteLlm;
 pub use model::{Model, Seen, Turn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};
 pub use provider::GitApi;
+pub use schemathesis::schemathesis;
 pub use socket::{Socket, event, is_completed, kinds, seq};
 pub use supabase::{Passed, Supabase, anon_key, service_key};
 pub use token::{

@@ -6,15 +6,15 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::host::binary;
 use crate::model::Model;
+use crate::python::environment;
 
 const VERSIONS: &str = include_str!("../litellm.txt");
 /// Leaves out the tests that need it, where PyPI cannot be reached.
@@ -39,7 +39,10 @@ impl LiteLlm {
             eprintln!("{CHOICE}=skip: the adapters are NOT tried against litellm");
             return None;
         }
-        let environment = tokio::task::spawn_blocking(install).await.unwrap();
+        let environment =
+            tokio::task::spawn_blocking(|| environment("lucid-tests-litellm", VERSIONS, CHOICE))
+                .await
+                .unwrap();
         for left in (0..TRIES).rev() {
             let mut proxy = Self::launch(&environment, key, models);
             if proxy.comes_up().await {
@@ -142,56 +145,4 @@ impl Drop for LiteLlm {
             eprintln!("--- what litellm printed ---\n{}--- end ---", self.log());
         }
     }
-}
-
-/// The virtual environment's folder, beside the binary. It is made where it is not there whole, or is
-/// of other versions.
-fn install() -> PathBuf {
-    let folder = binary().with_file_name("lucid-tests-litellm");
-    let done = folder.join("lucid-versions.txt");
-    let lock = File::create(folder.with_extension("lock")).unwrap();
-    // Tests run side by side.
-    lock.lock().unwrap();
-    if std::fs::read_to_string(&done).is_ok_and(|versions| versions == VERSIONS) {
-        return folder;
-    }
-    std::fs::remove_dir_all(&folder).ok();
-    let system = Path::new("/usr/bin/python3");
-    let python = if system.exists() {
-        system
-    } else {
-        Path::new("python3")
-    };
-    run(
-        Command::new(python).args(["-m", "venv"]).arg(&folder),
-        "make a virtual environment (Debian has what it needs in python3-venv)",
-    );
-    let wanted = folder.join("wanted.txt");
-    std::fs::write(&wanted, VERSIONS).unwrap();
-    run(
-        Command::new(folder.join("bin/python"))
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-            ])
-            .args(["--no-deps", "--only-binary", ":all:", "--requirement"])
-            .arg(&wanted),
-        "install litellm from PyPI",
-    );
-    std::fs::write(&done, VERSIONS).unwrap();
-    folder
-}
-
-fn run(command: &mut Command, what: &str) {
-    let output = command
-        .output()
-        .unwrap_or_else(|e| panic!("could not {what}: {e}; {CHOICE}=skip leaves these tests out"));
-    assert!(
-        output.status.success(),
-        "could not {what}; {CHOICE}=skip leaves these tests out:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }

@@ -45,6 +45,20 @@ impl Supabase {
     /// Starts all of it, with the migrations run. None, said aloud, where this machine lacks a part;
     /// with `CI=true` that fails the test.
     pub async fn start() -> Option<Self> {
+        Self::over(|| Postgres::start(true)).await
+    }
+
+    /// The same over a project that somebody else made: this SQL was run there, and no migration.
+    pub async fn start_with(project: &str) -> Option<Self> {
+        let with_project = || {
+            let postgres = Postgres::start(false);
+            postgres.sql(project);
+            postgres
+        };
+        Self::over(with_project).await
+    }
+
+    async fn over(postgres: impl FnOnce() -> Postgres) -> Option<Self> {
         rustls::crypto::ring::default_provider()
             .install_default()
             .ok();
@@ -57,7 +71,7 @@ impl Supabase {
             eprintln!("the tests of Supabase are SKIPPED: {missing}");
             return None;
         }
-        let postgres = Postgres::start();
+        let postgres = postgres();
         let mut supabase = Self {
             gateway: Gateway::start().await,
             rest: None,

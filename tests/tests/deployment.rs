@@ -122,7 +122,7 @@ policy = "careful"
     let detail = create(json!({"task": "t", "policy": "coder"}))
         .await
         .problem(400);
-    assert_eq!(detail, "Unknown policy 'coder'.");
+    assert_eq!(detail, "Unknown policy 'coder': there are: careful, plain.");
     let detail = create(json!({"task": "t", "modelProvider": "openai"}))
         .await
         .problem(400);

@@ -104,9 +104,10 @@ async fn a_provider_without_a_key_is_refused_with_the_variables_name() {
         let detail = ask(provider, None).await.problem(400);
         assert!(detail.contains(variable), "{detail}");
     }
-    ask("nobody", Some("k"))
-        .await
-        .refused(400, "Unknown model provider 'nobody'.");
+    ask("nobody", Some("k")).await.refused(
+        400,
+        "Unknown model provider 'nobody': there are: anthropic, google, openai.",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

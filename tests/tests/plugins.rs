@@ -120,6 +120,13 @@ policy = "counting"
             .await
     }
 
+    /// The same under a name that nobody has.
+    async fn add(&self, kind: &str, name: &str, digest: &str) -> Answer {
+        let path = format!("/{kind}/{name}/activate");
+        let body = json!({ "digest": digest, "new": true });
+        self.ask("POST", &path, Some(body)).await
+    }
+
     async fn roll_back(&self, kind: &str, name: &str) -> Answer {
         self.ask("POST", &format!("/{kind}/{name}/rollback"), None)
             .await
@@ -439,7 +446,17 @@ async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back(
 async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() {
     let ground = Ground::new();
     let build = ground.upload(counting(5, "good")).await;
-    let added = ground.activate("policy", "fresh", &build).await.ok();
+    // A name that nobody has is a slip more often, and is answered with those that there are.
+    let detail = ground
+        .activate("policy", "countin", &build)
+        .await
+        .problem(404);
+    assert!(
+        detail.starts_with("No policy is called `countin`; did you mean `counting`?")
+            && detail.contains("--new"),
+        "{detail}"
+    );
+    let added = ground.add("policy", "fresh", &build).await.ok();
     assert_eq!(
         (&added["name"], &added["source"]),
         (&json!("fresh"), &json!("upload"))
@@ -454,13 +471,32 @@ async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() 
         ground.plugin("policy", "fresh").await["component"],
         Value::Null
     );
+    // From then on it is a name like others.
+    let next = ground.upload(counting(6, "good")).await;
+    ground.activate("policy", "fresh", &next).await.ok();
+    ground.roll_back("policy", "fresh").await.ok();
+    let shown = ground.plugin("policy", "fresh").await;
+    assert_eq!(shown["digest"], build.as_str());
+    let rolled = &shown["rolledBack"];
+    assert_eq!(
+        (&rolled[0]["digest"], &rolled[0]["by"], &rolled[1]),
+        (&json!(next), &json!("alice"), &Value::Null),
+        "{rolled}"
+    );
+    assert!(rolled[0]["at"].is_string(), "{rolled}");
+    let back = format!("a plugin's build was rolled back (sha256:{next})");
+    ground.host.says(&back).await;
+    let log = ground.host.log();
+    let line = log.lines().find(|line| line.contains(&back));
+    assert!(line.unwrap().contains("by=\"alice\""), "{line:?}");
     let gone = ground.roll_back("policy", "fresh").await.ok();
     assert_eq!(gone["digest"], Value::Null);
     let refused = ground
         .host
         .post("bob", "/api/v1/sessions", task(0, "fresh"))
         .await;
-    refused.refused(400, "Unknown policy 'fresh'.");
+    let refused = refused.problem(400);
+    assert!(refused.starts_with("Unknown policy 'fresh': "), "{refused}");
 
     let own = ground.upload(adapter()).await;
     let detail = ground.activate("llm", "elsewhere", &own).await.problem(404);
@@ -688,7 +724,7 @@ async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
     }
     for name in ["counting", "nobody", "UPPER"] {
         let status = ground.roll_back("policy", name).await.status;
-        assert!(matches!(status, 409 | 422), "{name}: {status}");
+        assert!(matches!(status, 404 | 409 | 422), "{name}: {status}");
     }
     // What was refused is the last error, until something is loaded.
     ground.activate("llm", "house", &build).await.problem(422);
@@ -815,7 +851,7 @@ async fn an_active_build_that_no_longer_loads_keeps_nobody_from_working() {
     assert_eq!(shown["activated"][0]["digest"], digest(&third).as_str());
     // Nothing else waits for that.
     let fourth = ground.upload(counting(4, "good")).await;
-    ground.activate("policy", "fresh", &fourth).await.ok();
+    ground.add("policy", "fresh", &fourth).await.ok();
     ground.roll_back("policy", "counting").await.ok();
     assert_eq!(ground.list().await["lastError"], Value::Null);
     assert_eq!(ground.begins_with().await, "build-0002");
@@ -902,6 +938,26 @@ async fn the_command_line_does_the_same() {
     );
     let out = ok(&["plugin", "rollback", "policy", "counting"]);
     assert!(out.contains("is build-0001"), "{out}");
+    let out = ok(&["plugin", "list"]);
+    let rolled = format!("by command-line: sha256:{second}");
+    assert!(
+        out.contains("rolled back at ") && out.contains(&rolled),
+        "{out}"
+    );
+    let (code, _, err) = lucid(
+        &["plugin", "activate", "policy", "cuonting", &second],
+        &here,
+    );
+    assert!(
+        code == Some(1) && err.contains("did you mean `counting`?") && err.contains("--new"),
+        "{err}"
+    );
+    let out = ok(&["plugin", "activate", "policy", "another", &second, "--new"]);
+    assert!(
+        out.contains("The policy plugin another is build-0002"),
+        "{out}"
+    );
+    ok(&["plugin", "rollback", "policy", "another"]);
     let out = ok(&["plugin", "upload", "next.wasm", "--activate", "counting"]);
     assert!(
         out.contains("The policy plugin counting is build-0002"),
@@ -984,7 +1040,7 @@ async fn the_command_line_does_the_same() {
 async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
     let ground = Ground::new();
     let build = ground.upload(HOSTILE.to_vec()).await;
-    ground.activate("policy", "hostile", &build).await.ok();
+    ground.add("policy", "hostile", &build).await.ok();
     let mut socket = Socket::open(
         &ground.host,
         "bob",
@@ -1097,7 +1153,8 @@ async fn on_a_full_disk_an_upload_is_refused_and_what_is_there_stays() {
         "{list}"
     );
     // The half of it is gone, so there is room for what is small.
-    let body = json!({ "digest": kept[0] }).to_string().into_bytes();
+    let body = json!({ "digest": kept[0], "new": true });
+    let body = body.to_string().into_bytes();
     let path = "/policy/counting/activate";
     let (status, answer) = host.ask("POST", path, "application/json", body).await;
     assert_eq!(

@@ -121,6 +121,9 @@ impl Ground {
     async fn activate(&self, name: &str, build: &str, share: Option<u32>) -> Answer {
         let path = format!("/policy/{name}/activate");
         let mut body = json!({"digest": build});
+        if name != "counting" {
+            body["new"] = true.into();
+        }
         if let Some(share) = share {
             body["share"] = share.into();
         }
@@ -306,14 +309,14 @@ async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
             "nobody",
             json!({"digest": build}),
             404,
-            "no policy of this name",
+            "There is no policy plugin",
         ),
         (
             "policy",
             "..%2f..%2fx",
             json!({"digest": build}),
             404,
-            "no policy of this name",
+            "There is no policy plugin",
         ),
         (
             "llm",
@@ -461,7 +464,7 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
     assert_eq!(code, Some(1), "{out}");
     let (code, _, err) = lucid(&["plugin", "shadow", "nobody", &buggy]);
     assert_eq!(code, Some(1));
-    assert!(err.contains("no policy of this name"), "{err}");
+    assert!(err.contains("There is no policy plugin"), "{err}");
     let (code, _, _) = lucid(&["plugin", "shadow", "counting", &buggy, "--sessions", "201"]);
     assert_eq!(code, Some(2));
 }
@@ -657,7 +660,7 @@ async fn a_share_that_cannot_be_is_refused_and_changes_nothing() {
         (
             "policy",
             "fresh",
-            json!({"digest": second, "share": 10}),
+            json!({"digest": second, "share": 10, "new": true}),
             409,
             "no active build",
         ),

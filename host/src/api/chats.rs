@@ -23,7 +23,7 @@ pub(super) struct PageQuery {
     #[param(minimum = 1, maximum = 100, default = 50)]
     limit: i64,
     /// How many to pass over.
-    #[param(minimum = 0, default = 0)]
+    #[param(minimum = 0, maximum = 4_294_967_295_u64, default = 0)]
     offset: i64,
 }
 
@@ -141,7 +141,7 @@ impl From<ChatMessage> for MessageView {
 /// Newest first, by `updatedAt`.
 #[utoipa::path(
     get, path = "/api/v1/chats", tag = "chats", params(PageQuery),
-    responses((status = 200, body = ChatsView), (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 422, body = Problem)),
+    responses((status = 200, body = ChatsView), (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 422, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn list(
@@ -165,7 +165,7 @@ pub(super) async fn list(
 /// The id is a chat's, not a session's.
 #[utoipa::path(
     get, path = "/api/v1/chats/{id}", tag = "chats", params(("id" = String, Path, description = "The chat")),
-    responses((status = 200, body = WholeChatView), (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
+    responses((status = 200, body = WholeChatView), (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn get(
@@ -187,9 +187,8 @@ pub(super) async fn get(
 
 /// A new title.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(super) struct NewTitle {
-    #[schema(required)]
+    #[schema(required, nullable = false, pattern = r"\S")]
     title: Option<String>,
 }
 
@@ -208,8 +207,8 @@ pub(super) struct RenamedView {
     request_body = NewTitle,
     responses(
         (status = 200, body = RenamedView),
-        (status = 400, description = "No title", body = Problem),
-        (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem),
+        (status = 400, description = "No title, or the body is not JSON", body = Problem),
+        (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem),
         (status = 404, body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -252,7 +251,7 @@ pub(super) struct DeletedView {
 /// Its messages go with it; a session that is alive is not stopped.
 #[utoipa::path(
     delete, path = "/api/v1/chats/{id}", tag = "chats", params(("id" = String, Path, description = "The chat")),
-    responses((status = 200, body = DeletedView), (status = 401, body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
+    responses((status = 200, body = DeletedView), (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn delete(
@@ -280,7 +279,7 @@ impl From<RecordError> for Problem {
             RecordError::Unavailable { .. }
             | RecordError::NoServiceKey
             | RecordError::Key { .. }
-            | RecordError::Schema => Self::unavailable(sentence),
+            | RecordError::Schema(_) => Self::unavailable(sentence),
             RecordError::NoUser => Self::conflict(sentence),
             RecordError::Token => Self::unauthorized(sentence),
             RecordError::Refused { .. } => Self::bad_gateway(sentence),

@@ -29,10 +29,32 @@ pub(super) struct TreeQuery {
 /// A workspace's tree.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TreeView {
-    /// Nodes: `name`, `type` (`file` or `folder`), `path` (from the workspace's root, as in
-    /// `/src/a.py`), and `children` on folders.
-    #[schema(value_type = Vec<Object>, example = json!([{"name": "a.py", "type": "file", "path": "/a.py"}]))]
+    #[schema(value_type = Vec<NodeView>, example = json!([{"name": "a.py", "type": "file", "path": "/a.py"}]))]
     tree: Vec<Node>,
+}
+
+/// How a [`Node`] is written.
+#[derive(ToSchema)]
+#[schema(no_recursion)]
+#[expect(dead_code, reason = "it only describes")]
+struct NodeView {
+    name: String,
+    #[schema(rename = "type", inline)]
+    kind: NodeKindView,
+    /// From the workspace's root, as in `/src/a.py`.
+    path: String,
+    /// What is in a folder; absent on files.
+    #[schema(nullable = false)]
+    children: Option<Vec<NodeView>>,
+}
+
+/// How a node's kind is written.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it only describes")]
+enum NodeKindView {
+    File,
+    Folder,
 }
 
 /// List a workspace
@@ -82,7 +104,7 @@ pub(super) struct FileView {
     get, path = "/api/v1/files/read", tag = "files", params(FileQuery),
     responses(
         (status = 200, body = FileView),
-        (status = 400, description = "The path leaves the workspace", body = Problem),
+        (status = 400, description = "The path leaves the workspace, or is not a file's", body = Problem),
         (status = 401, body = Problem),
         (status = 403, description = "Another user's session", body = Problem),
         (status = 404, body = Problem),

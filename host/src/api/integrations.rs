@@ -28,7 +28,7 @@ pub(super) struct Connect {
     #[schema(example = "github")]
     provider: String,
     /// A token of the account. It is tried before it is kept.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = r"\S")]
     token: Secret,
     /// The web address of a GitLab of one's own.
     gitlab_url: Option<String>,
@@ -134,15 +134,18 @@ impl From<Repository> for RepositoryView {
 /// A change to open.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = NewChange)]
 pub(super) struct OpenChange {
     /// The repository, as git knows it.
     #[schema(example = "https://github.com/team/project.git")]
     repo_url: String,
     /// The branch that has the work.
+    #[schema(pattern = r"\S")]
     branch: String,
     /// The branch it is to go to: `main` where none is given.
     base_branch: Option<String>,
     /// One line.
+    #[schema(pattern = r"\S")]
     title: String,
     /// Markdown.
     body: Option<String>,
@@ -177,9 +180,9 @@ pub(super) struct ChangeView {
     post, path = "/api/v1/integrations", tag = "integrations", request_body = Connect,
     responses(
         (status = 200, body = ConnectedView),
-        (status = 400, description = "No such provider", body = Problem),
+        (status = 400, description = "No such provider, or the body is not JSON", body = Problem),
         (status = 401, body = Problem),
-        (status = 422, description = "The provider refuses the token", body = Problem),
+        (status = 422, description = "The provider refuses the token, or the body does not fit", body = Problem),
         (status = 502, description = "The provider fails", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -209,7 +212,11 @@ pub(super) async fn connect(
 /// List the caller's git accounts
 #[utoipa::path(
     get, path = "/api/v1/integrations", tag = "integrations",
-    responses((status = 200, body = IntegrationsView), (status = 401, body = Problem)),
+    responses(
+        (status = 200, body = IntegrationsView),
+        (status = 401, body = Problem),
+        (status = 502, description = "The store refuses", body = Problem),
+    ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn list(
@@ -226,7 +233,12 @@ pub(super) async fn list(
 #[utoipa::path(
     delete, path = "/api/v1/integrations/{provider}", tag = "integrations",
     params(("provider" = String, Path, description = "The git provider")),
-    responses((status = 200, body = DisconnectedView), (status = 401, body = Problem), (status = 404, body = Problem)),
+    responses(
+        (status = 200, body = DisconnectedView),
+        (status = 401, body = Problem),
+        (status = 404, description = "No account is connected", body = Problem),
+        (status = 502, description = "The store refuses", body = Problem),
+    ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn disconnect(
@@ -255,6 +267,8 @@ pub(super) async fn disconnect(
         (status = 400, description = "No such provider", body = Problem),
         (status = 401, body = Problem),
         (status = 404, description = "No account is connected", body = Problem),
+        (status = 409, description = "The account's row does not open", body = Problem),
+        (status = 422, description = "The provider refuses the token, or its address is refused", body = Problem),
         (status = 502, description = "The provider fails", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -281,9 +295,10 @@ pub(super) async fn repositories(
     params(("provider" = String, Path, description = "The git provider")),
     responses(
         (status = 200, body = ChangeView),
-        (status = 400, description = "No such provider", body = Problem),
+        (status = 400, description = "No such provider, or the body is not JSON", body = Problem),
         (status = 401, body = Problem),
         (status = 404, description = "No account is connected", body = Problem),
+        (status = 409, description = "The account's row does not open", body = Problem),
         (status = 422, description = "The repository is on another server, or a field is missing", body = Problem),
         (status = 502, description = "The provider fails, or says no", body = Problem),
     ),

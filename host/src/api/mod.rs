@@ -7,6 +7,7 @@
 pub mod problem;
 
 mod chats;
+mod description;
 mod downloads;
 mod files;
 mod integrations;
@@ -37,10 +38,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
+use self::description::Description;
 use self::downloads::Archives;
 pub use self::plugins::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LimitsView,
-    LoadedView, PluginsView, ProbationView, ProblemView, TakenBackView,
+    LoadedView, LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView,
+    TakenBackView,
 };
 use self::problem::Problem;
 pub use self::root::{About, PluginView};
@@ -118,49 +121,6 @@ impl FromRef<Api> for Arc<Authenticator> {
     }
 }
 
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "Lucid",
-        description = "Runs AI coding agents whose policies, models and git providers are WebAssembly components.\n\nA *session* is live work; a *chat* is its record. The WebSocket at `/api/v1/ws` starts sessions and shows what they do.",
-    ),
-    modifiers(&Schemes),
-    components(schemas(Problem)),
-    tags(
-        (name = "status", description = "What this server is, without authentication"),
-        (name = "sessions", description = "Live work"),
-        (name = "chats", description = "The record of the work"),
-        (name = "files", description = "The workspace of a session"),
-        (name = "integrations", description = "The caller's git accounts"),
-        (name = "plugins", description = "The deployment's plugins, for its administrators: the internal key, or a token with the claim `lucid_admin`"),
-    ),
-)]
-struct Description;
-
-/// The two ways of authentication, for the description.
-struct Schemes;
-
-impl utoipa::Modify for Schemes {
-    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
-        use utoipa::openapi::security::{
-            ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme,
-        };
-        let bearer = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .bearer_format("JWT")
-            .build();
-        let components = api.components.get_or_insert_with(Default::default);
-        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
-        for (name, header) in [
-            ("internal_user", "X-User-ID"),
-            ("internal_key", "X-Internal-Key"),
-        ] {
-            let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(header)));
-            components.add_security_scheme(name, scheme);
-        }
-    }
-}
-
 /// All routes, described. What each does is in the file of its group.
 fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
@@ -189,6 +149,7 @@ fn described() -> OpenApiRouter<Api> {
 /// The whole router, ready to be served.
 pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
     let (router, description) = described().split_for_parts();
+    let description = description::completed(description);
     router
         .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
         .fallback(problem::no_such_route)

@@ -41,6 +41,22 @@ pub struct PluginsView {
     pub last_error: Option<LastErrorView>,
     /// What the operator should know. A sentence each.
     pub warnings: Vec<String>,
+    /// What is being fetched, loaded or compiled at this moment.
+    pub loading: Vec<LoadingView>,
+}
+
+/// Work that goes on.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadingView {
+    /// A plugin's name, or words such as `the deployment`.
+    #[schema(example = "coder")]
+    pub what: String,
+    /// `fetching`, `loading` or `compiling`.
+    #[schema(example = "compiling")]
+    pub doing: &'static str,
+    /// Since when.
+    pub since: String,
 }
 
 /// A loaded plugin, and how it does.
@@ -90,6 +106,8 @@ pub struct LoadedView {
     pub probation: Option<ProbationView>,
     /// The last builds that were taken back by themselves, the newest first.
     pub taken_back: Vec<TakenBackView>,
+    /// The last builds that somebody rolled back, the newest first.
+    pub rolled_back: Vec<RolledBackView>,
 }
 
 /// A build that a share of new sessions gets.
@@ -141,6 +159,18 @@ pub struct TakenBackView {
     pub at: String,
     /// A sentence with the figures.
     pub why: String,
+}
+
+/// A build that somebody rolled back.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolledBackView {
+    /// SHA-256 in lower-case hex.
+    pub digest: String,
+    /// Who did it.
+    pub by: String,
+    /// When.
+    pub at: String,
 }
 
 /// What a plugin may do.
@@ -349,11 +379,16 @@ impl From<&AnyPlugin> for UploadedView {
 /// its digest. No session runs on it before it is activated.
 #[utoipa::path(
     post, path = "/api/v1/plugins", tag = "plugins",
-    request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component"),
+    request_body(
+        content((Vec<u8> = "application/wasm"), (Vec<u8> = "application/octet-stream")),
+        description = "The component",
+    ),
     responses(
         (status = 200, body = UploadedView),
+        (status = 400, description = "It did not arrive whole", body = Problem),
         (status = 401, body = Problem),
         (status = 403, description = "Not an administrator", body = Problem),
+        (status = 408, description = "It took too long to arrive", body = Problem),
         (status = 413, description = "Larger than any component may be", body = Problem),
         (status = 415, description = "Neither application/wasm nor application/octet-stream", body = Problem),
         (status = 422, description = "No plugin, or one that this host does not let in", body = Problem),
@@ -421,11 +456,16 @@ fn too_large(largest: usize) -> Problem {
 #[serde(deny_unknown_fields)]
 pub(super) struct Activate {
     /// SHA-256 in hex, with or without `sha256:` before it.
+    #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
     digest: String,
     /// Of a hundred new sessions, 1 to 99; all where there is none. Only of a policy.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 99)]
     share: Option<u8>,
+    /// The policy may be one under a name that nobody has yet. Without it such a name is refused, since it
+    /// is a slip more often.
+    #[serde(default)]
+    new: bool,
 }
 
 /// What holds by now.
@@ -452,8 +492,8 @@ pub(super) struct ChangedView {
 ///
 /// It takes the place of the component that the manifest names for that plugin, also over restarts;
 /// settings, limits, address and key stay the manifest's. It is loaded first, and where it cannot be
-/// nothing changes. A policy may have a name that the manifest does not have: it is offered then with no
-/// settings.
+/// nothing changes. With `new` a policy may have a name that the manifest does not have: it is offered then
+/// with no settings.
 ///
 /// With `share` it is a candidate beside the active build: so many of a hundred new sessions get it and
 /// keep it. Without, it has all, and a candidate of the same policy has none any more. A policy's new
@@ -469,9 +509,10 @@ pub(super) struct ChangedView {
         (status = 200, body = ChangedView),
         (status = 401, body = Problem),
         (status = 403, description = "Not an administrator", body = Problem),
-        (status = 404, description = "No such plugin, or no such upload", body = Problem),
+        (status = 404, description = "No such plugin, and not said to be `new`; or no such upload", body = Problem),
         (status = 409, description = "It has all new sessions already, or there is none that could have the rest", body = Problem),
-        (status = 422, description = "It cannot be loaded, or the share is none; nothing changed", body = Problem),
+        (status = 422, description = "It cannot be loaded, the share is none, or the body does not fit; nothing changed", body = Problem),
+        (status = 507, description = "No room to write down what is active", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -483,8 +524,12 @@ pub(super) async fn activate(
 ) -> Result<Json<ChangedView>, Problem> {
     let kind = kind_of(&kind)?;
     let digest = digest_of(&request.digest)?;
-    let (by, share) = (who.to_string(), request.share);
-    let change = Change::Activate { digest, by, share };
+    let change = Change::Activate {
+        digest,
+        by: who.to_string(),
+        share: request.share,
+        new: request.new,
+    };
     changed(&api, kind, name, change).await
 }
 
@@ -502,18 +547,20 @@ pub(super) async fn activate(
         (status = 200, body = ChangedView),
         (status = 401, body = Problem),
         (status = 403, description = "Not an administrator", body = Problem),
-        (status = 404, description = "No such kind of plugin", body = Problem),
+        (status = 404, description = "No such plugin", body = Problem),
         (status = 409, description = "No uploaded build is active", body = Problem),
         (status = 422, description = "The one before cannot be loaded; nothing changed", body = Problem),
+        (status = 507, description = "No room to write down what is active", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn roll_back(
     State(api): State<Api>,
-    _who: Admin,
+    Admin(who): Admin,
     Path((kind, name)): Path<(String, String)>,
 ) -> Result<Json<ChangedView>, Problem> {
-    changed(&api, kind_of(&kind)?, name, Change::RollBack).await
+    let by = who.to_string();
+    changed(&api, kind_of(&kind)?, name, Change::RollBack { by }).await
 }
 
 async fn changed(
@@ -603,9 +650,10 @@ impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let detail = format!("{error}.");
         match &error {
-            ChangeError::NoSuchPlugin { .. } | ChangeError::NotUploaded(_) => {
-                Self::not_found(detail)
-            }
+            ChangeError::NoSuchPlugin { .. }
+            | ChangeError::Nobody { .. }
+            | ChangeError::NotNew { .. }
+            | ChangeError::NotUploaded(_) => Self::not_found(detail),
             ChangeError::NoName
             | ChangeError::NoShare
             | ChangeError::WrongShare

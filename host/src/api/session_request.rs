@@ -17,7 +17,12 @@ use crate::session::{NewSession, OpenChange};
 #[serde(rename_all = "camelCase")]
 pub(super) struct SessionRequest {
     /// What to do.
-    #[schema(required, example = "Fix the failing test")]
+    #[schema(
+        required,
+        nullable = false,
+        pattern = r"\S",
+        example = "Fix the failing test"
+    )]
     task: Option<String>,
     /// A repository to clone into the workspace. It may hold a credential, so it is printed as little as
     /// one.
@@ -43,11 +48,12 @@ pub(super) struct SessionRequest {
     /// `provider/model`.
     model: Option<String>,
     /// The most tokens the session may use; the deployment's own limit holds as well.
-    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "tokens")]
+    #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
     token_limit: Option<u64>,
     /// The most the session may cost, in US dollars; the deployment's own limit holds as well.
     #[serde(default, deserialize_with = "dollars")]
-    #[schema(value_type = Option<f64>, example = 2.5)]
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 1_000_000_000, example = 2.5)]
     cost_limit: Option<u64>,
     /// The user's own key for that provider.
     #[serde(rename = "api_key")]
@@ -102,6 +108,17 @@ impl SessionRequest {
             open_change: self.open_change,
         })
     }
+}
+
+/// The largest number that every JSON parser reads as it is written.
+const MOST_TOKENS: u64 = (1 << 53) - 1;
+
+fn tokens<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let tokens = Option::<u64>::deserialize(from)?;
+    if tokens.is_some_and(|tokens| tokens > MOST_TOKENS) {
+        return Err(D::Error::custom("not a number of tokens"));
+    }
+    Ok(tokens)
 }
 
 /// Dollars, kept in millionths.
@@ -199,6 +216,8 @@ mod tests {
             r#"{"costLimit":-1}"#,
             r#"{"costLimit":"1"}"#,
             r#"{"tokenLimit":1.5}"#,
+            r#"{"tokenLimit":-1}"#,
+            r#"{"tokenLimit":9007199254740992}"#,
         ] {
             assert!(
                 serde_json::from_str::<SessionRequest>(wrong).is_err(),

@@ -45,9 +45,9 @@ pub(super) struct CreatedView {
     post, path = "/api/v1/sessions", tag = "sessions", request_body = SessionRequest,
     responses(
         (status = 200, body = CreatedView),
-        (status = 400, description = "Unknown provider, or no key for it", body = Problem),
+        (status = 400, description = "Unknown provider, model or policy, no key for it, or a repository that is refused; or the body is not JSON", body = Problem),
         (status = 401, description = "Not authenticated, or the provider refused the key", body = Problem),
-        (status = 422, description = "No task", body = Problem),
+        (status = 422, description = "No task, or the body does not fit", body = Problem),
         (status = 429, description = "The caller has as many sessions as they may", body = Problem),
         (status = 503, description = "Nothing to run commands in, no room on the disk, or the log cannot be written: with `Retry-After` where that passes", body = Problem),
     ),
@@ -321,12 +321,12 @@ impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         let detail = error.to_string();
         match &error {
-            CreateError::UnknownProvider(_)
+            CreateError::UnknownProvider(..)
             | CreateError::MissingKey { .. }
             | CreateError::UnknownModel { .. }
             | CreateError::UnpricedModel { .. }
             | CreateError::Repository(_)
-            | CreateError::UnknownPolicy(_) => Self::bad_request(detail),
+            | CreateError::UnknownPolicy(..) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),

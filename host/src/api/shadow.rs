@@ -30,6 +30,7 @@ const MOST_SESSIONS: u64 = 200;
 #[serde(deny_unknown_fields)]
 pub(super) struct Begin {
     /// SHA-256 in hex, with or without `sha256:` before it.
+    #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
     digest: String,
     /// How many sessions, the newest first; 1 to 200.
     #[serde(default = "usual_sessions")]
@@ -245,7 +246,6 @@ impl From<ShadowError> for Problem {
     fn from(error: ShadowError) -> Self {
         match error {
             ShadowError::Change(cause) => cause.into(),
-            none @ ShadowError::NoPolicy => Self::not_found(format!("{none}.")),
             busy @ ShadowError::Busy { .. } => Self::conflict(format!("{busy}.")),
         }
     }

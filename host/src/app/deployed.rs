@@ -109,6 +109,22 @@ impl Deployed {
     pub(crate) fn defaults(&self) -> (&str, String) {
         (self.policies.default(), self.providers.default_model())
     }
+
+    /// What a session gets that names nothing, in words, and whether it can ask a model.
+    pub(crate) fn defaults_in_words(&self) -> (String, bool) {
+        let policy = self.policies.default();
+        let gets = format!("a session that names none gets the policy {policy}");
+        match self.providers.default_to_ask() {
+            Ok((provider, model)) => (
+                format!("{gets}, and the model {model} of {provider} where the policy asks one"),
+                true,
+            ),
+            Err(why) => (
+                format!("{gets}; without a key of its own it can ask no model, since {why}"),
+                false,
+            ),
+        }
+    }
 }
 
 /// What is wrong with one of them is said where the manifest names it.

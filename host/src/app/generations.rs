@@ -26,9 +26,9 @@ use super::depot::{Activation, Candidate, Depot, DepotError, Label, Record, Take
 use super::trial::{Ruling, Trials, Verdict};
 use crate::blobs::Blobs;
 use crate::config::Config;
-use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, is_name};
+use crate::deployment::{Manifest, Problem, Problems, Uploads, Watch, instead, is_name};
 use crate::oci::{Components, Tags};
-use crate::plugins::{AnyError, AnyPlugin, Engine, Kind, Limits, PolicyPlugin};
+use crate::plugins::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugins, PolicyPlugin};
 use crate::session::{Deployment, Generation};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
@@ -74,9 +74,14 @@ pub enum Change {
         by: String,
         /// Of a hundred new sessions, 1 to 99; all where none is said.
         share: Option<u8>,
+        /// It may be a policy under a name that nobody has yet.
+        new: bool,
     },
     /// The one before the one that is active, or the active one alone where a candidate is beside it.
-    RollBack,
+    RollBack {
+        /// Who wants it.
+        by: String,
+    },
     /// A build on probation is worse than the one before. Nothing, where it is not there any more.
     TakeBack {
         /// In lower-case hex.
@@ -102,13 +107,35 @@ pub enum Change {
 pub enum ChangeError {
     /// The deployment has no such plugin.
     #[error(
-        "There is no {kind} plugin `{name}`. A provider needs an entry in the manifest, which says where it is asked and with which key"
+        "There is no {kind} plugin `{name}`; {there}. A provider needs an entry in the manifest, which says where it is asked and with which key"
     )]
     NoSuchPlugin {
         /// Its kind.
         kind: Kind,
         /// What it was called.
         name: String,
+        /// What was probably meant, and which there are.
+        there: String,
+    },
+    /// The deployment has none of that name, and nothing is to be added.
+    #[error("There is no {kind} plugin `{name}`; {there}")]
+    Nobody {
+        /// Its kind.
+        kind: Kind,
+        /// What it was called.
+        name: String,
+        /// What was probably meant, and which there are.
+        there: String,
+    },
+    /// No policy is called so, and nobody said that one should be.
+    #[error(
+        "No policy is called `{name}`; {there}. To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request"
+    )]
+    NotNew {
+        /// What it was called.
+        name: String,
+        /// What was probably meant, and which there are.
+        there: String,
     },
     /// No plugin can be called so.
     #[error(
@@ -169,6 +196,25 @@ pub enum UploadError {
     /// The server goes down.
     #[error("The server goes down, and the component may not have been kept")]
     Interrupted,
+}
+
+impl ChangeError {
+    /// The deployment has none of that name.
+    pub(super) fn nobody(plugins: &Plugins, kind: Kind, name: &str) -> Self {
+        let (name, there) = (name.to_owned(), there(plugins, kind, name));
+        Self::Nobody { kind, name, there }
+    }
+}
+
+/// What was probably meant by a name that nobody has, and which there are.
+fn there(plugins: &Plugins, kind: Kind, name: &str) -> String {
+    let list = plugins.list();
+    let of_kind: Vec<&str> = list
+        .iter()
+        .filter(|one| one.kind == kind)
+        .map(|one| one.name.as_str())
+        .collect();
+    instead(name, of_kind.iter().copied())
 }
 
 fn shown(problems: &Problems) -> String {
@@ -371,6 +417,7 @@ impl Generations {
             ..
         } = &*self.0;
         let turn = self.0.turn.lock().await;
+        let _work = engine.works().begin(name, Doing::Loading);
         let writer = self.writer().await?;
         let mut record = depot.record()?;
         let before = self.now();
@@ -378,11 +425,21 @@ impl Generations {
         // somebody has put that right.
         let manifest = &before.deployed.manifest;
         let (back, what, by) = match change {
-            Change::Activate { digest, by, share } => {
+            Change::Activate {
+                digest,
+                by,
+                share,
+                new,
+            } => {
                 let known = manifest.names(kind, name);
+                let plugins = &before.deployed.plugins;
                 if !known && kind != Kind::Policy {
-                    let name = name.to_owned();
-                    return Err(ChangeError::NoSuchPlugin { kind, name });
+                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
+                    return Err(ChangeError::NoSuchPlugin { kind, name, there });
+                }
+                if !known && !new && plugins.policy(name).is_none() {
+                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
+                    return Err(ChangeError::NotNew { name, there });
                 }
                 if !depot.has(&digest) {
                     return Err(ChangeError::NotUploaded(digest));
@@ -411,12 +468,21 @@ impl Generations {
                     }
                 }
             }
-            Change::RollBack => {
-                if record.pop(kind, name).is_none() {
+            Change::RollBack { by } => {
+                let Some(taken) = record.roll_back(kind, name, &by, Utc::now()) else {
+                    let plugins = &before.deployed.plugins;
+                    if !plugins
+                        .list()
+                        .iter()
+                        .any(|one| one.kind == kind && one.name == name)
+                    {
+                        return Err(ChangeError::nobody(plugins, kind, name));
+                    }
                     let name = name.to_owned();
                     return Err(ChangeError::NothingActive { kind, name });
-                }
-                (true, "rolled back".to_owned(), String::new())
+                };
+                let what = format!("rolled back (sha256:{})", taken.build().digest);
+                (true, what, by)
             }
             Change::TakeBack { digest, since, why } => {
                 let what = format!("taken back by itself (sha256:{digest}): {why}");
@@ -447,7 +513,9 @@ impl Generations {
             match Box::pin(made).await {
                 Ok(deployed) => break (deployed, digest),
                 // A rollback is to get away from a build, to the nearest one before it that works.
-                Err(problems) if back && record.pop(kind, name).is_some() => {
+                Err(problems)
+                    if back && record.roll_back(kind, name, &by, Utc::now()).is_some() =>
+                {
                     for problem in problems.iter() {
                         tracing::error!("a rollback passes a build over: {problem}");
                     }
@@ -490,6 +558,8 @@ impl Generations {
     /// What the manifest's file says by now, its components from registries fetched. Not while the turn
     /// is held, since a registry may take its time.
     async fn manifest(&self, tags: Tags) -> Result<Arc<Manifest>, Problems> {
+        let works = self.0.engine.works();
+        let _work = works.begin("the manifest's components", Doing::Fetching);
         let config = self.0.config.clone();
         let found = tokio::task::spawn_blocking(move || Manifest::find(&config)).await;
         match found {
@@ -520,6 +590,7 @@ impl Generations {
             trials,
             ..
         } = &*self.0;
+        let _work = engine.works().begin("the deployment", Doing::Loading);
         let before = self.now();
         let known = Some(&*before.deployed);
         let found = found.and_then(|manifest| match &before.deployed.manifest.path {

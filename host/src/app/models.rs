@@ -23,7 +23,7 @@ use self::served::Served;
 use self::site::{COMPATIBLE, Site};
 use crate::blobs::Blobs;
 use crate::config::{Config, ModelSettings};
-use crate::deployment::{At, LoadedProvider, Manifest, Problem, Problems};
+use crate::deployment::{At, LoadedProvider, Manifest, Problem, Problems, instead};
 use crate::egress::{Egress, EgressLimits, Injection};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::types::{Error, ErrorKind, Usage};
@@ -145,6 +145,20 @@ impl Providers {
         model.unwrap_or_default().to_owned()
     }
 
+    /// The default provider and its model, or why a session that brings no key of its own cannot ask it.
+    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), String> {
+        let Some(served) = self.named(&self.default) else {
+            return Err(format!("there is no provider `{}`", self.default));
+        };
+        if !served.usable(false) {
+            return Err(format!("{} is not set", served.variable));
+        }
+        match served.choice.default() {
+            Some(model) => Ok((&served.name, model)),
+            None => Err(format!("nothing says which model of `{}`", served.name)),
+        }
+    }
+
     /// What a provider is given: where it is asked, with which key, and for which models.
     pub(super) fn grants(&self, name: &str) -> Option<Grants> {
         let served = self.named(name)?;
@@ -178,7 +192,12 @@ impl Providers {
         provider: Option<&str>,
         model: Option<&'a str>,
     ) -> Result<(&'a Arc<Served>, Option<&'a str>), CreateError> {
-        let unknown = |name: &str| CreateError::UnknownProvider(name.chars().take(SHOWN).collect());
+        let unknown = |name: &str| {
+            let there = self.all.iter().map(|served| served.name.as_str());
+            let name: String = name.chars().take(SHOWN).collect();
+            let there = instead(&name, there);
+            CreateError::UnknownProvider(name, there)
+        };
         if let Some(name) = provider {
             return Ok((self.named(name).ok_or_else(|| unknown(name))?, model));
         }

@@ -12,11 +12,11 @@ use super::depot::{Activation, Kept, Record};
 use super::generations::{Generations, Now};
 use crate::api::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LoadedView,
-    PluginsView, ProbationView, ProblemView, TakenBackView,
+    LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView, TakenBackView,
 };
 use crate::deployment::{Manifest, Role, Source, Upload};
 use crate::egress::Injection;
-use crate::plugins::{AnyPlugin, Kind};
+use crate::plugins::{AnyPlugin, Kind, Work};
 use crate::session::{Runs, Sessions};
 
 impl Generations {
@@ -41,6 +41,7 @@ impl Generations {
             uploads: depot.kept().into_iter().map(kept).collect(),
             last_error: last_error(&now),
             warnings,
+            loading: self.engine().works().list().into_iter().map(work).collect(),
         }
     }
 
@@ -98,6 +99,7 @@ fn loaded(
     let candidate = is_policy.then(|| candidate_view(now, name, record, &mut other_builds));
     let probation = is_policy.then(|| now.deployed.policies.tried(name));
     let taken_back = record.taken_back(kind, name).iter().rev();
+    let rolled_back = record.rolled_back(kind, name).iter().rev();
     let activated = record.builds(kind, name).iter().rev();
     LoadedView {
         kind: kind.to_string(),
@@ -131,6 +133,21 @@ fn loaded(
                 why: taken.why.clone(),
             })
             .collect(),
+        rolled_back: rolled_back
+            .map(|rolled| RolledBackView {
+                digest: rolled.digest.clone(),
+                by: rolled.by.clone(),
+                at: shown(rolled.at.into()),
+            })
+            .collect(),
+    }
+}
+
+fn work(work: Work) -> LoadingView {
+    LoadingView {
+        what: work.what,
+        doing: work.doing.name(),
+        since: shown(work.since),
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::trial::{Counts, Trial, Trials, Tried};
 use crate::config::{Config, DefaultPolicy};
-use crate::deployment::{LoadedBeside, LoadedPolicy, Manifest, Problem, Role};
+use crate::deployment::{LoadedBeside, LoadedPolicy, Manifest, Problem, Role, instead};
 use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::plugins::{Kind, PolicyPlugin};
 use crate::session::{CreateError, Drawn, Policies, Policy, PolicyInfo, Share, Stepped, Took};
@@ -214,7 +214,12 @@ fn fitting(
 impl Offered {
     fn builds(&self, name: Option<&str>) -> Result<&Builds, CreateError> {
         let name = name.unwrap_or(&self.default);
-        let unknown = || CreateError::UnknownPolicy(name.chars().take(SHOWN).collect());
+        let unknown = || {
+            let there = self.by_name.keys().map(String::as_str);
+            let name: String = name.chars().take(SHOWN).collect();
+            let there = instead(&name, there);
+            CreateError::UnknownPolicy(name, there)
+        };
         self.by_name.get(name).ok_or_else(unknown)
     }
 }

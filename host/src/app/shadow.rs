@@ -64,9 +64,6 @@ impl Shadow {
 /// Why no build is shadowed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShadowError {
-    /// There is nothing to set it beside.
-    #[error("The deployment has no policy of this name, so there are no sessions to replay")]
-    NoPolicy,
     /// As it could not be activated.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -105,7 +102,8 @@ impl Shadows {
     ) -> Result<Arc<Shadow>, ShadowError> {
         let now = generations.now();
         let Some(beside) = now.deployed.plugins.policy(name) else {
-            return Err(ShadowError::NoPolicy);
+            let plugins = &now.deployed.plugins;
+            return Err(ChangeError::nobody(plugins, Kind::Policy, name).into());
         };
         if !generations.depot().has(digest) {
             return Err(ChangeError::NotUploaded(digest.to_owned()).into());

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::doctor::token_ways;
+use super::report::{Level, say};
 use super::screen::one_line;
 use super::{failed, wrong, wrong_manifest};
 use crate::app::{self, Folders, StartError};
@@ -27,8 +28,8 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
         Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
         Err(error) => return failed(&error.to_string()),
     };
-    for warning in config.warnings.iter().chain(&deployed.warnings) {
-        eprintln!("{}", one_line(&format!("warning: {warning}")));
+    for warning in config.notes().iter().chain(&deployed.warnings) {
+        say(Level::Warn, &format!("warning: {warning}"));
     }
     match &deployed.manifest.path {
         Some(path) => println!("{} is fine.", one_line(&path.display().to_string())),
@@ -44,9 +45,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
             plugin.digest
         );
     }
-    let (policy, model) = deployed.defaults();
-    println!(
-        "A session that names none gets the policy {policy}, and the model {model} where the policy asks one."
-    );
+    let (gets, _) = deployed.defaults_in_words();
+    println!("{}.", one_line(&gets).replacen('a', "A", 1));
     ExitCode::SUCCESS
 }

@@ -76,8 +76,8 @@ fn settings(report: &mut Report, config: &Config) {
     report.title("Settings");
     report.line(Mark::Good, &token_ways(config));
     report.line(Mark::Good, &format!("listens on {}", config.address()));
-    for warning in &config.warnings {
-        report.line(Mark::Note, warning);
+    for warning in config.notes() {
+        report.line(Mark::Note, &warning);
     }
 }
 
@@ -295,8 +295,8 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
     for warning in &deployed.warnings {
         report.line(Mark::Note, warning);
     }
-    let (policy, model) = deployed.defaults();
-    report.line(Mark::Good, &format!("a session that names none gets the policy {policy}, and the model {model} where the policy asks one"));
+    let (gets, asks) = deployed.defaults_in_words();
+    report.line(if asks { Mark::Good } else { Mark::Note }, &gets);
 }
 
 fn keys(report: &mut Report, config: &Config) {

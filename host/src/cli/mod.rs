@@ -7,6 +7,7 @@ mod check;
 mod core_dump;
 mod doctor;
 mod plugin;
+mod report;
 mod run;
 mod screen;
 mod serve;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use self::report::{Level, say};
 use crate::auth::{Authenticator, IssueError, UserId};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::deployment::{self, Problems};
@@ -127,7 +129,11 @@ const WRONG: u8 = 2;
 pub fn main() -> ExitCode {
     // Before a key is read.
     core_dump::forbid();
-    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    report::begin();
+    let command = match Cli::try_parse() {
+        Ok(parsed) => parsed.command.unwrap_or(Command::Serve),
+        Err(error) => return report::usage(&error),
+    };
     if let Command::Manifest(args) = &command {
         print!("{}", args.what.text());
         return ExitCode::SUCCESS;
@@ -188,7 +194,7 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error @ IssueError::User) => {
-            eprintln!("--user cannot be used: {error}.");
+            say(Level::Error, &format!("--user cannot be used: {error}."));
             ExitCode::from(WRONG)
         }
         Err(error) => failed(&format!("There is no token: {error}.")),
@@ -197,21 +203,21 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
 
 /// One line for the operator.
 fn wrong(error: &ConfigError) -> ExitCode {
-    eprintln!("{}", screen::one_line(&error.to_string()));
+    say(Level::Error, &error.to_string());
     ExitCode::from(WRONG)
 }
 
 /// What is wrong with a deployment, a line each.
 fn wrong_manifest(problems: &Problems) -> ExitCode {
     for problem in problems.iter() {
-        eprintln!("{}", screen::one_line(&problem.to_string()));
+        say(Level::Error, &problem.to_string());
     }
     ExitCode::from(WRONG)
 }
 
 /// One line for whoever waits.
 fn failed(sentence: &str) -> ExitCode {
-    eprintln!("{}", screen::one_line(sentence));
+    say(Level::Error, sentence);
     ExitCode::FAILURE
 }
 

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{WRONG, failed, screen, wrong};
+use crate::cli::report::is_json;
 use crate::config::Config;
 use crate::plugins::{Engine, EngineError, EngineOptions, Kind};
 
@@ -134,13 +135,17 @@ enum Lang {
 /// Does it.
 pub(super) fn main(args: PluginArgs) -> ExitCode {
     // A plugin's own log lines are for its author.
-    let _ = tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off")),
         )
-        .with_writer(std::io::stderr)
-        .try_init();
+        .with_writer(std::io::stderr);
+    let _ = if is_json() {
+        builder.json().try_init()
+    } else {
+        builder.try_init()
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

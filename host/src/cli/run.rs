@@ -27,6 +27,9 @@ const END: Duration = Duration::from_secs(15);
 
 /// Works on one task.
 pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
+    for warning in config.notes() {
+        tracing::warn!("{warning}");
+    }
     // The one who types is the operator, and may name any model.
     config.models.typed_provider = args.provider.as_deref().map(str::to_lowercase);
     config.models.typed_model = args.model;
@@ -59,7 +62,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     };
     let session = match app.sessions().create(new).await {
         Ok(session) => session,
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return failed(&error.to_operator()),
     };
     let mut view = View::new();
     let _attached = session.attach();
@@ -131,6 +134,8 @@ async fn watch(session: &Arc<Session>, view: &mut View) -> bool {
 struct View {
     screen: Screen,
     spinner: Option<ProgressBar>,
+    /// What went wrong last, in the words that were shown.
+    last_error: Option<String>,
 }
 
 impl View {
@@ -148,12 +153,13 @@ impl View {
         Self {
             screen: Screen::new(colours(out)),
             spinner,
+            last_error: None,
         }
     }
 
     fn frame(&mut self, frame: &Value) -> Progress {
         let shown = self.screen.show(frame);
-        if !shown.text.is_empty() {
+        if !shown.text.is_empty() && !self.is_said(frame) {
             self.line(&shown.text);
         }
         if let (Some(spinner), Progress::Busy(what)) = (&self.spinner, &shown.progress) {
@@ -161,6 +167,26 @@ impl View {
             spinner.set_message(what.clone());
         }
         shown.progress
+    }
+
+    /// Whether it is the end of a task for a reason that was the last thing shown.
+    fn is_said(&mut self, frame: &Value) -> bool {
+        let is_event = frame["event"] == "error";
+        let reason = if is_event {
+            &frame["content"]
+        } else {
+            &frame["message"]
+        };
+        let reason = reason.as_str().map(str::to_owned);
+        if is_event {
+            self.last_error = reason;
+            return false;
+        }
+        frame["type"] == "error"
+            && self
+                .last_error
+                .take_if(|last| Some(&*last) == reason.as_ref())
+                .is_some()
     }
 
     fn line(&self, text: &str) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use super::report::announce;
 use super::{DAY, failed, interrupted, wrong, wrong_manifest};
 use crate::app::{App, StartError};
 use crate::auth::UserId;
@@ -23,7 +24,7 @@ pub(super) const LOCAL_USER: &str = "local";
 
 /// Serves until it is told to stop.
 pub(super) async fn serve(config: Config) -> ExitCode {
-    for warning in &config.warnings {
+    for warning in config.notes() {
         tracing::warn!("{warning}");
     }
     // First, so that a second server on the same port says so at once.
@@ -108,17 +109,17 @@ async fn run(
 /// What a person needs to begin. The last line says that the server is ready.
 fn welcome(app: &App, address: SocketAddr) {
     if app.config().local {
-        println!(
-            "local mode: neither SUPABASE_JWT_SECRET nor SUPABASE_URL is set, so only this machine can connect"
+        announce(
+            "local mode: neither SUPABASE_JWT_SECRET nor SUPABASE_URL is set, so only this machine can connect",
         );
-        println!("try it at http://{address}/docs");
+        announce(&format!("try it at http://{address}/docs"));
         match app
             .auth()
             .issue_admin(&UserId::from(LOCAL_USER), Duration::from_secs(30 * DAY))
         {
-            Ok(token) => println!("token: {token}"),
+            Ok(token) => announce(&format!("token: {token}")),
             Err(error) => tracing::error!("{error}"),
         }
     }
-    println!("listening on http://{address}");
+    announce(&format!("listening on http://{address}"));
 }

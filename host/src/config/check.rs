@@ -109,13 +109,13 @@ impl Config {
             conversation_timeout: values.parsed(
                 "CONVERSATION_TIMEOUT",
                 Duration::from_secs(1800),
-                "a number of seconds from 1 to 2592000 (30 days)",
+                "a time from 1s to 30d: a number of seconds, or such as 90s, 5m or 1h30m",
                 |text| seconds(text, 1.0, 30.0 * DAY),
             )?,
             session_grace: values.parsed(
                 "SESSION_GRACE_SECONDS",
                 Duration::from_secs(300),
-                "a number of seconds from 0 to 86400 (a day)",
+                "a time from 0 to 1d: a number of seconds, or such as 90s, 5m or 1h30m",
                 |text| seconds(text, 0.0, DAY),
             )?,
             max_sessions_per_user: values.parsed(
@@ -215,7 +215,7 @@ impl Config {
             git_timeout: values.parsed(
                 "GIT_TIMEOUT",
                 Duration::from_secs(600),
-                "a number of seconds from 1 to 86400 (a day)",
+                "a time from 1s to 1d: a number of seconds, or such as 90s, 5m or 1h30m",
                 |text| seconds(text, 1.0, DAY),
             )?,
             git_allow_owner: values.choice("GIT_ALLOW_OWNER", false)?,
@@ -228,13 +228,14 @@ impl Config {
             mock_step_delay: values.parsed(
                 "MOCK_STEP_DELAY_SECONDS",
                 Duration::from_millis(1500),
-                "a number of seconds from 0 to 60",
+                "a time from 0 to 60s: a number of seconds, or such as 2s or 500ms",
                 |text| seconds(text, 0.0, 60.0),
             )?,
             log_format: values.choice("LOG_FORMAT", LogFormat::Text)?,
             manifest: values.raw("LUCID_MANIFEST").map(PathBuf::from),
             variables: Variables::default(),
             warnings,
+            misspelt: Vec::new(),
         })
     }
 }

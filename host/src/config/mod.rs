@@ -13,6 +13,7 @@ mod choices;
 mod dotenv;
 mod error;
 mod jwks;
+mod misspelt;
 mod models;
 mod names;
 mod secret_file;
@@ -25,7 +26,7 @@ mod variables;
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
@@ -35,7 +36,7 @@ use self::names::known;
 pub(crate) use self::names::{is_host_secret, is_variable};
 use self::secret_file::secret_file;
 use self::values::Values;
-pub(crate) use self::values::{is_model, size};
+pub(crate) use self::values::{is_model, size, time};
 pub use self::variables::Variables;
 use crate::git_gateway::Branches;
 use crate::secret::Secret;
@@ -137,8 +138,11 @@ pub struct Config {
     pub manifest: Option<PathBuf>,
     /// What else is in the environment, for the keys that a manifest names.
     pub variables: Variables,
-    /// What the operator should know: settings without effect, weak secrets. A sentence each.
+    /// What the operator should know: settings without effect, weak secrets. A sentence each; with what
+    /// looks like a setting and is none they are [`Config::notes`].
     pub warnings: Vec<String>,
+    /// Variables that look like settings and are none, and the setting that was probably meant.
+    pub misspelt: Vec<(String, &'static str)>,
 }
 
 /// The keys of a running server, from the settings or from files of this machine.
@@ -173,12 +177,55 @@ impl Config {
             .map(|(name, value)| (name.into(), value.into()))
             .collect();
         let variables = Variables::new(&pairs);
+        let mut misspelt: Vec<_> = pairs
+            .iter()
+            .filter(|(_, value)| !value.trim().is_empty())
+            .filter_map(|(name, _)| Some((name.clone(), misspelt::meant(name)?)))
+            .collect();
+        misspelt.sort_unstable();
+        misspelt.dedup();
         let settings = pairs.into_iter().filter(|(name, _)| known(name));
         let config = Self::check(&Values::new(settings))?;
         Ok(Self {
             variables,
+            misspelt,
             ..config
         })
+    }
+
+    /// What the operator should know, a sentence each. A manifest may name a variable as it likes, so one
+    /// that it names is no slip.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.warnings.clone();
+        if self.misspelt.is_empty() {
+            return notes;
+        }
+        let manifest = self.manifest.as_deref().unwrap_or(Path::new("lucid.toml"));
+        let manifest = std::fs::read_to_string(manifest).unwrap_or_default();
+        let slips = self
+            .misspelt
+            .iter()
+            .filter(|(name, _)| !manifest.contains(&format!("\"{name}\"")));
+        notes.extend(slips.map(|(name, meant)| misspelt::warning(name, meant)));
+        notes
+    }
+
+    /// `LOG_FORMAT` alone, for what goes wrong before there is a configuration.
+    pub fn log_format() -> LogFormat {
+        let name = "LOG_FORMAT";
+        let set = std::env::var(name)
+            .ok()
+            .filter(|value| !value.trim().is_empty());
+        let value = set.or_else(|| {
+            let file = Zeroizing::new(std::fs::read_to_string(".env").ok()?);
+            let pairs = dotenv::pairs(&file).ok()?;
+            let mut found = pairs.into_iter().rev().filter(|(known, _)| known == name);
+            found.next().map(|(_, value)| value)
+        });
+        let values = Values::new(value.map(|value| (name.to_owned(), value)).into_iter());
+        values
+            .choice(name, LogFormat::Text)
+            .unwrap_or(LogFormat::Text)
     }
 
     /// Where the server listens.

@@ -4,7 +4,7 @@
 //! is passed over, and may hold what it likes.
 
 /// Settings that are read.
-const USED: &[&str] = &[
+pub(super) const SETTINGS: &[&str] = &[
     "PORT",
     "HOST",
     "SUPABASE_URL",
@@ -66,7 +66,7 @@ const USED: &[&str] = &[
 
 /// Whether a name is a setting.
 pub(super) fn known(name: &str) -> bool {
-    USED.contains(&name)
+    SETTINGS.contains(&name)
 }
 
 /// Secrets of the host itself, which no manifest can have sent to anybody.

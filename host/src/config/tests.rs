@@ -294,7 +294,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ("MAX_ITERATIONS", &["0", "10001", "1.5", "many"]),
         (
             "CONVERSATION_TIMEOUT",
-            &["0", "-1", "inf", "NaN", "1e9", "30m"],
+            &["0", "-1", "inf", "NaN", "1e9", "30x", "1m1m", "31d"],
         ),
         ("SESSION_GRACE_SECONDS", &["-1", "86401", "nan"]),
         ("MAX_SESSIONS_PER_USER", &["0", "x"]),

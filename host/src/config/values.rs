@@ -173,13 +173,52 @@ pub(super) fn dollars(text: &str) -> Option<u64> {
     whole.checked_add(part)
 }
 
+/// A time within bounds, which are in seconds.
 pub(super) fn seconds(text: &str, least: f64, most: f64) -> Option<Duration> {
     // Not a number fails both comparisons, so it is not in any range.
-    let seconds: f64 = text
-        .parse()
-        .ok()
-        .filter(|seconds| (least..=most).contains(seconds))?;
+    let seconds = time(text).filter(|seconds| (least..=most).contains(seconds))?;
     Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// A time in seconds: a number of them, or numbers with units behind them, such as `300`, `300s`, `5m`,
+/// `1h30m` or `500ms`.
+pub(crate) fn time(text: &str) -> Option<f64> {
+    let text = text.trim().to_ascii_lowercase();
+    if let Ok(seconds) = text.parse() {
+        return Some(seconds);
+    }
+    let mut total = 0.0;
+    let mut least_unit = f64::INFINITY;
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (amount, behind) = rest.split_at(end);
+        let behind = behind.trim_start();
+        let end = behind
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(behind.len());
+        let (unit, behind) = behind.split_at(end);
+        let unit = unit_of_time(unit)?;
+        // From the largest unit down, each once: anything else is a slip.
+        if unit >= least_unit {
+            return None;
+        }
+        total += amount.parse::<f64>().ok()? * unit;
+        least_unit = unit;
+        rest = behind.trim_start();
+    }
+    (least_unit < f64::INFINITY).then_some(total)
+}
+
+fn unit_of_time(unit: &str) -> Option<f64> {
+    Some(match unit {
+        "ms" => 0.001,
+        "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
+        "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
+        "h" | "hr" | "hrs" | "hour" | "hours" => 3600.0,
+        "d" | "day" | "days" => 86_400.0,
+        _ => return None,
+    })
 }
 
 /// A size as Docker writes it: a number with b, k, m, g or t behind it, also kb or KiB; all of them
@@ -273,4 +312,40 @@ pub(super) fn container_name(text: &str) -> Option<String> {
 pub(super) fn image(text: &str) -> Option<String> {
     let fits = text.len() <= 255 && !text.contains(unprintable) && !text.starts_with('-');
     fits.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_of_seconds_or_amounts_with_units() {
+        for (text, expected) in [
+            ("300", 300.0),
+            ("0", 0.0),
+            ("1.5", 1.5),
+            ("300s", 300.0),
+            ("5m", 300.0),
+            ("5 min", 300.0),
+            ("1h30m", 5400.0),
+            ("1h 30m", 5400.0),
+            ("1.5h", 5400.0),
+            ("500ms", 0.5),
+            ("1s500ms", 1.5),
+            ("2d", 172_800.0),
+            ("10M", 600.0),
+            ("2 hours", 7200.0),
+        ] {
+            assert_eq!(time(text), Some(expected), "{text}");
+        }
+        for text in [
+            "", "m", "5x", "5m5m", "30m1h", "1h30", "-5m", "5 5", "soon", "1..5s", "5mm", "0x5",
+        ] {
+            assert_eq!(time(text), None, "{text}");
+        }
+        assert_eq!(seconds("2h", 1.0, 3600.0), None);
+        assert_eq!(seconds("-1", 0.0, 3600.0), None);
+        assert_eq!(seconds("1h", 1.0, 3600.0), Some(Duration::from_secs(3600)));
+        assert_eq!(seconds("nan", 0.0, 3600.0), None);
+    }
 }

@@ -14,6 +14,7 @@ use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
 use super::manifest::{Located, Settings};
 use super::problem::{At, Lines, Problem, Problems, instead};
+use crate::config::time;
 
 /// A text as TOML keys and strings have it.
 pub(super) type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
@@ -239,6 +240,7 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A time within bounds: a number of seconds, or a text such as `"5m"`.
     pub(super) fn seconds(
         &mut self,
         item: &Item<'_>,
@@ -246,7 +248,19 @@ impl<'a> Reader<'a> {
         least: f64,
         most: f64,
     ) -> Option<Duration> {
-        let given = self.number(item, name)?;
+        let given = match item.get_ref() {
+            DeValue::String(text) => time(text),
+            DeValue::Integer(_) | DeValue::Float(_) => Some(self.number(item, name)?),
+            _ => None,
+        };
+        let Some(given) = given else {
+            self.must_be(
+                item,
+                name,
+                "a time: a number of seconds, or a text such as \"90s\" or \"5m\"",
+            );
+            return None;
+        };
         let fits = (least..=most).contains(&given);
         let seconds = fits.then(|| Duration::try_from_secs_f64(given).ok());
         seconds.flatten().or_else(|| {

@@ -39,6 +39,7 @@ pub use self::manifest::{
     Assignment, Bounds, Digest, GitEntry, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
     ProviderEntry, Settings, Source, ToolsEntry,
 };
+pub(crate) use self::problem::instead;
 pub use self::problem::{At, Problem, Problems};
 pub(crate) use self::read::{is_name, is_source_name};
 pub use self::registries::{Login, RegistryEntry};

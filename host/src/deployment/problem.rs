@@ -159,7 +159,7 @@ pub(super) fn nearest<'n>(
 }
 
 /// The end of a sentence about a name that is not known: what was probably meant, and what there is.
-pub(super) fn instead<'n>(given: &str, known: impl IntoIterator<Item = &'n str> + Clone) -> String {
+pub(crate) fn instead<'n>(given: &str, known: impl IntoIterator<Item = &'n str> + Clone) -> String {
     let all: Vec<&str> = known.clone().into_iter().collect();
     let there = match all.as_slice() {
         [] => "there are none".to_owned(),

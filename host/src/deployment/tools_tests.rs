@@ -122,7 +122,9 @@ fn what_is_wrong_is_said_with_its_place() {
             "no header that can hold a key",
         ),
         (after("time = 0"), "3:8", "from 1 to 3600 seconds"),
-        (after("time = \"1s\""), "3:8", "a number"),
+        (after("time = \"soon\""), "3:8", "a time"),
+        (after("time = \"2h\""), "3:8", "from 1 to 3600 seconds"),
+        (after("time = true"), "3:8", "a time"),
         (after("policies = []"), "3:12", "is empty"),
         (
             after("policies = [\"codr\"]"),

@@ -3,7 +3,6 @@
 //! What always holds: an error names the host that was asked and never the whole URL, whose query a
 //! plugin wrote; and says whether the same request may pass later.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use super::address;
@@ -201,18 +200,41 @@ impl From<EgressError> for types::Error {
     }
 }
 
+/// What a client's layers say of where they are in themselves. It tells nobody what went wrong.
+const LAYERS: [&str; 5] = [
+    "error sending request",
+    "client error (",
+    "tcp connect error",
+    "dns error",
+    "error trying to connect",
+];
+
 /// What the client says, with its causes and without the URL.
 pub(crate) fn words(cause: reqwest::Error) -> String {
     let cause = cause.without_url();
-    let mut text = cause.to_string();
+    words_of(&cause)
+}
+
+fn words_of(cause: &dyn std::error::Error) -> String {
+    let mut all = vec![cause.to_string()];
     let mut next = cause.source();
     while let Some(deeper) = next {
-        let said = deeper.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
+        all.push(deeper.to_string());
         next = deeper.source();
+    }
+    let is_layer = |said: &str| LAYERS.iter().any(|layer| said.starts_with(layer));
+    let telling = all.iter().filter(|said| !is_layer(said));
+    let mut text = String::new();
+    for said in telling {
+        if text.is_empty() {
+            text.clone_from(said);
+        } else if !text.contains(said.as_str()) {
+            text.push_str(": ");
+            text.push_str(said);
+        }
+    }
+    if text.is_empty() {
+        text.clone_from(&all[0]);
     }
     clean(&text, 500)
 }

@@ -16,6 +16,7 @@ use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationCo
 use super::bindings::log;
 use super::guest::Guest;
 use super::wasi;
+use super::work::{Doing, Works};
 
 /// How long a guest computes before other tasks of its executor thread have their turn.
 const TICK: Duration = Duration::from_millis(10);
@@ -88,6 +89,7 @@ struct Inner {
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     options: EngineOptions,
+    works: Works,
 }
 
 impl std::fmt::Debug for Engine {
@@ -117,6 +119,7 @@ impl Engine {
             calls: Arc::new(Semaphore::new(options.calls as usize)),
             streams: Arc::new(Semaphore::new(options.streams as usize)),
             options,
+            works: Works::default(),
         })))
     }
 
@@ -132,18 +135,38 @@ impl Engine {
         self.0.options.largest_component
     }
 
+    /// What is being loaded and compiled now.
+    pub(crate) fn works(&self) -> &Works {
+        &self.0.works
+    }
+
     /// Compiles, or takes what was compiled before.
     pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> wasmtime::Result<Component> {
-        let Some(shelf) = &self.0.shelf else {
-            return Component::from_binary(&self.0.engine, wasm);
+        let work = self.0.works.begin(plugin, Doing::Loading);
+        let compiles = || {
+            work.becomes(Doing::Compiling);
+            tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
         };
-        let (component, origin) = shelf.component(&self.0.engine, wasm)?;
-        if let Origin::NotKept(cause) = origin {
-            tracing::warn!(
+        let (component, origin) = match &self.0.shelf {
+            Some(shelf) => shelf.component_noting(&self.0.engine, wasm, compiles)?,
+            None => {
+                compiles();
+                let component = Component::from_binary(&self.0.engine, wasm)?;
+                (component, Origin::Compiled)
+            }
+        };
+        match origin {
+            Origin::Shelf => {
+                tracing::debug!(plugin, "a component was taken from the cache");
+                return Ok(component);
+            }
+            Origin::Compiled => {}
+            Origin::NotKept(cause) => tracing::warn!(
                 plugin,
                 "the compiled plugin could not be kept, so the next start compiles it again: {cause}"
-            );
+            ),
         }
+        tracing::info!(plugin, millis = work.millis(), "a component was compiled");
         Ok(component)
     }
 

@@ -30,6 +30,7 @@ pub(crate) mod text;
 mod tool_call;
 mod tools;
 mod wasi;
+mod work;
 
 use std::collections::BTreeMap;
 
@@ -48,6 +49,7 @@ pub use tally::CallFigures;
 pub use tool_call::{Called as ToolCalled, Hands, call_tool};
 pub(crate) use tool_call::{LARGEST_STATE, MOST_STEPS, check as check_action};
 pub use tools::ToolsPlugin;
+pub use work::{Doing, Work};
 
 /// The plugins that are loaded, by kind and name. It never changes once it is built.
 #[derive(Debug, Clone, Default)]

@@ -33,9 +33,9 @@ const MAILBOX: usize = 64;
 /// Why no session is made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// The deployment has no such provider. Holds its name.
-    #[error("Unknown model provider '{0}'.")]
-    UnknownProvider(String),
+    /// The deployment has no such provider. Holds its name, and which there are.
+    #[error("Unknown model provider '{0}': {1}.")]
+    UnknownProvider(String, String),
     /// Neither the caller nor the deployment has a key.
     #[error(
         "No API key for the model provider '{provider}'. Send one with the request (api_key), or ask the operator to set {variable}."
@@ -72,9 +72,9 @@ pub enum CreateError {
     /// The repository's URL is none. Holds the reason.
     #[error("{0}")]
     Repository(String),
-    /// The deployment has no such policy. Holds its name.
-    #[error("Unknown policy '{0}'.")]
-    UnknownPolicy(String),
+    /// The deployment has no such policy. Holds its name, and which there are.
+    #[error("Unknown policy '{0}': {1}.")]
+    UnknownPolicy(String, String),
     /// The policy works in a sandbox, and there is none. Holds the reason.
     #[error("There is no sandbox to work in: {0}")]
     NoSandbox(String),
@@ -121,6 +121,24 @@ pub enum OpenChange {
     Ready,
     /// Yes, as a draft.
     Draft,
+}
+
+impl CreateError {
+    /// The same for who has the settings at hand, and no request to change.
+    pub fn to_operator(&self) -> String {
+        match self {
+            Self::MissingKey { provider, variable } => {
+                format!("No API key for the model provider '{provider}': set {variable}.")
+            }
+            Self::UnpricedModel { model, provider } => format!(
+                "Nobody knows the price of the model '{model}' of the provider '{provider}', and SESSION_COST_LIMIT is set. Choose another model, or set its `prices` in the manifest."
+            ),
+            Self::KeyRefused(provider) => {
+                format!("The model provider '{provider}' refused the API key that is set for it.")
+            }
+            other => other.to_string(),
+        }
+    }
 }
 
 impl OpenChange {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -21,6 +22,7 @@ use crate::secret::Secret;
 use crate::store::{EffectKind, NewSessionRow};
 
 use super::doors::{Door, Listener, Shelf};
+use super::frames::EventDraft;
 use super::live::Session;
 use super::ports::{
     ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News, Place,
@@ -42,6 +44,8 @@ pub(super) struct Effects {
     running: HashMap<String, Running>,
     waiting: VecDeque<ToolRun>,
     tool: Option<String>,
+    /// What clients were shown of the tools that run or wait, by their effect.
+    actions: HashMap<String, EventDraft>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
     /// The deployment's tools beside the place's, from here on.
@@ -105,6 +109,7 @@ impl Effects {
             running: HashMap::new(),
             waiting: VecDeque::new(),
             tool: None,
+            actions: HashMap::new(),
             place: Arc::default(),
             change: None,
         }
@@ -282,12 +287,16 @@ impl Effects {
     }
 
     pub(super) fn tool(&mut self, run: ToolRun) {
+        let beside = self.shelf.tools.describe(&self.fixed.policy, &run.call);
+        let action = beside.unwrap_or_else(|| self.shared.deps.places.describe(&run.call));
+        self.actions.insert(run.effect.clone(), action);
         self.waiting.push_back(run);
     }
 
     /// Forgets what is done, and begins the next tool where none runs.
     pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
         self.running.retain(|effect, _| open.contains_key(effect));
+        self.actions.retain(|effect, _| open.contains_key(effect));
         self.tool.take_if(|effect| !open.contains_key(effect));
         if self.tool.is_none()
             && let Some(run) = self.waiting.pop_front()
@@ -375,16 +384,27 @@ impl Effects {
         });
     }
 
-    /// Gives an effect up. What is returned goes into the queue; nothing where the effect was
-    /// faster, since its own result is in the queue already.
-    pub(super) fn cancel(&mut self, effect: String) -> Option<News> {
+    /// Gives an effect up. What is returned goes into the queue, in this order; nothing where the effect
+    /// was faster, since its own result is in the queue already.
+    pub(super) fn cancel(&mut self, effect: String) -> Vec<News> {
         let mut spent = None;
         if let Some(running) = self.running.get(&effect) {
-            spent = running.give_up()?;
+            let Some(told) = running.give_up() else {
+                return Vec::new();
+            };
+            spent = told;
         }
         self.waiting.retain(|run| run.effect != effect);
+        let mut news = Vec::new();
+        // Clients that were shown the action wait for what came of it.
+        if let Some(action) = self.actions.remove(&effect) {
+            let (told, _) = oneshot::channel();
+            let shown = Box::new(cancelled(action));
+            news.push(News::Shows(effect.clone(), shown, told));
+        }
         let error = fault(ErrorKind::Cancelled, "It was given up.");
-        Some(word_of(effect, error, spent))
+        news.push(word_of(effect, error, spent));
+        news
     }
 
     /// Gives all of them up, and returns what model calls among them took so far.
@@ -429,6 +449,19 @@ impl Effects {
 
     pub(super) async fn wipe(&mut self) -> Result<(), String> {
         self.shared.deps.places.wipe(self.spec.clone()).await
+    }
+}
+
+/// What answers an action whose tool was given up.
+fn cancelled(action: EventDraft) -> EventDraft {
+    let kind = action.event_type.strip_suffix("Action");
+    let answer = match kind {
+        Some(file) if file.starts_with("File") => format!("{file}Observation"),
+        _ => "CmdOutputObservation".to_owned(),
+    };
+    EventDraft {
+        path: action.path,
+        ..EventDraft::text(&answer, "The agent cancelled this before it was done.")
     }
 }
 

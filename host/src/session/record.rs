@@ -372,8 +372,12 @@ impl<'a> Draft<'a> {
     /// The task failed: said to the client, and kept.
     fn error(&mut self, reason: &str) {
         self.frame(frames::error(reason));
+        let line = EventDraft::text("AgentErrorObservation", reason).into_line();
+        // The effect that failed may have said so a moment ago.
+        let is_said =
+            |said: &ChatLine| said.event_type == "AgentErrorObservation" && said.content == reason;
         self.lines
-            .extend(EventDraft::text("AgentErrorObservation", reason).into_line());
+            .extend(line.filter(|_| !self.lines.iter().any(is_said)));
     }
 
     /// Ends the open task, and all that it began. The policy's state is what it was before this step,

@@ -48,7 +48,7 @@ pub use reads::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
 };
 pub use records::{
-    Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
+    Caller, Chat, ChatMessage, Lack, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
 };
 pub use rows::{keep_message, mark_started};
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};

@@ -131,9 +131,9 @@ pub enum RecordError {
     },
     /// The database is not what this version works with.
     #[error(
-        "The database of chats lacks something that this version needs. The operator runs the files of migrations/supabase there."
+        "The Supabase project that keeps the chats lacks {0}: its migrations did not run, or not all of them. The operator runs the files of migrations/supabase there."
     )]
-    Schema,
+    Schema(Lack),
     /// What was to be kept belongs to a user whom the database does not have.
     #[error(
         "The database has no row in its table `users` for you, and a git account belongs to one. The operator adds it; users who sign up through the project get it by themselves."
@@ -148,6 +148,39 @@ pub enum RecordError {
     /// The local database.
     #[error("The record of chats could not be read or written.")]
     Local(#[from] StoreError),
+}
+
+/// What a project lacks whose migrations did not run. It names what this version knows, and nothing that
+/// was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    /// A table.
+    #[error("{}", named_table("the table ", "a table", *.0))]
+    Table(Option<&'static str>),
+    /// A column of a table.
+    #[error("{}", named_column(*.0))]
+    Column(Option<(&'static str, &'static str)>),
+    /// What ties messages to their chats.
+    #[error("the foreign key from chat_messages to chat_sessions")]
+    Link,
+    /// What makes a row replace another.
+    #[error("a unique index")]
+    Unique,
+    /// What signed-in users may do with a table.
+    #[error("{}", named_table("users' right to use the table ", "users' right to use a table", *.0))]
+    Right(Option<&'static str>),
+    /// A column has another type.
+    #[error("the form that this version reads")]
+    Form,
+}
+
+fn named_table(before: &str, otherwise: &str, table: Option<&str>) -> String {
+    table.map_or_else(|| otherwise.to_owned(), |table| format!("{before}{table}"))
+}
+
+fn named_column(column: Option<(&str, &str)>) -> String {
+    let named = column.map(|(table, column)| format!("the column {table}.{column}"));
+    named.unwrap_or_else(|| "a column".to_owned())
 }
 
 /// What a call gives, later.

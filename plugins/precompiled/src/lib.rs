@@ -122,6 +122,16 @@ impl Shelf {
     /// The component, from the shelf or compiled. Compiling takes a core for a while: call this
     /// where that is no harm. An error is the component's own.
     pub fn component(&self, engine: &Engine, wasm: &[u8]) -> wasmtime::Result<(Component, Origin)> {
+        self.component_noting(engine, wasm, || {})
+    }
+
+    /// The same; `compiles` is called before it is compiled, which takes a while.
+    pub fn component_noting(
+        &self,
+        engine: &Engine,
+        wasm: &[u8],
+        compiles: impl FnOnce(),
+    ) -> wasmtime::Result<(Component, Origin)> {
         let name = name_of(engine, wasm);
         if let Some(component) = self.take(engine, &name) {
             // When it was last taken; one that cannot be marked is only compiled sooner again.
@@ -132,6 +142,7 @@ impl Shelf {
             let _ = rustix::fs::utimensat(&self.folder, &name, &now, AtFlags::SYMLINK_NOFOLLOW);
             return Ok((component, Origin::Shelf));
         }
+        compiles();
         let component = Component::from_binary(engine, wasm)?;
         let origin = match self.put(&name, &component.serialize()?) {
             Ok(()) => {

@@ -72,11 +72,11 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    /// With Supabase's side and the migrations in it. They are run once and kept beside the binary;
-    /// each test starts over a copy.
-    pub(super) fn start() -> Self {
+    /// With Supabase's side, and the migrations where they are wanted, in it. They are run once and kept
+    /// beside the binary; each test starts over a copy.
+    pub(super) fn start(migrated: bool) -> Self {
         let programs = find().unwrap();
-        let template = template(&programs);
+        let template = template(&programs, migrated);
         let mut postgres = Self::in_a_folder(&programs);
         copy(&template, postgres.folder());
         postgres.run();
@@ -223,11 +223,11 @@ fn migrations() -> Vec<(String, String)> {
 }
 
 /// A data folder with everything in it, for these migrations and this PostgreSQL.
-fn template(programs: &Path) -> PathBuf {
+fn template(programs: &Path, migrated: bool) -> PathBuf {
     let mut digest = Sha256::new();
     digest.update(programs.as_os_str().as_encoded_bytes());
     digest.update(SUPABASE);
-    for (name, sql) in migrations() {
+    for (name, sql) in migrations().into_iter().filter(|_| migrated) {
         digest.update(name);
         digest.update(sql);
     }
@@ -257,7 +257,9 @@ fn template(programs: &Path) -> PathBuf {
     );
     postgres.run();
     postgres.sql(SUPABASE);
-    postgres.migrate();
+    if migrated {
+        postgres.migrate();
+    }
     // In peace, so that a copy does not begin with a recovery.
     postgres.end(Signal::INT);
     let half = kept.join(format!("{digest}-half"));

@@ -4,4 +4,5 @@
 mod api;
 mod outage;
 mod policies;
+mod projects;
 mod suite;

@@ -49,7 +49,7 @@ impl Owner {
             (
                 "users",
                 format!("id=eq.{}", self.id),
-                json!({"full_name": "Changed"}),
+                json!({"name": "Changed"}),
             ),
             (
                 "chat_sessions",
@@ -319,7 +319,7 @@ async fn whoever_signs_up_has_a_row_with_what_their_provider_says() {
         return;
     };
     let shown = |id: &str| {
-        let columns = "coalesce(email, '-'), coalesce(full_name, '-'), coalesce(avatar_url, '-')";
+        let columns = "coalesce(email, '-'), coalesce(name, '-'), coalesce(avatar_url, '-')";
         supabase.sql(&format!("SELECT {columns} FROM users WHERE id = '{id}'"))
     };
     let first = "00000000-0000-4000-8000-000000000001";
@@ -348,7 +348,7 @@ async fn whoever_signs_up_has_a_row_with_what_their_provider_says() {
     let twice = Uuid::new_v4();
     supabase.sql(&format!(
         "ALTER TABLE public.users DROP CONSTRAINT users_id_fkey;
-         INSERT INTO public.users (id, full_name) VALUES ('{twice}', 'Kept');
+         INSERT INTO public.users (id, name) VALUES ('{twice}', 'Kept');
          INSERT INTO auth.users VALUES ('{twice}', NULL, '{{}}')"
     ));
     assert_eq!(shown(&twice.to_string()), "-|Kept|-");

@@ -73,7 +73,12 @@ pub(super) struct TokenQuery {
 /// be checked, or no session can begin, at the moment (reconnect).
 #[utoipa::path(
     get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
-    responses((status = 101, description = "The protocol is switched"), (status = 400, body = Problem)),
+    responses(
+        (status = 101, description = "The protocol is switched"),
+        (status = 400, description = "Not a request for a WebSocket", body = Problem),
+        (status = 426, description = "The connection cannot be switched to a WebSocket", body = Problem),
+        (status = 503, description = "The server is stopping", body = Problem),
+    ),
 )]
 pub(super) async fn open(
     State(api): State<Api>,

@@ -17,7 +17,7 @@ use crate::plugins::Kind;
 const VERSION: u32 = 1;
 /// How many builds of one plugin can be gone back through.
 const DEEPEST: usize = 10;
-/// How many builds that were taken back are remembered of one plugin.
+/// How many builds that were taken back, and how many that were rolled back, are remembered of one plugin.
 const REMEMBERED: usize = 5;
 
 /// Which builds are active, by what they take the place of.
@@ -51,6 +51,9 @@ struct Activated {
     /// What was taken back by itself, the last one last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     taken_back: Vec<TakenBack>,
+    /// What somebody rolled back, the last one last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rolled_back: Vec<RolledBack>,
 }
 
 /// A build that was activated.
@@ -91,6 +94,18 @@ pub(crate) struct TakenBack {
     pub(crate) why: String,
 }
 
+/// A build that somebody rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RolledBack {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// Who did it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+}
+
 /// What a rollback took off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TakenOff {
@@ -98,6 +113,15 @@ pub(crate) enum TakenOff {
     Candidate(Activation),
     /// The active build.
     Active(Activation),
+}
+
+impl TakenOff {
+    /// The build.
+    pub(crate) fn build(&self) -> &Activation {
+        match self {
+            Self::Candidate(build) | Self::Active(build) => build,
+        }
+    }
 }
 
 impl Activation {
@@ -157,6 +181,11 @@ impl Record {
         self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
     }
 
+    /// What was rolled back, the last one last.
+    pub(crate) fn rolled_back(&self, kind: Kind, name: &str) -> &[RolledBack] {
+        self.of(kind).get(name).map_or(&[], |one| &one.rolled_back)
+    }
+
     /// Makes a build the active one, and ends what a candidate had. `added` says that the manifest has
     /// no such name.
     pub(crate) fn push(&mut self, kind: Kind, name: &str, added: bool, build: Activation) {
@@ -193,18 +222,28 @@ impl Record {
         }
     }
 
-    /// Takes the candidate of a plugin back, or else its active build.
-    pub(crate) fn pop(&mut self, kind: Kind, name: &str) -> Option<TakenOff> {
-        let of_kind = self.of_mut(kind);
-        let one = of_kind.get_mut(name)?;
+    /// Takes the candidate of a plugin back, or else its active build, and remembers who did.
+    pub(crate) fn roll_back(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        by: &str,
+        at: DateTime<Utc>,
+    ) -> Option<TakenOff> {
+        let one = self.of_mut(kind).get_mut(name)?;
         let taken = match one.candidate.take() {
-            Some(candidate) => Some(TakenOff::Candidate(candidate.build)),
-            None => one.builds.pop().map(TakenOff::Active),
+            Some(candidate) => TakenOff::Candidate(candidate.build),
+            None => TakenOff::Active(one.builds.pop()?),
         };
-        if one.builds.is_empty() && one.taken_back.is_empty() {
-            of_kind.remove(name);
+        one.rolled_back.push(RolledBack {
+            digest: taken.build().digest.clone(),
+            by: by.to_owned(),
+            at,
+        });
+        if one.rolled_back.len() > REMEMBERED {
+            one.rolled_back.remove(0);
         }
-        taken
+        Some(taken)
     }
 
     /// Takes a build that is on probation back, and remembers why. False where it is none any more.
@@ -378,7 +417,7 @@ mod tests {
         assert_eq!(settled.candidate(Kind::Policy, "coder").unwrap().share, 50);
 
         assert_eq!(
-            record.pop(Kind::Policy, "coder"),
+            record.roll_back(Kind::Policy, "coder", "ann", since(4)),
             Some(TakenOff::Candidate(on_probation(&b, 2)))
         );
         record.share("coder", candidate(10));
@@ -394,8 +433,16 @@ mod tests {
         }
         assert_eq!(record.taken_back(Kind::Policy, "coder").len(), REMEMBERED);
         assert_eq!(record.builds(Kind::Policy, "coder").len(), 1);
-        record.pop(Kind::Policy, "coder");
-        assert_eq!(record.pop(Kind::Policy, "coder"), None);
+        record.roll_back(Kind::Policy, "coder", "bob", since(5));
+        assert_eq!(
+            record.roll_back(Kind::Policy, "coder", "bob", since(6)),
+            None
+        );
+        let who = record.rolled_back(Kind::Policy, "coder").iter();
+        let who: Vec<_> = who
+            .map(|one| (one.digest.as_str(), one.by.as_str()))
+            .collect();
+        assert_eq!(who, [(&*b, "ann"), (&*a, "bob")]);
         assert_eq!(
             record.taken_back(Kind::Policy, "coder").len(),
             REMEMBERED,
@@ -424,7 +471,7 @@ mod tests {
                         list.remove(0);
                     }
                 } else {
-                    let popped = record.pop(Kind::Policy, &name);
+                    let popped = record.roll_back(Kind::Policy, &name, "alice", DateTime::UNIX_EPOCH);
                     let meant = list.pop().map(|digest| TakenOff::Active(activation(&digest)));
                     prop_assert_eq!(popped, meant);
                 }

@@ -126,7 +126,7 @@ async fn a_session_gets_the_provider_and_model_it_names_or_the_defaults() {
     ));
     assert!(matches!(
         found(Some("x"), None),
-        Err(CreateError::UnknownProvider(_))
+        Err(CreateError::UnknownProvider(..))
     ));
 }
 

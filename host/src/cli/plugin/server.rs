@@ -25,6 +25,8 @@ use crate::plural;
 const TOKEN: &str = "LUCID_TOKEN";
 /// Who a token that is made here stands for.
 const OPERATOR: &str = "command-line";
+/// Who rolls back where no server is asked.
+const OFFLINE: &str = "command-line --offline";
 /// How long such a token is good.
 const TOKEN_TIME: Duration = Duration::from_secs(120);
 /// A component may take a while to arrive and to compile.
@@ -49,6 +51,9 @@ pub(super) struct UploadArgs {
     /// Activate it at once, in place of the plugin of this name
     #[arg(long, value_name = "NAME")]
     activate: Option<String>,
+    /// The name is a new one: add a policy
+    #[arg(long, requires = "activate")]
+    new: bool,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -65,6 +70,9 @@ pub(super) struct ActivateArgs {
     /// Give it so many of a hundred new sessions, beside the active build; 1 to 99, of a policy only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=99))]
     share: Option<u8>,
+    /// The name is a new one: add a policy
+    #[arg(long)]
+    new: bool,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -105,7 +113,7 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
             print!("{}", clean(&uploaded(&kept)));
         }
         let (kind, digest) = (text_of(&kept, "kind"), text_of(&kept, "digest"));
-        server.activate(kind, name, digest, None).await
+        server.activate(kind, name, digest, None, args.new).await
     };
     let show = if args.activate.is_some() {
         changed
@@ -121,7 +129,7 @@ pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
         let server = Server::find(&args.server)?;
         let kind = Kind::from(args.kind).to_string();
         server
-            .activate(&kind, &args.name, &args.digest, args.share)
+            .activate(&kind, &args.name, &args.digest, args.share, args.new)
             .await
     };
     shown(&args.server, answer.await, changed)
@@ -169,7 +177,7 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
     let roll_back = || {
         let writer = depot.lock()?;
         let mut record = depot.record()?;
-        let Some(off) = record.pop(kind, name) else {
+        let Some(off) = record.roll_back(kind, name, OFFLINE, chrono::Utc::now()) else {
             return Ok(None);
         };
         writer.write(&record)?;
@@ -266,11 +274,16 @@ impl Server {
         name: &str,
         digest: &str,
         share: Option<u8>,
+        new: bool,
     ) -> Result<Value, String> {
-        let body = match share {
-            Some(share) => json!({ "digest": digest, "share": share }),
-            None => json!({ "digest": digest }),
-        };
+        let mut body = json!({ "digest": digest });
+        if let Some(share) = share {
+            body["share"] = share.into();
+        }
+        // Left out where it says nothing: an older server does not know it.
+        if new {
+            body["new"] = true.into();
+        }
         self.post(&[kind, name, "activate"], &body).await
     }
 
@@ -381,6 +394,14 @@ fn listed(answer: &Value) -> String {
         answer["generation"],
         text_of(answer, "since")
     );
+    for work in answer["loading"].as_array().into_iter().flatten() {
+        text += &format!(
+            "{} {} since {}\n",
+            text_of(work, "doing"),
+            one_line(text_of(work, "what")),
+            text_of(work, "since"),
+        );
+    }
     for plugin in answer["plugins"].as_array().into_iter().flatten() {
         text += &format!(
             "  {:<7} {:<16} {:<8} sha256:{}  {}, {}\n",
@@ -469,6 +490,14 @@ fn rollout(plugin: &Value) -> String {
             text_of(taken, "at"),
             text_of(taken, "digest"),
             one_line(text_of(taken, "why")),
+        );
+    }
+    for rolled in plugin["rolledBack"].as_array().into_iter().flatten() {
+        text += &format!(
+            "          rolled back at {} by {}: sha256:{}\n",
+            text_of(rolled, "at"),
+            one_line(text_of(rolled, "by")),
+            text_of(rolled, "digest"),
         );
     }
     text

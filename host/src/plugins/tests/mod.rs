@@ -4,6 +4,7 @@ pub(crate) mod guests;
 mod released;
 mod tools;
 mod wasi;
+mod work;
 
 use std::time::{Duration, Instant};
 

@@ -201,7 +201,7 @@ async fn what_cannot_be_made_is_refused_before_anything_is_written() {
         .create(with(|new| new.provider = Some("nobody".to_owned())))
         .await
         .unwrap_err();
-    assert!(matches!(refused, CreateError::UnknownProvider(_)));
+    assert!(matches!(refused, CreateError::UnknownProvider(..)));
     let keyless = with(|new| (new.provider, new.api_key) = (Some("keyless".to_owned()), None));
     assert!(matches!(
         sessions.create(keyless).await.unwrap_err(),
@@ -211,7 +211,7 @@ async fn what_cannot_be_made_is_refused_before_anything_is_written() {
         .create(with(|new| new.policy = Some("x".to_owned())))
         .await
         .unwrap_err();
-    assert!(matches!(refused, CreateError::UnknownPolicy(_)));
+    assert!(matches!(refused, CreateError::UnknownPolicy(..)));
     assert_eq!(sessions.shared.deps.store.written().1, 0);
 }
 

@@ -2,6 +2,7 @@
 
 mod asking;
 mod beside;
+mod cancelling;
 mod changing;
 mod crash;
 mod deltas;

@@ -190,7 +190,10 @@ impl Policies for World {
     fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
         match name {
             None | Some("scripted") => Ok(self.policy(self.build, self.script)),
-            Some(other) => Err(CreateError::UnknownPolicy(other.to_owned())),
+            Some(other) => Err(CreateError::UnknownPolicy(
+                other.to_owned(),
+                "there are none".to_owned(),
+            )),
         }
     }
 
@@ -212,7 +215,10 @@ impl Models for World {
         has_key: bool,
     ) -> Result<Provider, CreateError> {
         match name {
-            Some("nobody") => Err(CreateError::UnknownProvider("nobody".to_owned())),
+            Some("nobody") => Err(CreateError::UnknownProvider(
+                "nobody".to_owned(),
+                "there are none".to_owned(),
+            )),
             Some("keyless") if !has_key => Err(CreateError::MissingKey {
                 provider: "keyless".to_owned(),
                 variable: "LLM_API_KEY".to_owned(),

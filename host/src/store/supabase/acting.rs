@@ -22,13 +22,21 @@ const API_KEY: HeaderName = HeaderName::from_static("apikey");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// The columns of a chat.
-const CHAT: &str = "id,agent_session_id,project_id,title,model_provider,is_active,created_at,updated_at,model_calls,input_tokens,output_tokens,cache_read_tokens,cache_write_tokens,cost";
+pub(super) const CHAT: &str = "id,agent_session_id,project_id,title,model_provider,is_active,created_at,updated_at,model_calls,input_tokens,output_tokens,cache_read_tokens,cache_write_tokens,cost";
 /// The columns of a git account.
-const INTEGRATION: &str =
+pub(super) const INTEGRATION: &str =
     "id,provider,label,access_token_encrypted,iv,external_username,scopes,created_at";
 /// The columns of a message, and its chat, for the filter by user.
 const MESSAGE: &str =
     "id,role,content,event_type,metadata_json,created_at,chat_sessions!inner(user_id)";
+
+/// What this version reads, and frontends do, by table.
+const NEEDED: [(&str, &str); 4] = [
+    ("users", "id,email,name,avatar_url"),
+    ("chat_sessions", CHAT),
+    ("chat_messages", MESSAGE),
+    ("integrations", INTEGRATION),
+];
 
 /// One caller, who may ask.
 pub(super) struct Acting<'a> {
@@ -72,16 +80,23 @@ impl Supabase {
 impl Supabase {
     /// Whether the project answers, and has what this version needs. Reads no row.
     pub async fn probe(&self) -> Result<(), RecordError> {
-        let key = &self.anon_key;
-        let mut request = self.request(Method::GET, "chat_sessions", key.clone());
+        for (table, columns) in NEEDED {
+            self.probe_table(table, columns).await?;
+        }
+        Ok(())
+    }
+
+    async fn probe_table(&self, table: &str, columns: &str) -> Result<(), RecordError> {
+        let mut request = self.request(Method::GET, table, self.anon_key.clone());
         if let Some((key, bearer)) = &self.service_key {
-            request = self.request(Method::GET, "chat_sessions", key.clone());
+            request = self.request(Method::GET, table, key.clone());
             request = request.header(AUTHORIZATION, bearer.clone());
         }
-        let request = request.query(&[("select", CHAT), ("limit", "0")]);
+        let request = request.query(&[("select", columns), ("limit", "0")]);
         let response = request.send().await.map_err(no_answer)?;
         match answer::rows::<Id>(response, self.has_service_key()).await {
-            // Nobody who did not sign in may read chats, which is as it should be.
+            // Nobody who did not sign in may read rows, which is as it should be; what is missing is
+            // said all the same, since PostgreSQL looks for that first.
             Ok(_) | Err(RecordError::Token) => Ok(()),
             Err(error) => Err(error),
         }
@@ -231,5 +246,5 @@ struct Owned<'a, T> {
 #[derive(serde::Deserialize)]
 struct Id {
     #[expect(dead_code, reason = "that there is one is what is asked")]
-    id: Uuid,
+    id: String,
 }

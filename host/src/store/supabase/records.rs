@@ -76,9 +76,9 @@ async fn all_messages(acting: &Acting<'_>, id: Uuid) -> Result<Vec<ChatMessage>,
         let Some(last) = page.last() else {
             return Ok(messages);
         };
-        let (at, id) = (&last.created_at, last.id);
+        let (at, id) = (quoted(&last.created_at), quoted(&last.id));
         after = Some(format!(
-            r#"(created_at.gt."{at}",and(created_at.eq."{at}",id.gt.{id}))"#
+            "(created_at.gt.{at},and(created_at.eq.{at},id.gt.{id}))"
         ));
         let few = page.len() < LEAST;
         messages.reserve(page.len());
@@ -95,6 +95,11 @@ async fn all_messages(acting: &Acting<'_>, id: Uuid) -> Result<Vec<ChatMessage>,
             return Ok(messages);
         }
     }
+}
+
+/// A value within a filter's parentheses, where a comma would end it.
+fn quoted(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', r"\\").replace('"', r#"\""#))
 }
 
 /// Adds messages. False where the chat is not the user's, or not there.

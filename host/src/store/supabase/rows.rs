@@ -15,7 +15,8 @@ use crate::store::{Chat, ChatMessage, Progress, TITLE_LENGTH, Totals, cut};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ChatRow {
-    id: Uuid,
+    /// A UUID where this host made it. A project may have texts for ids, and other rows of its own.
+    id: String,
     agent_session_id: Option<String>,
     project_id: Option<String>,
     title: String,
@@ -51,7 +52,7 @@ pub(super) struct TitleRow {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MessageRow {
-    pub(super) id: Uuid,
+    pub(super) id: String,
     /// Whose it is; not asked for when it is read.
     #[serde(default)]
     session_id: Option<Uuid>,
@@ -114,6 +115,14 @@ fn metadata(text: &str) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(&value).ok()
 }
 
+/// Metadata as it was written: a project whose column is a text gives JSON within a string.
+fn written_metadata(value: &RawValue) -> String {
+    let within: Option<String> = serde_json::from_str(value.get()).ok();
+    within
+        .filter(|text| serde_json::from_str::<&RawValue>(text).is_ok())
+        .unwrap_or_else(|| value.get().to_owned())
+}
+
 impl ChatRow {
     pub(super) fn new(id: Uuid, chat: &Chat) -> Self {
         let text = |text: &Option<String>| text.as_deref().map(|text| clean(text).into_owned());
@@ -122,7 +131,7 @@ impl ChatRow {
             totals: chat.totals,
         });
         Self {
-            id,
+            id: id.to_string(),
             agent_session_id: text(&chat.agent_session_id),
             project_id: text(&chat.project_id),
             title: title(&chat.title),
@@ -143,7 +152,7 @@ impl ChatRow {
 impl From<ChatRow> for Chat {
     fn from(row: ChatRow) -> Self {
         Self {
-            id: row.id.to_string(),
+            id: row.id,
             agent_session_id: row.agent_session_id,
             project_id: row.project_id,
             title: row.title,
@@ -182,7 +191,7 @@ impl MessageRow {
     /// None where its id is no UUID.
     pub(super) fn new(chat: Uuid, message: &ChatMessage) -> Option<Self> {
         Some(Self {
-            id: Uuid::parse_str(&message.id).ok()?,
+            id: Uuid::parse_str(&message.id).ok()?.to_string(),
             session_id: Some(chat),
             role: clean(&message.role).into_owned(),
             content: clean(&message.content).into_owned(),
@@ -202,11 +211,11 @@ impl From<MessageRow> for ChatMessage {
     fn from(row: MessageRow) -> Self {
         let at = DateTime::parse_from_rfc3339(&row.created_at);
         Self {
-            id: row.id.to_string(),
+            id: row.id,
             role: row.role,
             content: row.content,
             event_type: row.event_type,
-            metadata_json: row.metadata_json.map(|value| value.get().to_owned()),
+            metadata_json: row.metadata_json.as_deref().map(written_metadata),
             created_at: at.map(|at| at.with_timezone(&Utc)).unwrap_or_default(),
         }
     }

@@ -1,0 +1,126 @@
+//! What is being compiled and loaded now, for the log and for whoever asks while it lasts.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+/// What takes a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// Components are fetched from their registries.
+    Fetching,
+    /// A component, or a deployment as a whole, is loaded and tried.
+    Loading,
+    /// A component becomes native code.
+    Compiling,
+}
+
+impl Doing {
+    /// As the list says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fetching => "fetching",
+            Self::Loading => "loading",
+            Self::Compiling => "compiling",
+        }
+    }
+}
+
+/// Work that goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    /// What it is about: a plugin's name, or words such as `the deployment`.
+    pub what: String,
+    /// What is done with it.
+    pub doing: Doing,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// All work that goes on, in the order it began. A clone is the same list.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Works(Arc<Mutex<(u64, BTreeMap<u64, Work>)>>);
+
+impl Works {
+    /// In the list until what is returned is dropped.
+    pub(crate) fn begin(&self, what: &str, doing: Doing) -> Going {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (next, all) = &mut *list;
+        let number = *next;
+        *next += 1;
+        let work = Work {
+            what: what.to_owned(),
+            doing,
+            since: SystemTime::now(),
+        };
+        all.insert(number, work);
+        Going {
+            works: self.clone(),
+            number,
+            begun: Instant::now(),
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<Work> {
+        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        list.1.values().cloned().collect()
+    }
+}
+
+/// One entry of the list.
+#[derive(Debug)]
+pub(crate) struct Going {
+    works: Works,
+    number: u64,
+    begun: Instant,
+}
+
+impl Going {
+    /// It turns out to be something else.
+    pub(crate) fn becomes(&self, doing: Doing) {
+        let mut list = self.works.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(work) = list.1.get_mut(&self.number) {
+            work.doing = doing;
+        }
+    }
+
+    /// How long it has gone on, in milliseconds.
+    pub(crate) fn millis(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        let mut list = self.works.0.lock().unwrap_or_else(PoisonError::into_inner);
+        list.1.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_listed_while_it_goes_on() {
+        let works = Works::default();
+        let first = works.begin("coder", Doing::Loading);
+        let second = works.begin("mock", Doing::Loading);
+        first.becomes(Doing::Compiling);
+        let shown = |works: &Works| -> Vec<(String, &'static str)> {
+            let list = works.list().into_iter();
+            list.map(|work| (work.what, work.doing.name())).collect()
+        };
+        assert_eq!(
+            shown(&works),
+            [
+                ("coder".to_owned(), "compiling"),
+                ("mock".to_owned(), "loading")
+            ]
+        );
+        drop(first);
+        assert_eq!(shown(&works), [("mock".to_owned(), "loading")]);
+        drop(second);
+        assert!(works.list().is_empty());
+    }
+}
