@@ -27,10 +27,9 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::api::{self, About, Api, PluginView};
 use crate::auth::{Authenticator, Jwks, JwksError};
@@ -46,7 +45,7 @@ use crate::plugins::{Engine, EngineError, EngineOptions, PluginInfo};
 use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
-use crate::session::{Deps, Limits, Sessions};
+use crate::session::{Deps, Limits, Paused, Sessions};
 use crate::store::{
     Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
 };
@@ -62,12 +61,11 @@ use self::places::Ground;
 pub(crate) use self::shadow::Shadow;
 pub use self::shadow::{ShadowError, Shadows};
 
-/// How long sessions may take to come to rest.
-const LAST_STEPS: Duration = Duration::from_secs(15);
-/// How long it may take to send the last of the record of chats.
-const LAST_RECORDS: Duration = Duration::from_secs(5);
-/// How long it may take to remove all sandboxes.
-const LAST_SANDBOXES: Duration = Duration::from_secs(30);
+/// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
+/// chats, and the sandboxes.
+const AFTER_SESSIONS: f64 = 0.35;
+/// How much of what is then left the record of chats may take.
+const LAST_RECORDS: f64 = 0.4;
 
 /// Why there is nothing to run.
 #[derive(Debug, thiserror::Error)]
@@ -285,20 +283,26 @@ impl App {
         Ok(self.sessions.recover().await?)
     }
 
-    /// Brings everything to rest: no session ends, and no sandbox stays. Sandboxes are removed also
-    /// where a session does not come to rest in time.
-    pub async fn shutdown(&self) {
-        if timeout(LAST_STEPS, self.sessions.shutdown()).await.is_err() {
-            tracing::warn!("some sessions did not come to rest; they go on at the next start");
+    /// Brings everything to rest by `end`: no session ends, and no sandbox stays. Commands that run may come
+    /// to their end for most of the time. Sandboxes are removed also where a session does not come to rest
+    /// in time. What is left is said in the log.
+    pub async fn shutdown(&self, end: Instant) {
+        let left = || end.saturating_duration_since(Instant::now());
+        let patience = left().mul_f64(1.0 - AFTER_SESSIONS);
+        // The last rounds are written when the time for commands is up.
+        let rest = self.sessions.shut_down_within(patience.mul_f64(0.9));
+        match timeout(patience, rest).await {
+            Ok(paused) => say_what_is_left(&paused),
+            Err(_) => {
+                tracing::warn!("some sessions did not come to rest; they go on at the next start");
+            }
         }
         // What does not go now goes after the next start.
         if let Some(outbox) = &self.outbox {
-            outbox.flush(LAST_RECORDS).await;
+            outbox.flush(left().mul_f64(LAST_RECORDS)).await;
         }
-        if timeout(LAST_SANDBOXES, self.sandboxes.shut_down())
-            .await
-            .is_err()
-        {
+        let removed = timeout(left().mul_f64(0.95), self.sandboxes.shut_down());
+        if removed.await.is_err() {
             tracing::warn!("some containers were not removed; the next start removes them");
         }
     }
@@ -359,6 +363,16 @@ impl App {
     /// The routes.
     pub fn router(&self, api: Api) -> Router {
         api::router(api, &self.config.allowed_origins)
+    }
+}
+
+fn say_what_is_left(paused: &Paused) {
+    for (session, command) in &paused.commands {
+        tracing::warn!(%session, command, "a command was cut off by the shutdown; its agent is told at the next start");
+    }
+    if paused.sessions > 0 {
+        let (sessions, cut_off) = (paused.sessions, paused.commands.len());
+        tracing::info!(sessions, cut_off, "sessions are paused, and go on at the next start");
     }
 }
 

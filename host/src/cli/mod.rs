@@ -10,6 +10,7 @@ mod plugin;
 mod run;
 mod screen;
 mod serve;
+mod signals;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ use tracing_subscriber::EnvFilter;
 use crate::auth::{Authenticator, IssueError, UserId};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::deployment::{self, Problems};
+
+use self::signals::interrupted;
 
 /// A server that runs AI coding agents for many users.
 #[derive(Debug, Parser)]
@@ -120,6 +123,9 @@ impl ManifestText {
 
 const DAY: u64 = 24 * 60 * 60;
 
+/// How long threads that still work may take at the end.
+const LAST_THREADS: Duration = Duration::from_millis(500);
+
 /// A setting that is wrong, a command line that is wrong.
 const WRONG: u8 = 2;
 
@@ -158,7 +164,7 @@ pub fn main() -> ExitCode {
             ));
         }
     };
-    match command {
+    let code = match command {
         Command::Serve => runtime.block_on(serve::serve(config)),
         Command::Run(args) => runtime.block_on(run::run(config, args)),
         Command::Token(args) => token(&config, &args),
@@ -166,7 +172,10 @@ pub fn main() -> ExitCode {
         Command::Check(args) => runtime.block_on(check::check(config, args.file)),
         // It was printed before anything else could go wrong.
         Command::Manifest(_) | Command::Plugin(_) => ExitCode::SUCCESS,
-    }
+    };
+    // A thread that waits for a file system would otherwise hold the process.
+    runtime.shutdown_timeout(LAST_THREADS);
+    code
 }
 
 fn token(config: &Config, args: &TokenArgs) -> ExitCode {
@@ -234,25 +243,6 @@ fn log(config: &Config, default: &str) {
             builder.with_ansi(ansi).with_target(false).try_init()
         }
     };
-}
-
-/// Ctrl-C, or the signal that a service manager sends. From this call on neither ends the process by
-/// itself; what is returned waits for the next.
-fn interrupted() -> impl Future<Output = ()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-    async {
-        let each = signals.into_iter().map(|signals| async {
-            match signals {
-                Ok(mut signals) => {
-                    signals.recv().await;
-                }
-                // Then it keeps its usual effect.
-                Err(_) => std::future::pending().await,
-            }
-        });
-        futures::future::select_all(each.map(Box::pin)).await;
-    }
 }
 
 #[cfg(test)]

@@ -118,6 +118,12 @@ impl Config {
                 "a number of seconds from 0 to 86400 (a day)",
                 |text| seconds(text, 0.0, DAY),
             )?,
+            shutdown_timeout: values.parsed(
+                "SHUTDOWN_TIMEOUT",
+                Duration::from_secs(25),
+                "a number of seconds from 1 to 3600 (an hour)",
+                |text| seconds(text, 1.0, 3600.0),
+            )?,
             max_sessions_per_user: values.parsed(
                 "MAX_SESSIONS_PER_USER",
                 20,

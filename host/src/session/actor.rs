@@ -6,6 +6,7 @@
 //! the log and the workspace, from which it goes on.
 
 mod ending;
+mod halting;
 mod moving;
 mod persist;
 
@@ -79,6 +80,8 @@ pub(super) struct Actor {
     pushed: Option<String>,
     shown: ShownTree,
     queue: VecDeque<News>,
+    /// Effects that the log has, and that the last host did not begin any more.
+    paused: Vec<String>,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
     /// When the last round was written, in milliseconds since 1970.
@@ -153,6 +156,7 @@ pub(super) async fn live(
             ShownTree::empty()
         },
         queue: VecDeque::new(),
+        paused: Vec::new(),
         news,
         last_at: found.last_round,
         shared,
@@ -181,6 +185,9 @@ impl Actor {
         self.effects.listen_again();
         for effect in open {
             match effect.kind {
+                EffectKind::Model | EffectKind::Tool if !effect.begun => {
+                    self.paused.push(effect.id);
+                }
                 EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
                 EffectKind::Timer => self.effects.timer(effect.id, effect.due_at.unwrap_or(0)),
                 // Opening one that is open gives that one, so nothing is done twice.
@@ -194,9 +201,12 @@ impl Actor {
         if !begun && let Err(end) = self.provision().await {
             return end;
         }
+        self.begin_paused().await;
         loop {
-            if let Some(end) = self.wait().await {
-                return end;
+            match self.wait().await {
+                Some(End::Halted) => return self.come_to_rest().await,
+                Some(end) => return end,
+                None => {}
             }
             let round = self.round().await;
             self.turn = None;

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::plugins::policy_types::{ModelCall, ToolRun};
 use crate::plugins::types::{Error, ErrorKind, ToolCall};
 use crate::secret::Secret;
-use crate::store::{EffectKind, NewSessionRow};
+use crate::store::{EffectKind, NewSessionRow, cut};
 
 use super::doors::{Door, Listener, Shelf};
 use super::live::Session;
@@ -31,6 +31,9 @@ use super::stream::Stream;
 use super::tools::{SEPARATOR, SessionTools, Showing, Tools};
 use super::{Shared, actor, prompt};
 
+/// How much of a call the host's log shows, in characters.
+const LOGGED_CALL: usize = 120;
+
 pub(super) struct Effects {
     shared: Arc<Shared>,
     session: Arc<Session>,
@@ -41,7 +44,12 @@ pub(super) struct Effects {
     api_key: Option<Secret>,
     running: HashMap<String, Running>,
     waiting: VecDeque<ToolRun>,
-    tool: Option<String>,
+    /// The tool that runs, and what it does.
+    tool: Option<(String, String)>,
+    /// The host comes to rest: nothing begins any more.
+    paused: bool,
+    /// Model calls that did not begin for that.
+    held_back: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
     /// The deployment's tools beside the place's, from here on.
@@ -105,6 +113,8 @@ impl Effects {
             running: HashMap::new(),
             waiting: VecDeque::new(),
             tool: None,
+            paused: false,
+            held_back: Vec::new(),
             place: Arc::default(),
             change: None,
         }
@@ -113,6 +123,10 @@ impl Effects {
     /// Opens a change with the session's token, or its user's account. It is no effect of the policy's,
     /// and goes on when those are given up.
     pub(super) fn change(&mut self, request: ChangeRequest) {
+        if self.paused {
+            // It is open in the log, so the next start opens it.
+            return;
+        }
         let request = ChangeRequest {
             token: self.spec.git_token.clone(),
             ..request
@@ -244,6 +258,9 @@ impl Effects {
     }
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
+        if self.paused {
+            return self.held_back.push(call.effect);
+        }
         let (shared, session) = (self.shared.clone(), self.fixed.clone());
         let models = self.models.clone();
         let stream = self.stream(&call.effect);
@@ -288,16 +305,46 @@ impl Effects {
     /// Forgets what is done, and begins the next tool where none runs.
     pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
         self.running.retain(|effect, _| open.contains_key(effect));
-        self.tool.take_if(|effect| !open.contains_key(effect));
+        self.tool.take_if(|(effect, _)| !open.contains_key(effect));
         if self.tool.is_none()
+            && !self.paused
             && let Some(run) = self.waiting.pop_front()
         {
-            self.tool = Some(run.effect.clone());
+            self.tool = Some((run.effect.clone(), summary(&run.call)));
             self.begin_tool(run);
         }
         if self.running.is_empty() {
             self.running.shrink_to_fit();
         }
+    }
+
+    /// From here on nothing begins; what runs goes on.
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Whether a tool runs, or its result is still to be written.
+    pub(super) fn runs_tool(&self) -> bool {
+        self.tool.is_some()
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is_tool(&self, effect: &str) -> bool {
+        self.tool.as_ref().is_some_and(|(tool, _)| tool == effect)
+    }
+
+    /// What it does.
+    pub(super) fn running_tool(&self) -> Option<String> {
+        self.tool.as_ref().map(|(_, what)| what.clone())
+    }
+
+    /// What is open, and did not begin before the pause.
+    pub(super) fn not_begun(&self, open: &BTreeMap<String, EffectKind>) -> Vec<String> {
+        let waiting = self.waiting.iter().map(|run| &run.effect);
+        let all = self.held_back.iter().chain(waiting);
+        all.filter(|effect| open.contains_key(*effect))
+            .cloned()
+            .collect()
     }
 
     /// Begins to listen again to a sandbox that lived on while the host was away. What goes wrong is
@@ -383,6 +430,7 @@ impl Effects {
             spent = running.give_up()?;
         }
         self.waiting.retain(|run| run.effect != effect);
+        self.held_back.retain(|held| *held != effect);
         let error = fault(ErrorKind::Cancelled, "It was given up.");
         Some(word_of(effect, error, spent))
     }
@@ -390,6 +438,7 @@ impl Effects {
     /// Gives all of them up, and returns what model calls among them took so far.
     pub(super) fn cancel_all(&mut self) -> Vec<(String, Spent)> {
         self.waiting.clear();
+        self.held_back.clear();
         self.tool = None;
         let given_up = self.running.drain();
         given_up
@@ -430,6 +479,13 @@ impl Effects {
     pub(super) async fn wipe(&mut self) -> Result<(), String> {
         self.shared.deps.places.wipe(self.spec.clone()).await
     }
+}
+
+/// A tool's name and the beginning of its arguments, for the host's log.
+fn summary(call: &ToolCall) -> String {
+    let whole = format!("{} {}", call.name, call.arguments);
+    let line = whole.lines().next().unwrap_or_default();
+    cut(line, LOGGED_CALL).to_owned()
 }
 
 fn sink(stream: &Arc<Stream>) -> DeltaSink {

@@ -59,6 +59,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -236,6 +237,10 @@ const TURNS: usize = 64;
 struct Shared {
     deps: Deps,
     halt: CancellationToken,
+    /// The time for what still runs when the host halts is up.
+    hurry: CancellationToken,
+    /// What sessions that came to rest left.
+    left: Mutex<Paused>,
     actors: TaskTracker,
     registry: Mutex<Registry>,
     hasher: RandomState,
@@ -252,6 +257,8 @@ impl Sessions {
         let shared = Arc::new(Shared {
             deps,
             halt: CancellationToken::new(),
+            hurry: CancellationToken::new(),
+            left: Mutex::default(),
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
@@ -366,10 +373,44 @@ impl Sessions {
             .count()
     }
 
-    /// Ends what runs, but no session: they go on at the next start.
-    pub async fn shutdown(&self) {
-        self.shared.halt.cancel();
-        self.shared.actors.close();
-        self.shared.actors.wait().await;
+    /// Ends what runs, but no session: they go on at the next start. Returns what it left.
+    pub async fn shutdown(&self) -> Paused {
+        self.shut_down_within(Duration::ZERO).await
     }
+
+    /// The same; commands that run may come to their end for so long.
+    pub async fn shut_down_within(&self, patience: Duration) -> Paused {
+        let shared = &self.shared;
+        if patience.is_zero() {
+            shared.hurry.cancel();
+        }
+        shared.halt.cancel();
+        shared.actors.close();
+        let rest = shared.actors.wait();
+        if timeout(patience, rest).await.is_err() {
+            shared.hurry.cancel();
+            shared.actors.wait().await;
+        }
+        std::mem::take(&mut *held(&shared.left))
+    }
+}
+
+/// What a host that came to rest left to the next start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paused {
+    /// Sessions that go on then.
+    pub sessions: usize,
+    /// The commands that were cut off, each with its session.
+    pub commands: Vec<(SessionId, String)>,
+}
+
+impl Shared {
+    /// One session came to rest, and this was cut off for it.
+    fn paused(&self, session: &Session, command: Option<String>) {
+        let mut left = held(&self.left);
+        left.sessions += 1;
+        left.commands
+            .extend(command.map(|command| (session.about.id, command)));
+    }
+}
 }

@@ -155,6 +155,8 @@ pub(super) struct Draft<'a> {
     pub(super) pushed: Option<Option<String>>,
     taken: Vec<u64>,
     opened: Vec<EffectRow>,
+    /// Open effects that the next start is to begin.
+    pub(super) not_begun: Vec<String>,
     begin: Vec<Begin>,
 }
 
@@ -203,6 +205,7 @@ impl<'a> Draft<'a> {
             pushed: None,
             taken: Vec::new(),
             opened: Vec::new(),
+            not_begun: Vec::new(),
             begin: Vec::new(),
         }
     }
@@ -400,6 +403,7 @@ impl<'a> Draft<'a> {
             id: effect.to_owned(),
             kind,
             due_at,
+            begun: true,
         });
         true
     }
@@ -501,6 +505,7 @@ impl<'a> Draft<'a> {
             calls: self.calls,
             chat_lines: self.lines,
             opened: self.opened,
+            not_begun: self.not_begun,
             closed: self.closed,
             taken: self.taken,
             pushed: self.pushed.clone(),

@@ -44,11 +44,12 @@ pub use model::{
 pub use outbox::Outbox;
 pub use reads::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
+    visit_commands,
 };
 pub use records::{
     Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
 };
-pub use rows::{keep_message, mark_started};
+pub use rows::{keep_message, mark_begun, mark_started};
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
 pub use usage::{CallRow, Totals};
 
@@ -74,6 +75,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0004_integrations.sql"),
     include_str!("../../../migrations/0005_changes.sql"),
     include_str!("../../../migrations/0006_outbox.sql"),
+    include_str!("../../../migrations/0007_begun.sql"),
 ];
 
 /// Why the store did not do what it was asked.

@@ -94,6 +94,8 @@ pub struct EffectRow {
     pub kind: EffectKind,
     /// When a timer runs out, in milliseconds since 1970.
     pub due_at: Option<u64>,
+    /// False where the host came to rest before it began, so that the next start may begin it.
+    pub begun: bool,
 }
 
 /// The numbers of a session. All that a step's record is computed from, beside its inputs.
@@ -246,6 +248,8 @@ pub struct StepRow {
     pub chat_lines: Vec<ChatLine>,
     /// Effects that begin after the commit.
     pub opened: Vec<EffectRow>,
+    /// Open effects, of this round or older, that this host begins no more.
+    pub not_begun: Vec<String>,
     /// Effects that have their result.
     pub closed: Vec<String>,
     /// Messages of the user that are not to be taken again, by their numbers in the inbox.

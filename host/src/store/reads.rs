@@ -88,7 +88,7 @@ impl SessionRow {
 /// The effects of a session that have no result.
 pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
     let mut select = connection
-        .prepare_cached("SELECT effect_id, kind, due_at FROM effects WHERE session_id = ?1")?;
+        .prepare_cached("SELECT effect_id, kind, due_at, begun FROM effects WHERE session_id = ?1")?;
     let mut rows = select.query([session])?;
     let mut effects = Vec::new();
     while let Some(row) = rows.next()? {
@@ -98,9 +98,27 @@ pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<Effect
             due_at: row
                 .get::<_, Option<i64>>(2)?
                 .map(|due| u64::try_from(due).unwrap_or(0)),
+            begun: row.get(3)?,
         });
     }
     Ok(effects)
+}
+
+/// Shows the commands of a session's steps, as JSON, the newest step first, for as long as the visitor wants
+/// more.
+pub fn visit_commands(
+    connection: &Connection,
+    session: &str,
+    mut visit: impl FnMut(&str) -> bool,
+) -> Result<(), StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT commands FROM steps WHERE session_id = ?1 AND commands IS NOT NULL ORDER BY row DESC",
+    )?;
+    let mut rows = select.query([session])?;
+    while let Some(row) = rows.next()?
+        && visit(&row.get::<_, String>(0)?)
+    {}
+    Ok(())
 }
 
 /// What the user said and no round has taken, with its numbers, in the order it was said.

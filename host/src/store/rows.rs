@@ -98,6 +98,14 @@ pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreE
     Ok(())
 }
 
+/// Notes that all open effects of a session begin, also those that an older host left for this one.
+pub fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
+        .execute([session])?;
+    Ok(())
+}
+
 /// Keeps what a user said until a round takes it, and returns its number; none where the session is
 /// over, and no round will.
 pub fn keep_message(
@@ -273,6 +281,11 @@ impl StepRow {
             connection
                 .prepare_cached("INSERT INTO effects (session_id, effect_id, kind, due_at) VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![&*self.session, effect.id, effect.kind.text(), effect.due_at.map(to_sql)])?;
+        }
+        for effect in &self.not_begun {
+            connection
+                .prepare_cached("UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2")?
+                .execute(params![&*self.session, effect])?;
         }
         Ok(())
     }

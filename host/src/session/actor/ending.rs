@@ -63,12 +63,15 @@ impl Actor {
             End::Stopped => self.last_change().await,
             _ => None,
         };
+        let not_begun = self.effects.not_begun(&self.open);
+        let running = self.effects.running_tool();
         let spent = self.unheard();
         let (close, frame) = match end {
             End::Halted => {
-                if !spent.is_empty() {
-                    self.note(spent).await;
+                if !spent.is_empty() || !not_begun.is_empty() {
+                    self.note(spent, not_begun).await;
                 }
+                self.shared.paused(&self.session, running);
                 self.effects.close_place().await;
                 return self.leave(CloseReason::restarting());
             }
@@ -188,8 +191,9 @@ impl Actor {
         all
     }
 
-    /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost.
-    async fn note(&mut self, spent: Vec<(String, Spent)>) {
+    /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost, and
+    /// begins those that are not begun.
+    async fn note(&mut self, spent: Vec<(String, Spent)>, not_begun: Vec<String>) {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
@@ -200,6 +204,7 @@ impl Actor {
         for (effect, spent) in spent {
             draft.spend(&effect, spent);
         }
+        draft.not_begun = not_begun;
         let round = draft.close_round(Status::Running, None);
         // What fails is in the host's log.
         let _ = self.commit(round).await;

@@ -5,6 +5,7 @@ mod beside;
 mod changing;
 mod crash;
 mod deltas;
+mod halting;
 mod life;
 mod moving;
 mod pausing;
