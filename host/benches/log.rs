@@ -108,6 +108,7 @@ impl Writer {
                 id: effect(row),
                 kind: EffectKind::Tool,
                 due_at: None,
+                delay_ms: None,
                 begun: true,
             }],
             not_begun: Vec::new(),

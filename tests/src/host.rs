@@ -261,11 +261,21 @@ impl Host {
         self.settings.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// SIGTERM, as an operator stops it; returns when it has ended, and fails where it did not say so
     /// itself.
     pub async fn stop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
+        self.stopped().await;
+    }
+
+    /// Waits until it has ended by itself, and well.
+    pub async fn stopped(&mut self) {
         let status = eventually("the host to stop", async || self.child.try_wait().unwrap()).await;
         assert!(status.success(), "{status}");
     }

@@ -29,7 +29,7 @@ use super::ports::{
 use super::record::fault;
 use super::stream::Stream;
 use super::tools::{SEPARATOR, SessionTools, Showing, Tools};
-use super::{Shared, actor, prompt};
+use super::{Shared, prompt};
 
 /// How much of a call the host's log shows, in characters.
 const LOGGED_CALL: usize = 120;
@@ -245,8 +245,8 @@ impl Effects {
         Stream::new(self.session.clone(), effect)
     }
 
-    pub(super) fn timer(&mut self, effect: String, due: u64) {
-        let left = Duration::from_millis(due.saturating_sub(actor::now()));
+    /// A timer that runs out so much later.
+    pub(super) fn timer(&mut self, effect: String, left: Duration) {
         let name = effect.clone();
         let stream = self.stream(&effect);
         self.spawn(stream, effect, Meter::default(), async move {

@@ -272,6 +272,10 @@ impl Sessions {
             shared.halt.clone(),
             shared.deps.limits.grace,
         ));
+        tokio::spawn(clock::watch(
+            Arc::downgrade(&shared),
+            shared.halt.clone(),
+        ));
         Self { shared }
     }
 
@@ -391,6 +395,9 @@ impl Sessions {
             shared.hurry.cancel();
             shared.actors.wait().await;
         }
+        if let Err(cause) = shared.deps.store.note_uptime().await {
+            tracing::warn!(%cause, "the host's uptime was not noted");
+        }
         std::mem::take(&mut *held(&shared.left))
     }
 }
@@ -412,5 +419,4 @@ impl Shared {
         left.commands
             .extend(command.map(|command| (session.about.id, command)));
     }
-}
 }

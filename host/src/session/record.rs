@@ -96,6 +96,7 @@ pub(super) const CHANGE: &str = "lucid:change";
 pub(super) enum Begin {
     Model(ModelCall),
     Tool(ToolRun),
+    /// With its delay in milliseconds.
     Timer(String, u64),
     /// Open a change of this branch; the policy's last words on its task.
     Change(String, String),
@@ -271,6 +272,7 @@ impl<'a> Draft<'a> {
     pub(super) fn open_task(&mut self, task: &str) {
         self.counters.task_open = true;
         self.counters.task_started_at = self.at;
+        self.counters.task_used_ms = 0;
         self.counters.iterations = 0;
         self.counters.tokens = 0;
         // What an older task pushed has had its change.
@@ -393,7 +395,7 @@ impl<'a> Draft<'a> {
     }
 
     /// An effect's name is taken while it is open.
-    fn opens(&mut self, effect: &str, kind: EffectKind, due_at: Option<u64>) -> bool {
+    fn opens(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
         if self.open.contains_key(effect) {
             tracing::warn!(session = %self.scene.session, effect, "the policy named two open effects alike");
             return false;
@@ -402,7 +404,8 @@ impl<'a> Draft<'a> {
         self.opened.push(EffectRow {
             id: effect.to_owned(),
             kind,
-            due_at,
+            due_at: delay_ms.map(|delay| self.at.saturating_add(delay)),
+            delay_ms,
             begun: true,
         });
         true
@@ -434,9 +437,9 @@ impl<'a> Draft<'a> {
                 }
             }
             Command::SetTimer(timer) => {
-                let due = self.at.saturating_add(timer.delay_ms);
-                if self.opens(&timer.effect, EffectKind::Timer, Some(due)) {
-                    self.begin.push(Begin::Timer(timer.effect, due));
+                let delay = timer.delay_ms;
+                if self.opens(&timer.effect, EffectKind::Timer, Some(delay)) {
+                    self.begin.push(Begin::Timer(timer.effect, delay));
                 }
             }
             Command::Cancel(effect) => {

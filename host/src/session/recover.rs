@@ -12,7 +12,7 @@ use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 
 use super::actor::takes_over;
 use super::create::{Found, key_for, seal_context};
-use super::{SessionId, Sessions, actor, clock};
+use super::{SessionId, Sessions};
 
 impl Sessions {
     /// Every session that the log does not call ended.
@@ -62,12 +62,6 @@ impl Sessions {
             );
             return false;
         };
-        // The time the host was down is not the task's. Where the task waits for its user, that is
-        // part of the wait, which the next round passes over as a whole.
-        let open = effects.iter().map(|effect| effect.kind);
-        if !clock::waits_for_user(&row.counters, open) {
-            clock::pass_over(&mut row.counters, row.updated_at, actor::now());
-        }
         let open = |sealed: &Option<Vec<u8>>, what: &str| {
             let context = seal_context(&row.fixed.id, what);
             let opened = sealed
@@ -124,7 +118,6 @@ impl Sessions {
             open: effects,
             unread,
             status: row.status,
-            last_round: row.updated_at,
         };
         let session = self.shared.assemble(id, found);
         if row.status != Status::Created {

@@ -26,6 +26,7 @@ mod reads;
 mod records;
 mod rows;
 mod supabase;
+mod uptime;
 mod usage;
 mod writer;
 
@@ -76,6 +77,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0005_changes.sql"),
     include_str!("../../../migrations/0006_outbox.sql"),
     include_str!("../../../migrations/0007_begun.sql"),
+    include_str!("../../../migrations/0008_uptime.sql"),
 ];
 
 /// Why the store did not do what it was asked.
@@ -129,6 +131,7 @@ struct Inner {
     readers: readers::Readers,
     health: Health,
     folder: PathBuf,
+    uptime: uptime::Uptime,
     /// Whether chats are sent on to another store, and who is told of new ones.
     news: OnceLock<Arc<outbox::News>>,
     _lock: File,
@@ -183,6 +186,7 @@ impl Store {
         let path = folder.join(DATABASE);
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut connection)?;
+        let uptime = uptime::Uptime::go_on(&connection)?;
         let health = Health::default();
         let writer = writer::Writer::start(connection, health.clone())?;
         let readers = readers::Readers::open(path)?;
@@ -192,6 +196,7 @@ impl Store {
                 readers,
                 health,
                 folder: folder.to_owned(),
+                uptime,
                 news: OnceLock::new(),
                 _lock: lock,
             }),

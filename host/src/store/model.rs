@@ -94,6 +94,8 @@ pub struct EffectRow {
     pub kind: EffectKind,
     /// When a timer runs out, in milliseconds since 1970.
     pub due_at: Option<u64>,
+    /// Its delay, in milliseconds.
+    pub delay_ms: Option<u64>,
     /// False where the host came to rest before it began, so that the next start may begin it.
     pub begun: bool,
 }
@@ -113,6 +115,10 @@ pub struct Counters {
     pub task_open: bool,
     /// When it was opened, in milliseconds since 1970.
     pub task_started_at: u64,
+    /// What it has used of its time, in milliseconds.
+    pub task_used_ms: u64,
+    /// The host's uptime at the last round, in milliseconds.
+    pub uptime_ms: u64,
     /// Model calls it has made.
     pub iterations: u32,
     /// Tokens it has used.

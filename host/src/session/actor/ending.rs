@@ -16,7 +16,8 @@ use super::super::live::Session;
 use super::super::ports::{News, Spent};
 use super::super::record::{CHANGE, Draft, Scene};
 use super::super::{CloseReason, Shared};
-use super::{Actor, End, now};
+use super::super::clock::now;
+use super::{Actor, End};
 
 /// How long a session that is stopped waits for a change that is being opened.
 const LAST_CHANGE: Duration = Duration::from_secs(20);
@@ -68,7 +69,10 @@ impl Actor {
         let spent = self.unheard();
         let (close, frame) = match end {
             End::Halted => {
-                if !spent.is_empty() || !not_begun.is_empty() {
+                let used = self.counters.task_used_ms;
+                self.count_time();
+                let used = self.counters.task_used_ms != used;
+                if !spent.is_empty() || !not_begun.is_empty() || used {
                     self.note(spent, not_begun).await;
                 }
                 self.shared.paused(&self.session, running);
