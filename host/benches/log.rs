@@ -125,6 +125,7 @@ impl Writer {
             },
             status: Status::Running,
             end_reason: None,
+            retains_workspace: false,
         }
     }
 

@@ -248,6 +248,7 @@ impl App {
                 session_cost: config.session_cost_limit,
                 task_time: config.conversation_timeout,
                 grace: config.session_grace,
+                retention: config.workspace_retention,
                 sessions_per_user: usize::try_from(config.max_sessions_per_user)
                     .unwrap_or(usize::MAX),
             },

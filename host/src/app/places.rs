@@ -22,7 +22,7 @@ use crate::tools::{ToolBox, describe_call};
 use crate::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
 
 use super::files::Files;
-use super::guard::Open;
+use super::guard::{Open, is_short};
 use super::room::{Notices, Opened, Room, Shared};
 
 /// Said of containers that commands reach by `docker exec` only.
@@ -231,6 +231,16 @@ impl Places for Ground {
         Workspace::create(&self.base, &spec.user, &spec.session)
             .ok()
             .map(Arc::new)
+    }
+
+    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+        let sandboxes = self.sandboxes.clone();
+        async move { sandboxes.discard(&spec.session).await }.boxed()
+    }
+
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        let (base, keep) = (self.base.clone(), self.keep);
+        async move { !keep && is_short(base).await }.boxed()
     }
 
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {

@@ -118,6 +118,12 @@ impl Config {
                 "a number of seconds from 0 to 86400 (a day)",
                 |text| seconds(text, 0.0, DAY),
             )?,
+            workspace_retention: values.parsed(
+                "WORKSPACE_RETENTION",
+                Duration::from_hours(24),
+                "a number of seconds from 0 to 31536000 (365 days)",
+                |text| seconds(text, 0.0, 365.0 * DAY),
+            )?,
             shutdown_timeout: values.parsed(
                 "SHUTDOWN_TIMEOUT",
                 Duration::from_secs(25),

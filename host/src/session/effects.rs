@@ -476,6 +476,11 @@ impl Effects {
         self.listener.over = CancellationToken::new();
     }
 
+    /// Gives back what is kept for the session beside its files.
+    pub(super) async fn release(&mut self) {
+        self.shared.deps.places.release(self.spec.clone()).await;
+    }
+
     pub(super) async fn wipe(&mut self) -> Result<(), String> {
         self.shared.deps.places.wipe(self.spec.clone()).await
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Session, held};
-use super::{CloseReason, Shared};
+use super::{CloseReason, Shared, retention};
 
 /// How long a question waits for its answer with nobody there.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -84,8 +84,18 @@ impl Session {
 }
 
 /// Looks after the sessions that nobody is attached to, as long as there are sessions.
-pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, grace: Duration) {
+pub(super) async fn sweep(
+    shared: Weak<Shared>,
+    halt: CancellationToken,
+    grace: Duration,
+    retention: Duration,
+) {
     let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
+    let reason = "Nobody was connected any more, so the session was ended.".to_owned();
+    let reason = match retention::sentence(retention) {
+        Some(sentence) => CloseReason::expired(format!("{reason} {sentence}")),
+        None => CloseReason::done(&reason),
+    };
     while halt
         .run_until_cancelled(tokio::time::sleep(pause))
         .await
@@ -102,9 +112,7 @@ pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, grace: 
                 Verdict::Stays => {}
                 // Its actor looks once more: somebody may have answered just now.
                 Verdict::GivesBack => session.unattended.notify_one(),
-                Verdict::Ends => session.stop(CloseReason::done(
-                    "Nobody was connected any more, so the session was ended.",
-                )),
+                Verdict::Ends => session.stop(reason.clone()),
             }
         }
     }

@@ -25,6 +25,7 @@ mod record;
 mod recover;
 mod registry;
 mod replay;
+mod retention;
 mod shadow;
 mod share;
 mod stream;
@@ -45,6 +46,7 @@ pub use ports::{
     Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
 };
 pub use replay::{Replay, ReplayError};
+pub use retention::WorkspaceLookupError;
 pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
 pub use share::{Share, Turn};
 pub use subscription::{Batch, Subscription};
@@ -104,6 +106,8 @@ pub struct CloseReason {
     pub code: u16,
     /// A sentence.
     pub reason: String,
+    /// Nobody wished for the end, so the session's files stay for the retention time.
+    keeps_files: bool,
 }
 
 impl Default for CloseReason {
@@ -118,6 +122,16 @@ impl CloseReason {
         Self {
             code: 1000,
             reason: reason.to_owned(),
+            keeps_files: false,
+        }
+    }
+
+    /// The session is over, and nobody wished that.
+    fn expired(reason: String) -> Self {
+        Self {
+            code: 1000,
+            reason,
+            keeps_files: true,
         }
     }
 
@@ -130,6 +144,7 @@ impl CloseReason {
         Self {
             code: 1012,
             reason: "The server restarts; the session goes on afterwards.".to_owned(),
+            keeps_files: true,
         }
     }
 
@@ -137,6 +152,7 @@ impl CloseReason {
         Self {
             code: 1011,
             reason: reason.to_owned(),
+            keeps_files: true,
         }
     }
 }
@@ -180,6 +196,8 @@ pub struct Limits {
     /// How long a session goes on with nobody attached; one that waits for its user's answer keeps only
     /// its sandbox so long.
     pub grace: Duration,
+    /// How long the workspace of a session is kept that ended without its user's wish.
+    pub retention: Duration,
     /// Live sessions of one user.
     pub sessions_per_user: usize,
 }
@@ -271,6 +289,12 @@ impl Sessions {
             Arc::downgrade(&shared),
             shared.halt.clone(),
             shared.deps.limits.grace,
+            shared.deps.limits.retention,
+        ));
+        tokio::spawn(retention::sweep(
+            Arc::downgrade(&shared),
+            shared.halt.clone(),
+            shared.deps.limits.retention,
         ));
         tokio::spawn(clock::watch(
             Arc::downgrade(&shared),
@@ -346,6 +370,8 @@ impl Sessions {
             let mut head = session.feed.watch();
             // Fails only where the session is gone, which is what is waited for.
             let _ = head.wait_for(|head| head.ended).await;
+            // It may have been ending for another reason.
+            self.discard_any(id).await;
         }
     }
 

@@ -316,7 +316,7 @@ pub trait Models: Send + Sync {
 }
 
 /// What a place is made for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PlaceSpec {
     /// The session.
     pub session: String,
@@ -355,6 +355,15 @@ pub trait Places: Send + Sync {
     }
     /// The workspace alone, where it is there.
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
+    /// Gives back what is kept for a session that is over, and leaves its files.
+    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+        let _ = spec;
+        Box::pin(std::future::ready(()))
+    }
+    /// Whether the disk is so short of space that files of sessions that are over should go.
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(false))
+    }
     /// Removes what a session left. Nothing left is fine.
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>>;
 }

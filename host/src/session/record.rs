@@ -158,6 +158,8 @@ pub(super) struct Draft<'a> {
     opened: Vec<EffectRow>,
     /// Open effects that the next start is to begin.
     pub(super) not_begun: Vec<String>,
+    /// The session is over, and its workspace is kept.
+    pub(super) retains_workspace: bool,
     begin: Vec<Begin>,
 }
 
@@ -207,6 +209,7 @@ impl<'a> Draft<'a> {
             taken: Vec::new(),
             opened: Vec::new(),
             not_begun: Vec::new(),
+            retains_workspace: false,
             begin: Vec::new(),
         }
     }
@@ -515,6 +518,7 @@ impl<'a> Draft<'a> {
             counters: self.counters,
             status,
             end_reason,
+            retains_workspace: self.retains_workspace,
         };
         Round {
             row,

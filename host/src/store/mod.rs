@@ -24,6 +24,7 @@ mod outbox;
 mod readers;
 mod reads;
 mod records;
+mod retained;
 mod rows;
 mod supabase;
 mod uptime;
@@ -50,6 +51,7 @@ pub use reads::{
 pub use records::{
     Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
 };
+pub use retained::{Retained, forget_retained, retain_longer, retained, retained_before};
 pub use rows::{keep_message, mark_begun, mark_started};
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
 pub use usage::{CallRow, Totals};
@@ -78,6 +80,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0006_outbox.sql"),
     include_str!("../../../migrations/0007_begun.sql"),
     include_str!("../../../migrations/0008_uptime.sql"),
+    include_str!("../../../migrations/0009_retained_workspaces.sql"),
 ];
 
 /// Why the store did not do what it was asked.

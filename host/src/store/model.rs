@@ -268,6 +268,8 @@ pub struct StepRow {
     pub status: Status,
     /// Why it is over, where it is.
     pub end_reason: Option<String>,
+    /// It is over, and its workspace is kept for a while.
+    pub retains_workspace: bool,
 }
 
 /// Frames out of the log.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::local::{self, Line};
 use super::model::{Decision, NewSessionRow, Status, StepRow};
-use super::{Chat, StoreError, Totals, outbox, usage};
+use super::{Chat, StoreError, Totals, outbox, retained, usage};
 
 /// SQLite's integers are signed; none of these numbers comes near the end.
 pub(super) fn to_sql(number: u64) -> i64 {
@@ -191,6 +191,9 @@ impl StepRow {
                      AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
                 )?
                 .execute(params![&*self.session])?;
+        }
+        if self.retains_workspace {
+            retained::retain(connection, &self.session, counters.uptime_ms)?;
         }
         self.insert_parts(connection)
     }

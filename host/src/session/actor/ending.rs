@@ -15,7 +15,7 @@ use super::super::intake::change_event;
 use super::super::live::Session;
 use super::super::ports::{News, Spent};
 use super::super::record::{CHANGE, Draft, Scene};
-use super::super::{CloseReason, Shared};
+use super::super::{CloseReason, Shared, retention};
 use super::super::clock::now;
 use super::{Actor, End};
 
@@ -91,28 +91,41 @@ impl Actor {
                 (reason, (status != Status::Stopping).then_some(frame))
             }
             End::TimedOut => {
-                let limit = self.shared.deps.limits.task_time.as_secs();
-                let reason = format!("The task took longer than {limit} seconds, and was ended.");
-                (CloseReason::done(&reason), Some(frames::error(&reason)))
+                let limits = &self.shared.deps.limits;
+                let limit = limits.task_time.as_secs();
+                let mut reason =
+                    format!("The task took longer than {limit} seconds, and was ended.");
+                if let Some(sentence) = retention::sentence(limits.retention) {
+                    reason.push(' ');
+                    reason.push_str(&sentence);
+                }
+                let frame = frames::error(&reason);
+                (CloseReason::expired(reason), Some(frame))
             }
             End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
         let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
+        // Somebody's wish may have come first.
+        let wish = self.session.closing.get().is_some_and(|first| !first.keeps_files);
+        if held && close.keeps_files && !wish && !self.shared.deps.limits.retention.is_zero() {
+            return self.expire(spent, Shown { frame, change }, close).await;
+        }
         let status = if held {
             Status::Stopping
         } else {
             Status::Ended
         };
         let shown = Shown { frame, change };
-        let written = self.last_round(spent, shown, status, &close).await;
+        let written = self.last_round(spent, shown, (status, false), &close).await;
         self.effects.close_place().await;
         if held && written {
             // What the log still calls alive goes on at the next start, and needs its workspace.
             match self.effects.wipe().await {
                 Ok(()) => {
-                    self.last_round(Vec::new(), Shown::default(), Status::Ended, &close)
+                    let ended = (Status::Ended, false);
+                    self.last_round(Vec::new(), Shown::default(), ended, &close)
                         .await;
                 }
                 // Still `stopping` in the log: the next start tries again.
@@ -120,6 +133,17 @@ impl Actor {
                     tracing::error!(session = %self.id, cause, "what a session left could not be removed")
                 }
             }
+        }
+        self.leave(close);
+    }
+
+    /// Ends the session, and leaves its files for the retention time.
+    async fn expire(mut self, spent: Vec<(String, Spent)>, shown: Shown, close: CloseReason) {
+        self.counters.uptime_ms = self.shared.deps.store.uptime();
+        let written = self.last_round(spent, shown, (Status::Ended, true), &close).await;
+        self.effects.close_place().await;
+        if written {
+            self.effects.release().await;
         }
         self.leave(close);
     }
@@ -153,7 +177,7 @@ impl Actor {
         &mut self,
         spent: Vec<(String, Spent)>,
         shown: Shown,
-        status: Status,
+        (status, retains_workspace): (Status, bool),
         close: &CloseReason,
     ) -> bool {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
@@ -173,6 +197,7 @@ impl Actor {
             draft.frame(frame);
         }
         draft.counters.task_open = false;
+        draft.retains_workspace = retains_workspace;
         let round = draft.close_round(status, Some(close.reason.clone()));
         self.commit(round).await.is_ok()
     }

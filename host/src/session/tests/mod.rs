@@ -13,6 +13,7 @@ mod paying;
 mod probation;
 mod reading;
 mod record;
+mod retention;
 mod shadow;
 mod trees;
 mod world;
@@ -142,6 +143,7 @@ fn deployed(
         session_cost: None,
         task_time: Duration::from_secs(20),
         grace: Duration::from_secs(60),
+        retention: Duration::from_secs(3600),
         sessions_per_user: 100,
     };
     change(&mut limits);

@@ -98,6 +98,10 @@ pub(super) struct World {
     pub(super) tells: Arc<AtomicBool>,
     /// Sandboxes live on while the host is away.
     pub(super) lives: Arc<AtomicBool>,
+    /// The sessions whose files were removed, in order.
+    pub(super) wiped: Arc<Mutex<Vec<String>>>,
+    /// The disk is short.
+    pub(super) short: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
     /// Files that no tool made.
@@ -130,6 +134,8 @@ impl World {
             hold_changes: Arc::default(),
             tells: Arc::default(),
             lives: Arc::default(),
+            wiped: Arc::default(),
+            short: Arc::default(),
             stuck: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
@@ -326,8 +332,18 @@ impl Places for World {
         None
     }
 
-    fn wipe(&self, _: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn release(&self, _: PlaceSpec) -> BoxFuture<'static, ()> {
+        self.note("release".to_owned());
+        std::future::ready(()).boxed()
+    }
+
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        std::future::ready(self.short.load(Ordering::SeqCst)).boxed()
+    }
+
+    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
         self.note("wipe".to_owned());
+        self.wiped.lock().unwrap().push(spec.session);
         let stuck = self.stuck.load(Ordering::SeqCst);
         std::future::ready(if stuck {
             Err("It is stuck.".to_owned())
