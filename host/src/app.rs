@@ -14,6 +14,7 @@ mod generations;
 mod guard;
 mod instructions;
 mod models;
+mod origin;
 mod overview;
 mod places;
 mod policies;
@@ -47,7 +48,7 @@ use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
 use crate::session::{Deps, Limits, Paused, Sessions};
 use crate::store::{
-    Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
+    self, Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
 };
 use crate::workspace::Watcher;
 
@@ -130,6 +131,17 @@ pub enum Keep {
     No,
     /// They stay.
     Workspaces,
+}
+
+/// What becomes of the sessions of the last run at a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// They go on, unless the database comes from elsewhere.
+    Usual,
+    /// They go on, wherever it comes from.
+    All,
+    /// They wait for their users.
+    None,
 }
 
 /// The folders below one base.
@@ -268,9 +280,15 @@ impl App {
         })
     }
 
-    /// Goes on with the sessions of the last run, and with the containers that are theirs; returns
-    /// how many there are. For the one process that serves, once, before anything is served.
-    pub async fn recover(&self) -> Result<usize, StartError> {
+    /// Goes on with the sessions of the last run, and with the containers that are theirs. Where that run
+    /// was on another machine or in another folder, its sessions wait for their users instead, unless
+    /// `resume` says otherwise. For the one process that serves, once, before anything is served.
+    pub async fn recover(&self, resume: Resume) -> Result<(), StartError> {
+        let elsewhere = origin::begin(&self.store, &self.config.workspace_base_path).await?;
+        if resume == Resume::All {
+            let release = |connection: &_| store::release_sessions(connection, None);
+            self.store.write(release).await?;
+        }
         let alive = self.sessions.in_log().await?;
         let taken = self.sandboxes.take_over(|session| alive.contains(session));
         match taken.await {
@@ -281,7 +299,31 @@ impl App {
             // Sessions get new ones.
             Err(cause) => tracing::warn!(%cause, "the containers of the last run stay as they are"),
         }
-        Ok(self.sessions.recover().await?)
+        if resume == Resume::None {
+            self.sessions.recover_held().await?;
+        } else {
+            let count = self.sessions.recover().await?;
+            if count > 0 {
+                tracing::info!(count, "sessions of the last run go on");
+            }
+        }
+        let waiting = self.sessions.count_held();
+        match elsewhere {
+            Some(how) if waiting > 0 => {
+                tracing::warn!(
+                    count = waiting,
+                    "the database {how}, so its sessions do not go on by themselves: each does when its user comes back, or all of them after `lucid serve --resume`"
+                );
+            }
+            _ if waiting > 0 => {
+                tracing::info!(
+                    count = waiting,
+                    "sessions wait for their users to come back; `lucid serve --resume` goes on with all of them"
+                );
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Brings everything to rest by `end`: no session ends, and no sandbox stays. Commands that run may come
@@ -296,6 +338,7 @@ impl App {
             Ok(paused) => say_what_is_left(&paused),
             Err(_) => {
                 tracing::warn!("some sessions did not come to rest; they go on at the next start");
+                say_what_is_left(&self.sessions.take_paused());
             }
         }
         // What does not go now goes after the next start.
@@ -373,7 +416,11 @@ fn say_what_is_left(paused: &Paused) {
     }
     if paused.sessions > 0 {
         let (sessions, cut_off) = (paused.sessions, paused.commands.len());
-        tracing::info!(sessions, cut_off, "sessions are paused, and go on at the next start");
+        tracing::info!(
+            sessions,
+            cut_off,
+            "sessions are paused, and go on at the next start"
+        );
     }
 }
 

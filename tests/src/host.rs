@@ -87,7 +87,7 @@ impl HostBuilder {
             .map(|size| SmallDisk::mount(&storage, &size).expect("a small disk cannot be mounted"));
         with_compiled_plugins(&storage);
         let log = Arc::new(Mutex::new(String::new()));
-        let (child, address) = spawn(&folder, &self.settings, &log);
+        let (child, address) = spawn(&folder, &["serve"], &self.settings, &log);
         Host {
             child,
             address,
@@ -282,12 +282,17 @@ impl Host {
 
     /// Starts it again over the same storage, on another port.
     pub fn start_again(&mut self) {
+        self.start_again_with(&["serve"]);
+    }
+
+    /// The same, with other arguments.
+    pub fn start_again_with(&mut self, arguments: &[&str]) {
         assert!(
             self.child.try_wait().unwrap().is_some(),
             "the host still runs"
         );
         self.log.lock().unwrap().push_str("--- started again ---\n");
-        (self.child, self.address) = spawn(&self.folder, &self.settings, &self.log);
+        (self.child, self.address) = spawn(&self.folder, arguments, &self.settings, &self.log);
     }
 
     /// A REST call for a user.
@@ -411,10 +416,11 @@ pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 
 fn spawn(
     folder: &TempDir,
+    arguments: &[&str],
     settings: &[(String, String)],
     log: &Arc<Mutex<String>>,
 ) -> (Child, String) {
-    let mut child = command(folder.path(), &["serve"])
+    let mut child = command(folder.path(), arguments)
         .env("PORT", "0")
         .env("WORKSPACE_BASE_PATH", folder.path().join("storage"))
         .envs(settings.iter().map(|(name, value)| (name, value)))

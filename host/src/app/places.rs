@@ -59,6 +59,12 @@ pub(super) struct Ground {
 }
 
 impl Ground {
+    fn folder_of(&self, spec: &PlaceSpec) -> PathBuf {
+        self.base
+            .join(safe_name(&spec.user))
+            .join(safe_name(&spec.session))
+    }
+
     /// The workspace of a session, made where it is not there.
     async fn workspace_of(&self, spec: &PlaceSpec, fresh: bool) -> Result<Arc<Workspace>, String> {
         let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
@@ -221,16 +227,21 @@ impl Places for Ground {
     }
 
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
-        let folder = self
-            .base
-            .join(safe_name(&spec.user))
-            .join(safe_name(&spec.session));
-        if !folder.is_dir() {
+        if !self.folder_of(spec).is_dir() {
             return None;
         }
         Workspace::create(&self.base, &spec.user, &spec.session)
             .ok()
             .map(Arc::new)
+    }
+
+    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+        self.folder_of(spec).is_dir()
+    }
+
+    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+        let made = Workspace::create(&self.base, &spec.user, &spec.session);
+        made.ok().map(Arc::new)
     }
 
     fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::app::Resume;
 use crate::auth::{Authenticator, IssueError, UserId};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::deployment::{self, Problems};
@@ -42,7 +43,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve clients over HTTP and WebSocket (the default)
-    Serve,
+    Serve(ServeArgs),
     /// Work on one task here, without a server, and show what happens
     Run(RunArgs),
     /// Print a token for a user
@@ -55,6 +56,27 @@ enum Command {
     Plugin(plugin::PluginArgs),
     /// Print an example of a manifest, or its schema for editors
     Manifest(ManifestArgs),
+}
+
+/// What becomes of the sessions of the last run.
+#[derive(Debug, Default, Args)]
+struct ServeArgs {
+    /// Leave them until their users come back
+    #[arg(long, conflicts_with = "resume")]
+    no_resume: bool,
+    /// Go on with them, also where the database comes from another machine or folder
+    #[arg(long)]
+    resume: bool,
+}
+
+impl ServeArgs {
+    fn resume(&self) -> Resume {
+        match (self.resume, self.no_resume) {
+            (true, _) => Resume::All,
+            (false, true) => Resume::None,
+            (false, false) => Resume::Usual,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -133,7 +155,9 @@ const WRONG: u8 = 2;
 pub fn main() -> ExitCode {
     // Before a key is read.
     core_dump::forbid();
-    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    let command = Cli::parse()
+        .command
+        .unwrap_or(Command::Serve(ServeArgs::default()));
     if let Command::Manifest(args) = &command {
         print!("{}", args.what.text());
         return ExitCode::SUCCESS;
@@ -147,7 +171,7 @@ pub fn main() -> ExitCode {
     };
     log(
         &config,
-        if matches!(command, Command::Serve) {
+        if matches!(command, Command::Serve(_)) {
             "info"
         } else {
             "warn"
@@ -165,7 +189,7 @@ pub fn main() -> ExitCode {
         }
     };
     let code = match command {
-        Command::Serve => runtime.block_on(serve::serve(config)),
+        Command::Serve(args) => runtime.block_on(serve::serve(config, args.resume())),
         Command::Run(args) => runtime.block_on(run::run(config, args)),
         Command::Token(args) => token(&config, &args),
         Command::Doctor => runtime.block_on(doctor::doctor(config)),
@@ -260,8 +284,9 @@ mod tests {
         assert!(Cli::try_parse_from(["lucid"]).unwrap().command.is_none());
         assert!(matches!(
             Cli::try_parse_from(["lucid", "serve"]).unwrap().command,
-            Some(Command::Serve)
+            Some(Command::Serve(_))
         ));
+        assert!(Cli::try_parse_from(["lucid", "serve", "--resume", "--no-resume"]).is_err());
     }
 
     #[test]

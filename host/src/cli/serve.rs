@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 
 use super::{DAY, failed, interrupted, wrong, wrong_manifest};
-use crate::app::{App, StartError};
+use crate::app::{App, Resume, StartError};
 use crate::auth::UserId;
 use crate::config::Config;
 
@@ -23,7 +23,7 @@ const LAST_REQUESTS: f64 = 0.2;
 pub(super) const LOCAL_USER: &str = "local";
 
 /// Serves until it is told to stop.
-pub(super) async fn serve(config: Config) -> ExitCode {
+pub(super) async fn serve(config: Config, resume: Resume) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -54,14 +54,10 @@ pub(super) async fn serve(config: Config) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(address);
-    match app.recover().await {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "sessions of the last run go on"),
-        Err(error) => {
-            return failed(&format!(
-                "The sessions of the last run cannot be gone on with. {error}"
-            ));
-        }
+    if let Err(error) = app.recover(resume).await {
+        return failed(&format!(
+            "Could not resume sessions from the previous run: {error}"
+        ));
     }
     let keys = app.auth().follow();
     let following = (app.generations().follow(), app.generations().judge());
@@ -100,7 +96,11 @@ async fn run(
         exit_at_last(patience);
         let requests = begun + patience.mul_f64(LAST_REQUESTS);
         // Connections of WebSockets are no requests any more, so the server does not wait for them.
-        let _ = timeout_at(begun + patience.mul_f64(LAST_REQUESTS / 2.0), api.close_sockets()).await;
+        let _ = timeout_at(
+            begun + patience.mul_f64(LAST_REQUESTS / 2.0),
+            api.close_sockets(),
+        )
+        .await;
         let _ = told.send(requests);
     };
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {

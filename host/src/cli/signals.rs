@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn a_hangup_that_nohup_had_ignored_stays_ignored() {
-        let status = |mask: &str| format!("Name:\tlucid\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        let status =
+            |mask: &str| format!("Name:\tlucid\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
         assert!(ignores_hangup(&status("0000000000001001")));
         assert!(!ignores_hangup(&status("0000000000001000")));
         assert!(!ignores_hangup(""));

@@ -9,6 +9,7 @@ mod ending;
 mod halting;
 mod moving;
 mod persist;
+mod returning;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
 use super::budget::Budget;
+use super::clock::{TaskClock, now};
 use super::create::{Found, OpenChange};
 use super::effects::Effects;
-use super::clock::{TaskClock, now};
 use super::grace::{PUT_AWAY, Standing};
 use super::live::Session;
 use super::ports::{
@@ -53,6 +54,7 @@ enum End {
 
 use moving::offers_of;
 pub(super) use moving::takes_over;
+pub(super) use returning::workspace_lost;
 
 pub(super) struct Actor {
     shared: Arc<Shared>,
@@ -82,6 +84,8 @@ pub(super) struct Actor {
     queue: VecDeque<News>,
     /// Effects that the log has, and that the last host did not begin any more.
     paused: Vec<String>,
+    /// It waited for its user to come back.
+    was_held: bool,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
     clock: TaskClock,
@@ -148,6 +152,7 @@ pub(super) async fn live(
         },
         queue: VecDeque::new(),
         paused: Vec::new(),
+        was_held: found.held,
         news,
         clock: TaskClock::start(),
         shared,
@@ -196,10 +201,14 @@ impl Actor {
     }
 
     async fn run(&mut self, begun: bool) -> End {
-        if !begun && let Err(end) = self.provision().await {
+        let ready = if begun {
+            self.come_back().await
+        } else {
+            self.provision().await
+        };
+        if let Err(end) = ready {
             return end;
         }
-        self.begin_paused().await;
         loop {
             match self.wait().await {
                 Some(End::Halted) => return self.come_to_rest().await,
@@ -441,6 +450,11 @@ impl Actor {
         if begun || !self.queue.iter().take(ROUND).any(said) {
             return None;
         }
+        self.first_input().await
+    }
+
+    /// The input that began the session, out of the log.
+    async fn first_input(&self) -> Option<Input> {
         let id = self.id.to_string();
         let first = move |connection: &_| store::logged_steps(connection, &id, 0);
         let store = &self.shared.deps.store;

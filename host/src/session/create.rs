@@ -18,13 +18,13 @@ use crate::plugins::policy_types::Snapshot;
 use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
 
-use super::{actor, clock};
 use super::budget::{Budget, lower};
 use super::frames::EventDraft;
 use super::live::{About, Launch, Session};
 use super::ports::{Drawn, Generation, Models, Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
 use super::{SessionId, Sessions, Shared};
+use super::{actor, clock};
 
 /// How much may wait for a session.
 const MAILBOX: usize = 64;
@@ -308,6 +308,7 @@ impl Sessions {
             open: Vec::new(),
             unread: Vec::new(),
             status: Status::Created,
+            held: false,
         };
         let shared = self.shared.clone();
         let sent = deps.store.sends_chats();
@@ -385,6 +386,8 @@ pub(super) struct Found {
     /// What the user said and no round has taken.
     pub(super) unread: Vec<(u64, String)>,
     pub(super) status: Status,
+    /// It is to go on when its user comes back, and not by itself.
+    pub(super) held: bool,
 }
 
 impl Shared {

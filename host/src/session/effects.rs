@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -52,6 +53,8 @@ pub(super) struct Effects {
     held_back: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    /// The repository is to be brought again when the place is opened.
+    fetch: Arc<AtomicBool>,
     /// The deployment's tools beside the place's, from here on.
     shelf: Shelf,
     /// Those of older generations, which end before the next tool begins.
@@ -116,6 +119,7 @@ impl Effects {
             paused: false,
             held_back: Vec::new(),
             place: Arc::default(),
+            fetch: Arc::default(),
             change: None,
         }
     }
@@ -164,6 +168,19 @@ impl Effects {
         if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
             let _ = self.session.workspace.set(workspace);
         }
+    }
+
+    /// Whether its files are there, for all that is known.
+    pub(super) fn has_workspace(&self) -> bool {
+        self.session.workspace.get().is_some() || self.shared.deps.places.has_workspace(&self.spec)
+    }
+
+    /// Its files are gone: from here on it has an empty folder, and its repository is to be cloned again.
+    pub(super) fn renew_workspace(&mut self) {
+        if let Some(workspace) = self.shared.deps.places.renew(&self.spec) {
+            let _ = self.session.workspace.set(workspace);
+        }
+        self.fetch.store(true, Ordering::Relaxed);
     }
 
     /// From here on this generation answers. What runs is not disturbed, and tools that are the same in
@@ -365,6 +382,7 @@ impl Effects {
             spec: self.spec.clone(),
             policy: self.fixed.policy.clone(),
             place: self.place.clone(),
+            fetch: self.fetch.clone(),
             shelf: self.shelf.clone(),
             listener: self.listener.clone(),
         }

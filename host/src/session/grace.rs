@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Session, held};
-use super::{CloseReason, Shared, retention};
+use super::{CloseReason, PlaceSpec, Shared, retention};
 
 /// How long a question waits for its answer with nobody there.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -35,6 +35,8 @@ pub(super) enum Standing {
     Asks(u64),
     /// No task is open, since then.
     Idle(Instant),
+    /// It is not started, until its user comes back or an operator wants it.
+    Held,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ fn verdict(
         return Verdict::Stays;
     };
     match standing {
-        Standing::Works => Verdict::Stays,
+        Standing::Works | Standing::Held => Verdict::Stays,
         Standing::Asks(since) => {
             if Duration::from_millis(uptime.saturating_sub(since)) < ANSWER {
                 Verdict::GivesBack
@@ -74,6 +76,15 @@ fn verdict(
 }
 
 impl Session {
+    /// What its files are known by.
+    fn spec(&self) -> PlaceSpec {
+        PlaceSpec {
+            session: self.about.id.to_string(),
+            user: self.about.user.to_string(),
+            ..PlaceSpec::default()
+        }
+    }
+
     /// What it does from here on. One that was idle before stays so since then.
     pub(super) fn stands(&self, standing: Standing) {
         let mut known = held(&self.standing);
@@ -91,11 +102,10 @@ pub(super) async fn sweep(
     retention: Duration,
 ) {
     let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
-    let reason = "Nobody was connected any more, so the session was ended.".to_owned();
-    let reason = match retention::sentence(retention) {
-        Some(sentence) => CloseReason::expired(format!("{reason} {sentence}")),
-        None => CloseReason::done(&reason),
-    };
+    let ended = CloseReason::done("Nobody was connected any more, so the session was ended.");
+    let keeps = !retention.is_zero();
+    let kept = format!("{} {}", ended.reason, retention::sentence(retention));
+    let kept = CloseReason::expired(kept);
     while halt
         .run_until_cancelled(tokio::time::sleep(pause))
         .await
@@ -112,7 +122,10 @@ pub(super) async fn sweep(
                 Verdict::Stays => {}
                 // Its actor looks once more: somebody may have answered just now.
                 Verdict::GivesBack => session.unattended.notify_one(),
-                Verdict::Ends => session.stop(reason.clone()),
+                Verdict::Ends if keeps && shared.deps.places.has_workspace(&session.spec()) => {
+                    session.stop(kept.clone());
+                }
+                Verdict::Ends => session.stop(ended.clone()),
             }
         }
     }
@@ -137,6 +150,7 @@ mod tests {
             (short, idle(hours(1000)), Verdict::Stays),
             (hours(1000), idle(short), Verdict::Stays),
             (hours(1000), Standing::Works, Verdict::Stays),
+            (hours(1000), Standing::Held, Verdict::Stays),
             (short, asks(1000), Verdict::Stays),
             (Some(grace), idle(Some(grace)), Verdict::Ends),
             (Some(grace), asks(0), Verdict::GivesBack),

@@ -296,10 +296,7 @@ impl Sessions {
             shared.halt.clone(),
             shared.deps.limits.retention,
         ));
-        tokio::spawn(clock::watch(
-            Arc::downgrade(&shared),
-            shared.halt.clone(),
-        ));
+        tokio::spawn(clock::watch(Arc::downgrade(&shared), shared.halt.clone()));
         Self { shared }
     }
 
@@ -408,6 +405,11 @@ impl Sessions {
         self.shut_down_within(Duration::ZERO).await
     }
 
+    /// What sessions that came to rest so far left.
+    pub fn take_paused(&self) -> Paused {
+        std::mem::take(&mut *held(&self.shared.left))
+    }
+
     /// The same; commands that run may come to their end for so long.
     pub async fn shut_down_within(&self, patience: Duration) -> Paused {
         let shared = &self.shared;
@@ -424,7 +426,7 @@ impl Sessions {
         if let Err(cause) = shared.deps.store.note_uptime().await {
             tracing::warn!(%cause, "the host's uptime was not noted");
         }
-        std::mem::take(&mut *held(&shared.left))
+        self.take_paused()
     }
 }
 

@@ -355,6 +355,15 @@ pub trait Places: Send + Sync {
     }
     /// The workspace alone, where it is there.
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
+    /// Whether a session's files are there.
+    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+        self.workspace(spec).is_some()
+    }
+    /// A new, empty workspace alone, in the place of one that is gone.
+    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+        let _ = spec;
+        None
+    }
     /// Gives back what is kept for a session that is over, and leaves its files.
     fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
         let _ = spec;
@@ -519,6 +528,8 @@ pub(super) enum News {
     Shows(String, Box<EventDraft>, oneshot::Sender<()>),
     /// Something about the place or its tools that a person should know.
     Notice(String),
+    /// The session's files are gone.
+    WorkspaceLost,
     /// The server took a push of this branch.
     Pushed(String),
     /// The change that was to be opened.

@@ -42,23 +42,23 @@ fn spec_of(kept: Retained) -> PlaceSpec {
     }
 }
 
-/// The sentence that says how long files stay; none where they do not.
-pub(super) fn sentence(retention: Duration) -> Option<String> {
-    (!retention.is_zero()).then(|| {
-        format!(
-            "Its files can be read for another {}.",
-            spelled(retention)
-        )
-    })
+/// The sentence that says how long files stay.
+pub(super) fn sentence(retention: Duration) -> String {
+    format!("Its files can be read for another {}.", spelled(retention))
 }
 
 /// In the largest unit that fits.
 fn spelled(time: Duration) -> String {
     let seconds = time.as_secs().max(1);
-    let (count, unit) = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")]
-        .into_iter()
-        .find_map(|(size, unit)| (seconds % size == 0).then_some((seconds / size, unit)))
-        .unwrap_or((seconds, "second"));
+    let (count, unit) = [
+        (86_400, "day"),
+        (3_600, "hour"),
+        (60, "minute"),
+        (1, "second"),
+    ]
+    .into_iter()
+    .find_map(|(size, unit)| (seconds % size == 0).then_some((seconds / size, unit)))
+    .unwrap_or((seconds, "second"));
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {unit}{plural}")
 }
@@ -94,7 +94,10 @@ impl Shared {
             let Some(oldest) = self.retained_before(uptime).await?.into_iter().next() else {
                 break;
             };
-            tracing::warn!(session = oldest.session, "the disk is short, so the workspace of a session that ended is removed before its time");
+            tracing::warn!(
+                session = oldest.session,
+                "the disk is short, so the workspace of a session that ended is removed before its time"
+            );
             self.remove_retained(oldest).await?;
         }
         Ok(())
@@ -110,7 +113,11 @@ impl Shared {
         let session = kept.session.clone();
         let removed = self.deps.places.wipe(spec_of(kept)).await;
         if let Err(cause) = &removed {
-            tracing::error!(session, cause, "a workspace could not be removed; it is tried again later");
+            tracing::error!(
+                session,
+                cause,
+                "a workspace could not be removed; it is tried again later"
+            );
         }
         let gone = removed.is_ok();
         let write = move |connection: &_| {
@@ -155,7 +162,11 @@ impl Sessions {
     }
 
     /// Removes what is kept of a session of this user that ended. False where nothing is.
-    pub async fn discard(&self, id: &SessionId, user: &UserId) -> Result<bool, WorkspaceLookupError> {
+    pub async fn discard(
+        &self,
+        id: &SessionId,
+        user: &UserId,
+    ) -> Result<bool, WorkspaceLookupError> {
         let Some(kept) = self.shared.retained(id).await? else {
             return Ok(false);
         };
@@ -198,6 +209,5 @@ mod tests {
         ] {
             assert_eq!(spelled(Duration::from_secs(seconds)), text);
         }
-        assert_eq!(sentence(Duration::ZERO), None);
     }
 }

@@ -20,6 +20,7 @@ mod health;
 mod integrations;
 mod local;
 mod model;
+mod origin;
 mod outbox;
 mod readers;
 mod reads;
@@ -43,6 +44,7 @@ pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
+pub use origin::{Origin, begin, origin, release_sessions};
 pub use outbox::Outbox;
 pub use reads::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
@@ -81,6 +83,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0007_begun.sql"),
     include_str!("../../../migrations/0008_uptime.sql"),
     include_str!("../../../migrations/0009_retained_workspaces.sql"),
+    include_str!("../../../migrations/0010_origin.sql"),
 ];
 
 /// Why the store did not do what it was asked.

@@ -185,6 +185,8 @@ pub struct SessionRow {
     pub pushed: Option<String>,
     /// Why it is over, where it is.
     pub end_reason: Option<String>,
+    /// It goes on when its user comes back, and not by itself.
+    pub held: bool,
     /// When the last round was written, in milliseconds since 1970.
     pub updated_at: u64,
 }

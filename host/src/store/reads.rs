@@ -46,6 +46,7 @@ impl SessionRow {
         Ok(Self {
             updated_at: from_sql(row, "updated_at")?,
             end_reason: row.get("end_reason")?,
+            held: row.get("held")?,
             pushed: row.get("pushed_branch")?,
             fixed: NewSessionRow {
                 id: row.get("id")?,
@@ -89,8 +90,9 @@ impl SessionRow {
 
 /// The effects of a session that have no result.
 pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
-    let mut select = connection
-        .prepare_cached("SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1")?;
+    let mut select = connection.prepare_cached(
+        "SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1",
+    )?;
     let mut rows = select.query([session])?;
     let mut effects = Vec::new();
     let number = |row: &Row<'_>, column| -> rusqlite::Result<Option<u64>> {

@@ -62,11 +62,7 @@ pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retaine
 }
 
 /// Puts one off, as if it had been kept that much later.
-pub fn retain_longer(
-    connection: &Connection,
-    session: &str,
-    by_ms: u64,
-) -> Result<(), StoreError> {
+pub fn retain_longer(connection: &Connection, session: &str, by_ms: u64) -> Result<(), StoreError> {
     connection
         .prepare_cached(
             "UPDATE retained_workspaces SET uptime_ms = uptime_ms + ?2 WHERE session_id = ?1",

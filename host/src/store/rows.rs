@@ -299,7 +299,9 @@ impl StepRow {
         }
         for effect in &self.not_begun {
             connection
-                .prepare_cached("UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2")?
+                .prepare_cached(
+                    "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
+                )?
                 .execute(params![&*self.session, effect])?;
         }
         Ok(())

@@ -5,7 +5,9 @@ mod clock;
 mod descriptors;
 mod disk;
 mod goodbye;
+mod left_alone;
 mod locks;
+mod moved;
 
 use lucid_tests::{Host, Socket, eventually, seq};
 use serde_json::{Value, json};

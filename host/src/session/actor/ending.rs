@@ -10,13 +10,13 @@ use std::time::Duration;
 use crate::store::Status;
 
 use super::super::budget::Budget;
+use super::super::clock::now;
 use super::super::frames::{self, EventDraft};
 use super::super::intake::change_event;
 use super::super::live::Session;
 use super::super::ports::{News, Spent};
 use super::super::record::{CHANGE, Draft, Scene};
 use super::super::{CloseReason, Shared, retention};
-use super::super::clock::now;
 use super::{Actor, End};
 
 /// How long a session that is stopped waits for a change that is being opened.
@@ -67,6 +67,7 @@ impl Actor {
         let not_begun = self.effects.not_begun(&self.open);
         let running = self.effects.running_tool();
         let spent = self.unheard();
+        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
         let (close, frame) = match end {
             End::Halted => {
                 let used = self.counters.task_used_ms;
@@ -95,9 +96,9 @@ impl Actor {
                 let limit = limits.task_time.as_secs();
                 let mut reason =
                     format!("The task took longer than {limit} seconds, and was ended.");
-                if let Some(sentence) = retention::sentence(limits.retention) {
+                if held && !limits.retention.is_zero() {
                     reason.push(' ');
-                    reason.push_str(&sentence);
+                    reason.push_str(&retention::sentence(limits.retention));
                 }
                 let frame = frames::error(&reason);
                 (CloseReason::expired(reason), Some(frame))
@@ -106,9 +107,12 @@ impl Actor {
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
-        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
         // Somebody's wish may have come first.
-        let wish = self.session.closing.get().is_some_and(|first| !first.keeps_files);
+        let wish = self
+            .session
+            .closing
+            .get()
+            .is_some_and(|first| !first.keeps_files);
         if held && close.keeps_files && !wish && !self.shared.deps.limits.retention.is_zero() {
             return self.expire(spent, Shown { frame, change }, close).await;
         }
@@ -140,7 +144,9 @@ impl Actor {
     /// Ends the session, and leaves its files for the retention time.
     async fn expire(mut self, spent: Vec<(String, Spent)>, shown: Shown, close: CloseReason) {
         self.counters.uptime_ms = self.shared.deps.store.uptime();
-        let written = self.last_round(spent, shown, (Status::Ended, true), &close).await;
+        let written = self
+            .last_round(spent, shown, (Status::Ended, true), &close)
+            .await;
         self.effects.close_place().await;
         if written {
             self.effects.release().await;

@@ -51,9 +51,9 @@ impl Actor {
     }
 
     /// Begins what the last host wrote down and did not begin.
-    pub(super) async fn begin_paused(&mut self) {
+    pub(super) async fn begin_paused(&mut self) -> Result<(), End> {
         if self.paused.is_empty() {
-            return;
+            return Ok(());
         }
         let wanted = std::mem::take(&mut self.paused);
         let last_entry = self.counters.next_entry.saturating_sub(1);
@@ -64,6 +64,10 @@ impl Actor {
                 HashMap::new()
             }
         };
+        // From here on the log calls them begun: after a crash they are lost like any other.
+        let id = self.id.clone();
+        self.persist(move |connection| store::mark_begun(connection, &id))
+            .await?;
         for effect in wanted {
             match begins.remove(&effect) {
                 Some(Begin::Model(call)) => self.effects.model(call, last_entry),
@@ -72,10 +76,10 @@ impl Actor {
             }
         }
         self.effects.settle(&self.open);
+        Ok(())
     }
 
-    /// The commands that opened these effects. From here on the log calls them begun: after another crash
-    /// they are lost like any other.
+    /// The commands that opened these effects.
     async fn commands_of(&self, wanted: Vec<String>) -> Result<HashMap<String, Begin>, StoreError> {
         let id = self.id.to_string();
         let read = move |connection: &rusqlite::Connection| {
@@ -102,10 +106,6 @@ impl Actor {
             })?;
             Ok(found)
         };
-        let found = self.shared.deps.store.read(read).await?;
-        let id = self.id.clone();
-        let begun = move |connection: &_| store::mark_begun(connection, &id);
-        self.shared.deps.store.write(begun).await?;
-        Ok(found)
+        self.shared.deps.store.read_when_possible(read).await
     }
 }

@@ -31,7 +31,8 @@ async fn held_at_its_first_tool(host: &Sessions, world: &World) -> SessionId {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_that_runs_ends_before_the_host_does_and_what_comes_next_begins_after_the_restart() {
+async fn a_command_that_runs_ends_before_the_host_does_and_what_comes_next_begins_after_the_restart()
+ {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(three);
     let first = sessions(folder.path(), &world);

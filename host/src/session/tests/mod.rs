@@ -14,6 +14,7 @@ mod probation;
 mod reading;
 mod record;
 mod retention;
+mod returning;
 mod shadow;
 mod trees;
 mod world;

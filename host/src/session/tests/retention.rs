@@ -19,7 +19,12 @@ async fn left_alone(host: &Sessions, task: &str) -> SessionId {
     let Batch::Ended(reason) = frames.next().await else {
         panic!("it goes on")
     };
-    assert!(reason.reason.contains("Its files can be read for another 1 hour."), "{reason:?}");
+    assert!(
+        reason
+            .reason
+            .contains("Its files can be read for another 1 hour."),
+        "{reason:?}"
+    );
     *session.id()
 }
 
@@ -29,7 +34,14 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
     let world = World::new(worker);
     let first = with_limits(opened(folder.path()), &world, impatient);
     let id = left_alone(&first, "do it").await;
-    assert_eq!((world.done("close"), world.done("release"), world.done("wipe")), (1, 1, 0));
+    assert_eq!(
+        (
+            world.done("close"),
+            world.done("release"),
+            world.done("wipe")
+        ),
+        (1, 1, 0)
+    );
     first.shutdown().await;
     drop(first);
 
@@ -38,9 +50,15 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
     });
     assert_eq!(second.recover().await.unwrap(), 0);
     eventually("its files go", || world.done("wipe") == 1).await;
-    eventually("it is forgotten", || second.shared.deps.store.written().1 >= 1).await;
+    eventually("it is forgotten", || {
+        second.shared.deps.store.written().1 >= 1
+    })
+    .await;
     let user = UserId::from("u");
-    assert!(!second.discard(&id, &user).await.unwrap(), "nothing is left to discard");
+    assert!(
+        !second.discard(&id, &user).await.unwrap(),
+        "nothing is left to discard"
+    );
     assert_eq!(world.done("wipe"), 1);
 }
 
@@ -56,7 +74,13 @@ async fn a_task_that_took_too_long_leaves_its_files() {
     let mut frames = session.subscribe(0);
     host.start(&session);
     let seen = until(&mut frames, "longer than").await;
-    assert!(seen.last().unwrap().1.contains("can be read for another 1 hour"), "{seen:?}");
+    assert!(
+        seen.last()
+            .unwrap()
+            .1
+            .contains("can be read for another 1 hour"),
+        "{seen:?}"
+    );
     eventually("the session ends", || host.count() == 0).await;
     assert_eq!((world.done("release"), world.done("wipe")), (1, 0));
 }

@@ -100,6 +100,8 @@ pub(super) struct World {
     pub(super) lives: Arc<AtomicBool>,
     /// The sessions whose files were removed, in order.
     pub(super) wiped: Arc<Mutex<Vec<String>>>,
+    /// Workspaces are gone.
+    pub(super) lost: Arc<AtomicBool>,
     /// The disk is short.
     pub(super) short: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
@@ -135,6 +137,7 @@ impl World {
             tells: Arc::default(),
             lives: Arc::default(),
             wiped: Arc::default(),
+            lost: Arc::default(),
             short: Arc::default(),
             stuck: Arc::default(),
             grown: Arc::default(),
@@ -329,6 +332,15 @@ impl Places for World {
     }
 
     fn workspace(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
+        None
+    }
+
+    fn has_workspace(&self, _: &PlaceSpec) -> bool {
+        !self.lost.load(Ordering::SeqCst)
+    }
+
+    fn renew(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
+        self.note("renew".to_owned());
         None
     }
 
