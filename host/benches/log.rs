@@ -108,7 +108,10 @@ impl Writer {
                 id: effect(row),
                 kind: EffectKind::Tool,
                 due_at: None,
+                delay_ms: None,
+                begun: true,
             }],
+            not_begun: Vec::new(),
             closed: row.checked_sub(1).map(effect).into_iter().collect(),
             taken: Vec::new(),
             pushed: None,
@@ -122,6 +125,7 @@ impl Writer {
             },
             status: Status::Running,
             end_reason: None,
+            retains_workspace: false,
         }
     }
 

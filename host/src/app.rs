@@ -14,6 +14,7 @@ mod generations;
 mod guard;
 mod instructions;
 mod models;
+mod origin;
 mod overview;
 mod places;
 mod policies;
@@ -27,10 +28,9 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::api::{self, About, Api, PluginView};
 use crate::auth::{Authenticator, Jwks, JwksError};
@@ -46,9 +46,9 @@ use crate::plugins::{Engine, EngineError, EngineOptions, PluginInfo};
 use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
-use crate::session::{Deps, Limits, Sessions};
+use crate::session::{Deps, Limits, Paused, Sessions};
 use crate::store::{
-    Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
+    self, Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
 };
 use crate::workspace::Watcher;
 
@@ -62,12 +62,11 @@ use self::places::Ground;
 pub(crate) use self::shadow::Shadow;
 pub use self::shadow::{ShadowError, Shadows};
 
-/// How long sessions may take to come to rest.
-const LAST_STEPS: Duration = Duration::from_secs(15);
-/// How long it may take to send the last of the record of chats.
-const LAST_RECORDS: Duration = Duration::from_secs(5);
-/// How long it may take to remove all sandboxes.
-const LAST_SANDBOXES: Duration = Duration::from_secs(30);
+/// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
+/// chats, and the sandboxes.
+const AFTER_SESSIONS: f64 = 0.35;
+/// How much of what is then left the record of chats may take.
+const LAST_RECORDS: f64 = 0.4;
 
 /// Why there is nothing to run.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +131,17 @@ pub enum Keep {
     No,
     /// They stay.
     Workspaces,
+}
+
+/// What becomes of the sessions of the last run at a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// They go on, unless the database comes from elsewhere.
+    Usual,
+    /// They go on, wherever it comes from.
+    All,
+    /// They wait for their users.
+    None,
 }
 
 /// The folders below one base.
@@ -253,6 +263,7 @@ impl App {
                 session_cost: config.session_cost_limit,
                 task_time: config.conversation_timeout,
                 grace: config.session_grace,
+                retention: config.workspace_retention,
                 sessions_per_user: usize::try_from(config.max_sessions_per_user)
                     .unwrap_or(usize::MAX),
             },
@@ -272,9 +283,15 @@ impl App {
         })
     }
 
-    /// Goes on with the sessions of the last run, and with the containers that are theirs; returns
-    /// how many there are. For the one process that serves, once, before anything is served.
-    pub async fn recover(&self) -> Result<usize, StartError> {
+    /// Goes on with the sessions of the last run, and with the containers that are theirs. Where that run
+    /// was on another machine or in another folder, its sessions wait for their users instead, unless
+    /// `resume` says otherwise. For the one process that serves, once, before anything is served.
+    pub async fn recover(&self, resume: Resume) -> Result<(), StartError> {
+        let elsewhere = origin::begin(&self.store, &self.config.workspace_base_path).await?;
+        if resume == Resume::All {
+            let release = |connection: &_| store::release_sessions(connection, None);
+            self.store.write(release).await?;
+        }
         let alive = self.sessions.in_log().await?;
         let taken = self.sandboxes.take_over(|session| alive.contains(session));
         match taken.await {
@@ -285,23 +302,54 @@ impl App {
             // Sessions get new ones.
             Err(cause) => tracing::warn!(%cause, "the containers of the last run stay as they are"),
         }
-        Ok(self.sessions.recover().await?)
+        if resume == Resume::None {
+            self.sessions.recover_held().await?;
+        } else {
+            let count = self.sessions.recover().await?;
+            if count > 0 {
+                tracing::info!(count, "sessions of the last run go on");
+            }
+        }
+        let waiting = self.sessions.count_held();
+        match elsewhere {
+            Some(how) if waiting > 0 => {
+                tracing::warn!(
+                    count = waiting,
+                    "the database {how}, so its sessions do not go on by themselves: each does when its user comes back, or all of them after `lucid serve --resume`"
+                );
+            }
+            _ if waiting > 0 => {
+                tracing::info!(
+                    count = waiting,
+                    "sessions wait for their users to come back; `lucid serve --resume` goes on with all of them"
+                );
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
-    /// Brings everything to rest: no session ends, and no sandbox stays. Sandboxes are removed also
-    /// where a session does not come to rest in time.
-    pub async fn shutdown(&self) {
-        if timeout(LAST_STEPS, self.sessions.shutdown()).await.is_err() {
-            tracing::warn!("some sessions did not come to rest; they go on at the next start");
+    /// Brings everything to rest by `end`: no session ends, and no sandbox stays. Commands that run may come
+    /// to their end for most of the time. Sandboxes are removed also where a session does not come to rest
+    /// in time. What is left is said in the log.
+    pub async fn shutdown(&self, end: Instant) {
+        let left = || end.saturating_duration_since(Instant::now());
+        let patience = left().mul_f64(1.0 - AFTER_SESSIONS);
+        // The last rounds are written when the time for commands is up.
+        let rest = self.sessions.shut_down_within(patience.mul_f64(0.9));
+        match timeout(patience, rest).await {
+            Ok(paused) => say_what_is_left(&paused),
+            Err(_) => {
+                tracing::warn!("some sessions did not come to rest; they go on at the next start");
+                say_what_is_left(&self.sessions.take_paused());
+            }
         }
         // What does not go now goes after the next start.
         if let Some(outbox) = &self.outbox {
-            outbox.flush(LAST_RECORDS).await;
+            outbox.flush(left().mul_f64(LAST_RECORDS)).await;
         }
-        if timeout(LAST_SANDBOXES, self.sandboxes.shut_down())
-            .await
-            .is_err()
-        {
+        let removed = timeout(left().mul_f64(0.95), self.sandboxes.shut_down());
+        if removed.await.is_err() {
             tracing::warn!("some containers were not removed; the next start removes them");
         }
     }
@@ -362,6 +410,20 @@ impl App {
     /// The routes.
     pub fn router(&self, api: Api) -> Router {
         api::router(api, &self.config.allowed_origins)
+    }
+}
+
+fn say_what_is_left(paused: &Paused) {
+    for (session, command) in &paused.commands {
+        tracing::warn!(%session, command, "a command was cut off by the shutdown; its agent is told at the next start");
+    }
+    if paused.sessions > 0 {
+        let (sessions, cut_off) = (paused.sessions, paused.commands.len());
+        tracing::info!(
+            sessions,
+            cut_off,
+            "sessions are paused, and go on at the next start"
+        );
     }
 }
 

@@ -87,7 +87,7 @@ impl HostBuilder {
             .map(|size| SmallDisk::mount(&storage, &size).expect("a small disk cannot be mounted"));
         with_compiled_plugins(&storage);
         let log = Arc::new(Mutex::new(String::new()));
-        let (child, address) = spawn(&folder, &self.settings, &log);
+        let (child, address) = spawn(&folder, &["serve"], &self.settings, &log);
         Host {
             child,
             address,
@@ -261,23 +261,38 @@ impl Host {
         self.settings.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// SIGTERM, as an operator stops it; returns when it has ended, and fails where it did not say so
     /// itself.
     pub async fn stop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
+        self.stopped().await;
+    }
+
+    /// Waits until it has ended by itself, and well.
+    pub async fn stopped(&mut self) {
         let status = eventually("the host to stop", async || self.child.try_wait().unwrap()).await;
         assert!(status.success(), "{status}");
     }
 
     /// Starts it again over the same storage, on another port.
     pub fn start_again(&mut self) {
+        self.start_again_with(&["serve"]);
+    }
+
+    /// The same, with other arguments.
+    pub fn start_again_with(&mut self, arguments: &[&str]) {
         assert!(
             self.child.try_wait().unwrap().is_some(),
             "the host still runs"
         );
         self.log.lock().unwrap().push_str("--- started again ---\n");
-        (self.child, self.address) = spawn(&self.folder, &self.settings, &self.log);
+        (self.child, self.address) = spawn(&self.folder, arguments, &self.settings, &self.log);
     }
 
     /// A REST call for a user.
@@ -401,10 +416,11 @@ pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 
 fn spawn(
     folder: &TempDir,
+    arguments: &[&str],
     settings: &[(String, String)],
     log: &Arc<Mutex<String>>,
 ) -> (Child, String) {
-    let mut child = command(folder.path(), &["serve"])
+    let mut child = command(folder.path(), arguments)
         .env("PORT", "0")
         .env("WORKSPACE_BASE_PATH", folder.path().join("storage"))
         .envs(settings.iter().map(|(name, value)| (name, value)))

@@ -73,9 +73,9 @@ pub(super) async fn file(
     Query(query): Query<FileQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     let asked = query.path;
-    let workspace = session.workspace().ok_or_else(|| no_file(&asked))?;
+    let workspace = workspace.ok_or_else(|| no_file(&asked))?;
     let path = asked.clone();
     let opened = off_thread(workspace, move |workspace| {
         let path = workspace.path(&path)?;
@@ -157,15 +157,15 @@ pub(super) async fn archive(
     who: Identity,
     Query(query): Query<ArchiveQuery>,
 ) -> Result<Response, Problem> {
-    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
-    let Some(workspace) = session.workspace() else {
+    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
+    let Some(workspace) = workspace else {
         return Err(Problem::not_found(
             "The session has not started, so it has no files yet.",
         ));
     };
     let turn = api.parts.archives.turn(&who.user)?;
     let (sender, mut pieces) = mpsc::channel(PIECES);
-    let id = session.id().to_string();
+    let id = query.session_id;
     let name = format!("workspace-{id}.tar.gz");
     tokio::task::spawn_blocking(move || {
         // For as long as the thread is busy, whatever becomes of the connection.

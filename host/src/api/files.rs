@@ -74,9 +74,9 @@ pub(super) async fn list(
     who: Identity,
     Query(query): Query<TreeQuery>,
 ) -> Result<Json<TreeView>, Problem> {
-    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     // A session that has not started has no workspace yet, which is the same as an empty one.
-    let Some(workspace) = session.workspace() else {
+    let Some(workspace) = workspace else {
         return Ok(Json(TreeView { tree: Vec::new() }));
     };
     let tree = off_thread(workspace, |workspace| workspace.tree()).await?;
@@ -119,9 +119,9 @@ pub(super) async fn read(
     who: Identity,
     Query(query): Query<FileQuery>,
 ) -> Result<Json<FileView>, Problem> {
-    let session = api.session(&query.session_id, &who, NOT_YOURS)?;
+    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     let asked = query.path;
-    let Some(workspace) = session.workspace() else {
+    let Some(workspace) = workspace else {
         return Err(no_file(&asked));
     };
     let path = asked.clone();

@@ -14,9 +14,11 @@ use super::problem::{Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::auth::Identity;
 use crate::session::{
-    CreateError, Details, DetailsError, LookupError, SessionId, Summary, dollars,
+    CreateError, Details, DetailsError, LookupError, SessionId, Summary, WorkspaceLookupError,
+    dollars,
 };
 use crate::store::Totals;
+use crate::workspace::Workspace;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
@@ -244,7 +246,8 @@ pub(super) struct StoppedView {
 
 /// Stop a session
 ///
-/// The id is a session's, not a chat's.
+/// The id is a session's, not a chat's. Its files go with it, also those of a session that ended by itself
+/// and are kept for a while.
 #[utoipa::path(
     delete, path = "/api/v1/sessions/{id}", tag = "sessions",
     params(("id" = String, Path, description = "The session")),
@@ -262,15 +265,30 @@ pub(super) async fn stop(
     who: Identity,
     Path(id): Path<String>,
 ) -> Result<Json<StoppedView>, Problem> {
-    let session = api.session(&id, &who, "Not authorized to stop this session.")?;
-    let stopping = api.parts.sessions.stop(session.id());
-    tokio::select! {
-        () = stopping => {}
-        problem = unwritten_stop(&api) => return Err(problem),
-    }
+    let not_yours = "Not authorized to stop this session.";
+    let session = match api.session(&id, &who, not_yours) {
+        Ok(session) => {
+            let stopping = api.parts.sessions.stop(session.id());
+            tokio::select! {
+                () = stopping => {}
+                problem = unwritten_stop(&api) => return Err(problem),
+            }
+            *session.id()
+        }
+        // One that is over may have files that are kept.
+        Err(problem) if problem.status() == axum::http::StatusCode::NOT_FOUND => {
+            let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
+            let discarded = api.parts.sessions.discard(&parsed, &who.user).await;
+            if !discarded.map_err(|error| of_lookup(error, &id, not_yours))? {
+                return Err(problem);
+            }
+            parsed
+        }
+        Err(problem) => return Err(problem),
+    };
     Ok(Json(StoppedView {
         status: "stopped",
-        session_id: session.id().to_string(),
+        session_id: session.to_string(),
         message: "Session stopped and resources cleaned up.",
     }))
 }
@@ -304,6 +322,31 @@ impl Api {
                 LookupError::NotFound => no_session(id),
                 LookupError::NotYours => Problem::forbidden(not_yours),
             })
+    }
+}
+
+impl Api {
+    /// The workspace of the caller's session of that id, alive or over; none where it has none yet. Another
+    /// user's is refused with the given sentence.
+    pub(super) async fn workspace(
+        &self,
+        id: &str,
+        who: &Identity,
+        not_yours: &str,
+    ) -> Result<Option<std::sync::Arc<Workspace>>, Problem> {
+        let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
+        let found = self.parts.sessions.workspace_of(&parsed, &who.user).await;
+        found.map_err(|error| of_lookup(error, id, not_yours))
+    }
+}
+
+fn of_lookup(error: WorkspaceLookupError, id: &str, not_yours: &str) -> Problem {
+    match error {
+        WorkspaceLookupError::Lookup(LookupError::NotFound) => no_session(id),
+        WorkspaceLookupError::Lookup(LookupError::NotYours) => Problem::forbidden(not_yours),
+        WorkspaceLookupError::Store(_) | WorkspaceLookupError::NotRemoved => {
+            Problem::internal(&error)
+        }
     }
 }
 

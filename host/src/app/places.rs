@@ -22,7 +22,7 @@ use crate::tools::{ToolBox, describe_call};
 use crate::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
 
 use super::files::Files;
-use super::guard::Open;
+use super::guard::{Open, is_short};
 use super::room::{Notices, Opened, Room, Shared};
 
 /// Said of containers that commands reach by `docker exec` only.
@@ -59,6 +59,12 @@ pub(super) struct Ground {
 }
 
 impl Ground {
+    fn folder_of(&self, spec: &PlaceSpec) -> PathBuf {
+        self.base
+            .join(safe_name(&spec.user))
+            .join(safe_name(&spec.session))
+    }
+
     /// The workspace of a session, made where it is not there.
     async fn workspace_of(&self, spec: &PlaceSpec, fresh: bool) -> Result<Arc<Workspace>, String> {
         let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
@@ -221,16 +227,31 @@ impl Places for Ground {
     }
 
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
-        let folder = self
-            .base
-            .join(safe_name(&spec.user))
-            .join(safe_name(&spec.session));
-        if !folder.is_dir() {
+        if !self.folder_of(spec).is_dir() {
             return None;
         }
         Workspace::create(&self.base, &spec.user, &spec.session)
             .ok()
             .map(Arc::new)
+    }
+
+    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+        self.folder_of(spec).is_dir()
+    }
+
+    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+        let made = Workspace::create(&self.base, &spec.user, &spec.session);
+        made.ok().map(Arc::new)
+    }
+
+    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+        let sandboxes = self.sandboxes.clone();
+        async move { sandboxes.discard(&spec.session).await }.boxed()
+    }
+
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        let (base, keep) = (self.base.clone(), self.keep);
+        async move { !keep && is_short(base).await }.boxed()
     }
 
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {

@@ -11,6 +11,7 @@ mod report;
 mod run;
 mod screen;
 mod serve;
+mod signals;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -21,9 +22,12 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use self::report::{Level, say};
+use crate::app::Resume;
 use crate::auth::{Authenticator, IssueError, UserId};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::deployment::{self, Problems};
+
+use self::signals::interrupted;
 
 /// A server that runs AI coding agents for many users.
 #[derive(Debug, Parser)]
@@ -41,7 +45,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve clients over HTTP and WebSocket (the default)
-    Serve,
+    Serve(ServeArgs),
     /// Work on one task here, without a server, and show what happens
     Run(RunArgs),
     /// Print a token for a user
@@ -54,6 +58,27 @@ enum Command {
     Plugin(plugin::PluginArgs),
     /// Print an example of a manifest, or its schema for editors
     Manifest(ManifestArgs),
+}
+
+/// What becomes of the sessions of the last run.
+#[derive(Debug, Default, Args)]
+struct ServeArgs {
+    /// Leave them until their users come back
+    #[arg(long, conflicts_with = "resume")]
+    no_resume: bool,
+    /// Go on with them, also where the database comes from another machine or folder
+    #[arg(long)]
+    resume: bool,
+}
+
+impl ServeArgs {
+    fn resume(&self) -> Resume {
+        match (self.resume, self.no_resume) {
+            (true, _) => Resume::All,
+            (false, true) => Resume::None,
+            (false, false) => Resume::Usual,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +147,9 @@ impl ManifestText {
 
 const DAY: u64 = 24 * 60 * 60;
 
+/// How long threads that still work may take at the end.
+const LAST_THREADS: Duration = Duration::from_millis(500);
+
 /// A setting that is wrong, a command line that is wrong.
 const WRONG: u8 = 2;
 
@@ -131,7 +159,9 @@ pub fn main() -> ExitCode {
     core_dump::forbid();
     report::begin();
     let command = match Cli::try_parse() {
-        Ok(parsed) => parsed.command.unwrap_or(Command::Serve),
+        Ok(parsed) => parsed
+            .command
+            .unwrap_or_else(|| Command::Serve(ServeArgs::default())),
         Err(error) => return report::usage(&error),
     };
     if let Command::Manifest(args) = &command {
@@ -147,7 +177,7 @@ pub fn main() -> ExitCode {
     };
     log(
         &config,
-        if matches!(command, Command::Serve) {
+        if matches!(command, Command::Serve(_)) {
             "info"
         } else {
             "warn"
@@ -164,15 +194,18 @@ pub fn main() -> ExitCode {
             ));
         }
     };
-    match command {
-        Command::Serve => runtime.block_on(serve::serve(config)),
+    let code = match command {
+        Command::Serve(args) => runtime.block_on(serve::serve(config, args.resume())),
         Command::Run(args) => runtime.block_on(run::run(config, args)),
         Command::Token(args) => token(&config, &args),
         Command::Doctor => runtime.block_on(doctor::doctor(config)),
         Command::Check(args) => runtime.block_on(check::check(config, args.file)),
         // It was printed before anything else could go wrong.
         Command::Manifest(_) | Command::Plugin(_) => ExitCode::SUCCESS,
-    }
+    };
+    // A thread that waits for a file system would otherwise hold the process.
+    runtime.shutdown_timeout(LAST_THREADS);
+    code
 }
 
 fn token(config: &Config, args: &TokenArgs) -> ExitCode {
@@ -242,25 +275,6 @@ fn log(config: &Config, default: &str) {
     };
 }
 
-/// Ctrl-C, or the signal that a service manager sends. From this call on neither ends the process by
-/// itself; what is returned waits for the next.
-fn interrupted() -> impl Future<Output = ()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-    async {
-        let each = signals.into_iter().map(|signals| async {
-            match signals {
-                Ok(mut signals) => {
-                    signals.recv().await;
-                }
-                // Then it keeps its usual effect.
-                Err(_) => std::future::pending().await,
-            }
-        });
-        futures::future::select_all(each.map(Box::pin)).await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,8 +290,9 @@ mod tests {
         assert!(Cli::try_parse_from(["lucid"]).unwrap().command.is_none());
         assert!(matches!(
             Cli::try_parse_from(["lucid", "serve"]).unwrap().command,
-            Some(Command::Serve)
+            Some(Command::Serve(_))
         ));
+        assert!(Cli::try_parse_from(["lucid", "serve", "--resume", "--no-resume"]).is_err());
     }
 
     #[test]

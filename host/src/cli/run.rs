@@ -69,7 +69,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     app.sessions().start(&session);
     let outcome = tokio::select! {
         outcome = watch(&session, &mut view) => outcome,
-        () = interrupted() => {
+        _ = interrupted() => {
             view.line(&view.screen.entry("stopped", Style::new().yellow(), "as you asked"));
             false
         }
@@ -81,11 +81,11 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     // A second Ctrl-C does not wait.
     let ended = async {
         app.sessions().stop(session.id()).await;
-        app.shutdown().await;
+        app.shutdown(tokio::time::Instant::now() + END).await;
     };
     tokio::select! {
         _ = timeout(END, ended) => {}
-        () = interrupted() => {}
+        _ = interrupted() => {}
     }
     if let Some(workspace) = workspace {
         let path = workspace.display().to_string();

@@ -1,29 +1,30 @@
 //! Owns `lucid serve`: from the settings to a listening server, and its end.
 //!
 //! What always holds: `listening on http://…` is printed once everything works, with the real port;
-//! on SIGINT or SIGTERM clients are told, sessions are left in the log for the next start, and a
-//! second signal ends the process at once.
+//! on SIGINT, SIGTERM or SIGHUP clients are told, sessions are left in the log for the next start, all
+//! within `SHUTDOWN_TIMEOUT`, and a second signal ends the process at once.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::report::announce;
 use super::{DAY, failed, interrupted, wrong, wrong_manifest};
-use crate::app::{App, StartError};
+use crate::app::{App, Resume, StartError};
 use crate::auth::UserId;
 use crate::config::Config;
 
-/// How long requests that are under way may take at the end.
-const LAST_REQUESTS: Duration = Duration::from_secs(10);
+/// Which part of the time for a shutdown requests that are under way may take.
+const LAST_REQUESTS: f64 = 0.2;
 /// Who the token of local mode stands for.
 pub(super) const LOCAL_USER: &str = "local";
 
 /// Serves until it is told to stop.
-pub(super) async fn serve(config: Config) -> ExitCode {
+pub(super) async fn serve(config: Config, resume: Resume) -> ExitCode {
     for warning in config.notes() {
         tracing::warn!("{warning}");
     }
@@ -37,55 +38,71 @@ pub(super) async fn serve(config: Config) -> ExitCode {
             ));
         }
     };
-    let app = match Box::pin(App::start(config)).await {
+    let patience = config.shutdown_timeout;
+    // From here on there may be something to bring to an end.
+    let mut stop = Box::pin(interrupted());
+    let started = tokio::select! {
+        started = Box::pin(App::start(config)) => started,
+        signal = &mut stop => {
+            tracing::info!(signal, "stopped while the server started");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let app = match started {
         Ok(app) => app,
         Err(StartError::Config(error)) => return wrong(&error),
         Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
         Err(error) => return failed(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(address);
-    // From here on there is something to bring to an end.
-    let stop = interrupted();
-    match app.recover().await {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "sessions of the last run go on"),
-        Err(error) => {
-            return failed(&format!(
-                "The sessions of the last run cannot be gone on with. {error}"
-            ));
-        }
+    if let Err(error) = app.recover(resume).await {
+        return failed(&format!(
+            "Could not resume sessions from the previous run: {error}"
+        ));
     }
     let keys = app.auth().follow();
     let following = (app.generations().follow(), app.generations().judge());
     welcome(&app, address);
-    let served = run(&app, listener, stop).await;
+    let end = Arc::<OnceLock<Instant>>::default();
+    let served = run(&app, listener, stop, (patience, end.clone())).await;
     drop((following, keys));
-    app.shutdown().await;
+    let end = *end.get_or_init(|| Instant::now() + patience);
+    app.shutdown(end).await;
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&format!("The server ended: {error}.")),
     }
 }
 
+/// Serves until `stop`; sets when the shutdown must be over, `patience` from then.
 async fn run(
     app: &App,
     listener: TcpListener,
-    stop: impl Future<Output = ()> + Send + 'static,
+    stop: impl Future<Output = &'static str> + Send + 'static,
+    (patience, end): (Duration, Arc<OnceLock<Instant>>),
 ) -> std::io::Result<()> {
     let api = app.api();
     let router = app.router(api.clone());
-    let (told, stopping) = tokio::sync::oneshot::channel::<()>();
+    let (told, stopping) = tokio::sync::oneshot::channel::<Instant>();
     let goodbye = async move {
-        stop.await;
-        tracing::info!("stopping");
+        let signal = stop.await;
+        tracing::info!(signal, seconds = patience.as_secs_f64(), "stopping");
         let again = interrupted();
         tokio::spawn(async {
             again.await;
             std::process::exit(130);
         });
+        let begun = Instant::now();
+        let _ = end.set(begun + patience);
+        exit_at_last(patience);
+        let requests = begun + patience.mul_f64(LAST_REQUESTS);
         // Connections of WebSockets are no requests any more, so the server does not wait for them.
-        let _ = timeout(LAST_REQUESTS, api.close_sockets()).await;
-        let _ = told.send(());
+        let _ = timeout_at(
+            begun + patience.mul_f64(LAST_REQUESTS / 2.0),
+            api.close_sockets(),
+        )
+        .await;
+        let _ = told.send(requests);
     };
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         // A frame is small, and somebody waits for it.
@@ -94,16 +111,28 @@ async fn run(
     let serving = axum::serve(listener, router).with_graceful_shutdown(goodbye);
     let overdue = async {
         // An error means that there was no signal, and then the server ended by itself.
-        if stopping.await.is_ok() {
-            tokio::time::sleep(LAST_REQUESTS).await;
-        } else {
-            std::future::pending::<()>().await;
+        match stopping.await {
+            Ok(requests) => tokio::time::sleep_until(requests).await,
+            Err(_) => std::future::pending::<()>().await,
         }
     };
     tokio::select! {
         served = std::future::IntoFuture::into_future(serving) => served,
         () = overdue => Ok(()),
     }
+}
+
+/// Ends the process when its time is up, whatever still waits (a disk, a lock): a service manager would
+/// kill it, and nothing that is left is lost.
+fn exit_at_last(patience: Duration) {
+    let overdue = move || {
+        std::thread::sleep(patience);
+        tracing::warn!("the time for the shutdown is up; the process ends with work unfinished");
+        std::process::exit(0);
+    };
+    let _ = std::thread::Builder::new()
+        .name("shutdown".to_owned())
+        .spawn(overdue);
 }
 
 /// What a person needs to begin. The last line says that the server is ready.

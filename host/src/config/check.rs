@@ -118,6 +118,18 @@ impl Config {
                 "a time from 0 to 1d: a number of seconds, or such as 90s, 5m or 1h30m",
                 |text| seconds(text, 0.0, DAY),
             )?,
+            workspace_retention: values.parsed(
+                "WORKSPACE_RETENTION",
+                Duration::from_hours(24),
+                "a number of seconds from 0 to 31536000 (365 days)",
+                |text| seconds(text, 0.0, 365.0 * DAY),
+            )?,
+            shutdown_timeout: values.parsed(
+                "SHUTDOWN_TIMEOUT",
+                Duration::from_secs(25),
+                "a number of seconds from 1 to 3600 (an hour)",
+                |text| seconds(text, 1.0, 3600.0),
+            )?,
             max_sessions_per_user: values.parsed(
                 "MAX_SESSIONS_PER_USER",
                 20,

@@ -81,6 +81,10 @@ pub struct Config {
     pub conversation_timeout: Duration,
     /// `SESSION_GRACE_SECONDS` (300): how long a session runs on with no client.
     pub session_grace: Duration,
+    /// `WORKSPACE_RETENTION` (a day): how long the files of a session stay that ended without its user's wish.
+    pub workspace_retention: Duration,
+    /// `SHUTDOWN_TIMEOUT` (25 s): how long the process may take to end when it is told to.
+    pub shutdown_timeout: Duration,
     /// `MAX_SESSIONS_PER_USER` (20).
     pub max_sessions_per_user: u32,
     /// `SANDBOX_BACKEND` (`auto`).

@@ -341,6 +341,10 @@ fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
         return Some((seconds * 1_000.0) as u64);
     }
     let date = httpdate::parse_http_date(after).ok()?;
+    // By the provider's own clock, where it tells: this machine's may be wrong.
+    let now = header("date")
+        .and_then(|date| httpdate::parse_http_date(date).ok())
+        .unwrap_or(now);
     // One that has passed means at once.
     let left = date.duration_since(now).unwrap_or_default();
     u64::try_from(left.as_millis()).ok()
@@ -377,6 +381,15 @@ mod tests {
         let date = |text| read("retry-after", text);
         assert_eq!(date("Wed, 21 Oct 2026 07:28:03 GMT"), Some(3_000));
         assert_eq!(date("Wed, 21 Oct 2026 07:27:00 GMT"), Some(0));
+        let by_its_own_clock = [
+            ("date", "Wed, 21 Oct 2026 06:28:00 GMT"),
+            ("retry-after", "Wed, 21 Oct 2026 06:28:05 GMT"),
+        ];
+        let by_its_own_clock = by_its_own_clock.map(|(name, value)| Header {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        });
+        assert_eq!(retry_after_ms(&by_its_own_clock, now), Some(5_000));
         for wrong in ["-1", "NaN", "inf", "", "tomorrow"] {
             assert_eq!(read("retry-after", wrong), None, "{wrong}");
         }

@@ -6,24 +6,26 @@
 //! the log and the workspace, from which it goes on.
 
 mod ending;
+mod halting;
 mod moving;
 mod persist;
+mod returning;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
 
 use super::budget::Budget;
+use super::clock::{TaskClock, now};
 use super::create::{Found, OpenChange};
 use super::effects::Effects;
-use super::grace::PUT_AWAY;
+use super::grace::{PUT_AWAY, Standing};
 use super::live::Session;
 use super::ports::{
     ChangeRequest, Deployment, Generation, News, Offers, Place, PlaceSpec, Policy, Started, Stepped,
@@ -52,6 +54,7 @@ enum End {
 
 use moving::offers_of;
 pub(super) use moving::takes_over;
+pub(super) use returning::workspace_lost;
 
 pub(super) struct Actor {
     shared: Arc<Shared>,
@@ -81,22 +84,17 @@ pub(super) struct Actor {
     /// What the agent said last in its open task. After a restart nobody knows.
     said: Option<Arc<str>>,
     queue: VecDeque<News>,
+    /// Effects that the log has, and that the last host did not begin any more.
+    paused: Vec<String>,
+    /// It waited for its user to come back.
+    was_held: bool,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
-    /// When the last round was written, in milliseconds since 1970.
-    last_at: u64,
+    clock: TaskClock,
 }
 
 /// Characters of a change's title.
 const TITLE: usize = 120;
-
-/// Milliseconds since 1970.
-pub(super) fn now() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Lives a session from where the log left it until its end.
 pub(super) async fn live(
@@ -156,14 +154,18 @@ pub(super) async fn live(
         },
         said: None,
         queue: VecDeque::new(),
+        paused: Vec::new(),
+        was_held: found.held,
         news,
-        last_at: found.last_round,
+        clock: TaskClock::start(),
         shared,
         session,
     };
-    actor.say_whether_it_waits();
     if begun {
+        actor.say_what_it_does();
         actor.resume(found.open);
+    } else {
+        actor.session.stands(Standing::Works);
     }
     let unread = found.unread.into_iter();
     actor
@@ -184,8 +186,16 @@ impl Actor {
         self.effects.listen_again();
         for effect in open {
             match effect.kind {
+                EffectKind::Model | EffectKind::Tool if !effect.begun => {
+                    self.paused.push(effect.id);
+                }
                 EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
-                EffectKind::Timer => self.effects.timer(effect.id, effect.due_at.unwrap_or(0)),
+                EffectKind::Timer => {
+                    // How long the host was away only the wall clock can say, and that may be wrong.
+                    let left = effect.due_at.unwrap_or(0).saturating_sub(now());
+                    let left = left.min(effect.delay_ms.unwrap_or(u64::MAX));
+                    self.effects.timer(effect.id, Duration::from_millis(left));
+                }
                 // Opening one that is open gives that one, so nothing is done twice.
                 EffectKind::Change => self.open_change(self.pushed.clone(), String::new()),
                 EffectKind::Ask | EffectKind::Orphan => {}
@@ -194,12 +204,19 @@ impl Actor {
     }
 
     async fn run(&mut self, begun: bool) -> End {
-        if !begun && let Err(end) = self.provision().await {
+        let ready = if begun {
+            self.come_back().await
+        } else {
+            self.provision().await
+        };
+        if let Err(end) = ready {
             return end;
         }
         loop {
-            if let Some(end) = self.wait().await {
-                return end;
+            match self.wait().await {
+                Some(End::Halted) => return self.come_to_rest().await,
+                Some(end) => return end,
+                None => {}
             }
             let round = self.round().await;
             self.turn = None;
@@ -283,8 +300,9 @@ impl Actor {
     /// Waits until there is something to do.
     async fn wait(&mut self) -> Option<End> {
         let waits = self.waits_for_user();
-        let left = clock::left(&self.counters, self.shared.deps.limits.task_time, now());
-        let deadline = Instant::now() + left;
+        self.count_time();
+        let limit = self.shared.deps.limits.task_time;
+        let deadline = self.clock.deadline(&self.counters, limit).into();
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => return Some(End::Stopped),
@@ -313,16 +331,21 @@ impl Actor {
         clock::waits_for_user(&self.counters, clock::kinds(&self.open))
     }
 
-    fn say_whether_it_waits(&self) {
-        let asked_at = if self.waits_for_user() {
-            self.last_at
+    /// Counts the time of the open task until now.
+    fn count_time(&mut self) {
+        let waits = self.waits_for_user();
+        self.clock.count(&mut self.counters, waits);
+    }
+
+    /// For whoever looks after sessions that are left alone.
+    fn say_what_it_does(&self) {
+        self.session.stands(if self.waits_for_user() {
+            Standing::Asks(self.counters.uptime_ms)
+        } else if self.counters.task_open {
+            Standing::Works
         } else {
-            0
-        };
-        let before = self.session.asked_at.swap(asked_at, Ordering::Relaxed);
-        if before > 0 && asked_at == 0 {
-            self.session.waited_until.store(now(), Ordering::Relaxed);
-        }
+            Standing::Idle(std::time::Instant::now())
+        });
     }
 
     /// Gives the sandbox back, unless somebody came meanwhile.
@@ -340,11 +363,10 @@ impl Actor {
     async fn round(&mut self) -> Result<(), End> {
         let at = now();
         let limit = self.shared.deps.limits.task_time;
+        self.count_time();
         let mut counters = self.counters;
-        if self.waits_for_user() {
-            clock::pass_over(&mut counters, self.last_at, at);
-        }
-        if clock::left(&counters, limit, at).is_zero() {
+        counters.uptime_ms = self.shared.deps.store.uptime();
+        if clock::left(&counters, limit).is_zero() {
             // So no policy is asked what to do with no time left.
             return Err(End::TimedOut);
         }
@@ -388,7 +410,7 @@ impl Actor {
             let round = draft.close_round(Status::Running, None);
             return self.commit(round).await;
         }
-        let left = clock::left(&draft.counters, limit, at);
+        let left = clock::left(&draft.counters, limit);
         let context = Context {
             session: self.id.to_string(),
             step: draft.counters.step,
@@ -432,6 +454,11 @@ impl Actor {
         if begun || !self.queue.iter().take(ROUND).any(said) {
             return None;
         }
+        self.first_input().await
+    }
+
+    /// The input that began the session, out of the log.
+    async fn first_input(&self) -> Option<Input> {
         let id = self.id.to_string();
         let first = move |connection: &_| store::logged_steps(connection, &id, 0);
         let store = &self.shared.deps.store;
@@ -453,18 +480,18 @@ impl Actor {
             pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
-        let (at, lines) = (row.at, row.chat_lines.len());
+        let lines = row.chat_lines.len();
         let row = Arc::new(row);
         let written = self.persist(move |connection| row.insert(connection));
         let waited_since = written.await?;
         self.shared.deps.store.wrote_lines(lines);
-        (self.counters, self.last_at) = (counters, at);
-        if let Some(since) = waited_since {
+        self.counters = counters;
+        if waited_since.is_some() {
             // The time that the log could not be written is not the task's.
-            clock::pass_over(&mut self.counters, since, now());
+            self.clock.count(&mut self.counters, true);
         }
         self.open = open;
-        self.say_whether_it_waits();
+        self.say_what_it_does();
         self.shown = shown;
         self.said = said;
         if let Some(pushed) = pushed {
@@ -484,7 +511,9 @@ impl Actor {
                     .effects
                     .model(call, self.counters.next_entry.saturating_sub(1)),
                 Begin::Tool(run) => self.effects.tool(run),
-                Begin::Timer(effect, due) => self.effects.timer(effect, due),
+                Begin::Timer(effect, delay) => {
+                    self.effects.timer(effect, Duration::from_millis(delay));
+                }
                 Begin::Change(branch, said) => self.open_change(Some(branch), said),
                 Begin::Cancel(effect) => self.cancel(effect),
                 Begin::CancelAll => {

@@ -19,13 +19,13 @@ use crate::plural;
 use crate::secret::Secret;
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
 
-use super::actor;
 use super::budget::{Budget, lower};
 use super::frames::EventDraft;
 use super::live::{About, Launch, Session};
 use super::ports::{Drawn, Generation, Models, Policy, PolicyInfo, Provider};
 use super::record::{Draft, Scene};
 use super::{SessionId, Sessions, Shared};
+use super::{actor, clock};
 
 /// How much may wait for a session.
 const MAILBOX: usize = 64;
@@ -304,10 +304,10 @@ impl Sessions {
             token_limit: lower(deps.limits.session_tokens, new.token_limit),
             cost_limit,
             chat_id: Uuid::now_v7().to_string(),
-            created_at: actor::now(),
+            created_at: clock::now(),
             id: name,
         });
-        let first = first_round(&fixed, info);
+        let first = first_round(&fixed, info, deps.store.uptime());
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
         let title = store::cut(
             fixed.task.lines().next().unwrap_or_default(),
@@ -327,7 +327,7 @@ impl Sessions {
             open: Vec::new(),
             unread: Vec::new(),
             status: Status::Created,
-            last_round: fixed.created_at,
+            held: false,
         };
         let shared = self.shared.clone();
         let sent = deps.store.sends_chats();
@@ -406,8 +406,8 @@ pub(super) struct Found {
     /// What the user said and no round has taken.
     pub(super) unread: Vec<(u64, String)>,
     pub(super) status: Status,
-    /// When the last round was written, in milliseconds since 1970.
-    pub(super) last_round: u64,
+    /// It is to go on when its user comes back, and not by itself.
+    pub(super) held: bool,
 }
 
 impl Shared {
@@ -441,12 +441,13 @@ impl Shared {
 }
 
 /// The task, and that the session begins.
-fn first_round(fixed: &NewSessionRow, info: &PolicyInfo) -> store::StepRow {
+fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> store::StepRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();
     let scene = Scene::new(&names, fixed, info, nothing, &|_| EventDraft::default());
     let counters = Counters {
         next_seq: 1,
+        uptime_ms,
         ..Counters::default()
     };
     let mut draft = Draft::new(&scene, counters, BTreeMap::new(), fixed.created_at);

@@ -5,7 +5,7 @@
 //! them. Tools of an older generation end before a call of a newer one begins, and never under a call.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::FutureExt;
 use tokio::sync::{OnceCell, oneshot};
@@ -88,6 +88,7 @@ pub(super) struct Door {
     pub(super) spec: PlaceSpec,
     pub(super) policy: String,
     pub(super) place: Arc<OnceCell<Arc<dyn Place>>>,
+    pub(super) fetch: Arc<AtomicBool>,
     pub(super) shelf: Shelf,
     pub(super) listener: Listener,
 }
@@ -101,6 +102,13 @@ impl Door {
                 return Err(reason);
             }
             let place = places.reopen(self.spec.clone()).await?;
+            if self.fetch.load(Ordering::Relaxed) {
+                if let Err(reason) = place.fetch().await {
+                    place.close().await;
+                    return Err(reason);
+                }
+                self.fetch.store(false, Ordering::Relaxed);
+            }
             self.listener.listen(place.clone());
             Ok(place)
         });

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -19,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::plugins::policy_types::{ModelCall, ToolRun};
 use crate::plugins::types::{Error, ErrorKind, ToolCall};
 use crate::secret::Secret;
-use crate::store::{EffectKind, NewSessionRow};
+use crate::store::{EffectKind, NewSessionRow, cut};
 
 use super::doors::{Door, Listener, Shelf};
 use super::frames::EventDraft;
@@ -31,7 +32,10 @@ use super::ports::{
 use super::record::fault;
 use super::stream::Stream;
 use super::tools::{SEPARATOR, SessionTools, Showing, Tools};
-use super::{Shared, actor, prompt};
+use super::{Shared, prompt};
+
+/// How much of a call the host's log shows, in characters.
+const LOGGED_CALL: usize = 120;
 
 pub(super) struct Effects {
     shared: Arc<Shared>,
@@ -43,11 +47,18 @@ pub(super) struct Effects {
     api_key: Option<Secret>,
     running: HashMap<String, Running>,
     waiting: VecDeque<ToolRun>,
-    tool: Option<String>,
+    /// The tool that runs, and what it does.
+    tool: Option<(String, String)>,
     /// What clients were shown of the tools that run or wait, by their effect.
     actions: HashMap<String, EventDraft>,
+    /// The host comes to rest: nothing begins any more.
+    paused: bool,
+    /// Model calls that did not begin for that.
+    held_back: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    /// The repository is to be brought again when the place is opened.
+    fetch: Arc<AtomicBool>,
     /// The deployment's tools beside the place's, from here on.
     shelf: Shelf,
     /// Those of older generations, which end before the next tool begins.
@@ -110,7 +121,10 @@ impl Effects {
             waiting: VecDeque::new(),
             tool: None,
             actions: HashMap::new(),
+            paused: false,
+            held_back: Vec::new(),
             place: Arc::default(),
+            fetch: Arc::default(),
             change: None,
         }
     }
@@ -118,6 +132,10 @@ impl Effects {
     /// Opens a change with the session's token, or its user's account. It is no effect of the policy's,
     /// and goes on when those are given up.
     pub(super) fn change(&mut self, request: ChangeRequest) {
+        if self.paused {
+            // It is open in the log, so the next start opens it.
+            return;
+        }
         let request = ChangeRequest {
             token: self.spec.git_token.clone(),
             ..request
@@ -155,6 +173,19 @@ impl Effects {
         if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
             let _ = self.session.workspace.set(workspace);
         }
+    }
+
+    /// Whether its files are there, for all that is known.
+    pub(super) fn has_workspace(&self) -> bool {
+        self.session.workspace.get().is_some() || self.shared.deps.places.has_workspace(&self.spec)
+    }
+
+    /// Its files are gone: from here on it has an empty folder, and its repository is to be cloned again.
+    pub(super) fn renew_workspace(&mut self) {
+        if let Some(workspace) = self.shared.deps.places.renew(&self.spec) {
+            let _ = self.session.workspace.set(workspace);
+        }
+        self.fetch.store(true, Ordering::Relaxed);
     }
 
     /// From here on this generation answers. What runs is not disturbed, and tools that are the same in
@@ -236,8 +267,8 @@ impl Effects {
         Stream::new(self.session.clone(), effect)
     }
 
-    pub(super) fn timer(&mut self, effect: String, due: u64) {
-        let left = Duration::from_millis(due.saturating_sub(actor::now()));
+    /// A timer that runs out so much later.
+    pub(super) fn timer(&mut self, effect: String, left: Duration) {
         let name = effect.clone();
         let stream = self.stream(&effect);
         self.spawn(stream, effect, Meter::default(), async move {
@@ -249,6 +280,9 @@ impl Effects {
     }
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
+        if self.paused {
+            return self.held_back.push(call.effect);
+        }
         let (shared, session) = (self.shared.clone(), self.fixed.clone());
         let models = self.models.clone();
         let stream = self.stream(&call.effect);
@@ -297,16 +331,46 @@ impl Effects {
     pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
         self.running.retain(|effect, _| open.contains_key(effect));
         self.actions.retain(|effect, _| open.contains_key(effect));
-        self.tool.take_if(|effect| !open.contains_key(effect));
+        self.tool.take_if(|(effect, _)| !open.contains_key(effect));
         if self.tool.is_none()
+            && !self.paused
             && let Some(run) = self.waiting.pop_front()
         {
-            self.tool = Some(run.effect.clone());
+            self.tool = Some((run.effect.clone(), summary(&run.call)));
             self.begin_tool(run);
         }
         if self.running.is_empty() {
             self.running.shrink_to_fit();
         }
+    }
+
+    /// From here on nothing begins; what runs goes on.
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Whether a tool runs, or its result is still to be written.
+    pub(super) fn runs_tool(&self) -> bool {
+        self.tool.is_some()
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is_tool(&self, effect: &str) -> bool {
+        self.tool.as_ref().is_some_and(|(tool, _)| tool == effect)
+    }
+
+    /// What it does.
+    pub(super) fn running_tool(&self) -> Option<String> {
+        self.tool.as_ref().map(|(_, what)| what.clone())
+    }
+
+    /// What is open, and did not begin before the pause.
+    pub(super) fn not_begun(&self, open: &BTreeMap<String, EffectKind>) -> Vec<String> {
+        let waiting = self.waiting.iter().map(|run| &run.effect);
+        let all = self.held_back.iter().chain(waiting);
+        all.filter(|effect| open.contains_key(*effect))
+            .cloned()
+            .collect()
     }
 
     /// Begins to listen again to a sandbox that lived on while the host was away. What goes wrong is
@@ -327,6 +391,7 @@ impl Effects {
             spec: self.spec.clone(),
             policy: self.fixed.policy.clone(),
             place: self.place.clone(),
+            fetch: self.fetch.clone(),
             shelf: self.shelf.clone(),
             listener: self.listener.clone(),
         }
@@ -395,6 +460,7 @@ impl Effects {
             spent = told;
         }
         self.waiting.retain(|run| run.effect != effect);
+        self.held_back.retain(|held| *held != effect);
         let mut news = Vec::new();
         // Clients that were shown the action wait for what came of it.
         if let Some(action) = self.actions.remove(&effect) {
@@ -410,6 +476,7 @@ impl Effects {
     /// Gives all of them up, and returns what model calls among them took so far.
     pub(super) fn cancel_all(&mut self) -> Vec<(String, Spent)> {
         self.waiting.clear();
+        self.held_back.clear();
         self.tool = None;
         let given_up = self.running.drain();
         given_up
@@ -447,6 +514,11 @@ impl Effects {
         self.listener.over = CancellationToken::new();
     }
 
+    /// Gives back what is kept for the session beside its files.
+    pub(super) async fn release(&mut self) {
+        self.shared.deps.places.release(self.spec.clone()).await;
+    }
+
     pub(super) async fn wipe(&mut self) -> Result<(), String> {
         self.shared.deps.places.wipe(self.spec.clone()).await
     }
@@ -463,6 +535,13 @@ fn cancelled(action: EventDraft) -> EventDraft {
         path: action.path,
         ..EventDraft::text(&answer, "The agent cancelled this before it was done.")
     }
+}
+
+/// A tool's name and the beginning of its arguments, for the host's log.
+fn summary(call: &ToolCall) -> String {
+    let whole = format!("{} {}", call.name, call.arguments);
+    let line = whole.lines().next().unwrap_or_default();
+    cut(line, LOGGED_CALL).to_owned()
 }
 
 fn sink(stream: &Arc<Stream>) -> DeltaSink {

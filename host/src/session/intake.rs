@@ -10,6 +10,7 @@ use crate::plugins::policy_types::{
 use crate::plugins::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 use crate::store::{CallRow, ChatLine, EffectKind, Totals};
 
+use super::actor::workspace_lost;
 use super::frames::{self, EventDraft};
 use super::ports::{ChangeOpened, ModelAnswer, News, Offers, Spent, Started};
 use super::record::{CHANGE, Draft};
@@ -71,6 +72,11 @@ impl Draft<'_> {
                 }
             }
             News::Notice(text) => self.event(EventDraft::text("AgentErrorObservation", text)),
+            News::WorkspaceLost => {
+                let (text, input) = workspace_lost(self.scene.repository.is_some());
+                self.event(EventDraft::text("AgentErrorObservation", text));
+                self.inputs.push(input);
+            }
             News::Timer(effect) => {
                 if self.close(&effect, Some(EffectKind::Timer)) {
                     self.inputs.push(Input::TimerFired(effect));

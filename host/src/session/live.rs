@@ -3,7 +3,6 @@
 //! What always holds: a message of the user that was taken is written down first. The first reason to
 //! end is the one that holds.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use crate::workspace::Workspace;
 
 use super::feed::Feed;
 use super::frames::Features;
+use super::grace::Standing;
 use super::ports::{Mailbox, News, PolicyInfo};
 use super::positions::{Loss, Position, Positions};
 use super::subscription::Subscription;
@@ -32,12 +32,8 @@ pub struct Session {
     pub(super) workspace: OnceLock<Arc<Workspace>>,
     pub(super) stop: CancellationToken,
     pub(super) feed: Feed,
-    /// Since when the session waits for its user's answer and for nothing else, in milliseconds since
-    /// 1970; 0 where it does not.
-    pub(super) asked_at: AtomicU64,
-    /// When it last waited for that, in milliseconds since 1970; 0 where it never did. Nobody who is
-    /// away has left it alone before.
-    pub(super) waited_until: AtomicU64,
+    /// What it does; see [`Session::stands`].
+    pub(super) standing: Mutex<Standing>,
     /// Nobody has been there for a while: what is not needed meanwhile may be given back.
     pub(super) unattended: Notify,
     pub(super) closing: OnceLock<CloseReason>,
@@ -105,8 +101,7 @@ impl Session {
             workspace: OnceLock::new(),
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
-            asked_at: AtomicU64::new(0),
-            waited_until: AtomicU64::new(0),
+            standing: Mutex::new(Standing::Idle(Instant::now())),
             unattended: Notify::new(),
             closing: OnceLock::new(),
             launch: Mutex::new(Some(launch)),

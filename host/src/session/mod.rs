@@ -28,6 +28,7 @@ mod record;
 mod recover;
 mod registry;
 mod replay;
+mod retention;
 mod shadow;
 mod share;
 mod stream;
@@ -49,6 +50,7 @@ pub use ports::{
 };
 pub use positions::{Loss, Position};
 pub use replay::{Replay, ReplayError};
+pub use retention::WorkspaceLookupError;
 pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
 pub use share::{Share, Turn};
 pub use subscription::{Batch, Subscription};
@@ -63,6 +65,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -107,6 +110,8 @@ pub struct CloseReason {
     pub code: u16,
     /// A sentence.
     pub reason: String,
+    /// Nobody wished for the end, so the session's files stay for the retention time.
+    keeps_files: bool,
 }
 
 impl Default for CloseReason {
@@ -121,6 +126,16 @@ impl CloseReason {
         Self {
             code: 1000,
             reason: reason.to_owned(),
+            keeps_files: false,
+        }
+    }
+
+    /// The session is over, and nobody wished that.
+    fn expired(reason: String) -> Self {
+        Self {
+            code: 1000,
+            reason,
+            keeps_files: true,
         }
     }
 
@@ -133,6 +148,7 @@ impl CloseReason {
         Self {
             code: 1012,
             reason: "The server restarts; the session goes on afterwards.".to_owned(),
+            keeps_files: true,
         }
     }
 
@@ -140,6 +156,7 @@ impl CloseReason {
         Self {
             code: 1011,
             reason: reason.to_owned(),
+            keeps_files: true,
         }
     }
 }
@@ -183,6 +200,8 @@ pub struct Limits {
     /// How long a session goes on with nobody attached; one that waits for its user's answer keeps only
     /// its sandbox so long.
     pub grace: Duration,
+    /// How long the workspace of a session is kept that ended without its user's wish.
+    pub retention: Duration,
     /// Live sessions of one user.
     pub sessions_per_user: usize,
 }
@@ -240,6 +259,10 @@ const TURNS: usize = 64;
 struct Shared {
     deps: Deps,
     halt: CancellationToken,
+    /// The time for what still runs when the host halts is up.
+    hurry: CancellationToken,
+    /// What sessions that came to rest left.
+    left: Mutex<Paused>,
     actors: TaskTracker,
     registry: Mutex<Registry>,
     hasher: RandomState,
@@ -256,6 +279,8 @@ impl Sessions {
         let shared = Arc::new(Shared {
             deps,
             halt: CancellationToken::new(),
+            hurry: CancellationToken::new(),
+            left: Mutex::default(),
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
@@ -268,7 +293,14 @@ impl Sessions {
             Arc::downgrade(&shared),
             shared.halt.clone(),
             shared.deps.limits.grace,
+            shared.deps.limits.retention,
         ));
+        tokio::spawn(retention::sweep(
+            Arc::downgrade(&shared),
+            shared.halt.clone(),
+            shared.deps.limits.retention,
+        ));
+        tokio::spawn(clock::watch(Arc::downgrade(&shared), shared.halt.clone()));
         tokio::spawn(kept_positions::follow(
             Arc::downgrade(&shared),
             shared.halt.clone(),
@@ -343,6 +375,8 @@ impl Sessions {
             let mut head = session.feed.watch();
             // Fails only where the session is gone, which is what is waited for.
             let _ = head.wait_for(|head| head.ended).await;
+            // It may have been ending for another reason.
+            self.discard_any(id).await;
         }
     }
 
@@ -374,12 +408,53 @@ impl Sessions {
             .count()
     }
 
-    /// Ends what runs, but no session: they go on at the next start.
-    pub async fn shutdown(&self) {
+    /// Ends what runs, but no session: they go on at the next start. Returns what it left.
+    pub async fn shutdown(&self) -> Paused {
+        self.shut_down_within(Duration::ZERO).await
+    }
+
+    /// What sessions that came to rest so far left.
+    pub fn take_paused(&self) -> Paused {
+        std::mem::take(&mut *held(&self.shared.left))
+    }
+
+    /// The same; commands that run may come to their end for so long.
+    pub async fn shut_down_within(&self, patience: Duration) -> Paused {
         // Before they are halted, since nobody knows them afterwards.
         self.keep_positions().await;
-        self.shared.halt.cancel();
-        self.shared.actors.close();
-        self.shared.actors.wait().await;
+        let shared = &self.shared;
+        if patience.is_zero() {
+            shared.hurry.cancel();
+        }
+        shared.halt.cancel();
+        shared.actors.close();
+        let rest = shared.actors.wait();
+        if timeout(patience, rest).await.is_err() {
+            shared.hurry.cancel();
+            shared.actors.wait().await;
+        }
+        if let Err(cause) = shared.deps.store.note_uptime().await {
+            tracing::warn!(%cause, "the host's uptime was not noted");
+        }
+        self.take_paused()
+    }
+}
+
+/// What a host that came to rest left to the next start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paused {
+    /// Sessions that go on then.
+    pub sessions: usize,
+    /// The commands that were cut off, each with its session.
+    pub commands: Vec<(SessionId, String)>,
+}
+
+impl Shared {
+    /// One session came to rest, and this was cut off for it.
+    fn paused(&self, session: &Session, command: Option<String>) {
+        let mut left = held(&self.left);
+        left.sessions += 1;
+        left.commands
+            .extend(command.map(|command| (session.about.id, command)));
     }
 }

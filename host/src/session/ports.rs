@@ -316,7 +316,7 @@ pub trait Models: Send + Sync {
 }
 
 /// What a place is made for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PlaceSpec {
     /// The session.
     pub session: String,
@@ -355,6 +355,24 @@ pub trait Places: Send + Sync {
     }
     /// The workspace alone, where it is there.
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
+    /// Whether a session's files are there.
+    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+        self.workspace(spec).is_some()
+    }
+    /// A new, empty workspace alone, in the place of one that is gone.
+    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+        let _ = spec;
+        None
+    }
+    /// Gives back what is kept for a session that is over, and leaves its files.
+    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+        let _ = spec;
+        Box::pin(std::future::ready(()))
+    }
+    /// Whether the disk is so short of space that files of sessions that are over should go.
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(false))
+    }
     /// Removes what a session left. Nothing left is fine.
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>>;
 }
@@ -510,6 +528,8 @@ pub(super) enum News {
     Shows(String, Box<EventDraft>, oneshot::Sender<()>),
     /// Something about the place or its tools that a person should know.
     Notice(String),
+    /// The session's files are gone.
+    WorkspaceLost,
     /// The server took a push of this branch.
     Pushed(String),
     /// The change that was to be opened.

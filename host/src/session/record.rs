@@ -97,6 +97,7 @@ pub(super) const CHANGE: &str = "lucid:change";
 pub(super) enum Begin {
     Model(ModelCall),
     Tool(ToolRun),
+    /// With its delay in milliseconds.
     Timer(String, u64),
     /// Open a change of this branch; the policy's last words on its task.
     Change(String, String),
@@ -158,6 +159,10 @@ pub(super) struct Draft<'a> {
     pub(super) pushed: Option<Option<String>>,
     taken: Vec<u64>,
     opened: Vec<EffectRow>,
+    /// Open effects that the next start is to begin.
+    pub(super) not_begun: Vec<String>,
+    /// The session is over, and its workspace is kept.
+    pub(super) retains_workspace: bool,
     begin: Vec<Begin>,
 }
 
@@ -208,6 +213,8 @@ impl<'a> Draft<'a> {
             pushed: None,
             taken: Vec::new(),
             opened: Vec::new(),
+            not_begun: Vec::new(),
+            retains_workspace: false,
             begin: Vec::new(),
         }
     }
@@ -276,6 +283,7 @@ impl<'a> Draft<'a> {
     pub(super) fn open_task(&mut self, task: &str) {
         self.counters.task_open = true;
         self.counters.task_started_at = self.at;
+        self.counters.task_used_ms = 0;
         self.counters.iterations = 0;
         self.counters.tokens = 0;
         self.said = None;
@@ -403,7 +411,7 @@ impl<'a> Draft<'a> {
     }
 
     /// An effect's name is taken while it is open.
-    fn opens(&mut self, effect: &str, kind: EffectKind, due_at: Option<u64>) -> bool {
+    fn opens(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
         if self.open.contains_key(effect) {
             tracing::warn!(session = %self.scene.session, effect, "the policy named two open effects alike");
             return false;
@@ -412,7 +420,9 @@ impl<'a> Draft<'a> {
         self.opened.push(EffectRow {
             id: effect.to_owned(),
             kind,
-            due_at,
+            due_at: delay_ms.map(|delay| self.at.saturating_add(delay)),
+            delay_ms,
+            begun: true,
         });
         true
     }
@@ -443,9 +453,9 @@ impl<'a> Draft<'a> {
                 }
             }
             Command::SetTimer(timer) => {
-                let due = self.at.saturating_add(timer.delay_ms);
-                if self.opens(&timer.effect, EffectKind::Timer, Some(due)) {
-                    self.begin.push(Begin::Timer(timer.effect, due));
+                let delay = timer.delay_ms;
+                if self.opens(&timer.effect, EffectKind::Timer, Some(delay)) {
+                    self.begin.push(Begin::Timer(timer.effect, delay));
                 }
             }
             Command::Cancel(effect) => {
@@ -521,12 +531,14 @@ impl<'a> Draft<'a> {
             calls: self.calls,
             chat_lines: self.lines,
             opened: self.opened,
+            not_begun: self.not_begun,
             closed: self.closed,
             taken: self.taken,
             pushed: self.pushed.clone(),
             counters: self.counters,
             status,
             end_reason,
+            retains_workspace: self.retains_workspace,
         };
         Round {
             row,

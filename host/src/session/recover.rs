@@ -12,7 +12,9 @@ use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
 
 use super::actor::takes_over;
 use super::create::{Found, key_for, seal_context};
-use super::{SessionId, Sessions, actor, clock};
+use super::grace::Standing;
+use super::live::{Session, held};
+use super::{SessionId, Sessions};
 
 impl Sessions {
     /// Every session that the log does not call ended.
@@ -24,10 +26,27 @@ impl Sessions {
         self.shared.deps.store.read_when_possible(read).await
     }
 
-    /// Starts every session again that has not ended, and returns how many. One that cannot go on
-    /// (its policy is not in this deployment, its secrets do not open with this key) is left in the
-    /// log and in its workspace, for a start that has what it needs; the host's log says why.
+    /// Starts every session again that has not ended, and returns how many. Those that wait for their users
+    /// are not started, nor counted. One that cannot go on (its policy is not in this deployment, its
+    /// secrets do not open with this key) is left in the log and in its workspace, for a start that has what
+    /// it needs; the host's log says why.
     pub async fn recover(&self) -> Result<usize, StoreError> {
+        self.go_on(false).await
+    }
+
+    /// The same, and all of them wait for their users.
+    pub async fn recover_held(&self) -> Result<(), StoreError> {
+        self.go_on(true).await.map(drop)
+    }
+
+    /// How many wait for their users to come back.
+    pub fn count_held(&self) -> usize {
+        let registry = held(&self.shared.registry);
+        let is_held = |session: &&Arc<Session>| *held(&session.standing) == Standing::Held;
+        registry.by_id.values().filter(is_held).count()
+    }
+
+    async fn go_on(&self, hold_all: bool) -> Result<usize, StoreError> {
         let read = |connection: &rusqlite::Connection| {
             let rows = SessionRow::alive(connection)?;
             let with_effects = |row: SessionRow| {
@@ -42,8 +61,12 @@ impl Sessions {
         };
         let rows = self.shared.deps.store.read_when_possible(read).await?;
         let mut count = 0;
-        for (row, effects, unread, plugin) in rows {
-            count += usize::from(self.resume(row, effects, unread, plugin));
+        for (mut row, effects, unread, plugin) in rows {
+            row.held |= hold_all;
+            // One that nobody started waits anyway, and what is left of one that is over goes in any case.
+            row.held &= row.status == Status::Running;
+            let held = row.held;
+            count += usize::from(self.resume(row, effects, unread, plugin) && !held);
         }
         self.take_kept_positions().await?;
         Ok(count)
@@ -63,12 +86,6 @@ impl Sessions {
             );
             return false;
         };
-        // The time the host was down is not the task's. Where the task waits for its user, that is
-        // part of the wait, which the next round passes over as a whole.
-        let open = effects.iter().map(|effect| effect.kind);
-        if !clock::waits_for_user(&row.counters, open) {
-            clock::pass_over(&mut row.counters, row.updated_at, actor::now());
-        }
         let open = |sealed: &Option<Vec<u8>>, what: &str| {
             let context = seal_context(&row.fixed.id, what);
             let opened = sealed
@@ -125,10 +142,12 @@ impl Sessions {
             open: effects,
             unread,
             status: row.status,
-            last_round: row.updated_at,
+            held: row.held,
         };
         let session = self.shared.assemble(id, found);
-        if row.status != Status::Created {
+        if row.held {
+            session.stands(Standing::Held);
+        } else if row.status != Status::Created {
             // One that nobody started yet still waits for its client.
             self.start(&session);
         }

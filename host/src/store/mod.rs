@@ -20,13 +20,16 @@ mod health;
 mod integrations;
 mod local;
 mod model;
+mod origin;
 mod outbox;
 mod positions;
 mod readers;
 mod reads;
 mod records;
+mod retained;
 mod rows;
 mod supabase;
+mod uptime;
 mod usage;
 mod writer;
 
@@ -42,15 +45,18 @@ pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
+pub use origin::{Origin, begin, origin, release_sessions};
 pub use outbox::Outbox;
 pub use positions::{PositionRow, keep_positions, kept_positions};
 pub use reads::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
+    visit_commands,
 };
 pub use records::{
     Caller, Chat, ChatMessage, Lack, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
 };
-pub use rows::{keep_message, mark_started};
+pub use retained::{Retained, forget_retained, retain_longer, retained, retained_before};
+pub use rows::{keep_message, mark_begun, mark_started};
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
 pub use usage::{CallRow, Totals};
 
@@ -76,7 +82,11 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0004_integrations.sql"),
     include_str!("../../../migrations/0005_changes.sql"),
     include_str!("../../../migrations/0006_outbox.sql"),
-    include_str!("../../../migrations/0007_client_positions.sql"),
+    include_str!("../../../migrations/0007_begun.sql"),
+    include_str!("../../../migrations/0008_uptime.sql"),
+    include_str!("../../../migrations/0009_retained_workspaces.sql"),
+    include_str!("../../../migrations/0010_origin.sql"),
+    include_str!("../../../migrations/0011_client_positions.sql"),
 ];
 
 /// Why the store did not do what it was asked.
@@ -130,6 +140,7 @@ struct Inner {
     readers: readers::Readers,
     health: Health,
     folder: PathBuf,
+    uptime: uptime::Uptime,
     /// Whether chats are sent on to another store, and who is told of new ones.
     news: OnceLock<Arc<outbox::News>>,
     _lock: File,
@@ -184,6 +195,7 @@ impl Store {
         let path = folder.join(DATABASE);
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut connection)?;
+        let uptime = uptime::Uptime::go_on(&connection)?;
         let health = Health::default();
         let writer = writer::Writer::start(connection, health.clone())?;
         let readers = readers::Readers::open(path)?;
@@ -193,6 +205,7 @@ impl Store {
                 readers,
                 health,
                 folder: folder.to_owned(),
+                uptime,
                 news: OnceLock::new(),
                 _lock: lock,
             }),

@@ -94,6 +94,10 @@ pub struct EffectRow {
     pub kind: EffectKind,
     /// When a timer runs out, in milliseconds since 1970.
     pub due_at: Option<u64>,
+    /// Its delay, in milliseconds.
+    pub delay_ms: Option<u64>,
+    /// False where the host came to rest before it began, so that the next start may begin it.
+    pub begun: bool,
 }
 
 /// The numbers of a session. All that a step's record is computed from, beside its inputs.
@@ -111,6 +115,10 @@ pub struct Counters {
     pub task_open: bool,
     /// When it was opened, in milliseconds since 1970.
     pub task_started_at: u64,
+    /// What it has used of its time, in milliseconds.
+    pub task_used_ms: u64,
+    /// The host's uptime at the last round, in milliseconds.
+    pub uptime_ms: u64,
     /// Model calls it has made.
     pub iterations: u32,
     /// Tokens it has used.
@@ -177,6 +185,8 @@ pub struct SessionRow {
     pub pushed: Option<String>,
     /// Why it is over, where it is.
     pub end_reason: Option<String>,
+    /// It goes on when its user comes back, and not by itself.
+    pub held: bool,
     /// When the last round was written, in milliseconds since 1970.
     pub updated_at: u64,
 }
@@ -246,6 +256,8 @@ pub struct StepRow {
     pub chat_lines: Vec<ChatLine>,
     /// Effects that begin after the commit.
     pub opened: Vec<EffectRow>,
+    /// Open effects, of this round or older, that this host begins no more.
+    pub not_begun: Vec<String>,
     /// Effects that have their result.
     pub closed: Vec<String>,
     /// Messages of the user that are not to be taken again, by their numbers in the inbox.
@@ -258,6 +270,8 @@ pub struct StepRow {
     pub status: Status,
     /// Why it is over, where it is.
     pub end_reason: Option<String>,
+    /// It is over, and its workspace is kept for a while.
+    pub retains_workspace: bool,
 }
 
 /// Frames out of the log.

@@ -46,6 +46,7 @@ impl SessionRow {
         Ok(Self {
             updated_at: from_sql(row, "updated_at")?,
             end_reason: row.get("end_reason")?,
+            held: row.get("held")?,
             pushed: row.get("pushed_branch")?,
             fixed: NewSessionRow {
                 id: row.get("id")?,
@@ -75,6 +76,8 @@ impl SessionRow {
                 next_entry: from_sql(row, "next_entry")?,
                 task_open: row.get("task_open")?,
                 task_started_at: from_sql(row, "task_started_at")?,
+                task_used_ms: from_sql(row, "task_used_ms")?,
+                uptime_ms: from_sql(row, "uptime_ms")?,
                 iterations: row.get("iterations")?,
                 tokens: from_sql(row, "tokens")?,
                 totals: Totals::read(row)?,
@@ -87,20 +90,42 @@ impl SessionRow {
 
 /// The effects of a session that have no result.
 pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
-    let mut select = connection
-        .prepare_cached("SELECT effect_id, kind, due_at FROM effects WHERE session_id = ?1")?;
+    let mut select = connection.prepare_cached(
+        "SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1",
+    )?;
     let mut rows = select.query([session])?;
     let mut effects = Vec::new();
+    let number = |row: &Row<'_>, column| -> rusqlite::Result<Option<u64>> {
+        let number: Option<i64> = row.get(column)?;
+        Ok(number.map(|number| u64::try_from(number).unwrap_or(0)))
+    };
     while let Some(row) = rows.next()? {
         effects.push(EffectRow {
             id: row.get(0)?,
             kind: EffectKind::parse(&row.get::<_, String>(1)?)?,
-            due_at: row
-                .get::<_, Option<i64>>(2)?
-                .map(|due| u64::try_from(due).unwrap_or(0)),
+            due_at: number(row, 2)?,
+            begun: row.get(3)?,
+            delay_ms: number(row, 4)?,
         });
     }
     Ok(effects)
+}
+
+/// Shows the commands of a session's steps, as JSON, the newest step first, for as long as the visitor wants
+/// more.
+pub fn visit_commands(
+    connection: &Connection,
+    session: &str,
+    mut visit: impl FnMut(&str) -> bool,
+) -> Result<(), StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT commands FROM steps WHERE session_id = ?1 AND commands IS NOT NULL ORDER BY row DESC",
+    )?;
+    let mut rows = select.query([session])?;
+    while let Some(row) = rows.next()?
+        && visit(&row.get::<_, String>(0)?)
+    {}
+    Ok(())
 }
 
 /// What the user said and no round has taken, with its numbers, in the order it was said.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::local::{self, Line};
 use super::model::{Decision, NewSessionRow, Status, StepRow};
-use super::{Chat, StoreError, Totals, outbox, usage};
+use super::{Chat, StoreError, Totals, outbox, retained, usage};
 
 /// SQLite's integers are signed; none of these numbers comes near the end.
 pub(super) fn to_sql(number: u64) -> i64 {
@@ -36,9 +36,9 @@ impl NewSessionRow {
                 "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
                      policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
                      next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
-                     updated_at, token_limit, cost_limit, open_change)
+                     updated_at, token_limit, cost_limit, open_change, uptime_ms)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
-                     ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24)",
+                     ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25)",
             )?
             .execute(params![
                 self.id,
@@ -65,6 +65,7 @@ impl NewSessionRow {
                 self.token_limit.map(to_sql),
                 self.cost_limit.map(to_sql),
                 self.open_change,
+                to_sql(counters.uptime_ms),
             ])?;
         let began = time(self.created_at);
         let chat = Chat {
@@ -95,6 +96,14 @@ pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreE
             Status::Running.text(),
             Status::Created.text()
         ])?;
+    Ok(())
+}
+
+/// Notes that all open effects of a session begin, also those that an older host left for this one.
+pub fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
+        .execute([session])?;
     Ok(())
 }
 
@@ -133,7 +142,8 @@ impl StepRow {
                 "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
                      next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
                      steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
-                     state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END
+                     state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END,
+                     task_used_ms = ?18, uptime_ms = ?19
                  WHERE id = ?1",
             )?
             .execute(params![
@@ -154,6 +164,8 @@ impl StepRow {
                 state.map(|(_, bytes)| bytes.as_slice()),
                 self.pushed.is_some(),
                 self.pushed.as_ref().and_then(Option::as_ref),
+                to_sql(counters.task_used_ms),
+                to_sql(counters.uptime_ms),
             ])?;
         let over = matches!(self.status, Status::Stopping | Status::Ended);
         if over || !self.chat_lines.is_empty() {
@@ -179,6 +191,9 @@ impl StepRow {
                      AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
                 )?
                 .execute(params![&*self.session])?;
+        }
+        if self.retains_workspace {
+            retained::retain(connection, &self.session, counters.uptime_ms)?;
         }
         self.insert_parts(connection)
     }
@@ -271,8 +286,23 @@ impl StepRow {
         }
         for effect in &self.opened {
             connection
-                .prepare_cached("INSERT INTO effects (session_id, effect_id, kind, due_at) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![&*self.session, effect.id, effect.kind.text(), effect.due_at.map(to_sql)])?;
+                .prepare_cached(
+                    "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![
+                    &*self.session,
+                    effect.id,
+                    effect.kind.text(),
+                    effect.due_at.map(to_sql),
+                    effect.delay_ms.map(to_sql),
+                ])?;
+        }
+        for effect in &self.not_begun {
+            connection
+                .prepare_cached(
+                    "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
+                )?
+                .execute(params![&*self.session, effect])?;
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use lucid_plugin::policy::{
     self, Answer, Command, Commands, Context, Descriptor, Failure, Input, ModelReply, Outcome,
     Policy, Start, ToolReply, UserMessage,
 };
-use lucid_plugin::types::{Content, Error, ErrorKind, ToolResult};
+use lucid_plugin::types::{Content, Error, ErrorKind, Message, ToolResult};
 
 use crate::condense::Need;
 use crate::conversation::{size_of_content, size_of_result};
@@ -73,6 +73,9 @@ impl Policy for Coder {
             Input::EffectFailed(failure) => effect_failed(s, failure, out),
             Input::EffectLost(effect) => effect_lost(s, &effect, out),
             Input::CancelRequested(_) => cancel(s, out),
+            Input::Other(custom) if custom.kind == "lucid.workspace-lost" => {
+                workspace_lost(&custom.body, out);
+            }
             Input::TimerFired(_) | Input::Upgraded(_) | Input::Other(_) => {}
         }
         Ok(())
@@ -166,6 +169,13 @@ fn tool_replied(s: &mut State, reply: &ToolReply) {
         // Its call has an answer already.
         s.conversation.skip(reply.entry);
     }
+}
+
+/// The host found the session's files gone, and says so.
+fn workspace_lost(body: &str, out: &mut Commands) {
+    let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let text = body["text"].as_str().unwrap_or("The workspace is gone.");
+    out.append(Message::user(format!("[{text}]")));
 }
 
 /// Asks the model for the next turn, or for a summary, unless a budget is used up.

@@ -319,12 +319,20 @@ fn a_file_that_cannot_be_written_ends_the_script() {
 }
 
 #[test]
-fn a_lost_tool_is_never_run_again() {
+fn a_lost_tool_is_run_again_since_each_does_the_same_however_often_it_runs() {
     let mut s = Session::default();
-    let commands = s.start(true, NOW);
-    let (lost, ..) = tool(commands.last().unwrap());
-    let commands = s.send(Input::EffectLost(lost));
-    assert_eq!(tool(&commands[0]).1, "file_editor");
+    let mut commands = s.start(true, NOW);
+    for name in ["terminal", "file_editor", "terminal"] {
+        let (lost, first, arguments) = tool(commands.last().unwrap());
+        assert_eq!(first, name);
+        let again = s.send(Input::EffectLost(lost.clone()));
+        let (effect, ..) = tool(&again[0]);
+        assert_eq!(tool(&again[0]), (effect.clone(), first, arguments));
+        assert_ne!(effect, lost);
+        assert!(s.reply(&lost, exit(0, "")).is_empty(), "it came too late");
+        commands = s.reply(&effect, exit(0, "Hello, World!"));
+    }
+    succeeded(&commands);
 }
 
 #[test]

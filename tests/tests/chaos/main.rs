@@ -1,9 +1,13 @@
-//! What fails around sessions: the disk, locks, descriptors. No session ends for it, and none loses
-//! anything.
+//! What fails around sessions: the disk, locks, descriptors, clocks, hosts that are stopped while they work. No
+//! session ends for it, and none loses anything.
 
+mod clock;
 mod descriptors;
 mod disk;
+mod goodbye;
+mod left_alone;
 mod locks;
+mod moved;
 
 use lucid_tests::{Host, Socket, eventually, seq};
 use serde_json::{Value, json};

@@ -66,7 +66,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
             }
             tokio::select! {
                 () = watch.changed() => {}
-                () = &mut end => return ExitCode::SUCCESS,
+                _ = &mut end => return ExitCode::SUCCESS,
             }
         }
     }

@@ -11,13 +11,14 @@ use crate::plural;
 use crate::store::Status;
 
 use super::super::budget::Budget;
+use super::super::clock::now;
 use super::super::frames::{self, EventDraft};
 use super::super::intake::change_event;
 use super::super::live::Session;
 use super::super::ports::{News, Spent};
 use super::super::record::{CHANGE, Draft, Scene};
-use super::super::{CloseReason, Shared};
-use super::{Actor, End, now};
+use super::super::{CloseReason, Shared, retention};
+use super::{Actor, End};
 
 /// How long a session that is stopped waits for a change that is being opened.
 const LAST_CHANGE: Duration = Duration::from_secs(20);
@@ -64,12 +65,19 @@ impl Actor {
             End::Stopped => self.last_change().await,
             _ => None,
         };
+        let not_begun = self.effects.not_begun(&self.open);
+        let running = self.effects.running_tool();
         let spent = self.unheard();
+        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
         let (close, frame) = match end {
             End::Halted => {
-                if !spent.is_empty() {
-                    self.note(spent).await;
+                let used = self.counters.task_used_ms;
+                self.count_time();
+                let used = self.counters.task_used_ms != used;
+                if !spent.is_empty() || !not_begun.is_empty() || used {
+                    self.note(spent, not_begun).await;
                 }
+                self.shared.paused(&self.session, running);
                 self.effects.close_place().await;
                 return self.leave(CloseReason::restarting());
             }
@@ -85,29 +93,43 @@ impl Actor {
                 (reason, (status != Status::Stopping).then_some(frame))
             }
             End::TimedOut => {
-                let limit = self.shared.deps.limits.task_time.as_secs();
-                let limit = plural::count(limit, "second");
-                let reason = format!("The task took longer than {limit}, and was ended.");
-                (CloseReason::done(&reason), Some(frames::error(&reason)))
+                let limits = &self.shared.deps.limits;
+                let limit = plural::count(limits.task_time.as_secs(), "second");
+                let mut reason = format!("The task took longer than {limit}, and was ended.");
+                if held && !limits.retention.is_zero() {
+                    reason.push(' ');
+                    reason.push_str(&retention::sentence(limits.retention));
+                }
+                let frame = frames::error(&reason);
+                (CloseReason::expired(reason), Some(frame))
             }
             End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
-        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
+        // Somebody's wish may have come first.
+        let wish = self
+            .session
+            .closing
+            .get()
+            .is_some_and(|first| !first.keeps_files);
+        if held && close.keeps_files && !wish && !self.shared.deps.limits.retention.is_zero() {
+            return self.expire(spent, Shown { frame, change }, close).await;
+        }
         let status = if held {
             Status::Stopping
         } else {
             Status::Ended
         };
         let shown = Shown { frame, change };
-        let written = self.last_round(spent, shown, status, &close).await;
+        let written = self.last_round(spent, shown, (status, false), &close).await;
         self.effects.close_place().await;
         if held && written {
             // What the log still calls alive goes on at the next start, and needs its workspace.
             match self.effects.wipe().await {
                 Ok(()) => {
-                    self.last_round(Vec::new(), Shown::default(), Status::Ended, &close)
+                    let ended = (Status::Ended, false);
+                    self.last_round(Vec::new(), Shown::default(), ended, &close)
                         .await;
                 }
                 // Still `stopping` in the log: the next start tries again.
@@ -115,6 +137,19 @@ impl Actor {
                     tracing::error!(session = %self.id, cause, "what a session left could not be removed")
                 }
             }
+        }
+        self.leave(close);
+    }
+
+    /// Ends the session, and leaves its files for the retention time.
+    async fn expire(mut self, spent: Vec<(String, Spent)>, shown: Shown, close: CloseReason) {
+        self.counters.uptime_ms = self.shared.deps.store.uptime();
+        let written = self
+            .last_round(spent, shown, (Status::Ended, true), &close)
+            .await;
+        self.effects.close_place().await;
+        if written {
+            self.effects.release().await;
         }
         self.leave(close);
     }
@@ -148,7 +183,7 @@ impl Actor {
         &mut self,
         spent: Vec<(String, Spent)>,
         shown: Shown,
-        status: Status,
+        (status, retains_workspace): (Status, bool),
         close: &CloseReason,
     ) -> bool {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
@@ -168,6 +203,7 @@ impl Actor {
             draft.frame(frame);
         }
         draft.counters.task_open = false;
+        draft.retains_workspace = retains_workspace;
         let round = draft.close_round(status, Some(close.reason.clone()));
         self.commit(round).await.is_ok()
     }
@@ -190,8 +226,9 @@ impl Actor {
         all
     }
 
-    /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost.
-    async fn note(&mut self, spent: Vec<(String, Spent)>) {
+    /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost, and
+    /// begins those that are not begun.
+    async fn note(&mut self, spent: Vec<(String, Spent)>, not_begun: Vec<String>) {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
@@ -202,6 +239,7 @@ impl Actor {
         for (effect, spent) in spent {
             draft.spend(&effect, spent);
         }
+        draft.not_begun = not_begun;
         let round = draft.close_round(Status::Running, None);
         // What fails is in the host's log.
         let _ = self.commit(round).await;

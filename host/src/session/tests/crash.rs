@@ -144,33 +144,61 @@ async fn a_session_whose_place_was_being_made_goes_on_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_time_the_host_was_down_is_not_the_tasks() {
+async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is() {
+    for (used_before, ends) in [(1_000_i64, false), (20_000, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::new(worker);
+        let first = sessions(folder.path(), &world);
+        let session = first.create(new("u")).await.unwrap();
+        let id = *session.id();
+        world.hold.store(true, Ordering::SeqCst);
+        first.start(&session);
+        eventually("the model is asked", || world.done("model m m") == 1).await;
+        first.shutdown().await;
+        drop((session, first));
+        world.hold.store(false, Ordering::SeqCst);
+
+        let second = sessions(folder.path(), &world);
+        // A day passed, by the wall.
+        let a_day_ago = second.shared.deps.store.write(move |connection| {
+            let moved = "UPDATE sessions SET updated_at = updated_at - 86400000,
+                task_started_at = task_started_at - 86400000, task_used_ms = task_used_ms + ?1";
+            Ok(connection.execute(moved, [used_before])?)
+        });
+        assert_eq!(a_day_ago.await.unwrap(), 1);
+        second.recover().await.unwrap();
+        let session = second.get(&id, &UserId::from("u")).unwrap();
+        let mut frames = session.subscribe(0);
+        if ends {
+            until(&mut frames, "longer than 20 seconds").await;
+        } else {
+            let seen = until(&mut frames, "completed").await;
+            assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_task_used_is_written_when_the_host_stops() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(worker);
     let first = sessions(folder.path(), &world);
     let session = first.create(new("u")).await.unwrap();
-    let id = *session.id();
     world.hold.store(true, Ordering::SeqCst);
     first.start(&session);
-    while world.done("model m m") == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually("the model is asked", || world.done("model m m") == 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = first.shared.deps.store.uptime();
     first.shutdown().await;
     drop((session, first));
-    world.hold.store(false, Ordering::SeqCst);
-
-    let second = sessions(folder.path(), &world);
-    let a_day_ago = second.shared.deps.store.write(|connection| {
-        let moved = "UPDATE sessions SET updated_at = updated_at - 86400000,
-            task_started_at = task_started_at - 86400000";
-        Ok(connection.execute(moved, [])?)
+    let store = opened(folder.path());
+    let used = store.read(|connection| {
+        let used = "SELECT task_used_ms FROM sessions";
+        Ok(connection.query_row(used, [], |row| row.get::<_, i64>(0))?)
     });
-    assert_eq!(a_day_ago.await.unwrap(), 1);
-    second.recover().await.unwrap();
-    let session = second.get(&id, &UserId::from("u")).unwrap();
-    let seen = until(&mut session.subscribe(0), "completed").await;
-    assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
-    assert_eq!(world.done("wipe"), 0);
+    let used = used.await.unwrap();
+    assert!((300..20_000).contains(&used), "{used} ms");
+    assert!(store.uptime() >= before, "the host's uptime went back");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

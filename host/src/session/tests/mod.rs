@@ -6,6 +6,7 @@ mod cancelling;
 mod changing;
 mod crash;
 mod deltas;
+mod halting;
 mod life;
 mod moving;
 mod pausing;
@@ -13,6 +14,8 @@ mod paying;
 mod probation;
 mod reading;
 mod record;
+mod retention;
+mod returning;
 mod shadow;
 mod trees;
 mod world;
@@ -142,6 +145,7 @@ fn deployed(
         session_cost: None,
         task_time: Duration::from_secs(20),
         grace: Duration::from_secs(60),
+        retention: Duration::from_secs(3600),
         sessions_per_user: 100,
     };
     change(&mut limits);

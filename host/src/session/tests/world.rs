@@ -98,6 +98,12 @@ pub(super) struct World {
     pub(super) tells: Arc<AtomicBool>,
     /// Sandboxes live on while the host is away.
     pub(super) lives: Arc<AtomicBool>,
+    /// The sessions whose files were removed, in order.
+    pub(super) wiped: Arc<Mutex<Vec<String>>>,
+    /// Workspaces are gone.
+    pub(super) lost: Arc<AtomicBool>,
+    /// The disk is short.
+    pub(super) short: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
     /// Files that no tool made.
@@ -130,6 +136,9 @@ impl World {
             hold_changes: Arc::default(),
             tells: Arc::default(),
             lives: Arc::default(),
+            wiped: Arc::default(),
+            lost: Arc::default(),
+            short: Arc::default(),
             stuck: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
@@ -332,8 +341,27 @@ impl Places for World {
         None
     }
 
-    fn wipe(&self, _: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn has_workspace(&self, _: &PlaceSpec) -> bool {
+        !self.lost.load(Ordering::SeqCst)
+    }
+
+    fn renew(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
+        self.note("renew".to_owned());
+        None
+    }
+
+    fn release(&self, _: PlaceSpec) -> BoxFuture<'static, ()> {
+        self.note("release".to_owned());
+        std::future::ready(()).boxed()
+    }
+
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        std::future::ready(self.short.load(Ordering::SeqCst)).boxed()
+    }
+
+    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
         self.note("wipe".to_owned());
+        self.wiped.lock().unwrap().push(spec.session);
         let stuck = self.stuck.load(Ordering::SeqCst);
         std::future::ready(if stuck {
             Err("It is stuck.".to_owned())

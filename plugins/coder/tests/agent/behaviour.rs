@@ -5,7 +5,7 @@
 use crate::host::*;
 use lucid_coder::Coder;
 use lucid_plugin::policy::{Command, Input, Outcome, Part, Policy, Span};
-use lucid_plugin::types::{ErrorKind, Message, Role, StopReason};
+use lucid_plugin::types::{Custom, ErrorKind, Message, Role, StopReason};
 
 const LS: &str = r#"{"command":"ls"}"#;
 
@@ -424,6 +424,24 @@ fn a_lost_model_call_is_made_again_under_a_new_name() {
     let again = model_call(&host.send(vec![Input::EffectLost(call.effect.clone())]));
     assert_ne!(again.effect, call.effect);
     assert!(host.send(vec![Input::EffectLost(call.effect)]).is_empty());
+}
+
+#[test]
+fn the_model_reads_that_the_workspace_is_gone_and_other_news_is_passed_over() {
+    let (mut host, call) = Host::started();
+    let news = |kind: &str| {
+        Input::Other(Custom {
+            kind: kind.into(),
+            body: r#"{"text":"All files are gone.","repository":false}"#.into(),
+        })
+    };
+    assert!(host.send(vec![news("acme.weather")]).is_empty());
+    let lost = Input::EffectLost(call.effect);
+    let commands = host.send(vec![news("lucid.workspace-lost"), lost]);
+    let told = Command::Append(Message::user("[All files are gone.]"));
+    assert_eq!(commands[0], told);
+    model_call(&commands);
+    host.assert_answered();
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! How a session comes to rest when the host is told to stop.
+//!
+//! # Invariants
+//! From here on nothing begins. The command that runs, or is about to, comes to its end where there is
+//! time for it, and its result is written as always; what the policy wants next is in the log as not
+//! begun, and begins at the next start. A failure of the host's own says nothing about a command while
+//! everything around it is being taken down, so it is left open, and is lost at the next start.
+
+use std::collections::HashMap;
+
+use crate::plugins::policy_types::{Command, ModelCall, ToolRun};
+use crate::store::{self, StoreError};
+
+use super::super::ports::News;
+use super::super::record::Begin;
+use super::{Actor, End};
+
+impl Actor {
+    /// Waits for the command that runs, and writes what became of it.
+    pub(super) async fn come_to_rest(&mut self) -> End {
+        self.effects.pause();
+        loop {
+            if self.shared.hurry.is_cancelled() {
+                return End::Halted;
+            }
+            if !self.queue.is_empty() {
+                if let Err(end) = self.round().await {
+                    return end;
+                }
+                continue;
+            }
+            if !self.effects.runs_tool() {
+                return End::Halted;
+            }
+            let news = tokio::select! {
+                biased;
+                () = self.shared.hurry.cancelled() => return End::Halted,
+                () = self.session.stop.cancelled() => return End::Stopped,
+                news = self.news.recv() => news,
+            };
+            match news.map(|news| *news) {
+                None => return End::Halted,
+                Some(News::Tool(effect, Err(_), _) | News::Failed(effect, _))
+                    if self.effects.is_tool(&effect) =>
+                {
+                    return End::Halted;
+                }
+                Some(news) => self.queue.push_back(news),
+            }
+        }
+    }
+
+    /// Begins what the last host wrote down and did not begin.
+    pub(super) async fn begin_paused(&mut self) -> Result<(), End> {
+        if self.paused.is_empty() {
+            return Ok(());
+        }
+        let wanted = std::mem::take(&mut self.paused);
+        let last_entry = self.counters.next_entry.saturating_sub(1);
+        let mut begins = match self.commands_of(wanted.clone()).await {
+            Ok(begins) => begins,
+            Err(cause) => {
+                tracing::warn!(session = %self.id, %cause, "what was to begin is not known any more, and is taken to be lost");
+                HashMap::new()
+            }
+        };
+        // From here on the log calls them begun: after a crash they are lost like any other.
+        let id = self.id.clone();
+        self.persist(move |connection| store::mark_begun(connection, &id))
+            .await?;
+        for effect in wanted {
+            match begins.remove(&effect) {
+                Some(Begin::Model(call)) => self.effects.model(call, last_entry),
+                Some(Begin::Tool(run)) => self.effects.tool(run),
+                _ => self.queue.push_back(News::Lost(effect)),
+            }
+        }
+        self.effects.settle(&self.open);
+        Ok(())
+    }
+
+    /// The commands that opened these effects.
+    async fn commands_of(&self, wanted: Vec<String>) -> Result<HashMap<String, Begin>, StoreError> {
+        let id = self.id.to_string();
+        let read = move |connection: &rusqlite::Connection| {
+            let mut found = HashMap::new();
+            store::visit_commands(connection, &id, |commands| {
+                let commands: Vec<Command> = serde_json::from_str(commands).unwrap_or_default();
+                for command in commands {
+                    let begin = match command {
+                        Command::CallModel(call) => Begin::Model(call),
+                        Command::RunTool(run) => Begin::Tool(run),
+                        _ => continue,
+                    };
+                    let (Begin::Model(ModelCall { effect, .. })
+                    | Begin::Tool(ToolRun { effect, .. })) = &begin
+                    else {
+                        continue;
+                    };
+                    // The newest first: an effect's name may be used again once it is over.
+                    if wanted.contains(effect) && !found.contains_key(effect) {
+                        found.insert(effect.clone(), begin);
+                    }
+                }
+                found.len() < wanted.len()
+            })?;
+            Ok(found)
+        };
+        self.shared.deps.store.read_when_possible(read).await
+    }
+}

@@ -1,0 +1,213 @@
+//! What a session leaves that ended without its user's wish: because nobody came back, or its time was up.
+//!
+//! # Invariants
+//! Its workspace stays for the retention time, counted in the host's uptime, and can be read by its user
+//! meanwhile. Then it is removed, by whichever host runs; one that cannot be removed is tried again. Where
+//! the disk is short the oldest go first, before their time. A user who stops or deletes the session has it
+//! removed at once.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::UserId;
+use crate::store::{self, Retained, StoreError};
+use crate::workspace::Workspace;
+
+use super::{LookupError, PlaceSpec, SessionId, Sessions, Shared};
+
+/// After how long one that could not be removed is tried again.
+const AGAIN: Duration = Duration::from_secs(10 * 60);
+
+/// Why a workspace is not given.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceLookupError {
+    /// There is none of that session, or not for this user.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The log could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The files stay where they are. Why is in the host's log.
+    #[error("the session's files could not be removed; that is tried again in ten minutes")]
+    NotRemoved,
+}
+
+fn spec_of(kept: Retained) -> PlaceSpec {
+    PlaceSpec {
+        session: kept.session,
+        user: kept.user,
+        ..PlaceSpec::default()
+    }
+}
+
+/// The sentence that says how long files stay.
+pub(super) fn sentence(retention: Duration) -> String {
+    format!("Its files can be read for another {}.", spelled(retention))
+}
+
+/// In the largest unit that fits.
+fn spelled(time: Duration) -> String {
+    let seconds = time.as_secs().max(1);
+    let (count, unit) = [
+        (86_400, "day"),
+        (3_600, "hour"),
+        (60, "minute"),
+        (1, "second"),
+    ]
+    .into_iter()
+    .find_map(|(size, unit)| (seconds % size == 0).then_some((seconds / size, unit)))
+    .unwrap_or((seconds, "second"));
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {unit}{plural}")
+}
+
+/// Removes what was kept long enough, for as long as there are sessions.
+pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, retention: Duration) {
+    let pause = (retention / 10).clamp(Duration::from_millis(50), Duration::from_secs(5));
+    while halt
+        .run_until_cancelled(tokio::time::sleep(pause))
+        .await
+        .is_some()
+    {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        if let Err(cause) = shared.remove_overdue(retention).await {
+            tracing::debug!(%cause, "kept workspaces were not looked after");
+        }
+    }
+}
+
+impl Shared {
+    async fn remove_overdue(&self, retention: Duration) -> Result<(), StoreError> {
+        let retention = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+        let uptime = self.deps.store.uptime();
+        if let Some(before) = uptime.checked_sub(retention) {
+            for kept in self.retained_before(before).await? {
+                self.remove_retained(kept).await?;
+            }
+        }
+        // Those of now count as well: the log comes before what nobody asked for.
+        while self.deps.places.is_short().await {
+            let Some(oldest) = self.retained_before(uptime).await?.into_iter().next() else {
+                break;
+            };
+            tracing::warn!(
+                session = oldest.session,
+                "the disk is short, so the workspace of a session that ended is removed before its time"
+            );
+            self.remove_retained(oldest).await?;
+        }
+        Ok(())
+    }
+
+    async fn retained_before(&self, uptime: u64) -> Result<Vec<Retained>, StoreError> {
+        let read = move |connection: &_| store::retained_before(connection, uptime);
+        self.deps.store.read(read).await
+    }
+
+    /// True where nothing of it is left.
+    async fn remove_retained(&self, kept: Retained) -> Result<bool, StoreError> {
+        let session = kept.session.clone();
+        let removed = self.deps.places.wipe(spec_of(kept)).await;
+        if let Err(cause) = &removed {
+            tracing::error!(
+                session,
+                cause,
+                "a workspace could not be removed; it is tried again later"
+            );
+        }
+        let gone = removed.is_ok();
+        let write = move |connection: &_| {
+            if gone {
+                store::forget_retained(connection, &session)
+            } else {
+                let later = u64::try_from(AGAIN.as_millis()).unwrap_or(u64::MAX);
+                store::retain_longer(connection, &session, later)
+            }
+        };
+        self.deps.store.write(write).await?;
+        Ok(gone)
+    }
+
+    async fn retained(&self, id: &SessionId) -> Result<Option<Retained>, StoreError> {
+        let session = id.to_string();
+        let read = move |connection: &_| store::retained(connection, &session);
+        self.deps.store.read(read).await
+    }
+}
+
+impl Sessions {
+    /// The workspace of a session of this user: one that lives, which may have none yet, or one whose files
+    /// are kept.
+    pub async fn workspace_of(
+        &self,
+        id: &SessionId,
+        user: &UserId,
+    ) -> Result<Option<Arc<Workspace>>, WorkspaceLookupError> {
+        match self.get(id, user) {
+            Ok(session) => return Ok(session.workspace()),
+            Err(LookupError::NotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let kept = self.shared.retained(id).await?;
+        let kept = kept.ok_or(LookupError::NotFound)?;
+        if kept.user != user.as_str() {
+            return Err(LookupError::NotYours.into());
+        }
+        let workspace = self.shared.deps.places.workspace(&spec_of(kept));
+        Ok(Some(workspace.ok_or(LookupError::NotFound)?))
+    }
+
+    /// Removes what is kept of a session of this user that ended. False where nothing is.
+    pub async fn discard(
+        &self,
+        id: &SessionId,
+        user: &UserId,
+    ) -> Result<bool, WorkspaceLookupError> {
+        let Some(kept) = self.shared.retained(id).await? else {
+            return Ok(false);
+        };
+        if kept.user != user.as_str() {
+            return Err(LookupError::NotYours.into());
+        }
+        if self.shared.remove_retained(kept).await? {
+            Ok(true)
+        } else {
+            Err(WorkspaceLookupError::NotRemoved)
+        }
+    }
+
+    /// The same for whoever's it is, in the course of ending it.
+    pub(super) async fn discard_any(&self, id: &SessionId) {
+        let removed = async {
+            match self.shared.retained(id).await? {
+                Some(kept) => self.shared.remove_retained(kept).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        if let Err(cause) = removed.await {
+            tracing::warn!(session = %id, %cause, "what is kept of a session was not removed; that happens when its time is up");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_spelt_in_the_largest_unit_that_fits() {
+        for (seconds, text) in [
+            (86_400, "1 day"),
+            (172_800, "2 days"),
+            (5_400, "90 minutes"),
+            (61, "61 seconds"),
+            (1, "1 second"),
+        ] {
+            assert_eq!(spelled(Duration::from_secs(seconds)), text);
+        }
+    }
+}
