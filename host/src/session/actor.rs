@@ -320,6 +320,15 @@ impl Actor {
             0
         };
         let before = self.session.asked_at.swap(asked_at, Ordering::Relaxed);
+        let shown = self.counters.next_seq.saturating_sub(1);
+        self.session.question.send_if_modified(|question| {
+            let waits = asked_at > 0;
+            let changes = waits != (*question > 0);
+            if changes {
+                *question = if waits { shown } else { 0 };
+            }
+            changes
+        });
         if before > 0 && asked_at == 0 {
             self.session.waited_until.store(now(), Ordering::Relaxed);
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserId;
@@ -35,6 +35,8 @@ pub struct Session {
     /// Since when the session waits for its user's answer and for nothing else, in milliseconds since
     /// 1970; 0 where it does not.
     pub(super) asked_at: AtomicU64,
+    /// The number of the last frame before it began to wait for that; 0 where it does not.
+    pub(super) question: watch::Sender<u64>,
     /// When it last waited for that, in milliseconds since 1970; 0 where it never did. Nobody who is
     /// away has left it alone before.
     pub(super) waited_until: AtomicU64,
@@ -106,6 +108,7 @@ impl Session {
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
             asked_at: AtomicU64::new(0),
+            question: watch::Sender::new(0),
             waited_until: AtomicU64::new(0),
             unattended: Notify::new(),
             closing: OnceLock::new(),
@@ -137,6 +140,12 @@ impl Session {
     /// Whether more can happen in it.
     pub fn is_alive(&self) -> bool {
         !self.feed.head().ended && self.closing.get().is_none()
+    }
+
+    /// Tells when it begins to wait for its user's answer, by the number of the frame with the question or
+    /// a later one; 0 while it does not wait.
+    pub fn questions(&self) -> watch::Receiver<u64> {
+        self.question.subscribe()
     }
 
     /// The plugins it works with by now.
