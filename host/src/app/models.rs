@@ -14,6 +14,7 @@ mod site;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -41,6 +42,8 @@ const SHOWN: usize = 64;
 pub(super) struct Providers {
     egress: Egress,
     blobs: Blobs,
+    /// How long a call is tried again after failures that pass.
+    patience: Duration,
     /// In the order of their names.
     all: Vec<Arc<Served>>,
     default: String,
@@ -120,11 +123,12 @@ impl Providers {
             general.and_then(|name| all.iter().find(|served| served.name == name).cloned());
         let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
         let before = before.map(|before| &before.egress);
-        let egress = Egress::or_new(before, EgressLimits::default(), &endpoints)
+        let egress = Egress::or_new(before, EgressLimits::for_models(), &endpoints)
             .map_err(|why| Problem::plain(format!("no model can be asked: {why}")))?;
         let providers = Self {
             egress,
             blobs,
+            patience: config.models.outage_patience,
             all,
             default,
             stand_in,
@@ -414,13 +418,15 @@ impl Models for Providers {
     ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
         let called = self.called(&request);
         let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
-        async move { ask(&egress, &blobs, called?, request, &deltas).await }.boxed()
+        let patience = self.patience;
+        async move { ask(&egress, &blobs, patience, called?, request, &deltas).await }.boxed()
     }
 }
 
 async fn ask(
     egress: &Egress,
     blobs: &Blobs,
+    patience: Duration,
     called: Called,
     request: ModelRequest,
     deltas: &DeltaSink,
@@ -439,6 +445,8 @@ async fn ask(
         key: own.as_ref().or(served.key.as_ref()),
         settings: &served.settings,
         files: files.as_ref(),
+        patience,
+        notify: &*request.notices,
     };
     let call = request.call;
     let wanted = CompletionRequest {

@@ -34,6 +34,7 @@ pub(super) const PROVIDER: &[&str] = &[
     "model",
     "small_model",
     "prices",
+    "silence",
 ];
 pub(super) const TOOLS: &[&str] = &[
     "component",
@@ -63,6 +64,8 @@ const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
 const TIME: [f64; 2] = [0.1, 60.0];
+/// How long a provider's server may say nothing, in seconds.
+const SILENCE: [f64; 2] = [1.0, 86_400.0];
 /// What one call of a tool may take, in seconds.
 const CALL_TIME: [f64; 2] = [1.0, 3600.0];
 /// What a million tokens may cost, in dollars.
@@ -217,6 +220,8 @@ pub(super) fn provider(
         }
     }
     let prices = field(table, "prices").and_then(|(_, item)| prices(reader, item, &of));
+    let silence = field(table, "silence")
+        .and_then(|(_, item)| reader.time(item, &format!("{of}.silence"), SILENCE));
     Some(ProviderEntry {
         plugin: entry?,
         base_url,
@@ -226,6 +231,7 @@ pub(super) fn provider(
         model: model.map(|(model, _)| model),
         small_model: small_model.map(|(model, _)| model),
         prices: prices.unwrap_or_default(),
+        silence,
     })
 }
 

@@ -146,6 +146,8 @@ pub struct ProviderEntry {
     pub small_model: Option<String>,
     /// `prices`.
     pub prices: PriceOf,
+    /// `silence`: how long its server may say nothing, before its answer and within it.
+    pub silence: Option<Duration>,
 }
 
 /// A component with tools.

@@ -13,6 +13,7 @@ mod blank;
 mod document;
 mod error;
 mod request;
+mod retry_after;
 mod shown;
 mod stream;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use blank::{Blanker, blank};
 pub use document::{Document, DocumentError, DocumentLimits};
 pub use error::EgressError;
 pub(crate) use error::words;
+pub(crate) use retry_after::retry_after_ms;
 pub use shown::Showing;
 pub(crate) use stream::Opened;
 
@@ -69,6 +71,18 @@ impl Default for EgressLimits {
             idle: Duration::from_secs(120),
             response: 32 << 20,
             refusal: 64 << 10,
+        }
+    }
+}
+
+impl EgressLimits {
+    /// For model providers: a model may think for minutes, and says nothing meanwhile.
+    pub fn for_models() -> Self {
+        let silence = Duration::from_secs(600);
+        Self {
+            first_byte: silence,
+            idle: silence,
+            ..Self::default()
         }
     }
 }
@@ -141,6 +155,8 @@ pub struct Endpoint {
     named: bool,
     /// A slash within a part of a path may be written as an escape.
     slashes: bool,
+    /// How long its server may be silent, where that is said for it.
+    silence: Option<Duration>,
 }
 
 impl Endpoint {
@@ -177,6 +193,7 @@ impl Endpoint {
                 injection,
                 named,
                 slashes: false,
+                silence: None,
             });
         };
         Err(EgressError::BaseUrl { reason: wrong })
@@ -187,6 +204,23 @@ impl Endpoint {
     pub fn with_escaped_slashes(mut self) -> Self {
         self.slashes = true;
         self
+    }
+
+    /// The same, whose server may be silent for so long: before it answers, and between two pieces of
+    /// an answer.
+    #[must_use]
+    pub fn with_silence(mut self, silence: Option<Duration>) -> Self {
+        self.silence = silence;
+        self
+    }
+
+    /// The limits for its server, where these hold for all others.
+    fn limits(&self, general: &EgressLimits) -> EgressLimits {
+        EgressLimits {
+            first_byte: self.silence.unwrap_or(general.first_byte),
+            idle: self.silence.unwrap_or(general.idle),
+            ..general.clone()
+        }
     }
 
     /// The base URL.
@@ -287,15 +321,13 @@ impl Egress {
         let blanker = Blanker::new(key);
         let response = self.respond(endpoint, key, request).await;
         let response = response.map_err(|error| error.blanked(&blanker))?;
+        let limits = endpoint.limits(&self.limits);
         if !response.status().is_success() {
-            let refusal = answer::refusal(response, &blanker, &self.limits).await;
+            let refusal = answer::refusal(response, &blanker, &limits).await;
             return Ok(Answer::Refused(refusal));
         }
         Ok(Answer::Frames(answer::frames(
-            response,
-            framing,
-            blanker,
-            &self.limits,
+            response, framing, blanker, &limits,
         )))
     }
 
@@ -359,11 +391,12 @@ impl Egress {
                 .headers(call.headers.clone())
                 .body(call.body.clone())
                 .send();
-            let response = tokio::time::timeout(self.limits.first_byte, sending)
+            let limit = endpoint.limits(&self.limits).first_byte;
+            let response = tokio::time::timeout(limit, sending)
                 .await
                 .map_err(|_| EgressError::FirstByte {
                     host: endpoint.host(),
-                    limit: self.limits.first_byte,
+                    limit,
                 })?
                 .map_err(|cause| EgressError::unsent(endpoint.host(), cause))?;
             let status = response.status();

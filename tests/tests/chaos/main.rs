@@ -1,9 +1,10 @@
-//! What fails around sessions: the disk, locks, descriptors. No session ends for it, and none loses
+//! What fails around sessions: the disk, locks, descriptors, models. No session ends for it, and none loses
 //! anything.
 
 mod descriptors;
 mod disk;
 mod locks;
+mod outage;
 
 use lucid_tests::{Host, Socket, eventually, seq};
 use serde_json::{Value, json};

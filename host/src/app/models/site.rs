@@ -133,12 +133,13 @@ impl Site {
             Some(url) => Endpoint::new(url, injection),
             None => Endpoint::public(usual, injection),
         };
+        let silence = entry.and_then(|entry| entry.silence);
         let (key, variable) = match found {
             Some((key, variable)) => (Some(sendable(&key)), variable),
             None => (None, own_variable),
         };
         Ok(Self {
-            endpoint: endpoint.map_err(unusable)?,
+            endpoint: endpoint.map_err(unusable)?.with_silence(silence),
             key,
             variable,
             elsewhere,

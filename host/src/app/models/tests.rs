@@ -63,6 +63,7 @@ fn asked(model: &str) -> ModelRequest {
         },
         messages: Vec::new(),
         meter: Default::default(),
+        notices: Arc::new(|_| std::future::ready(()).boxed()),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use futures::FutureExt;
+
 use super::*;
 use crate::blobs::{Blobs, SessionBlobs};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
@@ -44,6 +46,8 @@ async fn asked_with(
         key: Some(&key),
         settings: "{}",
         files,
+        patience: Duration::from_secs(10),
+        notify: &|_| std::future::ready(()).boxed(),
     };
     // A session's task is moved between threads, so the call must be able to as well.
     fn sendable<F: Future + Send>(call: F) -> F {
@@ -99,7 +103,7 @@ async fn a_busy_provider_is_asked_again_after_the_pause_it_wants() {
 }
 
 #[tokio::test]
-async fn a_pause_of_more_than_a_minute_is_not_waited_for() {
+async fn a_pause_of_more_than_the_patience_is_not_waited_for() {
     let (endpoint, log) = server(|_| refusal(429, &[("retry-after", "61")], "later")).await;
     let (result, _) = called(guests::Llm::default(), &endpoint).await;
     let error = result.unwrap_err();
