@@ -118,7 +118,7 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
         ("SANDBOX_MEMORY_LIMIT", "lots"),
         ("MOCK_STEP_DELAY_SECONDS", "-1"),
         ("ALLOWED_ORIGINS", "not an origin"),
-        ("LLM_BASE_URL", "localhost"),
+        ("LLM_BASE_URL", "nonsense"),
         ("DEFAULT_POLICY", "magic"),
         ("WORKSPACE_MOUNT_PATH", "workspace"),
     ] {
@@ -424,5 +424,35 @@ async fn run_ends_with_a_code_of_its_own_where_nobody_answers() {
         text_of(&help.stdout).contains("3 the agent asked something"),
         "{}",
         both(&help)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_which_provider_lacks_which_key_before_a_session_does() {
+    let folder = folder();
+    let check = async |settings: &[(&str, &str)]| {
+        let mut check = command(folder.path(), &["check"]);
+        check.envs(settings.iter().copied());
+        output(check).await
+    };
+    let missing = check(&[("DEFAULT_POLICY", "coder")]).await;
+    assert_eq!(missing.status.code(), Some(0), "{}", both(&missing));
+    let (said, warned) = (text_of(&missing.stdout), text_of(&missing.stderr));
+    assert!(said.contains("OPENAI_API_KEY is not set"), "{said}");
+    assert!(
+        warned.contains("set OPENAI_API_KEY, or `key = false`"),
+        "{warned}"
+    );
+    let near = check(&[("LLM_BASE_URL", "127.0.0.1:9")]).await;
+    let said = text_of(&near.stdout);
+    assert!(
+        said.contains("http://127.0.0.1:9/v1, without a key"),
+        "{said}"
+    );
+    assert!(said.contains("gets the policy coder"), "{said}");
+    assert!(
+        !text_of(&near.stderr).contains("key = false"),
+        "{}",
+        both(&near)
     );
 }

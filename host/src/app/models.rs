@@ -60,6 +60,37 @@ struct Called {
     label: String,
 }
 
+/// How a provider stands before any session asks it.
+pub(crate) struct Standing {
+    pub(crate) name: String,
+    pub(crate) base_url: String,
+    /// The variable that holds the deployment's key, or is to hold it.
+    pub(crate) variable: String,
+    pub(crate) has_key: bool,
+    /// It can be asked by a session that brings no key.
+    pub(crate) is_usable: bool,
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            base_url,
+            variable,
+            ..
+        } = self;
+        write!(f, "{name:<16} {base_url}, ")?;
+        match (self.has_key, self.is_usable) {
+            (true, _) => write!(f, "with the key in {variable}"),
+            (false, true) => write!(f, "without a key"),
+            (false, false) => write!(
+                f,
+                "cannot be asked: {variable} is not set, and no session has a key but one that brings its own"
+            ),
+        }
+    }
+}
+
 /// What a provider is given.
 pub(super) struct Grants {
     pub(super) base_url: String,
@@ -159,6 +190,18 @@ impl Providers {
             has_key: served.key.is_some(),
             models: served.choice.names(),
         })
+    }
+
+    /// How each provider stands, the default one first: its name, where it is asked, and which key it
+    /// has or lacks.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let standing = |named: &Arc<Served>| Standing {
+            name: named.name.clone(),
+            ..self.serving(named, false).standing()
+        };
+        let mut all: Vec<Standing> = self.all.iter().map(standing).collect();
+        all.sort_by_key(|standing| standing.name != self.default);
+        all
     }
 
     fn named(&self, name: &str) -> Option<&Arc<Served>> {
@@ -262,14 +305,14 @@ fn default_provider(
     }
     let compatible = |site: &&(LoadedProvider, Site)| site.0.plugin.name() == COMPATIBLE;
     let keyed = |site: &&(LoadedProvider, Site)| site.1.key.is_some();
-    let elsewhere = |site: &&(LoadedProvider, Site)| site.1.elsewhere;
+    let keyless = |site: &&(LoadedProvider, Site)| site.1.keyless;
     let own = sites.iter().find(compatible);
     let general = settings.base_url.is_some();
     let found = own
-        .filter(|site| keyed(site) || (general && elsewhere(site)))
+        .filter(|site| keyed(site) || (general && keyless(site)))
         .or_else(|| sites.iter().find(keyed))
-        .or_else(|| own.filter(elsewhere))
-        .or_else(|| sites.iter().find(elsewhere))
+        .or_else(|| own.filter(keyless))
+        .or_else(|| sites.iter().find(keyless))
         .or(own)
         .or_else(|| sites.first());
     found

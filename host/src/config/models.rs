@@ -95,14 +95,14 @@ impl ModelSettings {
                 name,
                 api_key: values.header_secret(key)?,
                 key_variable: key,
-                base_url: values.base_url(url)?,
+                base_url: values.model_url(url)?,
                 model: values.model(model)?,
             });
         }
         let settings = Self {
             providers,
             api_key: values.header_secret("LLM_API_KEY")?,
-            base_url: values.base_url("LLM_BASE_URL")?,
+            base_url: values.model_url("LLM_BASE_URL")?,
             model: values.model("LLM_MODEL")?,
             allowed: values.optional(
                 "LLM_MODELS",

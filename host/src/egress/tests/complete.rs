@@ -89,6 +89,35 @@ async fn a_model_call_shows_deltas_and_gives_the_answer_with_its_figures() {
 }
 
 #[tokio::test]
+async fn an_api_that_is_not_where_it_was_pasted_is_found_at_its_other_place_and_kept_to() {
+    for wanted in ["/chat", "/v1/chat"] {
+        let (endpoint, log) = server_of(move |seen, _| match seen.uri == wanted {
+            true => sse("data: a\n\n"),
+            false => refusal(404, &[], "nothing here"),
+        })
+        .await;
+        let mut bare = endpoint.base_url().clone();
+        bare.set_path("");
+        let endpoint = endpoint.or_at(Some(bare));
+        for _ in 0..2 {
+            let (result, _) = called(guests::Llm::default(), &endpoint).await;
+            assert_eq!(result.unwrap().tries, 1);
+        }
+        let asked: Vec<String> = log
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|seen| seen.uri.clone())
+            .collect();
+        let expected = match wanted {
+            "/chat" => vec!["/v1/chat", "/chat", "/chat"],
+            _ => vec!["/v1/chat", "/v1/chat"],
+        };
+        assert_eq!(asked, expected);
+    }
+}
+
+#[tokio::test]
 async fn a_busy_provider_is_asked_again_after_the_pause_it_wants() {
     let (endpoint, log) = server(|number| match number {
         0 => refusal(429, &[("retry-after", "1.5")], "slow down"),
