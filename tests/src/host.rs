@@ -192,6 +192,8 @@ impl Host {
         .set("MOCK_STEP_DELAY_SECONDS", "0")
         .set("ALLOW_PRIVATE_REPOSITORIES", "true")
         .set("MAX_SESSIONS_PER_USER", "1000")
+        // A test of a provider that never recovers is to hear of it.
+        .set("MODEL_OUTAGE_PATIENCE", "3s")
         // What every machine has; tests of containers say so themselves.
         .set("SANDBOX_BACKEND", "bubblewrap")
     }

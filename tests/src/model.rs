@@ -19,6 +19,8 @@ pub enum Turn {
     Say(String),
     /// Calls tools, all in one turn: name and arguments.
     Call(Vec<(String, Value)>),
+    /// Takes the request, and never begins to answer.
+    Silence,
     /// Says this much, and never goes on.
     Hang(String),
     /// Says this much, and breaks the connection off when [`Model::break_off`] says so.
@@ -86,6 +88,10 @@ pub struct Model {
     breaking: Arc<Notify>,
 }
 
+/// Marks an answer that is not given.
+#[derive(Clone)]
+struct Never;
+
 /// Lives as long as an answer that hangs is waited for.
 struct Waiting(watch::Sender<usize>);
 
@@ -98,6 +104,15 @@ impl Drop for Waiting {
 impl Model {
     /// Starts it. The script is asked with the number of the completion, from 0, and the request.
     pub async fn start(script: impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on(listener, script)
+    }
+
+    /// The same, where somebody has chosen the port.
+    pub fn start_on(
+        listener: TcpListener,
+        script: impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static,
+    ) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (counted, count) = watch::channel(0);
         let (leaving, gone) = watch::channel(0);
@@ -135,6 +150,11 @@ impl Model {
                     headers.insert("retry-after", after.parse().unwrap());
                     response
                 }
+                Turn::Silence => {
+                    let mut response = Response::new(Body::empty());
+                    response.extensions_mut().insert(Never);
+                    response
+                }
                 turn => streamed(number, turn, &leaving, breaking.clone()),
             };
             counted.send_replace(number + 1);
@@ -142,9 +162,14 @@ impl Model {
         });
         let router = Router::new().fallback(move |uri: Uri, headers: HeaderMap, body: Bytes| {
             let answer = answer.clone();
-            async move { answer(uri, headers, body) }
+            async move {
+                let response = answer(uri, headers, body);
+                if response.extensions().get::<Never>().is_some() {
+                    std::future::pending::<()>().await;
+                }
+                response
+            }
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
@@ -278,7 +303,9 @@ fn streamed(
             breaks = true;
             ""
         }
-        Turn::Refuse(..) | Turn::Later(..) => unreachable!("a refusal is not streamed"),
+        Turn::Refuse(..) | Turn::Later(..) | Turn::Silence => {
+            unreachable!("it is not streamed")
+        }
     };
     if !hangs && !breaks {
         text += &chunk(json!({}), Some(reason));

@@ -1,8 +1,10 @@
 //! The command line, as a person at a terminal uses it.
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use lucid_tests::{Host, Model, command, find, text_of, with_compiled_plugins};
+use lucid_tests::{Host, Model, Turn, call, command, find, text_of, with_compiled_plugins};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// Secrets that must never be printed. Each is long enough that nothing else looks like it.
@@ -116,7 +118,7 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
         ("SANDBOX_MEMORY_LIMIT", "lots"),
         ("MOCK_STEP_DELAY_SECONDS", "-1"),
         ("ALLOWED_ORIGINS", "not an origin"),
-        ("LLM_BASE_URL", "localhost"),
+        ("LLM_BASE_URL", "nonsense"),
         ("DEFAULT_POLICY", "magic"),
         ("WORKSPACE_MOUNT_PATH", "workspace"),
     ] {
@@ -298,4 +300,159 @@ fn jwt(text: &str) -> Option<String> {
     text.split(word)
         .find(|word| word.starts_with("eyJ") && word.matches('.').count() == 2)
         .map(str::to_owned)
+}
+
+/// A model that asks, and says what it was answered.
+async fn asks() -> Model {
+    Model::start(|_, request| {
+        let said = request.messages("user");
+        let answer = |word: &str| said.iter().any(|text| text.contains(word));
+        match (answer("tabs"), answer("four")) {
+            (false, _) => call(
+                "ask_user",
+                json!({"question": "Tabs or spaces?", "options": ["tabs", "spaces"]}),
+            ),
+            (true, false) => call("ask_user", json!({"question": "How wide?"})),
+            (true, true) => Turn::Say("Tabs of four it is.".into()),
+        }
+    })
+    .await
+}
+
+fn run_with(model: &Model, folder: &TempDir) -> Command {
+    with_compiled_plugins(&folder.path().join("storage"));
+    let mut run = command(folder.path(), &["run", "Indent it"]);
+    run.env("LLM_API_KEY", "sk-test")
+        .env("LLM_BASE_URL", &model.url)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    run
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_answers_what_the_agent_asks_from_a_pipe() {
+    let (model, folder) = (asks().await, folder());
+    let mut child = run_with(&model, &folder)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // All at once, before the first question: each question gets its line.
+    let mut input = child.stdin.take().unwrap();
+    input
+        .write_all("I like tabs\n\nfour\nnobody asked for this\n".as_bytes())
+        .unwrap();
+    drop(input);
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    let output = output.await.unwrap();
+    let printed = both(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    for words in [
+        "Tabs or spaces?",
+        "I like tabs",
+        "How wide?",
+        "four",
+        "Tabs of four it is.",
+    ] {
+        assert!(printed.contains(words), "no {words:?}: {printed}");
+    }
+    assert!(!printed.contains("nobody asked"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_answers_what_the_agent_asks_at_a_terminal() {
+    const TYPIST: &str = r#"
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+shown, answers = b"", [(b"Tabs or spaces?", b"tabs\n"), (b"How wide?", b"four\n")]
+while True:
+    try:
+        piece = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not piece:
+        break
+    shown += piece
+    # Where it asks for an answer, and not before.
+    if answers and answers[0][0] in shown and shown.rstrip(b" ").endswith(b"answer"):
+        os.write(terminal, answers.pop(0)[1])
+sys.stdout.buffer.write(shown)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+    let (model, folder) = (asks().await, folder());
+    let run = run_with(&model, &folder);
+    let mut typed = Command::new("python3");
+    typed
+        .args(["-c", TYPIST])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .current_dir(folder.path())
+        .env_clear()
+        .envs(
+            run.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    let output = output(typed).await;
+    let printed = both(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("Tabs of four it is."), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_ends_with_a_code_of_its_own_where_nobody_answers() {
+    let (model, folder) = (asks().await, folder());
+    // Nothing at all; and one answer where two are wanted.
+    let nothing = output(run_with(&model, &folder)).await;
+    let mut child = run_with(&model, &folder)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"tabs").unwrap();
+    let one = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    for output in [nothing, one.await.unwrap()] {
+        let printed = both(&output);
+        assert_eq!(output.status.code(), Some(3), "{printed}");
+        assert!(
+            text_of(&output.stderr).contains("standard input has no answer"),
+            "{printed}"
+        );
+        assert!(printed.contains("Tabs or spaces?"), "{printed}");
+    }
+    let help = output(command(folder.path(), &["run", "--help"])).await;
+    assert!(
+        text_of(&help.stdout).contains("3 the agent asked something"),
+        "{}",
+        both(&help)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_which_provider_lacks_which_key_before_a_session_does() {
+    let folder = folder();
+    let check = async |settings: &[(&str, &str)]| {
+        let mut check = command(folder.path(), &["check"]);
+        check.envs(settings.iter().copied());
+        output(check).await
+    };
+    let missing = check(&[("DEFAULT_POLICY", "coder")]).await;
+    assert_eq!(missing.status.code(), Some(0), "{}", both(&missing));
+    let (said, warned) = (text_of(&missing.stdout), text_of(&missing.stderr));
+    assert!(said.contains("OPENAI_API_KEY is not set"), "{said}");
+    assert!(
+        warned.contains("set OPENAI_API_KEY, or `key = false`"),
+        "{warned}"
+    );
+    let near = check(&[("LLM_BASE_URL", "127.0.0.1:9")]).await;
+    let said = text_of(&near.stdout);
+    assert!(
+        said.contains("http://127.0.0.1:9/v1, without a key"),
+        "{said}"
+    );
+    assert!(said.contains("gets the policy coder"), "{said}");
+    assert!(
+        !text_of(&near.stderr).contains("key = false"),
+        "{}",
+        both(&near)
+    );
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use lucid_tests::{
     GitServer, Host, Model, Socket, Turn, call, calls, event, kinds, repository, seq,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
 /// It is for OpenAI itself, and must not be sent anywhere else.
@@ -458,4 +458,81 @@ fn holding(folder: &std::path::Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
         }
     }
     found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_written_slightly_wrong_are_shown_logged_and_run_as_they_are_meant() {
+    let odd = |name: &str, arguments: &str| {
+        let call = vec![(name.to_owned(), arguments.to_owned())];
+        Turn::Odd(String::new(), call, "tool_calls")
+    };
+    let model = Model::start(move |number, _| match number {
+        0 => odd("functions.terminal", "{}{\"command\": \"echo one\"}"),
+        1 => odd(
+            "Terminal",
+            "{\"command\": \"echo two\necho three\", \"timeout\": \"20\",}",
+        ),
+        2 => odd(
+            "file_editor",
+            r#"{"command": "create", "path": "a.txt", "file_text": "x\ny\n"}"#,
+        ),
+        3 => odd(
+            "file_editor",
+            r#"{"command": "view", "path": "a.txt", "view_range": [1.0, "2"]}"#,
+        ),
+        4 => odd("terminal", r#"{"command": "grep \d"}"#),
+        5 => odd(
+            "finish",
+            "```json\n{\"message\": \"Done.\", \"success\": \"true\"}\n```",
+        ),
+        _ => Turn::Say("Done.".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let mut socket = Socket::open(&host, "alice", json!({"task": "Be odd"})).await;
+    socket.completed().await;
+    let commands: Vec<&str> = socket
+        .frames
+        .iter()
+        .filter(|frame| frame["eventType"] == "CmdRunAction")
+        .map(|frame| frame["command"].as_str().unwrap_or_default())
+        .collect();
+    assert_eq!(
+        commands[..2],
+        ["echo one", "echo two\necho three"],
+        "{:#?}",
+        socket.frames
+    );
+    // What cannot be mended without guessing was not run, and the model was told what is wrong.
+    assert!(
+        !commands.iter().any(|command| command.contains("grep")),
+        "{commands:?}"
+    );
+    let asked = model.completions();
+    let results = asked[5].messages("tool");
+    assert!(
+        results[0].contains("one") && results[1].contains("two\nthree"),
+        "{results:?}"
+    );
+    assert!(
+        results[3].contains('x') && results[3].contains('y'),
+        "{results:?}"
+    );
+    assert!(results[4].contains("invalid escape"), "{results:?}");
+    // The model reads its calls as they were run.
+    let calls = &asked[2].json()["messages"];
+    let calls: Vec<&Value> = calls
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["tool_calls"].is_array())
+        .collect();
+    assert_eq!(calls[0]["tool_calls"][0]["function"]["name"], "terminal");
+    assert_eq!(
+        calls[0]["tool_calls"][0]["function"]["arguments"],
+        r#"{"command":"echo one"}"#
+    );
 }

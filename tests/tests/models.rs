@@ -449,3 +449,39 @@ async fn a_picture_reaches_a_model_that_sees_and_goes_with_its_session() {
     );
     assert!(!seen.body.contains("image_url"), "{}", seen.body);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_this_machine_is_used_by_its_address_alone_however_that_was_pasted() {
+    let model = Model::start(|_, request| match request.uri.starts_with("/v1/") {
+        true => Turn::Say("Hello.".into()),
+        false => Turn::Refuse(404, "Not found".into()),
+    })
+    .await;
+    let bare = model.url.strip_suffix("/v1").unwrap();
+    let place = bare.strip_prefix("http://").unwrap();
+    for (variable, pasted) in [
+        ("LLM_BASE_URL", bare.to_owned()),
+        ("OPENAI_BASE_URL", format!(" '{place}/' ")),
+        (
+            "LLM_BASE_URL",
+            format!("{}/chat/completions?api-version=2026-06-01", model.url),
+        ),
+    ] {
+        let host = Host::with_defaults().set(variable, &pasted).start();
+        assert_eq!(
+            host.get("alice", "/").await.ok()["openhands_available"],
+            true,
+            "{pasted}"
+        );
+        let mut socket = Socket::open(&host, "alice", json!({"task": "Greet"})).await;
+        socket.completed().await;
+    }
+    for request in model.completions() {
+        assert!(
+            !request.headers.contains_key("authorization"),
+            "{request:?}"
+        );
+    }
+    let last = model.completions().pop().unwrap();
+    assert_eq!(last.uri, "/v1/chat/completions?api-version=2026-06-01");
+}

@@ -11,6 +11,7 @@ use super::Api;
 use super::problem::{Json, Path, Problem};
 use super::session_request::{unless_blank, unless_empty};
 use crate::auth::Identity;
+use crate::git_gateway::pasted_repository;
 use crate::git_providers::SiteError;
 use crate::integrations::{AccountError, AccountView, WantedChange};
 use crate::plugins::git_types::Repository;
@@ -321,7 +322,7 @@ pub(super) async fn open_change(
     let base = unless_blank(wanted.base_branch).unwrap_or_else(|| "main".to_owned());
     let own = unless_blank(wanted.gitlab_url);
     let change = WantedChange {
-        repository: wanted.repo_url,
+        repository: pasted_repository(&wanted.repo_url),
         head,
         base: Some(base),
         title: cut(title.lines().next().unwrap_or_default(), LONGEST_TITLE).to_owned(),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::components::Components;
-use super::models::Providers;
+use super::models::{Providers, Standing};
 use super::policies::Offered;
 use super::servers;
 use super::toolsets::Toolsets;
@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::deployment::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
 use crate::git_providers::GitProviders;
 use crate::plugins::{Engine, Kind, Plugins};
+use crate::session::Policies;
 
 /// A deployment, ready for sessions.
 pub(crate) struct Deployed {
@@ -103,6 +104,17 @@ impl Deployed {
             self.toolsets = other.toolsets.clone();
         }
         self
+    }
+
+    /// How each model provider stands, the default one first.
+    pub(crate) fn providers(&self) -> Vec<Standing> {
+        self.providers.standings()
+    }
+
+    /// The policy of a session that names none, where that asks models.
+    pub(crate) fn asks_models(&self) -> bool {
+        let default = self.policies.find(Some(self.policies.default()));
+        default.is_ok_and(|policy| policy.info().calls_models)
     }
 
     /// The policy of a session that names none, and the model it would ask; empty where there is none.

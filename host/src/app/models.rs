@@ -14,6 +14,7 @@ mod site;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -41,6 +42,8 @@ const SHOWN: usize = 64;
 pub(super) struct Providers {
     egress: Egress,
     blobs: Blobs,
+    /// How long a call is tried again after failures that pass.
+    patience: Duration,
     /// In the order of their names.
     all: Vec<Arc<Served>>,
     default: String,
@@ -55,6 +58,37 @@ struct Called {
     model: String,
     /// Its provider's name in records.
     label: String,
+}
+
+/// How a provider stands before any session asks it.
+pub(crate) struct Standing {
+    pub(crate) name: String,
+    pub(crate) base_url: String,
+    /// The variable that holds the deployment's key, or is to hold it.
+    pub(crate) variable: String,
+    pub(crate) has_key: bool,
+    /// It can be asked by a session that brings no key.
+    pub(crate) is_usable: bool,
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            base_url,
+            variable,
+            ..
+        } = self;
+        write!(f, "{name:<16} {base_url}, ")?;
+        match (self.has_key, self.is_usable) {
+            (true, _) => write!(f, "with the key in {variable}"),
+            (false, true) => write!(f, "without a key"),
+            (false, false) => write!(
+                f,
+                "cannot be asked: {variable} is not set, and no session has a key but one that brings its own"
+            ),
+        }
+    }
 }
 
 /// What a provider is given.
@@ -120,11 +154,12 @@ impl Providers {
             general.and_then(|name| all.iter().find(|served| served.name == name).cloned());
         let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
         let before = before.map(|before| &before.egress);
-        let egress = Egress::or_new(before, EgressLimits::default(), &endpoints)
+        let egress = Egress::or_new(before, EgressLimits::for_models(), &endpoints)
             .map_err(|why| Problem::plain(format!("no model can be asked: {why}")))?;
         let providers = Self {
             egress,
             blobs,
+            patience: config.models.outage_patience,
             all,
             default,
             stand_in,
@@ -169,6 +204,18 @@ impl Providers {
             has_key: served.key.is_some(),
             models: served.choice.names(),
         })
+    }
+
+    /// How each provider stands, the default one first: its name, where it is asked, and which key it
+    /// has or lacks.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let standing = |named: &Arc<Served>| Standing {
+            name: named.name.clone(),
+            ..self.serving(named, false).standing()
+        };
+        let mut all: Vec<Standing> = self.all.iter().map(standing).collect();
+        all.sort_by_key(|standing| standing.name != self.default);
+        all
     }
 
     fn named(&self, name: &str) -> Option<&Arc<Served>> {
@@ -277,14 +324,14 @@ fn default_provider(
     }
     let compatible = |site: &&(LoadedProvider, Site)| site.0.plugin.name() == COMPATIBLE;
     let keyed = |site: &&(LoadedProvider, Site)| site.1.key.is_some();
-    let elsewhere = |site: &&(LoadedProvider, Site)| site.1.elsewhere;
+    let keyless = |site: &&(LoadedProvider, Site)| site.1.keyless;
     let own = sites.iter().find(compatible);
     let general = settings.base_url.is_some();
     let found = own
-        .filter(|site| keyed(site) || (general && elsewhere(site)))
+        .filter(|site| keyed(site) || (general && keyless(site)))
         .or_else(|| sites.iter().find(keyed))
-        .or_else(|| own.filter(elsewhere))
-        .or_else(|| sites.iter().find(elsewhere))
+        .or_else(|| own.filter(keyless))
+        .or_else(|| sites.iter().find(keyless))
         .or(own)
         .or_else(|| sites.first());
     found
@@ -439,13 +486,15 @@ impl Models for Providers {
     ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
         let called = self.called(&request);
         let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
-        async move { ask(&egress, &blobs, called?, request, &deltas).await }.boxed()
+        let patience = self.patience;
+        async move { ask(&egress, &blobs, patience, called?, request, &deltas).await }.boxed()
     }
 }
 
 async fn ask(
     egress: &Egress,
     blobs: &Blobs,
+    patience: Duration,
     called: Called,
     request: ModelRequest,
     deltas: &DeltaSink,
@@ -464,6 +513,8 @@ async fn ask(
         key: own.as_ref().or(served.key.as_ref()),
         settings: &served.settings,
         files: files.as_ref(),
+        patience,
+        notify: &*request.notices,
     };
     let call = request.call;
     let wanted = CompletionRequest {

@@ -45,6 +45,22 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
             plugin.digest
         );
     }
+    let providers = deployed.providers();
+    println!("Model providers:");
+    for provider in &providers {
+        println!("  {}", one_line(&provider.to_string()));
+    }
+    let (policy, _) = deployed.defaults();
+    if let Some(default) = providers.first()
+        && deployed.asks_models()
+        && !default.is_usable
+    {
+        let missing = format!(
+            "warning: a session that names none gets the policy {policy}, which asks the provider {}, and that has no key: set {}, or `key = false` in its entry where its server wants none.",
+            default.name, default.variable
+        );
+        eprintln!("{}", one_line(&missing));
+    }
     let (gets, _) = deployed.defaults_in_words();
     println!("{}.", one_line(&gets).replacen('a', "A", 1));
     ExitCode::SUCCESS

@@ -62,8 +62,8 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
     chats(&mut report, &config).await;
     let folders = Folders::below(&config.workspace_base_path);
     sandboxes(&mut report, &config, &folders).await;
-    plugins(&mut report, &config, &folders).await;
-    keys(&mut report, &config);
+    let usable = plugins(&mut report, &config, &folders).await;
+    keys(&mut report, &config, usable);
     if report.bad {
         println!("\nNo session can run here until what is marked !! is put right.");
         return ExitCode::FAILURE;
@@ -271,13 +271,17 @@ fn installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
+/// Says what is loaded, and whether a model can be asked.
+async fn plugins(report: &mut Report, config: &Config, folders: &Folders) -> bool {
     report.title("Plugins");
     // Nothing is asked, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(app::deploy(config, folders, blobs)).await {
         Ok(deployed) => deployed,
-        Err(error) => return report.line(Mark::Bad, &error.to_string()),
+        Err(error) => {
+            report.line(Mark::Bad, &error.to_string());
+            return false;
+        }
     };
     if let Some(path) = &deployed.manifest.path {
         report.line(Mark::Good, &format!("as {} says", path.display()));
@@ -297,11 +301,20 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) {
     }
     let (gets, asks) = deployed.defaults_in_words();
     report.line(if asks { Mark::Good } else { Mark::Note }, &gets);
+    let providers = deployed.providers();
+    for provider in &providers {
+        let mark = if provider.is_usable {
+            Mark::Good
+        } else {
+            Mark::Note
+        };
+        report.line(mark, &format!("provider {provider}"));
+    }
+    providers.iter().any(|provider| provider.is_usable)
 }
 
-fn keys(report: &mut Report, config: &Config) {
+fn keys(report: &mut Report, config: &Config, usable: bool) {
     report.title("Keys");
-    let mut any = false;
     let models = &config.models;
     let own = models.providers.iter();
     let own = own.map(|own| (own.key_variable, own.api_key.is_some()));
@@ -312,7 +325,6 @@ fn keys(report: &mut Report, config: &Config) {
         ("ENCRYPTION_KEY", config.encryption_key.is_some()),
     ];
     for (name, there) in own.chain(others) {
-        any |= there && name.ends_with("_API_KEY") && name != "INTERNAL_API_KEY";
         let (mark, word) = if there {
             (Mark::Good, "set")
         } else {
@@ -320,7 +332,7 @@ fn keys(report: &mut Report, config: &Config) {
         };
         report.line(mark, &format!("{name} is {word}"));
     }
-    if !any && models.base_url.is_none() {
+    if !usable {
         report.line(
             Mark::Note,
             "No model can be asked: set ANTHROPIC_API_KEY, GOOGLE_API_KEY or OPENAI_API_KEY, or LLM_BASE_URL (and LLM_API_KEY) for a compatible server. Until then the mock agent plays its script.",

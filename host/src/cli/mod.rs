@@ -1,8 +1,9 @@
 //! Owns the command line: what it takes, and which exit code comes back.
 //!
 //! What always holds: 0 is success, 1 a task or a start that failed, 2 a wrong command line or
-//! setting; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
+//! setting, 3 a task that asked something which nobody answered; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
 
+mod answers;
 mod check;
 mod core_dump;
 mod doctor;
@@ -103,6 +104,9 @@ enum ManifestText {
 
 /// One task, in the terminal.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "What the agent asks is answered here: by typing, or by lines of standard input, one for each question.\nExit codes: 0 the task succeeded, 1 it failed, 2 a wrong command line or setting, 3 the agent asked something and standard input had no answer."
+)]
 struct RunArgs {
     /// What to do
     task: String,
@@ -152,6 +156,8 @@ const LAST_THREADS: Duration = Duration::from_millis(500);
 
 /// A setting that is wrong, a command line that is wrong.
 const WRONG: u8 = 2;
+/// A task that asked something, and nobody answered.
+const UNANSWERED: u8 = 3;
 
 /// Runs the command that was asked for.
 pub fn main() -> ExitCode {

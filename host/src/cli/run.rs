@@ -1,8 +1,8 @@
 //! Owns `lucid run`: one task in this process, shown in the terminal as it goes.
 //!
 //! What always holds: it is the same session that a server would run, on a storage folder of its own,
-//! so that it works beside a server; the exit code says whether the task succeeded; the workspace is
-//! kept and named at the end.
+//! so that it works beside a server; the exit code says whether the task succeeded, or waits for an answer
+//! that nobody gives; the workspace is kept and named at the end.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -15,13 +15,16 @@ use owo_colors::Style;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::answers::Answers;
 use super::screen::{Progress, Screen, colours};
 use super::serve::LOCAL_USER;
-use super::{RunArgs, failed, interrupted, wrong, wrong_manifest};
+use super::{RunArgs, UNANSWERED, failed, interrupted, wrong, wrong_manifest};
 use crate::app::{self, App, Keep, StartError};
 use crate::config::Config;
 use crate::session::{Batch, NewSession, Session};
 
+/// Why a task ended that asked something.
+const NO_ANSWER: &str = "The agent asked something, and standard input has no answer: run this in a terminal and type it, or pipe in a line for each answer.";
 /// How long a session may take to end.
 const END: Duration = Duration::from_secs(15);
 
@@ -71,7 +74,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         outcome = watch(&session, &mut view) => outcome,
         _ = interrupted() => {
             view.line(&view.screen.entry("stopped", Style::new().yellow(), "as you asked"));
-            false
+            Outcome::Failed
         }
     };
     view.end();
@@ -91,10 +94,13 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         let path = workspace.display().to_string();
         view.line(&view.screen.entry("files", Style::new().dimmed(), &path));
     }
-    if outcome {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match outcome {
+        Outcome::Succeeded => ExitCode::SUCCESS,
+        Outcome::Failed => ExitCode::FAILURE,
+        Outcome::Unanswered => {
+            failed(NO_ANSWER);
+            ExitCode::from(UNANSWERED)
+        }
     }
 }
 
@@ -109,21 +115,54 @@ fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
     Ok(folder)
 }
 
-/// Shows frames until the task is over, and says whether it succeeded.
-async fn watch(session: &Arc<Session>, view: &mut View) -> bool {
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Succeeded,
+    Failed,
+    /// It waits for an answer, and there is none.
+    Unanswered,
+}
+
+/// Shows frames until the task is over, and hands in what the user answers.
+async fn watch(session: &Arc<Session>, view: &mut View) -> Outcome {
     let mut subscription = session.subscribe(0);
+    let mut questions = session.questions();
+    let mut answers = Answers::default();
+    let mut answered = 0;
     loop {
-        let frames = match subscription.next().await {
+        let question = *questions.borrow_and_update();
+        // What is asked must be read first.
+        let asks = question > answered && subscription.last_seq() >= question;
+        view.ask(asks);
+        let batch = tokio::select! {
+            batch = subscription.next() => batch,
+            // It fails where nobody holds the session, and this does.
+            _ = questions.changed(), if !asks => continue,
+            answer = answers.next(), if asks => {
+                let Some(answer) = answer else {
+                    return Outcome::Unanswered;
+                };
+                answered = question;
+                view.answered(&answer);
+                if let Err(error) = session.message(answer).await {
+                    view.line(&view.screen.entry("error", Style::new().red(), &error.to_string()));
+                    return Outcome::Failed;
+                }
+                continue;
+            }
+        };
+        let frames = match batch {
             Batch::Frames(frames) => frames,
             Batch::Notice(frame) => vec![(0, frame)],
             Batch::Delta(_) | Batch::Gap(..) => continue,
-            Batch::Ended(_) => return false,
+            Batch::Ended(_) => return Outcome::Failed,
         };
         for (_, frame) in frames {
             let frame = serde_json::from_str(&frame).unwrap_or(Value::Null);
             match view.frame(&frame) {
-                Progress::Done => return true,
-                Progress::Failed => return false,
+                Progress::Done => return Outcome::Succeeded,
+                Progress::Failed => return Outcome::Failed,
                 Progress::Same | Progress::Busy(_) => {}
             }
         }
@@ -136,24 +175,37 @@ struct View {
     spinner: Option<ProgressBar>,
     /// What went wrong last, in the words that were shown.
     last_error: Option<String>,
+    /// An answer is waited for.
+    asks: bool,
 }
 
 impl View {
     fn new() -> Self {
-        let out = std::io::stdout().is_terminal();
-        let err = std::io::stderr().is_terminal();
-        // The spinner is drawn on stderr, below lines on stdout: both must be the terminal.
-        let spinner = (out && err).then(|| {
-            let bar = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("{spinner:>7}  {wide_msg} {elapsed}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-            bar.enable_steady_tick(Duration::from_millis(100));
-            bar
-        });
         Self {
-            screen: Screen::new(colours(out)),
-            spinner,
+            screen: Screen::new(colours(std::io::stdout().is_terminal())),
+            spinner: spinner(),
             last_error: None,
+            asks: false,
+        }
+    }
+
+    /// Makes room for an answer, or takes it back.
+    fn ask(&mut self, asks: bool) {
+        if std::mem::replace(&mut self.asks, asks) == asks {
+            return;
+        }
+        if asks {
+            self.end();
+            Answers::prompt();
+        } else {
+            self.spinner = spinner();
+        }
+    }
+
+    /// Shows an answer that was not typed here.
+    fn answered(&self, answer: &str) {
+        if !Answers::are_typed() {
+            self.line(&self.screen.entry("answer", Style::new().bold(), answer));
         }
     }
 
@@ -203,4 +255,17 @@ impl View {
             spinner.finish_and_clear();
         }
     }
+}
+
+/// What shows that something is going on; none where it would be among results.
+fn spinner() -> Option<ProgressBar> {
+    // The spinner is drawn on stderr, below lines on stdout: both must be the terminal.
+    let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+    terminal.then(|| {
+        let bar = ProgressBar::new_spinner();
+        let style = ProgressStyle::with_template("{spinner:>7}  {wide_msg} {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar
+    })
 }

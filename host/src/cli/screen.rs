@@ -212,6 +212,10 @@ impl Screen {
                     progress: thinking(),
                 }
             }
+            "ModelStateMessage" => Shown {
+                text: self.entry("model", Style::new().yellow(), content),
+                progress: Progress::Same,
+            },
             _ if event == "state" || content.is_empty() => quiet(Progress::Same),
             _ => Shown {
                 text: self.entry("says", Style::new().blue(), content),

@@ -4,9 +4,12 @@
 //! belongs to the base URL it was set beside, and `LLM_API_KEY` to `LLM_BASE_URL` alone where that one
 //! is set.
 
+use std::time::Duration;
+
 use url::Url;
 
 use super::ConfigError;
+use super::time::time;
 use super::values::{Values, is_model};
 use crate::secret::Secret;
 
@@ -42,11 +45,16 @@ pub struct ModelSettings {
     pub allowed: Option<Vec<String>>,
     /// `DEFAULT_MODEL_PROVIDER`, or the older `DEFAULT_PROVIDER`, in lower case.
     pub default_provider: Option<String>,
+    /// `MODEL_OUTAGE_PATIENCE` (15 minutes): how long a model call is tried again after failures that
+    /// pass.
+    pub outage_patience: Duration,
     /// The default provider that somebody typed, which comes before a manifest's.
     pub typed_provider: Option<String>,
     /// The default provider's model that somebody typed, which comes before a manifest's.
     pub typed_model: Option<String>,
 }
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Name, key, base URL, model.
 const PROVIDERS: [[&str; 4]; 3] = [
@@ -87,14 +95,14 @@ impl ModelSettings {
                 name,
                 api_key: values.header_secret(key)?,
                 key_variable: key,
-                base_url: values.base_url(url)?,
+                base_url: values.model_url(url)?,
                 model: values.model(model)?,
             });
         }
         let settings = Self {
             providers,
             api_key: values.header_secret("LLM_API_KEY")?,
-            base_url: values.base_url("LLM_BASE_URL")?,
+            base_url: values.model_url("LLM_BASE_URL")?,
             model: values.model("LLM_MODEL")?,
             allowed: values.optional(
                 "LLM_MODELS",
@@ -102,6 +110,12 @@ impl ModelSettings {
                 allowed,
             )?,
             default_provider: newer.or(older),
+            outage_patience: values.parsed(
+                "MODEL_OUTAGE_PATIENCE",
+                Duration::from_secs(900),
+                "a time from 0 to a day, such as 90, 90s or 15m",
+                |text| time(text).filter(|time| *time <= DAY),
+            )?,
             typed_provider: None,
             typed_model: None,
         };

@@ -29,6 +29,7 @@ pub(super) const SETTINGS: &[&str] = &[
     "LLM_BASE_URL",
     "LLM_MODEL",
     "LLM_MODELS",
+    "MODEL_OUTAGE_PATIENCE",
     "DEFAULT_MODEL_PROVIDER",
     "DEFAULT_PROVIDER",
     "DEFAULT_POLICY",

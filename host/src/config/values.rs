@@ -11,6 +11,7 @@ use url::Url;
 
 use super::ConfigError;
 use super::choices::{AllowedOrigins, Choice};
+use crate::egress::pasted;
 use crate::secret::Secret;
 
 /// The values that are set, by name; none is empty.
@@ -107,20 +108,37 @@ impl Values {
         Err(ConfigError::BadSecret { name, allowed })
     }
 
+    /// A URL without more than a server and a path.
     pub(super) fn base_url(&self, name: &'static str) -> Result<Option<Url>, ConfigError> {
         let allowed = "an http or https URL such as https://api.example.com/v1, without user name, password, query or fragment";
+        self.url(name, allowed, |text| {
+            Url::parse(text).ok().filter(|url| {
+                matches!(url.scheme(), "http" | "https")
+                    && url.host().is_some()
+                    && url.username().is_empty()
+                    && url.password().is_none()
+                    && url.query().is_none()
+                    && url.fragment().is_none()
+            })
+        })
+    }
+
+    /// Where a model provider's API is, as people paste it.
+    pub(super) fn model_url(&self, name: &'static str) -> Result<Option<Url>, ConfigError> {
+        let allowed = "an http or https URL such as https://api.example.com/v1, without user name, password, key or fragment";
+        self.url(name, allowed, |text| pasted(text).ok())
+    }
+
+    fn url(
+        &self,
+        name: &'static str,
+        allowed: &'static str,
+        read: impl FnOnce(&str) -> Option<Url>,
+    ) -> Result<Option<Url>, ConfigError> {
         let Some(text) = self.text(name) else {
             return Ok(None);
         };
-        let url = Url::parse(text).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.host().is_some()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().is_none()
-                && url.fragment().is_none()
-        });
-        match url {
+        match read(text) {
             Some(url) => Ok(Some(url)),
             // A key may stand before an @ or behind a ?.
             None if text.contains(['@', '?', '#']) => Err(ConfigError::BadSecret { name, allowed }),

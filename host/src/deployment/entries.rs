@@ -17,7 +17,7 @@ use super::problem::instead;
 use super::read::one_of;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
-use crate::egress::{Endpoint, Injection};
+use crate::egress::{Endpoint, Injection, PastedError, pasted};
 use crate::oci::{Reference, SCHEME};
 use crate::plugins::llm_types::{KeyPlace, Prices};
 
@@ -34,6 +34,7 @@ pub(super) const PROVIDER: &[&str] = &[
     "model",
     "small_model",
     "prices",
+    "silence",
 ];
 pub(super) const TOOLS: &[&str] = &[
     "component",
@@ -63,6 +64,8 @@ const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
 const TIME: [f64; 2] = [0.1, 60.0];
+/// How long a provider's server may say nothing, in seconds.
+const SILENCE: [f64; 2] = [1.0, 86_400.0];
 /// What one call of a tool may take, in seconds.
 const CALL_TIME: [f64; 2] = [1.0, 3600.0];
 /// What a million tokens may cost, in dollars.
@@ -193,7 +196,7 @@ pub(super) fn provider(
     let of = format!("providers.{name}");
     let table = reader.table(item, &of, PROVIDER)?;
     let entry = plugin(reader, key, table, &of, builtin::PROVIDERS, "provider");
-    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let base_url = field(table, "base_url").and_then(|(_, item)| pasted_url(reader, item, &of));
     let key = key_variable(reader, table, name, &of, key);
     let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
     let models = field(table, "models")
@@ -217,6 +220,8 @@ pub(super) fn provider(
         }
     }
     let prices = field(table, "prices").and_then(|(_, item)| prices(reader, item, &of));
+    let silence = field(table, "silence")
+        .and_then(|(_, item)| reader.time(item, &format!("{of}.silence"), SILENCE));
     Some(ProviderEntry {
         plugin: entry?,
         base_url,
@@ -226,6 +231,7 @@ pub(super) fn provider(
         model: model.map(|(model, _)| model),
         small_model: small_model.map(|(model, _)| model),
         prices: prices.unwrap_or_default(),
+        silence,
     })
 }
 
@@ -297,6 +303,42 @@ fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Locate
     address(reader, item, &format!("{of}.base_url"))
 }
 
+/// A model provider's, as people paste it.
+fn pasted_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
+    let name = format!("{of}.base_url");
+    let text = reader.text(item, &name)?;
+    let url = match pasted(text.value) {
+        Ok(url) => url,
+        Err(why) => {
+            // What was given is not repeated: a key may stand in it.
+            let what = match why {
+                PastedError::NoUrl => format!(
+                    "`{name}` must begin with http:// or https:// and a host's name, such as \"https://api.example.com/v1\""
+                ),
+                other => format!("`{name}` cannot be used: {other}"),
+            };
+            reader.say_at(text.at, what);
+            return None;
+        }
+    };
+    usable(
+        reader,
+        Located {
+            value: url,
+            at: text.at,
+        },
+    )
+}
+
+/// A URL that may be asked.
+fn usable(reader: &mut Reader<'_>, url: Located<Url>) -> Option<Located<Url>> {
+    if let Err(why) = Endpoint::new(url.value.clone(), Injection::Bearer) {
+        reader.say_at(url.at, why.to_string());
+        return None;
+    }
+    Some(url)
+}
+
 /// A git provider.
 pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Option<GitEntry> {
     let of = format!("git.{}", key.get_ref());
@@ -322,15 +364,8 @@ pub(super) fn address(
     let what = "an http or https URL such as \"https://api.example.com/v1\", without user name, password, query or fragment";
     let plain = |text: &str| Url::parse(text).ok().filter(|url| url.query().is_none());
     let text = reader.fitting(item, name, what, |text| plain(text).is_some())?;
-    let url = plain(text.value)?;
-    if let Err(why) = Endpoint::new(url.clone(), Injection::Bearer) {
-        reader.say_at(text.at, why.to_string());
-        return None;
-    }
-    Some(Located {
-        value: url,
-        at: text.at,
-    })
+    let value = plain(text.value)?;
+    usable(reader, Located { value, at: text.at })
 }
 
 /// Which variable holds the key.
@@ -353,12 +388,21 @@ fn key_variable(
         return Some(KeyVariable {
             name: usual,
             stated: None,
+            is_needed: true,
         });
     };
+    if let DeValue::Boolean(false) = item.get_ref() {
+        return Some(KeyVariable {
+            name: String::new(),
+            stated: Some(reader.at(&item.span())),
+            is_needed: false,
+        });
+    }
     let Located { value, at } = stated_key(reader, item, of)?;
     Some(KeyVariable {
         name: value,
         stated: Some(at),
+        is_needed: true,
     })
 }
 

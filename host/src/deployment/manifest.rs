@@ -146,6 +146,8 @@ pub struct ProviderEntry {
     pub small_model: Option<String>,
     /// `prices`.
     pub prices: PriceOf,
+    /// `silence`: how long its server may say nothing, before its answer and within it.
+    pub silence: Option<Duration>,
 }
 
 /// A component with tools.
@@ -179,10 +181,12 @@ pub struct GitEntry {
 /// The environment variable that holds a provider's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVariable {
-    /// Its name.
+    /// Its name; empty where no key is needed.
     pub name: String,
     /// Where `key` names it. Without one the variable is the usual one, and `LLM_API_KEY` may stand in.
     pub stated: Option<At>,
+    /// False for `key = false`: the server wants no key, and none is sent but a user's own.
+    pub is_needed: bool,
 }
 
 /// What models cost, in millionths of a US dollar for a million tokens.

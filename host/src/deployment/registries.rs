@@ -115,6 +115,7 @@ fn password(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<KeyVar
         return None;
     }
     Some(KeyVariable {
+        is_needed: true,
         name: value.to_owned(),
         stated: Some(at),
     })

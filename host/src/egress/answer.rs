@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -20,6 +21,9 @@ use super::{EgressError, EgressLimits};
 use crate::plugins::llm_types::{Frame, Framing, Sse};
 use crate::plugins::text::clean;
 use crate::plugins::types::{Header, HttpResponse};
+
+/// How long a refusal may pause: nobody thinks about one, however long its model may.
+const REFUSAL_SILENCE: Duration = Duration::from_secs(30);
 
 /// What a provider said.
 #[derive(Debug)]
@@ -70,7 +74,8 @@ pub(super) async fn refusal(
     let mut body = Vec::new();
     // A refusal that breaks off is one all the same.
     let mut whole = false;
-    while let Ok(Ok(piece)) = tokio::time::timeout(limits.idle, response.chunk()).await {
+    let silence = limits.idle.min(REFUSAL_SILENCE);
+    while let Ok(Ok(piece)) = tokio::time::timeout(silence, response.chunk()).await {
         let Some(piece) = piece else {
             whole = true;
             break;

@@ -9,16 +9,20 @@
 
 mod address;
 mod answer;
+mod base_url;
 mod blank;
 mod document;
 mod error;
 mod request;
+mod retry_after;
 mod shown;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,10 +36,12 @@ use crate::plugins::types::{HttpRequest, HttpResponse};
 
 pub(crate) use address::{Resolver, literal_allowed, was_refused};
 pub use answer::{Answer, Frames, Refusal};
+pub(crate) use base_url::{PastedError, is_loopback, pasted, places};
 pub use blank::{Blanker, blank};
 pub use document::{Document, DocumentError, DocumentLimits};
 pub use error::EgressError;
 pub(crate) use error::words;
+pub(crate) use retry_after::retry_after_ms;
 pub use shown::Showing;
 pub(crate) use stream::Opened;
 
@@ -69,6 +75,18 @@ impl Default for EgressLimits {
             idle: Duration::from_secs(120),
             response: 32 << 20,
             refusal: 64 << 10,
+        }
+    }
+}
+
+impl EgressLimits {
+    /// For model providers: a model may think for minutes, and says nothing meanwhile.
+    pub fn for_models() -> Self {
+        let silence = Duration::from_secs(600);
+        Self {
+            first_byte: silence,
+            idle: silence,
+            ..Self::default()
         }
     }
 }
@@ -141,7 +159,22 @@ pub struct Endpoint {
     named: bool,
     /// A slash within a part of a path may be written as an escape.
     slashes: bool,
+    /// How long its server may be silent, where that is said for it.
+    silence: Option<Duration>,
+    /// Where else on its server the API may be.
+    other: Option<Arc<Other>>,
 }
+
+/// Another place on the same server, for as long as nobody knows at which of the two its API is.
+#[derive(Debug)]
+struct Other {
+    base_url: Url,
+    /// 0 where it is not known, else [`FIRST`] or [`SECOND`].
+    is: AtomicU8,
+}
+
+const FIRST: u8 = 1;
+const SECOND: u8 = 2;
 
 impl Endpoint {
     /// A base URL of the deployment's: `http` or `https`, a host, no credential, no fragment. It may
@@ -177,6 +210,8 @@ impl Endpoint {
                 injection,
                 named,
                 slashes: false,
+                silence: None,
+                other: None,
             });
         };
         Err(EgressError::BaseUrl { reason: wrong })
@@ -189,9 +224,52 @@ impl Endpoint {
         self
     }
 
+    /// The same, whose API may be at this base URL of the same server: where nothing is at the one, the
+    /// other is asked, and whichever answers is kept to.
+    #[must_use]
+    pub fn or_at(mut self, other: Option<Url>) -> Self {
+        let other = other.filter(|other| other.origin() == self.base_url.origin());
+        self.other = other.map(|base_url| {
+            let is = AtomicU8::new(0);
+            Arc::new(Other { base_url, is })
+        });
+        self
+    }
+
+    /// Where requests go, as far as that is known.
+    fn place(&self) -> &Url {
+        match &self.other {
+            Some(other) if other.is.load(Ordering::Relaxed) == SECOND => &other.base_url,
+            _ => &self.base_url,
+        }
+    }
+
+    /// The place that may be the right one where the first is not.
+    fn untried(&self) -> Option<&Other> {
+        let other = self.other.as_deref()?;
+        (other.is.load(Ordering::Relaxed) == 0).then_some(other)
+    }
+
+    /// The same, whose server may be silent for so long: before it answers, and between two pieces of
+    /// an answer.
+    #[must_use]
+    pub fn with_silence(mut self, silence: Option<Duration>) -> Self {
+        self.silence = silence;
+        self
+    }
+
+    /// The limits for its server, where these hold for all others.
+    fn limits(&self, general: &EgressLimits) -> EgressLimits {
+        EgressLimits {
+            first_byte: self.silence.unwrap_or(general.first_byte),
+            idle: self.silence.unwrap_or(general.idle),
+            ..general.clone()
+        }
+    }
+
     /// The base URL.
     pub fn base_url(&self) -> &Url {
-        &self.base_url
+        self.place()
     }
 
     /// Where the key goes.
@@ -287,15 +365,13 @@ impl Egress {
         let blanker = Blanker::new(key);
         let response = self.respond(endpoint, key, request).await;
         let response = response.map_err(|error| error.blanked(&blanker))?;
+        let limits = endpoint.limits(&self.limits);
         if !response.status().is_success() {
-            let refusal = answer::refusal(response, &blanker, &self.limits).await;
+            let refusal = answer::refusal(response, &blanker, &limits).await;
             return Ok(Answer::Refused(refusal));
         }
         Ok(Answer::Frames(answer::frames(
-            response,
-            framing,
-            blanker,
-            &self.limits,
+            response, framing, blanker, &limits,
         )))
     }
 
@@ -322,22 +398,33 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
     ) -> Result<reqwest::Response, EgressError> {
-        let url = request::join(
-            endpoint.base_url(),
-            &request.path,
-            &request.query,
-            endpoint.slashes,
-        )?;
-        let method = request::method(&request.method)?;
-        let headers = request::headers(&request.headers, &endpoint.injection.header())?;
-        let body = Bytes::from(request.body.clone());
+        let at = |base: &Url| request::join(base, &request.path, &request.query, endpoint.slashes);
         let call = Call {
-            method,
-            url,
-            headers,
-            body,
+            method: request::method(&request.method)?,
+            url: at(endpoint.place())?,
+            headers: request::headers(&request.headers, &endpoint.injection.header())?,
+            body: Bytes::from(request.body.clone()),
         };
-        self.carry(endpoint, key, call).await
+        let Some(other) = endpoint.untried() else {
+            return self.carry(endpoint, key, call).await;
+        };
+        let first = self.carry(endpoint, key, call.clone()).await?;
+        if !is_nothing(first.status()) {
+            if first.status().is_success() {
+                other.is.store(FIRST, Ordering::Relaxed);
+            }
+            return Ok(first);
+        }
+        let url = at(&other.base_url)?;
+        let second = self.carry(endpoint, key, Call { url, ..call }).await;
+        match second {
+            Ok(second) if !is_nothing(second.status()) => {
+                other.is.store(SECOND, Ordering::Relaxed);
+                Ok(second)
+            }
+            // What was asked for is at neither, such as a model that there is none of.
+            _ => Ok(first),
+        }
     }
 
     /// The same for what was checked already.
@@ -359,11 +446,12 @@ impl Egress {
                 .headers(call.headers.clone())
                 .body(call.body.clone())
                 .send();
-            let response = tokio::time::timeout(self.limits.first_byte, sending)
+            let limit = endpoint.limits(&self.limits).first_byte;
+            let response = tokio::time::timeout(limit, sending)
                 .await
                 .map_err(|_| EgressError::FirstByte {
                     host: endpoint.host(),
-                    limit: self.limits.first_byte,
+                    limit,
                 })?
                 .map_err(|cause| EgressError::unsent(endpoint.host(), cause))?;
             let status = response.status();
@@ -390,7 +478,16 @@ impl Egress {
     }
 }
 
+/// Whether a status says that nothing is at a URL.
+fn is_nothing(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+    )
+}
+
 /// What is sent, checked.
+#[derive(Clone)]
 struct Call {
     method: reqwest::Method,
     url: Url,

@@ -12,6 +12,7 @@ mod address;
 mod branches;
 mod clone;
 mod helper;
+mod pasted;
 mod push;
 #[cfg(test)]
 mod push_tests;
@@ -36,6 +37,7 @@ pub use self::address::{address_allowed, client};
 pub use self::branches::Branches;
 pub use self::clone::{Checkout, CloneError, clone_into};
 use self::helper::serve;
+pub use self::pasted::pasted_repository;
 pub use self::remote::Login;
 use self::remote::{Pushed, Remote};
 pub use self::url::{reach, repository_url};

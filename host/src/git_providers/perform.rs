@@ -5,23 +5,29 @@
 //! an integration does, no other operation is harmed.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use secrecy::SecretString;
 use url::Url;
 
 use super::Site;
-use crate::egress::Blanker;
+use crate::egress::{Blanker, EgressError, retry_after_ms};
 use crate::plugins::git_types::{
     Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,
 };
 use crate::plugins::text::clean;
-use crate::plugins::types::{Error, ErrorKind};
+use crate::plugins::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
 /// How long one operation may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(30);
 /// How long a list may take, with all its pages.
 const LONGEST_LIST: Duration = Duration::from_secs(120);
+/// The longest pause that a provider asks for and gets, and how long one operation pauses in all. A
+/// longer one is the caller's to wait for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const ALL_PAUSES: Duration = Duration::from_secs(20);
+/// How often one request is sent.
+const MOST_TRIES: usize = 4;
 /// How many requests one operation may make; an honest one makes four.
 const MOST_REQUESTS: usize = 8;
 /// What may be known between two of them, in bytes.
@@ -110,6 +116,7 @@ async fn operation(
 async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Result<Reply, Error> {
     let (plugin, settings) = (&site.served.plugin, &site.served.settings);
     let (mut state, mut answer) = (None, None);
+    let mut pauses_left = ALL_PAUSES;
     // The last step has nothing more to send.
     for _ in 0..=MOST_REQUESTS {
         let next = plugin.step(settings, operation, state, answer).await;
@@ -122,14 +129,55 @@ async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Resu
                         "The git provider's integration wants to remember too much; report it to its author.",
                     ));
                 }
-                let sent = site
-                    .egress
-                    .exchange(&site.place.api, Some(token), &sending.request);
+                let sent = exchange(site, token, &sending.request, &mut pauses_left);
                 (state, answer) = (Some(sending.state), Some(sent.await?));
             }
         }
     }
     Err(endless(site))
+}
+
+/// Sends a request, and sends it again where the provider asks for a short pause first.
+async fn exchange(
+    site: &Site,
+    token: &SecretString,
+    request: &HttpRequest,
+    pauses_left: &mut Duration,
+) -> Result<HttpResponse, EgressError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let sent = site.egress.exchange(&site.place.api, Some(token), request);
+        let response = sent.await?;
+        let pause = pause(&request.method, &response, SystemTime::now());
+        let Some(pause) = pause.filter(|pause| pause <= pauses_left && tries < MOST_TRIES) else {
+            return Ok(response);
+        };
+        *pauses_left -= pause;
+        tracing::info!(
+            host = site.host(),
+            status = response.status,
+            pause_ms = pause.as_millis(),
+            "the git provider asks for a pause"
+        );
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// How long to wait before the same request is sent again; none where its answer stands. A request that
+/// is refused for its rate changed nothing, whatever its method; of one that met a server's failure that
+/// is sure only where it only reads.
+fn pause(method: &str, response: &HttpResponse, now: SystemTime) -> Option<Duration> {
+    let again = match response.status {
+        // GitHub says 403 where it means 429.
+        403 | 429 => true,
+        502..=504 => method == "GET",
+        _ => false,
+    };
+    let wanted = retry_after_ms(&response.headers, now).filter(|_| again)?;
+    let pause = Duration::from_millis(wanted);
+    // None at all would be asking as fast as the network is.
+    (pause <= LONGEST_PAUSE).then(|| pause.max(Duration::from_millis(100)))
 }
 
 fn fit_account(mut account: Account) -> Result<Account, Error> {
@@ -220,5 +268,51 @@ fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
         code: None,
         message: message.into(),
         retry_after_ms: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugins::types::Header;
+
+    #[test]
+    fn a_short_pause_is_waited_for_and_a_long_one_is_not() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").unwrap();
+        let asked = |method: &str, status: u16, after: Option<&str>| {
+            let headers = after.map(|value| Header {
+                name: "retry-after".to_owned(),
+                value: value.to_owned(),
+            });
+            let response = HttpResponse {
+                status,
+                headers: headers.into_iter().collect(),
+                body: Vec::new(),
+            };
+            pause(method, &response, now).map(|pause| pause.as_millis())
+        };
+        for (method, status, after, waits) in [
+            ("GET", 403, Some("2"), Some(2_000)),
+            ("POST", 403, Some("10"), Some(10_000)),
+            (
+                "POST",
+                429,
+                Some("Wed, 21 Oct 2026 07:28:03 GMT"),
+                Some(3_000),
+            ),
+            ("GET", 503, Some("1"), Some(1_000)),
+            ("GET", 429, Some("0"), Some(100)),
+            ("GET", 429, Some("11"), None),
+            ("GET", 403, None, None),
+            ("POST", 503, Some("1"), None),
+            ("GET", 404, Some("1"), None),
+            ("GET", 200, Some("1"), None),
+        ] {
+            assert_eq!(
+                asked(method, status, after),
+                waits,
+                "{method} {status} {after:?}"
+            );
+        }
     }
 }

@@ -191,6 +191,55 @@ async fn all_pages_of_an_enterprise_server_are_read_with_the_token_and_each_once
 }
 
 #[tokio::test]
+async fn a_short_pause_that_a_provider_asks_for_is_made_and_the_same_request_sent_again() {
+    let server = Server::start(|asked, before| match before {
+        // A secondary limit on reading, and one on writing.
+        0 => later(403, "1"),
+        3 => later(429, "0"),
+        1 | 2 => answer(200, &json!({"name": "fix", "default_branch": "main"})),
+        _ => answer(
+            201,
+            &json!({"number": 3, "title": "Fix", "state": "open", "iid": 3,
+            "html_url": "https://git.example/a/b/pull/3", "web_url": "https://git.example/a/b/-/merge_requests/3",
+            "head": {"ref": "lucid/fix"}, "base": {"ref": "main"}, "asked": asked.body["title"],
+            "source_branch": "lucid/fix", "target_branch": "main"}),
+        ),
+    })
+    .await;
+    let web = format!("{}/gl", server.url);
+    let all = providers(false, &[("gitlab", Some(&web))]).await;
+    let site = all
+        .of_repository(&format!("{web}/team/project.git"))
+        .unwrap();
+    let opened = site.open_change(&token(), change("team/project")).await;
+    assert_eq!(opened.unwrap().number, 3);
+    let seen = server.seen();
+    assert_eq!((&seen[0].uri, &seen[3].uri), (&seen[1].uri, &seen[4].uri));
+    assert_eq!(seen[3].body, seen[4].body);
+    assert_eq!(seen.len(), 5);
+
+    // A long one is not, and the caller reads what is wrong; one that never ends neither.
+    for (after, times) in [("11", 1), ("0", 4)] {
+        let server = Server::start(move |_, _| later(429, after)).await;
+        let all = providers(false, &[("github", Some(&server.url))]).await;
+        let site = all.site("github", None).unwrap();
+        let refused = site.account(&token()).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::RateLimited, "{refused:?}");
+        assert_eq!(server.seen().len(), times);
+    }
+}
+
+fn later(status: u16, after: &str) -> Response {
+    let mut response = answer(
+        status,
+        &json!({"message": "You have exceeded a secondary rate limit."}),
+    );
+    let headers = response.headers_mut();
+    headers.insert("retry-after", after.parse().unwrap());
+    response
+}
+
+#[tokio::test]
 async fn a_change_in_a_group_of_a_group_below_a_path_is_opened() {
     let server = Server::start(|asked, before| match before {
         0 | 1 => answer(

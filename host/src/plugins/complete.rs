@@ -1,36 +1,36 @@
 //! Owns one model call from end to end: encode, send, decode, and try again where that may help: later,
-//! or once without the pictures where the provider says that the request is wrong.
+//! for as long as the deployment's patience lasts, or once without the pictures where the provider says
+//! that the request is wrong. What the model calls is mended before anybody sees it.
 //!
 //! What always holds: before anything is asked a second time, viewers are told to forget what they
 //! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
 //! the request and the decoder with it.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use secrecy::SecretString;
 
 use super::bindings::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
-use super::bindings::types::{Error, ErrorKind, Header, Usage};
+use super::bindings::types::{Error, Usage};
 use super::limits::Figures;
 use super::llm::LlmPlugin;
+use super::patience::Retries;
 use super::pictures::{Pictures, blames_request};
 use super::placing::place;
+use super::repair;
 use crate::blobs::SessionBlobs;
-use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing};
+use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing, retry_after_ms};
 
-/// How often it is tried again.
-const RETRIES: usize = 3;
-/// The first pause, about; each further one is about twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// A provider that wants a longer pause is not waited for: the error says how long it is.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How many frames that are there already go into the decoder at once.
 const BATCH: usize = 64;
 
+/// Tells people that the provider is down, or answers again; done when that is written down.
+pub type Notify<'a> = &'a (dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync);
+
 /// Who is asked, and with what.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// What sends.
     pub egress: &'a Egress,
@@ -42,6 +42,10 @@ pub struct Target<'a> {
     pub settings: &'a str,
     /// Where the conversation's files are; none where it can hold none.
     pub files: Option<&'a SessionBlobs>,
+    /// How long it is tried again after failures that pass.
+    pub patience: Duration,
+    /// Who hears of an outage.
+    pub notify: Notify<'a>,
 }
 
 /// What a viewer is shown of an answer before it is whole.
@@ -93,8 +97,12 @@ pub async fn complete(
         wasted: None,
         tries: 0,
         figures: Figures::default(),
+        retries: Retries::new(target.patience),
     };
     let answered = Box::pin(call.run()).await;
+    if let Some(end) = call.retries.ends(answered.is_ok(), Instant::now()) {
+        (target.notify)(end).await;
+    }
     let blanker = Blanker::new(target.key);
     match answered {
         Ok(mut completed) => {
@@ -102,6 +110,8 @@ pub async fn complete(
             for content in &mut completed.completion.message.content {
                 blanker.content(content);
             }
+            let answer = &mut completed.completion;
+            repair::mend(&mut answer.message, &request.tools, answer.stop);
             Ok(completed)
         }
         Err(mut error) => {
@@ -126,18 +136,14 @@ struct Call<'a, F> {
     wasted: Option<Usage>,
     tries: u32,
     figures: Figures,
+    retries: Retries,
 }
 
 impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
     async fn run(&mut self) -> Result<Completed, Error> {
         let Target { files, .. } = self.target;
-        let mut pauses = ExponentialBuilder::default()
-            .with_min_delay(FIRST_PAUSE)
-            .with_max_times(RETRIES)
-            .with_jitter()
-            .build();
         let pictures = Pictures::of(self.request, self.llm.name(), files).await;
-        let error = match self.answered(&pictures.request(), &mut pauses).await {
+        let error = match self.answered(&pictures.request()).await {
             Ok(completed) => {
                 pictures.taken().await;
                 return Ok(completed);
@@ -148,7 +154,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             return Err(error);
         };
         self.again(&error, Duration::ZERO);
-        match self.answered(&bare, &mut pauses).await {
+        match self.answered(&bare).await {
             Ok(completed) => {
                 pictures.refused().await;
                 Ok(completed)
@@ -160,16 +166,13 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
     }
 
     /// Asks until there is an answer, or an error that does not pass.
-    async fn answered(
-        &mut self,
-        request: &CompletionRequest,
-        pauses: &mut (impl Iterator<Item = Duration> + Send),
-    ) -> Result<Completed, Error> {
+    async fn answered(&mut self, request: &CompletionRequest) -> Result<Completed, Error> {
         let encoded = self.llm.encode(self.target.settings, request).await;
         self.figures += encoded.figures;
         let encoded = place(encoded.result?, request, self.target.files).await?;
         loop {
             self.tries = self.tries.saturating_add(1);
+            let began = Instant::now();
             let error = match self.once(&encoded).await {
                 Ok(completion) => {
                     let mut spent = completion.usage;
@@ -185,10 +188,15 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                 }
                 Err(error) => error,
             };
-            let Some(pause) = self.pause(&error, pauses) else {
+            let now = Instant::now();
+            let Some(pause) = self.retries.pause(&error, began, now) else {
                 return Err(error);
             };
             self.again(&error, pause);
+            if let Some(begin) = self.retries.begins(&error, pause, now) {
+                let begin = Blanker::new(self.target.key).text(&begin).into_owned();
+                (self.target.notify)(begin).await;
+            }
             tokio::time::sleep(pause).await;
         }
     }
@@ -205,26 +213,6 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         if std::mem::take(&mut self.shown) {
             (self.show)(Shown::Reset);
         }
-    }
-
-    /// How long to wait before the next try; none if there is to be none.
-    fn pause(
-        &self,
-        error: &Error,
-        pauses: &mut impl Iterator<Item = Duration>,
-    ) -> Option<Duration> {
-        let passes = matches!(
-            error.kind,
-            ErrorKind::RateLimited | ErrorKind::Overloaded | ErrorKind::Upstream
-        );
-        if !passes {
-            return None;
-        }
-        let wanted = Duration::from_millis(error.retry_after_ms.unwrap_or(0));
-        if wanted > LONGEST_PAUSE {
-            return None;
-        }
-        pauses.next().map(|pause| pause.max(wanted))
     }
 
     async fn once(&mut self, encoded: &Encoded) -> Result<Completion, Error> {
@@ -322,34 +310,6 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
     }
 }
 
-/// `retry-after-ms`, or `retry-after` in seconds or as a date.
-fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
-    let header = |name: &str| {
-        let found = headers.iter().find(|header| header.name == name);
-        found.map(|header| header.value.trim())
-    };
-    let number = |text: &str| {
-        let value: f64 = text.parse().ok()?;
-        (value.is_finite() && value >= 0.0).then_some(value)
-    };
-    // A float that is too large becomes the largest number, which is past every limit.
-    if let Some(millis) = header("retry-after-ms").and_then(number) {
-        return Some(millis as u64);
-    }
-    let after = header("retry-after")?;
-    if let Some(seconds) = number(after) {
-        return Some((seconds * 1_000.0) as u64);
-    }
-    let date = httpdate::parse_http_date(after).ok()?;
-    // By the provider's own clock, where it tells: this machine's may be wrong.
-    let now = header("date")
-        .and_then(|date| httpdate::parse_http_date(date).ok())
-        .unwrap_or(now);
-    // One that has passed means at once.
-    let left = date.duration_since(now).unwrap_or_default();
-    u64::try_from(left.as_millis()).ok()
-}
-
 fn add(sum: &mut Usage, more: &Usage) {
     for (sum, more) in [
         (&mut sum.input_tokens, more.input_tokens),
@@ -358,40 +318,5 @@ fn add(sum: &mut Usage, more: &Usage) {
         (&mut sum.cache_write_tokens, more.cache_write_tokens),
     ] {
         *sum = sum.saturating_add(more);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_read_in_seconds_in_milliseconds_and_as_a_date() {
-        let now = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").unwrap();
-        let read = |name: &str, value: &str| {
-            let header = Header {
-                name: name.to_owned(),
-                value: value.to_owned(),
-            };
-            retry_after_ms(&[header], now)
-        };
-        assert_eq!(read("retry-after", "2"), Some(2_000));
-        assert_eq!(read("retry-after", " 0.5 "), Some(500));
-        assert_eq!(read("retry-after-ms", "250"), Some(250));
-        let date = |text| read("retry-after", text);
-        assert_eq!(date("Wed, 21 Oct 2026 07:28:03 GMT"), Some(3_000));
-        assert_eq!(date("Wed, 21 Oct 2026 07:27:00 GMT"), Some(0));
-        let by_its_own_clock = [
-            ("date", "Wed, 21 Oct 2026 06:28:00 GMT"),
-            ("retry-after", "Wed, 21 Oct 2026 06:28:05 GMT"),
-        ];
-        let by_its_own_clock = by_its_own_clock.map(|(name, value)| Header {
-            name: name.to_owned(),
-            value: value.to_owned(),
-        });
-        assert_eq!(retry_after_ms(&by_its_own_clock, now), Some(5_000));
-        for wrong in ["-1", "NaN", "inf", "", "tomorrow"] {
-            assert_eq!(read("retry-after", wrong), None, "{wrong}");
-        }
     }
 }

@@ -19,10 +19,12 @@ mod guest;
 mod limits;
 mod live;
 mod llm;
+mod patience;
 mod pictures;
 mod placing;
 mod policy;
 mod printed;
+mod repair;
 mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -39,7 +41,7 @@ pub use any::{AnyError, AnyPlugin};
 pub use bindings::{
     git as git_types, llm as llm_types, policy as policy_types, tools as tools_types, types,
 };
-pub use complete::{Completed, Failed, Shown, Target, complete};
+pub use complete::{Completed, Failed, Notify, Shown, Target, complete};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use git::GitPlugin;
 pub use limits::{CallError, Called, Figures, Limits, Place};

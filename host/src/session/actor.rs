@@ -346,6 +346,15 @@ impl Actor {
         } else {
             Standing::Idle(std::time::Instant::now())
         });
+        let waits = self.waits_for_user();
+        let shown = self.counters.next_seq.saturating_sub(1);
+        self.session.question.send_if_modified(|question| {
+            let changes = waits != (*question > 0);
+            if changes {
+                *question = if waits { shown } else { 0 };
+            }
+            changes
+        });
     }
 
     /// Gives the sandbox back, unless somebody came meanwhile.

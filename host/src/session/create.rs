@@ -13,7 +13,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::auth::UserId;
-use crate::git_gateway::repository_url;
+use crate::git_gateway::{pasted_repository, repository_url};
 use crate::plugins::policy_types::Snapshot;
 use crate::plural;
 use crate::secret::Secret;
@@ -193,9 +193,10 @@ impl NewSession {
         let Some(text) = &self.repo_url else {
             return Ok(());
         };
-        let tidy = repository_url(text).map_err(|why| CreateError::Repository(why.to_string()))?;
+        let text = pasted_repository(text);
+        let tidy = repository_url(&text).map_err(|why| CreateError::Repository(why.to_string()))?;
         if self.git_token.is_none() {
-            self.git_token = credential(text).map(Secret::new);
+            self.git_token = credential(&text).map(Secret::new);
         }
         self.repo_url = Some(tidy);
         Ok(())

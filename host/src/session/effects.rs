@@ -26,8 +26,8 @@ use super::doors::{Door, Listener, Shelf};
 use super::frames::EventDraft;
 use super::live::Session;
 use super::ports::{
-    ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News, Place,
-    PlaceSpec, Spent, Tree,
+    ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News,
+    NoticeSink, Place, PlaceSpec, Spent, Tree,
 };
 use super::record::fault;
 use super::stream::Stream;
@@ -292,6 +292,7 @@ impl Effects {
             sink(&stream)
         };
         let meter = Meter::default();
+        let notices = self.notices(&call.effect);
         let api_key = self.api_key.clone();
         let effect = call.effect.clone();
         self.spawn(stream, effect.clone(), meter.clone(), async move {
@@ -311,6 +312,7 @@ impl Effects {
                             call,
                             messages,
                             meter,
+                            notices,
                         };
                         models.call(request, sink).await
                     }
@@ -318,6 +320,19 @@ impl Effects {
                 };
             News::Model(effect, answer)
         });
+    }
+
+    /// Into the session's queue. Fails silently where the session is over.
+    fn notices(&self, effect: &str) -> NoticeSink {
+        let (mailbox, effect) = (self.session.mailbox.clone(), effect.to_owned());
+        Arc::new(move |text| {
+            let (mailbox, effect) = (mailbox.clone(), effect.clone());
+            async move {
+                let news = Box::new(News::ModelNotice(effect, text));
+                let _ = mailbox.send(news).await;
+            }
+            .boxed()
+        })
     }
 
     pub(super) fn tool(&mut self, run: ToolRun) {

@@ -15,6 +15,10 @@ use super::frames::{self, EventDraft};
 use super::ports::{ChangeOpened, ModelAnswer, News, Offers, Spent, Started};
 use super::record::{CHANGE, Draft};
 
+/// The type of the events that say that a model cannot be asked, or answers again. Clients that do not
+/// know it show a type with `Message` in it in the chat, and none of them takes a state for a failure.
+const MODEL_NOTICE: &str = "ModelStateMessage";
+
 impl Draft<'_> {
     /// Takes one thing that arrived.
     pub(super) fn take(&mut self, news: News) {
@@ -38,6 +42,11 @@ impl Draft<'_> {
                             self.failed(effect, failure.error);
                         }
                     }
+                }
+            }
+            News::ModelNotice(effect, text) => {
+                if self.open.get(&effect) == Some(&EffectKind::Model) {
+                    self.event(EventDraft::text(MODEL_NOTICE, text));
                 }
             }
             News::Tool(effect, result, tree) => {

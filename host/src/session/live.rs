@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserId;
@@ -34,6 +34,8 @@ pub struct Session {
     pub(super) feed: Feed,
     /// What it does; see [`Session::stands`].
     pub(super) standing: Mutex<Standing>,
+    /// The number of the last frame before it began to wait for its user's answer; 0 where it does not.
+    pub(super) question: watch::Sender<u64>,
     /// Nobody has been there for a while: what is not needed meanwhile may be given back.
     pub(super) unattended: Notify,
     pub(super) closing: OnceLock<CloseReason>,
@@ -102,6 +104,7 @@ impl Session {
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
             standing: Mutex::new(Standing::Idle(Instant::now())),
+            question: watch::Sender::new(0),
             unattended: Notify::new(),
             closing: OnceLock::new(),
             launch: Mutex::new(Some(launch)),
@@ -132,6 +135,12 @@ impl Session {
     /// Whether more can happen in it.
     pub fn is_alive(&self) -> bool {
         !self.feed.head().ended && self.closing.get().is_none()
+    }
+
+    /// Tells when it begins to wait for its user's answer, by the number of the frame with the question or
+    /// a later one; 0 while it does not wait.
+    pub fn questions(&self) -> watch::Receiver<u64> {
+        self.question.subscribe()
     }
 
     /// The plugins it works with by now.

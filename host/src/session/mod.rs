@@ -45,8 +45,8 @@ pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, 
 pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
     ChangeOpened, ChangeRequest, Changes, DeltaKind, DeltaSink, Deployment, Drawn, Generation,
-    Meter, ModelAnswer, ModelFailure, ModelRequest, Models, Offers, OutputSink, Place, PlaceSpec,
-    Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
+    Meter, ModelAnswer, ModelFailure, ModelRequest, Models, NoticeSink, Offers, OutputSink, Place,
+    PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
 };
 pub use positions::{Loss, Position};
 pub use replay::{Replay, ReplayError};

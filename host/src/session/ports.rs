@@ -183,7 +183,6 @@ impl Offers {
 }
 
 /// A model call with its prompt resolved.
-#[derive(Debug)]
 pub struct ModelRequest {
     /// Whose.
     pub session: String,
@@ -201,6 +200,8 @@ pub struct ModelRequest {
     pub messages: Vec<Message>,
     /// Where to say what it took so far.
     pub meter: Meter,
+    /// Where to say that the provider is down, or answers again.
+    pub notices: NoticeSink,
 }
 
 /// What a model call took as far as the provider has told: all that is known of one that is given up.
@@ -278,6 +279,9 @@ pub enum DeltaKind {
 
 /// Takes what can be shown before an effect is done. Never waits; may lose.
 pub type DeltaSink = Arc<dyn Fn(DeltaKind, &str) + Send + Sync>;
+
+/// Tells people of something about an effect while it goes on. Done when it is in the session's queue.
+pub type NoticeSink = Arc<dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// The deployment's model providers.
 pub trait Models: Send + Sync {
@@ -522,6 +526,8 @@ pub(super) enum News {
     Spent(String, Spent),
     /// A model call ended.
     Model(String, Result<ModelAnswer, ModelFailure>),
+    /// Something about a model call that goes on which a person should know.
+    ModelNotice(String, String),
     /// A tool ended, and the tree after it.
     Tool(String, Result<Box<ToolDone>, Error>, Option<Tree>),
     /// A tool is about to do this; whoever waits is told once that is written down.

@@ -195,11 +195,13 @@ impl ChunkDecoder {
     }
 }
 
+/// The calls in what is said; of a server that has the older form, the one `function_call`.
 fn calls_in(said: &Value) -> impl Iterator<Item = &Value> {
-    said.get("tool_calls")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
+    let calls = said.get("tool_calls").and_then(Value::as_array);
+    let calls = calls.filter(|calls| !calls.is_empty());
+    let older = said.get("function_call").filter(|call| call.is_object());
+    let older = older.filter(|_| calls.is_none());
+    calls.into_iter().flatten().chain(older)
 }
 
 fn read_usage(usage: &Value) -> Usage {

@@ -112,6 +112,31 @@ fn assert_deltas_agree(completion: &Completion, deltas: &[Delta]) {
 }
 
 #[test]
+fn the_older_form_of_a_call_is_one_streamed_and_whole() {
+    let begins = json!({"role": "assistant", "content": null, "function_call": {"name": "terminal", "arguments": ""}});
+    let more = |piece: &str| json!({"function_call": {"arguments": piece}});
+    let streamed = stream(
+        &[begins, more("{\"command\":"), more(" \"ls\"}")],
+        "function_call",
+    );
+    let whole = json!({"id": "chatcmpl-9", "choices": [{"index": 0, "finish_reason": "function_call", "message": {
+        "role": "assistant", "content": null, "tool_calls": [],
+        "function_call": {"name": "terminal", "arguments": "{\"command\": \"ls\"}"},
+    }}]});
+    for frames in [streamed, vec![Frame::Body(whole.to_string().into_bytes())]] {
+        let (completion, _) = decode(frames).unwrap();
+        assert_eq!(completion.stop, StopReason::ToolUse);
+        let calls = calls(&completion);
+        assert_eq!(calls.len(), 1);
+        assert_eq!(
+            (calls[0].name.as_str(), calls[0].arguments.as_str()),
+            ("terminal", "{\"command\": \"ls\"}")
+        );
+        assert!(!calls[0].id.is_empty());
+    }
+}
+
+#[test]
 fn a_recorded_stream_decodes_to_text_calls_and_usage() {
     let (completion, deltas) = decode(Cutter::default().take(BODY.as_bytes())).unwrap();
     assert_eq!(completion.message.joined_text(), "Let me look — gleich.");

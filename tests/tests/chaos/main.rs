@@ -1,5 +1,5 @@
-//! What fails around sessions: the disk, locks, descriptors, clocks, hosts that are stopped while they work. No
-//! session ends for it, and none loses anything.
+//! What fails around sessions: the disk, locks, descriptors, clocks, models, hosts that are stopped while
+//! they work. No session ends for it, and none loses anything.
 
 mod clock;
 mod descriptors;
@@ -8,6 +8,7 @@ mod goodbye;
 mod left_alone;
 mod locks;
 mod moved;
+mod outage;
 
 use lucid_tests::{Host, Socket, eventually, seq};
 use serde_json::{Value, json};

@@ -10,8 +10,8 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use super::choice::{Basis, Choice};
-use super::sendable;
 use super::site::Site;
+use super::{Standing, sendable};
 use crate::config::ModelSettings;
 use crate::deployment::LoadedProvider;
 use crate::egress::{Answer, Egress, Endpoint};
@@ -40,7 +40,7 @@ pub(super) struct Served {
     pub(super) choice: Choice,
     /// `LLM_BASE_URL` serves who names it, where it has no key.
     pub(super) replaceable: bool,
-    /// A server of the operator's own may want no key.
+    /// It may want no key.
     keyless: bool,
     /// Digests of keys the provider took, so that each is asked about once.
     taken: Mutex<HashSet<[u8; 32]>>,
@@ -77,7 +77,7 @@ impl Served {
             variable: site.variable,
             choice,
             replaceable: site.replaceable,
-            keyless: site.elsewhere,
+            keyless: site.keyless,
             taken: Mutex::default(),
             name,
         }
@@ -86,6 +86,17 @@ impl Served {
     /// Whether it can be asked, by a session with a key of its own or without.
     pub(super) fn usable(&self, own_key: bool) -> bool {
         own_key || self.keyless || self.key.is_some()
+    }
+
+    /// How it stands before any session asks it.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            name: self.name.clone(),
+            base_url: self.endpoint.base_url().to_string(),
+            variable: self.variable.clone(),
+            has_key: self.key.is_some(),
+            is_usable: self.usable(false),
+        }
     }
 
     /// Fails where the provider says that it does not know the key. A provider that is slow, down or

@@ -11,7 +11,8 @@ use url::Url;
 use super::sendable;
 use crate::config::{Config, ConfigError};
 use crate::deployment::LoadedProvider;
-use crate::egress::{EgressError, Endpoint, Injection};
+use crate::egress::{EgressError, Endpoint, Injection, is_loopback, places};
+use crate::plugins::llm_types::KeyPlace;
 use crate::secret::Secret;
 
 /// The provider that `LLM_BASE_URL` stands in for.
@@ -50,13 +51,15 @@ pub(super) struct Site {
     pub(super) key: Option<SecretString>,
     /// The variable that the key is from, or is missing from.
     pub(super) variable: String,
-    /// It is another server than the adapter's own, so it may want no key.
+    /// It is another server than the adapter's own.
     pub(super) elsewhere: bool,
     /// It is at `LLM_BASE_URL`.
     pub(super) general: bool,
     /// Nothing but its name was set for it, neither an address nor, in a manifest, a variable for its key:
     /// where it has no key, `LLM_BASE_URL` serves who names it.
     pub(super) replaceable: bool,
+    /// It may want no key: it is another server, it is on this machine, or the manifest says so.
+    pub(super) keyless: bool,
     /// What the operator should know.
     pub(super) warnings: Vec<String>,
 }
@@ -71,10 +74,6 @@ impl Site {
         let unusable = |cause| SiteError::Egress(name.to_owned(), cause);
         let usual = Url::parse(&descriptor.default_base_url)
             .map_err(|_| SiteError::BaseUrl(name.to_owned()))?;
-        let injection = match entry.and_then(|entry| entry.key_place.clone()) {
-            Some(place) => place,
-            None => Injection::of(&descriptor.key).map_err(unusable)?,
-        };
 
         let stated = entry.and_then(|entry| entry.base_url.as_ref());
         let stated = stated.map(|url| url.value.clone());
@@ -90,13 +89,20 @@ impl Site {
                 address: usual.origin().ascii_serialization(),
             });
         }
+        let injection = match entry.and_then(|entry| entry.key_place.clone()) {
+            Some(place) => place,
+            None => key_place(&descriptor.key, url.as_ref()).map_err(unusable)?,
+        };
         let elsewhere = url.as_ref().is_some_and(|url| url.host() != usual.host());
+        let no_key = entry.is_some_and(|entry| !entry.key.is_needed);
+        let keyless = no_key || elsewhere || url.as_ref().is_some_and(is_loopback);
         let same_origin = url
             .as_ref()
             .is_none_or(|url| url.origin() == usual.origin());
 
         let named = entry.map(|entry| &entry.key);
         let own_variable = match (named, own) {
+            _ if no_key => None,
             (Some(key), _) => Some(key.name.clone()),
             (None, Some(own)) => Some(own.key_variable.to_owned()),
             (None, None) => None,
@@ -108,7 +114,9 @@ impl Site {
         let own_variable = own_variable.unwrap_or_else(|| ANY_KEY.to_owned());
         let general_key = || from_variable(settings.api_key.as_ref(), ANY_KEY);
         let mut warnings = Vec::new();
-        let found = if named.is_some_and(|key| key.stated.is_some()) {
+        let found = if no_key {
+            None
+        } else if named.is_some_and(|key| key.stated.is_some()) {
             if own_key.is_none() {
                 warnings.push(format!(
                     "{own_variable} is not set, so the deployment has no key for the provider `{name}`."
@@ -130,28 +138,45 @@ impl Site {
             from_variable(own_key.as_ref(), &own_variable).or(general)
         };
         let endpoint = match url {
-            Some(url) => Endpoint::new(url, injection),
+            Some(url) => {
+                let (first, other) = places(url, &usual);
+                Endpoint::new(first, injection).map(|endpoint| endpoint.or_at(other))
+            }
             None => Endpoint::public(usual, injection),
         };
+        let silence = entry.and_then(|entry| entry.silence);
         let (key, variable) = match found {
             Some((key, variable)) => (Some(sendable(&key)), variable),
             None => (None, own_variable),
         };
         Ok(Self {
-            endpoint: endpoint.map_err(unusable)?,
+            endpoint: endpoint.map_err(unusable)?.with_silence(silence),
             key,
             variable,
             elsewhere,
             general: from_general,
             replaceable: !has_address && !named.is_some_and(|key| key.stated.is_some()),
+            keyless,
             warnings,
         })
     }
 
     /// Whether it can be asked by a session that brings no key.
     pub(super) fn usable(&self) -> bool {
-        self.elsewhere || self.key.is_some()
+        self.keyless || self.key.is_some()
     }
+}
+
+/// Where a key goes that nobody says more of: Azure takes one in a header of its own.
+fn key_place(place: &KeyPlace, url: Option<&Url>) -> Result<Injection, EgressError> {
+    let azure = |url: &Url| {
+        url.domain()
+            .is_some_and(|name| name.ends_with(".azure.com"))
+    };
+    if matches!(place, KeyPlace::Bearer) && url.is_some_and(azure) {
+        return Injection::of(&KeyPlace::Header("api-key".to_owned()));
+    }
+    Injection::of(place)
 }
 
 fn from_variable(key: Option<&Secret>, variable: &str) -> Option<(Secret, String)> {

@@ -63,6 +63,7 @@ fn asked(model: &str) -> ModelRequest {
         },
         messages: Vec::new(),
         meter: Default::default(),
+        notices: Arc::new(|_| std::future::ready(()).boxed()),
     }
 }
 
@@ -391,6 +392,57 @@ async fn a_component_that_is_not_built_in_does_not_choose_where_keys_go() {
     assert_eq!(
         all.named("own").unwrap().endpoint.server(),
         "https://own.example"
+    );
+}
+
+#[tokio::test]
+async fn a_server_on_this_machine_or_one_that_the_manifest_says_so_of_needs_no_key() {
+    let manifest = r#"
+        [providers.away]
+        component = "builtin:openai"
+        base_url = "https://example.org/other"
+        [providers.near]
+        component = "builtin:openai"
+        base_url = "localhost:11434"
+        [providers.open]
+        component = "builtin:openai"
+        base_url = "https://example.org/other"
+        key = false
+    "#;
+    let settings = [("OPEN_API_KEY", "not-this")];
+    let (all, warnings) = deployed(&settings, manifest).await.unwrap();
+    for (name, usable) in [("away", false), ("near", true), ("open", true)] {
+        assert_eq!(all.find(Some(name), None, false).is_ok(), usable, "{name}");
+        assert_eq!(key_of(&all, name), None, "{name}");
+    }
+    assert!(all.any_usable() && all.default == "near");
+    assert!(!warnings.join(" ").contains("is not set"), "{warnings:?}");
+    let near = all.named("near").unwrap();
+    assert_eq!(near.endpoint.base_url().as_str(), "http://localhost:11434/");
+    let standings: Vec<String> = all.standings().iter().map(ToString::to_string).collect();
+    assert!(
+        standings[0].contains("near") && standings[0].ends_with("without a key"),
+        "{standings:?}"
+    );
+    assert!(
+        standings[1].contains("AWAY_API_KEY is not set"),
+        "{standings:?}"
+    );
+}
+
+#[tokio::test]
+async fn azure_is_asked_as_azure_wants_it() {
+    let pasted =
+        "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2026-06-01";
+    let all = providers(&[("OPENAI_BASE_URL", pasted), ("OPENAI_API_KEY", "k")]).await;
+    let endpoint = &all.named("openai").unwrap().endpoint;
+    assert_eq!(
+        endpoint.base_url().as_str(),
+        "https://r.openai.azure.com/openai/deployments/d?api-version=2026-06-01"
+    );
+    assert_eq!(
+        endpoint.injection(),
+        &Injection::Header("api-key".parse().unwrap())
     );
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use futures::FutureExt;
+
 use super::*;
 use crate::blobs::{Blobs, SessionBlobs};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
@@ -44,6 +46,8 @@ async fn asked_with(
         key: Some(&key),
         settings: "{}",
         files,
+        patience: Duration::from_secs(10),
+        notify: &|_| std::future::ready(()).boxed(),
     };
     // A session's task is moved between threads, so the call must be able to as well.
     fn sendable<F: Future + Send>(call: F) -> F {
@@ -85,6 +89,35 @@ async fn a_model_call_shows_deltas_and_gives_the_answer_with_its_figures() {
 }
 
 #[tokio::test]
+async fn an_api_that_is_not_where_it_was_pasted_is_found_at_its_other_place_and_kept_to() {
+    for wanted in ["/chat", "/v1/chat"] {
+        let (endpoint, log) = server_of(move |seen, _| match seen.uri == wanted {
+            true => sse("data: a\n\n"),
+            false => refusal(404, &[], "nothing here"),
+        })
+        .await;
+        let mut bare = endpoint.base_url().clone();
+        bare.set_path("");
+        let endpoint = endpoint.or_at(Some(bare));
+        for _ in 0..2 {
+            let (result, _) = called(guests::Llm::default(), &endpoint).await;
+            assert_eq!(result.unwrap().tries, 1);
+        }
+        let asked: Vec<String> = log
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|seen| seen.uri.clone())
+            .collect();
+        let expected = match wanted {
+            "/chat" => vec!["/v1/chat", "/chat", "/chat"],
+            _ => vec!["/v1/chat", "/v1/chat"],
+        };
+        assert_eq!(asked, expected);
+    }
+}
+
+#[tokio::test]
 async fn a_busy_provider_is_asked_again_after_the_pause_it_wants() {
     let (endpoint, log) = server(|number| match number {
         0 => refusal(429, &[("retry-after", "1.5")], "slow down"),
@@ -99,7 +132,7 @@ async fn a_busy_provider_is_asked_again_after_the_pause_it_wants() {
 }
 
 #[tokio::test]
-async fn a_pause_of_more_than_a_minute_is_not_waited_for() {
+async fn a_pause_of_more_than_the_patience_is_not_waited_for() {
     let (endpoint, log) = server(|_| refusal(429, &[("retry-after", "61")], "later")).await;
     let (result, _) = called(guests::Llm::default(), &endpoint).await;
     let error = result.unwrap_err();

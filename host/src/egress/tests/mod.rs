@@ -31,12 +31,19 @@ impl Seen {
     }
 }
 
-type Answers = Arc<dyn Fn(usize) -> Response + Send + Sync>;
+type Answers = Arc<dyn Fn(&Seen, usize) -> Response + Send + Sync>;
 type Log = Arc<Mutex<Vec<Seen>>>;
 
 /// A server that writes down what it is asked, and answers by the request's number.
 pub(super) async fn server(
     answer: impl Fn(usize) -> Response + Send + Sync + 'static,
+) -> (Endpoint, Log) {
+    server_of(move |_, number| answer(number)).await
+}
+
+/// The same, by the request as well.
+pub(super) async fn server_of(
+    answer: impl Fn(&Seen, usize) -> Response + Send + Sync + 'static,
 ) -> (Endpoint, Log) {
     async fn take(State((answer, log)): State<(Answers, Log)>, request: Request) -> Response {
         let (parts, body) = request.into_parts();
@@ -47,16 +54,17 @@ pub(super) async fn server(
                 value.to_str().unwrap_or_default().to_owned(),
             )
         });
+        let seen = Seen {
+            uri: parts.uri.to_string(),
+            headers: headers.collect(),
+            body,
+        };
         let number = {
             let mut log = log.lock().unwrap();
-            log.push(Seen {
-                uri: parts.uri.to_string(),
-                headers: headers.collect(),
-                body,
-            });
+            log.push(seen.clone());
             log.len() - 1
         };
-        answer(number)
+        answer(&seen, number)
     }
     let log = Log::default();
     let answer: Answers = Arc::new(answer);

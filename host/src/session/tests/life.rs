@@ -257,7 +257,7 @@ async fn a_credential_in_a_repository_url_is_kept_out_of_the_log() {
         );
     }
     let mut wanted = new("u");
-    wanted.repo_url = Some("ssh://example.org/o/r".to_owned());
+    wanted.repo_url = Some("ftp://example.org/o/r".to_owned());
     assert!(matches!(
         sessions.create(wanted).await.unwrap_err(),
         CreateError::Repository(_)

@@ -137,7 +137,8 @@ struct Fragment<'a> {
 
 impl<'a> Fragment<'a> {
     fn read(value: &'a Value) -> Self {
-        let function = value.get("function").unwrap_or(&Value::Null);
+        // In the older form a call is nothing but its function.
+        let function = value.get("function").unwrap_or(value);
         Self {
             index: value.get("index").and_then(Value::as_u64),
             id: text_at(value, "id"),

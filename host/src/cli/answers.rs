@@ -1,0 +1,63 @@
+//! What the user of `lucid run` answers: lines of standard input, from a terminal or a pipe.
+//!
+//! What always holds: nothing is read before there is a question; a blank line is no answer; the thread
+//! that reads holds nobody up when the work is over.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use tokio::sync::mpsc;
+
+/// The answers that are there.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    /// Filled with the first question.
+    lines: Option<mpsc::Receiver<String>>,
+}
+
+impl Answers {
+    /// Whether somebody types them.
+    pub(super) fn are_typed() -> bool {
+        std::io::stdin().is_terminal()
+    }
+
+    /// The next one; none where there are no more. May be dropped while it waits; nothing is lost by that.
+    pub(super) async fn next(&mut self) -> Option<String> {
+        self.lines.get_or_insert_with(lines).recv().await
+    }
+
+    /// Says that one is waited for, to somebody who types.
+    pub(super) fn prompt() {
+        if Self::are_typed() {
+            // Not among the results.
+            let mut out = std::io::stderr();
+            let _ = write!(out, " answer  ").and_then(|()| out.flush());
+        }
+    }
+}
+
+/// Reads lines in a thread of its own: one of the runtime's would hold its end up.
+fn lines() -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut input = std::io::stdin().lock();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match input.read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let text = String::from_utf8_lossy(&line);
+            let text = text.trim();
+            if text.is_empty() {
+                if sender.is_closed() {
+                    return;
+                }
+                Answers::prompt();
+            } else if sender.blocking_send(text.to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}

@@ -1,0 +1,229 @@
+//! A repository's address as people paste it: an SSH remote, a page of the repository, without a scheme.
+//!
+//! What always holds: what is read another way leads to the same server and the same repository; what
+//! cannot be read stays as it is, so that whoever checks it says what is wrong.
+
+use url::Url;
+
+/// Servers whose repositories are all `owner/name`, and which have https.
+const OF_TWO_PARTS: &[&str] = &["github.com", "bitbucket.org", "codeberg.org"];
+/// Other servers that have https.
+const SECURE: &[&str] = &["gitlab.com"];
+/// What stands behind `owner/name` in the URL of a page.
+const PAGES: &[&str] = &[
+    "tree", "blob", "blame", "raw", "commits", "commit", "pull", "edit",
+];
+/// What stands behind `owner/name/src`.
+const SOURCES: &[&str] = &["branch", "commit", "tag"];
+
+/// The https form of what was pasted, with whatever credential an http URL has.
+pub fn pasted_repository(text: &str) -> String {
+    let text = bare(text);
+    let web = web_form(text).unwrap_or_else(|| text.to_owned());
+    without_page(&web).unwrap_or(web)
+}
+
+fn bare(text: &str) -> &str {
+    let mut text = text.trim();
+    text = text.strip_prefix("git clone ").unwrap_or(text).trim();
+    for (open, close) in [('"', '"'), ('\'', '\''), ('`', '`'), ('<', '>')] {
+        let inner = text
+            .strip_prefix(open)
+            .and_then(|text| text.strip_suffix(close));
+        text = inner.map_or(text, str::trim);
+    }
+    text
+}
+
+fn web_form(text: &str) -> Option<String> {
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) || text.starts_with('-') {
+        return None;
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let scheme = scheme.to_ascii_lowercase();
+        return match scheme.as_str() {
+            "ssh" | "git+ssh" | "ssh+git" | "git" | "git+https" => of_ssh(rest),
+            "http" | "https" => None,
+            _ => None,
+        };
+    }
+    // `git@host:group/name.git`, as git writes it.
+    if let Some((place, path)) = text.split_once(':')
+        && !place.contains('/')
+        && !path.starts_with(':')
+        && let Some((_, host)) = place.rsplit_once('@')
+        && is_name(host)
+    {
+        return joined(host, path);
+    }
+    // `github.com/owner/name`.
+    let (host, path) = text.split_once('/')?;
+    let (name, _) = host.split_once(':').unwrap_or((host, ""));
+    let fits = is_name(name) && name.contains('.') && path.contains('/');
+    fits.then(|| format!("https://{text}"))
+}
+
+/// An SSH address without its scheme. Its port is not that of the web.
+fn of_ssh(rest: &str) -> Option<String> {
+    let (place, path) = rest.split_once('/')?;
+    let (_, host) = place.rsplit_once('@').unwrap_or(("", place));
+    let host = host.split_once(':').map_or(host, |(host, _)| host);
+    is_name(host).then(|| joined(host, path))?
+}
+
+fn joined(host: &str, path: &str) -> Option<String> {
+    let path = path.trim_start_matches('/');
+    // GitHub's other door for SSH.
+    let host = match host {
+        "ssh.github.com" => "github.com",
+        "altssh.gitlab.com" => "gitlab.com",
+        "altssh.bitbucket.org" => "bitbucket.org",
+        other => other,
+    };
+    (!path.is_empty()).then(|| format!("https://{host}/{path}"))
+}
+
+fn is_name(host: &str) -> bool {
+    !host.is_empty()
+        && !host.starts_with(['-', '.'])
+        && host
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
+}
+
+/// The repository whose page a URL is.
+fn without_page(text: &str) -> Option<String> {
+    let mut url = Url::parse(text).ok()?;
+    let host = url.host_str()?;
+    let host = host.strip_prefix("www.").unwrap_or(host).to_owned();
+    let of_two = OF_TWO_PARTS.contains(&host.as_str());
+    if of_two || SECURE.contains(&host.as_str()) {
+        url.set_host(Some(&host)).ok()?;
+        // Only where no port was given, which is the scheme's own.
+        if url.port().is_none() {
+            let _ = url.set_scheme("https");
+        }
+    }
+    let path = url.path().to_owned();
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let kept = if let Some(at) = parts.iter().position(|part| *part == "-") {
+        &parts[..at]
+    } else if of_two && parts.len() > 2 {
+        &parts[..2]
+    } else {
+        match parts[..] {
+            [_, _, page, _, ..] if PAGES.contains(&page) => &parts[..2],
+            [_, _, "src", kind, ..] if SOURCES.contains(&kind) => &parts[..2],
+            _ => &parts[..],
+        }
+    };
+    if kept.len() < parts.len() {
+        url.set_path(&kept.join("/"));
+    }
+    Some(url.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_known_by_what_people_paste() {
+        for (text, meant) in [
+            (
+                "git@github.com:team/project.git",
+                "https://github.com/team/project.git",
+            ),
+            (
+                "git@gitlab.example.org:group/sub/project.git",
+                "https://gitlab.example.org/group/sub/project.git",
+            ),
+            (
+                "ssh://git@git.example.org:2222/team/project.git",
+                "https://git.example.org/team/project.git",
+            ),
+            (
+                "ssh://git@github.com/team/project",
+                "https://github.com/team/project",
+            ),
+            (
+                "git+ssh://git@github.com/team/project",
+                "https://github.com/team/project",
+            ),
+            (
+                "ssh://git@ssh.github.com:443/team/project",
+                "https://github.com/team/project",
+            ),
+            (
+                "git://github.com/team/project.git",
+                "https://github.com/team/project.git",
+            ),
+            ("github.com/team/project", "https://github.com/team/project"),
+            (
+                "git.example.org:8443/team/project",
+                "https://git.example.org:8443/team/project",
+            ),
+            (
+                " \"https://github.com/team/project\" ",
+                "https://github.com/team/project",
+            ),
+            (
+                "git clone https://github.com/team/project.git",
+                "https://github.com/team/project.git",
+            ),
+            (
+                "https://github.com/team/project/tree/main",
+                "https://github.com/team/project",
+            ),
+            (
+                "https://www.github.com/team/project/issues",
+                "https://github.com/team/project",
+            ),
+            (
+                "http://github.com/team/project",
+                "https://github.com/team/project",
+            ),
+            (
+                "https://ghe.example.org/team/project/blob/main/a/b.rs",
+                "https://ghe.example.org/team/project",
+            ),
+            (
+                "https://gitlab.com/group/sub/project/-/tree/main/src",
+                "https://gitlab.com/group/sub/project",
+            ),
+            (
+                "https://gitlab.example.org/group/sub/project/-/merge_requests/3",
+                "https://gitlab.example.org/group/sub/project",
+            ),
+            (
+                "https://gitea.example.org/team/project/src/branch/main",
+                "https://gitea.example.org/team/project",
+            ),
+            (
+                "https://user:token@github.com/team/project/tree/main",
+                "https://user:token@github.com/team/project",
+            ),
+            // As they are.
+            (
+                "https://gitlab.example.org/group/sub/deep/project",
+                "https://gitlab.example.org/group/sub/deep/project",
+            ),
+            (
+                "http://git.example.org/team/project.git",
+                "http://git.example.org/team/project.git",
+            ),
+            (
+                "https://github.com/team/project.git",
+                "https://github.com/team/project.git",
+            ),
+            ("file:///etc", "file:///etc"),
+            ("ext::sh", "ext::sh"),
+            ("--upload-pack=touch", "--upload-pack=touch"),
+            ("git@-oProxyCommand=x:a/b", "git@-oProxyCommand=x:a/b"),
+            ("project", "project"),
+            ("", ""),
+        ] {
+            assert_eq!(pasted_repository(text), meant, "{text}");
+        }
+    }
+}
