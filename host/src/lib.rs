@@ -26,4 +26,5 @@ pub mod session;
 pub mod store;
 pub mod surrogates;
 pub mod tools;
+mod unicode;
 pub mod workspace;

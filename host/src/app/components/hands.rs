@@ -19,6 +19,7 @@ use crate::plugins::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use crate::sandbox::{ExecRequest, SandboxError};
 use crate::session::{DeltaKind, EventDraft, Place, Showing};
 use crate::tools::middle_left_out;
+use crate::unicode::Pieces;
 
 /// How many of the first and of the last bytes of a command's output it is handed.
 const KEPT_OUTPUT: usize = 64 << 10;
@@ -61,8 +62,12 @@ impl Hands for HandsOf {
             })
             .await?;
             let deltas = self.showing.deltas.clone();
+            let mut pieces = Pieces::default();
             let output = move |bytes: &[u8]| {
-                deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
+                let text = pieces.push(bytes);
+                if !text.is_empty() {
+                    deltas(DeltaKind::Terminal, &text);
+                }
             };
             let request = request_of(command, &place.root(), most);
             let ran = place.exec(request, Box::new(output)).await;
