@@ -61,6 +61,7 @@ const USED: &[&str] = &[
     "GIT_PUSH_BRANCHES",
     "MOCK_STEP_DELAY_SECONDS",
     "LOG_FORMAT",
+    "PLUGIN_LOG_LEVEL",
     "LUCID_MANIFEST",
 ];
 
