@@ -16,6 +16,8 @@ pub(super) fn locate(
     root: &str,
     text: &str,
 ) -> Result<WorkspacePath, String> {
+    // As a URL an absolute path is none but that.
+    let text = text.strip_prefix("file://").unwrap_or(text);
     if text == "~" || text.starts_with("~/") {
         return Err(outside(workspace, root, text));
     }
@@ -91,6 +93,7 @@ mod tests {
             "/srv/code/src/a.py",
             "/srv/code//./src/b/../a.py",
             "/tmp/../srv/code/src/a.py",
+            "file:///workspace/src/a.py",
             &format!("{host}/src/a.py"),
         ] {
             let path = located(text).unwrap_or_else(|why| panic!("{text}: {why}"));
