@@ -27,4 +27,5 @@ pub mod session;
 pub mod store;
 pub mod surrogates;
 pub mod tools;
+mod unicode;
 pub mod workspace;

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use lucid_tests::{Host, Model, Turn, call, command, find, text_of, with_compiled_plugins};
+use lucid_tests::{Host, Model, Turn, binary, call, command, find, text_of, with_compiled_plugins};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -69,9 +69,7 @@ async fn run_with_nothing_configured_really_writes_and_runs_a_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_says_with_its_exit_code_that_a_task_failed() {
-    let model =
-        Model::start(|_, _| lucid_tests::Turn::Refuse(400, "This model is on holiday.".into()))
-            .await;
+    let model = Model::start(|_, _| Turn::Refuse(400, "This model is on holiday.".into())).await;
     let folder = folder();
     with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Do something"]);
@@ -81,6 +79,41 @@ async fn run_says_with_its_exit_code_that_a_task_failed() {
     let printed = both(&output);
     assert!(!output.status.success(), "{printed}");
     assert!(printed.contains("holiday"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_never_writes_to_the_terminal_that_run_was_started_at() {
+    for backend in ["local", "landlock", "bubblewrap"] {
+        let writes = "printf 'to%sall' x >/dev/tty && echo wrote || echo there is none";
+        let model = Model::start(move |number, _| match number {
+            0 => call("terminal", json!({"command": writes})),
+            _ => call("finish", json!({"message": "Done."})),
+        })
+        .await;
+        let folder = folder();
+        with_compiled_plugins(&folder.path().join("storage"));
+        // `script` gives it a terminal, and prints what is written there.
+        let run = format!("{} run 'Write there'", binary().display());
+        let mut at_terminal = Command::new("script");
+        at_terminal
+            .args(["-qec", &run, "/dev/null"])
+            .current_dir(folder.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", folder.path())
+            .env("SANDBOX_BACKEND", backend)
+            .env("LLM_API_KEY", "sk-test")
+            .env("LLM_BASE_URL", &model.url)
+            .stdin(Stdio::null());
+        let output = output(at_terminal).await;
+        let printed = both(&output);
+        let told = model.completions().last().unwrap().messages("tool");
+        assert!(
+            told[0].contains("there is none"),
+            "{backend}: {told:?} {printed}"
+        );
+        assert!(!printed.contains("toxall"), "{backend}: {printed}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

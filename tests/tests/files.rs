@@ -225,6 +225,75 @@ async fn what_is_no_text_or_too_much_of_it_is_said_and_not_shown() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_path_is_asked_for_is_a_file_none_or_refused() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+
+    let host = Host::with_defaults().start();
+    let body = json!({"task": "not started"});
+    let made = host.post("alice", "/api/v1/sessions", body).await.ok();
+    let idle = made["sessionId"].as_str().unwrap().to_owned();
+    let (session, root) = played(&host, "alice").await;
+    symlink("itself", root.join("itself")).unwrap();
+    symlink("/etc/passwd", root.join("out")).unwrap();
+    let name = OsStr::from_bytes(b"caf\xe9 \xff.txt");
+    std::fs::write(root.join(name), "read").unwrap();
+    let pipe = Command::new("mkfifo").arg(root.join("pipe")).status();
+    assert!(pipe.unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+
+    let long = "n".repeat(300);
+    let deep = "d/".repeat(5_000);
+    let paths = [
+        ("../x", 400),
+        ("/workspace/../x", 400),
+        ("a\0b", 400),
+        ("none", 404),
+        (&*long, 404),
+        (&*deep, 404),
+    ];
+    let of_files = [
+        ("itself", 404),
+        ("itself/x", 404),
+        ("hello.py/x", 404),
+        ("pipe", 400),
+        ("socket", 400),
+        ("/", 400),
+        ("out", 400),
+    ];
+    for route in ["read", "download"] {
+        let url = |session: &str, path: &str| {
+            let path = escaped(path.as_bytes());
+            format!("/api/v1/files/{route}?session_id={session}&path={path}")
+        };
+        for (path, status) in paths {
+            host.get("alice", &url(&idle, path)).await.problem(status);
+        }
+        host.get("alice", &url(&idle, "../x"))
+            .await
+            .refused(400, "Path traversal not allowed.");
+        for (path, status) in paths.into_iter().chain(of_files) {
+            host.get("alice", &url(&session, path))
+                .await
+                .problem(status);
+        }
+        let listed = format!("/api/v1/files/list?session_id={session}");
+        let tree = host.get("alice", &listed).await.ok();
+        let nodes = tree["tree"].as_array().unwrap();
+        let node = nodes
+            .iter()
+            .find(|node| node["name"].as_str().unwrap().starts_with("caf"));
+        let path = node.unwrap()["path"].as_str().unwrap();
+        assert_eq!(path, "/caf\u{fffd}e9 \u{fffd}ff.txt");
+        let got = bytes(&host, "alice", &url(&session, path), &[]).await;
+        let body = String::from_utf8(got.body).unwrap();
+        assert_eq!(got.status, 200, "{body}");
+        assert!(body == "read" || body == r#"{"content":"read"}"#, "{body}");
+    }
+}
+
 fn unpack(archive: &[u8]) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     let file = to.path().join("archive.tar.gz");

@@ -198,6 +198,13 @@ async fn a_guest_that_allocates_for_ever_runs_out_of_memory() {
 async fn a_guest_that_traps_is_a_fault_of_that_guest() {
     let error = misbehaved("trap").await;
     assert!(matches!(error, CallError::Trap { .. }), "{error}");
+    // Its own words, and the place in its source.
+    let said = error.to_string();
+    let place = "panicked at tests/guests/hostile/src/lib.rs:";
+    assert!(
+        said.contains(place) && said.contains(": as asked; "),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use lucid_tests::{
-    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command, event,
-    text_of,
+    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command,
+    counting, event, text_of,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -421,6 +421,12 @@ fn a_broken_component_is_refused_with_the_reason_and_a_good_one_passes() {
             "imports `acme:net/sockets@1.0.0`",
         ),
         ("trap", traps_in_describe(), 1, "broke down"),
+        (
+            "panics",
+            counting(1, "trap"),
+            1,
+            "panicked at tests/guests/counting/src/lib.rs:",
+        ),
     ] {
         let file = format!("{name}.wasm");
         std::fs::write(folder.path().join(&file), wasm).unwrap();

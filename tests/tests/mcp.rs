@@ -110,7 +110,7 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
  {
     let entries = program(
         "box",
-        "env = { GREETING = \"hello\" }\ntools = [\"echo\", \"count\", \"write\", \"env\", \"picture\", \"fail\", \"ask\", \"dotted.name\"]",
+        "env = { GREETING = \"hello\" }\ntools = [\"echo\", \"count\", \"write\", \"env\", \"picture\", \"fail\", \"ask\", \"dotted.name\", \"half\"]",
     );
     let ground = Ground::new(&entries);
     let model = Model::start(|number, seen| {
@@ -133,6 +133,7 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
                     ("box__fail", json!({})),
                     ("box__ask", json!({})),
                     (&dotted, json!({"text": "dots"})),
+                    ("box__half", json!({})),
                     ("box__secret", json!({})),
                     ("terminal", json!({"command": "cat made-by-mcp.txt"})),
                 ]
@@ -173,6 +174,7 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
         "it did not work",
         "sampling: error, elicitation: decline",
         "you said dots",
+        "half \u{fffd} and \u{1f600}",
         "There is no tool `box__secret`",
         "by mcp\n[exit code 0]",
     ];

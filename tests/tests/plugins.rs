@@ -1047,6 +1047,7 @@ async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
         json!({"task": "trap", "policy": "hostile"}),
     )
     .await;
+    let session = socket.session().await;
     socket
         .until("the error", |frame| frame["type"] == "error")
         .await;
@@ -1060,6 +1061,41 @@ async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
         step.is_some_and(|of| of["failures"].as_u64() >= Some(1)),
         "{shown}"
     );
+
+    // What it said and why it failed are in the log, with the session, the step and the build.
+    let whose = format!("plugin=\"hostile\" digest=\"{build}\" session=\"{session}\" step=0");
+    ground.host.says("call=\"step\"").await;
+    let log = ground.host.log();
+    let has = |level: &str, words: &str| {
+        log.lines().any(|line| {
+            let all = [
+                level,
+                words,
+                "panicked at tests/guests/hostile/src/lib.rs:",
+                "as asked",
+                &whose,
+            ];
+            all.iter().all(|part| line.contains(part))
+        })
+    };
+    assert!(has("ERROR", "") && has("WARN", "broke down"), "{log}");
+    assert!(!log.contains("shadow=true"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_plugins_say_in_the_log_is_a_setting_and_their_failures_are_the_hosts_to_say() {
+    let ground = Ground::with(|host| host.set("PLUGIN_LOG_LEVEL", "off"));
+    let build = ground.upload(HOSTILE.to_vec()).await;
+    ground.activate("policy", "hostile", &build).await.ok();
+    let first = json!({"task": "trap", "policy": "hostile"});
+    let mut socket = Socket::open(&ground.host, "bob", first).await;
+    socket
+        .until("the error", |frame| frame["type"] == "error")
+        .await;
+    ground.host.says("call=\"step\"").await;
+    let log = ground.host.log();
+    assert!(log.contains("broke down (panicked at"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
 }
 
 /// A host whose depot is on a disk of its own, of so many bytes: bubblewrap puts a file system there.

@@ -245,7 +245,18 @@ async fn a_shadow_shows_a_planted_bug_before_any_user_meets_it() {
         );
         assert_eq!(one["recordedBy"], report["beside"]);
         let text = one["text"].as_str().unwrap();
-        assert!(text.contains("broke down"), "{text}");
+        let place = "panicked at tests/guests/counting/src/lib.rs:";
+        assert!(
+            text.contains("broke down") && text.contains(place),
+            "{text}"
+        );
+        assert!(text.contains("as its words say"), "{text}");
+        // In the log too, where it is told from what users meet.
+        let whose = format!(
+            "digest=\"{buggy}\" session=\"{}\" step=3 shadow=true",
+            one["session"].as_str().unwrap()
+        );
+        ground.host.says(&whose).await;
     }
     let fuel = |name: &str| report[name].as_u64().unwrap();
     assert!(fuel("fuelThen") > 0 && fuel("fuelNow") > 0, "{report}");
@@ -439,6 +450,10 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
     assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
     assert!(
         out.contains(&format!("session {id}, step 3: the new build fails")),
+        "{out}"
+    );
+    assert!(
+        out.contains("panicked at tests/guests/counting/src/lib.rs:"),
         "{out}"
     );
     assert!(

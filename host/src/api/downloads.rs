@@ -22,7 +22,7 @@ use tokio_util::io::ReaderStream;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::files::{NOT_YOURS, no_file, off_thread};
+use super::files::{NOT_YOURS, no_file, not_yet, off_thread};
 use super::problem::{Problem, Query};
 use crate::auth::{Identity, UserId};
 use crate::workspace::Workspace;
@@ -46,7 +46,8 @@ const LONGEST_NAME: usize = 200;
 pub(super) struct FileQuery {
     /// The session (not the chat).
     session_id: String,
-    /// From the workspace's root, with or without the leading `/workspace`.
+    /// From the workspace's root, with or without the leading `/workspace`, and as the list of files has
+    /// it.
     path: String,
 }
 
@@ -75,7 +76,7 @@ pub(super) async fn file(
 ) -> Result<Response, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     let asked = query.path;
-    let workspace = workspace.ok_or_else(|| no_file(&asked))?;
+    let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
     let opened = off_thread(workspace, move |workspace| {
         let path = workspace.path(&path)?;

@@ -29,6 +29,10 @@ pub(super) struct TreeQuery {
 /// A workspace's tree.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TreeView {
+    /// Nodes: `name`, `type` (`file` or `folder`), `path` (from the workspace's root, as in
+    /// `/src/a.py`), and `children` on folders. A name that is not UTF-8 has U+FFFD and two lower-case
+    /// hex digits in place of each byte that does not fit (`caf` + U+FFFD + `e9.txt`), and U+FFFD itself
+    /// is written so by its three bytes. Such a path can be asked for as it is listed.
     #[schema(value_type = Vec<NodeView>, example = json!([{"name": "a.py", "type": "file", "path": "/a.py"}]))]
     tree: Vec<Node>,
 }
@@ -88,7 +92,9 @@ pub(super) async fn list(
 pub(super) struct FileQuery {
     /// The session (not the chat).
     session_id: String,
-    /// From the workspace's root, with or without the leading `/workspace`.
+    /// From the workspace's root, with or without the leading `/workspace`. A name that is not UTF-8 is
+    /// written as the list of files has it: U+FFFD and two lower-case hex digits for each byte that does
+    /// not fit.
     path: String,
 }
 
@@ -121,9 +127,7 @@ pub(super) async fn read(
 ) -> Result<Json<FileView>, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     let asked = query.path;
-    let Some(workspace) = workspace else {
-        return Err(no_file(&asked));
-    };
+    let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
     let bytes = off_thread(workspace, move |workspace| {
         workspace.read(&workspace.path(&path)?, LARGEST_FILE)
@@ -155,6 +159,14 @@ pub(super) fn no_file(path: &str) -> Problem {
     Problem::not_found(format!("File not found: {path}"))
 }
 
+/// What is said of any path while the session has no workspace.
+pub(super) fn not_yet(path: &str) -> Problem {
+    match Workspace::check(path) {
+        Ok(()) => no_file(path),
+        Err(error) => error.into(),
+    }
+}
+
 pub(super) async fn off_thread<T: Send + 'static>(
     workspace: Arc<Workspace>,
     work: impl FnOnce(&Workspace) -> Result<T, WorkspaceError> + Send + 'static,
@@ -171,7 +183,7 @@ impl From<WorkspaceError> for Problem {
         match error {
             WorkspaceError::Traversal => Self::bad_request(detail),
             WorkspaceError::NotFound(_) => Self::not_found(detail),
-            WorkspaceError::NotAFile(_) => Self::bad_request(detail),
+            WorkspaceError::NotAFile(_) | WorkspaceError::Forbidden(_) => Self::bad_request(detail),
             WorkspaceError::TooLarge { .. } => Self::too_large(detail),
             WorkspaceError::Io { .. } => Self::internal(&error),
         }
@@ -187,6 +199,8 @@ mod tests {
         let statuses = [
             (WorkspaceError::Traversal, 400),
             (WorkspaceError::NotFound("a".into()), 404),
+            (WorkspaceError::NotAFile("a".into()), 400),
+            (WorkspaceError::Forbidden("a".into()), 400),
             (
                 WorkspaceError::TooLarge {
                     path: "a".into(),

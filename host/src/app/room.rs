@@ -19,6 +19,7 @@ use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition,
 use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Process, Sandbox, SandboxError};
 use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
 use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
+use crate::unicode::Pieces;
 use crate::workspace::{Quota, Workspace};
 
 /// What a command may take where neither its call nor the policy says.
@@ -121,7 +122,13 @@ impl Room {
         let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
         });
-        let show = |bytes: &[u8]| deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
+        let mut pieces = Pieces::default();
+        let show = |bytes: &[u8]| {
+            let text = pieces.push(bytes);
+            if !text.is_empty() {
+                deltas(DeltaKind::Terminal, &text);
+            }
+        };
         let tools = tools
             .with_quota(self.files.quota().clone())
             .with_pictures(self.spec.images);
@@ -140,7 +147,7 @@ impl Room {
                 view.observation_type
             }
             .to_owned(),
-            content: outcome.text.clone(),
+            content: outcome.shown.unwrap_or_else(|| outcome.text.clone()),
             command: view.command,
             exit_code: outcome.exit_code,
             path: view.path.or(outcome.path),

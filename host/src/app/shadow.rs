@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::generations::{ChangeError, Generations};
 use super::policies;
-use crate::plugins::{Kind, PolicyPlugin};
+use crate::plugins::{Caller, Kind, PolicyPlugin};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
 
 /// The shadows. A clone is a handle of the same.
@@ -161,7 +161,7 @@ async fn run(
             .await
             .map_err(|cause| format!("The log cannot be read: {cause}."))
     };
-    let failed = ended.await.err();
+    let failed = Caller::shadow().scope(ended).await.err();
     let told = shadow.told();
     tracing::info!(
         name,

@@ -27,6 +27,7 @@ use crate::app::Resume;
 use crate::auth::{Authenticator, IssueError, UserId};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::deployment::{self, Problems};
+use crate::plugins::LOG_TARGET;
 
 use self::signals::interrupted;
 
@@ -260,13 +261,18 @@ fn failed(sentence: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Sends the log to stderr. `RUST_LOG` says what is in it.
+/// Sends the log to stderr. `RUST_LOG` says what is in it, and `PLUGIN_LOG_LEVEL` what plugins say there.
 fn log(config: &Config, default: &str) {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     // It repeats what MCP servers say, as often and as long as they like; what matters the host says.
     let named = std::env::var("RUST_LOG").is_ok_and(|said| said.contains("rmcp"));
     if !named && let Ok(quiet) = "rmcp=off".parse() {
         filter = filter.add_directive(quiet);
+    }
+    if let Some(level) = config.plugin_log_level
+        && let Ok(plugins) = format!("{LOG_TARGET}={level}").parse()
+    {
+        filter = filter.add_directive(plugins);
     }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -7,7 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
+use super::choices::{
+    AllowedOrigins, Choice, DefaultPolicy, LogFormat, PluginLogLevel, SandboxBackend,
+    SandboxNetwork,
+};
 use super::jwks::jwks_url;
 use super::models::ModelSettings;
 use super::values::{
@@ -244,6 +247,11 @@ impl Config {
                 |text| seconds(text, 0.0, 60.0),
             )?,
             log_format: values.choice("LOG_FORMAT", LogFormat::Text)?,
+            plugin_log_level: values.optional(
+                "PLUGIN_LOG_LEVEL",
+                PluginLogLevel::ALLOWED,
+                PluginLogLevel::named,
+            )?,
             manifest: values.raw("LUCID_MANIFEST").map(PathBuf::from),
             variables: Variables::default(),
             warnings,

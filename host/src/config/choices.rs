@@ -59,10 +59,32 @@ pub enum LogFormat {
     Json,
 }
 
+/// Which lines of plugins the log has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PluginLogLevel {
+    /// None.
+    Off,
+    /// What failed.
+    Error,
+    /// And what is off.
+    Warn,
+    /// And what an operator may want to know.
+    Info,
+    /// All.
+    Debug,
+}
+
 /// Names a setting takes, and what each means. A type beside its parser would repeat them.
 pub(super) trait Choice: Sized + Copy + 'static {
     const ALLOWED: &'static str;
     const NAMES: &'static [(&'static str, Self)];
+
+    fn named(text: &str) -> Option<Self> {
+        Self::NAMES
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(text))
+            .map(|(_, value)| *value)
+    }
 
     fn name(self) -> &'static str
     where
@@ -106,6 +128,17 @@ impl Choice for LogFormat {
     const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }
 
+impl Choice for PluginLogLevel {
+    const ALLOWED: &'static str = "off, error, warn, info or debug";
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("off", Self::Off),
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+    ];
+}
+
 impl Choice for bool {
     const ALLOWED: &'static str = "true or false";
     const NAMES: &'static [(&'static str, Self)] = &[
@@ -130,4 +163,10 @@ macro_rules! display_as_named {
     )*};
 }
 
-display_as_named!(DefaultPolicy, SandboxBackend, SandboxNetwork, LogFormat);
+display_as_named!(
+    DefaultPolicy,
+    SandboxBackend,
+    SandboxNetwork,
+    LogFormat,
+    PluginLogLevel
+);

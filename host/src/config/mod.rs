@@ -30,7 +30,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::choices::{AllowedOrigins, DefaultPolicy, LogFormat, SandboxBackend, SandboxNetwork};
+pub use self::choices::{
+    AllowedOrigins, DefaultPolicy, LogFormat, PluginLogLevel, SandboxBackend, SandboxNetwork,
+};
 pub use self::error::ConfigError;
 pub use self::models::{ModelSettings, ProviderSettings};
 use self::names::known;
@@ -140,6 +142,8 @@ pub struct Config {
     pub mock_step_delay: Duration,
     /// `LOG_FORMAT` (`text`).
     pub log_format: LogFormat,
+    /// `PLUGIN_LOG_LEVEL`: which lines of plugins the log has; as `RUST_LOG` says of all where not set.
+    pub plugin_log_level: Option<PluginLogLevel>,
     /// `LUCID_MANIFEST`: the deployment's manifest; `./lucid.toml` where it is not set and that is there.
     pub manifest: Option<PathBuf>,
     /// What else is in the environment, for the keys that a manifest names.

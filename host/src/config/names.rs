@@ -64,6 +64,7 @@ pub(super) const SETTINGS: &[&str] = &[
     "GIT_PUSH_BRANCHES",
     "MOCK_STEP_DELAY_SECONDS",
     "LOG_FORMAT",
+    "PLUGIN_LOG_LEVEL",
     "LUCID_MANIFEST",
 ];
 

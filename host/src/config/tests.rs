@@ -72,6 +72,7 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.git_push_branches.to_string(), "lucid/*");
     assert_eq!(config.mock_step_delay, Duration::from_millis(1500));
     assert_eq!(config.log_format, LogFormat::Text);
+    assert_eq!(config.plugin_log_level, None);
     assert_eq!(config.warnings, Vec::<String>::new());
 }
 
@@ -239,6 +240,7 @@ fn what_is_set_is_read() {
         ("MOCK_STEP_DELAY_SECONDS", "0"),
         ("ALLOW_PRIVATE_REPOSITORIES", "no"),
         ("LOG_FORMAT", "json"),
+        ("PLUGIN_LOG_LEVEL", "Debug"),
         ("PATH", "/usr/bin"),
     ]);
     assert_eq!(config.port, 9001);
@@ -258,6 +260,7 @@ fn what_is_set_is_read() {
     assert_eq!(config.mock_step_delay, Duration::ZERO);
     assert!(!config.allow_private_repositories);
     assert_eq!(config.log_format, LogFormat::Json);
+    assert_eq!(config.plugin_log_level, Some(PluginLogLevel::Debug));
     assert_eq!(config.warnings, Vec::<String>::new());
 }
 
@@ -333,6 +336,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ("ALLOW_PRIVATE_REPOSITORIES", &["maybe", "2"]),
         ("MOCK_STEP_DELAY_SECONDS", &["-0.5", "61", "slow"]),
         ("LOG_FORMAT", &["xml"]),
+        ("PLUGIN_LOG_LEVEL", &["loud", "1"]),
     ] {
         for value in values {
             let sentence = refused(name, value);

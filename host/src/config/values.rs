@@ -68,12 +68,7 @@ impl Values {
         name: &'static str,
         default: T,
     ) -> Result<T, ConfigError> {
-        self.parsed(name, default, T::ALLOWED, |text| {
-            T::NAMES
-                .iter()
-                .find(|(known, _)| known.eq_ignore_ascii_case(text))
-                .map(|(_, value)| *value)
-        })
+        self.parsed(name, default, T::ALLOWED, T::named)
     }
 
     pub(super) fn provider(&self, name: &'static str) -> Result<Option<String>, ConfigError> {

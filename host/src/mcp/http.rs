@@ -24,6 +24,7 @@ use crate::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
 use crate::plugins::llm_types::Frame;
 use crate::plugins::text::clean;
 use crate::plugins::types::Header;
+use crate::unicode::readable_json;
 
 const SESSION: &str = "mcp-session-id";
 /// The most bytes of a session's name.
@@ -131,6 +132,11 @@ impl StreamableHttpClient for Http {
     }
 }
 
+/// The JSON of an event, which is text already.
+fn readable(data: String) -> String {
+    String::from_utf8(readable_json(data.as_bytes())).unwrap_or(data)
+}
+
 fn session_of(headers: &[Header]) -> Result<Option<String>, Failure> {
     let session = headers
         .iter()
@@ -152,7 +158,7 @@ fn unexpected(what: impl Into<Cow<'static, str>>) -> Failure {
 /// A refusal may be an answer of the protocol; else it is said with its status.
 fn refused(refusal: &Refusal) -> Result<StreamableHttpPostResponse, Failure> {
     if let Ok(error @ JsonRpcMessage::Error(_)) =
-        serde_json::from_slice::<ServerJsonRpcMessage>(&refusal.body)
+        serde_json::from_slice::<ServerJsonRpcMessage>(&readable_json(&refusal.body))
     {
         return Ok(StreamableHttpPostResponse::Json(error, None));
     }
@@ -177,7 +183,7 @@ async fn taken(
         None => return Err(unexpected("its answer holds nothing")),
     };
     if let Frame::Body(body) = first {
-        let message = serde_json::from_slice(&body)?;
+        let message = serde_json::from_slice(&readable_json(&body))?;
         return Ok(StreamableHttpPostResponse::Json(message, session));
     }
     let all = futures::stream::once(std::future::ready(Ok(first))).chain(frames);
@@ -185,7 +191,7 @@ async fn taken(
         std::future::ready(match frame {
             Ok(Frame::Sse(event)) => Some(Ok(Sse {
                 event: event.event,
-                data: Some(event.data),
+                data: Some(readable(event.data)),
                 id: event.id,
                 retry: None,
             })),

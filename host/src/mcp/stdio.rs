@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use rmcp::RoleClient;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -17,9 +18,13 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::MOST_SAID;
 use crate::sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use crate::session::Place;
+use crate::unicode::JsonPieces;
 
 /// How many of the last bytes of what it complains are kept.
 const COMPLAINT: usize = 4 << 10;
+
+/// How much is read of it at once.
+const PIECE: usize = 8 << 10;
 
 /// How much a program may still say before the next call.
 #[derive(Clone, Default)]
@@ -61,6 +66,8 @@ pub(super) async fn start(
     let output = Counted {
         output: process.output,
         allowance: allowance.clone(),
+        pieces: JsonPieces::default(),
+        readable: Bytes::new(),
     };
     Ok(Program {
         transport: AsyncRwTransport::new(output, process.input).with_max_line_length(MOST_SAID),
@@ -69,10 +76,12 @@ pub(super) async fn start(
     })
 }
 
-/// What a program prints, counted.
+/// What a program prints, counted, and made readable where it is nearly JSON.
 pub(super) struct Counted {
     output: ProcessOutput,
     allowance: Allowance,
+    pieces: JsonPieces,
+    readable: Bytes,
 }
 
 impl AsyncRead for Counted {
@@ -81,16 +90,30 @@ impl AsyncRead for Counted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.allowance.is_used_up() {
-            return Poll::Ready(Err(io::Error::other("it said more than it may")));
+        let this = &mut *self;
+        while this.readable.is_empty() {
+            if this.allowance.is_used_up() {
+                return Poll::Ready(Err(io::Error::other("it said more than it may")));
+            }
+            let mut piece = [0; PIECE];
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut this.output).poll_read(context, &mut piece))?;
+            let said = piece.filled();
+            if said.is_empty() {
+                this.readable = this.pieces.finish().into();
+                if this.readable.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                let take = |left: usize| Some(left.saturating_sub(said.len()));
+                // Never fails: there is always something to put in its place.
+                let left = &this.allowance.0;
+                let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+                this.readable = this.pieces.push(said).into();
+            }
         }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.output).poll_read(context, buffer))?;
-        let read = buffer.filled().len() - before;
-        let left = &self.allowance.0;
-        let take = |left: usize| Some(left.saturating_sub(read));
-        // Never fails: there is always something to put in its place.
-        let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let count = this.readable.len().min(buffer.remaining());
+        buffer.put_slice(&this.readable.split_to(count));
         Poll::Ready(Ok(()))
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use wasmtime::ResourceLimiter;
 
 use super::bindings::log::{Host, Level};
+use super::label::Label;
 use super::printed::Printed;
 use super::text::clean;
 use super::wasi::{Moment, Wasi};
@@ -20,10 +21,21 @@ const LONGEST_LINE: usize = 1_000;
 /// How many elements all of a component's tables may have. The pool's own limit is below.
 const MOST_ELEMENTS: usize = 100_000;
 
+/// What a call said of what failed, before it ended.
+#[derive(Debug, Default)]
+pub(super) struct LastWords {
+    /// Its last line to the host's log at the level of errors. The SDK says there what a panic was.
+    pub(super) logged: Option<String>,
+    /// The end of its standard error.
+    pub(super) printed: Option<String>,
+}
+
 /// The host's side of one instance.
 pub(super) struct Guest {
-    plugin: Arc<str>,
+    label: Arc<Label>,
     lines: u32,
+    /// What it said last of what failed: why it then trapped.
+    error: Option<String>,
     memory_limit: usize,
     memory: usize,
     elements: usize,
@@ -34,10 +46,11 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    pub(super) fn new(plugin: Arc<str>, memory_limit: usize, moment: Moment) -> Self {
+    pub(super) fn new(label: Arc<Label>, memory_limit: usize, moment: Moment) -> Self {
         Self {
-            plugin,
+            label,
             lines: 0,
+            error: None,
             memory_limit,
             memory: 0,
             elements: 0,
@@ -50,22 +63,31 @@ impl Guest {
     /// A new call begins.
     pub(super) fn begin(&mut self) {
         self.lines = 0;
+        self.error = None;
         self.refused = false;
         if let Some(parts) = &self.wasi {
             parts.1.begin();
         }
     }
 
-    /// A call is over. Gives what it printed last on standard error.
-    pub(super) fn end(&self) -> Option<String> {
-        let words = self.wasi.as_ref()?.1.end();
-        (!words.is_empty()).then_some(words)
+    /// A call is over. Gives what it said last of what failed.
+    pub(super) fn end(&self) -> LastWords {
+        let printed = self.wasi.as_ref().map(|parts| parts.1.end());
+        LastWords {
+            logged: self.error.clone(),
+            printed: printed.filter(|words| !words.is_empty()),
+        }
+    }
+
+    /// What stands beside its lines.
+    pub(super) fn label(&self) -> &Label {
+        &self.label
     }
 
     /// The WASI with nothing in it.
     pub(super) fn wasi(&mut self) -> &mut Wasi {
         let parts = self.wasi.get_or_insert_with(|| {
-            let printed = Printed::new(self.plugin.clone());
+            let printed = Printed::new(self.label.clone());
             Box::new((Wasi::new(self.moment, &printed), printed))
         });
         &mut parts.0
@@ -84,23 +106,18 @@ impl Guest {
 
 impl Host for Guest {
     fn log(&mut self, level: Level, message: String) {
-        let plugin = &*self.plugin;
-        self.lines += 1;
-        if self.lines > MOST_LINES {
-            if self.lines == MOST_LINES + 1 {
-                tracing::warn!(
-                    plugin,
-                    "more than {MOST_LINES} log lines in one call; the rest is dropped"
-                );
-            }
-            return;
-        }
         let message = clean(&message, LONGEST_LINE);
-        match level {
-            Level::Debug => tracing::debug!(plugin, "{message}"),
-            Level::Info => tracing::info!(plugin, "{message}"),
-            Level::Warn => tracing::warn!(plugin, "{message}"),
-            Level::Error => tracing::error!(plugin, "{message}"),
+        self.lines += 1;
+        if self.lines <= MOST_LINES {
+            self.label.line(level, &message);
+        } else if self.lines == MOST_LINES + 1 {
+            let dropped =
+                format!("more than {MOST_LINES} log lines in one call; the rest is dropped");
+            self.label.line(Level::Warn, &dropped);
+        }
+        // Kept also when it is dropped from the log: a panic is the last of a call's lines.
+        if matches!(level, Level::Error) {
+            self.error = Some(message);
         }
     }
 }

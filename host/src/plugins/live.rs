@@ -13,7 +13,8 @@ use wasmtime_wasi::I32Exit;
 
 use super::bindings::types;
 use super::engine::{Engine, Lane};
-use super::guest::Guest;
+use super::guest::{Guest, LastWords};
+use super::label::{Caller, Label};
 use super::limits::{CallError, Called, Figures, Limits, Place, cleaned};
 use super::tally::Tally;
 use super::text::clean;
@@ -22,6 +23,8 @@ use super::wasi::Moment;
 /// What wasmtime says when a call copied out more than it may. The type of it is private to
 /// wasmtime; a test fails if a new version says something else.
 const TOO_MUCH_OUTPUT: &str = "fuel allocated for hostcalls has been exhausted";
+/// The most characters that are said of why a call broke down.
+const LONGEST_DETAIL: usize = 1_200;
 /// Handles to resources that one instance may hold.
 const MOST_HANDLES: usize = 1_000;
 
@@ -30,7 +33,7 @@ const MOST_HANDLES: usize = 1_000;
 pub(super) struct Loaded {
     pub(super) engine: Engine,
     pub(super) name: Arc<str>,
-    pub(super) digest: String,
+    pub(super) digest: Arc<str>,
     pub(super) limits: Limits,
     pub(super) tally: Tally,
 }
@@ -41,7 +44,7 @@ impl Loaded {
         Self {
             engine: engine.clone(),
             name: name.into(),
-            digest,
+            digest: digest.into(),
             limits: limits.clone(),
             tally: Tally::default(),
         }
@@ -49,20 +52,27 @@ impl Loaded {
 
     /// Waits for a slot and makes a store in it. The instance comes with the first call.
     pub(super) async fn open(&self, lane: Lane, call: &'static str) -> Result<Live, CallError> {
-        self.open_at(lane, call, Moment::default()).await
+        self.open_at(lane, call, Moment::default(), Caller::current())
+            .await
     }
 
-    /// The same for a call that has a time and a seed.
+    /// The same for a call that has a time and a seed, and is known to be for somebody.
     pub(super) async fn open_at(
         &self,
         lane: Lane,
         call: &'static str,
         moment: Moment,
+        caller: Caller,
     ) -> Result<Live, CallError> {
         let Some(slot) = self.engine.slot(lane).await else {
             return Err(self.internal(call, "the engine is shutting down"));
         };
-        let guest = Guest::new(self.name.clone(), self.limits.memory_bytes, moment);
+        let label = Arc::new(Label {
+            plugin: self.name.clone(),
+            digest: self.digest.clone(),
+            caller,
+        });
+        let guest = Guest::new(label, self.limits.memory_bytes, moment);
         let mut store = Store::new(self.engine.wasmtime(), guest);
         store.limiter(|guest| guest);
         store.set_hostcall_fuel(self.limits.output_bytes);
@@ -194,7 +204,7 @@ pub(super) fn settle<T>(
             at: loaded.place(call),
             error: cleaned(error),
         }),
-        Ok(Err(error)) => Err(broken(loaded, store, call, &error, last_words.as_deref())),
+        Ok(Err(error)) => Err(broken(loaded, store, call, &error, &last_words)),
         Err(_elapsed) => Err(CallError::Deadline {
             at: loaded.place(call),
             limit: loaded.limits.wall,
@@ -203,7 +213,7 @@ pub(super) fn settle<T>(
     if let Err(error) = &result
         && !matches!(error, CallError::Plugin { .. })
     {
-        tracing::warn!(plugin = &*loaded.name, call, "{error}");
+        store.data().label().failed(call, error);
     }
     loaded.tally.count(call, &figures, &result);
     Called { result, figures }
@@ -222,7 +232,7 @@ fn broken(
     store: &Store<Guest>,
     call: &'static str,
     error: &wasmtime::Error,
-    last_words: Option<&str>,
+    last_words: &LastWords,
 ) -> CallError {
     let at = loaded.place(call);
     let trap = error.downcast_ref::<Trap>();
@@ -251,12 +261,17 @@ fn broken(
         .and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name()))
         .map(|name| format!(", in {name}"))
         .unwrap_or_default();
-    let said = last_words
-        .map(|words| format!("; it printed: {}", words.trim_end()))
-        .unwrap_or_default();
+    let logged = last_words.logged.as_ref().map(|words| format!("{words}; "));
+    let printed = last_words.printed.as_ref();
+    let printed = printed.map(|words| format!("; it printed: {}", words.trim_end()));
     let detail = clean(
-        &format!("{}{place}{said}", cause.trim_start_matches("wasm trap: ")),
-        700,
+        &format!(
+            "{}{}{place}{}",
+            logged.unwrap_or_default(),
+            cause.trim_start_matches("wasm trap: "),
+            printed.unwrap_or_default()
+        ),
+        LONGEST_DETAIL,
     );
     // What a guest called the host with was the guest's fault.
     if trap.is_some() || stack.is_some() {

@@ -5,6 +5,7 @@
 //! or another session: each call has limits, and passing one is an ordinary error of that call.
 //!
 //! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
+//! `label` what stands beside its log lines,
 //! `wasi` and `printed` what a guest of another toolchain finds, `policy`, `llm`, `tools` and `git` the
 //! front of each kind, `definitions` what a plugin's tools must be, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
 
@@ -16,6 +17,7 @@ mod definitions;
 mod engine;
 mod git;
 mod guest;
+mod label;
 mod limits;
 mod live;
 mod llm;
@@ -44,6 +46,7 @@ pub use bindings::{
 pub use complete::{Completed, Failed, Notify, Shown, Target, complete};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use git::GitPlugin;
+pub use label::{Caller, LOG_TARGET};
 pub use limits::{CallError, Called, Figures, Limits, Place};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;

@@ -10,6 +10,7 @@ use super::bindings::policy::{Context, Descriptor, Input, Snapshot, Transition};
 use super::bindings::policy_world::PolicyPluginPre;
 use super::engine::{Engine, Lane};
 use super::guest::Guest;
+use super::label::Caller;
 use super::limits::{Called, Limits};
 use super::live::{Loaded, boxed, call, front, not_begun};
 use super::wasi::Moment;
@@ -75,7 +76,9 @@ impl PolicyPlugin {
                 now_ms: ctx.now_ms,
                 seed: ctx.seed,
             };
-            let mut live = match loaded.open_at(Lane::Call, "step", moment).await {
+            let caller = Caller::current().in_session(&ctx.session).at_step(ctx.step);
+            let opened = loaded.open_at(Lane::Call, "step", moment, caller).await;
+            let mut live = match opened {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };

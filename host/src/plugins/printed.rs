@@ -11,6 +11,8 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use super::bindings::log::Level;
+use super::label::Label;
 use super::text::clean;
 
 /// How many lines one call may print. A stack trace has some.
@@ -27,7 +29,7 @@ const PERMIT: usize = 64 << 10;
 pub(super) struct Printed(Arc<Mutex<Page>>);
 
 struct Page {
-    plugin: Arc<str>,
+    label: Arc<Label>,
     out: Vec<u8>,
     err: Vec<u8>,
     lines: u32,
@@ -48,9 +50,9 @@ pub(super) struct Stream {
 }
 
 impl Printed {
-    pub(super) fn new(plugin: Arc<str>) -> Self {
+    pub(super) fn new(label: Arc<Label>) -> Self {
         Self(Arc::new(Mutex::new(Page {
-            plugin,
+            label,
             out: Vec::new(),
             err: Vec::new(),
             lines: 0,
@@ -126,21 +128,20 @@ impl Page {
     fn line(&mut self, pen: Pen) {
         let raw = std::mem::take(self.half(pen));
         self.lines = self.lines.saturating_add(1);
-        let plugin = &*self.plugin;
         if self.lines > MOST_LINES {
             if self.lines == MOST_LINES + 1 {
-                tracing::warn!(
-                    plugin,
+                let dropped = format!(
                     "more than {MOST_LINES} printed lines in one call; the rest is dropped"
                 );
+                self.label.line(Level::Warn, &dropped);
             }
             return;
         }
         let line = clean(&String::from_utf8_lossy(&raw), LONGEST_LINE);
         match pen {
-            Pen::Out => tracing::info!(plugin, "{line}"),
+            Pen::Out => self.label.line(Level::Info, &line),
             Pen::Err => {
-                tracing::warn!(plugin, "{line}");
+                self.label.line(Level::Warn, &line);
                 self.last_words.push_str(line.trim());
                 self.last_words.push(' ');
                 let over = self.last_words.chars().count().saturating_sub(LAST_WORDS);
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     fn printed(pieces: &[&[u8]]) -> Printed {
-        let printed = Printed::new("test".into());
+        let printed = Printed::new(crate::plugins::label::label());
         let mut err = printed.err();
         for piece in pieces {
             err.write(Bytes::copy_from_slice(piece)).unwrap();

@@ -15,6 +15,7 @@ use super::guest::Guest;
 use super::limits::{CallError, Called, Limits};
 use super::live::{Loaded, boxed, call, front, not_begun};
 use super::{compile, described};
+use crate::unicode::readable_json;
 
 /// A component with tools that was let in. A clone is the same one.
 #[derive(Clone)]
@@ -72,7 +73,11 @@ impl ToolsPlugin {
         })
         .await;
         let Called { result, figures } = called;
-        let checked = |tools: Vec<ToolDefinition>| {
+        let checked = |mut tools: Vec<ToolDefinition>| {
+            for ToolDefinition { input_schema, .. } in &mut tools {
+                let readable = String::from_utf8(readable_json(input_schema.as_bytes()));
+                *input_schema = readable.unwrap_or_default();
+            }
             definitions::check(&tools).map(|()| tools).map_err(|why| {
                 let error = Error {
                     kind: ErrorKind::Unsupported,

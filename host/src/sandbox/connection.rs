@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, Start, VERSION};
+use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, MAX_COMMAND, Start, VERSION};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -210,10 +210,11 @@ impl Connection {
         }
         state.last_id = state.last_id.wrapping_add(1);
         let id = state.last_id;
-        let frame = Frame::json(Kind::Start, id, start).map_err(|_| {
-            SandboxError::Refused(
-                "The command is too long to be run; write it to a file first.".to_owned(),
-            )
+        let frames = Frame::of_command(id, start).map_err(|_| {
+            SandboxError::Refused(format!(
+                "The command and its input are more than the {} MiB that can be run; write them to files first.",
+                MAX_COMMAND >> 20
+            ))
         })?;
         state.waiting.insert(
             id,
@@ -224,7 +225,8 @@ impl Connection {
             },
         );
         drop(state);
-        let _ = self.frames.send(frame.encode());
+        // In one piece: no other command may come between its frames.
+        let _ = self.frames.send(frames);
         Ok(Running {
             state: Arc::clone(&self.state),
             frames: self.frames.clone(),

@@ -11,6 +11,7 @@ use lucid_exec::protocol::{Exit, Start};
 use super::SandboxError;
 use super::connection::{Connection, Event};
 use crate::plural;
+use crate::unicode::lossy;
 
 /// How much longer than its time-out a command may take before the box counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,6 +27,9 @@ pub struct ExecRequest {
     head: usize,
     tail: usize,
 }
+
+/// What fits into one argument of a program, which Linux limits to 128 KiB.
+const LONGEST_ARGUMENT: usize = 120_000;
 
 /// How much a program that stays open may write before it is read.
 const WINDOW: usize = 256 << 10;
@@ -108,12 +112,16 @@ impl ExecRequest {
                 .entry(name.clone())
                 .or_insert_with(|| value.clone());
         }
-        let argv = match self.what {
-            What::Shell(command) => vec![shell.to_owned(), "-c".to_owned(), command],
-            What::Program(argv) => argv,
+        let (argv, script) = match self.what {
+            What::Shell(command) if command.len() > LONGEST_ARGUMENT => {
+                (vec![shell.to_owned()], Some(command))
+            }
+            What::Shell(command) => (vec![shell.to_owned(), "-c".to_owned(), command], None),
+            What::Program(argv) => (argv, None),
         };
         Start {
             argv,
+            script,
             cwd: Some(self.cwd.unwrap_or_else(|| workspace.to_owned())),
             env: self.env,
             timeout_ms: Some(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)),
@@ -151,6 +159,8 @@ pub struct ExecResult {
     pub timed_out: bool,
     /// What it wrote to standard output and error, in order; a sentence stands for what was left out.
     pub output: String,
+    /// The same in bytes: its beginning, and its end behind what was left out.
+    pub bytes: (Vec<u8>, Vec<u8>),
     /// How many bytes were left out.
     pub omitted: u64,
     /// How long it ran.
@@ -231,6 +241,7 @@ pub(super) async fn run(
                     exit_code,
                     timed_out,
                     output,
+                    bytes: (head, tail),
                     omitted,
                     duration: begun.elapsed(),
                     limit,
@@ -246,9 +257,9 @@ pub(super) async fn run(
 fn joined(head: &[u8], tail: &[u8], omitted: u64) -> String {
     if omitted == 0 {
         // In one piece: a character may lie across the seam.
-        return String::from_utf8_lossy(&[head, tail].concat()).into_owned();
+        return lossy(&[head, tail].concat()).into_owned();
     }
-    let (head, tail) = (String::from_utf8_lossy(head), String::from_utf8_lossy(tail));
+    let (head, tail) = (lossy(head), lossy(tail));
     format!(
         "{head}\n[… {} left out …]\n{tail}",
         plural::count(omitted, "byte")

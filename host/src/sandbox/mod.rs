@@ -8,6 +8,8 @@
 //! Landlock confines files and sockets of ordinary processes, and with `None` nothing is run at all.
 
 mod bubblewrap;
+#[cfg(test)]
+mod command_tests;
 mod connection;
 pub mod docker;
 mod environment;

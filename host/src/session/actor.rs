@@ -514,6 +514,7 @@ impl Actor {
             // What it held is given back already.
             return Ok(());
         }
+        self.effects.at_step(self.counters.step.saturating_sub(1));
         for begin in begin {
             match begin {
                 Begin::Model(call) => self

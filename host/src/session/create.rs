@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::auth::UserId;
 use crate::git_gateway::{pasted_repository, repository_url};
+use crate::plugins::Caller;
 use crate::plugins::policy_types::Snapshot;
 use crate::plural;
 use crate::secret::Secret;
@@ -431,7 +432,8 @@ impl Shared {
         let launch: Launch = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
                 let actors = shared.actors.clone();
-                actors.spawn(actor::live(shared, session, found, news));
+                let caller = Caller::session(&session.id().to_string());
+                actors.spawn(caller.scope(actor::live(shared, session, found, news)));
             }
         });
         let session = Session::new(about, last_seq, self.deps.store.clone(), mailbox, launch);

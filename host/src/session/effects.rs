@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::plugins::Caller;
 use crate::plugins::policy_types::{ModelCall, ToolRun};
 use crate::plugins::types::{Error, ErrorKind, ToolCall};
 use crate::secret::Secret;
@@ -66,6 +67,8 @@ pub(super) struct Effects {
     listener: Listener,
     /// Opens a change, where one is to be opened.
     change: Option<AbortOnDropHandle<()>>,
+    /// The step that effects are begun for.
+    step: u64,
 }
 
 /// An effect that was begun.
@@ -126,6 +129,7 @@ impl Effects {
             place: Arc::default(),
             fetch: Arc::default(),
             change: None,
+            step: 0,
         }
     }
 
@@ -150,7 +154,13 @@ impl Effects {
             let news = News::Change(opened.unwrap_or_else(|_| fell()));
             let _ = mailbox.send(Box::new(news)).await;
         };
-        self.change = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+        let caller = Caller::session(&self.spec.session).at_step(self.step);
+        self.change = Some(AbortOnDropHandle::new(tokio::spawn(caller.scope(work))));
+    }
+
+    /// What is begun from here on, this step wanted.
+    pub(super) fn at_step(&mut self, step: u64) {
+        self.step = step;
     }
 
     /// A new, empty place for the session, which from here on is closed at its end.
@@ -237,7 +247,8 @@ impl Effects {
     ) {
         let mailbox = self.session.mailbox.clone();
         let running = (effect.clone(), stream.clone(), meter.clone());
-        let task = tokio::spawn(async move {
+        let caller = Caller::session(&self.spec.session).at_step(self.step);
+        let task = tokio::spawn(caller.scope(async move {
             let news = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(news) => news,
                 Err(_) => {
@@ -253,7 +264,7 @@ impl Effects {
                 // The session may be over.
                 let _ = mailbox.send(Box::new(news)).await;
             }
-        });
+        }));
         let (effect, stream, meter) = running;
         let running = Running {
             work: task.abort_handle(),

@@ -3,6 +3,7 @@
 //! What always holds: nothing is carried out and nothing is written. Commands are compared byte for
 //! byte, as the log has them.
 
+use crate::plugins::Caller;
 use crate::plugins::policy_types::{Context, Input, Snapshot};
 use crate::store::{self, LoggedStep, SessionRow, Store, StoreError};
 
@@ -45,7 +46,8 @@ impl Sessions {
             let generation = self.shared.deps.deployment.borrow().clone();
             generation.policies.find(Some(&row.fixed.policy))?
         };
-        Ok(replay(store, session, &*policy).await?)
+        let replayed = replay(store, session, &*policy);
+        Ok(Caller::shadow().scope(replayed).await?)
     }
 }
 

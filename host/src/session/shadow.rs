@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::plugins::Caller;
 use crate::plugins::policy_types::Snapshot;
 use crate::plural;
 use crate::store::{self, LoggedStep, SessionRow, StoreError};
@@ -142,7 +143,9 @@ impl Sessions {
                 session,
                 first_differs: false,
             };
-            let verdict = match one.steps(row.counters.step).await {
+            let caller = Caller::shadow().in_session(&one.session);
+            let steps = caller.clone().scope(one.steps(row.counters.step));
+            let verdict = match steps.await {
                 Err(StoreError::Content(cause)) => {
                     tracing::warn!(session = one.session, cause, "a session cannot be replayed");
                     held(told).unread += 1;
@@ -151,7 +154,7 @@ impl Sessions {
                 other => other?,
             };
             if let Some((schema, bytes)) = row.state {
-                one.migrate(&Snapshot { schema, bytes }).await;
+                caller.scope(one.migrate(&Snapshot { schema, bytes })).await;
             }
             let mut told = held(told);
             told.sessions += 1;

@@ -1,24 +1,18 @@
 //! The editor: views and changes files of a workspace, and takes changes back.
 //!
 //! What always holds: a change is made whole or not at all; what `str_replace` replaces is the one
-//! place it can mean; and what is kept for undoing is bounded, for each file and in all.
-
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+//! place it can mean; and what is taken back is the editor's own last change, byte for byte.
 
 use serde::Deserialize;
-use similar::TextDiff;
 
+use super::history::{Before, Change, History};
+use super::locate::locate;
+use super::present::{MAX_FILE, Present, Side, diff};
+use super::text_file::{TextFile, Unencodable};
 use super::{ToolOutcome, near_miss, picture};
 use crate::plural;
 use crate::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
 
-/// The largest file that is viewed or edited.
-const MAX_FILE: u64 = 4 << 20;
-/// How many changes of a file can be taken back.
-const MAX_UNDO: usize = 10;
-/// How much all that is kept for undoing may be.
-const MAX_KEPT: usize = 32 << 20;
 /// How many lines around a change are shown.
 const AROUND: usize = 4;
 /// How many names of a folder are shown.
@@ -53,58 +47,6 @@ pub(super) struct Edit {
     view_range: Option<(i64, i64)>,
 }
 
-/// What files were before they were changed. `None` is a file that was not there.
-#[derive(Debug, Default)]
-pub(super) struct History(Mutex<Kept>);
-
-#[derive(Debug, Default)]
-struct Kept {
-    files: HashMap<WorkspacePath, VecDeque<Option<String>>>,
-    bytes: usize,
-}
-
-fn size(content: Option<&String>) -> usize {
-    content.map_or(0, String::len)
-}
-
-impl History {
-    fn push(&self, path: &WorkspacePath, content: Option<String>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.bytes += size(content.as_ref());
-        let states = kept.files.entry(path.clone()).or_default();
-        states.push_back(content);
-        let old = if states.len() > MAX_UNDO {
-            states.pop_front().flatten()
-        } else {
-            None
-        };
-        kept.bytes -= size(old.as_ref());
-        if kept.bytes > MAX_KEPT {
-            // All but this file's: what was just done is what may have to be undone.
-            kept.files.retain(|file, _| file == path);
-            kept.bytes = kept
-                .files
-                .values()
-                .flatten()
-                .map(|content| size(content.as_ref()))
-                .sum();
-        }
-        while kept.bytes > MAX_KEPT {
-            let Some(old) = kept.files.get_mut(path).and_then(VecDeque::pop_front) else {
-                break;
-            };
-            kept.bytes -= size(old.as_ref());
-        }
-    }
-
-    fn pop(&self, path: &WorkspacePath) -> Option<Option<String>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let content = kept.files.get_mut(path)?.pop_back()?;
-        kept.bytes -= size(content.as_ref());
-        Some(content)
-    }
-}
-
 /// What happened, or a sentence that says why nothing did.
 type Done = Result<ToolOutcome, String>;
 
@@ -112,6 +54,8 @@ type Done = Result<ToolOutcome, String>;
 #[derive(Clone, Copy)]
 pub(super) struct Ground<'a> {
     pub(super) workspace: &'a Workspace,
+    /// Where commands have the workspace.
+    pub(super) root: &'a str,
     pub(super) history: &'a History,
     pub(super) quota: Option<&'a Quota>,
     /// The model sees pictures.
@@ -119,27 +63,26 @@ pub(super) struct Ground<'a> {
 }
 
 impl Ground<'_> {
-    /// Puts a text in place of another, where the workspace may take what it is larger.
-    fn write(&self, path: &WorkspacePath, before: usize, after: &str) -> Result<(), String> {
+    /// Puts a file in place of another, where the workspace may take what it is larger.
+    fn write(&self, path: &WorkspacePath, before: u64, after: &[u8]) -> Result<(), String> {
         if let Some(quota) = self.quota {
-            quota.admit(self.workspace, after.len().saturating_sub(before) as u64)?;
+            quota.admit(self.workspace, (after.len() as u64).saturating_sub(before))?;
         }
-        self.workspace
-            .write(path, after.as_bytes())
-            .map_err(sentence)
+        self.workspace.write(path, after).map_err(|error| match error {
+            WorkspaceError::NotFound(_) => format!(
+                "{} cannot be written: a part of the path is a file, a link that leads nowhere, or too long a name.",
+                path.relative()
+            ),
+            error => sentence(error),
+        })
     }
 }
 
 pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
     let workspace = ground.workspace;
-    let path = match workspace.path(&edit.path) {
+    let path = match locate(workspace, ground.root, &edit.path) {
         Ok(path) => path,
-        Err(_) => {
-            return ToolOutcome::failed(format!(
-                "{} is not in the workspace. Paths are taken from its root.",
-                edit.path
-            ));
-        }
+        Err(why) => return ToolOutcome::failed(why),
     };
     let done = match edit.command {
         Command::View => picture::view(workspace, &path, ground.pictures)
@@ -162,22 +105,32 @@ pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
     }
 }
 
-fn sentence(error: WorkspaceError) -> String {
+fn sentence(mut error: WorkspaceError) -> String {
+    use WorkspaceError::{Forbidden, Io, NotAFile, NotFound, TooLarge, Traversal};
+    // A model reads paths as its commands have them.
+    if let NotFound(path)
+    | NotAFile(path)
+    | Forbidden(path)
+    | TooLarge { path, .. }
+    | Io { path, .. } = &mut error
+        && path.len() > 1
+        && path.starts_with('/')
+    {
+        path.remove(0);
+    }
     match error {
-        WorkspaceError::Traversal => {
-            "That path leads out of the workspace through a symbolic link.".to_owned()
-        }
-        WorkspaceError::Io { path, cause } => format!("{path}: {cause}."),
+        Traversal => "That path leads out of the workspace through a symbolic link.".to_owned(),
+        Io { path, cause } => format!("{path}: {cause}."),
         other => other.to_string(),
     }
 }
 
-fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<String, String> {
+fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<TextFile, String> {
     let bytes = workspace.read(path, MAX_FILE).map_err(sentence)?;
-    String::from_utf8(bytes).map_err(|_| {
+    TextFile::open(bytes).map_err(|_| {
         format!(
-            "{} is not a text file (it is not UTF-8). Use the terminal for it.",
-            path.shown()
+            "{} is a binary file. Use the terminal for it.",
+            path.relative()
         )
     })
 }
@@ -187,7 +140,7 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
         if range.is_some() {
             return Err(format!(
                 "{} is a folder: it has no lines to choose from.",
-                path.shown()
+                path.relative()
             ));
         }
         let names = workspace.list(path, MAX_NAMES).map_err(sentence)?;
@@ -206,14 +159,8 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
             ..ToolOutcome::default()
         });
     }
-    let bytes = workspace.read(path, MAX_FILE).map_err(sentence)?;
-    if bytes.contains(&0) {
-        return Err(format!(
-            "{} is not a text file. Use the terminal for it.",
-            path.shown()
-        ));
-    }
-    let content = String::from_utf8_lossy(&bytes);
+    let file = read(workspace, path)?;
+    let content = file.text();
     let count = content.lines().count();
     let (first, last) = match range {
         None => (1, count),
@@ -230,7 +177,7 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
                 _ => {
                     return Err(format!(
                         "The lines {first} to {last} cannot be shown: {} has {}.",
-                        path.shown(),
+                        path.relative(),
                         plural::count(count, "line")
                     ));
                 }
@@ -240,7 +187,7 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
     let text = if count == 0 {
         "The file is empty.".to_owned()
     } else {
-        numbered(&content, first, last)
+        numbered(content, first, last)
     };
     Ok(ToolOutcome {
         text,
@@ -253,24 +200,44 @@ fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
         .file_text
         .as_deref()
         .ok_or("`create` needs `file_text`.")?;
-    let before = match ground.workspace.read(path, MAX_FILE) {
-        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(WorkspaceError::NotFound(_)) => None,
-        Err(error) => return Err(sentence(error)),
+    let present = Present::find(ground.workspace, path).map_err(sentence)?;
+    let mut said = match present {
+        Present::Absent => "was created",
+        _ => "was written anew",
+    }
+    .to_owned();
+    let model = present.model();
+    let text = match model {
+        Some(model) if model.has_mark() => text.trim_start_matches('\u{feff}'),
+        _ => text,
     };
-    let said = if before.is_some() {
-        "was written anew"
-    } else {
-        "was created"
+    // Line ends that a model spells out are wanted; LF is what it writes of any.
+    let written = model.map(|model| {
+        if text.contains('\r') {
+            model.with_text(text)
+        } else {
+            model.replace(0..model.text().len(), text)
+        }
+    });
+    let bytes = match written {
+        Some(Ok(bytes)) => bytes,
+        Some(Err(Unencodable { .. })) => {
+            said += " (in UTF-8: it was Windows-1252, which has not all of these characters)";
+            text.as_bytes().to_vec()
+        }
+        None => text.as_bytes().to_vec(),
     };
+    if let Present::Large(size, _) = present {
+        said += &format!(" (its {size} bytes before are too many to be kept for `undo_edit`)");
+    }
     let lines = text.lines().count();
-    change(
-        ground,
-        path,
-        before,
-        text,
-        format!("{} {said}: {}.", path.shown(), plural::count(lines, "line")),
-    )
+    let said = format!(
+        "{} {said}: {}.",
+        path.relative(),
+        plural::count(lines, "line")
+    );
+    let text = text.replace("\r\n", "\n");
+    change(ground, path, present, &bytes, &text, said)
 }
 
 fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
@@ -279,6 +246,7 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
         .as_deref()
         .ok_or("`str_replace` needs `old_str`.")?;
     let new = edit.new_str.as_deref().unwrap_or_default();
+    let path_name = path.relative();
     if old.is_empty() {
         return Err(
             "`old_str` is empty. Use `insert` to add text, or `create` to write a whole file."
@@ -288,7 +256,13 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     if old == new {
         return Err("`old_str` and `new_str` are the same: nothing to do.".to_owned());
     }
-    let before = read(ground.workspace, path)?;
+    let file = read(ground.workspace, path)?;
+    let (old, new) = (file.normalized(old), file.normalized(new));
+    let (old, new) = (old.as_str(), new.as_str());
+    if old == new {
+        return Err("`old_str` and `new_str` differ in line ends alone, and the editor keeps those of the file. Convert them with a command.".to_owned());
+    }
+    let before = file.text();
     // Overlapping places count too: each of them could be meant.
     let mut places = Vec::new();
     let mut from = 0;
@@ -301,22 +275,22 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     }
     let line_of = |at: usize| before[..at].matches('\n').count() + 1;
     match places.as_slice() {
-        [] => Err(match near_miss::explain(&before, old) {
-            Some(why) => format!("`old_str` does not occur in {}. {why}", path.shown()),
+        [] => Err(match near_miss::explain(before, old) {
+            Some(why) => format!("`old_str` does not occur in {path_name}. {why}"),
             None => format!(
-                "`old_str` does not occur in {}. It must match exactly, spaces and line ends too: view the file first.",
-                path.shown()
+                "`old_str` does not occur in {path_name}. It must match exactly, spaces too: view the file first."
             ),
         }),
         [at] => {
-            let after = [&before[..*at], new, &before[at + old.len()..]].concat();
+            let end = at + old.len();
+            let after = [&before[..*at], new, &before[end..]].concat();
             let first = line_of(*at);
             let text = around(&after, first, first + new.matches('\n').count());
-            let text = format!(
-                "{} was changed. Around the change it reads:\n{text}",
-                path.shown()
-            );
-            change(ground, path, Some(before), &after, text)
+            let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
+            let bytes = file
+                .replace(*at..end, new)
+                .map_err(|why| unencodable(&path_name, &why))?;
+            change(ground, path, Present::Text(file), &bytes, &after, text)
         }
         _ => {
             let mut lines: Vec<String> = places
@@ -332,7 +306,7 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
                 "`old_str` occurs {}{} times in {}, at the lines {}. Add what is around the one you mean.",
                 if more { "more than " } else { "" },
                 places.len().min(PLACES),
-                path.shown(),
+                path_name,
                 lines.join(", ")
             ))
         }
@@ -342,97 +316,113 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
 fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let line = edit.insert_line.ok_or("`insert` needs `insert_line`.")?;
     let new = edit.new_str.as_deref().ok_or("`insert` needs `new_str`.")?;
-    let before = read(ground.workspace, path)?;
+    let file = read(ground.workspace, path)?;
+    let path_name = path.relative();
+    let before = file.text();
     let lines: Vec<&str> = before.split_inclusive('\n').collect();
     if line > lines.len() {
         return Err(format!(
-            "Nothing can be inserted behind line {line}: {} has {}.",
-            path.shown(),
+            "Nothing can be inserted behind line {line}: {path_name} has {}.",
             plural::count(lines.len(), "line")
         ));
     }
-    let mut after = lines[..line].concat();
-    if !after.is_empty() && !after.ends_with('\n') {
-        after.push('\n');
+    let at: usize = lines[..line].iter().map(|line| line.len()).sum();
+    let (head, rest) = before.split_at(at);
+    let mut inserted = String::new();
+    if !head.is_empty() && !head.ends_with('\n') {
+        inserted.push('\n');
     }
-    after.push_str(new);
-    let rest = lines[line..].concat();
-    if !new.ends_with('\n') && (!rest.is_empty() || before.ends_with('\n')) {
-        after.push('\n');
+    inserted.push_str(&file.normalized(new));
+    if !inserted.ends_with('\n') && (!rest.is_empty() || before.ends_with('\n')) {
+        inserted.push('\n');
     }
-    after.push_str(&rest);
+    let after = [head, &inserted, rest].concat();
     let text = around(&after, line + 1, line + new.lines().count().max(1));
-    let text = format!(
-        "{} was changed. Around the change it reads:\n{text}",
-        path.shown()
-    );
-    change(ground, path, Some(before), &after, text)
+    let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
+    let bytes = file
+        .replace(at..at, &inserted)
+        .map_err(|why| unencodable(&path_name, &why))?;
+    change(ground, path, Present::Text(file), &bytes, &after, text)
+}
+
+fn unencodable(path: &str, why: &Unencodable) -> String {
+    format!(
+        "{path} was not changed: {why}. Convert the file to UTF-8 with a command first (`iconv -f WINDOWS-1252 -t UTF-8`)."
+    )
 }
 
 fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
-    let workspace = ground.workspace;
-    let Some(content) = ground.history.pop(path) else {
+    let Some(change) = ground.history.pop(path) else {
         return Err(format!(
             "There is no change of {} to take back.",
-            path.shown()
+            path.relative()
         ));
     };
-    let now = match workspace.read(path, MAX_FILE) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(_) => String::new(),
-    };
-    let text = match &content {
-        Some(before) => {
-            if let Err(sentence) = ground.write(path, now.len(), before) {
-                // It can be taken back later.
-                ground.history.push(path, content.clone());
-                return Err(sentence);
-            }
-            format!("The last change of {} was taken back.", path.shown())
+    take_back(ground, path, &change).inspect_err(|_| {
+        // It may be possible later.
+        ground.history.push(path, change);
+    })
+}
+
+fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done {
+    let name = path.relative();
+    let limit = MAX_FILE.max(change.length() as u64);
+    let now = match ground.workspace.read(path, limit) {
+        Ok(now) if change.is_latest(&now) => now,
+        Ok(_) | Err(WorkspaceError::TooLarge { .. }) => {
+            return Err(format!(
+                "{name} was changed by something else since the editor changed it, and that would be lost. View it, and edit what it is now."
+            ));
         }
-        None => {
-            workspace.remove_file(path).map_err(sentence)?;
-            format!("{} was removed again.", path.shown())
+        Err(WorkspaceError::NotFound(_)) => {
+            return Err(format!(
+                "{name} was removed by something else since the editor changed it: there is nothing to take back."
+            ));
+        }
+        Err(error) => return Err(sentence(error)),
+    };
+    let length = now.len() as u64;
+    let (text, before) = match &change.before {
+        Before::Content(bytes) => {
+            ground.write(path, length, bytes)?;
+            let before = TextFile::open(bytes.clone()).map_or_else(Present::Binary, Present::Text);
+            (format!("The last change of {name} was taken back."), before)
+        }
+        Before::Absent => {
+            ground.workspace.remove_file(path).map_err(sentence)?;
+            (format!("{name} was removed again."), Present::Absent)
+        }
+        Before::TooLarge(size) => {
+            return Err(format!(
+                "{name} had {size} bytes before its last change, too many to be kept: that cannot be taken back."
+            ));
         }
     };
-    let diff = diff(path, Some(&now), content.as_deref());
+    let now = TextFile::open(now).map_or_else(Present::Binary, Present::Text);
     Ok(ToolOutcome {
         text,
-        diff: Some(diff),
+        diff: Some(diff(path, now.side(), before.side())),
         ..ToolOutcome::default()
     })
 }
 
+/// Writes what an edit made of a file.
 fn change(
     ground: &Ground<'_>,
     path: &WorkspacePath,
-    before: Option<String>,
+    before: Present,
+    bytes: &[u8],
     after: &str,
     text: String,
 ) -> Done {
-    ground.write(path, size(before.as_ref()), after)?;
-    let diff = Some(diff(path, before.as_deref(), Some(after)));
-    ground.history.push(path, before);
+    ground.write(path, before.size(), bytes)?;
+    let diff = Some(diff(path, before.side(), Side::Text(after)));
+    ground.history.push(path, Change::new(before.kept(), bytes));
     Ok(ToolOutcome {
         text,
         diff,
         ..ToolOutcome::default()
     })
-}
-
-fn diff(path: &WorkspacePath, before: Option<&str>, after: Option<&str>) -> String {
-    let name = |side: &str, content: Option<&str>| match content {
-        Some(_) => format!("{side}{}", path.shown()),
-        None => "/dev/null".to_owned(),
-    };
-    TextDiff::configure()
-        // A file that shares nothing with what it was must not take long to compare.
-        .timeout(std::time::Duration::from_secs(1))
-        .diff_lines(before.unwrap_or_default(), after.unwrap_or_default())
-        .unified_diff()
-        .context_radius(3)
-        .header(&name("a", before), &name("b", after))
-        .to_string()
 }
 
 fn numbered(content: &str, first: usize, last: usize) -> String {

@@ -5,10 +5,15 @@
 
 mod describe;
 mod editor;
+mod history;
+mod locate;
 mod near_miss;
 mod picture;
+mod present;
+mod terminal;
 #[cfg(test)]
 mod tests;
+mod text_file;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +22,22 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use describe::{CallView, describe_call};
-use editor::{Edit, History};
+use editor::Edit;
+use history::History;
 pub use picture::Picture;
 
 use crate::plural;
-use crate::sandbox::{ExecRequest, LimitHit, Sandbox, SandboxError};
+use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
+use crate::unicode::lossy;
 use crate::workspace::{Quota, Workspace};
 
 /// The most bytes of a result.
 pub(crate) const MAX_RESULT: usize = 30_000;
+/// How many of the last bytes of a command's output are read, of which only what a person would see
+/// counts for the result.
+const READ: usize = 1 << 20;
+/// A command's output from within: so much is skipped to where a line begins.
+const LONGEST_LINE: usize = 4096;
 /// The most a policy may ask a command to take.
 const MAX_SECONDS: u64 = 3600;
 
@@ -69,12 +81,12 @@ pub fn definitions() -> Vec<Definition> {
             description: "Views and changes text files of the workspace. `view` shows a file with line numbers, what is \
                 in a folder, or a picture (PNG, JPEG, GIF, WebP); `create` writes a whole file; `str_replace` replaces `old_str`, which must occur \
                 exactly once, by `new_str`; `insert` puts `new_str` behind line `insert_line` (0 is the beginning); \
-                `undo_edit` takes back the last change of that file.",
+                `undo_edit` takes back the last change of that file. A file keeps its line ends and its encoding: write LF.",
             input_schema: json!({
                 "type": "object",
                 "properties": {
                     "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert", "undo_edit"]},
-                    "path": {"type": "string", "description": "The file or folder, from the workspace's root."},
+                    "path": {"type": "string", "description": "The file or folder: relative to the workspace's root, or absolute and in the workspace."},
                     "file_text": {"type": "string", "description": "For `create`: the whole content."},
                     "old_str": {"type": "string", "description": "For `str_replace`: the text to replace, with enough around it to be unique."},
                     "new_str": {"type": "string", "description": "For `str_replace` and `insert`: the new text."},
@@ -98,6 +110,9 @@ pub struct ToolOutcome {
     pub is_error: bool,
     /// What the model reads.
     pub text: String,
+    /// What a person's terminal is given, where that is not the same: a command's output with its
+    /// escape codes.
+    pub shown: Option<String>,
     /// The exit code of a command.
     pub exit_code: Option<i32>,
     /// The file or folder, from the workspace's root.
@@ -222,10 +237,9 @@ async fn terminal(
         }
         None => timeout,
     };
-    let half = MAX_RESULT / 2;
     let mut request = ExecRequest::shell(call.command)
         .timeout(timeout)
-        .keep(half, half);
+        .keep(MAX_RESULT / 2, READ);
     if let Some(input) = call.input {
         request = request.stdin(input);
     }
@@ -234,21 +248,76 @@ async fn terminal(
         Err(SandboxError::Refused(sentence)) => return Ok(ToolOutcome::failed(sentence)),
         Err(error) => return Err(error),
     };
-    // Invalid UTF-8 grows threefold when it is replaced.
-    let mut text = middle_left_out(result.output, MAX_RESULT + 100);
-    if result.timed_out {
-        text.push_str(&format!(
-            "\n[The command was killed after {}. Give it more time, or run it in the background.]",
-            plural::count(timeout.as_secs(), "second")
-        ));
+    let (timed_out, exit_code, limit) = (result.timed_out, result.exit_code, result.limit);
+    let rendered = tokio::task::spawn_blocking(move || read_output(&result));
+    let (mut text, mut shown) = rendered.await.unwrap_or_else(|_| {
+        let sentence = "[The output could not be read. Send it to a file, and view that.]";
+        (sentence.to_owned(), None)
+    });
+    for text in [Some(&mut text), shown.as_mut()].into_iter().flatten() {
+        if let Some(limit) = limit {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(limit.sentence());
+        }
+        if timed_out {
+            text.push_str(&format!(
+                "\n[The command was killed after {}. Give it more time, or run it in the background.]",
+                plural::count(timeout.as_secs(), "second")
+            ));
+        }
     }
     Ok(ToolOutcome {
-        is_error: result.timed_out,
+        is_error: timed_out,
         text,
-        exit_code: Some(result.exit_code),
-        limit: result.limit,
+        shown,
+        exit_code: Some(exit_code),
+        limit,
         ..ToolOutcome::default()
     })
+}
+
+/// What the model reads of a command's output, and what a terminal is given where that is another.
+fn read_output(result: &ExecResult) -> (String, Option<String>) {
+    let (head, tail) = &result.bytes;
+    let (head, tail, omitted) = if result.omitted == 0 {
+        // In one piece: a character or a sequence may lie across the seam.
+        ([head.as_slice(), tail].concat(), &[][..], 0)
+    } else {
+        // What is left of a line at the beginning would be read for something else.
+        let line = tail
+            .iter()
+            .take(LONGEST_LINE)
+            .position(|byte| *byte == b'\n');
+        let skipped = line.map_or(0, |end| end + 1);
+        let omitted = result.omitted + skipped as u64;
+        (head.clone(), &tail[skipped..], omitted)
+    };
+    let read = within(
+        terminal::rendered(&head),
+        &terminal::rendered(tail),
+        omitted,
+    );
+    let shown = within(lossy(&head).into_owned(), &lossy(tail), omitted);
+    let differs = shown != read;
+    (read, differs.then_some(shown))
+}
+
+/// A beginning and an end, and a sentence in place of what is too much for a result between them.
+fn within(head: String, tail: &str, omitted: u64) -> String {
+    if omitted == 0 {
+        return middle_left_out(head, MAX_RESULT);
+    }
+    let half = MAX_RESULT / 2;
+    let end = head.floor_char_boundary(half.min(head.len()));
+    let from = tail.ceil_char_boundary(tail.len().saturating_sub(half));
+    let omitted = omitted + (head.len() - end + from) as u64;
+    format!(
+        "{}\n[… {omitted} bytes left out …]\n{}",
+        &head[..end],
+        &tail[from..]
+    )
 }
 
 async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
@@ -256,6 +325,7 @@ async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
     let edited = tokio::task::spawn_blocking(move || {
         let ground = editor::Ground {
             workspace: &tools.workspace,
+            root: tools.sandbox.workspace_path(),
             history: &tools.history,
             quota: tools.quota.as_deref(),
             pictures: tools.pictures,

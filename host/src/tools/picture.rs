@@ -66,7 +66,7 @@ pub(super) fn view(
     let (mut file, size) = workspace.open(path).ok()?;
     let read = std::io::Read::read(&mut file, &mut first).ok()?;
     let media_type = kind(&first[..read])?;
-    let shown = path.shown();
+    let shown = path.relative();
     if !seen {
         return Some(Err(format!(
             "{shown} is a picture ({media_type}, {size} bytes), and this model does not see pictures. Use the terminal to learn more of it."

@@ -81,6 +81,9 @@ async fn a_command_reads_its_input_and_its_end() {
     let long = "x".repeat(2 << 20);
     let asked = json!({"command": "wc -c", "input": long});
     let outcome = tools.run("terminal", asked).await;
+    assert_eq!(outcome.text, "2097152\n");
+    let asked = json!({"command": "wc -c", "input": "x".repeat(17 << 20)});
+    let outcome = tools.run("terminal", asked).await;
     assert!(outcome.is_error, "{outcome:?}");
     let outcome = tools.run("terminal", json!({"command": "echo well"})).await;
     assert_eq!(outcome.text, "well\n");
@@ -164,7 +167,10 @@ async fn files_are_created_viewed_changed_and_changed_back() {
             .await
             .is_error
     );
-    assert_eq!(tools.edit("view", "/", json!({})).await.text, "src/");
+    assert_eq!(
+        tools.edit("view", "/workspace", json!({})).await.text,
+        "src/"
+    );
 
     let outcome = tools
         .edit(
@@ -209,7 +215,7 @@ async fn files_are_created_viewed_changed_and_changed_back() {
     let outcome = tools
         .run(
             "terminal",
-            json!({"command": "echo five >> src/a.py && cat src/a.py | tail -n 1"}),
+            json!({"command": "printf '' >> src/a.py && echo five"}),
         )
         .await;
     assert_eq!(outcome.text, "five\n");
@@ -259,7 +265,7 @@ async fn a_replacement_must_mean_one_place() {
         outcome.is_error
             && outcome
                 .text
-                .contains("occurs 2 times in /a, at the lines 1, 4."),
+                .contains("occurs 2 times in a, at the lines 1, 4."),
         "{outcome:?}"
     );
     let outcome = tools
@@ -303,6 +309,140 @@ async fn what_is_kept_for_undoing_is_bounded() {
         undone += 1;
     }
     assert_eq!((undone, tools.content("a").as_str()), (10, "19\n"));
+}
+
+#[tokio::test]
+async fn an_edit_leaves_line_ends_and_encodings_as_they_are() {
+    let tools = Tools::new().await;
+    let root = tools.ground.workspace("one").host_path().to_owned();
+    let put = |path: &str, bytes: &[u8]| std::fs::write(root.join(path), bytes).unwrap();
+    let bytes = |path: &str| std::fs::read(root.join(path)).unwrap();
+    put("dos.txt", b"\xef\xbb\xbfone\r\ntwo\r\nthree\r\n");
+    let view = tools.edit("view", "dos.txt", json!({})).await.text;
+    assert_eq!(view, "     1\tone\n     2\ttwo\n     3\tthree\n");
+    let edit = json!({"old_str": "one\ntwo\n", "new_str": "one\n2\n2.5\n"});
+    let outcome = tools.edit("str_replace", "dos.txt", edit).await;
+    assert!(!outcome.is_error && outcome.diff.unwrap().contains("-two\n+2\n+2.5\n three\n"));
+    let edit = json!({"insert_line": 0, "new_str": "zero"});
+    tools.edit("insert", "dos.txt", edit).await;
+    let all = b"\xef\xbb\xbfzero\r\none\r\n2\r\n2.5\r\nthree\r\n";
+    assert_eq!(bytes("dos.txt"), all);
+    let outcome = tools
+        .edit("create", "dos.txt", json!({"file_text": "a\nb\n"}))
+        .await;
+    assert!(!outcome.is_error, "{outcome:?}");
+    assert_eq!(bytes("dos.txt"), b"\xef\xbb\xbfa\r\nb\r\n");
+    tools.edit("undo_edit", "dos.txt", json!({})).await;
+    assert_eq!(bytes("dos.txt"), all);
+    let same = json!({"old_str": "one\r\n", "new_str": "one\n"});
+    let outcome = tools.edit("str_replace", "dos.txt", same).await;
+    assert!(
+        outcome.is_error && outcome.text.contains("line ends alone"),
+        "{outcome:?}"
+    );
+
+    put("latin.txt", b"caf\xe9\n\xfcber\n");
+    let view = tools.edit("view", "latin.txt", json!({})).await.text;
+    assert_eq!(view, "     1\tcaf\u{e9}\n     2\t\u{fc}ber\n");
+    let edit = json!({"old_str": "caf\u{e9}", "new_str": "th\u{e9}"});
+    tools.edit("str_replace", "latin.txt", edit).await;
+    assert_eq!(bytes("latin.txt"), b"th\xe9\n\xfcber\n");
+    let edit = json!({"old_str": "th\u{e9}", "new_str": "\u{8336}"});
+    let outcome = tools.edit("str_replace", "latin.txt", edit).await;
+    assert!(
+        outcome.is_error && outcome.text.contains("Windows-1252"),
+        "{outcome:?}"
+    );
+    let outcome = tools
+        .edit("create", "latin.txt", json!({"file_text": "\u{8336}\n"}))
+        .await;
+    assert!(outcome.text.contains("in UTF-8"), "{outcome:?}");
+    assert_eq!(bytes("latin.txt"), "\u{8336}\n".as_bytes());
+}
+
+#[tokio::test]
+async fn undoing_gives_back_the_exact_bytes_and_never_what_something_else_wrote() {
+    let tools = Tools::new().await;
+    let root = tools.ground.workspace("one").host_path().to_owned();
+    let png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xfe".to_vec();
+    std::fs::write(root.join("a.png"), &png).unwrap();
+    let outcome = tools
+        .edit("create", "a.png", json!({"file_text": "text\n"}))
+        .await;
+    assert!(outcome.diff.unwrap().contains("differ"));
+    let outcome = tools.edit("undo_edit", "a.png", json!({})).await;
+    assert!(!outcome.is_error, "{outcome:?}");
+    assert_eq!(std::fs::read(root.join("a.png")).unwrap(), png);
+
+    tools
+        .edit("create", "run.sh", json!({"file_text": "one\n"}))
+        .await;
+    tools
+        .run("terminal", json!({"command": "chmod 755 run.sh"}))
+        .await;
+    let edit = json!({"old_str": "one", "new_str": "two"});
+    tools.edit("str_replace", "run.sh", edit).await;
+    let mode = tools
+        .run("terminal", json!({"command": "stat -c %a run.sh"}))
+        .await;
+    assert_eq!(mode.text, "755\n");
+    for change in ["echo three >> run.sh", "rm run.sh"] {
+        tools.run("terminal", json!({"command": change})).await;
+        let outcome = tools.edit("undo_edit", "run.sh", json!({})).await;
+        assert!(
+            outcome.is_error && outcome.text.contains("by something else"),
+            "{outcome:?}"
+        );
+    }
+    // As the editor left it, it can be taken back after all.
+    std::fs::write(root.join("run.sh"), "two\n").unwrap();
+    let outcome = tools.edit("undo_edit", "run.sh", json!({})).await;
+    assert!(!outcome.is_error, "{outcome:?}");
+    assert_eq!(tools.content("run.sh"), "one\n");
+}
+
+#[tokio::test]
+async fn large_files_can_be_replaced() {
+    let tools = Tools::new().await;
+    let root = tools.ground.workspace("one").host_path().to_owned();
+    let large = "line\r\n".repeat(900_000);
+    std::fs::write(root.join("large"), &large).unwrap();
+    let outcome = tools
+        .edit("create", "large", json!({"file_text": "a\nb\n"}))
+        .await;
+    assert!(!outcome.is_error, "{outcome:?}");
+    assert_eq!(tools.content("large"), "a\r\nb\r\n");
+    let outcome = tools.edit("undo_edit", "large", json!({})).await;
+    assert!(!outcome.is_error, "{outcome:?}");
+    assert!(tools.content("large") == large, "other bytes");
+    std::fs::write(root.join("huge"), "line\r\n".repeat(3_000_000)).unwrap();
+    let outcome = tools
+        .edit("create", "huge", json!({"file_text": "a\nb\n"}))
+        .await;
+    assert!(outcome.text.contains("too many to be kept"), "{outcome:?}");
+    assert_eq!(tools.content("huge"), "a\r\nb\r\n");
+    let outcome = tools.edit("undo_edit", "huge", json!({})).await;
+    assert!(
+        outcome.is_error && outcome.text.contains("18000000"),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_path_outside_the_workspace_is_refused_with_the_one_to_use() {
+    let tools = Tools::new().await;
+    for path in ["/tmp/repro.py", "/repro.py", "~/repro.py"] {
+        let outcome = tools.edit("create", path, json!({"file_text": "x"})).await;
+        assert!(
+            outcome.is_error
+                && outcome
+                    .text
+                    .contains("Use /workspace/repro.py, or the terminal"),
+            "{outcome:?}"
+        );
+    }
+    let listed = tools.run("terminal", json!({"command": "ls -A"})).await;
+    assert_eq!(listed.text, "");
 }
 
 #[tokio::test]

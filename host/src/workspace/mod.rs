@@ -6,6 +6,7 @@
 
 mod archive;
 mod erase;
+mod names;
 mod path;
 mod quota;
 #[cfg(test)]
@@ -88,6 +89,9 @@ pub enum WorkspaceError {
     /// It is a folder, a pipe, a device.
     #[error("{0} is not a regular file.")]
     NotAFile(String),
+    /// Its permissions keep the host from it.
+    #[error("{0} cannot be opened: its permissions forbid it.")]
+    Forbidden(String),
     /// Anything else.
     #[error("{path}: {cause}")]
     Io {
@@ -133,6 +137,11 @@ impl Workspace {
     #[must_use]
     pub fn host_path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether a path stays inside, for a workspace that is not there yet.
+    pub fn check(text: &str) -> Result<(), WorkspaceError> {
+        WorkspacePath::parse(text, &[MOUNT]).map(drop)
     }
 
     /// Checks a path that a client or a model wrote.
@@ -190,6 +199,10 @@ impl Workspace {
         if path.is_root() {
             return Err(WorkspaceError::NotAFile(path.shown()));
         }
+        // Before a folder is made for what cannot be.
+        if path.is_too_long() {
+            return Err(failed(rustix::io::Errno::NAMETOOLONG.into()));
+        }
         self.make_parents(path)?;
         // A link is written through, if it stays inside; the check is the handle's, not this look.
         let target = self.dir.canonicalize(path.on_disk());
@@ -245,7 +258,7 @@ impl Workspace {
     /// The names in a folder, folders with a slash behind them, sorted; at most `most` of them.
     pub fn list(&self, path: &WorkspacePath, most: usize) -> Result<Vec<String>, WorkspaceError> {
         let failed = |cause| explain(path, cause);
-        let mut names = Vec::new();
+        let mut found = Vec::new();
         for entry in self
             .dir
             .read_dir(path.on_disk())
@@ -254,14 +267,14 @@ impl Workspace {
         {
             let entry = entry.map_err(failed)?;
             let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            names.push(format!(
+            found.push(format!(
                 "{}{}",
-                entry.file_name().to_string_lossy(),
+                names::spell(&entry.file_name()),
                 if folder { "/" } else { "" }
             ));
         }
-        names.sort();
-        Ok(names)
+        found.sort();
+        Ok(found)
     }
 
     /// Removes the folder and all in it, whatever a sandbox did to it. Blocks, where something stays
@@ -305,15 +318,22 @@ impl Workspace {
 }
 
 fn explain(path: &WorkspacePath, cause: io::Error) -> WorkspaceError {
-    // What the resolver says of a path that leads out: an error of its own, or the kernel's EXDEV.
-    let escapes = cause.kind() == ErrorKind::CrossesDevices
-        || (cause.kind() == ErrorKind::PermissionDenied && cause.raw_os_error().is_none());
-    match cause.kind() {
-        _ if escapes => WorkspaceError::Traversal,
-        ErrorKind::NotFound | ErrorKind::NotADirectory => WorkspaceError::NotFound(path.shown()),
-        ErrorKind::IsADirectory => WorkspaceError::NotAFile(path.shown()),
+    let system = cause
+        .raw_os_error()
+        .map(rustix::io::Errno::from_raw_os_error);
+    match (cause.kind(), system) {
+        // What the resolver says of a path that leads out: an error of its own, or the kernel's EXDEV.
+        (ErrorKind::CrossesDevices, _) | (ErrorKind::PermissionDenied, None) => {
+            WorkspaceError::Traversal
+        }
+        (ErrorKind::PermissionDenied, _) => WorkspaceError::Forbidden(path.shown()),
+        (ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename, _)
+        // Links that lead in a circle, and names that no file system has.
+        | (_, Some(rustix::io::Errno::LOOP | rustix::io::Errno::NAMETOOLONG))
+        | (ErrorKind::InvalidInput, _) => WorkspaceError::NotFound(path.shown()),
+        (ErrorKind::IsADirectory, _)
         // A socket, or a device without a driver.
-        _ if cause.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+        | (_, Some(rustix::io::Errno::NXIO | rustix::io::Errno::NODEV)) => {
             WorkspaceError::NotAFile(path.shown())
         }
         _ => WorkspaceError::Io {

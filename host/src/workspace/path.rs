@@ -6,6 +6,11 @@
 use std::path::{Path, PathBuf};
 
 use super::WorkspaceError;
+use super::names::{spell, unspell};
+
+/// `PATH_MAX` and `NAME_MAX`, in bytes.
+const LONGEST_PATH: usize = 4096;
+const LONGEST_NAME: usize = 255;
 
 /// A path inside a workspace: no `..`, no leading slash, checked once and for all.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -13,7 +18,8 @@ pub struct WorkspacePath(PathBuf);
 
 impl WorkspacePath {
     /// Takes what a client or a model wrote: from the workspace's root, with or without the slash,
-    /// with or without one of the places the workspace is known at.
+    /// with or without one of the places the workspace is known at. Names that are not UTF-8 are
+    /// written as [`spell`] has them.
     pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
         if text.contains('\0') {
             return Err(WorkspaceError::Traversal);
@@ -28,7 +34,7 @@ impl WorkspacePath {
                 "" | "." => {}
                 ".." if path.pop() => {}
                 ".." => return Err(WorkspaceError::Traversal),
-                name => path.push(name),
+                name => path.push(unspell(name)),
             }
         }
         Ok(Self(path))
@@ -59,9 +65,21 @@ impl WorkspacePath {
         self.0.as_os_str().is_empty()
     }
 
+    /// Whether it is longer than Linux takes a path, or a name in it.
+    pub(super) fn is_too_long(&self) -> bool {
+        let longest = self.0.iter().map(std::ffi::OsStr::len).max();
+        self.0.as_os_str().len() >= LONGEST_PATH || longest.is_some_and(|most| most > LONGEST_NAME)
+    }
+
+    /// As commands name it that run in the workspace's folder.
+    #[must_use]
+    pub fn relative(&self) -> String {
+        spell(self.on_disk().as_os_str())
+    }
+
     /// As clients see it: from the root, with a slash.
     #[must_use]
     pub fn shown(&self) -> String {
-        format!("/{}", self.0.to_string_lossy())
+        format!("/{}", spell(self.0.as_os_str()))
     }
 }

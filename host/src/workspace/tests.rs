@@ -244,6 +244,88 @@ fn pipes_sockets_and_folders_are_not_files_and_do_not_hang() {
 }
 
 #[test]
+fn a_name_that_is_not_utf8_is_read_as_it_is_listed() {
+    use std::os::unix::ffi::OsStrExt;
+    let (_base, workspace) = workspace();
+    let root = workspace.host_path();
+    // The last is the spelling of the first, as a name of its own.
+    let names = [&b"caf\xe9"[..], b"\xff\xfe", "caf\u{fffd}e9".as_bytes()];
+    for name in names {
+        let folder = root.join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(std::ffi::OsStr::from_bytes(name)), name).unwrap();
+    }
+    let mut contents = Vec::new();
+    for folder in workspace.tree().unwrap() {
+        let file = &folder.children.unwrap()[0];
+        contents.push(read(&workspace, &file.path).unwrap());
+        assert_eq!(workspace.path(&file.path).unwrap().shown(), file.path);
+    }
+    contents.sort();
+    let mut expected = names.map(<[u8]>::to_vec);
+    expected.sort();
+    assert_eq!(contents, expected);
+}
+
+#[test]
+fn no_path_is_a_fault_of_the_host() {
+    let (_base, workspace) = workspace();
+    let root = workspace.host_path();
+    symlink("itself", root.join("itself")).unwrap();
+    for number in 0..100 {
+        symlink(
+            format!("chain{}", number + 1),
+            root.join(format!("chain{number}")),
+        )
+        .unwrap();
+    }
+    std::fs::write(root.join("chain100"), "the end").unwrap();
+    symlink("pipe", root.join("to-pipe")).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe"), fifo, 0o666.into(), 0).unwrap();
+    std::fs::write(root.join("file"), "").unwrap();
+    let long = "n".repeat(300);
+    let deep = "d/".repeat(5_000);
+    for path in [
+        "itself",
+        "itself/a",
+        "chain0",
+        "file/a",
+        &long,
+        &deep,
+        &format!("{long}/a"),
+    ] {
+        let error = read(&workspace, path).unwrap_err();
+        assert!(
+            matches!(error, WorkspaceError::NotFound(_)),
+            "{path}: {error:?}"
+        );
+        let path = workspace.path(path).unwrap();
+        assert!(matches!(
+            workspace.is_folder(&path),
+            Err(WorkspaceError::NotFound(_))
+        ));
+        assert!(matches!(
+            workspace.list(&path, 9),
+            Err(WorkspaceError::NotFound(_))
+        ));
+        let written = workspace.write(&path, b"x");
+        assert!(
+            matches!(written, Err(WorkspaceError::NotFound(_))),
+            "{written:?}"
+        );
+    }
+    assert!(!root.join("d").exists(), "folders of a path that cannot be");
+    let error = read(&workspace, "to-pipe").unwrap_err();
+    assert!(matches!(error, WorkspaceError::NotAFile(_)), "{error:?}");
+    assert!(Workspace::check("a/../b").is_ok());
+    assert!(matches!(
+        Workspace::check("/workspace/../x"),
+        Err(WorkspaceError::Traversal)
+    ));
+}
+
+#[test]
 fn a_file_that_is_too_large_is_named_with_its_size() {
     let (_base, workspace) = workspace();
     let file = std::fs::File::create(workspace.host_path().join("huge")).unwrap();
@@ -284,7 +366,7 @@ fn a_tree_is_sorted_and_leaves_out_what_nobody_looks_for() {
             {"name": "a.py", "type": "file", "path": "/src/a.py"},
             {"name": "z.py", "type": "file", "path": "/src/z.py"},
         ]},
-        {"name": "x\u{fffd}", "type": "file", "path": "/x\u{fffd}"},
+        {"name": "x\u{fffd}ff", "type": "file", "path": "/x\u{fffd}ff"},
     ]);
     assert_eq!(tree, expected);
 }

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use cap_std::fs::{Dir, ReadDir};
 use serde::Serialize;
 
+use super::names::spell;
 use super::{Watched, Workspace, WorkspaceError, WorkspacePath, explain};
 
 /// The deepest folder of a tree that is shown.
@@ -117,7 +118,7 @@ fn branch(
         if left.nodes == 0 {
             break;
         }
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = spell(&entry.file_name());
         let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if LEFT_OUT.contains(&name.as_str())
             || name.starts_with(".lucid-")

@@ -224,6 +224,7 @@ pub struct Exported<P>(PhantomData<P>);
 
 impl<P: Provider> wit::Guest for Exported<P> {
     fn describe() -> Descriptor {
+        crate::panics::tell();
         P::describe()
     }
 
@@ -233,6 +234,7 @@ impl<P: Provider> wit::Guest for Exported<P> {
         state: Option<Vec<u8>>,
         answer: Option<HttpResponse>,
     ) -> Result<wit::Next, Error> {
+        crate::panics::tell();
         step::<P>(&settings, &operation, state.as_deref(), answer)
     }
 }

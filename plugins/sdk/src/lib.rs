@@ -42,6 +42,9 @@
 //! [`llm::files`] writes a body with pictures, [`llm::Params`] reads a policy's settings,
 //! [`llm::refusal`] tells errors, [`llm::Sse::json`] reads an event. The crate `lucid-conformance` holds it to what all adapters promise.
 //!
+//! A panic is a fault of the plugin's: its message and its place are written to the host's log, and are
+//! part of what the host says of the call that broke down.
+//!
 //! A git provider's integration implements [`git::Provider`], a chain of requests for each operation, and
 //! ends in `export_git!`; [`testing::Exchange`] plays the provider's server.
 
@@ -49,6 +52,7 @@ pub mod bindings;
 pub mod git;
 pub mod llm;
 mod messages;
+mod panics;
 pub mod policy;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;

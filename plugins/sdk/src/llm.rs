@@ -174,28 +174,34 @@ impl<A: Adapter> wit::Guest for Exported<A> {
     type Decoder = ExportedDecoder<A::Decoder>;
 
     fn describe() -> Descriptor {
+        crate::panics::tell();
         A::describe()
     }
 
     fn models(settings: String) -> Vec<ModelInfo> {
+        crate::panics::tell();
         A::models(&settings)
     }
 
     fn probe(settings: String) -> Option<HttpRequest> {
+        crate::panics::tell();
         A::probe(&settings)
     }
 
     fn encode(settings: String, request: CompletionRequest) -> Result<Encoded, Error> {
+        crate::panics::tell();
         A::encode(&settings, request)
     }
 
     fn classify(status: u16, headers: Vec<Header>, body: Vec<u8>) -> Error {
+        crate::panics::tell();
         A::classify(status, &headers, &body)
     }
 }
 
 impl<D: Decoder> wit::GuestDecoder for ExportedDecoder<D> {
     fn new(model: String) -> Self {
+        crate::panics::tell();
         Self(RefCell::new(Some(D::new(model))))
     }
 

@@ -299,6 +299,7 @@ pub struct Exported<P>(PhantomData<P>);
 
 impl<P: Policy> wit::Guest for Exported<P> {
     fn describe() -> Descriptor {
+        crate::panics::tell();
         P::describe()
     }
 
@@ -307,10 +308,12 @@ impl<P: Policy> wit::Guest for Exported<P> {
         state: Option<Snapshot>,
         inputs: Vec<Input>,
     ) -> Result<Transition, Error> {
+        crate::panics::tell();
         run::<P>(&ctx, state, inputs)
     }
 
     fn migrate(old: Snapshot) -> Result<Snapshot, Error> {
+        crate::panics::tell();
         migrate::<P>(old)
     }
 }

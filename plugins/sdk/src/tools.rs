@@ -286,14 +286,17 @@ pub struct Exported<T>(PhantomData<T>);
 
 impl<T: Tools> wit::Guest for Exported<T> {
     fn describe() -> Descriptor {
+        crate::panics::tell();
         T::describe()
     }
 
     fn definitions(settings: String) -> Result<Vec<ToolDefinition>, Error> {
+        crate::panics::tell();
         T::definitions(&settings_of::<T>(&settings)?)
     }
 
     fn step(settings: String, call: ToolCall, progress: Option<Progress>) -> Result<Turn, Error> {
+        crate::panics::tell();
         run::<T>(&settings, &call, progress)
     }
 }

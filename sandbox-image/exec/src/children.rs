@@ -5,11 +5,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, WaitIdOptions, WaitOptions, WaitStatus};
 
 use crate::command::Note;
@@ -44,12 +46,24 @@ impl Children {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a process whose end is told to `notes`.
-    pub(crate) fn spawn(&self, command: &mut Command, notes: &Sender<Note>) -> io::Result<Pid> {
+    /// Starts a process whose end is told to `notes`. It alone has `open` open, under the same number.
+    pub(crate) fn spawn(
+        &self,
+        command: &mut Command,
+        open: Option<&OwnedFd>,
+        notes: &Sender<Note>,
+    ) -> io::Result<Pid> {
         // The lock is held over the start: std waits for a child whose exec failed, and the reaper
         // must neither take that child away nor reap a good one before it is in the table.
         let mut table = self.table();
-        let child = command.spawn()?;
+        if let Some(open) = open {
+            fcntl_setfd(open, FdFlags::empty())?;
+        }
+        let child = command.spawn();
+        if let Some(open) = open {
+            fcntl_setfd(open, FdFlags::CLOEXEC)?;
+        }
+        let child = child?;
         let pid = Pid::from_child(&child);
         table
             .waiting

@@ -4,8 +4,9 @@
 //! pipe; a time-out or a kill ends the whole group; exactly one `Exit`, `Failed` or `Full` is sent, and
 //! after `Full` nothing was run: the threads that a command needs are there before it is.
 
+use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use lucid_exec::output::Capped;
 use lucid_exec::protocol::{Exit, Frame, Kind, Start};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::children::outcome;
@@ -88,9 +90,11 @@ fn try_run(
     {
         return Err(format!("The folder {cwd} does not exist in the sandbox.").into());
     }
+    let script = start.script.as_deref().map(script).transpose()?;
     let mut command = Command::new(program);
     command
         .args(arguments)
+        .args(script.iter().flat_map(read_script))
         .envs(&start.env)
         .process_group(0)
         .stdin(Stdio::null());
@@ -144,7 +148,7 @@ fn try_run(
     let begun = Instant::now();
     let pid = server
         .children()
-        .spawn(&mut command, notes)
+        .spawn(&mut command, script.as_ref(), notes)
         .map_err(|error| refusal(program, &error))?;
     // The command holds the writing ends: ours must go, or the pipe would never end.
     drop(command);
@@ -153,6 +157,28 @@ fn try_run(
         .timeout_ms
         .and_then(|timeout| begun.checked_add(Duration::from_millis(timeout)));
     Ok(attend(pid, pumps, deadline, inbox))
+}
+
+/// A file without a name that holds a command line.
+fn script(text: &str) -> Result<OwnedFd, Refusal> {
+    let failed = |error: io::Error| format!("The command could not be kept: {error}.");
+    let name = "command";
+    // Kernels before 6.3 know no file that cannot be run, and some later ones take no other.
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| memfd_create(name, MemfdFlags::CLOEXEC))
+        .map_err(|error| failed(error.into()))?;
+    let mut file = File::from(file);
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    Ok(file.into())
+}
+
+/// What makes a shell run a command line as it would run its argument.
+fn read_script(file: &OwnedFd) -> [String; 2] {
+    let number = file.as_raw_fd();
+    [
+        "-c".to_owned(),
+        format!(r#"eval "$(cat /proc/self/fd/{number})""#),
+    ]
 }
 
 /// What a command writes, and how much of it is kept.
@@ -359,6 +385,9 @@ fn refusal(program: &str, error: &io::Error) -> Refusal {
         io::ErrorKind::PermissionDenied => {
             format!("{program} cannot be run in the sandbox: permission denied.")
         }
+        io::ErrorKind::ArgumentListTooLong => format!(
+            "{program} cannot be run: Linux takes arguments and variables of at most 128 KiB each, and 2 MiB in all. Give it more through standard input or a file."
+        ),
         io::ErrorKind::WouldBlock => {
             return Refusal {
                 kind: Kind::Full,

@@ -11,9 +11,11 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a frame changes its meaning. Both ends must name the same one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The most a frame may carry.
 pub const MAX_PAYLOAD: usize = 1 << 20;
+/// The most a command may take, its input included: as many frames as that needs.
+pub const MAX_COMMAND: usize = 16 << 20;
 /// The size of what precedes a payload.
 pub const HEADER: usize = 9;
 
@@ -42,6 +44,8 @@ pub enum Kind {
     Input = 9,
     /// Host: a command that stays open may write so many bytes more: a big-endian `u32`.
     More = 10,
+    /// Host: a part of a command that is too long for one frame. The last part is the `Start`.
+    Part = 11,
     /// Git helper: the repository I want. JSON [`GitOpen`]. Answered with the advertisement.
     GitOpen = 16,
     /// Git helper: a part of a request.
@@ -69,6 +73,7 @@ impl Kind {
             Self::Full,
             Self::Input,
             Self::More,
+            Self::Part,
             Self::GitOpen,
             Self::GitBody,
             Self::GitPost,
@@ -164,6 +169,27 @@ impl Frame {
         Ok(Self { kind, id, payload })
     }
 
+    /// The bytes on the wire that start a command.
+    pub fn of_command(id: u32, start: &Start) -> io::Result<Vec<u8>> {
+        let json = serde_json::to_vec(start)?;
+        if json.len() > MAX_COMMAND {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                BadFrame::TooLong(json.len()),
+            ));
+        }
+        let last = json.len().saturating_sub(1) / MAX_PAYLOAD;
+        let parts = json.chunks(MAX_PAYLOAD).enumerate().map(|(number, part)| {
+            let kind = if number == last {
+                Kind::Start
+            } else {
+                Kind::Part
+            };
+            Self::new(kind, id, part).encode()
+        });
+        Ok(parts.collect::<Vec<_>>().concat())
+    }
+
     /// As many frames as the bytes need.
     pub fn split(kind: Kind, id: u32, bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         bytes
@@ -225,6 +251,9 @@ pub struct Hello {
 pub struct Start {
     /// The program and its arguments.
     pub argv: Vec<String>,
+    /// The command line of the shell in `argv`, where that is longer than an argument may be.
+    #[serde(default)]
+    pub script: Option<String>,
     /// Where it runs; the server's own folder where absent.
     #[serde(default)]
     pub cwd: Option<String>,
@@ -368,6 +397,33 @@ mod tests {
         bytes[..4].copy_from_slice(&u32::MAX.to_be_bytes());
         let error = Frame::read_from(bytes.as_slice()).unwrap_err();
         assert!(error.to_string().contains("longer than"), "{error}");
+    }
+
+    #[test]
+    fn a_long_command_is_as_many_frames_as_it_needs_and_one_that_is_too_long_is_none() {
+        let start = |length: usize| Start {
+            script: Some("x".repeat(length)),
+            ..Start::default()
+        };
+        for (length, parts) in [(0, 0), (MAX_PAYLOAD, 1), (3 * MAX_PAYLOAD, 3)] {
+            let bytes = Frame::of_command(7, &start(length)).unwrap();
+            let mut rest = bytes.as_slice();
+            let mut json = Vec::new();
+            for number in 0..=parts {
+                let frame = Frame::read_from(&mut rest).unwrap().unwrap();
+                let kind = if number == parts {
+                    Kind::Start
+                } else {
+                    Kind::Part
+                };
+                assert_eq!((frame.kind, frame.id), (kind, 7));
+                json.extend(frame.payload);
+            }
+            assert!(rest.is_empty());
+            let read: Start = serde_json::from_slice(&json).unwrap();
+            assert_eq!(read.script.unwrap().len(), length);
+        }
+        assert!(Frame::of_command(7, &start(MAX_COMMAND)).is_err());
     }
 
     #[test]

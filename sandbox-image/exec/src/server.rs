@@ -13,8 +13,10 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use lucid_exec::protocol::{Frame, Hello, Kind, Serve, Start, VERSION};
-use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
+use lucid_exec::protocol::{Frame, Hello, Kind, MAX_COMMAND, Serve, Start, VERSION};
+use rustix::process::{
+    DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior, setsid,
+};
 
 use crate::children::{self, Children};
 use crate::command::{self, Note};
@@ -36,6 +38,9 @@ pub(crate) struct Common {
 
 /// Takes from this process what it must not have, and starts reaping.
 pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
+    // Commands must not read, write or be stopped from the terminal that the host was started at.
+    // Refused where this process leads a session already, which then has none.
+    let _ = setsid();
     // Nothing that runs below may look into this process or take its socket.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
@@ -190,13 +195,19 @@ impl Server {
             &Frame::json(Kind::Hello, 0, &Hello { version: VERSION })
                 .map_err(|error| error.to_string())?,
         );
+        let mut parts = Parts::default();
         loop {
             match Frame::read_from(&mut host) {
                 Ok(Some(Frame {
                     kind: Kind::Start,
                     id,
                     payload,
-                })) => self.start(id, &payload),
+                })) => self.start(id, &parts.whole(id, payload)?),
+                Ok(Some(Frame {
+                    kind: Kind::Part,
+                    id,
+                    payload,
+                })) => parts.add(id, payload)?,
                 Ok(Some(Frame {
                     kind: Kind::Kill,
                     id,
@@ -233,6 +244,36 @@ impl Server {
         let _running = self
             .none_runs
             .wait_timeout_while(running, END, |running| !running.is_empty());
+    }
+}
+
+/// What has come so far of a command that is more than one frame.
+#[derive(Default)]
+struct Parts {
+    id: Option<u32>,
+    bytes: Vec<u8>,
+}
+
+impl Parts {
+    fn add(&mut self, id: u32, payload: Vec<u8>) -> Result<(), String> {
+        if self.id.is_some_and(|first| first != id) {
+            return Err("the host sent two commands in each other".to_owned());
+        }
+        if self.bytes.len() + payload.len() > MAX_COMMAND {
+            return Err(format!(
+                "the host sent a command of more than {MAX_COMMAND} bytes"
+            ));
+        }
+        self.id = Some(id);
+        self.bytes.extend(payload);
+        Ok(())
+    }
+
+    /// The command whose last part this is.
+    fn whole(&mut self, id: u32, payload: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.add(id, payload)?;
+        self.id = None;
+        Ok(std::mem::take(&mut self.bytes))
     }
 }
 

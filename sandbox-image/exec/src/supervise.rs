@@ -9,13 +9,15 @@ use std::process::{Command, Stdio};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, set_child_subreaper,
-    set_dumpable_behavior, waitpid,
+    set_dumpable_behavior, setsid, waitpid,
 };
 
 use crate::children;
 
 /// Runs the server as a child until it or the host is gone.
 pub(crate) fn run(json: &str) -> Result<(), String> {
+    // The host's terminal is nothing to it: the host says when it ends.
+    let _ = setsid();
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     let itself = std::env::current_exe()

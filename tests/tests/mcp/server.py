@@ -7,7 +7,7 @@ import json, os, sys, time
 count = 0
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS = ["echo", "count", "write", "env", "ask", "picture", "fail", "crash", "hang", "flood",
-         "endless", "junk", "big", "key", "secret", "dotted.name"]
+         "endless", "junk", "big", "key", "secret", "dotted.name", "half"]
 
 
 def text(value, **more):
@@ -33,6 +33,9 @@ def call(name, arguments, headers):
         return text("it did not work", isError=True)
     if name == "key":
         return text("the key is " + str(headers.get("Authorization")))
+    if name == "half":
+        # Of a surrogate pair, as JSON has it that was cut between the two.
+        return text("half \ud83d and \ud83d\ude00")
     if name == "big":
         return text("x" * 1000000)
     if name == "secret":

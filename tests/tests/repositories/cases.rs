@@ -63,7 +63,7 @@ pub(crate) fn python_median() -> Case {
         ],
         changed: &["stats/center.py"],
         told: &[
-            "occurs 3 times in /stats/center.py, at the lines",
+            "occurs 3 times in stats/center.py, at the lines",
             "differs only in spaces",
             "Not committed: stats/center.py",
         ],

@@ -18,7 +18,9 @@ use crate::plugins::tools_types::{Command, Output, Program};
 use crate::plugins::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use crate::sandbox::{ExecRequest, SandboxError};
 use crate::session::{DeltaKind, EventDraft, Place, Showing};
+use crate::surrogates;
 use crate::tools::middle_left_out;
+use crate::unicode::Pieces;
 
 /// How many of the first and of the last bytes of a command's output it is handed.
 const KEPT_OUTPUT: usize = 64 << 10;
@@ -61,8 +63,12 @@ impl Hands for HandsOf {
             })
             .await?;
             let deltas = self.showing.deltas.clone();
+            let mut pieces = Pieces::default();
             let output = move |bytes: &[u8]| {
-                deltas(DeltaKind::Terminal, &String::from_utf8_lossy(bytes));
+                let text = pieces.push(bytes);
+                if !text.is_empty() {
+                    deltas(DeltaKind::Terminal, &text);
+                }
             };
             let request = request_of(command, &place.root(), most);
             let ran = place.exec(request, Box::new(output)).await;
@@ -117,10 +123,23 @@ impl Hands for HandsOf {
             };
             self.show(EventDraft::text("CmdOutputObservation", said))
                 .await?;
-            Ok(answered?)
+            Ok(readable(answered?))
         }
         .boxed()
     }
+}
+
+/// An answer whose JSON can be read in every language: some servers write half a surrogate pair.
+fn readable(answer: HttpResponse) -> HttpResponse {
+    let is_json = answer.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("content-type")
+            && header.value.to_ascii_lowercase().contains("json")
+    });
+    if !is_json {
+        return answer;
+    }
+    let body = surrogates::replace_in_bytes(&answer.body).into_owned();
+    HttpResponse { body, ..answer }
 }
 
 fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
@@ -209,6 +228,7 @@ mod tests {
 
     use super::*;
     use crate::egress::Injection;
+    use crate::plugins::types::Header;
 
     #[test]
     fn a_request_is_shown_as_it_is_sent_and_a_long_body_is_cut() {
@@ -228,6 +248,25 @@ mod tests {
         request.body = vec![b'x'; 1 << 20];
         let shown = shown_request(&endpoint, &request);
         assert!(shown.len() < 3_000, "{} bytes", shown.len());
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_in_a_servers_json_is_replaced_and_other_bodies_stay() {
+        let answer = |kind: &str| HttpResponse {
+            status: 200,
+            headers: vec![Header {
+                name: "Content-Type".into(),
+                value: kind.into(),
+            }],
+            body: br#"{"a":"\ud83d"}"#.to_vec(),
+        };
+        for kind in [
+            "application/json",
+            "application/problem+JSON; charset=utf-8",
+        ] {
+            assert_eq!(readable(answer(kind)).body, br#"{"a":"\ufffd"}"#);
+        }
+        assert_eq!(readable(answer("text/plain")), answer("text/plain"));
     }
 
     fn command(program: Program) -> Command {
