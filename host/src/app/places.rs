@@ -182,6 +182,7 @@ impl Ground {
             workspace,
             files: Arc::new(files),
             root,
+            clone_said: std::sync::OnceLock::new(),
             notices,
             noticed: Mutex::new(noticed),
             opened: Mutex::new(Some(opened)),

@@ -3,8 +3,8 @@
 //! What always holds: a box that died is replaced by the next tool; one that was closed stays closed; a
 //! tool that fails is a result, and only the host's own failures are errors.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -65,6 +65,8 @@ pub(super) struct Room {
     pub(super) files: Arc<Files>,
     /// The workspace, as commands see it.
     pub(super) root: String,
+    /// What a model has to know of the clone that was put into the workspace.
+    pub(super) clone_said: OnceLock<String>,
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// None once it was closed.
@@ -241,9 +243,11 @@ impl Place for Shared {
                 user_name: room.spec.git_user_name.as_deref(),
                 user_email: room.spec.git_user_email.as_deref(),
             };
-            git_gateway::clone_into(tools.sandbox(), wanted, &room.ground.git)
-                .await
-                .map_err(|error| error.to_string())
+            let rules = &room.ground.git;
+            let cloned = git_gateway::clone_into(tools.sandbox(), wanted, rules).await;
+            let cloned = cloned.map_err(|error| error.to_string())?;
+            let _ = room.clone_said.set(cloned.describe(rules));
+            Ok(())
         }
         .boxed()
     }
@@ -268,7 +272,14 @@ impl Place for Shared {
             description: tool.description.to_owned(),
             input_schema: tool.input_schema.to_string(),
         };
-        tools::definitions().into_iter().map(definition).collect()
+        let mut all: Vec<_> = tools::definitions().into_iter().map(definition).collect();
+        // Git is called in the terminal, whatever the policy, so that is where it is told of.
+        if let Some(said) = self.0.clone_said.get()
+            && let Some(terminal) = all.iter_mut().find(|tool| tool.name == "terminal")
+        {
+            terminal.description = format!("{}\n\n{said}", terminal.description);
+        }
+        all
     }
 
     fn run(

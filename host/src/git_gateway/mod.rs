@@ -18,6 +18,9 @@ mod push_tests;
 mod remote;
 #[cfg(test)]
 mod tests;
+mod tracking;
+#[cfg(test)]
+mod tracking_tests;
 mod url;
 
 use std::fmt;
@@ -38,6 +41,7 @@ pub use self::clone::{Checkout, CloneError, clone_into};
 use self::helper::serve;
 pub use self::remote::Login;
 use self::remote::{Pushed, Remote};
+pub use self::tracking::Cloned;
 pub use self::url::{reach, repository_url};
 use crate::workspace::box_user;
 
