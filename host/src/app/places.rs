@@ -195,7 +195,7 @@ impl Ground {
 
 impl Places for Ground {
     fn refusal(&self) -> Option<String> {
-        self.sandboxes.refusal().map(str::to_owned)
+        self.sandboxes.refusal()
     }
 
     fn describe(&self, call: &ToolCall) -> EventDraft {

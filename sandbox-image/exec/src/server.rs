@@ -21,6 +21,7 @@ use crate::command::{self, Note};
 use crate::confine;
 use crate::live::Live;
 use crate::pressure::Pressure;
+use crate::root;
 
 /// The most commands at a time.
 const MAX_COMMANDS: usize = 64;
@@ -36,6 +37,10 @@ pub(crate) struct Common {
 
 /// Takes from this process what it must not have, and starts reaping.
 pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
+    // Before anything else: a process that cannot be dumped may not say who its users are.
+    if let Some(root) = serve.confine.as_ref().and_then(|it| it.root.as_ref()) {
+        root::enter(root).map_err(|error| error.to_string())?;
+    }
     // Nothing that runs below may look into this process or take its socket.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
