@@ -301,7 +301,11 @@ async fn an_engine_that_comes_late_is_used_for_new_sessions_and_one_that_goes_is
     let notice = uses("bubblewrap").await.expect("no engine answers yet");
     assert!(notice.as_str().unwrap().contains("bubblewrap"), "{notice}");
     host.says("SANDBOX_BACKEND=auto uses bubblewrap").await;
-    let (mut first, _) = played(&host, "alice", "Before").await;
+    let (mut first, before) = played(&host, "alice", "Before").await;
+    let kind_of = async |session: &str| {
+        let path = format!("/api/v1/sessions/{session}");
+        host.get("alice", &path).await.ok()["sandbox"].clone()
+    };
 
     std::os::unix::fs::symlink(real, &socket).unwrap();
     let notice = eventually("the engine to be used", async || uses("docker").await).await;
@@ -311,10 +315,12 @@ async fn an_engine_that_comes_late_is_used_for_new_sessions_and_one_that_goes_is
     let found = engine.until_named(&containers.prefix, 1).await;
     let name = found[0].inspect().await.unwrap()["Name"].clone();
     assert_eq!(name, format!("/{}{session}", containers.prefix));
+    assert_eq!(kind_of(&session).await, "docker");
     // One that runs keeps what it has.
     first.say("Again").await;
     first.completed().await;
     engine.until_named(&containers.prefix, 1).await;
+    assert_eq!(kind_of(&before).await, "bubblewrap");
 
     std::fs::remove_file(&socket).unwrap();
     eventually("the engine to be missed", async || uses("bubblewrap").await).await;

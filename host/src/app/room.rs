@@ -4,7 +4,7 @@
 //! tool that fails is a result, and only the host's own failures are errors.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -16,7 +16,7 @@ use super::instructions;
 use super::places::{Ground, blocking};
 use crate::git_gateway::{self, Gateway};
 use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
-use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Process, Sandbox, SandboxError};
+use crate::sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
 use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
 use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
 use crate::workspace::{Quota, Workspace};
@@ -67,6 +67,8 @@ pub(super) struct Room {
     pub(super) root: String,
     /// What a model has to know of the clone that was put into the workspace.
     pub(super) clone_said: OnceLock<String>,
+    /// The kind of the box that is over it now; none once it was closed.
+    pub(super) kind: std::sync::Mutex<Option<Kind>>,
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// None once it was closed.
@@ -95,6 +97,20 @@ impl Room {
         }
     }
 
+    /// Whether it is this session's and open.
+    pub(super) fn is_of(&self, session: &str) -> bool {
+        self.spec.session == session && self.kind().is_some()
+    }
+
+    /// What keeps commands in.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_kind(&self, kind: Option<Kind>) {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+    }
+
     /// The tools, in a new box where the old one died.
     async fn tools(&self) -> Result<ToolBox, String> {
         let mut opened = self.opened.lock().await;
@@ -107,7 +123,9 @@ impl Room {
             let other = self
                 .ground
                 .open_and_watch(&self.spec, workspace, &self.notices);
-            *opened = Some(other.await?);
+            let other = other.await?;
+            self.set_kind(Some(other.tools.sandbox().kind()));
+            *opened = Some(other);
         }
         let tools = opened.as_ref().map(|opened| opened.tools.clone());
         tools.ok_or_else(|| "The sandbox was closed.".to_owned())
@@ -335,6 +353,7 @@ impl Place for Shared {
         let room = self.0.clone();
         async move {
             room.notices.closed.store(true, Ordering::Relaxed);
+            room.set_kind(None);
             if let Some(opened) = room.opened.lock().await.take() {
                 opened.tools.sandbox().close().await;
             }

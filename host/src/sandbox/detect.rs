@@ -346,3 +346,82 @@ impl Shared {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found where these kinds work and no other, after what was found before.
+    fn found(before: &Found, choice: Choice, working: &[Kind]) -> Found {
+        let mut found = before.clone();
+        for kind in choice.kinds() {
+            let works = working.contains(kind);
+            let tried = works.then_some(None).ok_or(format!("no {kind} here."));
+            found.note(*kind, tried);
+        }
+        found.choose(choice).unwrap();
+        found
+    }
+
+    #[test]
+    fn a_better_kind_that_works_later_is_used_and_one_that_is_lost_is_said() {
+        for choice in [Choice::Auto, Choice::AutoForMany, Choice::AutoOrLocal] {
+            let first = found(&Found::default(), choice, &[Kind::Bubblewrap]);
+            assert_eq!(first.kind, Kind::Bubblewrap);
+            assert_eq!(first.lost, None, "nothing was lost");
+            let said = first.shortfall(choice).unwrap();
+            assert!(
+                said.contains("uses bubblewrap") && said.contains("no docker here."),
+                "{said}"
+            );
+
+            let both = [Kind::Docker, Kind::Bubblewrap];
+            let better = found(&first, choice, &both);
+            assert_eq!(
+                (better.kind, better.fallback),
+                (Kind::Docker, Some(Kind::Bubblewrap))
+            );
+            assert_eq!(better.shortfall(choice), None);
+
+            let worse = found(&better, choice, &[Kind::Bubblewrap]);
+            assert_eq!(
+                (worse.kind, worse.refusal.as_ref()),
+                (Kind::Bubblewrap, None)
+            );
+            assert_eq!(worse.lost.as_deref(), Some("no docker here."));
+            assert_eq!(found(&worse, choice, &both).lost, None);
+        }
+    }
+
+    #[test]
+    fn while_the_server_runs_no_kind_that_is_weaker_than_the_first_is_taken_unless_it_keeps_users_apart()
+     {
+        let weak = [Kind::Landlock, Kind::Local];
+        for choice in [Choice::AutoOrLocal, Choice::AutoForMany] {
+            let first = found(&Found::default(), choice, &[Kind::Docker, Kind::Landlock]);
+            assert_eq!((first.kind, first.fallback), (Kind::Docker, None));
+            let lost = found(&first, choice, &weak);
+            assert_eq!(lost.kind, Kind::None, "{choice:?}");
+            assert!(
+                lost.refusal.unwrap().contains("no docker here."),
+                "{choice:?}"
+            );
+        }
+        // What the start took is taken again, and one user has nobody to be kept from.
+        let first = found(&Found::default(), Choice::AutoOrLocal, &weak);
+        let better = found(&first, Choice::AutoOrLocal, &[Kind::Docker, Kind::Landlock]);
+        assert_eq!(
+            found(&better, Choice::AutoOrLocal, &weak).kind,
+            Kind::Landlock
+        );
+        let first = found(&Found::default(), Choice::Auto, &[Kind::Docker]);
+        assert_eq!(found(&first, Choice::Auto, &weak).kind, Kind::Landlock);
+    }
+
+    #[test]
+    fn of_what_a_sandbox_said_the_first_sentence_is_told() {
+        let said = "The sandbox could not be started: it ended at once. It said: lucid-exec: no: EPERM\nlucid-exec: the server ended badly";
+        assert_eq!(reason(said), "no: EPERM");
+        assert_eq!(reason("other"), "other");
+    }
+}
