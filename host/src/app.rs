@@ -44,7 +44,7 @@ use crate::integrations::{Accounts, Cipher};
 use crate::oci::Components;
 use crate::plugins::{Engine, EngineError, EngineOptions, PluginInfo};
 use crate::sandbox::docker::{self, TakenOver, Transport};
-use crate::sandbox::{Choice, Network, SandboxError, Sandboxes, Settings};
+use crate::sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
 use crate::seal::Sealer;
 use crate::session::{Deps, Limits, Paused, Sessions};
 use crate::store::{
@@ -199,7 +199,10 @@ impl App {
         // A single run is refused with this reason itself.
         if let Some(reason) = sandboxes.refusal().filter(|_| keep == Keep::No) {
             tracing::warn!("sessions that need a sandbox are refused: {reason}");
+        } else if let Some(shortfall) = sandboxes.shortfall() {
+            tracing::warn!("{shortfall}");
         }
+        sandboxes.keep_looking();
         for warning in &generations.now().deployed.warnings {
             tracing::warn!("{warning}");
         }
@@ -212,7 +215,6 @@ impl App {
             auth = auth.telling(move |who| outbox.seen(who));
         }
         let about = About {
-            sandbox: sandbox_name(&sandboxes),
             store: store.kind().to_owned(),
             ..About::default()
         };
@@ -377,6 +379,7 @@ impl App {
     /// What the routes work with.
     pub fn api(&self) -> Api {
         let (fixed, sessions) = (self.about.clone(), self.sessions.clone());
+        let sandboxes = self.sandboxes.clone();
         let generations = self.generations.clone();
         let (store, reserve) = (self.store.clone(), self.reserve.clone());
         let about = move || {
@@ -388,6 +391,8 @@ impl App {
             });
             About {
                 degraded: unwritten.or_else(|| reserve.shortage()),
+                sandbox: sandbox_name(&sandboxes),
+                sandbox_notice: sandbox_notice(&sandboxes),
                 active_sessions: sessions.count(),
                 active_sandboxes: sessions.count_with_workspace(),
                 llm_model: model,
@@ -566,11 +571,22 @@ pub(crate) async fn find_sandboxes(
 
 /// What `GET /` calls it.
 fn sandbox_name(sandboxes: &Sandboxes) -> String {
-    match (sandboxes.refusal(), sandboxes.transport()) {
-        (Some(_), _) => "unavailable".to_owned(),
-        (None, Some(Transport::Exec)) => "docker-exec".to_owned(),
-        (None, _) => sandboxes.kind().to_string(),
+    match (sandboxes.kind(), sandboxes.transport()) {
+        _ if sandboxes.refusal().is_some() => "unavailable".to_owned(),
+        (Kind::Docker, Some(Transport::Exec)) => "docker-exec".to_owned(),
+        (kind, _) => kind.to_string(),
     }
+}
+
+/// What `GET /` says of it, which anybody reads: the reasons hold paths and addresses.
+fn sandbox_notice(sandboxes: &Sandboxes) -> Option<String> {
+    let kind = sandboxes.kind();
+    sandboxes.refusal().is_none().then_some(())?;
+    sandboxes.shortfall().map(|_| {
+        format!(
+            "Sandboxes are not as good as they could be: {kind} is used. The server's log and `lucid doctor` say why."
+        )
+    })
 }
 
 fn view(info: PluginInfo) -> PluginView {

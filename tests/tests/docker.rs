@@ -276,3 +276,59 @@ async fn a_host_in_a_container_gives_the_engine_the_outer_path() {
         "{session}: the container had another folder"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_comes_late_is_used_for_new_sessions_and_one_that_goes_is_noticed() {
+    let Some(engine) = docker::engine().await else {
+        return;
+    };
+    let address = std::env::var("DOCKER_HOST");
+    let address = address.unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    let real = address
+        .strip_prefix("unix://")
+        .expect("an engine on a Unix socket");
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("docker.sock");
+    let (host, containers) = Site::new(engine)
+        .await
+        .set("SANDBOX_BACKEND", "auto")
+        .set("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .start();
+    let uses = async |kind: &str| {
+        let about = host.send("GET", "/", &[], None).await.ok();
+        (about["sandbox"] == kind).then(|| about["sandbox_notice"].clone())
+    };
+    let notice = uses("bubblewrap").await.expect("no engine answers yet");
+    assert!(notice.as_str().unwrap().contains("bubblewrap"), "{notice}");
+    host.says("SANDBOX_BACKEND=auto uses bubblewrap").await;
+    let (mut first, before) = played(&host, "alice", "Before").await;
+    let kind_of = async |session: &str| {
+        let path = format!("/api/v1/sessions/{session}");
+        host.get("alice", &path).await.ok()["sandbox"].clone()
+    };
+
+    std::os::unix::fs::symlink(real, &socket).unwrap();
+    let notice = eventually("the engine to be used", async || uses("docker").await).await;
+    assert!(notice.is_null(), "{notice}");
+    host.says("new sessions get another kind of sandbox").await;
+    let (_second, session) = played(&host, "alice", "After").await;
+    let found = engine.until_named(&containers.prefix, 1).await;
+    let name = found[0].inspect().await.unwrap()["Name"].clone();
+    assert_eq!(name, format!("/{}{session}", containers.prefix));
+    assert_eq!(kind_of(&session).await, "docker");
+    // One that runs keeps what it has.
+    first.say("Again").await;
+    first.completed().await;
+    engine.until_named(&containers.prefix, 1).await;
+    assert_eq!(kind_of(&before).await, "bubblewrap");
+
+    std::fs::remove_file(&socket).unwrap();
+    eventually("the engine to be missed", async || uses("bubblewrap").await).await;
+    let mut third = Socket::open(&host, "alice", json!({"task": "Without"})).await;
+    let frames = third.completed().await;
+    let told = frames.iter().any(|frame| {
+        let content = frame["content"].as_str().unwrap_or_default();
+        content.contains("works in a bubblewrap sandbox instead")
+    });
+    assert!(told, "{frames:#?}");
+}

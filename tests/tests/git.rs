@@ -299,6 +299,12 @@ async fn a_session_pushes_to_the_branches_that_the_operator_named_and_to_nothing
 
         let said = outputs(&model);
         let every = setting.is_some();
+        // The model knew before it tried.
+        let prompt = model.completions()[0].messages("system").join("\n");
+        let pushes = format!("these branches only: {}.", setting.unwrap_or("lucid/*"));
+        for told in [pushes.as_str(), "the last 20 commits", "through the host"] {
+            assert!(prompt.contains(told), "no word of {told:?}: {prompt}");
+        }
         for (said, what) in [(&said[0], "main"), (&said[5], "large")] {
             assert_eq!(said.contains(&format!("{what} 0")), every, "{said}");
             let sentence = "a session may push here only to branches named lucid/*";

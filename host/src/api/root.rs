@@ -21,6 +21,8 @@ pub struct About {
     /// What commands run in, such as `docker` (`docker-exec` where they go through `docker exec`) or
     /// `bubblewrap`; `none` where none are run, `unavailable` where sessions get none.
     pub sandbox: String,
+    /// That it is not what the deployment would prefer; nothing where it is.
+    pub sandbox_notice: Option<String>,
     /// How many sandboxes there are now.
     pub active_sandboxes: usize,
     /// How many sessions are alive now.
@@ -70,6 +72,9 @@ pub(super) struct ServiceView {
     /// What commands run in.
     #[schema(example = "bubblewrap")]
     sandbox: String,
+    /// That commands run in a weaker kind of sandbox than the deployment would prefer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox_notice: Option<String>,
     #[schema(example = "sqlite")]
     store: String,
     plugins: Vec<PluginView>,
@@ -93,6 +98,7 @@ impl From<About> for ServiceView {
             openhands_available: about.real_agent,
             default_policy: about.default_policy,
             sandbox: about.sandbox,
+            sandbox_notice: about.sandbox_notice,
             store: about.store,
             plugins: about.plugins,
         }

@@ -171,6 +171,9 @@ pub(super) struct DetailsView {
     policy: String,
     model_provider: String,
     model: String,
+    /// What keeps its commands in now; none while it has no sandbox.
+    #[schema(example = "bubblewrap")]
+    sandbox: Option<String>,
     usage: UsageView,
     /// How many tokens it may use, where there is a limit.
     token_limit: Option<u64>,
@@ -194,6 +197,7 @@ impl From<Details> for DetailsView {
             policy: details.policy,
             model_provider: details.provider,
             model: details.model,
+            sandbox: details.sandbox,
             usage: UsageView::from(&details.totals),
             token_limit: details.token_limit,
             cost_limit: details.cost_limit.map(dollars),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::places::blocking;
 use super::room::Room;
+use crate::sandbox::Kind;
 use crate::workspace::Excess;
 
 /// How often the disk is looked at.
@@ -30,6 +31,12 @@ impl Open {
         let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         rooms.retain(|room| room.strong_count() > 0);
         rooms.push(Arc::downgrade(room));
+    }
+
+    /// The kind of sandbox that a session has now.
+    pub(super) fn kind_of(&self, session: &str) -> Option<Kind> {
+        let room = self.all().into_iter().find(|room| room.is_of(session))?;
+        room.kind()
     }
 
     /// All of them.

@@ -179,6 +179,7 @@ impl Ground {
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
+        let kind = opened.tools.sandbox().kind();
         let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
         let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
@@ -188,6 +189,8 @@ impl Ground {
             workspace,
             files: Arc::new(files),
             root,
+            clone_said: std::sync::OnceLock::new(),
+            kind: std::sync::Mutex::new(Some(kind)),
             notices,
             noticed: Mutex::new(noticed),
             opened: Mutex::new(Some(opened)),
@@ -200,7 +203,7 @@ impl Ground {
 
 impl Places for Ground {
     fn refusal(&self) -> Option<String> {
-        self.sandboxes.refusal().map(str::to_owned)
+        self.sandboxes.refusal()
     }
 
     fn describe(&self, call: &ToolCall) -> EventDraft {
@@ -224,6 +227,10 @@ impl Places for Ground {
 
     fn lives(&self, spec: &PlaceSpec) -> bool {
         self.sandboxes.holds(&spec.session)
+    }
+
+    fn sandbox_of(&self, session: &str) -> Option<String> {
+        self.rooms.kind_of(session).map(|kind| kind.to_string())
     }
 
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {

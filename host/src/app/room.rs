@@ -3,8 +3,8 @@
 //! What always holds: a box that died is replaced by the next tool; one that was closed stays closed; a
 //! tool that fails is a result, and only the host's own failures are errors.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -16,7 +16,7 @@ use super::instructions;
 use super::places::{Ground, blocking};
 use crate::git_gateway::{self, Gateway};
 use crate::plugins::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
-use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Process, Sandbox, SandboxError};
+use crate::sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
 use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
 use crate::tools::{self, ToolBox, ToolOutcome, describe_call};
 use crate::unicode::Pieces;
@@ -66,6 +66,10 @@ pub(super) struct Room {
     pub(super) files: Arc<Files>,
     /// The workspace, as commands see it.
     pub(super) root: String,
+    /// What a model has to know of the clone that was put into the workspace.
+    pub(super) clone_said: OnceLock<String>,
+    /// The kind of the box that is over it now; none once it was closed.
+    pub(super) kind: std::sync::Mutex<Option<Kind>>,
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// None once it was closed.
@@ -94,6 +98,20 @@ impl Room {
         }
     }
 
+    /// Whether it is this session's and open.
+    pub(super) fn is_of(&self, session: &str) -> bool {
+        self.spec.session == session && self.kind().is_some()
+    }
+
+    /// What keeps commands in.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_kind(&self, kind: Option<Kind>) {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+    }
+
     /// The tools, in a new box where the old one died.
     async fn tools(&self) -> Result<ToolBox, String> {
         let mut opened = self.opened.lock().await;
@@ -106,7 +124,9 @@ impl Room {
             let other = self
                 .ground
                 .open_and_watch(&self.spec, workspace, &self.notices);
-            *opened = Some(other.await?);
+            let other = other.await?;
+            self.set_kind(Some(other.tools.sandbox().kind()));
+            *opened = Some(other);
         }
         let tools = opened.as_ref().map(|opened| opened.tools.clone());
         tools.ok_or_else(|| "The sandbox was closed.".to_owned())
@@ -248,9 +268,11 @@ impl Place for Shared {
                 user_name: room.spec.git_user_name.as_deref(),
                 user_email: room.spec.git_user_email.as_deref(),
             };
-            git_gateway::clone_into(tools.sandbox(), wanted, &room.ground.git)
-                .await
-                .map_err(|error| error.to_string())
+            let rules = &room.ground.git;
+            let cloned = git_gateway::clone_into(tools.sandbox(), wanted, rules).await;
+            let cloned = cloned.map_err(|error| error.to_string())?;
+            let _ = room.clone_said.set(cloned.describe(rules));
+            Ok(())
         }
         .boxed()
     }
@@ -275,7 +297,14 @@ impl Place for Shared {
             description: tool.description.to_owned(),
             input_schema: tool.input_schema.to_string(),
         };
-        tools::definitions().into_iter().map(definition).collect()
+        let mut all: Vec<_> = tools::definitions().into_iter().map(definition).collect();
+        // Git is called in the terminal, whatever the policy, so that is where it is told of.
+        if let Some(said) = self.0.clone_said.get()
+            && let Some(terminal) = all.iter_mut().find(|tool| tool.name == "terminal")
+        {
+            terminal.description = format!("{}\n\n{said}", terminal.description);
+        }
+        all
     }
 
     fn run(
@@ -331,6 +360,7 @@ impl Place for Shared {
         let room = self.0.clone();
         async move {
             room.notices.closed.store(true, Ordering::Relaxed);
+            room.set_kind(None);
             if let Some(opened) = room.opened.lock().await.take() {
                 opened.tools.sandbox().close().await;
             }

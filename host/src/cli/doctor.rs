@@ -194,7 +194,8 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
         }
     };
     let refused = found.refusal().is_some();
-    for finding in found.findings() {
+    let findings = found.findings();
+    for finding in &findings {
         match (&finding.problem, refused) {
             (None, _) if finding.kind == found.kind() => {
                 report.line(Mark::Good, &format!("{} works, and is used", finding.kind));
@@ -212,17 +213,15 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
             ),
         }
     }
+    if !refused && let Some(shortfall) = found.shortfall() {
+        report.line(Mark::Note, &shortfall);
+    }
     if config.sandbox_backend == SandboxBackend::None {
         report.line(
             Mark::Note,
             "SANDBOX_BACKEND is none: no commands are run, and the mock only shows its script.",
         );
-    } else if refused
-        && found
-            .findings()
-            .iter()
-            .any(|finding| finding.problem.is_none())
-    {
+    } else if refused && findings.iter().any(|finding| finding.problem.is_none()) {
         // What works is not taken by itself; the refusal says why, and how to take it.
         let reason = found.refusal().unwrap_or_default();
         report.line(

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::helper::size;
+use super::tracking::{self, Cloned};
 use super::{GatewayError, Rules, repository_url};
 use crate::plural;
 use crate::sandbox::{ExecRequest, ExecResult, Sandbox, SandboxError};
@@ -93,7 +94,7 @@ pub async fn clone_into(
     sandbox: &Sandbox,
     wanted: Checkout<'_>,
     rules: &Rules,
-) -> Result<(), CloneError> {
+) -> Result<Cloned, CloneError> {
     let url = repository_url(wanted.repository)?;
     let branch = wanted.branch.map(branch_name).transpose()?;
     let git = Git {
@@ -142,14 +143,25 @@ pub async fn clone_into(
         .await?;
     if commit.exit_code != 0 {
         // Empty: the first commit is the session's.
-        return Ok(());
+        return Ok(Cloned {
+            empty: true,
+            all_branches: false,
+        });
     }
     git.count(rules.largest).await?;
     git.must(&["reset", "--quiet", "--hard"]).await?;
     if rules.allow_owner {
         git.submodules(rules.depth).await?;
     }
-    Ok(())
+    // Without a depth git brings all by itself.
+    let all_branches = match &depth {
+        Some(depth) => git.all_branches(depth).await?,
+        None => true,
+    };
+    Ok(Cloned {
+        empty: false,
+        all_branches,
+    })
 }
 
 /// Git in a box, all of it within one time.
@@ -214,6 +226,24 @@ impl Git<'_> {
             return Err(CloneError::Failed(sentence(&counted.output)));
         }
         Ok(())
+    }
+
+    /// Brings the other branches and the tags, and says whether it could.
+    async fn all_branches(&self, depth: &str) -> Result<bool, CloneError> {
+        let argv = ["sh", "-c", tracking::FETCH, "sh"]
+            .into_iter()
+            .chain(SETTINGS);
+        let left = self.end.saturating_duration_since(Instant::now());
+        let request = ExecRequest::argv(argv)
+            .env("DEPTH", depth)
+            .env("BLOCKS", tracking::BLOCKS.to_string())
+            .timeout(left.min(tracking::LONGEST))
+            .keep(2000, 2000);
+        let result = self.sandbox.exec(request, |_| {}).await?;
+        if result.exit_code != 0 || result.timed_out {
+            tracing::warn!(why = %sentence(&result.output), "a session's clone has one branch only");
+        }
+        Ok(result.exit_code == 0 && !result.timed_out)
     }
 
     /// Brings the submodules that the session may have. One that it may not have stays empty: whoever

@@ -19,6 +19,9 @@ mod push_tests;
 mod remote;
 #[cfg(test)]
 mod tests;
+mod tracking;
+#[cfg(test)]
+mod tracking_tests;
 mod url;
 
 use std::fmt;
@@ -40,6 +43,7 @@ use self::helper::serve;
 pub use self::pasted::pasted_repository;
 pub use self::remote::Login;
 use self::remote::{Pushed, Remote};
+pub use self::tracking::Cloned;
 pub use self::url::{reach, repository_url};
 use crate::workspace::box_user;
 

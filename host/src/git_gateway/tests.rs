@@ -21,7 +21,7 @@ use crate::sandbox::tests::Ground;
 use crate::sandbox::{Choice, ExecRequest, Sandbox, read_frame};
 
 const TOKEN: &str = "ghp_very-secret-token";
-const RULES: Rules = Rules {
+pub(super) const RULES: Rules = Rules {
     allow_private: true,
     allow_owner: false,
     branches: Branches::Any,
@@ -31,7 +31,7 @@ const RULES: Rules = Rules {
 };
 
 /// A repository of 30 commits on `main`, with a branch `other` five before the last.
-fn history() -> TempDir {
+pub(super) fn history() -> TempDir {
     let source = repository(&[("file", "0\n")]);
     for number in 1..30 {
         std::fs::write(source.path().join("file"), format!("{number}\n")).unwrap();
@@ -43,15 +43,20 @@ fn history() -> TempDir {
 }
 
 /// A session: its box and its gateway.
-struct Session {
+pub(super) struct Session {
     sandbox: Sandbox,
     _gateway: Gateway,
     rules: Rules,
-    url: String,
+    pub(super) url: String,
 }
 
 impl Session {
-    async fn open(ground: &Ground, url: &str, token: Option<&str>, rules: Rules) -> Self {
+    pub(super) async fn open(
+        ground: &Ground,
+        url: &str,
+        token: Option<&str>,
+        rules: Rules,
+    ) -> Self {
         let name = uuid::Uuid::new_v4().to_string();
         let reach = reach(url, rules.allow_owner).unwrap();
         let sandbox = ground.start(&name, Some(&reach)).await;
@@ -79,6 +84,12 @@ impl Session {
             user_name: Some("-A Name"),
             user_email: Some("a@example.org"),
         };
+        self.cloned(wanted).await.map(|cloned| {
+            assert!(cloned.empty || cloned.all_branches, "{cloned:?}");
+        })
+    }
+
+    pub(super) async fn cloned(&self, wanted: Checkout<'_>) -> Result<Cloned, CloneError> {
         clone_into(&self.sandbox, wanted, &self.rules).await
     }
 
@@ -91,21 +102,21 @@ impl Session {
         sentence
     }
 
-    async fn run(&self, command: &str) -> (i32, String) {
+    pub(super) async fn run(&self, command: &str) -> (i32, String) {
         let ran = self.sandbox.exec(ExecRequest::shell(command), |_| {}).await;
         let ran = ran.unwrap();
         (ran.exit_code, ran.output)
     }
 
     /// What a command that succeeds prints.
-    async fn good(&self, command: &str) -> String {
+    pub(super) async fn good(&self, command: &str) -> String {
         let (code, output) = self.run(command).await;
         assert_eq!(code, 0, "{command}: {output}");
         output.trim().to_owned()
     }
 
     /// What a command that fails prints.
-    async fn bad(&self, command: &str) -> String {
+    pub(super) async fn bad(&self, command: &str) -> String {
         let (code, output) = self.run(command).await;
         assert_ne!(code, 0, "{command}: {output}");
         output

@@ -78,8 +78,8 @@ impl Program {
             arguments.add(["--disable-userns"]);
         }
         arguments.system_folders();
-        for path in system::ETC {
-            arguments.add(["--ro-bind-try", path, path]);
+        for path in system::etc() {
+            arguments.add(["--ro-bind-try", &path, &path]);
         }
         for name in ["passwd", "group", "hosts"] {
             arguments.bind("--ro-bind", &runtime.etc(name), &format!("/etc/{name}"));
@@ -104,6 +104,7 @@ impl Program {
             "/dev",
         ]);
         arguments.add(["--size", &size, "--perms", "1777", "--tmpfs", "/tmp"]);
+        arguments.add(["--symlink", "../tmp", "/var/tmp"]);
         arguments.add(["--size", &size, "--perms", "0700", "--tmpfs", "/home/agent"]);
         arguments.bind("--ro-bind", dir.path(), "/run/lucid");
         arguments.bind("--bind", spec.workspace, &settings.workspace_mount);

@@ -8,7 +8,7 @@ use std::fmt;
 use super::SandboxError;
 
 /// What keeps a session's commands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A container of a Docker engine.
@@ -20,6 +20,7 @@ pub enum Kind {
     /// Nothing: commands can do all that the user can whom they run as.
     Local,
     /// No box: nothing is run.
+    #[default]
     None,
 }
 
@@ -76,6 +77,36 @@ pub struct Finding {
     pub kind: Kind,
     /// Why it does not work; `None` where it does.
     pub problem: Option<String>,
+    /// What it does not have here, though it works.
+    pub remark: Option<String>,
+}
+
+impl Choice {
+    /// The kinds it allows, the best first.
+    pub(super) fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Auto | Self::AutoForMany => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock],
+            Self::AutoOrLocal => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock, Kind::Local],
+            Self::Docker => &[Kind::Docker],
+            Self::Bubblewrap => &[Kind::Bubblewrap],
+            Self::Landlock => &[Kind::Landlock],
+            Self::Local => &[Kind::Local],
+            Self::None => &[],
+        }
+    }
+
+    /// The place of a kind among those it allows; the best has the lowest.
+    pub(super) fn rank(self, kind: Kind) -> usize {
+        let kinds = self.kinds();
+        let place = kinds.iter().position(|it| *it == kind);
+        place.unwrap_or(kinds.len())
+    }
+
+    /// Whether another kind may take the place of one that does not work any more while sessions run
+    /// and nobody looks: one that keeps users apart, or any where there is one user.
+    pub(super) fn may_become(self, kind: Kind) -> bool {
+        kind.keeps_users_apart() || self == Self::Auto
+    }
 }
 
 /// Of what was tried, in order of preference, the kind to use, and why sessions are refused where none

@@ -1,19 +1,22 @@
-//! The command line of a box without namespaces: the exec server under its own supervisor, confined
-//! by Landlock, or by nothing where the operator wants that.
+//! The command line of a sandbox without a program that makes one: the exec server under its own
+//! supervisor, confined by Landlock, or by nothing where the operator wants that.
 //!
-//! What always holds: confined, only the workspace and the session's own folders can be written, and
-//! of the system only named folders can be read, none of which holds a secret.
+//! # Invariants
+//! - Confined, only the workspace, the session's own folders and terminals, and shared memory that is
+//!   its own can be written.
+//! - Of the system only named paths can be read, none of which holds a secret. Where the machine lets
+//!   its users make namespaces, nothing else exists; elsewhere anything else is refused.
 
-use lucid_exec::protocol::{Confine, Serve};
+use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;
 
 use super::environment::environment;
-use super::runtime::SessionDir;
+use super::runtime::{Runtime, SessionDir};
 use super::{Network, SandboxError, Settings, Spec, system};
 use crate::workspace::box_user;
 
-/// What this kind reads where the other has something of its own: the kernel's view of processes, and
-/// names of users and machines. None of them holds a password.
+/// What commands read of the host where they have no root of their own: the kernel's view of
+/// processes, and names of users and machines. None of them holds a password.
 const AS_THE_HOST_HAS_IT: [&str; 4] = ["/proc", "/etc/passwd", "/etc/group", "/etc/hosts"];
 const DEVICES: [&str; 5] = [
     "/dev/null",
@@ -22,55 +25,149 @@ const DEVICES: [&str; 5] = [
     "/dev/random",
     "/dev/urandom",
 ];
+/// What may be written in a root of its own, beside the workspace.
+const OWN: [&str; 6] = [
+    "/tmp",
+    "/var/tmp",
+    "/home/agent",
+    "/dev/shm",
+    "/dev/pts",
+    "/dev/tty",
+];
+const SHARED_MEMORY: u64 = 64 << 20;
+/// The user that commands are in a root of their own, as its `/etc/passwd` has it.
+const AGENT: u32 = 1000;
 
-/// What commands of such a box can read and write.
-fn confinement(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confine {
-    let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+/// How much keeps commands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Isolation {
+    /// Nothing.
+    Off,
+    /// Landlock over the host's own root.
+    HostRoot,
+    /// Landlock over a root of the session's own.
+    PrivateRoot,
+}
+
+impl Isolation {
+    /// The workspace as commands see it.
+    pub(super) fn workspace(self, settings: &Settings, spec: Spec<'_>) -> String {
+        match self {
+            Self::PrivateRoot => settings.workspace_mount.clone(),
+            Self::Off | Self::HostRoot => spec.workspace.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// What commands may do in the host's root.
+fn in_host_root(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confine {
     let network = settings.network == Network::Host;
-    let system = [system::USR]
-        .into_iter()
-        .chain(system::BESIDE_USR)
-        .chain(system::ETC)
-        .chain(AS_THE_HOST_HAS_IT)
-        .chain(network.then_some(system::RESOLVER));
-    let mut read_only: Vec<String> = system.map(str::to_owned).collect();
+    let mut read_only = system_paths(network);
+    read_only.extend(AS_THE_HOST_HAS_IT.map(str::to_owned));
     read_only.push(dir.path().to_string_lossy().into_owned());
     let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
     read_write.extend([
-        within("tmp"),
-        within("home"),
+        dir.within("tmp"),
+        dir.within("home"),
         spec.workspace.to_string_lossy().into_owned(),
     ]);
     Confine {
         read_write,
         read_only,
         network,
+        root: None,
     }
+}
+
+/// The same in a root of the session's own, where all that there is may be read.
+fn in_private_root(
+    settings: &Settings,
+    dir: &SessionDir,
+    runtime: &Runtime,
+    spec: Spec<'_>,
+) -> Confine {
+    let network = settings.network == Network::Host;
+    let etc = |name: &str| runtime.etc(name).to_string_lossy().into_owned();
+    let placed = [
+        (etc("passwd"), "/etc/passwd".to_owned()),
+        (etc("group"), "/etc/group".to_owned()),
+        (etc("hosts"), "/etc/hosts".to_owned()),
+        (dir.within("tmp"), "/tmp".to_owned()),
+        (dir.within("tmp"), "/var/tmp".to_owned()),
+        (dir.within("home"), "/home/agent".to_owned()),
+        (
+            dir.path().to_string_lossy().into_owned(),
+            "/run/lucid".to_owned(),
+        ),
+        (
+            spec.workspace.to_string_lossy().into_owned(),
+            settings.workspace_mount.clone(),
+        ),
+    ];
+    let writable = DEVICES.into_iter().chain(OWN).map(str::to_owned);
+    Confine {
+        read_write: writable.chain([settings.workspace_mount.clone()]).collect(),
+        read_only: vec!["/".to_owned()],
+        // Without the host's network there is one of its own, which leads nowhere.
+        network: true,
+        root: Some(PrivateRoot {
+            mount_point: dir.within("bin"),
+            shown: system_paths(network),
+            placed: placed.into(),
+            shared_memory_bytes: SHARED_MEMORY,
+            own_network: !network,
+            user: AGENT,
+        }),
+    }
+}
+
+fn system_paths(network: bool) -> Vec<String> {
+    let fixed = [system::USR].into_iter().chain(system::BESIDE_USR);
+    let fixed = fixed.chain(network.then_some(system::RESOLVER));
+    fixed.map(str::to_owned).chain(system::etc()).collect()
 }
 
 pub(super) fn command(
     settings: &Settings,
     dir: &SessionDir,
+    runtime: &Runtime,
     spec: Spec<'_>,
-    confined: bool,
+    isolation: Isolation,
     mut serve: Serve,
 ) -> Result<Command, SandboxError> {
-    let within = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-    serve.confine = confined.then(|| confinement(settings, dir, spec));
+    serve.confine = match isolation {
+        Isolation::Off => None,
+        Isolation::HostRoot => Some(in_host_root(settings, dir, spec)),
+        Isolation::PrivateRoot => Some(in_private_root(settings, dir, runtime, spec)),
+    };
     let serve =
         serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
-    let mut command = Command::new(within("bin/lucid-exec"));
+    let mut command = Command::new(dir.within("bin/lucid-exec"));
     command
         .args(["--supervise", &serve])
         .env_clear()
         .current_dir(spec.workspace);
-    command.envs(environment(
-        &within("bin"),
-        &within("home"),
-        &within("tmp"),
-        &within("git.sock"),
-        spec,
-    ));
+    let (bin, home, temporary, socket) = match isolation {
+        Isolation::PrivateRoot => (
+            "/run/lucid/bin".to_owned(),
+            "/home/agent".to_owned(),
+            "/tmp".to_owned(),
+            "/run/lucid/git.sock".to_owned(),
+        ),
+        Isolation::Off | Isolation::HostRoot => (
+            dir.within("bin"),
+            dir.within("home"),
+            dir.within("tmp"),
+            dir.within("git.sock"),
+        ),
+    };
+    command.envs(environment(&bin, &home, &temporary, &socket, spec));
+    // tmux knows no other variable, and looks in /tmp without it.
+    command.env("TMUX_TMPDIR", &temporary);
+    if isolation == Isolation::HostRoot {
+        // A file that is there and may not be read ends git.
+        command.env("GIT_CONFIG_NOSYSTEM", "1");
+    }
     if let Some(user) = box_user() {
         command.uid(user).gid(user);
     }

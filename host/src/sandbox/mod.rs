@@ -11,8 +11,11 @@ mod bubblewrap;
 #[cfg(test)]
 mod command_tests;
 mod connection;
+mod detect;
 pub mod docker;
 mod environment;
+#[cfg(test)]
+mod everyday_tests;
 mod exec;
 mod kind;
 mod landlock;
@@ -24,15 +27,16 @@ mod system;
 pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use connection::read_frame;
+use detect::Found;
 pub use exec::{ExecRequest, ExecResult, LimitHit};
-use kind::pick;
 pub use kind::{Choice, Finding, Kind};
 pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 pub use running::Sandbox;
-use runtime::{Runtime, give_to_box_user};
+use runtime::Runtime;
 
 /// What a box may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,17 +111,23 @@ pub struct Spec<'a> {
     pub repository: Option<&'a str>,
 }
 
+/// What all handles share.
 struct Shared {
-    kind: Kind,
-    /// What else works here, for when the Docker engine dies.
-    fallback: Option<Kind>,
-    /// Why sessions are refused, where they are.
-    refusal: Option<String>,
-    findings: Vec<Finding>,
+    choice: Choice,
     settings: Settings,
     runtime: Runtime,
-    bubblewrap: Option<bubblewrap::Program>,
-    docker: Option<docker::Backend>,
+    /// What works by now.
+    found: Mutex<Arc<Found>>,
+    /// One look at a time.
+    looking: tokio::sync::Mutex<()>,
+    /// Containers may wait for sessions: this is the process that serves.
+    serves: AtomicBool,
+}
+
+impl Shared {
+    fn found(&self) -> Arc<Found> {
+        Arc::clone(&self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The boxes this machine can have.
@@ -125,139 +135,58 @@ struct Shared {
 pub struct Sandboxes(Arc<Shared>);
 
 impl Sandboxes {
-    /// Installs the exec server and finds the kind to use by really trying a box of it.
-    ///
-    /// The automatic choices always give something: where nothing works, [`Sandboxes::refusal`] says
-    /// why and every start is refused. An explicit choice that does not work is an error.
-    pub async fn detect(
-        choice: Choice,
-        settings: Settings,
-        exec: &'static [u8],
-    ) -> Result<Self, SandboxError> {
-        let runtime = Runtime::install(&settings.run_dir, exec)?;
-        let mut shared = Shared {
-            kind: Kind::None,
-            fallback: None,
-            refusal: None,
-            findings: Vec::new(),
-            settings,
-            runtime,
-            bubblewrap: None,
-            docker: None,
-        };
-        let kinds: &[Kind] = match choice {
-            Choice::Auto | Choice::AutoForMany => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock],
-            Choice::AutoOrLocal => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock, Kind::Local],
-            Choice::Docker => &[Kind::Docker],
-            Choice::Bubblewrap => &[Kind::Bubblewrap],
-            Choice::Landlock => &[Kind::Landlock],
-            Choice::Local => &[Kind::Local],
-            Choice::None => &[],
-        };
-        // Where the deployment has no settings for containers, they are not worth a word.
-        let without_docker = choice != Choice::Docker && shared.settings.docker.is_none();
-        let wanted = |kind: &&Kind| !(without_docker && **kind == Kind::Docker);
-        for kind in kinds.iter().filter(wanted) {
-            let tried = Self::attempt(&mut shared, *kind).await;
-            shared.findings.push(Finding {
-                kind: *kind,
-                problem: tried.err(),
-            });
-        }
-        (shared.kind, shared.refusal) = pick(choice, &shared.findings)?;
-        if shared.kind == Kind::Docker {
-            shared.fallback = shared.findings.iter().find_map(|finding| {
-                let other = finding.kind != Kind::Docker && finding.problem.is_none();
-                // While sessions run nobody looks: then less than namespaces is for one user only.
-                let fit = finding.kind.keeps_users_apart() || choice == Choice::Auto;
-                (other && fit).then_some(finding.kind)
-            });
-        }
-        Ok(Self(Arc::new(shared)))
-    }
-
-    async fn attempt(shared: &mut Shared, kind: Kind) -> Result<(), String> {
-        if kind == Kind::Bubblewrap {
-            shared.bubblewrap = Some(bubblewrap::Program::find().await?);
-        }
-        let workspace = shared
-            .runtime
-            .probe_workspace()
-            .map_err(|error| error.to_string())?;
-        if kind == Kind::Docker {
-            let found = give_to_box_user(&workspace);
-            let found = match found {
-                Ok(()) => {
-                    let exec = shared.runtime.exec();
-                    Box::pin(docker::Backend::find(&shared.settings, exec, &workspace)).await
-                }
-                Err(error) => Err(error),
-            };
-            let _ = std::fs::remove_dir_all(&workspace);
-            shared.docker = Some(found.map_err(|error| error.to_string())?);
-            return Ok(());
-        }
-        let spec = Spec {
-            session: "probe",
-            workspace: &workspace,
-            repository: None,
-        };
-        let outcome = async {
-            let sandbox = Sandbox::start(shared, kind, spec, None).await?;
-            let ran = sandbox.exec(ExecRequest::argv(["/bin/true"]), |_| {}).await;
-            sandbox.close().await;
-            ran
-        };
-        let outcome = Box::pin(outcome).await;
-        let _ = crate::workspace::erase(&workspace);
-        match outcome {
-            Ok(result) if result.exit_code == 0 => Ok(()),
-            Ok(result) => Err(format!(
-                "a first command ended with code {}: {}",
-                result.exit_code, result.output
-            )),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
     /// The kind that new boxes have.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        self.0.kind
+        self.0.found().kind
     }
 
     /// Why no box can be had here, where none can.
     #[must_use]
-    pub fn refusal(&self) -> Option<&str> {
-        self.0.refusal.as_deref()
+    pub fn refusal(&self) -> Option<String> {
+        self.0.found().refusal.clone()
     }
 
     /// What was tried, and why what failed did.
     #[must_use]
-    pub fn findings(&self) -> &[Finding] {
-        &self.0.findings
+    pub fn findings(&self) -> Vec<Finding> {
+        self.0.found().findings.clone()
+    }
+
+    /// Why new boxes are not of the kind that an automatic choice prefers, or lack something.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<String> {
+        self.0.found().shortfall(self.0.choice)
     }
 
     /// Starts a box for a session.
     pub async fn start(&self, spec: Spec<'_>) -> Result<Sandbox, SandboxError> {
-        if let Some(reasons) = &self.0.refusal {
+        let found = self.0.found();
+        if let Some(reasons) = &found.refusal {
             return Err(SandboxError::Unavailable(reasons.clone()));
         }
-        let started = Box::pin(Sandbox::start(&self.0, self.0.kind, spec, None)).await;
-        match (started, self.0.fallback) {
-            (Err(SandboxError::Engine(why)), Some(kind)) => {
-                tracing::warn!(session = spec.session, %why, %kind, "a session gets another kind of sandbox");
-                let notice = format!("{why} This session works in a {kind} sandbox instead.");
-                Box::pin(Sandbox::start(&self.0, kind, spec, Some(notice))).await
-            }
-            (started, _) => started,
-        }
+        let instead =
+            |why: &str, kind| format!("{why} This session works in a {kind} sandbox instead.");
+        let notice = found.lost.as_deref().map(|why| instead(why, found.kind));
+        let started = Box::pin(Sandbox::start(&self.0, &found, found.kind, spec, notice)).await;
+        let Err(error) = started else { return started };
+        let (found, kind) = match (&error, found.fallback) {
+            (SandboxError::Engine(_), Some(kind)) => (found, kind),
+            // It may be this workspace, or the kind that does not work any more.
+            _ => match self.without(found.kind).await {
+                Some(found) => (Arc::clone(&found), found.kind),
+                None => return Err(error),
+            },
+        };
+        tracing::warn!(session = spec.session, why = %error, %kind, "a session gets another kind of sandbox");
+        let notice = instead(&error.to_string(), kind);
+        Box::pin(Sandbox::start(&self.0, &found, kind, spec, Some(notice))).await
     }
 
     /// What carries commands to containers, where boxes are containers.
     #[must_use]
     pub fn transport(&self) -> Option<docker::Transport> {
-        self.0.docker.as_ref().map(docker::Backend::transport)
+        self.0.found().docker.as_ref().map(|it| it.transport())
     }
 
     /// Takes over the containers of the host that had this folder before, and lets containers wait
@@ -267,7 +196,8 @@ impl Sandboxes {
         &self,
         lives: impl Fn(&str) -> bool,
     ) -> Result<docker::TakenOver, SandboxError> {
-        match &self.0.docker {
+        self.0.serves.store(true, Ordering::Relaxed);
+        match &self.0.found().docker {
             Some(docker) => docker.take_over(lives).await,
             None => Ok(docker::TakenOver::default()),
         }
@@ -278,31 +208,29 @@ impl Sandboxes {
     /// opened: the folder at that path is another one afterwards. False where nothing was done.
     #[must_use]
     pub fn prepare(&self, session: &str, workspace: &Path) -> bool {
-        self.0
-            .docker
-            .as_ref()
-            .is_some_and(|docker| docker.prepare(session, workspace))
+        let found = self.0.found();
+        let docker = found.docker.as_ref().filter(|_| found.kind == Kind::Docker);
+        docker.is_some_and(|docker| docker.prepare(session, workspace))
     }
 
     /// Whether a session's container lived on while the host was away, and nobody speaks with it yet.
     #[must_use]
     pub fn holds(&self, session: &str) -> bool {
-        self.0
-            .docker
-            .as_ref()
-            .is_some_and(|docker| docker.holds(session))
+        let found = self.0.found();
+        let docker = found.docker.as_ref();
+        docker.is_some_and(|docker| docker.holds(session))
     }
 
     /// Removes what is kept for a session that ended before it was started again.
     pub async fn discard(&self, session: &str) {
-        if let Some(docker) = &self.0.docker {
+        if let Some(docker) = &self.0.found().docker {
             docker.discard(session).await;
         }
     }
 
     /// Removes every container of this host, those that wait and those in use. For its end.
     pub async fn shut_down(&self) {
-        if let Some(docker) = &self.0.docker {
+        if let Some(docker) = &self.0.found().docker {
             docker.shut_down().await;
         }
     }

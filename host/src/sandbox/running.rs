@@ -13,9 +13,11 @@ use lucid_exec::protocol::{Limits, Serve};
 
 use super::connection::Connection;
 use super::environment::git_environment;
+use super::landlock::Isolation;
 use super::runtime::{self, SessionDir, give_to_box_user};
 use super::{
-    ExecRequest, ExecResult, Kind, Process, SandboxError, Shared, Spec, docker, exec, landlock,
+    ExecRequest, ExecResult, Found, Kind, Process, SandboxError, Shared, Spec, docker, exec,
+    landlock,
 };
 
 /// What a user is told whose box ended without a host to notice.
@@ -65,13 +67,18 @@ impl Sandbox {
     /// Starts a box of a kind that works here. The notice is what the user is to know of it.
     pub(super) async fn start(
         shared: &Shared,
+        found: &Found,
         kind: Kind,
         spec: Spec<'_>,
         notice: Option<String>,
     ) -> Result<Self, SandboxError> {
         if kind == Kind::Docker {
-            return Self::contain(shared, spec, notice).await;
+            return Self::contain(shared, found, spec, notice).await;
         }
+        let isolation = match kind {
+            Kind::Landlock => found.landlock.unwrap_or(Isolation::HostRoot),
+            _ => Isolation::Off,
+        };
         runtime::check_reachable(spec.workspace)?;
         give_to_box_user(spec.workspace)?;
         let dir = shared.runtime.session(spec.session)?;
@@ -80,7 +87,7 @@ impl Sandbox {
             limits: Limits {
                 processes: 512,
                 // A user namespace counts for itself; elsewhere other sessions have the same user.
-                shared_user: kind != Kind::Bubblewrap,
+                shared_user: kind != Kind::Bubblewrap && isolation != Isolation::PrivateRoot,
                 open_files: 4096,
                 file_bytes: 8 << 30,
                 data_bytes: Some(settings.memory_bytes),
@@ -88,7 +95,7 @@ impl Sandbox {
             confine: None,
             patience_seconds: None,
         };
-        let (command, workspace) = match (kind, &shared.bubblewrap) {
+        let (command, workspace) = match (kind, &found.bubblewrap) {
             (Kind::Bubblewrap, Some(program)) => (
                 program.command(settings, &dir, &shared.runtime, spec, &serve)?,
                 settings.workspace_mount.clone(),
@@ -102,9 +109,9 @@ impl Sandbox {
                 ));
             }
             (Kind::Landlock | Kind::Local, _) => {
-                let confined = kind == Kind::Landlock;
-                let command = landlock::command(settings, &dir, spec, confined, serve)?;
-                (command, spec.workspace.to_string_lossy().into_owned())
+                let runtime = &shared.runtime;
+                let command = landlock::command(settings, &dir, runtime, spec, isolation, serve)?;
+                (command, isolation.workspace(settings, spec))
             }
         };
         let (connection, process) = Connection::open(command, START).await?;
@@ -127,10 +134,11 @@ impl Sandbox {
 
     async fn contain(
         shared: &Shared,
+        found: &Found,
         spec: Spec<'_>,
         notice: Option<String>,
     ) -> Result<Self, SandboxError> {
-        let docker = shared
+        let docker = found
             .docker
             .as_ref()
             .ok_or_else(|| SandboxError::Start("there is no Docker engine here.".to_owned()))?;

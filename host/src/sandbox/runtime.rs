@@ -139,6 +139,11 @@ impl SessionDir {
         &self.0
     }
 
+    /// A path in it, as a command line has it.
+    pub(super) fn within(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+
     /// Removes it, whatever commands did to it. Blocks.
     pub(super) fn remove(&self) {
         if let Err(error) = erase(&self.0) {

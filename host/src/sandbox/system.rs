@@ -17,23 +17,84 @@ pub(super) const BESIDE_USR: [&str; 7] = [
     "/nix/store",
 ];
 
-/// What programs need of `/etc`.
-pub(super) const ETC: [&str; 14] = [
-    "/etc/alternatives",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/nsswitch.conf",
-    "/etc/protocols",
-    "/etc/services",
-    "/etc/ssl/certs",
-    "/etc/ssl/openssl.cnf",
-    "/etc/ca-certificates",
-    "/etc/pki/tls/certs",
-    "/etc/python3",
+/// What programs need of `/etc`: tables and defaults of the system that packages bring, and what says
+/// which system it is. Files that administrators keep passwords, tokens or environments in are not
+/// among them (`environment`, `profile.d`, `default`, `gitconfig`, `pip.conf`, `npmrc`, `netrc`).
+const ETC: [&str; 60] = [
+    "ImageMagick-6",
+    "ImageMagick-7",
+    "alpine-release",
+    "alternatives",
+    "arch-release",
+    "ca-certificates",
+    "ca-certificates.conf",
+    "crypto-policies",
+    "debian_version",
+    "dpkg",
+    "ethertypes",
+    "fedora-release",
+    "fonts",
+    "gai.conf",
+    "gentoo-release",
+    "groff",
+    "host.conf",
+    "inputrc",
+    "issue",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "locale.conf",
+    "locale.gen",
+    "localtime",
+    "login.defs",
+    "lsb-release",
+    "magic",
+    "magic.mime",
+    "mailcap",
+    "manpath.config",
+    "mime.types",
+    "nanorc",
+    "netconfig",
+    "networks",
+    "nsswitch.conf",
+    "openssl",
+    "os-release",
+    "papersize",
+    "perl",
+    "pki/ca-trust/extracted",
+    "pki/tls/cert.pem",
+    "pki/tls/certs",
+    "pki/tls/openssl.cnf",
+    "protocols",
+    "python",
+    "redhat-release",
+    "rpc",
+    "services",
+    "shells",
+    "ssl/cert.pem",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "system-release",
+    "terminfo",
+    "texmf",
+    "timezone",
+    "vim",
+    "xattr.conf",
 ];
+/// The same for what has a version in its name: a directory of a language's own defaults.
+const ETC_PREFIXES: [&str; 2] = ["java-", "python3"];
+
+/// What a box has of `/etc`, as absolute paths.
+pub(super) fn etc() -> Vec<String> {
+    let listed = std::fs::read_dir("/etc").into_iter().flatten().flatten();
+    let versions = listed
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| ETC_PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+    let known = ETC.iter().map(|name| (*name).to_owned());
+    let names = known.chain(versions);
+    names.map(|name| format!("/etc/{name}")).collect()
+}
 
 /// How names are looked up; only where the box has a network.
 pub(super) const RESOLVER: &str = "/etc/resolv.conf";

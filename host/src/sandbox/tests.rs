@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::kind::pick;
 use super::*;
 
 static EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
@@ -32,12 +33,25 @@ impl Ground {
         }
     }
 
+    /// With memory and a network for what people run.
+    pub(crate) async fn roomy(choice: Choice) -> Self {
+        let room = ROOM.read().await;
+        Self {
+            _room: Some(room),
+            ..Self::with_memory(choice, Network::None, 4 << 30).await
+        }
+    }
+
     async fn alone(choice: Choice, network: Network) -> Self {
+        Self::with_memory(choice, network, 512 << 20).await
+    }
+
+    async fn with_memory(choice: Choice, network: Network, memory_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let settings = Settings {
             run_dir: dir.path().join("run"),
-            memory_bytes: 512 << 20,
+            memory_bytes,
             network,
             workspace_mount: "/workspace".to_owned(),
             docker: None,
@@ -562,6 +576,7 @@ fn for_several_users_only_a_kind_that_keeps_them_apart_is_taken_by_itself() {
     let found = |kind, problem: Option<&str>| Finding {
         kind,
         problem: problem.map(str::to_owned),
+        remark: None,
     };
     let missing = found(Kind::Bubblewrap, Some("bwrap is not installed."));
     let (bubblewrap, landlock) = (found(Kind::Bubblewrap, None), found(Kind::Landlock, None));
@@ -635,9 +650,8 @@ async fn auto_prefers_bubblewrap_and_tells_what_it_found() {
     let ground = Ground::new(Choice::Auto).await;
     assert_eq!(ground.sandboxes.kind(), Kind::Bubblewrap);
     assert_eq!(ground.sandboxes.refusal(), None);
-    let found: Vec<_> = ground
-        .sandboxes
-        .findings()
+    let found = ground.sandboxes.findings();
+    let found: Vec<_> = found
         .iter()
         .map(|found| (found.kind, found.problem.clone()))
         .collect();
@@ -710,6 +724,7 @@ fn commands_go_without_a_sandbox_only_where_that_is_allowed_and_nothing_else_wor
     let found = |kind, works: bool| Finding {
         kind,
         problem: (!works).then(|| format!("No {kind} here.")),
+        remark: None,
     };
     let kinds = [Kind::Docker, Kind::Bubblewrap, Kind::Landlock];
     let none = kinds.map(|kind| found(kind, false));

@@ -31,6 +31,8 @@ pub struct Details {
     pub policy: String,
     /// Who answers model calls; only a label where none are made.
     pub provider: String,
+    /// What keeps its commands in now; none while it has no sandbox.
+    pub sandbox: Option<String>,
     /// The model, where the policy names none.
     pub model: String,
     /// What its model calls used.
@@ -80,6 +82,7 @@ impl Sessions {
             chat_id: fixed.chat_id,
             policy: fixed.policy,
             provider: fixed.provider,
+            sandbox: self.shared.deps.places.sandbox_of(&id.to_string()),
             model: fixed.model,
             totals: row.counters.totals,
             token_limit: fixed.token_limit,

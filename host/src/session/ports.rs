@@ -357,6 +357,11 @@ pub trait Places: Send + Sync {
         let _ = spec;
         false
     }
+    /// What keeps a session's commands in now, such as `bubblewrap`; none while it has no sandbox.
+    fn sandbox_of(&self, session: &str) -> Option<String> {
+        let _ = session;
+        None
+    }
     /// The workspace alone, where it is there.
     fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
     /// Whether a session's files are there.

@@ -102,12 +102,13 @@ impl Policy for Coder {
     }
 }
 
-fn begin(ctx: &Context, s: &mut State, start: Start) -> Result<(), Error> {
+fn begin(ctx: &Context, s: &mut State, mut start: Start) -> Result<(), Error> {
     let settings: state::Settings = start.parsed_settings()?;
     let pushes = settings.push && start.repository.is_some();
     let branch = pushes.then(|| worktree::branch(&start.task, &ctx.session));
+    let clone = system::take_clone(&mut start.tools);
     *s = State {
-        system: system::prompt(&start, &settings, branch.as_deref()),
+        system: system::prompt(&start, &settings, branch.as_deref(), clone.as_deref()),
         settings,
         branch,
         ..State::default()

@@ -5,6 +5,7 @@
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::Start;
+use lucid_plugin::types::ToolDefinition;
 
 use crate::state::Settings;
 
@@ -57,13 +58,35 @@ Asking
 - `ask_user` is for a choice that the task leaves open, that changes the result, and that you can \
 neither find out nor take back later. Everything else you decide yourself, and say so at the end.";
 
-/// The system prompt of a session. `branch` is where its work goes, if it is to be pushed.
-pub(crate) fn prompt(start: &Start, settings: &Settings, branch: Option<&str>) -> String {
+/// What the host says of the clone begins so, behind what it says of its terminal.
+const CLONE: &str = "\n\nThe workspace is a git clone. ";
+
+/// Takes what the host says of the session's clone out of the tools' descriptions.
+pub(crate) fn take_clone(tools: &mut [ToolDefinition]) -> Option<String> {
+    // No tool of the deployment's is called so: what others describe does not get into the prompt.
+    let terminal = tools.iter_mut().find(|tool| tool.name == "terminal")?;
+    let (tools_own, said) = terminal.description.split_once(CLONE)?;
+    let said = said.to_owned();
+    terminal.description = tools_own.to_owned();
+    Some(said)
+}
+
+/// The system prompt of a session. `branch` is where its work goes, if it is to be pushed; `clone` is
+/// what the host says of its clone.
+pub(crate) fn prompt(
+    start: &Start,
+    settings: &Settings,
+    branch: Option<&str>,
+    clone: Option<&str>,
+) -> String {
     let mut text = String::from(RULES);
     if settings.ask {
         text.push_str(ASKING);
     }
     text.push_str(&git(start, branch));
+    if let Some(clone) = clone {
+        text.push_str(&format!("\n- The clone: {clone}"));
+    }
     text.push_str(&format!("\n\nWorkspace: {}", start.workspace));
     match &start.repository {
         Some(url) => text.push_str(&format!("\nRepository: {url} (cloned into the workspace)")),

@@ -16,6 +16,7 @@ mod connect;
 mod git_remote;
 mod live;
 mod pressure;
+mod root;
 mod server;
 mod supervise;
 

@@ -337,6 +337,27 @@ pub struct Confine {
     pub read_only: Vec<String>,
     /// Whether the network may be used.
     pub network: bool,
+    /// Builds a root of its own first; all paths above are then of that root. The whole old root stays in
+    /// sight where absent.
+    #[serde(default)]
+    pub root: Option<PrivateRoot>,
+}
+
+/// A root file system of the sandbox's own, made with namespaces that an ordinary user may create.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PrivateRoot {
+    /// An existing folder to mount the new root on while it is built.
+    pub mount_point: String,
+    /// Paths that keep their place, with what is below them. One that does not exist is passed over.
+    pub shown: Vec<String>,
+    /// Paths of the host and where they appear, in this order.
+    pub placed: Vec<(String, String)>,
+    /// How much fits into `/dev/shm`.
+    pub shared_memory_bytes: u64,
+    /// Whether there is a network without any interface but the loopback, instead of the host's.
+    pub own_network: bool,
+    /// The user and group id that processes have inside.
+    pub user: u32,
 }
 
 /// A git helper's first frame.

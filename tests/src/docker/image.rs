@@ -1,5 +1,5 @@
-//! The image that tests run containers of: this machine's own `busybox`, `bash`, `git` and `python3`
-//! with the libraries they load, so that no registry and no mirror is asked, in about two seconds.
+//! The image that tests run containers of: this machine's own `busybox`, `bash`, `git` and `python3`,
+//! and some programs that people run, with the libraries they load, so that no registry and no mirror is asked, in about two seconds.
 //!
 //! What always holds: its name is made of what goes into it, so an image by that name is the right
 //! one; it is given the name when it is whole. Its user is root, on purpose: that commands do not run
@@ -12,6 +12,30 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sha2::{Digest as _, Sha256};
+
+/// What people run beside them: in the image where this machine has it.
+const MORE: [&str; 12] = [
+    "curl",
+    "flock",
+    "gzip",
+    "make",
+    "mktemp",
+    "perl",
+    "script",
+    "sqlite3",
+    "ssh-keygen",
+    "tar",
+    "tmux",
+    "xz",
+];
+/// What those read: modules, descriptions of terminals, and the wheel that a virtual environment begins with.
+const MORE_FILES: [&str; 5] = [
+    "/usr/lib/x86_64-linux-gnu/perl-base",
+    "/usr/lib/aarch64-linux-gnu/perl-base",
+    "/usr/share/python-wheels",
+    "/usr/lib/locale/C.utf8",
+    "/usr/lib/terminfo",
+];
 
 const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/bash\n";
 const GROUP: &str = "root:x:0:\nagent:x:1000:\n";
@@ -59,6 +83,12 @@ impl Parts {
         for program in programs {
             copied.extend(libraries(program));
         }
+        let more = MORE.map(|name| Path::new("/usr/bin").join(name));
+        for program in more.iter().filter(|program| program.is_file()) {
+            copied.extend([program.clone()].into_iter().chain(libraries(program)));
+        }
+        let files = MORE_FILES.iter().map(PathBuf::from);
+        copied.extend(files.filter(|path| path.exists()));
         let stdlib = "import sysconfig; print(sysconfig.get_path('stdlib'))";
         copied.insert(printed(Command::new(&python).args(["-I", "-c", stdlib])).into());
         // {prefix}/lib/git-core or {prefix}/libexec/git-core.

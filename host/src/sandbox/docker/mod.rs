@@ -201,6 +201,14 @@ impl Backend {
         self.transport
     }
 
+    /// Whether the engine answers and still has the image.
+    pub(super) async fn check(&self) -> Result<(), SandboxError> {
+        self.core.engine.ping().await?;
+        image::brought(&self.core.engine, self.core.plan.image())
+            .await
+            .map(drop)
+    }
+
     /// The container of a session: the one that was prepared for it, or that a dead host left it, or
     /// a new one.
     pub(super) async fn start(&self, spec: Spec<'_>) -> Result<Ready, SandboxError> {

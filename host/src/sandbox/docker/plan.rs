@@ -43,6 +43,7 @@ pub(super) const SHAPE: &str = "lucid.shape";
 const SESSION: &str = "lucid.session_id";
 const USER: &str = "lucid.user_id";
 const HOME: &str = "/home/agent";
+const HOSTNAME: &str = "sandbox";
 /// What images that say nothing have.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// After how long without a host a container ends itself: a host that is gone for good leaves
@@ -123,6 +124,11 @@ impl Plan {
             },
             host_path: own.host_path.clone(),
         }
+    }
+
+    /// The image of every container.
+    pub(super) fn image(&self) -> &str {
+        &self.image
     }
 
     /// The shell that the image was found to have.
@@ -245,6 +251,10 @@ impl Plan {
                 format!("rw,exec,nosuid,nodev,size={size},mode=1777"),
             ),
             (
+                "/var/tmp".to_owned(),
+                format!("rw,exec,nosuid,nodev,size={},mode=1777", size / 4),
+            ),
+            (
                 HOME.to_owned(),
                 format!("rw,exec,nosuid,nodev,size={size},mode=0700,uid={user},gid={group}"),
             ),
@@ -278,6 +288,8 @@ impl Plan {
             shm_size: Some(size.min(64 << 20)),
             mounts: Some(mounts),
             network_mode: Some(self.network.clone()),
+            // Without a network the engine writes no address for the container's own name.
+            extra_hosts: Some(vec![format!("{HOSTNAME}:127.0.0.1")]),
             ipc_mode: Some("private".to_owned()),
             init: Some(true),
             log_config: Some(HostConfigLogConfig {
@@ -292,7 +304,7 @@ impl Plan {
         let environment = self.environment();
         Ok(ContainerCreateBody {
             image: Some(self.image.clone()),
-            hostname: Some("sandbox".to_owned()),
+            hostname: Some(HOSTNAME.to_owned()),
             user: Some(self.user.clone()),
             // The image's own entry point would stand before the exec server.
             entrypoint: Some(vec![EXEC.to_owned()]),
@@ -324,7 +336,7 @@ impl Plan {
 
 /// Where an image's volumes would be, but for those places that have something mounted anyway.
 fn volumes(named: &[String], workspace_mount: &str) -> Vec<String> {
-    let taken = [workspace_mount, LUCID, HOME, "/tmp"].map(cleaned);
+    let taken = [workspace_mount, LUCID, HOME, "/tmp", "/var/tmp"].map(cleaned);
     let mut volumes: Vec<String> = named.iter().map(|path| cleaned(path)).collect();
     volumes.retain(|path| !taken.contains(path));
     volumes.sort_unstable();

@@ -5,6 +5,7 @@
 mod image;
 
 mod engine;
+mod everyday;
 mod faulty;
 mod life;
 mod limits;

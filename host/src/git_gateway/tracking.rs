@@ -1,0 +1,118 @@
+//! The branches and tags of a session's clone beside the one that is checked out, and what the model is
+//! told of its clone.
+//!
+//! # Invariants
+//! - Nothing of this fails a session: a clone without them is a clone, and says so.
+//! - What they bring is bounded in size and in time, by less than a clone is. Where the server can leave
+//!   out the content of files, it comes when it is needed.
+//! - All of them have the clone's depth: less would cut the history that is there.
+
+use std::time::Duration;
+
+use super::Rules;
+
+/// How long fetching them may take.
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
+/// The most that they may bring in one file, in the shell's blocks, which are 512 or 1,024 bytes.
+pub(super) const BLOCKS: u32 = 128 << 10;
+/// Fetches them into a clone, or leaves it as it was. Its arguments are git's settings.
+///
+/// Only what the server announces tells whether it filters: git itself drops a filter that the server
+/// does not know, and fetches all. A lazily fetched history without trees would be smaller still, but a
+/// push from it reads the tree of each branch that the server has, one request for each.
+pub(super) const FETCH: &str = r#"dir=$(git rev-parse --git-dir) || exit 1
+filter=
+if GIT_TRACE_PACKET=1 git "$@" ls-remote --quiet origin HEAD 2>&1 | grep -q 'fetch=.*filter'; then
+  filter=--filter=blob:none
+fi
+(
+  ulimit -f "$BLOCKS"
+  exec git "$@" -c core.logAllRefUpdates=false -c gc.auto=0 -c maintenance.auto=false -c fetch.unpackLimit=1 \
+    fetch --quiet --no-tags $DEPTH $filter origin '+refs/heads/*:refs/remotes/origin/*' '+refs/tags/*:refs/tags/*'
+)
+code=$?
+if [ $code -ne 0 ]; then
+  rm -f "$dir"/objects/pack/tmp_* "$dir"/shallow.lock
+  for key in remote.origin.promisor remote.origin.partialclonefilter extensions.partialclone; do
+    git "$@" config --unset-all $key
+  done
+  exit $code
+fi
+git "$@" pack-refs --all"#;
+
+/// What a session's clone is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cloned {
+    /// The repository has no commit yet.
+    pub empty: bool,
+    /// All branches and tags of the server are in it.
+    pub all_branches: bool,
+}
+
+impl Cloned {
+    /// What a model has to know of it.
+    #[must_use]
+    pub fn describe(&self, rules: &Rules) -> String {
+        let mut said = vec!["The workspace is a git clone.".to_owned()];
+        if self.empty {
+            said.push("The repository has no commit yet.".to_owned());
+        } else {
+            said.extend(rules.depth.map(|depth| {
+                format!(
+                    "It is shallow: of each branch the last {depth} commits are there, and `git fetch --unshallow` brings the rest."
+                )
+            }));
+            said.push(if self.all_branches {
+                "All branches and tags of the server were known when it was made: `git checkout NAME` takes one, and content that is not there yet is fetched by itself.".to_owned()
+            } else {
+                "Other branches and tags are not in it: `git fetch origin NAME` brings one, `git ls-remote origin` lists them.".to_owned()
+            });
+        }
+        said.push("`origin` is reached through the host, which adds the credentials; there are none to look for.".to_owned());
+        said.push(format!(
+            "It takes pushes to these branches only: {}. Tags cannot be pushed.",
+            rules.branches
+        ));
+        said.join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Branches;
+    use super::*;
+
+    #[test]
+    fn a_model_is_told_how_deep_its_clone_is_and_where_it_may_push() {
+        let mut rules = Rules {
+            allow_private: false,
+            allow_owner: false,
+            branches: Branches::parse("lucid/*,docs").unwrap(),
+            depth: Some(20),
+            largest: 1,
+            longest: Duration::from_secs(1),
+        };
+        let cloned = Cloned {
+            empty: false,
+            all_branches: true,
+        };
+        let told = cloned.describe(&rules);
+        for part in [
+            "last 20 commits",
+            "git checkout NAME",
+            "only: lucid/*, docs.",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        rules.depth = None;
+        let cloned = Cloned {
+            all_branches: false,
+            ..cloned
+        };
+        let told = cloned.describe(&rules);
+        assert!(
+            told.contains("git fetch origin NAME") && !told.contains("shallow"),
+            "{told}"
+        );
+    }
+}

@@ -1,0 +1,427 @@
+//! Finding the kind of sandbox that this machine can have, at the start and while the server runs.
+//!
+//! # Invariants
+//! - A kind is used only after a sandbox of it really ran here.
+//! - What changes is for new sandboxes; one that runs keeps what it has.
+//! - An engine that was found is kept for the life of the process, also while it does not answer, since
+//!   containers of it may still be a session's.
+//! - While the server runs, a weaker kind than the first takes its place only where the choice allows
+//!   that; else sessions are refused until a kind that will do works again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::kind::pick;
+use super::landlock::Isolation;
+use super::runtime::{Runtime, give_to_box_user};
+use super::{
+    Choice, ExecRequest, Finding, Kind, Sandbox, SandboxError, Sandboxes, Settings, Shared, Spec,
+    bubblewrap, docker,
+};
+
+/// How often the kinds are looked at that could be better than the one in use.
+const EVERY: Duration = Duration::from_secs(5);
+/// How often an engine fails to answer before it counts as gone: it may only be restarted.
+const FAILURES: u32 = 3;
+
+/// What works on this machine by now.
+#[derive(Clone, Default)]
+pub(super) struct Found {
+    /// The kind that new sandboxes have.
+    pub(super) kind: Kind,
+    /// What else works here, for when the Docker engine dies.
+    pub(super) fallback: Option<Kind>,
+    /// Why sessions are refused, where they are.
+    pub(super) refusal: Option<String>,
+    /// The best kind that was used so far.
+    best: Option<Kind>,
+    /// The kind that was chosen first, so that no weaker one is taken unasked.
+    accepted: Option<Kind>,
+    /// Why the best kind that was used so far is not used any more.
+    pub(super) lost: Option<String>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) bubblewrap: Option<Arc<bubblewrap::Program>>,
+    /// What Landlock sandboxes have around them.
+    pub(super) landlock: Option<Isolation>,
+    pub(super) docker: Option<Arc<docker::Backend>>,
+}
+
+impl Found {
+    /// Why new sandboxes are not of the kind that an automatic choice prefers, or lack something.
+    pub(super) fn shortfall(&self, choice: Choice) -> Option<String> {
+        let mut said = Vec::new();
+        let used = self.findings.iter().find(|it| it.kind == self.kind)?;
+        if choice.kinds().len() > 1 {
+            let problems = self.problems();
+            if !problems.is_empty() {
+                said.push(format!(
+                    "SANDBOX_BACKEND=auto uses {}, which is not the kind that it prefers. {problems}",
+                    self.kind,
+                ));
+            }
+        }
+        said.extend(used.remark.clone());
+        (!said.is_empty()).then(|| said.join(" "))
+    }
+
+    /// Why the kinds before the one in use do not work.
+    fn problems(&self) -> String {
+        let better = self.findings.iter().take_while(|it| it.kind != self.kind);
+        let problems: Vec<String> = better
+            .filter_map(|it| Some(format!("{}: {}", it.kind, it.problem.as_ref()?)))
+            .collect();
+        problems.join(" ")
+    }
+
+    fn note(&mut self, kind: Kind, tried: Result<Option<String>, String>) {
+        let (remark, problem) = match tried {
+            Ok(remark) => (remark, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let finding = Finding {
+            kind,
+            problem,
+            remark,
+        };
+        match self.findings.iter_mut().find(|it| it.kind == kind) {
+            Some(before) => *before = finding,
+            None => self.findings.push(finding),
+        }
+    }
+
+    fn works(&self, kind: Kind) -> bool {
+        let mut findings = self.findings.iter();
+        findings.any(|it| it.kind == kind && it.problem.is_none())
+    }
+
+    /// Chooses of what works.
+    fn choose(&mut self, choice: Choice) -> Result<(), SandboxError> {
+        (self.kind, self.refusal) = pick(choice, &self.findings)?;
+        let kind = self.kind;
+        if kind != Kind::None {
+            let accepted = *self.accepted.get_or_insert(kind);
+            let weaker = choice.rank(kind) > choice.rank(accepted);
+            if weaker && !choice.may_become(kind) {
+                self.refusal = Some(format!(
+                    "{} {kind} works, but is weaker, and is not taken while the server runs: repair what worked before, or start the server again.",
+                    self.problems()
+                ));
+                self.kind = Kind::None;
+            } else if self
+                .best
+                .is_none_or(|best| choice.rank(kind) < choice.rank(best))
+            {
+                self.best = Some(kind);
+            }
+        }
+        let lost = self.findings.iter().find(|it| Some(it.kind) == self.best);
+        self.lost = lost.and_then(|it| it.problem.clone());
+        self.fallback = self.findings.iter().find_map(|it| {
+            let other = it.kind != Kind::Docker && it.problem.is_none();
+            (self.kind == Kind::Docker && other && choice.may_become(it.kind)).then_some(it.kind)
+        });
+        Ok(())
+    }
+}
+
+impl Sandboxes {
+    /// Installs the exec server and finds the kind to use by really trying a sandbox of it.
+    ///
+    /// The automatic choices always give something: where nothing works, [`Sandboxes::refusal`] says
+    /// why and every start is refused. An explicit choice that does not work is an error.
+    pub async fn detect(
+        choice: Choice,
+        settings: Settings,
+        exec: &'static [u8],
+    ) -> Result<Self, SandboxError> {
+        let runtime = Runtime::install(&settings.run_dir, exec)?;
+        let sandboxes = Self(Arc::new(Shared::new(choice, settings, runtime)));
+        let mut found = Found::default();
+        for kind in sandboxes.0.kinds() {
+            let tried = Box::pin(sandboxes.attempt(&mut found, kind)).await;
+            found.note(kind, tried);
+        }
+        found.choose(choice)?;
+        sandboxes.0.set_found(found);
+        Ok(sandboxes)
+    }
+
+    /// Looks again and again, from now on, whether a better kind works by now, or the one in use does
+    /// not any more. An explicit choice has nothing to change to.
+    pub fn keep_looking(&self) {
+        if self.0.choice.kinds().len() < 2 {
+            return;
+        }
+        let shared = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            let mut failures = 0;
+            loop {
+                tokio::time::sleep(EVERY).await;
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
+                Box::pin(Self(shared).look_again(&mut failures)).await;
+            }
+        });
+    }
+
+    async fn look_again(&self, failures: &mut u32) {
+        let _one = self.0.looking.lock().await;
+        let before = self.0.found();
+        let mut found = Found::clone(&before);
+        for kind in self.0.kinds() {
+            if kind == Kind::Docker
+                && let Some(docker) = found.docker.clone()
+            {
+                let answer = docker.check().await;
+                *failures = if answer.is_ok() { 0 } else { *failures + 1 };
+                if answer.is_ok() || *failures >= FAILURES {
+                    found.note(kind, answer.map(|()| None).map_err(|it| it.to_string()));
+                }
+            } else if !found.works(kind) {
+                let tried = self.attempt(&mut found, kind).await;
+                found.note(kind, tried);
+            }
+            // What is weaker than one that works is looked at when that is lost.
+            if found.works(kind) {
+                break;
+            }
+        }
+        self.settle(found, &before).await;
+    }
+
+    /// Tries a kind once more in which a sandbox could not be started. Gives what to use instead where
+    /// it does not work any more and there is another.
+    pub(super) async fn without(&self, kind: Kind) -> Option<Arc<Found>> {
+        if self.0.choice.kinds().len() < 2 {
+            return None;
+        }
+        let _one = self.0.looking.lock().await;
+        let before = self.0.found();
+        let mut found = Found::clone(&before);
+        let tried = match found.docker.clone().filter(|_| kind == Kind::Docker) {
+            Some(docker) => docker
+                .check()
+                .await
+                .map(|()| None)
+                .map_err(|it| it.to_string()),
+            None => Box::pin(self.attempt(&mut found, kind)).await,
+        };
+        let works = tried.is_ok();
+        found.note(kind, tried);
+        if !works {
+            self.settle(found, &before).await;
+        }
+        let now = self.0.found();
+        (now.kind != kind && now.refusal.is_none()).then_some(now)
+    }
+
+    /// Makes what was found hold from now on, and says what changed.
+    async fn settle(&self, mut found: Found, before: &Found) {
+        if let Err(error) = found.choose(self.0.choice) {
+            tracing::warn!(%error, "no kind of sandbox could be chosen");
+            return;
+        }
+        if let (Some(docker), None) = (&found.docker, &before.docker)
+            && self.0.serves.load(Ordering::Relaxed)
+        {
+            // Sessions of the last run have other sandboxes by now.
+            if let Err(error) = docker.take_over(|_| false).await {
+                tracing::warn!(%error, "containers of the last run stay as they are");
+            }
+        }
+        if (found.kind, &found.refusal) != (before.kind, &before.refusal) {
+            match &found.refusal {
+                Some(reason) => {
+                    tracing::warn!("sessions that need a sandbox are refused: {reason}")
+                }
+                None => tracing::warn!(
+                    before = %before.kind,
+                    now = %found.kind,
+                    why = found.lost.as_deref().unwrap_or("it works by now, and is preferred"),
+                    "new sessions get another kind of sandbox"
+                ),
+            }
+        }
+        self.0.set_found(found);
+    }
+
+    /// Runs a sandbox of a kind. Gives what it lacks here, or why it does not work.
+    async fn attempt(&self, found: &mut Found, kind: Kind) -> Result<Option<String>, String> {
+        match kind {
+            Kind::Docker => {
+                let docker = Box::pin(self.find_docker()).await;
+                found.docker = Some(Arc::new(docker.map_err(|error| error.to_string())?));
+                Ok(None)
+            }
+            Kind::Bubblewrap => {
+                found.bubblewrap = Some(Arc::new(bubblewrap::Program::find().await?));
+                self.run_one(found, kind).await.map(|()| None)
+            }
+            Kind::Landlock => {
+                found.landlock = Some(Isolation::PrivateRoot);
+                let Err(why) = self.run_one(found, kind).await else {
+                    return Ok(None);
+                };
+                found.landlock = Some(Isolation::HostRoot);
+                self.run_one(found, kind).await?;
+                Ok(Some(format!(
+                    "Its sandboxes have no /tmp, terminals and shared memory of their own, only TMPDIR, since this machine does not let it make them: {}",
+                    reason(&why)
+                )))
+            }
+            Kind::Local | Kind::None => self.run_one(found, kind).await.map(|()| None),
+        }
+    }
+
+    async fn find_docker(&self) -> Result<docker::Backend, SandboxError> {
+        let workspace = self.0.runtime.probe_workspace()?;
+        let exec = self.0.runtime.exec();
+        let found = async {
+            give_to_box_user(&workspace)?;
+            docker::Backend::find(&self.0.settings, exec, &workspace).await
+        };
+        let found = Box::pin(found).await;
+        let _ = std::fs::remove_dir_all(&workspace);
+        found
+    }
+
+    async fn run_one(&self, found: &Found, kind: Kind) -> Result<(), String> {
+        let workspace = self.0.runtime.probe_workspace();
+        let workspace = workspace.map_err(|error| error.to_string())?;
+        let spec = Spec {
+            session: "probe",
+            workspace: &workspace,
+            repository: None,
+        };
+        let outcome = async {
+            let sandbox = Sandbox::start(&self.0, found, kind, spec, None).await?;
+            let ran = sandbox.exec(ExecRequest::argv(["/bin/true"]), |_| {}).await;
+            sandbox.close().await;
+            ran
+        };
+        let outcome = Box::pin(outcome).await;
+        let _ = crate::workspace::erase(&workspace);
+        match outcome {
+            Ok(result) if result.exit_code == 0 => Ok(()),
+            Ok(result) => Err(format!(
+                "a first command ended with code {}: {}",
+                result.exit_code, result.output
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Of what a sandbox said that did not start, its first sentence.
+fn reason(said: &str) -> &str {
+    let said = said.split("It said: ").last().unwrap_or(said);
+    let line = said.lines().next().unwrap_or_default();
+    line.trim_start_matches("lucid-exec: ")
+}
+
+impl Shared {
+    fn new(choice: Choice, settings: Settings, runtime: Runtime) -> Self {
+        Self {
+            choice,
+            settings,
+            runtime,
+            found: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+            serves: AtomicBool::new(false),
+        }
+    }
+
+    /// The kinds that are worth a look: containers only where the deployment has settings for them.
+    fn kinds(&self) -> Vec<Kind> {
+        let without_docker = self.choice != Choice::Docker && self.settings.docker.is_none();
+        let kinds = self.choice.kinds().iter().copied();
+        kinds
+            .filter(|kind| !(without_docker && *kind == Kind::Docker))
+            .collect()
+    }
+
+    pub(super) fn set_found(&self, found: Found) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found where these kinds work and no other, after what was found before.
+    fn found(before: &Found, choice: Choice, working: &[Kind]) -> Found {
+        let mut found = before.clone();
+        for kind in choice.kinds() {
+            let works = working.contains(kind);
+            let tried = works.then_some(None).ok_or(format!("no {kind} here."));
+            found.note(*kind, tried);
+        }
+        found.choose(choice).unwrap();
+        found
+    }
+
+    #[test]
+    fn a_better_kind_that_works_later_is_used_and_one_that_is_lost_is_said() {
+        for choice in [Choice::Auto, Choice::AutoForMany, Choice::AutoOrLocal] {
+            let first = found(&Found::default(), choice, &[Kind::Bubblewrap]);
+            assert_eq!(first.kind, Kind::Bubblewrap);
+            assert_eq!(first.lost, None, "nothing was lost");
+            let said = first.shortfall(choice).unwrap();
+            assert!(
+                said.contains("uses bubblewrap") && said.contains("no docker here."),
+                "{said}"
+            );
+
+            let both = [Kind::Docker, Kind::Bubblewrap];
+            let better = found(&first, choice, &both);
+            assert_eq!(
+                (better.kind, better.fallback),
+                (Kind::Docker, Some(Kind::Bubblewrap))
+            );
+            assert_eq!(better.shortfall(choice), None);
+
+            let worse = found(&better, choice, &[Kind::Bubblewrap]);
+            assert_eq!(
+                (worse.kind, worse.refusal.as_ref()),
+                (Kind::Bubblewrap, None)
+            );
+            assert_eq!(worse.lost.as_deref(), Some("no docker here."));
+            assert_eq!(found(&worse, choice, &both).lost, None);
+        }
+    }
+
+    #[test]
+    fn while_the_server_runs_no_kind_that_is_weaker_than_the_first_is_taken_unless_it_keeps_users_apart()
+     {
+        let weak = [Kind::Landlock, Kind::Local];
+        for choice in [Choice::AutoOrLocal, Choice::AutoForMany] {
+            let first = found(&Found::default(), choice, &[Kind::Docker, Kind::Landlock]);
+            assert_eq!((first.kind, first.fallback), (Kind::Docker, None));
+            let lost = found(&first, choice, &weak);
+            assert_eq!(lost.kind, Kind::None, "{choice:?}");
+            assert!(
+                lost.refusal.unwrap().contains("no docker here."),
+                "{choice:?}"
+            );
+        }
+        // What the start took is taken again, and one user has nobody to be kept from.
+        let first = found(&Found::default(), Choice::AutoOrLocal, &weak);
+        let better = found(&first, Choice::AutoOrLocal, &[Kind::Docker, Kind::Landlock]);
+        assert_eq!(
+            found(&better, Choice::AutoOrLocal, &weak).kind,
+            Kind::Landlock
+        );
+        let first = found(&Found::default(), Choice::Auto, &[Kind::Docker]);
+        assert_eq!(found(&first, Choice::Auto, &weak).kind, Kind::Landlock);
+    }
+
+    #[test]
+    fn of_what_a_sandbox_said_the_first_sentence_is_told() {
+        let said = "The sandbox could not be started: it ended at once. It said: lucid-exec: no: EPERM\nlucid-exec: the server ended badly";
+        assert_eq!(reason(said), "no: EPERM");
+        assert_eq!(reason("other"), "other");
+    }
+}

@@ -1,0 +1,300 @@
+//! A root file system of the sandbox's own, for a machine without a program that makes one: user,
+//! mount and IPC namespaces, which the kernel gives to ordinary users where the machine allows it.
+//!
+//! # Invariants
+//! - Of the old root only the named paths stay in sight: what is not named does not exist, instead of
+//!   being refused.
+//! - `/tmp`, `/dev/shm` and the terminals of `/dev/pts` are the sandbox's own.
+//! - The mounts belong to a user namespace above the one that commands run in, so nothing that they
+//!   may become can undo them.
+//! - All of it is in place, or the process ends.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use lucid_exec::protocol::PrivateRoot;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::sethostname;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+};
+use rustix::process::{getegid, geteuid, pivot_root, setsid};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+/// Where the old root stands while the new one is built.
+const OLD: &str = "/old";
+/// Read-only by themselves, or of no lasting content.
+const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+/// A link to a path below one of these is kept as a link: they are shown wherever they exist.
+const ALWAYS_SHOWN: [&str; 2] = ["/usr", "/nix/store"];
+const IN_MEMORY: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
+const SET_LINK: u16 = 16;
+const REQUEST_WITH_ACK: u16 = 1 | 4;
+const INTERFACE_UP: u32 = 1;
+const LOOPBACK: i32 = 1;
+
+/// What the machine refused.
+#[derive(Debug, thiserror::Error)]
+#[error("the sandbox gets no root of its own: {what}: {cause}")]
+pub(crate) struct RootError {
+    what: String,
+    #[source]
+    cause: io::Error,
+}
+
+/// Names what was tried when it failed.
+trait Tried<T> {
+    fn when(self, what: impl Into<String>) -> Result<T, RootError>;
+}
+
+impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
+    fn when(self, what: impl Into<String>) -> Result<T, RootError> {
+        self.map_err(|cause| RootError {
+            what: what.into(),
+            cause: cause.into(),
+        })
+    }
+}
+
+/// How a path of the old root comes into the new one.
+enum Entry {
+    /// A link that says the same as the old one.
+    Link { target: PathBuf, at: PathBuf },
+    /// What `from` is.
+    Bind { from: PathBuf, at: PathBuf },
+}
+
+impl Entry {
+    /// `None` for a path that does not exist.
+    fn of(path: &str) -> Option<Self> {
+        let at = PathBuf::from(path);
+        let from = fs::canonicalize(&at).ok()?;
+        let is_link = fs::symlink_metadata(&at).ok()?.is_symlink();
+        if is_link && ALWAYS_SHOWN.iter().any(|shown| from.starts_with(shown)) {
+            return Some(Self::Link { target: from, at });
+        }
+        Some(Self::Bind { from, at })
+    }
+}
+
+/// Leaves the old root for a new one. To be called while the process has one thread.
+pub(crate) fn enter(root: &PrivateRoot) -> Result<(), RootError> {
+    // Without a controlling terminal, /dev/tty is only ever one that was made in here.
+    let detached = setsid().is_ok();
+    let entries: Vec<Entry> = root
+        .shown
+        .iter()
+        .filter_map(|path| Entry::of(path))
+        .collect();
+    let placed = root.placed.iter().map(|(from, at)| {
+        let from = fs::canonicalize(from).when(from.clone())?;
+        Ok((from, PathBuf::from(at)))
+    });
+    let placed = placed.collect::<Result<Vec<_>, RootError>>()?;
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let mut wanted = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    if root.own_network {
+        wanted |= CloneFlags::CLONE_NEWNET;
+    }
+    unshare(wanted).when("the machine lets this user make no namespaces")?;
+    // A file system of terminals needs somebody who is root.
+    map_user((0, user), (0, group))?;
+    if root.own_network {
+        bring_loopback_up().when("the loopback interface")?;
+    }
+    sethostname("sandbox").when("the host name")?;
+
+    start_root(Path::new(&root.mount_point))?;
+    for entry in &entries {
+        bring(entry)?;
+    }
+    bind(Path::new("/proc"), Path::new("/proc"))?;
+    make_devices(root, detached)?;
+    for (from, at) in &placed {
+        bind(from, at)?;
+    }
+    umount2(OLD, MntFlags::MNT_DETACH).when("the old root does not go away")?;
+    fs::remove_dir(OLD).when(OLD)?;
+    let kept = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | IN_MEMORY;
+    attach(None, Path::new("/"), None, kept, None).when("the new root stays writable")?;
+
+    unshare(CloneFlags::CLONE_NEWUSER).when("a second user namespace")?;
+    map_user((root.user, 0), (root.user, 0))?;
+    let none = CapabilitySet::empty();
+    let none = CapabilitySets {
+        effective: none,
+        permitted: none,
+        inheritable: none,
+    };
+    set_capabilities(None, none).when("capabilities do not go away")
+}
+
+/// Says which id inside stands for which id outside, of the user and of the group.
+fn map_user(user: (u32, u32), group: (u32, u32)) -> Result<(), RootError> {
+    let line = |(inside, outside): (u32, u32)| format!("{inside} {outside} 1\n");
+    for (name, text) in [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", line(user)),
+        ("gid_map", line(group)),
+    ] {
+        let path = format!("/proc/self/{name}");
+        fs::write(&path, text).when(path)?;
+    }
+    Ok(())
+}
+
+/// Makes an empty file system the root, and hangs the old one below it.
+fn start_root(mount_point: &Path) -> Result<(), RootError> {
+    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+    attach(None, Path::new("/"), None, private, None).when("mounts do not become private")?;
+    let options = Some("mode=0755,size=4m");
+    attach(None, mount_point, Some("tmpfs"), IN_MEMORY, options)
+        .when("the new root cannot be mounted")?;
+    let old = mount_point.join("old");
+    fs::create_dir(&old).when(OLD)?;
+    pivot_root(mount_point, &old).when("the root cannot be changed")?;
+    std::env::set_current_dir("/").when("/")
+}
+
+fn bring(entry: &Entry) -> Result<(), RootError> {
+    match entry {
+        Entry::Bind { from, at } => bind(from, at),
+        Entry::Link { target, at } => {
+            make_parent(at)?;
+            symlink(target, at).when(at.display().to_string())
+        }
+    }
+}
+
+fn make_parent(path: &Path) -> Result<(), RootError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).when(parent.display().to_string())
+}
+
+/// Shows what the old root has at `from`, with all that is mounted below it.
+fn bind(from: &Path, at: &Path) -> Result<(), RootError> {
+    let name = || format!("{} cannot be shown", at.display());
+    let from = Path::new(OLD).join(from.strip_prefix("/").unwrap_or(from));
+    if fs::metadata(&from).when(name())?.is_dir() {
+        fs::create_dir_all(at).when(name())?;
+    } else if !at.exists() {
+        make_parent(at)?;
+        File::create(at).when(name())?;
+    }
+    let all = MsFlags::MS_BIND | MsFlags::MS_REC;
+    attach(Some(&from), at, None, all, None).when(name())
+}
+
+/// What programs expect of `/dev`, with terminals and shared memory that nobody else has.
+fn make_devices(root: &PrivateRoot, detached: bool) -> Result<(), RootError> {
+    let old = Path::new(OLD).join("dev");
+    let devices = DEVICES.into_iter().chain(detached.then_some("tty"));
+    for name in devices.filter(|name| old.join(name).exists()) {
+        let at = Path::new("/dev").join(name);
+        bind(&at, &at)?;
+    }
+    for (target, at) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("pts/ptmx", "/dev/ptmx"),
+    ] {
+        symlink(target, at).when(at)?;
+    }
+    let options = format!("mode=1777,size={}", root.shared_memory_bytes);
+    for (at, kind, flags, options) in [
+        ("/dev/shm", "tmpfs", IN_MEMORY, options.as_str()),
+        (
+            "/dev/pts",
+            "devpts",
+            TERMINALS,
+            "newinstance,ptmxmode=0666,mode=620",
+        ),
+    ] {
+        fs::create_dir(at).when(at)?;
+        attach(None, Path::new(at), Some(kind), flags, Some(options)).when(at)?;
+    }
+    Ok(())
+}
+
+/// mount(2); what it mounts of no file is called by its kind.
+fn attach(
+    from: Option<&Path>,
+    at: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    options: Option<&str>,
+) -> io::Result<()> {
+    let from = from.or(kind.map(Path::new));
+    mount(from, at, kind, flags, options).map_err(io::Error::from)
+}
+
+/// Brings up the only interface of a new network; its addresses come by themselves.
+fn bring_loopback_up() -> io::Result<()> {
+    let socket: OwnedFd = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        // The number of rtnetlink(7) is 0, which is what none means.
+        None,
+    )?;
+    send(socket.as_fd(), &link_up(), SendFlags::empty())?;
+    let mut answer = [0; 256];
+    let (got, _) = recv(socket.as_fd(), &mut answer, RecvFlags::empty())?;
+    // Behind a header of 16 bytes an acknowledgement says 0, a refusal the error's negative number.
+    let code = answer[..got].get(16..20).and_then(|it| it.try_into().ok());
+    match code.map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The message of rtnetlink(7) that sets a flag of an interface.
+fn link_up() -> Vec<u8> {
+    let mut message = Vec::with_capacity(32);
+    message.extend(32_u32.to_ne_bytes());
+    message.extend(SET_LINK.to_ne_bytes());
+    message.extend(REQUEST_WITH_ACK.to_ne_bytes());
+    // A sequence number and the receiver, the kernel; then any address family, and any type.
+    message.extend([0; 12]);
+    message.extend(LOOPBACK.to_ne_bytes());
+    message.extend(INTERFACE_UP.to_ne_bytes());
+    message.extend(INTERFACE_UP.to_ne_bytes());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_to_the_kernel_is_as_long_as_it_says() {
+        let message = link_up();
+        assert_eq!(message.len(), 32);
+        assert_eq!(message[..4], 32_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_link_into_what_is_always_shown_stays_a_link_and_any_other_path_is_bound() {
+        let folder = std::env::temp_dir().join(format!("lucid-root-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let link = folder.join("link");
+        let _ = fs::remove_file(&link);
+        symlink("/usr/bin", &link).unwrap();
+        let of = |path: &Path| Entry::of(path.to_str().unwrap());
+        assert!(matches!(of(&link), Some(Entry::Link { .. })));
+        assert!(matches!(of(&folder), Some(Entry::Bind { .. })));
+        assert!(of(&folder.join("absent")).is_none());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
