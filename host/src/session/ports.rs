@@ -316,7 +316,7 @@ pub trait Models: Send + Sync {
 }
 
 /// What a place is made for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PlaceSpec {
     /// The session.
     pub session: String,
