@@ -477,7 +477,7 @@ async fn records(config: &Config, store: &Store, keep: Keep) -> Result<Records, 
     let records = Arc::new(SupabaseRecords::new(Supabase::new(settings)?));
     let outbox = Outbox::start(store.clone(), SupabaseRecords::clone(&records)).await?;
     Ok(Records {
-        chats: Chats::elsewhere(records.clone(), outbox.clone()),
+        chats: Chats::elsewhere(store.clone(), records.clone(), outbox.clone()),
         outbox: Some(outbox),
         integrations: records,
     })

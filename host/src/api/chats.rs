@@ -248,7 +248,8 @@ pub(super) struct DeletedView {
 
 /// Delete a chat
 ///
-/// Its messages go with it; a session that is alive is not stopped.
+/// Its messages go with it, and all that the server has of its session: what happened in it, what its models
+/// read, its files. A session that is alive is not stopped; what the server has of it goes when it ends.
 #[utoipa::path(
     delete, path = "/api/v1/chats/{id}", tag = "chats", params(("id" = String, Path, description = "The chat")),
     responses((status = 200, body = DeletedView), (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
@@ -259,7 +260,11 @@ pub(super) async fn delete(
     who: Identity,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedView>, Problem> {
-    if !api.parts.chats.delete(&Caller::from(&who), &id).await? {
+    let deleted = api.parts.chats.delete(&Caller::from(&who), &id).await?;
+    for session in deleted.sessions {
+        api.parts.sessions.remove_files(&who.user, session).await;
+    }
+    if !deleted.chat {
         return Err(no_chat());
     }
     Ok(Json(DeletedView {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::problem::{Json, Path, Problem};
+use super::problem::{DISK_AGAIN, Json, Path, Problem};
 use crate::app::{Change, ChangeError, UploadError, is_digest};
 use crate::auth::Admin;
 use crate::deployment;
@@ -403,6 +403,10 @@ pub(super) async fn upload(
 ) -> Result<Json<UploadedView>, Problem> {
     let largest = EngineOptions::default().largest_component;
     announced(request.headers(), largest)?;
+    if let Some(shortage) = api.parts.sessions.disk_shortage().await {
+        let full = Problem::new(StatusCode::INSUFFICIENT_STORAGE, shortage);
+        return Err(full.retry_after(DISK_AGAIN));
+    }
     // Held until it is kept: each takes its size in memory.
     let Ok(_turn) = api.parts.uploads.acquire().await else {
         return Err(Problem::unavailable("The server is about to restart."));

@@ -25,6 +25,8 @@ use crate::surrogates;
 const LONGEST_REASON: usize = 300;
 /// After how many seconds the database may be usable again.
 pub(super) const STORE_AGAIN: u32 = 5;
+/// After how many seconds the disk may have room again.
+pub(super) const DISK_AGAIN: u32 = 30;
 
 /// A failed request, as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::problem::{Json, Path, Problem, STORE_AGAIN};
+use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::auth::Identity;
 use crate::session::{
@@ -22,8 +22,6 @@ use crate::workspace::Workspace;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
-/// After how many seconds the disk may have room again.
-const DISK_AGAIN: u32 = 30;
 /// How long a stop that cannot be written down is waited for.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// An id that is longer is not repeated in full.

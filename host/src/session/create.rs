@@ -254,7 +254,7 @@ impl Sessions {
         if self.shared.halt.is_cancelled() {
             return Err(CreateError::ShuttingDown);
         }
-        if let Some(shortage) = deps.reserve.looked_at().await {
+        if let Some(shortage) = self.disk_shortage().await {
             return Err(CreateError::DiskShort(shortage));
         }
         let generation = deps.deployment.borrow().clone();

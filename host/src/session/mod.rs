@@ -380,9 +380,31 @@ impl Sessions {
         }
     }
 
+    /// Removes what may be left of the files of a session that is over and gone from the log.
+    pub async fn remove_files(&self, user: &UserId, session: String) {
+        let spec = PlaceSpec {
+            session,
+            user: user.to_string(),
+            ..PlaceSpec::default()
+        };
+        let session = spec.session.clone();
+        if let Err(cause) = self.shared.deps.places.wipe(spec).await {
+            tracing::warn!(
+                session,
+                cause,
+                "the files of a deleted session could not be removed"
+            );
+        }
+    }
+
     /// Why the log cannot be written; none where it can.
     pub fn log_failure(&self) -> Option<Transient> {
         self.shared.deps.store.health().failure()
+    }
+
+    /// A sentence where what is left of the disk is kept for the log.
+    pub async fn disk_shortage(&self) -> Option<String> {
+        self.shared.deps.reserve.looked_at().await
     }
 
     /// How many sessions live.

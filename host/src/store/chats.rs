@@ -7,11 +7,22 @@
 use std::sync::Arc;
 
 use super::outbox::Outbox;
-use super::{Caller, Chat, ChatMessage, LocalRecords, RecordError, Records, Store};
+use super::{Caller, Chat, ChatMessage, LocalRecords, RecordError, Records, Store, discard};
+
+/// What went with a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deleted {
+    /// The chat itself; false where the caller has no such chat.
+    pub chat: bool,
+    /// The sessions that are gone from the log. One that lives goes when it ends.
+    pub sessions: Vec<String>,
+}
 
 /// The chats of all users; each call sees one user's. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Chats {
+    /// Where the logs of their sessions are.
+    store: Store,
     records: Arc<dyn Records>,
     outbox: Option<Outbox>,
 }
@@ -20,14 +31,16 @@ impl Chats {
     /// The chats of the local database.
     pub fn new(store: Store) -> Self {
         Self {
+            store: store.clone(),
             records: Arc::new(LocalRecords::new(store)),
             outbox: None,
         }
     }
 
     /// Chats that are kept elsewhere, with what waits to be sent there.
-    pub fn elsewhere(records: Arc<dyn Records>, outbox: Outbox) -> Self {
+    pub fn elsewhere(store: Store, records: Arc<dyn Records>, outbox: Outbox) -> Self {
         Self {
+            store,
             records,
             outbox: Some(outbox),
         }
@@ -72,16 +85,21 @@ impl Chats {
         }
     }
 
-    /// Deletes a chat and its messages. False where the caller has no such chat.
-    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<bool, RecordError> {
+    /// Deletes a chat, its messages and the log of its session.
+    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Deleted, RecordError> {
         self.settle(caller).await;
-        if !self.records.delete(caller, id).await? {
-            return self.absent(caller, id, false).await;
-        }
-        if let Some(outbox) = &self.outbox {
+        let chat = match self.records.delete(caller, id).await? {
+            true => true,
+            false => self.absent(caller, id, false).await?,
+        };
+        if let Some(outbox) = self.outbox.as_ref().filter(|_| chat) {
             outbox.forget(id).await?;
         }
-        Ok(true)
+        // Also where the chat is not there: an earlier call may have come no further than that.
+        let (user, id) = (caller.user().to_string(), id.to_owned());
+        let discard = move |connection: &_| discard::of_chat(connection, &user, &id);
+        let sessions = self.store.erase(discard).await?;
+        Ok(Deleted { chat, sessions })
     }
 
     /// What waits for this user is sent now.

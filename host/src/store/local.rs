@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::records::{
     Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
 };
+use super::texts::{self, Packed};
 use super::{Store, StoreError, Totals, cut, usage};
 
 /// The chats of all users in the local database; each call sees one user's.
@@ -126,7 +127,7 @@ impl Records for LocalRecords {
                     )?
                     .exists([&id, &message.id])?;
                 if !known {
-                    insert_message(connection, &id, message.into())?;
+                    insert_message(connection, &id, &message.into())?;
                 }
             }
             Ok(true)
@@ -136,15 +137,20 @@ impl Records for LocalRecords {
     fn messages(&self, caller: &Caller, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.read(move |connection| {
-            if find_chat(connection, Some(&user), &id)?.is_none() {
+            let Some(chat) = find_chat(connection, Some(&user), &id)? else {
                 return Ok(Vec::new());
-            }
+            };
+            let session = chat.agent_session_id.unwrap_or_default();
             let mut select = connection.prepare_cached(
                 "SELECT id, role, content, event_type, metadata_json, created_at FROM chat_messages
                  WHERE session_id = ?1 ORDER BY n",
             )?;
-            let rows = select.query_map([&id], message)?;
-            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+            let mut rows = select.query([&id])?;
+            let mut messages = Vec::new();
+            while let Some(row) = rows.next()? {
+                messages.push(message(connection, &session, row)?);
+            }
+            Ok(messages)
         })
     }
 }
@@ -194,13 +200,12 @@ pub(super) fn insert_chat(
 }
 
 /// A line of a chat, to be written.
-#[derive(Clone, Copy)]
 pub(super) struct Line<'a> {
     pub(super) id: &'a str,
     pub(super) role: &'a str,
-    pub(super) content: &'a str,
+    pub(super) content: Packed<'a>,
     pub(super) event_type: Option<&'a str>,
-    pub(super) metadata: Option<&'a str>,
+    pub(super) metadata: Option<Packed<'a>>,
     /// In milliseconds since 1970.
     pub(super) at: i64,
 }
@@ -210,9 +215,9 @@ impl<'a> From<&'a ChatMessage> for Line<'a> {
         Self {
             id: &message.id,
             role: &message.role,
-            content: &message.content,
+            content: Packed::Whole(&message.content),
             event_type: message.event_type.as_deref(),
-            metadata: message.metadata_json.as_deref(),
+            metadata: message.metadata_json.as_deref().map(Packed::Whole),
             at: message.created_at.timestamp_millis(),
         }
     }
@@ -223,7 +228,7 @@ impl<'a> From<&'a ChatMessage> for Line<'a> {
 pub(super) fn insert_message(
     connection: &Connection,
     chat: &str,
-    line: Line<'_>,
+    line: &Line<'_>,
 ) -> Result<(), StoreError> {
     connection
         .prepare_cached(
@@ -260,13 +265,18 @@ fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
     })
 }
 
-pub(super) fn message(row: &Row<'_>) -> rusqlite::Result<ChatMessage> {
+/// A line of a session's chat, whole.
+pub(super) fn message(
+    connection: &Connection,
+    session: &str,
+    row: &Row<'_>,
+) -> Result<ChatMessage, StoreError> {
     Ok(ChatMessage {
         id: row.get(0)?,
         role: row.get(1)?,
-        content: row.get(2)?,
+        content: texts::whole(connection, session, row, 2)?,
         event_type: row.get(3)?,
-        metadata_json: row.get(4)?,
+        metadata_json: texts::optional(connection, session, row, 4)?,
         created_at: time(row, 5)?,
     })
 }

@@ -15,6 +15,7 @@
 //! there. FULL would cost one flush for each group commit and guard against nothing else.
 
 mod chats;
+mod discard;
 mod failure;
 mod health;
 mod integrations;
@@ -29,6 +30,7 @@ mod records;
 mod retained;
 mod rows;
 mod supabase;
+mod texts;
 mod uptime;
 mod usage;
 mod writer;
@@ -36,7 +38,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use chats::Chats;
+pub use chats::{Chats, Deleted};
 pub use failure::Transient;
 pub use health::{Health, Waiting};
 pub use integrations::{Integration, Integrations, Kept, NewIntegration};
@@ -63,6 +65,7 @@ pub use usage::{CallRow, Totals};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -87,6 +90,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0009_retained_workspaces.sql"),
     include_str!("../../../migrations/0010_origin.sql"),
     include_str!("../../../migrations/0011_client_positions.sql"),
+    include_str!("../../../migrations/0012_deletion.sql"),
+    include_str!("../../../migrations/0013_texts.sql"),
 ];
 
 /// Why the store did not do what it was asked.
@@ -283,6 +288,20 @@ impl Store {
         self.write_within(Duration::ZERO, same).await
     }
 
+    /// Runs a write that deletes what is to be gone from the disk too, SQLite's own log included.
+    pub(super) async fn erase<T, F>(&self, erase: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let empty_log = self.inner.writer.empty_log();
+        let erase = move |connection: &Connection| {
+            empty_log.store(true, Ordering::Relaxed);
+            erase(connection)
+        };
+        self.write(erase).await
+    }
+
     /// Runs one read on a connection of its own, off the async threads. It sees whatever was
     /// committed before.
     pub async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
@@ -358,6 +377,8 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
+        // What is deleted is not left behind in pages that are free.
+        connection.pragma_update(None, "secure_delete", "on")?;
         // 16 MB of log before it is folded back: fewer, longer stretches of copying.
         connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
         connection.pragma_update(None, "journal_size_limit", 64 << 20)?;

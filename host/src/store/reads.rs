@@ -12,6 +12,7 @@ use super::model::{
     Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
 };
 use super::rows::to_sql;
+use super::texts;
 use super::usage::Totals;
 
 /// So many bytes of steps are read at once, roughly.
@@ -146,10 +147,12 @@ pub fn transcript(
     let mut select = connection.prepare_cached(
         "SELECT message FROM transcript WHERE session_id = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry",
     )?;
-    let rows = select.query_map(params![session, to_sql(first), to_sql(last)], |row| {
-        row.get(0)
-    })?;
-    rows.map(|row| row.map_err(StoreError::from)).collect()
+    let mut rows = select.query(params![session, to_sql(first), to_sql(last)])?;
+    let mut entries = Vec::new();
+    while let Some(row) = rows.next()? {
+        entries.push(texts::whole(connection, session, row, 0)?);
+    }
+    Ok(entries)
 }
 
 /// The frames after a sequence number, some at a time; none where there are no more.
@@ -175,7 +178,7 @@ pub fn frames_after(
         && let Some(row) = rows.next()?
     {
         let first = from_sql(row, "first_seq")?;
-        let text: String = row.get(1)?;
+        let text = texts::whole(connection, session, row, 1)?;
         let frames: Vec<&RawValue> =
             serde_json::from_str(&text).map_err(|cause| StoreError::Content(cause.to_string()))?;
         for (number, frame) in (first..).zip(frames) {
@@ -216,8 +219,8 @@ pub fn logged_steps(
         let step = LoggedStep {
             step: from_sql(row, "step")?,
             context: row.get(1)?,
-            inputs: row.get(2)?,
-            commands: row.get(3)?,
+            inputs: texts::whole(connection, session, row, 2)?,
+            commands: texts::optional(connection, session, row, 3)?,
             plugin: row.get(4)?,
             fuel: from_sql(row, "fuel")?,
         };

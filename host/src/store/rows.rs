@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::local::{self, Line};
 use super::model::{Decision, NewSessionRow, Status, StepRow};
-use super::{Chat, StoreError, Totals, outbox, retained, usage};
+use super::texts::Texts;
+use super::{Chat, StoreError, Totals, discard, outbox, retained, usage};
 
 /// SQLite's integers are signed; none of these numbers comes near the end.
 pub(super) fn to_sql(number: u64) -> i64 {
@@ -195,7 +196,11 @@ impl StepRow {
         if self.retains_workspace {
             retained::retain(connection, &self.session, counters.uptime_ms)?;
         }
-        self.insert_parts(connection)
+        self.insert_parts(connection)?;
+        if self.status == Status::Ended {
+            discard::at_end(connection, &self.session)?;
+        }
+        Ok(())
     }
 
     fn insert_parts(&self, connection: &Connection) -> Result<(), StoreError> {
@@ -217,6 +222,15 @@ impl StepRow {
             frames.push_str(frame);
         }
         frames.push(']');
+        let mut texts = Texts::new(connection, &self.session);
+        let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
+        let commands = d.commands.as_deref();
+        let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
+        let entries = self.entries.iter();
+        let entries = entries.map(|(entry, json)| Ok((*entry, texts.pack_json(json)?)));
+        let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
+        // After what they may be the beginning of.
+        let frames = texts.pack_json(&frames)?;
         connection
             .prepare_cached(
                 "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
@@ -237,31 +251,32 @@ impl StepRow {
                 decision.map(|d| to_sql(d.micros)),
                 d.error,
                 decision.map(|d| &d.context),
-                decision.map(|d| &d.inputs),
-                d.commands,
+                inputs,
+                commands,
                 frames,
             ])?;
-        if !self.entries.is_empty() {
+        if !entries.is_empty() {
             let mut insert = connection.prepare_cached(
                 "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
             )?;
-            for (entry, message) in &self.entries {
-                insert.execute(params![&*self.session, to_sql(*entry), message])?;
+            for (entry, message) in entries {
+                insert.execute(params![&*self.session, to_sql(entry), message])?;
             }
         }
         if !self.chat_lines.is_empty() {
             let mut buffer = Uuid::encode_buffer();
             for line in &self.chat_lines {
+                let metadata = line.metadata.as_deref();
                 let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
                 local::insert_message(
                     connection,
                     &self.chat,
-                    Line {
+                    &Line {
                         id,
                         role: line.role,
-                        content: &line.content,
+                        content: texts.pack_text(&line.content)?,
                         event_type: Some(&line.event_type),
-                        metadata: line.metadata.as_deref(),
+                        metadata: metadata.map(|json| texts.pack_json(json)).transpose()?,
                         at: to_sql(self.at),
                     },
                 )?;

@@ -9,7 +9,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 #[cfg(test)]
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,8 @@ pub(super) struct Writer {
     // None only while it is dropped.
     queue: Option<mpsc::Sender<Box<dyn Write>>>,
     thread: Option<JoinHandle<()>>,
+    /// After this group SQLite's own log is emptied.
+    empty_log: Arc<AtomicBool>,
     #[cfg(test)]
     probe: Arc<Probe>,
 }
@@ -120,7 +123,9 @@ impl Writer {
             groups: AtomicU64::new(0),
             writes: AtomicU64::new(0),
         });
+        let empty_log = Arc::new(AtomicBool::new(false));
         let mut work = Work {
+            empty_log: empty_log.clone(),
             connection,
             waiting,
             group: Vec::with_capacity(GROUP),
@@ -138,6 +143,7 @@ impl Writer {
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
+            empty_log,
             #[cfg(test)]
             probe,
         })
@@ -158,6 +164,11 @@ impl Writer {
         let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
         queue.send(job).await.map_err(|_| StoreError::Closed)?;
         outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// A write that sets this has SQLite's own log emptied after its group.
+    pub(super) fn empty_log(&self) -> Arc<AtomicBool> {
+        self.empty_log.clone()
     }
 
     #[cfg(test)]
@@ -197,6 +208,7 @@ struct Work {
     connection: Connection,
     waiting: mpsc::Receiver<Box<dyn Write>>,
     group: Vec<Box<dyn Write>>,
+    empty_log: Arc<AtomicBool>,
     health: Health,
     #[cfg(test)]
     probe: Arc<Probe>,
@@ -212,8 +224,16 @@ impl Work {
             if self.begin() {
                 self.commit();
             }
+            if self.empty_log.swap(false, Ordering::Relaxed) {
+                self.checkpoint();
+            }
         }
         // Leaves one file behind, not three.
+        self.checkpoint();
+    }
+
+    /// Where a reader is in its way it is left for another time.
+    fn checkpoint(&self) {
         let _ = self
             .connection
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");

@@ -20,6 +20,9 @@ use super::super::frames;
 use super::super::ports::News;
 use super::{Actor, End, now};
 
+/// How long an attempt waits for another process's lock. Clients hear of longer ones.
+const ATTEMPT: Duration = Duration::from_secs(1);
+
 /// A wait for the log.
 struct Wait {
     attempts: Waiting,
@@ -40,7 +43,7 @@ impl Actor {
         let mut wait: Option<Wait> = None;
         loop {
             let last = halt.is_cancelled();
-            let attempt = store.write_within(Duration::ZERO, write.clone());
+            let attempt = store.write_within(ATTEMPT, write.clone());
             let failed = match attempt.await {
                 Ok(()) => return Ok(wait.as_ref().map(|wait| self.go_on(wait))),
                 Err(cause) => cause,

@@ -168,6 +168,7 @@ async fn two_users_do_not_see_each_other() {
             .delete(&Caller::service("bob"), &chat.id)
             .await
             .unwrap()
+            .chat
     );
     assert_eq!(
         chats
@@ -179,12 +180,12 @@ async fn two_users_do_not_see_each_other() {
             .count(),
         255
     );
-    assert!(
-        chats
-            .delete(&Caller::service("ann"), &chat.id)
-            .await
-            .unwrap()
-    );
+    let deleted = chats
+        .delete(&Caller::service("ann"), &chat.id)
+        .await
+        .unwrap();
+    assert!(deleted.chat);
+    assert!(deleted.sessions.is_empty(), "a session that lives is kept");
 }
 
 #[tokio::test]

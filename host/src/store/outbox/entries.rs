@@ -132,6 +132,9 @@ pub(super) fn next(
     sent: i64,
     sent_at: i64,
 ) -> Result<Batch, StoreError> {
+    let found = find_chat(connection, None, chat)?;
+    let session = found.and_then(|chat| chat.agent_session_id);
+    let session = session.unwrap_or_default();
     let mut select = connection.prepare_cached(
         "SELECT id, role, content, event_type, metadata_json, created_at, n FROM chat_messages
          WHERE session_id = ?1 AND n > ?2 ORDER BY n LIMIT ?3",
@@ -148,7 +151,7 @@ pub(super) fn next(
     };
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        let mut message = message(row)?;
+        let mut message = message(connection, &session, row)?;
         bytes += message.content.len() + message.metadata_json.as_ref().map_or(0, String::len);
         if bytes > BATCH_BYTES && !batch.messages.is_empty() {
             break;
