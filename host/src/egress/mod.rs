@@ -9,6 +9,7 @@
 
 mod address;
 mod answer;
+mod begun;
 mod blank;
 mod document;
 mod error;
