@@ -16,13 +16,16 @@ mod definitions;
 mod engine;
 mod git;
 mod guest;
+mod leaked;
 mod limits;
 mod live;
 mod llm;
+mod origin;
 mod pictures;
 mod placing;
 mod policy;
 mod printed;
+mod quirks;
 mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
