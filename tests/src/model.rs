@@ -29,6 +29,8 @@ pub enum Turn {
     Refuse(u16, String),
     /// Refuses for now: a status, and what `Retry-After` says.
     Later(u16, String),
+    /// Answers with a success, and with this in it: a content type and a body.
+    Body(&'static str, String),
     /// Answers as no model should: what it says, its calls with arguments as they are, and why it stopped.
     Odd(String, Vec<(String, String)>, &'static str),
 }
@@ -155,6 +157,7 @@ impl Model {
                     response.extensions_mut().insert(Never);
                     response
                 }
+                Turn::Body(kind, body) => in_pieces(kind, &body),
                 turn => streamed(number, turn, &leaving, breaking.clone()),
             };
             counted.send_replace(number + 1);
@@ -237,6 +240,18 @@ fn refusal(status: u16, message: &str) -> Response<Body> {
     )
 }
 
+fn in_pieces(kind: &str, body: &str) -> Response<Body> {
+    let pieces: Vec<_> = body
+        .as_bytes()
+        .chunks(7)
+        .map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece)))
+        .collect();
+    Response::builder()
+        .header("content-type", kind)
+        .body(Body::from_stream(stream::iter(pieces)))
+        .unwrap()
+}
+
 /// A tool call as it comes in a stream: its name, then its arguments in pieces.
 fn called(number: usize, index: usize, tool: &str, arguments: &str) -> Vec<Value> {
     let id = format!("call_{number}_{index}");
@@ -303,8 +318,8 @@ fn streamed(
             breaks = true;
             ""
         }
-        Turn::Refuse(..) | Turn::Later(..) | Turn::Silence => {
-            unreachable!("it is not streamed")
+        Turn::Refuse(..) | Turn::Later(..) | Turn::Silence | Turn::Body(..) => {
+            unreachable!("it is not streamed in chunks")
         }
     };
     if !hangs && !breaks {

@@ -53,6 +53,23 @@ fn told(seen: &Seen) -> Vec<String> {
     tools.iter().map(name).collect()
 }
 
+/// The tool for whose schema OpenAI would refuse the request.
+fn unfit(seen: &Seen) -> Option<String> {
+    let body = seen.json();
+    let tools = body["tools"].as_array().cloned().unwrap_or_default();
+    let wrong = |tool: &&Value| {
+        let schema = &tool["function"]["parameters"];
+        let root = ["anyOf", "oneOf", "allOf", "$ref", "$defs"];
+        let text = schema.to_string();
+        schema["type"] != "object"
+            || !schema["properties"].is_object()
+            || root.iter().any(|name| schema.get(name).is_some())
+            || text.contains("\"type\":\"array\"") && !text.contains("\"items\"")
+    };
+    let tool = tools.iter().find(wrong)?;
+    Some(tool["function"]["name"].to_string())
+}
+
 /// What the tools said, in the last request.
 fn results(model: &Model) -> Vec<String> {
     model.completions().last().unwrap().messages("tool")
@@ -117,6 +134,8 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
         // The host asks first whether the key is good.
         if number == usize::MAX {
             Turn::Say(String::new())
+        } else if let Some(tool) = unfit(seen) {
+            Turn::Refuse(400, format!("Invalid schema for function {tool}"))
         } else if seen.messages("tool").is_empty() {
             let dotted = told(seen)
                 .into_iter()

@@ -15,6 +15,7 @@ use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
 use sse_stream::SseStream;
 
+use super::begun::by_its_beginning;
 use super::blank::Blanker;
 use super::error::words;
 use super::{EgressError, EgressLimits};
@@ -34,7 +35,8 @@ pub enum Answer {
     Refused(Refusal),
 }
 
-/// A status that is not success. The key is blanked in all of it.
+/// A status that is not success. A key that is a secret is blanked in all of it; a placeholder may be a word
+/// of the sentence, and an adapter has to read that as it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     /// HTTP status.
@@ -68,6 +70,12 @@ pub(super) async fn refusal(
     blanker: &Blanker,
     limits: &EgressLimits,
 ) -> Refusal {
+    let nothing = Blanker::default();
+    let blanker = if blanker.is_secret() {
+        blanker
+    } else {
+        &nothing
+    };
     let headers = headers(&response, blanker);
     let status = response.status().as_u16();
     let enough = limits.refusal + blanker.margin();
@@ -148,7 +156,7 @@ pub(super) fn frames(
     let frames = match framing {
         // A provider that was asked for events may answer with one JSON value, an error for example.
         Framing::ServerSentEvents if json => whole(pieces),
-        Framing::ServerSentEvents => events(pieces),
+        Framing::ServerSentEvents => by_its_beginning(pieces),
         Framing::JsonLines => lines(pieces),
         Framing::WholeBody => whole(pieces),
     };
@@ -165,8 +173,8 @@ pub(super) fn frames(
     Frames(ended.boxed())
 }
 
-type Pieces = BoxStream<'static, Result<Bytes, EgressError>>;
-type Cut = BoxStream<'static, Result<Frame, EgressError>>;
+pub(super) type Pieces = BoxStream<'static, Result<Bytes, EgressError>>;
+pub(super) type Cut = BoxStream<'static, Result<Frame, EgressError>>;
 
 /// The body as it comes, with its limits.
 fn pieces(response: Response, limits: &EgressLimits) -> Pieces {
@@ -251,7 +259,7 @@ pub(super) fn lines(pieces: Pieces) -> Cut {
     .boxed()
 }
 
-fn whole(pieces: Pieces) -> Cut {
+pub(super) fn whole(pieces: Pieces) -> Cut {
     let body = pieces.try_fold(Vec::new(), |mut body, piece| async move {
         body.extend_from_slice(&piece);
         Ok(body)

@@ -17,7 +17,8 @@ use crate::plugins::llm_types::{Frame, Sse};
 /// What stands in a key's place.
 pub(super) const BLANK: &str = "[secret]";
 /// A key of fewer bytes is a placeholder, such as a server of one's own is given (`ollama`): an answer
-/// may well hold the word, and it is no secret. In errors it is blanked all the same.
+/// may well hold the word, and it is no secret. In errors that people see it is blanked all the same, where
+/// it stands as a word of its own.
 const SECRET: usize = 12;
 /// An encoded form that is shorter would be found everywhere.
 const SHORTEST_FORM: usize = 8;
@@ -94,8 +95,13 @@ impl Blanker {
     pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
         for form in &self.forms {
-            if text.contains(form.as_str()) {
+            if !text.contains(form.as_str()) {
+                continue;
+            }
+            if self.is_secret() {
                 text = Cow::Owned(text.replace(form.as_str(), BLANK));
+            } else if let Some(blanked) = without_word(&text, form) {
+                text = Cow::Owned(blanked);
             }
         }
         text
@@ -171,6 +177,23 @@ impl Blanker {
 /// The text without the key.
 pub fn blank(text: &str, key: Option<&SecretString>) -> String {
     Blanker::new(key).text(text).into_owned()
+}
+
+/// The text without a word; none where it only stands within others, as `x` does in `maximum`.
+fn without_word(text: &str, word: &str) -> Option<String> {
+    let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let mut blanked = String::new();
+    let mut from = 0;
+    for (at, _) in text.match_indices(word) {
+        let end = at + word.len();
+        if joins(text[..at].chars().next_back()) || joins(text[end..].chars().next()) {
+            continue;
+        }
+        blanked.push_str(&text[from..at]);
+        blanked.push_str(BLANK);
+        from = end;
+    }
+    (from > 0).then(|| blanked + &text[from..])
 }
 
 /// How many bytes at the text's end are the beginning of a form.
@@ -367,6 +390,17 @@ mod tests {
         };
         assert_eq!(said("ollama", "ask ollama"), "ask ollama");
         assert_eq!(said(KEY, &format!("it is {KEY}")), "it is [secret]");
+    }
+
+    #[test]
+    fn a_placeholder_is_taken_out_of_an_error_only_as_a_word_of_its_own() {
+        let said = |key: &str, text: &str| blank(text, Some(&SecretString::from(key)));
+        assert_eq!(
+            said("x", "maximum context; the key x, \"x\" or x is wrong"),
+            "maximum context; the key [secret], \"[secret]\" or [secret] is wrong"
+        );
+        assert_eq!(said("ollama", "ollamas: ollama"), "ollamas: [secret]");
+        assert_eq!(said("x", "xx x"), "xx [secret]");
     }
 
     #[test]

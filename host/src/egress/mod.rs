@@ -10,6 +10,7 @@
 mod address;
 mod answer;
 mod base_url;
+mod begun;
 mod blank;
 mod document;
 mod error;

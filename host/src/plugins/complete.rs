@@ -13,12 +13,15 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 
 use super::bindings::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
-use super::bindings::types::{Error, Usage};
+use super::bindings::types::{Content, Error, ErrorKind, Usage};
+use super::leaked::{self, Watch};
 use super::limits::Figures;
 use super::llm::LlmPlugin;
+use super::origin::Origin;
 use super::patience::Retries;
 use super::pictures::{Pictures, blames_request};
 use super::placing::place;
+use super::quirks::is_about_form;
 use super::repair;
 use crate::blobs::SessionBlobs;
 use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing, retry_after_ms};
@@ -141,9 +144,23 @@ struct Call<'a, F> {
 
 impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
     async fn run(&mut self) -> Result<Completed, Error> {
+        let Target { endpoint, .. } = self.target;
+        let origin = Origin::new(self.llm.name(), endpoint, &self.request.model);
+        let request = origin.own(self.request);
+        let mut completed = self.with_pictures(&origin, &request).await?;
+        origin.mark(&mut completed.completion.message);
+        Ok(completed)
+    }
+
+    async fn with_pictures(
+        &mut self,
+        origin: &Origin,
+        request: &CompletionRequest,
+    ) -> Result<Completed, Error> {
         let Target { files, .. } = self.target;
-        let pictures = Pictures::of(self.request, self.llm.name(), files).await;
-        let error = match self.answered(&pictures.request()).await {
+        let pictures = Pictures::of(request, self.llm.name(), files).await;
+        let sent = pictures.request();
+        let error = match self.in_its_form(origin, &sent).await {
             Ok(completed) => {
                 pictures.taken().await;
                 return Ok(completed);
@@ -154,7 +171,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             return Err(error);
         };
         self.again(&error, Duration::ZERO);
-        match self.answered(&bare).await {
+        match self.in_its_form(origin, &bare).await {
             Ok(completed) => {
                 pictures.refused().await;
                 Ok(completed)
@@ -162,6 +179,38 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             // It was not the pictures.
             Err(second) if blames_request(&second) => Err(error),
             Err(second) => Err(second),
+        }
+    }
+
+    /// Asks in the form that this server turned out to want, and in another one where a refusal speaks
+    /// of that.
+    async fn in_its_form(
+        &mut self,
+        origin: &Origin,
+        request: &CompletionRequest,
+    ) -> Result<Completed, Error> {
+        let known = self.llm.learned().of(origin);
+        let mut quirks = known;
+        loop {
+            let answered = if quirks.are_none() {
+                self.answered(request).await
+            } else {
+                self.answered(&quirks.applied(request)).await
+            };
+            let error = match answered {
+                Ok(completed) => {
+                    if quirks != known {
+                        self.llm.learned().keep(origin, quirks);
+                    }
+                    return Ok(completed);
+                }
+                Err(error) => error,
+            };
+            let Some(wanted) = quirks.asked_for(&error, request) else {
+                return Err(error);
+            };
+            self.again(&error, Duration::ZERO);
+            quirks = wanted;
         }
     }
 
@@ -234,6 +283,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         let mut decoder = decoder.result?;
         let mut told = None;
         let mut showing = Showing::new(Blanker::new(key));
+        let mut watch = Watch::default();
         let mut batches = frames.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
             let mut broken = None;
@@ -257,8 +307,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                     }
                     // What may be the beginning of a key waits for more.
                     if let Some(delta) = showing.next(delta) {
-                        self.shown = true;
-                        (self.show)(Shown::Delta(&delta));
+                        self.show(delta, &mut watch);
                     }
                 }
             }
@@ -268,13 +317,35 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         }
         let finished = decoder.finish().await;
         self.figures += finished.figures;
-        let whole = finished
+        let mut whole = finished
             .result
             .map_err(|error| self.broke_off(told, error.into()))?;
         for delta in showing.rest() {
-            (self.show)(Shown::Delta(&delta));
+            self.show(delta, &mut watch);
+        }
+        let calls = |piece: &Content| matches!(piece, Content::ToolCall(_));
+        let own = whole.message.content.iter().any(calls);
+        leaked::take(&mut whole, &self.request.tools);
+        let rest = watch.rest();
+        // What became a call is shown as one.
+        if (own || !whole.message.content.iter().any(calls)) && !rest.is_empty() {
+            self.shown = true;
+            (self.show)(Shown::Delta(&Delta::Text(rest)));
         }
         Ok(whole)
+    }
+
+    /// Shows what came, but for text that may be a call.
+    fn show(&mut self, delta: Delta, watch: &mut Watch) {
+        let delta = match delta {
+            Delta::Text(text) => match watch.next(&text) {
+                shown if shown.is_empty() && !text.is_empty() => return,
+                shown => Delta::Text(shown),
+            },
+            other => other,
+        };
+        self.shown = true;
+        (self.show)(Shown::Delta(&delta));
     }
 
     /// What was generated of an answer is paid for, also where it never became whole.
@@ -303,6 +374,9 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                 error.retry_after_ms = error
                     .retry_after_ms
                     .or_else(|| retry_after_ms(&refusal.headers, SystemTime::now()));
+                if is_about_form(&error, self.request) {
+                    error.kind = ErrorKind::InvalidInput;
+                }
                 error
             }
             Err(error) => error.into(),

@@ -17,6 +17,7 @@ use super::engine::{Engine, Lane};
 use super::guest::Guest;
 use super::limits::{CallError, Called, Figures, Limits, cleaned};
 use super::live::{Live, Loaded, boxed, call, front, not_begun};
+use super::quirks::Learned;
 use super::{compile, described};
 
 /// An adapter that was let in. A clone is the same adapter.
@@ -28,6 +29,8 @@ struct Inner {
     pre: LlmPluginPre<Guest>,
     descriptor: Descriptor,
     models: Vec<ModelInfo>,
+    /// What its servers turned out to want.
+    learned: Learned,
 }
 
 front!(LlmPlugin);
@@ -76,9 +79,15 @@ impl LlmPlugin {
             pre,
             descriptor,
             models: Vec::new(),
+            learned: Learned::default(),
         };
         inner.models = known_models(&inner.loaded, &inner.pre).await?;
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// What its servers turned out to want.
+    pub(super) fn learned(&self) -> &Learned {
+        &self.0.learned
     }
 
     /// The models it knows without settings; others may work as well.

@@ -18,14 +18,17 @@ mod engine;
 mod git;
 mod guest;
 mod label;
+mod leaked;
 mod limits;
 mod live;
 mod llm;
+mod origin;
 mod patience;
 mod pictures;
 mod placing;
 mod policy;
 mod printed;
+mod quirks;
 mod repair;
 mod tally;
 #[cfg(test)]

@@ -2,37 +2,26 @@
 //!
 //! Always holds: the API's own type of error decides before the status does.
 
-use lucid_plugin::llm::refusal::{broken_off, kind_of_status, refusal, says_too_long};
-use lucid_plugin::llm::text_at;
+use lucid_plugin::llm::json;
+use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
 use lucid_plugin::types::{Error, ErrorKind, Header};
 use serde_json::Value;
 
 /// An answer whose status is not a success.
 pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let body = String::from_utf8_lossy(body);
-    let value: Value = serde_json::from_str(&body).unwrap_or(Value::Null);
-    let error = value.get("error").unwrap_or(&value);
-    let (code, said) = (text_at(error, "type"), sentence(error));
-    let kind = kind(code, said).unwrap_or_else(|| kind_of_status(status));
-    refusal(status, headers, &body, kind, code.map(Into::into), said)
+    let report = Report::of(&json::whole(&body).unwrap_or(Value::Null));
+    let kind = kind(report.code.as_deref(), &report.said).unwrap_or_else(|| kind_of_status(status));
+    refusal(status, headers, &body, kind, report.code, &report.said)
 }
 
-/// An `error` event in the middle of an answer.
-pub(crate) fn midway(error: &Value) -> Error {
-    let (code, said) = (text_at(error, "type"), sentence(error));
-    let kind = kind(code, said).unwrap_or(ErrorKind::Upstream);
-    broken_off(kind, code.map(Into::into), said)
-}
-
-fn sentence(error: &Value) -> &str {
-    error
-        .as_str()
-        .or_else(|| text_at(error, "message"))
-        .unwrap_or_default()
+/// An error in the middle of an answer.
+pub(crate) fn midway(report: &Report) -> Error {
+    report.error(kind(report.code.as_deref(), &report.said))
 }
 
 fn kind(code: Option<&str>, said: &str) -> Option<ErrorKind> {
-    Some(match code? {
+    Some(match code.unwrap_or_default() {
         "invalid_request_error" if says_too_long(said) => ErrorKind::ContextTooLong,
         "invalid_request_error" if said.contains("credit balance") => ErrorKind::Forbidden,
         "invalid_request_error" if said.contains("content filtering policy") => ErrorKind::Refused,

@@ -4,31 +4,62 @@
 //! difference; an answer is whole only when the API said why it stopped.
 
 use lucid_plugin::NO_USAGE;
+use lucid_plugin::llm::json::{self, Joiner};
+use lucid_plugin::llm::refusal::{Report, no_json};
 use lucid_plugin::llm::{
-    Completion, Decoder, Delta, Frame, ToolCallArguments, ToolCallStart, text_at, whole_json,
+    Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
 };
 use lucid_plugin::types::{
     Content, Custom, Error, Message, Role, StopReason, Thinking, ToolCall, Usage,
 };
 use serde_json::Value;
 
+use crate::kept::{CallExtra, Unsigned};
 use crate::{REDACTED, classify};
+
+/// What an event or a whole answer has, one of them at least: what has none may be an error.
+const MEMBERS: [&str; 8] = [
+    "type",
+    "content",
+    "delta",
+    "content_block",
+    "role",
+    "usage",
+    "index",
+    "stop_reason",
+];
 
 /// Reads one answer.
 pub struct EventDecoder {
     /// By the API's index.
-    blocks: Vec<(u64, Block)>,
+    blocks: Vec<(u64, Open)>,
+    /// Something came, whatever it was.
+    begun: bool,
     stop: Option<StopReason>,
     usage: Usage,
     /// An answer that is not streamed, until it is there as a whole.
     body: Vec<u8>,
 }
 
+/// A block, and the end of its text that may go on within a character.
+struct Open {
+    block: Block,
+    joiner: Joiner,
+}
+
 enum Block {
     Text(String),
-    Thinking { text: String, signature: String },
+    Thinking {
+        text: String,
+        /// None where the server has no member for it.
+        signature: Option<String>,
+    },
     Redacted(String),
-    Call { call: ToolCall, given: String },
+    Call {
+        call: ToolCall,
+        given: String,
+        extra: CallExtra,
+    },
     Unknown,
 }
 
@@ -36,6 +67,7 @@ impl Decoder for EventDecoder {
     fn new(_: String) -> Self {
         Self {
             blocks: Vec::new(),
+            begun: false,
             stop: None,
             usage: NO_USAGE,
             body: Vec::new(),
@@ -44,8 +76,11 @@ impl Decoder for EventDecoder {
 
     fn push(&mut self, frame: Frame, deltas: &mut Vec<Delta>) -> Result<(), Error> {
         match frame {
-            Frame::Sse(event) => self.data(&event.data, deltas),
-            Frame::Line(line) => self.data(&line, deltas),
+            Frame::Sse(event) => self.data(&event, deltas),
+            Frame::Line(data) => {
+                let (event, id) = (None, None);
+                self.data(&Sse { event, data, id }, deltas)
+            }
             Frame::Body(bytes) => {
                 self.body.extend_from_slice(&bytes);
                 Ok(())
@@ -58,13 +93,16 @@ impl Decoder for EventDecoder {
             let body = std::mem::take(&mut self.body);
             self.whole(&whole_json(&body)?)?;
         }
+        if !self.begun {
+            return Err(no_json(""));
+        }
         let Some(stop) = self.stop else {
             return Err(Error::upstream("The answer broke off before its end."));
         };
         let content: Vec<Content> = self
             .blocks
             .into_iter()
-            .filter_map(|(_, b)| b.into_content())
+            .flat_map(|(_, open)| open.into_content())
             .collect();
         let calls = content.iter().any(|c| matches!(c, Content::ToolCall(_)));
         Ok(Completion {
@@ -84,18 +122,21 @@ impl Decoder for EventDecoder {
 }
 
 impl EventDecoder {
-    fn data(&mut self, data: &str, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        let data = data.trim();
-        if data.is_empty() || data == "[DONE]" {
+    fn data(&mut self, event: &Sse, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        let Some(piece) = event.piece()? else {
             return Ok(());
+        };
+        if event.is_error() {
+            return Err(classify::midway(&Report::of(&piece.value)));
         }
-        let event: Value = serde_json::from_str(data).map_err(|e| {
-            Error::upstream(format!("The provider sent an event that is not JSON: {e}."))
-        })?;
-        self.event(&event, deltas)
+        self.event(&piece.value, piece.marked, deltas)
     }
 
-    fn event(&mut self, event: &Value, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+    fn event(&mut self, event: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        self.begun = true;
+        if let Some(report) = Report::within(event, &MEMBERS) {
+            return Err(classify::midway(&report));
+        }
         match text_at(event, "type").unwrap_or_default() {
             "message_start" => {
                 let message = event.get("message").unwrap_or(&Value::Null);
@@ -103,42 +144,40 @@ impl EventDecoder {
             }
             "content_block_start" => {
                 let block = event.get("content_block").unwrap_or(&Value::Null);
-                self.begin(index(event), block, deltas);
+                self.begin(index(event), block, marked, deltas);
             }
             "content_block_delta" => {
                 let delta = event.get("delta").unwrap_or(&Value::Null);
-                self.grow(index(event), delta, deltas);
+                self.grow(index(event), delta, marked, deltas);
             }
             "message_delta" => {
                 self.stopped(event.get("delta").unwrap_or(&Value::Null));
                 self.count(event, deltas);
             }
-            "error" => return Err(classify::midway(event.get("error").unwrap_or(event))),
             // A whole message as the one event of a stream.
             "message" => self.whole(event)?,
-            _ if event.get("error").is_some_and(|e| !e.is_null()) => {
-                return Err(classify::midway(&event["error"]));
-            }
             _ => {}
         }
         Ok(())
     }
 
     fn whole(&mut self, message: &Value) -> Result<(), Error> {
-        if let Some(error) = message.get("error").filter(|e| !e.is_null()) {
-            return Err(classify::midway(error));
+        self.begun = true;
+        if let Some(report) = Report::within(message, &MEMBERS) {
+            return Err(classify::midway(&report));
         }
         let blocks = message.get("content").and_then(Value::as_array);
         for (at, block) in blocks.into_iter().flatten().enumerate() {
-            self.begin(at as u64, block, &mut Vec::new());
+            self.begin(at as u64, block, false, &mut Vec::new());
         }
         self.stopped(message);
         self.count(message, &mut Vec::new());
         Ok(())
     }
 
-    fn begin(&mut self, index: u64, block: &Value, deltas: &mut Vec<Delta>) {
-        let text = |name| text_at(block, name).unwrap_or_default().to_string();
+    fn begin(&mut self, index: u64, block: &Value, marked: bool, deltas: &mut Vec<Delta>) {
+        let mut joiner = Joiner::default();
+        let mut text = |name| joiner.push(text_at(block, name).unwrap_or_default(), marked);
         let block = match text_at(block, "type").unwrap_or_default() {
             "text" => {
                 let text = text("text");
@@ -146,70 +185,83 @@ impl EventDecoder {
                 Block::Text(text)
             }
             "thinking" => {
-                let (text, signature) = (text("thinking"), text("signature"));
+                let text = text("thinking");
                 show(&text, Delta::Thinking, deltas);
-                Block::Thinking { text, signature }
+                let signature = block.get("signature").and_then(Value::as_str);
+                Block::Thinking {
+                    text,
+                    signature: signature.map(Into::into),
+                }
             }
             "redacted_thinking" => Block::Redacted(text("data")),
-            "tool_use" => {
-                let mut call = ToolCall {
-                    id: text("id"),
-                    name: text("name"),
-                    arguments: String::new(),
-                };
-                if call.id.is_empty() || self.has_call(&call.id) {
-                    call.id = format!("call_{index}_{}", self.blocks.len());
-                }
-                deltas.push(Delta::ToolCallStarted(ToolCallStart {
-                    id: call.id.clone(),
-                    name: call.name.clone(),
-                }));
-                // The API begins with an empty object and sends the text of the real one behind it;
-                // a whole answer has the real one here.
-                let given = match block.get("input") {
-                    Some(Value::Object(input)) if !input.is_empty() => {
-                        Value::Object(input.clone()).to_string()
-                    }
-                    _ => String::new(),
-                };
-                Block::Call { call, given }
-            }
+            "tool_use" => self.call(index, block, marked, deltas),
             _ => Block::Unknown,
         };
-        self.blocks.push((index, block));
+        self.blocks.push((index, Open { block, joiner }));
+    }
+
+    fn call(&self, index: u64, block: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Block {
+        let given = text_at(block, "id").filter(|id| !self.has_call(id));
+        let extra = CallExtra::read(block, given);
+        let id = match given {
+            Some(id) => id.to_owned(),
+            None => format!("call_{index}_{}", self.blocks.len()),
+        };
+        let call = ToolCall {
+            id,
+            name: text_at(block, "name").unwrap_or_default().into(),
+            arguments: String::new(),
+        };
+        deltas.push(Delta::ToolCallStarted(ToolCallStart {
+            id: call.id.clone(),
+            name: call.name.clone(),
+        }));
+        // The API begins with an empty object and sends the text of the real one behind it;
+        // a whole answer has the real one here.
+        let given = match block.get("input") {
+            Some(input @ Value::Object(members)) if !members.is_empty() => {
+                json::mended(input.clone(), marked).to_string()
+            }
+            _ => String::new(),
+        };
+        Block::Call { call, given, extra }
     }
 
     fn has_call(&self, id: &str) -> bool {
         self.blocks
             .iter()
-            .any(|(_, block)| matches!(block, Block::Call { call, .. } if call.id == id))
+            .any(|(_, open)| matches!(&open.block, Block::Call { call, .. } if call.id == id))
     }
 
-    fn grow(&mut self, index: u64, delta: &Value, deltas: &mut Vec<Delta>) {
+    fn grow(&mut self, index: u64, delta: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let found = self.blocks.iter_mut().rev().find(|(at, _)| *at == index);
-        let Some((_, block)) = found else {
+        let Some((_, Open { block, joiner })) = found else {
             return;
         };
-        let text = |name| text_at(delta, name).unwrap_or_default();
-        match (block, text("type")) {
+        let kind = text_at(delta, "type").unwrap_or_default();
+        let mut text = |name| joiner.push(text_at(delta, name).unwrap_or_default(), marked);
+        match (block, kind) {
             (Block::Text(all), "text_delta") => {
-                all.push_str(text("text"));
-                show(text("text"), Delta::Text, deltas);
+                let text = text("text");
+                all.push_str(&text);
+                show(&text, Delta::Text, deltas);
             }
             (Block::Thinking { text: all, .. }, "thinking_delta") => {
-                all.push_str(text("thinking"));
-                show(text("thinking"), Delta::Thinking, deltas);
+                let text = text("thinking");
+                all.push_str(&text);
+                show(&text, Delta::Thinking, deltas);
             }
             (Block::Thinking { signature, .. }, "signature_delta") => {
-                signature.push_str(text("signature"));
+                let more = text_at(delta, "signature").unwrap_or_default();
+                signature.get_or_insert_default().push_str(more);
             }
             (Block::Call { call, .. }, "input_json_delta") => {
                 let fragment = text("partial_json");
                 if !fragment.is_empty() {
-                    call.arguments.push_str(fragment);
+                    call.arguments.push_str(&fragment);
                     deltas.push(Delta::ToolCallArguments(ToolCallArguments {
                         id: call.id.clone(),
-                        fragment: fragment.into(),
+                        fragment,
                     }));
                 }
             }
@@ -251,34 +303,45 @@ impl EventDecoder {
     }
 }
 
-impl Block {
-    fn into_content(self) -> Option<Content> {
-        match self {
-            Self::Text(text) if text.is_empty() => None,
-            Self::Text(text) => Some(Content::Text(text)),
+impl Open {
+    fn into_content(self) -> Vec<Content> {
+        let Self { block, mut joiner } = self;
+        let rest = joiner.rest();
+        match block {
+            Block::Text(text) if text.is_empty() && rest.is_empty() => Vec::new(),
+            Block::Text(text) => vec![Content::Text(text + rest)],
             // Newer models hide the text, and their proof alone must come back.
-            Self::Thinking { text, signature } => {
-                let there = !(text.is_empty() && signature.is_empty());
-                there.then(|| {
-                    Content::Thinking(Thinking {
-                        text,
-                        signature: Some(signature).filter(|s| !s.is_empty()),
-                    })
-                })
-            }
-            Self::Redacted(data) => Some(Content::Other(Custom {
+            Block::Thinking { text, signature } => thinking(text + rest, signature),
+            Block::Redacted(data) => vec![Content::Other(Custom {
                 kind: REDACTED.into(),
                 body: Value::String(data).to_string(),
-            })),
-            Self::Call { mut call, given } => {
+            })],
+            Block::Call {
+                mut call,
+                given,
+                extra,
+            } => {
+                call.arguments = json::arguments(call.arguments + rest);
                 if call.arguments.is_empty() {
                     call.arguments = if given.is_empty() { "{}".into() } else { given };
                 }
-                Some(Content::ToolCall(call))
+                let extra = extra.piece().into_iter();
+                extra.chain([Content::ToolCall(call)]).collect()
             }
-            Self::Unknown => None,
+            Block::Unknown => Vec::new(),
         }
     }
+}
+
+fn thinking(text: String, signature: Option<String>) -> Vec<Content> {
+    let blank = signature.is_some();
+    let signature = signature.filter(|signature| !signature.is_empty());
+    if signature.is_none() && text.is_empty() {
+        return Vec::new();
+    }
+    let unsigned = signature.is_none().then(|| Unsigned { blank }.piece());
+    let thinking = Content::Thinking(Thinking { text, signature });
+    [thinking].into_iter().chain(unsigned).collect()
 }
 
 fn index(event: &Value) -> u64 {

@@ -5,19 +5,27 @@
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::files::{Files, Shown, encoded};
+use lucid_plugin::llm::schema::{self, Tool};
 use lucid_plugin::llm::{
-    CompletionRequest, Effort, Encoded, Framing, Params, Thinking, arguments, post, schema,
+    CompletionRequest, Effort, Encoded, Framing, Params, Thinking, arguments, post,
 };
-use lucid_plugin::types::{BlobRef, Content, Error, Header, ToolDefinition, ToolResult};
+use lucid_plugin::types::{BlobRef, Content, Error, Header, ToolResult};
 use serde_json::{Map, Value, json};
 
+use crate::kept::{CallExtra, Unsigned};
 use crate::models::{Reasons, Ways, ways};
-use crate::{REDACTED, version};
+use crate::{REDACTED, kept, version};
 
 const RULES: Rules = Rules {
     sent_back: goes_back,
     in_ids: |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
     longest_id: 64,
+    own_id: |custom| CallExtra::of(custom).is_some_and(|extra| extra.own_id),
+};
+/// The same, for a model that takes reasoning without a proof.
+const LENIENT: Rules = Rules {
+    sent_back: goes_back_unsigned,
+    ..RULES
 };
 /// What a model writes where the policy sets no limit: the API wants one.
 const OUTPUT: u32 = 32_000;
@@ -29,7 +37,9 @@ const BINDING: &str = "thinking-binding-controls-2026-08-01";
 pub(crate) fn encode(request: &CompletionRequest) -> Result<Encoded, Error> {
     let params = Params::parse(&request.params)?;
     let ways = ways(&request.model);
-    let conversation = Conversation::new(&request.messages, &RULES);
+    let unsigned = !ways.proves;
+    let rules = if unsigned { LENIENT } else { RULES };
+    let conversation = Conversation::new(&request.messages, &rules);
     let mut to = post("/v1/messages");
     to.headers.push(version());
     if ways.bound {
@@ -73,11 +83,8 @@ fn body(
         }
     }
     body.insert("messages".into(), messages.into());
-    let mut tools = request
-        .tools
-        .iter()
-        .map(tool)
-        .collect::<Result<Vec<_>, _>>()?;
+    let tools = schema::tools(&request.tools, is_member);
+    let mut tools: Vec<Value> = tools.iter().map(tool).collect();
     if let Some(last) = tools.last_mut() {
         keep(last);
         body.insert("tools".into(), tools.into());
@@ -117,16 +124,18 @@ fn keep(block: &mut Value) {
     block["cache_control"] = json!({ "type": "ephemeral" });
 }
 
-fn tool(tool: &ToolDefinition) -> Result<Value, Error> {
-    let mut schema = schema(tool)?;
-    if schema.get("type").is_none() {
-        schema["type"] = "object".into();
-    }
-    Ok(json!({
+fn tool(tool: &Tool) -> Value {
+    json!({
         "name": tool.name,
         "description": tool.description,
-        "input_schema": schema,
-    }))
+        "input_schema": tool.schema,
+    })
+}
+
+/// What the API lets a member of a tool's arguments be called.
+fn is_member(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    (1..=64).contains(&name.len()) && name.chars().all(fits)
 }
 
 fn message(turn: &Turn, files: &mut Files) -> Value {
@@ -134,12 +143,9 @@ fn message(turn: &Turn, files: &mut Files) -> Value {
         Turn::User(turn) => json!({ "role": "user", "content": user(turn, files) }),
         Turn::Model(pieces) => {
             // The API refuses an answer that ends in reasoning.
-            let end = pieces
-                .iter()
-                .rposition(|piece| !goes_back(piece))
-                .map_or(0, |last| last + 1);
-            let content: Vec<Value> = pieces[..end].iter().filter_map(said).collect();
-            json!({ "role": "assistant", "content": content })
+            let ends = |piece: &Content| matches!(piece, Content::Text(_) | Content::ToolCall(_));
+            let end = pieces.iter().rposition(ends).map_or(0, |last| last + 1);
+            json!({ "role": "assistant", "content": model(&pieces[..end]) })
         }
     }
 }
@@ -189,37 +195,73 @@ fn picture(blob: &BlobRef, files: &mut Files) -> Value {
     }
 }
 
-/// Reasoning without a proof is another provider's, and would be refused.
+/// Reasoning without a proof is another provider's, or was cut off, and would be refused.
 fn goes_back(piece: &Content) -> bool {
     match piece {
         Content::Thinking(thinking) => thinking.signature.is_some(),
         Content::Other(custom) => {
-            custom.kind == REDACTED && serde_json::from_str::<String>(&custom.body).is_ok()
+            kept::is_of_call(custom)
+                || custom.kind == REDACTED && serde_json::from_str::<String>(&custom.body).is_ok()
         }
         _ => false,
     }
 }
 
-fn said(piece: &Content) -> Option<Value> {
-    Some(match piece {
-        Content::Text(text) => json!({ "type": "text", "text": text }),
-        Content::ToolCall(call) => json!({
-            "type": "tool_use",
-            "id": call.id,
-            "name": call.name,
-            "input": arguments(call),
-        }),
-        Content::Thinking(thinking) => json!({
-            "type": "thinking",
-            "thinking": thinking.text,
-            "signature": thinking.signature,
-        }),
-        Content::Other(custom) => json!({
-            "type": "redacted_thinking",
-            "data": serde_json::from_str::<String>(&custom.body).ok()?,
-        }),
-        _ => return None,
-    })
+/// Where a server gives reasoning without a proof it wants it back so.
+fn goes_back_unsigned(piece: &Content) -> bool {
+    match piece {
+        Content::Thinking(_) => true,
+        Content::Other(custom) => Unsigned::of(custom).is_some() || goes_back(piece),
+        _ => false,
+    }
+}
+
+fn model(pieces: &[Content]) -> Vec<Value> {
+    let mut content = Vec::new();
+    let mut extra: Option<CallExtra> = None;
+    let mut pieces = pieces.iter().peekable();
+    while let Some(piece) = pieces.next() {
+        match piece {
+            Content::Text(text) => content.push(json!({ "type": "text", "text": text })),
+            Content::ToolCall(call) => {
+                let mut block = json!({
+                    "type": "tool_use",
+                    "id": call.id,
+                    "name": call.name,
+                    "input": arguments(call),
+                });
+                for (name, value) in extra.take().into_iter().flat_map(|extra| extra.members) {
+                    block[name] = value;
+                }
+                content.push(block);
+            }
+            Content::Thinking(thinking) => {
+                let mut block = json!({ "type": "thinking", "thinking": thinking.text });
+                let behind = match pieces.peek() {
+                    Some(Content::Other(custom)) => Unsigned::of(custom),
+                    _ => None,
+                };
+                match (&thinking.signature, behind) {
+                    (Some(signature), _) => block["signature"] = signature.as_str().into(),
+                    (None, Some(Unsigned { blank: true })) => block["signature"] = "".into(),
+                    (None, Some(Unsigned { blank: false })) => {}
+                    // Another provider's.
+                    (None, None) => continue,
+                }
+                content.push(block);
+            }
+            Content::Other(custom) => {
+                extra = CallExtra::of(custom);
+                if custom.kind == REDACTED
+                    && let Ok(data) = serde_json::from_str::<String>(&custom.body)
+                {
+                    content.push(json!({ "type": "redacted_thinking", "data": data }));
+                }
+            }
+            _ => {}
+        }
+    }
+    content
 }
 
 /// What the request says of reasoning, as the model's generation wants it said.
@@ -281,7 +323,10 @@ fn led_by_reasoning(conversation: &Conversation) -> bool {
     let mut turns = conversation.turns.iter().rev();
     match (turns.next(), turns.next()) {
         (Some(Turn::User(user)), Some(Turn::Model(pieces))) if !user.results.is_empty() => {
-            pieces.first().is_some_and(goes_back)
+            let mut pieces = pieces.iter();
+            let first = pieces
+                .find(|piece| !matches!(piece, Content::Other(custom) if kept::is_of_call(custom)));
+            first.is_some_and(goes_back)
         }
         _ => true,
     }

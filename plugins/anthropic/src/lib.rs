@@ -7,6 +7,7 @@
 mod classify;
 mod decode;
 mod encode;
+mod kept;
 mod models;
 
 use lucid_plugin::llm::{

@@ -31,6 +31,8 @@ pub(crate) struct Ways {
     pub(crate) bound: bool,
     /// The most it writes.
     pub(crate) output: u32,
+    /// Its reasoning has a proof, and is refused without one: a model of Anthropic's, wherever it is served.
+    pub(crate) proves: bool,
 }
 
 impl Ways {
@@ -65,6 +67,7 @@ const fn model(
             reasons,
             bound,
             output,
+            proves: true,
         },
         prices,
     }
@@ -215,6 +218,7 @@ pub(crate) fn ways(model: &str) -> Ways {
             },
             bound: false,
             output: 64_000,
+            proves: name.contains("claude"),
         },
         |m| m.ways,
     )
@@ -240,5 +244,6 @@ mod tests {
             assert_eq!(ways(newer).reasons, Reasons::Unasked, "{newer}");
         }
         assert_eq!(ways("kimi-k3").reasons, Reasons::Either);
+        assert!(ways("bedrock/us.anthropic.claude-new").proves && !ways("kimi-k3").proves);
     }
 }

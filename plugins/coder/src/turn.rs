@@ -86,7 +86,9 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
              Take smaller steps: write long files in several parts."
         }
         StopReason::ToolUse => {
-            "No tool call arrived with your answer. Call the tool again, or call `finish`."
+            "No tool call arrived with your answer: what you may have written as one was taken for \
+             text. Call the tool again, with one of the names you were given and its arguments as one \
+             JSON object, or call `finish`."
         }
         StopReason::Other => {
             "Your answer broke off before it was whole. Go on from where it stopped, by calling a \

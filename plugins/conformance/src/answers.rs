@@ -188,13 +188,22 @@ fn with_news(frames: &[Frame]) -> Vec<Frame> {
     news
 }
 
+const WHOLE: [&str; 6] = [
+    "args",
+    "input",
+    "reasoning_details",
+    "thinking_blocks",
+    "extra_content",
+    "provider_specific_fields",
+];
+
 fn grow(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(grow),
-        // A tool's arguments are not the provider's to grow.
+        // A tool's arguments are not the provider's to grow, and what is kept whole would be kept so.
         Value::Object(members) => {
             for (name, member) in members.iter_mut() {
-                if name != "args" && name != "input" {
+                if !WHOLE.contains(&name.as_str()) {
                     grow(member);
                 }
             }

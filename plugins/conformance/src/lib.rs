@@ -21,6 +21,7 @@
 //! ```
 
 mod answers;
+mod errors;
 mod requests;
 mod transcripts;
 
@@ -136,6 +137,7 @@ impl<A: Adapter> Suite<A> {
             );
             assert!(!error.message.contains(KEY), "{error:?}");
         }
+        self.errors_within();
         for wanted in KINDS {
             assert!(
                 refusals.iter().any(|refusal| refusal.kind == wanted),

@@ -36,16 +36,7 @@ impl<A: Adapter> Suite<A> {
             let error = A::encode("", wrong).unwrap_err();
             assert_eq!(error.kind, ErrorKind::InvalidInput, "{nonsense}");
         }
-        for schema in ["{", "[]"] {
-            let mut wrong = request::<A>(vec![Message::user("Hi")]);
-            wrong.tools = vec![ToolDefinition {
-                name: "broken".into(),
-                description: String::new(),
-                input_schema: schema.into(),
-            }];
-            let error = A::encode("", wrong).unwrap_err();
-            assert!(error.message.contains("`broken`"), "{error:?}");
-        }
+        self.takes_any_tool();
     }
 
     /// Any transcript, as far as two thousand of them tell.
@@ -163,6 +154,30 @@ impl<A: Adapter> Suite<A> {
         }
     }
 
+    /// A tool whose schema is not to be used is offered without one, beside the others.
+    fn takes_any_tool(&self) {
+        for schema in schemas() {
+            let tool = |name: &str, schema: &str| ToolDefinition {
+                name: name.into(),
+                description: "Does it.".into(),
+                input_schema: schema.into(),
+            };
+            let body = self.encode(CompletionRequest {
+                tools: vec![
+                    tool("odd", &schema),
+                    tool("odd", "{}"),
+                    tool("a b.c", "{}"),
+                    tool("fine", "{}"),
+                ],
+                ..request::<A>(vec![Message::user("Hi")])
+            });
+            let body = body.to_string();
+            for name in ["\"odd\"", "\"fine\"", "\"a_b_c\""] {
+                assert_eq!(body.matches(name).count(), 1, "{name} of {schema}: {body}");
+            }
+        }
+    }
+
     fn sends_pictures(&self) {
         let picture = |digit: char| BlobRef {
             digest: format!("sha256:{}", digit.to_string().repeat(64)),
@@ -201,6 +216,84 @@ impl<A: Adapter> Suite<A> {
         assert_eq!(encoded.files.len(), 2);
         marks_occur_once(&encoded);
     }
+}
+
+/// Schemas as tools of MCP servers have them, and worse.
+fn schemas() -> Vec<String> {
+    let object =
+        |a: Value| json!({"type": "object", "properties": {"a": a}, "required": ["a", "b"]});
+    let property = |a: Value| object(a).to_string();
+    let mut all: Vec<String> = [
+        "{",
+        "",
+        "[]",
+        "null",
+        "true",
+        "false",
+        "7",
+        "{}",
+        "{\"type\": \"string\"}",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    all.extend(
+        [
+            json!({"type": "object"}),
+            json!({"type": "object", "properties": null, "required": true}),
+            json!({"type": ["object", "null"], "properties": {"a": {"type": ["string", "null"]}}}),
+            json!({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object",
+                "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}),
+            json!({"oneOf": [object(json!({"const": 1})), object(json!({"const": "x"})), {"type": "null"}]}),
+            json!({"allOf": [object(json!({})), {"$ref": "#/$defs/b"}], "$defs": {"b": {"properties": {"b": true}}}}),
+            json!({"$ref": "#/$defs/me", "$defs": {"me": object(json!({"$ref": "#/$defs/me"}))}}),
+            json!({"$ref": "#"}),
+            json!({"enum": [{}], "not": {}, "if": {}, "type": "object"}),
+            // References to references: written out it would be larger than any machine.
+            {
+                let mut definitions = json!({"d0": {"type": "string"}});
+                for n in 1..40 {
+                    let below = json!({"$ref": format!("#/$defs/d{}", n - 1)});
+                    definitions[format!("d{n}")] = object(below.clone());
+                    definitions[format!("d{n}")]["properties"]["b"] = below;
+                }
+                json!({"$ref": "#/$defs/d39", "$defs": definitions})
+            },
+        ]
+        .map(|schema| schema.to_string()),
+    );
+    all.extend(
+        [
+            json!(true),
+            json!(false),
+            json!({}),
+            json!(null),
+            json!("string"),
+            json!({"type": "array"}),
+            json!({"type": ["string", "array"]}),
+            json!({"type": "array", "items": [{"type": "string"}, {"type": "number"}], "additionalItems": false}),
+            json!({"type": "array", "prefixItems": [{"type": "string"}], "items": false}),
+            json!({"type": "array", "items": true}),
+            json!({"type": "object"}),
+            json!({"type": "object", "additionalProperties": {"type": "array"}}),
+            json!({"type": "file"}),
+            json!({"type": "any", "nullable": true}),
+            json!({"type": "string", "nullable": true, "format": "binary", "enum": []}),
+            json!({"type": "integer", "format": "uint32", "exclusiveMinimum": true, "minimum": 0}),
+            json!({"type": "integer", "enum": ["a", 1, 1, null]}),
+            json!({"const": null}),
+            json!({"const": {"a": 1}}),
+            json!({"anyOf": [{"type": "string"}, {"type": "null"}], "default": null, "x-order": 1}),
+            json!({"type": "string", "anyOf": [{"format": "date"}, {"format": "time"}]}),
+            json!({"anyOf": []}),
+            json!({"oneOf": [false, {"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}]}),
+            json!({"type": "string", "pattern": "^(?=.*x)", "minLength": -1, "description": 7, "required": true}),
+            json!({"patternProperties": {"^a": {}}, "dependentRequired": {}, "unevaluatedProperties": false}),
+        ]
+        .map(property),
+    );
+    let named = json!({"type": "object", "properties": {"$filter": {}, "a b": {}, "": {}, "ü": {}}, "required": ["a b"]});
+    all.push(named.to_string());
+    all
 }
 
 fn marks_occur_once(encoded: &Encoded) {

@@ -9,6 +9,7 @@ const RULES: Rules = Rules {
     sent_back: |_| true,
     in_ids: |c| c.is_ascii_alphanumeric(),
     longest_id: 8,
+    own_id: |custom| custom.kind == "acme.review",
 };
 
 fn call(id: &str) -> Content {
@@ -55,6 +56,29 @@ fn an_id_that_a_server_used_again_is_told_apart() {
         [("call_0_2", "second"), ("call_0_3", "third")]
     );
     assert_eq!(turns.len(), 5);
+}
+
+#[test]
+fn an_id_that_is_its_servers_own_goes_back_whole_and_is_answered() {
+    let own = Content::Other(lucid_plugin::types::Custom {
+        kind: "acme.review".into(),
+        body: "{}".into(),
+    });
+    let long = "call_1__thought__".to_owned() + &"Ab+/".repeat(200);
+    let content = vec![own, call(&long), call(&long)];
+    let messages = [
+        Message::user("Go"),
+        Message {
+            role: Role::Assistant,
+            content,
+        },
+        Message::tool(ToolResult::ok(&long, "first")),
+    ];
+    let turns = Conversation::new(&messages, &RULES).turns;
+    assert_eq!(
+        results(&turns[2]),
+        [(long.as_str(), "first"), ("call_1__", NO_RESULT)]
+    );
 }
 
 #[test]

@@ -3,18 +3,20 @@
 //! Always holds: when the body says when to try again, that is passed on; the headers of this API
 //! mostly do not.
 
-use lucid_plugin::llm::refusal::{broken_off, kind_of_status, refusal, says_too_long};
-use lucid_plugin::llm::text_at;
+use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
+use lucid_plugin::llm::{json, text_at};
 use lucid_plugin::types::{Error, ErrorKind, Header};
 use serde_json::Value;
 
 /// An answer whose status is not a success.
 pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let body = String::from_utf8_lossy(body);
-    let error = error_in(&serde_json::from_str(&body).unwrap_or(Value::Null));
-    let (code, said) = (code(&error), text_at(&error, "message").unwrap_or_default());
-    let kind = kind(&error, said).unwrap_or_else(|| kind_of_status(status));
-    let mut refused = refusal(status, headers, &body, kind, code, said);
+    let value = json::whole(&body).unwrap_or(Value::Null);
+    let error = error_in(&value);
+    let report = Report::of(&value);
+    let kind = kind(&error, &report.said).unwrap_or_else(|| kind_of_status(status));
+    let code = code(&error).or(report.code);
+    let mut refused = refusal(status, headers, &body, kind, code, &report.said);
     refused.retry_after_ms = retry_delay_ms(&error).or(refused.retry_after_ms);
     refused
 }
@@ -22,12 +24,9 @@ pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
 /// An error in the middle of an answer.
 pub(crate) fn midway(value: &Value) -> Error {
     let error = error_in(value);
-    let said = text_at(&error, "message").unwrap_or_default();
-    let status = error.get("code").and_then(Value::as_u64);
-    let kind = kind(&error, said)
-        .or_else(|| Some(kind_of_status(u16::try_from(status?).ok()?)))
-        .unwrap_or(ErrorKind::Upstream);
-    let mut broken = broken_off(kind, code(&error), said);
+    let report = Report::of(value);
+    let mut broken = report.error(kind(&error, &report.said));
+    broken.code = code(&error).or(broken.code);
     broken.retry_after_ms = retry_delay_ms(&error);
     broken
 }
@@ -64,7 +63,7 @@ fn kind(error: &Value, said: &str) -> Option<ErrorKind> {
     {
         return Some(ErrorKind::Unauthenticated);
     }
-    Some(match text_at(error, "status")? {
+    Some(match text_at(error, "status").unwrap_or_default() {
         "INVALID_ARGUMENT" | "OUT_OF_RANGE" if says_too_long(said) => ErrorKind::ContextTooLong,
         "INVALID_ARGUMENT" | "OUT_OF_RANGE" => ErrorKind::InvalidInput,
         // A region or an account without billing.
@@ -77,7 +76,7 @@ fn kind(error: &Value, said: &str) -> Option<ErrorKind> {
             ErrorKind::Upstream
         }
         "UNIMPLEMENTED" => ErrorKind::Unsupported,
-        _ => return None,
+        _ => return says_too_long(said).then_some(ErrorKind::ContextTooLong),
     })
 }
 

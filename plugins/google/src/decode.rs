@@ -4,19 +4,34 @@
 //! proof before it; an answer is whole only when the API said why it ended, or why it did not begin.
 
 use lucid_plugin::NO_USAGE;
+use lucid_plugin::llm::json::{Joiner, mended};
+use lucid_plugin::llm::refusal::{Report, no_json};
 use lucid_plugin::llm::{
-    Completion, Decoder, Delta, Frame, ToolCallArguments, ToolCallStart, text_at, whole_json,
+    Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
 };
 use lucid_plugin::types::{
     Content, Custom, Error, Message, Role, StopReason, Thinking, ToolCall, Usage,
 };
 use serde_json::{Value, json};
 
-use crate::{OWN_ID, SIGNATURE, classify};
+use crate::{LONG_ID, LONGEST_ID, OWN_ID, SIGNATURE, classify};
+
+/// What pieces of an answer have, one of them at least: what has none may be an error.
+const MEMBERS: [&str; 5] = [
+    "candidates",
+    "usageMetadata",
+    "promptFeedback",
+    "responseId",
+    "modelVersion",
+];
 
 /// Reads one answer.
 pub struct ChunkDecoder {
     content: Vec<Content>,
+    /// Something came, whatever it was.
+    begun: bool,
+    text_joiner: Joiner,
+    thought_joiner: Joiner,
     /// Whether more text goes on with the last piece: not where that one was proven.
     open: bool,
     calls: usize,
@@ -32,6 +47,9 @@ impl Decoder for ChunkDecoder {
     fn new(_: String) -> Self {
         Self {
             content: Vec::new(),
+            begun: false,
+            text_joiner: Joiner::default(),
+            thought_joiner: Joiner::default(),
             open: false,
             calls: 0,
             response: String::new(),
@@ -42,22 +60,24 @@ impl Decoder for ChunkDecoder {
     }
 
     fn push(&mut self, frame: Frame, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        let text = match frame {
-            Frame::Sse(event) => event.data,
-            Frame::Line(line) => line,
+        let event = match frame {
+            Frame::Sse(event) => event,
+            Frame::Line(data) => {
+                let (event, id) = (None, None);
+                Sse { event, data, id }
+            }
             Frame::Body(bytes) => {
                 self.body.extend_from_slice(&bytes);
                 return Ok(());
             }
         };
-        let text = text.trim();
-        if text.is_empty() || text == "[DONE]" {
+        let Some(piece) = event.piece()? else {
             return Ok(());
+        };
+        if event.is_error() {
+            return Err(classify::midway(&piece.value));
         }
-        let chunk = serde_json::from_str(text).map_err(|e| {
-            Error::upstream(format!("The provider sent a piece that is not JSON: {e}."))
-        })?;
-        self.chunk(&chunk, deltas)
+        self.chunk(&piece.value, piece.marked, deltas)
     }
 
     fn finish(mut self) -> Result<Completion, Error> {
@@ -67,15 +87,26 @@ impl Decoder for ChunkDecoder {
             match whole_json(&body)? {
                 Value::Array(chunks) => {
                     for chunk in &chunks {
-                        self.chunk(chunk, &mut Vec::new())?;
+                        self.chunk(chunk, false, &mut Vec::new())?;
                     }
                 }
-                whole => self.chunk(&whole, &mut Vec::new())?,
+                whole => self.chunk(&whole, false, &mut Vec::new())?,
             }
+        }
+        if !self.begun {
+            return Err(no_json(""));
         }
         let Some(stop) = self.stop else {
             return Err(Error::upstream("The answer broke off before its end."));
         };
+        let rest = self.thought_joiner.rest();
+        if !rest.is_empty() {
+            self.think(rest);
+        }
+        let rest = self.text_joiner.rest();
+        if !rest.is_empty() {
+            self.content.push(Content::Text(rest.into()));
+        }
         Ok(Completion {
             message: Message {
                 role: Role::Assistant,
@@ -93,8 +124,9 @@ impl Decoder for ChunkDecoder {
 }
 
 impl ChunkDecoder {
-    fn chunk(&mut self, chunk: &Value, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        if chunk.get("error").is_some_and(|error| !error.is_null()) {
+    fn chunk(&mut self, chunk: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        self.begun = true;
+        if Report::within(chunk, &MEMBERS).is_some() {
             return Err(classify::midway(chunk));
         }
         if let (true, Some(id)) = (self.response.is_empty(), text_at(chunk, "responseId")) {
@@ -112,7 +144,7 @@ impl ChunkDecoder {
                 .pointer("/content/parts")
                 .and_then(Value::as_array);
             for part in parts.into_iter().flatten() {
-                self.part(part, deltas);
+                self.part(part, marked, deltas);
             }
             if let Some(reason) = text_at(candidate, "finishReason") {
                 self.stop = stop(reason).or(self.stop);
@@ -125,14 +157,19 @@ impl ChunkDecoder {
         Ok(())
     }
 
-    fn part(&mut self, part: &Value, deltas: &mut Vec<Delta>) {
+    fn part(&mut self, part: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let signature = text_at(part, "thoughtSignature");
-        let mut text = text_at(part, "text").unwrap_or_default();
+        let thought = part.get("thought").and_then(Value::as_bool) == Some(true);
+        let joiner = match thought {
+            true => &mut self.thought_joiner,
+            false => &mut self.text_joiner,
+        };
+        let text = joiner.push(text_at(part, "text").unwrap_or_default(), marked);
+        let mut text = text.as_str();
         // A blank text is not sent back, and must not leave its proof to the piece behind it.
         if signature.is_some() && text.trim().is_empty() {
             text = "";
         }
-        let thought = part.get("thought").and_then(Value::as_bool) == Some(true);
         let call = part.get("functionCall").filter(|call| call.is_object());
         if thought {
             if !text.is_empty() {
@@ -158,7 +195,7 @@ impl ChunkDecoder {
             deltas.push(Delta::Text(text.into()));
         }
         if let Some(call) = call {
-            self.call(call, deltas);
+            self.call(call, marked, deltas);
         }
     }
 
@@ -175,7 +212,7 @@ impl ChunkDecoder {
     }
 
     /// A call comes whole.
-    fn call(&mut self, call: &Value, deltas: &mut Vec<Delta>) {
+    fn call(&mut self, call: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let taken = |id: &&str| {
             self.content
                 .iter()
@@ -192,7 +229,7 @@ impl ChunkDecoder {
             id,
             name: text_at(call, "name").unwrap_or_default().into(),
             arguments: match call.get("args") {
-                Some(args @ Value::Object(_)) => args.to_string(),
+                Some(args @ Value::Object(_)) => mended(args.clone(), marked).to_string(),
                 _ => "{}".into(),
             },
         };
@@ -204,6 +241,12 @@ impl ChunkDecoder {
             id: call.id.clone(),
             fragment: call.arguments.clone(),
         }));
+        if call.id.len() > LONGEST_ID {
+            self.content.push(Content::Other(Custom {
+                kind: LONG_ID.into(),
+                body: "true".into(),
+            }));
+        }
         self.content.push(Content::ToolCall(call));
     }
 }

@@ -14,12 +14,13 @@ use serde_json::{Map, Value, json};
 
 use crate::models::{Reasons, Ways, ways};
 use crate::schema::parameters;
-use crate::{OWN_ID, SIGNATURE};
+use crate::{LONG_ID, LONGEST_ID, OWN_ID, SIGNATURE};
 
 const RULES: Rules = Rules {
-    sent_back: |piece| matches!(piece, Content::Other(custom) if custom.kind == SIGNATURE),
+    sent_back: |piece| matches!(piece, Content::Other(custom) if custom.kind == SIGNATURE || custom.kind == LONG_ID),
     in_ids: |c| c.is_ascii_graphic(),
-    longest_id: 256,
+    longest_id: LONGEST_ID,
+    own_id: |custom| custom.kind == LONG_ID,
 };
 const FILTERS: [&str; 4] = [
     "HARM_CATEGORY_HARASSMENT",
@@ -80,9 +81,9 @@ fn body(
     }
     if !request.tools.is_empty() {
         let mut functions = Vec::new();
-        for tool in &request.tools {
+        for tool in schema::tools(&request.tools, schema::any_name) {
             let mut function = json!({ "name": tool.name, "description": tool.description });
-            if let Some(parameters) = parameters(&schema(tool)?) {
+            if let Some(parameters) = parameters(&tool.schema) {
                 function["parameters"] = parameters;
             }
             functions.push(function);

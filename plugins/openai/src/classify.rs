@@ -3,52 +3,23 @@
 //! Always holds: the provider's own code decides before the status does, because the same status
 //! means "wait" for one code and "never" for another.
 
-use lucid_plugin::llm::refusal::{broken_off, kind_of_status, refusal, says_too_long};
+use lucid_plugin::llm::json;
+use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
 use lucid_plugin::types::{Error, ErrorKind, Header};
 use serde_json::Value;
 
 /// An answer whose status is not a success.
 pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let body = String::from_utf8_lossy(body);
-    let value: Value = serde_json::from_str(&body).unwrap_or(Value::Null);
-    let (code, said) = code_and_sentence(&value);
-    let kind = of_words(code.as_deref(), &said).unwrap_or_else(|| kind_of_status(status));
-    refusal(status, headers, &body, kind, code, &said)
+    let report = Report::of(&json::whole(&body).unwrap_or(Value::Null));
+    let kind =
+        of_words(report.code.as_deref(), &report.said).unwrap_or_else(|| kind_of_status(status));
+    refusal(status, headers, &body, kind, report.code, &report.said)
 }
 
-/// An `error` in the middle of a response that began as a success.
-pub(crate) fn midway(value: &Value) -> Error {
-    let (code, said) = code_and_sentence(&serde_json::json!({ "error": value }));
-    let status = code.as_deref().and_then(|c| c.parse::<u16>().ok());
-    let kind = of_words(code.as_deref(), &said)
-        .or(status.map(kind_of_status))
-        .unwrap_or(ErrorKind::Upstream);
-    broken_off(kind, code, &said)
-}
-
-/// The other side's word and sentence, wherever it put them.
-fn code_and_sentence(value: &Value) -> (Option<String>, String) {
-    let error = match value.get("error") {
-        Some(error) if !error.is_null() => error,
-        _ => value,
-    };
-    let word = |name: &str| match error.get(name) {
-        Some(Value::String(s)) if !s.is_empty() => Some(s.clone()),
-        Some(Value::Number(n)) => Some(n.to_string()),
-        _ => None,
-    };
-    let sentence = match error {
-        Value::String(text) => text.clone(),
-        _ => word("message")
-            .or_else(|| word("detail"))
-            .unwrap_or_default(),
-    };
-    // A number repeats the status; the type says more.
-    let code = word("code").filter(|code| code.parse::<u16>().is_err());
-    (
-        code.or_else(|| word("type")).or_else(|| word("code")),
-        sentence,
-    )
+/// An error in the middle of a response that began as a success.
+pub(crate) fn midway(report: &Report) -> Error {
+    report.error(of_words(report.code.as_deref(), &report.said))
 }
 
 fn of_words(code: Option<&str>, said: &str) -> Option<ErrorKind> {

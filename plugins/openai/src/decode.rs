@@ -4,20 +4,30 @@
 //! never taken back; an answer is whole only if the server said so, with a finish reason or `[DONE]`.
 
 mod calls;
+mod said;
 
 use lucid_plugin::NO_USAGE;
-use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, text_at, whole_json};
-use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, Usage};
+use lucid_plugin::llm::json::Piece;
+use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, Sse, text_at, whole_json};
+use lucid_plugin::types::{Error, Message, Role, StopReason, Usage};
 use serde_json::Value;
 
 use crate::classify;
+use crate::kept::{Members, Place, text_of_parts};
 use calls::Calls;
+use said::Said;
+
+/// What pieces of an answer have, one of them at least: what has none may be an error.
+const MEMBERS: [&str; 3] = ["choices", "usage", "object"];
 
 /// Reads one response.
 pub struct ChunkDecoder {
-    text: String,
-    thinking: String,
+    said: Said,
+    members: Members,
     calls: Calls,
+    /// Something came, whatever it was.
+    begun: bool,
     stop: Option<StopReason>,
     refused: bool,
     done: bool,
@@ -29,9 +39,10 @@ pub struct ChunkDecoder {
 impl Decoder for ChunkDecoder {
     fn new(_: String) -> Self {
         Self {
-            text: String::new(),
-            thinking: String::new(),
+            said: Said::default(),
+            members: Members::default(),
             calls: Calls::default(),
+            begun: false,
             stop: None,
             refused: false,
             done: false,
@@ -42,8 +53,11 @@ impl Decoder for ChunkDecoder {
 
     fn push(&mut self, frame: Frame, deltas: &mut Vec<Delta>) -> Result<(), Error> {
         match frame {
-            Frame::Sse(event) => self.data(&event.data, deltas),
-            Frame::Line(line) => self.data(&line, deltas),
+            Frame::Sse(event) => self.event(&event, deltas),
+            Frame::Line(data) => {
+                let (event, id) = (None, None);
+                self.event(&Sse { event, data, id }, deltas)
+            }
             Frame::Body(bytes) => {
                 self.body.extend_from_slice(&bytes);
                 Ok(())
@@ -54,13 +68,15 @@ impl Decoder for ChunkDecoder {
     fn finish(mut self) -> Result<Completion, Error> {
         if !self.body.is_empty() {
             let body = std::mem::take(&mut self.body);
-            self.chunk(&whole_json(&body)?, &mut Vec::new())?;
+            self.whole(&body)?;
         }
+        self.said.end(&mut Vec::new());
         let stop = match self.stop {
             Some(_) if self.refused => StopReason::Refusal,
             Some(stop) => stop,
             None if self.done && self.refused => StopReason::Refusal,
             None if self.done => StopReason::EndTurn,
+            None if !self.begun => return Err(no_json("")),
             None => return Err(Error::upstream("The answer broke off before its end.")),
         };
         // Some servers say `stop` where they mean that they wait for tools.
@@ -69,16 +85,9 @@ impl Decoder for ChunkDecoder {
             other => other,
         };
         let mut content = Vec::new();
-        if !self.thinking.is_empty() {
-            content.push(Content::Thinking(Thinking {
-                text: self.thinking,
-                signature: None,
-            }));
-        }
-        if !self.text.is_empty() {
-            content.push(Content::Text(self.text));
-        }
-        content.extend(self.calls.into_calls().map(Content::ToolCall));
+        content.extend(self.members.piece());
+        content.extend(self.said.into_content());
+        content.extend(self.calls.into_content());
         let message = Message {
             role: Role::Assistant,
             content,
@@ -92,32 +101,52 @@ impl Decoder for ChunkDecoder {
 }
 
 impl ChunkDecoder {
-    fn data(&mut self, data: &str, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        let data = data.trim();
-        if data == "[DONE]" {
+    fn event(&mut self, event: &Sse, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        if event.data.trim() == "[DONE]" {
             self.done = true;
+            self.said.end(deltas);
             return Ok(());
         }
-        if data.is_empty() {
+        let Some(piece) = event.piece()? else {
+            return Ok(());
+        };
+        if event.is_error() {
+            return Err(classify::midway(&Report::of(&piece.value)));
+        }
+        self.chunk(&piece, deltas)
+    }
+
+    /// A response in one piece; some servers answer with a stream to whoever asked for none.
+    fn whole(&mut self, body: &[u8]) -> Result<(), Error> {
+        let text = String::from_utf8_lossy(body);
+        let data = |line: &str| line.strip_prefix("data:").map(str::to_owned);
+        if text.trim_start().starts_with("data:") {
+            for data in text.lines().filter_map(data) {
+                let (event, id) = (None, None);
+                self.event(&Sse { event, data, id }, &mut Vec::new())?;
+            }
             return Ok(());
         }
-        let value: Value = serde_json::from_str(data).map_err(|e| {
-            Error::upstream(format!("The provider sent a piece that is not JSON: {e}."))
-        })?;
-        self.chunk(&value, deltas)
+        let piece = Piece {
+            value: whole_json(body)?,
+            marked: false,
+        };
+        self.chunk(&piece, &mut Vec::new())
     }
 
     /// A chunk of a stream, or a whole response: they differ in `delta` and `message` alone.
-    fn chunk(&mut self, chunk: &Value, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        if let Some(error) = chunk.get("error").filter(|e| !e.is_null()) {
-            return Err(classify::midway(error));
+    fn chunk(&mut self, piece: &Piece, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+        let chunk = &piece.value;
+        self.begun = true;
+        if let Some(report) = Report::within(chunk, &MEMBERS) {
+            return Err(classify::midway(&report));
         }
         if let Some(id) = text_at(chunk, "id") {
             self.calls.name_response(id);
         }
         // With one choice asked for there is one at most; the last chunk of a stream has none.
         if let Some(choice) = chunk.get("choices").and_then(|c| c.get(0)) {
-            self.choice(choice, deltas)?;
+            self.choice(choice, piece.marked, deltas)?;
         }
         if let Some(usage) = chunk.get("usage").filter(|u| u.is_object()) {
             self.usage = read_usage(usage);
@@ -126,21 +155,34 @@ impl ChunkDecoder {
         Ok(())
     }
 
-    fn choice(&mut self, choice: &Value, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        if let Some(error) = choice.get("error").filter(|e| !e.is_null()) {
-            return Err(classify::midway(error));
+    fn choice(
+        &mut self,
+        choice: &Value,
+        marked: bool,
+        deltas: &mut Vec<Delta>,
+    ) -> Result<(), Error> {
+        if let Some(report) = Report::within(
+            choice,
+            &["delta", "message", "finish_reason", "index", "text"],
+        ) {
+            return Err(classify::midway(&report));
         }
         let part = |name: &str| choice.get(name).filter(|part| part.is_object());
         if let Some(delta) = part("delta") {
-            self.said(delta, deltas);
+            self.members.take_piece(delta, marked);
+            self.said(delta, marked, deltas);
             for (place, fragment) in calls_in(delta).enumerate() {
-                self.calls.take(place, fragment, deltas);
+                self.calls.take(place, fragment, marked, deltas);
             }
         } else if let Some(message) = part("message") {
-            self.said(message, deltas);
+            self.members.take_whole(message);
+            self.said(message, marked, deltas);
             for call in calls_in(message) {
-                self.calls.take_whole(call, deltas);
+                self.calls.take_whole(call, marked, deltas);
             }
+        }
+        if text_at(choice, "finish_reason").is_some() {
+            self.said.end(deltas);
         }
         match text_at(choice, "finish_reason") {
             None => {}
@@ -162,36 +204,53 @@ impl ChunkDecoder {
         Ok(())
     }
 
-    fn said(&mut self, said: &Value, deltas: &mut Vec<Delta>) {
+    fn said(&mut self, said: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         // Not OpenAI's own, but what most servers with reasoning models send.
-        let thought = text_at(said, "reasoning_content").or_else(|| text_at(said, "reasoning"));
-        if let Some(thought) = thought {
-            self.thinking.push_str(thought);
-            deltas.push(Delta::Thinking(thought.into()));
-        }
-        if let Some(text) = text_at(said, "content") {
-            self.say(text, deltas);
-        }
-        // Some servers give the content in parts.
-        for part in said
-            .get("content")
-            .and_then(Value::as_array)
+        let member = ["reasoning_content", "reasoning"]
             .into_iter()
-            .flatten()
-        {
-            if let Some(text) = text_at(part, "text") {
-                self.say(text, deltas);
+            .find_map(|name| Some((name, text_at(said, name)?)));
+        match member {
+            Some((name, thought)) => {
+                let place = Some(Place::Member(name.into()));
+                self.said.think(thought, marked, place, deltas);
             }
+            None => self.said.think(&text_of_parts(said), marked, None, deltas),
+        }
+        match said.get("content") {
+            Some(Value::String(text)) => self.said.say(text, marked, deltas),
+            // Some servers give the content in parts.
+            Some(Value::Array(parts)) => {
+                for part in parts {
+                    self.part(part, marked, deltas);
+                }
+            }
+            _ => {}
         }
         if let Some(refusal) = text_at(said, "refusal") {
             self.refused = true;
-            self.say(refusal, deltas);
+            self.said.say(refusal, marked, deltas);
         }
     }
 
-    fn say(&mut self, text: &str, deltas: &mut Vec<Delta>) {
-        self.text.push_str(text);
-        deltas.push(Delta::Text(text.into()));
+    fn part(&mut self, part: &Value, marked: bool, deltas: &mut Vec<Delta>) {
+        match part.get("thinking") {
+            Some(Value::String(thought)) => {
+                self.said.think(thought, marked, Some(Place::Parts), deltas);
+            }
+            Some(Value::Array(thoughts)) => {
+                for thought in thoughts
+                    .iter()
+                    .filter_map(|thought| text_at(thought, "text"))
+                {
+                    self.said.think(thought, marked, Some(Place::Parts), deltas);
+                }
+            }
+            _ => {
+                if let Some(text) = text_at(part, "text") {
+                    self.said.say(text, marked, deltas);
+                }
+            }
+        }
     }
 }
 

@@ -6,14 +6,17 @@
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::files::{Files, Shown, encoded};
+use lucid_plugin::llm::schema::{self, Tool};
 use lucid_plugin::llm::{
-    self, CompletionRequest, Encoded, Framing, Params, arguments, parse_settings, post, schema,
+    self, CompletionRequest, Encoded, Framing, Params, arguments, parse_settings, post,
 };
-use lucid_plugin::types::{BlobRef, Content, Error, ToolCall, ToolDefinition, ToolResult};
+use lucid_plugin::types::{BlobRef, Content, Error, ToolCall, ToolResult};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::kept::{CallExtra, LONGEST_ID, Members, Place, is_kept};
 use crate::models::{Effort, Ways, ways};
+use crate::roles::Roles;
 
 /// What a deployment may set.
 #[derive(Deserialize)]
@@ -23,8 +26,7 @@ struct Settings {
     max_tokens_field: Option<String>,
     /// Whether to ask for token counts of a stream; a few servers refuse the question.
     stream_usage: bool,
-    /// Whether a model's reasoning goes back as `reasoning_content`: OpenAI refuses it, some other
-    /// servers want it.
+    /// Whether reasoning goes back as `reasoning_content` also where the server did not give it there.
     send_reasoning: bool,
 }
 
@@ -46,7 +48,7 @@ pub(crate) const SETTINGS: &str = r#"{
     "send_reasoning": {
       "type": "boolean",
       "default": false,
-      "description": "Whether a model's reasoning goes back to it as reasoning_content; OpenAI refuses it."
+      "description": "Whether a model's reasoning goes back as reasoning_content also where its server did not give it there. What a server gives goes back without it."
     }
   }
 }"#;
@@ -66,13 +68,22 @@ impl Default for Settings {
 fn rules(settings: &Settings) -> Rules {
     Rules {
         sent_back: if settings.send_reasoning {
-            |piece| matches!(piece, Content::Thinking(_))
+            |piece| goes_back(piece) || matches!(piece, Content::Thinking(_))
         } else {
-            |_| false
+            goes_back
         },
         in_ids: |c| c.is_ascii_graphic(),
-        // OpenAI's own limit is 40, for ids that are not its own.
-        longest_id: 40,
+        longest_id: LONGEST_ID,
+        own_id: |custom| CallExtra::of(custom).is_some_and(|extra| extra.own_id),
+    }
+}
+
+/// Reasoning goes back where the piece behind it says in which place.
+fn goes_back(piece: &Content) -> bool {
+    match piece {
+        Content::Thinking(_) => true,
+        Content::Other(custom) => is_kept(custom),
+        _ => false,
     }
 }
 
@@ -100,13 +111,19 @@ fn body(
     let ways = ways(&request.model);
     let mut body = Map::new();
     body.insert("model".into(), request.model.clone().into());
-    body.insert("messages".into(), messages(conversation, files).into());
+    let reasoning = if learned(&request.params, "reasoning", "always") {
+        Reasoning::Always
+    } else if settings.send_reasoning {
+        Reasoning::All
+    } else {
+        Reasoning::Given
+    };
+    let messages = messages(conversation, reasoning, files);
+    let roles = Roles::of(&request.model, &request.params);
+    body.insert("messages".into(), roles.order(messages).into());
     if !request.tools.is_empty() {
-        let tools = request
-            .tools
-            .iter()
-            .map(tool)
-            .collect::<Result<Vec<_>, _>>()?;
+        let tools = schema::tools(&request.tools, schema::any_name);
+        let tools: Vec<Value> = tools.iter().map(tool).collect();
         body.insert("tools".into(), tools.into());
     }
     if let Some(limit) = request.max_output_tokens {
@@ -120,7 +137,7 @@ fn body(
     }
     if request.streaming {
         body.insert("stream".into(), true.into());
-        if settings.stream_usage {
+        if settings.stream_usage && !learned(&request.params, "stream_usage", "never") {
             body.insert("stream_options".into(), json!({ "include_usage": true }));
         }
     }
@@ -156,18 +173,36 @@ fn effort(params: &Params, ways: Ways, tools: bool) -> Option<&'static str> {
     })
 }
 
-fn tool(tool: &ToolDefinition) -> Result<Value, Error> {
-    Ok(json!({
+fn tool(tool: &Tool) -> Value {
+    json!({
         "type": "function",
         "function": {
             "name": tool.name,
             "description": tool.description,
-            "parameters": schema(tool)?,
+            "parameters": tool.schema,
         },
-    }))
+    })
 }
 
-fn messages(conversation: &Conversation, files: &mut Files) -> Vec<Value> {
+/// Which reasoning goes back as a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reasoning {
+    /// Such as came in one.
+    Given,
+    /// Any.
+    All,
+    /// The same, and where there was none it is said that there was none.
+    Always,
+}
+
+/// Whether the host learned this of the server: that it wants reasoning with each answer that has calls,
+/// also with those that another model gave; that it refuses to be asked for token counts.
+fn learned(params: &str, name: &str, word: &str) -> bool {
+    let params: Map<String, Value> = serde_json::from_str(params).unwrap_or_default();
+    params.get(name).and_then(Value::as_str) == Some(word)
+}
+
+fn messages(conversation: &Conversation, reasoning: Reasoning, files: &mut Files) -> Vec<Value> {
     let mut out = Vec::new();
     if !conversation.system.is_empty() {
         let text = conversation.system.join("\n\n");
@@ -175,36 +210,128 @@ fn messages(conversation: &Conversation, files: &mut Files) -> Vec<Value> {
     }
     for turn in &conversation.turns {
         match turn {
-            Turn::Model(pieces) => out.push(model(pieces)),
+            Turn::Model(pieces) => out.push(model(pieces, reasoning)),
             Turn::User(turn) => user(turn, files, &mut out),
+        }
+    }
+    // A server that gives it with one answer wants it with all that have calls.
+    let given = out.iter().any(|message| message.get(REASONING).is_some());
+    if given || reasoning == Reasoning::Always {
+        let open = out
+            .iter_mut()
+            .filter(|message| message.get("tool_calls").is_some());
+        for message in open.filter(|message| message.get(REASONING).is_none()) {
+            message[REASONING] = "".into();
         }
     }
     out
 }
 
-fn model(pieces: &[Content]) -> Value {
-    let mut text = String::new();
-    let mut reasoning = String::new();
-    let mut calls = Vec::new();
-    for piece in pieces {
+/// DeepSeek's member, and Kimi's.
+const REASONING: &str = "reasoning_content";
+
+/// A model's message, put together.
+#[derive(Default)]
+struct Draft {
+    text: String,
+    /// The text ends in reasoning between tags, and goes on as it did.
+    goes_on: bool,
+    /// The content in parts, where reasoning was one of them.
+    parts: Vec<Value>,
+    in_parts: bool,
+    members: Map<String, Value>,
+    reasoning: Vec<(String, String)>,
+    calls: Vec<Value>,
+}
+
+fn model(pieces: &[Content], reasoning: Reasoning) -> Value {
+    let mut draft = Draft::default();
+    let mut extra = None;
+    let mut pieces = pieces.iter().peekable();
+    while let Some(piece) = pieces.next() {
         match piece {
-            Content::Text(piece) => paragraph(&mut text, piece),
-            Content::Thinking(piece) => reasoning.push_str(&piece.text),
-            Content::ToolCall(piece) => calls.push(call(piece)),
+            Content::Text(text) => draft.say(text),
+            Content::Thinking(thinking) => {
+                let behind = match pieces.peek() {
+                    Some(Content::Other(custom)) => Place::of(custom),
+                    _ => None,
+                };
+                match behind {
+                    Some(place) => draft.think(place, &thinking.text),
+                    None if reasoning == Reasoning::Given => {}
+                    None => draft.think(Place::Member(REASONING.into()), &thinking.text),
+                }
+            }
+            Content::ToolCall(call) => draft.calls.push(sent(call, extra.take())),
+            Content::Other(custom) => {
+                if let Some(members) = Members::of(custom) {
+                    draft.members.extend(members);
+                }
+                extra = CallExtra::of(custom);
+            }
             _ => {}
         }
     }
-    let mut message = json!({ "role": "assistant", "content": null });
-    if !text.is_empty() {
-        message["content"] = text.into();
+    draft.message(reasoning)
+}
+
+impl Draft {
+    fn say(&mut self, text: &str) {
+        match std::mem::take(&mut self.goes_on) {
+            true => self.text.push_str(text),
+            false => paragraph(&mut self.text, text),
+        }
+        self.parts.push(json!({ "type": "text", "text": text }));
     }
-    if !reasoning.is_empty() {
-        message["reasoning_content"] = reasoning.into();
+
+    fn think(&mut self, place: Place, text: &str) {
+        match place {
+            Place::Member(name) => self.reasoning.push((name, text.to_owned())),
+            Place::Tags(open, close) => {
+                self.text.push_str(&format!("{open}{text}{close}"));
+                self.goes_on = true;
+            }
+            Place::Parts => {
+                self.in_parts = true;
+                let thought = json!([{ "type": "text", "text": text }]);
+                self.parts
+                    .push(json!({ "type": "thinking", "thinking": thought }));
+            }
+        }
     }
-    if !calls.is_empty() {
-        message["tool_calls"] = calls.into();
+
+    fn message(self, reasoning: Reasoning) -> Value {
+        let mut message = Value::Object(self.members);
+        message["role"] = "assistant".into();
+        message["content"] = match () {
+            () if self.in_parts => self.parts.into(),
+            () if self.text.is_empty() => Value::Null,
+            () => self.text.into(),
+        };
+        // Where nothing was called, servers pass over it, and some refuse it.
+        if !self.calls.is_empty() || reasoning != Reasoning::Given {
+            for (name, text) in self.reasoning {
+                let before = message
+                    .get(&name)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
+                let text = format!("{before}{text}");
+                message[name] = text.into();
+            }
+        }
+        if !self.calls.is_empty() {
+            message["tool_calls"] = self.calls.into();
+        }
+        message
     }
-    message
+}
+
+fn sent(piece: &ToolCall, extra: Option<CallExtra>) -> Value {
+    let mut sent = call(piece);
+    for (name, value) in extra.into_iter().flat_map(|extra| extra.members) {
+        sent[name] = value;
+    }
+    sent
 }
 
 /// Each result is a message of its own, of text alone: its pictures come in the user's message

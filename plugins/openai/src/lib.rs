@@ -6,7 +6,9 @@
 mod classify;
 mod decode;
 mod encode;
+mod kept;
 mod models;
+mod roles;
 
 use lucid_plugin::llm::{
     Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,

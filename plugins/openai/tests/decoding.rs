@@ -202,7 +202,8 @@ fn a_stream_that_ends_anywhere_before_its_end_is_an_error() {
     for n in 0..whole {
         let error = decode(frames[..n].to_vec()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Upstream, "{n}");
-        assert!(error.message.contains("broke off"));
+        let said = if n == 0 { "empty" } else { "broke off" };
+        assert!(error.message.contains(said), "{n}: {error:?}");
     }
     for n in whole..=frames.len() {
         assert!(decode(frames[..n].to_vec()).is_ok(), "{n}");
@@ -458,4 +459,26 @@ fn reasoning_of_other_servers_is_kept_apart_from_the_text() {
     assert_eq!(thinking.text, "Hm.");
     assert_eq!(completion.message.joined_text(), "Yes");
     assert_eq!(deltas[0], Delta::Thinking("Hm".into()));
+}
+
+#[test]
+fn half_a_pair_alone_in_arguments_is_no_error() {
+    let frames = stream(
+        &[
+            json!({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "t", "arguments": "{\"a\":\"\\ud83d\"}"}}]}),
+        ],
+        "tool_calls",
+    );
+    let (completion, _) = decode(frames).unwrap();
+    assert_eq!(brief(&completion), [pair("t", "{\"a\":\"\u{FFFD}\"}")]);
+}
+
+#[test]
+fn a_stream_that_nobody_asked_for_is_read_all_the_same() {
+    let body = format!(
+        "{}data: [DONE]\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"stop\"}]}\n\n"
+    );
+    let (completion, _) = decode(vec![Frame::Body(body.into_bytes())]).unwrap();
+    assert_eq!(completion.message.joined_text(), "Hi");
 }

@@ -310,3 +310,159 @@ fn it_knows_its_default_model() {
     assert_eq!(d.default_base_url, "https://api.openai.com/v1");
     assert!(OpenAi::models("").iter().any(|m| m.id == d.default_model));
 }
+
+fn other(kind: &str, body: Value) -> Content {
+    Content::Other(lucid_plugin::types::Custom {
+        kind: kind.into(),
+        body: body.to_string(),
+    })
+}
+
+fn thought(text: &str) -> Content {
+    Content::Thinking(Thinking {
+        text: text.into(),
+        signature: None,
+    })
+}
+
+fn answer(content: Vec<Content>) -> Message {
+    Message {
+        role: Role::Assistant,
+        content,
+    }
+}
+
+#[test]
+fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
+    let place = other("openai.thinking", json!({"member": "reasoning_content"}));
+    let extra = json!({"google": {"thought_signature": "c2ln"}});
+    let long = "call_1__thought__".to_owned() + &"aB+/".repeat(200);
+    let messages = vec![
+        Message::user("Go"),
+        answer(vec![
+            other(
+                "openai.message",
+                json!({"reasoning_details": [{"type": "reasoning.encrypted", "data": "QQ=="}]}),
+            ),
+            thought("Hm"),
+            place.clone(),
+            other(
+                "openai.call",
+                json!({"own_id": true, "members": {"extra_content": extra}}),
+            ),
+            call(&long, "{}"),
+        ]),
+        Message::tool(ToolResult::ok(&long, "fine")),
+        answer(vec![call("b", "{}")]),
+        Message::tool(ToolResult::ok("b", "fine")),
+        answer(vec![
+            thought("Yes?"),
+            other(
+                "openai.thinking",
+                json!({"tags": ["<think>", "</think>\n\n"]}),
+            ),
+            Content::Text("Yes.".into()),
+        ]),
+        Message::user("So?"),
+        answer(vec![
+            thought("Not called for."),
+            place,
+            Content::Text("So.".into()),
+        ]),
+        Message::user("And?"),
+        answer(vec![
+            thought("In parts"),
+            other("openai.thinking", json!("parts")),
+            Content::Text("Good.".into()),
+        ]),
+    ];
+    let sent = body("", request(messages))["messages"].clone();
+    assert_eq!(sent[1]["reasoning_content"], "Hm");
+    assert_eq!(sent[1]["reasoning_details"][0]["data"], "QQ==");
+    assert_eq!(sent[1]["tool_calls"][0]["id"], long);
+    assert_eq!(sent[1]["tool_calls"][0]["extra_content"], extra);
+    assert_eq!(sent[2]["tool_call_id"], long);
+    // The server wants it with each that has calls.
+    assert_eq!(sent[3]["reasoning_content"], "");
+    assert!(sent[3].get("extra_content").is_none() && sent[3].get("reasoning_details").is_none());
+    assert_eq!(sent[5]["content"], "<think>Yes?</think>\n\nYes.");
+    assert!(sent[7].get("reasoning_content").is_none());
+    assert_eq!(
+        sent[9]["content"],
+        json!([{"type": "thinking", "thinking": [{"type": "text", "text": "In parts"}]},
+            {"type": "text", "text": "Good."}])
+    );
+
+    // The same without what says where it came from.
+    let foreign = vec![
+        Message::user("Go"),
+        answer(vec![thought("Hm"), call(&long, "{}")]),
+        Message::tool(ToolResult::ok(&long, "fine")),
+    ];
+    let sent = body("", request(foreign))["messages"].clone();
+    assert_eq!(sent[1]["tool_calls"][0]["id"], long[..40]);
+    assert_eq!(sent[2]["tool_call_id"], long[..40]);
+    assert_eq!(sent[1].as_object().unwrap().len(), 3, "{}", sent[1]);
+}
+
+#[test]
+fn roles_come_in_the_order_that_a_strict_server_takes() {
+    let messages = || {
+        vec![
+            Message::system("Be good."),
+            Message::user("Go"),
+            answer(vec![call("call_1", "{}"), call("a1B2c3D4e", "{}")]),
+            Message::tool(ToolResult::ok("call_1", "fine")),
+            Message::tool(ToolResult::ok("a1B2c3D4e", "fine")),
+            Message::user("And now?"),
+        ]
+    };
+    let asked = |model: &str, params: &str| {
+        let sent = body(
+            "",
+            CompletionRequest {
+                model: model.into(),
+                params: params.into(),
+                ..request(messages())
+            },
+        );
+        assert!(sent.get("roles").is_none());
+        sent["messages"].as_array().unwrap().clone()
+    };
+    let roles = |messages: &[Value]| {
+        let roles = messages
+            .iter()
+            .map(|message| message["role"].as_str().unwrap().to_owned());
+        roles.collect::<Vec<_>>().join(" ")
+    };
+    let usual = "system user assistant tool tool user";
+    let strict = "system user assistant tool tool assistant user";
+    assert_eq!(roles(&asked("gpt-6.1-sol", "{}")), usual);
+    assert_eq!(
+        roles(&asked("scripted", r#"{"roles":"alternate"}"#)),
+        strict
+    );
+    let bare = asked("scripted", r#"{"roles":"no-system"}"#);
+    assert_eq!(roles(&bare), &strict["system ".len()..]);
+    assert_eq!(bare[0]["content"], "Be good.\n\nGo");
+    let mistral = asked("mistralai/Devstral-Small-2", "{}");
+    assert_eq!(roles(&mistral), strict);
+    // Its own id stays, and another's becomes one of its kind, for the call and its result.
+    let id = |at: usize| {
+        mistral[2]["tool_calls"][at]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(id(1), "a1B2c3D4e");
+    assert!(id(0).len() == 9 && id(0).bytes().all(|b| b.is_ascii_alphanumeric()));
+    assert_eq!(mistral[3]["tool_call_id"], id(0));
+    let wanted = body(
+        "",
+        CompletionRequest {
+            params: r#"{"reasoning":"always"}"#.into(),
+            ..request(messages())
+        },
+    );
+    assert_eq!(wanted["messages"][2]["reasoning_content"], "");
+}

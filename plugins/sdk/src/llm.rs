@@ -6,8 +6,11 @@
 
 pub mod conversation;
 pub mod files;
+pub mod json;
 mod params;
 pub mod refusal;
+pub mod schema;
+pub mod thoughts;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -15,7 +18,7 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 
 use crate::bindings::llm::exports::lucid::llm::provider as wit;
-use crate::types::{Error, Header, HttpRequest, ToolCall, ToolDefinition};
+use crate::types::{Error, Header, HttpRequest, ToolCall};
 
 pub use params::{Effort, Params, Thinking};
 pub use wit::{
@@ -89,21 +92,6 @@ pub fn arguments(call: &ToolCall) -> serde_json::Value {
     }
 }
 
-/// A tool's schema; one that is no object is the adapter's caller's mistake.
-pub fn schema(tool: &ToolDefinition) -> Result<serde_json::Value, Error> {
-    match serde_json::from_str(&tool.input_schema) {
-        Ok(schema @ serde_json::Value::Object(_)) => Ok(schema),
-        Ok(_) => Err(Error::invalid(format!(
-            "The schema of the tool `{}` is not a JSON object.",
-            tool.name
-        ))),
-        Err(e) => Err(Error::invalid(format!(
-            "The schema of the tool `{}` is not JSON: {e}.",
-            tool.name
-        ))),
-    }
-}
-
 /// What a model costs, in millionths of a dollar for a million tokens.
 pub const fn prices(input: u64, output: u64, cache_read: u64, cache_write: u64) -> Prices {
     Prices {
@@ -142,23 +130,55 @@ pub fn text_at<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a str> 
         .filter(|text| !text.is_empty())
 }
 
-/// A whole body as JSON, or an error of kind `upstream`.
+/// A whole body as JSON, or the error that stands in its place.
 pub fn whole_json(body: &[u8]) -> Result<serde_json::Value, Error> {
-    serde_json::from_slice(body)
-        .map_err(|e| Error::upstream(format!("The provider's answer is not whole JSON: {e}.")))
+    let text = String::from_utf8_lossy(body);
+    json::whole(&text).map_err(|error| {
+        if error.is_eof() && !text.trim().is_empty() {
+            return Error::upstream("The provider's answer is not whole: it broke off.");
+        }
+        refusal::no_json(&text)
+    })
+}
+
+/// Whether an event is told as an error by its name alone, whatever it holds.
+fn is_error_event(sse: &Sse) -> bool {
+    sse.event
+        .as_deref()
+        .is_some_and(|name| name.eq_ignore_ascii_case("error"))
 }
 
 impl Sse {
     /// What an event says: none for one that has nothing to say (`[DONE]`, or no data), an error of
     /// kind `upstream` for what is not JSON.
     pub fn json(&self) -> Result<Option<serde_json::Value>, Error> {
+        let piece = self.piece()?;
+        Ok(piece.map(|piece| json::mended(piece.value, piece.marked)))
+    }
+
+    /// The same as a piece of a response, whose texts may end within a character: see [`json`]. What is
+    /// named an error and is no JSON is one all the same.
+    pub fn piece(&self) -> Result<Option<json::Piece>, Error> {
         let data = self.data.trim();
         if data.is_empty() || data == "[DONE]" {
             return Ok(None);
         }
-        serde_json::from_str(data).map(Some).map_err(|e| {
-            Error::upstream(format!("The provider sent a piece that is not JSON: {e}."))
-        })
+        match json::piece(data) {
+            Ok(piece) => Ok(Some(piece)),
+            Err(_) if is_error_event(self) => Ok(Some(json::Piece {
+                value: serde_json::json!({ "error": data }),
+                marked: false,
+            })),
+            Err(why) if data.starts_with(['{', '[']) => Err(Error::upstream(format!(
+                "The provider sent a piece that is not JSON: {why}."
+            ))),
+            Err(_) => Err(refusal::no_json(data)),
+        }
+    }
+
+    /// Whether the event is named an error: what it says is one, in whatever form.
+    pub fn is_error(&self) -> bool {
+        is_error_event(self)
     }
 }
 

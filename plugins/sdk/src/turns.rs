@@ -62,6 +62,13 @@ const LOST: &str = "The host stopped while this ran: it may or may not have happ
 /// What stands for the result of a tool run that the user ended.
 const CANCELLED: &str = "The user cancelled this before it ended.";
 
+/// What the model is told whose answer waits for tools and calls none: it wrote the call as text.
+const NO_CALL: &str = "No tool call arrived with your answer: what you may have written as one was taken \
+                       for text. Call the tool again, with one of the names you were given and its \
+                       arguments as one JSON object, or answer without.";
+/// So often in a row; then it is an answer.
+const NO_CALLS: u32 = 3;
+
 /// Where the loop stands. It belongs into a policy's state; by default no task is open.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Turns {
@@ -77,6 +84,9 @@ pub struct Turns {
     question: Option<EffectId>,
     /// The user said something that the model has not read.
     unread: bool,
+    /// How many answers in a row waited for tools and called none.
+    #[serde(default)]
+    uncalled: u32,
     /// How many effects were named so far.
     named: u64,
     /// How the task ends with this step.
@@ -153,8 +163,15 @@ impl Turns {
                 let text = reply.message.joined_text();
                 let calls: Vec<ToolCall> = calls_of(reply.message).collect();
                 if !calls.is_empty() {
+                    self.uncalled = 0;
                     return Turn::Calls(calls);
                 }
+                if reply.stop == StopReason::ToolUse && self.uncalled < NO_CALLS {
+                    self.uncalled += 1;
+                    out.append(Message::user(NO_CALL));
+                    return Turn::Waits;
+                }
+                self.uncalled = 0;
                 // It did not know yet what the user said meanwhile.
                 if self.unread {
                     return Turn::Waits;

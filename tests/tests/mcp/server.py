@@ -6,6 +6,14 @@ import json, os, sys, time
 
 count = 0
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
+# As generators write them; a model's provider takes none of these.
+ODD = {
+    "count": {"type": "object"},
+    "picture": {},
+    "env": {"$ref": "#/$defs/none", "$defs": {"none": {"type": "object", "additionalProperties": False}}},
+    "fail": {"type": "object", "properties": {"all": {"type": "array"}, "any": True}},
+    "ask": {"type": "object", "properties": {"text": {"const": "x"}}, "anyOf": [{"required": ["text"]}, {"required": []}]},
+}
 TOOLS = ["echo", "count", "write", "env", "ask", "picture", "fail", "crash", "hang", "flood",
          "endless", "junk", "big", "key", "secret", "dotted.name", "half"]
 
@@ -52,7 +60,7 @@ def answer(message, headers={}):
         result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
                   "serverInfo": {"name": "tests", "version": "1"}}
     elif method == "tools/list":
-        result = {"tools": [{"name": name, "description": "Does " + name, "inputSchema": SCHEMA}
+        result = {"tools": [{"name": name, "description": "Does " + name, "inputSchema": ODD.get(name, SCHEMA)}
                             for name in TOOLS]}
     elif method == "tools/call":
         params = message["params"]

@@ -276,3 +276,113 @@ fn reasoning_does_not_begin_among_calls_it_did_not_lead_to() {
     assert_eq!(among(true)["thinking"]["budget_tokens"], 2_000);
     assert!(among(false).get("thinking").is_none());
 }
+
+fn events(blocks: &[(&str, &[&str])]) -> Vec<u8> {
+    let mut body = String::from("data: {\"type\":\"message_start\",\"message\":{}}\n\n");
+    for (at, (start, deltas)) in blocks.iter().enumerate() {
+        body += &format!(
+            "data: {{\"type\":\"content_block_start\",\"index\":{at},\"content_block\":{start}}}\n\n"
+        );
+        for delta in *deltas {
+            body += &format!(
+                "data: {{\"type\":\"content_block_delta\",\"index\":{at},\"delta\":{delta}}}\n\n"
+            );
+        }
+    }
+    body += "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"}}\n\n";
+    body.into_bytes()
+}
+
+/// What a server that stands in for the API gives, and what it is sent of that.
+fn there_and_back(model: &str, blocks: &[(&str, &[&str])]) -> Value {
+    let body = events(blocks);
+    let whole = lucid_conformance::decode::<Anthropic>(lucid_conformance::cut(&[&body])).unwrap();
+    for at in 0..=body.len() {
+        let (head, tail) = body.split_at(at);
+        let cut = lucid_conformance::decode::<Anthropic>(lucid_conformance::cut(&[head, tail]));
+        assert_eq!(cut.unwrap(), whole, "{at}");
+    }
+    let message = whole.0.message;
+    let mut messages = vec![Message::user("Hi"), message.clone()];
+    for piece in &message.content {
+        if let Content::ToolCall(call) = piece {
+            messages.push(Message::tool(ToolResult::ok(&call.id, "done")));
+        }
+    }
+    let encoded = Anthropic::encode(
+        "",
+        CompletionRequest {
+            model: model.into(),
+            ..request::<Anthropic>(messages)
+        },
+    );
+    let body: Value = serde_json::from_slice(&encoded.unwrap().request.body).unwrap();
+    body["messages"][1]["content"].clone()
+}
+
+#[test]
+fn reasoning_without_a_proof_goes_back_as_it_came_but_to_no_model_that_proves() {
+    let call = r#"{"type":"tool_use","id":"c","name":"view","input":{}}"#;
+    let thought: &[&str] = &[r#"{"type":"thinking_delta","thinking":"Hm"}"#];
+    let without = [
+        (r#"{"type":"thinking","thinking":""}"#, thought),
+        (call, &[]),
+    ];
+    let blank = [
+        (
+            r#"{"type":"thinking","thinking":"","signature":""}"#,
+            thought,
+        ),
+        (call, &[]),
+    ];
+    assert_eq!(
+        there_and_back("kimi-k3", &without)[0],
+        json!({"type": "thinking", "thinking": "Hm"})
+    );
+    assert_eq!(
+        there_and_back("deepseek-v4", &blank)[0],
+        json!({"type": "thinking", "thinking": "Hm", "signature": ""})
+    );
+    for blocks in [without, blank] {
+        assert_eq!(
+            there_and_back("claude-opus-5-5", &blocks)[0]["type"],
+            "tool_use"
+        );
+    }
+}
+
+#[test]
+fn a_gateways_own_id_goes_back_whole_with_what_came_beside_it() {
+    let id = "call_1__thought__".to_owned() + &"aB+/".repeat(200);
+    let call = format!(
+        r#"{{"type":"tool_use","id":"{id}","name":"view","input":{{}},"provider_specific_fields":{{"signature":"c2ln"}}}}"#
+    );
+    let sent = there_and_back("gemini-3.8-flash", &[(&call, &[])]);
+    assert_eq!(sent[0]["id"], id);
+    assert_eq!(sent[0]["provider_specific_fields"]["signature"], "c2ln");
+}
+
+#[test]
+fn a_character_that_was_cut_in_two_is_one_again() {
+    let sent = there_and_back(
+        "claude-opus-5-5",
+        &[
+            (
+                r#"{"type":"text","text":""}"#,
+                &[
+                    r#"{"type":"text_delta","text":"a\ud83d"}"#,
+                    r#"{"type":"text_delta","text":"\ude00b\ud83d"}"#,
+                ],
+            ),
+            (
+                r#"{"type":"tool_use","id":"c","name":"view","input":{}}"#,
+                &[
+                    r#"{"type":"input_json_delta","partial_json":"{\"path\":\"\ud83d"}"#,
+                    r#"{"type":"input_json_delta","partial_json":"\ude00\"}"}"#,
+                ],
+            ),
+        ],
+    );
+    assert_eq!(sent[0]["text"], "a😀b\u{FFFD}");
+    assert_eq!(sent[1]["input"]["path"], "😀");
+}

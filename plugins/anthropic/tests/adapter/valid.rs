@@ -36,13 +36,75 @@ pub(crate) fn valid(body: &Value) -> Checked {
     }
     for tool in list(&body["tools"]) {
         named(&tool["name"])?;
-        need(tool["input_schema"]["type"] == "object", || {
-            format!("no object: {tool}")
-        })?;
+        schema(&tool["input_schema"], true)?;
     }
     let marks = body.to_string().matches("\"cache_control\"").count();
     need(marks <= 4, || format!("{marks} cache breakpoints"))?;
     messages(list(&body["messages"]))
+}
+
+/// A tool's schema, and all in it, as the strictest server takes it.
+fn schema(schema: &Value, root: bool) -> Checked {
+    let members = schema
+        .as_object()
+        .ok_or_else(|| format!("no object: {schema}"))?;
+    for name in [
+        "$ref",
+        "$defs",
+        "allOf",
+        "oneOf",
+        "not",
+        "const",
+        "nullable",
+        "prefixItems",
+    ] {
+        need(!members.contains_key(name), || {
+            format!("{name} in {schema}")
+        })?;
+    }
+    let is =
+        |kind: &str| schema["type"] == kind || list(&schema["type"]).iter().any(|one| one == kind);
+    if root {
+        need(schema["type"] == "object", || {
+            format!("no object's: {schema}")
+        })?;
+        for name in ["anyOf", "enum"] {
+            need(!members.contains_key(name), || {
+                format!("{name} in {schema}")
+            })?;
+        }
+    }
+    need(!is("object") || schema["properties"].is_object(), || {
+        format!("no properties: {schema}")
+    })?;
+    need(!is("array") || schema["items"].is_object(), || {
+        format!("no items: {schema}")
+    })?;
+    for name in list(&schema["required"]) {
+        let name = name.as_str().unwrap_or_default();
+        need(
+            schema["properties"].get(name).is_some() || !is("object"),
+            || format!("{name} is not there: {schema}"),
+        )?;
+    }
+    if let Some(values) = schema.get("enum") {
+        need(!list(values).is_empty(), || format!("no values: {schema}"))?;
+    }
+    let properties = schema["properties"].as_object();
+    for (name, property) in properties.into_iter().flatten() {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        let good = (1..=64).contains(&name.len()) && name.chars().all(fits);
+        need(good, || format!("a member named {name:?}"))?;
+        self::schema(property, false)?;
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get(name).filter(|inner| !inner.is_boolean()) {
+            self::schema(inner, false)?;
+        }
+    }
+    list(&schema["anyOf"])
+        .iter()
+        .try_for_each(|one| self::schema(one, false))
 }
 
 fn settings(body: &Value, limit: u64) -> Checked {

@@ -297,3 +297,25 @@ mod any_schema {
         }
     }
 }
+
+#[test]
+fn a_character_that_was_cut_in_two_is_one_again() {
+    let part = |part: &str| {
+        format!("data: {{\"candidates\":[{{\"content\":{{\"parts\":[{part}]}}}}]}}\n\n")
+    };
+    let body = [
+        part(r#"{"thought":true,"text":"Hm \ud83d"}"#),
+        part(r#"{"thought":true,"text":"\ude00"}"#),
+        part(r#"{"text":"a\ud83d"}"#),
+        part(r#"{"text":"\ude00b"}"#),
+        part(r#"{"functionCall":{"name":"view","args":{"path":"\ud83d"}}}"#),
+        "data: {\"candidates\":[{\"finishReason\":\"STOP\"}]}\n\n".to_owned(),
+    ]
+    .concat();
+    let (completion, _) =
+        lucid_conformance::decode::<Google>(lucid_conformance::cut(&[body.as_bytes()])).unwrap();
+    let text = format!("{:?}", completion.message.content);
+    for said in ["Hm 😀", "a😀b", "\u{FFFD}"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+}

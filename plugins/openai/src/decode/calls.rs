@@ -3,9 +3,12 @@
 //! Always holds: a call keeps the id it was first shown with; ids within a response differ; the
 //! same response gives the same ids, also where the server sends none.
 
+use lucid_plugin::llm::json::{self, Joiner};
 use lucid_plugin::llm::{Delta, ToolCallArguments, ToolCallStart, text_at};
-use lucid_plugin::types::ToolCall;
+use lucid_plugin::types::{Content, ToolCall};
 use serde_json::Value;
+
+use crate::kept::{CallExtra, is_special};
 
 /// The calls of one response.
 #[derive(Default)]
@@ -20,6 +23,8 @@ struct Call {
     /// What the server calls it, if it does.
     given: Option<String>,
     call: ToolCall,
+    joiner: Joiner,
+    extra: CallExtra,
 }
 
 impl Calls {
@@ -27,8 +32,21 @@ impl Calls {
         self.calls.is_empty()
     }
 
-    pub(super) fn into_calls(self) -> impl Iterator<Item = ToolCall> {
-        self.calls.into_iter().map(|c| c.call)
+    /// As pieces of the message, each with what its server wants back.
+    pub(super) fn into_content(self) -> impl Iterator<Item = Content> {
+        self.calls.into_iter().flat_map(|c| {
+            let Call {
+                mut call,
+                mut joiner,
+                mut extra,
+                given,
+                ..
+            } = c;
+            call.arguments.push_str(joiner.rest());
+            call.arguments = json::arguments(call.arguments);
+            extra.own_id = is_special(&call.id) && given.as_deref() == Some(call.id.as_str());
+            extra.piece().into_iter().chain([Content::ToolCall(call)])
+        })
     }
 
     pub(super) fn name_response(&mut self, id: &str) {
@@ -42,34 +60,43 @@ impl Calls {
     }
 
     /// Takes a fragment of a stream; `place` is where it stood in its chunk.
-    pub(super) fn take(&mut self, place: usize, fragment: &Value, deltas: &mut Vec<Delta>) {
-        let fragment = Fragment::read(fragment);
+    pub(super) fn take(
+        &mut self,
+        place: usize,
+        value: &Value,
+        marked: bool,
+        deltas: &mut Vec<Delta>,
+    ) {
+        let fragment = Fragment::read(value);
         let at = match self.goes_on_with(place, &fragment) {
             Some(at) => at,
             None => self.begin(&fragment, deltas),
         };
-        self.add(at, fragment, deltas);
+        self.calls[at].extra.take(value);
+        self.add(at, &fragment, marked, deltas);
     }
 
     /// Takes a call of a response that is not streamed: always a whole one.
-    pub(super) fn take_whole(&mut self, call: &Value, deltas: &mut Vec<Delta>) {
-        let call = Fragment::read(call);
+    pub(super) fn take_whole(&mut self, value: &Value, marked: bool, deltas: &mut Vec<Delta>) {
+        let call = Fragment::read(value);
         let at = self.begin(&call, deltas);
-        self.add(at, call, deltas);
+        self.calls[at].extra.take(value);
+        self.add(at, &call, marked, deltas);
     }
 
-    fn add(&mut self, at: usize, fragment: Fragment<'_>, deltas: &mut Vec<Delta>) {
-        let call = &mut self.calls[at].call;
+    fn add(&mut self, at: usize, fragment: &Fragment<'_>, marked: bool, deltas: &mut Vec<Delta>) {
+        let Call { call, joiner, .. } = &mut self.calls[at];
         if let (true, Some(name)) = (call.name.is_empty(), fragment.name) {
             call.name = name.into();
         }
-        if fragment.arguments.is_empty() {
+        let fragment = joiner.push(&fragment.arguments, marked);
+        if fragment.is_empty() {
             return;
         }
-        call.arguments.push_str(&fragment.arguments);
+        call.arguments.push_str(&fragment);
         deltas.push(Delta::ToolCallArguments(ToolCallArguments {
             id: call.id.clone(),
-            fragment: fragment.arguments,
+            fragment,
         }));
     }
 
@@ -122,6 +149,8 @@ impl Calls {
                 name,
                 arguments: String::new(),
             },
+            joiner: Joiner::default(),
+            extra: CallExtra::default(),
         });
         at
     }

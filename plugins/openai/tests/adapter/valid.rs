@@ -51,11 +51,70 @@ pub(crate) fn valid(body: &Value) -> Checked {
     for tool in tools {
         named(&tool["function"]["name"])?;
         need(tool["type"] == "function", || tool.to_string())?;
-        need(tool["function"]["parameters"].is_object(), || {
-            tool.to_string()
-        })?;
+        schema(&tool["function"]["parameters"], true)?;
     }
     messages(list(&body["messages"]))
+}
+
+/// A tool's schema, and all in it, as the strictest server takes it.
+fn schema(schema: &Value, root: bool) -> Checked {
+    let members = schema
+        .as_object()
+        .ok_or_else(|| format!("no object: {schema}"))?;
+    for name in [
+        "$ref",
+        "$defs",
+        "allOf",
+        "oneOf",
+        "not",
+        "const",
+        "nullable",
+        "prefixItems",
+    ] {
+        need(!members.contains_key(name), || {
+            format!("{name} in {schema}")
+        })?;
+    }
+    let is =
+        |kind: &str| schema["type"] == kind || list(&schema["type"]).iter().any(|one| one == kind);
+    if root {
+        need(schema["type"] == "object", || {
+            format!("no object's: {schema}")
+        })?;
+        for name in ["anyOf", "enum"] {
+            need(!members.contains_key(name), || {
+                format!("{name} in {schema}")
+            })?;
+        }
+    }
+    need(!is("object") || schema["properties"].is_object(), || {
+        format!("no properties: {schema}")
+    })?;
+    need(!is("array") || schema["items"].is_object(), || {
+        format!("no items: {schema}")
+    })?;
+    for name in list(&schema["required"]) {
+        let name = name.as_str().unwrap_or_default();
+        need(
+            schema["properties"].get(name).is_some() || !is("object"),
+            || format!("{name} is not there: {schema}"),
+        )?;
+    }
+    if let Some(values) = schema.get("enum") {
+        need(!list(values).is_empty(), || format!("no values: {schema}"))?;
+    }
+    let properties = schema["properties"].as_object();
+    for property in properties.into_iter().flat_map(|all| all.values()) {
+        self::schema(property, false)?;
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get(name).filter(|inner| !inner.is_boolean()) {
+            self::schema(inner, false)?;
+        }
+    }
+    list(&schema["anyOf"])
+        .iter()
+        .try_for_each(|one| self::schema(one, false))
 }
 
 fn messages(messages: &[Value]) -> Checked {
@@ -126,6 +185,12 @@ fn assistant(message: &Value) -> Result<Vec<&str>, String> {
     let calls = list(&message["tool_calls"]);
     if message["content"].is_null() {
         need(!calls.is_empty(), || "an empty answer".into())?;
+    } else if let Some(parts) = message["content"].as_array() {
+        // As Mistral has it.
+        let known = |part: &Value| part["type"] == "text" || part["type"] == "thinking";
+        need(!parts.is_empty() && parts.iter().all(known), || {
+            message.to_string()
+        })?;
     } else {
         text(&message["content"])?;
     }
@@ -138,7 +203,9 @@ fn assistant(message: &Value) -> Result<Vec<&str>, String> {
             format!("no object: {call}")
         })?;
         let id = call["id"].as_str().unwrap_or_default();
-        need((1..=40).contains(&id.len()), || format!("id {id:?}"))?;
+        // A gateway's own ids are longer.
+        let own = id.contains("__thought__");
+        need((1..=40).contains(&id.len()) || own, || format!("id {id:?}"))?;
         ids.push(id);
     }
     Ok(ids)

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::types::{BlobRef, Content, Message, Role, ToolCall, ToolResult};
+use crate::types::{BlobRef, Content, Custom, Message, Role, ToolCall, ToolResult};
 
 /// What one provider takes.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,9 @@ pub struct Rules {
     pub in_ids: fn(char) -> bool,
     /// How long such an id may be.
     pub longest_id: usize,
+    /// Whether this piece, before a call, says that its id is the server's own: then it goes back whole,
+    /// whatever it is made of.
+    pub own_id: fn(&Custom) -> bool,
 }
 
 /// What is sent.
@@ -200,13 +203,16 @@ impl Draft {
                     if !matches!(turns.last(), Some(Turn::User(_))) {
                         turns.push(Turn::User(answered(std::mem::take(&mut results))));
                     }
-                    let called = pieces.iter_mut().filter_map(|piece| match piece {
-                        Content::ToolCall(call) => Some(call),
-                        _ => None,
-                    });
-                    for (call, answer) in called.zip(answers) {
-                        call.id = ids.next(&call.id);
-                        call.name = name(&call.name);
+                    let mut answers = answers.into_iter();
+                    let mut own = false;
+                    for piece in &mut pieces {
+                        let Content::ToolCall(call) = piece else {
+                            own = matches!(piece, Content::Other(custom) if (rules.own_id)(custom));
+                            continue;
+                        };
+                        call.id = ids.next(&call.id, std::mem::take(&mut own));
+                        call.name = tool_name(&call.name);
+                        let answer = answers.next().flatten();
                         let answer = answer.unwrap_or_else(|| ToolResult::failed("", NO_RESULT));
                         results.push(result(answer, &call.id));
                     }
@@ -261,7 +267,10 @@ struct Ids<'a> {
 }
 
 impl Ids<'_> {
-    fn next(&mut self, given: &str) -> String {
+    fn next(&mut self, given: &str, own: bool) -> String {
+        if own && !given.is_empty() && self.taken.insert(given.to_owned()) {
+            return given.to_owned();
+        }
         let fits = |c| {
             if (self.rules.in_ids)(c) { c } else { '_' }
         };
@@ -286,7 +295,7 @@ impl Ids<'_> {
 }
 
 /// A tool's name as all providers take it; a model may have called one that cannot exist.
-fn name(given: &str) -> String {
+pub fn tool_name(given: &str) -> String {
     const LONGEST: usize = 64;
     let fits = |c: char| {
         if c.is_ascii_alphanumeric() || c == '_' || c == '-' {

@@ -2,6 +2,8 @@
 //!
 //! Always holds: the text of a refused key is never passed on, because servers repeat the key in it.
 
+use serde_json::Value;
+
 use super::header;
 use crate::cut;
 use crate::types::{Error, ErrorKind, Header};
@@ -29,14 +31,28 @@ pub fn kind_of_status(status: u16) -> ErrorKind {
 pub fn says_too_long(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     [
-        "maximum context length",
+        "maximum context",
         "context window",
         "context length",
+        "context_length",
         "context limit",
         "context size",
+        "max_model_len",
+        "exceeds the context",
+        "exceed context",
+        "exceeds the maximum number of tokens",
+        "exceeded model token limit",
+        "exceeds model token limit",
         "prompt is too long",
+        "prompt too long",
+        "prompt length",
+        "input is too long",
+        "input too long",
+        "input length",
         "input token count",
+        "reduce the length",
         "too many tokens",
+        "too many input tokens",
         "request too large for model",
     ]
     .iter()
@@ -79,6 +95,250 @@ pub fn refusal(
         message,
         retry_after_ms: retry_after_ms(headers),
     }
+}
+
+/// What a server says of what went wrong, wherever in its JSON that stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Its word for it: a code that is a word, else a type, else a number.
+    pub code: Option<String>,
+    /// An HTTP status among what it says.
+    pub status: Option<u16>,
+    /// Its sentence.
+    pub said: String,
+}
+
+impl Report {
+    /// Reads what is known to be an error.
+    pub fn of(value: &Value) -> Self {
+        let outer = value.get(0).unwrap_or(value);
+        let error = match outer.get("error") {
+            Some(error) if is_told(error) => error,
+            _ => outer,
+        };
+        let word = |name: &str| match error.get(name).or_else(|| outer.get(name)) {
+            Some(Value::String(word)) if !word.is_empty() => Some(word.clone()),
+            Some(Value::Number(number)) => Some(number.to_string()),
+            _ => None,
+        };
+        let numbers = ["code", "status", "status_code"].into_iter();
+        let status = numbers
+            .filter_map(word)
+            .filter_map(|word| word.parse().ok())
+            .find(|status| (400..600).contains(status));
+        let is_word = |code: &String| code.parse::<u64>().is_err();
+        // `error` says as much as nothing.
+        let kind = word("type").filter(|kind| kind != "error");
+        let code = word("code")
+            .filter(is_word)
+            .or(kind)
+            .or_else(|| word("code"));
+        Self {
+            code,
+            status,
+            said: sentence(error, 0)
+                .or_else(|| sentence(outer, 0))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Reads a piece of an answer that began as a success, if it is no answer but an error: one that
+    /// says so, or that has a server's sentence and none of the `members` which an answer has.
+    pub fn within(value: &Value, members: &[&str]) -> Option<Self> {
+        let value = value.get(0).unwrap_or(value);
+        let object = value.as_object()?;
+        let named = |name: &str, word: &str| {
+            let found = object.get(name).and_then(Value::as_str);
+            found.is_some_and(|found| found.eq_ignore_ascii_case(word))
+        };
+        let told = object.get("error").is_some_and(is_told);
+        let kind = object
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let is_kind = kind.to_ascii_lowercase().ends_with("error");
+        if told || is_kind || named("object", "error") {
+            return Some(Self::of(value));
+        }
+        if members.iter().any(|name| object.contains_key(*name)) {
+            return None;
+        }
+        let report = Self::of(value);
+        (!report.said.is_empty()).then_some(report)
+    }
+
+    /// The error that this is, `kind` where the words do not say more.
+    pub fn error(&self, kind: Option<ErrorKind>) -> Error {
+        let kind = kind.or(self.status.map(kind_of_status));
+        broken_off(
+            kind.unwrap_or(ErrorKind::Upstream),
+            self.code.clone(),
+            &self.said,
+        )
+    }
+}
+
+/// Whether a member `error` is one: some servers have it in each answer.
+fn is_told(error: &Value) -> bool {
+    match error {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    }
+}
+
+/// Where a server may put its sentence, the best place first.
+const SENTENCES: [&str; 9] = [
+    "message",
+    "detail",
+    "msg",
+    "error_message",
+    "error_msg",
+    "errorMessage",
+    "error_description",
+    "errors",
+    "error",
+];
+/// A sentence within a sentence is looked for so deep.
+const DEEPEST: usize = 6;
+
+fn sentence(value: &Value, depth: usize) -> Option<String> {
+    if depth > DEEPEST {
+        return None;
+    }
+    match value {
+        Value::String(text) => {
+            let text = text.trim();
+            // A gateway may hand on what it was told as it was.
+            let inner = text
+                .starts_with(['{', '['])
+                .then(|| super::json::whole(text).ok());
+            let inner = inner
+                .flatten()
+                .and_then(|inner| sentence(&inner, depth + 1));
+            inner.or_else(|| (!text.is_empty()).then(|| text.to_owned()))
+        }
+        Value::Array(items) => {
+            let all: Vec<_> = items
+                .iter()
+                .take(3)
+                .filter_map(|item| sentence(item, depth + 1))
+                .collect();
+            (!all.is_empty()).then(|| all.join("; "))
+        }
+        Value::Object(members) => {
+            let mut said = SENTENCES
+                .iter()
+                .filter_map(|name| sentence(members.get(*name)?, depth + 1));
+            let said = said.next()?;
+            // What a gateway's own server said, and where a wrong member stands.
+            if let Some(raw) = value.pointer("/metadata/raw")
+                && let Some(raw) = sentence(raw, depth + 1)
+            {
+                return Some(format!("{said}: {raw}"));
+            }
+            let place = members.get("loc").and_then(Value::as_array).map(|place| {
+                let parts = place.iter().map(|part| {
+                    part.as_str()
+                        .map_or_else(|| part.to_string(), str::to_owned)
+                });
+                parts.collect::<Vec<_>>().join(".")
+            });
+            Some(match place {
+                Some(place) if !place.is_empty() => format!("{place}: {said}"),
+                _ => said,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A body that was to be an answer and is no JSON.
+pub fn no_json(body: &str) -> Error {
+    let text = body.trim();
+    if text.is_empty() {
+        return Error::upstream("The provider's answer was empty.");
+    }
+    if !text.starts_with('<') {
+        let kind = match says_too_long(text) {
+            true => ErrorKind::ContextTooLong,
+            false => ErrorKind::Upstream,
+        };
+        let text = format!(
+            "The provider's answer cannot be read; it begins with: {}",
+            cut(text, 300)
+        );
+        return Error::new(kind, text).with_code("unreadable");
+    }
+    let words = page_words(text);
+    let lower = words.to_ascii_lowercase();
+    let passes = [
+        "502",
+        "503",
+        "504",
+        "520",
+        "522",
+        "524",
+        "bad gateway",
+        "unavailable",
+        "time-out",
+        "timeout",
+        "timed out",
+        "temporarily",
+        "try again",
+        "maintenance",
+        "overloaded",
+        "just a moment",
+    ];
+    let (kind, advice) = match passes.iter().any(|word| lower.contains(word)) {
+        true => (ErrorKind::Upstream, ""),
+        // Trying again will not make one of another page.
+        false => (ErrorKind::InvalidInput, " Check the provider's base URL."),
+    };
+    let said = match words.is_empty() {
+        true => "The server answered with a web page in place of a model's answer.".to_owned(),
+        false => format!(
+            "The server answered with a web page in place of a model's answer: {}.",
+            words.trim_end_matches('.')
+        ),
+    };
+    Error::new(kind, format!("{said}{advice}")).with_code("web-page")
+}
+
+/// A page's title, or its first heading, or its first words.
+fn page_words(page: &str) -> String {
+    let lower = page.to_ascii_lowercase();
+    let between = |name: &str| {
+        let open = lower.find(&format!("<{name}"))?;
+        let start = open + lower[open..].find('>')? + 1;
+        let end = start + lower[start..].find(&format!("</{name}"))?;
+        let words = plain(&page[start..end]);
+        (!words.is_empty()).then_some(words)
+    };
+    let words = between("title")
+        .or_else(|| between("h1"))
+        .or_else(|| between("body"));
+    cut(&words.unwrap_or_else(|| plain(page)), 200)
+}
+
+/// A page's text without its tags.
+fn plain(page: &str) -> String {
+    let mut text = String::new();
+    let mut within = false;
+    for c in page.chars() {
+        match c {
+            '<' => within = true,
+            '>' => {
+                within = false;
+                text.push(' ');
+            }
+            c if !within => text.push(c),
+            _ => {}
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// An error in the middle of an answer that began as a success.

@@ -65,6 +65,7 @@ impl Adapter for MyAgent {
                 sent_back: |_| false,
                 in_ids: |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
                 longest_id: 40,
+                own_id: |_| false,
             },
         );
         let framing = if request.streaming {
@@ -79,14 +80,16 @@ impl Adapter for MyAgent {
                 "stream": request.streaming,
             });
             if !request.tools.is_empty() {
-                let tools = request.tools.iter().map(|tool| {
-                    Ok(json!({ "type": "function", "function": {
+                // Schemas as any provider takes them: one that it refuses would end the session.
+                let tools = schema::tools(&request.tools, schema::any_name);
+                let tools = tools.into_iter().map(|tool| {
+                    json!({ "type": "function", "function": {
                         "name": tool.name,
                         "description": tool.description,
-                        "parameters": schema(tool)?,
-                    }}))
+                        "parameters": tool.schema,
+                    }})
                 });
-                body["tools"] = tools.collect::<Result<Vec<Value>, Error>>()?.into();
+                body["tools"] = tools.collect::<Vec<Value>>().into();
             }
             if let Some(most) = request.max_output_tokens {
                 body["max_tokens"] = most.into();

@@ -1,0 +1,361 @@
+//! Owns the markup in which models write calls: one reader for all of them, since they mix it.
+
+use serde_json::Value;
+
+use super::{Arguments, Written, json};
+
+/// What begins calls.
+pub(super) const OPENERS: [&str; 24] = [
+    "<tool_call>",
+    "<tool_calls>",
+    "<toolcall>",
+    "<tool_use>",
+    "<function_calls>",
+    "<function_call>",
+    "<functioncall>",
+    "<function=",
+    "<function name=",
+    "<invoke name=",
+    "<minimax:tool_call>",
+    "<seed:tool_call>",
+    "<|tool_call|>",
+    "<|tool_calls_section_begin|>",
+    "<|tool_call_begin|>",
+    "<|python_tag|>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜DSML｜function_calls>",
+    "[TOOL_CALLS]",
+    "[TOOL_REQUEST]",
+    "<|channel|>commentary to=functions.",
+    "assistantcommentary to=functions.",
+    "commentary to=functions.",
+    "<antml:function_calls>",
+];
+/// What begins one call, within those.
+const INNER: [&str; 6] = [
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    "<｜tool▁call▁begin｜>",
+    "<|tool_call_begin|>",
+    "<tool_call>",
+    "<function_call>",
+    "<tool_use>",
+];
+/// What ends them, and what a server should have taken away.
+const CLOSERS: [&str; 31] = [
+    "</tool_call>",
+    "</tool_calls>",
+    "</toolcall>",
+    "</tool_use>",
+    "</function_calls>",
+    "</function_call>",
+    "</functioncall>",
+    "</function>",
+    "</invoke>",
+    "</minimax:tool_call>",
+    "</seed:tool_call>",
+    "</antml:function_calls>",
+    "</antml:invoke>",
+    "</｜DSML｜function_calls>",
+    "</｜DSML｜invoke>",
+    "<|/tool_call|>",
+    "<|tool_call_end|>",
+    "<|tool_calls_section_end|>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜end▁of▁sentence｜>",
+    "[END_TOOL_REQUEST]",
+    "[/TOOL_CALLS]",
+    "<|call|>",
+    "<|end|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "</s>",
+    ";",
+];
+/// Behind these a model goes on with a result that it made up.
+const MADE_UP: [&str; 4] = [
+    "<tool_response>",
+    "<function_results>",
+    "<tool_result>",
+    "[TOOL_RESULTS]",
+];
+
+/// So many places are looked at.
+const MOST: usize = 64;
+
+/// Where calls may begin.
+pub(super) fn openings(text: &str) -> Vec<usize> {
+    let mut all: Vec<usize> = OPENERS
+        .iter()
+        .flat_map(|opener| text.match_indices(opener).map(|(at, _)| at))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    // Nobody means more.
+    all.truncate(MOST);
+    all
+}
+
+/// Whether markup that cannot be read begins a line and is the last thing that the answer says.
+pub(super) fn is_open_to_its_end(text: &str, at: usize) -> bool {
+    let line = text[..at].rsplit('\n').next().unwrap_or_default();
+    let end = text.trim_end();
+    line.trim().is_empty() && (end.ends_with(['>', '}', ']', ')']) || end.ends_with("```"))
+}
+
+/// The calls that a text consists of; none where it is anything else, or goes on with something else.
+pub(super) fn read(text: &str) -> Option<Vec<Written>> {
+    let mut reader = Reader { rest: text };
+    let mut calls = Vec::new();
+    loop {
+        reader.skip();
+        if reader.rest.is_empty()
+            || MADE_UP
+                .iter()
+                .any(|made_up| reader.rest.starts_with(made_up))
+        {
+            return Some(calls);
+        }
+        if reader.eat_any(&CLOSERS) || reader.eat_any(&INNER) || reader.eat_wrapper() {
+            continue;
+        }
+        calls.extend(reader.calls()?);
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn skip(&mut self) {
+        self.rest = self.rest.trim_start();
+    }
+
+    fn eat(&mut self, token: &str) -> bool {
+        let rest = self.rest.strip_prefix(token);
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
+    }
+
+    fn eat_any(&mut self, tokens: &[&str]) -> bool {
+        tokens.iter().any(|token| self.eat(token))
+    }
+
+    /// One that holds calls and names none.
+    fn eat_wrapper(&mut self) -> bool {
+        let named = |opener: &&&str| !opener.ends_with(['=', '.']);
+        OPENERS.iter().filter(named).any(|opener| self.eat(opener))
+    }
+
+    /// Up to a token, which is taken as well.
+    fn until(&mut self, token: &str) -> Option<&'a str> {
+        let (before, rest) = self.rest.split_once(token)?;
+        self.rest = rest;
+        Some(before)
+    }
+
+    fn calls(&mut self) -> Option<Vec<Written>> {
+        if self.rest.starts_with(['{', '[']) {
+            return json::calls(&self.value()?);
+        }
+        if self.rest.starts_with("```") {
+            let (_, rest) = self.rest.split_once('\n')?;
+            self.rest = rest.trim_start();
+            let value = self.value()?;
+            self.skip();
+            return self.eat("```").then(|| json::calls(&value))?;
+        }
+        let mut channels = OPENERS.iter().filter(|opener| opener.ends_with('.'));
+        let one = if channels.any(|opener| self.eat(opener)) {
+            self.of_a_channel()?
+        } else if self.eat("<function=") {
+            let name = self.until(">")?;
+            self.named(unquoted(name), "</function>")?
+        } else if let Some(name) = self.tag("function") {
+            self.named(name, "</function>")?
+        } else if let Some(name) = self.tag("invoke") {
+            self.named(name, "</invoke>")?
+        } else {
+            self.bare()?
+        };
+        Some(vec![one])
+    }
+
+    /// A JSON value at the beginning.
+    fn value(&mut self) -> Option<Value> {
+        let mut values = serde_json::Deserializer::from_str(self.rest).into_iter::<Value>();
+        let value = values.next()?.ok()?;
+        self.rest = &self.rest[values.byte_offset()..];
+        Some(value)
+    }
+
+    /// A tag like `<invoke name="terminal">`, whatever stands before its name.
+    fn tag(&mut self, word: &str) -> Option<&'a str> {
+        let inner = self.rest.strip_prefix('<')?;
+        let inner = ["antml:", "｜DSML｜", ""]
+            .iter()
+            .find_map(|before| inner.strip_prefix(before)?.strip_prefix(word))?;
+        let (attributes, rest) = inner.strip_prefix(' ')?.split_once('>')?;
+        let name = attribute(attributes, "name")?;
+        self.rest = rest;
+        Some(name)
+    }
+
+    /// A call whose name was read.
+    fn named(&mut self, name: &str, close: &str) -> Option<Written> {
+        let mut texts = Vec::new();
+        self.skip();
+        if self.rest.starts_with('{') {
+            let value = self.value()?;
+            self.skip();
+            self.eat(close);
+            return Some(Written {
+                name: name.to_owned(),
+                arguments: Arguments::Json(value.to_string()),
+            });
+        }
+        loop {
+            self.skip();
+            let named = if self.eat("<parameter=") {
+                Some(unquoted(self.until(">")?))
+            } else {
+                self.tag("parameter")
+            };
+            let Some(parameter) = named else { break };
+            texts.push((parameter.to_owned(), self.parameter()?));
+        }
+        Some(Written {
+            name: name.to_owned(),
+            arguments: Arguments::Texts(texts),
+        })
+    }
+
+    /// A parameter's text, up to the end tag that another tag follows: the text may hold one itself.
+    fn parameter(&mut self) -> Option<String> {
+        let text = self.rest;
+        for close in PARAMETER_ENDS {
+            for (at, _) in text.match_indices(close) {
+                let after = &text[at + close.len()..];
+                let next = after.trim_start();
+                if next.is_empty()
+                    || next.starts_with("</")
+                    || next.starts_with("<|")
+                    || PARAMETERS.iter().any(|tag| next.starts_with(tag))
+                {
+                    self.rest = after;
+                    return Some(one_line_break_less(&text[..at]));
+                }
+            }
+        }
+        None
+    }
+
+    /// A call that begins with a name, and has its arguments behind it in one of several ways.
+    fn bare(&mut self) -> Option<Written> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
+        let end = self.rest.find(|c| !plain(c)).unwrap_or(self.rest.len());
+        let name = &self.rest[..end];
+        if name.is_empty() {
+            return None;
+        }
+        self.rest = &self.rest[end..];
+        self.skip();
+        if self.eat("[CALL_ID]") {
+            let end = self.rest.find('[')?;
+            self.rest = &self.rest[end..];
+        }
+        let marks = ["[ARGS]", "<|tool_call_argument_begin|>", "<｜tool▁sep｜>"];
+        self.eat_any(&marks);
+        self.skip();
+        let arguments = if self.rest.starts_with("<arg_key>") {
+            Arguments::Texts(self.pairs()?)
+        } else {
+            let fenced = self.rest.starts_with("```");
+            if fenced {
+                self.until("\n")?;
+                self.skip();
+            }
+            let value = self.value().filter(Value::is_object)?;
+            self.skip();
+            if fenced && !self.eat("```") {
+                return None;
+            }
+            Arguments::Json(value.to_string())
+        };
+        Some(Written {
+            name: name.to_owned(),
+            arguments,
+        })
+    }
+
+    /// A call in harmony's words, without all of its marks.
+    fn of_a_channel(&mut self) -> Option<Written> {
+        let end = self
+            .rest
+            .find(|c: char| c.is_whitespace() || matches!(c, '<' | '{'))?;
+        let name = self.rest[..end].to_owned();
+        self.rest = &self.rest[end..];
+        let marks = [
+            "<|constrain|>",
+            "<|message|>",
+            "<|channel|>",
+            "commentary",
+            "json",
+            "code",
+        ];
+        loop {
+            self.skip();
+            if !self.eat_any(&marks) {
+                break;
+            }
+        }
+        let value = self.value().filter(Value::is_object)?;
+        Some(Written {
+            name,
+            arguments: Arguments::Json(value.to_string()),
+        })
+    }
+
+    fn pairs(&mut self) -> Option<Vec<(String, String)>> {
+        let mut all = Vec::new();
+        while self.eat("<arg_key>") {
+            let key = self.until("</arg_key>")?.trim().to_owned();
+            self.skip();
+            if !self.eat("<arg_value>") {
+                return None;
+            }
+            all.push((key, self.until("</arg_value>")?.to_owned()));
+            self.skip();
+        }
+        Some(all)
+    }
+}
+
+/// What ends a parameter.
+const PARAMETER_ENDS: [&str; 3] = ["</parameter>", "</antml:parameter>", "</｜DSML｜parameter>"];
+/// What begins one.
+const PARAMETERS: [&str; 4] = [
+    "<parameter=",
+    "<parameter ",
+    "<antml:parameter ",
+    "<｜DSML｜parameter ",
+];
+
+/// Templates put a text on lines of its own.
+fn one_line_break_less(text: &str) -> String {
+    let text = text.strip_prefix('\n').unwrap_or(text);
+    text.strip_suffix('\n').unwrap_or(text).to_owned()
+}
+
+fn unquoted(text: &str) -> &str {
+    text.trim().trim_matches(['"', '\''])
+}
+
+fn attribute<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = attributes.split_once(&format!("{name}="))?;
+    let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    rest[1..].split_once(quote).map(|(value, _)| value)
+}

@@ -1,0 +1,284 @@
+//! What a server wants back, as it is kept in a conversation.
+//!
+//! Servers have members of their own in an answer, and refuse the next request, or forget what they thought,
+//! where those do not come back. Each is kept as a piece of the vendor's own beside what it belongs to.
+//!
+//! Always holds: what is kept is not read, and goes back as it came, in the member in which it came. The
+//! host takes such pieces out of a conversation that goes to another server or model.
+
+use lucid_plugin::llm::json;
+use lucid_plugin::types::{Content, Custom};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Before all that the message says: its members.
+const MESSAGE: &str = "openai.message";
+/// Behind reasoning: where in the message it stood.
+const THINKING: &str = "openai.thinking";
+/// Before a call: what it has beside name and arguments.
+const CALL: &str = "openai.call";
+
+/// Members of a message whose value is a list of parts, which a stream sends in pieces.
+const LISTS: [&str; 2] = ["reasoning_details", "thinking_blocks"];
+/// Members whose value is kept as it is, of a message and of a call.
+const OTHERS: [&str; 2] = ["extra_content", "provider_specific_fields"];
+/// Of a part, what grows.
+const GROWING: [&str; 5] = ["text", "summary", "data", "thinking", "signature"];
+/// OpenAI's own limit, for ids that are not its own.
+pub(crate) const LONGEST_ID: usize = 40;
+
+/// Where reasoning stood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Place {
+    /// In a member of this name.
+    Member(String),
+    /// In the content, between these.
+    Tags(String, String),
+    /// In the content, as a part of its own.
+    Parts,
+}
+
+impl Place {
+    pub(crate) fn piece(&self) -> Content {
+        other(THINKING, serde_json::to_string(self))
+    }
+
+    pub(crate) fn of(custom: &Custom) -> Option<Self> {
+        (custom.kind == THINKING).then(|| serde_json::from_str(&custom.body).ok())?
+    }
+}
+
+/// What a call has beside name and arguments.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CallExtra {
+    /// Its id is the server's, and no other client would have made one like it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) own_id: bool,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub(crate) members: Map<String, Value>,
+}
+
+impl CallExtra {
+    /// Takes what one piece of a call has.
+    pub(crate) fn take(&mut self, call: &Value) {
+        take_others(call, &mut self.members);
+    }
+
+    pub(crate) fn piece(&self) -> Option<Content> {
+        (*self != Self::default()).then(|| other(CALL, serde_json::to_string(self)))
+    }
+
+    pub(crate) fn of(custom: &Custom) -> Option<Self> {
+        (custom.kind == CALL).then(|| serde_json::from_str(&custom.body).ok())?
+    }
+}
+
+/// Whether an id is one that only its own server takes.
+pub(crate) fn is_special(id: &str) -> bool {
+    id.len() > LONGEST_ID || !id.chars().all(|c| c.is_ascii_graphic())
+}
+
+/// Whether a piece is one of these.
+pub(crate) fn is_kept(custom: &Custom) -> bool {
+    [MESSAGE, THINKING, CALL].contains(&custom.kind.as_str())
+}
+
+/// The members of one message, as they come.
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    all: Map<String, Value>,
+    /// Halves of characters are marked in them.
+    marked: bool,
+}
+
+impl Members {
+    /// Takes what one piece of a stream has.
+    pub(crate) fn take_piece(&mut self, delta: &Value, marked: bool) {
+        self.marked |= marked;
+        for name in LISTS {
+            for part in parts(delta, name) {
+                let all = self
+                    .all
+                    .entry(name)
+                    .or_insert_with(|| Value::Array(Vec::new()));
+                if let Value::Array(all) = all {
+                    add(all, part);
+                }
+            }
+        }
+        take_others(delta, &mut self.all);
+    }
+
+    /// Takes what a whole message has.
+    pub(crate) fn take_whole(&mut self, message: &Value) {
+        for name in LISTS {
+            if !parts(message, name).is_empty() {
+                self.all.insert(name.into(), message[name].clone());
+            }
+        }
+        take_others(message, &mut self.all);
+    }
+
+    /// What is kept of them.
+    pub(crate) fn piece(self) -> Option<Content> {
+        if self.all.is_empty() {
+            return None;
+        }
+        // Halves of characters met where pieces did.
+        let members = json::mended(Value::Object(self.all), self.marked);
+        Some(other(MESSAGE, serde_json::to_string(&members)))
+    }
+
+    /// What was kept.
+    pub(crate) fn of(custom: &Custom) -> Option<Map<String, Value>> {
+        (custom.kind == MESSAGE).then(|| serde_json::from_str(&custom.body).ok())?
+    }
+}
+
+/// Reasoning as a person may read it, where a message has it in parts alone.
+pub(crate) fn text_of_parts(said: &Value) -> String {
+    let parts = LISTS.iter().flat_map(|name| parts(said, name));
+    let texts = parts.filter_map(|part| {
+        let text = ["text", "summary", "thinking"]
+            .iter()
+            .find_map(|name| part.get(*name)?.as_str());
+        text.filter(|text| !text.is_empty())
+    });
+    texts.collect()
+}
+
+fn parts<'a>(said: &'a Value, name: &str) -> &'a [Value] {
+    said.get(name)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+fn take_others(from: &Value, into: &mut Map<String, Value>) {
+    for name in OTHERS {
+        match from.get(name) {
+            None | Some(Value::Null) => {}
+            Some(value) => deepen(into.entry(name).or_insert(Value::Null), value),
+        }
+    }
+}
+
+/// What comes later is said beside what came before, and of the same thing it holds.
+fn deepen(before: &mut Value, later: &Value) {
+    match (before, later) {
+        (Value::Object(before), Value::Object(later)) => {
+            for (name, value) in later {
+                deepen(before.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (before, later) => *before = later.clone(),
+    }
+}
+
+/// Goes on with the part that a piece belongs to, or begins one.
+fn add(all: &mut Vec<Value>, piece: &Value) {
+    let same = |part: &&mut Value| {
+        let agree = |name: &str| {
+            let (a, b) = (part.get(name), piece.get(name));
+            a.is_none_or(Value::is_null) || b.is_none_or(Value::is_null) || a == b
+        };
+        part.get("type") == piece.get("type") && agree("id") && agree("index")
+    };
+    let numbered = piece.get("index").is_some_and(Value::is_number);
+    let found = match numbered {
+        true => all.iter_mut().rev().find(same),
+        // What hides its text comes whole, and a signature ends what it signs.
+        false => all.last_mut().filter(same).filter(|part| {
+            let whole = |part: &Value| part.get("data").is_some_and(Value::is_string);
+            let signed = part
+                .get("signature")
+                .and_then(Value::as_str)
+                .is_some_and(|s| !s.is_empty());
+            !(whole(part) || whole(piece) || signed)
+        }),
+    };
+    let (Some(Value::Object(part)), Value::Object(piece)) = (found, piece) else {
+        all.push(piece.clone());
+        return;
+    };
+    for (name, value) in piece {
+        match (part.get_mut(name), value) {
+            (_, Value::Null) => {}
+            (Some(Value::String(before)), Value::String(more))
+                if GROWING.contains(&name.as_str()) =>
+            {
+                before.push_str(more);
+            }
+            _ => drop(part.insert(name.clone(), value.clone())),
+        }
+    }
+}
+
+fn other(kind: &str, body: serde_json::Result<String>) -> Content {
+    Content::Other(Custom {
+        kind: kind.into(),
+        body: body.unwrap_or_else(|_| "{}".into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn merged(pieces: &[Value]) -> Value {
+        let mut members = Members::default();
+        for piece in pieces {
+            members.take_piece(&json!({ "reasoning_details": [piece] }), false);
+        }
+        let Some(Content::Other(custom)) = members.piece() else {
+            return Value::Null;
+        };
+        Members::of(&custom).unwrap()["reasoning_details"].clone()
+    }
+
+    #[test]
+    fn pieces_of_a_part_are_one_part_and_parts_stay_apart() {
+        let text = |index: u64, text: &str| json!({"type": "reasoning.text", "index": index, "text": text, "format": "f"});
+        assert_eq!(
+            merged(&[
+                text(0, "Let "),
+                text(0, "me"),
+                json!({"type": "reasoning.text", "index": 0, "signature": "c2ln", "text": null}),
+                text(1, "And"),
+                json!({"type": "reasoning.encrypted", "index": 1, "id": "rs_1", "data": "QUJD", "format": "f"}),
+                json!({"type": "reasoning.encrypted", "index": 1, "id": "rs_1", "data": "REVG"}),
+                json!({"type": "reasoning.encrypted", "index": 2, "id": "rs_2", "data": "R0hJ"}),
+            ]),
+            json!([
+                {"type": "reasoning.text", "index": 0, "text": "Let me", "format": "f", "signature": "c2ln"},
+                {"type": "reasoning.text", "index": 1, "text": "And", "format": "f"},
+                {"type": "reasoning.encrypted", "index": 1, "id": "rs_1", "data": "QUJDREVG", "format": "f"},
+                {"type": "reasoning.encrypted", "index": 2, "id": "rs_2", "data": "R0hJ"},
+            ])
+        );
+    }
+
+    #[test]
+    fn without_numbers_what_follows_goes_on_unless_it_is_whole_or_signed() {
+        let part = |kind: &str, name: &str, text: &str| json!({"type": kind, name: text});
+        assert_eq!(
+            merged(&[
+                part("reasoning.summary", "summary", "a"),
+                part("reasoning.summary", "summary", "b"),
+                part("reasoning.encrypted", "data", "QQ=="),
+                part("reasoning.encrypted", "data", "QQ=="),
+                part("reasoning.text", "text", "c"),
+                part("reasoning.text", "signature", "s"),
+                part("reasoning.text", "text", "d"),
+            ]),
+            json!([
+                {"type": "reasoning.summary", "summary": "ab"},
+                {"type": "reasoning.encrypted", "data": "QQ=="},
+                {"type": "reasoning.encrypted", "data": "QQ=="},
+                {"type": "reasoning.text", "text": "c", "signature": "s"},
+                {"type": "reasoning.text", "text": "d"},
+            ])
+        );
+    }
+}

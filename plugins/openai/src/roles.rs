@@ -1,0 +1,117 @@
+//! Which order of roles a server takes.
+//!
+//! OpenAI and most others take a user's message behind a tool's; Mistral, and the chat templates of many
+//! local models, want the model's answer between them. Nobody can ask a server for it: it is told by the
+//! model's name, or the host learned it from a refusal and says so in `params`. An answer is only put in
+//! where it is wanted, since a model reads it as its own words.
+//!
+//! Always holds: for a strict server the answer to the last tool's message is not the user's.
+
+use serde_json::{Map, Value, json};
+
+/// What stands for the model's answer between a tool's message and the user's.
+const BETWEEN: &str = "I have read the results.";
+/// Models of Mistral's, whose servers and templates are strict.
+const STRICT: [&str; 10] = [
+    "mistral",
+    "ministral",
+    "magistral",
+    "mixtral",
+    "codestral",
+    "devstral",
+    "pixtral",
+    "voxtral",
+    "mathstral",
+    "leanstral",
+];
+/// How long an id is for them, of letters and digits alone.
+const ID: usize = 9;
+
+/// What a server wants of roles and ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Roles {
+    /// The model's answer stands between a tool's message and the user's.
+    between: bool,
+    /// A system message is none of those it knows.
+    no_system: bool,
+    /// Ids are of nine letters and digits.
+    short_ids: bool,
+}
+
+impl Roles {
+    /// By the model's name, and by what the host has learned: `roles` is `alternate` or `no-system`.
+    pub(crate) fn of(model: &str, params: &str) -> Self {
+        let params: Map<String, Value> = serde_json::from_str(params).unwrap_or_default();
+        let learned = params.get("roles").and_then(Value::as_str);
+        let model = model.to_ascii_lowercase();
+        let name = model.rsplit('/').next().unwrap_or(&model);
+        let mistral = STRICT.iter().any(|family| name.contains(family));
+        Self {
+            between: mistral || learned.is_some(),
+            no_system: learned == Some("no-system"),
+            short_ids: mistral,
+        }
+    }
+
+    /// The same messages as such a server takes them.
+    pub(crate) fn order(self, messages: Vec<Value>) -> Vec<Value> {
+        let mut out: Vec<Value> = Vec::with_capacity(messages.len());
+        let mut system = None;
+        for mut message in messages {
+            if self.short_ids {
+                shorten(&mut message);
+            }
+            if self.no_system && message["role"] == "system" {
+                system = message["content"].as_str().map(str::to_owned);
+                continue;
+            }
+            let user = message["role"] == "user";
+            if self.between && user && out.last().is_some_and(|before| before["role"] == "tool") {
+                out.push(json!({ "role": "assistant", "content": BETWEEN }));
+            }
+            if user && let Some(system) = system.take() {
+                before(&mut message["content"], &system);
+            }
+            out.push(message);
+        }
+        out
+    }
+}
+
+/// Puts words before a message's own.
+fn before(content: &mut Value, words: &str) {
+    match content {
+        Value::Array(parts) => parts.insert(0, json!({ "type": "text", "text": words })),
+        Value::String(text) => *text = format!("{words}\n\n{text}"),
+        _ => {}
+    }
+}
+
+fn shorten(message: &mut Value) {
+    if let Some(id) = message.get_mut("tool_call_id") {
+        short(id);
+    }
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        short(&mut call["id"]);
+    }
+}
+
+/// An id of another server's making becomes one that this one could have made, always the same.
+fn short(id: &mut Value) {
+    let Some(given) = id.as_str() else { return };
+    if given.len() == ID && given.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return;
+    }
+    // FNV-1a.
+    let mut hash = given.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut short = String::with_capacity(ID);
+    for _ in 0..ID {
+        let digit = u32::try_from(hash % 36).ok();
+        short.extend(digit.and_then(|digit| char::from_digit(digit, 36)));
+        hash /= 36;
+    }
+    *id = short.into();
+}
