@@ -492,10 +492,10 @@ impl Actor {
         let lines = row.chat_lines.len();
         let row = Arc::new(row);
         let written = self.persist(move |connection| row.insert(connection));
-        let waited_since = written.await?;
+        let waited = written.await?;
         self.shared.deps.store.wrote_lines(lines);
         self.counters = counters;
-        if waited_since.is_some() {
+        if waited {
             // The time that the log could not be written is not the task's.
             self.clock.count(&mut self.counters, true);
         }
@@ -510,7 +510,7 @@ impl Actor {
             self.state = state;
         }
         self.session.feed.publish(first, &frames);
-        if waited_since.is_some() && self.session.stop.is_cancelled() {
+        if waited && self.session.stop.is_cancelled() {
             // What it held is given back already.
             return Ok(());
         }

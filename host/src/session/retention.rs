@@ -84,10 +84,10 @@ impl Shared {
     async fn remove_overdue(&self, retention: Duration) -> Result<(), StoreError> {
         let retention = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
         let uptime = self.deps.store.uptime();
-        if let Some(before) = uptime.checked_sub(retention) {
-            for kept in self.retained_before(before).await? {
-                self.remove_retained(kept).await?;
-            }
+        // Also those of uptime 0, which are of no use any more.
+        let before = uptime.saturating_sub(retention);
+        for kept in self.retained_before(before).await? {
+            self.remove_retained(kept).await?;
         }
         // Those of now count as well: the log comes before what nobody asked for.
         while self.deps.places.is_short().await {

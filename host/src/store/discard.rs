@@ -65,6 +65,10 @@ fn remove(connection: &Connection, session: &str) -> Result<(), StoreError> {
             .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
             .execute([session])?;
     }
+    // Files that are still there have had their time: whoever looks after them removes them next.
+    connection
+        .prepare_cached("UPDATE retained_workspaces SET uptime_ms = 0 WHERE session_id = ?1")?
+        .execute([session])?;
     connection
         .prepare_cached("DELETE FROM sessions WHERE id = ?1")?
         .execute([session])?;

@@ -18,7 +18,7 @@ use crate::store::{StoreError, Transient, Waiting};
 
 use super::super::frames;
 use super::super::ports::News;
-use super::{Actor, End, now};
+use super::{Actor, End};
 
 /// How long an attempt waits for another process's lock. Clients hear of longer ones.
 const ATTEMPT: Duration = Duration::from_secs(1);
@@ -26,15 +26,13 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 /// A wait for the log.
 struct Wait {
     attempts: Waiting,
-    since: u64,
     /// The session was stopped meanwhile, and has given back what it held.
     is_quiet: bool,
 }
 
 impl Actor {
-    /// Writes, as soon as that is possible. Gives back when the wait for it began, in milliseconds since
-    /// 1970, where there was one.
-    pub(super) async fn persist<W>(&mut self, write: W) -> Result<Option<u64>, End>
+    /// Writes, as soon as that is possible. Gives back whether it had to wait for that.
+    pub(super) async fn persist<W>(&mut self, write: W) -> Result<bool, End>
     where
         W: Fn(&Connection) -> Result<(), StoreError> + Clone + Send + 'static,
     {
@@ -82,7 +80,6 @@ impl Actor {
             .pause(frames::status("paused", &sentence, None));
         Wait {
             attempts: self.shared.deps.store.health().wait(),
-            since: now(),
             is_quiet: false,
         }
     }
