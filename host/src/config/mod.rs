@@ -20,7 +20,6 @@ mod secret_file;
 mod supabase;
 #[cfg(test)]
 mod tests;
-mod time;
 mod values;
 mod variables;
 
@@ -38,7 +37,6 @@ pub use self::models::{ModelSettings, ProviderSettings};
 use self::names::known;
 pub(crate) use self::names::{is_host_secret, is_variable};
 use self::secret_file::secret_file;
-pub(crate) use self::time::time;
 use self::values::Values;
 pub(crate) use self::values::{is_model, size, time};
 pub use self::variables::Variables;

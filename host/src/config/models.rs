@@ -9,8 +9,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::ConfigError;
-use super::time::time;
-use super::values::{Values, is_model};
+use super::values::{Values, is_model, seconds};
 use crate::secret::Secret;
 
 /// What is set for one provider under its own name.
@@ -54,7 +53,7 @@ pub struct ModelSettings {
     pub typed_model: Option<String>,
 }
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: f64 = 86_400.0;
 
 /// Name, key, base URL, model.
 const PROVIDERS: [[&str; 4]; 3] = [
@@ -114,7 +113,7 @@ impl ModelSettings {
                 "MODEL_OUTAGE_PATIENCE",
                 Duration::from_secs(900),
                 "a time from 0 to a day, such as 90, 90s or 15m",
-                |text| time(text).filter(|time| *time <= DAY),
+                |text| seconds(text, 0.0, DAY),
             )?,
             typed_provider: None,
             typed_model: None,

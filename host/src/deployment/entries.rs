@@ -65,7 +65,7 @@ const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
 const TIME: [f64; 2] = [0.1, 60.0];
 /// How long a provider's server may say nothing, in seconds.
-const SILENCE: [f64; 2] = [1.0, 86_400.0];
+const SILENCE: (f64, f64) = (1.0, 86_400.0);
 /// What one call of a tool may take, in seconds.
 const CALL_TIME: [f64; 2] = [1.0, 3600.0];
 /// What a million tokens may cost, in dollars.
@@ -221,7 +221,7 @@ pub(super) fn provider(
     }
     let prices = field(table, "prices").and_then(|(_, item)| prices(reader, item, &of));
     let silence = field(table, "silence")
-        .and_then(|(_, item)| reader.time(item, &format!("{of}.silence"), SILENCE));
+        .and_then(|(_, item)| reader.seconds(item, &format!("{of}.silence"), SILENCE.0, SILENCE.1));
     Some(ProviderEntry {
         plugin: entry?,
         base_url,

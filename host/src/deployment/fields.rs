@@ -270,26 +270,6 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A time in seconds, or as a text such as `"10m"`.
-    pub(super) fn time(
-        &mut self,
-        item: &Item<'_>,
-        name: &str,
-        [least, most]: [f64; 2],
-    ) -> Option<Duration> {
-        let DeValue::String(text) = item.get_ref() else {
-            return self.seconds(item, name, least, most);
-        };
-        let given = time(text).filter(|given| (least..=most).contains(&given.as_secs_f64()));
-        if given.is_none() {
-            let what = format!(
-                "`{name}` must be a time from {least} to {most} seconds, such as \"90s\" or \"10m\""
-            );
-            self.say(&item.span(), what);
-        }
-        given
-    }
-
     /// A plugin's settings, as the JSON they become.
     pub(super) fn settings(
         &mut self,

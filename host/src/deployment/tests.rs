@@ -271,7 +271,7 @@ fn each_thing_that_is_wrong_is_said_with_its_place_and_what_to_do() {
             "must begin with http",
         ),
         (after(V, "key = true"), "3:7", "`providers.v.key` must be"),
-        (after(V, "silence = \"soon\""), "3:11", "\"10m\""),
+        (after(V, "silence = \"soon\""), "3:11", "\"5m\""),
         (after(V, "silence = 0"), "3:11", "seconds"),
         (
             after(V, "base_url = \"https://x/?api_key=1\""),

@@ -43,7 +43,12 @@ impl Actor {
             let last = halt.is_cancelled();
             let attempt = store.write_within(ATTEMPT, write.clone());
             let failed = match attempt.await {
-                Ok(()) => return Ok(wait.as_ref().map(|wait| self.go_on(wait))),
+                Ok(()) => {
+                    if wait.is_some() {
+                        self.session.feed.resume();
+                    }
+                    return Ok(wait.is_some());
+                }
                 Err(cause) => cause,
             };
             let Some(reason) = failed.transient() else {
@@ -82,11 +87,6 @@ impl Actor {
             attempts: self.shared.deps.store.health().wait(),
             is_quiet: false,
         }
-    }
-
-    fn go_on(&self, wait: &Wait) -> u64 {
-        self.session.feed.resume();
-        wait.since
     }
 
     /// Ends what runs: the session is stopped, and only cannot say so yet.
