@@ -22,7 +22,7 @@ use nix::unistd::sethostname;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
-use rustix::process::{getegid, geteuid, pivot_root, setsid};
+use rustix::process::{getegid, geteuid, pivot_root};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 /// Where the old root stands while the new one is built.
@@ -82,10 +82,9 @@ impl Entry {
     }
 }
 
-/// Leaves the old root for a new one. To be called while the process has one thread.
-pub(crate) fn enter(root: &PrivateRoot) -> Result<(), RootError> {
-    // Without a controlling terminal, /dev/tty is only ever one that was made in here.
-    let detached = setsid().is_ok();
+/// Leaves the old root for a new one. To be called while the process has one thread. `detached`: the
+/// process has no controlling terminal, so that /dev/tty is only ever one that was made in here.
+pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError> {
     let entries: Vec<Entry> = root
         .shown
         .iter()

@@ -41,10 +41,10 @@ pub(crate) struct Common {
 pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
     // Commands must not read, write or be stopped from the terminal that the host was started at.
     // Refused where this process leads a session already, which then has none.
-    let _ = setsid();
+    let detached = setsid().is_ok();
     // Before anything else: a process that cannot be dumped may not say who its users are.
     if let Some(root) = serve.confine.as_ref().and_then(|it| it.root.as_ref()) {
-        root::enter(root).map_err(|error| error.to_string())?;
+        root::enter(root, detached).map_err(|error| error.to_string())?;
     }
     // Nothing that runs below may look into this process or take its socket.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;

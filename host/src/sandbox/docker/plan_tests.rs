@@ -63,12 +63,19 @@ fn a_container_is_locked_down_whatever_the_image_says() {
         .collect();
     assert_eq!(writable, ["/workspace"]);
     let temporary = host.tmpfs.unwrap();
-    assert_eq!(temporary.len(), 2);
-    assert!(
-        temporary
-            .values()
-            .all(|options| options.contains("size=268435456"))
-    );
+    let sizes: std::collections::BTreeMap<_, _> = temporary
+        .iter()
+        .map(|(at, options)| {
+            let size = options.split(',').find_map(|it| it.strip_prefix("size="));
+            (at.as_str(), size.unwrap_or("none"))
+        })
+        .collect();
+    let expected = [
+        ("/home/agent", "268435456"),
+        ("/tmp", "268435456"),
+        ("/var/tmp", "67108864"),
+    ];
+    assert_eq!(sizes, expected.into());
     assert_eq!(body.entrypoint.unwrap(), [EXEC]);
     assert!(
         !body.user.unwrap().starts_with("0:"),

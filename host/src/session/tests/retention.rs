@@ -50,10 +50,19 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
     });
     assert_eq!(second.recover().await.unwrap(), 0);
     eventually("its files go", || world.done("wipe") == 1).await;
-    eventually("it is forgotten", || {
-        second.shared.deps.store.written().1 >= 1
-    })
-    .await;
+    let store = &second.shared.deps.store;
+    let kept = async || {
+        let session = id.to_string();
+        let read = move |connection: &_| store::retained(connection, &session);
+        store.read(read).await.unwrap().is_some()
+    };
+    let forgotten = async {
+        while kept().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let forgotten = tokio::time::timeout(Duration::from_secs(10), forgotten).await;
+    forgotten.expect("it is forgotten");
     let user = UserId::from("u");
     assert!(
         !second.discard(&id, &user).await.unwrap(),
