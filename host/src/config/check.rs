@@ -124,13 +124,13 @@ impl Config {
             workspace_retention: values.parsed(
                 "WORKSPACE_RETENTION",
                 Duration::from_hours(24),
-                "a number of seconds from 0 to 31536000 (365 days)",
+                "a time from 0 to 365d: a number of seconds, or such as 30m, 12h or 2d",
                 |text| seconds(text, 0.0, 365.0 * DAY),
             )?,
             shutdown_timeout: values.parsed(
                 "SHUTDOWN_TIMEOUT",
                 Duration::from_secs(25),
-                "a number of seconds from 1 to 3600 (an hour)",
+                "a time from 1s to 1h: a number of seconds, or such as 25s or 2m",
                 |text| seconds(text, 1.0, 3600.0),
             )?,
             max_sessions_per_user: values.parsed(

@@ -68,6 +68,7 @@ impl Actor {
         let id = self.id.clone();
         self.persist(move |connection| store::mark_begun(connection, &id))
             .await?;
+        self.effects.at_step(self.counters.step.saturating_sub(1));
         for effect in wanted {
             match begins.remove(&effect) {
                 Some(Begin::Model(call)) => self.effects.model(call, last_entry),

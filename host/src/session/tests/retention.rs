@@ -50,19 +50,21 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
     });
     assert_eq!(second.recover().await.unwrap(), 0);
     eventually("its files go", || world.done("wipe") == 1).await;
-    let store = &second.shared.deps.store;
     let kept = async || {
-        let session = id.to_string();
-        let read = move |connection: &_| store::retained(connection, &session);
-        store.read(read).await.unwrap().is_some()
+        let count = |connection: &rusqlite::Connection| {
+            let kept = "SELECT count(*) FROM retained_workspaces";
+            Ok(connection.query_row(kept, [], |row| row.get::<_, i64>(0))?)
+        };
+        second.shared.deps.store.read(count).await.unwrap()
     };
+    // The row goes behind the files.
     let forgotten = async {
-        while kept().await {
+        while kept().await > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let forgotten = tokio::time::timeout(Duration::from_secs(10), forgotten).await;
-    forgotten.expect("it is forgotten");
+    let waited = tokio::time::timeout(Duration::from_secs(10), forgotten).await;
+    assert!(waited.is_ok(), "it is kept in the log");
     let user = UserId::from("u");
     assert!(
         !second.discard(&id, &user).await.unwrap(),
