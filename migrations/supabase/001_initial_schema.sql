@@ -149,7 +149,13 @@ BEGIN
             AND NOT (col.path = 'chat_sessions.title' AND col.type = 'character varying'
                 AND col.length >= 255)
         THEN
-            EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE text', col.tab, col.name);
+            -- A view or a policy may hold on to it.
+            BEGIN
+                EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE text', col.tab, col.name);
+            EXCEPTION WHEN feature_not_supported THEN
+                RAISE WARNING 'the column % stays of the type %(%), so longer texts are refused: %',
+                    col.path, col.type, col.length, SQLERRM;
+            END;
         END IF;
 
         IF filled ? col.path THEN
@@ -259,8 +265,8 @@ CREATE OR REPLACE TRIGGER chat_sessions_set_updated_at
 
 -- Whoever signs up gets their row here. It runs with its owner's rights, since the role that signs
 -- users up has none on our tables; so its search path is pinned, and nothing in it is looked up by a
--- bare name. Where somebody else's row has the address already, the new row is without one: signing up
--- must not fail here, and chats need the row.
+-- bare name. Where somebody else's row has the address already, or a column does not take what the
+-- provider says, the new row is without it: signing up must not fail here, and chats need the row.
 CREATE OR REPLACE FUNCTION public.handle_new_user() RETURNS trigger
     LANGUAGE plpgsql
     SECURITY DEFINER
@@ -272,12 +278,17 @@ DECLARE
     own_avatar CONSTANT text := COALESCE(
         NEW.raw_user_meta_data ->> 'avatar_url', NEW.raw_user_meta_data ->> 'picture');
 BEGIN
-    INSERT INTO public.users (id, email, name, avatar_url)
-    VALUES (NEW.id, NEW.email, own_name, own_avatar)
-    ON CONFLICT DO NOTHING;
-    INSERT INTO public.users (id, name, avatar_url)
-    VALUES (NEW.id, own_name, own_avatar)
-    ON CONFLICT DO NOTHING;
+    BEGIN
+        INSERT INTO public.users (id, email, name, avatar_url)
+        VALUES (NEW.id, NEW.email, own_name, own_avatar)
+        ON CONFLICT DO NOTHING;
+        INSERT INTO public.users (id, name, avatar_url)
+        VALUES (NEW.id, own_name, own_avatar)
+        ON CONFLICT DO NOTHING;
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
+        NULL;
+    END;
+    INSERT INTO public.users (id) VALUES (NEW.id) ON CONFLICT DO NOTHING;
     RETURN NEW;
 END;
 $$;
@@ -302,22 +313,34 @@ $$;
 REVOKE EXECUTE ON FUNCTION public.set_updated_at(), public.handle_new_user()
     FROM PUBLIC, anon, authenticated;
 
--- Those who signed up before this file was run; without the address where another row has it.
-INSERT INTO public.users (id, email, name, avatar_url)
-SELECT
-    id,
-    email,
-    COALESCE(raw_user_meta_data ->> 'full_name', raw_user_meta_data ->> 'name'),
-    COALESCE(raw_user_meta_data ->> 'avatar_url', raw_user_meta_data ->> 'picture')
-FROM auth.users
-ON CONFLICT DO NOTHING;
-INSERT INTO public.users (id, name, avatar_url)
-SELECT
-    id,
-    COALESCE(raw_user_meta_data ->> 'full_name', raw_user_meta_data ->> 'name'),
-    COALESCE(raw_user_meta_data ->> 'avatar_url', raw_user_meta_data ->> 'picture')
-FROM auth.users
-ON CONFLICT DO NOTHING;
+-- Those who signed up before this file was run, as above.
+DO $$
+DECLARE
+    somebody record;
+BEGIN
+    FOR somebody IN
+        SELECT
+            a.id,
+            a.email,
+            COALESCE(a.raw_user_meta_data ->> 'full_name', a.raw_user_meta_data ->> 'name') AS name,
+            COALESCE(a.raw_user_meta_data ->> 'avatar_url', a.raw_user_meta_data ->> 'picture') AS avatar
+        FROM auth.users a
+        WHERE NOT EXISTS (SELECT 1 FROM public.users u WHERE u.id::text = a.id::text)
+    LOOP
+        BEGIN
+            INSERT INTO public.users (id, email, name, avatar_url)
+            VALUES (somebody.id, somebody.email, somebody.name, somebody.avatar)
+            ON CONFLICT DO NOTHING;
+            INSERT INTO public.users (id, name, avatar_url)
+            VALUES (somebody.id, somebody.name, somebody.avatar)
+            ON CONFLICT DO NOTHING;
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
+            NULL;
+        END;
+        INSERT INTO public.users (id) VALUES (somebody.id) ON CONFLICT DO NOTHING;
+    END LOOP;
+END;
+$$;
 
 -- Supabase grants everything on a new table to `anon` and `authenticated`. Nothing here is for those
 -- who did not sign in, and what row-level security does not look at (TRUNCATE) is for nobody.

@@ -204,6 +204,10 @@ async fn the_migrations_run_on_the_predecessors_project_and_keep_its_rows() {
     migrates_twice(&supabase, rows);
     heard(&supabase).await;
     is_worked_with(&supabase).await;
+    // The name's column kept its length, and that keeps nobody from signing up.
+    let long = supabase.sign_up("somebody-whose-name-is-longer-than-twenty-characters");
+    let shown = format!("SELECT coalesce(name, '-') FROM users WHERE id = '{long}'");
+    assert_eq!(supabase.sql(&shown), "-");
 }
 
 #[tokio::test(flavor = "multi_thread")]

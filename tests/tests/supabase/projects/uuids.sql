@@ -8,6 +8,8 @@ CREATE TABLE public.users (
     created_at timestamptz DEFAULT now(),
     updated_at timestamptz DEFAULT now()
 );
+-- What a view shows cannot be given another type.
+CREATE VIEW public.people AS SELECT id, name FROM public.users;
 CREATE TABLE public.chat_sessions (
     id             uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     user_id        uuid NOT NULL REFERENCES public.users (id) ON DELETE CASCADE,
