@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 /// A number and what is counted, which is named in the singular and makes its plural with an s.
-pub(crate) fn count<N: Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+pub(crate) fn count<N: Copy + Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
     let s = if number == N::from(1) { "" } else { "s" };
     format!("{number} {what}{s}")
 }

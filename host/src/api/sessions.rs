@@ -281,7 +281,7 @@ pub(super) async fn stop(
         Err(problem) if problem.status() == axum::http::StatusCode::NOT_FOUND => {
             let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
             let discarded = api.parts.sessions.discard(&parsed, &who.user).await;
-            if !discarded.map_err(|error| of_lookup(error, &id, not_yours))? {
+            if !discarded.map_err(|error| of_lookup(&error, &id, not_yours))? {
                 return Err(problem);
             }
             parsed
@@ -338,16 +338,16 @@ impl Api {
     ) -> Result<Option<std::sync::Arc<Workspace>>, Problem> {
         let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
         let found = self.parts.sessions.workspace_of(&parsed, &who.user).await;
-        found.map_err(|error| of_lookup(error, id, not_yours))
+        found.map_err(|error| of_lookup(&error, id, not_yours))
     }
 }
 
-fn of_lookup(error: WorkspaceLookupError, id: &str, not_yours: &str) -> Problem {
+fn of_lookup(error: &WorkspaceLookupError, id: &str, not_yours: &str) -> Problem {
     match error {
         WorkspaceLookupError::Lookup(LookupError::NotFound) => no_session(id),
         WorkspaceLookupError::Lookup(LookupError::NotYours) => Problem::forbidden(not_yours),
         WorkspaceLookupError::Store(_) | WorkspaceLookupError::NotRemoved => {
-            Problem::internal(&error)
+            Problem::internal(error)
         }
     }
 }

@@ -68,7 +68,7 @@ impl Origin {
             let foreign = by.trim_matches('"') != self.0;
             message
                 .content
-                .retain(|piece| !is_mark(piece) && !(foreign && is_vendors(piece)));
+                .retain(|piece| !(is_mark(piece) || foreign && is_vendors(piece)));
         }
         Cow::Owned(request)
     }
@@ -159,7 +159,7 @@ mod tests {
         here.mark(&mut marked);
         assert_eq!(marked.content.len(), 4);
         let asked = request(vec![marked]);
-        assert_eq!(here.own(&asked).messages, [given.clone()]);
+        assert_eq!(here.own(&asked).messages, std::slice::from_ref(&given));
         for other in [
             origin_of("openai", "http://127.0.0.1:2/v1", "m"),
             origin_of("openai", "http://127.0.0.1:1/v1", "n"),

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn told<'a>(text: &'a str, said: Option<&str>, event: Option<&str>, sentence: &str) {
+    fn told(text: &str, said: Option<&str>, event: Option<&str>, sentence: &str) {
         assert_eq!(last_words(text, said), LastWords { event, sentence });
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserId;
+use crate::plural;
 use crate::store::{self, Retained, StoreError};
 use crate::workspace::Workspace;
 
@@ -57,10 +58,13 @@ fn spelled(time: Duration) -> String {
         (1, "second"),
     ]
     .into_iter()
-    .find_map(|(size, unit)| (seconds % size == 0).then_some((seconds / size, unit)))
+    .find_map(|(size, unit)| {
+        seconds
+            .is_multiple_of(size)
+            .then_some((seconds / size, unit))
+    })
     .unwrap_or((seconds, "second"));
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {unit}{plural}")
+    plural::count(count, unit)
 }
 
 /// Removes what was kept long enough, for as long as there are sessions.

@@ -311,7 +311,7 @@ fn it_knows_its_default_model() {
     assert!(OpenAi::models("").iter().any(|m| m.id == d.default_model));
 }
 
-fn other(kind: &str, body: Value) -> Content {
+fn other(kind: &str, body: &Value) -> Content {
     Content::Other(lucid_plugin::types::Custom {
         kind: kind.into(),
         body: body.to_string(),
@@ -334,7 +334,7 @@ fn answer(content: Vec<Content>) -> Message {
 
 #[test]
 fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
-    let place = other("openai.thinking", json!({"member": "reasoning_content"}));
+    let place = other("openai.thinking", &json!({"member": "reasoning_content"}));
     let extra = json!({"google": {"thought_signature": "c2ln"}});
     let long = "call_1__thought__".to_owned() + &"aB+/".repeat(200);
     let messages = vec![
@@ -342,13 +342,13 @@ fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
         answer(vec![
             other(
                 "openai.message",
-                json!({"reasoning_details": [{"type": "reasoning.encrypted", "data": "QQ=="}]}),
+                &json!({"reasoning_details": [{"type": "reasoning.encrypted", "data": "QQ=="}]}),
             ),
             thought("Hm"),
             place.clone(),
             other(
                 "openai.call",
-                json!({"own_id": true, "members": {"extra_content": extra}}),
+                &json!({"own_id": true, "members": {"extra_content": extra}}),
             ),
             call(&long, "{}"),
         ]),
@@ -359,7 +359,7 @@ fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
             thought("Yes?"),
             other(
                 "openai.thinking",
-                json!({"tags": ["<think>", "</think>\n\n"]}),
+                &json!({"tags": ["<think>", "</think>\n\n"]}),
             ),
             Content::Text("Yes.".into()),
         ]),
@@ -372,7 +372,7 @@ fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
         Message::user("And?"),
         answer(vec![
             thought("In parts"),
-            other("openai.thinking", json!("parts")),
+            other("openai.thinking", &json!("parts")),
             Content::Text("Good.".into()),
         ]),
     ];

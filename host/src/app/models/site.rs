@@ -155,7 +155,7 @@ impl Site {
             variable,
             elsewhere,
             general: from_general,
-            replaceable: !has_address && !named.is_some_and(|key| key.stated.is_some()),
+            replaceable: !(has_address || named.is_some_and(|key| key.stated.is_some())),
             keyless,
             warnings,
         })
