@@ -2,15 +2,14 @@
 
 use super::*;
 
-/// Two tools at once, and then a third.
+/// Two tools at once, a model call, and a third tool.
 fn three(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     for input in inputs {
         match input {
             Input::Started(_) => commands.extend([run("a"), run("b")]),
-            Input::ToolReplied(reply) if reply.effect == "b" => {
-                commands.extend([run("c"), ask_model("m")]);
-            }
+            Input::ToolReplied(reply) if reply.effect == "b" => commands.push(ask_model("m")),
+            Input::ModelReplied(_) => commands.push(run("c")),
             Input::ToolReplied(reply) if reply.effect == "c" => commands.push(finish("done")),
             Input::EffectLost(effect) => commands.push(finish(&format!("lost {effect}"))),
             _ => {}
