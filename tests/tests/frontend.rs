@@ -247,7 +247,10 @@ async fn the_base_url_serves_the_providers_that_a_frontend_names() {
     // What nobody has is unknown still, and a user's own key goes to no server it was not given for.
     let body = json!({"task": "t", "model_provider": "nobody"});
     let refused = host.post("alice", "/api/v1/sessions", body).await;
-    refused.refused(400, "Unknown model provider 'nobody'.");
+    refused.refused(
+        400,
+        "Unknown model provider 'nobody': there are: anthropic, google, openai.",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -237,7 +237,7 @@ async fn what_cannot_be_cloned_ends_the_session_with_one_sentence() {
     };
     for (first, told) in [
         (
-            first("ssh://git@example.org/a/b", TOKEN),
+            first("ftp://example.org/a/b", TOKEN),
             "must begin with https:// or http://",
         ),
         (

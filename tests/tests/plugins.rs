@@ -1086,7 +1086,7 @@ async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
 async fn what_plugins_say_in_the_log_is_a_setting_and_their_failures_are_the_hosts_to_say() {
     let ground = Ground::with(|host| host.set("PLUGIN_LOG_LEVEL", "off"));
     let build = ground.upload(HOSTILE.to_vec()).await;
-    ground.activate("policy", "hostile", &build).await.ok();
+    ground.add("policy", "hostile", &build).await.ok();
     let first = json!({"task": "trap", "policy": "hostile"});
     let mut socket = Socket::open(&ground.host, "bob", first).await;
     socket

@@ -190,8 +190,8 @@ pub(crate) fn places(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
             }
         }
         (None, Some(given)) => {
-            let above = &path[..path.len() - given.len() - 1];
-            (with(above), Some(pasted.clone()))
+            let above = with(&path[..path.len() - given.len() - 1]);
+            (pasted, Some(above))
         }
         _ => (pasted, None),
     }
@@ -315,12 +315,12 @@ mod tests {
             ),
             ("http://h:1", bare, "http://h:1/", None),
             ("http://h:1/anthropic", bare, "http://h:1/anthropic", None),
-            ("http://h:1/v1", bare, "http://h:1/", Some("http://h:1/v1")),
+            ("http://h:1/v1", bare, "http://h:1/v1", Some("http://h:1/")),
             (
                 "http://h:1/a/v1beta",
                 bare,
-                "http://h:1/a",
-                Some("http://h:1/a/v1beta"),
+                "http://h:1/a/v1beta",
+                Some("http://h:1/a"),
             ),
         ] {
             let found = of(pasted, usual);
