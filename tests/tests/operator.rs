@@ -181,7 +181,7 @@ async fn what_ends_a_task_is_shown_once_and_without_what_a_client_says_of_itself
         let mut run = command(folder.path(), &["run", "A task"]);
         run.env("LLM_API_KEY", "sk-test").env("LLM_BASE_URL", url);
         // Whatever patience there is with a provider that is down, none of it is for this test.
-        run.env("MODEL_OUTAGE_PATIENCE", "1s");
+        run.env("MODEL_OUTAGE_PATIENCE", "0");
         let output = output(run).await;
         let printed = both(&output);
         assert_eq!(output.status.code(), Some(1), "{printed}");

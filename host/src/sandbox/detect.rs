@@ -69,7 +69,10 @@ impl Found {
     fn problems(&self) -> String {
         let better = self.findings.iter().take_while(|it| it.kind != self.kind);
         let problems: Vec<String> = better
-            .filter_map(|it| Some(format!("{}: {}", it.kind, it.problem.as_ref()?)))
+            .filter_map(|it| {
+                let problem = it.problem.as_ref()?.trim_end_matches('.');
+                Some(format!("{}: {problem}.", it.kind))
+            })
             .collect();
         problems.join(" ")
     }
