@@ -37,17 +37,19 @@ async fn users_whose_tokens_are_signed_with_published_keys_work() {
         .unset("SUPABASE_JWT_SECRET")
         .set("SUPABASE_URL", provider.url())
         .start();
-    for token in [
-        rsa.token("r", json!({"sub": "alice"})),
-        ec.token("e", json!({"sub": "alice"})),
+    // Each with a task of its own: the same one would be continued where its last connection broke.
+    for (name, token) in [
+        ("RSA", rsa.token("r", json!({"sub": "alice"}))),
+        ("EC", ec.token("e", json!({"sub": "alice"}))),
     ] {
         get(&host, &token).await.ok();
         let mut socket = Socket::connect(&host, &format!("?token={token}")).await;
-        socket.send(json!({"task": "In the address"})).await;
+        let task = format!("{name} in the address");
+        socket.send(json!({ "task": task })).await;
         socket.completed().await;
         let mut socket = Socket::connect(&host, "").await;
         socket
-            .send(json!({"task": "In the message", "token": token}))
+            .send(json!({"task": format!("{name} in the message"), "token": token}))
             .await;
         socket.completed().await;
     }
