@@ -118,7 +118,7 @@ pub(crate) fn shell_backup() -> Case {
     Case {
         name: "shell-backup",
         steps: vec![
-            odd("terminal", "{\"command\": \"sh test.sh\",}", "tool_calls"),
+            odd("terminal", "{\"command\": \"sh test.sh", "tool_calls"),
             Step::Do(call("bash", json!({"command": "sh test.sh"}))),
             test(),
             view("backup.sh"),
