@@ -104,13 +104,15 @@ async fn times_and_sizes_are_taken_as_they_are_usually_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_cannot_be_asked_is_not_shown_as_if_it_could() {
+    let model = Model::start(|_, _| Turn::Say("Done.".to_owned())).await;
     for arguments in ["check", "doctor"] {
-        let run = async |key: Option<&str>| {
+        let run = async |url: Option<&str>| {
             let folder = folder();
             let mut told = command(folder.path(), &[arguments]);
             told.env("SANDBOX_BACKEND", "none");
-            if let Some(key) = key {
-                told.env("OPENAI_API_KEY", key);
+            if let Some(url) = url {
+                told.env("LLM_API_KEY", "sk-of-the-tests-0123456789")
+                    .env("LLM_BASE_URL", url);
             }
             both(&output(told).await)
         };
@@ -120,8 +122,14 @@ async fn a_model_that_cannot_be_asked_is_not_shown_as_if_it_could() {
             "{without}"
         );
         assert!(!without.contains("and the model"), "{without}");
-        let with = run(Some("sk-of-the-tests-0123456789")).await;
+        let with = run(Some(&model.url)).await;
         assert!(with.contains("and the model gpt"), "{with}");
+        assert!(!with.contains("cannot be asked"), "{with}");
+        // Whether it answers is what the doctor looks at; `check` asks nobody.
+        let down = run(Some("http://127.0.0.1:9")).await;
+        let said =
+            "but it cannot be asked at the moment: 127.0.0.1 cannot be reached: Connection refused";
+        assert_eq!(down.contains(said), arguments == "doctor", "{down}");
     }
 }
 

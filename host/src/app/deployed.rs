@@ -122,6 +122,11 @@ impl Deployed {
         (self.policies.default(), self.providers.default_model())
     }
 
+    /// Asks the default provider whether it answers; why not, where it does not.
+    pub(crate) async fn default_answers(&self) -> Result<(), String> {
+        self.providers.default_answers().await
+    }
+
     /// What a session gets that names nothing, in words, and whether it can ask a model.
     pub(crate) fn defaults_in_words(&self) -> (String, bool) {
         let policy = self.policies.default();

@@ -194,6 +194,14 @@ impl Providers {
         }
     }
 
+    /// Why the default provider does not answer a session that brings no key of its own.
+    pub(super) async fn default_answers(&self) -> Result<(), String> {
+        match self.named(&self.default) {
+            Some(served) if served.usable(false) => served.reach(&self.egress).await,
+            _ => Ok(()),
+        }
+    }
+
     /// What a provider is given: where it is asked, with which key, and for which models.
     pub(super) fn grants(&self, name: &str) -> Option<Grants> {
         let served = self.named(name)?;

@@ -299,7 +299,13 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) -> boo
         report.line(Mark::Note, warning);
     }
     let (gets, asks) = deployed.defaults_in_words();
-    report.line(if asks { Mark::Good } else { Mark::Note }, &gets);
+    match deployed.default_answers().await {
+        Ok(()) => report.line(if asks { Mark::Good } else { Mark::Note }, &gets),
+        Err(why) => report.line(
+            Mark::Note,
+            &format!("{gets}; but it cannot be asked at the moment: {why}"),
+        ),
+    }
     let providers = deployed.providers();
     for provider in &providers {
         let mark = if provider.is_usable {

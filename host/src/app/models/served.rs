@@ -144,6 +144,37 @@ impl Served {
         }
     }
 
+    /// Why it cannot be asked with the deployment's key, for the operator: what `check` passes over is said
+    /// here. A server that has no such address as the probe's is one that answers.
+    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), String> {
+        let asked = tokio::time::timeout(CHECK, async {
+            let Ok(Some(request)) = self.llm.probe(&self.settings).await.result else {
+                return Ok(());
+            };
+            let (key, framing) = (self.key.as_ref(), Framing::WholeBody);
+            let answer = egress.send(&self.endpoint, key, &request, framing).await;
+            let no = match answer.map_err(|error| error.to_string())? {
+                Answer::Frames(_) => return Ok(()),
+                Answer::Refused(no) => no,
+            };
+            let means = self.llm.classify(no.status, &no.headers, &no.body).await;
+            match means.result.map(|error| error.kind) {
+                Ok(ErrorKind::Unauthenticated) => {
+                    Err(format!("it refuses the key in {}", self.variable))
+                }
+                _ if no.status >= 500 => Err(format!("it answers with status {}", no.status)),
+                _ => Ok(()),
+            }
+        });
+        let late = |_| {
+            Err(format!(
+                "it does not answer within {} seconds",
+                CHECK.as_secs()
+            ))
+        };
+        asked.await.unwrap_or_else(late)
+    }
+
     fn taken(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
