@@ -196,7 +196,8 @@ impl Providers {
 
     /// Why the default provider does not answer a session that brings no key of its own.
     pub(super) async fn default_answers(&self) -> Result<(), String> {
-        match self.named(&self.default) {
+        let named = self.named(&self.default);
+        match named.map(|named| self.serving(named, false)) {
             Some(served) if served.usable(false) => served.reach(&self.egress).await,
             _ => Ok(()),
         }
