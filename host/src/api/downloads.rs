@@ -63,6 +63,7 @@ pub(super) struct FileQuery {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's session", body = Problem),
         (status = 404, body = Problem),
+        (status = 503, description = "The server's database cannot be used at the moment", body = Problem),
         (status = 416, description = "The file is not so long", body = Problem),
         (status = 422, body = Problem),
     ),

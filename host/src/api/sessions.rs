@@ -346,9 +346,10 @@ fn of_lookup(error: &WorkspaceLookupError, id: &str, not_yours: &str) -> Problem
     match error {
         WorkspaceLookupError::Lookup(LookupError::NotFound) => no_session(id),
         WorkspaceLookupError::Lookup(LookupError::NotYours) => Problem::forbidden(not_yours),
-        WorkspaceLookupError::Store(_) | WorkspaceLookupError::NotRemoved => {
-            Problem::internal(error)
-        }
+        WorkspaceLookupError::Store(cause) => Problem::store(cause),
+        WorkspaceLookupError::NotRemoved => Problem::unavailable(
+            "The session's files could not be removed. That is tried again in ten minutes.",
+        ),
     }
 }
 

@@ -10,6 +10,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -83,14 +84,16 @@ fn remove_others(folder: &Path, marker: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// When the inode of a start's file last changed, which no program can set; none where it is not there.
+/// When a start's file was made, which no program can set, and which neither `chown` nor `chmod` changes; its
+/// inode's number where the file system does not say. None where it is not there.
 fn marked(path: &PathBuf) -> io::Result<Option<i64>> {
     match std::fs::symlink_metadata(path) {
-        Ok(data) => Ok(Some(
-            data.ctime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(data.ctime_nsec()),
-        )),
+        Ok(data) => {
+            let made = data.created().ok();
+            let made = made.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            let made = made.and_then(|since| i64::try_from(since.as_nanos()).ok());
+            Ok(Some(made.unwrap_or(data.ino().cast_signed())))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -135,6 +138,13 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(start(&storage).await, None);
         }
+        // As containers do before they start what they are for.
+        let everything = std::process::Command::new("chmod")
+            .args(["-R", "u+rwX,g-w"])
+            .arg(&storage)
+            .status();
+        assert!(everything.unwrap().success());
+        assert_eq!(start(&storage).await, None, "rights are not a copy");
         let backup = base.path().join("backup");
         copy(&storage, &backup);
         assert_eq!(

@@ -272,9 +272,10 @@ impl Places for Ground {
                 files.remove().await.map_err(|error| error.to_string())?;
             }
             let wiped = blocking(move || {
-                ground
-                    .workspace(&spec)
-                    .map_or(Ok(()), |workspace| workspace.remove())
+                if !ground.folder_of(&spec).is_dir() {
+                    return Ok(());
+                }
+                Workspace::create(&ground.base, &spec.user, &spec.session)?.remove()
             });
             wiped.await.map_err(|error| error.to_string())
         }

@@ -221,7 +221,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         let encoded = place(encoded.result?, request, self.target.files).await?;
         loop {
             self.tries = self.tries.saturating_add(1);
-            let began = Instant::now();
+            let (began, wasted) = (Instant::now(), self.wasted);
             let error = match self.once(&encoded).await {
                 Ok(completion) => {
                     let mut spent = completion.usage;
@@ -237,6 +237,10 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                 }
                 Err(error) => error,
             };
+            let begun = self.shown || self.wasted != wasted;
+            if begun && !self.retries.broke_off() {
+                return Err(error);
+            }
             let now = Instant::now();
             let Some(pause) = self.retries.pause(&error, began, now) else {
                 return Err(error);

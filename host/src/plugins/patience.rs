@@ -18,6 +18,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const UNANNOUNCED: Duration = Duration::from_secs(1);
 /// How often an answer is asked for again that no adapter can read: that hardly ever passes.
 const UNREADABLE: u32 = 3;
+/// How often an answer is asked for again that broke off: what was generated of it is paid for each time.
+const BROKEN_OFF: u32 = 3;
 
 /// The retries of one model call.
 pub(super) struct Retries {
@@ -28,6 +30,7 @@ pub(super) struct Retries {
     /// When it was first known that it failed: the patience counts from here.
     failed_at: Option<Instant>,
     unreadable: u32,
+    broken_off: u32,
     announced: bool,
 }
 
@@ -45,8 +48,15 @@ impl Retries {
             since: None,
             failed_at: None,
             unreadable: 0,
+            broken_off: 0,
             announced: false,
         }
+    }
+
+    /// An answer had begun. Whether it may be asked for again.
+    pub(super) fn broke_off(&mut self) -> bool {
+        self.broken_off += 1;
+        self.broken_off <= BROKEN_OFF
     }
 
     /// How long to wait before the next try, after one that began at that time and failed now; none if

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use crate::plugins::policy_types::Event;
 use crate::store::{CallRow, ChatLine, Counters, cut};
 
+use super::intake::MODEL_NOTICE;
 use super::ports::DeltaKind;
 
 /// Characters of `content` in a frame.
@@ -116,7 +117,7 @@ impl EventDraft {
 
     /// Whether it is something that the agent says.
     pub(super) fn is_message(&self) -> bool {
-        self.event_type.contains("Message")
+        self.event_type.contains("Message") && self.event_type != MODEL_NOTICE
     }
 
     fn details(&self) -> Details<'_> {

@@ -17,7 +17,7 @@ use super::record::{CHANGE, Draft};
 
 /// The type of the events that say that a model cannot be asked, or answers again. Clients that do not
 /// know it show a type with `Message` in it in the chat, and none of them takes a state for a failure.
-const MODEL_NOTICE: &str = "ModelStateMessage";
+pub(super) const MODEL_NOTICE: &str = "ModelStateMessage";
 
 impl Draft<'_> {
     /// Takes one thing that arrived.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{self, PositionRow, StoreError};
+use crate::store::{self, PositionRow};
 
 use super::frames::Features;
 use super::live::{Session, held};
@@ -21,7 +21,7 @@ use super::{Sessions, Shared};
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Follows the clients of all sessions, as long as there are sessions.
-pub(super) async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
+async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
     let mut written = Vec::new();
     while halt
         .run_until_cancelled(tokio::time::sleep(PAUSE))
@@ -81,10 +81,15 @@ impl Sessions {
         }
     }
 
-    /// The clients that the last run left behind are lost ones.
-    pub(super) async fn take_kept_positions(&self) -> Result<(), StoreError> {
+    /// The clients that the last run left behind are lost ones. Those of this run are followed from here on.
+    pub(super) async fn take_kept_positions(&self) {
         let read = |connection: &rusqlite::Connection| store::kept_positions(connection);
-        for row in self.shared.deps.store.read(read).await? {
+        let kept = self.shared.deps.store.read_when_possible(read).await;
+        let kept = kept.unwrap_or_else(|cause| {
+            tracing::warn!(%cause, "how far clients came is not known any more, and they are shown all again");
+            Vec::new()
+        });
+        for row in kept {
             let session = row.session.parse().ok();
             let session =
                 session.and_then(|id| held(&self.shared.registry).by_id.get(&id).cloned());
@@ -94,7 +99,10 @@ impl Sessions {
                 session.positions.lost(features_of(&row.features), known);
             }
         }
-        Ok(())
+        tokio::spawn(follow(
+            Arc::downgrade(&self.shared),
+            self.shared.halt.clone(),
+        ));
     }
 }
 

@@ -301,10 +301,6 @@ impl Sessions {
             shared.deps.limits.retention,
         ));
         tokio::spawn(clock::watch(Arc::downgrade(&shared), shared.halt.clone()));
-        tokio::spawn(kept_positions::follow(
-            Arc::downgrade(&shared),
-            shared.halt.clone(),
-        ));
         Self { shared }
     }
 

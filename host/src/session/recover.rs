@@ -68,7 +68,7 @@ impl Sessions {
             let held = row.held;
             count += usize::from(self.resume(row, effects, unread, plugin) && !held);
         }
-        self.take_kept_positions().await?;
+        self.take_kept_positions().await;
         Ok(count)
     }
 

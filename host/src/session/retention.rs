@@ -20,6 +20,8 @@ use super::{LookupError, PlaceSpec, SessionId, Sessions, Shared};
 
 /// After how long one that could not be removed is tried again.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
+/// Between two looks at what is kept.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a workspace is not given.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +71,11 @@ fn spelled(time: Duration) -> String {
 
 /// Removes what was kept long enough, for as long as there are sessions.
 pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, retention: Duration) {
-    let pause = (retention / 10).clamp(Duration::from_millis(50), Duration::from_secs(5));
+    let pause = match retention {
+        // Nothing is kept, but what could not be removed.
+        Duration::ZERO => LONGEST_PAUSE,
+        some => (some / 10).clamp(Duration::from_millis(50), LONGEST_PAUSE),
+    };
     while halt
         .run_until_cancelled(tokio::time::sleep(pause))
         .await
@@ -102,7 +108,9 @@ impl Shared {
                 session = oldest.session,
                 "the disk is short, so the workspace of a session that ended is removed before its time"
             );
-            self.remove_retained(oldest).await?;
+            if !self.remove_retained(oldest).await? {
+                break;
+            }
         }
         Ok(())
     }
@@ -124,12 +132,15 @@ impl Shared {
             );
         }
         let gone = removed.is_ok();
+        let time = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let begun = self.deps.store.uptime().saturating_add(time(AGAIN));
+        let begun = begun.saturating_sub(time(self.deps.limits.retention));
         let write = move |connection: &_| {
             if gone {
                 store::forget_retained(connection, &session)
             } else {
-                let later = u64::try_from(AGAIN.as_millis()).unwrap_or(u64::MAX);
-                store::retain_longer(connection, &session, later)
+                // Its time is up again in a while, whatever it was kept for.
+                store::retain_longer(connection, &session, begun.max(1))
             }
         };
         self.deps.store.write(write).await?;

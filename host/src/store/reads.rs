@@ -124,7 +124,7 @@ pub fn visit_commands(
     )?;
     let mut rows = select.query([session])?;
     while let Some(row) = rows.next()?
-        && visit(&row.get::<_, String>(0)?)
+        && visit(&texts::whole(connection, session, row, 0)?)
     {}
     Ok(())
 }

@@ -61,13 +61,15 @@ pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retaine
     Ok(select.query_row([session], read).optional()?)
 }
 
-/// Puts one off, as if it had been kept that much later.
-pub fn retain_longer(connection: &Connection, session: &str, by_ms: u64) -> Result<(), StoreError> {
+/// Puts one off, as if it had been kept from this uptime of the host on.
+pub fn retain_longer(
+    connection: &Connection,
+    session: &str,
+    uptime_ms: u64,
+) -> Result<(), StoreError> {
     connection
-        .prepare_cached(
-            "UPDATE retained_workspaces SET uptime_ms = uptime_ms + ?2 WHERE session_id = ?1",
-        )?
-        .execute((session, to_sql(by_ms)))?;
+        .prepare_cached("UPDATE retained_workspaces SET uptime_ms = ?2 WHERE session_id = ?1")?
+        .execute((session, to_sql(uptime_ms)))?;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use lucid_exec::protocol::PrivateRoot;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::sethostname;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
@@ -31,6 +32,8 @@ const OLD: &str = "/old";
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// A link to a path below one of these is kept as a link: they are shown wherever they exist.
 const ALWAYS_SHOWN: [&str; 2] = ["/usr", "/nix/store"];
+/// Of all sessions of a host, and its user's own.
+const SHARED: [&str; 4] = ["/etc/passwd", "/etc/group", "/etc/hosts", "/run/lucid/bin"];
 const IN_MEMORY: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
 const SET_LINK: u16 = 16;
@@ -120,6 +123,7 @@ pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError>
     for (from, at) in &placed {
         bind(from, at)?;
     }
+    protect_shared()?;
     umount2(OLD, MntFlags::MNT_DETACH).when("the old root does not go away")?;
     fs::remove_dir(OLD).when(OLD)?;
     let kept = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | IN_MEMORY;
@@ -190,6 +194,29 @@ fn bind(from: &Path, at: &Path) -> Result<(), RootError> {
     }
     let all = MsFlags::MS_BIND | MsFlags::MS_REC;
     attach(Some(&from), at, None, all, None).when(name())
+}
+
+/// Makes read-only what sessions share and this user owns: Landlock does not keep an owner from taking
+/// rights away, and others need these.
+fn protect_shared() -> Result<(), RootError> {
+    for path in SHARED.map(Path::new).into_iter().filter(|at| at.exists()) {
+        let name = || format!("{} stays writable", path.display());
+        attach(Some(path), path, None, MsFlags::MS_BIND, None).when(name())?;
+        let has = statvfs(path).when(name())?.f_flag;
+        let kept = [
+            (StatVfsMountFlags::NOSUID, MsFlags::MS_NOSUID),
+            (StatVfsMountFlags::NODEV, MsFlags::MS_NODEV),
+            (StatVfsMountFlags::NOEXEC, MsFlags::MS_NOEXEC),
+        ];
+        // What the machine mounted it with may not be taken away.
+        let kept = kept.into_iter().filter(|(flag, _)| has.contains(*flag));
+        let flags = kept.fold(
+            MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
+            |flags, (_, flag)| flags | flag,
+        );
+        attach(None, path, None, flags, None).when(name())?;
+    }
+    Ok(())
 }
 
 /// What programs expect of `/dev`, with terminals and shared memory that nobody else has.

@@ -143,11 +143,12 @@ impl Actor {
 
     /// Ends the session, and leaves its files for the retention time.
     async fn expire(mut self, spent: Vec<(String, Spent)>, shown: Shown, close: CloseReason) {
+        // Before the log says that it ended: from then on its files may be removed at any time.
+        self.effects.close_place().await;
         self.counters.uptime_ms = self.shared.deps.store.uptime();
         let written = self
             .last_round(spent, shown, (Status::Ended, true), &close)
             .await;
-        self.effects.close_place().await;
         if written {
             self.effects.release().await;
         }

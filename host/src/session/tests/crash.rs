@@ -171,7 +171,7 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
             // It may be over before anybody could look at it.
             eventually("it ends", || second.count() == 0).await;
             let read = move |connection: &_| {
-                store::frames_after(connection, &id.to_string(), 0, usize::MAX)
+                crate::store::frames_after(connection, &id.to_string(), 0, usize::MAX)
             };
             let frames = second.shared.deps.store.read(read).await.unwrap().frames;
             let last = frames.last().map(|(_, frame)| frame.to_string());

@@ -7,7 +7,7 @@ fn three(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Comm
     let mut commands = Vec::new();
     for input in inputs {
         match input {
-            Input::Started(_) => commands.extend([run("a"), run("b")]),
+            Input::Started(_) => commands.extend([run("a"), large(run("b"))]),
             Input::ToolReplied(reply) if reply.effect == "b" => commands.push(ask_model("m")),
             Input::ModelReplied(_) => commands.push(run("c")),
             Input::ToolReplied(reply) if reply.effect == "c" => commands.push(finish("done")),
@@ -16,6 +16,17 @@ fn three(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Comm
         }
     }
     Ok(commands)
+}
+
+/// With an argument as long as a file's text, which the log keeps in another way than short ones.
+fn large(command: Command) -> Command {
+    match command {
+        Command::RunTool(mut run) => {
+            run.call.arguments = serde_json::json!({"text": "long ".repeat(1_000)}).to_string();
+            Command::RunTool(run)
+        }
+        other => other,
+    }
 }
 
 const LONG: Duration = Duration::from_secs(10);
