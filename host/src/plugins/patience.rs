@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 use super::bindings::types::{Error, ErrorKind};
+use crate::plural;
 
 /// The first pause, about; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -142,8 +143,7 @@ fn spoken(time: Duration) -> String {
         _ if seconds.is_multiple_of(60) || seconds >= 600 => ((seconds + 30) / 60, "minute"),
         _ => (seconds, "second"),
     };
-    let plural = if amount == 1 { "" } else { "s" };
-    format!("{amount} {unit}{plural}")
+    plural::count(amount, unit)
 }
 
 #[cfg(test)]
@@ -191,6 +191,18 @@ mod tests {
         assert_eq!(
             retries.pause(&asks(200_000), now + pause, now + pause),
             None
+        );
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_is_asked_for_again_three_times_whatever_patience_there_is() {
+        let mut retries = Retries::new(QUARTER);
+        let asked: Vec<bool> = (0..5).map(|_| retries.broke_off()).collect();
+        assert_eq!(asked, [true, true, true, false, false]);
+        let now = Instant::now();
+        assert!(
+            retries.pause(&overloaded(), now, now).is_some(),
+            "what never began costs nothing, and is asked for as long as there is patience"
         );
     }
 

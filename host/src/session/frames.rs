@@ -406,3 +406,21 @@ fn without(frame: &str, unwanted: &[&str]) -> Option<String> {
     text.push('}');
     Some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_says_of_a_model_is_no_word_of_the_agents() {
+        for (event_type, said) in [
+            ("AgentMessageAction", true),
+            ("MessageAction", true),
+            (MODEL_NOTICE, false),
+            ("CmdRunAction", false),
+        ] {
+            let draft = EventDraft::text(event_type, "The model answers again.");
+            assert_eq!(draft.is_message(), said, "{event_type}");
+        }
+    }
+}

@@ -147,3 +147,30 @@ async fn files_that_cannot_be_removed_now_are_tried_again_later_and_stay_readabl
     world.stuck.store(false, Ordering::SeqCst);
     assert!(host.discard(&id, &user).await.unwrap());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_removed_is_put_off_also_where_its_chat_was_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let host = with_limits(opened(folder.path()), &world, impatient);
+    left_alone(&host, "do it").await;
+    world.stuck.store(true, Ordering::SeqCst);
+    let store = &host.shared.deps.store;
+    // As the deletion of its chat leaves it.
+    let overdue = |connection: &rusqlite::Connection| {
+        Ok(connection.execute("UPDATE retained_workspaces SET uptime_ms = 0", [])?)
+    };
+    assert_eq!(store.write(overdue).await.unwrap(), 1);
+    let is_overdue = async || {
+        let before = store.uptime() - 3_600_000;
+        let read = move |connection: &_| crate::store::retained_before(connection, before);
+        !store.read(read).await.unwrap().is_empty()
+    };
+    let put_off = async {
+        while is_overdue().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let put_off = tokio::time::timeout(Duration::from_secs(10), put_off).await;
+    put_off.expect("it is tried again and again, and others wait behind it");
+}
