@@ -126,6 +126,13 @@ impl Reserve {
         }
     }
 
+    /// Whether so little is free on the disk of a folder that files which nobody works on should go: before
+    /// the reserve is reached, so that nobody who works is refused for their sake. The operator's word holds
+    /// for every disk: without a reserve they stay. Blocks shortly.
+    pub fn has_little_room(&self, folder: &Path) -> bool {
+        statvfs(folder).is_ok_and(|disk| self.is_near(disk.f_bavail.saturating_mul(disk.f_frsize)))
+    }
+
     /// How long nothing can go wrong with so much free.
     pub fn next_look(&self, free: u64) -> Duration {
         let Some(inner) = &self.0 else {
@@ -248,6 +255,18 @@ mod tests {
         assert_eq!(Reserve::of(folder.path(), 0).shortage_now(), None);
         assert!(small.covers(folder.path()));
         assert!(!small.covers(Path::new("/proc")));
+    }
+
+    #[test]
+    fn files_that_nobody_works_on_go_by_the_operators_word_before_anybody_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let free = Reserve::of(folder.path(), 1).look().unwrap();
+        let little = |bytes| Reserve::of(folder.path(), bytes).has_little_room(folder.path());
+        // Wide: others write on this disk too.
+        assert!(little(free / 4 * 3) && !little(free / 4));
+        assert!(!little(0), "nothing is kept, so nothing goes for it");
+        let reserve = Reserve::of(folder.path(), free / 4 * 3);
+        assert_eq!(reserve.shortage_now(), None, "that comes later");
     }
 
     #[test]

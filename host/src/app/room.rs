@@ -124,7 +124,7 @@ impl Room {
             let other = self
                 .ground
                 .open_and_watch(&self.spec, workspace, &self.notices);
-            let other = other.await?;
+            let other = other.await.map_err(|error| error.to_string())?;
             self.set_kind(Some(other.tools.sandbox().kind()));
             *opened = Some(other);
         }

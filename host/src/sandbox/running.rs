@@ -15,6 +15,8 @@ use super::connection::Connection;
 use super::environment::git_environment;
 use super::landlock::Isolation;
 use super::runtime::{self, SessionDir, give_to_box_user};
+use crate::workspace::box_user;
+
 use super::{
     ExecRequest, ExecResult, Found, Kind, Process, SandboxError, Shared, Spec, docker, exec,
     landlock,
@@ -81,7 +83,10 @@ impl Sandbox {
         };
         runtime::check_reachable(spec.workspace)?;
         give_to_box_user(spec.workspace)?;
-        let dir = shared.runtime.session(spec.session)?;
+        // Landlock keeps no owner of a file from taking rights away. A root of the session's own and
+        // bubblewrap show it read-only, and where the host is root sessions do not own it.
+        let shares = isolation != Isolation::HostRoot || box_user().is_some();
+        let dir = shared.runtime.session(spec.session, shares)?;
         let settings = &shared.settings;
         let serve = Serve {
             limits: Limits {

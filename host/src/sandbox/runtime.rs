@@ -1,8 +1,8 @@
 //! The host's folder for boxes: the installed exec server, and one folder for each running session.
 //!
 //! What always holds: a program is put in place by a rename, never written over while it runs; a
-//! session's folder is gone when its box is; and what a crashed host left behind is removed by the
-//! next one, never what a living host uses.
+//! session's folder is gone when its box is; what a crashed host left behind is removed by the
+//! next one, never what a living host uses; and no session can change a program that another runs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -16,6 +16,7 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 pub(super) struct Runtime {
     exec: PathBuf,
+    program: Vec<u8>,
     etc: PathBuf,
     sessions: PathBuf,
 }
@@ -40,6 +41,7 @@ impl Runtime {
         remove_leftovers(&run_dir);
         let runtime = Self {
             exec: run_dir.join("bin/lucid-exec"),
+            program: exec.to_vec(),
             etc: run_dir.join("etc"),
             sessions: run_dir.join(std::process::id().to_string()),
         };
@@ -79,8 +81,9 @@ impl Runtime {
     }
 
     /// Makes the folder of a session's box. The number keeps a box that is restarted, and two that
-    /// are tried at a time, apart.
-    pub(super) fn session(&self, session: &str) -> Result<SessionDir, SandboxError> {
+    /// are tried at a time, apart. `shares`: nothing in the box can take rights from the exec server's file,
+    /// so that it need not be a copy.
+    pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let dir = SessionDir(
             self.sessions
@@ -96,8 +99,10 @@ impl Runtime {
         fs::create_dir_all(&bin).map_err(failed())?;
         set_mode(&dir.0, 0o711)?;
         let exec = bin.join("lucid-exec");
-        if fs::hard_link(&self.exec, &exec).is_err() {
-            fs::copy(&self.exec, &exec).map_err(failed())?;
+        if !shares || fs::hard_link(&self.exec, &exec).is_err() {
+            // Not from the shared file, which may be what a session took rights from.
+            fs::write(&exec, &self.program).map_err(failed())?;
+            set_mode(&exec, 0o755)?;
         }
         symlink("lucid-exec", bin.join("git-remote-lucid")).map_err(failed())?;
         let has = |program: &str| {
@@ -222,4 +227,36 @@ pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_takes_rights_from_a_shared_program_takes_them_from_no_other_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = fs::read("/bin/true").unwrap();
+        let runtime = Runtime::install(folder.path(), &program).unwrap();
+        let runs = |dir: &SessionDir| {
+            let exec = dir.within("bin/lucid-exec");
+            std::process::Command::new(exec)
+                .status()
+                .is_ok_and(|it| it.success())
+        };
+        let one = runtime.session("one", false).unwrap();
+        // As an owner can, whatever Landlock says.
+        for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
+            set_mode(&taken, 0).unwrap();
+        }
+        let two = runtime.session("two", false).unwrap();
+        assert!(runs(&two) && !runs(&one));
+        // Where that cannot be, the disk holds it once.
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let shared = runtime.session("three", true).unwrap();
+        assert_eq!(
+            inode(&shared.path().join("bin/lucid-exec")),
+            inode(runtime.exec())
+        );
+    }
 }
