@@ -187,7 +187,7 @@ impl Ground {
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
-        let kind = opened.tools.sandbox().kind();
+        let sandbox = opened.tools.sandbox().clone();
         let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
         let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
@@ -198,7 +198,7 @@ impl Ground {
             files: Arc::new(files),
             root,
             clone_said: std::sync::OnceLock::new(),
-            kind: std::sync::Mutex::new(Some(kind)),
+            sandbox: std::sync::Mutex::new(Some(sandbox)),
             notices,
             noticed: Mutex::new(noticed),
             opened: Mutex::new(Some(opened)),

@@ -66,6 +66,8 @@ pub(super) struct Connection {
     frames: mpsc::UnboundedSender<Vec<u8>>,
     /// The two that hold the ends of the connection: with them it closes.
     tasks: [AbortHandle; 2],
+    /// What is at the other end, where it has a number here.
+    process: Option<u32>,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -143,7 +145,19 @@ impl Connection {
                 format!("{problem} It said: {said}")
             }));
         }
-        Ok((Self::over(reader, writer, None), process))
+        let connection = Self::over(reader, writer, None).with(process.id());
+        Ok((connection, process))
+    }
+
+    /// The same, with the number of the process at its other end.
+    pub(super) fn with(mut self, process: Option<u32>) -> Self {
+        self.process = process;
+        self
+    }
+
+    /// The number of the process at the other end, while it surely is that one's.
+    pub(super) fn process(&self) -> Option<u32> {
+        self.process.filter(|_| self.is_alive())
     }
 
     /// Takes over a connection whose server has said hello.
@@ -172,6 +186,7 @@ impl Connection {
             state,
             frames,
             tasks: [reading.abort_handle(), writing.abort_handle()],
+            process: None,
         }
     }
 

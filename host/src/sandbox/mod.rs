@@ -25,6 +25,7 @@ mod runtime;
 mod system;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unlinked;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::erase::erase;
 pub use self::path::WorkspacePath;
+pub(crate) use self::quota::disk_usage_of;
 pub use self::quota::{Excess, Quota};
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};
