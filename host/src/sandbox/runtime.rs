@@ -15,6 +15,7 @@ use crate::workspace::{box_user, erase, safe_name};
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 pub(super) struct Runtime {
+    run_dir: PathBuf,
     exec: PathBuf,
     program: Vec<u8>,
     etc: PathBuf,
@@ -44,6 +45,7 @@ impl Runtime {
             program: exec.to_vec(),
             etc: run_dir.join("etc"),
             sessions: run_dir.join(std::process::id().to_string()),
+            run_dir,
         };
         put(&runtime.exec, exec, 0o755)?;
         put(&runtime.etc.join("passwd"), b"root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n", 0o644)?;
@@ -96,6 +98,12 @@ impl Runtime {
             ))
         };
         let bin = dir.0.join("bin");
+        if !shares {
+            // What a session can do to another's program it can do to the folders of all.
+            for folder in [&self.sessions, &self.run_dir] {
+                set_mode(folder, 0o711)?;
+            }
+        }
         fs::create_dir_all(&bin).map_err(failed())?;
         set_mode(&dir.0, 0o711)?;
         let exec = bin.join("lucid-exec");
