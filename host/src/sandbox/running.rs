@@ -147,6 +147,7 @@ impl Sandbox {
             .docker
             .as_ref()
             .ok_or_else(|| SandboxError::Start("there is no Docker engine here.".to_owned()))?;
+        shared.runtime.furnish()?;
         give_to_box_user(spec.workspace)?;
         let ready = docker.start(spec).await?;
         Ok(Self(Arc::new(Inner {

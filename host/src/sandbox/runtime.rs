@@ -14,6 +14,16 @@ use crate::workspace::{box_user, erase, safe_name};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
+/// What stands for files of `/etc` in a box.
+const ETC: [(&str, &str); 3] = [
+    (
+        "passwd",
+        "root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
+    ),
+    ("group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
+    ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+];
+
 pub(super) struct Runtime {
     run_dir: PathBuf,
     exec: PathBuf,
@@ -24,16 +34,7 @@ pub(super) struct Runtime {
 
 impl Runtime {
     pub(super) fn install(run_dir: &Path, exec: &[u8]) -> Result<Self, SandboxError> {
-        let sessions = run_dir.join(std::process::id().to_string());
-        let (bin, etc) = (run_dir.join("bin"), run_dir.join("etc"));
-        for folder in [run_dir, &bin, &etc, &sessions] {
-            fs::create_dir_all(folder).map_err(io_error(format!(
-                "The folder {} cannot be made",
-                folder.display()
-            )))?;
-            // Entered by the box's user, listed by nobody but the host's.
-            set_mode(folder, 0o711)?;
-        }
+        make_folder(run_dir)?;
         let run_dir = run_dir.canonicalize().map_err(io_error(format!(
             "{} cannot be resolved",
             run_dir.display()
@@ -47,19 +48,22 @@ impl Runtime {
             sessions: run_dir.join(std::process::id().to_string()),
             run_dir,
         };
-        put(&runtime.exec, exec, 0o755)?;
-        put(&runtime.etc.join("passwd"), b"root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n", 0o644)?;
-        put(
-            &runtime.etc.join("group"),
-            b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
-            0o644,
-        )?;
-        put(
-            &runtime.etc.join("hosts"),
-            b"127.0.0.1 localhost sandbox\n::1 localhost\n",
-            0o644,
-        )?;
+        runtime.furnish()?;
         Ok(runtime)
+    }
+
+    /// Puts in place what sessions share, as far as it is not there: a machine that tidies up, or a session
+    /// of the host's own user, may have taken some of it.
+    pub(super) fn furnish(&self) -> Result<(), SandboxError> {
+        let bin = self.run_dir.join("bin");
+        for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
+            make_folder(folder)?;
+        }
+        put(&self.exec, &self.program, 0o755)?;
+        for (name, content) in ETC {
+            put(&self.etc.join(name), content.as_bytes(), 0o644)?;
+        }
+        Ok(())
     }
 
     /// The installed exec server.
@@ -86,6 +90,7 @@ impl Runtime {
     /// are tried at a time, apart. `shares`: nothing in the box can take rights from the exec server's file,
     /// so that it need not be a copy.
     pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
+        self.furnish()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let dir = SessionDir(
             self.sessions
@@ -98,12 +103,6 @@ impl Runtime {
             ))
         };
         let bin = dir.0.join("bin");
-        if !shares {
-            // What a session can do to another's program it can do to the folders of all.
-            for folder in [&self.sessions, &self.run_dir] {
-                set_mode(folder, 0o711)?;
-            }
-        }
         fs::create_dir_all(&bin).map_err(failed())?;
         set_mode(&dir.0, 0o711)?;
         let exec = bin.join("lucid-exec");
@@ -183,6 +182,15 @@ fn remove_leftovers(run_dir: &Path) {
     }
 }
 
+/// A folder that is entered by the box's user, and listed by nobody but the host's.
+fn make_folder(path: &Path) -> Result<(), SandboxError> {
+    fs::create_dir_all(path).map_err(io_error(format!(
+        "The folder {} cannot be made",
+        path.display()
+    )))?;
+    set_mode(path, 0o711)
+}
+
 fn set_mode(path: &Path, mode: u32) -> Result<(), SandboxError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error(format!(
         "The permissions of {} cannot be set",
@@ -259,9 +267,13 @@ mod tests {
         }
         let two = runtime.session("two", false).unwrap();
         assert!(runs(&two) && !runs(&one));
+        // Nor does a machine that tidies up.
+        fs::remove_dir_all(folder.path()).unwrap();
+        assert!(runs(&runtime.session("three", true).unwrap()));
+        assert!(runtime.etc("passwd").exists());
         // Where that cannot be, the disk holds it once.
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        let shared = runtime.session("three", true).unwrap();
+        let shared = runtime.session("four", true).unwrap();
         assert_eq!(
             inode(&shared.path().join("bin/lucid-exec")),
             inode(runtime.exec())
