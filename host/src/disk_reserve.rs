@@ -25,6 +25,8 @@ const HELD: &str = "reserve";
 const ROOM: u64 = 2;
 /// With so many times the reserve free, the disk counts as nearly full.
 const NEAR: u64 = 8;
+/// Of so many files that a disk can hold less than one is left where they are few.
+const FEW_FILES: u64 = 64;
 /// In how many pieces the held part is given away.
 const PIECES: u64 = 8;
 /// Nothing writes faster than so many bytes in a second.
@@ -127,10 +129,15 @@ impl Reserve {
     }
 
     /// Whether so little is free on the disk of a folder that files which nobody works on should go: before
-    /// the reserve is reached, so that nobody who works is refused for their sake. The operator's word holds
-    /// for every disk: without a reserve they stay. Blocks shortly.
+    /// the reserve is reached, so that nobody who works is refused for their sake, and before no more files
+    /// can be made. The operator's word holds for every disk: without a reserve they stay. Blocks shortly.
     pub fn has_little_room(&self, folder: &Path) -> bool {
-        statvfs(folder).is_ok_and(|disk| self.is_near(disk.f_bavail.saturating_mul(disk.f_frsize)))
+        let Ok(disk) = statvfs(folder) else {
+            return false;
+        };
+        // File systems that make inodes as they are needed say that they have none.
+        let few_files = disk.f_favail < disk.f_files / FEW_FILES;
+        self.is_near(disk.f_bavail.saturating_mul(disk.f_frsize)) || (self.0.is_some() && few_files)
     }
 
     /// How long nothing can go wrong with so much free.

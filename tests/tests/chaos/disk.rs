@@ -278,3 +278,43 @@ async fn a_session_that_begins_while_no_file_can_be_made_waits_and_goes_on_by_it
     );
     check_dense(&late.frames);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_file_can_be_made_those_that_nobody_works_on_go_for_who_begins() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let model = Model::start(|number, _| match number {
+        0 => call("terminal", json!({"command": "touch $(seq 100)"})),
+        _ => Turn::Say("There are many files.".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .on_disk_of("128m,nr_inodes=8k")
+        .set("DISK_RESERVE", "8m")
+        .set("SESSION_GRACE_SECONDS", "0.2")
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let first = json!({"task": "Make files", "modelProvider": "openai", "policy": "coder"});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    let session = socket.session().await;
+    socket.completed().await;
+    drop(socket);
+    eventually("the session to end", async || {
+        let listed = host.get("alice", "/api/v1/sessions").await.ok();
+        listed["sessions"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+    let kept = host.workspace(&session);
+    assert!(kept.join("100").exists(), "nothing was kept");
+    host.disk().use_up_files("names");
+    let mut late = Socket::open(&host, "eve", json!({"task": "Later", "policy": "mock"})).await;
+    late.completed().await;
+    assert!(!kept.exists());
+    host.says("is removed before its time").await;
+}
