@@ -114,7 +114,7 @@ impl Guard {
                 (Some(_), _) => true,
             };
             if is_short && grew {
-                tracing::warn!(session, ?bytes, "a sandbox filled the disk, and is ended");
+                tracing::warn!(session, bytes, "a sandbox filled the disk, and is ended");
                 room.end_box(FILLED).await;
             }
             self.sizes.insert(session, bytes);
