@@ -25,6 +25,8 @@ const HELD: &str = "reserve";
 const ROOM: u64 = 2;
 /// With so many times the reserve free, the disk counts as nearly full.
 const NEAR: u64 = 8;
+/// Of so many files that a disk can hold less than one is left where they are few.
+const FEW_FILES: u64 = 64;
 /// In how many pieces the held part is given away.
 const PIECES: u64 = 8;
 /// Nothing writes faster than so many bytes in a second.
@@ -124,6 +126,18 @@ impl Reserve {
             // Then it cannot be told, and room for the log matters more.
             _ => true,
         }
+    }
+
+    /// Whether so little is free on the disk of a folder that files which nobody works on should go: before
+    /// the reserve is reached, so that nobody who works is refused for their sake, and before no more files
+    /// can be made. The operator's word holds for every disk: without a reserve they stay. Blocks shortly.
+    pub fn has_little_room(&self, folder: &Path) -> bool {
+        let Ok(disk) = statvfs(folder) else {
+            return false;
+        };
+        // File systems that make inodes as they are needed say that they have none.
+        let few_files = disk.f_favail < disk.f_files / FEW_FILES;
+        self.is_near(disk.f_bavail.saturating_mul(disk.f_frsize)) || (self.0.is_some() && few_files)
     }
 
     /// How long nothing can go wrong with so much free.
@@ -248,6 +262,18 @@ mod tests {
         assert_eq!(Reserve::of(folder.path(), 0).shortage_now(), None);
         assert!(small.covers(folder.path()));
         assert!(!small.covers(Path::new("/proc")));
+    }
+
+    #[test]
+    fn files_that_nobody_works_on_go_by_the_operators_word_before_anybody_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let free = Reserve::of(folder.path(), 1).look().unwrap();
+        let little = |bytes| Reserve::of(folder.path(), bytes).has_little_room(folder.path());
+        // Wide: others write on this disk too.
+        assert!(little(free / 4 * 3) && !little(free / 4));
+        assert!(!little(0), "nothing is kept, so nothing goes for it");
+        let reserve = Reserve::of(folder.path(), free / 4 * 3);
+        assert_eq!(reserve.shortage_now(), None, "that comes later");
     }
 
     #[test]

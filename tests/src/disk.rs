@@ -40,6 +40,26 @@ impl SmallDisk {
         while file.write_all(&piece[..512]).is_ok() {}
     }
 
+    /// How many bytes of it are left.
+    pub fn left(&self) -> u64 {
+        let disk = rustix::fs::statvfs(&self.0).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Makes files in a folder of this name until no more can be made.
+    pub fn use_up_files(&self, name: &str) {
+        let folder = self.0.join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let made = (0..)
+            .take_while(|number| std::fs::File::create(folder.join(number.to_string())).is_ok());
+        made.count();
+    }
+
+    /// Removes such a folder.
+    pub fn free_files(&self, name: &str) {
+        std::fs::remove_dir_all(self.0.join(name)).unwrap();
+    }
+
     /// Removes such a file.
     pub fn free(&self, name: &str) {
         std::fs::remove_file(self.0.join(name)).unwrap();

@@ -2,8 +2,9 @@
 //!
 //! # Invariants
 //!
-//! - While the disk is short, a sandbox whose workspace grows is ended with every process in it, as one is
-//!   whose workspace is too large. Its files stay, and its next command may remove some.
+//! - While the disk is short, a sandbox is ended with every process in it that takes more and more of it, in
+//!   its workspace, its own folders or files that have no name any more, or that cannot be counted. Its files
+//!   stay, and its next command may remove some.
 //! - Where the log finds no room, it gets a piece of what is held for it.
 //! - Whether the log can be written is known while nobody writes, too.
 
@@ -51,8 +52,8 @@ pub(super) fn watch(reserve: Reserve, store: Store, open: &Open) {
 struct Guard {
     reserve: Reserve,
     store: Store,
-    /// What each session's workspace took when it was last counted.
-    sizes: HashMap<String, u64>,
+    /// What each session took when it was last counted; none where that could not be counted.
+    sizes: HashMap<String, Option<u64>>,
     /// What was free then.
     counted_at: Option<u64>,
     probed: Instant,
@@ -104,11 +105,14 @@ impl Guard {
         let counted = join_all(open.all().into_iter().map(count)).await;
         let is_short = self.reserve.shortage().is_some();
         let before = std::mem::take(&mut self.sizes);
-        for (room, bytes) in counted.into_iter().flatten() {
+        for (room, bytes) in counted {
             let session = room.session().to_owned();
-            let grew = before
-                .get(&session)
-                .is_some_and(|before| bytes.saturating_sub(*before) >= NOTICEABLE);
+            let grew = match (before.get(&session), bytes) {
+                (None, _) => false,
+                (Some(Some(before)), Some(bytes)) => bytes.saturating_sub(*before) >= NOTICEABLE,
+                // What cannot be counted is not taken for small.
+                (Some(_), _) => true,
+            };
             if is_short && grew {
                 tracing::warn!(session, bytes, "a sandbox filled the disk, and is ended");
                 room.end_box(FILLED).await;
@@ -118,9 +122,12 @@ impl Guard {
     }
 }
 
-/// What a session's workspace takes; none where it cannot be told.
-async fn count(room: Arc<Room>) -> Option<(Arc<Room>, u64)> {
-    let (workspace, _) = room.files();
-    let counted = tokio::task::spawn_blocking(move || workspace.disk_usage());
-    Some((room, counted.await.ok()??))
+/// What a session takes of the disk; none where it cannot be told.
+async fn count(room: Arc<Room>) -> (Arc<Room>, Option<u64>) {
+    let ((workspace, _), sandbox) = (room.files(), room.sandbox());
+    let counted = tokio::task::spawn_blocking(move || {
+        let beside = sandbox.map_or(0, |sandbox| sandbox.disk_usage());
+        Some(workspace.disk_usage()?.saturating_add(beside))
+    });
+    (room, counted.await.ok().flatten())
 }

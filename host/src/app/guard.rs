@@ -18,9 +18,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How much less must be free before workspaces are counted, unless they may take less than that.
 const FALL: u64 = 256 << 20;
 
-/// The least that is to be free while files are kept that nobody works on.
-const SHORT: u64 = 1 << 30;
-
 /// The places that are open. Clones are handles of the same ones.
 #[derive(Clone, Default)]
 pub(super) struct Open(Arc<Mutex<Vec<Weak<Room>>>>);
@@ -113,16 +110,6 @@ async fn free_of(base: PathBuf) -> Option<u64> {
     let looked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(base));
     let disk = looked.await.ok()?.ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-/// Whether little is left of the disk: a tenth of it, or 1 GiB where that is less.
-pub(super) async fn is_short(base: PathBuf) -> bool {
-    let looked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(base)).await;
-    let Ok(Ok(disk)) = looked else {
-        return false;
-    };
-    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
-    bytes(disk.f_bavail) < SHORT.min(bytes(disk.f_blocks) / 10)
 }
 
 /// Whether all could be counted.

@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
@@ -17,12 +17,12 @@ use crate::disk_reserve::Reserve;
 use crate::git_gateway::{self, Gateway, Login};
 use crate::plugins::types::ToolCall;
 use crate::sandbox::{Sandboxes, Spec};
-use crate::session::{EventDraft, Place, PlaceSpec, Places};
+use crate::session::{EventDraft, Place, PlaceError, PlaceSpec, Places};
 use crate::tools::{ToolBox, describe_call};
 use crate::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
 
 use super::files::Files;
-use super::guard::{Open, is_short};
+use super::guard::Open;
 use super::room::{Notices, Opened, Room, Shared};
 
 /// Said of containers that commands reach by `docker exec` only.
@@ -66,7 +66,11 @@ impl Ground {
     }
 
     /// The workspace of a session, made where it is not there.
-    async fn workspace_of(&self, spec: &PlaceSpec, fresh: bool) -> Result<Arc<Workspace>, String> {
+    async fn workspace_of(
+        &self,
+        spec: &PlaceSpec,
+        fresh: bool,
+    ) -> Result<Arc<Workspace>, PlaceError> {
         let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
         let sandboxes = self.sandboxes.clone();
         blocking(move || {
@@ -82,21 +86,25 @@ impl Ground {
         })
         .await
         .map(Arc::new)
-        .map_err(|error| error.to_string())
+        .map_err(|error| PlaceError::of(&error))
     }
 
-    async fn open(&self, spec: &PlaceSpec, workspace: Arc<Workspace>) -> Result<Opened, String> {
+    async fn open(
+        &self,
+        spec: &PlaceSpec,
+        workspace: Arc<Workspace>,
+    ) -> Result<Opened, PlaceError> {
         let repository = spec
             .repo_url
             .as_deref()
             .map(git_gateway::repository_url)
             .transpose();
-        let repository = repository.map_err(|error| error.to_string())?;
+        let repository = repository.map_err(|error| PlaceError::of(&error))?;
         let reach = repository
             .as_deref()
             .map(|url| git_gateway::reach(url, self.git.allow_owner))
             .transpose();
-        let reach = reach.map_err(|error| error.to_string())?;
+        let reach = reach.map_err(|error| PlaceError::of(&error))?;
         let wanted = Spec {
             session: &spec.session,
             workspace: workspace.host_path(),
@@ -106,9 +114,9 @@ impl Ground {
             .sandboxes
             .start(wanted)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| PlaceError::of(&error))?;
         if repository.is_some() && !sandbox.reaches_sockets() {
-            return Err(NO_WAY_FOR_GIT.to_owned());
+            return Err(NO_WAY_FOR_GIT.to_owned().into());
         }
         let gateway = match &repository {
             None => None,
@@ -127,7 +135,7 @@ impl Ground {
                     self.git.clone(),
                     self.client.clone(),
                 );
-                Some(opened.map_err(|error| error.to_string())?)
+                Some(opened.map_err(|error| PlaceError::of(&error))?)
             }
         };
         Ok(Opened {
@@ -142,7 +150,7 @@ impl Ground {
         spec: &PlaceSpec,
         workspace: Arc<Workspace>,
         notices: &Notices,
-    ) -> Result<Opened, String> {
+    ) -> Result<Opened, PlaceError> {
         let opened = self.open(spec, workspace).await?;
         let sandbox = opened.tools.sandbox();
         if let Some(notice) = sandbox.notice() {
@@ -160,12 +168,12 @@ impl Ground {
         Ok(opened)
     }
 
-    async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, String> {
+    async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, PlaceError> {
         let workspace = self.workspace_of(&spec, true).await?;
         self.place(spec, workspace).await
     }
 
-    async fn reopen(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, String> {
+    async fn reopen(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, PlaceError> {
         let workspace = self.workspace_of(&spec, false).await?;
         self.place(spec, workspace).await
     }
@@ -174,12 +182,12 @@ impl Ground {
         self,
         spec: PlaceSpec,
         workspace: Arc<Workspace>,
-    ) -> Result<Arc<dyn Place>, String> {
+    ) -> Result<Arc<dyn Place>, PlaceError> {
         let (notices, noticed) = Notices::new();
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
-        let kind = opened.tools.sandbox().kind();
+        let sandbox = opened.tools.sandbox().clone();
         let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
         let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
@@ -190,7 +198,7 @@ impl Ground {
             files: Arc::new(files),
             root,
             clone_said: std::sync::OnceLock::new(),
-            kind: std::sync::Mutex::new(Some(kind)),
+            sandbox: std::sync::Mutex::new(Some(sandbox)),
             notices,
             noticed: Mutex::new(noticed),
             opened: Mutex::new(Some(opened)),
@@ -217,12 +225,13 @@ impl Places for Ground {
         }
     }
 
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
+    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>> {
         self.clone().provision(spec).boxed()
     }
 
     fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
-        self.clone().reopen(spec).boxed()
+        let opened = self.clone().reopen(spec);
+        opened.map_err(|error| error.to_string()).boxed()
     }
 
     fn lives(&self, spec: &PlaceSpec) -> bool {
@@ -257,8 +266,12 @@ impl Places for Ground {
     }
 
     fn is_short(&self) -> BoxFuture<'static, bool> {
-        let (base, keep) = (self.base.clone(), self.keep);
-        async move { !keep && is_short(base).await }.boxed()
+        let (base, keep, reserve) = (self.base.clone(), self.keep, self.reserve.clone());
+        async move {
+            let looked = tokio::task::spawn_blocking(move || reserve.has_little_room(&base));
+            !keep && looked.await.unwrap_or(false)
+        }
+        .boxed()
     }
 
     fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {

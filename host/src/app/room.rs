@@ -68,8 +68,9 @@ pub(super) struct Room {
     pub(super) root: String,
     /// What a model has to know of the clone that was put into the workspace.
     pub(super) clone_said: OnceLock<String>,
-    /// The kind of the box that is over it now; none once it was closed.
-    pub(super) kind: std::sync::Mutex<Option<Kind>>,
+    /// The box that is over it now, for whoever must not wait for one that is being made; none once it was
+    /// closed.
+    pub(super) sandbox: std::sync::Mutex<Option<Sandbox>>,
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// None once it was closed.
@@ -89,13 +90,15 @@ impl Room {
 
     /// Ends the box with all that runs in it, and says why. The next tool gets another.
     pub(super) async fn end_box(&self, why: &str) {
-        let sandbox = {
-            let opened = self.opened.lock().await;
-            opened.as_ref().map(|opened| opened.tools.sandbox().clone())
-        };
-        if let Some(sandbox) = sandbox.filter(Sandbox::is_alive) {
+        if let Some(sandbox) = self.sandbox().filter(Sandbox::is_alive) {
             sandbox.end(why).await;
         }
+    }
+
+    /// The box that is over it now, which may have died.
+    pub(super) fn sandbox(&self) -> Option<Sandbox> {
+        let sandbox = self.sandbox.lock();
+        sandbox.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether it is this session's and open.
@@ -105,11 +108,11 @@ impl Room {
 
     /// What keeps commands in.
     pub(super) fn kind(&self) -> Option<Kind> {
-        *self.kind.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sandbox().map(|sandbox| sandbox.kind())
     }
 
-    fn set_kind(&self, kind: Option<Kind>) {
-        *self.kind.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+    fn set_sandbox(&self, sandbox: Option<Sandbox>) {
+        *self.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = sandbox;
     }
 
     /// The tools, in a new box where the old one died.
@@ -124,8 +127,8 @@ impl Room {
             let other = self
                 .ground
                 .open_and_watch(&self.spec, workspace, &self.notices);
-            let other = other.await?;
-            self.set_kind(Some(other.tools.sandbox().kind()));
+            let other = other.await.map_err(|error| error.to_string())?;
+            self.set_sandbox(Some(other.tools.sandbox().clone()));
             *opened = Some(other);
         }
         let tools = opened.as_ref().map(|opened| opened.tools.clone());
@@ -360,7 +363,7 @@ impl Place for Shared {
         let room = self.0.clone();
         async move {
             room.notices.closed.store(true, Ordering::Relaxed);
-            room.set_kind(None);
+            room.set_sandbox(None);
             if let Some(opened) = room.opened.lock().await.take() {
                 opened.tools.sandbox().close().await;
             }

@@ -5,6 +5,7 @@
 //! it is cleaned and cut; and a connection that ended ends every command that waits on it.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::Stdio;
@@ -20,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::SandboxError;
+use super::{SandboxError, io_error};
 use crate::plugins::text::clean;
 
 #[cfg(test)]
@@ -29,6 +30,9 @@ mod tests;
 
 /// The most characters of a sentence that a box says: the model and the log get to read it.
 const SENTENCE: usize = 500;
+/// How often a program is started that somebody still has open for writing, and how long that is waited for.
+const BUSY_TRIES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a command's waiter is told.
 pub(super) enum Event {
@@ -62,6 +66,8 @@ pub(super) struct Connection {
     frames: mpsc::UnboundedSender<Vec<u8>>,
     /// The two that hold the ends of the connection: with them it closes.
     tasks: [AbortHandle; 2],
+    /// What is at the other end, where it has a number here.
+    process: Option<u32>,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -97,7 +103,13 @@ impl Connection {
         mut command: Command,
         patience: Duration,
     ) -> Result<(Self, Child), SandboxError> {
-        let start = |error: std::io::Error| SandboxError::Start(error.to_string());
+        let start = |cause: std::io::Error| match cause.kind() {
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+                SandboxError::Start(cause.to_string())
+            }
+            // No descriptor, process or memory is left.
+            _ => io_error("The sandbox's process cannot be started")(cause),
+        };
         let (ours, theirs) = StdStream::pair().map_err(start)?;
         ours.set_nonblocking(true).map_err(start)?;
         command
@@ -133,7 +145,19 @@ impl Connection {
                 format!("{problem} It said: {said}")
             }));
         }
-        Ok((Self::over(reader, writer, None), process))
+        let connection = Self::over(reader, writer, None).with(process.id());
+        Ok((connection, process))
+    }
+
+    /// The same, with the number of the process at its other end.
+    pub(super) fn with(mut self, process: Option<u32>) -> Self {
+        self.process = process;
+        self
+    }
+
+    /// The number of the process at the other end, while it surely is that one's.
+    pub(super) fn process(&self) -> Option<u32> {
+        self.process.filter(|_| self.is_alive())
     }
 
     /// Takes over a connection whose server has said hello.
@@ -162,6 +186,7 @@ impl Connection {
             state,
             frames,
             tasks: [reading.abort_handle(), writing.abort_handle()],
+            process: None,
         }
     }
 
@@ -325,7 +350,7 @@ impl Input {
     }
 
     fn send(&self, frame: &Frame) -> std::io::Result<()> {
-        let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let gone = |_| std::io::Error::from(ErrorKind::BrokenPipe);
         self.frames.send(frame.encode()).map_err(gone)
     }
 }
@@ -334,8 +359,8 @@ impl Input {
 pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header).await?;
-    let Header { kind, id, length } = Header::parse(header)
-        .map_err(|bad| std::io::Error::new(std::io::ErrorKind::InvalidData, bad))?;
+    let Header { kind, id, length } =
+        Header::parse(header).map_err(|bad| std::io::Error::new(ErrorKind::InvalidData, bad))?;
     let mut payload = vec![0; length];
     reader.read_exact(&mut payload).await?;
     Ok(Frame { kind, id, payload })
@@ -364,7 +389,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
     loop {
         let frame = match read_frame(&mut reader).await {
             Ok(frame) => frame,
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
                 return Lost::Broke(format!("{error}."));
             }
             Err(_) => return Lost::Ended,
@@ -445,6 +470,19 @@ async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<Str
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Starts a process. A program that was written a moment ago may still be open for writing in a child of
+/// another thread that has yet to become its own program.
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
+    for _ in 0..BUSY_TRIES {
+        match command.spawn() {
+            Err(error) if busy(&error) => std::thread::sleep(BUSY_PAUSE),
+            started => return started,
+        }
+    }
+    command.spawn()
+}
+
 /// Starts a process from a thread that never ends. The kernel sends the signal that `bwrap
 /// --die-with-parent` asks for when the starting *thread* ends, and the runtime's threads may.
 async fn spawn(mut command: Command) -> std::io::Result<Child> {
@@ -463,7 +501,7 @@ async fn spawn(mut command: Command) -> std::io::Result<Child> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let job: Job = Box::new(move || {
         let _runtime = runtime.enter();
-        let _ = sender.send(command.spawn());
+        let _ = sender.send(start(&mut command));
     });
     starter
         .as_ref()

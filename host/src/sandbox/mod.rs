@@ -25,6 +25,7 @@ mod runtime;
 mod system;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unlinked;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,7 +170,11 @@ impl Sandboxes {
             |why: &str, kind| format!("{why} This session works in a {kind} sandbox instead.");
         let notice = found.lost.as_deref().map(|why| instead(why, found.kind));
         let started = Box::pin(Sandbox::start(&self.0, &found, found.kind, spec, notice)).await;
-        let Err(error) = started else { return started };
+        let error = match started {
+            // The host's own trouble says nothing of the kind.
+            Ok(_) | Err(SandboxError::Io { .. }) => return started,
+            Err(error) => error,
+        };
         let (found, kind) = match (&error, found.fallback) {
             (SandboxError::Engine(_), Some(kind)) => (found, kind),
             // It may be this workspace, or the kind that does not work any more.

@@ -15,9 +15,11 @@ use super::connection::Connection;
 use super::environment::git_environment;
 use super::landlock::Isolation;
 use super::runtime::{self, SessionDir, give_to_box_user};
+use crate::workspace::{box_user, disk_usage_of};
+
 use super::{
     ExecRequest, ExecResult, Found, Kind, Process, SandboxError, Shared, Spec, docker, exec,
-    landlock,
+    landlock, unlinked,
 };
 
 /// What a user is told whose box ended without a host to notice.
@@ -81,7 +83,10 @@ impl Sandbox {
         };
         runtime::check_reachable(spec.workspace)?;
         give_to_box_user(spec.workspace)?;
-        let dir = shared.runtime.session(spec.session)?;
+        // Landlock keeps no owner of a file from taking rights away. A root of the session's own and
+        // bubblewrap show it read-only, and where the host is root sessions do not own it.
+        let shares = isolation != Isolation::HostRoot || box_user().is_some();
+        let dir = shared.runtime.session(spec.session, shares)?;
         let settings = &shared.settings;
         let serve = Serve {
             limits: Limits {
@@ -142,6 +147,7 @@ impl Sandbox {
             .docker
             .as_ref()
             .ok_or_else(|| SandboxError::Start("there is no Docker engine here.".to_owned()))?;
+        shared.runtime.furnish()?;
         give_to_box_user(spec.workspace)?;
         let ready = docker.start(spec).await?;
         Ok(Self(Arc::new(Inner {
@@ -184,6 +190,17 @@ impl Sandbox {
             Some(Keeper::Container(container)) => container.reaches_sockets(),
             Some(Keeper::Process(_)) | None => true,
         }
+    }
+
+    /// What the box takes of the disk of the workspace and is not in that: its own `/tmp` and home where
+    /// they are on the disk, and files without a name. Blocks.
+    #[must_use]
+    pub fn disk_usage(&self) -> u64 {
+        let own = ["tmp", "home"].map(|name| disk_usage_of(&self.runtime_dir().join(name)));
+        let own = own.into_iter().flatten().fold(0, u64::saturating_add);
+        let process = self.0.connection.process();
+        let nameless = process.map_or(0, |it| unlinked::held_below(it, self.runtime_dir()));
+        own.saturating_add(nameless)
     }
 
     /// Whether the box still answers.

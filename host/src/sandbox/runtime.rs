@@ -1,8 +1,8 @@
 //! The host's folder for boxes: the installed exec server, and one folder for each running session.
 //!
 //! What always holds: a program is put in place by a rename, never written over while it runs; a
-//! session's folder is gone when its box is; and what a crashed host left behind is removed by the
-//! next one, never what a living host uses.
+//! session's folder is gone when its box is; what a crashed host left behind is removed by the
+//! next one, never what a living host uses; and no session can change a program that another runs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -14,24 +14,27 @@ use crate::workspace::{box_user, erase, safe_name};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
+/// What stands for files of `/etc` in a box.
+const ETC: [(&str, &str); 3] = [
+    (
+        "passwd",
+        "root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
+    ),
+    ("group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
+    ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+];
+
 pub(super) struct Runtime {
+    run_dir: PathBuf,
     exec: PathBuf,
+    program: Vec<u8>,
     etc: PathBuf,
     sessions: PathBuf,
 }
 
 impl Runtime {
     pub(super) fn install(run_dir: &Path, exec: &[u8]) -> Result<Self, SandboxError> {
-        let sessions = run_dir.join(std::process::id().to_string());
-        let (bin, etc) = (run_dir.join("bin"), run_dir.join("etc"));
-        for folder in [run_dir, &bin, &etc, &sessions] {
-            fs::create_dir_all(folder).map_err(io_error(format!(
-                "The folder {} cannot be made",
-                folder.display()
-            )))?;
-            // Entered by the box's user, listed by nobody but the host's.
-            set_mode(folder, 0o711)?;
-        }
+        make_folder(run_dir)?;
         let run_dir = run_dir.canonicalize().map_err(io_error(format!(
             "{} cannot be resolved",
             run_dir.display()
@@ -40,22 +43,27 @@ impl Runtime {
         remove_leftovers(&run_dir);
         let runtime = Self {
             exec: run_dir.join("bin/lucid-exec"),
+            program: exec.to_vec(),
             etc: run_dir.join("etc"),
             sessions: run_dir.join(std::process::id().to_string()),
+            run_dir,
         };
-        put(&runtime.exec, exec, 0o755)?;
-        put(&runtime.etc.join("passwd"), b"root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n", 0o644)?;
-        put(
-            &runtime.etc.join("group"),
-            b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
-            0o644,
-        )?;
-        put(
-            &runtime.etc.join("hosts"),
-            b"127.0.0.1 localhost sandbox\n::1 localhost\n",
-            0o644,
-        )?;
+        runtime.furnish()?;
         Ok(runtime)
+    }
+
+    /// Puts in place what sessions share, as far as it is not there: a machine that tidies up, or a session
+    /// of the host's own user, may have taken some of it.
+    pub(super) fn furnish(&self) -> Result<(), SandboxError> {
+        let bin = self.run_dir.join("bin");
+        for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
+            make_folder(folder)?;
+        }
+        put(&self.exec, &self.program, 0o755)?;
+        for (name, content) in ETC {
+            put(&self.etc.join(name), content.as_bytes(), 0o644)?;
+        }
+        Ok(())
     }
 
     /// The installed exec server.
@@ -79,8 +87,10 @@ impl Runtime {
     }
 
     /// Makes the folder of a session's box. The number keeps a box that is restarted, and two that
-    /// are tried at a time, apart.
-    pub(super) fn session(&self, session: &str) -> Result<SessionDir, SandboxError> {
+    /// are tried at a time, apart. `shares`: nothing in the box can take rights from the exec server's file,
+    /// so that it need not be a copy.
+    pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
+        self.furnish()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let dir = SessionDir(
             self.sessions
@@ -96,8 +106,10 @@ impl Runtime {
         fs::create_dir_all(&bin).map_err(failed())?;
         set_mode(&dir.0, 0o711)?;
         let exec = bin.join("lucid-exec");
-        if fs::hard_link(&self.exec, &exec).is_err() {
-            fs::copy(&self.exec, &exec).map_err(failed())?;
+        if !shares || fs::hard_link(&self.exec, &exec).is_err() {
+            // Not from the shared file, which may be what a session took rights from.
+            fs::write(&exec, &self.program).map_err(failed())?;
+            set_mode(&exec, 0o755)?;
         }
         symlink("lucid-exec", bin.join("git-remote-lucid")).map_err(failed())?;
         let has = |program: &str| {
@@ -170,6 +182,15 @@ fn remove_leftovers(run_dir: &Path) {
     }
 }
 
+/// A folder that is entered by the box's user, and listed by nobody but the host's.
+fn make_folder(path: &Path) -> Result<(), SandboxError> {
+    fs::create_dir_all(path).map_err(io_error(format!(
+        "The folder {} cannot be made",
+        path.display()
+    )))?;
+    set_mode(path, 0o711)
+}
+
 fn set_mode(path: &Path, mode: u32) -> Result<(), SandboxError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error(format!(
         "The permissions of {} cannot be set",
@@ -222,4 +243,40 @@ pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_takes_rights_from_a_shared_program_takes_them_from_no_other_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = fs::read("/bin/true").unwrap();
+        let runtime = Runtime::install(folder.path(), &program).unwrap();
+        let runs = |dir: &SessionDir| {
+            let exec = dir.within("bin/lucid-exec");
+            std::process::Command::new(exec)
+                .status()
+                .is_ok_and(|it| it.success())
+        };
+        let one = runtime.session("one", false).unwrap();
+        // As an owner can, whatever Landlock says.
+        for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
+            set_mode(&taken, 0).unwrap();
+        }
+        let two = runtime.session("two", false).unwrap();
+        assert!(runs(&two) && !runs(&one));
+        // Nor does a machine that tidies up.
+        fs::remove_dir_all(folder.path()).unwrap();
+        assert!(runs(&runtime.session("three", true).unwrap()));
+        assert!(runtime.etc("passwd").exists());
+        // Where that cannot be, the disk holds it once.
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let shared = runtime.session("four", true).unwrap();
+        assert_eq!(
+            inode(&shared.path().join("bin/lucid-exec")),
+            inode(runtime.exec())
+        );
+    }
 }

@@ -9,6 +9,7 @@ mod ending;
 mod halting;
 mod moving;
 mod persist;
+mod placing;
 mod returning;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -243,7 +244,7 @@ impl Actor {
                 noted = noted => noted?,
             };
             // From here on the end of the session closes it, also while the repository comes.
-            let place = self.effects.provision().await.map_err(End::NoPlace)?;
+            let place = self.place().await?;
             tokio::select! {
                 biased;
                 () = self.session.stop.cancelled() => return Err(End::Stopped),

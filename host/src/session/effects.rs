@@ -28,7 +28,7 @@ use super::frames::EventDraft;
 use super::live::Session;
 use super::ports::{
     ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News,
-    NoticeSink, Place, PlaceSpec, Spent, Tree,
+    NoticeSink, Place, PlaceError, PlaceSpec, Spent, Tree,
 };
 use super::record::fault;
 use super::stream::Stream;
@@ -164,7 +164,7 @@ impl Effects {
     }
 
     /// A new, empty place for the session, which from here on is closed at its end.
-    pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, String> {
+    pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, PlaceError> {
         let place = self.shared.deps.places.provision(self.spec.clone()).await?;
         // Nobody else fills it: tools begin later.
         let _ = self.place.set(place.clone());

@@ -46,7 +46,8 @@ pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
     ChangeOpened, ChangeRequest, Changes, DeltaKind, DeltaSink, Deployment, Drawn, Generation,
     Meter, ModelAnswer, ModelFailure, ModelRequest, Models, NoticeSink, Offers, OutputSink, Place,
-    PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took, ToolDone,
+    PlaceError, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took,
+    ToolDone,
 };
 pub use positions::{Loss, Position};
 pub use replay::{Replay, ReplayError};

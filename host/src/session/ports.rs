@@ -16,6 +16,7 @@ use crate::plugins::types::{
 };
 use crate::sandbox::{ExecRequest, ExecResult, Process, SandboxError};
 use crate::secret::Secret;
+use crate::store::Transient;
 use crate::workspace::Workspace;
 
 use super::CreateError;
@@ -340,6 +341,36 @@ pub struct PlaceSpec {
     pub images: bool,
 }
 
+/// Why there is no place.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{sentence}")]
+pub struct PlaceError {
+    sentence: String,
+    /// Why it failed now, where the same may succeed later.
+    pub passing: Option<Transient>,
+}
+
+impl PlaceError {
+    /// What an error says. It passes where an error of the operating system below it does.
+    pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut causes = std::iter::successors(Some(error), |cause| cause.source());
+        let system = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
+        Self {
+            sentence: error.to_string(),
+            passing: system.and_then(Transient::of_io),
+        }
+    }
+}
+
+impl From<String> for PlaceError {
+    fn from(sentence: String) -> Self {
+        Self {
+            sentence,
+            passing: None,
+        }
+    }
+}
+
 /// Where work happens.
 pub trait Places: Send + Sync {
     /// Why there can be none; none where there can.
@@ -348,7 +379,7 @@ pub trait Places: Send + Sync {
     fn describe(&self, call: &ToolCall) -> EventDraft;
     /// A new, empty place: what was left of an earlier try is wiped. Takes moments, and is not given
     /// up half way.
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
+    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>>;
     /// A sandbox over the workspace that is there.
     fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
     /// Whether the session's sandbox lived on while the host was away, so that somebody must listen

@@ -47,7 +47,10 @@ fn spec_of(kept: Retained) -> PlaceSpec {
 
 /// The sentence that says how long files stay.
 pub(super) fn sentence(retention: Duration) -> String {
-    format!("Its files can be read for another {}.", spelled(retention))
+    format!(
+        "Its files can be read for another {}, while the disk has room.",
+        spelled(retention)
+    )
 }
 
 /// In the largest unit that fits.

@@ -20,9 +20,15 @@ pub enum Transient {
     /// SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PROTOCOL.
     #[error("another process has locked the database")]
     Locked,
-    /// SQLITE_CANTOPEN, EMFILE, ENFILE.
+    /// SQLITE_CANTOPEN.
     #[error("a file of the database cannot be opened, or no file descriptor is left")]
     CannotOpen,
+    /// EMFILE, ENFILE.
+    #[error("no file descriptor is left")]
+    NoDescriptor,
+    /// EAGAIN of a process that is to be started.
+    #[error("no more processes can be started")]
+    NoProcess,
     /// SQLITE_NOMEM.
     #[error("no memory is left")]
     OutOfMemory,
@@ -40,7 +46,7 @@ impl StoreError {
         match self {
             Self::Database(cause) => of_sqlite(cause),
             Self::Commit(cause) => of_sqlite(cause),
-            Self::Folder { cause, .. } => of_io(cause),
+            Self::Folder { cause, .. } => Transient::of_io(cause),
             Self::InUse(_) | Self::TooNew { .. } | Self::Content(_) | Self::Closed => None,
         }
     }
@@ -65,20 +71,24 @@ pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
     })
 }
 
-fn of_io(error: &io::Error) -> Option<Transient> {
-    let errno = rustix::io::Errno::from_io_error(error);
-    if matches!(
-        errno,
-        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
-    ) {
-        return Some(Transient::CannotOpen);
-    }
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Transient::DiskFull),
-        io::ErrorKind::OutOfMemory => Some(Transient::OutOfMemory),
-        io::ErrorKind::ReadOnlyFilesystem => Some(Transient::ReadOnly),
-        io::ErrorKind::Interrupted | io::ErrorKind::ResourceBusy => Some(Transient::Io),
-        _ => None,
+impl Transient {
+    /// The same for an error of the operating system.
+    pub fn of_io(error: &io::Error) -> Option<Self> {
+        let errno = rustix::io::Errno::from_io_error(error);
+        if matches!(
+            errno,
+            Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
+        ) {
+            return Some(Self::NoDescriptor);
+        }
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::DiskFull),
+            io::ErrorKind::OutOfMemory => Some(Self::OutOfMemory),
+            io::ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
+            io::ErrorKind::WouldBlock => Some(Self::NoProcess),
+            io::ErrorKind::Interrupted | io::ErrorKind::ResourceBusy => Some(Self::Io),
+            _ => None,
+        }
     }
 }
 
@@ -128,7 +138,7 @@ mod tests {
         assert_eq!(failed(rustix::io::Errno::NOSPC), Some(Transient::DiskFull));
         assert_eq!(
             failed(rustix::io::Errno::MFILE),
-            Some(Transient::CannotOpen)
+            Some(Transient::NoDescriptor)
         );
         assert_eq!(failed(rustix::io::Errno::NOENT), None);
     }

@@ -94,7 +94,7 @@ fn settle(state: &mut State) {
 }
 
 /// Pauses between attempts, without end.
-pub(super) fn pauses() -> ExponentialBackoff {
+pub(crate) fn pauses() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(FIRST_PAUSE)
         .with_max_delay(LONGEST_PAUSE)

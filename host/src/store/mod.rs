@@ -40,6 +40,7 @@ mod tests;
 
 pub use chats::{Chats, Deleted};
 pub use failure::Transient;
+pub(crate) use health::pauses;
 pub use health::{Health, Waiting};
 pub use integrations::{Integration, Integrations, Kept, NewIntegration};
 pub use local::LocalRecords;

@@ -18,7 +18,7 @@ pub(super) fn locate(
 ) -> Result<WorkspacePath, String> {
     // As a URL an absolute path is none but that.
     let text = text.strip_prefix("file://").unwrap_or(text);
-    if text == "~" || text.starts_with("~/") {
+    if is_elsewhere(text) {
         return Err(outside(workspace, root, text));
     }
     if !text.starts_with('/') {
@@ -39,6 +39,24 @@ pub(super) fn locate(
         .ok_or_else(|| outside(workspace, root, text))
 }
 
+/// Whether a path begins at what only a shell or another system knows, and would make a stray folder here:
+/// `~/x`, `$HOME/x`, `${TMPDIR}/x`, `C:\\x`.
+fn is_elsewhere(text: &str) -> bool {
+    let name = text.split('/').next().unwrap_or_default();
+    let variable = name.strip_prefix('$').map(|name| {
+        let braced = name
+            .strip_prefix('{')
+            .and_then(|name| name.strip_suffix('}'));
+        braced.unwrap_or(name)
+    });
+    let is_upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    // As the environment spells them: `$id.tsx` is a name that frameworks use.
+    let is_variable = variable.is_some_and(|name| !name.is_empty() && name.chars().all(is_upper));
+    let is_drive =
+        matches!(text.as_bytes(), [drive, b':', b'\\' | b'/', ..] if drive.is_ascii_alphabetic());
+    name == "~" || is_variable || is_drive
+}
+
 /// An absolute path's names, without `.` and `..`.
 fn plain(path: &str) -> Vec<&str> {
     let mut names = Vec::new();
@@ -54,7 +72,12 @@ fn plain(path: &str) -> Vec<&str> {
 
 /// Says which path to use. What has its folder in the workspace was meant there.
 fn outside(workspace: &Workspace, root: &str, text: &str) -> String {
-    let names = plain(text.trim_start_matches('~'));
+    let below = match text.split_once(['/', '\\']) {
+        _ if !is_elsewhere(text) => text.to_owned(),
+        Some((_, below)) => below.replace('\\', "/"),
+        None => String::new(),
+    };
+    let names = plain(&below);
     let has = |names: &[&str]| {
         let path = workspace.path(&names.join("/"));
         path.is_ok_and(|path| workspace.is_folder(&path).is_ok())
@@ -109,11 +132,20 @@ mod tests {
             ("/workspaces/x", "Use /srv/code/x,"),
             ("/workspace/../etc/passwd", "Use /srv/code/passwd,"),
             ("~/notes.txt", "Use /srv/code/notes.txt,"),
+            ("~", "Use /srv/code,"),
+            ("$HOME/..", "Use /srv/code,"),
+            ("$HOME/notes.txt", "Use /srv/code/notes.txt,"),
+            ("${TMPDIR}/src/a.py", "Use /srv/code/src/a.py,"),
+            ("C:\\Users\\me\\a.py", "Use /srv/code/a.py,"),
             ("/", "Use /srv/code,"),
         ] {
             let why = located(text).unwrap_err();
             assert!(why.contains(use_instead), "{text}: {why}");
             assert!(why.contains(&format!("the terminal for {text}")), "{why}");
+        }
+        for text in ["$id.tsx", "routes/$HOME", "$", "~x", "c:x"] {
+            let path = located(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!(path.shown(), format!("/{text}"));
         }
         for text in ["..", "../x", "src/../../x", "a\0b"] {
             assert!(located(text).is_err(), "{text}");

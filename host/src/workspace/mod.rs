@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::erase::erase;
 pub use self::path::WorkspacePath;
+pub(crate) use self::quota::disk_usage_of;
 pub use self::quota::{Excess, Quota};
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};
@@ -208,7 +209,13 @@ impl Workspace {
         let target = self.dir.canonicalize(path.on_disk());
         let target = match target {
             Ok(target) => target,
-            Err(error) if error.kind() == ErrorKind::NotFound => path.below_root().to_owned(),
+            // A link that leads nowhere is to become no file.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.dir.symlink_metadata(path.on_disk()).is_ok() {
+                    return Err(failed(error));
+                }
+                path.below_root().to_owned()
+            }
             Err(error) => return Err(failed(error)),
         };
         let mode = match self.dir.metadata(&target) {

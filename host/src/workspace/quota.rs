@@ -10,6 +10,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use rustix::fs::FileType;
 
 use super::Workspace;
@@ -84,6 +86,14 @@ impl Workspace {
             Usage::Unknown(_) => None,
         }
     }
+}
+
+/// What a folder takes on the disk that commands write to and that is in no workspace, in bytes; none where
+/// it cannot be counted, or is not there. Blocks.
+pub(crate) fn disk_usage_of(folder: &Path) -> Option<u64> {
+    let dir = Dir::open_ambient_dir(folder, ambient_authority()).ok()?;
+    let path = folder.to_owned();
+    Workspace { dir, path }.disk_usage()
 }
 
 /// The beginning of a path, which may be as long as hostile code likes.

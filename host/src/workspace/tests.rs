@@ -149,6 +149,16 @@ fn a_link_that_stays_inside_is_read_and_written_through() {
         .unwrap();
     assert_eq!(read(&workspace, "real").unwrap(), b"two");
     assert!(workspace.host_path().join("link").is_symlink());
+    symlink("nowhere", workspace.host_path().join("dead")).unwrap();
+    let written = workspace.write(&workspace.path("dead").unwrap(), b"two");
+    assert!(
+        matches!(written, Err(WorkspaceError::NotFound(_))),
+        "{written:?}"
+    );
+    assert!(
+        workspace.host_path().join("dead").is_symlink(),
+        "it became a file"
+    );
 }
 
 #[test]

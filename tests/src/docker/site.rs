@@ -43,11 +43,17 @@ impl Site {
     /// Starts the host, and waits until it listens.
     #[must_use]
     pub fn start(self) -> (Host, Containers) {
+        let (settings, containers) = self.into_parts();
+        (settings.start(), containers)
+    }
+
+    /// The host that is not started yet, and what goes with it.
+    pub(crate) fn into_parts(self) -> (HostBuilder, Containers) {
         let containers = Containers {
             prefix: self.prefix,
             _sweep: self._sweep,
         };
-        (self.settings.start(), containers)
+        (self.settings, containers)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The disk is full.
 
 use lucid_tests::{
-    Host, Model, SmallDisk, Socket, Turn, call, event, eventually, is_completed, within,
+    Host, HostBuilder, Model, SmallDisk, Socket, Turn, call, event, eventually, hosts_of_each_kind,
+    is_completed, within,
 };
 use serde_json::{Value, json};
 
@@ -103,10 +104,17 @@ async fn a_command_that_fills_the_disk_ends_nobody_and_the_reserve_lifts_by_itse
     if !SmallDisk::possible() {
         return;
     }
+    for host in hosts_of_each_kind().await {
+        eprintln!("in {}", host.kind);
+        a_command_fills_the_disk(host.host).await;
+    }
+}
+
+async fn a_command_fills_the_disk(host: HostBuilder) {
     let model = Model::start(move |number, _| match number {
         0 => call(
             "terminal",
-            json!({"command": "head -c 500M /dev/zero > big; echo it ended"}),
+            json!({"command": "head -c 500000000 /dev/zero > big; echo it ended"}),
         ),
         1 => call(
             "file_editor",
@@ -117,7 +125,7 @@ async fn a_command_that_fills_the_disk_ends_nobody_and_the_reserve_lifts_by_itse
         _ => Turn::Say("done".into()),
     })
     .await;
-    let host = Host::with_defaults()
+    let host = host
         .on_disk_of("192m")
         .set("DISK_RESERVE", "32m")
         .set("LLM_API_KEY", "sk-test")
@@ -168,18 +176,53 @@ async fn a_command_that_fills_the_disk_ends_nobody_and_the_reserve_lifts_by_itse
     }
 }
 
+/// Programs that fill a disk and go on with that, each in another way, and where that is tried.
+const FILLING: [(&str, &[&str], &str); 4] = [
+    (
+        "a file",
+        &["bubblewrap"],
+        "while true; do head -c 1000000 /dev/zero >>big; sleep 0.02; done",
+    ),
+    (
+        "a file that was removed",
+        &["bubblewrap", "docker"],
+        "exec 3>big; rm big; while true; do head -c 1000000 /dev/zero >&3; sleep 0.02; done",
+    ),
+    (
+        "more folders than are looked into",
+        &["bubblewrap"],
+        "for i in $(seq 200); do mkdir d; cd d; done; while true; do head -c 1000000 /dev/zero >>big; sleep 0.02; done",
+    ),
+    (
+        "a temporary file on the disk",
+        &["landlock"],
+        "while true; do head -c 1000000 /dev/zero >>\"$TMPDIR\"/big; sleep 0.02; done",
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_on_filling_a_disk_that_is_nearly_full_is_ended_and_others_work_on() {
     if !SmallDisk::possible() {
         return;
     }
-    let fill = "nohup sh -c 'while true; do head -c 1000000 /dev/zero >>big; sleep 0.02; done' >/dev/null 2>&1 &";
+    for (what, kinds, fill) in FILLING {
+        for host in hosts_of_each_kind().await {
+            if kinds.contains(&host.kind) {
+                eprintln!("filled with {what}, in {}", host.kind);
+                a_program_fills_the_disk(host.host, fill).await;
+            }
+        }
+    }
+}
+
+async fn a_program_fills_the_disk(host: HostBuilder, fill: &str) {
+    let fill = format!("sh -c '{fill}' >/dev/null 2>&1 &");
     let model = Model::start(move |number, _| match number {
         0 => call("terminal", json!({"command": fill})),
         _ => Turn::Say("It runs.".into()),
     })
     .await;
-    let host = Host::with_defaults()
+    let host = host
         .on_disk_of("192m")
         .set("DISK_RESERVE", "32m")
         .set("LLM_API_KEY", "sk-test")
@@ -199,13 +242,79 @@ async fn what_goes_on_filling_a_disk_that_is_nearly_full_is_ended_and_others_wor
     let frames = within("an answer", other.completed()).await;
     event(&frames, "MockResponse");
     eventually("no more to be written", async || {
-        let size = || {
-            let workspace = host.folder().join("storage/mallory");
-            lucid_tests::find(&workspace, "big").map(|big| big.metadata().unwrap().len())
-        };
-        let before = size();
+        let before = host.disk().left();
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        (before.is_some() && before == size()).then_some(())
+        // Less than is written in that time; the log takes a little.
+        (before.saturating_sub(host.disk().left()) < 1_000_000).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_begins_while_no_file_can_be_made_waits_and_goes_on_by_itself() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let host = Host::with_defaults()
+        .on_disk_of("128m,nr_inodes=8k")
+        .set("DISK_RESERVE", "8m")
+        .start();
+    begun(&host, 1).await.remove(0).completed().await;
+    host.disk().use_up_files("names");
+    let mut late = Socket::open(&host, "eve", json!({"task": "Later", "features": ["seq"]})).await;
+    let frames = late
+        .until("the pause", |frame| is_status(frame, "paused"))
+        .await;
+    let told = frames.last().unwrap()["message"].as_str().unwrap();
+    assert!(
+        told.contains("cannot be made, because the disk is full"),
+        "{told}"
+    );
+    host.disk().free_files("names");
+    let frames = late.completed().await;
+    assert!(
+        frames.iter().any(|frame| is_status(frame, "resumed")),
+        "{frames:#?}"
+    );
+    check_dense(&late.frames);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_file_can_be_made_those_that_nobody_works_on_go_for_who_begins() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let model = Model::start(|number, _| match number {
+        0 => call("terminal", json!({"command": "touch $(seq 100)"})),
+        _ => Turn::Say("There are many files.".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .on_disk_of("128m,nr_inodes=8k")
+        .set("DISK_RESERVE", "8m")
+        .set("SESSION_GRACE_SECONDS", "0.2")
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let first = json!({"task": "Make files", "modelProvider": "openai", "policy": "coder"});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    let session = socket.session().await;
+    socket.completed().await;
+    drop(socket);
+    eventually("the session to end", async || {
+        let listed = host.get("alice", "/api/v1/sessions").await.ok();
+        listed["sessions"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+    let kept = host.workspace(&session);
+    assert!(kept.join("100").exists(), "nothing was kept");
+    host.disk().use_up_files("names");
+    let mut late = Socket::open(&host, "eve", json!({"task": "Later", "policy": "mock"})).await;
+    late.completed().await;
+    assert!(!kept.exists());
+    host.says("is removed before its time").await;
 }

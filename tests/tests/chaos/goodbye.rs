@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use lucid_tests::{Host, Model, Socket, Turn, call, eventually, seq};
+use lucid_tests::{
+    Host, HostBuilder, Model, Socket, Turn, call, eventually, hosts_of_each_kind, seq,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -40,39 +42,44 @@ async fn begun(host: &Host, command_in: &str) -> (Socket, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_the_command_that_runs_and_the_next_start_goes_on_behind_it() {
-    for signal in [Signal::TERM, Signal::HUP] {
-        let model = waiting_model(UNTIL_GO).await;
-        let mut host = Host::with_defaults()
-            .set("LLM_API_KEY", "sk-test")
-            .set("LLM_BASE_URL", &model.url)
-            .start();
-        let (socket, session) = begun(&host, "Wait for it").await;
-        let seen = last_seq(&socket);
-        host.signal(signal);
-        host.says("stopping").await;
-        // The command is still there, and is let go on.
-        std::fs::write(host.workspace(&session).join("go"), "").unwrap();
-        host.stopped().await;
-        host.says("sessions are paused").await;
-        assert!(!host.log().contains("was cut off"), "{}", host.log());
-
-        host.start_again();
-        let again = json!({"sessionId": session, "lastSeq": seen, "features": ["seq"]});
-        let mut back = Socket::open(&host, "alice", again).await;
-        back.completed().await;
-        let shown = |text: &str| {
-            let holds =
-                |frame: &&Value| frame["content"].as_str().is_some_and(|c| c.contains(text));
-            back.frames.iter().filter(holds).count()
-        };
-        let printed = |frame: &&Value| frame["content"] == "it went\n";
-        let printed = back.frames.iter().filter(printed).count();
-        assert_eq!(printed, 1, "{:#?}", back.frames);
-        assert_eq!(shown("was restarted"), 0, "{:#?}", back.frames);
-        let read = format!("/api/v1/files/read?session_id={session}&path=effects.txt");
-        let effects = host.get("alice", &read).await.ok();
-        assert_eq!(effects["content"], "first\nsecond\n");
+    a_stop_waits(Host::with_defaults(), Signal::HUP).await;
+    for host in hosts_of_each_kind().await {
+        eprintln!("in {}", host.kind);
+        a_stop_waits(host.host, Signal::TERM).await;
     }
+}
+
+async fn a_stop_waits(host: HostBuilder, signal: Signal) {
+    let model = waiting_model(UNTIL_GO).await;
+    let mut host = host
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let (socket, session) = begun(&host, "Wait for it").await;
+    let seen = last_seq(&socket);
+    host.signal(signal);
+    host.says("stopping").await;
+    // The command is still there, and is let go on.
+    std::fs::write(host.workspace(&session).join("go"), "").unwrap();
+    host.stopped().await;
+    host.says("sessions are paused").await;
+    assert!(!host.log().contains("was cut off"), "{}", host.log());
+
+    host.start_again();
+    let again = json!({"sessionId": session, "lastSeq": seen, "features": ["seq"]});
+    let mut back = Socket::open(&host, "alice", again).await;
+    back.completed().await;
+    let shown = |text: &str| {
+        let holds = |frame: &&Value| frame["content"].as_str().is_some_and(|c| c.contains(text));
+        back.frames.iter().filter(holds).count()
+    };
+    let printed = |frame: &&Value| frame["content"] == "it went\n";
+    let printed = back.frames.iter().filter(printed).count();
+    assert_eq!(printed, 1, "{:#?}", back.frames);
+    assert_eq!(shown("was restarted"), 0, "{:#?}", back.frames);
+    let read = format!("/api/v1/files/read?session_id={session}&path=effects.txt");
+    let effects = host.get("alice", &read).await.ok();
+    assert_eq!(effects["content"], "first\nsecond\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

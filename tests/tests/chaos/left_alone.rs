@@ -1,6 +1,6 @@
 //! What becomes of the work of a session that nobody looks at.
 
-use lucid_tests::{Host, Model, Socket, Turn, call, eventually};
+use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, call, eventually, hosts_of_each_kind};
 use serde_json::json;
 
 async fn sessions_of(host: &Host, user: &str) -> usize {
@@ -23,6 +23,13 @@ async fn left_behind(host: &Host) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_goes_on_with_nobody_there_and_its_files_can_be_read_when_the_session_is_over() {
+    for host in hosts_of_each_kind().await {
+        eprintln!("in {}", host.kind);
+        a_task_goes_on(host.host).await;
+    }
+}
+
+async fn a_task_goes_on(host: HostBuilder) {
     let model = Model::start(|number, _| match number {
         0 => call(
             "terminal",
@@ -32,7 +39,7 @@ async fn a_task_goes_on_with_nobody_there_and_its_files_can_be_read_when_the_ses
         _ => Turn::Say("Done.".into()),
     })
     .await;
-    let host = Host::with_defaults()
+    let host = host
         .set("LLM_API_KEY", "sk-test")
         .set("LLM_BASE_URL", &model.url)
         .set("SESSION_GRACE_SECONDS", "0.2")

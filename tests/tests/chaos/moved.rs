@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use lucid_tests::{Host, Model, Socket, Turn, call, kinds};
+use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, call, hosts_of_each_kind, kinds};
 use serde_json::json;
 
 /// Makes a file, is asked a second time for ever, and then is done.
@@ -18,8 +18,8 @@ async fn model() -> Model {
 }
 
 /// A host that was stopped in the middle of a task.
-async fn stopped_at_work(model: &Model) -> (Host, String) {
-    let mut host = Host::with_defaults()
+async fn stopped_at_work(host: HostBuilder, model: &Model) -> (Host, String) {
+    let mut host = host
         .set("LLM_API_KEY", "sk-test")
         .set("LLM_BASE_URL", &model.url)
         .start();
@@ -52,8 +52,15 @@ async fn comes_back(host: &Host, session: &str) -> Socket {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_of_a_restored_database_wait_until_their_users_come_back_also_over_restarts() {
+    for host in hosts_of_each_kind().await {
+        eprintln!("in {}", host.kind);
+        a_database_is_restored(host.host).await;
+    }
+}
+
+async fn a_database_is_restored(host: HostBuilder) {
     let model = model().await;
-    let (mut host, session) = stopped_at_work(&model).await;
+    let (mut host, session) = stopped_at_work(host, &model).await;
     restore(&host);
     host.set("SESSION_GRACE_SECONDS", "0.1");
     host.start_again();
@@ -71,7 +78,7 @@ async fn sessions_of_a_restored_database_wait_until_their_users_come_back_also_o
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_says_whether_sessions_go_on() {
     let model = model().await;
-    let (mut host, _session) = stopped_at_work(&model).await;
+    let (mut host, _session) = stopped_at_work(Host::with_defaults(), &model).await;
     host.start_again_with(&["serve", "--no-resume"]);
     host.says("wait for their users").await;
     host.stop().await;
@@ -83,8 +90,15 @@ async fn an_operator_says_whether_sessions_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_files_are_gone_says_so_to_its_user_and_to_its_model() {
+    for host in hosts_of_each_kind().await {
+        eprintln!("in {}", host.kind);
+        files_are_gone(host.host).await;
+    }
+}
+
+async fn files_are_gone(host: HostBuilder) {
     let model = model().await;
-    let (mut host, session) = stopped_at_work(&model).await;
+    let (mut host, session) = stopped_at_work(host, &model).await;
     std::fs::remove_dir_all(host.workspace(&session)).unwrap();
     host.start_again();
     let back = comes_back(&host, &session).await;

@@ -1,7 +1,8 @@
 //! The Docker engine behind its API: finding it, and the few calls that boxes need.
 //!
 //! What always holds: every call ends within a time known beforehand; an engine that does not answer
-//! is told apart from one that answers with a refusal; and what is gone already counts as removed.
+//! is told apart from one that answers with a refusal, and is not waited for as one that works; and what is
+//! gone already counts as removed.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -76,6 +77,8 @@ impl EngineError {
 pub(super) struct Engine {
     docker: Docker,
     address: String,
+    /// After which time, and how often, an engine at work is asked whether it still answers.
+    pulse: Duration,
 }
 
 impl Engine {
@@ -101,7 +104,11 @@ impl Engine {
             error => down(cause_of(&error)),
         })?;
         match tokio::time::timeout(QUICK, docker.negotiate_version()).await {
-            Ok(Ok(docker)) => Ok(Self { docker, address }),
+            Ok(Ok(docker)) => Ok(Self {
+                docker,
+                address,
+                pulse: QUICK,
+            }),
             Ok(Err(error)) => Err(down(cause_of(&error))),
             Err(_) => Err(down(format!(
                 "it was silent for {} seconds",
@@ -120,7 +127,12 @@ impl Engine {
             address: self.address.clone(),
             cause,
         };
-        match tokio::time::timeout(patience, answer).await {
+        let answer = tokio::time::timeout(patience, answer);
+        let answer = tokio::select! {
+            answer = answer => answer,
+            silence = self.silence(), if patience > QUICK => return Err(silence),
+        };
+        match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ApiError::DockerResponseServerError {
                 status_code,
@@ -135,6 +147,22 @@ impl Engine {
                 "it was silent for {} seconds when asked to {what}",
                 patience.as_secs()
             ))),
+        }
+    }
+
+    /// Waits until the engine, which is at work on something, answers nothing else either.
+    async fn silence(&self) -> EngineError {
+        let cause = loop {
+            tokio::time::sleep(self.pulse).await;
+            match tokio::time::timeout(self.pulse, self.docker.ping()).await {
+                Ok(Ok(_) | Err(ApiError::DockerResponseServerError { .. })) => {}
+                Ok(Err(error)) => break cause_of(&error),
+                Err(_) => break "it fell silent while it was at work".to_owned(),
+            }
+        };
+        EngineError::Down {
+            address: self.address.clone(),
+            cause,
         }
     }
 
@@ -317,4 +345,27 @@ fn cause_of(error: &ApiError) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_fell_silent_is_not_waited_for_as_one_that_works() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+        let address = format!("unix://{}", socket.display());
+        let docker = Docker::connect_with_host(&address).unwrap();
+        let engine = Engine {
+            docker,
+            address,
+            pulse: Duration::from_millis(50),
+        };
+        let begun = std::time::Instant::now();
+        let error = engine.remove("it").await.unwrap_err();
+        assert!(matches!(error, EngineError::Down { .. }), "{error}");
+        assert!(begun.elapsed() < SLOW / 2, "{:?}", begun.elapsed());
+    }
 }

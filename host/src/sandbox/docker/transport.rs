@@ -100,11 +100,12 @@ impl Listener {
         };
         // From here on nobody else in there is listened to.
         drop(self);
+        let process = peer_of(&stream);
         let (mut reader, writer) = stream.into_split();
         greet(&mut reader, patience)
             .await
             .map_err(SandboxError::Start)?;
-        Ok(Connection::over(reader, writer, Some(inquiry)))
+        Ok(Connection::over(reader, writer, Some(inquiry)).with(process))
     }
 }
 
@@ -117,14 +118,19 @@ impl Drop for Listener {
 /// Whether this is surely not a container's exec server, which is the one process there that the
 /// first of all has started: whatever a command leaves behind becomes a child of the exec server.
 fn is_a_commands(stream: &UnixStream) -> bool {
-    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
     // Nothing is known of a process that has no number here.
-    let Some(peer) = peer.filter(|peer| *peer > 0) else {
+    let Some(peer) = peer_of(stream) else {
         return false;
     };
     let parent = of_process(&peer.to_string(), "PPid:");
     let number = parent.and_then(|parent| of_process(&parent, "NSpid:"));
     number.as_deref() != Some("1")
+}
+
+/// The process at the other end, where it has a number here.
+fn peer_of(stream: &UnixStream) -> Option<u32> {
+    let peer = stream.peer_cred().ok()?.pid()?;
+    u32::try_from(peer).ok().filter(|peer| *peer > 0)
 }
 
 /// What the kernel says of a process, the last word of that line: of several numbers, that in the

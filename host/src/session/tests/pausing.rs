@@ -128,3 +128,38 @@ async fn a_host_that_goes_down_does_not_wait_for_its_disk_and_the_next_one_goes_
     assert_dense(&seen);
     assert_eq!(world.done("model m m"), 1, "it is lost, and not run again");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_waits_where_its_place_cannot_be_made_now_and_goes_on_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    world.no_room.store(true, Ordering::SeqCst);
+    let sessions = sessions(folder.path(), &world);
+    let session = sessions.create(new("u")).await.unwrap();
+    sessions.start(&session);
+    let mut frames = session.subscribe(0);
+    let told = noticed(&mut frames, "paused").await;
+    assert!(
+        told.last()
+            .unwrap()
+            .1
+            .contains("no file descriptor is left")
+    );
+    eventually("it to be tried again", || world.any("provision") > 1).await;
+    // One that is stopped meanwhile does not wait.
+    let other = sessions.create(new("v")).await.unwrap();
+    sessions.start(&other);
+    noticed(&mut other.subscribe(0), "paused").await;
+    sessions.stop(other.id()).await;
+    assert_eq!(sessions.count(), 1);
+
+    world.no_room.store(false, Ordering::SeqCst);
+    noticed(&mut frames, "resumed").await;
+    let seen = noticed(&mut frames, "completed").await;
+    assert!(
+        !seen
+            .iter()
+            .any(|(_, frame)| frame.contains(r#""type":"error""#)),
+        "{seen:?}"
+    );
+}

@@ -22,7 +22,7 @@ async fn left_alone(host: &Sessions, task: &str) -> SessionId {
     assert!(
         reason
             .reason
-            .contains("Its files can be read for another 1 hour."),
+            .contains("Its files can be read for another 1 hour, while the disk has room."),
         "{reason:?}"
     );
     *session.id()

@@ -106,6 +106,8 @@ pub(super) struct World {
     pub(super) short: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
+    /// No descriptor is left to make a place with.
+    pub(super) no_room: Arc<AtomicBool>,
     /// Files that no tool made.
     pub(super) grown: Arc<AtomicUsize>,
     pub(super) stir: Arc<tokio::sync::Notify>,
@@ -140,6 +142,7 @@ impl World {
             lost: Arc::default(),
             short: Arc::default(),
             stuck: Arc::default(),
+            no_room: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
             tools: Arc::new(NoTools),
@@ -320,11 +323,15 @@ impl Places for World {
         }
     }
 
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
+    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>> {
         self.note(format!(
             "provision {}",
             spec.git_token.map_or(0, |token| token.len())
         ));
+        if self.no_room.load(Ordering::SeqCst) {
+            let full: std::io::Error = rustix::io::Errno::MFILE.into();
+            return std::future::ready(Err(PlaceError::of(&full))).boxed();
+        }
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
     }
 
