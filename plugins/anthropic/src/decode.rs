@@ -4,18 +4,17 @@
 //! difference; an answer is whole only when the API said why it stopped.
 
 use lucid_plugin::NO_USAGE;
+use lucid_plugin::llm::extra::{CallExtra, custom};
 use lucid_plugin::llm::json::{self, Joiner};
 use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::llm::{
     Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
 };
-use lucid_plugin::types::{
-    Content, Custom, Error, Message, Role, StopReason, Thinking, ToolCall, Usage,
-};
+use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, ToolCall, Usage};
 use serde_json::Value;
 
-use crate::kept::{CallExtra, Unsigned};
-use crate::{REDACTED, classify};
+use crate::{LONGEST_ID, REDACTED, UNSIGNED, Unsigned, classify, is_in_id};
 
 /// What an event or a whole answer has, one of them at least: what has none may be an error.
 const MEMBERS: [&str; 8] = [
@@ -48,7 +47,7 @@ struct Open {
 }
 
 enum Block {
-    Text(String),
+    Text(Spoken),
     Thinking {
         text: String,
         /// None where the server has no member for it.
@@ -146,6 +145,7 @@ impl EventDecoder {
                 let block = event.get("content_block").unwrap_or(&Value::Null);
                 self.begin(index(event), block, marked, deltas);
             }
+            "content_block_stop" => self.end(index(event), deltas),
             "content_block_delta" => {
                 let delta = event.get("delta").unwrap_or(&Value::Null);
                 self.grow(index(event), delta, marked, deltas);
@@ -180,9 +180,9 @@ impl EventDecoder {
         let mut text = |name| joiner.push(text_at(block, name).unwrap_or_default(), marked);
         let block = match text_at(block, "type").unwrap_or_default() {
             "text" => {
-                let text = text("text");
-                show(&text, Delta::Text, deltas);
-                Block::Text(text)
+                let mut spoken = Spoken::default();
+                spoken.push(text_at(block, "text").unwrap_or_default(), marked, deltas);
+                Block::Text(spoken)
             }
             "thinking" => {
                 let text = text("thinking");
@@ -202,7 +202,11 @@ impl EventDecoder {
 
     fn call(&self, index: u64, block: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Block {
         let given = text_at(block, "id").filter(|id| !self.has_call(id));
-        let extra = CallExtra::read(block, given);
+        let mut extra = CallExtra {
+            own_id: given.is_some_and(|id| id.len() > LONGEST_ID || !id.chars().all(is_in_id)),
+            ..CallExtra::default()
+        };
+        extra.take(block);
         let id = match given {
             Some(id) => id.to_owned(),
             None => format!("call_{index}_{}", self.blocks.len()),
@@ -233,18 +237,31 @@ impl EventDecoder {
             .any(|(_, open)| matches!(&open.block, Block::Call { call, .. } if call.id == id))
     }
 
+    fn open(&mut self, index: u64) -> Option<&mut Open> {
+        let mut blocks = self.blocks.iter_mut().rev();
+        let found = blocks.find(|(at, _)| *at == index);
+        found.map(|(_, open)| open)
+    }
+
+    fn end(&mut self, index: u64, deltas: &mut Vec<Delta>) {
+        if let Some(Open {
+            block: Block::Text(spoken),
+            ..
+        }) = self.open(index)
+        {
+            spoken.end(deltas);
+        }
+    }
+
     fn grow(&mut self, index: u64, delta: &Value, marked: bool, deltas: &mut Vec<Delta>) {
-        let found = self.blocks.iter_mut().rev().find(|(at, _)| *at == index);
-        let Some((_, Open { block, joiner })) = found else {
+        let Some(Open { block, joiner }) = self.open(index) else {
             return;
         };
         let kind = text_at(delta, "type").unwrap_or_default();
         let mut text = |name| joiner.push(text_at(delta, name).unwrap_or_default(), marked);
         match (block, kind) {
-            (Block::Text(all), "text_delta") => {
-                let text = text("text");
-                all.push_str(&text);
-                show(&text, Delta::Text, deltas);
+            (Block::Text(spoken), "text_delta") => {
+                spoken.push(text_at(delta, "text").unwrap_or_default(), marked, deltas);
             }
             (Block::Thinking { text: all, .. }, "thinking_delta") => {
                 let text = text("thinking");
@@ -308,14 +325,10 @@ impl Open {
         let Self { block, mut joiner } = self;
         let rest = joiner.rest();
         match block {
-            Block::Text(text) if text.is_empty() && rest.is_empty() => Vec::new(),
-            Block::Text(text) => vec![Content::Text(text + rest)],
+            Block::Text(spoken) => spoken.into_content(),
             // Newer models hide the text, and their proof alone must come back.
             Block::Thinking { text, signature } => thinking(text + rest, signature),
-            Block::Redacted(data) => vec![Content::Other(Custom {
-                kind: REDACTED.into(),
-                body: Value::String(data).to_string(),
-            })],
+            Block::Redacted(data) => vec![custom(REDACTED, &data)],
             Block::Call {
                 mut call,
                 given,
@@ -339,7 +352,9 @@ fn thinking(text: String, signature: Option<String>) -> Vec<Content> {
     if signature.is_none() && text.is_empty() {
         return Vec::new();
     }
-    let unsigned = signature.is_none().then(|| Unsigned { blank }.piece());
+    let unsigned = signature
+        .is_none()
+        .then(|| custom(UNSIGNED, &Unsigned { blank }));
     let thinking = Content::Thinking(Thinking { text, signature });
     [thinking].into_iter().chain(unsigned).collect()
 }

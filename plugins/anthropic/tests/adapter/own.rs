@@ -386,3 +386,27 @@ fn a_character_that_was_cut_in_two_is_one_again() {
     assert_eq!(sent[0]["text"], "a😀b\u{FFFD}");
     assert_eq!(sent[1]["input"]["path"], "😀");
 }
+
+#[test]
+fn reasoning_between_tags_in_a_text_goes_back_as_it_was_written() {
+    let sent = there_and_back(
+        "local",
+        &[
+            (
+                r#"{"type":"text","text":"<thi"}"#,
+                &[
+                    r#"{"type":"text_delta","text":"nk>Hm</thi"}"#,
+                    r#"{"type":"text_delta","text":"nk>\n\nYes."}"#,
+                ],
+            ),
+            (
+                r#"{"type":"tool_use","id":"c","name":"view","input":{}}"#,
+                &[],
+            ),
+        ],
+    );
+    assert_eq!(
+        sent[0],
+        json!({"type": "text", "text": "<think>Hm</think>\n\nYes."})
+    );
+}

@@ -45,7 +45,7 @@ fn a_request_names_the_model_in_its_path_and_asks_for_events() {
 
 #[test]
 fn a_recorded_answer_goes_back_part_by_part() {
-    for name in ["tools", "signed_text"] {
+    for name in ["tools", "signed_text", "think_tags"] {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recorded");
         let recorded = std::fs::read_to_string(format!("{folder}/{name}.sse")).unwrap();
         let (completion, _) = decode::<Google>(cut(&[recorded.as_bytes()])).unwrap();
@@ -57,6 +57,11 @@ fn a_recorded_answer_goes_back_part_by_part() {
         }
         let sent = body(request::<Google>(messages));
         let parts = &sent["contents"][1]["parts"];
+        if name == "think_tags" {
+            let text = "<think>\nIs a < b?\n</think>\n\nPut `<think>` there.";
+            assert_eq!(*parts, json!([{ "text": text }]));
+            continue;
+        }
         if name == "signed_text" {
             assert_eq!(
                 *parts,

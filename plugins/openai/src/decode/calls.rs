@@ -3,12 +3,13 @@
 //! Always holds: a call keeps the id it was first shown with; ids within a response differ; the
 //! same response gives the same ids, also where the server sends none.
 
+use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::llm::json::{self, Joiner};
 use lucid_plugin::llm::{Delta, ToolCallArguments, ToolCallStart, text_at};
 use lucid_plugin::types::{Content, ToolCall};
 use serde_json::Value;
 
-use crate::kept::{CallExtra, is_special};
+use crate::kept::is_special;
 
 /// The calls of one response.
 #[derive(Default)]
