@@ -23,6 +23,13 @@ pub(super) fn value(text: &str) -> Option<Value> {
     values.is_empty().then_some(only)
 }
 
+/// The value at a text's beginning, and what is behind it.
+pub(in super::super) fn first(text: &str) -> Option<(Value, &str)> {
+    let mut reader = Reader::new(text);
+    let value = reader.value(0)?;
+    Some((value, reader.rest))
+}
+
 /// What a text means, in so many strings within each other.
 fn layer(text: &str, number: usize) -> Option<Value> {
     let text = unfenced(text.trim_start_matches('\u{feff}').trim());
