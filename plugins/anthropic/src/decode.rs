@@ -6,7 +6,7 @@
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};
 use lucid_plugin::llm::json::{self, Joiner};
-use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::refusal::{Begun, Report};
 use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::llm::{
     Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
@@ -32,8 +32,7 @@ const MEMBERS: [&str; 8] = [
 pub struct EventDecoder {
     /// By the API's index.
     blocks: Vec<(u64, Open)>,
-    /// Something came, whatever it was.
-    begun: bool,
+    begun: Begun,
     stop: Option<StopReason>,
     usage: Usage,
     /// An answer that is not streamed, until it is there as a whole.
@@ -66,7 +65,7 @@ impl Decoder for EventDecoder {
     fn new(_: String) -> Self {
         Self {
             blocks: Vec::new(),
-            begun: false,
+            begun: Begun::default(),
             stop: None,
             usage: NO_USAGE,
             body: Vec::new(),
@@ -92,11 +91,8 @@ impl Decoder for EventDecoder {
             let body = std::mem::take(&mut self.body);
             self.whole(&whole_json(&body)?)?;
         }
-        if !self.begun {
-            return Err(no_json(""));
-        }
         let Some(stop) = self.stop else {
-            return Err(Error::upstream("The answer broke off before its end."));
+            return Err(self.begun.broke_off());
         };
         let content: Vec<Content> = self
             .blocks
@@ -132,10 +128,10 @@ impl EventDecoder {
     }
 
     fn event(&mut self, event: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        self.begun = true;
         if let Some(report) = Report::within(event, &MEMBERS) {
             return Err(classify::midway(&report));
         }
+        self.begun.take(event, &MEMBERS);
         match text_at(event, "type").unwrap_or_default() {
             "message_start" => {
                 let message = event.get("message").unwrap_or(&Value::Null);
@@ -162,10 +158,10 @@ impl EventDecoder {
     }
 
     fn whole(&mut self, message: &Value) -> Result<(), Error> {
-        self.begun = true;
         if let Some(report) = Report::within(message, &MEMBERS) {
             return Err(classify::midway(&report));
         }
+        self.begun.take(message, &MEMBERS);
         let blocks = message.get("content").and_then(Value::as_array);
         for (at, block) in blocks.into_iter().flatten().enumerate() {
             self.begin(at as u64, block, false, &mut Vec::new());

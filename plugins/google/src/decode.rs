@@ -6,7 +6,7 @@
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};
 use lucid_plugin::llm::json::{Joiner, mended};
-use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::refusal::{Begun, Report};
 use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::llm::{
     Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
@@ -28,8 +28,7 @@ const MEMBERS: [&str; 5] = [
 /// Reads one answer.
 pub struct ChunkDecoder {
     content: Vec<Content>,
-    /// Something came, whatever it was.
-    begun: bool,
+    begun: Begun,
     thought_joiner: Joiner,
     /// The text that goes on.
     spoken: Spoken,
@@ -46,7 +45,7 @@ impl Decoder for ChunkDecoder {
     fn new(_: String) -> Self {
         Self {
             content: Vec::new(),
-            begun: false,
+            begun: Begun::default(),
             thought_joiner: Joiner::default(),
             spoken: Spoken::default(),
             calls: 0,
@@ -83,7 +82,7 @@ impl Decoder for ChunkDecoder {
             let body = std::mem::take(&mut self.body);
             // Without `alt=sse` a stream is a list of chunks.
             match whole_json(&body)? {
-                Value::Array(chunks) => {
+                Value::Array(chunks) if !chunks.is_empty() => {
                     for chunk in &chunks {
                         self.chunk(chunk, false, &mut Vec::new())?;
                     }
@@ -91,11 +90,8 @@ impl Decoder for ChunkDecoder {
                 whole => self.chunk(&whole, false, &mut Vec::new())?,
             }
         }
-        if !self.begun {
-            return Err(no_json(""));
-        }
         let Some(stop) = self.stop else {
-            return Err(Error::upstream("The answer broke off before its end."));
+            return Err(self.begun.broke_off());
         };
         let rest = self.thought_joiner.rest();
         if !rest.is_empty() {
@@ -120,10 +116,10 @@ impl Decoder for ChunkDecoder {
 
 impl ChunkDecoder {
     fn chunk(&mut self, chunk: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        self.begun = true;
         if Report::within(chunk, &MEMBERS).is_some() {
             return Err(classify::midway(chunk));
         }
+        self.begun.take(chunk, &MEMBERS);
         if let (true, Some(id)) = (self.response.is_empty(), text_at(chunk, "responseId")) {
             let plain = id.chars().filter(char::is_ascii_alphanumeric);
             self.response = plain.take(24).collect();

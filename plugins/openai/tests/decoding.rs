@@ -376,6 +376,22 @@ fn a_body_that_is_not_whole_json_is_an_error() {
 }
 
 #[test]
+fn lines_of_json_in_place_of_events_are_read_as_they_are() {
+    let line = |delta: Value, reason: Value| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+        json!({ "choices": [choice] }).to_string()
+    };
+    let body = format!(
+        "{}\n{}\n\n{}\n",
+        line(json!({"content": "Hel"}), Value::Null),
+        line(json!({"content": "lo"}), Value::Null),
+        line(json!({}), "stop".into()),
+    );
+    let (completion, _) = decode(vec![Frame::Body(body.into_bytes())]).unwrap();
+    assert_eq!(completion.message.joined_text(), "Hello");
+}
+
+#[test]
 fn an_error_in_the_middle_ends_the_response() {
     let cases = [
         (
