@@ -249,7 +249,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             }
             let now = Instant::now();
             let Some(pause) = self.retries.pause(&error, began, now) else {
-                return Err(error);
+                return Err(self.retries.told(error));
             };
             self.again(&error, pause);
             if let Some(begin) = self.retries.begins(&error, pause, now) {
