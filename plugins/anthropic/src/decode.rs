@@ -1,18 +1,18 @@
 //! From an answer, streamed or whole, to a completion.
 //!
 //! Always holds: blocks stay in the order they began; how a body was cut into frames makes no
-//! difference; an answer is whole only when the API said why it stopped.
+//! difference; an answer is whole only when the API said that it stopped.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};
-use lucid_plugin::llm::json::{self, Joiner};
+use lucid_plugin::llm::json::{Joiner, arguments, mended};
 use lucid_plugin::llm::refusal::{Begun, Report};
 use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::llm::{
     Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
 };
 use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, ToolCall, Usage};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{LONGEST_ID, REDACTED, UNSIGNED, Unsigned, classify, is_in_id};
 
@@ -150,6 +150,8 @@ impl EventDecoder {
                 self.stopped(event.get("delta").unwrap_or(&Value::Null));
                 self.count(event, deltas);
             }
+            // Servers that stand in for the API do not always say why.
+            "message_stop" => self.stop = self.stop.or(Some(StopReason::EndTurn)),
             // A whole message as the one event of a stream.
             "message" => self.whole(event)?,
             _ => {}
@@ -162,7 +164,10 @@ impl EventDecoder {
             return Err(classify::midway(&report));
         }
         self.begun.take(message, &MEMBERS);
-        let blocks = message.get("content").and_then(Value::as_array);
+        let text =
+            text_at(message, "content").map(|text| json!([{ "type": "text", "text": text }]));
+        let blocks = text.as_ref().or_else(|| message.get("content"));
+        let blocks = blocks.and_then(Value::as_array);
         for (at, block) in blocks.into_iter().flatten().enumerate() {
             self.begin(at as u64, block, false, &mut Vec::new());
         }
@@ -220,8 +225,9 @@ impl EventDecoder {
         // a whole answer has the real one here.
         let given = match block.get("input") {
             Some(input @ Value::Object(members)) if !members.is_empty() => {
-                json::mended(input.clone(), marked).to_string()
+                mended(input.clone(), marked).to_string()
             }
+            Some(Value::String(text)) => text.clone(),
             _ => String::new(),
         };
         Block::Call { call, given, extra }
@@ -250,10 +256,18 @@ impl EventDecoder {
     }
 
     fn grow(&mut self, index: u64, delta: &Value, marked: bool, deltas: &mut Vec<Delta>) {
+        let kind = text_at(delta, "type").unwrap_or_default();
+        // Some servers do not say that a block begins.
+        if self.open(index).is_none()
+            && let Some(kind) = ["text", "thinking"]
+                .into_iter()
+                .find(|name| kind.strip_suffix("_delta") == Some(*name))
+        {
+            self.begin(index, &json!({ "type": kind }), false, deltas);
+        }
         let Some(Open { block, joiner }) = self.open(index) else {
             return;
         };
-        let kind = text_at(delta, "type").unwrap_or_default();
         let mut text = |name| joiner.push(text_at(delta, name).unwrap_or_default(), marked);
         match (block, kind) {
             (Block::Text(spoken), "text_delta") => {
@@ -330,7 +344,7 @@ impl Open {
                 given,
                 extra,
             } => {
-                call.arguments = json::arguments(call.arguments + rest);
+                call.arguments = arguments(call.arguments + rest);
                 if call.arguments.is_empty() {
                     call.arguments = if given.is_empty() { "{}".into() } else { given };
                 }

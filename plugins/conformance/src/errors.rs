@@ -54,6 +54,7 @@ impl<A: Adapter> Suite<A> {
             ),
             ("Insufficient balance", ErrorKind::InvalidInput),
             ("Invalid response from upstream", ErrorKind::Upstream),
+            ("Rate limit quota violation", ErrorKind::Upstream),
             (
                 "Quota check timed out, try again later",
                 ErrorKind::Upstream,

@@ -219,6 +219,8 @@ impl ChunkDecoder {
             name: text_at(call, "name").unwrap_or_default().into(),
             arguments: match call.get("args") {
                 Some(args @ Value::Object(_)) => mended(args.clone(), marked).to_string(),
+                // Gateways pass on what another API had as a text.
+                Some(Value::String(text)) if !text.is_empty() => text.clone(),
                 _ => "{}".into(),
             },
         };

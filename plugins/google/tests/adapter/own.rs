@@ -324,3 +324,15 @@ fn a_character_that_was_cut_in_two_is_one_again() {
         assert!(text.contains(said), "{said}: {text}");
     }
 }
+
+#[test]
+fn arguments_that_a_gateway_gives_as_a_text_are_arguments() {
+    let body = r#"data: {"candidates":[{"content":{"parts":[{"functionCall":{"name":"view","args":"{\"path\":\"a\"}"}}]},"finishReason":"STOP"}]}
+
+"#;
+    let decoded = decode::<Google>(cut(&[body.as_bytes()])).unwrap().0;
+    let [Content::ToolCall(call)] = &decoded.message.content[..] else {
+        panic!("{decoded:?}")
+    };
+    assert_eq!(call.arguments, r#"{"path":"a"}"#);
+}

@@ -103,10 +103,14 @@ impl Calls {
 
     /// Which call a fragment goes on with; none where it begins one.
     fn goes_on_with(&self, place: usize, fragment: &Fragment<'_>) -> Option<usize> {
-        let named = self
-            .calls
-            .iter()
-            .rposition(|c| fragment.id.is_some() && c.given.as_deref() == fragment.id);
+        // Some servers give several calls one id, which their places tell apart.
+        let elsewhere = |c: &Call| match (c.index, fragment.index) {
+            (Some(one), Some(other)) => one != other && fragment.name.is_some(),
+            _ => false,
+        };
+        let named = self.calls.iter().rposition(|c| {
+            fragment.id.is_some() && c.given.as_deref() == fragment.id && !elsewhere(c)
+        });
         if let Some(at) = named {
             return Some(at);
         }

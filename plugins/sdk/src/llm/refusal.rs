@@ -187,7 +187,7 @@ pub fn is_answer(value: &Value, members: &[&str]) -> bool {
 }
 
 /// Words for what passes by itself.
-const PASSES: [&str; 19] = [
+const PASSES: [&str; 21] = [
     "502",
     "503",
     "504",
@@ -207,6 +207,8 @@ const PASSES: [&str; 19] = [
     "just a moment",
     "upstream",
     "connect",
+    "rate limit",
+    "too many requests",
 ];
 /// Words for what asking again does not mend.
 const LASTS: [&str; 17] = [
