@@ -74,6 +74,12 @@ pub(crate) fn server(text: &str) -> Result<Url, PastedError> {
     if url.query_pairs().any(|(name, _)| holds_key(&name)) {
         return Err(PastedError::Key);
     }
+    // What servers listen on when they listen everywhere; they are on this machine.
+    if matches!(url.host(), Some(Host::Ipv4(address)) if address.is_unspecified()) {
+        let _ = url.set_ip_host(Ipv4Addr::LOCALHOST.into());
+    } else if matches!(url.host(), Some(Host::Ipv6(address)) if address.is_unspecified()) {
+        let _ = url.set_ip_host(Ipv6Addr::LOCALHOST.into());
+    }
     url.set_fragment(None);
     if url.query() == Some("") {
         url.set_query(None);
@@ -267,6 +273,8 @@ mod tests {
             ("192.168.0.7:8000", "http://192.168.0.7:8000/"),
             ("[::1]:8000", "http://[::1]:8000/"),
             ("ollama:11434/v1", "http://ollama:11434/v1"),
+            ("0.0.0.0:11434", "http://127.0.0.1:11434/"),
+            ("http://[::]:8000/v1", "http://[::1]:8000/v1"),
             ("https:api.example.org", "https://api.example.org/"),
             (
                 "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2026-06-01",

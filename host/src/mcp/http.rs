@@ -132,11 +132,6 @@ impl StreamableHttpClient for Http {
     }
 }
 
-/// The JSON of an event, which is text already.
-fn readable(data: String) -> String {
-    paired_text(&data).into_owned()
-}
-
 fn session_of(headers: &[Header]) -> Result<Option<String>, Failure> {
     let session = headers
         .iter()
@@ -191,7 +186,7 @@ async fn taken(
         std::future::ready(match frame {
             Ok(Frame::Sse(event)) => Some(Ok(Sse {
                 event: event.event,
-                data: Some(readable(event.data)),
+                data: Some(paired_text(&event.data).into_owned()),
                 id: event.id,
                 retry: None,
             })),
