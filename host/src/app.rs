@@ -21,6 +21,7 @@ mod policies;
 mod room;
 mod servers;
 mod shadow;
+mod tool_schema;
 mod toolsets;
 mod trial;
 

@@ -25,7 +25,6 @@ pub mod seal;
 pub mod secret;
 pub mod session;
 pub mod store;
-pub mod surrogates;
 pub mod tools;
 mod unicode;
 pub mod workspace;

@@ -134,6 +134,8 @@ impl Pieces {
 #[derive(Debug, Default)]
 pub(crate) struct JsonPieces {
     held: Vec<u8>,
+    /// Bytes that are not UTF-8 stay, unless they are half of a pair: whoever wrote them is told.
+    is_strict: bool,
 }
 
 impl JsonPieces {
@@ -155,6 +157,9 @@ impl JsonPieces {
                     json.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
                     (&[][..], length)
                 }
+                (_, Next::Bad(length)) if self.is_strict && surrogate(rest).is_none() => {
+                    (&rest[..length], length)
+                }
                 (_, Next::Bad(length)) => ("\u{fffd}".as_bytes(), length),
                 (_, Next::Cut) => break,
             };
@@ -172,11 +177,39 @@ impl JsonPieces {
 }
 
 /// Whole JSON, made readable.
-pub(crate) fn readable_json(json: &[u8]) -> Vec<u8> {
-    let mut pieces = JsonPieces::default();
+pub(crate) fn readable_json(json: &[u8]) -> Cow<'_, [u8]> {
+    whole(json, JsonPieces::default())
+}
+
+/// Whole JSON without halves of pairs. It stays unreadable if it is not UTF-8 for another reason.
+pub(crate) fn paired_json(json: &[u8]) -> Cow<'_, [u8]> {
+    let is_strict = true;
+    let pieces = JsonPieces {
+        is_strict,
+        ..JsonPieces::default()
+    };
+    whole(json, pieces)
+}
+
+/// The same of a text.
+pub(crate) fn paired_text(json: &str) -> Cow<'_, str> {
+    match paired_json(json.as_bytes()) {
+        Cow::Borrowed(_) => Cow::Borrowed(json),
+        Cow::Owned(paired) => Cow::Owned(lossy(&paired).into_owned()),
+    }
+}
+
+fn whole(json: &[u8], mut pieces: JsonPieces) -> Cow<'_, [u8]> {
+    let may_be_half = |bytes: &[u8]| matches!(bytes, [b'\\', b'u', b'd' | b'D']);
+    if std::str::from_utf8(json).is_ok() && !json.windows(3).any(may_be_half) {
+        return Cow::Borrowed(json);
+    }
     let mut readable = pieces.push(json);
     readable.extend(pieces.finish());
-    readable
+    if readable == json {
+        return Cow::Borrowed(json);
+    }
+    Cow::Owned(readable)
 }
 
 /// What takes the place of an escape at the beginning, and how many bytes that is read for; none where
@@ -252,8 +285,31 @@ mod tests {
             "\u{fffd} \u{fffd} \u{1f600} \u{e9}"
         );
         for broken in [&br#""\u12"#[..], br#""\uzzzz""#, b"\"\\"] {
-            assert_eq!(readable_json(broken), broken);
+            assert_eq!(&*readable_json(broken), broken);
         }
+    }
+
+    #[test]
+    fn what_a_client_sends_is_read_without_halves_and_stays_what_it_is_otherwise() {
+        for (json, text) in [
+            (r#""\\ud83d""#, "\\ud83d"),
+            (r#""\\\ud83d""#, "\\\u{fffd}"),
+            (r#""\"\uD83D\"""#, "\"\u{fffd}\""),
+            (r#""\ud83dx\ude00""#, "\u{fffd}x\u{fffd}"),
+            (r#""\uD83D\uDE00\ud83d""#, "\u{1f600}\u{fffd}"),
+        ] {
+            let read: String = serde_json::from_str(&paired_text(json)).unwrap();
+            assert_eq!(read, text, "{json}");
+        }
+        let read: serde_json::Value =
+            serde_json::from_str(&paired_text(r#"{"\ud83d":["\udc00"]}"#)).unwrap();
+        assert_eq!(read, serde_json::json!({"\u{fffd}": ["\u{fffd}"]}));
+        // Another encoding is no JSON, whoever sends it.
+        assert_eq!(&*paired_json(b"\"\xff\xe9\""), b"\"\xff\xe9\"");
+        assert_eq!(
+            &*paired_json(b"\"\xff\xed\xa0\xbd\""),
+            b"\"\xff\xef\xbf\xbd\""
+        );
     }
 
     fn pieces() -> impl Strategy<Value = Vec<u8>> {
@@ -290,13 +346,16 @@ mod tests {
             decoded += &text.finish();
             readable.extend(json.finish());
             prop_assert_eq!(decoded, lossy(&bytes));
-            prop_assert_eq!(readable, readable_json(&bytes));
+            prop_assert_eq!(readable, &*readable_json(&bytes));
         }
 
         #[test]
         fn what_is_unicode_stays_as_it_is(text in any::<String>()) {
             let json = serde_json::to_vec(&text).unwrap();
-            prop_assert_eq!(readable_json(&json), json);
+            prop_assert!(matches!(readable_json(&json), Cow::Borrowed(_)));
+            let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+            let escaped = format!("\"{escaped}\"");
+            prop_assert_eq!(&*paired_text(&escaped), &*escaped);
             let mut pieces = Pieces::default();
             prop_assert_eq!(pieces.push(text.as_bytes()) + &pieces.finish(), text);
         }

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use crate::auth::AuthError;
 use crate::store::StoreError;
-use crate::surrogates;
+use crate::unicode::paired_json;
 
 /// A parser's message may repeat what was sent; more than this helps nobody.
 const LONGEST_REASON: usize = 300;
@@ -267,7 +267,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         let body = Bytes::from_request(request, state)
             .await
             .map_err(JsonRejection::from)?;
-        let body = match surrogates::replace_in_bytes(&body) {
+        let body = match paired_json(&body) {
             Cow::Borrowed(_) => body,
             Cow::Owned(replaced) => replaced.into(),
         };

@@ -19,13 +19,14 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
+use url::Url;
 
 use self::served::Served;
 use self::site::{COMPATIBLE, Site};
 use crate::blobs::Blobs;
 use crate::config::{Config, ModelSettings};
 use crate::deployment::{At, LoadedProvider, Manifest, Problem, Problems, instead};
-use crate::egress::{Egress, EgressLimits, Injection};
+use crate::egress::{Egress, EgressLimits, Injection, is_loopback};
 use crate::plugins::llm_types::{CompletionRequest, Delta};
 use crate::plugins::types::{Error, ErrorKind, Usage};
 use crate::plugins::{Shown, Target, complete};
@@ -82,6 +83,9 @@ impl std::fmt::Display for Standing {
         write!(f, "{name:<16} {base_url}, ")?;
         match (self.has_key, self.is_usable) {
             (true, _) => write!(f, "with the key in {variable}"),
+            (false, true) if !variable.is_empty() && !is_on_this_machine(base_url) => {
+                write!(f, "without a key: {variable} is not set")
+            }
             (false, true) => write!(f, "without a key"),
             (false, false) => write!(
                 f,
@@ -89,6 +93,10 @@ impl std::fmt::Display for Standing {
             ),
         }
     }
+}
+
+fn is_on_this_machine(base_url: &str) -> bool {
+    Url::parse(base_url).is_ok_and(|url| is_loopback(&url))
 }
 
 /// What a provider is given.

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
-use serde_json::Value;
 
+use super::tool_schema;
 use crate::deployment::is_source_name;
 use crate::plugins::text::clean;
 use crate::plugins::types::{Error, ErrorKind, ToolCall, ToolDefinition};
@@ -27,9 +27,8 @@ use crate::tools::{MAX_RESULT, middle_left_out};
 const LONGEST_NAME: usize = 64;
 /// The most tools of one source.
 pub(crate) const MOST_TOOLS: usize = 128;
-/// The most bytes of what is said of one tool: its description, and the schema of its arguments.
+/// The most bytes of a tool's description.
 const LARGEST_DESCRIPTION: usize = 4 << 10;
-const LARGEST_SCHEMA: usize = 32 << 10;
 /// The most bytes of all that one source says of its tools: the log keeps it with each session.
 const LARGEST_ALL: usize = 256 << 10;
 /// The most characters of a reason.
@@ -315,9 +314,9 @@ fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Op
             && !tool.name.is_empty()
             && name.len() <= LONGEST_NAME
             && tool.name.bytes().all(is_plain)
-            && size + said.min(LARGEST_DESCRIPTION + LARGEST_SCHEMA) <= LARGEST_ALL
+            && size + said.min(LARGEST_DESCRIPTION + tool_schema::LARGEST) <= LARGEST_ALL
             && !fit.iter().any(|other| other.name == name);
-        let schema = usable(&tool.input_schema).filter(|_| fits);
+        let schema = tool_schema::usable(&tool.input_schema).filter(|_| fits);
         let Some(input_schema) = schema else {
             left += 1;
             continue;
@@ -334,27 +333,6 @@ fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Op
         format!("{left} of the {count} tools of {source} are left out: there are too many, they are too large, or a name or schema of theirs cannot be used.")
     });
     (fit, left_out)
-}
-
-/// A schema as model providers take it: one that they do not would fail every call of the session, not
-/// only this tool's. What they do not take at its top is left out, since the tool checks its arguments
-/// itself; none where it is no schema of an object.
-fn usable(schema: &str) -> Option<String> {
-    if schema.len() > LARGEST_SCHEMA {
-        return None;
-    }
-    let Ok(Value::Object(mut schema)) = serde_json::from_str(schema) else {
-        return None;
-    };
-    for kept_out in [
-        "oneOf", "anyOf", "allOf", "not", "enum", "const", "$schema", "$id",
-    ] {
-        schema.remove(kept_out);
-    }
-    let kind = schema.entry("type").or_insert_with(|| "object".into());
-    let is_object = kind == "object";
-    let properties = schema.get("properties").is_none_or(Value::is_object);
-    (is_object && properties).then(|| Value::Object(schema).to_string())
 }
 
 impl SessionTools for Opened {

@@ -271,7 +271,7 @@ fn a_tool_that_no_model_could_be_told_of_is_left_out_and_counted() {
             with_schema("deep", &deep),
             with_schema(
                 "large",
-                &format!(r#"{{"a":"{}"}}"#, "x".repeat(LARGEST_SCHEMA)),
+                &format!(r#"{{"a":"{}"}}"#, "x".repeat(tool_schema::LARGEST)),
             ),
             with_schema("open", "{}"),
             with_schema(

@@ -17,7 +17,7 @@ use super::problem::instead;
 use super::read::one_of;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
-use crate::egress::{Endpoint, Injection, PastedError, pasted};
+use crate::egress::{Endpoint, Injection, PastedError, pasted, without_query};
 use crate::oci::{Reference, SCHEME};
 use crate::plugins::llm_types::{KeyPlace, Prices};
 
@@ -305,10 +305,18 @@ fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Locate
 
 /// A model provider's, as people paste it.
 fn pasted_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
-    let name = format!("{of}.base_url");
-    let text = reader.text(item, &name)?;
-    let url = match pasted(text.value) {
-        Ok(url) => url,
+    read_url(reader, item, &format!("{of}.base_url"), pasted)
+}
+
+fn read_url(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    name: &str,
+    read: fn(&str) -> Result<Url, PastedError>,
+) -> Option<Located<Url>> {
+    let text = reader.text(item, name)?;
+    match read(text.value) {
+        Ok(value) => usable(reader, Located { value, at: text.at }),
         Err(why) => {
             // What was given is not repeated: a key may stand in it.
             let what = match why {
@@ -318,16 +326,9 @@ fn pasted_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Loca
                 other => format!("`{name}` cannot be used: {other}"),
             };
             reader.say_at(text.at, what);
-            return None;
+            None
         }
-    };
-    usable(
-        reader,
-        Located {
-            value: url,
-            at: text.at,
-        },
-    )
+    }
 }
 
 /// A URL that may be asked.
@@ -360,12 +361,7 @@ pub(super) fn address(
     item: &Item<'_>,
     name: &str,
 ) -> Option<Located<Url>> {
-    // What was given is not repeated: a key may stand in it.
-    let what = "an http or https URL such as \"https://api.example.com/v1\", without user name, password, query or fragment";
-    let plain = |text: &str| Url::parse(text).ok().filter(|url| url.query().is_none());
-    let text = reader.fitting(item, name, what, |text| plain(text).is_some())?;
-    let value = plain(text.value)?;
-    usable(reader, Located { value, at: text.at })
+    read_url(reader, item, name, without_query)
 }
 
 /// Which variable holds the key.

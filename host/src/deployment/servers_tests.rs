@@ -144,7 +144,7 @@ fn what_is_wrong_is_said_with_its_place() {
         (
             "[mcp.u]\nurl = \"https://u/?key=sk-the-key\"\ntools = [\"*\"]".to_owned(),
             "2:7",
-            "without user name",
+            "holds a key",
         ),
         (
             "[mcp.u]\nurl = \"http://169.254.169.254/\"\ntools = [\"*\"]".to_owned(),

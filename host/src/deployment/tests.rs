@@ -129,9 +129,9 @@ fn each_thing_that_is_wrong_is_said_with_its_place_and_what_to_do() {
             "there is no built-in git provider `gitea`; did you mean `gitlab`? (there are: github, gitlab)",
         ),
         (
-            "[git.house]\ncomponent = \"builtin:gitlab\"\nweb_url = \"git.example.org\"".into(),
+            "[git.house]\ncomponent = \"builtin:gitlab\"\nweb_url = \"the house\"".into(),
             "3:11",
-            "an http or https URL",
+            "must begin with http",
         ),
         (
             "[git.house]\ncomponent = \"builtin:gitlab\"\nweb_url = \"https://u:p@git.example.org\"".into(),

@@ -89,7 +89,11 @@ fn what_is_wrong_is_said_with_its_place() {
             "3:1",
             "`tools.t` has no field `model`",
         ),
-        (after("base_url = \"ftp://x\""), "3:12", "base URL"),
+        (
+            after("base_url = \"ftp://x\""),
+            "3:12",
+            "must begin with http",
+        ),
         (
             after("base_url = \"http://169.254.169.254/\""),
             "3:12",
@@ -98,7 +102,7 @@ fn what_is_wrong_is_said_with_its_place() {
         (
             after("base_url = \"https://x/?key=1\""),
             "3:12",
-            "without user name",
+            "holds a key",
         ),
         (after("key = \"T_KEY\""), "3:7", "no `base_url`"),
         (

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::Response;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use sse_stream::SseStream;
 
 use super::begun::by_its_beginning;
@@ -82,6 +82,13 @@ pub(super) async fn refusal(
     let mut body = Vec::new();
     // A refusal that breaks off is one all the same.
     let mut whole = false;
+    if is_encoded(&response) {
+        return Refusal {
+            status,
+            headers,
+            body,
+        };
+    }
     let silence = limits.idle.min(REFUSAL_SILENCE);
     while let Ok(Ok(piece)) = tokio::time::timeout(silence, response.chunk()).await {
         let Some(piece) = piece else {
@@ -140,6 +147,12 @@ pub(super) fn headers(response: &Response, blanker: &Blanker) -> Vec<Header> {
     .collect()
 }
 
+/// Whether a body is compressed. Nobody asked for it: an answer is to come as it is made.
+fn is_encoded(response: &Response) -> bool {
+    let encoding = response.headers().get(CONTENT_ENCODING);
+    encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
 /// Cuts an answer into frames.
 pub(super) fn frames(
     response: Response,
@@ -152,6 +165,10 @@ pub(super) fn frames(
         .and_then(|kind| kind.to_str().ok())
         .and_then(|kind| kind.split(';').next())
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    if is_encoded(&response) {
+        let error = unreadable("it is compressed, which it was not asked to be");
+        return Frames(stream::once(futures::future::ready(Err(error))).boxed());
+    }
     let pieces = pieces(response, limits);
     let frames = match framing {
         // A provider that was asked for events may answer with one JSON value, an error for example.

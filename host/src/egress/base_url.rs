@@ -23,6 +23,9 @@ pub(crate) enum PastedError {
     /// A part behind `#`.
     #[error("it has a part behind `#`")]
     Fragment,
+    /// A part behind `?`, where none is sent.
+    #[error("it has a part behind `?`, which would not be sent: leave it out")]
+    Query,
 }
 
 /// The ends of requests' URLs, which adapters add themselves.
@@ -38,8 +41,25 @@ const ENDS_OF_VERSIONS: &[&str] = &[
 /// Where Azure has one resource of OpenAI's models for each customer.
 const AZURE: &[&str] = &[".openai.azure.com", ".cognitiveservices.azure.com"];
 
-/// Reads a base URL.
+/// Reads the base URL of a model provider.
 pub(crate) fn pasted(text: &str) -> Result<Url, PastedError> {
+    let mut url = server(text)?;
+    let path = above_requests(&url);
+    url.set_path(&path);
+    Ok(url)
+}
+
+/// Reads the address of a server that is not a model provider's.
+pub(crate) fn without_query(text: &str) -> Result<Url, PastedError> {
+    let url = server(text)?;
+    match url.query() {
+        None => Ok(url),
+        Some(_) => Err(PastedError::Query),
+    }
+}
+
+/// Reads the address of any server.
+pub(crate) fn server(text: &str) -> Result<Url, PastedError> {
     let text = bare(text);
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(PastedError::NoUrl);
@@ -54,12 +74,16 @@ pub(crate) fn pasted(text: &str) -> Result<Url, PastedError> {
     if url.query_pairs().any(|(name, _)| holds_key(&name)) {
         return Err(PastedError::Key);
     }
+    // What servers listen on when they listen everywhere; they are on this machine.
+    if matches!(url.host(), Some(Host::Ipv4(address)) if address.is_unspecified()) {
+        let _ = url.set_ip_host(Ipv4Addr::LOCALHOST.into());
+    } else if matches!(url.host(), Some(Host::Ipv6(address)) if address.is_unspecified()) {
+        let _ = url.set_ip_host(Ipv6Addr::LOCALHOST.into());
+    }
     url.set_fragment(None);
     if url.query() == Some("") {
         url.set_query(None);
     }
-    let path = above_requests(&url);
-    url.set_path(&path);
     Ok(url)
 }
 
@@ -249,6 +273,8 @@ mod tests {
             ("192.168.0.7:8000", "http://192.168.0.7:8000/"),
             ("[::1]:8000", "http://[::1]:8000/"),
             ("ollama:11434/v1", "http://ollama:11434/v1"),
+            ("0.0.0.0:11434", "http://127.0.0.1:11434/"),
+            ("http://[::]:8000/v1", "http://[::1]:8000/v1"),
             ("https:api.example.org", "https://api.example.org/"),
             (
                 "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2026-06-01",
@@ -272,6 +298,17 @@ mod tests {
                 Ok(read),
                 "{text}"
             );
+        }
+        for (text, read) in [
+            (
+                "mcp.example.org/v1/messages",
+                "https://mcp.example.org/v1/messages",
+            ),
+            ("localhost:3001/mcp", "http://localhost:3001/mcp"),
+            (" <https://git.example.org/> ", "https://git.example.org/"),
+        ] {
+            let server = server(text).map(String::from);
+            assert_eq!(server.as_deref(), Ok(read), "{text}");
         }
         for (text, why) in [
             ("", PastedError::NoUrl),

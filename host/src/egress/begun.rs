@@ -12,6 +12,11 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use super::EgressError;
 use super::answer::{Cut, Pieces, events, whole};
 
+/// The names that lines of a stream of events have; a comment has none. Some servers write an error as one.
+const FIELDS: [&[u8]; 6] = [b"", b"data", b"event", b"id", b"retry", b"error"];
+const LONGEST_FIELD: usize = 5;
+/// So much of a piece tells how a body begins.
+const ENOUGH: usize = 1 << 10;
 /// The mark that a text may begin with.
 const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
@@ -20,27 +25,36 @@ pub(super) fn by_its_beginning(pieces: Pieces) -> Cut {
     let cut = async move {
         let mut pieces = pieces;
         let mut read = Vec::new();
-        let mut first = None;
-        while first.is_none() {
+        let (mut head, mut is_events) = (Vec::new(), None);
+        while is_events.is_none() {
             let Some(piece) = pieces.next().await else {
                 break;
             };
             let piece = piece?;
-            first = beginning(&piece);
+            head.extend_from_slice(&piece[..piece.len().min(ENOUGH)]);
+            is_events = begins_events(&head);
             read.push(Ok(piece));
         }
         let all = stream::iter(read).chain(pieces).boxed();
-        Ok(match first {
-            Some(b'<' | b'{' | b'[') => whole(all),
-            _ => events(mended(all).boxed()),
+        Ok(match is_events {
+            Some(true) => events(mended(all).boxed()),
+            _ => whole(all),
         })
     };
     stream::once(cut).try_flatten().boxed()
 }
 
-fn beginning(piece: &[u8]) -> Option<u8> {
-    let mut bytes = piece.iter().copied();
-    bytes.find(|byte| !byte.is_ascii_whitespace() && !MARK.contains(byte))
+/// Whether a body that begins so is a stream of events; none where that is not known yet.
+fn begins_events(head: &[u8]) -> Option<bool> {
+    let is_space = |byte: &u8| byte.is_ascii_whitespace() || MARK.contains(byte);
+    let start = head.iter().position(|byte| !is_space(byte))?;
+    let text = &head[start..];
+    let Some(end) = text.iter().position(|byte| !byte.is_ascii_alphabetic()) else {
+        return (text.len() > LONGEST_FIELD).then_some(false);
+    };
+    let (name, rest) = text.split_at(end);
+    let is_field = rest[0] == b':' && FIELDS.contains(&name);
+    Some(is_field || rest[0] == b'\n' && name == b"data")
 }
 
 /// The same stream without what a reader of events stumbles over.
@@ -180,6 +194,9 @@ mod tests {
             "<html><title>502</title></html>",
             " \n{\"error\":\n{}}",
             "[{\"error\":1}]",
+            "upstream request timeout",
+            "OK",
+            "Internal Server Error: no worker\n",
         ] {
             everywhere(body.as_bytes(), &[Frame::Body(body.as_bytes().to_vec())]);
         }

@@ -236,5 +236,9 @@ fn words_of(cause: &dyn std::error::Error) -> String {
     if text.is_empty() {
         text.clone_from(&all[0]);
     }
+    // rustls' word for whatever is not TLS.
+    if text.contains("InvalidContentType") {
+        text = "it answers without TLS, so its address may have to begin with http://".to_owned();
+    }
     clean(&text, 500)
 }

@@ -37,7 +37,7 @@ use crate::plugins::types::{HttpRequest, HttpResponse};
 
 pub(crate) use address::{Resolver, literal_allowed, was_refused};
 pub use answer::{Answer, Frames, Refusal};
-pub(crate) use base_url::{PastedError, is_loopback, pasted, places};
+pub(crate) use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
 pub use blank::{Blanker, blank};
 pub use document::{Document, DocumentError, DocumentLimits};
 pub use error::EgressError;

@@ -105,6 +105,20 @@ fn without_page(text: &str) -> Option<String> {
         }
     }
     let path = url.path().to_owned();
+    // What the API calls a repository.
+    if let Some((above, below)) = path.split_once("/repos/")
+        && (host == "api.github.com" && above.is_empty() || above == "/api/v3")
+    {
+        let end = below
+            .match_indices('/')
+            .nth(1)
+            .map_or(below.len(), |(at, _)| at);
+        url.set_path(&below[..end]);
+        if host == "api.github.com" {
+            url.set_host(Some("github.com")).ok()?;
+        }
+        return Some(url.into());
+    }
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let kept = if let Some(at) = parts.iter().position(|part| *part == "-") {
         &parts[..at]
@@ -202,6 +216,14 @@ mod tests {
             (
                 "https://user:token@github.com/team/project/tree/main",
                 "https://user:token@github.com/team/project",
+            ),
+            (
+                "https://api.github.com/repos/team/project",
+                "https://github.com/team/project",
+            ),
+            (
+                "https://ghe.example.org/api/v3/repos/team/project/pulls/3",
+                "https://ghe.example.org/team/project",
             ),
             // As they are.
             (

@@ -82,7 +82,12 @@ impl GitProviders {
                 wrong.push((name, why.to_owned()));
                 continue;
             }
-            match Place::of(one.plugin.descriptor(), one.base_url, one.web_url) {
+            match Place::of(
+                one.plugin.descriptor(),
+                one.base_url,
+                one.web_url,
+                one.builtin,
+            ) {
                 Ok(place) => {
                     let served = Served {
                         plugin: one.plugin,

@@ -5,7 +5,8 @@
 
 use url::Url;
 
-use crate::egress::{EgressError, Endpoint, Injection};
+use crate::egress::{EgressError, Endpoint, Injection, PastedError, server};
+use crate::git_gateway::pasted_repository;
 use crate::plugins::git_types::Descriptor;
 
 /// Why a server cannot be asked.
@@ -37,6 +38,7 @@ impl Place {
         descriptor: &Descriptor,
         api: Option<Url>,
         web: Option<Url>,
+        is_builtin: bool,
     ) -> Result<Self, String> {
         let usual = |text: &str| {
             Url::parse(text).map_err(|_| {
@@ -50,23 +52,30 @@ impl Place {
                 usual(&descriptor.default_base_url)?,
                 usual(&descriptor.default_web_url)?,
             ),
-            (None, Some(web)) => (api_of(&web, descriptor), web),
-            (Some(api), Some(web)) => (api, web),
-            (Some(api), None) => {
-                let web = if api.as_str().trim_end_matches('/')
-                    == descriptor.default_base_url.trim_end_matches('/')
-                {
-                    usual(&descriptor.default_web_url)?
-                } else {
-                    web_of(&api, descriptor).ok_or_else(|| {
-                        format!(
-                            "its `base_url` does not end in {}, so `web_url` must say where its repositories are",
-                            descriptor.api_path
-                        )
-                    })?
-                };
-                (api, web)
+            (Some(api), Some(web)) => (api, web_of(&web, descriptor).unwrap_or(web)),
+            // Of any other component, no address is taken that it names itself.
+            (Some(one), None) | (None, Some(one)) if is_builtin && is_usual(&one, descriptor) => (
+                usual(&descriptor.default_base_url)?,
+                usual(&descriptor.default_web_url)?,
+            ),
+            (None, Some(web)) => {
+                let web = web_of(&web, descriptor).unwrap_or(web);
+                (api_of(&web, descriptor), web)
             }
+            (Some(api), None) if is_same(&api, &descriptor.default_base_url) => {
+                (api, usual(&descriptor.default_web_url)?)
+            }
+            (Some(api), None) => match web_of(&api, descriptor) {
+                Some(web) => (api, web),
+                // A server's own address, as a browser shows it.
+                None if is_web(&api) => (api_of(&api, descriptor), api),
+                None => {
+                    return Err(format!(
+                        "its `base_url` does not end in {}, so `web_url` must say where its repositories are",
+                        descriptor.api_path
+                    ));
+                }
+            },
         };
         let api = if stated {
             Endpoint::new(api, injection)
@@ -87,8 +96,16 @@ impl Place {
         private: bool,
     ) -> Result<Self, SiteError> {
         let refused = |why: &str| SiteError::Address(why.to_owned());
-        let web = Url::parse(address.trim())
-            .map_err(|_| refused("give one like https://gitlab.example.com"))?;
+        let web = match server(address) {
+            // An SSH remote of it.
+            Err(PastedError::NoUrl) => server(&pasted_repository(address)).map(root),
+            read => read,
+        };
+        let web = web.map_err(|why| match why {
+            PastedError::NoUrl => refused("give one like https://gitlab.example.com"),
+            why => refused(&why.to_string()),
+        })?;
+        let web = above_pages(web_of(&web, descriptor).unwrap_or(web));
         if web.scheme() != "https" && !(private && web.scheme() == "http") {
             return Err(refused(
                 "it must begin with https://, since the token goes there",
@@ -118,6 +135,40 @@ impl Place {
     pub(super) fn is_at(&self, other: &Self) -> bool {
         self.web == other.web
     }
+}
+
+/// Whether this is where the integration has its provider, by either of its addresses.
+fn is_usual(url: &Url, descriptor: &Descriptor) -> bool {
+    is_same(url, &descriptor.default_base_url) || is_same(url, &descriptor.default_web_url)
+}
+
+fn is_same(url: &Url, text: &str) -> bool {
+    let url = url.as_str().replacen("://www.", "://", 1);
+    url.trim_end_matches('/') == text.trim_end_matches('/')
+}
+
+/// Whether an address can only be one that a browser is given.
+fn is_web(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    !host.starts_with("api.") && !url.path().split('/').any(|part| part == "api")
+}
+
+/// A server's address without what a browser shows behind it: its pages stand below `-`, or are of its users.
+fn above_pages(mut url: Url) -> Url {
+    let path = url.path().to_owned();
+    let end = ["/-/", "/users/", "/dashboard", "/explore"]
+        .iter()
+        .filter_map(|page| path.find(page))
+        .min();
+    if let Some(end) = end {
+        url.set_path(&path[..end]);
+    }
+    url
+}
+
+fn root(mut url: Url) -> Url {
+    url.set_path("");
+    url
 }
 
 fn injection(descriptor: &Descriptor) -> Result<Injection, EgressError> {

@@ -104,6 +104,34 @@ async fn loaded(urls: &[(&str, Option<&str>)]) -> Vec<LoadedGit> {
 }
 
 #[tokio::test]
+async fn a_deployments_own_server_is_known_by_either_of_its_addresses() {
+    let github = "https://api.github.com/ https://github.com/";
+    let house = "https://ghe.example.com/api/v3 https://ghe.example.com/";
+    for (base_url, web_url, meant) in [
+        (Some("https://github.com"), None, github),
+        (Some("https://www.github.com/"), None, github),
+        (None, Some("https://github.com/"), github),
+        (Some("https://api.github.com/"), None, github),
+        (Some("https://ghe.example.com/api/v3/"), None, house),
+        (Some("https://ghe.example.com"), None, house),
+        (None, Some("https://ghe.example.com/"), house),
+        (None, Some("https://ghe.example.com/api/v3"), house),
+    ] {
+        let url = |text: Option<&str>| text.map(|text| Url::parse(text).unwrap());
+        let mut all = loaded(&[("github", None)]).await;
+        (all[0].base_url, all[0].web_url) = (url(base_url), url(web_url));
+        let all = GitProviders::new(all, false, None).unwrap();
+        let (api, web) = all.addresses("github").unwrap();
+        let found = format!("{} {}", api.trim_end_matches('/'), web);
+        assert_eq!(
+            found.replace("com ", "com/ "),
+            meant,
+            "{base_url:?} {web_url:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_component_that_is_not_built_in_does_not_choose_where_tokens_go() {
     let not_built_in = async |url| {
         let mut all = loaded(&[("github", url)]).await;
@@ -116,7 +144,11 @@ async fn a_component_that_is_not_built_in_does_not_choose_where_tokens_go() {
         "{wrong:?}"
     );
     let stated = not_built_in(Some("https://github.com")).await;
-    assert!(stated.is_ok(), "{:?}", stated.err());
+    let (api, _) = stated.unwrap().addresses("github").unwrap();
+    assert_eq!(
+        api, "https://github.com/api/v3",
+        "what it calls its usual address is its own choice"
+    );
 }
 
 #[tokio::test]
@@ -371,7 +403,7 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
         "https://user:pw@gitlab.example.com",
         "https://gitlab.example.com/?x=1",
         "ftp://gitlab.example.com",
-        "gitlab.example.com",
+        "gitlab",
         "",
     ] {
         assert!(
@@ -381,6 +413,20 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
             ),
             "{address} was taken"
         );
+    }
+    // As people paste it: a page, the API, a remote.
+    for address in [
+        "git.example.com",
+        "https://git.example.com/",
+        "https://git.example.com/api/v4/",
+        "https://git.example.com/users/sign_in",
+        "https://git.example.com/-/profile",
+        "git@git.example.com:group/project.git",
+        "ssh://git@git.example.com:2222/group/project.git",
+    ] {
+        let own = all.site("gitlab", Some(address)).unwrap();
+        let url = own.own_url().unwrap();
+        assert_eq!(url.as_str(), "https://git.example.com/", "{address}");
     }
     let own = all
         .site("gitlab", Some("https://git.example.com/gl/"))

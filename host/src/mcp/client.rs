@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::stdio::{self, Allowance};
-use super::{MOST_SAID, Server, Way, content, names};
+use super::{MOST_SAID, Server, Way, content, listing, names};
 use crate::deployment::AllowedTools;
 use crate::egress::EgressError;
 use crate::plugins::text::clean;
@@ -371,7 +371,7 @@ async fn list(server: &Server, connected: &Connected) -> Result<Listed, ServiceE
     let (mut tools, mut cursor) = (Vec::new(), None);
     for _ in 0..PAGES {
         let page = cursor.map(|cursor| PaginatedRequestParams::default().with_cursor(Some(cursor)));
-        let listed = connected.running.list_tools(page).await?;
+        let listed = listing::page(&connected.running, page).await?;
         tools.extend(listed.tools);
         cursor = listed.next_cursor;
         if cursor.is_none() || tools.len() > TOOLS {

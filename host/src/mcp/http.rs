@@ -24,7 +24,7 @@ use crate::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
 use crate::plugins::llm_types::Frame;
 use crate::plugins::text::clean;
 use crate::plugins::types::Header;
-use crate::unicode::readable_json;
+use crate::unicode::{paired_text, readable_json};
 
 const SESSION: &str = "mcp-session-id";
 /// The most bytes of a session's name.
@@ -132,11 +132,6 @@ impl StreamableHttpClient for Http {
     }
 }
 
-/// The JSON of an event, which is text already.
-fn readable(data: String) -> String {
-    String::from_utf8(readable_json(data.as_bytes())).unwrap_or(data)
-}
-
 fn session_of(headers: &[Header]) -> Result<Option<String>, Failure> {
     let session = headers
         .iter()
@@ -191,7 +186,7 @@ async fn taken(
         std::future::ready(match frame {
             Ok(Frame::Sse(event)) => Some(Ok(Sse {
                 event: event.event,
-                data: Some(readable(event.data)),
+                data: Some(paired_text(&event.data).into_owned()),
                 id: event.id,
                 retry: None,
             })),

@@ -12,6 +12,7 @@
 mod client;
 mod content;
 mod http;
+mod listing;
 mod names;
 mod stdio;
 

@@ -4,18 +4,14 @@
 //! the tool's own name and on nothing else, so it is the same whenever the server is asked; and of two tools
 //! that would be called alike the first one listed is there.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use sha2::{Digest, Sha256};
-
+use crate::plugins::tool_names::{LONGEST, plain};
 use crate::session::SEPARATOR;
 
-/// The most characters of a whole name that model providers take.
-const LONGEST: usize = 64;
 /// The most bytes of a server's own name for a tool.
 const LONGEST_OWN: usize = 256;
-/// How many digits of its digest stand behind a name that had to be changed.
-const DIGITS: usize = 8;
 
 /// What a tool of a server is called, without the server's name; none where it has no proper name at all.
 pub(super) fn told(server: &str, tool: &str) -> Option<String> {
@@ -23,16 +19,7 @@ pub(super) fn told(server: &str, tool: &str) -> Option<String> {
     if tool.is_empty() || tool.len() > LONGEST_OWN || tool.contains(char::is_control) {
         return None;
     }
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if tool.len() <= room && tool.chars().all(plain) {
-        return Some(tool.to_owned());
-    }
-    let digest = Sha256::digest(tool);
-    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let left = room.checked_sub(DIGITS + 1)?;
-    let kept = tool.chars().take(left);
-    let kept: String = kept.map(|c| if plain(c) { c } else { '_' }).collect();
-    Some(format!("{kept}_{}", &digits[..DIGITS]))
+    plain(tool, room).map(Cow::into_owned)
 }
 
 /// The tools' own names by what they are called.

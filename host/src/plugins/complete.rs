@@ -6,6 +6,7 @@
 //! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
 //! the request and the decoder with it.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
@@ -22,7 +23,7 @@ use super::patience::Retries;
 use super::pictures::{Pictures, blames_request};
 use super::placing::place;
 use super::quirks::is_about_form;
-use super::repair;
+use super::{repair, tool_names};
 use crate::blobs::SessionBlobs;
 use crate::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing, retry_after_ms};
 
@@ -91,10 +92,11 @@ pub async fn complete(
     request: &CompletionRequest,
     show: impl FnMut(Shown<'_>) + Send,
 ) -> Result<Completed, Failed> {
+    let sent = tool_names::send(request);
     let mut call = Call {
         llm,
         target,
-        request,
+        request: &sent,
         show,
         shown: false,
         wasted: None,
@@ -114,6 +116,10 @@ pub async fn complete(
                 blanker.content(content);
             }
             let answer = &mut completed.completion;
+            if let Cow::Owned(sent) = &sent {
+                repair::mend(&mut answer.message, &sent.tools, answer.stop);
+                tool_names::receive(&mut answer.message, &request.tools);
+            }
             repair::mend(&mut answer.message, &request.tools, answer.stop);
             Ok(completed)
         }
@@ -243,7 +249,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             }
             let now = Instant::now();
             let Some(pause) = self.retries.pause(&error, began, now) else {
-                return Err(error);
+                return Err(self.retries.told(error));
             };
             self.again(&error, pause);
             if let Some(begin) = self.retries.begins(&error, pause, now) {

@@ -35,6 +35,7 @@ mod tally;
 pub(crate) mod tests;
 pub(crate) mod text;
 mod tool_call;
+pub(crate) mod tool_names;
 mod tools;
 mod wasi;
 mod work;

@@ -90,6 +90,17 @@ impl Retries {
         Some(pause.min(LONGEST_PAUSE).max(wanted).min(left))
     }
 
+    /// The error as people are told it: where the provider wants a longer wait than there is patience, it
+    /// says so.
+    pub(super) fn told(&self, mut error: Error) -> Error {
+        let wanted = Duration::from_millis(error.retry_after_ms.unwrap_or(0));
+        if passes(&error) && wanted > self.patience {
+            let said = error.message.trim_end_matches(['.', ' ']);
+            error.message = format!("{said}. It asks to be left alone for {}.", spoken(wanted));
+        }
+        error
+    }
+
     /// What to tell people before this pause; none where they know already, or need not know.
     pub(super) fn begins(
         &mut self,
@@ -192,6 +203,17 @@ mod tests {
             retries.pause(&asks(200_000), now + pause, now + pause),
             None
         );
+    }
+
+    #[test]
+    fn a_wait_that_is_longer_than_the_patience_is_said() {
+        let asks = |ms| error(ErrorKind::RateLimited, None, Some(ms));
+        let retries = Retries::new(QUARTER);
+        assert_eq!(
+            retries.told(asks(3_600_000)).message,
+            "The server is down. It asks to be left alone for 60 minutes."
+        );
+        assert_eq!(retries.told(asks(60_000)), asks(60_000));
     }
 
     #[test]

@@ -111,11 +111,8 @@ impl Quirks {
         let said = format!("{code} {}", error.message).to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
         let mut wanted = self;
-        if has(&[
-            "system role not supported",
-            "system role is not supported",
-            "does not support system",
-        ]) {
+        let is_of_roles = has(&["role"]);
+        if is_of_roles && has(&["system"]) && has(&REFUSED) {
             (wanted.alternate, wanted.no_system) = (true, true);
         } else if has(&[
             "invalid_request_message_order",
@@ -128,7 +125,11 @@ impl Quirks {
             "expected last role",
             "alternate between user and assistant",
             "alternate between 'user' and 'assistant'",
-        ]) {
+        ]) || is_of_roles
+            && has(&["user"])
+            && has(&["tool"])
+            && has(&[" follow", " after "])
+        {
             wanted.alternate = true;
         } else if has(&["reasoning_content", "reasoning content"])
             && has(&[
@@ -151,6 +152,15 @@ impl Quirks {
     }
 }
 
+/// Words for a role that a server does not have.
+const REFUSED: [&str; 6] = [
+    "not support",
+    "unsupported",
+    "not allowed",
+    "only user",
+    "invalid role",
+    "unknown role",
+];
 /// Words for what a vendor's own pieces are.
 const VENDORS: [&str; 6] = [
     "reasoning",
@@ -227,6 +237,18 @@ mod tests {
                 r#"{"roles":"no-system","temperature":0.5}"#,
             ),
             (
+                "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+                r#"{"roles":"no-system","temperature":0.5}"#,
+            ),
+            (
+                "Only user, assistant and tool roles are supported, got system.",
+                r#"{"roles":"no-system","temperature":0.5}"#,
+            ),
+            (
+                "messages with role 'user' must not follow messages with role 'tool'",
+                r#"{"roles":"alternate","temperature":0.5}"#,
+            ),
+            (
                 "body.stream_options: Extra inputs are not permitted",
                 r#"{"stream_usage":"never","temperature":0.5}"#,
             ),
@@ -253,6 +275,8 @@ mod tests {
             "maximum context length",
             "Unknown parameter: 'x'",
             "slow down",
+            "An assistant message with 'tool_calls' must be followed by tool messages.",
+            "Unsupported parameter: 'system'",
         ] {
             assert_eq!(
                 Quirks::default().asked_for(&error(other), &request()),

@@ -15,7 +15,7 @@ use super::guest::Guest;
 use super::limits::{CallError, Called, Limits};
 use super::live::{Loaded, boxed, call, front, not_begun};
 use super::{compile, described};
-use crate::unicode::readable_json;
+use crate::unicode::paired_text;
 
 /// A component with tools that was let in. A clone is the same one.
 #[derive(Clone)]
@@ -75,8 +75,7 @@ impl ToolsPlugin {
         let Called { result, figures } = called;
         let checked = |mut tools: Vec<ToolDefinition>| {
             for ToolDefinition { input_schema, .. } in &mut tools {
-                let readable = String::from_utf8(readable_json(input_schema.as_bytes()));
-                *input_schema = readable.unwrap_or_default();
+                *input_schema = paired_text(input_schema).into_owned();
             }
             definitions::check(&tools).map(|()| tools).map_err(|why| {
                 let error = Error {

@@ -92,11 +92,16 @@ impl Draft<'_> {
                 }
             }
             News::Lost(effect) => {
+                let said = match self.open.get(&effect) {
+                    Some(EffectKind::Model) => {
+                        "The server was restarted while the model answered, and the answer was lost."
+                    }
+                    _ => {
+                        "The server was restarted while this ran. It may or may not have happened, and was not run again."
+                    }
+                };
                 if self.close(&effect, None) {
-                    self.event(EventDraft::text(
-                        "AgentErrorObservation",
-                        "The server was restarted while this ran. It may or may not have happened, and was not run again.",
-                    ));
+                    self.event(EventDraft::text("AgentErrorObservation", said));
                     self.inputs.push(Input::EffectLost(effect));
                 }
             }

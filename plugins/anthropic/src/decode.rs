@@ -1,21 +1,20 @@
 //! From an answer, streamed or whole, to a completion.
 //!
 //! Always holds: blocks stay in the order they began; how a body was cut into frames makes no
-//! difference; an answer is whole only when the API said why it stopped.
+//! difference; an answer is whole only when the API said that it stopped.
 
 use lucid_plugin::NO_USAGE;
-use lucid_plugin::llm::json::{self, Joiner};
-use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::extra::{CallExtra, custom};
+use lucid_plugin::llm::json::{Joiner, arguments, mended};
+use lucid_plugin::llm::refusal::{Begun, Report};
+use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::llm::{
     Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
 };
-use lucid_plugin::types::{
-    Content, Custom, Error, Message, Role, StopReason, Thinking, ToolCall, Usage,
-};
-use serde_json::Value;
+use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, ToolCall, Usage};
+use serde_json::{Value, json};
 
-use crate::kept::{CallExtra, Unsigned};
-use crate::{REDACTED, classify};
+use crate::{LONGEST_ID, REDACTED, UNSIGNED, Unsigned, classify, is_in_id};
 
 /// What an event or a whole answer has, one of them at least: what has none may be an error.
 const MEMBERS: [&str; 8] = [
@@ -33,8 +32,7 @@ const MEMBERS: [&str; 8] = [
 pub struct EventDecoder {
     /// By the API's index.
     blocks: Vec<(u64, Open)>,
-    /// Something came, whatever it was.
-    begun: bool,
+    begun: Begun,
     stop: Option<StopReason>,
     usage: Usage,
     /// An answer that is not streamed, until it is there as a whole.
@@ -48,7 +46,7 @@ struct Open {
 }
 
 enum Block {
-    Text(String),
+    Text(Spoken),
     Thinking {
         text: String,
         /// None where the server has no member for it.
@@ -67,7 +65,7 @@ impl Decoder for EventDecoder {
     fn new(_: String) -> Self {
         Self {
             blocks: Vec::new(),
-            begun: false,
+            begun: Begun::default(),
             stop: None,
             usage: NO_USAGE,
             body: Vec::new(),
@@ -93,11 +91,8 @@ impl Decoder for EventDecoder {
             let body = std::mem::take(&mut self.body);
             self.whole(&whole_json(&body)?)?;
         }
-        if !self.begun {
-            return Err(no_json(""));
-        }
         let Some(stop) = self.stop else {
-            return Err(Error::upstream("The answer broke off before its end."));
+            return Err(self.begun.broke_off());
         };
         let content: Vec<Content> = self
             .blocks
@@ -133,10 +128,10 @@ impl EventDecoder {
     }
 
     fn event(&mut self, event: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        self.begun = true;
         if let Some(report) = Report::within(event, &MEMBERS) {
             return Err(classify::midway(&report));
         }
+        self.begun.take(event, &MEMBERS);
         match text_at(event, "type").unwrap_or_default() {
             "message_start" => {
                 let message = event.get("message").unwrap_or(&Value::Null);
@@ -146,6 +141,7 @@ impl EventDecoder {
                 let block = event.get("content_block").unwrap_or(&Value::Null);
                 self.begin(index(event), block, marked, deltas);
             }
+            "content_block_stop" => self.end(index(event), deltas),
             "content_block_delta" => {
                 let delta = event.get("delta").unwrap_or(&Value::Null);
                 self.grow(index(event), delta, marked, deltas);
@@ -154,6 +150,8 @@ impl EventDecoder {
                 self.stopped(event.get("delta").unwrap_or(&Value::Null));
                 self.count(event, deltas);
             }
+            // Servers that stand in for the API do not always say why.
+            "message_stop" => self.stop = self.stop.or(Some(StopReason::EndTurn)),
             // A whole message as the one event of a stream.
             "message" => self.whole(event)?,
             _ => {}
@@ -162,11 +160,14 @@ impl EventDecoder {
     }
 
     fn whole(&mut self, message: &Value) -> Result<(), Error> {
-        self.begun = true;
         if let Some(report) = Report::within(message, &MEMBERS) {
             return Err(classify::midway(&report));
         }
-        let blocks = message.get("content").and_then(Value::as_array);
+        self.begun.take(message, &MEMBERS);
+        let text =
+            text_at(message, "content").map(|text| json!([{ "type": "text", "text": text }]));
+        let blocks = text.as_ref().or_else(|| message.get("content"));
+        let blocks = blocks.and_then(Value::as_array);
         for (at, block) in blocks.into_iter().flatten().enumerate() {
             self.begin(at as u64, block, false, &mut Vec::new());
         }
@@ -180,9 +181,9 @@ impl EventDecoder {
         let mut text = |name| joiner.push(text_at(block, name).unwrap_or_default(), marked);
         let block = match text_at(block, "type").unwrap_or_default() {
             "text" => {
-                let text = text("text");
-                show(&text, Delta::Text, deltas);
-                Block::Text(text)
+                let mut spoken = Spoken::default();
+                spoken.push(text_at(block, "text").unwrap_or_default(), marked, deltas);
+                Block::Text(spoken)
             }
             "thinking" => {
                 let text = text("thinking");
@@ -202,7 +203,11 @@ impl EventDecoder {
 
     fn call(&self, index: u64, block: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Block {
         let given = text_at(block, "id").filter(|id| !self.has_call(id));
-        let extra = CallExtra::read(block, given);
+        let mut extra = CallExtra {
+            own_id: given.is_some_and(|id| id.len() > LONGEST_ID || !id.chars().all(is_in_id)),
+            ..CallExtra::default()
+        };
+        extra.take(block);
         let id = match given {
             Some(id) => id.to_owned(),
             None => format!("call_{index}_{}", self.blocks.len()),
@@ -220,8 +225,9 @@ impl EventDecoder {
         // a whole answer has the real one here.
         let given = match block.get("input") {
             Some(input @ Value::Object(members)) if !members.is_empty() => {
-                json::mended(input.clone(), marked).to_string()
+                mended(input.clone(), marked).to_string()
             }
+            Some(Value::String(text)) => text.clone(),
             _ => String::new(),
         };
         Block::Call { call, given, extra }
@@ -233,18 +239,39 @@ impl EventDecoder {
             .any(|(_, open)| matches!(&open.block, Block::Call { call, .. } if call.id == id))
     }
 
+    fn open(&mut self, index: u64) -> Option<&mut Open> {
+        let mut blocks = self.blocks.iter_mut().rev();
+        let found = blocks.find(|(at, _)| *at == index);
+        found.map(|(_, open)| open)
+    }
+
+    fn end(&mut self, index: u64, deltas: &mut Vec<Delta>) {
+        if let Some(Open {
+            block: Block::Text(spoken),
+            ..
+        }) = self.open(index)
+        {
+            spoken.end(deltas);
+        }
+    }
+
     fn grow(&mut self, index: u64, delta: &Value, marked: bool, deltas: &mut Vec<Delta>) {
-        let found = self.blocks.iter_mut().rev().find(|(at, _)| *at == index);
-        let Some((_, Open { block, joiner })) = found else {
+        let kind = text_at(delta, "type").unwrap_or_default();
+        // Some servers do not say that a block begins.
+        if self.open(index).is_none()
+            && let Some(kind) = ["text", "thinking"]
+                .into_iter()
+                .find(|name| kind.strip_suffix("_delta") == Some(*name))
+        {
+            self.begin(index, &json!({ "type": kind }), false, deltas);
+        }
+        let Some(Open { block, joiner }) = self.open(index) else {
             return;
         };
-        let kind = text_at(delta, "type").unwrap_or_default();
         let mut text = |name| joiner.push(text_at(delta, name).unwrap_or_default(), marked);
         match (block, kind) {
-            (Block::Text(all), "text_delta") => {
-                let text = text("text");
-                all.push_str(&text);
-                show(&text, Delta::Text, deltas);
+            (Block::Text(spoken), "text_delta") => {
+                spoken.push(text_at(delta, "text").unwrap_or_default(), marked, deltas);
             }
             (Block::Thinking { text: all, .. }, "thinking_delta") => {
                 let text = text("thinking");
@@ -308,20 +335,16 @@ impl Open {
         let Self { block, mut joiner } = self;
         let rest = joiner.rest();
         match block {
-            Block::Text(text) if text.is_empty() && rest.is_empty() => Vec::new(),
-            Block::Text(text) => vec![Content::Text(text + rest)],
+            Block::Text(spoken) => spoken.into_content(),
             // Newer models hide the text, and their proof alone must come back.
             Block::Thinking { text, signature } => thinking(text + rest, signature),
-            Block::Redacted(data) => vec![Content::Other(Custom {
-                kind: REDACTED.into(),
-                body: Value::String(data).to_string(),
-            })],
+            Block::Redacted(data) => vec![custom(REDACTED, &data)],
             Block::Call {
                 mut call,
                 given,
                 extra,
             } => {
-                call.arguments = json::arguments(call.arguments + rest);
+                call.arguments = arguments(call.arguments + rest);
                 if call.arguments.is_empty() {
                     call.arguments = if given.is_empty() { "{}".into() } else { given };
                 }
@@ -339,7 +362,9 @@ fn thinking(text: String, signature: Option<String>) -> Vec<Content> {
     if signature.is_none() && text.is_empty() {
         return Vec::new();
     }
-    let unsigned = signature.is_none().then(|| Unsigned { blank }.piece());
+    let unsigned = signature
+        .is_none()
+        .then(|| custom(UNSIGNED, &Unsigned { blank }));
     let thinking = Content::Thinking(Thinking { text, signature });
     [thinking].into_iter().chain(unsigned).collect()
 }

@@ -4,23 +4,22 @@
 //! the conversation does not allow is left out rather than refused.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::extra::{CallExtra, kept};
 use lucid_plugin::llm::files::{Files, Shown, encoded};
 use lucid_plugin::llm::schema::{self, Tool};
 use lucid_plugin::llm::{
     CompletionRequest, Effort, Encoded, Framing, Params, Thinking, arguments, post,
 };
-use lucid_plugin::types::{BlobRef, Content, Error, Header, ToolResult};
+use lucid_plugin::types::{BlobRef, Content, Custom, Error, Header, ToolResult};
 use serde_json::{Map, Value, json};
 
-use crate::kept::{CallExtra, Unsigned};
 use crate::models::{Reasons, Ways, ways};
-use crate::{REDACTED, kept, version};
+use crate::{LONGEST_ID, REDACTED, UNSIGNED, Unsigned, is_in_id, version};
 
 const RULES: Rules = Rules {
     sent_back: goes_back,
-    in_ids: |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
-    longest_id: 64,
-    own_id: |custom| CallExtra::of(custom).is_some_and(|extra| extra.own_id),
+    in_ids: is_in_id,
+    longest_id: LONGEST_ID,
 };
 /// The same, for a model that takes reasoning without a proof.
 const LENIENT: Rules = Rules {
@@ -199,10 +198,7 @@ fn picture(blob: &BlobRef, files: &mut Files) -> Value {
 fn goes_back(piece: &Content) -> bool {
     match piece {
         Content::Thinking(thinking) => thinking.signature.is_some(),
-        Content::Other(custom) => {
-            kept::is_of_call(custom)
-                || custom.kind == REDACTED && serde_json::from_str::<String>(&custom.body).is_ok()
-        }
+        Content::Other(custom) => redacted(custom).is_some(),
         _ => false,
     }
 }
@@ -211,9 +207,17 @@ fn goes_back(piece: &Content) -> bool {
 fn goes_back_unsigned(piece: &Content) -> bool {
     match piece {
         Content::Thinking(_) => true,
-        Content::Other(custom) => Unsigned::of(custom).is_some() || goes_back(piece),
+        Content::Other(custom) => unsigned(custom).is_some() || goes_back(piece),
         _ => false,
     }
+}
+
+fn redacted(custom: &Custom) -> Option<String> {
+    kept(REDACTED, custom)
+}
+
+fn unsigned(custom: &Custom) -> Option<Unsigned> {
+    kept(UNSIGNED, custom)
 }
 
 fn model(pieces: &[Content]) -> Vec<Value> {
@@ -230,15 +234,15 @@ fn model(pieces: &[Content]) -> Vec<Value> {
                     "name": call.name,
                     "input": arguments(call),
                 });
-                for (name, value) in extra.take().into_iter().flat_map(|extra| extra.members) {
-                    block[name] = value;
+                if let Some(extra) = extra.take() {
+                    extra.put(&mut block);
                 }
                 content.push(block);
             }
             Content::Thinking(thinking) => {
                 let mut block = json!({ "type": "thinking", "thinking": thinking.text });
                 let behind = match pieces.peek() {
-                    Some(Content::Other(custom)) => Unsigned::of(custom),
+                    Some(Content::Other(custom)) => unsigned(custom),
                     _ => None,
                 };
                 match (&thinking.signature, behind) {
@@ -252,9 +256,7 @@ fn model(pieces: &[Content]) -> Vec<Value> {
             }
             Content::Other(custom) => {
                 extra = CallExtra::of(custom);
-                if custom.kind == REDACTED
-                    && let Ok(data) = serde_json::from_str::<String>(&custom.body)
-                {
+                if let Some(data) = redacted(custom) {
                     content.push(json!({ "type": "redacted_thinking", "data": data }));
                 }
             }
@@ -324,8 +326,9 @@ fn led_by_reasoning(conversation: &Conversation) -> bool {
     match (turns.next(), turns.next()) {
         (Some(Turn::User(user)), Some(Turn::Model(pieces))) if !user.results.is_empty() => {
             let mut pieces = pieces.iter();
-            let first = pieces
-                .find(|piece| !matches!(piece, Content::Other(custom) if kept::is_of_call(custom)));
+            let first = pieces.find(
+                |piece| !matches!(piece, Content::Other(custom) if CallExtra::of(custom).is_some()),
+            );
             first.is_some_and(goes_back)
         }
         _ => true,

@@ -7,13 +7,13 @@
 mod classify;
 mod decode;
 mod encode;
-mod kept;
 mod models;
 
 use lucid_plugin::llm::{
     self, Adapter, CompletionRequest, Descriptor, Encoded, KeyPlace, ModelInfo, get,
 };
 use lucid_plugin::types::{Error, Header, HttpRequest};
+use serde::{Deserialize, Serialize};
 
 pub use decode::EventDecoder;
 
@@ -21,6 +21,22 @@ pub use decode::EventDecoder;
 const VERSION: &str = "2023-06-01";
 /// What a block of reasoning that may not be read is kept as; the body is its data as JSON text.
 const REDACTED: &str = "anthropic.redacted-thinking";
+/// What stands behind reasoning that came without a proof; the body is an [`Unsigned`].
+const UNSIGNED: &str = "anthropic.unsigned-thinking";
+/// How long the API lets a call's id be.
+const LONGEST_ID: usize = 64;
+
+/// Reasoning came without a proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Unsigned {
+    /// There was a member for it, with nothing in it.
+    blank: bool,
+}
+
+/// What the API lets a call's id be made of.
+fn is_in_id(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
 
 /// The adapter.
 pub struct Anthropic;

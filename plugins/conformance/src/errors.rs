@@ -26,6 +26,8 @@ fn errors() -> Vec<Value> {
         json!({"errors": [{"message": SAID}]}),
         json!({"type": "error", "message": SAID}),
         json!({"error_code": 7, "error_msg": SAID}),
+        json!({"base_resp": {"status_code": 1000, "status_msg": SAID}}),
+        json!({"fault": {"faultstring": SAID, "detail": {"errorcode": "x"}}}),
         json!([{"error": {"code": 500, "message": SAID, "status": "INTERNAL"}}]),
     ]
 }
@@ -44,6 +46,21 @@ impl<A: Adapter> Suite<A> {
             json!({"error": long}),
         ] {
             self.told_everywhere(&error, long, Some(ErrorKind::ContextTooLong));
+        }
+        for (said, kind) in [
+            (
+                "model \"m\" not found, try pulling it first",
+                ErrorKind::InvalidInput,
+            ),
+            ("Insufficient balance", ErrorKind::InvalidInput),
+            ("Invalid response from upstream", ErrorKind::Upstream),
+            ("Rate limit quota violation", ErrorKind::Upstream),
+            (
+                "Quota check timed out, try again later",
+                ErrorKind::Upstream,
+            ),
+        ] {
+            self.told_everywhere(&json!({ "error": said }), said, Some(kind));
         }
         self.plain_words();
     }
@@ -99,6 +116,15 @@ impl<A: Adapter> Suite<A> {
         let page = whole("<html><h1>502 Bad Gateway</h1></html>");
         assert_eq!(page.kind, ErrorKind::Upstream, "{page:?}");
         assert!(!page.message.contains('<'), "{page:?}");
+        for other in ["[]", "null", "\"no\"", "{}", "{\"state\":\"asleep\"}"] {
+            let told = whole(other);
+            assert_eq!(
+                told.code.as_deref(),
+                Some("unreadable"),
+                "{other}: {told:?}"
+            );
+            assert!(told.message.contains(other), "{other}: {told:?}");
+        }
         let nothing = whole("");
         assert_eq!(nothing.kind, ErrorKind::Upstream);
         assert!(nothing.message.contains("empty"), "{nothing:?}");

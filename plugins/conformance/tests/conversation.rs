@@ -2,6 +2,7 @@
 
 use lucid_conformance::transcript;
 use lucid_plugin::llm::conversation::{Conversation, GO_ON, NO_RESULT, Rules, Said, Turn};
+use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::types::{Content, Message, Role, ToolCall, ToolResult};
 use proptest::prelude::*;
 
@@ -9,7 +10,6 @@ const RULES: Rules = Rules {
     sent_back: |_| true,
     in_ids: |c| c.is_ascii_alphanumeric(),
     longest_id: 8,
-    own_id: |custom| custom.kind == "acme.review",
 };
 
 fn call(id: &str) -> Content {
@@ -60,10 +60,11 @@ fn an_id_that_a_server_used_again_is_told_apart() {
 
 #[test]
 fn an_id_that_is_its_servers_own_goes_back_whole_and_is_answered() {
-    let own = Content::Other(lucid_plugin::types::Custom {
-        kind: "acme.review".into(),
-        body: "{}".into(),
-    });
+    let own = CallExtra {
+        own_id: true,
+        ..CallExtra::default()
+    };
+    let own = own.piece().unwrap();
     let long = "call_1__thought__".to_owned() + &"Ab+/".repeat(200);
     let content = vec![own, call(&long), call(&long)];
     let messages = [

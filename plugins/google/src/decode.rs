@@ -4,17 +4,17 @@
 //! proof before it; an answer is whole only when the API said why it ended, or why it did not begin.
 
 use lucid_plugin::NO_USAGE;
+use lucid_plugin::llm::extra::{CallExtra, custom};
 use lucid_plugin::llm::json::{Joiner, mended};
-use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::refusal::{Begun, Report};
+use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::llm::{
     Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart, text_at, whole_json,
 };
-use lucid_plugin::types::{
-    Content, Custom, Error, Message, Role, StopReason, Thinking, ToolCall, Usage,
-};
+use lucid_plugin::types::{Content, Error, Message, Role, StopReason, Thinking, ToolCall, Usage};
 use serde_json::{Value, json};
 
-use crate::{LONG_ID, LONGEST_ID, OWN_ID, SIGNATURE, classify};
+use crate::{LONGEST_ID, OWN_ID, SIGNATURE, classify};
 
 /// What pieces of an answer have, one of them at least: what has none may be an error.
 const MEMBERS: [&str; 5] = [
@@ -28,12 +28,10 @@ const MEMBERS: [&str; 5] = [
 /// Reads one answer.
 pub struct ChunkDecoder {
     content: Vec<Content>,
-    /// Something came, whatever it was.
-    begun: bool,
-    text_joiner: Joiner,
+    begun: Begun,
     thought_joiner: Joiner,
-    /// Whether more text goes on with the last piece: not where that one was proven.
-    open: bool,
+    /// The text that goes on.
+    spoken: Spoken,
     calls: usize,
     /// The API's name for the answer, from which missing ids are made.
     response: String,
@@ -47,10 +45,9 @@ impl Decoder for ChunkDecoder {
     fn new(_: String) -> Self {
         Self {
             content: Vec::new(),
-            begun: false,
-            text_joiner: Joiner::default(),
+            begun: Begun::default(),
             thought_joiner: Joiner::default(),
-            open: false,
+            spoken: Spoken::default(),
             calls: 0,
             response: String::new(),
             stop: None,
@@ -85,7 +82,7 @@ impl Decoder for ChunkDecoder {
             let body = std::mem::take(&mut self.body);
             // Without `alt=sse` a stream is a list of chunks.
             match whole_json(&body)? {
-                Value::Array(chunks) => {
+                Value::Array(chunks) if !chunks.is_empty() => {
                     for chunk in &chunks {
                         self.chunk(chunk, false, &mut Vec::new())?;
                     }
@@ -93,20 +90,14 @@ impl Decoder for ChunkDecoder {
                 whole => self.chunk(&whole, false, &mut Vec::new())?,
             }
         }
-        if !self.begun {
-            return Err(no_json(""));
-        }
         let Some(stop) = self.stop else {
-            return Err(Error::upstream("The answer broke off before its end."));
+            return Err(self.begun.broke_off());
         };
         let rest = self.thought_joiner.rest();
         if !rest.is_empty() {
             self.think(rest);
         }
-        let rest = self.text_joiner.rest();
-        if !rest.is_empty() {
-            self.content.push(Content::Text(rest.into()));
-        }
+        self.end_text(&mut Vec::new());
         Ok(Completion {
             message: Message {
                 role: Role::Assistant,
@@ -125,10 +116,10 @@ impl Decoder for ChunkDecoder {
 
 impl ChunkDecoder {
     fn chunk(&mut self, chunk: &Value, marked: bool, deltas: &mut Vec<Delta>) -> Result<(), Error> {
-        self.begun = true;
         if Report::within(chunk, &MEMBERS).is_some() {
             return Err(classify::midway(chunk));
         }
+        self.begun.take(chunk, &MEMBERS);
         if let (true, Some(id)) = (self.response.is_empty(), text_at(chunk, "responseId")) {
             let plain = id.chars().filter(char::is_ascii_alphanumeric);
             self.response = plain.take(24).collect();
@@ -148,6 +139,7 @@ impl ChunkDecoder {
             }
             if let Some(reason) = text_at(candidate, "finishReason") {
                 self.stop = stop(reason).or(self.stop);
+                self.end_text(deltas);
             }
         }
         if let Some(usage) = chunk.get("usageMetadata").filter(|u| u.is_object()) {
@@ -160,43 +152,42 @@ impl ChunkDecoder {
     fn part(&mut self, part: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let signature = text_at(part, "thoughtSignature");
         let thought = part.get("thought").and_then(Value::as_bool) == Some(true);
-        let joiner = match thought {
-            true => &mut self.thought_joiner,
-            false => &mut self.text_joiner,
-        };
-        let text = joiner.push(text_at(part, "text").unwrap_or_default(), marked);
-        let mut text = text.as_str();
+        let mut text = text_at(part, "text").unwrap_or_default();
         // A blank text is not sent back, and must not leave its proof to the piece behind it.
         if signature.is_some() && text.trim().is_empty() {
             text = "";
         }
         let call = part.get("functionCall").filter(|call| call.is_object());
         if thought {
+            let text = self.thought_joiner.push(text, marked);
             if !text.is_empty() {
-                self.think(text);
-                deltas.push(Delta::Thinking(text.into()));
+                self.end_text(deltas);
+                self.think(&text);
+                deltas.push(Delta::Thinking(text));
             }
             return;
         }
         if let Some(signature) = signature {
+            self.end_text(deltas);
             let alone = call.is_none() && text.is_empty();
-            self.content.push(Content::Other(Custom {
-                kind: SIGNATURE.into(),
-                body: json!({ "signature": signature, "alone": alone }).to_string(),
-            }));
-            self.open = false;
+            let proof = json!({ "signature": signature, "alone": alone });
+            self.content.push(custom(SIGNATURE, &proof));
         }
-        if !text.is_empty() {
-            match self.content.last_mut() {
-                Some(Content::Text(before)) if self.open => before.push_str(text),
-                _ => self.content.push(Content::Text(text.into())),
-            }
-            self.open = signature.is_none();
-            deltas.push(Delta::Text(text.into()));
+        self.spoken.push(text, marked, deltas);
+        // Text behind one that was proven is another.
+        if signature.is_some() || call.is_some() {
+            self.end_text(deltas);
         }
         if let Some(call) = call {
             self.call(call, marked, deltas);
         }
+    }
+
+    /// The text does not go on.
+    fn end_text(&mut self, deltas: &mut Vec<Delta>) {
+        let mut spoken = std::mem::take(&mut self.spoken);
+        spoken.end(deltas);
+        self.content.extend(spoken.into_content());
     }
 
     fn think(&mut self, text: &str) {
@@ -208,7 +199,6 @@ impl ChunkDecoder {
             text: text.into(),
             signature: None,
         }));
-        self.open = false;
     }
 
     /// A call comes whole.
@@ -224,12 +214,13 @@ impl ChunkDecoder {
             None => format!("{OWN_ID}{}_{}", self.response, self.calls),
         };
         self.calls += 1;
-        self.open = false;
         let call = ToolCall {
             id,
             name: text_at(call, "name").unwrap_or_default().into(),
             arguments: match call.get("args") {
                 Some(args @ Value::Object(_)) => mended(args.clone(), marked).to_string(),
+                // Gateways pass on what another API had as a text.
+                Some(Value::String(text)) if !text.is_empty() => text.clone(),
                 _ => "{}".into(),
             },
         };
@@ -241,12 +232,12 @@ impl ChunkDecoder {
             id: call.id.clone(),
             fragment: call.arguments.clone(),
         }));
-        if call.id.len() > LONGEST_ID {
-            self.content.push(Content::Other(Custom {
-                kind: LONG_ID.into(),
-                body: "true".into(),
-            }));
-        }
+        // A gateway may keep something in an id that it made so long.
+        let extra = CallExtra {
+            own_id: call.id.len() > LONGEST_ID,
+            ..CallExtra::default()
+        };
+        self.content.extend(extra.piece());
         self.content.push(Content::ToolCall(call));
     }
 }

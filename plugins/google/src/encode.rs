@@ -5,22 +5,22 @@
 //! that reads a security report must not fall silent.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::extra::kept;
 use lucid_plugin::llm::files::{Files, Shown, encoded};
 use lucid_plugin::llm::{
     CompletionRequest, Effort, Encoded, Framing, Params, Thinking, arguments, post, schema,
 };
-use lucid_plugin::types::{BlobRef, Content, Error, ToolCall, ToolResult};
+use lucid_plugin::types::{BlobRef, Content, Custom, Error, ToolCall, ToolResult};
 use serde_json::{Map, Value, json};
 
 use crate::models::{Reasons, Ways, ways};
 use crate::schema::parameters;
-use crate::{LONG_ID, LONGEST_ID, OWN_ID, SIGNATURE};
+use crate::{LONGEST_ID, OWN_ID, SIGNATURE};
 
 const RULES: Rules = Rules {
-    sent_back: |piece| matches!(piece, Content::Other(custom) if custom.kind == SIGNATURE || custom.kind == LONG_ID),
+    sent_back: |piece| matches!(piece, Content::Other(custom) if custom.kind == SIGNATURE),
     in_ids: |c| c.is_ascii_graphic(),
     longest_id: LONGEST_ID,
-    own_id: |custom| custom.kind == LONG_ID,
 };
 const FILTERS: [&str; 4] = [
     "HARM_CATEGORY_HARASSMENT",
@@ -175,7 +175,7 @@ fn model(pieces: &[Content], ways: Option<Ways>) -> Vec<Value> {
                 json!({ "functionCall": call_part })
             }
             Content::Other(custom) => {
-                let Some((signature, alone)) = signature(&custom.body) else {
+                let Some((signature, alone)) = signature(custom) else {
                     continue;
                 };
                 if alone {
@@ -195,8 +195,8 @@ fn model(pieces: &[Content], ways: Option<Ways>) -> Vec<Value> {
     parts
 }
 
-fn signature(body: &str) -> Option<(String, bool)> {
-    let body: Value = serde_json::from_str(body).ok()?;
+fn signature(custom: &Custom) -> Option<(String, bool)> {
+    let body: Value = kept(SIGNATURE, custom)?;
     let signature = body.get("signature")?.as_str().filter(|s| !s.is_empty())?;
     let alone = body.get("alone").and_then(Value::as_bool) == Some(true);
     Some((signature.into(), alone))

@@ -20,9 +20,6 @@ pub use decode::ChunkDecoder;
 /// What the proof of a thought is kept as, before the piece it belongs to. The body is a JSON object:
 /// `signature`, and `alone` where it came with an empty text.
 const SIGNATURE: &str = "google.thought-signature";
-/// What stands before a call whose id the server made so long that it is not to be cut: a gateway may keep
-/// something in it.
-const LONG_ID: &str = "google.long-id";
 /// How long an id may be that was made elsewhere.
 const LONGEST_ID: usize = 256;
 /// How the ids begin that this adapter makes, since most models send none. The API never sees them.

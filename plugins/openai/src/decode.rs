@@ -8,7 +8,7 @@ mod said;
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::json::Piece;
-use lucid_plugin::llm::refusal::{Report, no_json};
+use lucid_plugin::llm::refusal::{Begun, Report};
 use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, Sse, text_at, whole_json};
 use lucid_plugin::types::{Error, Message, Role, StopReason, Usage};
 use serde_json::Value;
@@ -26,8 +26,7 @@ pub struct ChunkDecoder {
     said: Said,
     members: Members,
     calls: Calls,
-    /// Something came, whatever it was.
-    begun: bool,
+    begun: Begun,
     stop: Option<StopReason>,
     refused: bool,
     done: bool,
@@ -42,7 +41,7 @@ impl Decoder for ChunkDecoder {
             said: Said::default(),
             members: Members::default(),
             calls: Calls::default(),
-            begun: false,
+            begun: Begun::default(),
             stop: None,
             refused: false,
             done: false,
@@ -76,8 +75,7 @@ impl Decoder for ChunkDecoder {
             Some(stop) => stop,
             None if self.done && self.refused => StopReason::Refusal,
             None if self.done => StopReason::EndTurn,
-            None if !self.begun => return Err(no_json("")),
-            None => return Err(Error::upstream("The answer broke off before its end.")),
+            None => return Err(self.begun.broke_off()),
         };
         // Some servers say `stop` where they mean that they wait for tools.
         let stop = match stop {
@@ -119,9 +117,15 @@ impl ChunkDecoder {
     /// A response in one piece; some servers answer with a stream to whoever asked for none.
     fn whole(&mut self, body: &[u8]) -> Result<(), Error> {
         let text = String::from_utf8_lossy(body);
-        let data = |line: &str| line.strip_prefix("data:").map(str::to_owned);
-        if text.trim_start().starts_with("data:") {
-            for data in text.lines().filter_map(data) {
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let is_object = |line: &str| line.starts_with('{') && line.ends_with('}');
+        let data = |line: &str| match is_object(line) {
+            true => Some(line.to_owned()),
+            false => line.strip_prefix("data:").map(str::to_owned),
+        };
+        let is_streamed = text.trim_start().starts_with("data:");
+        if is_streamed || lines.clone().count() > 1 && lines.all(is_object) {
+            for data in text.lines().map(str::trim).filter_map(data) {
                 let (event, id) = (None, None);
                 self.event(&Sse { event, data, id }, &mut Vec::new())?;
             }
@@ -137,10 +141,10 @@ impl ChunkDecoder {
     /// A chunk of a stream, or a whole response: they differ in `delta` and `message` alone.
     fn chunk(&mut self, piece: &Piece, deltas: &mut Vec<Delta>) -> Result<(), Error> {
         let chunk = &piece.value;
-        self.begun = true;
         if let Some(report) = Report::within(chunk, &MEMBERS) {
             return Err(classify::midway(&report));
         }
+        self.begun.take(chunk, &MEMBERS);
         if let Some(id) = text_at(chunk, "id") {
             self.calls.name_response(id);
         }

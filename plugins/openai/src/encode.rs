@@ -5,6 +5,7 @@
 //! that is not.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::llm::files::{Files, Shown, encoded};
 use lucid_plugin::llm::schema::{self, Tool};
 use lucid_plugin::llm::{
@@ -14,7 +15,7 @@ use lucid_plugin::types::{BlobRef, Content, Error, ToolCall, ToolResult};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::kept::{CallExtra, LONGEST_ID, Members, Place, is_kept};
+use crate::kept::{LONGEST_ID, Members, Place, is_kept};
 use crate::models::{Effort, Ways, ways};
 use crate::roles::Roles;
 
@@ -74,7 +75,6 @@ fn rules(settings: &Settings) -> Rules {
         },
         in_ids: |c| c.is_ascii_graphic(),
         longest_id: LONGEST_ID,
-        own_id: |custom| CallExtra::of(custom).is_some_and(|extra| extra.own_id),
     }
 }
 
@@ -234,8 +234,6 @@ const REASONING: &str = "reasoning_content";
 #[derive(Default)]
 struct Draft {
     text: String,
-    /// The text ends in reasoning between tags, and goes on as it did.
-    goes_on: bool,
     /// The content in parts, where reasoning was one of them.
     parts: Vec<Value>,
     in_parts: bool,
@@ -277,20 +275,13 @@ fn model(pieces: &[Content], reasoning: Reasoning) -> Value {
 
 impl Draft {
     fn say(&mut self, text: &str) {
-        match std::mem::take(&mut self.goes_on) {
-            true => self.text.push_str(text),
-            false => paragraph(&mut self.text, text),
-        }
+        paragraph(&mut self.text, text);
         self.parts.push(json!({ "type": "text", "text": text }));
     }
 
     fn think(&mut self, place: Place, text: &str) {
         match place {
             Place::Member(name) => self.reasoning.push((name, text.to_owned())),
-            Place::Tags(open, close) => {
-                self.text.push_str(&format!("{open}{text}{close}"));
-                self.goes_on = true;
-            }
             Place::Parts => {
                 self.in_parts = true;
                 let thought = json!([{ "type": "text", "text": text }]);
@@ -328,8 +319,8 @@ impl Draft {
 
 fn sent(piece: &ToolCall, extra: Option<CallExtra>) -> Value {
     let mut sent = call(piece);
-    for (name, value) in extra.into_iter().flat_map(|extra| extra.members) {
-        sent[name] = value;
+    if let Some(extra) = extra {
+        extra.put(&mut sent);
     }
     sent
 }

@@ -1,11 +1,13 @@
 //! What a server wants back, as it is kept in a conversation.
 //!
 //! Servers have members of their own in an answer, and refuse the next request, or forget what they thought,
-//! where those do not come back. Each is kept as a piece of the vendor's own beside what it belongs to.
+//! where those do not come back. Each is kept as a piece of the vendor's own beside what it belongs to, as is
+//! what a call has (`lucid_plugin::llm::extra`).
 //!
 //! Always holds: what is kept is not read, and goes back as it came, in the member in which it came. The
 //! host takes such pieces out of a conversation that goes to another server or model.
 
+use lucid_plugin::llm::extra::{custom, kept, take_members};
 use lucid_plugin::llm::json;
 use lucid_plugin::types::{Content, Custom};
 use serde::{Deserialize, Serialize};
@@ -15,13 +17,9 @@ use serde_json::{Map, Value};
 const MESSAGE: &str = "openai.message";
 /// Behind reasoning: where in the message it stood.
 const THINKING: &str = "openai.thinking";
-/// Before a call: what it has beside name and arguments.
-const CALL: &str = "openai.call";
 
 /// Members of a message whose value is a list of parts, which a stream sends in pieces.
 const LISTS: [&str; 2] = ["reasoning_details", "thinking_blocks"];
-/// Members whose value is kept as it is, of a message and of a call.
-const OTHERS: [&str; 2] = ["extra_content", "provider_specific_fields"];
 /// Of a part, what grows.
 const GROWING: [&str; 5] = ["text", "summary", "data", "thinking", "signature"];
 /// OpenAI's own limit, for ids that are not its own.
@@ -33,44 +31,17 @@ pub(crate) const LONGEST_ID: usize = 40;
 pub(crate) enum Place {
     /// In a member of this name.
     Member(String),
-    /// In the content, between these.
-    Tags(String, String),
     /// In the content, as a part of its own.
     Parts,
 }
 
 impl Place {
     pub(crate) fn piece(&self) -> Content {
-        other(THINKING, serde_json::to_string(self))
+        custom(THINKING, self)
     }
 
     pub(crate) fn of(custom: &Custom) -> Option<Self> {
-        (custom.kind == THINKING).then(|| serde_json::from_str(&custom.body).ok())?
-    }
-}
-
-/// What a call has beside name and arguments.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct CallExtra {
-    /// Its id is the server's, and no other client would have made one like it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) own_id: bool,
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub(crate) members: Map<String, Value>,
-}
-
-impl CallExtra {
-    /// Takes what one piece of a call has.
-    pub(crate) fn take(&mut self, call: &Value) {
-        take_others(call, &mut self.members);
-    }
-
-    pub(crate) fn piece(&self) -> Option<Content> {
-        (*self != Self::default()).then(|| other(CALL, serde_json::to_string(self)))
-    }
-
-    pub(crate) fn of(custom: &Custom) -> Option<Self> {
-        (custom.kind == CALL).then(|| serde_json::from_str(&custom.body).ok())?
+        kept(THINKING, custom)
     }
 }
 
@@ -81,7 +52,7 @@ pub(crate) fn is_special(id: &str) -> bool {
 
 /// Whether a piece is one of these.
 pub(crate) fn is_kept(custom: &Custom) -> bool {
-    [MESSAGE, THINKING, CALL].contains(&custom.kind.as_str())
+    [MESSAGE, THINKING].contains(&custom.kind.as_str())
 }
 
 /// The members of one message, as they come.
@@ -107,7 +78,7 @@ impl Members {
                 }
             }
         }
-        take_others(delta, &mut self.all);
+        take_members(delta, &mut self.all);
     }
 
     /// Takes what a whole message has.
@@ -117,7 +88,7 @@ impl Members {
                 self.all.insert(name.into(), message[name].clone());
             }
         }
-        take_others(message, &mut self.all);
+        take_members(message, &mut self.all);
     }
 
     /// What is kept of them.
@@ -127,12 +98,12 @@ impl Members {
         }
         // Halves of characters met where pieces did.
         let members = json::mended(Value::Object(self.all), self.marked);
-        Some(other(MESSAGE, serde_json::to_string(&members)))
+        Some(custom(MESSAGE, &members))
     }
 
     /// What was kept.
     pub(crate) fn of(custom: &Custom) -> Option<Map<String, Value>> {
-        (custom.kind == MESSAGE).then(|| serde_json::from_str(&custom.body).ok())?
+        kept(MESSAGE, custom)
     }
 }
 
@@ -152,27 +123,6 @@ fn parts<'a>(said: &'a Value, name: &str) -> &'a [Value] {
     said.get(name)
         .and_then(Value::as_array)
         .map_or(&[], Vec::as_slice)
-}
-
-fn take_others(from: &Value, into: &mut Map<String, Value>) {
-    for name in OTHERS {
-        match from.get(name) {
-            None | Some(Value::Null) => {}
-            Some(value) => deepen(into.entry(name).or_insert(Value::Null), value),
-        }
-    }
-}
-
-/// What comes later is said beside what came before, and of the same thing it holds.
-fn deepen(before: &mut Value, later: &Value) {
-    match (before, later) {
-        (Value::Object(before), Value::Object(later)) => {
-            for (name, value) in later {
-                deepen(before.entry(name.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (before, later) => *before = later.clone(),
-    }
 }
 
 /// Goes on with the part that a piece belongs to, or begins one.
@@ -212,13 +162,6 @@ fn add(all: &mut Vec<Value>, piece: &Value) {
             _ => drop(part.insert(name.clone(), value.clone())),
         }
     }
-}
-
-fn other(kind: &str, body: serde_json::Result<String>) -> Content {
-    Content::Other(Custom {
-        kind: kind.into(),
-        body: body.unwrap_or_else(|_| "{}".into()),
-    })
 }
 
 #[cfg(test)]

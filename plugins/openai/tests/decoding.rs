@@ -376,6 +376,41 @@ fn a_body_that_is_not_whole_json_is_an_error() {
 }
 
 #[test]
+fn calls_of_one_id_in_several_places_are_several() {
+    let call = |index: u64, command: &str| {
+        let arguments = json!({ "command": command }).to_string();
+        json!({"tool_calls": [{"index": index, "id": "call_x", "type": "function",
+            "function": {"name": "terminal", "arguments": arguments}}]})
+    };
+    let (completion, _) = decode(stream(&[call(0, "a"), call(1, "b")], "tool_calls")).unwrap();
+    assert_eq!(
+        brief(&completion),
+        [
+            pair("terminal", r#"{"command":"a"}"#),
+            pair("terminal", r#"{"command":"b"}"#),
+        ]
+    );
+    let ids: Vec<_> = calls(&completion).into_iter().map(|call| call.id).collect();
+    assert!(ids[0] == "call_x" && ids[1] != "call_x", "{ids:?}");
+}
+
+#[test]
+fn lines_of_json_in_place_of_events_are_read_as_they_are() {
+    let line = |delta: Value, reason: Value| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+        json!({ "choices": [choice] }).to_string()
+    };
+    let body = format!(
+        "{}\n{}\n\n{}\n",
+        line(json!({"content": "Hel"}), Value::Null),
+        line(json!({"content": "lo"}), Value::Null),
+        line(json!({}), "stop".into()),
+    );
+    let (completion, _) = decode(vec![Frame::Body(body.into_bytes())]).unwrap();
+    assert_eq!(completion.message.joined_text(), "Hello");
+}
+
+#[test]
 fn an_error_in_the_middle_ends_the_response() {
     let cases = [
         (

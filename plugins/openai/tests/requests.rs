@@ -347,7 +347,7 @@ fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
             thought("Hm"),
             place.clone(),
             other(
-                "openai.call",
+                "server.call",
                 &json!({"own_id": true, "members": {"extra_content": extra}}),
             ),
             call(&long, "{}"),
@@ -357,10 +357,7 @@ fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
         Message::tool(ToolResult::ok("b", "fine")),
         answer(vec![
             thought("Yes?"),
-            other(
-                "openai.thinking",
-                &json!({"tags": ["<think>", "</think>\n\n"]}),
-            ),
+            other("server.tags", &json!(["<think>", "</think>\n\n"])),
             Content::Text("Yes.".into()),
         ]),
         Message::user("So?"),

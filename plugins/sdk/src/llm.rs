@@ -5,11 +5,13 @@
 //! `finish` or behind an error is answered with an error, so a decoder needs no such care itself.
 
 pub mod conversation;
+pub mod extra;
 pub mod files;
 pub mod json;
 mod params;
 pub mod refusal;
 pub mod schema;
+pub mod spoken;
 pub mod thoughts;
 
 use std::cell::RefCell;

@@ -10,7 +10,7 @@ use super::frames::named;
 use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
 use crate::secret::Secret;
 use crate::session::Features;
-use crate::surrogates;
+use crate::unicode::paired_text;
 
 /// The first message.
 #[derive(Debug, Default, Deserialize)]
@@ -58,7 +58,7 @@ pub(super) enum First {
 
 /// Reads the first message.
 pub(super) fn first(text: &str) -> First {
-    let value: Value = match serde_json::from_str(&surrogates::replace(text)) {
+    let value: Value = match serde_json::from_str(&paired_text(text)) {
         Ok(value @ Value::Object(_)) => value,
         Ok(_) => return First::Wrong("The first message must be a JSON object.".to_owned()),
         Err(_) => return First::Wrong("The first message is not JSON.".to_owned()),
@@ -94,7 +94,7 @@ pub(super) enum Later {
 
 /// Reads a later message.
 pub(super) fn later(text: &str) -> Later {
-    let Ok(Value::Object(mut message)) = serde_json::from_str(&surrogates::replace(text)) else {
+    let Ok(Value::Object(mut message)) = serde_json::from_str(&paired_text(text)) else {
         return Later::Wrong;
     };
     let content = match message.remove("content") {

@@ -18,9 +18,8 @@ use crate::plugins::tools_types::{Command, Output, Program};
 use crate::plugins::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use crate::sandbox::{ExecRequest, SandboxError};
 use crate::session::{DeltaKind, EventDraft, Place, Showing};
-use crate::surrogates;
 use crate::tools::middle_left_out;
-use crate::unicode::Pieces;
+use crate::unicode::{Pieces, readable_json};
 
 /// How many of the first and of the last bytes of a command's output it is handed.
 const KEPT_OUTPUT: usize = 64 << 10;
@@ -138,7 +137,7 @@ fn readable(answer: HttpResponse) -> HttpResponse {
     if !is_json {
         return answer;
     }
-    let body = surrogates::replace_in_bytes(&answer.body).into_owned();
+    let body = readable_json(&answer.body).into_owned();
     HttpResponse { body, ..answer }
 }
 

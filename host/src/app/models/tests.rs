@@ -408,6 +408,9 @@ async fn a_server_on_this_machine_or_one_that_the_manifest_says_so_of_needs_no_k
         component = "builtin:openai"
         base_url = "https://example.org/other"
         key = false
+        [providers.spare]
+        component = "builtin:openai"
+        base_url = "https://models.spare.example/v1"
     "#;
     let settings = [("OPEN_API_KEY", "not-this")];
     let (all, warnings) = deployed(&settings, manifest).await.unwrap();
@@ -426,6 +429,10 @@ async fn a_server_on_this_machine_or_one_that_the_manifest_says_so_of_needs_no_k
     );
     assert!(
         standings[1].contains("AWAY_API_KEY is not set"),
+        "{standings:?}"
+    );
+    assert!(
+        standings[3].ends_with("without a key: SPARE_API_KEY is not set"),
         "{standings:?}"
     );
 }

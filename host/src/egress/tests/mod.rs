@@ -396,6 +396,16 @@ async fn a_provider_that_does_not_begin_or_is_not_there_is_named() {
     assert!(matches!(&error, EgressError::Connect { host, .. } if host == "127.0.0.1"));
 }
 
+#[tokio::test]
+async fn a_server_without_tls_is_told_to_be_one() {
+    let (plain, _) = server(|_| "ok".into_response()).await;
+    let mut url = plain.base_url().clone();
+    url.set_scheme("https").unwrap();
+    let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
+    let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
+    assert!(error.to_string().contains("http://"), "{error}");
+}
+
 #[test]
 fn a_base_url_is_http_with_a_host_and_nothing_secret() {
     for wrong in [

@@ -1,4 +1,4 @@
-//! Owns where a text is code: between fences, and between backticks.
+//! Owns where a text is code: between fences, between backticks, and where a paragraph is indented.
 
 use std::ops::Range;
 
@@ -8,6 +8,8 @@ pub(super) fn ranges(text: &str) -> Vec<Range<usize>> {
     let mut all = Vec::new();
     let mut fence: Option<(usize, &str)> = None;
     let mut at = 0;
+    // What is indented goes on with a paragraph, if one is open.
+    let mut may_be_indented = false;
     for line in text.split_inclusive('\n') {
         let trimmed = line.trim_start();
         let mark = ["```", "~~~"]
@@ -22,11 +24,24 @@ pub(super) fn ranges(text: &str) -> Vec<Range<usize>> {
                 fence = None;
             }
             (Some(_), _) => {}
+            (None, None) if is_indented(line) && may_be_indented => all.push(at..at + line.len()),
             (None, None) => spans(line, at, &mut all),
         }
+        may_be_indented = trimmed.is_empty() || may_be_indented && is_indented(line);
         at += line.len();
     }
     all
+}
+
+fn is_indented(line: &str) -> bool {
+    line.starts_with("    ") || line.starts_with('\t')
+}
+
+/// Whether a fence was begun and not ended.
+pub(super) fn is_open(text: &str) -> bool {
+    let closed = ranges(text).last().map_or(0, |range| range.end);
+    let mut lines = text[closed..].lines().map(str::trim_start);
+    lines.any(|line| line.starts_with("```") || line.starts_with("~~~"))
 }
 
 /// Code within a line.

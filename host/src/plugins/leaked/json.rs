@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::{Arguments, Found, Written};
+use super::super::repair;
+use super::{Arguments, Found, Written, markup};
 
 const NAMES: [&str; 5] = ["name", "tool", "tool_name", "function", "recipient_name"];
 const ARGUMENTS: [&str; 6] = [
@@ -28,24 +29,6 @@ const LABELS: [&str; 8] = [
     "function_call",
     "tool_use",
 ];
-/// Words before a fence with which it only shows something.
-const SHOWS: [&str; 14] = [
-    "example",
-    "e.g.",
-    "for instance",
-    "such as",
-    "looks like",
-    "look like",
-    "would be",
-    "format",
-    "schema",
-    "documentation",
-    "response",
-    "returns",
-    "output",
-    "sample",
-];
-
 /// The calls that a JSON value is.
 pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
     match value {
@@ -86,39 +69,89 @@ pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
 
 /// Looks for such a call at an answer's end. `code` are its parts that are code.
 pub(super) fn at_end(text: &str, code: &[Range<usize>]) -> Found {
-    let whole = text.trim();
-    if whole.starts_with(['{', '['])
-        && let Some(written) = parsed(whole)
-    {
+    if let Some(written) = parsed(text) {
         return Found::Calls(0, written);
     }
     let end = text.trim_end().len();
-    let Some(fence) = code
+    let fence = code
         .iter()
-        .find(|range| range.contains(&end.saturating_sub(1)))
-    else {
-        return Found::Nothing;
+        .find(|range| range.contains(&end.saturating_sub(1)));
+    match fence {
+        Some(fence) => in_fence(text, fence.start),
+        None if ends_in_calls(text, code) || is_pythons(text) => Found::Unclear,
+        None => Found::Nothing,
+    }
+}
+
+/// Whether the answer ends in calls behind other words: they may be meant, or shown.
+fn ends_in_calls(text: &str, code: &[Range<usize>]) -> bool {
+    let mut at = 0;
+    let starts = text.split_inclusive('\n').filter_map(|line| {
+        let start = at;
+        at += line.len();
+        line.trim_start().starts_with(['{', '[']).then_some(start)
+    });
+    let starts = starts.filter(|start| !code.iter().any(|range| range.contains(start)));
+    let mut starts = starts.take(markup::MOST);
+    starts.any(|start| parsed(&text[start..]).is_some())
+}
+
+/// Whether all of an answer is calls in Python's words: `[terminal(command="ls")]`.
+fn is_pythons(text: &str) -> bool {
+    let text = text.trim();
+    let Some(inner) = text.strip_prefix('[') else {
+        return false;
     };
-    let inner = text[fence.clone()].trim();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let rest = inner.trim_start_matches(is_name);
+    rest.len() < inner.len() && rest.starts_with('(') && text.ends_with(")]")
+}
+
+/// A call in the fence that ends the answer.
+fn in_fence(text: &str, start: usize) -> Found {
+    let inner = text[start..].trim();
     let Some((label, rest)) = inner.trim_start_matches(['`', '~']).split_once('\n') else {
         return Found::Nothing;
     };
+    if !inner.starts_with(['`', '~']) {
+        return Found::Nothing;
+    }
     let label = label.trim().to_ascii_lowercase();
+    let is_tool = label.contains("tool") || label.contains("function");
+    let is_all = text[..start].trim().is_empty();
     let value = rest.trim_end_matches(['`', '~']).trim();
-    if !inner.starts_with(['`', '~']) || !LABELS.contains(&label.as_str()) {
-        return Found::Nothing;
+    match parsed(value).filter(|_| LABELS.contains(&label.as_str())) {
+        Some(written) if is_tool || is_all => Found::Calls(start, written),
+        // Behind other words it may be meant to be shown: nobody knows.
+        Some(_) => Found::Unclear,
+        None if is_tool => Found::Unclear,
+        None if is_all && markup::read(value).is_some_and(|calls| !calls.is_empty()) => {
+            Found::Unclear
+        }
+        None => Found::Nothing,
     }
-    let Some(written) = parsed(value) else {
-        return Found::Nothing;
-    };
-    let before = text[..fence.start].to_lowercase();
-    if !label.contains("tool") && SHOWS.iter().any(|word| before.contains(word)) {
-        // It may be meant to be shown: nobody knows.
-        return Found::Unclear;
-    }
-    Found::Calls(fence.start, written)
 }
 
+/// The calls that a text consists of: one JSON value, or several behind each other.
 fn parsed(text: &str) -> Option<Vec<Written>> {
-    calls(&serde_json::from_str(text).ok()?)
+    let mut rest = text.trim();
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        let (value, behind) = first(rest).filter(|_| rest.starts_with(['{', '[']))?;
+        all.extend(calls(&value)?);
+        rest = behind
+            .trim_start()
+            .trim_start_matches([';', ','])
+            .trim_start();
+    }
+    (!all.is_empty()).then_some(all)
+}
+
+/// The value at a text's beginning, and what is behind it.
+pub(super) fn first(text: &str) -> Option<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    match values.next()? {
+        Ok(value) => Some((value, &text[values.byte_offset()..])),
+        Err(_) => repair::first_value(text),
+    }
 }

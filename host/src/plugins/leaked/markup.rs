@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Arguments, Written, json};
 
 /// What begins calls.
-pub(super) const OPENERS: [&str; 24] = [
+pub(super) const OPENERS: [&str; 29] = [
     "<tool_call>",
     "<tool_calls>",
     "<toolcall>",
@@ -22,7 +22,12 @@ pub(super) const OPENERS: [&str; 24] = [
     "<|tool_calls_section_begin|>",
     "<|tool_call_begin|>",
     "<|python_tag|>",
+    "<|tool_calls_begin|>",
     "<｜tool▁calls▁begin｜>",
+    "<｜tool▁call▁begin｜>",
+    "<TOOLCALL>",
+    "functools[",
+    "<start_function_call>",
     "<｜DSML｜function_calls>",
     "[TOOL_CALLS]",
     "[TOOL_REQUEST]",
@@ -32,7 +37,8 @@ pub(super) const OPENERS: [&str; 24] = [
     "<antml:function_calls>",
 ];
 /// What begins one call, within those.
-const INNER: [&str; 6] = [
+const INNER: [&str; 7] = [
+    "<|tool_call_begin|>function<|tool_sep|>",
     "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
     "<｜tool▁call▁begin｜>",
     "<|tool_call_begin|>",
@@ -41,7 +47,7 @@ const INNER: [&str; 6] = [
     "<tool_use>",
 ];
 /// What ends them, and what a server should have taken away.
-const CLOSERS: [&str; 31] = [
+const CLOSERS: [&str; 34] = [
     "</tool_call>",
     "</tool_calls>",
     "</toolcall>",
@@ -60,6 +66,9 @@ const CLOSERS: [&str; 31] = [
     "<|/tool_call|>",
     "<|tool_call_end|>",
     "<|tool_calls_section_end|>",
+    "<|tool_calls_end|>",
+    "</TOOLCALL>",
+    "<end_function_call>",
     "<｜tool▁call▁end｜>",
     "<｜tool▁calls▁end｜>",
     "<｜end▁of▁sentence｜>",
@@ -83,7 +92,7 @@ const MADE_UP: [&str; 4] = [
 ];
 
 /// So many places are looked at.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// Where calls may begin.
 pub(super) fn openings(text: &str) -> Vec<usize> {
@@ -100,9 +109,28 @@ pub(super) fn openings(text: &str) -> Vec<usize> {
 
 /// Whether markup that cannot be read begins a line and is the last thing that the answer says.
 pub(super) fn is_open_to_its_end(text: &str, at: usize) -> bool {
-    let line = text[..at].rsplit('\n').next().unwrap_or_default();
     let end = text.trim_end();
-    line.trim().is_empty() && (end.ends_with(['>', '}', ']', ')']) || end.ends_with("```"))
+    let is_closed = end.ends_with(['>', '}', ']', ')']) || end.ends_with("```");
+    begins_line(text, at) && (is_closed || has_begun(&text[at..]))
+}
+
+/// Whether there is more of a call than its first mark: the answer was cut off within it.
+fn has_begun(text: &str) -> bool {
+    let inside = OPENERS.iter().find_map(|opener| text.strip_prefix(opener));
+    let inside = inside.unwrap_or_default().trim_start();
+    inside.starts_with(['{', '[', '<']) || inside.contains("<parameter")
+}
+
+/// Whether a call that begins here is written to be one. Behind other words of its line it may be quoted,
+/// unless it goes on from their end without a blank: some models write no line break.
+pub(super) fn stands_alone(text: &str, at: usize) -> bool {
+    let ends = |c: char| c.is_alphanumeric() || ".!?…:>*".contains(c);
+    begins_line(text, at) || text[..at].ends_with(ends)
+}
+
+fn begins_line(text: &str, at: usize) -> bool {
+    let line = text[..at].rsplit('\n').next().unwrap_or_default();
+    line.trim().is_empty()
 }
 
 /// The calls that a text consists of; none where it is anything else, or goes on with something else.
@@ -146,7 +174,7 @@ impl<'a> Reader<'a> {
 
     /// One that holds calls and names none.
     fn eat_wrapper(&mut self) -> bool {
-        let named = |opener: &&&str| !opener.ends_with(['=', '.']);
+        let named = |opener: &&&str| !opener.ends_with(['=', '.', '[']);
         OPENERS.iter().filter(named).any(|opener| self.eat(opener))
     }
 
@@ -158,6 +186,9 @@ impl<'a> Reader<'a> {
     }
 
     fn calls(&mut self) -> Option<Vec<Written>> {
+        if self.rest.starts_with("functools[") {
+            self.eat("functools");
+        }
         if self.rest.starts_with(['{', '[']) {
             return json::calls(&self.value()?);
         }
@@ -184,11 +215,10 @@ impl<'a> Reader<'a> {
         Some(vec![one])
     }
 
-    /// A JSON value at the beginning.
+    /// A JSON value at the beginning, also one that is slightly wrong.
     fn value(&mut self) -> Option<Value> {
-        let mut values = serde_json::Deserializer::from_str(self.rest).into_iter::<Value>();
-        let value = values.next()?.ok()?;
-        self.rest = &self.rest[values.byte_offset()..];
+        let (value, rest) = json::first(self.rest)?;
+        self.rest = rest;
         Some(value)
     }
 
@@ -267,7 +297,12 @@ impl<'a> Reader<'a> {
             let end = self.rest.find('[')?;
             self.rest = &self.rest[end..];
         }
-        let marks = ["[ARGS]", "<|tool_call_argument_begin|>", "<｜tool▁sep｜>"];
+        let marks = [
+            "[ARGS]",
+            "<|tool_call_argument_begin|>",
+            "<｜tool▁sep｜>",
+            "<|tool_sep|>",
+        ];
         self.eat_any(&marks);
         self.skip();
         let arguments = if self.rest.starts_with("<arg_key>") {

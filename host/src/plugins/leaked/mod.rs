@@ -4,9 +4,9 @@
 //! carries it out, and an answer without calls ends a task. What is unambiguous becomes the call that it was
 //! meant to be. What is not is told to the policy as an answer that waits for tools and has none.
 //!
-//! What always holds: a call is made only of markup that stands outside of code and goes on to the answer's
-//! end, only for a tool that was offered, and only where the answer has no call of its own; every other
-//! text stays as it is.
+//! What always holds: a call is made only of markup that stands outside of code, is not quoted behind other
+//! words of its line and goes on to the answer's end, only for a tool that was offered, and only where the
+//! answer has no call of its own; every other text stays as it is.
 
 mod code;
 mod harmony;
@@ -121,14 +121,29 @@ fn find(text: &str) -> Found {
             continue;
         }
         match markup::read(&text[at..]) {
-            Some(calls) if !calls.is_empty() => return Found::Calls(at, calls),
+            Some(calls) if !calls.is_empty() => {
+                let is_meant = markup::stands_alone(text, at) && !code::is_open(&text[..at]);
+                return match is_meant {
+                    true => Found::Calls(at, calls),
+                    false => Found::Unclear,
+                };
+            }
             _ => unclear |= markup::is_open_to_its_end(text, at),
         }
     }
     match json::at_end(text, &code) {
-        Found::Nothing if unclear => Found::Unclear,
+        Found::Nothing if unclear || is_action(text) => Found::Unclear,
         found => found,
     }
+}
+
+/// Whether an answer ends in a step of a format that older agents had: `Action:`, and `Action Input:`.
+fn is_action(text: &str) -> bool {
+    let lines = || text.lines().map(str::trim_start);
+    let named = lines().any(|line| line.starts_with("Action:"));
+    named
+        && lines().any(|line| line.starts_with("Action Input:"))
+        && !text.contains("Final Answer:")
 }
 
 /// The call, if there is such a tool.

@@ -87,6 +87,11 @@ fn a_call_in_any_markup_becomes_one() {
         "<|channel|>commentary to=functions.terminal <|constrain|>json{\"command\": \"ls\"}",
         "assistantcommentary to=functions.terminal json{\"command\": \"ls\"}",
         "<|start|>assistant to=functions.terminal<|channel|>commentary json<|message|>{\"command\": \"ls\"}",
+        "<｜tool▁call▁begin｜>terminal<｜tool▁sep｜>{\"command\": \"ls\"}<｜tool▁call▁end｜>",
+        "<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>terminal\n```json\n{\"command\": \"ls\"}\n```<|tool_call_end|><|tool_calls_end|>",
+        "<TOOLCALL>[{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}]</TOOLCALL>",
+        "functools[{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}]",
+        "<tool_call>\n{'name': 'terminal', 'arguments': {'command': 'ls'}}\n</tool_call>",
         "<tool_call>{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}</tool_call>\n<tool_response>\na.py\n</tool_response>\nI see a.py.",
     ] {
         let (said, calls, waits) = read(text);
@@ -118,12 +123,42 @@ fn several_calls_stay_several_and_values_are_what_the_schema_says() {
 }
 
 #[test]
+fn calls_behind_each_other_and_behind_words_without_a_line_break_are_calls() {
+    let one = "{\"name\": \"terminal\", \"parameters\": {\"command\": \"ls\"}}";
+    for text in [format!("{one}; {one}"), format!("{one}\n{one}\n")] {
+        let (said, calls, waits) = read(&text);
+        assert_eq!((said.as_str(), calls.len(), waits), ("", 2, true), "{text}");
+    }
+    for opener in ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>"] {
+        let (said, calls, _) = read(&format!("I look.{opener}{one}"));
+        assert_eq!((said.as_str(), calls.len()), ("I look.", 1), "{opener}");
+    }
+    let (_, calls, _) = read(
+        "<tool_call>{\"name\": \"terminal\", \"arguments\": {\"command\": \"a\nb\"}}</tool_call>",
+    );
+    assert_eq!(calls[0].1["command"], "a\nb", "a raw line break is one");
+}
+
+#[test]
 fn what_cannot_be_told_waits_for_tools_and_keeps_its_text() {
     for text in [
         "<tool_call>\n{\"name\": \"nobody\", \"arguments\": {}}\n</tool_call>",
         "<tool_call>\n{\"name\": \"terminal\", \"arguments\": {\"command\": \n</tool_call>",
         "<function=terminal>\n<parameter=command>\nls\n</function>",
         "For example:\n```json\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"rm -r /\"}}\n```",
+        "tools.json now holds:\n```json\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"rm -r /\"}}\n```",
+        "I run it.\n{\"name\": \"terminal\", \"parameters\": {\"command\": \"ls\"}}",
+        "The server prints <tool_call>{\"name\": \"terminal\", \"arguments\": {}}</tool_call>",
+        "The server prints <tool_call>\n<function=terminal>\n</function>\n</tool_call>",
+        "```xml\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>",
+        "```xml\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>\n```",
+        "```tool_code\nterminal(command=\"ls\")\n```",
+        "[terminal(command=\"ls\")]",
+        "<|python_tag|>terminal.call(command=\"ls\")",
+        "<start_function_call>call:terminal{command:<escape>ls<escape>}<end_function_call>",
+        "<tool_call>\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls ",
+        "<function=terminal>\n<parameter=command>\nls",
+        "Thought: I look.\nAction: terminal\nAction Input: {\"command\": \"ls\"}",
     ] {
         assert_eq!(read(text), (text.to_owned(), Vec::new(), true), "{text}");
     }
@@ -137,6 +172,10 @@ fn a_text_that_speaks_of_such_markup_stays_an_answer() {
         "It looks so:\n\n```xml\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>\n```",
         "It looks so:\n\n```xml\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>\n```\nThat is all.",
         "<tool_call> is what it begins with, and then a name comes.",
+        "It is written so:\n\n    <tool_call>\n    {\"name\": \"terminal\", \"arguments\": {}}\n    </tool_call>",
+        "> <tool_call>\n> {\"name\": \"terminal\", \"arguments\": {}}\n> </tool_call>",
+        "[the manual](https://example.org/manual)",
+        "Call it with {\"name\": \"terminal\", \"parameters\": {\"command\": \"ls\"}}",
         "```json\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}\n```\nshows the files.",
         "```json\n{\"name\": \"lucid\", \"version\": \"1\"}\n```",
         "{\"name\": \"lucid\", \"arguments\": 1}",

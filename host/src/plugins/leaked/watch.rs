@@ -56,7 +56,7 @@ impl Watch {
 /// Where something begins that is an opener, or may become one.
 fn may_open(text: &str) -> Option<usize> {
     let all = || OPENERS.iter().chain(&FORMATS);
-    let mut places = text.char_indices().filter(|(_, c)| matches!(c, '<' | '['));
+    let mut places = text.char_indices();
     let found = places.find(|(at, _)| {
         let rest = &text[*at..];
         all().any(|opener| rest.starts_with(opener) || opener.starts_with(rest))
@@ -69,8 +69,5 @@ fn is_in_code(before: &str) -> bool {
     let closed = code::ranges(before).last().map_or(0, |range| range.end);
     let open = &before[closed..];
     let line = open.rsplit('\n').next().unwrap_or_default();
-    let fenced = open
-        .lines()
-        .any(|line| line.trim_start().starts_with("```") || line.trim_start().starts_with("~~~"));
-    fenced || line.contains('`')
+    code::is_open(before) || line.contains('`')
 }

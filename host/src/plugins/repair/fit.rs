@@ -35,6 +35,7 @@ fn unwrapped(given: Map<String, Value>, tool: &str, schema: &Value) -> Map<Strin
     let known = given.keys().any(|key| properties.contains_key(key));
     let wrapper = WRAPPERS
         .iter()
+        .chain([&tool])
         .find(|wrapper| given.contains_key(**wrapper));
     let Some(wrapper) = wrapper.filter(|_| members == 1 && !known) else {
         return given;

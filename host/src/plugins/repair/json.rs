@@ -1,5 +1,5 @@
-//! JSON as models write it: line breaks within strings, commas too many, Python's words, a fence around
-//! it, or all of it in a string.
+//! JSON as models write it: line breaks within strings, commas too many, comments, Python's words, names
+//! without quotes, a fence around it, or all of it in a string.
 //!
 //! What always holds: nothing is read of a text that ends in the middle of a value, and of two values that
 //! say different things neither.
@@ -21,6 +21,13 @@ pub(super) fn value(text: &str) -> Option<Value> {
     let mut values = Reader::new(text).all()?;
     let only = values.pop()?;
     values.is_empty().then_some(only)
+}
+
+/// The value at a text's beginning, and what is behind it.
+pub(in super::super) fn first(text: &str) -> Option<(Value, &str)> {
+    let mut reader = Reader::new(text);
+    let value = reader.value(0)?;
+    Some((value, reader.rest))
 }
 
 /// What a text means, in so many strings within each other.
@@ -106,8 +113,22 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Passes over blanks, and over comments as JavaScript has them.
     fn space(&mut self) {
-        self.rest = self.rest.trim_start();
+        loop {
+            self.rest = self.rest.trim_start();
+            let behind = if let Some(comment) = self.rest.strip_prefix("//") {
+                comment.split_once('\n')
+            } else if let Some(comment) = self.rest.strip_prefix("/*") {
+                comment.split_once("*/")
+            } else {
+                None
+            };
+            match behind {
+                Some((_, rest)) => self.rest = rest,
+                None => return,
+            }
+        }
     }
 
     fn take(&mut self, c: char) -> bool {
@@ -133,8 +154,10 @@ impl<'a> Reader<'a> {
         let mut members = Map::new();
         while !self.take('}') {
             self.space();
-            let quote = self.rest.chars().next()?;
-            let name = matches!(quote, '"' | '\'').then(|| self.string(quote))??;
+            let name = match self.rest.chars().next()? {
+                quote @ ('"' | '\'') => self.string(quote)?,
+                _ => self.name()?,
+            };
             self.take(':').then_some(())?;
             members.insert(name, self.value(depth + 1)?);
             if !self.take(',') {
@@ -142,6 +165,15 @@ impl<'a> Reader<'a> {
             }
         }
         Some(Value::Object(members))
+    }
+
+    /// A member's name without quotes.
+    fn name(&mut self) -> Option<String> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let end = self.rest.find(|c| !is_name(c))?;
+        let (name, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        (!name.is_empty()).then(|| name.to_owned())
     }
 
     fn items(&mut self, depth: usize) -> Option<Value> {

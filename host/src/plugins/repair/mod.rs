@@ -10,6 +10,7 @@ mod json;
 #[cfg(test)]
 mod tests;
 
+pub(super) use json::first as first_value;
 use serde_json::Value;
 
 use super::bindings::types::{Content, Message, StopReason, ToolCall, ToolDefinition};

@@ -184,6 +184,10 @@ fn arguments_in_another_type_become_what_they_say() {
             json!({"path": "a"}),
         ),
         (
+            json!({"files__read_file": {"path": "a"}}),
+            json!({"path": "a"}),
+        ),
+        (
             json!({"arguments": "{\"path\": \"a\"}"}),
             json!({"path": "a"}),
         ),
@@ -228,6 +232,9 @@ fn text_that_is_almost_json_is_read_where_it_can_only_mean_one_thing() {
         "{'command': 'echo a\\n\\techo b'}",
         "{\"command\": \"echo a\\n\\techo b\"}}",
         "\u{feff}{\"command\": \"echo a\\n\\techo b\"}\n",
+        "{\"command\": \"echo a\\n\\techo b\" /* both */}",
+        "{\n  // both\n  \"command\": \"echo a\\n\\techo b\", // so\n}",
+        "{command: \"echo a\\n\\techo b\"}",
         "null{\"command\": \"echo a\\n\\techo b\"}",
     ] {
         becomes("terminal", text, &meant);
@@ -261,7 +268,8 @@ fn what_could_mean_two_things_or_is_not_whole_stays_as_it_is() {
         "3",
         r#""ls""#,
         r#"{"command": "a",, }"#,
-        r#"{command: "ls"}"#,
+        r#"{command line: "ls"}"#,
+        r#"{"command": // ls"#,
         r#"{"command": "a" "timeout": 3}"#,
         "I call {\"command\": \"ls\"}",
     ] {

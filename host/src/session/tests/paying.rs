@@ -78,7 +78,13 @@ async fn what_a_call_used_that_a_restart_took_is_counted_once() {
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
     let session = second.get(&id, &UserId::from("u")).unwrap();
-    let seen = names(&until(&mut session.subscribe(0), "completed").await);
+    let frames = until(&mut session.subscribe(0), "completed").await;
+    let said = format!("{frames:?}");
+    assert!(
+        said.contains("while the model answered") && !said.contains("not run again"),
+        "{said}"
+    );
+    let seen = names(&frames);
     let lost = seen.iter().filter(|name| *name == "AgentErrorObservation");
     assert_eq!(lost.count(), 1, "the policy hears of it all the same");
     assert_eq!(totals(&second, id).await, early());

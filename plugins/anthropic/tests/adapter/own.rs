@@ -386,3 +386,55 @@ fn a_character_that_was_cut_in_two_is_one_again() {
     assert_eq!(sent[0]["text"], "a😀b\u{FFFD}");
     assert_eq!(sent[1]["input"]["path"], "😀");
 }
+
+#[test]
+fn reasoning_between_tags_in_a_text_goes_back_as_it_was_written() {
+    let sent = there_and_back(
+        "local",
+        &[
+            (
+                r#"{"type":"text","text":"<thi"}"#,
+                &[
+                    r#"{"type":"text_delta","text":"nk>Hm</thi"}"#,
+                    r#"{"type":"text_delta","text":"nk>\n\nYes."}"#,
+                ],
+            ),
+            (
+                r#"{"type":"tool_use","id":"c","name":"view","input":{}}"#,
+                &[],
+            ),
+        ],
+    );
+    assert_eq!(
+        sent[0],
+        json!({"type": "text", "text": "<think>Hm</think>\n\nYes."})
+    );
+}
+
+#[test]
+fn what_stands_in_for_the_api_may_leave_out_what_can_be_told_without_it() {
+    let text = |body: &[u8]| {
+        let decoded = lucid_conformance::decode::<Anthropic>(lucid_conformance::cut(&[body]));
+        decoded.unwrap().0.message.joined_text()
+    };
+    // No beginning of a block, and no reason for the end.
+    let said = r#"data: {"type":"content_block_delta","delta":{"type":"text_delta","text":"Hel"}}
+
+data: {"type":"content_block_delta","delta":{"type":"text_delta","text":"lo"}}
+
+data: {"type":"message_stop"}
+
+"#;
+    assert_eq!(text(said.as_bytes()), "Hello");
+    let whole = json!({"type": "message", "content": "Hello", "stop_reason": "end_turn"});
+    assert_eq!(text(format!("data: {whole}\n\n").as_bytes()), "Hello");
+    let call = json!({"type": "message", "stop_reason": "tool_use", "content": [
+        {"type": "tool_use", "id": "c", "name": "view", "input": "{\"path\":\"a\"}"}]});
+    let body = format!("data: {call}\n\n");
+    let decoded =
+        lucid_conformance::decode::<Anthropic>(lucid_conformance::cut(&[body.as_bytes()]));
+    let [Content::ToolCall(call)] = &decoded.unwrap().0.message.content[..] else {
+        panic!("no call")
+    };
+    assert_eq!(call.arguments, r#"{"path":"a"}"#);
+}

@@ -45,7 +45,7 @@ fn a_request_names_the_model_in_its_path_and_asks_for_events() {
 
 #[test]
 fn a_recorded_answer_goes_back_part_by_part() {
-    for name in ["tools", "signed_text"] {
+    for name in ["tools", "signed_text", "think_tags"] {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recorded");
         let recorded = std::fs::read_to_string(format!("{folder}/{name}.sse")).unwrap();
         let (completion, _) = decode::<Google>(cut(&[recorded.as_bytes()])).unwrap();
@@ -57,6 +57,11 @@ fn a_recorded_answer_goes_back_part_by_part() {
         }
         let sent = body(request::<Google>(messages));
         let parts = &sent["contents"][1]["parts"];
+        if name == "think_tags" {
+            let text = "<think>\nIs a < b?\n</think>\n\nPut `<think>` there.";
+            assert_eq!(*parts, json!([{ "text": text }]));
+            continue;
+        }
         if name == "signed_text" {
             assert_eq!(
                 *parts,
@@ -318,4 +323,16 @@ fn a_character_that_was_cut_in_two_is_one_again() {
     for said in ["Hm 😀", "a😀b", "\u{FFFD}"] {
         assert!(text.contains(said), "{said}: {text}");
     }
+}
+
+#[test]
+fn arguments_that_a_gateway_gives_as_a_text_are_arguments() {
+    let body = r#"data: {"candidates":[{"content":{"parts":[{"functionCall":{"name":"view","args":"{\"path\":\"a\"}"}}]},"finishReason":"STOP"}]}
+
+"#;
+    let decoded = decode::<Google>(cut(&[body.as_bytes()])).unwrap().0;
+    let [Content::ToolCall(call)] = &decoded.message.content[..] else {
+        panic!("{decoded:?}")
+    };
+    assert_eq!(call.arguments, r#"{"path":"a"}"#);
 }

@@ -3,12 +3,13 @@
 //! Always holds: a call keeps the id it was first shown with; ids within a response differ; the
 //! same response gives the same ids, also where the server sends none.
 
+use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::llm::json::{self, Joiner};
 use lucid_plugin::llm::{Delta, ToolCallArguments, ToolCallStart, text_at};
 use lucid_plugin::types::{Content, ToolCall};
 use serde_json::Value;
 
-use crate::kept::{CallExtra, is_special};
+use crate::kept::is_special;
 
 /// The calls of one response.
 #[derive(Default)]
@@ -102,10 +103,14 @@ impl Calls {
 
     /// Which call a fragment goes on with; none where it begins one.
     fn goes_on_with(&self, place: usize, fragment: &Fragment<'_>) -> Option<usize> {
-        let named = self
-            .calls
-            .iter()
-            .rposition(|c| fragment.id.is_some() && c.given.as_deref() == fragment.id);
+        // Some servers give several calls one id, which their places tell apart.
+        let elsewhere = |c: &Call| match (c.index, fragment.index) {
+            (Some(one), Some(other)) => one != other && fragment.name.is_some(),
+            _ => false,
+        };
+        let named = self.calls.iter().rposition(|c| {
+            fragment.id.is_some() && c.given.as_deref() == fragment.id && !elsewhere(c)
+        });
         if let Some(at) = named {
             return Some(at);
         }

@@ -5,7 +5,7 @@
 
 use lucid_plugin::llm::Delta;
 use lucid_plugin::llm::json::Joiner;
-use lucid_plugin::llm::thoughts::{Piece, Thoughts};
+use lucid_plugin::llm::spoken::Spoken;
 use lucid_plugin::types::{Content, Thinking};
 
 use crate::kept::Place;
@@ -18,14 +18,7 @@ pub(super) struct Said {
     thinking_joiner: Joiner,
     place: Option<Place>,
     /// The content: answer, and reasoning between tags.
-    pieces: Vec<Spoken>,
-    text_joiner: Joiner,
-    thoughts: Thoughts,
-}
-
-enum Spoken {
-    Text(String),
-    Thought(String, Option<Place>),
+    spoken: Spoken,
 }
 
 impl Said {
@@ -53,77 +46,27 @@ impl Said {
 
     /// Takes content.
     pub(super) fn say(&mut self, text: &str, marked: bool, deltas: &mut Vec<Delta>) {
-        let text = self.text_joiner.push(text, marked);
-        let mut pieces = Vec::new();
-        self.thoughts.push(&text, &mut pieces);
-        self.take(pieces, deltas);
+        self.spoken.push(text, marked, deltas);
     }
 
     /// All of it is there.
     pub(super) fn end(&mut self, deltas: &mut Vec<Delta>) {
         let rest = self.thinking_joiner.rest();
         self.thought(rest, deltas);
-        let mut pieces = Vec::new();
-        self.thoughts.push(self.text_joiner.rest(), &mut pieces);
-        self.thoughts.finish(&mut pieces);
-        self.take(pieces, deltas);
-    }
-
-    fn take(&mut self, pieces: Vec<Piece>, deltas: &mut Vec<Delta>) {
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => {
-                    deltas.push(Delta::Text(text.clone()));
-                    match self.pieces.last_mut() {
-                        Some(Spoken::Text(before)) => before.push_str(&text),
-                        _ => self.pieces.push(Spoken::Text(text)),
-                    }
-                }
-                Piece::Thought(text) => {
-                    deltas.push(Delta::Thinking(text.clone()));
-                    match self.pieces.last_mut() {
-                        Some(Spoken::Thought(before, None)) => before.push_str(&text),
-                        _ => self.pieces.push(Spoken::Thought(text, None)),
-                    }
-                }
-                Piece::End(open, close) => {
-                    if let Some(Spoken::Thought(_, place)) = self.pieces.last_mut() {
-                        *place = Some(Place::Tags(open.into(), close));
-                    }
-                }
-                Piece::WasThought(_, close) => {
-                    for piece in &mut self.pieces {
-                        if let Spoken::Text(text) = piece {
-                            // It had no beginning, and goes back without one.
-                            let place = Place::Tags(String::new(), close.clone());
-                            *piece = Spoken::Thought(std::mem::take(text), Some(place));
-                        }
-                    }
-                }
-            }
-        }
+        self.spoken.end(deltas);
     }
 
     /// As pieces of the message.
     pub(super) fn into_content(self) -> Vec<Content> {
         let mut content = Vec::new();
         if !self.thinking.is_empty() {
-            thought(self.thinking, self.place, &mut content);
+            content.push(Content::Thinking(Thinking {
+                text: self.thinking,
+                signature: None,
+            }));
+            content.extend(self.place.map(|place| place.piece()));
         }
-        for piece in self.pieces {
-            match piece {
-                Spoken::Text(text) => content.push(Content::Text(text)),
-                Spoken::Thought(text, place) => thought(text, place, &mut content),
-            }
-        }
+        content.extend(self.spoken.into_content());
         content
     }
-}
-
-fn thought(text: String, place: Option<Place>, content: &mut Vec<Content>) {
-    content.push(Content::Thinking(Thinking {
-        text,
-        signature: None,
-    }));
-    content.extend(place.map(|place| place.piece()));
 }

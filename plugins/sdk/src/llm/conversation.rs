@@ -9,22 +9,23 @@
 //! call, an answer to none, a model's turn behind another. What cannot be sent is left out, what is
 //! missing is put in.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use crate::types::{BlobRef, Content, Custom, Message, Role, ToolCall, ToolResult};
+use super::extra::CallExtra;
+use super::spoken;
+use crate::types::{BlobRef, Content, Message, Role, ToolCall, ToolResult};
 
 /// What one provider takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// Whether a model's reasoning, or a vendor's own piece, is sent back. Text and calls always are.
+    /// Whether a model's reasoning, or a vendor's own piece, is sent back. Text and calls always are, and what
+    /// belongs to them.
     pub sent_back: fn(&Content) -> bool,
-    /// What a call's id may be made of.
+    /// What a call's id may be made of, if no [`CallExtra`] says that it is the server's own.
     pub in_ids: fn(char) -> bool,
     /// How long such an id may be.
     pub longest_id: usize,
-    /// Whether this piece, before a call, says that its id is the server's own: then it goes back whole,
-    /// whatever it is made of.
-    pub own_id: fn(&Custom) -> bool,
 }
 
 /// What is sent.
@@ -102,7 +103,11 @@ impl Draft {
     fn take(&mut self, message: &Message, rules: &Rules) {
         let mut said = Vec::new();
         let mut pieces = Vec::new();
-        for piece in &message.content {
+        let content = match message.role {
+            Role::Assistant => spoken::as_given(&message.content),
+            _ => Cow::Borrowed(message.content.as_slice()),
+        };
+        for piece in content.iter() {
             match (message.role, piece) {
                 (_, Content::ToolResult(result)) => self.answer(result),
                 (_, Content::Text(text)) if text.trim().is_empty() => {}
@@ -111,7 +116,7 @@ impl Draft {
                     pieces.push(piece.clone());
                 }
                 (Role::Assistant, Content::Thinking(_) | Content::Other(_))
-                    if (rules.sent_back)(piece) =>
+                    if is_of_call(piece) || (rules.sent_back)(piece) =>
                 {
                     pieces.push(piece.clone());
                 }
@@ -126,10 +131,11 @@ impl Draft {
         }
         self.user(said);
         // Reasoning that led to nothing is not taken back by itself.
-        if pieces
-            .iter()
-            .any(|piece| matches!(piece, Content::Text(_) | Content::ToolCall(_)))
-        {
+        let leads = |piece: &Content| match piece {
+            Content::Text(text) => !text.trim().is_empty(),
+            other => matches!(other, Content::ToolCall(_)),
+        };
+        if !pieces.is_empty() && message.content.iter().any(leads) {
             self.model(pieces);
         }
     }
@@ -207,7 +213,7 @@ impl Draft {
                     let mut own = false;
                     for piece in &mut pieces {
                         let Content::ToolCall(call) = piece else {
-                            own = matches!(piece, Content::Other(custom) if (rules.own_id)(custom));
+                            own = call_extra(piece).is_some_and(|extra| extra.own_id);
                             continue;
                         };
                         call.id = ids.next(&call.id, std::mem::take(&mut own));
@@ -251,6 +257,17 @@ fn result(answer: ToolResult, id: &str) -> ToolResult {
         text,
         ..answer
     }
+}
+
+fn call_extra(piece: &Content) -> Option<CallExtra> {
+    match piece {
+        Content::Other(custom) => CallExtra::of(custom),
+        _ => None,
+    }
+}
+
+fn is_of_call(piece: &Content) -> bool {
+    call_extra(piece).is_some()
 }
 
 fn calls(pieces: &[Content]) -> impl Iterator<Item = &ToolCall> {

@@ -18,7 +18,7 @@ pub fn kind_of_status(status: u16) -> ErrorKind {
         402 | 403 => ErrorKind::Forbidden,
         404 => ErrorKind::NotFound,
         413 => ErrorKind::ContextTooLong,
-        408 | 409 => ErrorKind::Upstream,
+        408 | 409 | 425 => ErrorKind::Upstream,
         429 => ErrorKind::RateLimited,
         503 | 529 => ErrorKind::Overloaded,
         400..=499 => ErrorKind::InvalidInput,
@@ -160,7 +160,7 @@ impl Report {
         if told || is_kind || named("object", "error") {
             return Some(Self::of(value));
         }
-        if members.iter().any(|name| object.contains_key(*name)) {
+        if is_answer(value, members) {
             return None;
         }
         let report = Self::of(value);
@@ -170,12 +170,75 @@ impl Report {
     /// The error that this is, `kind` where the words do not say more.
     pub fn error(&self, kind: Option<ErrorKind>) -> Error {
         let kind = kind.or(self.status.map(kind_of_status));
+        let kind = kind.or(lasts(&self.said).then_some(ErrorKind::InvalidInput));
         broken_off(
             kind.unwrap_or(ErrorKind::Upstream),
             self.code.clone(),
             &self.said,
         )
     }
+}
+
+/// Whether a piece has one of the members that an answer has, with something in it.
+pub fn is_answer(value: &Value, members: &[&str]) -> bool {
+    let value = value.get(0).unwrap_or(value);
+    let has = |name: &&str| value.get(*name).is_some_and(|member| !member.is_null());
+    members.iter().any(has)
+}
+
+/// Words for what passes by itself.
+const PASSES: [&str; 21] = [
+    "502",
+    "503",
+    "504",
+    "520",
+    "522",
+    "524",
+    "bad gateway",
+    "unavailable",
+    "time-out",
+    "timeout",
+    "timed out",
+    "temporar",
+    "try again",
+    "later",
+    "maintenance",
+    "overload",
+    "just a moment",
+    "upstream",
+    "connect",
+    "rate limit",
+    "too many requests",
+];
+/// Words for what asking again does not mend.
+const LASTS: [&str; 17] = [
+    "balance",
+    "billing",
+    "quota",
+    "not found",
+    "does not exist",
+    "doesn't exist",
+    "no such",
+    "unauthorized",
+    "unauthorised",
+    "log in",
+    "no access",
+    "denied",
+    "forbidden",
+    "not supported",
+    "field required",
+    "is required",
+    "invalid",
+];
+
+fn passes(said: &str) -> bool {
+    PASSES.iter().any(|word| said.contains(word))
+}
+
+/// Whether a sentence without a code says that the same request fails again.
+fn lasts(said: &str) -> bool {
+    let said = said.to_ascii_lowercase();
+    LASTS.iter().any(|words| said.contains(words)) && !passes(&said)
 }
 
 /// Whether a member `error` is one: some servers have it in each answer.
@@ -190,7 +253,7 @@ fn is_told(error: &Value) -> bool {
 }
 
 /// Where a server may put its sentence, the best place first.
-const SENTENCES: [&str; 9] = [
+const SENTENCES: [&str; 13] = [
     "message",
     "detail",
     "msg",
@@ -198,6 +261,10 @@ const SENTENCES: [&str; 9] = [
     "error_msg",
     "errorMessage",
     "error_description",
+    "status_msg",
+    "faultstring",
+    "fault",
+    "base_resp",
     "errors",
     "error",
 ];
@@ -255,6 +322,34 @@ fn sentence(value: &Value, depth: usize) -> Option<String> {
     }
 }
 
+/// What is known of an answer that may not come to its end.
+#[derive(Debug, Default)]
+pub struct Begun {
+    /// It had a piece of an answer.
+    is_answer: bool,
+    /// The first piece that was none.
+    other: String,
+}
+
+impl Begun {
+    /// Takes one piece. `members` are those that an answer has.
+    pub fn take(&mut self, piece: &Value, members: &[&str]) {
+        if is_answer(piece, members) {
+            self.is_answer = true;
+        } else if self.other.is_empty() {
+            self.other = piece.to_string();
+        }
+    }
+
+    /// The error that an answer without an end is.
+    pub fn broke_off(&self) -> Error {
+        match self.is_answer {
+            true => Error::upstream("The answer broke off before its end."),
+            false => no_json(&self.other),
+        }
+    }
+}
+
 /// A body that was to be an answer and is no JSON.
 pub fn no_json(body: &str) -> Error {
     let text = body.trim();
@@ -274,25 +369,7 @@ pub fn no_json(body: &str) -> Error {
     }
     let words = page_words(text);
     let lower = words.to_ascii_lowercase();
-    let passes = [
-        "502",
-        "503",
-        "504",
-        "520",
-        "522",
-        "524",
-        "bad gateway",
-        "unavailable",
-        "time-out",
-        "timeout",
-        "timed out",
-        "temporarily",
-        "try again",
-        "maintenance",
-        "overloaded",
-        "just a moment",
-    ];
-    let (kind, advice) = match passes.iter().any(|word| lower.contains(word)) {
+    let (kind, advice) = match passes(&lower) {
         true => (ErrorKind::Upstream, ""),
         // Trying again will not make one of another page.
         false => (ErrorKind::InvalidInput, " Check the provider's base URL."),

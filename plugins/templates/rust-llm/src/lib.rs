@@ -65,7 +65,6 @@ impl Adapter for MyAgent {
                 sent_back: |_| false,
                 in_ids: |c| c.is_ascii_alphanumeric() || c == '_' || c == '-',
                 longest_id: 40,
-                own_id: |_| false,
             },
         );
         let framing = if request.streaming {

@@ -1,0 +1,106 @@
+//! The tools that a server lists, each read on its own.
+//!
+//! # Invariants
+//! - A tool that the protocol does not allow hides no other one: what it lacks is left open, and one without a
+//!   name is left out.
+
+use rmcp::RoleClient;
+use rmcp::model::{
+    ClientRequest, ListToolsRequest, ListToolsResult, PaginatedRequestParams, ServerResult,
+};
+use rmcp::service::{Peer, ServiceError};
+use serde_json::{Map, Value, json};
+
+/// A page of the list.
+pub(super) async fn page(
+    server: &Peer<RoleClient>,
+    page: Option<PaginatedRequestParams>,
+) -> Result<ListToolsResult, ServiceError> {
+    match server.list_tools(page.clone()).await {
+        Err(ServiceError::UnexpectedResponse) => {}
+        listed => return listed,
+    }
+    // Asked again, since the answer is not told with the error.
+    let request = ClientRequest::ListToolsRequest(ListToolsRequest {
+        method: Default::default(),
+        params: page,
+        extensions: Default::default(),
+    });
+    match server.send_request(request).await? {
+        ServerResult::ListToolsResult(listed) => Ok(listed),
+        ServerResult::CustomResult(listed) => {
+            readable(&listed.0).ok_or(ServiceError::UnexpectedResponse)
+        }
+        _ => Err(ServiceError::UnexpectedResponse),
+    }
+}
+
+/// What can be read of a list.
+fn readable(listed: &Value) -> Option<ListToolsResult> {
+    let tools = listed.get("tools")?.as_array()?;
+    let tools: Vec<Value> = tools.iter().filter_map(tool).collect();
+    let mut readable = json!({ "tools": tools });
+    if let Some(next @ Value::String(_)) = listed.get("nextCursor") {
+        readable["nextCursor"] = next.clone();
+    }
+    serde_json::from_value(readable).ok()
+}
+
+fn tool(listed: &Value) -> Option<Value> {
+    let mut tool = Map::new();
+    tool.insert("name".into(), listed.get("name")?.as_str()?.into());
+    if let Some(description) = listed.get("description").and_then(Value::as_str) {
+        tool.insert("description".into(), description.into());
+    }
+    let schema = listed
+        .get("inputSchema")
+        .filter(|schema| schema.is_object());
+    let open = json!({ "type": "object" });
+    tool.insert("inputSchema".into(), schema.unwrap_or(&open).clone());
+    Some(Value::Object(tool))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_that_the_protocol_does_not_allow_hides_no_other() {
+        let listed = json!({
+            "tools": [
+                {"name": "good", "description": "d", "inputSchema": {"type": "object", "properties": {"a": {}}}},
+                {"name": "without"},
+                {"name": "null", "description": null, "inputSchema": null},
+                {"name": "bool", "description": 5, "inputSchema": true, "annotations": "x"},
+                {"description": "nameless", "inputSchema": {"type": "object"}},
+                "text",
+            ],
+            "nextCursor": "2",
+        });
+        let read = readable(&listed).unwrap();
+        let told: Vec<(&str, Option<&str>, String)> = read
+            .tools
+            .iter()
+            .map(|tool| {
+                let schema = Value::Object((*tool.input_schema).clone()).to_string();
+                (&*tool.name, tool.description.as_deref(), schema)
+            })
+            .collect();
+        let open = r#"{"type":"object"}"#.to_owned();
+        assert_eq!(
+            told,
+            [
+                (
+                    "good",
+                    Some("d"),
+                    r#"{"properties":{"a":{}},"type":"object"}"#.to_owned()
+                ),
+                ("without", None, open.clone()),
+                ("null", None, open.clone()),
+                ("bool", None, open),
+            ]
+        );
+        assert_eq!(read.next_cursor.as_deref(), Some("2"));
+        assert!(readable(&json!({"tools": 3})).is_none());
+    }
+}

@@ -1,0 +1,210 @@
+//! The text of an answer, with the reasoning told apart that a server left between tags in it.
+//!
+//! # Invariants
+//! - What is shown of a text is what the message has of it, but for reasoning that only its end gave away.
+//! - What goes back to the server is the text as it gave it, tags and all.
+
+use std::borrow::Cow;
+
+use super::extra::{custom, kept};
+use super::json::Joiner;
+use super::thoughts::{Piece, Thoughts};
+use super::wit::Delta;
+use crate::types::{Content, Thinking};
+
+/// Stands behind reasoning that stood in a text; the body is what it stood between.
+const TAGS: &str = "server.tags";
+
+/// One text of an answer, put together from the pieces that servers send.
+#[derive(Debug, Default)]
+pub struct Spoken {
+    joiner: Joiner,
+    thoughts: Thoughts,
+    pieces: Vec<Part>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Text(String),
+    /// Reasoning, and the tags around it once they are known.
+    Thought(String, Option<(String, String)>),
+}
+
+impl Spoken {
+    /// Takes more of it. `marked` is as in [`super::json::Piece`].
+    pub fn push(&mut self, text: &str, marked: bool, deltas: &mut Vec<Delta>) {
+        let text = self.joiner.push(text, marked);
+        let mut pieces = Vec::new();
+        self.thoughts.push(&text, &mut pieces);
+        self.take(pieces, deltas);
+    }
+
+    /// All of it is there.
+    pub fn end(&mut self, deltas: &mut Vec<Delta>) {
+        let mut pieces = Vec::new();
+        self.thoughts.push(self.joiner.rest(), &mut pieces);
+        self.thoughts.finish(&mut pieces);
+        self.take(pieces, deltas);
+    }
+
+    fn take(&mut self, pieces: Vec<Piece>, deltas: &mut Vec<Delta>) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    deltas.push(Delta::Text(text.clone()));
+                    match self.pieces.last_mut() {
+                        Some(Part::Text(before)) => before.push_str(&text),
+                        _ => self.pieces.push(Part::Text(text)),
+                    }
+                }
+                Piece::Thought(text) => {
+                    deltas.push(Delta::Thinking(text.clone()));
+                    match self.pieces.last_mut() {
+                        Some(Part::Thought(before, None)) => before.push_str(&text),
+                        _ => self.pieces.push(Part::Thought(text, None)),
+                    }
+                }
+                Piece::End(open, close) => {
+                    if let Some(Part::Thought(_, tags)) = self.pieces.last_mut() {
+                        *tags = Some((open.into(), close));
+                    }
+                }
+                Piece::WasThought(_, close) => {
+                    for piece in &mut self.pieces {
+                        if let Part::Text(text) = piece {
+                            // It had no beginning, and goes back without one.
+                            let tags = Some((String::new(), close.clone()));
+                            *piece = Part::Thought(std::mem::take(text), tags);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// As pieces of the message.
+    pub fn into_content(mut self) -> Vec<Content> {
+        self.end(&mut Vec::new());
+        let mut content = Vec::new();
+        for piece in self.pieces {
+            match piece {
+                Part::Text(text) => content.push(Content::Text(text)),
+                Part::Thought(text, tags) => {
+                    let signature = None;
+                    content.push(Content::Thinking(Thinking { text, signature }));
+                    content.extend(tags.map(|tags| custom(TAGS, &tags)));
+                }
+            }
+        }
+        content
+    }
+}
+
+/// The pieces of an answer with its texts as their server gave them: reasoning that stood in one is a part
+/// of it again.
+pub(super) fn as_given(content: &[Content]) -> Cow<'_, [Content]> {
+    if !content.iter().any(|piece| tags(Some(piece)).is_some()) {
+        return Cow::Borrowed(content);
+    }
+    let mut given: Vec<Content> = Vec::with_capacity(content.len());
+    // The last of them is a text that goes on.
+    let mut open = false;
+    let mut pieces = content.iter().peekable();
+    while let Some(piece) = pieces.next() {
+        let (text, is_thought) = match piece {
+            Content::Thinking(thinking) => match tags(pieces.peek().copied()) {
+                Some((before, after)) => (format!("{before}{}{after}", thinking.text), true),
+                None => (String::new(), false),
+            },
+            Content::Text(text) if open => (text.clone(), false),
+            _ => (String::new(), false),
+        };
+        match (given.last_mut(), text.is_empty()) {
+            (Some(Content::Text(before)), false) => before.push_str(&text),
+            (_, false) => given.push(Content::Text(text)),
+            (_, true) => given.push(piece.clone()),
+        }
+        if is_thought {
+            pieces.next();
+        }
+        open = is_thought;
+    }
+    Cow::Owned(given)
+}
+
+/// What the reasoning before this piece stood between.
+fn tags(piece: Option<&Content>) -> Option<(String, String)> {
+    match piece {
+        Some(Content::Other(piece)) => kept(TAGS, piece),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasoning_between_tags_is_told_apart_and_goes_back_as_it_was_written() {
+        for (text, thoughts, said) in [
+            ("<think>\nHm.\n</think>\n\nYes.", "\nHm.\n", "Yes."),
+            ("Look.\n<think>Hm</think>\nYes", "Hm", "Look.\nYes"),
+            (
+                "It began before.\n</think>\n\nYes.",
+                "It began before.\n",
+                "Yes.",
+            ),
+            ("Plain.", "", "Plain."),
+        ] {
+            let mut spoken = Spoken::default();
+            let mut deltas = Vec::new();
+            for c in text.chars() {
+                spoken.push(&c.to_string(), false, &mut deltas);
+            }
+            let content = spoken.into_content();
+            let of = |thinking: bool| -> String {
+                let texts = content.iter().filter_map(|piece| match piece {
+                    Content::Text(text) if !thinking => Some(text.as_str()),
+                    Content::Thinking(thought) if thinking => Some(thought.text.as_str()),
+                    _ => None,
+                });
+                texts.collect()
+            };
+            assert_eq!(
+                (of(true).as_str(), of(false).as_str()),
+                (thoughts, said),
+                "{text}"
+            );
+            assert_eq!(*as_given(&content), [Content::Text(text.into())], "{text}");
+        }
+    }
+
+    #[test]
+    fn pieces_that_are_no_part_of_a_text_stay_as_they_are() {
+        let content = [
+            Content::Text("a".into()),
+            Content::Text("b".into()),
+            Content::Thinking(Thinking {
+                text: "Hm".into(),
+                signature: None,
+            }),
+            Content::Thinking(Thinking {
+                text: "So".into(),
+                signature: None,
+            }),
+            custom(TAGS, &("<think>", "</think>")),
+            Content::Text("c".into()),
+            Content::Text("d".into()),
+        ];
+        assert_eq!(*as_given(&content[..4]), content[..4]);
+        let given = as_given(&content).into_owned();
+        assert_eq!(given[..3], content[..3]);
+        assert_eq!(
+            given[3..],
+            [
+                Content::Text("<think>So</think>c".into()),
+                Content::Text("d".into())
+            ]
+        );
+    }
+}
