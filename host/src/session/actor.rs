@@ -81,7 +81,7 @@ pub(super) struct Actor {
     /// The branch that its task pushed.
     pushed: Option<String>,
     shown: ShownTree,
-    /// What the agent said last in its open task. After a restart nobody knows.
+    /// What the agent said last in its open task.
     said: Option<Arc<str>>,
     queue: VecDeque<News>,
     /// Effects that the log has, and that the last host did not begin any more.
@@ -451,6 +451,9 @@ impl Actor {
                 }
             }
         };
+        if stepped.result.is_err() {
+            draft.unanswered = self.effects.answers_to_all();
+        }
         let round = draft.decide(&context, stepped);
         self.commit(round).await
     }
