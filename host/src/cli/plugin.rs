@@ -224,6 +224,6 @@ fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
 
 /// What was asked for cannot be.
 fn refused(sentence: &str) -> ExitCode {
-    eprintln!("{}", screen::one_line(sentence));
+    errln!("{}", screen::one_line(sentence));
     ExitCode::from(WRONG)
 }

@@ -5,6 +5,7 @@
 //! - This is the one place that decides it; nobody looks at an error's text.
 //! - A transient failure left nothing behind: the same call may simply be made again.
 
+use std::error::Error;
 use std::io;
 
 use rusqlite::ErrorCode;
@@ -43,6 +44,17 @@ impl StoreError {
             Self::Folder { cause, .. } => of_io(cause),
             Self::InUse(_) | Self::TooNew { .. } | Self::Content(_) | Self::Closed => None,
         }
+    }
+}
+
+impl Transient {
+    /// Why something failed that may succeed later, where one of its causes says so.
+    pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+        let of_store = || error.downcast_ref().and_then(StoreError::transient);
+        let of_database = || error.downcast_ref().and_then(of_sqlite);
+        let of_system = || error.downcast_ref().and_then(of_io);
+        let own = of_store().or_else(of_database).or_else(of_system);
+        own.or_else(|| Self::behind(error.source()?))
     }
 }
 
@@ -116,6 +128,20 @@ mod tests {
             assert_eq!(failed(code), None, "{code}");
         }
         assert_eq!(StoreError::Closed.transient(), None);
+    }
+
+    #[test]
+    fn a_reason_that_passes_is_found_behind_other_errors() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("nothing starts: {0}")]
+        struct Outer(#[source] Box<dyn Error>);
+        let full = || io::Error::from(rustix::io::Errno::NOSPC);
+        let found = |cause: Box<dyn Error>| Transient::behind(&Outer(cause));
+        assert_eq!(found(full().into()), Some(Transient::DiskFull));
+        let busy = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None);
+        let busy = StoreError::Commit(std::sync::Arc::new(busy));
+        assert_eq!(found(busy.into()), Some(Transient::Locked));
+        assert_eq!(found(StoreError::Closed.into()), None);
     }
 
     #[test]
