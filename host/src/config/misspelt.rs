@@ -2,7 +2,7 @@
 //!
 //! A machine's environment is full of other programs' variables, and none of them may be named here. So a
 //! name counts only where it is one slip away from a setting: a letter or two, another case, a word too few,
-//! a unit too many, or this program's name before it; or where other programs call the same thing so.
+//! a unit too many, or this program's name before it.
 
 use super::names::SETTINGS;
 
@@ -24,21 +24,10 @@ const SHARED: [&str; 9] = [
     "SUPABASE",
 ];
 
-/// What other programs call the same thing.
-const ELSEWHERE: [(&str, &str); 4] = [
-    ("CLAUDE_API_KEY", "ANTHROPIC_API_KEY"),
-    ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    ("LLM_PROVIDER", "DEFAULT_MODEL_PROVIDER"),
-    ("OPENAI_API_BASE", "OPENAI_BASE_URL"),
-];
-
 /// The setting that was probably meant by a name that is none.
 pub(super) fn meant(name: &str) -> Option<&'static str> {
     if name.len() > 64 || SETTINGS.contains(&name) {
         return None;
-    }
-    if let Some((_, meant)) = ELSEWHERE.iter().find(|(other, _)| *other == name) {
-        return Some(meant);
     }
     // Nobody else's variables are named after this program.
     if let Some(bare) = name.strip_prefix("LUCID_") {
@@ -140,8 +129,6 @@ mod tests {
             ("LUCID_PORT", "PORT"),
             ("LUCID_MAX_SESSIONS_PER_USER", "MAX_SESSIONS_PER_USER"),
             ("LUCID_MAX_SESIONS_PER_USER", "MAX_SESSIONS_PER_USER"),
-            ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-            ("OPENAI_API_BASE", "OPENAI_BASE_URL"),
         ] {
             assert_eq!(meant(name), Some(expected), "{name}");
         }
