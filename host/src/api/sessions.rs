@@ -310,7 +310,7 @@ async fn unwritten_stop(api: &Api) -> Problem {
         tokio::time::sleep(STOP_PATIENCE).await;
         if let Some(reason) = api.parts.sessions.log_failure() {
             return Problem::unavailable(format!(
-                "The session does no more work, but the server's log cannot be written, because {reason}. It ends as soon as it can."
+                "The session does no more work, but the server's log cannot be written, because {reason}. It ends as soon as it can; should the server be restarted before, ask again."
             ))
             .retry_after(STORE_AGAIN);
         }
