@@ -59,7 +59,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
             "warning: a session that names none gets the policy {policy}, which asks the provider {}, and that has no key: set {}, or `key = false` in its entry where its server wants none.",
             default.name, default.variable
         );
-        errln!("{}", one_line(&missing));
+        say(Level::Warn, &missing);
     }
     let (gets, _) = deployed.defaults_in_words();
     outln!("{}.", one_line(&gets).replacen('a', "A", 1));
