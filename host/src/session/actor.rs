@@ -308,7 +308,11 @@ impl Actor {
             () = self.session.stop.cancelled() => return Some(End::Stopped),
             () = self.shared.halt.cancelled() => return Some(End::Halted),
             () = sleep_until(deadline), if self.counters.task_open && !waits => {
-                return Some(End::TimedOut);
+                // The process may have stood still.
+                self.count_time();
+                if clock::left(&self.counters, limit).is_zero() {
+                    return Some(End::TimedOut);
+                }
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
             news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
