@@ -50,6 +50,7 @@ use crate::seal::Sealer;
 use crate::session::{Deps, Limits, Paused, Sessions};
 use crate::store::{
     self, Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
+    Transient,
 };
 use crate::workspace::Watcher;
 
@@ -107,6 +108,14 @@ pub enum StartError {
         #[source]
         cause: std::io::Error,
     },
+}
+
+impl StartError {
+    /// Whether the same start may succeed later: a disk is full, or another process holds the database's
+    /// lock. What may not be written at all stays so.
+    pub fn may_pass(&self) -> bool {
+        Transient::behind(self).is_some_and(|reason| reason != Transient::ReadOnly)
+    }
 }
 
 /// Everything, running.
@@ -288,7 +297,8 @@ impl App {
 
     /// Goes on with the sessions of the last run, and with the containers that are theirs. Where that run
     /// was on another machine or in another folder, its sessions wait for their users instead, unless
-    /// `resume` says otherwise. For the one process that serves, once, before anything is served.
+    /// `resume` says otherwise. For the one process that serves, before anything is served; again only where
+    /// it failed.
     pub async fn recover(&self, resume: Resume) -> Result<(), StartError> {
         let elsewhere = origin::begin(&self.store, &self.config.workspace_base_path).await?;
         if resume == Resume::All {

@@ -7,7 +7,8 @@
 --
 -- It runs on an empty project, on one that has tables of these names already (another application's
 -- frontend reads them), and on one that ran an earlier version of this file. Rows are kept, and so are
--- columns, types of ids, and policies and triggers under other names.
+-- columns, types of ids, policies and triggers under other names, and functions: those of this file have
+-- names that no other application's have.
 
 BEGIN;
 
@@ -246,7 +247,7 @@ BEGIN
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION public.set_updated_at() RETURNS trigger
+CREATE OR REPLACE FUNCTION public.lucid_set_updated_at() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = ''
 AS $$
@@ -258,16 +259,16 @@ $$;
 
 CREATE OR REPLACE TRIGGER users_set_updated_at
     BEFORE UPDATE ON public.users
-    FOR EACH ROW EXECUTE FUNCTION public.set_updated_at();
+    FOR EACH ROW EXECUTE FUNCTION public.lucid_set_updated_at();
 CREATE OR REPLACE TRIGGER chat_sessions_set_updated_at
     BEFORE UPDATE ON public.chat_sessions
-    FOR EACH ROW EXECUTE FUNCTION public.set_updated_at();
+    FOR EACH ROW EXECUTE FUNCTION public.lucid_set_updated_at();
 
 -- Whoever signs up gets their row here. It runs with its owner's rights, since the role that signs
 -- users up has none on our tables; so its search path is pinned, and nothing in it is looked up by a
 -- bare name. Where somebody else's row has the address already, or a column does not take what the
 -- provider says, the new row is without it: signing up must not fail here, and chats need the row.
-CREATE OR REPLACE FUNCTION public.handle_new_user() RETURNS trigger
+CREATE OR REPLACE FUNCTION public.lucid_new_user() RETURNS trigger
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = ''
@@ -293,24 +294,45 @@ BEGIN
 END;
 $$;
 
--- Another application's trigger may do it already; two of them would be in each other's way.
+-- Another application's trigger may do it already; two of them would be in each other's way. The usual name
+-- of such a trigger is taken over where that is all it does, as what an earlier version of this file made;
+-- one that does something else stays, with this one beside it.
 DO $$
+DECLARE
+    signs_up record;
 BEGIN
-    IF NOT EXISTS (
-        SELECT 1 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+    SELECT
+        coalesce(bool_or(fills_users) FILTER (WHERE NOT is_usual OR fills_others), false) AS is_done,
+        coalesce(bool_or(is_usual AND NOT fills_users), false) AS is_taken
+    INTO signs_up
+    FROM (
+        SELECT t.tgname = 'on_auth_user_created' AS is_usual, filled.users > 0 AS fills_users,
+            filled.tables > filled.users AS fills_others
+        FROM pg_catalog.pg_trigger t
+        JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+        CROSS JOIN LATERAL (SELECT
+            regexp_count(p.prosrc, 'insert\s+into\s+("?public"?\s*\.\s*)?"?users"?\W', 1, 'i') AS users,
+            regexp_count(p.prosrc, 'insert\s+into\s', 1, 'i') AS tables) AS filled
         WHERE t.tgrelid = 'auth.users'::regclass AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-            AND t.tgname <> 'on_auth_user_created'
-            AND p.prosrc ~* 'insert\s+into\s+("?public"?\s*\.\s*)?"?users"?\W'
-    ) THEN
+            AND p.proname <> 'lucid_new_user'
+    ) AS triggers;
+
+    IF signs_up.is_done THEN
+        NULL;
+    ELSIF signs_up.is_taken THEN
+        CREATE OR REPLACE TRIGGER on_auth_user_created_lucid
+            AFTER INSERT ON auth.users
+            FOR EACH ROW EXECUTE FUNCTION public.lucid_new_user();
+    ELSE
         CREATE OR REPLACE TRIGGER on_auth_user_created
             AFTER INSERT ON auth.users
-            FOR EACH ROW EXECUTE FUNCTION public.handle_new_user();
+            FOR EACH ROW EXECUTE FUNCTION public.lucid_new_user();
     END IF;
 END;
 $$;
 
 -- They are for triggers alone, and not to be called through the REST API.
-REVOKE EXECUTE ON FUNCTION public.set_updated_at(), public.handle_new_user()
+REVOKE EXECUTE ON FUNCTION public.lucid_set_updated_at(), public.lucid_new_user()
     FROM PUBLIC, anon, authenticated;
 
 -- Those who signed up before this file was run, as above.
@@ -352,7 +374,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON public.users, public.chat_sessions, publ
     TO service_role;
 
 -- Forced, so that the tables' owner is held to the policies too, except on `users`: there
--- `handle_new_user` writes as the owner, for somebody who has no token yet. Deleting along foreign
+-- `lucid_new_user` writes as the owner, for somebody who has no token yet. Deleting along foreign
 -- keys is not subject to it.
 ALTER TABLE public.users ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.users NO FORCE ROW LEVEL SECURITY;

@@ -3,7 +3,9 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use lucid_tests::{Host, Model, Turn, binary, call, command, find, text_of, with_compiled_plugins};
+use lucid_tests::{
+    Host, Model, Turn, binary, call, command, eventually, find, text_of, with_compiled_plugins,
+};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -490,4 +492,99 @@ async fn check_says_which_provider_lacks_which_key_before_a_session_does() {
         "{}",
         both(&near)
     );
+}
+
+/// Output that goes to a disk without room, or to nobody.
+fn nowhere(kind: &str) -> Stdio {
+    match kind {
+        "full" => std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+            .into(),
+        _ => std::io::pipe().unwrap().1.into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_cannot_be_printed_is_a_failure_and_no_panic() {
+    for arguments in [
+        &["manifest", "example"][..],
+        &["token", "--user", "alice"],
+        &["check"],
+    ] {
+        for (kind, code) in [("full", 1), ("gone", 0)] {
+            let folder = folder();
+            with_compiled_plugins(&folder.path().join("storage"));
+            let mut command = command(folder.path(), arguments);
+            command.stdout(nowhere(kind)).stderr(Stdio::piped());
+            let child = command.spawn().unwrap();
+            drop(command);
+            let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+            let output = output.await.unwrap();
+            let said = text_of(&output.stderr);
+            assert_eq!(
+                output.status.code(),
+                Some(code),
+                "{arguments:?} {kind}: {said}"
+            );
+            let told = said.contains("could not be printed: No space left on device");
+            assert_eq!(told, kind == "full", "{arguments:?} {kind}: {said}");
+        }
+        // An error that nobody reads is one all the same.
+        let folder = folder();
+        let mut wrong = command(folder.path(), arguments);
+        wrong
+            .env("PORT", "eighty")
+            .stdout(Stdio::null())
+            .stderr(nowhere("gone"));
+        let code = wrong.status().unwrap().code();
+        let expected = if arguments[0] == "manifest" { 0 } else { 2 };
+        assert_eq!(code, Some(expected), "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_says_once_how_to_get_docker() {
+    let folder = folder();
+    let mut doctor = command(folder.path(), &["doctor"]);
+    let socket = format!("unix://{}/docker.sock", folder.path().display());
+    doctor.env("DOCKER_HOST", &socket);
+    let printed = both(&output(doctor).await);
+    assert_eq!(printed.matches("Install Docker").count(), 1, "{printed}");
+    assert_eq!(printed.matches(&socket).count(), 1, "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_ends_a_run_as_its_user_would_and_its_files_stay() {
+    for signal in [rustix::process::Signal::HUP, rustix::process::Signal::TERM] {
+        let model = Model::start(|_, _| {
+            call(
+                "terminal",
+                json!({"command": "echo begun > begun.txt; sleep 612"}),
+            )
+        })
+        .await;
+        let folder = folder();
+        let child = run_with(&model, &folder).spawn().unwrap();
+        let begun = || find(&folder.path().join("storage"), "begun.txt");
+        let file = eventually("the command to begin", async || begun()).await;
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+        let output = output.await.unwrap();
+        let printed = both(&output);
+        assert_eq!(output.status.code(), Some(1), "{signal:?}: {printed}");
+        assert!(printed.contains("stopped  as you asked"), "{printed}");
+        let workspace = file.parent().unwrap().display().to_string();
+        assert!(
+            printed.contains(&workspace) || printed.contains("files  "),
+            "{printed}"
+        );
+        assert!(file.exists(), "{printed}");
+        assert!(
+            lucid_tests::process_with("sleep 612").is_none(),
+            "the command runs on: {printed}"
+        );
+    }
 }

@@ -239,6 +239,18 @@ async fn with_log_format_json_every_line_is_json_whatever_goes_wrong() {
         (&["run"], &[], 2, "TASK"),
         (&["run", "t", "--policy", "nope"], &[], 1, "Unknown policy"),
         (&["token", "--user", ""], &[], 2, "--user"),
+        (
+            &["check"],
+            &[("DEFAULT_POLICY", "coder")],
+            0,
+            "warning: a session that names none",
+        ),
+        (
+            &["plugin", "check", "x.wasm", "--settings", "none"],
+            &[],
+            2,
+            "must be a JSON object",
+        ),
         (&["check"], &[("MAX_SESIONS_PER_USER", "3")], 0, SLIP),
         (
             &["serve"],

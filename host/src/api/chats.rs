@@ -65,14 +65,18 @@ pub(super) struct ChatsView {
 #[serde(rename_all = "camelCase")]
 pub(super) struct ChatView {
     id: String,
+    #[schema(required = true)]
     agent_session_id: Option<String>,
+    #[schema(required = true)]
     project_id: Option<String>,
     title: String,
+    #[schema(required = true)]
     model_provider: Option<String>,
     /// Its session is alive.
     is_active: bool,
     /// What its session's model calls used; absent where it called no model.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     usage: Option<UsageView>,
     created_at: String,
     updated_at: String,
@@ -112,10 +116,10 @@ pub(super) struct MessageView {
     #[schema(example = "assistant")]
     role: String,
     content: String,
-    #[schema(example = "CmdRunAction")]
+    #[schema(required = true, example = "CmdRunAction")]
     event_type: Option<String>,
     /// What else there is to it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(required = true, value_type = Option<Object>)]
     metadata_json: Option<Box<RawValue>>,
     created_at: String,
 }

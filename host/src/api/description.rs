@@ -289,4 +289,71 @@ mod tests {
             }
         });
     }
+
+    /// Whether a value of a schema may be null.
+    fn may_be_null(schema: &Value) -> bool {
+        let is_null = |of: &Value| of["type"] == "null" || may_be_null(of);
+        let kinds = schema["type"].as_array().into_iter().flatten();
+        let choices = ["oneOf", "anyOf"].map(|name| schema[name].as_array());
+        kinds.into_iter().any(|kind| kind == "null")
+            || choices.into_iter().flatten().flatten().any(is_null)
+    }
+
+    /// Looks at every object that a schema leads to, each named one once.
+    fn visit(
+        document: &Value,
+        schema: &Value,
+        seen: &mut Vec<String>,
+        look: &mut dyn FnMut(&Value),
+    ) {
+        if let Some(reference) = schema["$ref"].as_str() {
+            if !seen.iter().any(|known| known == reference) {
+                seen.push(reference.to_owned());
+                let place = reference.trim_start_matches('#');
+                visit(document, document.pointer(place).unwrap(), seen, look);
+            }
+            return;
+        }
+        if schema["properties"].is_object() {
+            look(schema);
+        }
+        match schema {
+            Value::Object(members) => members
+                .values()
+                .for_each(|of| visit(document, of, seen, look)),
+            Value::Array(items) => items.iter().for_each(|of| visit(document, of, seen, look)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn what_may_be_null_in_an_answer_is_always_there() {
+        let document = document();
+        let mut seen = Vec::new();
+        let mut nullable = 0;
+        for item in document["paths"].as_object().unwrap().values() {
+            for operation in item.as_object().unwrap().values() {
+                visit(
+                    &document,
+                    &operation["responses"],
+                    &mut seen,
+                    &mut |object| {
+                        let required = object["required"].as_array();
+                        for (member, schema) in object["properties"].as_object().unwrap() {
+                            if may_be_null(schema) {
+                                nullable += 1;
+                                let is_required =
+                                    required.is_some_and(|all| all.iter().any(|one| one == member));
+                                assert!(
+                                    is_required,
+                                    "{member} may be null, and may be missing: {object}"
+                                );
+                            }
+                        }
+                    },
+                );
+            }
+        }
+        assert!(nullable > 20, "{nullable}");
+    }
 }

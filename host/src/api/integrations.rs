@@ -59,12 +59,15 @@ pub(super) struct IntegrationView {
     id: String,
     #[schema(example = "github")]
     provider: String,
+    #[schema(required = true)]
     label: Option<String>,
+    #[schema(required = true)]
     external_username: Option<String>,
     /// What the token may do, as far as the provider says; separated by commas.
     scopes: String,
     /// The web address of a server of one's own.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     url: Option<String>,
     created_at: String,
     /// Always true: what is not connected is not listed.
@@ -115,6 +118,7 @@ pub(super) struct RepositoryView {
     clone_url: String,
     default_branch: String,
     private: bool,
+    #[schema(required = true)]
     description: Option<String>,
 }
 

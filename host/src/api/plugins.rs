@@ -38,6 +38,7 @@ pub struct PluginsView {
     /// What was uploaded and is kept, the newest first.
     pub uploads: Vec<KeptView>,
     /// Why the last load came to nothing; null where what is there now was loaded last.
+    #[schema(required = true)]
     pub last_error: Option<LastErrorView>,
     /// What the operator should know. A sentence each.
     pub warnings: Vec<String>,
@@ -83,6 +84,7 @@ pub struct LoadedView {
     #[schema(example = "upload")]
     pub source: &'static str,
     /// What the manifest names, such as `builtin:coder`, a path, or `oci://…`.
+    #[schema(required = true)]
     pub component: Option<String>,
     /// All that it imports.
     pub imports: Vec<String>,
@@ -101,8 +103,10 @@ pub struct LoadedView {
     /// not `digest`, it could not be loaded when the server started.
     pub activated: Vec<ActivationView>,
     /// The build that a share of new sessions gets; null where there is none.
+    #[schema(required = true)]
     pub candidate: Option<CandidateView>,
     /// How the candidate, or else this build, does beside the one before; null where none is on probation.
+    #[schema(required = true)]
     pub probation: Option<ProbationView>,
     /// The last builds that were taken back by themselves, the newest first.
     pub taken_back: Vec<TakenBackView>,
@@ -126,8 +130,10 @@ pub struct CandidateView {
     /// What its calls used since it was loaded, by function.
     pub calls: Vec<CallFigures>,
     /// Who gave it the share; null where it is no longer written down.
+    #[schema(required = true)]
     pub by: Option<String>,
     /// Since when it is a candidate.
+    #[schema(required = true)]
     pub at: Option<String>,
 }
 
@@ -179,36 +185,47 @@ pub struct RolledBackView {
 pub struct GrantsView {
     /// A policy's sessions ask models.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub calls_models: Option<bool>,
     /// A policy's sessions work in a sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub needs_sandbox: Option<bool>,
     /// Where a provider, or the server of tools, is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub base_url: Option<String>,
     /// Where a git provider's repositories are.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub web_url: Option<String>,
     /// `bearer`, or the header that holds the key alone.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub key_place: Option<String>,
     /// The variable that holds the deployment's key for it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub key_variable: Option<String>,
     /// The deployment has such a key.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub has_key: Option<bool>,
     /// A provider's models that can be chosen by name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub models: Option<Vec<String>>,
     /// The tools, as models call them.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub tools: Option<Vec<String>>,
     /// The policies whose sessions have the tools; absent where all have.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub policies: Option<Vec<String>>,
     /// What one call of a tool may take, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub call_time: Option<f64>,
 }
 
@@ -268,14 +285,19 @@ pub struct KeptView {
     /// Bytes.
     pub size: u64,
     /// `policy`, `llm`, `tools` or `git`.
+    #[schema(required = true)]
     pub kind: Option<String>,
     /// What it calls itself.
+    #[schema(required = true)]
     pub own_name: Option<String>,
     /// Its own version.
+    #[schema(required = true)]
     pub version: Option<String>,
     /// Who uploaded it.
+    #[schema(required = true)]
     pub by: Option<String>,
     /// When.
+    #[schema(required = true)]
     pub at: Option<String>,
 }
 
@@ -294,10 +316,13 @@ pub struct LastErrorView {
 #[serde(rename_all = "camelCase")]
 pub struct ProblemView {
     /// The manifest, or the file of an uploaded build.
+    #[schema(required = true)]
     pub file: Option<String>,
     /// From 1.
+    #[schema(required = true)]
     pub line: Option<usize>,
     /// From 1, in characters.
+    #[schema(required = true)]
     pub column: Option<usize>,
     /// What, and what to do.
     pub what: String,
@@ -482,13 +507,18 @@ pub(super) struct ChangedView {
     kind: String,
     name: String,
     /// The build it is now; null where a policy that was only uploaded is gone.
+    #[schema(required = true)]
     digest: Option<String>,
+    #[schema(required = true)]
     version: Option<String>,
     /// `builtin`, `file`, `registry` or `upload`.
+    #[schema(required = true)]
     source: Option<&'static str>,
     /// The build beside it that a share of new sessions gets; null where there is none.
+    #[schema(required = true)]
     candidate: Option<String>,
     /// That share, of a hundred.
+    #[schema(required = true)]
     share: Option<u8>,
 }
 
@@ -597,6 +627,7 @@ pub(super) struct ReloadedView {
     generation: u64,
     /// An active build that cannot be loaded, while the server runs on the one before; null where all
     /// is as it should be.
+    #[schema(required = true)]
     last_error: Option<LastErrorView>,
 }
 

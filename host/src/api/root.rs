@@ -59,6 +59,7 @@ pub(super) struct ServiceView {
     status: &'static str,
     /// Why it is degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<String>,
     docker_available: bool,
     active_sandboxes: usize,
@@ -74,6 +75,7 @@ pub(super) struct ServiceView {
     sandbox: String,
     /// That commands run in a weaker kind of sandbox than the deployment would prefer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     sandbox_notice: Option<String>,
     #[schema(example = "sqlite")]
     store: String,

@@ -162,20 +162,24 @@ pub(super) struct DetailsView {
     #[schema(example = "running")]
     status: &'static str,
     /// Why it is over, where it is.
+    #[schema(required = true)]
     end_reason: Option<String>,
     is_alive: bool,
+    #[schema(required = true)]
     project_id: Option<String>,
     chat_id: String,
     policy: String,
     model_provider: String,
     model: String,
     /// What keeps its commands in now; none while it has no sandbox.
-    #[schema(example = "bubblewrap")]
+    #[schema(required = true, example = "bubblewrap")]
     sandbox: Option<String>,
     usage: UsageView,
     /// How many tokens it may use, where there is a limit.
+    #[schema(required = true)]
     token_limit: Option<u64>,
     /// What it may cost in US dollars, where there is a limit.
+    #[schema(required = true)]
     cost_limit: Option<f64>,
     created_at: String,
     updated_at: String,
@@ -271,9 +275,14 @@ pub(super) async fn stop(
     let session = match api.session(&id, &who, not_yours) {
         Ok(session) => {
             let stopping = api.parts.sessions.stop(session.id());
-            tokio::select! {
-                () = stopping => {}
+            let is_ended = tokio::select! {
+                is_ended = stopping => is_ended,
                 problem = unwritten_stop(&api) => return Err(problem),
+            };
+            if !is_ended {
+                return Err(Problem::unavailable(
+                    "The server is stopping, and could not write that the session ended. It goes on when the server is back; stop it then.",
+                ));
             }
             *session.id()
         }
@@ -301,7 +310,7 @@ async fn unwritten_stop(api: &Api) -> Problem {
         tokio::time::sleep(STOP_PATIENCE).await;
         if let Some(reason) = api.parts.sessions.log_failure() {
             return Problem::unavailable(format!(
-                "The session does no more work, but the server's log cannot be written, because {reason}. It ends as soon as it can."
+                "The session does no more work, but the server's log cannot be written, because {reason}. It ends as soon as it can; should the server be restarted before, ask again."
             ))
             .retry_after(STORE_AGAIN);
         }

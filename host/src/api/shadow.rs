@@ -58,8 +58,10 @@ pub(super) struct ShadowView {
     /// When it began.
     since: String,
     /// When it came to its end; null while it runs.
+    #[schema(required = true)]
     until: Option<String>,
     /// Why it says nothing of the build, or not all; null where all was replayed.
+    #[schema(required = true)]
     problem: Option<String>,
     /// Sessions that will have been replayed in the end.
     wanted: u64,
@@ -94,12 +96,14 @@ struct DifferenceView {
     /// In which session.
     session: String,
     /// At which of its steps, from 0; null where it is about the session's last state.
+    #[schema(required = true)]
     step: Option<u64>,
     /// `commands`: it gives others. `failed`: it breaks down. `mended`: it gives some where the recorded
     /// step failed. `not-migrated`: it does not take the session's last state over.
     #[schema(example = "commands")]
     what: &'static str,
     /// The build that took the recorded step; null where there is none.
+    #[schema(required = true)]
     recorded_by: Option<String>,
     /// The lines of the commands that differ (`-` recorded, `+` now), or the build's reason. Cut.
     text: String,

@@ -32,12 +32,12 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
         say(Level::Warn, &format!("warning: {warning}"));
     }
     match &deployed.manifest.path {
-        Some(path) => println!("{} is fine.", one_line(&path.display().to_string())),
-        None => println!("There is no manifest: the built-in plugins, and the environment."),
+        Some(path) => outln!("{} is fine.", one_line(&path.display().to_string())),
+        None => outln!("There is no manifest: the built-in plugins, and the environment."),
     }
-    println!("Users: {}.", one_line(&token_ways(&config)));
+    outln!("Users: {}.", one_line(&token_ways(&config)));
     for plugin in deployed.plugins.list() {
-        println!(
+        outln!(
             "  {:<7} {:<16} {:<8} sha256:{}",
             plugin.kind.to_string(),
             plugin.name,
@@ -46,9 +46,9 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
         );
     }
     let providers = deployed.providers();
-    println!("Model providers:");
+    outln!("Model providers:");
     for provider in &providers {
-        println!("  {}", one_line(&provider.to_string()));
+        outln!("  {}", one_line(&provider.to_string()));
     }
     let (policy, _) = deployed.defaults();
     if let Some(default) = providers.first()
@@ -59,9 +59,9 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
             "warning: a session that names none gets the policy {policy}, which asks the provider {}, and that has no key: set {}, or `key = false` in its entry where its server wants none.",
             default.name, default.variable
         );
-        eprintln!("{}", one_line(&missing));
+        say(Level::Warn, &missing);
     }
     let (gets, _) = deployed.defaults_in_words();
-    println!("{}.", one_line(&gets).replacen('a', "A", 1));
+    outln!("{}.", one_line(&gets).replacen('a', "A", 1));
     ExitCode::SUCCESS
 }

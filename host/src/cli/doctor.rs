@@ -35,7 +35,7 @@ struct Report {
 
 impl Report {
     fn title(&self, text: &str) {
-        println!("{}", self.screen.paint(text, Style::new().bold()));
+        outln!("{}", self.screen.paint(text, Style::new().bold()));
     }
 
     fn line(&mut self, mark: Mark, text: &str) {
@@ -46,7 +46,7 @@ impl Report {
             Mark::Bad => ("!!", Style::new().red()),
         };
         let text = clean(text).trim_end().replace('\n', "\n      ");
-        println!("  {}  {text}", self.screen.paint(sign, style));
+        outln!("  {}  {text}", self.screen.paint(sign, style));
     }
 }
 
@@ -65,10 +65,10 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
     let usable = plugins(&mut report, &config, &folders).await;
     keys(&mut report, &config, usable);
     if report.bad {
-        println!("\nNo session can run here until what is marked !! is put right.");
+        outln!("\nNo session can run here until what is marked !! is put right.");
         return ExitCode::FAILURE;
     }
-    println!("\nSessions can run here.");
+    outln!("\nSessions can run here.");
     ExitCode::SUCCESS
 }
 
@@ -213,8 +213,9 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
             ),
         }
     }
-    if !refused && let Some(shortfall) = found.shortfall() {
-        report.line(Mark::Note, &shortfall);
+    // Why it is not another kind stands above.
+    if !refused && let Some(remark) = found.remark() {
+        report.line(Mark::Note, &remark);
     }
     if config.sandbox_backend == SandboxBackend::None {
         report.line(
@@ -252,9 +253,7 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
 /// What makes a kind of sandbox work.
 fn advice(kind: Kind) -> &'static str {
     match kind {
-        Kind::Docker => {
-            "Install Docker and start its engine, or say in DOCKER_HOST where one listens. It gives every session a container of its own."
-        }
+        Kind::Docker => "With it every session has a container of its own.",
         Kind::Bubblewrap => {
             "Install it (apt-get install bubblewrap). In a container it needs user namespaces: see --security-opt, or use Landlock."
         }

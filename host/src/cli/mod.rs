@@ -3,6 +3,36 @@
 //! What always holds: 0 is success, 1 a task or a start that failed, 2 a wrong command line or
 //! setting, 3 a task that asked something which nobody answered; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
 
+/// Prints to stdout, and does not panic where nobody reads or the disk is full: `report` keeps why.
+macro_rules! out {
+    ($($words:tt)*) => {
+        $crate::cli::report::print(format_args!($($words)*))
+    };
+}
+
+/// The same, as a line.
+macro_rules! outln {
+    () => { out!("\n") };
+    ($($words:tt)*) => {
+        out!("{}\n", format_args!($($words)*))
+    };
+}
+
+/// Prints to stderr, where nobody may read.
+macro_rules! err {
+    ($($words:tt)*) => {
+        $crate::cli::report::complain(format_args!($($words)*))
+    };
+}
+
+/// The same, as a line.
+macro_rules! errln {
+    () => { err!("\n") };
+    ($($words:tt)*) => {
+        err!("{}\n", format_args!($($words)*))
+    };
+}
+
 mod answers;
 mod check;
 mod core_dump;
@@ -165,6 +195,17 @@ pub fn main() -> ExitCode {
     // Before a key is read.
     core_dump::forbid();
     report::begin();
+    let code = execute();
+    // What was asked for is not there.
+    match report::unprinted() {
+        Some(cause) if code == ExitCode::SUCCESS => {
+            failed(&format!("The result could not be printed: {cause}."))
+        }
+        _ => code,
+    }
+}
+
+fn execute() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(parsed) => parsed
             .command
@@ -172,7 +213,7 @@ pub fn main() -> ExitCode {
         Err(error) => return report::usage(&error),
     };
     if let Command::Manifest(args) = &command {
-        print!("{}", args.what.text());
+        out!("{}", args.what.text());
         return ExitCode::SUCCESS;
     }
     if let Command::Plugin(args) = command {
@@ -230,7 +271,7 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
     };
     match issued {
         Ok(token) => {
-            println!("{token}");
+            outln!("{token}");
             ExitCode::SUCCESS
         }
         Err(error @ IssueError::User) => {

@@ -19,8 +19,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{WRONG, failed, screen, wrong};
-use crate::cli::report::is_json;
+use super::{WRONG, failed, wrong};
+use crate::cli::report::{Level, is_json, say};
 use crate::config::Config;
 use crate::plugins::{Engine, EngineError, EngineOptions, Kind};
 
@@ -224,6 +224,6 @@ fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
 
 /// What was asked for cannot be.
 fn refused(sentence: &str) -> ExitCode {
-    eprintln!("{}", screen::one_line(sentence));
+    say(Level::Error, sentence);
     ExitCode::from(WRONG)
 }

@@ -5,7 +5,11 @@
 //!
 //! - With `LOG_FORMAT=json` no line on stderr is anything but JSON: errors of the start, panics and a wrong
 //!   command line are not either. What `serve` says on stdout is the log's as well.
+//! - Where nothing can be printed nothing panics: a result that is not printed is a failure at the end, unless
+//!   its reader had enough of it, and a server serves on.
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -18,6 +22,8 @@ use super::screen::one_line;
 use crate::config::{Config, LogFormat};
 
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+/// Why a part of a result is not on stdout.
+static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +46,7 @@ impl Level {
 /// Decides the format, before anything else can go wrong.
 pub(super) fn begin() {
     if FORMAT.set(Config::log_format()).is_ok() && is_json() {
-        std::panic::set_hook(Box::new(|panic| eprintln!("{}", panicked(panic))));
+        std::panic::set_hook(Box::new(|panic| errln!("{}", panicked(panic))));
     }
 }
 
@@ -53,19 +59,44 @@ pub(super) fn is_json() -> bool {
 pub(super) fn say(level: Level, sentence: &str) {
     let sentence = one_line(sentence);
     if is_json() {
-        eprintln!("{}", line(level, &sentence));
+        errln!("{}", line(level, &sentence));
     } else {
-        eprintln!("{sentence}");
+        errln!("{sentence}");
     }
 }
 
-/// A sentence on stdout that is the log's as well, since both end in one place.
+/// A sentence on stdout that is the log's as well, since both end in one place. A server serves on where it
+/// cannot be printed.
 pub(super) fn announce(sentence: &str) {
-    if is_json() {
-        println!("{}", line(Level::Info, sentence));
+    let printed = if is_json() {
+        writeln!(io::stdout(), "{}", line(Level::Info, sentence))
     } else {
-        println!("{sentence}");
+        writeln!(io::stdout(), "{sentence}")
+    };
+    if let Err(cause) = printed {
+        tracing::warn!(%cause, "a line could not be printed to stdout");
     }
+}
+
+/// A part of a result, on stdout.
+pub(super) fn print(words: fmt::Arguments<'_>) {
+    let mut stdout = io::stdout().lock();
+    let printed = stdout.write_fmt(words).and_then(|()| stdout.flush());
+    if let Err(cause) = printed {
+        let _ = UNPRINTED.set(cause);
+    }
+}
+
+/// Something on stderr. Whoever reads may have gone.
+pub(super) fn complain(words: fmt::Arguments<'_>) {
+    let _ = io::stderr().write_fmt(words);
+}
+
+/// Why a result could not be printed; none where it was, or where its reader had enough.
+pub(super) fn unprinted() -> Option<&'static io::Error> {
+    UNPRINTED
+        .get()
+        .filter(|cause| cause.kind() != io::ErrorKind::BrokenPipe)
 }
 
 /// A command line that is wrong, or that asks for help.
@@ -104,4 +135,50 @@ fn panicked(panic: &PanicHookInfo<'_>) -> String {
         place.as_deref().unwrap_or("an unknown place")
     );
     line(Level::Error, &one_line(&sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic;
+    use std::sync::Mutex;
+
+    use serde_json::Value;
+
+    use super::panicked;
+
+    #[test]
+    fn a_panic_is_one_line_of_json_with_its_words_and_its_place() {
+        static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let name = || std::thread::current().name().map(str::to_owned);
+        let mine = name();
+        let usual = panic::take_hook();
+        // Other tests may panic meanwhile.
+        panic::set_hook(Box::new(move |info| {
+            if name() == mine {
+                LINES.lock().unwrap().push(panicked(info));
+            } else {
+                usual(info);
+            }
+        }));
+        for words in ["two\nlines", "an \u{1b}[31mescape and \"quotes\""] {
+            panic::catch_unwind(|| panic!("{words}")).unwrap_err();
+        }
+        panic::catch_unwind(|| panic::panic_any(7)).unwrap_err();
+        drop(panic::take_hook());
+        let lines = LINES.lock().unwrap();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        for (line, words) in lines
+            .iter()
+            .zip(["two", "escape and \"quotes\"", "no text"])
+        {
+            assert!(!line.contains(['\n', '\u{1b}']), "{line:?}");
+            let line: Value = serde_json::from_str(line).unwrap();
+            let said = line["fields"]["message"].as_str().unwrap();
+            assert_eq!(line["level"], "ERROR");
+            assert!(
+                said.contains(words) && said.contains("report.rs:"),
+                "{said}"
+            );
+        }
+    }
 }

@@ -40,7 +40,13 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         Ok(storage) => storage,
         Err(error) => return failed(&error.to_string()),
     };
-    let app = match Box::pin(App::start_in(config, &storage, Keep::Workspaces)).await {
+    // From here on there is something to leave in order.
+    let mut stop = Box::pin(interrupted());
+    let started = tokio::select! {
+        started = Box::pin(App::start_in(config, &storage, Keep::Workspaces)) => started,
+        _ = &mut stop => return failed("Stopped before the task began."),
+    };
+    let app = match started {
         Ok(app) => app,
         Err(StartError::Config(error)) => return wrong(&error),
         Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
@@ -72,7 +78,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     app.sessions().start(&session);
     let outcome = tokio::select! {
         outcome = watch(&session, &mut view) => outcome,
-        _ = interrupted() => {
+        _ = &mut stop => {
             view.line(&view.screen.entry("stopped", Style::new().yellow(), "as you asked"));
             Outcome::Failed
         }
@@ -82,13 +88,14 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         .workspace()
         .map(|workspace| workspace.host_path().to_owned());
     // A second Ctrl-C does not wait.
+    let again = interrupted();
     let ended = async {
         app.sessions().stop(session.id()).await;
         app.shutdown(tokio::time::Instant::now() + END).await;
     };
     tokio::select! {
         _ = timeout(END, ended) => {}
-        _ = interrupted() => {}
+        _ = again => {}
     }
     if let Some(workspace) = workspace {
         let path = workspace.display().to_string();

@@ -2,7 +2,8 @@
 //!
 //! What always holds: `listening on http://…` is printed once everything works, with the real port;
 //! on SIGINT, SIGTERM or SIGHUP clients are told, sessions are left in the log for the next start, all
-//! within `SHUTDOWN_TIMEOUT`, and a second signal ends the process at once.
+//! within `SHUTDOWN_TIMEOUT`, and a second signal ends the process at once, also while the server starts.
+//! A start that fails for a reason that may pass is made again for a while; any other ends the process.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -20,6 +21,10 @@ use crate::config::Config;
 
 /// Which part of the time for a shutdown requests that are under way may take.
 const LAST_REQUESTS: f64 = 0.2;
+/// How long a start is made again that fails for a reason that may pass.
+const START_PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// Between two attempts.
+const START_PAUSE: Duration = Duration::from_secs(1);
 /// Who the token of local mode stands for.
 pub(super) const LOCAL_USER: &str = "local";
 
@@ -42,7 +47,7 @@ pub(super) async fn serve(config: Config, resume: Resume) -> ExitCode {
     // From here on there may be something to bring to an end.
     let mut stop = Box::pin(interrupted());
     let started = tokio::select! {
-        started = Box::pin(App::start(config)) => started,
+        started = patiently(async || Box::pin(App::start(config.clone())).await) => started,
         signal = &mut stop => {
             tracing::info!(signal, "stopped while the server started");
             return ExitCode::SUCCESS;
@@ -55,7 +60,15 @@ pub(super) async fn serve(config: Config, resume: Resume) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(address);
-    if let Err(error) = app.recover(resume).await {
+    let recovered = tokio::select! {
+        recovered = patiently(async || app.recover(resume).await) => recovered,
+        signal = &mut stop => {
+            // Some of the sessions may run already.
+            app.shutdown(begin_to_stop(signal, patience) + patience).await;
+            return ExitCode::SUCCESS;
+        }
+    };
+    if let Err(error) = recovered {
         return failed(&format!(
             "Could not resume sessions from the previous run: {error}"
         ));
@@ -85,16 +98,8 @@ async fn run(
     let router = app.router(api.clone());
     let (told, stopping) = tokio::sync::oneshot::channel::<Instant>();
     let goodbye = async move {
-        let signal = stop.await;
-        tracing::info!(signal, seconds = patience.as_secs_f64(), "stopping");
-        let again = interrupted();
-        tokio::spawn(async {
-            again.await;
-            std::process::exit(130);
-        });
-        let begun = Instant::now();
+        let begun = begin_to_stop(stop.await, patience);
         let _ = end.set(begun + patience);
-        exit_at_last(patience);
         let requests = begun + patience.mul_f64(LAST_REQUESTS);
         // Connections of WebSockets are no requests any more, so the server does not wait for them.
         let _ = timeout_at(
@@ -120,6 +125,40 @@ async fn run(
         served = std::future::IntoFuture::into_future(serving) => served,
         () = overdue => Ok(()),
     }
+}
+
+/// Makes an attempt to start again for as long as its failure may pass: a service manager that starts a
+/// server just while its disk is full or its database is locked need not do it again.
+async fn patiently<T>(
+    mut attempt: impl AsyncFnMut() -> Result<T, StartError>,
+) -> Result<T, StartError> {
+    let until = Instant::now() + START_PATIENCE;
+    let mut is_told = false;
+    loop {
+        let failed = match attempt().await {
+            Err(error) if error.may_pass() && Instant::now() < until => error,
+            result => return result,
+        };
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(
+                seconds = START_PATIENCE.as_secs(),
+                "the server cannot start yet, and tries again: {failed}"
+            );
+        }
+        tokio::time::sleep(START_PAUSE).await;
+    }
+}
+
+/// The time for the shutdown begins, and a second signal does not wait for it.
+fn begin_to_stop(signal: &str, patience: Duration) -> Instant {
+    tracing::info!(signal, seconds = patience.as_secs_f64(), "stopping");
+    let again = interrupted();
+    tokio::spawn(async {
+        again.await;
+        std::process::exit(130);
+    });
+    exit_at_last(patience);
+    Instant::now()
 }
 
 /// Ends the process when its time is up, whatever still waits (a disk, a lock): a service manager would

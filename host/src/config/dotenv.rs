@@ -12,7 +12,8 @@ use super::ConfigError;
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConfigError> {
     let line = Cell::new(0);
     let lines = Lines {
-        rest: text.as_bytes(),
+        // Editors of other systems begin a file with a byte order mark.
+        rest: text.trim_start_matches('\u{feff}').as_bytes(),
         given: &line,
     };
     dotenvy::from_read_iter(lines)
@@ -75,6 +76,8 @@ mod tests {
         assert_eq!(pairs(text).unwrap(), expected);
         let long = format!("A={}\nB=1", "x".repeat(50_000));
         assert_eq!(pairs(&long).unwrap().len(), 2);
+        let elsewhere = pairs("\u{feff}A=1\r\nB=2\r\n").unwrap();
+        assert_eq!(elsewhere[0], ("A".to_owned(), "1".to_owned()));
     }
 
     #[test]

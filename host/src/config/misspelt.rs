@@ -2,7 +2,7 @@
 //!
 //! A machine's environment is full of other programs' variables, and none of them may be named here. So a
 //! name counts only where it is one slip away from a setting: a letter or two, another case, a word too few,
-//! or a unit too many.
+//! a unit too many, or this program's name before it.
 
 use super::names::SETTINGS;
 
@@ -28,6 +28,13 @@ const SHARED: [&str; 9] = [
 pub(super) fn meant(name: &str) -> Option<&'static str> {
     if name.len() > 64 || SETTINGS.contains(&name) {
         return None;
+    }
+    // Nobody else's variables are named after this program.
+    if let Some(bare) = name.strip_prefix("LUCID_") {
+        let known = SETTINGS.iter().copied().find(|known| *known == bare);
+        return known
+            .or_else(|| by_letters(name))
+            .or_else(|| by_letters(bare));
     }
     let upper = name.to_ascii_uppercase().replace('-', "_");
     if upper != name {
@@ -119,6 +126,9 @@ mod tests {
             ("LOG_FROMAT", "LOG_FORMAT"),
             ("LUCID_MANIFST", "LUCID_MANIFEST"),
             ("GIT_PUSH_BRANCH", "GIT_PUSH_BRANCHES"),
+            ("LUCID_PORT", "PORT"),
+            ("LUCID_MAX_SESSIONS_PER_USER", "MAX_SESSIONS_PER_USER"),
+            ("LUCID_MAX_SESIONS_PER_USER", "MAX_SESSIONS_PER_USER"),
         ] {
             assert_eq!(meant(name), Some(expected), "{name}");
         }
@@ -131,6 +141,9 @@ mod tests {
             "HOME",
             "HOSTNAME",
             "HOSTTYPE",
+            "LUCID_TOKEN",
+            "LUCID_URL",
+            "LUCID_WASM_STD",
             "host",
             "port",
             "PORTS",

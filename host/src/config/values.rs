@@ -234,8 +234,8 @@ fn unit_of_time(unit: &str) -> Option<f64> {
     })
 }
 
-/// A size as Docker writes it: a number with b, k, m, g or t behind it, also kb or KiB; all of them
-/// powers of 1024.
+/// A size as Docker writes it: a number with b, k, m, g or t behind it, also kb or KiB, or Ki as Kubernetes
+/// has it; all of them powers of 1024.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let text = text.to_ascii_lowercase();
     let end = text
@@ -244,10 +244,10 @@ pub(crate) fn size(text: &str) -> Option<u64> {
     let (amount, unit) = text.split_at(end);
     let shift = match unit.trim_start() {
         "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
+        "k" | "kb" | "ki" | "kib" => 10,
+        "m" | "mb" | "mi" | "mib" => 20,
+        "g" | "gb" | "gi" | "gib" => 30,
+        "t" | "tb" | "ti" | "tib" => 40,
         _ => return None,
     };
     let factor = 1u64 << shift;

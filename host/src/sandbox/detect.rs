@@ -65,6 +65,12 @@ impl Found {
         (!said.is_empty()).then(|| said.join(" "))
     }
 
+    /// What the kind in use lacks.
+    pub(super) fn remark(&self) -> Option<String> {
+        let used = self.findings.iter().find(|it| it.kind == self.kind)?;
+        used.remark.clone()
+    }
+
     /// Why the kinds before the one in use do not work.
     fn problems(&self) -> String {
         let better = self.findings.iter().take_while(|it| it.kind != self.kind);

@@ -160,6 +160,12 @@ impl Sandboxes {
         self.0.found().shortfall(self.0.choice)
     }
 
+    /// What the kind that new boxes have lacks.
+    #[must_use]
+    pub fn remark(&self) -> Option<String> {
+        self.0.found().remark()
+    }
+
     /// Starts a box for a session.
     pub async fn start(&self, spec: Spec<'_>) -> Result<Sandbox, SandboxError> {
         let found = self.0.found();

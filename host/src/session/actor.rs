@@ -82,7 +82,7 @@ pub(super) struct Actor {
     /// The branch that its task pushed.
     pushed: Option<String>,
     shown: ShownTree,
-    /// What the agent said last in its open task. After a restart nobody knows.
+    /// What the agent said last in its open task.
     said: Option<Arc<str>>,
     queue: VecDeque<News>,
     /// Effects that the log has, and that the last host did not begin any more.
@@ -309,7 +309,11 @@ impl Actor {
             () = self.session.stop.cancelled() => return Some(End::Stopped),
             () = self.shared.halt.cancelled() => return Some(End::Halted),
             () = sleep_until(deadline), if self.counters.task_open && !waits => {
-                return Some(End::TimedOut);
+                // The process may have stood still.
+                self.count_time();
+                if clock::left(&self.counters, limit).is_zero() {
+                    return Some(End::TimedOut);
+                }
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
             news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
@@ -452,6 +456,9 @@ impl Actor {
                 }
             }
         };
+        if stepped.result.is_err() {
+            draft.unanswered = self.effects.answers_to_all();
+        }
         let round = draft.decide(&context, stepped);
         self.commit(round).await
     }

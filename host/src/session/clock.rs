@@ -2,14 +2,15 @@
 //!
 //! # Invariants
 //! What limits work is measured with the monotonic clock, which neither an operator nor a time server
-//! moves, and which stands still while the machine sleeps. What a task used is a number in the log, so it
+//! moves, and which stands still while the machine sleeps; without the time that this process stood still
+//! itself (a container that is paused, SIGSTOP), in which it did no work. What a task used is a number in the log, so it
 //! is still there after a restart, and the time that the host was down is not in it. While a task waits
 //! for its user's answer, and no model call and no tool of it runs, its time stands still. Timers are no
 //! work: a policy may have one beside its question. The wall clock dates what is shown and written, and a
 //! jump of it is said in the log.
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
+use std::sync::{LazyLock, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
@@ -17,11 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::store::{Counters, EffectKind};
 
 use super::Shared;
+use super::live::held;
 
 /// How often the wall clock is set beside the other one.
 const LOOK: Duration = Duration::from_secs(2);
 /// From here on they differ by a jump, and not by what a busy machine or a time server adds.
 const JUMP: i128 = 2_000;
+/// How often it is looked whether the process runs, and how long a gap between two looks no busy machine makes.
+const TICK: Duration = Duration::from_secs(1);
+const STOOD_STILL: Duration = Duration::from_secs(5);
 /// How often the host's uptime is written down.
 const NOTE: Duration = Duration::from_secs(60);
 
@@ -51,8 +56,58 @@ pub(super) fn kinds(open: &BTreeMap<String, EffectKind>) -> impl Iterator<Item =
     open.values().copied()
 }
 
+/// Notices that the process stood still, by a look at the clock that came late.
+#[derive(Debug)]
+struct Awake {
+    looked: Instant,
+    stood_still: Duration,
+}
+
+/// Looked at by a thread of its own, so that an executor that is busy is not taken for a process that stands
+/// still; and by whoever wants to know, since nobody knows who runs first afterwards.
+static AWAKE: LazyLock<Mutex<Awake>> = LazyLock::new(|| {
+    let look = || {
+        loop {
+            std::thread::sleep(TICK);
+            stood_still();
+        }
+    };
+    let thread = std::thread::Builder::new().name("lucid-clock".to_owned());
+    if let Err(cause) = thread.spawn(look) {
+        tracing::warn!(%cause, "it is not noticed whether this process stands still");
+    }
+    Mutex::new(Awake {
+        looked: Instant::now(),
+        stood_still: Duration::ZERO,
+    })
+});
+
+impl Awake {
+    /// For how long the process stood still in all, and since the last look.
+    fn look(&mut self, now: Instant) -> (Duration, Option<Duration>) {
+        let gap = now.saturating_duration_since(self.looked);
+        self.looked = self.looked.max(now);
+        let still = (gap >= STOOD_STILL).then(|| gap.saturating_sub(TICK));
+        self.stood_still += still.unwrap_or_default();
+        (self.stood_still, still)
+    }
+}
+
+/// For how long the process stood still in all.
+fn stood_still() -> Duration {
+    let (all, now) = held(&AWAKE).look(Instant::now());
+    if let Some(still) = now {
+        tracing::warn!(
+            seconds = still.as_secs_f64(),
+            "this process stood still; the time of tasks goes on as if it had not"
+        );
+    }
+    all
+}
+
 /// Counts a task's time.
 pub(super) struct TaskClock {
+    /// Without the time that the process stood still.
     counted: Instant,
 }
 
@@ -60,13 +115,18 @@ impl TaskClock {
     /// One that counts from now on.
     pub(super) fn start() -> Self {
         Self {
-            counted: Instant::now(),
+            counted: Self::now(),
         }
+    }
+
+    fn now() -> Instant {
+        let now = Instant::now();
+        now.checked_sub(stood_still()).unwrap_or(now)
     }
 
     /// Adds what passed since the last time, unless the task waited for its user.
     pub(super) fn count(&mut self, counters: &mut Counters, waited: bool) {
-        self.count_until(Instant::now(), counters, waited);
+        self.count_until(Self::now(), counters, waited);
     }
 
     fn count_until(&mut self, now: Instant, counters: &mut Counters, waited: bool) {
@@ -79,9 +139,9 @@ impl TaskClock {
         }
     }
 
-    /// When the open task's time is up, as counted so far.
+    /// When the open task's time is up, as counted so far: later, should the process stand still.
     pub(super) fn deadline(&self, counters: &Counters, limit: Duration) -> Instant {
-        self.counted + left(counters, limit)
+        self.counted + stood_still() + left(counters, limit)
     }
 }
 
@@ -191,6 +251,24 @@ mod tests {
         assert_eq!(start.jump(&after(3_660_000, 60)), Some(3_600_000));
         assert_eq!(start.jump(&after(-3_540_000, 60)), Some(-3_600_000));
         assert_eq!(start.jump(&after(0, 60)), Some(-60_000));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_is_told_from_a_busy_one() {
+        let start = Instant::now();
+        let mut awake = Awake {
+            looked: start,
+            stood_still: Duration::ZERO,
+        };
+        let mut look = |seconds| awake.look(start + Duration::from_secs(seconds));
+        let second = Duration::from_secs(1);
+        assert_eq!(look(1), (Duration::ZERO, None));
+        assert_eq!(look(5), (Duration::ZERO, None));
+        assert_eq!(look(66), (60 * second, Some(60 * second)));
+        assert_eq!(look(67), (60 * second, None));
+        // A look that was taken earlier, and is told of later.
+        assert_eq!(look(66), (60 * second, None));
+        assert_eq!(look(78), (70 * second, Some(10 * second)));
     }
 
     proptest! {

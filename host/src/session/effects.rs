@@ -38,6 +38,10 @@ use super::{Shared, prompt};
 /// How much of a call the host's log shows, in characters.
 const LOGGED_CALL: usize = 120;
 
+/// Why a tool that was given up has no result.
+const CANCELLED: &str = "The agent cancelled this before it was done.";
+const FAILED_WITH_AGENT: &str = "This was given up before it was done, since the agent failed.";
+
 pub(super) struct Effects {
     shared: Arc<Shared>,
     session: Arc<Session>,
@@ -491,12 +495,22 @@ impl Effects {
         // Clients that were shown the action wait for what came of it.
         if let Some(action) = self.actions.remove(&effect) {
             let (told, _) = oneshot::channel();
-            let shown = Box::new(cancelled(action));
+            let shown = Box::new(answer(action, CANCELLED));
             news.push(News::Shows(effect.clone(), shown, told));
         }
         let error = fault(ErrorKind::Cancelled, "It was given up.");
         news.push(word_of(effect, error, spent));
         news
+    }
+
+    /// What answers the action of each tool that runs or waits, where its agent fails.
+    pub(super) fn answers_to_all(&self) -> Vec<(String, EventDraft)> {
+        let answered = |(effect, action): (&String, &EventDraft)| {
+            (effect.clone(), answer(action.clone(), FAILED_WITH_AGENT))
+        };
+        let mut all: Vec<_> = self.actions.iter().map(answered).collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
     }
 
     /// Gives all of them up, and returns what model calls among them took so far.
@@ -551,7 +565,7 @@ impl Effects {
 }
 
 /// What answers an action whose tool was given up.
-fn cancelled(action: EventDraft) -> EventDraft {
+fn answer(action: EventDraft, sentence: &str) -> EventDraft {
     let kind = action.event_type.strip_suffix("Action");
     let answer = match kind {
         Some(file) if file.starts_with("File") => format!("{file}Observation"),
@@ -559,7 +573,7 @@ fn cancelled(action: EventDraft) -> EventDraft {
     };
     EventDraft {
         path: action.path,
-        ..EventDraft::text(&answer, "The agent cancelled this before it was done.")
+        ..EventDraft::text(&answer, sentence)
     }
 }
 

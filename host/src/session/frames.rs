@@ -117,7 +117,12 @@ impl EventDraft {
 
     /// Whether it is something that the agent says.
     pub(super) fn is_message(&self) -> bool {
-        self.event_type.contains("Message") && self.event_type != MODEL_NOTICE
+        Self::says_type(&self.event_type)
+    }
+
+    /// Whether events of a type are.
+    pub(super) fn says_type(event_type: &str) -> bool {
+        event_type.contains("Message") && event_type != MODEL_NOTICE
     }
 
     fn details(&self) -> Details<'_> {

@@ -1,7 +1,7 @@
 //! Owns a session as the rest of the host holds it: its name, its queue, its feed, and who is attached.
 //!
 //! What always holds: a message of the user that was taken is written down first. The first reason to
-//! end is the one that holds.
+//! end is the one that holds, as far as it could be written.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub struct Session {
     /// Nobody has been there for a while: what is not needed meanwhile may be given back.
     pub(super) unattended: Notify,
     pub(super) closing: OnceLock<CloseReason>,
+    /// Why it goes no further in this host, where it is not over for that.
+    paused: OnceLock<CloseReason>,
     pub(super) launch: Mutex<Option<Launch>>,
     attached: Mutex<Attached>,
     pub(super) positions: Positions,
@@ -107,6 +109,7 @@ impl Session {
             question: watch::Sender::new(0),
             unattended: Notify::new(),
             closing: OnceLock::new(),
+            paused: OnceLock::new(),
             launch: Mutex::new(Some(launch)),
             attached: Mutex::new(Attached {
                 clients: 0,
@@ -134,7 +137,7 @@ impl Session {
 
     /// Whether more can happen in it.
     pub fn is_alive(&self) -> bool {
-        !self.feed.head().ended && self.closing.get().is_none()
+        !self.feed.head().ended && self.closing.get().is_none() && !self.is_paused()
     }
 
     /// Tells when it begins to wait for its user's answer, by the number of the frame with the question or
@@ -258,6 +261,24 @@ impl Session {
     pub(super) fn end(&self, reason: CloseReason) {
         let _ = self.closing.set(reason);
         self.feed.end();
+    }
+
+    /// Nothing more will come from this host, and for the log the session lives: whoever wished for its end
+    /// is not told that it came.
+    pub(super) fn pause(&self, reason: CloseReason) {
+        let _ = self.paused.set(reason);
+        self.feed.end();
+    }
+
+    /// Whether it lives on for the log, though nothing more will come from this host.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.get().is_some()
+    }
+
+    /// With which words its clients' connections are closed.
+    pub(super) fn close_reason(&self) -> CloseReason {
+        let reason = self.paused.get().or_else(|| self.closing.get());
+        reason.cloned().unwrap_or_default()
     }
 }
 

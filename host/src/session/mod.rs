@@ -364,17 +364,22 @@ impl Sessions {
             .cloned()
     }
 
-    /// Ends a session; returns when nothing is left of it but its log.
-    pub async fn stop(&self, id: &SessionId) {
-        let session = held(&self.shared.registry).by_id.get(id).cloned();
-        if let Some(session) = session {
-            session.stop(CloseReason::stopped());
-            let mut head = session.feed.watch();
-            // Fails only where the session is gone, which is what is waited for.
-            let _ = head.wait_for(|head| head.ended).await;
-            // It may have been ending for another reason.
-            self.discard_any(id).await;
+    /// Ends a session; returns when nothing is left of it but its log. False where that it ended could not
+    /// be written, so that it goes on at the next start.
+    pub async fn stop(&self, id: &SessionId) -> bool {
+        let Some(session) = held(&self.shared.registry).by_id.get(id).cloned() else {
+            return true;
+        };
+        session.stop(CloseReason::stopped());
+        let mut head = session.feed.watch();
+        // Fails only where the session is gone, which is what is waited for.
+        let _ = head.wait_for(|head| head.ended).await;
+        if session.is_paused() {
+            return false;
         }
+        // It may have been ending for another reason.
+        self.discard_any(id).await;
+        true
     }
 
     /// Removes what may be left of the files of a session that is over and gone from the log.

@@ -159,6 +159,8 @@ pub(super) struct Draft<'a> {
     pub(super) pushed: Option<Option<String>>,
     taken: Vec<u64>,
     opened: Vec<EffectRow>,
+    /// What answers the action of each tool that runs or waits, should the step fail.
+    pub(super) unanswered: Vec<(String, EventDraft)>,
     /// Open effects that the next start is to begin.
     pub(super) not_begun: Vec<String>,
     /// The session is over, and its workspace is kept.
@@ -213,6 +215,7 @@ impl<'a> Draft<'a> {
             pushed: None,
             taken: Vec::new(),
             opened: Vec::new(),
+            unanswered: Vec::new(),
             not_begun: Vec::new(),
             retains_workspace: false,
             begin: Vec::new(),
@@ -388,10 +391,16 @@ impl<'a> Draft<'a> {
             .extend(line.filter(|_| !self.lines.iter().any(is_said)));
     }
 
-    /// Ends the open task, and all that it began. The policy's state is what it was before this step,
+    /// Ends the open task, and all that it began; clients that were shown a tool's action see that it ended.
+    /// The policy's state is what it was before this step,
     /// so it waits for what it was just told of and for what is given up here; it is told with the
     /// user's next message. The same inputs again would only fail it again.
     fn fail(&mut self, reason: &str) {
+        for (effect, answer) in std::mem::take(&mut self.unanswered) {
+            if self.open.get(&effect) == Some(&EffectKind::Tool) {
+                self.event(answer);
+            }
+        }
         self.error(reason);
         self.counters.task_open = false;
         self.begin.push(Begin::CancelAll);

@@ -191,7 +191,7 @@ impl Subscription {
                 return self.behind(head.seq).await;
             }
             if head.ended {
-                return Batch::Ended(self.session.closing.get().cloned().unwrap_or_default());
+                return Batch::Ended(self.session.close_reason());
             }
             if let Some(notice) = self.notice() {
                 return Batch::Notice(notice);

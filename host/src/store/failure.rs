@@ -5,6 +5,7 @@
 //! - This is the one place that decides it; nobody looks at an error's text.
 //! - A transient failure left nothing behind: the same call may simply be made again.
 
+use std::error::Error;
 use std::io;
 
 use rusqlite::ErrorCode;
@@ -52,27 +53,17 @@ impl StoreError {
     }
 }
 
-/// The same for an error of SQLite's own.
-pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
-    let code = error.sqlite_error()?.code;
-    Some(match code {
-        ErrorCode::DiskFull => Transient::DiskFull,
-        ErrorCode::DatabaseBusy
-        | ErrorCode::DatabaseLocked
-        | ErrorCode::FileLockingProtocolFailed => Transient::Locked,
-        ErrorCode::CannotOpen => Transient::CannotOpen,
-        ErrorCode::OutOfMemory => Transient::OutOfMemory,
-        ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Transient::ReadOnly,
-        ErrorCode::SystemIoFailure
-        | ErrorCode::OperationInterrupted
-        | ErrorCode::OperationAborted => Transient::Io,
-        // Not a database, corrupt, no such table, a constraint, a bug.
-        _ => return None,
-    })
-}
-
 impl Transient {
-    /// The same for an error of the operating system.
+    /// Why something failed that may succeed later, where one of its causes says so.
+    pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+        let of_store = || error.downcast_ref().and_then(StoreError::transient);
+        let of_database = || error.downcast_ref().and_then(of_sqlite);
+        let of_system = || error.downcast_ref().and_then(Self::of_io);
+        let own = of_store().or_else(of_database).or_else(of_system);
+        own.or_else(|| Self::behind(error.source()?))
+    }
+
+    /// Why a call of the operating system failed that may succeed later.
     pub fn of_io(error: &io::Error) -> Option<Self> {
         let errno = rustix::io::Errno::from_io_error(error);
         if matches!(
@@ -90,6 +81,25 @@ impl Transient {
             _ => None,
         }
     }
+}
+
+/// The same for an error of SQLite's own.
+pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
+    let code = error.sqlite_error()?.code;
+    Some(match code {
+        ErrorCode::DiskFull => Transient::DiskFull,
+        ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::FileLockingProtocolFailed => Transient::Locked,
+        ErrorCode::CannotOpen => Transient::CannotOpen,
+        ErrorCode::OutOfMemory => Transient::OutOfMemory,
+        ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Transient::ReadOnly,
+        ErrorCode::SystemIoFailure
+        | ErrorCode::OperationInterrupted
+        | ErrorCode::OperationAborted => Transient::Io,
+        // Not a database, corrupt, no such table, a constraint, a bug.
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -126,6 +136,20 @@ mod tests {
             assert_eq!(failed(code), None, "{code}");
         }
         assert_eq!(StoreError::Closed.transient(), None);
+    }
+
+    #[test]
+    fn a_reason_that_passes_is_found_behind_other_errors() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("nothing starts: {0}")]
+        struct Outer(#[source] Box<dyn Error>);
+        let full = || io::Error::from(rustix::io::Errno::NOSPC);
+        let found = |cause: Box<dyn Error>| Transient::behind(&Outer(cause));
+        assert_eq!(found(full().into()), Some(Transient::DiskFull));
+        let busy = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None);
+        let busy = StoreError::Commit(std::sync::Arc::new(busy));
+        assert_eq!(found(busy.into()), Some(Transient::Locked));
+        assert_eq!(found(StoreError::Closed.into()), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::records::{
     Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
 };
+use super::rows::to_sql;
 use super::texts::{self, Packed};
 use super::{Store, StoreError, Totals, cut, usage};
 
@@ -245,6 +246,28 @@ pub(super) fn insert_message(
             line.at,
         ])?;
     Ok(())
+}
+
+/// The text of the last line of a session's chat whose type is a wanted one, among those that are no older
+/// than `since`.
+pub fn last_line(
+    connection: &Connection,
+    (session, chat): (&str, &str),
+    since: u64,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<Option<String>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT content, event_type FROM chat_messages
+         WHERE session_id = ?1 AND role = 'assistant' AND created_at >= ?2 ORDER BY n DESC",
+    )?;
+    let mut rows = select.query(params![chat, to_sql(since)])?;
+    while let Some(row) = rows.next()? {
+        let event_type: Option<String> = row.get(1)?;
+        if event_type.is_some_and(|event_type| is_wanted(&event_type)) {
+            return texts::whole(connection, session, row, 0).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<DateTime<Utc>> {

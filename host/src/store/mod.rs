@@ -43,7 +43,7 @@ pub use failure::Transient;
 pub(crate) use health::pauses;
 pub use health::{Health, Waiting};
 pub use integrations::{Integration, Integrations, Kept, NewIntegration};
-pub use local::LocalRecords;
+pub use local::{LocalRecords, last_line};
 pub use model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,

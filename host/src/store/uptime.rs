@@ -6,12 +6,15 @@
 //! less than that minute. The time that no host ran is not in it. Waits that are longer than a process (a
 //! question's week, how long a workspace is kept) are counted in it, so that no wall clock ends them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
 use super::rows::to_sql;
 use super::{Store, StoreError};
+
+/// How long another process's lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Uptime {
     before: u64,
@@ -46,10 +49,10 @@ impl Store {
         self.inner.uptime.now()
     }
 
-    /// Writes it down.
+    /// Writes it down. Not worth a long wait: what is missing is less than what a crash takes.
     pub async fn note_uptime(&self) -> Result<(), StoreError> {
         let now = to_sql(self.uptime());
-        self.write(move |connection| {
+        self.write_within(PATIENCE, move |connection| {
             connection.execute(
                 "UPDATE host_uptime SET uptime_ms = max(uptime_ms, ?1)",
                 [now],

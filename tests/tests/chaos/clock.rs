@@ -2,6 +2,7 @@
 //! an operator sets a clock, or a virtual machine was suspended.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lucid_tests::{Host, Model, Socket, Turn, call, eventually, kinds};
 use serde_json::json;
@@ -75,4 +76,30 @@ async fn a_wall_clock_that_jumps_forward_and_back_ends_no_task_and_no_session() 
     );
     let listed = host.get("bob", "/api/v1/sessions").await.ok();
     assert_eq!(listed["sessions"][0]["sessionId"], *idle, "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stood_still_takes_no_time_from_its_tasks() {
+    let model = Model::start(|number, _| match number {
+        0 => call("terminal", json!({"command": "sleep 2; echo it went"})),
+        1 => call("finish", json!({"message": "It went."})),
+        _ => Turn::Say("Done.".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .set("CONVERSATION_TIMEOUT", "10")
+        .start();
+    let first = json!({"task": "Wait for it", "modelProvider": "openai"});
+    let mut watched = Socket::open(&host, "alice", first).await;
+    watched
+        .until("the command", |frame| frame["eventType"] == "CmdRunAction")
+        .await;
+    host.signal(rustix::process::Signal::STOP);
+    // More than the task has.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    host.signal(rustix::process::Signal::CONT);
+    watched.completed().await;
+    host.says("this process stood still").await;
 }

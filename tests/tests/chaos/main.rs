@@ -9,6 +9,7 @@ mod left_alone;
 mod locks;
 mod moved;
 mod outage;
+mod starting;
 
 use lucid_tests::{Host, Socket, eventually, seq};
 use serde_json::{Value, json};

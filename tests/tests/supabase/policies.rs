@@ -191,7 +191,7 @@ async fn every_verb_on_every_table_is_for_the_owner_alone() {
     assert_eq!(all(&supabase), before, "something of it changed a row");
 
     // What functions there are is not for callers.
-    for function in ["handle_new_user", "set_updated_at"] {
+    for function in ["lucid_new_user", "lucid_set_updated_at"] {
         let path = format!("rpc/{function}");
         let answer = supabase
             .ask(Some(&bob.token), "POST", &path, Some(&json!({})))

@@ -241,6 +241,44 @@ async fn the_migrations_run_on_a_project_that_ran_an_earlier_version_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn functions_of_another_application_stay_whatever_they_are_called() {
+    // As the provider's own examples name them, and one that is called by statements.
+    let other = "CREATE TABLE profiles (id uuid PRIMARY KEY);
+        ALTER TABLE profiles ENABLE ROW LEVEL SECURITY;
+        CREATE FUNCTION handle_new_user() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+            BEGIN INSERT INTO public.profiles (id) VALUES (NEW.id); RETURN NEW; END $$;
+        CREATE TRIGGER on_auth_user_created AFTER INSERT ON auth.users
+            FOR EACH ROW EXECUTE FUNCTION handle_new_user();
+        CREATE FUNCTION set_updated_at() RETURNS text LANGUAGE sql AS 'SELECT now()::text'";
+    let Some(supabase) = Supabase::start_with(other).await else {
+        return;
+    };
+    supabase.migrate();
+    supabase.migrate();
+    let user = supabase.sign_up("ann");
+    for table in ["users", "profiles"] {
+        let rows = format!("SELECT count(*) FROM {table} WHERE id = '{user}'");
+        assert_eq!(supabase.sql(&rows), "1", "{table}");
+    }
+    let theirs = supabase.sql("SELECT set_updated_at() IS NOT NULL");
+    assert_eq!(theirs, "t");
+
+    // One that fills both is enough.
+    supabase.sql(
+        "DROP TRIGGER on_auth_user_created_lucid ON auth.users;
+        CREATE OR REPLACE FUNCTION handle_new_user() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+            BEGIN INSERT INTO public.profiles (id) VALUES (NEW.id);
+            INSERT INTO public.users (id, email) VALUES (NEW.id, NEW.email); RETURN NEW; END $$",
+    );
+    supabase.migrate();
+    let user = supabase.sign_up("bob");
+    for table in ["users", "profiles"] {
+        let rows = format!("SELECT count(*) FROM {table} WHERE id = '{user}'");
+        assert_eq!(supabase.sql(&rows), "1", "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_project_that_gives_users_no_rights_says_so() {
     let Some(supabase) = Supabase::start().await else {
         return;

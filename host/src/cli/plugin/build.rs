@@ -19,7 +19,7 @@ pub(super) fn main(folder: &Path) -> ExitCode {
     match build(folder) {
         Ok(file) => {
             let size = std::fs::metadata(&file).map_or(0, |data| data.len());
-            println!("{} is built, {} KB.", file.display(), size.div_ceil(1024));
+            outln!("{} is built, {} KB.", file.display(), size.div_ceil(1024));
             ExitCode::SUCCESS
         }
         Err(why) => failed(&format!("The plugin was not built: {why}.")),

@@ -49,14 +49,14 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
                     recorded: None,
                 };
                 if check::main(&args).await == ExitCode::SUCCESS {
-                    println!("{}", who_takes_it(folder, &file));
+                    outln!("{}", who_takes_it(folder, &file));
                 }
             }
             Err(why) => {
                 failed(&format!("The plugin was not built: {why}."));
             }
         }
-        println!("Waiting for a change in {}; Ctrl-C ends.", folder.display());
+        outln!("Waiting for a change in {}; Ctrl-C ends.", folder.display());
         loop {
             // Watched first and looked at then, so that nothing falls between.
             let now = sources(folder);

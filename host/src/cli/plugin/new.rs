@@ -107,10 +107,10 @@ pub(super) fn new(args: &NewArgs) -> ExitCode {
             ));
         }
     }
-    println!("{}/ is there. Next:\n", args.name);
-    println!("  cd {}", args.name);
-    println!("  lucid plugin build");
-    println!("  lucid plugin check {}.wasm", args.name);
+    outln!("{}/ is there. Next:\n", args.name);
+    outln!("  cd {}", args.name);
+    outln!("  lucid plugin build");
+    outln!("  lucid plugin check {}.wasm", args.name);
     ExitCode::SUCCESS
 }
 

@@ -41,7 +41,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     let policy = PolicyPlugin::load(&engine, &name, &wasm, &Limits::default())
         .await
         .map_err(|error| format!("A host would not take it: {error}."))?;
-    println!(
+    outln!(
         "session {} of the policy {}, replayed with {} {}",
         args.session,
         clean(&row.fixed.policy),
@@ -66,8 +66,8 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
             } else {
                 different += 1;
                 if different <= SHOWN {
-                    println!("\nstep {}: - the log, + {name}", logged.step);
-                    print!("{}", clean(&difference(&then, &now)));
+                    outln!("\nstep {}: - the log, + {name}", logged.step);
+                    out!("{}", clean(&difference(&then, &now)));
                 }
             }
             // A step that failed left the state as it was.
@@ -82,10 +82,10 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     }
     if different == 0 {
         let steps = plural::count(same, "step");
-        println!("{steps}, all with the same commands.");
+        outln!("{steps}, all with the same commands.");
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    outln!(
         "\n{different} of {} gave other commands.",
         plural::count(same + different, "step")
     );

@@ -29,7 +29,7 @@ impl Report {
     }
 
     pub(super) fn title(&self, text: &str) {
-        println!("{}", self.screen.paint(&clean(text), Style::new().bold()));
+        outln!("{}", self.screen.paint(&clean(text), Style::new().bold()));
     }
 
     pub(super) fn good(&self, what: &str, text: &str) {
@@ -57,7 +57,7 @@ impl Report {
     fn line(&self, sign: &str, style: Style, what: &str, text: &str) {
         let indent = format!("\n{:width$}", "", width = NAME + 8);
         let text = clean(text).trim_end().replace('\n', &indent);
-        println!(
+        outln!(
             "  {}  {:NAME$}  {text}",
             self.screen.paint(sign, style),
             clean(what)
@@ -66,14 +66,18 @@ impl Report {
 
     /// A line for each function, and how near the limits it came.
     pub(super) fn figures(&mut self, figures: &[CallFigures], limits: &Limits) {
-        println!(
+        outln!(
             "  {:<12}{:>7}{:>11}{:>11}  {:<26}most memory",
-            "call", "calls", "p50", "p99", "most fuel"
+            "call",
+            "calls",
+            "p50",
+            "p99",
+            "most fuel"
         );
         for of in figures {
             let fuel = share(of.most_fuel, limits.fuel);
             let memory = share(of.most_memory, limits.memory_bytes as u64);
-            println!(
+            outln!(
                 "  {:<12}{:>7}{:>8} µs{:>8} µs  {:<26}{} KB ({memory} %)",
                 of.call,
                 of.calls,
@@ -96,12 +100,12 @@ impl Report {
     /// 1 where anything was bad.
     pub(super) fn exit_code(&self) -> ExitCode {
         if self.is_bad() {
-            println!(
+            outln!(
                 "\nA host would refuse it, or sessions with it would fail: see what is marked !!."
             );
             return ExitCode::FAILURE;
         }
-        println!("\nNothing is wrong with it.");
+        outln!("\nNothing is wrong with it.");
         ExitCode::SUCCESS
     }
 }

@@ -110,7 +110,7 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
             return Ok(kept);
         };
         if !args.server.json {
-            print!("{}", clean(&uploaded(&kept)));
+            out!("{}", clean(&uploaded(&kept)));
         }
         let (kind, digest) = (text_of(&kept, "kind"), text_of(&kept, "digest"));
         server.activate(kind, name, digest, None, args.new).await
@@ -141,7 +141,7 @@ pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
     if args.offline {
         return match roll_back_here(kind, &args.name) {
             Ok(text) => {
-                print!("{text}");
+                out!("{text}");
                 ExitCode::SUCCESS
             }
             Err(why) => failed(&why),
@@ -376,8 +376,8 @@ fn shown(
     show: impl Fn(&Value) -> String,
 ) -> ExitCode {
     match answer {
-        Ok(answer) if args.json => println!("{answer}"),
-        Ok(answer) => print!("{}", clean(&show(&answer))),
+        Ok(answer) if args.json => outln!("{answer}"),
+        Ok(answer) => out!("{}", clean(&show(&answer))),
         Err(why) => return failed(&why),
     }
     ExitCode::SUCCESS

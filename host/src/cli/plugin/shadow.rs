@@ -37,9 +37,9 @@ pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
     match done(args).await {
         Ok(report) => {
             if args.server.json {
-                println!("{report}");
+                outln!("{report}");
             } else {
-                print!("{}", clean(&shown(&report)));
+                out!("{}", clean(&shown(&report)));
             }
             if is_clean(&report) {
                 ExitCode::SUCCESS
@@ -64,14 +64,14 @@ async fn done(args: &ShadowArgs) -> Result<Value, String> {
         }
         if report["until"].is_string() {
             if watched {
-                eprintln!();
+                errln!();
             }
             return Ok(report);
         }
         if watched {
             let wanted = report["wanted"].as_u64().unwrap_or_default();
             let wanted = plural::count(wanted, "session");
-            eprint!("\r{} of {wanted}", report["sessions"]);
+            err!("\r{} of {wanted}", report["sessions"]);
         }
         tokio::time::sleep(PAUSE).await;
     }

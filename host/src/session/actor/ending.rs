@@ -1,7 +1,8 @@
 //! Owns how a session ends, or pauses until the host starts again, and gives back what it held.
 //!
-//! What always holds: a session is over for its clients however its actor ends. What model calls took is
-//! counted before, as far as it is known. A workspace goes only when the log says that its session does.
+//! What always holds: a session is over for its clients however its actor ends, and they are told that it
+//! ended only when the log says so. What model calls took is counted before, as far as it is known. A
+//! workspace goes only when the log says that its session does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ impl Drop for Last {
         if !self.session.feed.head().ended {
             tracing::error!(session = %self.session.id(), "a session came to grief; it pauses until the next start");
             self.shared.forget(&self.session);
-            self.session.end(CloseReason::failed(
+            self.session.pause(CloseReason::failed(
                 "The session came to grief inside the server.",
             ));
         }
@@ -61,6 +62,11 @@ impl Drop for Last {
 impl Actor {
     /// Ends the session, or pauses it, and gives back what it held.
     pub(super) async fn end(mut self, end: End, status: Status) {
+        // A wish that came while the host went down holds, where there is time to write it.
+        let end = match end {
+            End::Halted if self.session.stop.is_cancelled() => End::Stopped,
+            end => end,
+        };
         let change = match end {
             End::Stopped => self.last_change().await,
             _ => None,
@@ -69,7 +75,7 @@ impl Actor {
         let running = self.effects.running_tool();
         let spent = self.unheard();
         let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
-        let (close, frame) = match end {
+        let (close, frame) = match &end {
             End::Halted => {
                 let used = self.counters.task_used_ms;
                 self.count_time();
@@ -79,13 +85,11 @@ impl Actor {
                 }
                 self.shared.paused(&self.session, running);
                 self.effects.close_place().await;
-                return self.leave(CloseReason::restarting());
+                return self.pause(CloseReason::restarting());
             }
-            End::Broken(cause) => {
+            End::Broken(_) => {
                 self.effects.close_place().await;
-                return self.leave(CloseReason::failed(&format!(
-                    "The session's log cannot be written: {cause}."
-                )));
+                return self.pause(unwritten(&end));
             }
             End::Stopped => {
                 let reason = self.session.closing.get().cloned().unwrap_or_default();
@@ -103,7 +107,7 @@ impl Actor {
                 let frame = frames::error(&reason);
                 (CloseReason::expired(reason), Some(frame))
             }
-            End::NoPlace(reason) => (CloseReason::done(&reason), Some(frames::error(&reason))),
+            End::NoPlace(reason) => (CloseReason::done(reason), Some(frames::error(reason))),
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
@@ -124,12 +128,17 @@ impl Actor {
         let shown = Shown { frame, change };
         let written = self.last_round(spent, shown, (status, false), &close).await;
         self.effects.close_place().await;
-        if held && written {
-            // What the log still calls alive goes on at the next start, and needs its workspace.
+        if let Err(end) = written {
+            // It goes on at the next start, and needs its workspace.
+            return self.pause(unwritten(&end));
+        }
+        if held {
             match self.effects.wipe().await {
                 Ok(()) => {
                     let ended = (Status::Ended, false);
-                    self.last_round(Vec::new(), Shown::default(), ended, &close)
+                    // Where that cannot be written the next start ends it once more.
+                    let _ = self
+                        .last_round(Vec::new(), Shown::default(), ended, &close)
                         .await;
                 }
                 // Still `stopping` in the log: the next start tries again.
@@ -149,10 +158,13 @@ impl Actor {
         let written = self
             .last_round(spent, shown, (Status::Ended, true), &close)
             .await;
-        if written {
-            self.effects.release().await;
+        match written {
+            Ok(()) => {
+                self.effects.release().await;
+                self.leave(close);
+            }
+            Err(end) => self.pause(unwritten(&end)),
         }
-        self.leave(close);
     }
 
     /// What came of a change that is being opened: the work is done, and its user waits for the link.
@@ -186,7 +198,7 @@ impl Actor {
         shown: Shown,
         (status, retains_workspace): (Status, bool),
         close: &CloseReason,
-    ) -> bool {
+    ) -> Result<(), End> {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
@@ -206,7 +218,7 @@ impl Actor {
         draft.counters.task_open = false;
         draft.retains_workspace = retains_workspace;
         let round = draft.close_round(status, Some(close.reason.clone()));
-        self.commit(round).await.is_ok()
+        self.commit(round).await
     }
 
     /// Ends all effects, and returns what model calls took that no round has counted: those that are
@@ -249,5 +261,20 @@ impl Actor {
     fn leave(self, reason: CloseReason) {
         self.shared.forget(&self.session);
         self.session.end(reason);
+    }
+
+    fn pause(self, reason: CloseReason) {
+        self.shared.forget(&self.session);
+        self.session.pause(reason);
+    }
+}
+
+/// With which words a session is closed whose last round could not be written.
+fn unwritten(end: &End) -> CloseReason {
+    match end {
+        End::Broken(cause) => {
+            CloseReason::failed(&format!("The session's log cannot be written: {cause}."))
+        }
+        _ => CloseReason::restarting(),
     }
 }

@@ -5,12 +5,15 @@
 //! reads that they are gone, its policy is told with the input [`WORKSPACE_LOST`], and its repository is
 //! cloned again before its next command.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::plugins::policy_types::Input;
 use crate::plugins::types::Custom;
 use crate::store;
 
+use super::super::frames::EventDraft;
 use super::super::ports::News;
 use super::super::tools::SEPARATOR;
 use super::{Actor, End};
@@ -36,7 +39,22 @@ impl Actor {
             self.effects.renew_workspace();
             self.queue.push_front(News::WorkspaceLost);
         }
+        if self.counters.task_open {
+            self.said = self.last_said().await;
+        }
         self.begin_paused().await
+    }
+
+    /// What the agent said last in its open task, as the chat has it. Where nobody knows any more, it is
+    /// taken to have said nothing.
+    async fn last_said(&self) -> Option<Arc<str>> {
+        let (id, chat) = (self.id.clone(), self.chat.clone());
+        let since = self.counters.task_started_at;
+        let read = move |connection: &_| {
+            store::last_line(connection, (&id, &chat), since, EventDraft::says_type)
+        };
+        let found = self.shared.deps.store.read_when_possible(read).await;
+        found.ok().flatten().map(Arc::from)
     }
 
     /// Whether it had files, and they are not there any more.

@@ -297,3 +297,42 @@ async fn a_session_that_this_host_cannot_go_on_with_is_left_for_one_that_can() {
     session.message("go on").await.unwrap();
     until(&mut frames, "completed").await;
 }
+
+/// A model's words, a tool, and then the same words and more as its last.
+fn repeats_itself(
+    _: &Context,
+    _: Option<&Snapshot>,
+    inputs: &[Input],
+) -> Result<Vec<Command>, String> {
+    Ok(match inputs.last() {
+        Some(Input::Started(_)) => vec![ask_model("m")],
+        Some(Input::ModelReplied(_)) => vec![run("a")],
+        Some(Input::EffectLost(_)) => vec![finish("hello\n\nNot pushed: 1 commit.")],
+        other => panic!("{other:?}"),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_agent_said_before_a_restart_is_not_told_again_at_its_tasks_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(repeats_itself);
+    let first = sessions(folder.path(), &world);
+    world.hold_tools.store(true, Ordering::SeqCst);
+    let session = first.create(new("u")).await.unwrap();
+    let id = *session.id();
+    first.start(&session);
+    eventually("the tool begins", || world.done("tool a") == 1).await;
+    first.shutdown().await;
+    drop((session, first));
+
+    let second = sessions(folder.path(), &world);
+    second.recover().await.unwrap();
+    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let seen = until(&mut session.subscribe(0), "completed").await;
+    let shown = |text: &str| {
+        let holds = |(_, frame): &&(u64, String)| frame.contains(text);
+        seen.iter().filter(holds).count()
+    };
+    assert_eq!(shown("hello"), 1, "{seen:#?}");
+    assert_eq!(shown("Not pushed: 1 commit."), 1, "{seen:#?}");
+}

@@ -163,3 +163,36 @@ async fn a_session_waits_where_its_place_cannot_be_made_now_and_goes_on_by_itsel
         "{seen:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_told_that_a_session_was_stopped_when_the_host_goes_down_before_that_is_written()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let (first, session) = on_a_full_disk(folder.path(), &world).await;
+    let id = *session.id();
+    let mut frames = session.subscribe(0);
+    noticed(&mut frames, "paused").await;
+    let stopping = tokio::spawn({
+        let first = first.clone();
+        async move { first.stop(&id).await }
+    });
+    eventually("the sandbox to be closed", || world.any("close") > 0).await;
+    first.shutdown().await;
+    assert!(!stopping.await.unwrap(), "it is not written that it ended");
+    let end = loop {
+        match frames.next().await {
+            Batch::Ended(reason) => break reason,
+            Batch::Frames(_) | Batch::Notice(_) | Batch::Delta(_) => {}
+            gap @ Batch::Gap(..) => panic!("{gap:?}"),
+        }
+    };
+    assert_eq!(end.code, 1012, "{end:?}");
+    drop((frames, session, first));
+
+    let second = sessions(folder.path(), &world);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    assert!(second.stop(&id).await);
+    assert_eq!(world.done("wipe"), 1);
+    assert_eq!(second.recover().await.unwrap(), 0);
+}

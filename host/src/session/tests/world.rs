@@ -91,6 +91,8 @@ pub(super) struct World {
     pub(super) diary: Arc<Mutex<Vec<String>>>,
     pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
     pub(super) hold: Arc<AtomicBool>,
+    /// Tools take their time, and models do not.
+    pub(super) hold_tools: Arc<AtomicBool>,
     pub(super) hold_fetch: Arc<AtomicBool>,
     /// Providers take their time with changes.
     pub(super) hold_changes: Arc<AtomicBool>,
@@ -134,6 +136,7 @@ impl World {
             diary: Arc::default(),
             prompts: Arc::default(),
             hold: Arc::default(),
+            hold_tools: Arc::default(),
             hold_fetch: Arc::default(),
             hold_changes: Arc::default(),
             tells: Arc::default(),
@@ -419,9 +422,9 @@ impl Place for World {
         _: DeltaSink,
     ) -> BoxFuture<'static, Result<ToolDone, Error>> {
         self.note(format!("tool {}", call.id));
-        let hold = self.hold.clone();
+        let (hold, hold_tools) = (self.hold.clone(), self.hold_tools.clone());
         async move {
-            while hold.load(Ordering::SeqCst) {
+            while hold.load(Ordering::SeqCst) || hold_tools.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let text = format!("ran {}", call.id);

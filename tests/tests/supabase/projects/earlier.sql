@@ -14,6 +14,8 @@ BEGIN
     RETURN NEW;
 END;
 $$;
+CREATE OR REPLACE TRIGGER on_auth_user_created
+    AFTER INSERT ON auth.users FOR EACH ROW EXECUTE FUNCTION public.handle_new_user();
 INSERT INTO auth.users (id, email, raw_user_meta_data) VALUES
     ('10000000-0000-4000-8000-000000000001', 'old@example.org', '{"name": "Old"}');
 INSERT INTO public.chat_sessions (id, user_id, title, is_active, created_at, updated_at) VALUES
