@@ -18,7 +18,7 @@ use wit_parser::Resolve;
 const INTERNAL: &str = "the-internal-key-of-the-tests";
 const PLUGINS: &str = "/api/v1/plugins";
 const WASM: &str = "application/wasm";
-const README: &str = include_str!("../../README.md");
+const GUIDE: &str = include_str!("../../host/docs/plugins-at-run-time.md");
 
 fn admin() -> String {
     claims_token(json!({"sub": "alice", "lucid_admin": true}))
@@ -964,9 +964,8 @@ async fn the_command_line_does_the_same() {
         "{out}"
     );
 
-    // The commands of the README.
-    let section = README.split_once("\n## Plugins at run time\n").unwrap().1;
-    let block = section.split("```").nth(1).unwrap();
+    // The commands of the guide: its first block.
+    let block = GUIDE.split("```").nth(1).unwrap();
     let lines = block.lines().filter(|line| line.starts_with("lucid "));
     let lines: Vec<&str> = lines.map(|line| line.split(" #").next().unwrap()).collect();
     assert!(lines.len() >= 5, "{lines:?}");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 const PLUGINS: &str = "/api/v1/plugins";
-const README: &str = include_str!("../../README.md");
+const GUIDE: &str = include_str!("../../host/docs/plugins-at-run-time.md");
 
 fn admin() -> String {
     claims_token(json!({"sub": "alice", "lucid_admin": true}))
@@ -949,13 +949,13 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
         ]);
         assert_eq!(code, Some(2), "{share}");
     }
-    // The commands of the README.
+    // The commands of the guide.
     let good = ground.upload(counting(3, "good")).await;
-    let section = README
-        .split_once("\n### Rolling a new build out\n")
+    let section = GUIDE
+        .split_once("\n## Rolling a new build out\n")
         .unwrap()
         .1;
-    let section = section.split_once("\n### ").unwrap().0;
+    let section = section.split_once("\n## ").unwrap().0;
     let lines = section.lines().filter(|line| line.starts_with("lucid "));
     let lines: Vec<&str> = lines.map(|line| line.split(" #").next().unwrap()).collect();
     assert!(lines.len() >= 4, "{lines:?}");

@@ -34,6 +34,7 @@ pub use self::choices::{
 };
 pub use self::error::ConfigError;
 pub use self::models::{ModelSettings, ProviderSettings};
+pub use self::names::SETTINGS;
 use self::names::known;
 pub(crate) use self::names::{is_host_secret, is_variable};
 use self::secret_file::secret_file;

@@ -4,7 +4,7 @@
 //! is passed over, and may hold what it likes.
 
 /// Settings that are read.
-pub(super) const SETTINGS: &[&str] = &[
+pub const SETTINGS: &[&str] = &[
     "PORT",
     "HOST",
     "SUPABASE_URL",

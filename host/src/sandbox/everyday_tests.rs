@@ -1,5 +1,5 @@
-//! What people run, in every kind of sandbox that this machine can have. The README's table of what
-//! does not run where is this list's: a check that fails where it should run fails the test, and so
+//! What people run, in every kind of sandbox that this machine can have. The table of what does not run
+//! where, in `sandbox-image/README.md`, is this list's: a check that fails where it should run fails the test, and so
 //! does one that runs where the table says that it does not.
 
 use std::time::Duration;
