@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use lucid::secret::Secret;
 use lucid::store::{
     Caller, Chat, ChatMessage, LocalRecords, Records, Store, Supabase as Project, SupabaseRecords,
     SupabaseSettings, Totals,
 };
+use lucid::types::secret::Secret;
 use lucid_tests::{Supabase, anon_key, service_key, token};
 use rusqlite::Connection;
 use uuid::Uuid;

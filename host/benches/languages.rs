@@ -11,9 +11,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lucid::builtin;
-use lucid::plugins::policy_types::{Context, Input, Start};
-use lucid::plugins::{Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid::session::Offers;
+use lucid::types::wit::policy::{Context, Input, Start};
+use lucid::wasm::{Engine, EngineOptions, Limits, PolicyPlugin};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Runtime};
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::join_all;
-use lucid::app::App;
 use lucid::config::Config;
+use lucid::server::App;
 use lucid::session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
 use lucid::store::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow, Store,

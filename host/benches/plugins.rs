@@ -5,11 +5,11 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lucid::builtin;
-use lucid::plugins::llm_types::CompletionRequest;
-use lucid::plugins::policy_types::{Context, Input, Start};
-use lucid::plugins::types::{Content, Message, Role, ToolDefinition};
-use lucid::plugins::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
 use lucid::session::Offers;
+use lucid::types::wit::llm::CompletionRequest;
+use lucid::types::wit::policy::{Context, Input, Start};
+use lucid::types::wit::types::{Content, Message, Role, ToolDefinition};
+use lucid::wasm::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
 use tokio::runtime::{Builder, Runtime};
 
 fn runtime() -> Runtime {

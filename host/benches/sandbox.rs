@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use lucid::builtin;
 use lucid::sandbox::docker::{self, Transport};
+use lucid::sandbox::workspace::Workspace;
 use lucid::sandbox::{Choice, ExecRequest, Network, Sandbox, Sandboxes, Settings, Spec};
-use lucid::workspace::Workspace;
 use tokio::process::Command;
 use tokio::runtime::Builder;
 use uuid::Uuid;

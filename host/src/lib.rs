@@ -1,30 +1,43 @@
-//! Lucid: a server that runs AI coding agents whose policies, models and git providers are
-//! WebAssembly components. `app` puts the parts together; each part's own module says what it owns.
+//! Lucid: a server that runs AI coding agents for many users at once.
+//!
+//! Agents, model providers, git providers and tools are WebAssembly components. They compute; the host
+//! carries out what they ask for.
+//!
+//! # Layout
+//!
+//! From the top down. A module uses what stands below it.
+//!
+//! - [`cli`]: the command line. [`server`]: puts the parts together.
+//! - [`api`]: REST and WebSocket. [`auth`]: who a caller is.
+//! - [`deployment`]: what is loaded, how it is replaced and rolled out. [`manifest`]: `lucid.toml`.
+//! - [`environment`]: where a session works: its workspace, its sandbox, its way to git.
+//! - [`models`]: model providers and calls. [`toolsets`]: tools of components and of MCP servers.
+//!   [`git_providers`]: accounts, repositories and pull requests.
+//! - [`session`]: the session engine.
+//! - [`sandbox`]: sandboxes, workspaces, the tools that work in them, and the git gateway.
+//! - [`store`]: the log, chats, blobs.
+//! - [`net`]: everything that leaves the host over HTTP.
+//! - [`wasm`]: runs components.
+//! - [`config`]: settings. [`disk_reserve`]: room that is kept for the log. [`types`]: what all of them speak of. [`builtin`]: what the build put into the binary.
 
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod app;
 pub mod auth;
-pub mod blobs;
 pub mod builtin;
 pub mod cli;
 pub mod config;
 pub mod deployment;
 pub mod disk_reserve;
-pub mod egress;
-pub mod git_gateway;
+pub mod environment;
 pub mod git_providers;
-pub mod integrations;
-mod mcp;
-pub mod oci;
-pub mod plugins;
-mod plural;
+pub mod manifest;
+pub mod models;
+pub mod net;
 pub mod sandbox;
-pub mod seal;
-pub mod secret;
+pub mod server;
 pub mod session;
 pub mod store;
-pub mod tools;
-mod unicode;
-pub mod workspace;
+pub mod toolsets;
+pub mod types;
+pub mod wasm;

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lucid::builtin::{MOCK, OPENAI};
-use lucid::plugins::llm_types::CompletionRequest;
-use lucid::plugins::policy_types::{Command, Context, Input, Start, Transition, UserMessage};
-use lucid::plugins::types::{Content, Message, Role};
-use lucid::plugins::{
+use lucid::session::Offers;
+use lucid::types::wit::llm::CompletionRequest;
+use lucid::types::wit::policy::{Command, Context, Input, Start, Transition, UserMessage};
+use lucid::types::wit::types::{Content, Message, Role};
+use lucid::wasm::{
     CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
 };
-use lucid::session::Offers;
 use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, guest_memories, within};
 use serde_json::json;
 

@@ -8,9 +8,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use lucid::plugins::policy_types::{Context, Input, Start, Transition};
-use lucid::plugins::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid::session::Offers;
+use lucid::types::wit::policy::{Context, Input, Start, Transition};
+use lucid::wasm::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid_tests::{Host, Socket, Template, event, kinds};
 use serde_json::{Value, json};
 

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use lucid::cli::Cli;
 use lucid::config::SETTINGS;
-use lucid::deployment::Manifest;
+use lucid::manifest::Manifest;
 
 const README: &str = include_str!("../../README.md");
 const CONFIGURATION: &str = include_str!("../../host/docs/configuration.md");

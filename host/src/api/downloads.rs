@@ -24,8 +24,9 @@ use utoipa::IntoParams;
 use super::Api;
 use super::files::{NOT_YOURS, no_file, not_yet, off_thread};
 use super::problem::{Problem, Query};
-use crate::auth::{Identity, UserId};
-use crate::workspace::Workspace;
+use crate::auth::Identity;
+use crate::sandbox::workspace::Workspace;
+use crate::types::user::UserId;
 
 /// What is read and sent at once.
 const PIECE: usize = 64 * 1024;

@@ -12,8 +12,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::problem::{Json, Problem, Query};
 use crate::auth::Identity;
-use crate::plural;
-use crate::workspace::{Node, Workspace, WorkspaceError};
+use crate::sandbox::workspace::{Node, Workspace, WorkspaceError};
+use crate::types::plural;
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
 /// The largest file that is shown.

@@ -11,12 +11,12 @@ use super::Api;
 use super::problem::{Json, Path, Problem};
 use super::session_request::{unless_blank, unless_empty};
 use crate::auth::Identity;
-use crate::git_gateway::pasted_repository;
 use crate::git_providers::SiteError;
-use crate::integrations::{AccountError, AccountView, WantedChange};
-use crate::plugins::git_types::Repository;
-use crate::secret::Secret;
+use crate::git_providers::accounts::{AccountError, AccountView, WantedChange};
+use crate::sandbox::git::pasted_repository;
 use crate::store::cut;
+use crate::types::secret::Secret;
+use crate::types::wit::git::Repository;
 
 /// A title has one line, and no provider takes a longer one.
 const LONGEST_TITLE: usize = 255;

@@ -4,6 +4,7 @@
 //! there and for a handler that panicked; no query string is logged (a token may be in it); a body
 //! is at most 1 MiB, an uploaded plugin aside. Who asks is decided once, by `Identity`, and every look-up names that user.
 
+pub(crate) mod identity;
 pub mod problem;
 
 mod chats;
@@ -15,7 +16,6 @@ mod plugins;
 mod root;
 mod session_request;
 mod sessions;
-mod shadow;
 mod ws;
 
 use std::any::Any;
@@ -40,6 +40,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::description::Description;
 use self::downloads::Archives;
+use self::plugins::shadow;
 pub use self::plugins::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LimitsView,
     LoadedView, LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView,
@@ -47,10 +48,11 @@ pub use self::plugins::{
 };
 use self::problem::Problem;
 pub use self::root::{About, PluginView};
-use crate::app::{Generations, Shadows};
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
-use crate::integrations::Accounts;
+use crate::deployment::manager::Generations;
+use crate::deployment::rollout::shadow::Shadows;
+use crate::git_providers::accounts::Accounts;
 use crate::session::Sessions;
 use crate::store::Chats;
 

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use crate::auth::AuthError;
 use crate::store::StoreError;
-use crate::unicode::paired_json;
+use crate::types::unicode::paired_json;
 
 /// A parser's message may repeat what was sent; more than this helps nobody.
 const LONGEST_REASON: usize = 300;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
 use crate::auth::Identity;
-use crate::secret::Secret;
 use crate::session::{NewSession, OpenChange};
+use crate::types::secret::Secret;
 
 /// What a session that is asked for should be.
 #[derive(Debug, Default, Deserialize, ToSchema)]

@@ -13,12 +13,12 @@ use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::auth::Identity;
+use crate::sandbox::workspace::Workspace;
 use crate::session::{
     CreateError, Details, DetailsError, LookupError, SessionId, Summary, WorkspaceLookupError,
     dollars,
 };
 use crate::store::Totals;
-use crate::workspace::Workspace;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;

@@ -17,8 +17,8 @@ use url::Url;
 
 use super::AuthError;
 use super::keys::{Found, KeySet, KeySetError};
-use crate::egress::{Document, DocumentError, DocumentLimits};
-use crate::plural;
+use crate::net::egress::{Document, DocumentError, DocumentLimits};
+use crate::types::plural;
 
 /// How long a set of keys may be, with certificates beside the keys.
 const LARGEST: usize = 256 * 1024;

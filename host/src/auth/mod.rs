@@ -9,13 +9,11 @@
 //! sentences, or that the keys are not there. What a user can set of their own token (`user_metadata`)
 //! gives nobody any right.
 
-mod caller;
 mod jwks;
 mod keys;
 #[cfg(test)]
 mod tests;
 mod tokens;
-mod user;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,8 +26,8 @@ pub use self::jwks::{Jwks, JwksError, Look};
 pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
 use self::tokens::Shared;
-pub use self::user::UserId;
-use crate::secret::Secret;
+use crate::types::secret::Secret;
+pub use crate::types::user::UserId;
 
 /// A caller who proved who they are.
 #[derive(Debug, Clone)]
@@ -78,7 +76,7 @@ type Listener = Box<dyn Fn(&Identity) + Send + Sync>;
 pub struct Authenticator {
     shared: Option<Shared>,
     jwks: Option<Arc<Jwks>>,
-    internal_key: Option<Secret>,
+    pub(crate) internal_key: Option<Secret>,
     /// Hears of everybody who showed a good token.
     seen: Option<Listener>,
 }

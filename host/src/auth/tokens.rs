@@ -13,8 +13,9 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{AuthError, Identity, UserId};
-use crate::secret::Secret;
+use super::{AuthError, Identity};
+use crate::types::secret::Secret;
+use crate::types::user::UserId;
 
 /// A longer token is not one of ours; it is refused before it is decoded.
 pub(super) const LONGEST_TOKEN: usize = 16 * 1024;

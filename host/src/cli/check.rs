@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::doctor::token_ways;
+use super::render::one_line;
 use super::report::{Level, say};
-use super::screen::one_line;
 use super::{failed, wrong, wrong_manifest};
-use crate::app::{self, Folders, StartError};
-use crate::blobs::Blobs;
 use crate::config::Config;
+use crate::server::{self, Folders, StartError};
+use crate::store::blobs::Blobs;
 
 /// Loads everything, and says what there is.
 pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode {
@@ -22,7 +22,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
     let folders = Folders::below(&config.workspace_base_path);
     // Nothing is asked, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
-    let deployed = match Box::pin(app::deploy(&config, &folders, blobs)).await {
+    let deployed = match Box::pin(server::deploy(&config, &folders, blobs)).await {
         Ok(deployed) => deployed,
         Err(StartError::Config(error)) => return wrong(&error),
         Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),

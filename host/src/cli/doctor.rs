@@ -8,13 +8,13 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
-use super::screen::{Screen, clean, colours};
-use crate::app::{self, Folders, StartError};
+use super::render::{Screen, clean, colours};
 use crate::auth::{Jwks, Look};
-use crate::blobs::Blobs;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use crate::sandbox::docker::Transport;
 use crate::sandbox::{Kind, Sandboxes};
+use crate::server::{self, Folders, StartError};
+use crate::store::blobs::Blobs;
 use crate::store::{Store, StoreError, Supabase};
 
 /// How a finding stands.
@@ -137,7 +137,7 @@ fn store(report: &mut Report, config: &Config) {
         return;
     }
     let folders = Folders::below(&config.workspace_base_path);
-    match app::open_store(&folders) {
+    match server::open_store(&folders) {
         Ok(store) => report.line(Mark::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
         // It works: somebody works with it.
         Err(StartError::Store(StoreError::InUse(folder))) => {
@@ -177,7 +177,7 @@ async fn chats(report: &mut Report, config: &Config) {
 
 async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
     report.title("Sandbox");
-    let found: Sandboxes = match app::find_sandboxes(config, folders).await {
+    let found: Sandboxes = match server::find_sandboxes(config, folders).await {
         Ok(found) => found,
         Err(error) => {
             let advice = match config.sandbox_backend {
@@ -274,7 +274,7 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) -> boo
     report.title("Plugins");
     // Nothing is asked, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
-    let deployed = match Box::pin(app::deploy(config, folders, blobs)).await {
+    let deployed = match Box::pin(server::deploy(config, folders, blobs)).await {
         Ok(deployed) => deployed,
         Err(error) => {
             report.line(Mark::Bad, &error.to_string());

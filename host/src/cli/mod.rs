@@ -38,9 +38,9 @@ mod check;
 mod core_dump;
 mod doctor;
 mod plugin;
+mod render;
 mod report;
 mod run;
-mod screen;
 mod serve;
 mod signals;
 
@@ -53,11 +53,12 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use self::report::{Level, say};
-use crate::app::Resume;
-use crate::auth::{Authenticator, IssueError, UserId};
+use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::deployment::{self, Problems};
-use crate::plugins::LOG_TARGET;
+use crate::manifest::{self, Problems};
+use crate::server::Resume;
+use crate::types::user::UserId;
+use crate::wasm::LOG_TARGET;
 
 use self::signals::interrupted;
 
@@ -174,8 +175,8 @@ struct TokenArgs {
 impl ManifestText {
     fn text(self) -> &'static str {
         match self {
-            Self::Example => deployment::EXAMPLE,
-            Self::Schema => deployment::SCHEMA,
+            Self::Example => manifest::EXAMPLE,
+            Self::Schema => manifest::SCHEMA,
         }
     }
 }
@@ -322,7 +323,7 @@ fn log(config: &Config, default: &str) {
     let _ = match config.log_format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {
-            let ansi = screen::colours(std::io::stderr().is_terminal());
+            let ansi = render::colours(std::io::stderr().is_terminal());
             builder.with_ansi(ansi).with_target(false).try_init()
         }
     };

@@ -4,14 +4,14 @@
 //! of one; what a plugin is held to here is what the host holds it to. 0 is success, 1 a build or a check
 //! that failed, 2 a wrong command line.
 
+mod admin;
 mod build;
 mod check;
 mod dev;
-mod kit;
 mod new;
 mod replay;
 mod report;
-mod server;
+mod scaffold;
 mod shadow;
 
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{WRONG, failed, wrong};
 use crate::cli::report::{Level, is_json, say};
 use crate::config::Config;
-use crate::plugins::{Engine, EngineError, EngineOptions, Kind};
+use crate::wasm::{Engine, EngineError, EngineOptions, Kind};
 
 /// What a plugin's author does.
 #[derive(Debug, Args)]
@@ -44,18 +44,18 @@ enum PluginCommand {
     /// Put a recorded session's inputs through a policy, and compare its commands
     Replay(ReplayArgs),
     /// Show a server's plugins: builds, sessions, figures, uploads, the last error
-    List(server::ServerArgs),
+    List(admin::ServerArgs),
     /// Send a component to a server, which keeps it
-    Upload(server::UploadArgs),
+    Upload(admin::UploadArgs),
     /// Put a server's last sessions through an uploaded build of a policy, and show what it would have
     /// done differently
     Shadow(shadow::ShadowArgs),
     /// Let a server's new sessions run on an uploaded build
-    Activate(server::ActivateArgs),
+    Activate(admin::ActivateArgs),
     /// Go back to the build before, or to what the manifest names
-    Rollback(server::RollbackArgs),
+    Rollback(admin::RollbackArgs),
     /// Let a server load its manifest and all components again
-    Reload(server::ServerArgs),
+    Reload(admin::ServerArgs),
 }
 
 #[derive(Debug, Args)]
@@ -162,12 +162,12 @@ pub(super) fn main(args: PluginArgs) -> ExitCode {
         PluginCommand::Build(args) => build::main(&args.folder),
         PluginCommand::Check(args) => runtime.block_on(check::main(&args)),
         PluginCommand::Dev(args) => runtime.block_on(dev::dev(&args.folder)),
-        PluginCommand::List(args) => runtime.block_on(server::list(&args)),
-        PluginCommand::Upload(args) => runtime.block_on(server::upload(&args)),
+        PluginCommand::List(args) => runtime.block_on(admin::list(&args)),
+        PluginCommand::Upload(args) => runtime.block_on(admin::upload(&args)),
         PluginCommand::Shadow(args) => runtime.block_on(shadow::shadow(&args)),
-        PluginCommand::Activate(args) => runtime.block_on(server::activate(&args)),
-        PluginCommand::Rollback(args) => runtime.block_on(server::rollback(&args)),
-        PluginCommand::Reload(args) => runtime.block_on(server::reload(&args)),
+        PluginCommand::Activate(args) => runtime.block_on(admin::activate(&args)),
+        PluginCommand::Rollback(args) => runtime.block_on(admin::rollback(&args)),
+        PluginCommand::Reload(args) => runtime.block_on(admin::reload(&args)),
         PluginCommand::Replay(args) => match Config::load() {
             Ok(config) => runtime.block_on(replay::replay(&config, &args)),
             Err(error) => wrong(&error),

@@ -18,7 +18,7 @@ use chrono::{SecondsFormat, Utc};
 use serde_json::json;
 
 use super::WRONG;
-use super::screen::one_line;
+use super::render::one_line;
 use crate::config::{Config, LogFormat};
 
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();

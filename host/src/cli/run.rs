@@ -16,11 +16,11 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::answers::Answers;
-use super::screen::{Progress, Screen, colours};
+use super::render::{Progress, Screen, colours};
 use super::serve::LOCAL_USER;
 use super::{RunArgs, UNANSWERED, failed, interrupted, wrong, wrong_manifest};
-use crate::app::{self, App, Keep, StartError};
 use crate::config::Config;
+use crate::server::{self, App, Keep, StartError};
 use crate::session::{Batch, NewSession, Session};
 
 /// Why a task ended that asked something.
@@ -117,7 +117,7 @@ fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
     let id = uuid::Uuid::now_v7().simple().to_string();
     for name in [".lucid", "runs", &id] {
         folder.push(name);
-        app::make(&folder)?;
+        server::make(&folder)?;
     }
     Ok(folder)
 }

@@ -15,9 +15,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::report::announce;
 use super::{DAY, failed, interrupted, wrong, wrong_manifest};
-use crate::app::{App, Resume, StartError};
-use crate::auth::UserId;
 use crate::config::Config;
+use crate::server::{App, Resume, StartError};
+use crate::types::user::UserId;
 
 /// Which part of the time for a shutdown requests that are under way may take.
 const LAST_REQUESTS: f64 = 0.2;

@@ -6,8 +6,8 @@
 use url::Url;
 
 use super::ConfigError;
-use super::values::{Values, shown};
-use crate::egress::Document;
+use super::parse::{Values, shown};
+use crate::net::egress::Document;
 
 /// Below a Supabase project's address. A project that still signs with its shared secret alone has an
 /// empty set of keys there.

@@ -4,7 +4,7 @@
 //! name counts only where it is one slip away from a setting: a letter or two, another case, a word too few,
 //! a unit too many, or this program's name before it.
 
-use super::names::SETTINGS;
+use super::known::SETTINGS;
 
 /// Suffixes that somebody may add to a setting, or leave out of one.
 const UNITS: [&str; 9] = [

@@ -8,19 +8,19 @@
 //! `SUPABASE_JWT_SECRET` nor the address of an identity provider's keys, the server is in local mode, and
 //! can listen on a loopback address only.
 
-mod check;
-mod choices;
 mod dotenv;
+mod enums;
 mod error;
 mod jwks;
+mod known;
 mod misspelt;
 mod models;
-mod names;
+mod parse;
 mod secret_file;
 mod supabase;
 #[cfg(test)]
 mod tests;
-mod values;
+mod validate;
 mod variables;
 
 use std::ffi::OsString;
@@ -29,21 +29,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::choices::{
+pub use self::enums::{
     AllowedOrigins, DefaultPolicy, LogFormat, PluginLogLevel, SandboxBackend, SandboxNetwork,
 };
 pub use self::error::ConfigError;
+pub use self::known::SETTINGS;
+use self::known::known;
+pub(crate) use self::known::{is_host_secret, is_variable};
 pub use self::models::{ModelSettings, ProviderSettings};
-pub use self::names::SETTINGS;
-use self::names::known;
-pub(crate) use self::names::{is_host_secret, is_variable};
+use self::parse::Values;
+pub(crate) use self::parse::{is_model, size, time};
 use self::secret_file::secret_file;
-use self::values::Values;
-pub(crate) use self::values::{is_model, size, time};
 pub use self::variables::Variables;
-use crate::git_gateway::Branches;
-use crate::secret::Secret;
+use crate::sandbox::git::Branches;
 use crate::store::SupabaseSettings;
+use crate::types::secret::Secret;
 use secrecy::zeroize::Zeroizing;
 use url::Url;
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use url::Url;
 
 use super::ConfigError;
-use super::values::{Values, is_model, seconds};
-use crate::secret::Secret;
+use super::parse::{Values, is_model, seconds};
+use crate::types::secret::Secret;
 
 /// What is set for one provider under its own name.
 #[derive(Debug, Clone, Default)]

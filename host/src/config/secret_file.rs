@@ -13,7 +13,7 @@ use rand::rngs::OsRng;
 use secrecy::zeroize::Zeroizing;
 
 use super::ConfigError;
-use crate::secret::Secret;
+use crate::types::secret::Secret;
 
 /// The secret in a file of this machine; made, with 32 random bytes, where there is none.
 pub(super) fn secret_file(path: &Path) -> Result<Secret, ConfigError> {

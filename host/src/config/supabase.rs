@@ -3,7 +3,7 @@
 //! What always holds: a project keeps chats only where its address and its anon key are known; a key
 //! that has no effect is a warning.
 
-use super::values::Values;
+use super::parse::Values;
 use super::{ConfigError, Secret};
 use crate::store::SupabaseSettings;
 

@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStringExt;
 
-use super::values::shown;
+use super::parse::shown;
 use super::*;
 
 const LONG: &str = "a-secret-that-is-long-enough-for-hs256";

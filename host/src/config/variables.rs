@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::ConfigError;
-use super::names::{is_host_secret, is_variable};
-use crate::secret::Secret;
+use super::known::{is_host_secret, is_variable};
+use crate::types::secret::Secret;
 
 /// Variables by name, as they were at the start.
 #[derive(Debug, Clone, Default)]

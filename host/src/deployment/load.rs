@@ -15,20 +15,20 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
-use super::manifest::{
+use crate::builtin;
+use crate::manifest::model::{
     GitEntry, Located, Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry,
 };
-use super::problem::{At, Problem, Problems};
-use super::settings::Schema;
-use super::uploads::{Role, Upload};
-use crate::builtin;
-use crate::oci::{Brought, Reference};
-use crate::plugins::llm_types::ModelInfo;
-use crate::plugins::types::ToolDefinition;
-use crate::plugins::{
+use crate::manifest::overrides::{Role, Upload};
+use crate::manifest::problem::{At, Problem, Problems};
+use crate::manifest::settings_schema::Schema;
+use crate::net::oci::{Brought, Reference};
+use crate::session::SEPARATOR;
+use crate::types::wit::llm::ModelInfo;
+use crate::types::wit::types::ToolDefinition;
+use crate::wasm::{
     Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
 };
-use crate::session::SEPARATOR;
 
 /// How many components are compiled at once. One alone uses all processors for a part of its time.
 const AT_ONCE: usize = 4;

@@ -6,10 +6,13 @@
 //! where repositories may be at private addresses too. What an integration gives is looked at before anybody
 //! sees it.
 
-mod perform;
-mod site;
+pub mod accounts;
+mod instance;
+mod operation;
+pub(crate) mod pull_requests;
 #[cfg(test)]
 mod tests;
+pub(crate) mod token_cipher;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,15 +21,15 @@ use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use url::Url;
 
-pub use self::site::SiteError;
-use self::site::{Place, path_below};
-use crate::deployment::LoadedGit;
-use crate::egress::{Egress, EgressError, EgressLimits, Endpoint};
-use crate::git_gateway::repository_url;
-use crate::plugins::GitPlugin;
-use crate::plugins::git_types::{Account, Change, NewChange, Repository};
-use crate::plugins::types::Error;
-use crate::secret::Secret;
+pub use self::instance::SiteError;
+use self::instance::{Place, path_below};
+use crate::manifest::LoadedGit;
+use crate::net::egress::{Egress, EgressError, EgressLimits, Endpoint};
+use crate::sandbox::git::repository_url;
+use crate::types::secret::Secret;
+use crate::types::wit::git::{Account, Change, NewChange, Repository};
+use crate::types::wit::types::Error;
+use crate::wasm::GitPlugin;
 
 /// How many operations are carried out at once, and as many at servers that users name: one that never
 /// answers holds up nobody at the deployment's own.
@@ -205,17 +208,17 @@ impl Site {
 
     /// Whose token it is.
     pub async fn account(&self, token: &Secret) -> Result<Account, Error> {
-        perform::account(self, &sendable(token)).await
+        operation::account(self, &sendable(token)).await
     }
 
     /// All repositories that the token reaches.
     pub async fn repositories(&self, token: &Secret) -> Result<Vec<Repository>, Error> {
-        perform::repositories(self, &sendable(token)).await
+        operation::repositories(self, &sendable(token)).await
     }
 
     /// Opens a change, or finds the open one of the same branches.
     pub async fn open_change(&self, token: &Secret, change: NewChange) -> Result<Change, Error> {
-        perform::open_change(self, &sendable(token), change).await
+        operation::open_change(self, &sendable(token), change).await
     }
 }
 
@@ -226,8 +229,8 @@ fn sendable(token: &Secret) -> SecretString {
 /// A page of a hundred repositories has some hundred kilobytes.
 fn limits() -> EgressLimits {
     EgressLimits {
-        first_byte: perform::LONGEST,
-        idle: perform::LONGEST,
+        first_byte: operation::LONGEST,
+        idle: operation::LONGEST,
         response: 8 << 20,
         ..EgressLimits::default()
     }

@@ -12,8 +12,8 @@ use url::Url;
 
 use super::*;
 use crate::builtin;
-use crate::plugins::types::ErrorKind;
-use crate::plugins::{Engine, EngineOptions, Limits};
+use crate::types::wit::types::ErrorKind;
+use crate::wasm::{Engine, EngineOptions, Limits};
 
 const TOKEN: &str = "ghp_0123456789abcdefghij";
 

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use lucid_exec::protocol::Serve;
 use tokio::process::Command;
 
-use super::environment::environment;
-use super::runtime::{Runtime, SessionDir};
-use super::{Network, SandboxError, Settings, Spec, system};
-use crate::workspace::box_user;
+use super::command_env::environment;
+use super::runtime_dir::{Runtime, SessionDir};
+use super::workspace::box_user;
+use super::{Network, SandboxError, Settings, Spec, system_mounts};
 
 /// The installed bwrap, and what it can do.
 pub(super) struct Program {
@@ -78,7 +78,7 @@ impl Program {
             arguments.add(["--disable-userns"]);
         }
         arguments.system_folders();
-        for path in system::etc() {
+        for path in system_mounts::etc() {
             arguments.add(["--ro-bind-try", &path, &path]);
         }
         for name in ["passwd", "group", "hosts"] {
@@ -88,8 +88,8 @@ impl Program {
             arguments.add([
                 "--share-net",
                 "--ro-bind-try",
-                system::RESOLVER,
-                system::RESOLVER,
+                system_mounts::RESOLVER,
+                system_mounts::RESOLVER,
             ]);
         }
         arguments.add(["--proc", "/proc", "--dev", "/dev"]);
@@ -145,8 +145,8 @@ impl Arguments {
 
     /// `/usr` and what stands beside it: links as links, folders as folders.
     fn system_folders(&mut self) {
-        self.add(["--ro-bind", system::USR, system::USR]);
-        for path in system::BESIDE_USR {
+        self.add(["--ro-bind", system_mounts::USR, system_mounts::USR]);
+        for path in system_mounts::BESIDE_USR {
             if let Ok(target) = std::fs::read_link(path) {
                 self.bind("--symlink", &target, path);
             } else {

@@ -22,10 +22,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::{SandboxError, io_error};
-use crate::plugins::text::clean;
+use crate::types::sanitize::clean;
 
 #[cfg(test)]
-#[path = "connection_tests.rs"]
 mod tests;
 
 /// The most characters of a sentence that a box says: the model and the log get to read it.

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::kind::pick;
+use super::backend::pick;
 use super::landlock::Isolation;
-use super::runtime::{Runtime, give_to_box_user};
+use super::runtime_dir::{Runtime, give_to_box_user};
 use super::{
     Choice, ExecRequest, Finding, Kind, Sandbox, SandboxError, Sandboxes, Settings, Shared, Spec,
     bubblewrap, docker,
@@ -311,7 +311,7 @@ impl Sandboxes {
             ran
         };
         let outcome = Box::pin(outcome).await;
-        let _ = crate::workspace::erase(&workspace);
+        let _ = super::workspace::erase(&workspace);
         match outcome {
             Ok(result) if result.exit_code == 0 => Ok(()),
             Ok(result) => Err(format!(

@@ -10,8 +10,8 @@ use lucid_exec::protocol::{Exit, Start};
 
 use super::SandboxError;
 use super::connection::{Connection, Event};
-use crate::plural;
-use crate::unicode::lossy;
+use crate::types::plural;
+use crate::types::unicode::lossy;
 
 /// How much longer than its time-out a command may take before the box counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,10 +10,10 @@
 use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;
 
-use super::environment::environment;
-use super::runtime::{Runtime, SessionDir};
-use super::{Network, SandboxError, Settings, Spec, system};
-use crate::workspace::box_user;
+use super::command_env::environment;
+use super::runtime_dir::{Runtime, SessionDir};
+use super::workspace::box_user;
+use super::{Network, SandboxError, Settings, Spec, system_mounts};
 
 /// What commands read of the host where they have no root of their own: the kernel's view of
 /// processes, and names of users and machines. None of them holds a password.
@@ -122,9 +122,14 @@ fn in_private_root(
 }
 
 fn system_paths(network: bool) -> Vec<String> {
-    let fixed = [system::USR].into_iter().chain(system::BESIDE_USR);
-    let fixed = fixed.chain(network.then_some(system::RESOLVER));
-    fixed.map(str::to_owned).chain(system::etc()).collect()
+    let fixed = [system_mounts::USR]
+        .into_iter()
+        .chain(system_mounts::BESIDE_USR);
+    let fixed = fixed.chain(network.then_some(system_mounts::RESOLVER));
+    fixed
+        .map(str::to_owned)
+        .chain(system_mounts::etc())
+        .collect()
 }
 
 pub(super) fn command(

@@ -7,37 +7,36 @@
 //! the next host takes them over, or removes them. Docker gives containers, bubblewrap namespaces,
 //! Landlock confines files and sockets of ordinary processes, and with `None` nothing is run at all.
 
+mod backend;
 mod bubblewrap;
-#[cfg(test)]
-mod command_tests;
+mod command_env;
 mod connection;
 mod detect;
 pub mod docker;
-mod environment;
-#[cfg(test)]
-mod everyday_tests;
 mod exec;
-mod kind;
+pub mod git;
+mod handle;
 mod landlock;
 mod process;
-mod running;
-mod runtime;
-mod system;
+mod runtime_dir;
+mod system_mounts;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod tools;
 mod unlinked;
+pub mod workspace;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use self::backend::{Choice, Finding, Kind};
+pub use self::handle::Sandbox;
+use self::runtime_dir::Runtime;
 pub(crate) use connection::read_frame;
 use detect::Found;
 pub use exec::{ExecRequest, ExecResult, LimitHit};
-pub use kind::{Choice, Finding, Kind};
 pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
-pub use running::Sandbox;
-use runtime::Runtime;
 
 /// What a box may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

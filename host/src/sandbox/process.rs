@@ -12,10 +12,9 @@ use lucid_exec::protocol::Exit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{Event, Input, Running};
-use crate::plugins::text::clean;
+use crate::types::sanitize::clean;
 
 #[cfg(test)]
-#[path = "process_tests.rs"]
 mod tests;
 
 /// So much is read before more is granted.

@@ -12,21 +12,22 @@ use tokio::sync::mpsc;
 use url::Url;
 use uuid::Uuid;
 
-use crate::auth::UserId;
-use crate::git_gateway::{pasted_repository, repository_url};
-use crate::plugins::Caller;
-use crate::plugins::policy_types::Snapshot;
-use crate::plural;
-use crate::secret::Secret;
+use crate::sandbox::git::{pasted_repository, repository_url};
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
+use crate::types::plural;
+use crate::types::secret::Secret;
+use crate::types::user::UserId;
+use crate::types::wit::policy::Snapshot;
+use crate::wasm::Caller;
 
-use super::budget::{Budget, lower};
-use super::frames::EventDraft;
-use super::live::{About, Launch, Session};
+use super::actor;
+use super::actor::budget::{Budget, lower};
+use super::actor::task_clock;
+use super::handle::{About, Launch, Session};
 use super::ports::{Drawn, Generation, Models, Policy, PolicyInfo, Provider};
-use super::record::{Draft, Scene};
+use super::round::{Draft, Scene};
+use super::stream::frames::EventDraft;
 use super::{SessionId, Sessions, Shared};
-use super::{actor, clock};
 
 /// How much may wait for a session.
 const MAILBOX: usize = 64;
@@ -306,7 +307,7 @@ impl Sessions {
             token_limit: lower(deps.limits.session_tokens, new.token_limit),
             cost_limit,
             chat_id: Uuid::now_v7().to_string(),
-            created_at: clock::now(),
+            created_at: task_clock::now(),
             id: name,
         });
         let first = first_round(&fixed, info, deps.store.uptime());

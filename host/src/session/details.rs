@@ -2,10 +2,10 @@
 //!
 //! What always holds: a session is looked up together with its user; nothing secret is among it.
 
-use crate::auth::UserId;
 use crate::store::{SessionRow, Status, StoreError, Totals};
+use crate::types::user::UserId;
 
-use super::frames::timestamp;
+use super::stream::frames::timestamp;
 use super::{LookupError, SessionId, Sessions};
 
 /// A session, as the log has it.

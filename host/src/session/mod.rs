@@ -7,55 +7,44 @@
 //! other along.
 
 mod actor;
-mod budget;
-mod clock;
-mod compare;
 mod create;
 mod details;
-mod doors;
 mod effects;
-mod feed;
-mod frames;
-mod grace;
-mod intake;
-mod kept_positions;
-mod last_words;
-mod live;
+mod handle;
 mod ports;
-mod positions;
-mod prompt;
-mod record;
 mod recover;
 mod registry;
 mod replay;
 mod retention;
-mod shadow;
-mod share;
-mod stream;
-mod subscription;
-mod tools;
+mod round;
+mod traffic_split;
 
+pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use compare::{difference, readable};
+pub use self::handle::{AttachGuard, Runs, Session};
+pub use self::ports::tools::{
+    EventSink, NoTools, SEPARATOR, SessionTools, Showing, Tools, ToolsSpec,
+};
+pub(crate) use self::replay::diff::{difference, readable};
+pub use self::replay::shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
+pub use self::stream::frames::{
+    CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render,
+};
+pub use self::stream::positions::{Loss, Position};
+pub use self::stream::subscription::{Batch, Subscription};
+pub use self::traffic_split::{Share, Turn};
 pub use create::{CreateError, NewSession, OpenChange};
 pub use details::{Details, DetailsError};
-pub use frames::{CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render};
-pub use live::{AttachGuard, Runs, Session};
 pub use ports::{
     ChangeOpened, ChangeRequest, Changes, DeltaKind, DeltaSink, Deployment, Drawn, Generation,
     Meter, ModelAnswer, ModelFailure, ModelRequest, Models, NoticeSink, Offers, OutputSink, Place,
     PlaceError, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took,
     ToolDone,
 };
-pub use positions::{Loss, Position};
 pub use replay::{Replay, ReplayError};
 pub use retention::WorkspaceLookupError;
-pub use shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
-pub use share::{Share, Turn};
-pub use subscription::{Batch, Subscription};
-pub use tools::{EventSink, NoTools, SEPARATOR, SessionTools, Showing, Tools, ToolsSpec};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -71,12 +60,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::auth::UserId;
+use self::actor::idle;
+use self::actor::task_clock;
+use self::stream::frames;
 use crate::disk_reserve::Reserve;
-use crate::seal::Sealer;
+use crate::store::seal::Sealer;
 use crate::store::{Store, Transient};
+use crate::types::user::UserId;
 
-use live::held;
+use self::handle::held;
 use registry::{Registry, Work};
 
 /// Names a session for its whole life, across restarts.
@@ -290,7 +282,7 @@ impl Sessions {
                 std::thread::available_parallelism().map_or(1, NonZero::get),
             )),
         });
-        tokio::spawn(grace::sweep(
+        tokio::spawn(idle::sweep(
             Arc::downgrade(&shared),
             shared.halt.clone(),
             shared.deps.limits.grace,
@@ -301,7 +293,10 @@ impl Sessions {
             shared.halt.clone(),
             shared.deps.limits.retention,
         ));
-        tokio::spawn(clock::watch(Arc::downgrade(&shared), shared.halt.clone()));
+        tokio::spawn(task_clock::watch(
+            Arc::downgrade(&shared),
+            shared.halt.clone(),
+        ));
         Self { shared }
     }
 

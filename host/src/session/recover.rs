@@ -7,13 +7,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::plugins::policy_types::Snapshot;
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
+use crate::types::wit::policy::Snapshot;
 
+use super::actor::idle::Standing;
 use super::actor::takes_over;
 use super::create::{Found, key_for, seal_context};
-use super::grace::Standing;
-use super::live::{Session, held};
+use super::handle::{Session, held};
 use super::{SessionId, Sessions};
 
 impl Sessions {

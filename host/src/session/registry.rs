@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use crate::auth::UserId;
+use crate::types::user::UserId;
 
-use super::live::{Session, held};
+use super::handle::{Session, held};
 use super::{CreateError, SessionId, Shared};
 
 #[derive(Default)]

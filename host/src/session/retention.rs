@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::UserId;
-use crate::plural;
+use crate::sandbox::workspace::Workspace;
 use crate::store::{self, Retained, StoreError};
-use crate::workspace::Workspace;
+use crate::types::plural;
+use crate::types::user::UserId;
 
 use super::{LookupError, PlaceSpec, SessionId, Sessions, Shared};
 

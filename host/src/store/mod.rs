@@ -14,54 +14,48 @@
 //! yet flushed); the file stays consistent, and a session then goes on from the last step that is
 //! there. FULL would cost one flush for each group commit and guard against nothing else.
 
+mod accounts;
+pub mod blobs;
 mod chats;
-mod discard;
-mod failure;
-mod health;
-mod integrations;
-mod local;
-mod model;
-mod origin;
 mod outbox;
-mod positions;
-mod readers;
-mod reads;
-mod records;
-mod retained;
-mod rows;
+pub mod seal;
 mod supabase;
-mod texts;
-mod uptime;
-mod usage;
-mod writer;
 
+pub(crate) mod log;
+pub(crate) mod sqlite;
 #[cfg(test)]
 mod tests;
 
-pub use chats::{Chats, Deleted};
-pub use failure::Transient;
-pub(crate) use health::pauses;
-pub use health::{Health, Waiting};
-pub use integrations::{Integration, Integrations, Kept, NewIntegration};
-pub use local::{LocalRecords, last_line};
-pub use model::{
+pub use self::accounts::{Integration, Integrations, Kept, NewIntegration};
+pub use self::chats::sqlite::{LocalRecords, last_line};
+pub use self::chats::store::{
+    Caller, Chat, ChatMessage, Lack, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
+};
+pub use self::log::model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
     SessionRow, Status, StepRow, cut,
 };
-pub use origin::{Origin, begin, origin, release_sessions};
-pub use outbox::Outbox;
-pub use positions::{PositionRow, keep_positions, kept_positions};
-pub use reads::{
+pub use self::log::positions::{PositionRow, keep_positions, kept_positions};
+pub use self::log::read::{
     frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
     visit_commands,
 };
-pub use records::{
-    Caller, Chat, ChatMessage, Lack, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
+pub use self::log::retained::{
+    Retained, forget_retained, retain_longer, retained, retained_before,
 };
-pub use retained::{Retained, forget_retained, retain_longer, retained, retained_before};
-pub use rows::{keep_message, mark_begun, mark_started};
+pub use self::log::usage::{CallRow, Totals};
+pub use self::log::write::{keep_message, mark_begun, mark_started};
+pub use self::sqlite::failure::Transient;
+use self::sqlite::health;
+pub(crate) use self::sqlite::health::pauses;
+pub use self::sqlite::health::{Health, Waiting};
+pub use self::sqlite::origin::{Origin, begin, origin, release_sessions};
+use self::sqlite::readers;
+use self::sqlite::uptime;
+use self::sqlite::writer;
+pub use chats::{Chats, Deleted};
+pub use outbox::Outbox;
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
-pub use usage::{CallRow, Totals};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};

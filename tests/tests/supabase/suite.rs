@@ -3,11 +3,11 @@
 
 use chrono::{DateTime, Duration, Utc};
 use lucid::auth::Identity;
-use lucid::secret::Secret;
 use lucid::store::{
     Caller, Chat, ChatMessage, Integrations, LocalRecords, NewIntegration, Progress, Records,
     Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
 };
+use lucid::types::secret::Secret;
 use lucid_tests::{Supabase, anon_key, service_key, token};
 use uuid::Uuid;
 

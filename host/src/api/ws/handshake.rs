@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::frames::named;
 use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
-use crate::secret::Secret;
 use crate::session::Features;
-use crate::unicode::paired_text;
+use crate::types::secret::Secret;
+use crate::types::unicode::paired_text;
 
 /// The first message.
 #[derive(Debug, Default, Deserialize)]

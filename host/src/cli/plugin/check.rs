@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 use super::report::Report;
 use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
-use crate::deployment::settings_fit;
-use crate::plugins::{AnyError, AnyPlugin, Limits};
+use crate::manifest::settings_fit;
+use crate::wasm::{AnyError, AnyPlugin, Limits};
 
 /// Checks it, and prints what was found.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {

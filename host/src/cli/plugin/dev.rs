@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::{CheckArgs, build, check};
 use crate::cli::{failed, interrupted};
-use crate::deployment::{Manifest, Watch};
+use crate::manifest::{Manifest, Watch};
 
 /// What tools make.
 const MADE: &[&str] = &[

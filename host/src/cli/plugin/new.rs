@@ -7,9 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{KindArg, Lang, NewArgs, kit, refused};
+use super::{KindArg, Lang, NewArgs, refused, scaffold};
 use crate::cli::failed;
-use crate::plugins::Kind;
+use crate::wasm::Kind;
 
 /// A name becomes a crate's and a plugin's.
 const LONGEST: usize = 64;
@@ -145,22 +145,22 @@ fn template(kind: KindArg, lang: Lang) -> Option<&'static str> {
 /// All files of a project, by their paths in it.
 fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
-    for (path, text) in kit::below(&format!("plugins/templates/{template}")) {
+    for (path, text) in scaffold::below(&format!("plugins/templates/{template}")) {
         files.push((named(path, name).into(), named(text, name)));
     }
     let own = Kind::from(kind);
     if lang == Lang::Rust {
-        for (path, text) in kit::below("plugins/sdk") {
+        for (path, text) in scaffold::below("plugins/sdk") {
             files.push((Path::new("vendor/lucid-plugin").join(path), text.to_owned()));
         }
         // All of them: the SDK is made against all.
-        for (path, text) in kit::below("wit") {
+        for (path, text) in scaffold::below("wit") {
             files.push((Path::new("wit").join(path), text.to_owned()));
         }
         let crates = r#"["lucid-plugin", "serde", "serde_json"]"#;
         let lock = format!(
             "{}\n[[package]]\nname = \"{name}\"\nversion = \"0.1.0\"\ndependencies = {crates}\n",
-            kit::LOCK
+            scaffold::LOCK
         );
         files.push(("Cargo.lock".into(), lock));
     } else {
@@ -172,11 +172,11 @@ fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf,
                 files.push((path.into(), text));
             }
         }
-        for (path, text) in kit::below(&format!("wit/{own}")) {
+        for (path, text) in scaffold::below(&format!("wit/{own}")) {
             files.push((Path::new("wit").join(path), text.to_owned()));
         }
         for package in ["types", "host"] {
-            for (path, text) in kit::below(&format!("wit/{package}")) {
+            for (path, text) in scaffold::below(&format!("wit/{package}")) {
                 let path = Path::new("wit/deps").join(package).join(path);
                 files.push((path, text.to_owned()));
             }

@@ -7,15 +7,15 @@
 use std::process::ExitCode;
 
 use super::{ReplayArgs, component, engine};
-use crate::app::Folders;
 use crate::cli::failed;
-use crate::cli::screen::clean;
+use crate::cli::render::clean;
 use crate::config::Config;
-use crate::plugins::policy_types::{Context, Input, Snapshot};
-use crate::plugins::{Limits, PolicyPlugin};
-use crate::plural;
+use crate::server::Folders;
 use crate::session::{difference, readable};
 use crate::store::{self, LoggedStep, SessionRow};
+use crate::types::plural;
+use crate::types::wit::policy::{Context, Input, Snapshot};
+use crate::wasm::{Limits, PolicyPlugin};
 
 /// So many steps that differ are shown.
 const SHOWN: u64 = 3;

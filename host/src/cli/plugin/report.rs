@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
-use crate::cli::screen::{Screen, clean, colours};
-use crate::plugins::{CallFigures, Limits};
+use crate::cli::render::{Screen, clean, colours};
+use crate::wasm::{CallFigures, Limits};
 
 /// How wide the name of what was looked at is.
 const NAME: usize = 10;

@@ -11,10 +11,10 @@ use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::server::{Server, ServerArgs, text_of};
+use super::admin::{Server, ServerArgs, text_of};
 use crate::cli::failed;
-use crate::cli::screen::{clean, one_line};
-use crate::plural;
+use crate::cli::render::{clean, one_line};
+use crate::types::plural;
 
 /// Between two looks at how far it is.
 const PAUSE: Duration = Duration::from_millis(200);

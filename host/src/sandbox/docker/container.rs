@@ -14,14 +14,14 @@ use bollard::models::ContainerSummary;
 use futures::FutureExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::container_spec::{INSTANCE, OWNER, Plan, Wanted};
 use super::engine::{Engine, EngineError};
-use super::folder::{BoxFolder, Identity, Record, Root};
-use super::plan::{INSTANCE, OWNER, Plan, Wanted};
 use super::removal::{Doomed, remove};
+use super::state_dir::{BoxFolder, Identity, Record, Root};
 use super::transport::{Listener, Transport, attach};
-use crate::plugins::text::clean;
 use crate::sandbox::SandboxError;
 use crate::sandbox::connection::{Connection, Inquiry};
+use crate::types::sanitize::clean;
 
 /// How long a container that runs may take to be ready.
 const READY: Duration = Duration::from_secs(20);

@@ -5,14 +5,14 @@
 //! session's for as long as it lives; what a dead host left is taken over where its session lives on,
 //! and removed otherwise.
 
+mod adoption;
 mod container;
+mod container_spec;
 mod engine;
-mod folder;
 mod image;
-mod plan;
 mod pool;
 mod removal;
-mod take_over;
+mod state_dir;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -26,14 +26,14 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
+pub use self::adoption::TakenOver;
+use self::container_spec::Plan;
+use self::state_dir::{BoxFolder, Identity, Owner, Root};
 use super::connection::Connection;
 use super::{SandboxError, Spec};
 use container::{Container, Core, Opened};
 use engine::Engine;
-use folder::{BoxFolder, Identity, Owner, Root};
-use plan::Plan;
 use pool::Pool;
-pub use take_over::TakenOver;
 pub use transport::Transport;
 
 /// How long an engine that fell silent is waited for: it may only be restarted.

@@ -14,7 +14,7 @@ use futures::future::{BoxFuture, select_all};
 use tokio::sync::Notify;
 
 use super::container::{Container, Core, Opened};
-use super::folder::{Identity, Record};
+use super::state_dir::{Identity, Record};
 use super::transport::Transport;
 use crate::sandbox::{SandboxError, io_error};
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::container::Core;
+use super::container_spec::{BOX, INSTANCE};
 use super::engine::EngineError;
-use super::folder::BoxFolder;
-use super::plan::{BOX, INSTANCE};
+use super::state_dir::BoxFolder;
 use crate::sandbox::SandboxError;
 
 /// How many containers are removed at a time.

@@ -20,10 +20,10 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::io::StreamReader;
 
+use super::container_spec::{EXEC, Plan};
 use super::engine::Engine;
-use super::plan::{EXEC, Plan};
 use crate::sandbox::connection::{Connection, Inquiry, greet};
-use crate::sandbox::runtime::give_to_box_user;
+use crate::sandbox::runtime_dir::give_to_box_user;
 use crate::sandbox::{SandboxError, io_error};
 
 /// How much of an attached stream is read at a time.

@@ -8,12 +8,12 @@
 
 use std::collections::HashMap;
 
-use crate::plugins::policy_types::{Command, ModelCall, ToolRun};
 use crate::store::{self, StoreError};
+use crate::types::wit::policy::{Command, ModelCall, ToolRun};
 
 use super::super::ports::News;
-use super::super::record::Begin;
 use super::{Actor, End};
+use crate::session::round::Begin;
 
 impl Actor {
     /// Waits for the command that runs, and writes what became of it.

@@ -16,9 +16,9 @@ use rusqlite::Connection;
 
 use crate::store::{StoreError, Transient, Waiting};
 
-use super::super::frames;
 use super::super::ports::News;
 use super::{Actor, End};
+use crate::session::stream::frames;
 
 /// How long an attempt waits for another process's lock. Clients hear of longer ones.
 const ATTEMPT: Duration = Duration::from_secs(1);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::feed::BEHIND;
-use super::super::live::About;
-use super::super::stream::Stream;
 use super::*;
+use crate::session::effects::deltas::Stream;
+use crate::session::handle::About;
+use crate::session::stream::feed::BEHIND;
 
 /// What happens to a session, or what its reader does.
 #[derive(Debug, Clone)]

@@ -30,10 +30,10 @@ use tokio::sync::watch;
 
 use super::SessionId;
 use super::*;
-use crate::plugins::policy_types::*;
-use crate::plugins::types::*;
-use crate::secret::Secret;
-use crate::workspace::Workspace;
+use crate::sandbox::workspace::Workspace;
+use crate::types::secret::Secret;
+use crate::types::wit::policy::*;
+use crate::types::wit::types::*;
 use world::World;
 
 fn call(id: &str) -> ToolCall {

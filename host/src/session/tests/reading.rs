@@ -1,7 +1,7 @@
 //! How clients read, and how models are prompted.
 
-use super::super::prompt::arrange;
 use super::*;
+use crate::session::round::prompt::arrange;
 
 fn chatty(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands: Vec<_> = (0..20)

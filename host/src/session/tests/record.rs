@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::budget::Budget;
 use super::super::ports::{News, Started, Tree};
-use super::super::record::{Begin, Draft, Scene, fault, of_effect};
 use super::*;
+use crate::session::actor::budget::Budget;
+use crate::session::round::{Begin, Draft, Scene, fault, of_effect};
 use crate::store::{Counters, EffectKind};
 
 fn tree(number: u64, json: &str) -> Tree {

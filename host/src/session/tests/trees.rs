@@ -1,9 +1,9 @@
 //! Trees that no tool is the reason of.
 
-use super::super::budget::Budget;
 use super::super::ports::{News, Tree};
-use super::super::record::{Draft, Scene, ShownTree};
 use super::*;
+use crate::session::actor::budget::Budget;
+use crate::session::round::{Draft, Scene, ShownTree};
 use crate::store::Counters;
 
 fn trees(frames: &[(u64, String)]) -> Vec<&str> {

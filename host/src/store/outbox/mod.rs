@@ -9,9 +9,9 @@
 //! is still good the service key is used, and where there is none the user's rows wait until they come
 //! back.
 
-mod deliver;
-mod entries;
-mod tokens;
+mod progress;
+mod relay;
+mod user_tokens;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,12 +21,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
+pub(super) use self::progress::{add, changed};
+use self::relay::Deliverer;
+use self::user_tokens::Tokens;
 use super::{Caller, RecordError, Store, StoreError, SupabaseRecords};
-use crate::auth::{Identity, UserId};
-use crate::secret::Secret;
-use deliver::Deliverer;
-pub(super) use entries::{add, changed};
-use tokens::Tokens;
+use crate::auth::Identity;
+use crate::types::secret::Secret;
+use crate::types::user::UserId;
 
 /// How many messages are sent at once, and how many are reason to send.
 const BATCH: usize = 20;
@@ -80,7 +81,7 @@ impl Outbox {
     /// Begins to send what the last run left, and what is written from now on. Chats that were kept
     /// in the local database alone go too. Needs a tokio runtime, and ends with the last clone.
     pub async fn start(store: Store, records: SupabaseRecords) -> Result<Self, StoreError> {
-        store.write(entries::take_in).await?;
+        store.write(progress::take_in).await?;
         let news = store.announce();
         let tokens = Arc::new(Tokens::default());
         let (now, asked) = mpsc::channel(64);
@@ -114,7 +115,7 @@ impl Outbox {
     /// Has what waits for a user sent, and waits for that as long as a caller has patience.
     pub async fn settle(&self, user: &UserId) {
         let user = user.to_string();
-        let work = move |connection: &_| entries::any_of(connection, &user, None);
+        let work = move |connection: &_| progress::any_of(connection, &user, None);
         // Where that cannot be told, whoever reads next finds out why.
         if self.shared.store.read(work).await.unwrap_or(false) {
             self.flush(PATIENCE).await;
@@ -136,14 +137,14 @@ impl Outbox {
     /// Whether a chat of the user is still to be made.
     pub(super) async fn waits(&self, user: &UserId, chat: &str) -> Result<bool, RecordError> {
         let (user, chat) = (user.to_string(), chat.to_owned());
-        let work = move |connection: &_| entries::any_of(connection, &user, Some(&chat));
+        let work = move |connection: &_| progress::any_of(connection, &user, Some(&chat));
         Ok(self.shared.store.read(work).await?)
     }
 
     /// A chat was deleted: nothing more of it is sent, and nothing of it stays here.
     pub(super) async fn forget(&self, chat: &str) -> Result<(), RecordError> {
         let chat = chat.to_owned();
-        let work = move |connection: &_| entries::remove(connection, &chat);
+        let work = move |connection: &_| progress::remove(connection, &chat);
         Ok(self.shared.store.write(work).await?)
     }
 }

@@ -1,6 +1,6 @@
 //! Owns the record of chats, and users' git accounts, in a Supabase project, over its REST API (PostgREST).
 //!
-//! What always holds: a request is made by [`acting::Acting`] alone, which is one caller's way in: it
+//! What always holds: a request is made by [`client::Acting`] alone, which is one caller's way in: it
 //! puts in the key, the token and the filter by user, so none of them can be left out or mixed up;
 //! nothing of one request is kept for the next. Another user's chat is not there, whichever way a
 //! caller comes. What the database says is for the log, never for a client.
@@ -10,10 +10,10 @@
 //! for a connection without a limit and panics on a header with a bad character; what is left of it is
 //! the spelling of a query, which are a few lines here.
 
-mod acting;
-mod answer;
-mod integrations;
-mod records;
+mod accounts;
+mod chats;
+mod client;
+mod response;
 mod rows;
 
 use std::fmt;
@@ -23,9 +23,9 @@ use reqwest::header::HeaderValue;
 use reqwest::{Client, redirect};
 use url::Url;
 
-pub use self::records::SupabaseRecords;
+pub use self::chats::SupabaseRecords;
 use super::RecordError;
-use crate::secret::Secret;
+use crate::types::secret::Secret;
 
 /// For a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl Supabase {
             Some(secret) => Some((key(secret)?, bearer(secret).map_err(unusable)?)),
             None => None,
         };
-        crate::egress::prepare_tls();
+        crate::net::egress::prepare_tls();
         let client = Client::builder()
             .connect_timeout(CONNECT)
             .timeout(WHOLE)

@@ -6,10 +6,10 @@
 //! request is one that a host would not send, a refusal is an error of the kind that it is, and no nonsense traps.
 
 use super::super::report::Report;
-use crate::egress::{Endpoint, Injection, refusal_of};
-use crate::plugins::git_types::{NewChange, Next, Operation, Page, Reply};
-use crate::plugins::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
-use crate::plugins::{CallError, GitPlugin};
+use crate::net::egress::{Endpoint, Injection, refusal_of};
+use crate::types::wit::git::{NewChange, Next, Operation, Page, Reply};
+use crate::types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
+use crate::wasm::{CallError, GitPlugin};
 
 /// How many requests an operation may take before it is called endless; a host gives up at as many.
 const MOST_REQUESTS: usize = 8;

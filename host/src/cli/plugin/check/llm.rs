@@ -12,13 +12,13 @@ use futures::{StreamExt, stream};
 use sse_stream::SseStream;
 
 use super::super::report::Report;
-use crate::plugins::llm_types::{Completion, CompletionRequest, Delta, Frame, Sse};
-use crate::plugins::types::{
+use crate::types::plural;
+use crate::types::wit::llm::{Completion, CompletionRequest, Delta, Frame, Sse};
+use crate::types::wit::types::{
     BlobRef, Content, Custom, ErrorKind, Header, Message, Role, StopReason, Thinking, ToolCall,
     ToolDefinition, ToolResult,
 };
-use crate::plugins::{CallError, LlmPlugin};
-use crate::plural;
+use crate::wasm::{CallError, LlmPlugin};
 
 /// Headers that are the host's own.
 const HOSTS: [&str; 5] = [

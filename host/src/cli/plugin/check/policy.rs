@@ -10,16 +10,16 @@ use std::collections::VecDeque;
 use serde_json::{Map, Value};
 
 use super::super::report::Report;
-use crate::plugins::PolicyPlugin;
-use crate::plugins::policy_types::{
+use crate::types::plural;
+use crate::types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Part, Snapshot,
     Start, ToolReply, ToolRun, UserMessage,
 };
-use crate::plugins::types::{
+use crate::types::wit::types::{
     Content, Custom, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition,
     ToolResult, Usage,
 };
-use crate::plural;
+use crate::wasm::PolicyPlugin;
 
 /// A task with a scripted model takes a dozen.
 const MOST_STEPS: u32 = 200;

@@ -5,10 +5,8 @@ use super::tools::{self, Tried, World};
 use super::{git, llm};
 use crate::builtin;
 use crate::cli::plugin::report::Report;
-use crate::plugins::tests::guests;
-use crate::plugins::{
-    Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin,
-};
+use crate::wasm::tests::guests;
+use crate::wasm::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin};
 
 const EVENTS: [Event; 7] = [
     Event::Nothing,

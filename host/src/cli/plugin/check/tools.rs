@@ -7,11 +7,12 @@
 use serde_json::{Map, Value, json};
 
 use super::super::report::Report;
-use crate::egress::refusal_of;
-use crate::plugins::tools_types::{Action, Answer, Output, Progress};
-use crate::plugins::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
-use crate::plugins::{CallError, LARGEST_STATE, MOST_STEPS, ToolsPlugin, check_action};
-use crate::plural;
+use crate::net::egress::refusal_of;
+use crate::toolsets::component::call::{LARGEST_STATE, MOST_STEPS, check as check_action};
+use crate::types::plural;
+use crate::types::wit::tools::{Action, Answer, Output, Progress};
+use crate::types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
+use crate::wasm::{CallError, ToolsPlugin};
 
 /// How the world answers a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

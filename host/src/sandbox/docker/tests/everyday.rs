@@ -1,8 +1,8 @@
 //! What people run, in a container. The tests' small image has not all of it: with
 //! `LUCID_EVERYDAY_IMAGE` the list runs in an image that has.
 
-use super::super::super::everyday_tests;
 use super::*;
+use crate::sandbox::tests::everyday;
 
 /// What the tests' image has at least.
 const MUST: [&str; 9] = [
@@ -34,7 +34,7 @@ async fn what_people_run_runs_in_a_container() {
     let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC)).await;
     let host = host.unwrap();
     let sandbox = data.start(&host, "one").await;
-    let (failed, skipped) = everyday_tests::run(&sandbox).await;
+    let (failed, skipped) = everyday::run(&sandbox).await;
     assert!(failed.is_empty(), "{failed:#?}");
     for needed in MUST {
         assert!(

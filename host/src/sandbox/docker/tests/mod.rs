@@ -24,7 +24,7 @@ use super::super::{
     Choice, ExecRequest, ExecResult, Kind, Network, Sandbox, SandboxError, Sandboxes, Spec,
 };
 use super::{Settings, Transport};
-use crate::workspace::Workspace;
+use crate::sandbox::workspace::Workspace;
 
 static EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
 

@@ -42,8 +42,8 @@ async fn a_command_runs_in_the_workspace_as_a_user_with_output_in_order() {
         .await;
         assert_eq!(result.output, "42\n");
         let result = shell(&sandbox, "id -u; id -G; echo $HOME; env").await;
-        let own =
-            crate::workspace::box_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        let own = crate::sandbox::workspace::box_user()
+            .unwrap_or_else(|| rustix::process::geteuid().as_raw());
         assert!(
             result
                 .output

@@ -1,0 +1,110 @@
+//! Owns reading a request's headers for who sent it.
+//!
+//! What always holds: a caller who names a Bearer token stands or falls with it; anything that leaves
+//! open who was meant is refused.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+
+use crate::api::problem::Problem;
+use crate::auth::{Admin, AuthError, Authenticator, Identity};
+use crate::types::user::UserId;
+
+const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
+const KEY_HEADER: HeaderName = HeaderName::from_static("x-internal-key");
+
+impl Authenticator {
+    /// Who sent a request with these headers.
+    pub async fn headers(&self, headers: &HeaderMap) -> Result<Identity, AuthError> {
+        match bearer(headers) {
+            Bearer::Token(token) => return self.token(token).await,
+            Bearer::Unreadable => return Err(AuthError::InvalidToken),
+            Bearer::Absent => {}
+        }
+        let (Some(expected), Some(user), Some(key)) = (
+            &self.internal_key,
+            headers.get(USER_HEADER),
+            headers.get(KEY_HEADER),
+        ) else {
+            return Err(AuthError::Required);
+        };
+        if !expected.matches(key.as_bytes()) {
+            return Err(AuthError::InvalidInternalKey);
+        }
+        let user = std::str::from_utf8(user.as_bytes())
+            .ok()
+            .and_then(UserId::checked)
+            .ok_or(AuthError::Required)?;
+        Ok(Identity {
+            user,
+            token: None,
+            project: None,
+            session: None,
+            admin: true,
+        })
+    }
+}
+
+/// A handler that takes an [`Identity`] runs only for callers who have one.
+impl<S> FromRequestParts<S> for Identity
+where
+    S: Send + Sync,
+    Arc<Authenticator>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let auth = Arc::<Authenticator>::from_ref(state);
+        Ok(auth.headers(&parts.headers).await?)
+    }
+}
+
+/// Known, and no administrator: 403.
+impl<S> FromRequestParts<S> for Admin
+where
+    S: Send + Sync,
+    Arc<Authenticator>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let auth = Arc::<Authenticator>::from_ref(state);
+        let who = auth.headers(&parts.headers).await?;
+        if who.admin {
+            return Ok(Self(who.user));
+        }
+        Err(Problem::forbidden(
+            "Only an administrator of this deployment may do that.",
+        ))
+    }
+}
+
+enum Bearer<'a> {
+    Absent,
+    Token(&'a str),
+    Unreadable,
+}
+
+/// Finds the Bearer token. Another scheme is no Bearer; a second `Authorization` header leaves open
+/// which one was meant, so it is refused.
+fn bearer(headers: &HeaderMap) -> Bearer<'_> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Bearer::Absent;
+    };
+    if values.next().is_some() {
+        return Bearer::Unreadable;
+    }
+    let bytes = value.as_bytes();
+    let (scheme, rest) = match bytes.iter().position(|byte| *byte == b' ') {
+        Some(at) => bytes.split_at(at),
+        None => (bytes, &[][..]),
+    };
+    if !scheme.eq_ignore_ascii_case(b"bearer") {
+        return Bearer::Absent;
+    }
+    std::str::from_utf8(rest).map_or(Bearer::Unreadable, |token| Bearer::Token(token.trim()))
+}

@@ -1,0 +1,256 @@
+//! Owns the routes over shadows: an uploaded build of a policy takes the last sessions' steps again, and
+//! what it does differently is shown.
+//!
+//! What always holds: nobody but an administrator gets past the first line; an answer holds what the log
+//! has of the steps that differ, cut, and no key, since no policy is ever given one.
+
+use std::time::SystemTime;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{digest_of, kind_of};
+use crate::api::Api;
+use crate::api::problem::{Json, Path, Problem};
+use crate::auth::Admin;
+use crate::deployment::rollout::shadow::{Shadow, ShadowError};
+use crate::session::{Difference, Differs};
+use crate::wasm::Kind;
+
+/// Sessions that are replayed where nobody says how many.
+const SESSIONS: u64 = 20;
+/// The most of them.
+const MOST_SESSIONS: u64 = 200;
+
+/// What to shadow.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Begin {
+    /// SHA-256 in hex, with or without `sha256:` before it.
+    #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
+    digest: String,
+    /// How many sessions, the newest first; 1 to 200.
+    #[serde(default = "usual_sessions")]
+    #[schema(default = 20, minimum = 1, maximum = 200)]
+    sessions: u64,
+}
+
+fn usual_sessions() -> u64 {
+    SESSIONS
+}
+
+/// A shadow: how far it is, and what it showed.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ShadowView {
+    /// The policy.
+    #[schema(example = "coder")]
+    name: String,
+    /// The build that is shadowed: SHA-256 in lower-case hex.
+    digest: String,
+    /// The build that new sessions had when it began.
+    beside: String,
+    /// Who wanted it.
+    by: String,
+    /// When it began.
+    since: String,
+    /// When it came to its end; null while it runs.
+    #[schema(required = true)]
+    until: Option<String>,
+    /// Why it says nothing of the build, or not all; null where all was replayed.
+    #[schema(required = true)]
+    problem: Option<String>,
+    /// Sessions that will have been replayed in the end.
+    wanted: u64,
+    /// Sessions that were; the next three together.
+    sessions: u64,
+    /// Those in which all steps gave the same commands.
+    same: u64,
+    /// Those in which a step gave other commands.
+    different: u64,
+    /// Those in which a step broke down, refused or met a limit, and did not when it was recorded.
+    failed: u64,
+    /// Sessions whose last state the build does not take over, whatever became of their steps.
+    not_migrated: u64,
+    /// Sessions whose steps this host cannot read.
+    unread: u64,
+    /// Steps that were compared.
+    steps: u64,
+    /// Those among them that differed.
+    steps_different: u64,
+    /// What the compared steps used when they were recorded; instructions, roughly.
+    fuel_then: u64,
+    /// What the build used for the same steps.
+    fuel_now: u64,
+    /// The first 40 differences.
+    differences: Vec<DifferenceView>,
+}
+
+/// Something that the build does differently.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct DifferenceView {
+    /// In which session.
+    session: String,
+    /// At which of its steps, from 0; null where it is about the session's last state.
+    #[schema(required = true)]
+    step: Option<u64>,
+    /// `commands`: it gives others. `failed`: it breaks down. `mended`: it gives some where the recorded
+    /// step failed. `not-migrated`: it does not take the session's last state over.
+    #[schema(example = "commands")]
+    what: &'static str,
+    /// The build that took the recorded step; null where there is none.
+    #[schema(required = true)]
+    recorded_by: Option<String>,
+    /// The lines of the commands that differ (`-` recorded, `+` now), or the build's reason. Cut.
+    text: String,
+}
+
+impl From<Difference> for DifferenceView {
+    fn from(difference: Difference) -> Self {
+        Self {
+            session: difference.session,
+            step: difference.step,
+            what: match difference.what {
+                Differs::Commands => "commands",
+                Differs::Failed => "failed",
+                Differs::Mended => "mended",
+                Differs::NotMigrated => "not-migrated",
+            },
+            recorded_by: Some(difference.recorded_by).filter(|digest| !digest.is_empty()),
+            text: difference.text,
+        }
+    }
+}
+
+fn view(name: String, shadow: &Shadow) -> ShadowView {
+    // In this order: what has ended does not go on.
+    let end = shadow.end();
+    let told = shadow.told();
+    let (until, problem) = match end {
+        Some((at, failed)) => (Some(shown(at)), failed.or(told.cut)),
+        None => (None, None),
+    };
+    ShadowView {
+        name,
+        digest: shadow.digest.clone(),
+        beside: shadow.beside.clone(),
+        by: shadow.by.clone(),
+        since: shown(shadow.begun),
+        until,
+        problem,
+        wanted: told.wanted,
+        sessions: told.sessions,
+        same: told.same,
+        different: told.different,
+        failed: told.failed,
+        not_migrated: told.not_migrated,
+        unread: told.unread,
+        steps: told.steps,
+        steps_different: told.steps_different,
+        fuel_then: told.fuel_then,
+        fuel_now: told.fuel_now,
+        differences: told.differences.into_iter().map(Into::into).collect(),
+    }
+}
+
+fn shown(at: SystemTime) -> String {
+    DateTime::<Utc>::from(at).to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Shadow an uploaded build of a policy
+///
+/// The logged inputs of the policy's last sessions go through it, in the background, one shadow at a
+/// time. Nothing is carried out and no session notices. `GET` of the same address says how far it is and
+/// what it showed.
+#[utoipa::path(
+    post, path = "/api/v1/plugins/{kind}/{name}/shadow", tag = "plugins",
+    params(
+        ("kind" = String, Path, description = "`policy`"),
+        ("name" = String, Path, description = "Its name in this deployment"),
+    ),
+    request_body = Begin,
+    responses(
+        (status = 202, description = "It was begun", body = ShadowView),
+        (status = 401, body = Problem),
+        (status = 403, description = "Not an administrator", body = Problem),
+        (status = 404, description = "No such policy, or no such upload", body = Problem),
+        (status = 409, description = "One runs already", body = Problem),
+        (status = 422, description = "Not a policy, no digest, or not 1 to 200 sessions", body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(crate) async fn begin(
+    State(api): State<Api>,
+    Admin(who): Admin,
+    Path((kind, name)): Path<(String, String)>,
+    Json(request): Json<Begin>,
+) -> Result<(StatusCode, Json<ShadowView>), Problem> {
+    of_policy(&kind)?;
+    let digest = digest_of(&request.digest)?;
+    if !(1..=MOST_SESSIONS).contains(&request.sessions) {
+        return Err(Problem::unprocessable(format!(
+            "`sessions` must be 1 to {MOST_SESSIONS}."
+        )));
+    }
+    let parts = &api.parts;
+    let with = (&parts.generations, &parts.sessions);
+    let begun = parts
+        .shadows
+        .begin(with, &name, &digest, request.sessions, who.as_str())?;
+    Ok((StatusCode::ACCEPTED, Json(view(name, &begun))))
+}
+
+/// See what the last shadow of a policy showed
+///
+/// Or how far it is. It is kept until the next one, or the server's end.
+#[utoipa::path(
+    get, path = "/api/v1/plugins/{kind}/{name}/shadow", tag = "plugins",
+    params(
+        ("kind" = String, Path, description = "`policy`"),
+        ("name" = String, Path, description = "Its name in this deployment"),
+    ),
+    responses(
+        (status = 200, body = ShadowView),
+        (status = 401, body = Problem),
+        (status = 403, description = "Not an administrator", body = Problem),
+        (status = 404, description = "No build of it was shadowed since the server's start", body = Problem),
+        (status = 422, description = "Not a policy", body = Problem),
+    ),
+    security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
+)]
+pub(crate) async fn report(
+    State(api): State<Api>,
+    _who: Admin,
+    Path((kind, name)): Path<(String, String)>,
+) -> Result<Json<ShadowView>, Problem> {
+    of_policy(&kind)?;
+    match api.parts.shadows.last(&name) {
+        Some(last) => Ok(Json(view(name, &last))),
+        None => Err(Problem::not_found(
+            "No build of this policy was shadowed since the server's start.",
+        )),
+    }
+}
+
+/// What other plugins were called with is not in the log, so there is nothing to replay.
+fn of_policy(kind: &str) -> Result<(), Problem> {
+    match kind_of(kind)? {
+        Kind::Policy => Ok(()),
+        _ => Err(Problem::unprocessable(
+            "Only a policy can be shadowed: the log has its steps, and no other plugin's calls.",
+        )),
+    }
+}
+
+impl From<ShadowError> for Problem {
+    fn from(error: ShadowError) -> Self {
+        match error {
+            ShadowError::Change(cause) => cause.into(),
+            busy @ ShadowError::Busy { .. } => Self::conflict(format!("{busy}.")),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Owns what an administrator sees of the deployment's plugins.
+//!
+//! What always holds: it shows what runs, not what the manifest's file says by now; no key is in it,
+//! only the name of the variable that holds one.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use crate::api::{
+    ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LoadedView,
+    LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView, TakenBackView,
+};
+use crate::deployment::manager::{Generations, Now};
+use crate::deployment::uploads::{Activation, Kept, Record};
+use crate::manifest::{Manifest, Role, Source, Upload};
+use crate::net::egress::Injection;
+use crate::session::{Runs, Sessions};
+use crate::wasm::{AnyPlugin, Kind, Work};
+
+impl Generations {
+    /// All of it. Reads the depot's folder: not for an executor thread.
+    pub(crate) fn overview(&self, sessions: &Sessions) -> PluginsView {
+        let now = self.now();
+        let depot = self.depot();
+        let runs = sessions.count_by_plugins();
+        let mut warnings = now.deployed.warnings.clone();
+        let record = depot.record().unwrap_or_else(|error| {
+            warnings.push(format!("{error}."));
+            Record::default()
+        });
+        let plugins = all(&now)
+            .iter()
+            .map(|plugin| loaded(&now, plugin, &record, &runs))
+            .collect();
+        PluginsView {
+            generation: now.number,
+            since: shown(now.since),
+            plugins,
+            uploads: depot.kept().into_iter().map(kept).collect(),
+            last_error: last_error(&now),
+            warnings,
+            loading: self.engine().works().list().into_iter().map(work).collect(),
+        }
+    }
+
+    /// The plugin of a name as it is by now, and where it is from.
+    pub(crate) fn loaded(&self, kind: Kind, name: &str) -> Option<(AnyPlugin, &'static str)> {
+        let now = self.now();
+        let found = all(&now).into_iter();
+        let mut found = found.filter(|plugin| plugin.kind() == kind && plugin.name() == name);
+        let plugin = found.next()?;
+        Some((plugin, source(&now.deployed.manifest, kind, name).0))
+    }
+
+    /// The candidate of a plugin, and its share.
+    pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<(String, u8)> {
+        let deployed = self.now().deployed;
+        let found = (kind == Kind::Policy).then(|| candidate(&deployed.manifest, name));
+        let (upload, share) = found.flatten()?;
+        Some((upload.digest.hex.clone(), share))
+    }
+
+    /// Why the last load came to nothing, where it did.
+    pub(crate) fn last_error(&self) -> Option<LastErrorView> {
+        last_error(&self.now())
+    }
+}
+
+/// What a share of a policy's new sessions gets, and the share.
+fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m Upload, u8)> {
+    let beside = manifest.beside(policy)?;
+    match beside.role {
+        Role::Candidate { share } => Some((beside.upload.as_ref()?, share)),
+        Role::Before => None,
+    }
+}
+
+fn all(now: &Now) -> Vec<AnyPlugin> {
+    let plugins = &now.deployed.plugins;
+    let policies = plugins.policies().cloned().map(AnyPlugin::Policy);
+    let llms = plugins.llms().cloned().map(AnyPlugin::Llm);
+    let tools = plugins.all_tools().cloned().map(AnyPlugin::Tools);
+    let gits = plugins.gits().cloned().map(AnyPlugin::Git);
+    policies.chain(llms).chain(tools).chain(gits).collect()
+}
+
+fn loaded(
+    now: &Now,
+    plugin: &AnyPlugin,
+    record: &Record,
+    runs: &HashMap<Runs, usize>,
+) -> LoadedView {
+    let (kind, name) = (plugin.kind(), plugin.name());
+    let (source, component) = source(&now.deployed.manifest, kind, name);
+    let (sessions, mut other_builds) = sessions(now, plugin, runs);
+    let is_policy = kind == Kind::Policy;
+    let candidate = is_policy.then(|| candidate_view(now, name, record, &mut other_builds));
+    let probation = is_policy.then(|| now.deployed.policies.tried(name));
+    let taken_back = record.taken_back(kind, name).iter().rev();
+    let rolled_back = record.rolled_back(kind, name).iter().rev();
+    let activated = record.builds(kind, name).iter().rev();
+    LoadedView {
+        kind: kind.to_string(),
+        name: name.to_owned(),
+        own_name: plugin.own_name().to_owned(),
+        version: plugin.version().to_owned(),
+        description: plugin.description().to_owned(),
+        digest: plugin.digest().to_owned(),
+        source,
+        component,
+        imports: plugin.imports(),
+        grants: grants(now, plugin),
+        limits: plugin.limits().into(),
+        sessions,
+        other_builds,
+        calls: plugin.figures(),
+        activated: activated.map(activation).collect(),
+        candidate: candidate.flatten(),
+        probation: probation.flatten().map(|(new, before)| ProbationView {
+            steps: new.steps,
+            failed: new.failed,
+            sessions: new.sessions,
+            failed_in: new.failed_in,
+            steps_before: before.steps,
+            failed_before: before.failed,
+        }),
+        taken_back: taken_back
+            .map(|taken| TakenBackView {
+                digest: taken.digest.clone(),
+                at: shown(taken.at.into()),
+                why: taken.why.clone(),
+            })
+            .collect(),
+        rolled_back: rolled_back
+            .map(|rolled| RolledBackView {
+                digest: rolled.digest.clone(),
+                by: rolled.by.clone(),
+                at: shown(rolled.at.into()),
+            })
+            .collect(),
+    }
+}
+
+fn work(work: Work) -> LoadingView {
+    LoadingView {
+        what: work.what,
+        doing: work.doing.name(),
+        since: shown(work.since),
+    }
+}
+
+/// A policy's candidate, whose sessions are taken out of those on other builds.
+fn candidate_view(
+    now: &Now,
+    name: &str,
+    record: &Record,
+    others: &mut Vec<BuildView>,
+) -> Option<CandidateView> {
+    let (_, share) = candidate(&now.deployed.manifest, name)?;
+    let plugin = now.deployed.plugins.beside(name)?;
+    let digest = plugin.digest();
+    let at = others.iter().position(|other| other.digest == digest);
+    let sessions = at.map_or(0, |at| others.remove(at).sessions);
+    let written = record.candidate(Kind::Policy, name).map(|one| &one.build);
+    let written = written.filter(|build| build.digest == digest);
+    Some(CandidateView {
+        digest: digest.to_owned(),
+        version: plugin.descriptor().version.clone(),
+        share,
+        sessions,
+        calls: plugin.figures(),
+        by: written.map(|build| build.by.clone()),
+        at: written.map(|build| shown(build.at.into())),
+    })
+}
+
+/// Where a plugin is from, and what the manifest names.
+fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<String>) {
+    let stated = manifest.entry(kind, name);
+    let stated = stated.map(|entry| match entry.component.value {
+        Source::Builtin(name) => ("builtin", format!("builtin:{name}")),
+        Source::File(path) => ("file", path.display().to_string()),
+        Source::Registry(reference) => ("registry", reference.to_string()),
+    });
+    let uploaded = manifest.upload(kind, name).is_some();
+    match stated {
+        Some((_, component)) if uploaded => ("upload", Some(component)),
+        Some((source, component)) => (source, Some(component)),
+        None => ("upload", None),
+    }
+}
+
+/// How many sessions are on this very build, and which other ones sessions have. Tools are in the sessions
+/// of the policies that have them.
+fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usize, Vec<BuildView>) {
+    let name = plugin.name();
+    let count = |theirs: &dyn Fn(&Runs) -> bool| {
+        let theirs = runs.iter().filter(|(runs, _)| theirs(runs));
+        (theirs.map(|(_, count)| count).sum(), Vec::new())
+    };
+    let policy = match plugin {
+        AnyPlugin::Policy(policy) => policy,
+        AnyPlugin::Llm(_) => return count(&|runs| runs.provider == name),
+        // Of users, whatever sessions they have.
+        AnyPlugin::Git(_) => return count(&|_| false),
+        AnyPlugin::Tools(_) => {
+            let tools = now.deployed.components.named(name);
+            return count(&|runs| tools.is_some_and(|tools| tools.is_for(&runs.policy)));
+        }
+    };
+    let mut builds: HashMap<&str, usize> = HashMap::new();
+    for (runs, count) in runs.iter().filter(|(runs, _)| runs.policy == policy.name()) {
+        *builds.entry(&runs.digest).or_default() += count;
+    }
+    let own = builds.remove(policy.digest()).unwrap_or_default();
+    let mut others: Vec<BuildView> = builds
+        .into_iter()
+        .map(|(digest, sessions)| BuildView {
+            digest: digest.to_owned(),
+            sessions,
+        })
+        .collect();
+    others.sort_by(|a, b| (b.sessions, &a.digest).cmp(&(a.sessions, &b.digest)));
+    (own, others)
+}
+
+fn grants(now: &Now, plugin: &AnyPlugin) -> GrantsView {
+    match plugin {
+        AnyPlugin::Policy(policy) => GrantsView {
+            calls_models: Some(policy.descriptor().calls_models),
+            needs_sandbox: Some(policy.descriptor().needs_sandbox),
+            ..GrantsView::default()
+        },
+        AnyPlugin::Git(git) => match now.deployed.git.addresses(git.name()) {
+            None => GrantsView::default(),
+            Some((base_url, web_url)) => GrantsView {
+                base_url: Some(base_url),
+                web_url: Some(web_url),
+                ..GrantsView::default()
+            },
+        },
+        AnyPlugin::Llm(llm) => match now.deployed.providers.grants(llm.name()) {
+            None => GrantsView::default(),
+            Some(grants) => GrantsView {
+                base_url: Some(grants.base_url),
+                key_place: Some(place(&grants.key_place)),
+                key_variable: Some(grants.variable),
+                has_key: Some(grants.has_key),
+                models: Some(grants.models),
+                ..GrantsView::default()
+            },
+        },
+        AnyPlugin::Tools(tools) => match now.deployed.components.named(tools.name()) {
+            None => GrantsView::default(),
+            Some(one) => GrantsView {
+                base_url: one.endpoint.as_ref().map(|to| to.base_url().to_string()),
+                key_place: one
+                    .endpoint
+                    .as_ref()
+                    .filter(|_| one.variable.is_some())
+                    .map(|to| place(to.injection())),
+                key_variable: one.variable.clone(),
+                has_key: one.variable.as_ref().map(|_| one.key.is_some()),
+                tools: Some(one.tool_names()),
+                policies: one.policies.clone(),
+                call_time: Some(one.time.as_secs_f64()),
+                ..GrantsView::default()
+            },
+        },
+    }
+}
+
+fn place(of_key: &Injection) -> String {
+    match of_key {
+        Injection::Bearer => "bearer".to_owned(),
+        Injection::Header(name) => name.to_string(),
+    }
+}
+
+fn activation(build: &Activation) -> ActivationView {
+    ActivationView {
+        digest: build.digest.clone(),
+        by: build.by.clone(),
+        at: shown(build.at.into()),
+    }
+}
+
+fn kept(kept: Kept) -> KeptView {
+    let label = kept.label;
+    KeptView {
+        digest: kept.digest,
+        size: kept.size,
+        kind: label.as_ref().map(|label| label.kind.clone()),
+        own_name: label.as_ref().map(|label| label.name.clone()),
+        version: label.as_ref().map(|label| label.version.clone()),
+        by: label.as_ref().map(|label| label.by.clone()),
+        at: label.map(|label| shown(label.at.into())),
+    }
+}
+
+fn last_error(now: &Now) -> Option<LastErrorView> {
+    let (at, problems) = now.refused.as_ref()?;
+    Some(LastErrorView {
+        at: shown(*at),
+        problems: problems.iter().map(ProblemView::from).collect(),
+    })
+}
+
+fn shown(at: SystemTime) -> String {
+    DateTime::<Utc>::from(at).to_rfc3339_opts(SecondsFormat::Millis, true)
+}

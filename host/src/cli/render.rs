@@ -1,0 +1,393 @@
+//! Owns how a session's frames look in a terminal.
+//!
+//! What always holds: nothing that an agent, a model or a command wrote can move the cursor, change
+//! colours or set a title: control characters are taken out. Colours are there only on a terminal
+//! that did not decline them.
+
+use crate::types::plural;
+use owo_colors::{OwoColorize, Style};
+use serde_json::Value;
+
+/// A command's output and a diff are shown this far, in lines.
+const LINES: usize = 24;
+/// The column that text starts in.
+const MARGIN: usize = 9;
+
+/// Whether to use colours: on a terminal, unless `NO_COLOR` is set or the terminal has none.
+pub(super) fn colours(terminal: bool) -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    terminal && set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Text without anything that a terminal would act on, but with its lines.
+pub(super) fn clean(text: &str) -> String {
+    let keep = |c: char| match c {
+        '\n' => Some('\n'),
+        '\t' => Some(' '),
+        c if c.is_control() => None,
+        // These turn the direction of what is read, so that it looks like something else.
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => None,
+        c => Some(c),
+    };
+    text.chars().filter_map(keep).collect()
+}
+
+/// The same on one line.
+pub(super) fn one_line(text: &str) -> String {
+    clean(text).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What a frame says of how far the work is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Nothing new.
+    Same,
+    /// Something is going on that takes time; the text says what.
+    Busy(String),
+    /// The task is done.
+    Done,
+    /// The task failed.
+    Failed,
+}
+
+/// A frame for a person.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// Lines to print; may be none.
+    pub(super) text: String,
+    /// How far the work is.
+    pub(super) progress: Progress,
+}
+
+/// Makes text of frames.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Screen {
+    colour: bool,
+}
+
+impl Screen {
+    /// With or without colours.
+    pub(super) fn new(colour: bool) -> Self {
+        Self { colour }
+    }
+
+    /// A label and a text beside it.
+    pub(super) fn entry(self, label: &str, style: Style, text: &str) -> String {
+        let label = self.paint(&format!("{label:>7}"), style.bold());
+        format!("{label}  {}", indented(text))
+    }
+
+    /// Text in a style, where there are colours.
+    pub(super) fn paint(self, text: &str, style: Style) -> String {
+        if self.colour {
+            text.style(style).to_string()
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// What a person sees of a frame.
+    pub(super) fn show(self, frame: &Value) -> Shown {
+        match text(frame, "type") {
+            "agent_event" => self.event(frame),
+            "status" => self.status(frame),
+            "error" => Shown {
+                text: self.entry("error", Style::new().red(), text(frame, "message")),
+                progress: Progress::Failed,
+            },
+            _ => quiet(Progress::Same),
+        }
+    }
+
+    fn status(self, frame: &Value) -> Shown {
+        let message = text(frame, "message");
+        match text(frame, "status") {
+            "completed" => Shown {
+                text: self.entry("done", Style::new().green(), message),
+                progress: Progress::Done,
+            },
+            "failed" => Shown {
+                text: self.entry("failed", Style::new().red(), message),
+                progress: Progress::Failed,
+            },
+            "initializing" => quiet(Progress::Busy("preparing".to_owned())),
+            "ready" | "mock_mode" => {
+                let text = self.entry("ready", Style::new().dimmed(), message);
+                Shown {
+                    text,
+                    progress: Progress::Busy("working".to_owned()),
+                }
+            }
+            _ => Shown {
+                text: self.entry("status", Style::new().dimmed(), message),
+                progress: Progress::Same,
+            },
+        }
+    }
+
+    fn event(self, frame: &Value) -> Shown {
+        let (event, kind, content) = (
+            text(frame, "event"),
+            text(frame, "eventType"),
+            text(frame, "content"),
+        );
+        let thinking = || Progress::Busy("thinking".to_owned());
+        let cyan = Style::new().cyan();
+        if event == "task_start" {
+            return Shown {
+                text: self.entry("task", Style::new().bold(), content),
+                progress: thinking(),
+            };
+        }
+        if event == "error" || kind == "AgentErrorObservation" {
+            return Shown {
+                text: self.entry("error", Style::new().red(), content),
+                progress: thinking(),
+            };
+        }
+        match kind {
+            "ThinkAction" => {
+                let thought = text(frame, "thought");
+                let said = [content, if thought == content { "" } else { thought }];
+                let said = said
+                    .into_iter()
+                    .filter(|text| !text.is_empty())
+                    .collect::<Vec<_>>()
+                    .join("\n");
+                Shown {
+                    text: self.entry("think", Style::new().magenta(), &said),
+                    progress: thinking(),
+                }
+            }
+            "CmdRunAction" => {
+                let command = Some(text(frame, "command"))
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or(content);
+                let shown = self.entry("run", cyan, &format!("$ {command}"));
+                Shown {
+                    text: shown,
+                    progress: Progress::Busy(format!("$ {}", brief(command))),
+                }
+            }
+            "CmdOutputObservation" => {
+                let code = frame
+                    .get("exitCode")
+                    .and_then(Value::as_i64)
+                    .filter(|code| *code != 0);
+                let mut lines = self.block(content);
+                if let Some(code) = code {
+                    lines.push(self.paint(
+                        &format!("{:MARGIN$}exit code {code}", ""),
+                        Style::new().red(),
+                    ));
+                }
+                Shown {
+                    text: lines.join("\n"),
+                    progress: thinking(),
+                }
+            }
+            "FileWriteAction" | "FileEditAction" | "FileReadAction" => {
+                let label = match kind {
+                    "FileWriteAction" => "write",
+                    "FileEditAction" => "edit",
+                    _ => "read",
+                };
+                let path = Some(text(frame, "path"))
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or(content);
+                let mut lines = vec![self.entry(label, cyan, path)];
+                lines.extend(self.diff(text(frame, "diff")));
+                Shown {
+                    text: lines.join("\n"),
+                    progress: Progress::Busy(format!("{label} {}", brief(path))),
+                }
+            }
+            "FileWriteObservation" | "FileEditObservation" | "FileReadObservation" => {
+                let mut lines = self.diff(text(frame, "diff"));
+                if lines.is_empty() && kind != "FileReadObservation" {
+                    lines = self.block(content);
+                }
+                Shown {
+                    text: lines.join("\n"),
+                    progress: thinking(),
+                }
+            }
+            "ModelStateMessage" => Shown {
+                text: self.entry("model", Style::new().yellow(), content),
+                progress: Progress::Same,
+            },
+            _ if event == "state" || content.is_empty() => quiet(Progress::Same),
+            _ => Shown {
+                text: self.entry("says", Style::new().blue(), content),
+                progress: thinking(),
+            },
+        }
+    }
+
+    /// Output, dimmed, with a note of how much more there was.
+    fn block(self, text: &str) -> Vec<String> {
+        self.lines(text, |_| Style::new().dimmed())
+    }
+
+    fn diff(self, text: &str) -> Vec<String> {
+        self.lines(text, |line| match line.as_bytes().first() {
+            Some(b'+') => Style::new().green(),
+            Some(b'-') => Style::new().red(),
+            _ => Style::new().dimmed(),
+        })
+    }
+
+    fn lines(self, text: &str, style: impl Fn(&str) -> Style) -> Vec<String> {
+        let cleaned = clean(text);
+        let all: Vec<&str> = cleaned.trim_end().lines().collect();
+        let paint = |line: &&str| format!("{:MARGIN$}{}", "", self.paint(line, style(line)));
+        let mut lines: Vec<String> = all.iter().take(LINES).map(paint).collect();
+        if all.len() > LINES {
+            let more = plural::count(all.len() - LINES, "more line");
+            let note = format!("{:MARGIN$}… {more}", "");
+            lines.push(self.paint(&note, Style::new().dimmed()));
+        }
+        lines
+    }
+}
+
+fn quiet(progress: Progress) -> Shown {
+    Shown {
+        text: String::new(),
+        progress,
+    }
+}
+
+fn text<'a>(frame: &'a Value, name: &str) -> &'a str {
+    frame.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A text for the line of the spinner.
+fn brief(text: &str) -> String {
+    let line = one_line(text);
+    match line.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
+}
+
+/// Later lines start where the first one does.
+fn indented(text: &str) -> String {
+    clean(text)
+        .trim_end()
+        .lines()
+        .collect::<Vec<_>>()
+        .join(&format!("\n{:MARGIN$}", ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn plain(frame: &Value) -> Shown {
+        Screen::new(false).show(frame)
+    }
+
+    fn event(kind: &str, rest: &Value) -> Value {
+        let mut frame = json!({"type": "agent_event", "event": "action", "eventType": kind});
+        for (name, value) in rest.as_object().unwrap() {
+            frame[name] = value.clone();
+        }
+        frame
+    }
+
+    #[test]
+    fn nothing_that_is_shown_can_steer_the_terminal() {
+        let evil = "a\u{1b}[2Jb\u{7}\r\u{9b}31mc\u{202e}d";
+        assert_eq!(clean(evil), "a[2Jb31mcd");
+        for kind in [
+            "ThinkAction",
+            "CmdRunAction",
+            "CmdOutputObservation",
+            "FileEditAction",
+            "AgentMessageAction",
+        ] {
+            let frame = event(
+                kind,
+                &json!({"content": evil, "command": evil, "path": evil, "diff": evil, "thought": evil}),
+            );
+            let shown = plain(&frame);
+            assert!(
+                !shown.text.chars().any(|c| c.is_control() && c != '\n'),
+                "{kind}: {:?}",
+                shown.text
+            );
+            if let Progress::Busy(what) = shown.progress {
+                assert!(!what.chars().any(char::is_control));
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_is_shown_with_its_output_and_a_bad_exit_code() {
+        let run = plain(&event(
+            "CmdRunAction",
+            &json!({"content": "pytest -q", "command": "pytest -q"}),
+        ));
+        assert_eq!(run.text, "    run  $ pytest -q");
+        assert_eq!(run.progress, Progress::Busy("$ pytest -q".to_owned()));
+        let output = plain(&event(
+            "CmdOutputObservation",
+            &json!({"content": "1 failed\n", "exitCode": 1}),
+        ));
+        assert_eq!(output.text, "         1 failed\n         exit code 1");
+        assert_eq!(
+            plain(&event(
+                "CmdOutputObservation",
+                &json!({"content": "ok", "exitCode": 0})
+            ))
+            .text,
+            "         ok"
+        );
+    }
+
+    #[test]
+    fn long_output_is_cut_and_says_how_much_is_missing() {
+        let long = "x\n".repeat(100);
+        let shown = plain(&event("CmdOutputObservation", &json!({"content": long})));
+        assert_eq!(shown.text.lines().count(), LINES + 1);
+        assert!(shown.text.ends_with("… 76 more lines"));
+    }
+
+    #[test]
+    fn completed_is_success_and_an_error_is_failure() {
+        let done = json!({"type": "status", "status": "completed", "message": "All good"});
+        assert_eq!(plain(&done).progress, Progress::Done);
+        assert_eq!(
+            plain(&json!({"type": "error", "message": "no"})).progress,
+            Progress::Failed
+        );
+        let tried = json!({"type": "agent_event", "event": "error", "eventType": "AgentErrorObservation", "content": "no"});
+        assert_ne!(
+            plain(&tried).progress,
+            Progress::Failed,
+            "an agent may get over an error of its own"
+        );
+    }
+
+    #[test]
+    fn without_colours_there_is_no_escape_and_with_them_there_is() {
+        let frame = event("ThinkAction", &json!({"content": "hm"}));
+        assert!(!Screen::new(false).show(&frame).text.contains('\u{1b}'));
+        assert!(Screen::new(true).show(&frame).text.contains('\u{1b}'));
+        assert!(!colours(false));
+    }
+
+    #[test]
+    fn a_frame_of_a_kind_that_is_not_known_is_passed_over() {
+        for frame in [
+            json!({}),
+            json!(null),
+            json!({"type": "file_tree", "tree": []}),
+            json!({"type": "later"}),
+        ] {
+            assert_eq!(plain(&frame), quiet(Progress::Same));
+        }
+    }
+}

@@ -1,0 +1,785 @@
+//! Owns the deployment while the server runs: its generations, and how one follows another.
+//!
+//! What always holds: a generation is published whole or not at all, and never changes; what cannot be
+//! loaded leaves the one before in its place, and its reasons are kept until something can be loaded
+//! again. One load runs at a time. A plugin that is the same in two generations is the same instance in
+//! both, so a change costs what changed. A generation goes when the last session leaves it.
+//!
+//! An uploaded build changes one plugin of what is there, and is written down as active once it was
+//! loaded and before a session gets it. One that no longer loads when the server starts keeps nobody
+//! from working: its plugin goes back to the build before it, as a rollback would, or to the manifest's
+//! component, and why is said until it can be loaded or is rolled back.
+//!
+//! A new build of a policy is on probation beside the one before it; what is counted there (`trial`)
+//! takes it back or settles it, as changes like any other.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::rollout::probation::{Ruling, Trials, Verdict};
+use super::snapshot::Deployed;
+use super::uploads::{Activation, Candidate, Depot, DepotError, Label, Record, TakenBack, Writer};
+use crate::config::Config;
+use crate::manifest::{Manifest, Problem, Problems, Uploads, Watch, instead, is_name};
+use crate::net::oci::{Components, Tags};
+use crate::session::{Deployment, Generation};
+use crate::store::blobs::Blobs;
+use crate::wasm::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugins, PolicyPlugin};
+
+/// The generations of this server's deployment. A clone is a handle of the same.
+#[derive(Clone)]
+pub struct Generations(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    engine: Engine,
+    blobs: Blobs,
+    depot: Depot,
+    components: Components,
+    published: watch::Sender<Arc<Generation>>,
+    now: Mutex<Now>,
+    /// Held while one is loaded.
+    turn: tokio::sync::Mutex<()>,
+    trials: Trials,
+    /// What is to be done about builds on probation; taken by whoever does it.
+    rulings: Mutex<Option<mpsc::UnboundedReceiver<Ruling>>>,
+}
+
+/// Where the deployment stands.
+#[derive(Clone)]
+pub struct Now {
+    /// Counted up from 1 with each change since the server's start.
+    pub number: u64,
+    /// What sessions begin with.
+    pub(crate) deployed: Arc<Deployed>,
+    /// Since when.
+    pub since: SystemTime,
+    /// Why the last load came to nothing, and when; none where what is there now was loaded last.
+    pub refused: Option<(SystemTime, Arc<Problems>)>,
+}
+
+/// Another build for one plugin.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// This one, which was uploaded before.
+    Activate {
+        /// In lower-case hex.
+        digest: String,
+        /// Who wants it.
+        by: String,
+        /// Of a hundred new sessions, 1 to 99; all where none is said.
+        share: Option<u8>,
+        /// It may be a policy under a name that nobody has yet.
+        new: bool,
+    },
+    /// The one before the one that is active, or the active one alone where a candidate is beside it.
+    RollBack {
+        /// Who wants it.
+        by: String,
+    },
+    /// A build on probation is worse than the one before. Nothing, where it is not there any more.
+    TakeBack {
+        /// In lower-case hex.
+        digest: String,
+        /// When it was activated.
+        since: DateTime<Utc>,
+        /// A sentence with the figures.
+        why: String,
+    },
+    /// A build's probation is over. Nothing, where it is on none any more.
+    Settle {
+        /// In lower-case hex.
+        digest: String,
+        /// When it was activated.
+        since: DateTime<Utc>,
+        /// A sentence with the figures.
+        why: String,
+    },
+}
+
+/// Why there is no other build.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The deployment has no such plugin.
+    #[error(
+        "There is no {kind} plugin `{name}`; {there}. A provider needs an entry in the manifest, which says where it is asked and with which key"
+    )]
+    NoSuchPlugin {
+        /// Its kind.
+        kind: Kind,
+        /// What it was called.
+        name: String,
+        /// What was probably meant, and which there are.
+        there: String,
+    },
+    /// The deployment has none of that name, and nothing is to be added.
+    #[error("There is no {kind} plugin `{name}`; {there}")]
+    Nobody {
+        /// Its kind.
+        kind: Kind,
+        /// What it was called.
+        name: String,
+        /// What was probably meant, and which there are.
+        there: String,
+    },
+    /// No policy is called so, and nobody said that one should be.
+    #[error(
+        "No policy is called `{name}`; {there}. To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request"
+    )]
+    NotNew {
+        /// What it was called.
+        name: String,
+        /// What was probably meant, and which there are.
+        there: String,
+    },
+    /// No plugin can be called so.
+    #[error(
+        "A plugin's name is 1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit, and not `auto`"
+    )]
+    NoName,
+    /// Nothing tells sessions apart by another plugin's builds.
+    #[error(
+        "Only a policy's build can get a share of new sessions: of any other plugin all sessions have the same build. Activate it without a share"
+    )]
+    NoShare,
+    /// It is not 1 to 99.
+    #[error(
+        "A share is 1 to 99 of a hundred new sessions. Activate the build without a share to give it all"
+    )]
+    WrongShare,
+    /// There is nothing that could have the rest.
+    #[error(
+        "The policy `{0}` has no active build that could have the other sessions. Activate the build without a share"
+    )]
+    NothingBeside(String),
+    /// It is what all sessions get.
+    #[error("This build is the active one of the policy `{0}` already, and has all new sessions")]
+    IsActive(String),
+    /// The depot does not have it.
+    #[error("No build sha256:{0} was uploaded, or it made room for later ones. Upload it again")]
+    NotUploaded(String),
+    /// There is nothing to go back from.
+    #[error(
+        "The {kind} plugin `{name}` has no uploaded build to go back from: it is the manifest's"
+    )]
+    NothingActive {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// With it there would be no deployment. The reasons are kept as the last error too.
+    #[error("The deployment stays as it is: {}", shown(.0))]
+    Refused(Arc<Problems>),
+    /// It cannot be written down, so it did not happen.
+    #[error("The deployment stays as it is: {0}")]
+    Depot(#[from] DepotError),
+    /// The server goes down.
+    #[error("The server goes down, and the deployment may be the one before or the one after")]
+    Interrupted,
+}
+
+/// Why a component was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// It is no plugin, or none that this host runs.
+    #[error("The component was not kept: {0}")]
+    NotLetIn(#[from] AnyError),
+    /// It cannot be written.
+    #[error("The component was not kept: {0}")]
+    Depot(#[from] DepotError),
+    /// The server goes down.
+    #[error("The server goes down, and the component may not have been kept")]
+    Interrupted,
+}
+
+impl ChangeError {
+    /// The deployment has none of that name.
+    pub(super) fn nobody(plugins: &Plugins, kind: Kind, name: &str) -> Self {
+        let (name, there) = (name.to_owned(), there(plugins, kind, name));
+        Self::Nobody { kind, name, there }
+    }
+}
+
+/// What was probably meant by a name that nobody has, and which there are.
+fn there(plugins: &Plugins, kind: Kind, name: &str) -> String {
+    let list = plugins.list();
+    let of_kind: Vec<&str> = list
+        .iter()
+        .filter(|one| one.kind == kind)
+        .map(|one| one.name.as_str())
+        .collect();
+    instead(name, of_kind.iter().copied())
+}
+
+fn shown(problems: &Problems) -> String {
+    let all: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    all.join("; ")
+}
+
+impl Generations {
+    /// The first generation, from the manifest, the environment and the depot as they are.
+    pub(crate) async fn start(
+        config: &Config,
+        engine: Engine,
+        blobs: Blobs,
+        depot: Depot,
+        components: Components,
+    ) -> Result<Self, Problems> {
+        let manifest = Manifest::find(config)?;
+        let manifest = manifest
+            .bring(&components, &config.variables, Tags::Anew)
+            .await?;
+        let record = depot.record().map_err(Problem::from)?;
+        let uploads = depot.uploads(&record);
+        let has_uploads = uploads != Uploads::default();
+        let (trials, rulings) = Trials::new();
+        let whole = Arc::new(manifest.with(uploads));
+        let made = Deployed::new(whole, config, &engine, blobs.clone(), None, None, &trials);
+        let (deployed, refused) = match Box::pin(made).await {
+            Ok(deployed) => (deployed, None),
+            Err(problems) if !has_uploads => return Err(problems),
+            Err(problems) => {
+                let parts = (config, &engine, &blobs, &trials);
+                let Some(left) = Box::pin(fall_back(&manifest, &depot, &record, parts)).await
+                else {
+                    return Err(problems);
+                };
+                for problem in problems.iter() {
+                    tracing::error!("the server starts with the build before: {problem}");
+                }
+                (left, Some((SystemTime::now(), Arc::new(problems))))
+            }
+        };
+        let deployed = Arc::new(deployed);
+        Ok(Self(Arc::new(Inner {
+            config: config.clone(),
+            engine,
+            blobs,
+            depot,
+            components,
+            published: watch::Sender::new(generation(1, &deployed)),
+            now: Mutex::new(Now {
+                number: 1,
+                deployed,
+                since: SystemTime::now(),
+                refused,
+            }),
+            turn: tokio::sync::Mutex::default(),
+            trials,
+            rulings: Mutex::new(Some(rulings)),
+        })))
+    }
+
+    /// For sessions.
+    pub(crate) fn deployment(&self) -> Deployment {
+        self.0.published.subscribe()
+    }
+
+    /// Where it stands.
+    pub fn now(&self) -> Now {
+        let now = self.0.now.lock();
+        now.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads what the manifest, the files and the tags in registries say by now, and returns the number of the generation that
+    /// holds from then on: a new one where something changed.
+    pub async fn reload(&self) -> Result<u64, Arc<Problems>> {
+        let found = self.manifest(Tags::Anew).await;
+        self.load(found).await
+    }
+
+    /// Loads again whenever the manifest or a component changes, until the handle is dropped.
+    pub fn follow(&self) -> AbortOnDropHandle<()> {
+        let generations = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            // Its own folder is quiet; the one above it has the log.
+            generations.0.depot.prepare();
+            let mut watch = Watch::new();
+            let own = Manifest::place(&generations.0.config);
+            loop {
+                // Another process may roll back.
+                watch.begin([own.clone(), generations.0.depot.record_file()]);
+                let found = generations.manifest(Tags::AsKnown).await;
+                // One that cannot be read may name what it named before.
+                let named = match &found {
+                    Ok(manifest) => manifest.files(),
+                    Err(_) => generations.now().deployed.manifest.files(),
+                };
+                watch.also(named);
+                // What is wrong is in the log, and kept.
+                let _ = generations.load(found).await;
+                watch.changed().await;
+            }
+        }))
+    }
+
+    /// Takes builds back that fail on probation, and settles those that do not, until the handle is
+    /// dropped.
+    pub fn judge(&self) -> AbortOnDropHandle<()> {
+        let generations = self.clone();
+        let rulings = generations.0.rulings.lock();
+        let rulings = rulings.unwrap_or_else(PoisonError::into_inner).take();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let Some(mut rulings) = rulings else { return };
+            while let Some(ruling) = rulings.recv().await {
+                generations.carry_out(ruling).await;
+            }
+        }))
+    }
+
+    async fn carry_out(&self, ruling: Ruling) {
+        let (digest, since) = (ruling.digest.clone(), ruling.since);
+        let why = ruling.why.clone();
+        let change = match ruling.verdict {
+            Verdict::Open => return,
+            Verdict::Settled => Change::Settle { digest, since, why },
+            Verdict::TakenBack => Change::TakeBack { digest, since, why },
+        };
+        if let Err(error) = self.change(Kind::Policy, &ruling.name, change).await {
+            tracing::error!(
+                name = ruling.name,
+                digest = ruling.digest,
+                why = ruling.why,
+                "what a build's probation showed has no consequence yet: {error}"
+            );
+            ruling.is_open_again();
+        }
+    }
+
+    /// What plugins run in.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    /// What was uploaded.
+    pub(crate) fn depot(&self) -> &Depot {
+        &self.0.depot
+    }
+
+    /// Keeps a component, once it was let in as a plugin of what it is. Nothing runs on it by that.
+    pub(crate) async fn upload(
+        &self,
+        wasm: impl AsRef<[u8]> + Send + 'static,
+        by: &str,
+    ) -> Result<AnyPlugin, UploadError> {
+        let limits = self.now().deployed.manifest.widest_limits();
+        let loaded = AnyPlugin::load(&self.0.engine, "uploaded", wasm.as_ref(), &limits);
+        let plugin = Box::pin(loaded).await?;
+        let label = Label {
+            kind: plugin.kind().to_string(),
+            name: plugin.own_name().to_owned(),
+            version: plugin.version().to_owned(),
+            by: by.to_owned(),
+            at: Utc::now(),
+        };
+        let depot = self.0.depot.clone();
+        let kept =
+            tokio::task::spawn_blocking(move || depot.lock()?.keep(wasm.as_ref(), &label)).await;
+        kept.map_err(|_| UploadError::Interrupted)??;
+        tracing::info!(by, kind = %plugin.kind(), name = plugin.own_name(), digest = plugin.digest(), "a plugin was uploaded");
+        Ok(plugin)
+    }
+
+    /// Gives one plugin another build, and returns the number of the generation that has it. To its
+    /// end, also where nobody waits for it any more.
+    pub(crate) async fn change(
+        &self,
+        kind: Kind,
+        name: &str,
+        change: Change,
+    ) -> Result<u64, ChangeError> {
+        if !is_name(name) || name == "auto" {
+            return Err(ChangeError::NoName);
+        }
+        let (this, name) = (self.clone(), name.to_owned());
+        let changed = tokio::spawn(async move { this.make_change(kind, &name, change).await });
+        changed.await.unwrap_or(Err(ChangeError::Interrupted))
+    }
+
+    async fn make_change(
+        &self,
+        kind: Kind,
+        name: &str,
+        change: Change,
+    ) -> Result<u64, ChangeError> {
+        let Inner {
+            config,
+            engine,
+            blobs,
+            depot,
+            trials,
+            ..
+        } = &*self.0;
+        let turn = self.0.turn.lock().await;
+        let _work = engine.works().begin(name, Doing::Loading);
+        let writer = self.writer().await?;
+        let mut record = depot.record()?;
+        let before = self.now();
+        // What runs, and not what the manifest's file says by now: a rollback must not wait until
+        // somebody has put that right.
+        let manifest = &before.deployed.manifest;
+        let (back, what, by) = match change {
+            Change::Activate {
+                digest,
+                by,
+                share,
+                new,
+            } => {
+                let known = manifest.names(kind, name);
+                let plugins = &before.deployed.plugins;
+                if !known && kind != Kind::Policy {
+                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
+                    return Err(ChangeError::NoSuchPlugin { kind, name, there });
+                }
+                if !known && !new && plugins.policy(name).is_none() {
+                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
+                    return Err(ChangeError::NotNew { name, there });
+                }
+                if !depot.has(&digest) {
+                    return Err(ChangeError::NotUploaded(digest));
+                }
+                let active = before.deployed.plugins.policy(name);
+                let build = Activation {
+                    digest,
+                    by: by.clone(),
+                    at: Utc::now(),
+                    // Where there is a build to go back to.
+                    probation: kind == Kind::Policy && active.is_some(),
+                };
+                match share {
+                    None => {
+                        record.push(kind, name, !known, build);
+                        (false, "activated".to_owned(), by)
+                    }
+                    Some(share) => {
+                        let share = shareable(kind, name, share, active, &build.digest)?;
+                        record.share(name, Candidate { build, share });
+                        (
+                            false,
+                            format!("given {share} of a hundred new sessions"),
+                            by,
+                        )
+                    }
+                }
+            }
+            Change::RollBack { by } => {
+                let Some(taken) = record.roll_back(kind, name, &by, Utc::now()) else {
+                    let plugins = &before.deployed.plugins;
+                    if !plugins
+                        .list()
+                        .iter()
+                        .any(|one| one.kind == kind && one.name == name)
+                    {
+                        return Err(ChangeError::nobody(plugins, kind, name));
+                    }
+                    let name = name.to_owned();
+                    return Err(ChangeError::NothingActive { kind, name });
+                };
+                let what = format!("rolled back (sha256:{})", taken.build().digest);
+                (true, what, by)
+            }
+            Change::TakeBack { digest, since, why } => {
+                let what = format!("taken back by itself (sha256:{digest}): {why}");
+                let at = Utc::now();
+                let taken = TakenBack { digest, at, why };
+                if !record.take_back(name, since, taken) {
+                    return Ok(before.number);
+                }
+                (true, what, String::new())
+            }
+            Change::Settle { digest, since, why } => {
+                if !record.settle(name, &digest, since) {
+                    return Ok(before.number);
+                }
+                (false, format!("settled: {why}"), String::new())
+            }
+        };
+        let mut wrong = None;
+        let (deployed, digest) = loop {
+            let active = record.builds(kind, name).last();
+            let candidate = record.candidate(kind, name).map(|one| &one.build);
+            let digest = candidate.or(active).map(|build| build.digest.clone());
+            let mut uploads = manifest.uploads.clone();
+            depot.place(&record, kind, name, &mut uploads);
+            let (next, known) = (Arc::new(manifest.with(uploads)), Some(&*before.deployed));
+            let only = Some((kind, name));
+            let made = Deployed::new(next, config, engine, blobs.clone(), known, only, trials);
+            match Box::pin(made).await {
+                Ok(deployed) => break (deployed, digest),
+                // A rollback is to get away from a build, to the nearest one before it that works.
+                Err(problems)
+                    if back && record.roll_back(kind, name, &by, Utc::now()).is_some() =>
+                {
+                    for problem in problems.iter() {
+                        tracing::error!("a rollback passes a build over: {problem}");
+                    }
+                    wrong.get_or_insert(problems);
+                }
+                Err(problems) => {
+                    let problems = wrong.unwrap_or(problems);
+                    return Err(ChangeError::Refused(self.refuse(&before, problems)));
+                }
+            }
+        };
+        let writer = tokio::task::spawn_blocking(move || {
+            let written = writer.write(&record);
+            drop(writer);
+            written
+        });
+        writer.await.map_err(|_| ChangeError::Interrupted)??;
+        if back {
+            tracing::warn!(%kind, name, digest, by, "a plugin's build was {what}");
+        } else {
+            tracing::info!(%kind, name, digest, by, "a plugin's build was {what}");
+        }
+        let unsettled = before.refused.is_some();
+        let number = self.publish(before, deployed, None);
+        if !unsettled {
+            return Ok(number);
+        }
+        // What was wrong besides may still be, and a registry may be slow.
+        drop(turn);
+        let found = self.manifest(Tags::AsKnown).await;
+        Ok(self.load(found).await.unwrap_or(number))
+    }
+
+    async fn writer(&self) -> Result<Writer, ChangeError> {
+        let depot = self.0.depot.clone();
+        let locked = tokio::task::spawn_blocking(move || depot.lock()).await;
+        Ok(locked.map_err(|_| ChangeError::Interrupted)??)
+    }
+
+    /// What the manifest's file says by now, its components from registries fetched. Not while the turn
+    /// is held, since a registry may take its time.
+    async fn manifest(&self, tags: Tags) -> Result<Arc<Manifest>, Problems> {
+        let works = self.0.engine.works();
+        let _work = works.begin("the manifest's components", Doing::Fetching);
+        let config = self.0.config.clone();
+        let found = tokio::task::spawn_blocking(move || Manifest::find(&config)).await;
+        match found {
+            Ok(found) => {
+                let (components, variables) = (&self.0.components, &self.0.config.variables);
+                let whole = found?.bring(components, variables, tags).await?;
+                Ok(Arc::new(whole))
+            }
+            // The runtime is ending, and nobody needs another generation.
+            Err(_) => Ok(self.now().deployed.manifest.clone()),
+        }
+    }
+
+    async fn load(&self, found: Result<Arc<Manifest>, Problems>) -> Result<u64, Arc<Problems>> {
+        let _turn = self.0.turn.lock().await;
+        self.load_in_turn(found).await
+    }
+
+    async fn load_in_turn(
+        &self,
+        found: Result<Arc<Manifest>, Problems>,
+    ) -> Result<u64, Arc<Problems>> {
+        let Inner {
+            config,
+            engine,
+            blobs,
+            depot,
+            trials,
+            ..
+        } = &*self.0;
+        let _work = engine.works().begin("the deployment", Doing::Loading);
+        let before = self.now();
+        let known = Some(&*before.deployed);
+        let found = found.and_then(|manifest| match &before.deployed.manifest.path {
+            // Without it there would be other providers, under the same names.
+            Some(path) if manifest.path.is_none() => Err(Problems::from(Problem::of_file(
+                path,
+                "the manifest is gone: put it back, or start the server again to run without one",
+            ))),
+            _ => Ok(manifest),
+        });
+        let active = depot.record().map(|record| depot.uploads(&record));
+        let found = found.and_then(|manifest| Ok((manifest, active.map_err(Problem::from)?)));
+        let (manifest, active) = match found {
+            Ok(found) => found,
+            Err(problems) => return Err(self.refuse(&before, problems)),
+        };
+        let make = async |uploads: Uploads| {
+            let manifest = Arc::new(manifest.with(uploads));
+            let made = Deployed::new(manifest, config, engine, blobs.clone(), known, None, trials);
+            Box::pin(made).await
+        };
+        let running = before.deployed.manifest.uploads.clone();
+        let falls_back = active != running;
+        let problems = match make(active).await {
+            Ok(deployed) => return Ok(self.publish(before, deployed, None)),
+            Err(problems) => problems,
+        };
+        // A build that could not be loaded at the start holds up nothing else.
+        if falls_back && let Ok(deployed) = make(running).await {
+            let refused = self.refuse(&before, problems);
+            let refused = Some((SystemTime::now(), refused));
+            return Ok(self.publish(before, deployed, refused));
+        }
+        Err(self.refuse(&before, problems))
+    }
+
+    fn publish(
+        &self,
+        before: Now,
+        deployed: Deployed,
+        refused: Option<(SystemTime, Arc<Problems>)>,
+    ) -> u64 {
+        let mut now = Now { refused, ..before };
+        if !now.deployed.is_like(&deployed) {
+            now.number += 1;
+            now.since = SystemTime::now();
+            now.deployed = Arc::new(deployed.with_tools_of(&now.deployed));
+            tracing::info!(generation = now.number, "the deployment changed");
+            for warning in &now.deployed.warnings {
+                tracing::warn!("{warning}");
+            }
+        } else if now.deployed.warnings != deployed.warnings {
+            let known = |warning: &&String| !now.deployed.warnings.contains(warning);
+            for warning in deployed.warnings.iter().filter(known) {
+                tracing::warn!("{warning}");
+            }
+            // The same for sessions, which are not told.
+            now.deployed = Arc::new(deployed);
+        }
+        let number = now.number;
+        let next = generation(number, &now.deployed);
+        *self.0.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        self.0.published.send_if_modified(|current| {
+            let newer = current.number != number;
+            if newer {
+                *current = next;
+            }
+            newer
+        });
+        number
+    }
+
+    fn refuse(&self, before: &Now, problems: Problems) -> Arc<Problems> {
+        let known = before.refused.as_ref();
+        let problems = match known.filter(|(_, known)| **known == problems) {
+            Some((_, known)) => known.clone(),
+            None => {
+                for problem in problems.iter() {
+                    tracing::error!(
+                        generation = before.number,
+                        "the deployment stays as it is: {problem}"
+                    );
+                }
+                Arc::new(problems)
+            }
+        };
+        let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        now.refused = Some((SystemTime::now(), problems.clone()));
+        problems
+    }
+}
+
+/// Whether a build of a plugin can have a share, beside the active one.
+fn shareable(
+    kind: Kind,
+    name: &str,
+    share: u8,
+    active: Option<&PolicyPlugin>,
+    digest: &str,
+) -> Result<u8, ChangeError> {
+    if kind != Kind::Policy {
+        return Err(ChangeError::NoShare);
+    }
+    if !(1..=99).contains(&share) {
+        return Err(ChangeError::WrongShare);
+    }
+    match active {
+        None => Err(ChangeError::NothingBeside(name.to_owned())),
+        Some(active) if active.digest() == digest => Err(ChangeError::IsActive(name.to_owned())),
+        Some(_) => Ok(share),
+    }
+}
+
+/// The deployment without the builds that cannot be loaded, each in its place the newest before it that
+/// can, or the manifest's component. None where that cannot be loaded either.
+async fn fall_back(
+    manifest: &Manifest,
+    depot: &Depot,
+    record: &Record,
+    (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Trials),
+) -> Option<Deployed> {
+    let make = async |uploads: Uploads, known: Option<&Deployed>, only| {
+        let manifest = Arc::new(manifest.with(uploads));
+        let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only, trials);
+        Box::pin(made).await.ok()
+    };
+    let sound = async |kind, build: &Activation| {
+        loads(engine, kind, &depot.file(&build.digest), &build.digest).await
+    };
+    // As it was meant, without the builds that are broken themselves.
+    let mut whole = Uploads::default();
+    for (kind, name, builds) in record.all() {
+        let candidate = record.candidate(kind, name).map(|one| &one.build);
+        let active = builds.first();
+        let mut goes = true;
+        for build in candidate.into_iter().chain(active.copied()) {
+            goes &= sound(kind, build).await;
+        }
+        if goes {
+            depot.place(record, kind, name, &mut whole);
+            continue;
+        }
+        for (at, build) in builds.iter().rev().enumerate().rev() {
+            if sound(kind, build).await {
+                depot.place_build(record, (kind, name), Some(at), &mut whole);
+                break;
+            }
+        }
+    }
+    if let Some(left) = make(whole, None, None).await {
+        return Some(left);
+    }
+    // Some do not fit the manifest: one after the other, then.
+    let mut left = make(Uploads::default(), None, None).await?;
+    for (kind, name, builds) in record.all() {
+        let mut uploads = left.manifest.uploads.clone();
+        depot.place(record, kind, name, &mut uploads);
+        let mut found = make(uploads, Some(&left), Some((kind, name))).await;
+        for at in (0..builds.len()).rev() {
+            if found.is_some() {
+                break;
+            }
+            let mut uploads = left.manifest.uploads.clone();
+            depot.place_build(record, (kind, name), Some(at), &mut uploads);
+            found = make(uploads, Some(&left), Some((kind, name))).await;
+        }
+        left = found.unwrap_or(left);
+    }
+    Some(left)
+}
+
+/// Whether an uploaded build is what it was, and still a plugin of that kind.
+async fn loads(engine: &Engine, kind: Kind, file: &Path, digest: &str) -> bool {
+    let file = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+    let Ok(Ok(wasm)) = read else {
+        return false;
+    };
+    // The manifest's limits come when it is loaded for good.
+    let limits = Limits::default();
+    let loaded = Box::pin(AnyPlugin::load(engine, "uploaded", &wasm, &limits)).await;
+    loaded.is_ok_and(|plugin| plugin.kind() == kind && plugin.digest() == digest)
+}
+
+fn generation(number: u64, deployed: &Deployed) -> Arc<Generation> {
+    Arc::new(Generation {
+        number,
+        policies: deployed.policies.clone(),
+        models: deployed.providers.clone(),
+        tools: deployed.toolsets.clone(),
+    })
+}

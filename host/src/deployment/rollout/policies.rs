@@ -1,0 +1,351 @@
+//! Owns which policy a session gets, and how the engine reaches a policy's component.
+//!
+//! What always holds: a name that is not offered is an error before anything is made; a step that
+//! fails, fails with the sentence that the plugin's front made of it. A session keeps the build it has
+//! where that is still there, and else goes on with the active one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::{Map, Value};
+
+use super::probation::{Counts, Trial, Trials, Tried};
+use crate::config::{Config, DefaultPolicy};
+use crate::manifest::{LoadedBeside, LoadedPolicy, Manifest, Problem, Role, instead};
+use crate::session::{CreateError, Drawn, Policies, Policy, PolicyInfo, Share, Stepped, Took};
+use crate::types::wit::policy::{Context, Input, Snapshot};
+use crate::wasm::{Kind, PolicyPlugin};
+
+/// The policy that plays a script and calls no model.
+const REHEARSAL: &str = "mock";
+/// The agent.
+const AGENT: &str = "coder";
+/// The default that is none: the one that fits.
+const AUTO: &str = "auto";
+/// A name that was sent is repeated only so far, in characters.
+const SHOWN: usize = 64;
+
+/// The policies of this deployment.
+pub(crate) struct Offered {
+    by_name: BTreeMap<String, Builds>,
+    default: String,
+    manifest: Arc<Manifest>,
+}
+
+/// The builds of one policy.
+struct Builds {
+    active: Arc<Component>,
+    counts: Arc<Counts>,
+    beside: Option<Second>,
+    /// Of the candidate, or else of the active build.
+    trial: Option<Trial>,
+}
+
+/// A second build.
+struct Second {
+    build: Arc<Component>,
+    counts: Arc<Counts>,
+    /// The turns of a candidate; none of the build before.
+    share: Option<Arc<Share>>,
+}
+
+impl Offered {
+    /// All that were loaded. `models` says whether there is a model to ask. Fails where nothing says
+    /// which of them is the default.
+    pub(crate) fn new(
+        loaded: Vec<LoadedPolicy>,
+        manifest: &Arc<Manifest>,
+        config: &Config,
+        models: bool,
+        trials: &Trials,
+    ) -> Result<Self, Problem> {
+        let delay = u64::try_from(config.mock_step_delay.as_millis()).unwrap_or(u64::MAX);
+        let component = |plugin: PolicyPlugin, settings: &Map<String, Value>, builtin| {
+            let mock = builtin == Some(REHEARSAL);
+            let mut settings = settings.clone();
+            if mock {
+                settings
+                    .entry("delay_ms")
+                    .or_insert_with(|| Value::from(delay));
+            }
+            let info = info(&plugin, Value::Object(settings).to_string(), mock);
+            Arc::new(Component { plugin, info })
+        };
+        let builds = |policy: LoadedPolicy| {
+            let settings = &policy.settings;
+            let active = component(policy.plugin, settings, policy.builtin);
+            let name = active.info.name.clone();
+            let of = |build: &Component, since| (name.clone(), build.info.digest.clone(), since);
+            let probation = manifest
+                .upload(Kind::Policy, &name)
+                .and_then(|one| one.probation);
+            // Without a build before there is nothing to set it beside.
+            let is_before = |one: &LoadedBeside| one.role == Role::Before;
+            let probation = probation.filter(|_| policy.beside.as_ref().is_some_and(is_before));
+            let counts = trials.counts(&of(&active, probation));
+            let mut trial = None;
+            let beside = policy.beside.map(|second| {
+                let LoadedBeside {
+                    plugin,
+                    role,
+                    builtin,
+                    ..
+                } = second;
+                let build = component(plugin, settings, builtin);
+                // The turns go on when its probation is over.
+                let (since, share) = match role {
+                    Role::Candidate { share } => {
+                        let turns = trials.share(&of(&build, None), share);
+                        (second.probation, Some(turns))
+                    }
+                    Role::Before => (None, None),
+                };
+                let counting = of(&build, since);
+                let counts_of_it = trials.counts(&counting);
+                trial = match (role, since, probation) {
+                    (Role::Candidate { .. }, Some(since), _) => {
+                        Some(trials.trial(&counting, since, &counts))
+                    }
+                    (Role::Before, _, Some(since)) => {
+                        Some(trials.trial(&of(&active, probation), since, &counts_of_it))
+                    }
+                    _ => None,
+                };
+                Second {
+                    build,
+                    counts: counts_of_it,
+                    share,
+                }
+            });
+            let builds = Builds {
+                active,
+                counts,
+                beside,
+                trial,
+            };
+            (name, builds)
+        };
+        let by_name: BTreeMap<_, _> = loaded.into_iter().map(builds).collect();
+        let default = default(&by_name, manifest, config, models)?;
+        Ok(Self {
+            by_name,
+            default,
+            manifest: manifest.clone(),
+        })
+    }
+
+    /// The policy of a session that names none.
+    pub(crate) fn default(&self) -> &str {
+        &self.default
+    }
+
+    /// That policy is a real agent.
+    pub(crate) fn default_is_real(&self) -> bool {
+        let default = self.by_name.get(&self.default);
+        default.is_some_and(|policy| !policy.active.info.mock)
+    }
+
+    /// The figures of a policy's build on probation, and of the one that it is set beside.
+    pub(crate) fn tried(&self, name: &str) -> Option<(Tried, Tried)> {
+        Some(self.by_name.get(name)?.trial.as_ref()?.tried())
+    }
+}
+
+/// What the manifest says comes first, then the environment, then what fits.
+fn default(
+    by_name: &BTreeMap<String, Builds>,
+    manifest: &Manifest,
+    config: &Config,
+    models: bool,
+) -> Result<String, Problem> {
+    let stated = manifest.default_policy.as_ref();
+    match (
+        stated.map(|name| name.value.as_str()),
+        config.default_policy,
+    ) {
+        (Some(AUTO), _) | (None, DefaultPolicy::Auto) => fitting(by_name, manifest, models),
+        (Some(name), _) => Ok(name.to_owned()),
+        (None, DefaultPolicy::Coder) => of_environment(by_name, AGENT),
+        (None, DefaultPolicy::Mock) => of_environment(by_name, REHEARSAL),
+    }
+}
+
+fn of_environment(by_name: &BTreeMap<String, Builds>, name: &str) -> Result<String, Problem> {
+    if by_name.contains_key(name) {
+        return Ok(name.to_owned());
+    }
+    Err(Problem::plain(format!(
+        "DEFAULT_POLICY is {name}, and the manifest has no such policy: name one in its `[defaults]`"
+    )))
+}
+
+/// The agent where a model can be asked, else the rehearsal; of others the only one that does the same,
+/// or the only one.
+fn fitting(
+    by_name: &BTreeMap<String, Builds>,
+    manifest: &Manifest,
+    models: bool,
+) -> Result<String, Problem> {
+    let usual = if models { AGENT } else { REHEARSAL };
+    if by_name.contains_key(usual) {
+        return Ok(usual.to_owned());
+    }
+    let only = |fits: &dyn Fn(&Component) -> bool| {
+        let mut names = by_name.iter().filter(|(_, one)| fits(&one.active));
+        let first = names.next().map(|(name, _)| name.clone());
+        first.filter(|_| names.next().is_none())
+    };
+    let found = only(&|one| one.info.calls_models == models).or_else(|| only(&|_| true));
+    found.ok_or_else(|| {
+        let names: Vec<&str> = by_name.keys().map(String::as_str).collect();
+        let what = format!(
+            "nothing says which policy a session gets that names none: set `policy` in `[defaults]` to one of {}",
+            names.join(", ")
+        );
+        match &manifest.path {
+            Some(path) => Problem::of_file(path, what),
+            None => Problem::plain(what),
+        }
+    })
+}
+
+impl Offered {
+    fn builds(&self, name: Option<&str>) -> Result<&Builds, CreateError> {
+        let name = name.unwrap_or(&self.default);
+        let unknown = || {
+            let there = self.by_name.keys().map(String::as_str);
+            let name: String = name.chars().take(SHOWN).collect();
+            let there = instead(&name, there);
+            CreateError::UnknownPolicy(name, there)
+        };
+        self.by_name.get(name).ok_or_else(unknown)
+    }
+}
+
+impl Policies for Offered {
+    fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
+        Ok(self.builds(name)?.active.clone())
+    }
+
+    fn draw(&self, name: Option<&str>) -> Result<Drawn, CreateError> {
+        let Builds { active, beside, .. } = self.builds(name)?;
+        let candidate = beside
+            .as_ref()
+            .and_then(|one| Some((&one.build, one.share.as_ref()?)));
+        let Some((candidate, share)) = candidate else {
+            let active: Arc<dyn Policy> = active.clone();
+            return Ok(active.into());
+        };
+        let turn = share.take();
+        let policy = if turn.is_candidates() {
+            candidate
+        } else {
+            active
+        };
+        Ok(Drawn {
+            policy: policy.clone(),
+            turn: Some(turn),
+        })
+    }
+
+    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
+        let Builds { active, beside, .. } = self.by_name.get(name)?;
+        let candidate = beside.as_ref().filter(|one| one.share.is_some());
+        match candidate.filter(|one| one.build.info.digest == digest) {
+            Some(candidate) => Some(candidate.build.clone()),
+            None => Some(active.clone()),
+        }
+    }
+
+    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
+        let Builds {
+            active,
+            beside,
+            trial,
+            ..
+        } = self.by_name.get(name)?;
+        let beside = beside.as_ref().filter(|_| trial.is_some())?;
+        let (new, before) = match beside.share {
+            Some(_) => (&beside.build, active),
+            None => (active, &beside.build),
+        };
+        (new.info.digest == digest).then(|| before.clone() as Arc<dyn Policy>)
+    }
+
+    fn took(&self, name: &str, digest: &str, session: &str, took: Took) {
+        let Some(builds) = self.by_name.get(name) else {
+            return;
+        };
+        let beside = builds.beside.as_ref().map(|one| (&one.build, &one.counts));
+        let mut all = std::iter::once((&builds.active, &builds.counts)).chain(beside);
+        if let Some((_, counts)) = all.find(|(build, _)| build.info.digest == digest) {
+            counts.count(session, took);
+        }
+        if let Some(trial) = &builds.trial {
+            trial.look();
+        }
+    }
+
+    fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
+        self.manifest.assigned(user, project)
+    }
+}
+
+/// A build that no session has, as the engine reaches one.
+pub(super) fn build(plugin: PolicyPlugin) -> Arc<dyn Policy> {
+    let info = info(&plugin, String::new(), false);
+    Arc::new(Component { plugin, info })
+}
+
+fn info(plugin: &PolicyPlugin, settings: String, mock: bool) -> PolicyInfo {
+    let descriptor = plugin.descriptor();
+    PolicyInfo {
+        name: plugin.name().to_owned(),
+        digest: plugin.digest().to_owned(),
+        calls_models: descriptor.calls_models,
+        needs_sandbox: descriptor.needs_sandbox,
+        mock,
+        settings,
+        schema: descriptor.schema,
+        oldest_schema: descriptor.oldest_schema,
+    }
+}
+
+struct Component {
+    plugin: PolicyPlugin,
+    info: PolicyInfo,
+}
+
+impl Policy for Component {
+    fn info(&self) -> &PolicyInfo {
+        &self.info
+    }
+
+    fn step<'a>(
+        &'a self,
+        context: &'a Context,
+        state: Option<&'a Snapshot>,
+        inputs: &'a [Input],
+    ) -> BoxFuture<'a, Stepped> {
+        async move {
+            let called = self.plugin.step(context, state, inputs).await;
+            Stepped {
+                result: called.result.map_err(|error| error.to_string()),
+                fuel: called.figures.fuel,
+                memory: called.figures.memory_bytes,
+                micros: called.figures.micros,
+            }
+        }
+        .boxed()
+    }
+
+    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>> {
+        let migrated = async move {
+            let called = self.plugin.migrate(old).await;
+            called.result.map_err(|error| error.to_string())
+        };
+        migrated.boxed()
+    }
+}

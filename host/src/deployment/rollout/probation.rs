@@ -1,0 +1,420 @@
+//! Owns what is counted of a policy's builds while one of them is on probation, and the rule by which it
+//! is taken back or settled.
+//!
+//! What always holds: a step is counted once, for the build that took it or was to blame for it; the
+//! same figures give the same verdict; a verdict is told once, and again only where nothing could be
+//! done about it. Counts begin with the activation, or with the server's start.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::mpsc;
+
+use crate::session::{Share, Took};
+use crate::types::plural;
+
+/// Fewer failed steps may be a matter of chance.
+const FEWEST_FAILED: u64 = 3;
+/// In fewer sessions they may be the matter of one user's task.
+const FEWEST_FAILED_IN: u64 = 2;
+/// So many times as often as the build before, at least, a build must fail to be taken back: a little
+/// more than that may be a matter of the hour.
+const TIMES: u64 = 2;
+/// A build that has taken fewer steps is judged as if the others had gone well: one bad step out of two
+/// says little.
+const FEWEST_STEPS: u64 = 50;
+/// After so many steps,
+const SETTLED_STEPS: u64 = 1_000;
+/// and in so many sessions, a build has shown what it does.
+const SETTLED_SESSIONS: u64 = 5;
+/// So many sessions are told apart.
+const MOST_SESSIONS: usize = 10_000;
+
+/// What is counted of a build.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tried {
+    /// Steps, also those that failed.
+    pub(crate) steps: u64,
+    /// Steps that failed, and did so by the build's fault.
+    pub(crate) failed: u64,
+    /// Sessions that took a step with it, up to 10,000; none of a build that is on no probation.
+    pub(crate) sessions: u64,
+    /// Those among them in which a step failed.
+    pub(crate) failed_in: u64,
+}
+
+/// What becomes of a build on probation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nobody knows yet.
+    Open,
+    /// It is as good as the one before.
+    Settled,
+    /// It is worse.
+    TakenBack,
+}
+
+/// The rule. A build on probation is taken back when at least three of its steps failed, in at least two
+/// sessions, and it fails more than twice as often as the build before. It is settled when it has taken
+/// a thousand steps in at least five sessions without that.
+///
+/// A step counts as failed only where the build before took the same inputs well, or could not be asked:
+/// then one is enough to show that something is wrong, and three in two sessions that it is no accident.
+/// No share of all steps is asked for beside that, since a bug in a rare place is a bug; a thousand steps
+/// is where the looking ends.
+pub(crate) fn judge(new: &Tried, before: &Tried) -> Verdict {
+    let enough = new.failed >= FEWEST_FAILED && new.failed_in >= FEWEST_FAILED_IN;
+    // failed / steps > TIMES · before.failed / before.steps, without a division.
+    let own = u128::from(new.failed) * u128::from(before.steps.max(FEWEST_STEPS));
+    let befores = u128::from(before.failed) * u128::from(new.steps.max(1));
+    if enough && own > befores.saturating_mul(TIMES.into()) {
+        Verdict::TakenBack
+    } else if new.steps >= SETTLED_STEPS && new.sessions >= SETTLED_SESSIONS {
+        Verdict::Settled
+    } else {
+        Verdict::Open
+    }
+}
+
+/// The figures of both builds, in a sentence.
+pub(crate) fn sentence(new: &Tried, before: &Tried) -> String {
+    format!(
+        "It failed {} of {}, in {} of {}, and the build before it {} of {}.",
+        new.failed,
+        plural::count(new.steps, "step"),
+        new.failed_in,
+        plural::count(new.sessions, "session"),
+        before.failed,
+        plural::count(before.steps, "step")
+    )
+}
+
+/// The counts of one build.
+#[derive(Debug)]
+pub(super) struct Counts(Mutex<Counted>);
+
+#[derive(Debug)]
+struct Counted {
+    steps: u64,
+    failed: u64,
+    /// Its sessions are told apart: only those of a build on probation are.
+    of_probation: bool,
+    sessions: HashSet<String>,
+    failed_in: HashSet<String>,
+}
+
+impl Counts {
+    fn new(of_probation: bool) -> Self {
+        Self(Mutex::new(Counted {
+            steps: 0,
+            failed: 0,
+            of_probation,
+            sessions: HashSet::new(),
+            failed_in: HashSet::new(),
+        }))
+    }
+
+    pub(super) fn count(&self, session: &str, took: Took) {
+        let mut counted = held(&self.0);
+        counted.steps += 1;
+        counted.failed += u64::from(took == Took::Badly);
+        if counted.of_probation {
+            remember(&mut counted.sessions, session);
+            if took == Took::Badly {
+                remember(&mut counted.failed_in, session);
+            }
+        }
+    }
+
+    pub(super) fn tried(&self) -> Tried {
+        let counted = held(&self.0);
+        let count = |set: &HashSet<String>| u64::try_from(set.len()).unwrap_or(u64::MAX);
+        Tried {
+            steps: counted.steps,
+            failed: counted.failed,
+            sessions: count(&counted.sessions),
+            failed_in: count(&counted.failed_in),
+        }
+    }
+}
+
+fn remember(set: &mut HashSet<String>, session: &str) {
+    if set.len() < MOST_SESSIONS && !set.contains(session) {
+        set.insert(session.to_owned());
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A build of a policy, as it is counted: its name, its digest, and since when it is on probation, where
+/// it is.
+pub(super) type Counting = (String, String, Option<DateTime<Utc>>);
+
+/// All that is counted, over the generations of the deployment.
+#[derive(Debug)]
+pub(crate) struct Trials {
+    counts: Mutex<HashMap<Counting, Weak<Counts>>>,
+    shares: Mutex<HashMap<(Counting, u8), Weak<Share>>>,
+    rulings: mpsc::UnboundedSender<Ruling>,
+}
+
+/// A verdict that something is to be done about.
+#[derive(Debug)]
+pub(crate) struct Ruling {
+    /// The policy.
+    pub(crate) name: String,
+    /// The build.
+    pub(crate) digest: String,
+    /// Since when it is on probation.
+    pub(crate) since: DateTime<Utc>,
+    /// Settled or taken back.
+    pub(crate) verdict: Verdict,
+    /// The figures.
+    pub(crate) why: String,
+    told: Arc<AtomicBool>,
+}
+
+impl Ruling {
+    /// Nothing could be done about it: it is told again with the next step.
+    pub(crate) fn is_open_again(&self) {
+        self.told.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Trials {
+    /// Nothing was counted yet. Rulings come out at the other end.
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Ruling>) {
+        let (rulings, receiver) = mpsc::unbounded_channel();
+        let trials = Self {
+            counts: Mutex::default(),
+            shares: Mutex::default(),
+            rulings,
+        };
+        (trials, receiver)
+    }
+
+    /// The counts of a build, which go on from one generation to the next.
+    pub(super) fn counts(&self, of: &Counting) -> Arc<Counts> {
+        kept(&self.counts, of.clone(), || Counts::new(of.2.is_some()))
+    }
+
+    /// The turns of a candidate, which go on in the same way.
+    pub(super) fn share(&self, of: &Counting, percent: u8) -> Arc<Share> {
+        kept(&self.shares, (of.clone(), percent), || Share::new(percent))
+    }
+
+    /// A build on probation, beside the one before.
+    pub(super) fn trial(&self, of: &Counting, since: DateTime<Utc>, before: &Arc<Counts>) -> Trial {
+        Trial {
+            of: of.clone(),
+            since,
+            new: self.counts(of),
+            before: before.clone(),
+            rulings: self.rulings.clone(),
+            told: Arc::default(),
+        }
+    }
+}
+
+/// What is there, or something new, for as long as anybody has it.
+fn kept<K: Eq + std::hash::Hash, T>(
+    all: &Mutex<HashMap<K, Weak<T>>>,
+    key: K,
+    make: impl FnOnce() -> T,
+) -> Arc<T> {
+    let mut all = held(all);
+    all.retain(|_, one| one.strong_count() > 0);
+    if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
+        return known;
+    }
+    let one = Arc::new(make());
+    all.insert(key, Arc::downgrade(&one));
+    one
+}
+
+/// A build on probation.
+#[derive(Debug)]
+pub(super) struct Trial {
+    of: Counting,
+    since: DateTime<Utc>,
+    new: Arc<Counts>,
+    before: Arc<Counts>,
+    rulings: mpsc::UnboundedSender<Ruling>,
+    told: Arc<AtomicBool>,
+}
+
+impl Trial {
+    /// The figures of the build, and of the one before.
+    pub(super) fn tried(&self) -> (Tried, Tried) {
+        (self.new.tried(), self.before.tried())
+    }
+
+    /// Looks at the figures, and tells the verdict where there is one.
+    pub(super) fn look(&self) {
+        let (new, before) = self.tried();
+        let verdict = judge(&new, &before);
+        if verdict == Verdict::Open || self.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (name, digest, _) = self.of.clone();
+        // Fails where nobody judges, as in a look at the deployment.
+        let _ = self.rulings.send(Ruling {
+            name,
+            digest,
+            since: self.since,
+            verdict,
+            why: sentence(&new, &before),
+            told: self.told.clone(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tried(steps: u64, failed: u64, sessions: u64, failed_in: u64) -> Tried {
+        Tried {
+            steps,
+            failed,
+            sessions,
+            failed_in,
+        }
+    }
+
+    #[test]
+    fn three_failed_steps_in_two_sessions_take_a_build_back_and_less_does_not() {
+        let good = tried(500, 0, 20, 0);
+        for (new, verdict) in [
+            (tried(30, 3, 5, 2), Verdict::TakenBack),
+            (tried(30, 2, 5, 2), Verdict::Open),
+            (tried(30, 30, 5, 1), Verdict::Open),
+            (tried(900, 3, 90, 2), Verdict::TakenBack),
+            (tried(0, 0, 0, 0), Verdict::Open),
+            (tried(999, 0, 90, 0), Verdict::Open),
+            (tried(1_000, 2, 5, 2), Verdict::Settled),
+            (tried(1_000, 0, 4, 0), Verdict::Open),
+            (tried(1_000, 3, 9, 2), Verdict::TakenBack),
+        ] {
+            assert_eq!(judge(&new, &good), verdict, "{new:?}");
+        }
+        // Nothing is known of the build before.
+        let none = Tried::default();
+        assert_eq!(judge(&tried(3, 3, 2, 2), &none), Verdict::TakenBack);
+    }
+
+    #[test]
+    fn a_build_that_is_no_worse_than_the_one_before_stays() {
+        let bad = tried(1_000, 100, 50, 40);
+        for (new, verdict) in [
+            (tried(100, 10, 20, 8), Verdict::Open),
+            (tried(100, 20, 20, 8), Verdict::Open),
+            (tried(100, 21, 20, 8), Verdict::TakenBack),
+            (tried(2_000, 200, 90, 80), Verdict::Settled),
+        ] {
+            assert_eq!(judge(&new, &bad), verdict, "{new:?}");
+        }
+        // One bad step of two is no rate of a half.
+        let unknown = tried(2, 1, 1, 1);
+        assert_eq!(judge(&tried(30, 3, 5, 2), &unknown), Verdict::TakenBack);
+    }
+
+    #[test]
+    fn a_verdict_is_told_once_and_again_only_where_nothing_came_of_it() {
+        let (trials, mut rulings) = Trials::new();
+        let since = DateTime::UNIX_EPOCH;
+        let of = ("coder".to_owned(), "b".to_owned(), Some(since));
+        let before = trials.counts(&("coder".to_owned(), "a".to_owned(), None));
+        let trial = trials.trial(&of, since, &before);
+        before.count("s0", Took::Well);
+        for number in 0..4 {
+            trials
+                .counts(&of)
+                .count(&format!("s{}", number % 2), Took::Badly);
+            trial.look();
+        }
+        let ruling = rulings.try_recv().unwrap();
+        assert_eq!(ruling.verdict, Verdict::TakenBack);
+        assert_eq!(
+            ruling.why,
+            "It failed 3 of 3 steps, in 2 of 2 sessions, and the build before it 0 of 1 step."
+        );
+        assert!(rulings.try_recv().is_err(), "it was told twice");
+        ruling.is_open_again();
+        trial.look();
+        assert!(rulings.try_recv().is_ok(), "it was not told again");
+        // Another activation of the same build begins anew.
+        drop(trial);
+        let later = DateTime::from_timestamp(1, 0).unwrap();
+        let again = ("coder".to_owned(), "b".to_owned(), Some(later));
+        assert_eq!(trials.counts(&again).tried(), Tried::default());
+    }
+
+    #[test]
+    fn counts_and_turns_go_on_for_as_long_as_anybody_has_them() {
+        let (trials, _rulings) = Trials::new();
+        let of = ("coder".to_owned(), "b".to_owned(), None);
+        let (counts, share) = (trials.counts(&of), trials.share(&of, 10));
+        counts.count("s", Took::Badly);
+        assert!(Arc::ptr_eq(&counts, &trials.counts(&of)));
+        assert!(Arc::ptr_eq(&share, &trials.share(&of, 10)));
+        assert!(
+            !Arc::ptr_eq(&share, &trials.share(&of, 11)),
+            "another share begins anew"
+        );
+        drop(counts);
+        assert_eq!(trials.counts(&of).tried(), Tried::default());
+    }
+
+    prop_compose! {
+        fn any_tried()(
+            steps in 0..3_000_u64,
+            failed in 0..3_000_u64,
+            sessions in 0..60_u64,
+            failed_in in 0..60_u64,
+        ) -> Tried {
+            let failed = failed.min(steps);
+            let sessions = sessions.min(steps);
+            tried(steps, failed, sessions, failed_in.min(failed).min(sessions))
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_build_without_a_failed_step_is_never_taken_back(new in any_tried(), before in any_tried()) {
+            let new = Tried { failed: 0, failed_in: 0, ..new };
+            prop_assert_ne!(judge(&new, &before), Verdict::TakenBack);
+        }
+
+        #[test]
+        fn one_more_failed_step_never_saves_a_build(new in any_tried(), before in any_tried()) {
+            let worse = Tried { steps: new.steps + 1, failed: new.failed + 1, ..new };
+            let taken_back = judge(&new, &before) == Verdict::TakenBack;
+            prop_assert!(!taken_back || judge(&worse, &before) == Verdict::TakenBack);
+        }
+
+        #[test]
+        fn a_better_build_before_never_saves_one(new in any_tried(), before in any_tried()) {
+            let better = Tried { failed: before.failed.saturating_sub(1), ..before };
+            let taken_back = judge(&new, &before) == Verdict::TakenBack;
+            prop_assert!(!taken_back || judge(&new, &better) == Verdict::TakenBack);
+        }
+
+        #[test]
+        fn a_build_is_not_taken_back_for_failing_as_often_as_the_one_before(both in any_tried()) {
+            let both = Tried { steps: both.steps + FEWEST_STEPS, ..both };
+            prop_assert_ne!(judge(&both, &both), Verdict::TakenBack);
+        }
+
+        #[test]
+        fn no_figures_are_too_large(steps in any::<u64>(), failed in any::<u64>(), before in any::<u64>()) {
+            judge(&tried(steps, failed, 9, 9), &tried(before, steps, 9, 9));
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Owns the shadows of this server: which build is being shadowed, and what the last one of each policy
+//! showed.
+//!
+//! What always holds: one runs at a time, in the background; it ends with the server, and what it showed
+//! is there until the next one of its policy or the server's end. A build that is shadowed was uploaded,
+//! and is loaded beside what runs, so its calls are in no plugin's figures.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tokio_util::task::AbortOnDropHandle;
+
+use super::policies;
+use crate::deployment::manager::{ChangeError, Generations};
+use crate::session::{Sessions, ShadowBounds, Shadowed};
+use crate::wasm::{Caller, Kind, PolicyPlugin};
+
+/// The shadows. A clone is a handle of the same.
+#[derive(Clone, Default)]
+pub struct Shadows(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    /// The last of each policy.
+    last: BTreeMap<String, Arc<Shadow>>,
+    running: Option<Running>,
+}
+
+struct Running {
+    name: String,
+    shadow: Arc<Shadow>,
+    task: AbortOnDropHandle<()>,
+}
+
+/// One shadow.
+pub(crate) struct Shadow {
+    /// What is shadowed, in lower-case hex.
+    pub(crate) digest: String,
+    /// What new sessions had when it began.
+    pub(crate) beside: String,
+    /// Who wanted it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) begun: SystemTime,
+    /// How far it is.
+    pub(crate) told: Mutex<Shadowed>,
+    /// When it came to its end, and why that was no good one.
+    end: Mutex<Option<(SystemTime, Option<String>)>>,
+}
+
+impl Shadow {
+    /// How far it is, and what it showed so far.
+    pub(crate) fn told(&self) -> Shadowed {
+        held(&self.told).clone()
+    }
+
+    /// When it came to its end; with a sentence where that was none that says anything of the build.
+    pub(crate) fn end(&self) -> Option<(SystemTime, Option<String>)> {
+        held(&self.end).clone()
+    }
+}
+
+/// Why no build is shadowed.
+#[derive(Debug, thiserror::Error)]
+pub enum ShadowError {
+    /// As it could not be activated.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// One runs already.
+    #[error(
+        "A build of the policy `{name}` is being shadowed ({done} of {wanted} sessions so far), and one is at a time: wait until it is done"
+    )]
+    Busy {
+        /// Whose.
+        name: String,
+        /// Sessions that were replayed.
+        done: u64,
+        /// Sessions that will be.
+        wanted: u64,
+    },
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shadows {
+    /// The last one of a policy, which may still run.
+    pub(crate) fn last(&self, name: &str) -> Option<Arc<Shadow>> {
+        held(&self.0).last.get(name).cloned()
+    }
+
+    /// Begins to shadow an uploaded build with so many sessions of a policy.
+    pub(crate) fn begin(
+        &self,
+        (generations, sessions): (&Generations, &Sessions),
+        name: &str,
+        digest: &str,
+        most: u64,
+        by: &str,
+    ) -> Result<Arc<Shadow>, ShadowError> {
+        let now = generations.now();
+        let Some(beside) = now.deployed.plugins.policy(name) else {
+            let plugins = &now.deployed.plugins;
+            return Err(ChangeError::nobody(plugins, Kind::Policy, name).into());
+        };
+        if !generations.depot().has(digest) {
+            return Err(ChangeError::NotUploaded(digest.to_owned()).into());
+        }
+        let mut inner = held(&self.0);
+        let runs = |one: &&Running| one.shadow.end().is_none() && !one.task.is_finished();
+        if let Some(running) = inner.running.as_ref().filter(runs) {
+            let told = running.shadow.told();
+            return Err(ShadowError::Busy {
+                name: running.name.clone(),
+                done: told.sessions,
+                wanted: told.wanted,
+            });
+        }
+        let shadow = Arc::new(Shadow {
+            digest: digest.to_owned(),
+            beside: beside.digest().to_owned(),
+            by: by.to_owned(),
+            begun: SystemTime::now(),
+            told: Mutex::default(),
+            end: Mutex::default(),
+        });
+        let task = run(
+            generations.clone(),
+            sessions.clone(),
+            name.to_owned(),
+            most,
+            shadow.clone(),
+        );
+        inner.last.insert(name.to_owned(), shadow.clone());
+        inner.running = Some(Running {
+            name: name.to_owned(),
+            shadow: shadow.clone(),
+            task: AbortOnDropHandle::new(tokio::spawn(task)),
+        });
+        tracing::info!(name, digest, by, "a build is shadowed");
+        Ok(shadow)
+    }
+}
+
+async fn run(
+    generations: Generations,
+    sessions: Sessions,
+    name: String,
+    most: u64,
+    shadow: Arc<Shadow>,
+) {
+    let ending = Ending(shadow.clone());
+    let ended = async {
+        let build = load(&generations, &name, &shadow.digest).await?;
+        let build = policies::build(build);
+        let bounds = ShadowBounds::default();
+        let replayed = sessions.shadow(&name, &*build, most, bounds, &shadow.told);
+        Box::pin(replayed)
+            .await
+            .map_err(|cause| format!("The log cannot be read: {cause}."))
+    };
+    let failed = Caller::shadow().scope(ended).await.err();
+    let told = shadow.told();
+    tracing::info!(
+        name,
+        digest = shadow.digest,
+        sessions = told.sessions,
+        different = told.different,
+        failed = told.failed,
+        not_migrated = told.not_migrated,
+        why = failed,
+        "a build was shadowed"
+    );
+    ending.is(failed);
+}
+
+/// Lets nobody wait for a shadow that came to grief.
+struct Ending(Arc<Shadow>);
+
+impl Ending {
+    fn is(&self, failed: Option<String>) {
+        held(&self.0.end).get_or_insert((SystemTime::now(), failed));
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.is(Some(
+            "It came to grief inside the server, whose log says how.".to_owned(),
+        ));
+    }
+}
+
+/// The build with the limits that it would have in its place.
+async fn load(generations: &Generations, name: &str, digest: &str) -> Result<PolicyPlugin, String> {
+    let file = generations.depot().file(digest);
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+    let wasm = read.map_err(|_| "The server goes down.".to_owned())?;
+    let wasm =
+        wasm.map_err(|why| format!("The uploaded build cannot be read: {why}. Upload it again."))?;
+    let manifest = generations.now().deployed.manifest.clone();
+    let limits = manifest
+        .entry(Kind::Policy, name)
+        .map(|entry| entry.limits.limits());
+    let limits = limits.unwrap_or_default();
+    let loaded = PolicyPlugin::load(generations.engine(), name, &wasm, &limits);
+    let plugin = Box::pin(loaded)
+        .await
+        .map_err(|why| format!("The uploaded build cannot be used: {why}."))?;
+    if plugin.digest() != digest {
+        return Err(format!(
+            "It is not what was uploaded: the file has sha256:{}. Upload it again.",
+            plugin.digest()
+        ));
+    }
+    Ok(plugin)
+}

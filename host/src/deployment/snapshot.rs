@@ -1,0 +1,167 @@
+//! Owns the one immutable set that a deployment is: plugins, policies, providers, tools.
+//!
+//! What always holds: it is made whole or not at all, and making it changes nothing that runs, so it can
+//! be made again at any time, from a manifest that is there by then.
+
+use std::sync::Arc;
+
+use super::rollout::policies::Offered;
+use super::rollout::probation::Trials;
+use crate::config::Config;
+use crate::git_providers::GitProviders;
+use crate::manifest::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
+use crate::models::{Providers, Standing};
+use crate::session::Policies;
+use crate::store::blobs::Blobs;
+use crate::toolsets::Toolsets;
+use crate::toolsets::component::Components;
+use crate::toolsets::mcp;
+use crate::wasm::{Engine, Kind, Plugins};
+
+/// A deployment, ready for sessions.
+pub(crate) struct Deployed {
+    /// What it was made of.
+    pub(crate) manifest: Arc<Manifest>,
+    /// All components.
+    pub(crate) plugins: Plugins,
+    pub(crate) policies: Arc<Offered>,
+    pub(crate) providers: Arc<Providers>,
+    /// The git providers.
+    pub(crate) git: Arc<GitProviders>,
+    pub(super) toolsets: Arc<Toolsets>,
+    pub(crate) components: Arc<Components>,
+    /// What the operator should know: variables that nothing uses, keys that are not there. A sentence
+    /// each.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Deployed {
+    /// Loads all that a manifest and the environment say together, or says all that is wrong.
+    /// `blobs` has the files of conversations, and what is the same as `before` is not made again; where
+    /// `only` names one plugin, no other is looked at. `trials` counts how builds do.
+    pub(crate) async fn new(
+        manifest: Arc<Manifest>,
+        config: &Config,
+        engine: &Engine,
+        blobs: Blobs,
+        before: Option<&Self>,
+        only: Option<(Kind, &str)>,
+        trials: &Trials,
+    ) -> Result<Self, Problems> {
+        let none = Plugins::default();
+        let known = before.map_or(&none, |before| &before.plugins);
+        let loaded = manifest::load(&manifest, engine, known, only).await?;
+        let Loaded {
+            policies,
+            providers,
+            tools,
+            git,
+        } = loaded;
+        let plugins = Plugins::of(
+            policies.iter().map(|one| one.plugin.clone()),
+            providers.iter().map(|one| one.plugin.clone()),
+            tools.iter().map(|one| one.plugin.clone()),
+            git.iter().map(|one| one.plugin.clone()),
+        );
+        let beside = policies.iter().filter_map(|one| one.beside.as_ref());
+        let plugins = plugins.with_beside(beside.map(|one| one.plugin.clone()));
+        let git_before = before.map(|before| &*before.git);
+        let git = git_providers(git, &manifest, config, git_before)?;
+        let providers_before = before.map(|before| &*before.providers);
+        let made = Providers::new(providers, &manifest, config, blobs, providers_before)?;
+        let (providers, mut warnings) = made;
+        let tools_before = before.map(|before| &*before.components);
+        let (components, of_tools) = Components::new(tools, &manifest, config, tools_before)?;
+        warnings.extend(of_tools);
+        warnings.extend(manifest.idle_uploads());
+        let (servers, of_servers) = mcp::sources(&manifest, config)?;
+        warnings.extend(of_servers);
+        let sources = components.sources().into_iter().chain(servers).collect();
+        warnings.extend(manifest.brought.warnings.iter().cloned());
+        warnings.extend(policies.iter().filter_map(|one| one.warning.clone()));
+        let usable = providers.any_usable();
+        let policies = Offered::new(policies, &manifest, config, usable, trials)?;
+        Ok(Self {
+            manifest,
+            plugins,
+            policies: Arc::new(policies),
+            providers: Arc::new(providers),
+            git: Arc::new(git),
+            toolsets: Arc::new(Toolsets::new(sources)),
+            components: Arc::new(components),
+            warnings,
+        })
+    }
+
+    /// Made of the same, it would do the same.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.manifest == other.manifest && self.plugins.are_like(&other.plugins)
+    }
+
+    /// With the other's tools where they are the same, so that sessions keep what they have open.
+    pub(super) fn with_tools_of(mut self, other: &Self) -> Self {
+        if self.toolsets.is_like(&other.toolsets) {
+            self.toolsets = other.toolsets.clone();
+        }
+        self
+    }
+
+    /// How each model provider stands, the default one first.
+    pub(crate) fn providers(&self) -> Vec<Standing> {
+        self.providers.standings()
+    }
+
+    /// The policy of a session that names none, where that asks models.
+    pub(crate) fn asks_models(&self) -> bool {
+        let default = self.policies.find(Some(self.policies.default()));
+        default.is_ok_and(|policy| policy.info().calls_models)
+    }
+
+    /// The policy of a session that names none, and the model it would ask; empty where there is none.
+    pub(crate) fn defaults(&self) -> (&str, String) {
+        (self.policies.default(), self.providers.default_model())
+    }
+
+    /// Asks the default provider whether it answers; why not, where it does not.
+    pub(crate) async fn default_answers(&self) -> Result<(), String> {
+        self.providers.default_answers().await
+    }
+
+    /// What a session gets that names nothing, in words, and whether it can ask a model.
+    pub(crate) fn defaults_in_words(&self) -> (String, bool) {
+        let policy = self.policies.default();
+        let gets = format!("a session that names none gets the policy {policy}");
+        match self.providers.default_to_ask() {
+            Ok((provider, model)) => (
+                format!("{gets}, and the model {model} of {provider} where the policy asks one"),
+                true,
+            ),
+            Err(why) => (
+                format!("{gets}; without a key of its own it can ask no model, since {why}"),
+                false,
+            ),
+        }
+    }
+}
+
+/// What is wrong with one of them is said where the manifest names it.
+fn git_providers(
+    loaded: Vec<LoadedGit>,
+    manifest: &Manifest,
+    config: &Config,
+    before: Option<&GitProviders>,
+) -> Result<GitProviders, Problems> {
+    let made = GitProviders::new(loaded, config.allow_private_repositories, before);
+    let wrong = match made {
+        Ok(git) => return Ok(git),
+        Err(wrong) => wrong,
+    };
+    let problem = |(name, why): (String, String)| {
+        let at = manifest.git.get(&name);
+        let at = at.map_or(At::default(), |entry| entry.plugin.at);
+        let what = format!("the git provider `{name}` cannot be used: {why}");
+        Problem::at(manifest.path.as_deref(), at, what)
+    };
+    Problems::unless_none(wrong.into_iter().map(problem).collect())?;
+    Err(Problem::plain("no git provider can be asked").into())
+}

@@ -1,0 +1,487 @@
+//! Owns the record of which uploaded builds are active, which can be gone back to, and which have a share.
+//!
+//! What always holds: a host that does not know a record's form does not guess; what says nothing new is
+//! written as the version before wrote it. A build is taken back or settled only while it is on the very
+//! probation that the figures are of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::is_digest;
+use crate::manifest::is_name;
+use crate::wasm::Kind;
+
+/// How the record is written. A host that does not know its form must not guess.
+const VERSION: u32 = 1;
+/// How many builds of one plugin can be gone back through.
+const DEEPEST: usize = 10;
+/// How many builds that were taken back, and how many that were rolled back, are remembered of one plugin.
+const REMEMBERED: usize = 5;
+
+/// Which builds are active, by what they take the place of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    version: u32,
+    #[serde(default)]
+    policies: BTreeMap<String, Activated>,
+    #[serde(default)]
+    providers: BTreeMap<String, Activated>,
+    /// Left out where there is none, so that an older host reads a record that says nothing of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tools: BTreeMap<String, Activated>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    git: BTreeMap<String, Activated>,
+}
+
+/// The builds of one plugin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Activated {
+    /// The manifest had no such name when the first was activated.
+    #[serde(default)]
+    added: bool,
+    /// The last one is active; those before it can be gone back to.
+    builds: Vec<Activation>,
+    /// What a share of new sessions gets beside it. Only policies have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    candidate: Option<Candidate>,
+    /// What was taken back by itself, the last one last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    taken_back: Vec<TakenBack>,
+    /// What somebody rolled back, the last one last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rolled_back: Vec<RolledBack>,
+}
+
+/// A build that was activated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Activation {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// Who did it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+    /// It is on probation: where it fails it is taken back. A host that knew of none wrote nothing, and
+    /// what it activated is settled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) probation: bool,
+}
+
+/// A build that a share of new sessions gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Candidate {
+    /// The build.
+    pub(crate) build: Activation,
+    /// Of a hundred new sessions, 1 to 99.
+    pub(crate) share: u8,
+}
+
+/// A build that was taken back by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TakenBack {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+    /// A sentence with the figures.
+    pub(crate) why: String,
+}
+
+/// A build that somebody rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RolledBack {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// Who did it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+}
+
+/// What a rollback took off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TakenOff {
+    /// A candidate; the active build stays.
+    Candidate(Activation),
+    /// The active build.
+    Active(Activation),
+}
+
+impl TakenOff {
+    /// The build.
+    pub(crate) fn build(&self) -> &Activation {
+        match self {
+            Self::Candidate(build) | Self::Active(build) => build,
+        }
+    }
+}
+
+impl Activation {
+    fn is(&self, digest: &str, at: DateTime<Utc>) -> bool {
+        self.digest == digest && self.at == at
+    }
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            policies: BTreeMap::new(),
+            providers: BTreeMap::new(),
+            tools: BTreeMap::new(),
+            git: BTreeMap::new(),
+        }
+    }
+}
+
+impl Record {
+    fn of(&self, kind: Kind) -> &BTreeMap<String, Activated> {
+        match kind {
+            Kind::Policy => &self.policies,
+            Kind::Llm => &self.providers,
+            Kind::Tools => &self.tools,
+            Kind::Git => &self.git,
+        }
+    }
+
+    fn of_mut(&mut self, kind: Kind) -> &mut BTreeMap<String, Activated> {
+        match kind {
+            Kind::Policy => &mut self.policies,
+            Kind::Llm => &mut self.providers,
+            Kind::Tools => &mut self.tools,
+            Kind::Git => &mut self.git,
+        }
+    }
+
+    /// Whether the manifest had no such name when the first build was activated.
+    pub(super) fn is_added(&self, kind: Kind, name: &str) -> bool {
+        self.of(kind).get(name).is_some_and(|one| one.added)
+    }
+
+    /// The builds of a plugin, the active one last.
+    pub(crate) fn builds(&self, kind: Kind, name: &str) -> &[Activation] {
+        self.of(kind).get(name).map_or(&[], |one| &one.builds)
+    }
+
+    /// What a share of new sessions gets.
+    pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<&Candidate> {
+        self.of(kind).get(name)?.candidate.as_ref()
+    }
+
+    /// What was taken back by itself, the last one last.
+    pub(crate) fn taken_back(&self, kind: Kind, name: &str) -> &[TakenBack] {
+        self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
+    }
+
+    /// What was rolled back, the last one last.
+    pub(crate) fn rolled_back(&self, kind: Kind, name: &str) -> &[RolledBack] {
+        self.of(kind).get(name).map_or(&[], |one| &one.rolled_back)
+    }
+
+    /// Makes a build the active one, and ends what a candidate had. `added` says that the manifest has
+    /// no such name.
+    pub(crate) fn push(&mut self, kind: Kind, name: &str, added: bool, build: Activation) {
+        let one = self.of_mut(kind).entry(name.to_owned()).or_default();
+        if one.builds.is_empty() {
+            one.added = added;
+        }
+        one.candidate = None;
+        if one
+            .builds
+            .last()
+            .is_some_and(|last| last.digest == build.digest)
+        {
+            one.builds.pop();
+        }
+        one.builds.push(build);
+        if one.builds.len() > DEEPEST {
+            one.builds.remove(0);
+        }
+    }
+
+    /// Gives a build a share of a policy's new sessions, beside the active one. That is what it is set
+    /// beside, so its own probation is over. The same candidate with another share stays what it is.
+    pub(crate) fn share(&mut self, name: &str, candidate: Candidate) {
+        let one = self.policies.entry(name.to_owned()).or_default();
+        if let Some(active) = one.builds.last_mut() {
+            active.probation = false;
+        }
+        match &mut one.candidate {
+            Some(known) if known.build.digest == candidate.build.digest => {
+                known.share = candidate.share;
+            }
+            other => *other = Some(candidate),
+        }
+    }
+
+    /// Takes the candidate of a plugin back, or else its active build, and remembers who did.
+    pub(crate) fn roll_back(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        by: &str,
+        at: DateTime<Utc>,
+    ) -> Option<TakenOff> {
+        let one = self.of_mut(kind).get_mut(name)?;
+        let taken = match one.candidate.take() {
+            Some(candidate) => TakenOff::Candidate(candidate.build),
+            None => TakenOff::Active(one.builds.pop()?),
+        };
+        one.rolled_back.push(RolledBack {
+            digest: taken.build().digest.clone(),
+            by: by.to_owned(),
+            at,
+        });
+        if one.rolled_back.len() > REMEMBERED {
+            one.rolled_back.remove(0);
+        }
+        Some(taken)
+    }
+
+    /// Takes a build that is on probation back, and remembers why. False where it is none any more.
+    pub(crate) fn take_back(&mut self, name: &str, since: DateTime<Utc>, taken: TakenBack) -> bool {
+        let Some(one) = self.policies.get_mut(name) else {
+            return false;
+        };
+        let on_probation = |build: &Activation| build.probation && build.is(&taken.digest, since);
+        if one
+            .candidate
+            .as_ref()
+            .is_some_and(|one| on_probation(&one.build))
+        {
+            one.candidate = None;
+        } else if one.builds.last().is_some_and(on_probation) {
+            one.builds.pop();
+        } else {
+            return false;
+        }
+        one.taken_back.push(taken);
+        if one.taken_back.len() > REMEMBERED {
+            one.taken_back.remove(0);
+        }
+        true
+    }
+
+    /// Ends a build's probation. False where it is on none.
+    pub(crate) fn settle(&mut self, name: &str, digest: &str, since: DateTime<Utc>) -> bool {
+        let Some(one) = self.policies.get_mut(name) else {
+            return false;
+        };
+        let candidate = one.candidate.as_mut().map(|one| &mut one.build);
+        let mut builds = candidate.into_iter().chain(one.builds.last_mut());
+        let found = builds.find(|build| build.probation && build.is(digest, since));
+        found.is_some_and(|build| std::mem::replace(&mut build.probation, false))
+    }
+
+    /// Every build of every plugin, the active one of each first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Kind, &str, Vec<&Activation>)> {
+        let kinds = Kind::ALL.iter().copied();
+        kinds.flat_map(|kind| {
+            let of_kind = self.of(kind).iter();
+            of_kind.map(move |(name, one)| (kind, name.as_str(), one.builds.iter().rev().collect()))
+        })
+    }
+
+    pub(super) fn digests(&self) -> BTreeSet<&str> {
+        let all = Kind::ALL.iter().flat_map(|kind| self.of(*kind).values());
+        all.flat_map(|one| {
+            let candidate = one.candidate.iter().map(|candidate| &candidate.build);
+            one.builds.iter().chain(candidate)
+        })
+        .map(|build| build.digest.as_str())
+        .collect()
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!(
+                "it is of version {}, and this host knows version {VERSION}",
+                self.version
+            ));
+        }
+        let mut names = Kind::ALL.iter().flat_map(|kind| self.of(*kind).keys());
+        if !names.all(|name| is_name(name)) {
+            return Err("a plugin's name in it cannot be one".to_owned());
+        }
+        let shares = self
+            .policies
+            .values()
+            .filter_map(|one| one.candidate.as_ref());
+        if shares.into_iter().any(|one| !(1..=99).contains(&one.share)) {
+            return Err("a share in it is not 1 to 99".to_owned());
+        }
+        let mut others = Kind::ALL.iter().filter(|kind| **kind != Kind::Policy);
+        let has_candidate =
+            |kind: &Kind| self.of(*kind).values().any(|one| one.candidate.is_some());
+        if others.any(has_candidate) {
+            return Err(
+                "it has a candidate that is no policy, and only policies have any".to_owned(),
+            );
+        }
+        match self.digests().into_iter().find(|digest| !is_digest(digest)) {
+            Some(_) => Err("a digest in it is not 64 hexadecimal digits".to_owned()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn activation(digest: &str) -> Activation {
+        Activation {
+            digest: digest.to_owned(),
+            by: "alice".to_owned(),
+            at: DateTime::UNIX_EPOCH,
+            probation: false,
+        }
+    }
+
+    fn on_probation(digest: &str, seconds: i64) -> Activation {
+        Activation {
+            at: DateTime::from_timestamp(seconds, 0).unwrap(),
+            probation: true,
+            ..activation(digest)
+        }
+    }
+
+    fn taken(digest: &str) -> TakenBack {
+        TakenBack {
+            digest: digest.to_owned(),
+            at: DateTime::UNIX_EPOCH,
+            why: "It failed 3 of 9 steps.".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_candidate_goes_first_and_a_build_is_taken_back_only_while_it_is_on_probation() {
+        let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let since = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
+        let mut record = Record::default();
+        record.push(Kind::Policy, "coder", false, on_probation(&a, 1));
+        let candidate = |share| Candidate {
+            build: on_probation(&b, 2),
+            share,
+        };
+        record.share("coder", candidate(10));
+        assert!(
+            !record.builds(Kind::Policy, "coder")[0].probation,
+            "what a candidate is set beside is settled"
+        );
+        assert!(record.digests().contains(&*b), "a candidate makes no room");
+        let more = Candidate {
+            build: on_probation(&b, 9),
+            share: 50,
+        };
+        record.share("coder", more);
+        assert_eq!(
+            record.candidate(Kind::Policy, "coder"),
+            Some(&candidate(50)),
+            "it is the same"
+        );
+
+        // Another's figures, or those of an earlier time, take nothing back.
+        let untouched = record.clone();
+        assert!(!record.take_back("coder", since(1), taken(&b)));
+        assert!(!record.take_back("coder", since(2), taken(&a)));
+        assert!(!record.take_back("other", since(2), taken(&b)));
+        assert!(
+            !record.settle("coder", &a, since(1)),
+            "it is settled already"
+        );
+        assert_eq!(record, untouched);
+
+        let mut back = record.clone();
+        assert!(back.take_back("coder", since(2), taken(&b)));
+        assert_eq!(back.candidate(Kind::Policy, "coder"), None);
+        assert_eq!(back.builds(Kind::Policy, "coder").len(), 1);
+        assert_eq!(back.taken_back(Kind::Policy, "coder"), [taken(&b)]);
+
+        let mut settled = record.clone();
+        assert!(settled.settle("coder", &b, since(2)));
+        assert!(
+            !settled.take_back("coder", since(2), taken(&b)),
+            "it is settled"
+        );
+        assert_eq!(settled.candidate(Kind::Policy, "coder").unwrap().share, 50);
+
+        assert_eq!(
+            record.roll_back(Kind::Policy, "coder", "ann", since(4)),
+            Some(TakenOff::Candidate(on_probation(&b, 2)))
+        );
+        record.share("coder", candidate(10));
+        record.push(Kind::Policy, "coder", false, on_probation(&c, 3));
+        assert_eq!(
+            record.candidate(Kind::Policy, "coder"),
+            None,
+            "another has all"
+        );
+        for number in 0..9 {
+            record.push(Kind::Policy, "coder", false, on_probation(&c, number));
+            assert!(record.take_back("coder", since(number), taken(&c)));
+        }
+        assert_eq!(record.taken_back(Kind::Policy, "coder").len(), REMEMBERED);
+        assert_eq!(record.builds(Kind::Policy, "coder").len(), 1);
+        record.roll_back(Kind::Policy, "coder", "bob", since(5));
+        assert_eq!(
+            record.roll_back(Kind::Policy, "coder", "bob", since(6)),
+            None
+        );
+        let who = record.rolled_back(Kind::Policy, "coder").iter();
+        let who: Vec<_> = who
+            .map(|one| (one.digest.as_str(), one.by.as_str()))
+            .collect();
+        assert_eq!(who, [(&*b, "ann"), (&*a, "bob")]);
+        assert_eq!(
+            record.taken_back(Kind::Policy, "coder").len(),
+            REMEMBERED,
+            "what was taken back is remembered also where nothing is active"
+        );
+        assert!(record.check().is_ok());
+    }
+
+    proptest! {
+        /// Against a plain list for each name.
+        #[test]
+        fn a_rollback_undoes_the_last_activation(
+            steps in proptest::collection::vec((0..3_u8, 0..4_u8, any::<bool>()), 0..60)
+        ) {
+            let mut record = Record::default();
+            let mut model: BTreeMap<u8, Vec<String>> = BTreeMap::new();
+            for (name, digest, push) in steps {
+                let (list, digest) = (model.entry(name).or_default(), format!("{digest}").repeat(64));
+                let name = format!("p{name}");
+                if push {
+                    record.push(Kind::Policy, &name, false, activation(&digest));
+                    if list.last() != Some(&digest) {
+                        list.push(digest);
+                    }
+                    if list.len() > DEEPEST {
+                        list.remove(0);
+                    }
+                } else {
+                    let popped = record.roll_back(Kind::Policy, &name, "alice", DateTime::UNIX_EPOCH);
+                    let meant = list.pop().map(|digest| TakenOff::Active(activation(&digest)));
+                    prop_assert_eq!(popped, meant);
+                }
+                let found: Vec<&str> =
+                    record.builds(Kind::Policy, &name).iter().map(|build| &*build.digest).collect();
+                prop_assert_eq!(&found, list);
+                prop_assert!(record.check().is_ok());
+                let text = serde_json::to_string(&record).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<Record>(&text).unwrap(), &record);
+            }
+        }
+    }
+}

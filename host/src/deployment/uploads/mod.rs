@@ -1,0 +1,695 @@
+//! Owns what was uploaded: components by their digest, and which of them are active, in one folder.
+//!
+//! What always holds: a file there is whole or not there, also after a crash or on a full disk; whoever
+//! writes holds the folder's lock, so a server and a command line beside it do not undo each other's
+//! work; what is active, or may be rolled back to, is never removed to make room. A record that cannot
+//! be understood is an error, never an empty one.
+
+mod activations;
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub(crate) use self::activations::{Activation, Candidate, Record, TakenBack, TakenOff};
+use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
+use crate::wasm::Kind;
+
+/// Which builds are active.
+const RECORD: &str = "active.json";
+/// Before the name of what is not whole yet.
+const DRAFT: &str = ".draft-";
+const LOCK: &str = ".lock";
+/// The most bytes of a record.
+const LARGEST_RECORD: u64 = 4 << 20;
+
+/// Why the depot did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum DepotError {
+    /// The record is not one.
+    #[error(
+        "{path} cannot be understood ({why}), so nobody knows which uploaded builds are active: put it right, or remove it to run what the manifest names"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file.
+    #[error("{path} cannot be {what}: {cause}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// `read`, `written` or so.
+        what: &'static str,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// There is no room, and nothing that could go.
+    #[error(
+        "there is no room for another build: {kept} are active or can be rolled back to, and they are all that is kept"
+    )]
+    Full {
+        /// How many there are.
+        kept: usize,
+    },
+}
+
+impl DepotError {
+    /// The disk has no room left.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::File { cause, .. } if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+impl From<DepotError> for Problem {
+    fn from(error: DepotError) -> Self {
+        Self::plain(error.to_string())
+    }
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    builds: usize,
+    bytes: u64,
+}
+
+/// The folder. A clone is the same one; to look at it makes nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Depot {
+    folder: PathBuf,
+    bounds: Bounds,
+}
+
+/// What was said of a build when it was uploaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Label {
+    /// `policy`, `llm`, `tools` or `git`.
+    pub(crate) kind: String,
+    /// What it calls itself.
+    pub(crate) name: String,
+    /// Its own version.
+    pub(crate) version: String,
+    /// Who uploaded it.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: DateTime<Utc>,
+}
+
+/// A build that is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// In lower-case hex.
+    pub(crate) digest: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// None where its label was lost.
+    pub(crate) label: Option<Label>,
+    written: SystemTime,
+}
+
+/// Whether a text is a SHA-256 in lower-case hex, and so a file's name here.
+pub(crate) fn is_digest(text: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 64 && text.bytes().all(hex)
+}
+
+impl Depot {
+    /// The one in this folder.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            bounds: Bounds {
+                builds: 64,
+                bytes: 4 << 30,
+            },
+        }
+    }
+
+    /// The record's file.
+    pub(crate) fn record_file(&self) -> PathBuf {
+        self.folder.join(RECORD)
+    }
+
+    /// Where a build is, or would be.
+    pub(crate) fn file(&self, digest: &str) -> PathBuf {
+        self.folder.join(format!("{digest}.wasm"))
+    }
+
+    fn label_file(&self, digest: &str) -> PathBuf {
+        self.folder.join(format!("{digest}.json"))
+    }
+
+    /// Whether a build is kept.
+    pub(crate) fn has(&self, digest: &str) -> bool {
+        is_digest(digest) && self.file(digest).is_file()
+    }
+
+    /// Which builds are active; none where nothing was ever activated.
+    pub(crate) fn record(&self) -> Result<Record, DepotError> {
+        let path = self.record_file();
+        let mut text = String::new();
+        let read = File::open(&path).and_then(|file| {
+            let mut file = file.take(LARGEST_RECORD);
+            file.read_to_string(&mut text)
+        });
+        match read {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+            Err(cause) if cause.kind() != io::ErrorKind::InvalidData => {
+                return Err(failed(&path, "read", cause));
+            }
+            Err(cause) => {
+                let why = cause.to_string();
+                return Err(DepotError::Damaged { path, why });
+            }
+            Ok(_) => {}
+        }
+        let parsed = serde_json::from_str::<Record>(&text).map_err(|error| error.to_string());
+        let checked = parsed.and_then(|record| record.check().map(|()| record));
+        checked.map_err(|why| DepotError::Damaged { path, why })
+    }
+
+    /// What a deployment is made with: each plugin's active build, and what is beside it.
+    pub(crate) fn uploads(&self, record: &Record) -> Uploads {
+        let mut uploads = Uploads::default();
+        for (kind, name, _) in record.all() {
+            self.place(record, kind, name, &mut uploads);
+        }
+        uploads
+    }
+
+    /// Puts a plugin's active build in its place, and what is beside it.
+    pub(crate) fn place(&self, record: &Record, kind: Kind, name: &str, uploads: &mut Uploads) {
+        let active = record.builds(kind, name).len().checked_sub(1);
+        self.place_build(record, (kind, name), active, uploads);
+        if let Some(candidate) = record.candidate(kind, name) {
+            let role = Role::Candidate {
+                share: candidate.share,
+            };
+            let upload = Some(self.upload(record, kind, name, &candidate.build));
+            uploads.set_beside(name, Some(Beside { role, upload }));
+        }
+    }
+
+    /// Puts one of a plugin's builds in its place, by where it is among them; the manifest's component
+    /// where there is none. While it is on probation the one before it stays beside it.
+    pub(crate) fn place_build(
+        &self,
+        record: &Record,
+        (kind, name): (Kind, &str),
+        at: Option<usize>,
+        uploads: &mut Uploads,
+    ) {
+        let builds = record.builds(kind, name);
+        let build = at.and_then(|at| builds.get(at));
+        let upload = |build| self.upload(record, kind, name, build);
+        uploads.set(kind, name, build.map(upload));
+        if kind != Kind::Policy {
+            return;
+        }
+        let before = build.filter(|build| build.probation).map(|_| Beside {
+            role: Role::Before,
+            upload: at.and_then(|at| builds.get(at.checked_sub(1)?)).map(upload),
+        });
+        uploads.set_beside(name, before);
+    }
+
+    /// One build in a plugin's place.
+    fn upload(&self, record: &Record, kind: Kind, name: &str, build: &Activation) -> Upload {
+        Upload {
+            file: self.file(&build.digest),
+            digest: Digest {
+                hex: build.digest.clone(),
+            },
+            added: record.is_added(kind, name),
+            probation: build.probation.then_some(build.at),
+        }
+    }
+
+    /// All that is kept, the newest first. What cannot be read is left out.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
+        let mut all: Vec<Kept> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let name = entry.file_name().into_string().ok()?;
+                let digest = name.strip_suffix(".wasm").filter(|name| is_digest(name))?;
+                let found = entry.metadata().ok()?;
+                let label = std::fs::read(self.label_file(digest)).ok();
+                Some(Kept {
+                    digest: digest.to_owned(),
+                    size: found.len(),
+                    label: label.and_then(|label| serde_json::from_slice(&label).ok()),
+                    written: found.modified().ok()?,
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| (b.written, &a.digest).cmp(&(a.written, &b.digest)));
+        all
+    }
+
+    /// Makes the folder, where that can be.
+    pub(crate) fn prepare(&self) {
+        if let Err(error) = self.make() {
+            tracing::warn!("no plugin can be uploaded: {error}");
+        }
+    }
+
+    fn make(&self) -> Result<(), DepotError> {
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(|cause| failed(&self.folder, "made", cause))
+    }
+
+    /// Waits until nobody else writes here. May wait a while: not for an executor thread.
+    pub(crate) fn lock(&self) -> Result<Writer, DepotError> {
+        self.make()?;
+        let path = self.folder.join(LOCK);
+        let mut options = File::options();
+        options.create(true).write(true).truncate(false).mode(0o600);
+        let lock = options.open(&path).and_then(|file| {
+            file.lock()?;
+            Ok(file)
+        });
+        Ok(Writer {
+            depot: self.clone(),
+            _lock: lock.map_err(|cause| failed(&path, "locked", cause))?,
+        })
+    }
+}
+
+/// The right to write, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    depot: Depot,
+    _lock: File,
+}
+
+impl Writer {
+    /// Keeps a build, and returns its digest. Makes room by removing the oldest of those that are not
+    /// active and cannot be rolled back to.
+    pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, DepotError> {
+        let digest = Sha256::digest(wasm);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.sweep();
+        self.make_room(&digest, wasm.len() as u64)?;
+        // The label first: a build is there when its component is.
+        let text = serde_json::to_vec(label).unwrap_or_default();
+        self.put(&self.depot.label_file(&digest), &text)?;
+        let path = self.depot.file(&digest);
+        if let Err(error) = self.put(&path, wasm) {
+            if !path.is_file() {
+                let _ = std::fs::remove_file(self.depot.label_file(&digest));
+            }
+            return Err(error);
+        }
+        Ok(digest)
+    }
+
+    /// Writes down which builds are active.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), DepotError> {
+        let path = self.depot.record_file();
+        let text = serde_json::to_vec_pretty(record);
+        let text = text.map_err(|error| failed(&path, "written", error.into()))?;
+        if text.len() as u64 > LARGEST_RECORD {
+            // One that cannot be read again would keep the server from starting.
+            let cause = io::Error::other("it would be too large; roll back what is not used");
+            return Err(failed(&path, "written", cause));
+        }
+        self.put(&path, &text)
+    }
+
+    /// A file that is whole or not there.
+    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), DepotError> {
+        let folder = &self.depot.folder;
+        let put = || {
+            // Its mode is 0600; where this fails it is removed.
+            let mut draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(folder)?;
+            draft.write_all(bytes)?;
+            draft.as_file().sync_all()?;
+            draft.persist(path).map_err(|error| error.error)?;
+            File::open(folder)?.sync_all()
+        };
+        put().map_err(|cause| failed(path, "written", cause))
+    }
+
+    /// What a crash left half written: nobody else writes now.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.depot.folder).into_iter().flatten() {
+            let Ok(entry) = entry else { continue };
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(DRAFT.as_bytes())
+            {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn make_room(&self, digest: &str, size: u64) -> Result<(), DepotError> {
+        let Bounds { builds, bytes } = self.depot.bounds;
+        let record = self.depot.record()?;
+        let held = record.digests();
+        let mut kept = self.depot.kept();
+        kept.retain(|one| one.digest != digest);
+        let mut total: u64 = kept.iter().map(|one| one.size).sum();
+        while kept.len() >= builds || total.saturating_add(size) > bytes {
+            let idle = kept.iter().rposition(|one| !held.contains(&*one.digest));
+            let Some(oldest) = idle.map(|at| kept.remove(at)) else {
+                return Err(DepotError::Full { kept: kept.len() });
+            };
+            let path = self.depot.file(&oldest.digest);
+            std::fs::remove_file(&path).map_err(|cause| failed(&path, "removed", cause))?;
+            let _ = std::fs::remove_file(self.depot.label_file(&oldest.digest));
+            total = total.saturating_sub(oldest.size);
+        }
+        Ok(())
+    }
+}
+
+fn failed(path: &Path, what: &'static str, cause: io::Error) -> DepotError {
+    DepotError::File {
+        path: path.to_owned(),
+        what,
+        cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Ground {
+        _folder: tempfile::TempDir,
+        depot: Depot,
+    }
+
+    impl Ground {
+        fn new(builds: usize, bytes: u64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut depot = Depot::new(folder.path().join("data/plugins"));
+            depot.bounds = Bounds { builds, bytes };
+            Self {
+                _folder: folder,
+                depot,
+            }
+        }
+
+        fn keep(&self, wasm: &[u8]) -> Result<String, DepotError> {
+            self.depot.lock()?.keep(wasm, &label())
+        }
+
+        /// The same, at a time of its own: a file system's clock may be slow.
+        fn keep_at(&self, wasm: &[u8], seconds: u64) -> String {
+            let digest = self.keep(wasm).unwrap();
+            let file = File::options().write(true).open(self.depot.file(&digest));
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.unwrap().set_modified(at).unwrap();
+            digest
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(&self.depot.folder).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect()
+        }
+    }
+
+    fn label() -> Label {
+        Label {
+            kind: "policy".to_owned(),
+            name: "own".to_owned(),
+            version: "1".to_owned(),
+            by: "alice".to_owned(),
+            at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn activation(digest: &str) -> Activation {
+        Activation {
+            digest: digest.to_owned(),
+            by: "alice".to_owned(),
+            at: DateTime::UNIX_EPOCH,
+            probation: false,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_whole_private_and_found_again() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let ground = Ground::new(4, 1_000);
+        assert!(ground.depot.kept().is_empty(), "nothing was made yet");
+        let digest = ground.keep(b"a component").unwrap();
+        assert!(ground.depot.has(&digest));
+        let path = ground.depot.file(&digest);
+        assert_eq!(std::fs::read(&path).unwrap(), b"a component");
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&ground.depot.folder)), (0o600, 0o700));
+        let kept = ground.depot.kept();
+        assert_eq!((kept.len(), kept[0].size), (1, 11));
+        assert_eq!(kept[0].label, Some(label()));
+        // Its bytes were damaged on the disk: the same upload heals it.
+        std::fs::write(&path, b"a comp").unwrap();
+        assert_eq!(ground.keep(b"a component").unwrap(), digest);
+        assert_eq!(std::fs::read(&path).unwrap(), b"a component");
+    }
+
+    #[test]
+    fn a_draft_that_a_crash_left_is_no_build_and_goes() {
+        let ground = Ground::new(4, 1_000);
+        ground.keep(b"one").unwrap();
+        let draft = ground.depot.folder.join(format!("{DRAFT}abc"));
+        std::fs::write(&draft, b"half").unwrap();
+        assert_eq!(ground.depot.kept().len(), 1);
+        ground.keep(b"two").unwrap();
+        assert!(!draft.exists(), "the draft is still there");
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_what_was_there_and_no_draft() {
+        let ground = Ground::new(4, 1_000);
+        let digest = ground.keep(b"one").unwrap();
+        let mut record = Record::default();
+        record.push(Kind::Policy, "coder", false, activation(&digest));
+        let writer = ground.depot.lock().unwrap();
+        writer.write(&record).unwrap();
+        drop(writer);
+        // A folder in the file's place fails the last step, whatever the disk and the user.
+        let other: String = Sha256::digest(b"two")
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        std::fs::create_dir(ground.depot.file(&other)).unwrap();
+        let error = ground.keep(b"two").unwrap_err().to_string();
+        assert!(error.contains("cannot be written"), "{error}");
+        assert_eq!(ground.depot.record().unwrap(), record);
+        let names = ground.names();
+        assert!(
+            !names.iter().any(|name| name.starts_with(DRAFT)),
+            "{names:?}"
+        );
+        let full = failed(Path::new("x"), "written", io::ErrorKind::StorageFull.into());
+        assert!(full.is_disk_full());
+        assert!(
+            !ground.depot.label_file(&other).exists(),
+            "its label is left"
+        );
+    }
+
+    #[test]
+    fn the_oldest_that_nobody_needs_goes_first() {
+        let ground = Ground::new(3, 1_000);
+        let digests: Vec<String> = (1..=3)
+            .map(|number| ground.keep_at(&[number], u64::from(number)))
+            .collect();
+        let mut record = Record::default();
+        record.push(Kind::Llm, "openai", false, activation(&digests[0]));
+        record.push(Kind::Llm, "openai", false, activation(&digests[2]));
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        let fourth = ground.keep_at(&[4], 4);
+        let there: Vec<bool> = digests
+            .iter()
+            .map(|digest| ground.depot.has(digest))
+            .collect();
+        assert_eq!(
+            there,
+            [true, false, true],
+            "the second was the oldest idle one"
+        );
+        record.push(Kind::Policy, "coder", false, activation(&fourth));
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        let error = ground.keep(&[5]).unwrap_err();
+        assert!(matches!(error, DepotError::Full { kept: 3 }), "{error}");
+        assert!(
+            ground.keep(&[4]).is_ok(),
+            "one that is there takes no more room"
+        );
+
+        let ground = Ground::new(100, 10);
+        ground.keep_at(&[1; 6], 1);
+        ground.keep_at(&[2; 6], 2);
+        let kept = ground.depot.kept();
+        assert_eq!((kept.len(), kept[0].size), (1, 6), "{kept:?}");
+        assert!(
+            ground.keep(&[3; 11]).is_err(),
+            "larger than all that is kept"
+        );
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_never_an_empty_one() {
+        let ground = Ground::new(4, 1_000);
+        assert_eq!(ground.depot.record().unwrap(), Record::default());
+        let digest = ground.keep(b"one").unwrap();
+        let mut record = Record::default();
+        record.push(Kind::Policy, "coder", true, activation(&digest));
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        let path = ground.depot.record_file();
+        let good = std::fs::read_to_string(&path).unwrap();
+        for end in 0..good.len() {
+            std::fs::write(&path, &good[..end]).unwrap();
+            let error = ground.depot.record().unwrap_err().to_string();
+            assert!(
+                error.contains("active.json cannot be understood"),
+                "{error}"
+            );
+        }
+        for (from, to) in [
+            (digest.as_str(), "../../../etc/passwd"),
+            ("coder", "../coder"),
+            ("\"version\": 1", "\"version\": 2"),
+            // Of a later host, which meant something by it.
+            ("\"added\"", "\"share\""),
+        ] {
+            std::fs::write(&path, good.replace(from, to)).unwrap();
+            let error = ground.depot.record().unwrap_err();
+            assert!(
+                matches!(error, DepotError::Damaged { .. }),
+                "{from}: {error}"
+            );
+        }
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(matches!(
+            ground.depot.record(),
+            Err(DepotError::Damaged { .. })
+        ));
+        std::fs::write(&path, good).unwrap();
+        assert_eq!(ground.depot.record().unwrap(), record);
+    }
+
+    fn on_probation(digest: &str, seconds: i64) -> Activation {
+        Activation {
+            at: DateTime::from_timestamp(seconds, 0).unwrap(),
+            probation: true,
+            ..activation(digest)
+        }
+    }
+
+    #[test]
+    fn a_record_of_the_version_before_is_read_and_its_builds_are_settled() {
+        let ground = Ground::new(4, 1_000);
+        ground.keep(b"one").unwrap();
+        let digest = "a".repeat(64);
+        let text = format!(
+            r#"{{"version": 1, "policies": {{"coder": {{"added": false, "builds": [
+                {{"digest": "{digest}", "by": "alice", "at": "2026-11-28T12:00:00.123456789Z"}}
+            ]}}}}, "providers": {{}}}}"#
+        );
+        std::fs::write(ground.depot.record_file(), text).unwrap();
+        let mut record = ground.depot.record().unwrap();
+        assert!(!record.builds(Kind::Policy, "coder")[0].probation);
+        let uploads = ground.depot.uploads(&record);
+        assert!(uploads.of(Kind::Policy)["coder"].probation.is_none());
+        // As long as nothing new is said, the version before reads what this one writes.
+        record.push(Kind::Policy, "coder", false, activation(&"b".repeat(64)));
+        let text = serde_json::to_string(&record).unwrap();
+        for word in ["probation", "candidate", "taken_back"] {
+            assert!(!text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_share_that_is_none_is_damage() {
+        let ground = Ground::new(4, 1_000);
+        let digest = ground.keep(b"one").unwrap();
+        let mut record = Record::default();
+        let build = on_probation(&digest, 1);
+        record.share("coder", Candidate { build, share: 42 });
+        ground.depot.lock().unwrap().write(&record).unwrap();
+        assert_eq!(ground.depot.record().unwrap(), record);
+        let path = ground.depot.record_file();
+        let good = std::fs::read_to_string(&path).unwrap();
+        for share in ["0", "100", "255", "256", "-1", "1.5", "\"42\""] {
+            std::fs::write(&path, good.replace("42", share)).unwrap();
+            let error = ground.depot.record().unwrap_err();
+            assert!(
+                matches!(error, DepotError::Damaged { .. }),
+                "{share}: {error}"
+            );
+        }
+        let of_provider = good.replace("\"policies\"", "\"x\"");
+        let of_provider = of_provider.replace("\"providers\"", "\"policies\"");
+        std::fs::write(&path, of_provider.replace("\"x\"", "\"providers\"")).unwrap();
+        let error = ground.depot.record().unwrap_err().to_string();
+        assert!(error.contains("only policies have any"), "{error}");
+    }
+
+    #[test]
+    fn only_a_digest_names_a_file() {
+        let depot = Depot::new(PathBuf::from("/"));
+        for text in [
+            "",
+            "..",
+            "../x",
+            "A",
+            &"A".repeat(64),
+            &"a".repeat(65),
+            &format!("{}/", "a".repeat(63)),
+        ] {
+            assert!(!is_digest(text) && !depot.has(text), "{text}");
+        }
+        assert!(is_digest(&"0af9".repeat(16)));
+    }
+
+    #[test]
+    fn two_that_write_at_once_take_turns() {
+        let ground = Ground::new(64, 1 << 20);
+        std::thread::scope(|scope| {
+            for number in 0..16_u8 {
+                let depot = ground.depot.clone();
+                scope.spawn(move || {
+                    let writer = depot.lock().unwrap();
+                    let digest = writer.keep(&[number], &label()).unwrap();
+                    let mut record = depot.record().unwrap();
+                    let name = format!("p{number}");
+                    record.push(Kind::Policy, &name, true, activation(&digest));
+                    writer.write(&record).unwrap();
+                });
+            }
+        });
+        assert_eq!(ground.depot.record().unwrap().all().count(), 16);
+        assert_eq!(ground.depot.kept().len(), 16);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let folder = tempfile::tempdir().unwrap();
+            let depot = Depot::new(folder.path().to_owned());
+            std::fs::write(depot.record_file(), &bytes).unwrap();
+            prop_assert!(depot.record().is_err(), "{:?}", depot.record());
+        }
+    }
+}

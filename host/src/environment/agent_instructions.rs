@@ -1,0 +1,102 @@
+//! Owns what a repository tells agents: which files say so, and in which order.
+//!
+//! What always holds: the weightiest file comes first, each begins with its name, and what is longer
+//! than the bound is cut with a sentence that says so. A file that cannot be read says nothing.
+
+use std::io::Read as _;
+
+use crate::sandbox::workspace::Workspace;
+
+/// Where a repository says how agents are to work in it, in order of weight.
+const FILES: [&str; 3] = ["AGENTS.md", "CLAUDE.md", ".cursorrules"];
+/// The most of one of them, in bytes.
+const LONGEST: u64 = 32 * 1024;
+
+/// What the repository in a workspace tells agents: a text for each file that is there.
+pub(super) fn of(workspace: &Workspace) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    let mut said: Vec<String> = Vec::new();
+    for name in FILES {
+        let Some(text) = read(workspace, name) else {
+            continue;
+        };
+        // One is often a link to another.
+        if text.trim().is_empty() || texts.contains(&text) {
+            continue;
+        }
+        said.push(format!("{name}:\n\n{text}"));
+        texts.push(text);
+    }
+    said
+}
+
+fn read(workspace: &Workspace, name: &str) -> Option<String> {
+    let path = workspace.path(name).ok()?;
+    let (file, length) = workspace.open(&path).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes).ok()?;
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if length > LONGEST {
+        // A character may be cut in two.
+        while text.ends_with(char::REPLACEMENT_CHARACTER) {
+            text.pop();
+        }
+        text.push_str(&format!(
+            "\n[{name} has {length} bytes; this is its beginning. Read the file for the rest.]"
+        ));
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(files: &[(&str, &str)]) -> Vec<String> {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        for (name, text) in files {
+            std::fs::write(workspace.host_path().join(name), text).unwrap();
+        }
+        of(&workspace)
+    }
+
+    #[test]
+    fn all_files_of_instructions_are_told_by_name_and_the_weightiest_first() {
+        assert!(with(&[]).is_empty());
+        let told = with(&[
+            (".cursorrules", "third"),
+            ("CLAUDE.md", "second"),
+            ("AGENTS.md", "first"),
+        ]);
+        let wanted = [
+            "AGENTS.md:\n\nfirst",
+            "CLAUDE.md:\n\nsecond",
+            ".cursorrules:\n\nthird",
+        ];
+        assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn the_same_text_under_two_names_is_told_once_and_nothing_not_at_all() {
+        let told = with(&[
+            ("CLAUDE.md", "same"),
+            ("AGENTS.md", "same"),
+            (".cursorrules", " \n"),
+        ]);
+        assert_eq!(told, ["AGENTS.md:\n\nsame"]);
+    }
+
+    #[test]
+    fn a_long_file_is_cut_and_that_is_said() {
+        let text = "é".repeat(40_000);
+        let told = with(&[("AGENTS.md", &format!("x{text}"))]).remove(0);
+        assert!(told.len() < 33_000, "{}", told.len());
+        assert!(
+            told.contains("AGENTS.md has 80001 bytes"),
+            "{}",
+            &told[32_000..]
+        );
+        assert!(!told.contains(char::REPLACEMENT_CHARACTER));
+    }
+}

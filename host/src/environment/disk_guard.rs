@@ -1,0 +1,157 @@
+//! Owns the disk below all workspaces: one session must not fill it for the others, nor for the log.
+//!
+//! What always holds: while the disk's free space does not fall, looking is one system call. When it
+//! fell, workspaces are counted; a sandbox whose workspace takes clearly more than it may is ended with
+//! every process in it. Its files stay, and its next command may remove some.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use super::Room;
+use super::factory::blocking;
+use crate::sandbox::Kind;
+use crate::sandbox::workspace::Excess;
+
+/// How often the disk is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How much less must be free before workspaces are counted, unless they may take less than that.
+const FALL: u64 = 256 << 20;
+
+/// The places that are open. Clones are handles of the same ones.
+#[derive(Clone, Default)]
+pub(crate) struct Open(Arc<Mutex<Vec<Weak<Room>>>>);
+
+impl Open {
+    /// One more, until it is dropped.
+    pub(super) fn add(&self, room: &Arc<Room>) {
+        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.retain(|room| room.strong_count() > 0);
+        rooms.push(Arc::downgrade(room));
+    }
+
+    /// The kind of sandbox that a session has now.
+    pub(super) fn kind_of(&self, session: &str) -> Option<Kind> {
+        let room = self.all().into_iter().find(|room| room.is_of(session))?;
+        room.kind()
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Arc<Room>> {
+        let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A handle that keeps none of them.
+    pub(super) fn downgrade(&self) -> WeakOpen {
+        WeakOpen(Arc::downgrade(&self.0))
+    }
+}
+
+/// The places that are open, as one sees them that lives no longer than they do.
+pub(super) struct WeakOpen(Weak<Mutex<Vec<Weak<Room>>>>);
+
+impl WeakOpen {
+    /// The places, while somebody else holds them.
+    pub(super) fn upgrade(&self) -> Option<Open> {
+        self.0.upgrade().map(Open)
+    }
+}
+
+/// Looks after the disk that `base` is on, for as long as somebody else holds `open`.
+pub(crate) fn watch(base: &Path, disk_limit: u64, open: &Open) {
+    let base = base.to_owned();
+    let rooms = Arc::downgrade(&open.0);
+    tokio::spawn(async move {
+        let mut disk = Disk::new(disk_limit);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Some(rooms) = rooms.upgrade() else {
+                return;
+            };
+            if let Some(free) = free_of(base.clone()).await
+                && disk.is_to_be_counted(free)
+            {
+                disk.unsure = !end_what_is_too_large(&Open(rooms)).await;
+            }
+        }
+    });
+}
+
+/// What is known of the disk.
+struct Disk {
+    fall: u64,
+    /// What was free when workspaces were last counted, or more since then.
+    free: Option<u64>,
+    /// Not every workspace could be counted then.
+    unsure: bool,
+}
+
+impl Disk {
+    fn new(disk_limit: u64) -> Self {
+        Self {
+            fall: FALL.min(disk_limit / 8),
+            free: None,
+            unsure: false,
+        }
+    }
+
+    fn is_to_be_counted(&mut self, free: u64) -> bool {
+        let known = *self.free.get_or_insert(free);
+        let fell = known.saturating_sub(free) >= self.fall;
+        if fell || free > known {
+            self.free = Some(free);
+        }
+        fell || self.unsure
+    }
+}
+
+async fn free_of(base: PathBuf) -> Option<u64> {
+    let looked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(base));
+    let disk = looked.await.ok()?.ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Whether all could be counted.
+async fn end_what_is_too_large(open: &Open) -> bool {
+    let mut sure = true;
+    for room in open.all() {
+        let (workspace, quota) = room.files();
+        let counted = blocking(move || Ok(quota.excess(&workspace))).await;
+        match counted {
+            Ok(Excess::Within) => {}
+            Ok(Excess::Over(sentence)) => room.end_box(&sentence).await,
+            Ok(Excess::NotKnown) | Err(_) => sure = false,
+        }
+    }
+    sure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workspaces_are_counted_only_when_the_free_space_fell() {
+        let gib = 1 << 30;
+        let mut disk = Disk::new(10 * gib);
+        assert!(!disk.is_to_be_counted(100 * gib), "nothing is known yet");
+        assert!(!disk.is_to_be_counted(100 * gib - FALL + 1));
+        assert!(disk.is_to_be_counted(100 * gib - FALL));
+        assert!(!disk.is_to_be_counted(100 * gib - FALL), "counted just now");
+        // Slow writing adds up; room that was made counts from there.
+        assert!(!disk.is_to_be_counted(100 * gib - FALL - FALL / 2));
+        assert!(disk.is_to_be_counted(100 * gib - 2 * FALL));
+        assert!(!disk.is_to_be_counted(200 * gib));
+        assert!(disk.is_to_be_counted(199 * gib));
+        disk.unsure = true;
+        assert!(disk.is_to_be_counted(199 * gib));
+    }
+
+    #[test]
+    fn where_workspaces_may_take_little_a_small_fall_counts() {
+        let mut disk = Disk::new(8 << 20);
+        disk.is_to_be_counted(1 << 40);
+        assert!(disk.is_to_be_counted((1 << 40) - (1 << 20)));
+    }
+}

@@ -1,0 +1,310 @@
+//! Owns how a session gets its place to work: a workspace, a sandbox over it, git's way out. What
+//! happens in the place is `room`'s.
+//!
+//! What always holds: files are touched off the async threads; the git token goes to the gateway and
+//! nowhere else; whatever fails, fails with a sentence and leaves no sandbox behind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
+use secrecy::SecretString;
+use tokio::sync::Mutex;
+
+use crate::disk_reserve::Reserve;
+use crate::sandbox::git::{self, Gateway, Login};
+use crate::sandbox::tools::{ToolBox, describe_call};
+use crate::sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
+use crate::sandbox::{Sandboxes, Spec};
+use crate::session::{EventDraft, Place, PlaceError, PlaceSpec, Places};
+use crate::store::blobs::Blobs;
+use crate::types::wit::types::ToolCall;
+
+use super::disk_guard::Open;
+use super::tree_watch::Files;
+use super::{Notices, Opened, Room, Shared};
+
+/// Said of containers that commands reach by `docker exec` only.
+const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
+
+/// The user name that goes with a token for a repository's URL.
+pub(super) type GitUser = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// What all places have in common.
+#[derive(Clone)]
+pub(crate) struct Ground {
+    /// Boxes.
+    pub(crate) sandboxes: Sandboxes,
+    /// Workspaces are below it.
+    pub(crate) base: PathBuf,
+    /// Pictures that models see.
+    pub(crate) blobs: Blobs,
+    /// For git.
+    pub(crate) client: reqwest::Client,
+    /// What git may do.
+    pub(crate) git: git::Rules,
+    /// The user name that goes with a token, where the repository's provider is known.
+    pub(crate) git_user: GitUser,
+    /// Workspaces outlive their sessions.
+    pub(crate) keep: bool,
+    /// Notices what changes in workspaces; none where this machine does not let it.
+    pub(crate) watcher: Option<Watcher>,
+    /// What a workspace may take of the disk, in bytes.
+    pub(crate) disk_limit: u64,
+    /// What of the disk no workspace may take.
+    pub(crate) reserve: Reserve,
+    /// The places that are open.
+    pub(crate) rooms: Open,
+}
+
+impl Ground {
+    fn folder_of(&self, spec: &PlaceSpec) -> PathBuf {
+        self.base
+            .join(safe_name(&spec.user))
+            .join(safe_name(&spec.session))
+    }
+
+    /// The workspace of a session, made where it is not there.
+    async fn workspace_of(
+        &self,
+        spec: &PlaceSpec,
+        fresh: bool,
+    ) -> Result<Arc<Workspace>, PlaceError> {
+        let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
+        let sandboxes = self.sandboxes.clone();
+        blocking(move || {
+            let workspace = Workspace::create(&base, &user, &session)?;
+            if !fresh {
+                return Ok(workspace);
+            }
+            let path = workspace.host_path().to_owned();
+            workspace.remove()?;
+            // The folder of a container that waits becomes this one, and that container the session's.
+            let _is_warm = sandboxes.prepare(&session, &path);
+            Workspace::create(&base, &user, &session)
+        })
+        .await
+        .map(Arc::new)
+        .map_err(|error| PlaceError::of(&error))
+    }
+
+    async fn open(
+        &self,
+        spec: &PlaceSpec,
+        workspace: Arc<Workspace>,
+    ) -> Result<Opened, PlaceError> {
+        let repository = spec
+            .repo_url
+            .as_deref()
+            .map(git::repository_url)
+            .transpose();
+        let repository = repository.map_err(|error| PlaceError::of(&error))?;
+        let reach = repository
+            .as_deref()
+            .map(|url| git::reach(url, self.git.allow_owner))
+            .transpose();
+        let reach = reach.map_err(|error| PlaceError::of(&error))?;
+        let wanted = Spec {
+            session: &spec.session,
+            workspace: workspace.host_path(),
+            repository: reach.as_deref(),
+        };
+        let sandbox = self
+            .sandboxes
+            .start(wanted)
+            .await
+            .map_err(|error| PlaceError::of(&error))?;
+        if repository.is_some() && !sandbox.reaches_sockets() {
+            return Err(NO_WAY_FOR_GIT.to_owned().into());
+        }
+        let gateway = match &repository {
+            None => None,
+            Some(url) => {
+                let login = spec.git_token.as_ref().map(|token| {
+                    let usual = Login::from(SecretString::from(token.expose().to_owned()));
+                    match (self.git_user)(url) {
+                        Some(user) => Login { user, ..usual },
+                        None => usual,
+                    }
+                });
+                let opened = Gateway::start(
+                    sandbox.runtime_dir(),
+                    url,
+                    login,
+                    self.git.clone(),
+                    self.client.clone(),
+                );
+                Some(opened.map_err(|error| PlaceError::of(&error))?)
+            }
+        };
+        Ok(Opened {
+            tools: ToolBox::new(sandbox, workspace),
+            gateway,
+        })
+    }
+
+    /// A box, and word of it where a person should know something of it.
+    pub(super) async fn open_and_watch(
+        &self,
+        spec: &PlaceSpec,
+        workspace: Arc<Workspace>,
+        notices: &Notices,
+    ) -> Result<Opened, PlaceError> {
+        let opened = self.open(spec, workspace).await?;
+        let sandbox = opened.tools.sandbox();
+        if let Some(notice) = sandbox.notice() {
+            notices.give(notice.to_owned());
+        }
+        let (ended, notices) = (sandbox.ended(), notices.clone());
+        tokio::spawn(async move {
+            let reason = ended.await;
+            if !notices.are_closed() {
+                notices.give(format!(
+                    "The sandbox was lost, and what ran in it. {reason} The files are there, and the next command gets a new one."
+                ));
+            }
+        });
+        Ok(opened)
+    }
+
+    async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, PlaceError> {
+        let workspace = self.workspace_of(&spec, true).await?;
+        self.place(spec, workspace).await
+    }
+
+    async fn reopen(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, PlaceError> {
+        let workspace = self.workspace_of(&spec, false).await?;
+        self.place(spec, workspace).await
+    }
+
+    async fn place(
+        self,
+        spec: PlaceSpec,
+        workspace: Arc<Workspace>,
+    ) -> Result<Arc<dyn Place>, PlaceError> {
+        let (notices, noticed) = Notices::new();
+        let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
+        let opened = opened.await?;
+        let root = opened.tools.sandbox().workspace_path().to_owned();
+        let sandbox = opened.tools.sandbox().clone();
+        let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
+        let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
+        let rooms = self.rooms.clone();
+        let room = Room {
+            ground: self,
+            spec,
+            workspace,
+            files: Arc::new(files),
+            root,
+            clone_said: std::sync::OnceLock::new(),
+            sandbox: std::sync::Mutex::new(Some(sandbox)),
+            notices,
+            noticed: Mutex::new(noticed),
+            opened: Mutex::new(Some(opened)),
+        };
+        let room = Arc::new(room);
+        rooms.add(&room);
+        Ok(Arc::new(Shared(room)))
+    }
+}
+
+impl Places for Ground {
+    fn refusal(&self) -> Option<String> {
+        self.sandboxes.refusal()
+    }
+
+    fn describe(&self, call: &ToolCall) -> EventDraft {
+        let view = describe_call(&call.name, &call.arguments);
+        EventDraft {
+            event_type: view.event_type.to_owned(),
+            content: view.content,
+            command: view.command,
+            path: view.path,
+            ..EventDraft::default()
+        }
+    }
+
+    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>> {
+        self.clone().provision(spec).boxed()
+    }
+
+    fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
+        let opened = self.clone().reopen(spec);
+        opened.map_err(|error| error.to_string()).boxed()
+    }
+
+    fn lives(&self, spec: &PlaceSpec) -> bool {
+        self.sandboxes.holds(&spec.session)
+    }
+
+    fn sandbox_of(&self, session: &str) -> Option<String> {
+        self.rooms.kind_of(session).map(|kind| kind.to_string())
+    }
+
+    fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+        if !self.folder_of(spec).is_dir() {
+            return None;
+        }
+        Workspace::create(&self.base, &spec.user, &spec.session)
+            .ok()
+            .map(Arc::new)
+    }
+
+    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+        self.folder_of(spec).is_dir()
+    }
+
+    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+        let made = Workspace::create(&self.base, &spec.user, &spec.session);
+        made.ok().map(Arc::new)
+    }
+
+    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+        let sandboxes = self.sandboxes.clone();
+        async move { sandboxes.discard(&spec.session).await }.boxed()
+    }
+
+    fn is_short(&self) -> BoxFuture<'static, bool> {
+        let (base, keep, reserve) = (self.base.clone(), self.keep, self.reserve.clone());
+        async move {
+            let looked = tokio::task::spawn_blocking(move || reserve.has_little_room(&base));
+            !keep && looked.await.unwrap_or(false)
+        }
+        .boxed()
+    }
+
+    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
+        let ground = self.clone();
+        async move {
+            ground.sandboxes.discard(&spec.session).await;
+            if ground.keep {
+                return Ok(());
+            }
+            if let Some(files) = ground.blobs.of(&spec.session) {
+                files.remove().await.map_err(|error| error.to_string())?;
+            }
+            let wiped = blocking(move || {
+                if !ground.folder_of(&spec).is_dir() {
+                    return Ok(());
+                }
+                Workspace::create(&ground.base, &spec.user, &spec.session)?.remove()
+            });
+            wiped.await.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WorkspaceError> + Send + 'static,
+) -> Result<T, WorkspaceError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|cause| {
+            Err(WorkspaceError::Io {
+                path: "the workspace".to_owned(),
+                cause: std::io::Error::other(cause),
+            })
+        })
+}

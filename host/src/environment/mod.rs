@@ -1,0 +1,389 @@
+//! Owns an open place: what runs in it, what of that is shown, and what a person should know of it.
+//!
+//! What always holds: a box that died is replaced by the next tool; one that was closed stays closed; a
+//! tool that fails is a result, and only the host's own failures are errors.
+
+pub(crate) mod agent_instructions;
+pub(crate) mod disk_guard;
+pub(crate) mod factory;
+pub(crate) mod log_reserve;
+pub(crate) mod tree_watch;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::{Mutex, mpsc};
+
+use self::tree_watch::Files;
+
+use self::factory::{Ground, blocking};
+use crate::sandbox::git::{self, Gateway};
+use crate::sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
+use crate::sandbox::workspace::{Quota, Workspace};
+use crate::sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
+use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
+use crate::types::unicode::Pieces;
+use crate::types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
+
+/// What a command may take where neither its call nor the policy says.
+const COMMAND_TIME: Duration = Duration::from_secs(120);
+
+/// A box that runs, and what belongs to it.
+pub(super) struct Opened {
+    pub(super) tools: ToolBox,
+    /// Closes when dropped.
+    pub(super) gateway: Option<Gateway>,
+}
+
+/// What a person should know of a place, from wherever it is noticed. Few, since each is of one box.
+#[derive(Clone)]
+pub(super) struct Notices {
+    sender: mpsc::UnboundedSender<String>,
+    /// The session closes the place: an end is no news.
+    closed: Arc<AtomicBool>,
+}
+
+impl Notices {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let closed = Arc::default();
+        (Self { sender, closed }, receiver)
+    }
+
+    /// Whether the session closed the place.
+    pub(super) fn are_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn give(&self, notice: String) {
+        // Fails where the place is gone, and nobody asks.
+        let _ = self.sender.send(notice);
+    }
+}
+
+/// An open place: a workspace, and the box that is over it now.
+pub(super) struct Room {
+    pub(super) ground: Ground,
+    pub(super) spec: PlaceSpec,
+    pub(super) workspace: Arc<Workspace>,
+    pub(super) files: Arc<Files>,
+    /// The workspace, as commands see it.
+    pub(super) root: String,
+    /// What a model has to know of the clone that was put into the workspace.
+    pub(super) clone_said: OnceLock<String>,
+    /// The box that is over it now, for whoever must not wait for one that is being made; none once it was
+    /// closed.
+    pub(super) sandbox: std::sync::Mutex<Option<Sandbox>>,
+    pub(super) notices: Notices,
+    pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
+    /// None once it was closed.
+    pub(super) opened: Mutex<Option<Opened>>,
+}
+
+impl Room {
+    /// Whose it is.
+    pub(super) fn session(&self) -> &str {
+        &self.spec.session
+    }
+
+    /// The files, and what they may take.
+    pub(super) fn files(&self) -> (Arc<Workspace>, Arc<Quota>) {
+        (self.workspace.clone(), self.files.quota().clone())
+    }
+
+    /// Ends the box with all that runs in it, and says why. The next tool gets another.
+    pub(super) async fn end_box(&self, why: &str) {
+        if let Some(sandbox) = self.sandbox().filter(Sandbox::is_alive) {
+            sandbox.end(why).await;
+        }
+    }
+
+    /// The box that is over it now, which may have died.
+    pub(super) fn sandbox(&self) -> Option<Sandbox> {
+        let sandbox = self.sandbox.lock();
+        sandbox.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it is this session's and open.
+    pub(super) fn is_of(&self, session: &str) -> bool {
+        self.spec.session == session && self.kind().is_some()
+    }
+
+    /// What keeps commands in.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        self.sandbox().map(|sandbox| sandbox.kind())
+    }
+
+    fn set_sandbox(&self, sandbox: Option<Sandbox>) {
+        *self.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = sandbox;
+    }
+
+    /// The tools, in a new box where the old one died.
+    async fn tools(&self) -> Result<ToolBox, String> {
+        let mut opened = self.opened.lock().await;
+        let Some(present) = opened.as_ref() else {
+            return Err("The sandbox was closed.".to_owned());
+        };
+        if !present.tools.sandbox().is_alive() {
+            present.tools.sandbox().close().await;
+            let workspace = self.workspace.clone();
+            let other = self
+                .ground
+                .open_and_watch(&self.spec, workspace, &self.notices);
+            let other = other.await.map_err(|error| error.to_string())?;
+            self.set_sandbox(Some(other.tools.sandbox().clone()));
+            *opened = Some(other);
+        }
+        let tools = opened.as_ref().map(|opened| opened.tools.clone());
+        tools.ok_or_else(|| "The sandbox was closed.".to_owned())
+    }
+
+    async fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        deltas: DeltaSink,
+    ) -> Result<ToolDone, Error> {
+        let tools = self.tools().await.map_err(fault)?;
+        let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
+            COMMAND_TIME.min(Duration::from_millis(ms.into()))
+        });
+        let mut pieces = Pieces::default();
+        let show = |bytes: &[u8]| {
+            let text = pieces.push(bytes);
+            if !text.is_empty() {
+                deltas(DeltaKind::Terminal, &text);
+            }
+        };
+        let tools = tools
+            .with_quota(self.files.quota().clone())
+            .with_pictures(self.spec.images);
+        let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
+        let mut outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
+        let blobs = self.keep_picture(&mut outcome).await;
+        let full = self.files.after_tool(&mut outcome).await;
+        let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
+        let view = describe_call(&call.name, &call.arguments);
+        // A command that ran has an exit code, whatever became of it; without one nothing was done.
+        let undone = outcome.is_error && outcome.exit_code.is_none();
+        let shown = EventDraft {
+            event_type: if undone {
+                "AgentErrorObservation"
+            } else {
+                view.observation_type
+            }
+            .to_owned(),
+            content: outcome.shown.unwrap_or_else(|| outcome.text.clone()),
+            command: view.command,
+            exit_code: outcome.exit_code,
+            path: view.path.or(outcome.path),
+            diff: outcome.diff,
+            ..EventDraft::default()
+        };
+        // Adapters hand a model the text alone, so that says how a command ended.
+        let mut text = outcome.text;
+        if let Some(code) = outcome.exit_code {
+            let line_break = if text.is_empty() || text.ends_with('\n') {
+                ""
+            } else {
+                "\n"
+            };
+            text.push_str(&format!("{line_break}[exit code {code}]"));
+        }
+        let result = ToolResult {
+            call_id: call.id,
+            is_error: outcome.is_error,
+            text,
+            exit_code: outcome.exit_code,
+            blobs,
+        };
+        Ok(ToolDone {
+            result,
+            shown,
+            notices: full
+                .into_iter()
+                .chain(limit)
+                .map(|text| EventDraft::text("AgentErrorObservation", text))
+                .collect(),
+        })
+    }
+}
+
+impl Room {
+    /// Runs a program of one of the deployment's tools, which says itself what became of it.
+    async fn exec(
+        &self,
+        request: ExecRequest,
+        output: OutputSink,
+    ) -> Result<ExecResult, SandboxError> {
+        let tools = self.tools().await.map_err(SandboxError::Gone)?;
+        let ran = tools.sandbox().exec(request, output).await;
+        // What it wrote to the workspace counts, as what any command writes.
+        let mut outcome = ToolOutcome {
+            exit_code: Some(0),
+            ..ToolOutcome::default()
+        };
+        if let Some(full) = self.files.after_tool(&mut outcome).await {
+            self.notices.give(full);
+        }
+        ran
+    }
+
+    /// The picture of a tool's outcome, as the conversation names it. One that cannot be kept makes the
+    /// outcome a failure that says why.
+    async fn keep_picture(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
+        let Some(picture) = outcome.picture.take() else {
+            return Vec::new();
+        };
+        let Some(files) = self.ground.blobs.of(&self.spec.session) else {
+            return Vec::new();
+        };
+        match files.put(picture.media_type, picture.bytes).await {
+            Ok(kept) => vec![kept],
+            Err(cause) => {
+                outcome.is_error = true;
+                outcome.text = format!("The picture cannot be shown: {cause}.");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The engine's hold of a room; work that is under way holds it too.
+pub(super) struct Shared(pub(super) Arc<Room>);
+
+impl Place for Shared {
+    fn workspace(&self) -> Option<Arc<Workspace>> {
+        Some(self.0.workspace.clone())
+    }
+
+    fn root(&self) -> String {
+        self.0.root.clone()
+    }
+
+    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+        let room = self.0.clone();
+        async move {
+            let Some(url) = &room.spec.repo_url else {
+                return Ok(());
+            };
+            let tools = room.tools().await?;
+            let wanted = git::Checkout {
+                repository: url,
+                branch: room.spec.branch.as_deref(),
+                user_name: room.spec.git_user_name.as_deref(),
+                user_email: room.spec.git_user_email.as_deref(),
+            };
+            let rules = &room.ground.git;
+            let cloned = git::clone_into(tools.sandbox(), wanted, rules).await;
+            let cloned = cloned.map_err(|error| error.to_string())?;
+            let _ = room.clone_said.set(cloned.describe(rules));
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn notice(&self) -> BoxFuture<'static, Option<String>> {
+        let room = self.0.clone();
+        async move { room.noticed.lock().await.recv().await }.boxed()
+    }
+
+    fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
+        let workspace = self.0.workspace.clone();
+        async move {
+            let read = blocking(move || Ok(agent_instructions::of(&workspace)));
+            read.await.unwrap_or_default()
+        }
+        .boxed()
+    }
+
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        let definition = |tool: tools::Definition| ToolDefinition {
+            name: tool.name.to_owned(),
+            description: tool.description.to_owned(),
+            input_schema: tool.input_schema.to_string(),
+        };
+        let mut all: Vec<_> = tools::definitions().into_iter().map(definition).collect();
+        // Git is called in the terminal, whatever the policy, so that is where it is told of.
+        if let Some(said) = self.0.clone_said.get()
+            && let Some(terminal) = all.iter_mut().find(|tool| tool.name == "terminal")
+        {
+            terminal.description = format!("{}\n\n{said}", terminal.description);
+        }
+        all
+    }
+
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let room = self.0.clone();
+        async move { room.run(call, timeout_ms, deltas).await }.boxed()
+    }
+
+    fn exec(
+        &self,
+        request: ExecRequest,
+        output: OutputSink,
+    ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
+        let room = self.0.clone();
+        async move { room.exec(request, output).await }.boxed()
+    }
+
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
+        let room = self.0.clone();
+        async move {
+            let tools = room.tools().await.map_err(SandboxError::Gone)?;
+            tools.sandbox().spawn(request)
+        }
+        .boxed()
+    }
+
+    fn pushed(&self) -> BoxFuture<'static, Option<String>> {
+        let room = self.0.clone();
+        async move {
+            let opened = room.opened.lock().await;
+            opened.as_ref()?.gateway.as_ref()?.take_pushed()
+        }
+        .boxed()
+    }
+
+    fn tree(&self) -> BoxFuture<'static, Option<String>> {
+        self.0.files.clone().tree().boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'static, bool> {
+        self.0.files.clone().changed().boxed()
+    }
+
+    fn tree_can_wait(&self) -> bool {
+        self.0.files.tree_can_wait()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        let room = self.0.clone();
+        async move {
+            room.notices.closed.store(true, Ordering::Relaxed);
+            room.set_sandbox(None);
+            if let Some(opened) = room.opened.lock().await.take() {
+                opened.tools.sandbox().close().await;
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The host's own failure, as a policy is told of it.
+fn fault(message: impl Into<String>) -> Error {
+    Error {
+        kind: ErrorKind::Internal,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
+}

@@ -1,0 +1,233 @@
+//! Owns what is known of a session's files beside them: their tree, whether it changed, and how much
+//! of the disk they may take.
+//!
+//! What always holds: files are touched off the async threads. Between two trees that nobody asked
+//! for is half a second, and more where a tree is large or takes long to make: trees are kept in the
+//! log, and a workspace that changes all the time must not fill it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::factory::blocking;
+use crate::sandbox::tools::ToolOutcome;
+use crate::sandbox::workspace::{Quota, Watched, Watcher, Workspace};
+
+/// Between two trees.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How much longer than a tree took to make is waited for the next one.
+const REST: u32 = 9;
+/// How much of trees a workspace may add to the log, in bytes a second.
+const LOG_RATE: usize = 64 * 1024;
+
+/// The files of one session.
+pub(crate) struct Files {
+    workspace: Arc<Workspace>,
+    quota: Arc<Quota>,
+    /// None where this machine does not let the host watch folders.
+    watched: Option<Watched>,
+    pace: Mutex<Pace>,
+}
+
+#[derive(Default)]
+struct Pace {
+    /// Of the last tree.
+    digest: Option<[u8; 32]>,
+    /// When that was another than the one before it; at first never.
+    changed_at: Option<Instant>,
+    /// Before this no tree is made that nobody asks for.
+    next: Option<Instant>,
+}
+
+impl Files {
+    /// Of a workspace that may take so much of the disk.
+    pub(super) fn new(workspace: Arc<Workspace>, watcher: Option<&Watcher>, quota: Quota) -> Self {
+        Self {
+            workspace,
+            quota: Arc::new(quota),
+            watched: watcher.map(Watcher::workspace),
+            pace: Mutex::default(),
+        }
+    }
+
+    /// What they may take.
+    pub(super) fn quota(&self) -> &Arc<Quota> {
+        &self.quota
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tree, as the JSON of a list of nodes.
+    pub(super) async fn tree(self: Arc<Self>) -> Option<String> {
+        let made = blocking(move || {
+            let begun = Instant::now();
+            let tree = match &self.watched {
+                Some(watched) => self.workspace.watched_tree(watched)?,
+                None => self.workspace.tree()?,
+            };
+            let json = serde_json::to_string(&tree).ok();
+            let size = json.as_ref().map_or(0, String::len);
+            self.note(json.as_deref(), begun.elapsed(), size);
+            Ok(json)
+        });
+        made.await.ok()?
+    }
+
+    fn note(&self, json: Option<&str>, took: Duration, size: usize) {
+        let now = Instant::now();
+        let logged = Duration::from_millis(1000 * size as u64 / LOG_RATE as u64);
+        let mut pace = self.pace();
+        pace.next = Some(now + PAUSE.max(took * REST).max(logged));
+        let digest = json.map(|json| Sha256::digest(json).into());
+        if pace.digest.is_some() && digest != pace.digest {
+            pace.changed_at = Some(now);
+        }
+        pace.digest = digest;
+    }
+
+    /// Waits until the tree may be another, and may be made. False where that cannot be known.
+    pub(super) async fn changed(self: Arc<Self>) -> bool {
+        let Some(watched) = &self.watched else {
+            return false;
+        };
+        watched.changed().await;
+        loop {
+            // A tool may put it off meanwhile.
+            let next = self.pace().next;
+            match next.and_then(|next| next.checked_duration_since(Instant::now())) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                _ => return true,
+            }
+        }
+    }
+
+    /// Whether a tree was shown just now, and the next change will be noticed by itself.
+    pub(super) fn tree_can_wait(&self) -> bool {
+        let noticed = self.watched.as_ref().is_some_and(Watched::is_complete);
+        let pace = self.pace();
+        noticed
+            && pace.changed_at.is_some()
+            && pace.next.is_some_and(|next| Instant::now() < next)
+            && pace.changed_at.is_some_and(|at| at.elapsed() < PAUSE)
+    }
+
+    /// After a tool: the model is told for as long as the workspace is full, and the user once, with
+    /// what this returns.
+    pub(super) async fn after_tool(&self, outcome: &mut ToolOutcome) -> Option<String> {
+        let (workspace, quota) = (self.workspace.clone(), self.quota.clone());
+        let command = outcome.exit_code.is_some();
+        let counted = blocking(move || {
+            if command {
+                quota.changed();
+            }
+            let full = quota.fullness(&workspace);
+            let told = full.as_ref().and_then(|_| quota.newly_full(&workspace));
+            Ok((full, told))
+        });
+        let (full, told) = counted.await.ok()?;
+        if let Some(full) = full
+            && command
+        {
+            let text = &mut outcome.text;
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(&format!("[{full}]"));
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn files(watcher: Option<&Watcher>, limit: u64) -> (tempfile::TempDir, Arc<Files>) {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+        let files = Files::new(Arc::new(workspace), watcher, Quota::new(limit));
+        (base, Arc::new(files))
+    }
+
+    #[tokio::test]
+    async fn trees_that_nobody_asks_for_are_half_a_second_apart_and_the_last_change_is_seen() {
+        let base = tempfile::tempdir().unwrap();
+        let watcher = Watcher::start(base.path()).unwrap();
+        let (_base, files) = files(Some(&watcher), MIB);
+        assert_eq!(files.clone().tree().await.unwrap(), "[]");
+        let root = files.workspace.host_path().to_owned();
+        let begun = Instant::now();
+        let writer = tokio::task::spawn_blocking(move || {
+            for number in 0..100 {
+                std::fs::write(root.join(format!("f{number:03}")), "").unwrap();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::fs::write(root.join("last"), "").unwrap();
+        });
+        let mut trees = 0;
+        let see_all = async {
+            while files.clone().changed().await {
+                trees += 1;
+                let tree = files.clone().tree().await.unwrap();
+                if tree.contains("\"last\"") {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), see_all)
+            .await
+            .expect("the last change was never noticed");
+        writer.await.unwrap();
+        let most = begun.elapsed().as_millis() / PAUSE.as_millis();
+        assert!(trees <= most, "{trees} trees in {:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn large_trees_come_seldom() {
+        let (_base, files) = files(None, MIB);
+        files.note(Some("[]"), Duration::ZERO, 2);
+        let small = files.pace().next.unwrap();
+        files.note(Some("[1]"), Duration::ZERO, 20 * LOG_RATE);
+        assert!(files.pace().next.unwrap() > small + Duration::from_secs(15));
+    }
+
+    #[tokio::test]
+    async fn without_a_watcher_nothing_is_said_and_no_tree_is_put_off() {
+        let (_base, files) = files(None, MIB);
+        assert!(!files.clone().changed().await);
+        files.clone().tree().await.unwrap();
+        std::fs::write(files.workspace.host_path().join("a"), "").unwrap();
+        files.clone().tree().await.unwrap();
+        assert!(!files.tree_can_wait());
+    }
+
+    #[tokio::test]
+    async fn the_model_is_told_while_it_is_full_and_the_user_once() {
+        let (_base, files) = files(None, MIB);
+        let root = files.workspace.host_path().to_owned();
+        let ran = || ToolOutcome {
+            text: "done".to_owned(),
+            exit_code: Some(0),
+            ..ToolOutcome::default()
+        };
+        let mut outcome = ran();
+        assert_eq!(files.after_tool(&mut outcome).await, None);
+        assert_eq!(outcome, ran());
+        std::fs::write(root.join("big"), vec![b'x'; 2 << 20]).unwrap();
+        let told = files.after_tool(&mut outcome).await.unwrap();
+        assert!(told.starts_with("The workspace takes 2."), "{told}");
+        assert_eq!(outcome.text, format!("done\n[{told}]"));
+        let mut outcome = ran();
+        assert_eq!(files.after_tool(&mut outcome).await, None);
+        assert!(outcome.text.contains("may take 1.0 MiB"), "{outcome:?}");
+        std::fs::remove_file(root.join("big")).unwrap();
+        let mut outcome = ran();
+        assert_eq!(files.after_tool(&mut outcome).await, None);
+        assert_eq!(outcome, ran());
+    }
+}

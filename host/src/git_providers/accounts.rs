@@ -1,0 +1,297 @@
+//! Owns the git accounts that users connected: their tokens, and what is done with them.
+//!
+//! What always holds: a token is tried before it is kept, kept sealed, and in no answer and no log line; it
+//! goes to the server it was saved for and to no other, whatever a later request names.
+
+use std::sync::Arc;
+
+use super::token_cipher;
+use crate::auth::Identity;
+use crate::git_providers::{GitProviders, Site, SiteError};
+use crate::store::{Integration, Integrations, NewIntegration, RecordError};
+use crate::types::secret::Secret;
+use crate::types::wit::git::{Change, NewChange, Repository};
+use crate::types::wit::types::{Error, ErrorKind};
+
+pub use super::token_cipher::{Cipher, Sealed, Unopened};
+
+/// What stands between a token's scopes and the address of a server of one's own, in their column.
+const SEPARATOR: &str = "||";
+/// What an old client calls the address of one's own server of this provider.
+const OWN_SERVERS: &str = "gitlab";
+
+/// Why something was not done with an account.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The provider, or the address of a server.
+    #[error("{0}")]
+    Site(#[from] SiteError),
+    /// The token was tried, and is not taken.
+    #[error("Token validation failed: {0}")]
+    Token(String),
+    /// The user has no account there.
+    #[error("No {0} token saved. Connect the account first.")]
+    NotSaved(String),
+    /// The provider said no, or nothing.
+    #[error("{}", .0.message)]
+    Provider(Error),
+    /// The row does not open.
+    #[error(transparent)]
+    Unopened(#[from] Unopened),
+    /// The account is of one server, and another one is meant.
+    #[error("{0}")]
+    OtherServer(String),
+    /// The rows cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] RecordError),
+}
+
+/// A change that a user wants to be opened.
+#[derive(Debug, Clone)]
+pub struct WantedChange {
+    /// The repository, as git knows it.
+    pub repository: String,
+    /// The branch that has the work.
+    pub head: String,
+    /// Where it is to go; the repository's default branch where not given.
+    pub base: Option<String>,
+    /// One line.
+    pub title: String,
+    /// Markdown.
+    pub body: String,
+    /// Not ready for review.
+    pub draft: bool,
+}
+
+impl WantedChange {
+    fn on(self, repository: String) -> NewChange {
+        NewChange {
+            repository,
+            title: self.title,
+            body: self.body,
+            head: self.head,
+            base: self.base,
+            draft: self.draft,
+        }
+    }
+}
+
+/// An account, as its user sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountView {
+    /// The row.
+    pub row: Integration,
+    /// The provider's name in this deployment, in small letters.
+    pub provider: String,
+    /// What the token may do, as far as the provider said.
+    pub scopes: String,
+    /// Where a server of one's own is.
+    pub own_url: Option<String>,
+}
+
+/// Users' git accounts. Cheap to clone.
+#[derive(Clone)]
+pub struct Accounts {
+    rows: Arc<dyn Integrations>,
+    cipher: Cipher,
+    providers: Arc<dyn Fn() -> Arc<GitProviders> + Send + Sync>,
+}
+
+impl Accounts {
+    /// Over these rows. `providers` gives those of the deployment as it is by then.
+    pub fn new(
+        rows: Arc<dyn Integrations>,
+        cipher: Cipher,
+        providers: impl Fn() -> Arc<GitProviders> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            rows,
+            cipher,
+            providers: Arc::new(providers),
+        }
+    }
+
+    /// Tries a token, and keeps it in the place of the one before. Gives the account's name.
+    pub async fn connect(
+        &self,
+        who: &Identity,
+        provider: &str,
+        own: Option<&str>,
+        token: &Secret,
+    ) -> Result<String, AccountError> {
+        // An old client sends the address along, whichever provider it is.
+        let own = own.filter(|_| provider == OWN_SERVERS);
+        let site = (self.providers)().site(provider, own)?;
+        if !token_cipher::is_token(token.expose().as_bytes()) {
+            return Err(AccountError::Token(
+                "it is empty, too long, or has characters that no token has.".to_owned(),
+            ));
+        }
+        let account = site
+            .account(token)
+            .await
+            .map_err(|error| match error.kind {
+                ErrorKind::Unauthenticated
+                | ErrorKind::Forbidden
+                | ErrorKind::NotFound
+                | ErrorKind::InvalidInput => AccountError::Token(error.message),
+                _ => AccountError::Provider(error),
+            })?;
+        let sealed = self.cipher.seal(token);
+        let mut scopes = account.scopes.join(",");
+        if let Some(own) = site.own_url() {
+            scopes.push_str(SEPARATOR);
+            scopes.push_str(own.as_str().trim_end_matches('/'));
+        }
+        let new = NewIntegration {
+            provider: provider.to_ascii_uppercase(),
+            label: format!("{} on {}", account.login, site.host()),
+            access_token_encrypted: sealed.token,
+            iv: sealed.iv,
+            external_username: account.login.clone(),
+            scopes,
+        };
+        self.rows.put(who, new).await?;
+        Ok(account.login)
+    }
+
+    /// The user's accounts.
+    pub async fn list(&self, who: &Identity) -> Result<Vec<AccountView>, AccountError> {
+        let rows = self.rows.list(who).await?;
+        Ok(rows.into_iter().map(view).collect())
+    }
+
+    /// Forgets an account. False where there is none.
+    pub async fn disconnect(&self, who: &Identity, provider: &str) -> Result<bool, AccountError> {
+        let provider = provider.to_ascii_uppercase();
+        Ok(self.rows.delete(who, &provider).await?)
+    }
+
+    /// All repositories that an account reaches.
+    pub async fn repositories(
+        &self,
+        who: &Identity,
+        provider: &str,
+    ) -> Result<Vec<Repository>, AccountError> {
+        let (site, token) = self.account(who, provider).await?;
+        site.repositories(&token)
+            .await
+            .map_err(AccountError::Provider)
+    }
+
+    /// Opens a change with an account's token. `own` is the server that the client means, where it says so.
+    pub async fn open_change(
+        &self,
+        who: &Identity,
+        provider: &str,
+        own: Option<&str>,
+        wanted: WantedChange,
+    ) -> Result<Change, AccountError> {
+        let (site, token) = self.account(who, provider).await?;
+        if let Some(own) = own.filter(|_| provider == OWN_SERVERS) {
+            let meant = (self.providers)().site(provider, Some(own))?;
+            if meant.own_url() != site.own_url() {
+                return Err(AccountError::OtherServer(format!(
+                    "The saved {provider} token is for {}, and goes to no other server.",
+                    site.host()
+                )));
+            }
+        }
+        let path = site.path_of(&wanted.repository).ok_or_else(|| {
+            AccountError::OtherServer(format!(
+                "That is no repository on {}, which the saved {provider} token is for.",
+                site.host()
+            ))
+        })?;
+        site.open_change(&token, wanted.on(path))
+            .await
+            .map_err(AccountError::Provider)
+    }
+
+    /// Opens a change of a session's: with the token that the session has, else with the account that the
+    /// user connected at the repository's server.
+    pub async fn open_for_session(
+        &self,
+        who: &Identity,
+        token: Option<&Secret>,
+        wanted: WantedChange,
+    ) -> Result<Change, AccountError> {
+        let providers = (self.providers)();
+        let at_deployment = providers.of_repository(&wanted.repository);
+        let mut found = None;
+        if let (Some(site), Some(token)) = (&at_deployment, token) {
+            found = Some((site.clone(), token.clone()));
+        } else {
+            for row in self.rows.list(who).await? {
+                let provider = row.provider.to_ascii_lowercase();
+                let Ok((site, own)) = self.opened(&provider, &row) else {
+                    continue;
+                };
+                if site.path_of(&wanted.repository).is_some() {
+                    found = Some((site, token.cloned().unwrap_or(own)));
+                    break;
+                }
+            }
+        }
+        let Some((site, token)) = found else {
+            return Err(AccountError::OtherServer(match at_deployment {
+                Some(site) => AccountError::NotSaved(site.provider().to_owned()).to_string(),
+                None => {
+                    "The repository is on no server whose changes can be opened here.".to_owned()
+                }
+            }));
+        };
+        let path = site.path_of(&wanted.repository).ok_or_else(|| {
+            AccountError::OtherServer("The repository's address cannot be read.".to_owned())
+        })?;
+        site.open_change(&token, wanted.on(path))
+            .await
+            .map_err(AccountError::Provider)
+    }
+
+    async fn account(
+        &self,
+        who: &Identity,
+        provider: &str,
+    ) -> Result<(Site, Secret), AccountError> {
+        // A provider that is none is said before a missing token.
+        (self.providers)().site(provider, None)?;
+        let row = self.rows.get(who, &provider.to_ascii_uppercase()).await?;
+        let row = row.ok_or_else(|| AccountError::NotSaved(provider.to_owned()))?;
+        self.opened(provider, &row)
+    }
+
+    fn opened(&self, provider: &str, row: &Integration) -> Result<(Site, Secret), AccountError> {
+        let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
+        let site = (self.providers)().site(provider, own)?;
+        let token = self.cipher.open(&Sealed {
+            token: row.access_token_encrypted.clone(),
+            iv: row.iv.clone(),
+        });
+        if token.is_err() {
+            tracing::error!(
+                integration = row.id,
+                "a saved git token does not open: ENCRYPTION_KEY is not the one it was saved with, or its row was changed"
+            );
+        }
+        Ok((site, token?))
+    }
+}
+
+fn view(row: Integration) -> AccountView {
+    let (scopes, own) = parts(row.scopes.as_deref().unwrap_or_default());
+    AccountView {
+        provider: row.provider.to_ascii_lowercase(),
+        scopes: scopes.to_owned(),
+        own_url: own.map(str::to_owned),
+        row,
+    }
+}
+
+/// A token's scopes, and where its server is.
+fn parts(scopes: &str) -> (&str, Option<&str>) {
+    match scopes.split_once(SEPARATOR) {
+        Some((scopes, own)) => (scopes, Some(own).filter(|own| !own.trim().is_empty())),
+        None => (scopes, None),
+    }
+}

@@ -1,0 +1,214 @@
+//! Owns where a git provider is: its web address, below which its repositories are, and its API.
+//!
+//! What always holds: one is told from the other in one way only, by the path that the integration names;
+//! no address holds a credential; of a repository only a path is known further in, whose parts are plain.
+
+use url::Url;
+
+use crate::net::egress::{EgressError, Endpoint, Injection, PastedError, server};
+use crate::sandbox::git::pasted_repository;
+use crate::types::wit::git::Descriptor;
+
+/// Why a server cannot be asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SiteError {
+    /// The deployment has no such provider.
+    #[error("Unsupported provider '{given}'. There {}: {}.", if .known.len() == 1 { "is" } else { "are" }, .known.join(", "))]
+    Unknown {
+        /// What was asked for, cut.
+        given: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The address of a user's own server.
+    #[error("The server's address cannot be used: {0}.")]
+    Address(String),
+}
+
+/// Where a provider is.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) web: Url,
+    pub(super) api: Endpoint,
+}
+
+impl Place {
+    /// Where the deployment has it; what it leaves open, the integration says.
+    pub(super) fn of(
+        descriptor: &Descriptor,
+        api: Option<Url>,
+        web: Option<Url>,
+        is_builtin: bool,
+    ) -> Result<Self, String> {
+        let usual = |text: &str| {
+            Url::parse(text).map_err(|_| {
+                "it names an address of its own that is none: report it to its author".to_owned()
+            })
+        };
+        let injection = injection(descriptor).map_err(|why| why.to_string())?;
+        let stated = api.is_some() || web.is_some();
+        let (api, web) = match (api, web) {
+            (None, None) => (
+                usual(&descriptor.default_base_url)?,
+                usual(&descriptor.default_web_url)?,
+            ),
+            (Some(api), Some(web)) => (api, web_of(&web, descriptor).unwrap_or(web)),
+            // Of any other component, no address is taken that it names itself.
+            (Some(one), None) | (None, Some(one)) if is_builtin && is_usual(&one, descriptor) => (
+                usual(&descriptor.default_base_url)?,
+                usual(&descriptor.default_web_url)?,
+            ),
+            (None, Some(web)) => {
+                let web = web_of(&web, descriptor).unwrap_or(web);
+                (api_of(&web, descriptor), web)
+            }
+            (Some(api), None) if is_same(&api, &descriptor.default_base_url) => {
+                (api, usual(&descriptor.default_web_url)?)
+            }
+            (Some(api), None) => match web_of(&api, descriptor) {
+                Some(web) => (api, web),
+                // A server's own address, as a browser shows it.
+                None if is_web(&api) => (api_of(&api, descriptor), api),
+                None => {
+                    return Err(format!(
+                        "its `base_url` does not end in {}, so `web_url` must say where its repositories are",
+                        descriptor.api_path
+                    ));
+                }
+            },
+        };
+        let api = if stated {
+            Endpoint::new(api, injection)
+        } else {
+            Endpoint::public(api, injection)
+        };
+        let api = api.map_err(|why| why.to_string())?.with_escaped_slashes();
+        Ok(Self {
+            web: rooted(web),
+            api,
+        })
+    }
+
+    /// Where a user's own server is, by its web address.
+    pub(super) fn own(
+        descriptor: &Descriptor,
+        address: &str,
+        private: bool,
+    ) -> Result<Self, SiteError> {
+        let refused = |why: &str| SiteError::Address(why.to_owned());
+        let web = match server(address) {
+            // An SSH remote of it.
+            Err(PastedError::NoUrl) => server(&pasted_repository(address)).map(root),
+            read => read,
+        };
+        let web = web.map_err(|why| match why {
+            PastedError::NoUrl => refused("give one like https://gitlab.example.com"),
+            why => refused(&why.to_string()),
+        })?;
+        let web = above_pages(web_of(&web, descriptor).unwrap_or(web));
+        if web.scheme() != "https" && !(private && web.scheme() == "http") {
+            return Err(refused(
+                "it must begin with https://, since the token goes there",
+            ));
+        }
+        if web.query().is_some() || web.fragment().is_some() || address.len() > 500 {
+            return Err(refused("it has more than a host and a path"));
+        }
+        let injection = injection(descriptor).map_err(|why| refused(&why.to_string()))?;
+        let api = api_of(&web, descriptor);
+        let api = if private {
+            Endpoint::new(api, injection)
+        } else {
+            Endpoint::public(api, injection)
+        };
+        let api = api.map_err(|why| match why {
+            EgressError::BaseUrl { reason } => refused(reason),
+            other => refused(&other.to_string()),
+        })?;
+        Ok(Self {
+            web: rooted(web),
+            api: api.with_escaped_slashes(),
+        })
+    }
+
+    /// Whether it is the same server.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.web == other.web
+    }
+}
+
+/// Whether this is where the integration has its provider, by either of its addresses.
+fn is_usual(url: &Url, descriptor: &Descriptor) -> bool {
+    is_same(url, &descriptor.default_base_url) || is_same(url, &descriptor.default_web_url)
+}
+
+fn is_same(url: &Url, text: &str) -> bool {
+    let url = url.as_str().replacen("://www.", "://", 1);
+    url.trim_end_matches('/') == text.trim_end_matches('/')
+}
+
+/// Whether an address can only be one that a browser is given.
+fn is_web(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    !host.starts_with("api.") && !url.path().split('/').any(|part| part == "api")
+}
+
+/// A server's address without what a browser shows behind it: its pages stand below `-`, or are of its users.
+fn above_pages(mut url: Url) -> Url {
+    let path = url.path().to_owned();
+    let end = ["/-/", "/users/", "/dashboard", "/explore"]
+        .iter()
+        .filter_map(|page| path.find(page))
+        .min();
+    if let Some(end) = end {
+        url.set_path(&path[..end]);
+    }
+    url
+}
+
+fn root(mut url: Url) -> Url {
+    url.set_path("");
+    url
+}
+
+fn injection(descriptor: &Descriptor) -> Result<Injection, EgressError> {
+    Injection::of(&descriptor.key.clone().into())
+}
+
+fn api_of(web: &Url, descriptor: &Descriptor) -> Url {
+    let mut api = web.clone();
+    let below = web.path().trim_end_matches('/');
+    api.set_path(&format!("{below}{}", descriptor.api_path));
+    api
+}
+
+fn web_of(api: &Url, descriptor: &Descriptor) -> Option<Url> {
+    let path = api.path().trim_end_matches('/');
+    let path = path.strip_suffix(&descriptor.api_path)?.to_owned();
+    let mut web = api.clone();
+    web.set_path(&path);
+    Some(web)
+}
+
+/// Without a slash at its end, so that addresses can be compared.
+fn rooted(mut web: Url) -> Url {
+    let path = web.path().trim_end_matches('/').to_owned();
+    web.set_path(&path);
+    web
+}
+
+/// The path of a repository below a web address, without `.git`: two parts at least, all of them plain.
+pub(super) fn path_below(web: &Url, repository: &str) -> Option<String> {
+    let url = Url::parse(repository).ok()?;
+    if url.origin() != web.origin() {
+        return None;
+    }
+    let below = web.path().trim_end_matches('/');
+    let path = url.path().strip_prefix(below)?.strip_prefix('/')?;
+    let path = path.trim_end_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~+".contains(c);
+    let fits = |part: &str| !matches!(part, "" | "." | ".." | "-") && part.chars().all(plain);
+    let parts = path.split('/').count();
+    (parts >= 2 && path.len() <= 500 && path.split('/').all(fits)).then(|| path.to_owned())
+}

@@ -1,0 +1,318 @@
+//! Owns how an operation is carried out: a step, a request, its answer, and the next step.
+//!
+//! What always holds: an operation makes a few requests and takes a bounded time, a list comes to its end,
+//! and what comes out is fit to be shown: an address is one of the web, texts are plain and short. Whatever
+//! an integration does, no other operation is harmed.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::Site;
+use crate::net::egress::{Blanker, EgressError, retry_after_ms};
+use crate::types::sanitize::clean;
+use crate::types::wit::git::{
+    Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,
+};
+use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
+
+/// How long one operation may take.
+pub(super) const LONGEST: Duration = Duration::from_secs(30);
+/// How long a list may take, with all its pages.
+const LONGEST_LIST: Duration = Duration::from_secs(120);
+/// The longest pause that a provider asks for and gets, and how long one operation pauses in all. A
+/// longer one is the caller's to wait for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const ALL_PAUSES: Duration = Duration::from_secs(20);
+/// How often one request is sent.
+const MOST_TRIES: usize = 4;
+/// How many requests one operation may make; an honest one makes four.
+const MOST_REQUESTS: usize = 8;
+/// What may be known between two of them, in bytes.
+const LARGEST_STATE: usize = 64 << 10;
+/// What is asked for at once.
+const PAGE: u32 = 100;
+/// How many pages a list may have, and how many repositories a page.
+const MOST_PAGES: usize = 200;
+const LARGEST_PAGE: usize = 1_000;
+
+pub(super) async fn account(site: &Site, token: &SecretString) -> Result<Account, Error> {
+    match operation(site, token, &Operation::CurrentUser).await? {
+        Reply::Account(account) => fit_account(account),
+        _ => Err(other_reply(site)),
+    }
+}
+
+pub(super) async fn repositories(
+    site: &Site,
+    token: &SecretString,
+) -> Result<Vec<Repository>, Error> {
+    let all = async {
+        let (mut all, mut seen, mut cursor) = (Vec::new(), HashSet::new(), None);
+        for _ in 0..MOST_PAGES {
+            let page = Page {
+                cursor: cursor.clone(),
+                limit: PAGE,
+            };
+            let reply = operation(site, token, &Operation::ListRepositories(page)).await?;
+            let Reply::Repositories(RepositoryPage { repositories, next }) = reply else {
+                return Err(other_reply(site));
+            };
+            if repositories.len() > LARGEST_PAGE {
+                return Err(endless(site));
+            }
+            for repository in repositories {
+                all.push(fit_repository(repository)?);
+            }
+            match next {
+                None => return Ok(all),
+                Some(next) if next.len() <= 1_000 && seen.insert(next.clone()) => {
+                    cursor = Some(next);
+                }
+                Some(_) => return Err(endless(site)),
+            }
+        }
+        Err(endless(site))
+    };
+    tokio::time::timeout(LONGEST_LIST, all)
+        .await
+        .unwrap_or_else(|_| Err(too_slow(site, LONGEST_LIST)))
+}
+
+pub(super) async fn open_change(
+    site: &Site,
+    token: &SecretString,
+    change: NewChange,
+) -> Result<Change, Error> {
+    match operation(site, token, &Operation::OpenChange(change)).await? {
+        Reply::Change(change) => fit_change(change),
+        _ => Err(other_reply(site)),
+    }
+}
+
+async fn operation(
+    site: &Site,
+    token: &SecretString,
+    operation: &Operation,
+) -> Result<Reply, Error> {
+    let Ok(_slot) = site.slots.acquire().await else {
+        return Err(fault(ErrorKind::Internal, "The server goes down."));
+    };
+    let blanker = Blanker::new(Some(token));
+    let done = tokio::time::timeout(LONGEST, steps(site, token, operation)).await;
+    let mut done = done.unwrap_or_else(|_| Err(too_slow(site, LONGEST)));
+    if let Err(error) = &mut done {
+        error.message = blanker.text(&error.message).into_owned();
+        error.code = error
+            .code
+            .take()
+            .map(|code| blanker.text(&code).into_owned());
+    }
+    done
+}
+
+async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Result<Reply, Error> {
+    let (plugin, settings) = (&site.served.plugin, &site.served.settings);
+    let (mut state, mut answer) = (None, None);
+    let mut pauses_left = ALL_PAUSES;
+    // The last step has nothing more to send.
+    for _ in 0..=MOST_REQUESTS {
+        let next = plugin.step(settings, operation, state, answer).await;
+        match next.result? {
+            Next::Done(reply) => return Ok(reply),
+            Next::Send(sending) => {
+                if sending.state.len() > LARGEST_STATE {
+                    return Err(fault(
+                        ErrorKind::Internal,
+                        "The git provider's integration wants to remember too much; report it to its author.",
+                    ));
+                }
+                let sent = exchange(site, token, &sending.request, &mut pauses_left);
+                (state, answer) = (Some(sending.state), Some(sent.await?));
+            }
+        }
+    }
+    Err(endless(site))
+}
+
+/// Sends a request, and sends it again where the provider asks for a short pause first.
+async fn exchange(
+    site: &Site,
+    token: &SecretString,
+    request: &HttpRequest,
+    pauses_left: &mut Duration,
+) -> Result<HttpResponse, EgressError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let sent = site.egress.exchange(&site.place.api, Some(token), request);
+        let response = sent.await?;
+        let pause = pause(&request.method, &response, SystemTime::now());
+        let Some(pause) = pause.filter(|pause| pause <= pauses_left && tries < MOST_TRIES) else {
+            return Ok(response);
+        };
+        *pauses_left -= pause;
+        tracing::info!(
+            host = site.host(),
+            status = response.status,
+            pause_ms = pause.as_millis(),
+            "the git provider asks for a pause"
+        );
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// How long to wait before the same request is sent again; none where its answer stands. A request that
+/// is refused for its rate changed nothing, whatever its method; of one that met a server's failure that
+/// is sure only where it only reads.
+fn pause(method: &str, response: &HttpResponse, now: SystemTime) -> Option<Duration> {
+    let again = match response.status {
+        // GitHub says 403 where it means 429.
+        403 | 429 => true,
+        502..=504 => method == "GET",
+        _ => false,
+    };
+    let wanted = retry_after_ms(&response.headers, now).filter(|_| again)?;
+    let pause = Duration::from_millis(wanted);
+    // None at all would be asking as fast as the network is.
+    (pause <= LONGEST_PAUSE).then(|| pause.max(Duration::from_millis(100)))
+}
+
+fn fit_account(mut account: Account) -> Result<Account, Error> {
+    account.login = clean(account.login.trim(), 255);
+    if account.login.is_empty() {
+        return Err(fault(
+            ErrorKind::Upstream,
+            "The git provider does not say whose token it is.",
+        ));
+    }
+    account.scopes.truncate(50);
+    for scope in &mut account.scopes {
+        *scope = clean(scope, 100).replace(['|', ','], " ");
+    }
+    Ok(account)
+}
+
+fn fit_repository(repository: Repository) -> Result<Repository, Error> {
+    Ok(Repository {
+        id: clean(&repository.id, 100),
+        name: clean(&repository.name, 255),
+        full_name: clean(&repository.full_name, 500),
+        web_url: web_address(&repository.web_url)?,
+        clone_url: web_address(&repository.clone_url)?,
+        default_branch: clean(&repository.default_branch, 255),
+        private: repository.private,
+        description: repository.description.map(|text| clean(&text, 1_000)),
+    })
+}
+
+fn fit_change(mut change: Change) -> Result<Change, Error> {
+    change.web_url = web_address(&change.web_url)?;
+    change.title = clean(&change.title, 500);
+    change.state = clean(&change.state, 50);
+    change.head = clean(&change.head, 255);
+    change.base = clean(&change.base, 255);
+    Ok(change)
+}
+
+/// What a browser opens as a page: nothing with a script or a credential in it.
+fn web_address(text: &str) -> Result<String, Error> {
+    let url = Url::parse(text).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && text.len() <= 2_000
+    });
+    url.map(String::from).ok_or_else(|| {
+        fault(
+            ErrorKind::Upstream,
+            "The git provider gave an address that is none of the web.",
+        )
+    })
+}
+
+fn other_reply(site: &Site) -> Error {
+    fault(
+        ErrorKind::Internal,
+        format!(
+            "The integration `{}` answered something else than it was asked; report it to its author.",
+            site.provider()
+        ),
+    )
+}
+
+fn endless(site: &Site) -> Error {
+    fault(
+        ErrorKind::Upstream,
+        format!("{} does not come to an end with its answer.", site.host()),
+    )
+}
+
+fn too_slow(site: &Site, limit: Duration) -> Error {
+    fault(
+        ErrorKind::Deadline,
+        format!(
+            "{} did not answer in full within {} s.",
+            site.host(),
+            limit.as_secs()
+        ),
+    )
+}
+
+fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error {
+        kind,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::wit::types::Header;
+
+    #[test]
+    fn a_short_pause_is_waited_for_and_a_long_one_is_not() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").unwrap();
+        let asked = |method: &str, status: u16, after: Option<&str>| {
+            let headers = after.map(|value| Header {
+                name: "retry-after".to_owned(),
+                value: value.to_owned(),
+            });
+            let response = HttpResponse {
+                status,
+                headers: headers.into_iter().collect(),
+                body: Vec::new(),
+            };
+            pause(method, &response, now).map(|pause| pause.as_millis())
+        };
+        for (method, status, after, waits) in [
+            ("GET", 403, Some("2"), Some(2_000)),
+            ("POST", 403, Some("10"), Some(10_000)),
+            (
+                "POST",
+                429,
+                Some("Wed, 21 Oct 2026 07:28:03 GMT"),
+                Some(3_000),
+            ),
+            ("GET", 503, Some("1"), Some(1_000)),
+            ("GET", 429, Some("0"), Some(100)),
+            ("GET", 429, Some("11"), None),
+            ("GET", 403, None, None),
+            ("POST", 503, Some("1"), None),
+            ("GET", 404, Some("1"), None),
+            ("GET", 200, Some("1"), None),
+        ] {
+            assert_eq!(
+                asked(method, status, after),
+                waits,
+                "{method} {status} {after:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Owns how a session's change is opened: with the session's own token, or its user's account.
+//!
+//! What always holds: what goes wrong is a sentence, and no token is in it. The user is not here when a
+//! change is opened: the store is asked as by a server that acts for them, or, where the deployment has no
+//! key for that, with the token that they brought lately.
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use super::accounts::{AccountError, Accounts, WantedChange};
+use crate::auth::Identity;
+use crate::session::{ChangeOpened, ChangeRequest, Changes};
+use crate::store::{Outbox, RecordError};
+use crate::types::user::UserId;
+
+/// Opens changes for sessions.
+pub(crate) struct Opener {
+    pub(crate) accounts: Accounts,
+    /// Knows the tokens of users who were here lately.
+    pub(crate) outbox: Option<Outbox>,
+}
+
+impl Changes for Opener {
+    fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>> {
+        let (accounts, outbox) = (self.accounts.clone(), self.outbox.clone());
+        async move {
+            let mut who = Identity {
+                user: UserId::from(request.user),
+                token: None,
+                project: None,
+                session: None,
+                admin: false,
+            };
+            let wanted = WantedChange {
+                repository: request.repository,
+                head: request.branch,
+                base: request.base,
+                title: request.title,
+                body: request.body,
+                draft: request.draft,
+            };
+            let own = request.token.as_ref();
+            let mut opened = accounts.open_for_session(&who, own, wanted.clone()).await;
+            // Nothing was asked for yet.
+            if let Err(AccountError::Store(RecordError::NoServiceKey)) = opened {
+                who.token = outbox.and_then(|outbox| outbox.token_of(&who.user));
+                if who.token.is_some() {
+                    opened = accounts.open_for_session(&who, own, wanted).await;
+                }
+            }
+            let change = opened.map_err(|error| error.to_string())?;
+            Ok(ChangeOpened {
+                number: change.number,
+                title: change.title,
+                url: change.web_url,
+                existed: change.existed,
+            })
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,236 @@
+//! Owns how a git token is kept in its row: in the form that frontends read and write as well.
+//!
+//! What always holds: what is written is AES-256-CBC with PKCS#7 under the SHA-256 of ENCRYPTION_KEY's
+//! text, with a fresh random IV, both in lower-case hex, as the wire contract says. That form does not
+//! tell a changed row from a right one, so what opens to something that no token is counts as not opened,
+//! and is sent to nobody. Plain text and key are wiped.
+
+use std::fmt::Write as _;
+
+use aes::Aes256;
+use cbc::cipher::block_padding::Pkcs7;
+use cbc::cipher::{BlockDecryptMut, BlockEncryptMut, KeyIvInit};
+use rand::Rng;
+use secrecy::zeroize::Zeroizing;
+use sha2::{Digest, Sha256};
+
+use crate::types::secret::Secret;
+
+/// A block of AES, and an IV.
+const BLOCK: usize = 16;
+/// No provider's token is near it.
+const LONGEST: usize = 4_096;
+
+/// Why a token cannot be had from its row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "The saved token cannot be opened: ENCRYPTION_KEY is not the one it was saved with, or its row was changed. Connect the account again, or put the old key back"
+)]
+pub struct Unopened;
+
+/// A token as its row has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// `access_token_encrypted`, in lower-case hex.
+    pub token: String,
+    /// `iv`, in lower-case hex.
+    pub iv: String,
+}
+
+/// Seals and opens git tokens.
+#[derive(Clone)]
+pub struct Cipher {
+    key: Zeroizing<[u8; 32]>,
+}
+
+impl std::fmt::Debug for Cipher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cipher([secret])")
+    }
+}
+
+impl Cipher {
+    /// With the text of ENCRYPTION_KEY.
+    pub fn new(key: &Secret) -> Self {
+        let key = Sha256::digest(key.expose().as_bytes()).into();
+        Self {
+            key: Zeroizing::new(key),
+        }
+    }
+
+    /// Seals a token under an IV of its own.
+    pub fn seal(&self, token: &Secret) -> Sealed {
+        let mut iv = [0; BLOCK];
+        rand::rng().fill(&mut iv);
+        let cipher = cbc::Encryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
+        let sealed = cipher.encrypt_padded_vec_mut::<Pkcs7>(token.expose().as_bytes());
+        Sealed {
+            token: hex(&sealed),
+            iv: hex(&iv),
+        }
+    }
+
+    /// Opens a row's token.
+    pub fn open(&self, sealed: &Sealed) -> Result<Secret, Unopened> {
+        if sealed.token.len() > 2 * (LONGEST + BLOCK) {
+            return Err(Unopened);
+        }
+        let iv: [u8; BLOCK] = unhex(&sealed.iv)
+            .and_then(|iv| iv.try_into().ok())
+            .ok_or(Unopened)?;
+        let body = unhex(&sealed.token).ok_or(Unopened)?;
+        let cipher = cbc::Decryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
+        let plain = cipher
+            .decrypt_padded_vec_mut::<Pkcs7>(&body)
+            .map(Zeroizing::new)
+            .map_err(|_| Unopened)?;
+        // Another key gives noise, and one time in 256 its end looks like padding.
+        if !is_token(&plain) {
+            return Err(Unopened);
+        }
+        let text = std::str::from_utf8(&plain).map_err(|_| Unopened)?;
+        Ok(Secret::new(text))
+    }
+}
+
+/// Whether a text may be a token: something that a header can hold.
+pub(crate) fn is_token(text: &[u8]) -> bool {
+    (1..=LONGEST).contains(&text.len()) && text.iter().all(u8::is_ascii_graphic)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing into a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// Upper case is read as well.
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// Written by `node_rows.js`, which is beside it.
+    const NODE: &str = include_str!("node_rows.json");
+
+    #[derive(Deserialize)]
+    struct Row {
+        key: String,
+        token: String,
+        iv: String,
+        access_token_encrypted: String,
+    }
+
+    fn node() -> Vec<(Cipher, Row)> {
+        let rows: Vec<Row> = serde_json::from_str(NODE).unwrap();
+        assert!(rows.len() > 3, "there are no rows to try");
+        let with_key = |row: Row| (Cipher::new(&Secret::new(row.key.clone())), row);
+        rows.into_iter().map(with_key).collect()
+    }
+
+    fn sealed(row: &Row) -> Sealed {
+        Sealed {
+            token: row.access_token_encrypted.clone(),
+            iv: row.iv.clone(),
+        }
+    }
+
+    #[test]
+    fn a_row_that_node_wrote_opens_here() {
+        for (cipher, row) in node() {
+            assert_eq!(cipher.open(&sealed(&row)).unwrap().expose(), row.token);
+            let upper = Sealed {
+                token: row.access_token_encrypted.to_uppercase(),
+                iv: row.iv.to_uppercase(),
+            };
+            assert_eq!(cipher.open(&upper).unwrap().expose(), row.token);
+        }
+    }
+
+    #[test]
+    fn under_nodes_iv_the_same_bytes_are_written_as_node_wrote() {
+        for (cipher, row) in node() {
+            let iv: [u8; BLOCK] = unhex(&row.iv).unwrap().try_into().unwrap();
+            let written = cbc::Encryptor::<Aes256>::new((&*cipher.key).into(), (&iv).into())
+                .encrypt_padded_vec_mut::<Pkcs7>(row.token.as_bytes());
+            assert_eq!(hex(&written), row.access_token_encrypted);
+        }
+    }
+
+    #[test]
+    fn another_key_never_gives_a_token() {
+        let (_, row) = node().into_iter().next().unwrap();
+        let sealed = sealed(&row);
+        for n in 0..2_000 {
+            let other = Cipher::new(&Secret::new(format!("another key {n}")));
+            assert_eq!(other.open(&sealed).unwrap_err(), Unopened, "key {n}");
+        }
+    }
+
+    #[test]
+    fn no_two_rows_of_a_token_are_alike_and_none_holds_it() {
+        let cipher = Cipher::new(&Secret::new("k"));
+        let token = Secret::new("ghp_0123456789");
+        let (one, two) = (cipher.seal(&token), cipher.seal(&token));
+        assert_ne!(one, two);
+        assert_ne!(one.iv, two.iv);
+        assert!(!one.token.contains(&hex(b"ghp_")));
+        assert_eq!(format!("{cipher:?}"), "Cipher([secret])");
+    }
+
+    #[test]
+    fn rows_that_are_none_do_not_open() {
+        let cipher = Cipher::new(&Secret::new("k"));
+        let good = cipher.seal(&Secret::new("ghp_0123456789"));
+        for (token, iv) in [
+            ("", good.iv.as_str()),
+            ("zz", &good.iv),
+            ("abc", &good.iv),
+            ("00", &good.iv),
+            (&good.token, ""),
+            (&good.token, "00"),
+            (&good.token, "ü0000000000000000000000000000000"),
+            (&"00".repeat(1 << 20), &good.iv),
+        ] {
+            let (token, iv) = (token.to_owned(), iv.to_owned());
+            assert!(cipher.open(&Sealed { token, iv }).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sealed_opens_to_the_same(key in ".{0,40}", token in "[!-~]{1,200}") {
+            let cipher = Cipher::new(&Secret::new(key));
+            let token = Secret::new(token);
+            let opened = cipher.open(&cipher.seal(&token)).unwrap();
+            prop_assert_eq!(opened.expose(), token.expose());
+        }
+
+        #[test]
+        fn any_row_at_all_is_read_without_a_panic(token in "\\PC{0,80}", iv in "\\PC{0,40}") {
+            let _ = Cipher::new(&Secret::new("k")).open(&Sealed { token, iv });
+        }
+    }
+}

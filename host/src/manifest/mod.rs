@@ -1,0 +1,111 @@
+//! Owns the deployment's manifest, `lucid.toml`: which policies, model providers, git providers and tools there are, from
+//! which components, with which settings, limits, addresses and prices, and who gets which policy.
+//!
+//! What always holds: a [`Manifest`] that exists was checked in full, and never changes; where it is
+//! wrong all that is wrong is said, each thing with file, line and column and with what to do. No key
+//! ever stands in it: a field names the variable that holds one. What it leaves open, the environment
+//! says, in the words it has without a manifest. [`load`] can be called again at any time, and gives
+//! the plugins of a whole manifest or none.
+//!
+//! `fields` reads single values of TOML, `entries` what is said of one plugin, `read` puts them together to a `manifest`, `load` brings the
+//! components, `registries` those from elsewhere, `settings` checks what a plugin takes,
+//! `uploads` has what takes the place of a manifest's component, `problem` has the sentences' places.
+
+mod fields;
+mod mcp;
+pub(crate) mod model;
+pub(crate) mod overrides;
+mod plugins;
+pub(crate) mod problem;
+mod read;
+mod registries;
+pub(crate) mod settings_schema;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+pub use self::mcp::{AllowedTools, McpEntry, McpWay};
+pub use self::model::{
+    Assignment, Bounds, Digest, GitEntry, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
+    ProviderEntry, Settings, Source, ToolsEntry,
+};
+pub use self::overrides::{Beside, Role, Upload, Uploads};
+pub(crate) use self::problem::instead;
+pub use self::problem::{At, Problem, Problems};
+pub(crate) use self::read::{is_name, is_source_name};
+pub use self::registries::{Login, RegistryEntry};
+pub(crate) use self::settings_schema::settings_fit;
+use crate::config::Config;
+pub use crate::deployment::load::{
+    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools, load,
+};
+pub use crate::deployment::watch::Watch;
+
+/// The schema of a manifest, for editors.
+pub const SCHEMA: &str = include_str!("lucid.schema.json");
+/// A manifest with every field and its reason.
+pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// Where a manifest is looked for when `LUCID_MANIFEST` names none.
+const USUAL: &str = "lucid.toml";
+/// A manifest is written by people.
+const LARGEST: u64 = 1 << 20;
+
+impl Manifest {
+    /// The manifest that `LUCID_MANIFEST` names, or `./lucid.toml` where that is there, or an empty
+    /// one, which stands for the built-in plugins and the environment.
+    pub fn find(config: &Config) -> Result<Self, Problems> {
+        if let Some(path) = &config.manifest {
+            return Self::read(path);
+        }
+        let usual = Self::place(config);
+        // Any error but its absence is to be said, not passed over.
+        match usual.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            _ => Self::read(&usual),
+        }
+    }
+
+    /// Where it is looked for.
+    pub fn place(config: &Config) -> PathBuf {
+        let named = config.manifest.clone();
+        named.unwrap_or_else(|| PathBuf::from(USUAL))
+    }
+
+    /// The manifest in a file.
+    pub fn read(path: &Path) -> Result<Self, Problems> {
+        let wrong = |what: String| Problems::from(Problem::of_file(path, what));
+        let text =
+            text(path).map_err(|why| wrong(format!("the manifest cannot be read: {why}")))?;
+        if text.trim().is_empty() {
+            // Cut off by an editor or a full disk, most likely, and it would mean other providers.
+            return Err(wrong(
+                "the manifest is empty: put back what was in it, or remove the file to run without one".to_owned(),
+            ));
+        }
+        Self::parse(path, &text)
+    }
+
+    /// A manifest's text. Paths in it are below the folder of `path`, which is not opened.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Problems> {
+        read::manifest(path, text)
+    }
+}
+
+fn text(path: &Path) -> io::Result<String> {
+    // Asked before it is opened: opening a pipe would wait for somebody to write.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    file.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        return Err(io::Error::other(format!(
+            "it is larger than {LARGEST} bytes"
+        )));
+    }
+    Ok(text)
+}

@@ -1,0 +1,526 @@
+//! Owns how a manifest's entry for one plugin is read: its component, and what that is given.
+//!
+//! What always holds: what was given for a key, or for an address that one may stand in, is never
+//! repeated; no variable with a secret of the host's own is taken for a key.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use url::Url;
+
+use super::fields::{Item, Key, Reader, field};
+use super::model::{
+    Bounds, Digest, GitEntry, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source,
+    ToolsEntry,
+};
+use super::problem::instead;
+use super::read::one_of;
+use crate::builtin;
+use crate::config::{is_host_secret, is_model, is_variable, size};
+use crate::net::egress::{Endpoint, Injection, PastedError, pasted, without_query};
+use crate::net::oci::{Reference, SCHEME};
+use crate::types::wit::llm::{KeyPlace, Prices};
+
+pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];
+pub(super) const PROVIDER: &[&str] = &[
+    "component",
+    "digest",
+    "settings",
+    "limits",
+    "base_url",
+    "key",
+    "key_place",
+    "models",
+    "model",
+    "small_model",
+    "prices",
+    "silence",
+];
+pub(super) const TOOLS: &[&str] = &[
+    "component",
+    "digest",
+    "settings",
+    "limits",
+    "base_url",
+    "key",
+    "key_place",
+    "time",
+    "policies",
+];
+pub(super) const GIT: &[&str] = &[
+    "component",
+    "digest",
+    "settings",
+    "limits",
+    "base_url",
+    "web_url",
+];
+pub(super) const LIMITS: &[&str] = &["fuel", "memory", "output", "time"];
+pub(super) const KEY_PLACE: &[&str] = &["header"];
+pub(super) const PRICE: &[&str] = &["input", "output", "cache_read", "cache_write"];
+
+/// What a call may be given on any host. The host's engine has no more memory than this for one.
+const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
+const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
+const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
+const TIME: [f64; 2] = [0.1, 60.0];
+/// How long a provider's server may say nothing, in seconds.
+const SILENCE: (f64, f64) = (1.0, 86_400.0);
+/// What one call of a tool may take, in seconds.
+const CALL_TIME: [f64; 2] = [1.0, 3600.0];
+/// What a million tokens may cost, in dollars.
+const DEAREST: f64 = 1_000_000.0;
+const MODEL: &str = "a model's name, at most 200 characters and none of them a space";
+
+pub(super) fn plugin(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+    kind: &str,
+) -> Option<PluginEntry> {
+    let at = reader.at(&key.span());
+    let component = match field(table, "component") {
+        Some((_, item)) => component(reader, item, of, builtins, kind),
+        None => {
+            reader.say_at(
+                at,
+                format!(
+                    "`{of}` has no `component`: say \"builtin:NAME\", the path of a component's file, or \"oci://REGISTRY/REPOSITORY:TAG\""
+                ),
+            );
+            None
+        }
+    };
+    let digest = field(table, "digest").map(|(_, item)| {
+        let what = "\"sha256:\" and 64 hexadecimal digits, as `sha256sum FILE` prints them";
+        let name = format!("{of}.digest");
+        let text = reader.fitting(item, &name, what, |text| digest(text).is_some())?;
+        let value = digest(text.value)?;
+        Some(Located { value, at: text.at })
+    });
+    let settings = field(table, "settings")
+        .map(|(key, item)| reader.settings(key, item, &format!("{of}.settings")));
+    let limits = field(table, "limits").map(|(_, item)| limits(reader, item, of));
+    Some(PluginEntry {
+        at,
+        component: component?,
+        digest: digest.flatten(),
+        settings: settings.flatten().unwrap_or_default(),
+        limits: limits.flatten().unwrap_or_default(),
+    })
+}
+
+fn component(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    of: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+    kind: &str,
+) -> Option<Located<Source>> {
+    let text = reader.text(item, &format!("{of}.component"))?;
+    let value = match source(reader.file, text.value, builtins, kind) {
+        Ok(value) => value,
+        Err(why) => {
+            reader.say_at(text.at, why);
+            return None;
+        }
+    };
+    Some(Located { value, at: text.at })
+}
+
+fn source(
+    manifest: &Path,
+    text: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+    kind: &str,
+) -> Result<Source, String> {
+    if let Some(name) = text.strip_prefix("builtin:") {
+        let names = builtins.iter().map(|(known, _)| *known);
+        return match builtins.iter().find(|(known, _)| *known == name) {
+            Some((known, _)) => Ok(Source::Builtin(known)),
+            None => Err(format!(
+                "there is no built-in {kind} `{name}`; {}",
+                instead(name, names)
+            )),
+        };
+    }
+    if let Some(rest) = text.strip_prefix(SCHEME) {
+        let reference = Reference::parse(rest);
+        return reference
+            .map(Source::Registry)
+            .map_err(|why| format!("this names no component in a registry: {why}"));
+    }
+    if text.is_empty() || text.contains("://") || text.contains(char::is_control) {
+        return Err("a component is \"builtin:NAME\", the path of a file, or \"oci://REGISTRY/REPOSITORY:TAG\"".to_owned());
+    }
+    let folder = manifest.parent().unwrap_or(Path::new(""));
+    Ok(Source::File(folder.join(PathBuf::from(text))))
+}
+
+fn digest(text: &str) -> Option<Digest> {
+    let hex = text.strip_prefix("sha256:")?;
+    let fits = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    fits.then(|| Digest {
+        hex: hex.to_ascii_lowercase(),
+    })
+}
+
+fn limits(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Bounds> {
+    let name = |field: &str| format!("{of}.limits.{field}");
+    let table = reader.table(item, &format!("{of}.limits"), LIMITS)?;
+    let mut amount = |field_name: &str, within, read: Option<fn(&str) -> Option<u64>>| {
+        let (_, item) = field(table, field_name)?;
+        reader.amount(item, &name(field_name), within, read)
+    };
+    let fuel = amount("fuel", &FUEL, None);
+    let memory = amount("memory", &MEMORY, Some(size));
+    let output = amount("output", &OUTPUT, Some(size));
+    let time = field(table, "time")
+        .and_then(|(_, item)| reader.seconds(item, &name("time"), TIME[0], TIME[1]));
+    Some(Bounds {
+        fuel,
+        memory: memory.and_then(|bytes| usize::try_from(bytes).ok()),
+        output: output.and_then(|bytes| usize::try_from(bytes).ok()),
+        time,
+    })
+}
+
+pub(super) fn provider(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    item: &Item<'_>,
+) -> Option<ProviderEntry> {
+    let name = key.get_ref().as_ref();
+    let of = format!("providers.{name}");
+    let table = reader.table(item, &of, PROVIDER)?;
+    let entry = plugin(reader, key, table, &of, builtin::PROVIDERS, "provider");
+    let base_url = field(table, "base_url").and_then(|(_, item)| pasted_url(reader, item, &of));
+    let key = key_variable(reader, table, name, &of, key);
+    let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
+    let models = field(table, "models")
+        .and_then(|(_, item)| reader.texts(item, &format!("{of}.models"), MODEL, is_model));
+    let mut model = |field_name: &str| {
+        let (_, item) = field(table, field_name)?;
+        let text = reader.fitting(item, &format!("{of}.{field_name}"), MODEL, is_model)?;
+        Some((text.value.to_owned(), text.at))
+    };
+    let (model, small_model) = (model("model"), model("small_model"));
+    for (field_name, named) in [("model", &model), ("small_model", &small_model)] {
+        if let (Some(models), Some((named, at))) = (&models, named)
+            && !models.contains(named)
+        {
+            reader.say_at(
+                *at,
+                format!(
+                    "`{of}.{field_name}` is not among `models`: add it there, or name one of those"
+                ),
+            );
+        }
+    }
+    let prices = field(table, "prices").and_then(|(_, item)| prices(reader, item, &of));
+    let silence = field(table, "silence")
+        .and_then(|(_, item)| reader.seconds(item, &format!("{of}.silence"), SILENCE.0, SILENCE.1));
+    Some(ProviderEntry {
+        plugin: entry?,
+        base_url,
+        key: key?,
+        key_place,
+        models,
+        model: model.map(|(model, _)| model),
+        small_model: small_model.map(|(model, _)| model),
+        prices: prices.unwrap_or_default(),
+        silence,
+    })
+}
+
+/// Tools: where their requests go and with which key is the deployment's to say.
+pub(super) fn tools(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    item: &Item<'_>,
+    root: &DeTable<'_>,
+) -> Option<ToolsEntry> {
+    let name = key.get_ref().as_ref();
+    let of = format!("tools.{name}");
+    let table = reader.table(item, &of, TOOLS)?;
+    let entry = plugin(reader, key, table, &of, &[], "component with tools");
+    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let key = field(table, "key").and_then(|(_, item)| stated_key(reader, item, &of));
+    let key_place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, &of));
+    if let Some(key) = &key
+        && field(table, "base_url").is_none()
+    {
+        reader.say_at(
+            key.at,
+            format!(
+                "`{of}` has a `key` and no `base_url`: say which server the key is for, so that no build of the component can send it to another"
+            ),
+        );
+    }
+    if let Some((place, _)) = field(table, "key_place")
+        && field(table, "key").is_none()
+    {
+        let what =
+            format!("`{of}.key_place` is of no use without a `key`: add that, or leave this out");
+        reader.say(&place.span(), what);
+    }
+    let time = field(table, "time").and_then(|(_, item)| {
+        reader.seconds(item, &format!("{of}.time"), CALL_TIME[0], CALL_TIME[1])
+    });
+    let policies = policies(reader, table, &of, root);
+    Some(ToolsEntry {
+        plugin: entry?,
+        base_url,
+        key,
+        key_place,
+        time,
+        policies,
+    })
+}
+
+/// Which policies' sessions have tools, where that is said.
+pub(super) fn policies(
+    reader: &mut Reader<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+    root: &DeTable<'_>,
+) -> Option<Vec<String>> {
+    let (_, item) = field(table, "policies")?;
+    let of = format!("{of}.policies");
+    let names = reader.located_texts(item, &of, "a policy's name", |_| true)?;
+    let known = names
+        .iter()
+        .map(|name| one_of(reader, name, root, "policies", builtin::POLICIES));
+    // To its end, so that all that is wrong is noted.
+    let known: Vec<_> = known.collect();
+    let owned = |name: Option<Located<String>>| name.map(|name| name.value);
+    known.into_iter().map(owned).collect()
+}
+
+fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
+    address(reader, item, &format!("{of}.base_url"))
+}
+
+/// A model provider's, as people paste it.
+fn pasted_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
+    read_url(reader, item, &format!("{of}.base_url"), pasted)
+}
+
+fn read_url(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    name: &str,
+    read: fn(&str) -> Result<Url, PastedError>,
+) -> Option<Located<Url>> {
+    let text = reader.text(item, name)?;
+    match read(text.value) {
+        Ok(value) => usable(reader, Located { value, at: text.at }),
+        Err(why) => {
+            // What was given is not repeated: a key may stand in it.
+            let what = match why {
+                PastedError::NoUrl => format!(
+                    "`{name}` must begin with http:// or https:// and a host's name, such as \"https://api.example.com/v1\""
+                ),
+                other => format!("`{name}` cannot be used: {other}"),
+            };
+            reader.say_at(text.at, what);
+            None
+        }
+    }
+}
+
+/// A URL that may be asked.
+fn usable(reader: &mut Reader<'_>, url: Located<Url>) -> Option<Located<Url>> {
+    if let Err(why) = Endpoint::new(url.value.clone(), Injection::Bearer) {
+        reader.say_at(url.at, why.to_string());
+        return None;
+    }
+    Some(url)
+}
+
+/// A git provider.
+pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Option<GitEntry> {
+    let of = format!("git.{}", key.get_ref());
+    let table = reader.table(item, &of, GIT)?;
+    let entry = plugin(reader, key, table, &of, builtin::GIT, "git provider");
+    let base_url = field(table, "base_url").and_then(|(_, item)| base_url(reader, item, &of));
+    let web_url = field(table, "web_url")
+        .and_then(|(_, item)| address(reader, item, &format!("{of}.web_url")));
+    Some(GitEntry {
+        plugin: entry?,
+        base_url,
+        web_url,
+    })
+}
+
+/// A URL that requests go to.
+pub(super) fn address(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    name: &str,
+) -> Option<Located<Url>> {
+    read_url(reader, item, name, without_query)
+}
+
+/// Which variable holds the key.
+fn key_variable(
+    reader: &mut Reader<'_>,
+    table: &DeTable<'_>,
+    name: &str,
+    of: &str,
+    entry: &Key<'_>,
+) -> Option<KeyVariable> {
+    let Some((_, item)) = field(table, "key") else {
+        let usual = format!("{}_API_KEY", name.to_ascii_uppercase().replace('-', "_"));
+        if is_host_secret(&usual) {
+            reader.say(
+                &entry.span(),
+                format!("{usual}, the usual variable for the key of `{name}`, is this host's own secret: give it another name, or say in `key` which variable holds the key"),
+            );
+            return None;
+        }
+        return Some(KeyVariable {
+            name: usual,
+            stated: None,
+            is_needed: true,
+        });
+    };
+    if let DeValue::Boolean(false) = item.get_ref() {
+        return Some(KeyVariable {
+            name: String::new(),
+            stated: Some(reader.at(&item.span())),
+            is_needed: false,
+        });
+    }
+    let Located { value, at } = stated_key(reader, item, of)?;
+    Some(KeyVariable {
+        name: value,
+        stated: Some(at),
+        is_needed: true,
+    })
+}
+
+/// The variable that `key` names.
+pub(super) fn stated_key(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    of: &str,
+) -> Option<Located<String>> {
+    // What was given is not repeated: it may be the key itself.
+    let what = "the name of an environment variable, in capital letters, digits and _; the key itself never stands in a manifest";
+    let text = reader.fitting(item, &format!("{of}.key"), what, is_variable)?;
+    if is_host_secret(text.value) {
+        let what = format!(
+            "{} is this host's own secret, which is sent to nobody",
+            text.value
+        );
+        reader.say_at(text.at, what);
+        return None;
+    }
+    let Located { value, at } = text;
+    let value = value.to_owned();
+    Some(Located { value, at })
+}
+
+pub(super) fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Injection> {
+    let name = format!("{of}.key_place");
+    let what = "\"bearer\", or { header = \"NAME\" } for a header that holds the key alone";
+    if let DeValue::String(text) = item.get_ref() {
+        if text == "bearer" {
+            return Some(Injection::Bearer);
+        }
+        reader.say(&item.span(), format!("`{name}` must be {what}"));
+        return None;
+    }
+    let table = reader.table(item, &name, KEY_PLACE)?;
+    let Some((_, item)) = field(table, "header") else {
+        reader.say(&item.span(), format!("`{name}` must be {what}"));
+        return None;
+    };
+    let text = reader.text(item, &format!("{name}.header"))?;
+    match Injection::of(&KeyPlace::Header(text.value.to_owned())) {
+        Ok(place) => Some(place),
+        Err(_) => {
+            reader.say_at(
+                text.at,
+                format!("`{name}.header` is no header that can hold a key"),
+            );
+            None
+        }
+    }
+}
+
+fn prices(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<PriceOf> {
+    let name = format!("{of}.prices");
+    let table = reader.any_table(item, &name)?;
+    let mut all = PriceOf::default();
+    for (key, item) in table {
+        let model = key.get_ref().as_ref();
+        if !matches!(item.get_ref(), DeValue::Table(_)) {
+            reader.say(
+                &key.span(),
+                format!("`{name}` has prices by model: write `prices = {{ \"*\" = {{ input = 0, output = 0 }} }}` for all models whose price nobody else says"),
+            );
+            return None;
+        }
+        if !is_model(model) {
+            reader.say(
+                &key.span(),
+                format!("in `{name}` must be {MODEL}, or \"*\""),
+            );
+            continue;
+        }
+        let of = format!("{name}.{model}");
+        let Some(table) = reader.table(item, &of, PRICE) else {
+            continue;
+        };
+        let mut price = |field_name: &str| {
+            let (_, item) = field(table, field_name)?;
+            price(reader, item, &format!("{of}.{field_name}"))
+        };
+        let (input, output) = (price("input"), price("output"));
+        let (cache_read, cache_write) = (price("cache_read"), price("cache_write"));
+        for required in ["input", "output"] {
+            if field(table, required).is_none() {
+                reader.say(
+                    &key.span(),
+                    format!(
+                        "`{of}` has no `{required}`: say what a million tokens cost, in US dollars"
+                    ),
+                );
+            }
+        }
+        let (Some(input), Some(output)) = (input, output) else {
+            continue;
+        };
+        let prices = Prices {
+            input,
+            output,
+            // Where a cache is not said to be cheaper, it is not.
+            cache_read: cache_read.unwrap_or(input),
+            cache_write: cache_write.unwrap_or(input),
+        };
+        if model == "*" {
+            all.others = Some(prices);
+        } else {
+            all.by_model.insert(model.to_owned(), prices);
+        }
+    }
+    Some(all)
+}
+
+/// Dollars for a million tokens, in millionths of a dollar.
+fn price(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<u64> {
+    let dollars = reader.number(item, name)?;
+    if !(0.0..=DEAREST).contains(&dollars) {
+        reader.say(
+            &item.span(),
+            format!("`{name}` must be from 0 to {DEAREST} US dollars for a million tokens"),
+        );
+        return None;
+    }
+    // Within what a number holds exactly: at most 10^12.
+    Some((dollars * 1e6).round() as u64)
+}

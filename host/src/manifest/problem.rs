@@ -1,0 +1,172 @@
+//! Owns how it is said what is wrong with a deployment, and where.
+//!
+//! What always holds: each problem is one line that begins with its place, as compilers write it, so
+//! that an editor finds it; [`Problems`] holds at least one.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::types::sanitize::clean;
+
+/// How much of one problem is shown, in characters.
+const LONGEST: usize = 1_000;
+
+/// A place in a manifest, both from 1; the column counts characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, serde::Serialize)]
+pub struct At {
+    /// The line.
+    pub line: usize,
+    /// The column.
+    pub column: usize,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    /// The manifest, as it was named; none where no manifest is to blame.
+    pub file: Option<String>,
+    /// Where in it; none where it is the file as a whole.
+    pub at: Option<At>,
+    /// What is wrong and what to do, without a full stop.
+    pub what: String,
+}
+
+impl Problem {
+    /// Of the environment, or of this build.
+    pub fn plain(what: impl AsRef<str>) -> Self {
+        Self::new(None, None, what.as_ref())
+    }
+
+    /// Of a file as a whole.
+    pub fn of_file(file: &Path, what: impl AsRef<str>) -> Self {
+        Self::new(Some(shown(file)), None, what.as_ref())
+    }
+
+    /// At a place in a file; of no file where there is none.
+    pub fn at(file: Option<&Path>, at: At, what: impl AsRef<str>) -> Self {
+        Self::new(file.map(shown), file.map(|_| at), what.as_ref())
+    }
+
+    fn new(file: Option<String>, at: Option<At>, what: &str) -> Self {
+        let what = clean(what, LONGEST);
+        Self { file, at, what }
+    }
+}
+
+fn shown(file: &Path) -> String {
+    clean(&file.display().to_string(), 300)
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{file}:")?;
+            if let Some(At { line, column }) = self.at {
+                write!(f, "{line}:{column}:")?;
+            }
+            f.write_str(" ")?;
+        }
+        f.write_str(self.what.trim_end_matches('.'))
+    }
+}
+
+/// All that is wrong, in the order of the file. A line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Nothing where nothing is wrong. More than a person reads at once are not kept.
+    pub fn unless_none(mut all: Vec<Problem>) -> Result<(), Self> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        all.sort_by_key(|problem| problem.at);
+        all.dedup();
+        all.truncate(50);
+        Err(Self(all))
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, problem) in self.0.iter().enumerate() {
+            if number > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// From bytes of a text to lines and columns.
+pub(super) struct Lines<'a> {
+    text: &'a str,
+    /// Where each line begins.
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let starts = std::iter::once(0)
+            .chain(breaks.map(|(at, _)| at + 1))
+            .collect();
+        Self { text, starts }
+    }
+
+    /// Where a span begins.
+    pub(super) fn at(&self, span: &Range<usize>) -> At {
+        let byte = span.start.min(self.text.len());
+        let line = self.starts.partition_point(|start| *start <= byte).max(1);
+        let start = self.starts.get(line - 1).copied().unwrap_or(0);
+        let before = self.text.as_bytes().get(start..byte).unwrap_or_default();
+        // A character's first byte is none that continues one.
+        let column = 1 + before.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+        At { line, column }
+    }
+}
+
+/// The known name that was probably meant.
+pub(super) fn nearest<'n>(
+    given: &str,
+    known: impl IntoIterator<Item = &'n str>,
+) -> Option<&'n str> {
+    // Names are short; what is long is no misspelling of one, and costs.
+    if given.len() > 100 {
+        return None;
+    }
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(given, name), name))
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// The end of a sentence about a name that is not known: what was probably meant, and what there is.
+pub(crate) fn instead<'n>(given: &str, known: impl IntoIterator<Item = &'n str> + Clone) -> String {
+    let all: Vec<&str> = known.clone().into_iter().collect();
+    let there = match all.as_slice() {
+        [] => "there are none".to_owned(),
+        all => format!("there are: {}", all.join(", ")),
+    };
+    match nearest(given, known) {
+        Some(meant) => format!("did you mean `{meant}`? ({there})"),
+        None => there,
+    }
+}

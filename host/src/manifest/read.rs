@@ -1,0 +1,286 @@
+//! Owns what fields a manifest has, and what each may hold.
+//!
+//! What always holds: every field that is there was looked at; a name that means nothing is an error
+//! that says which name was probably meant; the schema for editors takes what is taken here, which a
+//! test checks.
+
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use super::fields::{Item, Key, Reader, field};
+use super::mcp::server;
+use super::model::{Assignment, Located, Manifest};
+use super::plugins::{PLUGIN, git, plugin, provider, tools};
+use super::problem::{Problems, instead};
+use super::registries::registries;
+use crate::builtin;
+use crate::session::SEPARATOR;
+
+pub(super) const ROOT: &[&str] = &[
+    "policies",
+    "providers",
+    "tools",
+    "mcp",
+    "git",
+    "registries",
+    "defaults",
+    "assign",
+];
+pub(super) const DEFAULTS: &[&str] = &["policy", "provider"];
+pub(super) const ASSIGN: &[&str] = &["policy", "users", "projects"];
+
+/// A name of the manifest's own; others are ids from elsewhere.
+const NAME: &str =
+    "1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit";
+const ID: &str = "an id of 1 to 255 characters";
+
+/// Reads a manifest.
+pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
+    let mut reader = Reader::new(path, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let span = error.span().unwrap_or(0..0);
+        reader.say(&span, format!("this is not TOML: {}", error.message()));
+    }
+    // What follows from a wrong line would be blamed for it.
+    if !reader.is_fine() {
+        return reader.finish().map(|()| Manifest::default());
+    }
+    let root = document.get_ref();
+    reader.no_others(root, "", ROOT);
+    let mut manifest = Manifest {
+        path: Some(path.to_owned()),
+        ..Manifest::default()
+    };
+    for (key, item) in named(&mut reader, root, "policies") {
+        let name = key.get_ref().as_ref();
+        let of = format!("policies.{name}");
+        if name == "auto" {
+            reader.say(
+                &key.span(),
+                "no policy can be called `auto`: as a default that means the one that fits",
+            );
+        }
+        let Some(table) = reader.table(item, &of, PLUGIN) else {
+            continue;
+        };
+        let entry = plugin(&mut reader, key, table, &of, builtin::POLICIES, "policy");
+        if let Some(entry) = entry {
+            manifest.policies.insert(name.to_owned(), entry);
+        }
+    }
+    for (key, item) in named(&mut reader, root, "providers") {
+        if let Some(entry) = provider(&mut reader, key, item) {
+            manifest
+                .providers
+                .insert(key.get_ref().as_ref().to_owned(), entry);
+        }
+    }
+    for (key, item) in named(&mut reader, root, "git") {
+        if let Some(entry) = git(&mut reader, key, item) {
+            let name = key.get_ref().as_ref().to_owned();
+            manifest.git.insert(name, entry);
+        }
+    }
+    if let Some((_, item)) = field(root, "registries") {
+        manifest.registries = registries(&mut reader, item);
+    }
+    for (key, item) in sources(&mut reader, root, "tools") {
+        if let Some(entry) = tools(&mut reader, key, item, root) {
+            manifest
+                .tools
+                .insert(key.get_ref().as_ref().to_owned(), entry);
+        }
+    }
+    for (key, item) in sources(&mut reader, root, "mcp") {
+        let name = key.get_ref().as_ref();
+        if manifest.tools.contains_key(name) {
+            let what = format!(
+                "`tools.{name}` and `mcp.{name}` would have tools of the same names: give one of them another name"
+            );
+            reader.say(&key.span(), what);
+        }
+        if let Some(entry) = server(&mut reader, key, item, root) {
+            manifest.mcp.insert(name.to_owned(), entry);
+        }
+    }
+    if let Some((_, item)) = field(root, "defaults") {
+        defaults(&mut reader, item, root, &mut manifest);
+    }
+    if let Some((_, item)) = field(root, "assign") {
+        assignments(&mut reader, item, root, &mut manifest);
+    }
+    reader.finish()?;
+    Ok(manifest)
+}
+
+/// The entries of a table of plugins.
+fn named<'d, 'i>(
+    reader: &mut Reader<'_>,
+    root: &'d DeTable<'i>,
+    kind: &str,
+) -> Vec<(&'d Key<'i>, &'d Item<'i>)> {
+    let Some((_, item)) = field(root, kind) else {
+        return Vec::new();
+    };
+    let Some(table) = reader.any_table(item, kind) else {
+        return Vec::new();
+    };
+    if table.is_empty() {
+        let what = if matches!(kind, "tools" | "mcp") {
+            format!("`{kind}` names none: leave it out")
+        } else {
+            format!("`{kind}` names none: leave it out to have the built-in ones")
+        };
+        reader.say(&item.span(), what);
+    }
+    let mut all = Vec::new();
+    for (key, item) in table {
+        if is_name(key.get_ref()) {
+            all.push((key, item));
+        } else {
+            reader.say(&key.span(), format!("a name in `{kind}` must be {NAME}"));
+        }
+    }
+    all
+}
+
+/// The entries of a table of sources of tools.
+fn sources<'d, 'i>(
+    reader: &mut Reader<'_>,
+    root: &'d DeTable<'i>,
+    kind: &str,
+) -> Vec<(&'d Key<'i>, &'d Item<'i>)> {
+    let all = named(reader, root, kind);
+    for (key, _) in &all {
+        let name = key.get_ref().as_ref();
+        if !is_source_name(name) {
+            reader.say(
+                &key.span(),
+                format!("a name in `{kind}` begins those of its tools (`{name}__…`), so it may have {LONGEST_SOURCE} characters, no `__` in it and no `_` at its end"),
+            );
+        }
+    }
+    all
+}
+
+/// Whether a policy, a provider or tools can have this name.
+pub(crate) fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let first = name.bytes().next();
+    first.is_some_and(plain)
+        && name.len() <= 64
+        && name
+            .bytes()
+            .all(|byte| plain(byte) || b"-_".contains(&byte))
+}
+
+/// The most characters of a source's name: models are told of `SOURCE__TOOL`, of which they take 64.
+const LONGEST_SOURCE: usize = 32;
+
+/// Whether a source of tools can have this name: the first `__` of a tool's whole name ends it.
+pub(crate) fn is_source_name(name: &str) -> bool {
+    is_name(name)
+        && name.len() <= LONGEST_SOURCE
+        && !name.contains(SEPARATOR)
+        && !name.ends_with('_')
+}
+
+fn defaults(reader: &mut Reader<'_>, item: &Item<'_>, root: &DeTable<'_>, manifest: &mut Manifest) {
+    let Some(table) = reader.table(item, "defaults", DEFAULTS) else {
+        return;
+    };
+    if let Some((_, item)) = field(table, "policy")
+        && let Some(text) = reader.text(item, "defaults.policy")
+    {
+        manifest.default_policy = if text.value == "auto" {
+            let Located { value, at } = text;
+            let value = value.to_owned();
+            Some(Located { value, at })
+        } else {
+            one_of(reader, &text, root, "policies", builtin::POLICIES)
+        };
+    }
+    if let Some((_, item)) = field(table, "provider")
+        && let Some(text) = reader.text(item, "defaults.provider")
+        && let Some(name) = one_of(reader, &text, root, "providers", builtin::PROVIDERS)
+    {
+        manifest.default_provider = Some(name);
+    }
+}
+
+fn assignments(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+    root: &DeTable<'_>,
+    manifest: &mut Manifest,
+) {
+    let DeValue::Array(array) = item.get_ref() else {
+        reader.say(
+            &item.span(),
+            "`assign` is a list: write `[[assign]]`, with two brackets",
+        );
+        return;
+    };
+    let is_id = |id: &str| (1..=255).contains(&id.len()) && !id.contains(char::is_control);
+    for item in array {
+        let Some(table) = reader.table(item, "assign", ASSIGN) else {
+            continue;
+        };
+        let mut ids = |field_name: &str| {
+            let (_, item) = field(table, field_name)?;
+            reader.texts(item, &format!("assign.{field_name}"), ID, is_id)
+        };
+        let (users, projects) = (ids("users"), ids("projects"));
+        if field(table, "users").is_none() && field(table, "projects").is_none() {
+            reader.say(
+                &item.span(),
+                "`assign` says nobody: name `users` or `projects`, or set the policy in `[defaults]`",
+            );
+        }
+        let Some((_, policy)) = field(table, "policy") else {
+            reader.say(&item.span(), "`assign` has no `policy`");
+            continue;
+        };
+        if let Some(text) = reader.text(policy, "assign.policy")
+            && let Some(policy) = one_of(reader, &text, root, "policies", builtin::POLICIES)
+        {
+            manifest.assignments.push(Assignment {
+                policy,
+                users: users.unwrap_or_default(),
+                projects: projects.unwrap_or_default(),
+            });
+        }
+    }
+}
+
+/// A name of the deployment's: one that the manifest has, or a built-in one where it has none. What
+/// the manifest has counts although something else is wrong with it, which is said there.
+pub(super) fn one_of(
+    reader: &mut Reader<'_>,
+    text: &Located<&str>,
+    root: &DeTable<'_>,
+    kind: &str,
+    builtins: &'static [(&'static str, &'static [u8])],
+) -> Option<Located<String>> {
+    let own: Vec<&str> = match field(root, kind).map(|(_, item)| item.get_ref()) {
+        Some(DeValue::Table(table)) => table.keys().map(|key| key.get_ref().as_ref()).collect(),
+        _ => builtins.iter().map(|(name, _)| *name).collect(),
+    };
+    let Located { value, at } = *text;
+    if own.contains(&value) {
+        let value = value.to_owned();
+        return Some(Located { value, at });
+    }
+    let (one, instead) = (
+        if kind == "policies" {
+            "policy"
+        } else {
+            "provider"
+        },
+        instead(value, own.iter().copied()),
+    );
+    reader.say_at(at, format!("there is no {one} `{value}`; {instead}"));
+    None
+}

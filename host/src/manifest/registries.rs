@@ -1,0 +1,186 @@
+//! Owns `[registries]`: how registries are asked for the components that a manifest names, and what came
+//! of that.
+//!
+//! What always holds: a password stands in a variable and not in the manifest; a registry without an
+//! entry is asked as anybody may, over https unless it is on this machine.
+
+use std::collections::BTreeMap;
+
+use toml::de::DeTable;
+
+use super::fields::{Item, Key, Reader, field};
+use super::model::{KeyVariable, Located, Manifest, PluginEntry, Source};
+use super::problem::{At, Problem, Problems};
+use crate::config::{Variables, is_host_secret, is_variable};
+use crate::net::oci::{Access, Components, Registry, Tags, Wanted};
+
+pub(super) const REGISTRY: &[&str] = &["user", "password", "plain_http"];
+
+/// How one registry is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryEntry {
+    /// Where its table begins.
+    pub at: At,
+    /// `user` and `password`.
+    pub login: Option<Login>,
+    /// `plain_http`.
+    pub plain_http: Option<bool>,
+}
+
+/// Who asks a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// `user`.
+    pub user: String,
+    /// `password`: the variable that holds it.
+    pub password: KeyVariable,
+}
+
+/// Reads `[registries]`.
+pub(super) fn registries(
+    reader: &mut Reader<'_>,
+    item: &Item<'_>,
+) -> BTreeMap<Registry, RegistryEntry> {
+    let mut all = BTreeMap::new();
+    let Some(table) = reader.any_table(item, "registries") else {
+        return all;
+    };
+    for (key, item) in table {
+        let name = key.get_ref().as_ref();
+        let registry = match Registry::parse(name) {
+            Ok(registry) => registry,
+            Err(why) => {
+                reader.say(
+                    &key.span(),
+                    format!("a name in `registries` is none: {why}"),
+                );
+                continue;
+            }
+        };
+        let of = format!("registries.\"{name}\"");
+        let Some(table) = reader.table(item, &of, REGISTRY) else {
+            continue;
+        };
+        let entry = entry(reader, key, table, &of);
+        if all.insert(registry, entry).is_some() {
+            reader.say(&key.span(), format!("`{of}` is there twice"));
+        }
+    }
+    all
+}
+
+fn entry(reader: &mut Reader<'_>, key: &Key<'_>, table: &DeTable<'_>, of: &str) -> RegistryEntry {
+    let plain = |user: &str| {
+        (1..=255).contains(&user.len()) && !user.contains(|c: char| c == ':' || c.is_control())
+    };
+    let user = field(table, "user").map(|(_, item)| {
+        let what = "a user's name, 1 to 255 characters and none of them a colon";
+        let text = reader.fitting(item, &format!("{of}.user"), what, plain)?;
+        Some(text.value.to_owned())
+    });
+    let password = field(table, "password").map(|(_, item)| password(reader, item, of));
+    let plain_http = field(table, "plain_http")
+        .and_then(|(_, item)| reader.boolean(item, &format!("{of}.plain_http")));
+    let at = reader.at(&key.span());
+    let login = match (user, password) {
+        (None, None) => None,
+        (Some(user), Some(password)) => user
+            .zip(password)
+            .map(|(user, password)| Login { user, password }),
+        _ => {
+            reader.say_at(
+                at,
+                format!(
+                    "`{of}` has one of `user` and `password` without the other: name both, or none"
+                ),
+            );
+            None
+        }
+    };
+    RegistryEntry {
+        at,
+        login,
+        plain_http,
+    }
+}
+
+fn password(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<KeyVariable> {
+    // What was given is not repeated: it may be the password itself.
+    let what = "the name of an environment variable, in capital letters, digits and _; the password itself never stands in a manifest";
+    let Located { value, at } =
+        reader.fitting(item, &format!("{of}.password"), what, is_variable)?;
+    if is_host_secret(value) {
+        let what = format!("{value} is this host's own secret, which is sent to nobody");
+        reader.say_at(at, what);
+        return None;
+    }
+    Some(KeyVariable {
+        is_needed: true,
+        name: value.to_owned(),
+        stated: Some(at),
+    })
+}
+
+impl Manifest {
+    /// The same, with the components that it names in registries fetched, or the reasons why not. Asks
+    /// registries, and may take as long as they do.
+    pub async fn bring(
+        self,
+        components: &Components,
+        variables: &Variables,
+        tags: Tags,
+    ) -> Result<Self, Problems> {
+        let wanted = self.references();
+        let (access, unset) = self.access(variables)?;
+        let mut brought = components.bring(&wanted, access, tags).await;
+        brought.warnings.extend(unset);
+        Ok(Self { brought, ..self })
+    }
+
+    fn references(&self) -> Vec<Wanted> {
+        self.entries()
+            .filter_map(
+                |PluginEntry {
+                     component, digest, ..
+                 }| match &component.value {
+                    Source::Registry(reference) => Some(Wanted {
+                        reference: reference.clone(),
+                        component: digest.as_ref().map(|digest| digest.value.hex.clone()),
+                    }),
+                    Source::Builtin(_) | Source::File(_) => None,
+                },
+            )
+            .collect()
+    }
+
+    /// How the registries are asked, and which of their passwords are not set. A sentence each.
+    fn access(
+        &self,
+        variables: &Variables,
+    ) -> Result<(BTreeMap<Registry, Access>, Vec<String>), Problems> {
+        let (mut all, mut unset, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (registry, entry) in &self.registries {
+            let mut access = Access {
+                login: None,
+                plain_http: entry.plain_http,
+            };
+            if let Some(Login { user, password }) = &entry.login {
+                match variables.key(&password.name) {
+                    Ok(Some(secret)) => access.login = Some((user.clone(), secret)),
+                    Ok(None) => unset.push(format!(
+                        "{} is not set, which holds the password for the registry {registry}: it is asked as anybody may.",
+                        password.name
+                    )),
+                    Err(why) => wrong.push(Problem::at(
+                        self.path.as_deref(),
+                        password.stated.unwrap_or(entry.at),
+                        why.to_string(),
+                    )),
+                }
+            }
+            all.insert(registry.clone(), access);
+        }
+        Problems::unless_none(wrong)?;
+        Ok((all, unset))
+    }
+}

@@ -1,0 +1,301 @@
+//! Owns the check of a plugin's settings against the JSON schema that the plugin gives.
+//!
+//! What always holds: a schema comes from a third party, so it is small, refers to nothing but itself
+//! and not in circles, and its patterns are matched in linear time; whatever it says, a check ends soon
+//! and asks nobody. One that cannot be used is a fault of its plugin, found when that is loaded.
+
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{PatternOptions, ValidationError, Validator};
+use serde_json::{Map, Value};
+
+use super::model::Settings;
+use super::problem::{At, instead};
+
+/// The most bytes of a schema.
+const LARGEST: usize = 64 << 10;
+/// How deep values in a schema may be in each other, what is referred to counted where it is used.
+const DEEPEST: usize = 64;
+/// How many values a schema may have, counted in the same way.
+const MOST: usize = 20_000;
+/// The most bytes that one compiled pattern takes.
+const PATTERN: usize = 1 << 20;
+/// What would lead out of the schema, or in circles.
+const FORBIDDEN: &[&str] = &["$id", "id", "$dynamicRef", "$recursiveRef"];
+
+/// A schema that can be used.
+#[derive(Debug)]
+pub(crate) struct Schema {
+    validator: Validator,
+    /// The fields it names at its top.
+    names: Vec<String>,
+}
+
+impl Schema {
+    /// Fails with the end of a sentence.
+    pub(crate) fn new(text: &str) -> Result<Self, String> {
+        if text.len() > LARGEST {
+            let size = text.len();
+            return Err(format!("it has {size} bytes, and {LARGEST} are allowed"));
+        }
+        let schema: Value =
+            serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+        let mut left = MOST;
+        bounded(&schema, &schema, 0, &mut left)?;
+        let validator = jsonschema::options()
+            .offline()
+            .should_validate_formats(false)
+            .with_pattern_options(
+                PatternOptions::regex()
+                    .size_limit(PATTERN)
+                    .dfa_size_limit(PATTERN),
+            )
+            .build(&schema)
+            .map_err(|error| error.to_string())?;
+        let names = schema.get("properties").and_then(Value::as_object);
+        let names = names.map(|names| names.keys().cloned().collect());
+        Ok(Self {
+            validator,
+            names: names.unwrap_or_default(),
+        })
+    }
+
+    /// What is wrong with settings, and where.
+    pub(crate) fn check(&self, settings: &Settings) -> Vec<(At, String)> {
+        let values = Value::Object(settings.values.clone());
+        let errors = self.validator.iter_errors(&values);
+        errors
+            .flat_map(|error| self.said(settings, &values, &error))
+            .collect()
+    }
+
+    fn said(
+        &self,
+        settings: &Settings,
+        values: &Value,
+        error: &ValidationError<'_>,
+    ) -> Vec<(At, String)> {
+        let pointer = error.instance_path().as_str();
+        let place = |pointer: &str| settings.places.get(pointer).copied();
+        let at = place(pointer).unwrap_or(settings.at);
+        let field = pointer.trim_start_matches('/').replace('/', ".");
+        let unexpected = match error.kind() {
+            ValidationErrorKind::AdditionalProperties { unexpected } => unexpected.clone(),
+            // Of an object that may have no fields at all.
+            ValidationErrorKind::FalseSchema
+                if error
+                    .schema_path()
+                    .as_str()
+                    .ends_with("/additionalProperties") =>
+            {
+                let object = values.pointer(pointer).and_then(Value::as_object);
+                let names = object.map(|object| object.keys().cloned().collect());
+                names.unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        if !unexpected.is_empty() {
+            let names = self.names.iter().map(String::as_str);
+            let known = |name: &str| {
+                if field.is_empty() {
+                    instead(name, names.clone())
+                } else {
+                    "it is not in the plugin's schema".to_owned()
+                }
+            };
+            return unexpected
+                .iter()
+                .map(|name| {
+                    let escaped = name.replace('~', "~0").replace('/', "~1");
+                    let at = place(&format!("{pointer}/{escaped}")).unwrap_or(at);
+                    let of = if field.is_empty() {
+                        String::new()
+                    } else {
+                        format!(" in `{field}`")
+                    };
+                    (at, format!("has no field `{name}`{of}; {}", known(name)))
+                })
+                .collect();
+        }
+        let why = error.masked_with("what is set").to_string();
+        let said = if field.is_empty() {
+            format!("cannot take these: {why}")
+        } else {
+            format!("cannot take `{field}` as it is: {why}")
+        };
+        vec![(at, said)]
+    }
+}
+
+/// Whether a plugin's schema can be used and takes these settings; the end of a sentence where not.
+/// For a plugin's author: nothing has a place.
+pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<(), String> {
+    let usable = Schema::new(schema);
+    let schema = usable.map_err(|why| format!("its schema cannot be used: {why}"))?;
+    let settings = Settings {
+        values: values.clone(),
+        ..Settings::default()
+    };
+    let wrong = schema.check(&settings).into_iter().map(|(_, why)| why);
+    let wrong: Vec<String> = wrong.collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(format!("the plugin {}", wrong.join("; it ")))
+}
+
+/// Visits a schema as a check would, references followed.
+fn bounded(root: &Value, value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
+    let too_much = || {
+        format!(
+            "it is too large, too deep, or refers to itself (at most {MOST} values, {DEEPEST} in each other)"
+        )
+    };
+    if depth > DEEPEST {
+        return Err(too_much());
+    }
+    *left = left.checked_sub(1).ok_or_else(too_much)?;
+    match value {
+        Value::Array(all) => all
+            .iter()
+            .try_for_each(|value| bounded(root, value, depth + 1, left)),
+        Value::Object(fields) => {
+            refers(root, fields, depth, left)?;
+            fields
+                .values()
+                .try_for_each(|value| bounded(root, value, depth + 1, left))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refers(
+    root: &Value,
+    fields: &Map<String, Value>,
+    depth: usize,
+    left: &mut usize,
+) -> Result<(), String> {
+    for name in FORBIDDEN {
+        if fields.get(*name).is_some_and(Value::is_string) {
+            return Err(format!("it uses `{name}`, which is not supported"));
+        }
+    }
+    let Some(Value::String(reference)) = fields.get("$ref") else {
+        return Ok(());
+    };
+    let outside =
+        || format!("it refers to `{reference}`, and only `#/…` within itself is supported");
+    let pointer = reference.strip_prefix('#').ok_or_else(outside)?;
+    // An escape could hide where it leads.
+    if pointer.contains('%') {
+        return Err(outside());
+    }
+    let target = root.pointer(pointer).ok_or_else(outside)?;
+    bounded(root, target, depth + 1, left)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn settings(values: Value) -> Settings {
+        let Value::Object(values) = values else {
+            panic!("settings are an object")
+        };
+        Settings {
+            values,
+            ..Settings::default()
+        }
+    }
+
+    fn said(schema: &Value, values: Value) -> Vec<String> {
+        let schema = Schema::new(&schema.to_string()).unwrap();
+        let wrong = schema.check(&settings(values));
+        wrong.into_iter().map(|(_, what)| what).collect()
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named_and_a_misspelt_one_gets_the_name_that_was_meant() {
+        let schema = json!({
+            "type": "object",
+            "additionalProperties": false,
+            "properties": {
+                "ask": {"type": "boolean"},
+                "params": {"$ref": "#/$defs/params"}
+            },
+            "$defs": {"params": {"type": "object", "properties": {"top_p": {"type": "number"}}}}
+        });
+        assert_eq!(
+            said(&schema, json!({"ask": true, "params": {"top_p": 1}})),
+            Vec::<String>::new()
+        );
+        let wrong = said(&schema, json!({"aks": true}));
+        assert_eq!(
+            wrong,
+            ["has no field `aks`; did you mean `ask`? (there are: ask, params)"]
+        );
+        let wrong = said(
+            &schema,
+            json!({"params": {"top_p": "a-secret-that-is-not-shown"}}),
+        );
+        assert!(wrong[0].contains("`params.top_p`"), "{wrong:?}");
+        assert!(
+            !wrong[0].contains("a-secret"),
+            "a value may be one: {wrong:?}"
+        );
+    }
+
+    #[test]
+    fn a_hostile_schema_is_refused_before_it_is_compiled() {
+        let wide = format!(r#"{{"description": "{}"}}"#, "x".repeat(LARGEST));
+        let mut deep = json!(true);
+        for _ in 0..100 {
+            deep = json!({ "not": deep });
+        }
+        // Each doubles the one before it.
+        let mut doubling = serde_json::Map::new();
+        doubling.insert("a0".into(), json!(true));
+        for n in 1..40 {
+            let before = json!({ "$ref": format!("#/$defs/a{}", n - 1) });
+            doubling.insert(
+                format!("a{n}"),
+                json!({ "allOf": [before.clone(), before] }),
+            );
+        }
+        for hostile in [
+            wide,
+            deep.to_string(),
+            json!({"$ref": "#"}).to_string(),
+            json!({"anyOf": [{"$ref": "#/anyOf/1"}, {"$ref": "#/anyOf/0"}]}).to_string(),
+            json!({"$ref": "#/$defs/a39", "$defs": doubling}).to_string(),
+            json!({"$ref": "https://example.org/schema.json"}).to_string(),
+            json!({"$ref": "file:///etc/passwd"}).to_string(),
+            json!({"$ref": "#%2F"}).to_string(),
+            json!({"$id": "https://example.org/", "$ref": "#/x", "x": true}).to_string(),
+            json!({"$dynamicRef": "#node"}).to_string(),
+            json!({"$schema": "https://example.org/its-own-language"}).to_string(),
+            json!({"pattern": "(a{1000}){1000}"}).to_string(),
+            json!({"pattern": "(?=a)b"}).to_string(),
+            json!({"type": "nothing"}).to_string(),
+            "{".to_owned(),
+            "[".repeat(10_000),
+        ] {
+            let shown: String = hostile.chars().take(80).collect();
+            assert!(Schema::new(&hostile).is_err(), "taken: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_makes_other_engines_hang_is_matched_at_once() {
+        let schema = json!({"properties": {"a": {"pattern": "^(a+)+$"}}});
+        let begun = std::time::Instant::now();
+        let wrong = said(&schema, json!({"a": format!("{}!", "a".repeat(30_000))}));
+        assert_eq!(wrong.len(), 1);
+        assert!(
+            begun.elapsed().as_secs() < 30,
+            "that took {:?}",
+            begun.elapsed()
+        );
+    }
+}

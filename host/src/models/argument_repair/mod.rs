@@ -1,0 +1,109 @@
+//! Tool calls that a model wrote slightly wrong, mended before anybody sees them: what is logged, shown
+//! and run is one and the same call.
+//!
+//! What always holds: a call that fits its tool's schema is not changed, to the letter. A repair only ever
+//! writes in another way what the model wrote; where two things could be meant the call stays as it is,
+//! and whoever runs it tells the model what is wrong.
+
+mod fit;
+mod json;
+#[cfg(test)]
+mod tests;
+
+pub(super) use json::first as first_value;
+use serde_json::Value;
+
+use crate::types::wit::types::{Content, Message, StopReason, ToolCall, ToolDefinition};
+
+/// What models write before a tool's name, from the formats that they were trained on.
+const NAMESPACES: &[&str] = &[
+    "functions",
+    "function",
+    "tools",
+    "tool",
+    "default_api",
+    "namespace",
+];
+
+/// Mends the calls of an answer to a request that offered these tools.
+pub(super) fn mend(message: &mut Message, tools: &[ToolDefinition], stop: StopReason) {
+    let cut_off = matches!(stop, StopReason::MaxTokens | StopReason::Other);
+    for content in &mut message.content {
+        if let Content::ToolCall(call) = content {
+            mend_call(call, tools, cut_off);
+        }
+    }
+}
+
+fn mend_call(call: &mut ToolCall, tools: &[ToolDefinition], cut_off: bool) {
+    let Some(tool) = meant(&call.name, tools) else {
+        return;
+    };
+    if call.name != tool.name {
+        tracing::debug!(tool = tool.name, "a tool was called by another name");
+        call.name.clone_from(&tool.name);
+    }
+    // Of an answer that was cut off, what is missing may be all that was meant.
+    if cut_off && call.arguments.trim().is_empty() {
+        return;
+    }
+    let schema = serde_json::from_str(&tool.input_schema).unwrap_or(Value::Null);
+    if let Some(arguments) = mended(&call.arguments, &tool.name, &schema) {
+        tracing::debug!(tool = tool.name, "the arguments of a tool were mended");
+        call.arguments = arguments;
+    }
+}
+
+/// The tool that a name means: the one of that name, or the only one that it can stand for.
+fn meant<'a>(name: &str, tools: &'a [ToolDefinition]) -> Option<&'a ToolDefinition> {
+    if let Some(exact) = tools.iter().find(|tool| tool.name == name) {
+        return Some(exact);
+    }
+    let bare = bare(name);
+    let of = |name: &str| {
+        let like = alike(name);
+        let mut fits = tools.iter().filter(|tool| alike(&tool.name) == like);
+        fits.next()
+            .filter(|_| !like.is_empty() && fits.next().is_none())
+    };
+    of(bare).or_else(|| {
+        let (namespace, rest) = bare.split_once(['.', ':', '/'])?;
+        NAMESPACES
+            .contains(&namespace.to_ascii_lowercase().as_str())
+            .then(|| of(rest))?
+    })
+}
+
+/// A name without what some formats leave around it: quotes, brackets, a channel, a call's number.
+fn bare(name: &str) -> &str {
+    let name = name.split("<|").next().unwrap_or_default();
+    let name = name.trim().trim_matches(['`', '"', '\'', '*']);
+    let name = name.strip_suffix("()").unwrap_or(name);
+    match name.rsplit_once(':') {
+        Some((before, number))
+            if !before.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            before
+        }
+        _ => name,
+    }
+}
+
+/// What two names have in common that differ in their spelling alone.
+fn alike(name: &str) -> String {
+    let name = name.chars().filter(|c| c.is_alphanumeric());
+    name.flat_map(char::to_lowercase).collect()
+}
+
+/// The arguments as they are meant; none where they are fine as they are, or cannot be mended.
+fn mended(text: &str, tool: &str, schema: &Value) -> Option<String> {
+    let strict = serde_json::from_str::<Value>(text).ok();
+    let read = match strict {
+        Some(Value::Object(object)) => Value::Object(object),
+        _ => json::object(text)?,
+    };
+    let fits = fit::fit(read.clone(), tool, schema);
+    let is_same =
+        fits == read && serde_json::from_str::<Value>(text).is_ok_and(|value| value == read);
+    (!is_same).then(|| fits.to_string())
+}

@@ -1,0 +1,516 @@
+//! Owns which models of one provider there are to choose from, and what is known of each.
+//!
+//! What always holds: no I/O. A model that is not allowed is never given out; the one that the
+//! operator named is always allowed; of a model that nobody knows nothing is claimed, its price first
+//! of all.
+
+use crate::config::{ModelSettings, ProviderSettings};
+use crate::manifest::{PriceOf, ProviderEntry};
+use crate::session::Offers;
+use crate::types::wit::llm::{Descriptor, ModelInfo, Prices};
+use crate::types::wit::policy::ModelOffer;
+use crate::types::wit::types::Usage;
+
+/// The longest name of a model that is sent on.
+const LONGEST: usize = 200;
+/// How many models a refusal names.
+const NAMED: usize = 20;
+
+/// The models of one provider.
+#[derive(Debug)]
+pub(super) struct Choice {
+    provider: String,
+    /// None where the list allows none of this provider's.
+    default: Option<String>,
+    small: String,
+    /// The operator named the small one.
+    small_stated: bool,
+    known: Vec<ModelInfo>,
+    allowed: Allowed,
+    /// What the operator says that models cost.
+    prices: PriceOf,
+}
+
+#[derive(Debug)]
+enum Allowed {
+    /// A server of the operator's own, whose models nobody here knows.
+    Any,
+    /// What the adapter knows.
+    Known,
+    /// These, without the provider's name before them.
+    Listed(Vec<String>),
+}
+
+/// What a provider's choice is made of.
+pub(super) struct Basis<'a> {
+    /// What the deployment calls it.
+    pub(super) name: &'a str,
+    pub(super) descriptor: &'a Descriptor,
+    pub(super) known: &'a [ModelInfo],
+    pub(super) settings: &'a ModelSettings,
+    pub(super) own: Option<&'a ProviderSettings>,
+    /// What the manifest says of it, which comes before the environment.
+    pub(super) entry: Option<&'a ProviderEntry>,
+    /// The names of all providers, this one too.
+    pub(super) others: &'a [String],
+    /// Sessions that name no provider get it, so `LLM_MODEL` is about it, and what somebody typed.
+    pub(super) is_default: bool,
+    /// It is at `LLM_BASE_URL`, so `LLM_MODEL` is about it too.
+    pub(super) general: bool,
+    /// Its base URL leads to another server than the adapter's own.
+    pub(super) elsewhere: bool,
+}
+
+impl Choice {
+    pub(super) fn new(basis: &Basis<'_>) -> Self {
+        let Basis {
+            descriptor,
+            settings,
+            entry,
+            elsewhere,
+            ..
+        } = *basis;
+        let small = entry.and_then(|entry| entry.small_model.clone());
+        let mut choice = Self {
+            provider: basis.name.to_owned(),
+            default: None,
+            small_stated: small.is_some(),
+            small: small.unwrap_or_else(|| descriptor.small_model.clone()),
+            known: basis.known.to_vec(),
+            allowed: Allowed::Known,
+            prices: entry.map(|entry| entry.prices.clone()).unwrap_or_default(),
+        };
+        let typed = settings.typed_model.as_ref().filter(|_| basis.is_default);
+        let stated = entry.and_then(|entry| entry.model.as_ref());
+        let general = basis.is_default || basis.general;
+        let general = settings.model.as_ref().filter(|_| general);
+        let own = basis.own.and_then(|own| own.model.as_ref());
+        let wanted = typed.or(stated).or(own).or(general);
+        let wanted = wanted.cloned();
+        choice.allowed = match (
+            entry.and_then(|entry| entry.models.clone()),
+            &settings.allowed,
+        ) {
+            (Some(list), _) => Allowed::Listed(list),
+            (None, Some(list)) => {
+                let others = |name: &str| {
+                    settings.of(name).is_some() || basis.others.iter().any(|other| other == name)
+                };
+                Allowed::Listed(choice.listed(list, elsewhere, others))
+            }
+            (None, None) if elsewhere => Allowed::Any,
+            (None, None) => Allowed::Known,
+        };
+        let first = match &choice.allowed {
+            Allowed::Listed(list) if !list.contains(&descriptor.default_model) => {
+                list.first().cloned()
+            }
+            _ => Some(descriptor.default_model.clone()),
+        };
+        choice.default = wanted.or(first);
+        choice
+    }
+
+    /// What of the list is about this provider: entries with its name before them, and those with no
+    /// provider's name that it may have.
+    fn listed(
+        &self,
+        list: &[String],
+        elsewhere: bool,
+        is_provider: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        let fits = |entry: &String| match entry.split_once('/') {
+            Some((provider, model)) if provider == self.provider => Some(model.to_owned()),
+            Some((provider, _)) if is_provider(provider) => None,
+            _ => (elsewhere || self.info(entry).is_some()).then(|| entry.clone()),
+        };
+        list.iter().filter_map(fits).collect()
+    }
+
+    /// The model for a session that names none; none where none is allowed.
+    pub(super) fn default(&self) -> Option<&str> {
+        self.default.as_deref()
+    }
+
+    /// Whether a model may be called.
+    pub(super) fn allows(&self, model: &str) -> bool {
+        let plain = |c: char| !c.is_control() && !c.is_whitespace();
+        if model.is_empty() || model.len() > LONGEST || !model.chars().all(plain) {
+            return false;
+        }
+        self.default() == Some(model)
+            || (self.small_stated && model == self.small)
+            || match &self.allowed {
+                Allowed::Any => true,
+                Allowed::Known => self.info(model).is_some() || model == self.small,
+                Allowed::Listed(list) => list.iter().any(|listed| listed == model),
+            }
+    }
+
+    /// The names of all that are known to be there, the default one first.
+    pub(super) fn names(&self) -> Vec<String> {
+        let others: Vec<&str> = match &self.allowed {
+            Allowed::Any => Vec::new(),
+            Allowed::Known => self.known.iter().map(|info| info.id.as_str()).collect(),
+            Allowed::Listed(list) => list.iter().map(String::as_str).collect(),
+        };
+        let mut names: Vec<String> = Vec::new();
+        for name in self.default().into_iter().chain(others) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        names
+    }
+
+    /// Names some of them, as a sentence.
+    pub(super) fn sentence(&self) -> String {
+        let names = self.names();
+        if names.is_empty() {
+            return "LLM_MODELS names none of that provider.".to_owned();
+        }
+        let more = if names.len() > NAMED {
+            " and others"
+        } else {
+            ""
+        };
+        let some: Vec<&str> = names.iter().take(NAMED).map(String::as_str).collect();
+        format!("There are: {}{more}.", some.join(", "))
+    }
+
+    /// What a policy is told of a session's models; where there is a limit for the cost, `priced`, of
+    /// those alone whose price is known.
+    pub(super) fn offers(&self, model: &str, priced: bool) -> Offers {
+        // On a server of the operator's own nobody knows whether the adapter's cheap one is there.
+        let small = match self.allowed {
+            Allowed::Any if !self.small_stated => model,
+            _ if priced && !self.is_priced(&self.small) => model,
+            _ if self.allows(&self.small) => &self.small,
+            _ => model,
+        };
+        let mut names = self.offered(priced);
+        for name in [small, model] {
+            if !names.iter().any(|known| known == name) {
+                names.insert(0, name.to_owned());
+            }
+        }
+        Offers {
+            model: self.offer(model),
+            small: self.offer(small),
+            names,
+        }
+    }
+
+    /// The names of those that a policy may call.
+    pub(super) fn offered(&self, priced: bool) -> Vec<String> {
+        let mut names = self.names();
+        names.retain(|name| !priced || self.is_priced(name));
+        names
+    }
+
+    fn offer(&self, model: &str) -> ModelOffer {
+        let info = self.info(model);
+        ModelOffer {
+            name: model.to_owned(),
+            context_tokens: info.map_or(0, |info| info.context_tokens),
+            output_tokens: info.map_or(0, |info| info.output_tokens),
+            images: info.is_some_and(|info| info.images),
+        }
+    }
+
+    /// What a call cost, in millionths of a US dollar; none where the prices are not known.
+    pub(super) fn cost(&self, model: &str, usage: &Usage) -> Option<u64> {
+        let prices = self.prices(model)?;
+        let sum: u128 = [
+            (usage.input_tokens, prices.input),
+            (usage.output_tokens, prices.output),
+            (usage.cache_read_tokens, prices.cache_read),
+            (usage.cache_write_tokens, prices.cache_write),
+        ]
+        .into_iter()
+        .map(|(tokens, price)| u128::from(tokens) * u128::from(price))
+        .sum();
+        Some(u64::try_from(sum.div_ceil(1_000_000)).unwrap_or(u64::MAX))
+    }
+
+    /// Whether somebody knows what a model costs.
+    pub(super) fn is_priced(&self, model: &str) -> bool {
+        self.prices(model).is_some()
+    }
+
+    fn prices(&self, model: &str) -> Option<&Prices> {
+        let stated = self.prices.by_model.get(model);
+        let known = || self.info(model).and_then(|info| info.prices.as_ref());
+        stated.or_else(known).or(self.prices.others.as_ref())
+    }
+
+    /// What the adapter knows of a model. A dated name is the model without its date.
+    fn info(&self, model: &str) -> Option<&ModelInfo> {
+        let dated = |info: &&ModelInfo| {
+            let rest = model
+                .strip_prefix(&info.id)
+                .and_then(|rest| rest.strip_prefix('-'));
+            rest.is_some_and(|rest| rest == "latest" || is_date(rest))
+        };
+        let exact = self.known.iter().find(|info| info.id == model);
+        exact.or_else(|| self.known.iter().find(dated))
+    }
+}
+
+/// `20260131`, `2026-01-31`, or the `0131` and `001` of older names.
+fn is_date(text: &str) -> bool {
+    let digits = text.bytes().filter(u8::is_ascii_digit).count();
+    let form: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    form == "0000-00-00" || (digits == text.len() && matches!(digits, 3 | 4 | 8))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::manifest::Manifest;
+    use crate::types::wit::llm::KeyPlace;
+
+    fn descriptor() -> Descriptor {
+        Descriptor {
+            name: "anthropic".into(),
+            version: "1.0.0".into(),
+            description: String::new(),
+            default_base_url: "https://api.example".into(),
+            default_model: "large".into(),
+            small_model: "small".into(),
+            key: KeyPlace::Bearer,
+            settings_schema: None,
+        }
+    }
+
+    fn known() -> Vec<ModelInfo> {
+        let model = |id: &str, input: u64| ModelInfo {
+            id: id.into(),
+            display_name: id.into(),
+            context_tokens: 200_000,
+            output_tokens: 64_000,
+            tools: true,
+            images: id == "large",
+            thinking: true,
+            prices: Some(Prices {
+                input,
+                output: 5 * input,
+                cache_read: input / 10,
+                cache_write: input + input / 4,
+            }),
+        };
+        vec![model("large", 3_000_000), model("small", 1_000_000)]
+    }
+
+    fn choice(settings: &ModelSettings, elsewhere: bool) -> Choice {
+        Choice::new(&Basis {
+            name: "anthropic",
+            descriptor: &descriptor(),
+            known: &known(),
+            settings,
+            own: settings.of("anthropic"),
+            entry: None,
+            others: &[],
+            is_default: true,
+            general: false,
+            elsewhere,
+        })
+    }
+
+    /// As the manifest says it, which the environment says otherwise.
+    fn stated(fields: &str, elsewhere: bool) -> Choice {
+        let text = format!("[providers.anthropic]\ncomponent = \"builtin:anthropic\"\n{fields}");
+        let manifest = Manifest::parse(Path::new("lucid.toml"), &text).unwrap();
+        let own = ProviderSettings {
+            name: "anthropic",
+            model: Some("of-the-environment".into()),
+            ..ProviderSettings::default()
+        };
+        Choice::new(&Basis {
+            name: "anthropic",
+            descriptor: &descriptor(),
+            known: &known(),
+            settings: &ModelSettings {
+                allowed: Some(vec!["large".into(), "of-the-environment".into()]),
+                ..ModelSettings::default()
+            },
+            own: Some(&own),
+            entry: manifest.providers.get("anthropic"),
+            others: &[],
+            is_default: true,
+            general: false,
+            elsewhere,
+        })
+    }
+
+    #[test]
+    fn what_the_manifest_says_comes_before_the_environment_and_the_rest_is_the_environments() {
+        let choice = stated("", false);
+        assert_eq!(choice.default(), Some("of-the-environment"));
+        assert_eq!(choice.names(), ["of-the-environment", "large"]);
+        let choice = stated(
+            "models = [\"a\", \"b\"]\nmodel = \"b\"\nsmall_model = \"a\"",
+            false,
+        );
+        assert_eq!(choice.names(), ["b", "a"]);
+        assert!(!choice.allows("large") && !choice.allows("of-the-environment"));
+        assert_eq!(choice.offers("b", false).small.name, "a");
+        // A small one that is named is there, also on a server whose models nobody knows.
+        let choice = stated("model = \"b\"\nsmall_model = \"tiny\"", true);
+        assert!(choice.allows("tiny"));
+        assert_eq!(choice.offers("b", false).small.name, "tiny");
+    }
+
+    #[test]
+    fn a_price_is_the_manifests_then_the_adapters_then_that_of_all_others() {
+        let choice = stated(
+            "models = [\"large\", \"small\", \"mine\"]\n\
+             prices = { large = { input = 1, output = 2.5 }, \"*\" = { input = 0, output = 0 } }",
+            true,
+        );
+        let all = Usage {
+            input_tokens: 1_000_000,
+            output_tokens: 1_000_000,
+            cache_read_tokens: 1_000_000,
+            cache_write_tokens: 0,
+        };
+        assert_eq!(choice.cost("large", &all), Some(4_500_000));
+        assert_eq!(
+            choice.cost("small", &all),
+            Some(1_000_000 + 5_000_000 + 100_000)
+        );
+        assert_eq!(choice.cost("mine", &all), Some(0));
+        assert!(choice.is_priced("mine"));
+    }
+
+    #[test]
+    fn where_cost_is_limited_only_models_of_known_price_are_offered() {
+        let choice = stated(
+            "models = [\"large\", \"new\"]\nmodel = \"large\"\nsmall_model = \"new\"",
+            false,
+        );
+        assert_eq!(choice.offers("large", false).names, ["large", "new"]);
+        let offers = choice.offers("large", true);
+        assert_eq!(offers.names, ["large"]);
+        assert_eq!(offers.small.name, "large");
+        assert!(!choice.is_priced("new"));
+    }
+
+    fn listed(list: &[&str]) -> ModelSettings {
+        let openai = ProviderSettings {
+            name: "openai",
+            ..ProviderSettings::default()
+        };
+        ModelSettings {
+            providers: vec![openai],
+            allowed: Some(list.iter().map(|entry| (*entry).to_owned()).collect()),
+            ..ModelSettings::default()
+        }
+    }
+
+    #[test]
+    fn without_a_list_the_adapters_models_are_offered_and_no_other() {
+        let choice = choice(&ModelSettings::default(), false);
+        assert_eq!(choice.default(), Some("large"));
+        for model in ["large", "small", "large-20260101", "small-latest"] {
+            assert!(choice.allows(model), "{model}");
+        }
+        for model in [
+            "",
+            "larger",
+            "large-x",
+            "large-9-20270101",
+            "large-5",
+            "other",
+            "large\n",
+            "a b",
+        ] {
+            assert!(!choice.allows(model), "{model}");
+        }
+        let offers = choice.offers("large", false);
+        assert_eq!(offers.small.name, "small");
+        assert_eq!(offers.names, ["large", "small"]);
+        assert_eq!(
+            (offers.model.context_tokens, offers.model.images),
+            (200_000, true)
+        );
+    }
+
+    #[test]
+    fn on_a_server_of_the_operators_own_any_model_is_and_nothing_is_claimed_of_it() {
+        let settings = ModelSettings {
+            model: Some("qwen".into()),
+            ..ModelSettings::default()
+        };
+        let choice = choice(&settings, true);
+        assert_eq!(choice.default(), Some("qwen"));
+        assert!(choice.allows("mistral/large") && !choice.allows(&"x".repeat(201)));
+        let offers = choice.offers("qwen", false);
+        assert_eq!(
+            (offers.small.name.as_str(), offers.model.context_tokens),
+            ("qwen", 0)
+        );
+        assert_eq!(offers.names, ["qwen"]);
+        assert_eq!(choice.cost("qwen", &usage(1_000_000)), None);
+    }
+
+    #[test]
+    fn a_list_holds_for_the_provider_it_names() {
+        let choice_of = |list: &[&str]| choice(&listed(list), false);
+        let some = choice_of(&["anthropic/small", "openai/gpt", "gpt-2", "anthropic/new"]);
+        assert_eq!(some.default(), Some("small"));
+        assert_eq!(some.names(), ["small", "new"]);
+        assert!(some.allows("new") && !some.allows("large") && !some.allows("gpt-2"));
+        // The bare name of a model that it knows is about it too.
+        assert_eq!(choice_of(&["x", "large"]).names(), ["large"]);
+        // On a server of one's own a name may have any slashes but another provider's.
+        let own = choice(
+            &listed(&["openai/gpt", "meta/x", "anthropic/openai/y"]),
+            true,
+        );
+        assert_eq!(own.names(), ["meta/x", "openai/y"]);
+        let none = choice_of(&["openai/gpt"]);
+        assert_eq!(none.default(), None);
+        assert!(!none.allows("large") && none.sentence().contains("LLM_MODELS"));
+        // What the operator named beside the list is allowed too.
+        let mut named = listed(&["small"]);
+        named.model = Some("mine".into());
+        let named = choice(&named, false);
+        assert_eq!(named.names(), ["mine", "small"]);
+        assert!(named.allows("mine") && !named.allows("large"));
+    }
+
+    fn usage(input_tokens: u64) -> Usage {
+        Usage {
+            input_tokens,
+            output_tokens: 0,
+            cache_read_tokens: 0,
+            cache_write_tokens: 0,
+        }
+    }
+
+    #[test]
+    fn a_cost_is_rounded_up_to_the_next_millionth() {
+        let choice = choice(&ModelSettings::default(), false);
+        assert_eq!(choice.cost("small", &usage(0)), Some(0));
+        assert_eq!(choice.cost("small", &usage(1)), Some(1));
+        assert_eq!(
+            choice.cost("large-20260101", &usage(1_000_000)),
+            Some(3_000_000)
+        );
+        let all = Usage {
+            input_tokens: 10,
+            output_tokens: 10,
+            cache_read_tokens: 10,
+            cache_write_tokens: 10,
+        };
+        // 30 + 150 + 3 + 37.5
+        assert_eq!(choice.cost("large", &all), Some(221));
+        assert_eq!(choice.cost("large", &usage(u64::MAX)), Some(u64::MAX));
+    }
+}

@@ -1,0 +1,406 @@
+//! Owns one model call from end to end: encode, send, decode, and try again where that may help: later,
+//! for as long as the deployment's patience lasts, or once without the pictures where the provider says
+//! that the request is wrong. What the model calls is mended before anybody sees it.
+//!
+//! What always holds: before anything is asked a second time, viewers are told to forget what they
+//! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
+//! the request and the decoder with it.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use secrecy::SecretString;
+
+use super::attachments::place;
+use super::image_filter::{Pictures, blames_request};
+use super::leaked_calls::{self, Watch};
+use super::provenance::Origin;
+use super::quirks::is_about_form;
+use super::retry::Retries;
+use super::{argument_repair, tool_names};
+use crate::net::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing, retry_after_ms};
+use crate::store::blobs::SessionBlobs;
+use crate::types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
+use crate::types::wit::types::{Content, Error, ErrorKind, Usage};
+use crate::wasm::limits::Figures;
+use crate::wasm::llm::LlmPlugin;
+
+/// How many frames that are there already go into the decoder at once.
+const BATCH: usize = 64;
+
+/// Tells people that the provider is down, or answers again; done when that is written down.
+pub type Notify<'a> = &'a (dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync);
+
+/// Who is asked, and with what.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// What sends.
+    pub egress: &'a Egress,
+    /// Where to.
+    pub endpoint: &'a Endpoint,
+    /// With which key, where there is one.
+    pub key: Option<&'a SecretString>,
+    /// The deployment's settings for the adapter, a JSON object.
+    pub settings: &'a str,
+    /// Where the conversation's files are; none where it can hold none.
+    pub files: Option<&'a SessionBlobs>,
+    /// How long it is tried again after failures that pass.
+    pub patience: Duration,
+    /// Who hears of an outage.
+    pub notify: Notify<'a>,
+}
+
+/// What a viewer is shown of an answer before it is whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shown<'a> {
+    /// More of it.
+    Delta(&'a Delta),
+    /// It broke off and is asked for again: all that was shown of it is void.
+    Reset,
+}
+
+/// A model's answer, and what it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completed {
+    /// The answer. Its usage is its own: it tells how long the prompt was.
+    pub completion: Completion,
+    /// Tokens of all tries together.
+    pub spent: Usage,
+    /// What the adapter used, all tries together.
+    pub figures: Figures,
+    /// How often the provider was asked.
+    pub tries: u32,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failed {
+    /// What went wrong with the last try.
+    pub error: Error,
+    /// Tokens of tries that broke off, as far as they were told: they are paid for.
+    pub wasted: Option<Box<Usage>>,
+    /// How often the provider was asked.
+    pub tries: u32,
+}
+
+/// Asks a model, and shows what comes of the answer as it comes.
+pub async fn complete(
+    llm: &LlmPlugin,
+    target: Target<'_>,
+    request: &CompletionRequest,
+    show: impl FnMut(Shown<'_>) + Send,
+) -> Result<Completed, Failed> {
+    let sent = tool_names::send(request);
+    let mut call = Call {
+        llm,
+        target,
+        request: &sent,
+        show,
+        shown: false,
+        wasted: None,
+        tries: 0,
+        figures: Figures::default(),
+        retries: Retries::new(target.patience),
+    };
+    let answered = Box::pin(call.run()).await;
+    if let Some(end) = call.retries.ends(answered.is_ok(), Instant::now()) {
+        (target.notify)(end).await;
+    }
+    let blanker = Blanker::new(target.key);
+    match answered {
+        Ok(mut completed) => {
+            // A key that came in pieces is whole only here.
+            for content in &mut completed.completion.message.content {
+                blanker.content(content);
+            }
+            let answer = &mut completed.completion;
+            if let Cow::Owned(sent) = &sent {
+                argument_repair::mend(&mut answer.message, &sent.tools, answer.stop);
+                tool_names::receive(&mut answer.message, &request.tools);
+            }
+            argument_repair::mend(&mut answer.message, &request.tools, answer.stop);
+            Ok(completed)
+        }
+        Err(mut error) => {
+            error.message = blanker.text(&error.message).into_owned();
+            error.code = error.code.map(|code| blanker.text(&code).into_owned());
+            Err(Failed {
+                error,
+                wasted: call.wasted.map(Box::new),
+                tries: call.tries,
+            })
+        }
+    }
+}
+
+struct Call<'a, F> {
+    llm: &'a LlmPlugin,
+    target: Target<'a>,
+    request: &'a CompletionRequest,
+    show: F,
+    shown: bool,
+    /// Tokens of tries that broke off, as far as they were told.
+    wasted: Option<Usage>,
+    tries: u32,
+    figures: Figures,
+    retries: Retries,
+}
+
+impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
+    async fn run(&mut self) -> Result<Completed, Error> {
+        let Target { endpoint, .. } = self.target;
+        let origin = Origin::new(self.llm.name(), endpoint, &self.request.model);
+        let request = origin.own(self.request);
+        let mut completed = self.with_pictures(&origin, &request).await?;
+        origin.mark(&mut completed.completion.message);
+        Ok(completed)
+    }
+
+    async fn with_pictures(
+        &mut self,
+        origin: &Origin,
+        request: &CompletionRequest,
+    ) -> Result<Completed, Error> {
+        let Target { files, .. } = self.target;
+        let pictures = Pictures::of(request, self.llm.name(), files).await;
+        let sent = pictures.request();
+        let error = match self.in_its_form(origin, &sent).await {
+            Ok(completed) => {
+                pictures.taken().await;
+                return Ok(completed);
+            }
+            Err(error) => error,
+        };
+        let Some(bare) = pictures.without_all(&error) else {
+            return Err(error);
+        };
+        self.again(&error, Duration::ZERO);
+        match self.in_its_form(origin, &bare).await {
+            Ok(completed) => {
+                pictures.refused().await;
+                Ok(completed)
+            }
+            // It was not the pictures.
+            Err(second) if blames_request(&second) => Err(error),
+            Err(second) => Err(second),
+        }
+    }
+
+    /// Asks in the form that this server turned out to want, and in another one where a refusal speaks
+    /// of that.
+    async fn in_its_form(
+        &mut self,
+        origin: &Origin,
+        request: &CompletionRequest,
+    ) -> Result<Completed, Error> {
+        let known = self.llm.learned().of(origin);
+        let mut quirks = known;
+        loop {
+            let answered = if quirks.are_none() {
+                self.answered(request).await
+            } else {
+                self.answered(&quirks.applied(request)).await
+            };
+            let error = match answered {
+                Ok(completed) => {
+                    if quirks != known {
+                        self.llm.learned().keep(origin, quirks);
+                    }
+                    return Ok(completed);
+                }
+                Err(error) => error,
+            };
+            let Some(wanted) = quirks.asked_for(&error, request) else {
+                return Err(error);
+            };
+            self.again(&error, Duration::ZERO);
+            quirks = wanted;
+        }
+    }
+
+    /// Asks until there is an answer, or an error that does not pass.
+    async fn answered(&mut self, request: &CompletionRequest) -> Result<Completed, Error> {
+        let encoded = self.llm.encode(self.target.settings, request).await;
+        self.figures += encoded.figures;
+        let encoded = place(encoded.result?, request, self.target.files).await?;
+        loop {
+            self.tries = self.tries.saturating_add(1);
+            let (began, wasted) = (Instant::now(), self.wasted);
+            let error = match self.once(&encoded).await {
+                Ok(completion) => {
+                    let mut spent = completion.usage;
+                    if let Some(wasted) = &self.wasted {
+                        add(&mut spent, wasted);
+                    }
+                    return Ok(Completed {
+                        completion,
+                        spent,
+                        figures: self.figures,
+                        tries: self.tries,
+                    });
+                }
+                Err(error) => error,
+            };
+            let begun = self.shown || self.wasted != wasted;
+            if begun && !self.retries.broke_off() {
+                return Err(error);
+            }
+            let now = Instant::now();
+            let Some(pause) = self.retries.pause(&error, began, now) else {
+                return Err(self.retries.told(error));
+            };
+            self.again(&error, pause);
+            if let Some(begin) = self.retries.begins(&error, pause, now) {
+                let begin = Blanker::new(self.target.key).text(&begin).into_owned();
+                (self.target.notify)(begin).await;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// What was shown of the answer is void: it is asked for again.
+    fn again(&mut self, error: &Error, pause: Duration) {
+        tracing::info!(
+            plugin = self.llm.name(),
+            tries = self.tries,
+            pause_ms = pause.as_millis(),
+            "the model call is tried again: {}",
+            Blanker::new(self.target.key).text(&error.message)
+        );
+        if std::mem::take(&mut self.shown) {
+            (self.show)(Shown::Reset);
+        }
+    }
+
+    async fn once(&mut self, encoded: &Encoded) -> Result<Completion, Error> {
+        let Target {
+            egress,
+            endpoint,
+            key,
+            ..
+        } = self.target;
+        let answer = egress
+            .send(endpoint, key, &encoded.request, encoded.framing)
+            .await?;
+        let frames = match answer {
+            Answer::Frames(frames) => frames,
+            Answer::Refused(refusal) => return Err(self.refused(&refusal).await),
+        };
+        let decoder = self.llm.decoder(&self.request.model).await;
+        self.figures += decoder.figures;
+        let mut decoder = decoder.result?;
+        let mut told = None;
+        let mut showing = Showing::new(Blanker::new(key));
+        let mut watch = Watch::default();
+        let mut batches = frames.ready_chunks(BATCH);
+        while let Some(batch) = batches.next().await {
+            let mut broken = None;
+            let mut whole: Vec<Frame> = Vec::with_capacity(batch.len());
+            for frame in batch {
+                match frame {
+                    Ok(frame) => whole.push(frame),
+                    Err(error) => broken = Some(error),
+                }
+            }
+            if !whole.is_empty() {
+                let pushed = decoder.push(&whole).await;
+                self.figures += pushed.figures;
+                let deltas = match pushed.result {
+                    Ok(deltas) => deltas,
+                    Err(error) => return Err(self.broke_off(told, error.into())),
+                };
+                for delta in deltas {
+                    if let Delta::Usage(usage) = &delta {
+                        told = Some(*usage);
+                    }
+                    // What may be the beginning of a key waits for more.
+                    if let Some(delta) = showing.next(delta) {
+                        self.show(delta, &mut watch);
+                    }
+                }
+            }
+            if let Some(error) = broken {
+                return Err(self.broke_off(told, error.into()));
+            }
+        }
+        let finished = decoder.finish().await;
+        self.figures += finished.figures;
+        let mut whole = finished
+            .result
+            .map_err(|error| self.broke_off(told, error.into()))?;
+        for delta in showing.rest() {
+            self.show(delta, &mut watch);
+        }
+        let calls = |piece: &Content| matches!(piece, Content::ToolCall(_));
+        let own = whole.message.content.iter().any(calls);
+        leaked_calls::take(&mut whole, &self.request.tools);
+        let rest = watch.rest();
+        // What became a call is shown as one.
+        if (own || !whole.message.content.iter().any(calls)) && !rest.is_empty() {
+            self.shown = true;
+            (self.show)(Shown::Delta(&Delta::Text(rest)));
+        }
+        Ok(whole)
+    }
+
+    /// Shows what came, but for text that may be a call.
+    fn show(&mut self, delta: Delta, watch: &mut Watch) {
+        let delta = match delta {
+            Delta::Text(text) => match watch.next(&text) {
+                shown if shown.is_empty() && !text.is_empty() => return,
+                shown => Delta::Text(shown),
+            },
+            other => other,
+        };
+        self.shown = true;
+        (self.show)(Shown::Delta(&delta));
+    }
+
+    /// What was generated of an answer is paid for, also where it never became whole.
+    fn broke_off(&mut self, told: Option<Usage>, error: Error) -> Error {
+        if let Some(told) = told {
+            let nothing = Usage {
+                input_tokens: 0,
+                output_tokens: 0,
+                cache_read_tokens: 0,
+                cache_write_tokens: 0,
+            };
+            add(self.wasted.get_or_insert(nothing), &told);
+        }
+        error
+    }
+
+    /// What a refusal means. Where the adapter does not read it, the provider's header says when.
+    async fn refused(&mut self, refusal: &Refusal) -> Error {
+        let classified = self
+            .llm
+            .classify(refusal.status, &refusal.headers, &refusal.body)
+            .await;
+        self.figures += classified.figures;
+        match classified.result {
+            Ok(mut error) => {
+                error.retry_after_ms = error
+                    .retry_after_ms
+                    .or_else(|| retry_after_ms(&refusal.headers, SystemTime::now()));
+                if is_about_form(&error, self.request) {
+                    error.kind = ErrorKind::InvalidInput;
+                }
+                error
+            }
+            Err(error) => error.into(),
+        }
+    }
+}
+
+fn add(sum: &mut Usage, more: &Usage) {
+    for (sum, more) in [
+        (&mut sum.input_tokens, more.input_tokens),
+        (&mut sum.output_tokens, more.output_tokens),
+        (&mut sum.cache_read_tokens, more.cache_read_tokens),
+        (&mut sum.cache_write_tokens, more.cache_write_tokens),
+    ] {
+        *sum = sum.saturating_add(more);
+    }
+}

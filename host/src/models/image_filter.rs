@@ -1,0 +1,252 @@
+//! Owns which pictures of a conversation a model is sent, and what stands where one was left out.
+//!
+//! What always holds: a picture that this model's provider refused is not sent again; what is left out
+//! leaves a sentence in its place; and what a provider took before is not blamed for a refusal as long as
+//! there is something that it never took.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use crate::store::blobs::{SessionBlobs, Verdict, Verdicts};
+use crate::types::wit::llm::CompletionRequest;
+use crate::types::wit::types::{BlobRef, Content, Error, ErrorKind};
+
+/// What the model reads in place of a picture.
+const LEFT_OUT: &str = "[A picture that the provider refused was left out.]";
+
+/// The pictures of one request, and what is known of them.
+pub(super) struct Pictures<'a> {
+    request: &'a CompletionRequest,
+    files: Option<&'a SessionBlobs>,
+    /// Whom the verdicts are of.
+    model: String,
+    known: Verdicts,
+}
+
+impl<'a> Pictures<'a> {
+    /// Those of a request to a provider.
+    pub(super) async fn of(
+        request: &'a CompletionRequest,
+        provider: &str,
+        files: Option<&'a SessionBlobs>,
+    ) -> Self {
+        let known = match files {
+            Some(files) if !named(request).is_empty() => files.verdicts().await,
+            _ => Verdicts::default(),
+        };
+        Self {
+            request,
+            files,
+            model: format!("{provider}/{}", request.model),
+            known,
+        }
+    }
+
+    fn was(&self, verdict: Verdict, digest: &str) -> bool {
+        self.known.is(verdict, &self.model, digest)
+    }
+
+    /// Those that are sent.
+    fn sent(&self) -> BTreeSet<&'a str> {
+        let mut sent = named(self.request);
+        sent.retain(|digest| !self.was(Verdict::Refused, digest));
+        sent
+    }
+
+    /// The request as it is sent: without what was refused before.
+    pub(super) fn request(&self) -> Cow<'a, CompletionRequest> {
+        if self.sent().len() == named(self.request).len() {
+            return Cow::Borrowed(self.request);
+        }
+        Cow::Owned(without(self.request, |digest| {
+            self.was(Verdict::Refused, digest)
+        }))
+    }
+
+    /// The request without any picture, where an error may be about those that were sent.
+    pub(super) fn without_all(&self, error: &Error) -> Option<CompletionRequest> {
+        (blames_request(error) && !self.sent().is_empty()).then(|| without(self.request, |_| true))
+    }
+
+    /// The provider answered what was sent.
+    pub(super) async fn taken(&self) {
+        let mut news = self.sent();
+        news.retain(|digest| !self.was(Verdict::Taken, digest));
+        self.judge(Verdict::Taken, news).await;
+    }
+
+    /// The provider refused what was sent, and answered when no picture was in it.
+    pub(super) async fn refused(&self) {
+        let sent = self.sent();
+        let mut suspects = sent.clone();
+        suspects.retain(|digest| !self.was(Verdict::Taken, digest));
+        // Each was taken once, so it is something about them together: all are left out.
+        let blamed = if suspects.is_empty() { sent } else { suspects };
+        self.judge(Verdict::Refused, blamed).await;
+    }
+
+    async fn judge(&self, verdict: Verdict, digests: BTreeSet<&str>) {
+        if let Some(files) = self.files {
+            let digests: Vec<&str> = digests.into_iter().collect();
+            files.judge(verdict, &self.model, &digests).await;
+        }
+    }
+}
+
+/// Whether an error says that the request itself is wrong, so that another one may pass.
+pub(super) fn blames_request(error: &Error) -> bool {
+    // A server whose model sees nothing says 400, 404 or that it cannot do that.
+    matches!(
+        error.kind,
+        ErrorKind::InvalidInput | ErrorKind::NotFound | ErrorKind::Unsupported
+    )
+}
+
+/// The digests of all pictures in the conversation.
+pub(super) fn named(request: &CompletionRequest) -> BTreeSet<&str> {
+    let mut all = BTreeSet::new();
+    for content in request.messages.iter().flat_map(|message| &message.content) {
+        let blobs = match content {
+            Content::Image(blob) => std::slice::from_ref(blob),
+            Content::ToolResult(result) => &result.blobs,
+            _ => continue,
+        };
+        all.extend(blobs.iter().map(|blob| blob.digest.as_str()));
+    }
+    all
+}
+
+fn without(request: &CompletionRequest, out: impl Fn(&str) -> bool) -> CompletionRequest {
+    let mut request = request.clone();
+    let out = |blob: &BlobRef| out(&blob.digest);
+    for content in request.messages.iter_mut().flat_map(|m| &mut m.content) {
+        match content {
+            Content::Image(blob) if out(blob) => *content = Content::Text(LEFT_OUT.to_owned()),
+            Content::ToolResult(result) => {
+                let before = result.blobs.len();
+                result.blobs.retain(|blob| !out(blob));
+                for _ in result.blobs.len()..before {
+                    if !result.text.is_empty() {
+                        result.text.push('\n');
+                    }
+                    result.text.push_str(LEFT_OUT);
+                }
+            }
+            _ => {}
+        }
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::wit::types::{Message, Role, ToolResult};
+
+    fn blob(digest: &str) -> BlobRef {
+        BlobRef {
+            digest: digest.into(),
+            media_type: "image/png".into(),
+            size: 3,
+        }
+    }
+
+    fn request() -> CompletionRequest {
+        let said = |role, content| Message { role, content };
+        CompletionRequest {
+            model: "m".into(),
+            messages: vec![
+                said(
+                    Role::User,
+                    vec![Content::Text("See".into()), Content::Image(blob("a"))],
+                ),
+                said(
+                    Role::Tool,
+                    vec![Content::ToolResult(ToolResult {
+                        call_id: "c".into(),
+                        is_error: false,
+                        text: "Two:".into(),
+                        exit_code: None,
+                        blobs: vec![blob("b"), blob("a")],
+                    })],
+                ),
+            ],
+            tools: vec![],
+            max_output_tokens: None,
+            params: "{}".into(),
+            streaming: true,
+        }
+    }
+
+    fn error(kind: ErrorKind) -> Error {
+        Error {
+            kind,
+            code: None,
+            message: String::new(),
+            retry_after_ms: None,
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_leaves_a_sentence_and_everything_else_stays() {
+        assert_eq!(named(&request()), BTreeSet::from(["a", "b"]));
+        let left = without(&request(), |digest| digest == "a");
+        assert_eq!(named(&left), BTreeSet::from(["b"]));
+        assert_eq!(left.messages[0].content[0], Content::Text("See".into()));
+        assert_eq!(left.messages[0].content[1], Content::Text(LEFT_OUT.into()));
+        let Content::ToolResult(result) = &left.messages[1].content[0] else {
+            panic!("{left:?}");
+        };
+        assert_eq!(result.text, format!("Two:\n{LEFT_OUT}"));
+        assert_eq!(result.blobs, [blob("b")]);
+        let none = without(&request(), |_| true);
+        assert!(named(&none).is_empty());
+        assert_eq!(format!("{none:?}").matches(LEFT_OUT).count(), 3);
+    }
+
+    #[tokio::test]
+    async fn only_an_error_about_the_request_is_taken_to_be_about_its_pictures() {
+        let request = request();
+        let pictures = Pictures::of(&request, "p", None).await;
+        let wrong = error(ErrorKind::InvalidInput);
+        assert!(pictures.without_all(&wrong).is_some());
+        for kind in [
+            ErrorKind::Unauthenticated,
+            ErrorKind::RateLimited,
+            ErrorKind::Upstream,
+            ErrorKind::ContextTooLong,
+            ErrorKind::Refused,
+        ] {
+            assert!(pictures.without_all(&error(kind)).is_none(), "{kind:?}");
+        }
+        let text = without(&request, |_| true);
+        let pictures = Pictures::of(&text, "p", None).await;
+        assert!(pictures.without_all(&wrong).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_before_is_not_blamed_unless_there_is_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = crate::store::blobs::Blobs::new(folder.path())
+            .of("0198c0de-0000-7000-8000-000000000001")
+            .unwrap();
+        files.put("image/png", b"any".to_vec()).await.unwrap();
+        let whole = request();
+        let first = without(&whole, |digest| digest == "b");
+        Pictures::of(&first, "p", Some(&files)).await.taken().await;
+        let pictures = Pictures::of(&whole, "p", Some(&files)).await;
+        assert_eq!(*pictures.request(), whole);
+        pictures.refused().await;
+        let later = Pictures::of(&whole, "p", Some(&files)).await;
+        assert_eq!(*later.request(), first, "`a` was taken before");
+        later.refused().await;
+        let last = Pictures::of(&whole, "p", Some(&files)).await;
+        assert!(named(&last.request()).is_empty());
+        assert!(
+            last.without_all(&error(ErrorKind::InvalidInput)).is_none(),
+            "no picture was sent, so none is to blame"
+        );
+        let other = Pictures::of(&whole, "another", Some(&files)).await;
+        assert_eq!(*other.request(), whole, "another provider may take them");
+    }
+}

@@ -1,0 +1,157 @@
+//! Owns calls that are written as JSON: as the whole answer, or in a fence at its end.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::{Arguments, Found, Written, markup};
+use crate::models::argument_repair;
+
+const NAMES: [&str; 5] = ["name", "tool", "tool_name", "function", "recipient_name"];
+const ARGUMENTS: [&str; 6] = [
+    "arguments",
+    "parameters",
+    "args",
+    "input",
+    "tool_input",
+    "params",
+];
+/// What else such an object may have.
+const BESIDE: [&str; 5] = ["id", "type", "call_id", "index", "thought"];
+/// What a fence may be called that holds a call.
+const LABELS: [&str; 8] = [
+    "",
+    "json",
+    "tool_call",
+    "tool_calls",
+    "tool_code",
+    "tool",
+    "function_call",
+    "tool_use",
+];
+/// The calls that a JSON value is.
+pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            let all: Option<Vec<_>> = items.iter().map(calls).collect();
+            Some(all?.concat())
+        }
+        Value::Object(members) => {
+            for name in ["tool_calls", "function_call"] {
+                if let (Some(inner), 1) = (members.get(name), members.len()) {
+                    return calls(inner);
+                }
+            }
+            if let Some(function @ Value::Object(_)) = members.get("function") {
+                return calls(function);
+            }
+            let name = NAMES.iter().find_map(|name| members.get(*name)?.as_str())?;
+            let known = |member: &String| {
+                let member = member.as_str();
+                NAMES.contains(&member) || ARGUMENTS.contains(&member) || BESIDE.contains(&member)
+            };
+            let given = ARGUMENTS.iter().find_map(|name| members.get(*name))?;
+            let arguments = match given {
+                Value::Object(_) => given.to_string(),
+                Value::String(text) => text.clone(),
+                Value::Null => String::new(),
+                _ => return None,
+            };
+            let written = Written {
+                name: name.to_owned(),
+                arguments: Arguments::Json(arguments),
+            };
+            members.keys().all(known).then(|| vec![written])
+        }
+        _ => None,
+    }
+}
+
+/// Looks for such a call at an answer's end. `code` are its parts that are code.
+pub(super) fn at_end(text: &str, code: &[Range<usize>]) -> Found {
+    if let Some(written) = parsed(text) {
+        return Found::Calls(0, written);
+    }
+    let end = text.trim_end().len();
+    let fence = code
+        .iter()
+        .find(|range| range.contains(&end.saturating_sub(1)));
+    match fence {
+        Some(fence) => in_fence(text, fence.start),
+        None if ends_in_calls(text, code) || is_pythons(text) => Found::Unclear,
+        None => Found::Nothing,
+    }
+}
+
+/// Whether the answer ends in calls behind other words: they may be meant, or shown.
+fn ends_in_calls(text: &str, code: &[Range<usize>]) -> bool {
+    let mut at = 0;
+    let starts = text.split_inclusive('\n').filter_map(|line| {
+        let start = at;
+        at += line.len();
+        line.trim_start().starts_with(['{', '[']).then_some(start)
+    });
+    let starts = starts.filter(|start| !code.iter().any(|range| range.contains(start)));
+    let mut starts = starts.take(markup::MOST);
+    starts.any(|start| parsed(&text[start..]).is_some())
+}
+
+/// Whether all of an answer is calls in Python's words: `[terminal(command="ls")]`.
+fn is_pythons(text: &str) -> bool {
+    let text = text.trim();
+    let Some(inner) = text.strip_prefix('[') else {
+        return false;
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let rest = inner.trim_start_matches(is_name);
+    rest.len() < inner.len() && rest.starts_with('(') && text.ends_with(")]")
+}
+
+/// A call in the fence that ends the answer.
+fn in_fence(text: &str, start: usize) -> Found {
+    let inner = text[start..].trim();
+    let Some((label, rest)) = inner.trim_start_matches(['`', '~']).split_once('\n') else {
+        return Found::Nothing;
+    };
+    if !inner.starts_with(['`', '~']) {
+        return Found::Nothing;
+    }
+    let label = label.trim().to_ascii_lowercase();
+    let is_tool = label.contains("tool") || label.contains("function");
+    let is_all = text[..start].trim().is_empty();
+    let value = rest.trim_end_matches(['`', '~']).trim();
+    match parsed(value).filter(|_| LABELS.contains(&label.as_str())) {
+        Some(written) if is_tool || is_all => Found::Calls(start, written),
+        // Behind other words it may be meant to be shown: nobody knows.
+        Some(_) => Found::Unclear,
+        None if is_tool => Found::Unclear,
+        None if is_all && markup::read(value).is_some_and(|calls| !calls.is_empty()) => {
+            Found::Unclear
+        }
+        None => Found::Nothing,
+    }
+}
+
+/// The calls that a text consists of: one JSON value, or several behind each other.
+fn parsed(text: &str) -> Option<Vec<Written>> {
+    let mut rest = text.trim();
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        let (value, behind) = first(rest).filter(|_| rest.starts_with(['{', '[']))?;
+        all.extend(calls(&value)?);
+        rest = behind
+            .trim_start()
+            .trim_start_matches([';', ','])
+            .trim_start();
+    }
+    (!all.is_empty()).then_some(all)
+}
+
+/// The value at a text's beginning, and what is behind it.
+pub(super) fn first(text: &str) -> Option<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    match values.next()? {
+        Ok(value) => Some((value, &text[values.byte_offset()..])),
+        Err(_) => argument_repair::first_value(text),
+    }
+}

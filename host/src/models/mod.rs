@@ -1,0 +1,653 @@
+//! Owns which model providers this deployment has, and how a model is asked.
+//!
+//! What always holds: each adapter that was loaded is a provider, called by the name it was loaded under.
+//! A user's own key comes before the deployment's, and goes to the provider it came for and to no other.
+//! A provider that is named and can be asked with no key at all is served by the one at `LLM_BASE_URL`,
+//! with that one's key and models; in records it keeps the name it was asked for by.
+//! A model that the deployment does not allow is not asked, whoever names it, and where there is a limit
+//! for the cost none is whose price nobody knows.
+
+pub(crate) mod argument_repair;
+pub(crate) mod attachments;
+mod catalog;
+pub mod completion;
+mod credentials;
+pub(crate) mod image_filter;
+pub(crate) mod leaked_calls;
+pub(crate) mod provenance;
+mod provider;
+pub(crate) mod quirks;
+pub(crate) mod retry;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tool_names;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use secrecy::SecretString;
+use url::Url;
+
+use self::completion::{Shown, Target, complete};
+use self::credentials::{COMPATIBLE, Site};
+use self::provider::Served;
+use crate::config::{Config, ModelSettings};
+use crate::manifest::{At, LoadedProvider, Manifest, Problem, Problems, instead};
+use crate::net::egress::{Egress, EgressLimits, Injection, is_loopback};
+use crate::session::{
+    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest, Models, Offers,
+    Provider, Spent,
+};
+use crate::store::blobs::Blobs;
+use crate::types::secret::Secret;
+use crate::types::wit::llm::{CompletionRequest, Delta};
+use crate::types::wit::types::{Error, ErrorKind, Usage};
+
+/// A name that was sent is repeated only so far, in characters.
+const SHOWN: usize = 64;
+
+/// The model providers of this deployment.
+pub(super) struct Providers {
+    egress: Egress,
+    blobs: Blobs,
+    /// How long a call is tried again after failures that pass.
+    patience: Duration,
+    /// In the order of their names.
+    all: Vec<Arc<Served>>,
+    default: String,
+    /// The one at `LLM_BASE_URL`, which serves who names a provider that nobody has a key for.
+    stand_in: Option<Arc<Served>>,
+}
+
+/// Who answers a policy's call.
+struct Called {
+    served: Arc<Served>,
+    /// As which model.
+    model: String,
+    /// Its provider's name in records.
+    label: String,
+}
+
+/// How a provider stands before any session asks it.
+pub(crate) struct Standing {
+    pub(crate) name: String,
+    pub(crate) base_url: String,
+    /// The variable that holds the deployment's key, or is to hold it.
+    pub(crate) variable: String,
+    pub(crate) has_key: bool,
+    /// It can be asked by a session that brings no key.
+    pub(crate) is_usable: bool,
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            base_url,
+            variable,
+            ..
+        } = self;
+        write!(f, "{name:<16} {base_url}, ")?;
+        match (self.has_key, self.is_usable) {
+            (true, _) => write!(f, "with the key in {variable}"),
+            (false, true) if !variable.is_empty() && !is_on_this_machine(base_url) => {
+                write!(f, "without a key: {variable} is not set")
+            }
+            (false, true) => write!(f, "without a key"),
+            (false, false) => write!(
+                f,
+                "cannot be asked: {variable} is not set, and no session has a key but one that brings its own"
+            ),
+        }
+    }
+}
+
+fn is_on_this_machine(base_url: &str) -> bool {
+    Url::parse(base_url).is_ok_and(|url| is_loopback(&url))
+}
+
+/// What a provider is given.
+pub(super) struct Grants {
+    pub(super) base_url: String,
+    pub(super) key_place: Injection,
+    /// The variable that holds the deployment's key, or would.
+    pub(super) variable: String,
+    pub(super) has_key: bool,
+    /// Those that can be chosen by name; on a server of the operator's own others may work as well.
+    pub(super) models: Vec<String>,
+}
+
+impl Providers {
+    /// The providers that were loaded, and what the operator should know of them. `blobs` has the
+    /// files of conversations; connections of those `before` are used again where they may.
+    pub(super) fn new(
+        loaded: Vec<LoadedProvider>,
+        manifest: &Manifest,
+        config: &Config,
+        blobs: Blobs,
+        before: Option<&Self>,
+    ) -> Result<(Self, Vec<String>), Problems> {
+        let mut wrong = Vec::new();
+        let mut sites = Vec::new();
+        for provider in loaded {
+            match Site::new(&provider, config) {
+                Ok(site) => sites.push((provider, site)),
+                Err(why) => {
+                    let entry = provider.entry.as_deref();
+                    let at = entry.map_or(At::default(), |entry| entry.plugin.at);
+                    wrong.push(Problem::at(manifest.path.as_deref(), at, why.to_string()));
+                }
+            }
+        }
+        Problems::unless_none(wrong)?;
+        let default = default_provider(&sites, manifest, &config.models);
+        let names: Vec<String> = sites
+            .iter()
+            .map(|(provider, _)| provider.plugin.name().to_owned())
+            .collect();
+        let general = |(_, site): &&(LoadedProvider, Site)| site.general && site.usable();
+        let general = sites.iter().find(general);
+        let general = general.map(|(provider, _)| provider.plugin.name().to_owned());
+        let mut warnings = warnings(&sites, &names, manifest, &config.models);
+        let keyless = |(provider, site): &&(LoadedProvider, Site)| {
+            provider.plugin.name() == default && !site.usable()
+        };
+        let keyless = sites.iter().find(keyless).map(|(_, site)| site);
+        if config.models.default_provider.is_some() && manifest.default_provider.is_none() {
+            let served = general.is_some() && keyless.is_some_and(|site| site.replaceable);
+            warnings.extend(keyless.map(|site| without_key(&default, &site.variable, served)));
+        }
+        let replaced = keyless.is_some_and(|site| site.replaceable);
+        let mut all = Vec::new();
+        for (provider, site) in sites {
+            let name = provider.plugin.name();
+            let is_default = name == default || (replaced && general.as_deref() == Some(name));
+            let served = Served::new(provider, site, &config.models, &names, is_default);
+            all.push(Arc::new(served));
+        }
+        let stand_in =
+            general.and_then(|name| all.iter().find(|served| served.name == name).cloned());
+        let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
+        let before = before.map(|before| &before.egress);
+        let egress = Egress::or_new(before, EgressLimits::for_models(), &endpoints)
+            .map_err(|why| Problem::plain(format!("no model can be asked: {why}")))?;
+        let providers = Self {
+            egress,
+            blobs,
+            patience: config.models.outage_patience,
+            all,
+            default,
+            stand_in,
+        };
+        Ok((providers, warnings))
+    }
+
+    /// Whether a session that brings no key could ask a model.
+    pub(super) fn any_usable(&self) -> bool {
+        self.all.iter().any(|served| served.usable(false))
+    }
+
+    /// The default provider's model; empty where there is no such provider.
+    pub(super) fn default_model(&self) -> String {
+        let model = self
+            .named(&self.default)
+            .and_then(|named| self.serving(named, false).choice.default());
+        model.unwrap_or_default().to_owned()
+    }
+
+    /// The default provider and its model, or why a session that brings no key of its own cannot ask it.
+    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), String> {
+        let Some(served) = self.named(&self.default) else {
+            return Err(format!("there is no provider `{}`", self.default));
+        };
+        if !served.usable(false) {
+            return Err(format!("{} is not set", served.variable));
+        }
+        match served.choice.default() {
+            Some(model) => Ok((&served.name, model)),
+            None => Err(format!("nothing says which model of `{}`", served.name)),
+        }
+    }
+
+    /// Why the default provider does not answer a session that brings no key of its own.
+    pub(super) async fn default_answers(&self) -> Result<(), String> {
+        let named = self.named(&self.default);
+        match named.map(|named| self.serving(named, false)) {
+            Some(served) if served.usable(false) => served.reach(&self.egress).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// What a provider is given: where it is asked, with which key, and for which models.
+    pub(super) fn grants(&self, name: &str) -> Option<Grants> {
+        let served = self.named(name)?;
+        Some(Grants {
+            base_url: served.endpoint.base_url().to_string(),
+            key_place: served.endpoint.injection().clone(),
+            variable: served.variable.clone(),
+            has_key: served.key.is_some(),
+            models: served.choice.names(),
+        })
+    }
+
+    /// How each provider stands, the default one first: its name, where it is asked, and which key it
+    /// has or lacks.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let standing = |named: &Arc<Served>| Standing {
+            name: named.name.clone(),
+            ..self.serving(named, false).standing()
+        };
+        let mut all: Vec<Standing> = self.all.iter().map(standing).collect();
+        all.sort_by_key(|standing| standing.name != self.default);
+        all
+    }
+
+    fn named(&self, name: &str) -> Option<&Arc<Served>> {
+        self.all
+            .iter()
+            .find(|served| served.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Who serves a session of this provider, which has a key of its own or none.
+    fn serving<'a>(&'a self, named: &'a Arc<Served>, has_key: bool) -> &'a Arc<Served> {
+        match &self.stand_in {
+            Some(stand_in) if named.replaceable && !named.usable(has_key) => stand_in,
+            _ => named,
+        }
+    }
+
+    /// Which provider a request means, and which of its models. A model may bring its provider's name
+    /// along, as `provider/model`, where none is named beside it.
+    fn meant<'a>(
+        &'a self,
+        provider: Option<&str>,
+        model: Option<&'a str>,
+    ) -> Result<(&'a Arc<Served>, Option<&'a str>), CreateError> {
+        let unknown = |name: &str| {
+            let there = self.all.iter().map(|served| served.name.as_str());
+            let name: String = name.chars().take(SHOWN).collect();
+            let there = instead(&name, there);
+            CreateError::UnknownProvider(name, there)
+        };
+        if let Some(name) = provider {
+            return Ok((self.named(name).ok_or_else(|| unknown(name))?, model));
+        }
+        let default = self.named(&self.default);
+        if let Some((before, rest)) = model.and_then(|model| model.split_once('/'))
+            && let Some(other) = self.named(before)
+            && !model.is_some_and(|model| default.is_some_and(|d| d.choice.allows(model)))
+        {
+            return Ok((other, Some(rest)));
+        }
+        Ok((default.ok_or_else(|| unknown(&self.default))?, model))
+    }
+
+    /// Who answers a policy's call, and as which model.
+    fn called(&self, request: &ModelRequest) -> Result<Called, Error> {
+        let called = self.wanted(request)?;
+        let Called { served, model, .. } = &called;
+        if request.cost_limited && !served.choice.is_priced(model) {
+            return Err(refused(
+                "price",
+                format!(
+                    "Nobody knows the price of the model '{model}', and the session has a limit for its cost. Its `prices` can be set in the deployment's manifest."
+                ),
+            ));
+        }
+        Ok(called)
+    }
+
+    fn wanted(&self, request: &ModelRequest) -> Result<Called, Error> {
+        let named = self
+            .named(&request.provider)
+            .ok_or_else(|| no_longer(&request.provider))?;
+        let own = self.serving(named, request.api_key.is_some());
+        let by_own = |model: &str| Called {
+            served: own.clone(),
+            model: model.to_owned(),
+            label: named.name.clone(),
+        };
+        let wanted = &request.call.model;
+        if wanted.is_empty() || *wanted == request.model {
+            return Ok(by_own(&request.model));
+        }
+        if own.choice.allows(wanted) {
+            return Ok(by_own(wanted));
+        }
+        if let Some((before, rest)) = wanted.split_once('/')
+            && let Some(other) = self.named(before)
+            && other.choice.allows(rest)
+            // A user's own key never goes to another provider.
+            && (Arc::ptr_eq(own, other) || other.usable(false))
+        {
+            return Ok(Called {
+                served: other.clone(),
+                model: rest.to_owned(),
+                label: other.name.clone(),
+            });
+        }
+        let shown: String = wanted.chars().take(SHOWN).collect();
+        Err(refused(
+            "model",
+            format!("The agent asked for the model '{shown}', which is not offered to it."),
+        ))
+    }
+}
+
+/// Whom a session asks that names nobody: the one that is set; else `openai`, unless only another one
+/// has a key; else one that needs none.
+fn default_provider(
+    sites: &[(LoadedProvider, Site)],
+    manifest: &Manifest,
+    settings: &ModelSettings,
+) -> String {
+    let stated = manifest.default_provider.as_ref().map(|name| &name.value);
+    let named = settings.typed_provider.as_ref().or(stated);
+    if let Some(named) = named.or(settings.default_provider.as_ref()) {
+        return named.clone();
+    }
+    let compatible = |site: &&(LoadedProvider, Site)| site.0.plugin.name() == COMPATIBLE;
+    let keyed = |site: &&(LoadedProvider, Site)| site.1.key.is_some();
+    let keyless = |site: &&(LoadedProvider, Site)| site.1.keyless;
+    let own = sites.iter().find(compatible);
+    let general = settings.base_url.is_some();
+    let found = own
+        .filter(|site| keyed(site) || (general && keyless(site)))
+        .or_else(|| sites.iter().find(keyed))
+        .or_else(|| own.filter(keyless))
+        .or_else(|| sites.iter().find(keyless))
+        .or(own)
+        .or_else(|| sites.first());
+    found
+        .map(|(provider, _)| provider.plugin.name().to_owned())
+        .unwrap_or_default()
+}
+
+/// What becomes of sessions that get the default provider, which has no key.
+fn without_key(name: &str, variable: &str, served: bool) -> String {
+    let then = if served {
+        "sessions that name no provider are served by LLM_BASE_URL"
+    } else {
+        "a session that names no provider is refused unless it brings a key"
+    };
+    format!("DEFAULT_MODEL_PROVIDER is {name}, which has no key: {variable} is not set; {then}.")
+}
+
+/// What is set and does nothing.
+fn warnings(
+    sites: &[(LoadedProvider, Site)],
+    names: &[String],
+    manifest: &Manifest,
+    settings: &ModelSettings,
+) -> Vec<String> {
+    let mut all: Vec<String> = sites
+        .iter()
+        .flat_map(|(_, site)| site.warnings.clone())
+        .collect();
+    if let Some(named) = &settings.default_provider
+        && manifest.default_provider.is_none()
+        && !names.contains(named)
+    {
+        all.push(format!(
+            "DEFAULT_MODEL_PROVIDER is {named}, and this deployment has no such provider; there are: {}.",
+            names.join(", ")
+        ));
+    }
+    if manifest.providers.is_empty() {
+        return all;
+    }
+    let used = |variable: &str| sites.iter().any(|(_, site)| site.variable == variable);
+    let own = settings.providers.iter();
+    let own = own.map(|own| (own.key_variable, own.api_key.is_some()));
+    for (variable, is_set) in own.chain([("LLM_API_KEY", settings.api_key.is_some())]) {
+        if is_set && !used(variable) {
+            all.push(format!(
+                "{variable} is not used: no provider of the manifest has it as its `key`."
+            ));
+        }
+    }
+    let stands_in = manifest
+        .providers
+        .get(COMPATIBLE)
+        .is_some_and(|entry| entry.base_url.is_none());
+    if settings.base_url.is_some() && !stands_in {
+        all.push(
+            "LLM_BASE_URL is not used: it is for a provider `openai` without a `base_url`, which the manifest does not have."
+                .to_owned(),
+        );
+    }
+    all
+}
+
+impl Models for Providers {
+    fn find(
+        &self,
+        name: Option<&str>,
+        model: Option<&str>,
+        has_key: bool,
+    ) -> Result<Provider, CreateError> {
+        let (named, rest) = self.meant(name, model)?;
+        // Another one's model that is asked for as `provider/model` is no model of the one that stands in.
+        let served = if rest == model {
+            self.serving(named, has_key)
+        } else {
+            named
+        };
+        if !served.usable(has_key) {
+            return Err(CreateError::MissingKey {
+                provider: named.name.clone(),
+                variable: named.variable.clone(),
+            });
+        }
+        match rest.or(served.choice.default()) {
+            Some(model) if served.choice.allows(model) => Ok(Provider {
+                name: named.name.clone(),
+                model: model.to_owned(),
+            }),
+            other => Err(CreateError::UnknownModel {
+                model: other.unwrap_or_default().chars().take(SHOWN).collect(),
+                provider: named.name.clone(),
+                offered: served.choice.sentence(),
+            }),
+        }
+    }
+
+    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError> {
+        let named = self.named(provider)?;
+        let served = self.serving(named, has_key);
+        (!served.choice.is_priced(model)).then(|| CreateError::UnpricedModel {
+            model: model.chars().take(SHOWN).collect(),
+            provider: named.name.clone(),
+        })
+    }
+
+    fn server(&self, provider: &str) -> Option<String> {
+        self.named(provider).map(|served| served.endpoint.server())
+    }
+
+    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> Offers {
+        let Some(named) = self.named(provider) else {
+            return Offers::only(model);
+        };
+        let own = self.serving(named, has_key);
+        let mut offers = own.choice.offers(model, priced);
+        let others = self.all.iter().filter(|other| !Arc::ptr_eq(own, other));
+        for other in others.filter(|other| other.usable(false)) {
+            let names = other.choice.offered(priced);
+            let full = names.iter().map(|name| format!("{}/{name}", other.name));
+            offers.names.extend(full);
+        }
+        offers
+    }
+
+    fn check(
+        &self,
+        provider: &str,
+        api_key: Option<Secret>,
+    ) -> BoxFuture<'static, Result<(), CreateError>> {
+        let named = self.named(provider);
+        let found = named.map(|named| self.serving(named, api_key.is_some()).clone());
+        let egress = self.egress.clone();
+        let label = provider.to_owned();
+        async move {
+            let Some(served) = found else {
+                return Ok(());
+            };
+            let checked = served.check(&egress, api_key).await;
+            // In the words of whoever asked, also where another one serves them.
+            checked.map_err(|error| match error {
+                CreateError::KeyRefused(_) => CreateError::KeyRefused(label),
+                other => other,
+            })
+        }
+        .boxed()
+    }
+
+    fn call(
+        &self,
+        request: ModelRequest,
+        deltas: DeltaSink,
+    ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
+        let called = self.called(&request);
+        let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
+        let patience = self.patience;
+        async move { ask(&egress, &blobs, patience, called?, request, &deltas).await }.boxed()
+    }
+}
+
+async fn ask(
+    egress: &Egress,
+    blobs: &Blobs,
+    patience: Duration,
+    called: Called,
+    request: ModelRequest,
+    deltas: &DeltaSink,
+) -> Result<ModelAnswer, ModelFailure> {
+    let Called {
+        served,
+        model,
+        label,
+    } = called;
+    let own = request.api_key.as_ref().map(sendable);
+    let own = own.filter(|_| served.name == request.provider);
+    let files = blobs.of(&request.session);
+    let target = Target {
+        egress,
+        endpoint: &served.endpoint,
+        key: own.as_ref().or(served.key.as_ref()),
+        settings: &served.settings,
+        files: files.as_ref(),
+        patience,
+        notify: &*request.notices,
+    };
+    let call = request.call;
+    let wanted = CompletionRequest {
+        model,
+        messages: request.messages,
+        tools: call.tools,
+        max_output_tokens: call.max_output_tokens,
+        params: call.params,
+        streaming: true,
+    };
+    let spent = |usage: Usage, tries| Spent {
+        cost: served.choice.cost(&wanted.model, &usage),
+        usage,
+        provider: label.clone(),
+        model: wanted.model.clone(),
+        tries,
+    };
+    let mut so_far = SoFar::default();
+    let show = |shown: Shown<'_>| match shown {
+        Shown::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
+        Shown::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
+        Shown::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
+        Shown::Delta(Delta::Usage(usage)) => {
+            so_far.now = Some(*usage);
+            request.meter.tell(spent(so_far.sum(), so_far.resets + 1));
+        }
+        Shown::Reset => {
+            so_far.again();
+            deltas(DeltaKind::Reset, "");
+        }
+    };
+    let answered = complete(&served.llm, target, &wanted, show).await;
+    let done = answered.map_err(|failed| ModelFailure {
+        error: failed.error,
+        spent: failed
+            .wasted
+            .map(|usage| Box::new(spent(*usage, failed.tries))),
+    })?;
+    tracing::debug!(
+        provider = served.name,
+        tries = done.tries,
+        fuel = done.figures.fuel,
+        micros = done.figures.micros,
+        "a model answered"
+    );
+    let answer = done.completion;
+    Ok(ModelAnswer {
+        spent: spent(done.spent, done.tries),
+        usage: answer.usage,
+        message: answer.message,
+        stop: answer.stop,
+        aside: call.aside,
+    })
+}
+
+/// What a policy asked for and may not have.
+fn refused(code: &str, message: String) -> Error {
+    Error {
+        kind: ErrorKind::Forbidden,
+        code: Some(code.to_owned()),
+        message,
+        retry_after_ms: None,
+    }
+}
+
+/// What a call that is still going on took, as far as the provider told: all that is known of one that
+/// is given up.
+#[derive(Default)]
+struct SoFar {
+    /// Of tries that broke off.
+    before: Vec<Usage>,
+    /// Of this one: each word of it stands for those before.
+    now: Option<Usage>,
+    /// How often it began again after something was shown.
+    resets: u32,
+}
+
+impl SoFar {
+    fn again(&mut self) {
+        self.before.extend(self.now.take());
+        self.resets += 1;
+    }
+
+    fn sum(&self) -> Usage {
+        let all = || self.before.iter().chain(&self.now);
+        let sum = |part: fn(&Usage) -> u64| {
+            all().fold(0_u64, |sum, usage| sum.saturating_add(part(usage)))
+        };
+        Usage {
+            input_tokens: sum(|usage| usage.input_tokens),
+            output_tokens: sum(|usage| usage.output_tokens),
+            cache_read_tokens: sum(|usage| usage.cache_read_tokens),
+            cache_write_tokens: sum(|usage| usage.cache_write_tokens),
+        }
+    }
+}
+
+fn sendable(secret: &Secret) -> SecretString {
+    SecretString::from(secret.expose().to_owned())
+}
+
+/// A session outlived the provider it was made with.
+fn no_longer(name: &str) -> Error {
+    Error {
+        kind: ErrorKind::Unsupported,
+        code: None,
+        message: format!("This deployment no longer has the model provider '{name}'."),
+        retry_after_ms: None,
+    }
+}

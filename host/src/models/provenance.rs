@@ -1,0 +1,186 @@
+//! Owns which server an answer came from, and what of it goes to another one.
+//!
+//! A server may want back what it gave with an answer: reasoning, signatures, ids. Another server, or another
+//! model of the same one, refuses that or has no use for it.
+//!
+//! What always holds: a vendor's own pieces and reasoning go back to the server and model that gave them, and
+//! to nobody else; an adapter never sees the mark.
+
+use std::borrow::Cow;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::net::egress::Endpoint;
+use crate::types::wit::llm::CompletionRequest;
+use crate::types::wit::types::{Content, Custom, Message, Role};
+
+/// What an answer is marked with, at its end. The body is JSON text: a digest of who gave it.
+const KIND: &str = "lucid.origin";
+
+/// Who is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin(String);
+
+impl Origin {
+    /// A model, behind an adapter, at a server.
+    pub(super) fn new(provider: &str, endpoint: &Endpoint, model: &str) -> Self {
+        let mut digest = Sha256::new();
+        for part in [provider, &endpoint.server(), model] {
+            digest.update(part.len().to_le_bytes());
+            digest.update(part);
+        }
+        // Enough to tell the servers of one deployment apart.
+        let digest = digest.finalize();
+        Self(
+            digest
+                .iter()
+                .take(8)
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        )
+    }
+
+    /// A digest of it.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Marks an answer that has something its server may want back.
+    pub(super) fn mark(&self, message: &mut Message) {
+        if message.content.iter().any(is_vendors) {
+            message.content.push(Content::Other(Custom {
+                kind: KIND.to_owned(),
+                body: format!("\"{}\"", self.0),
+            }));
+        }
+    }
+
+    /// The request as this one is sent it. An answer without a mark is older than marks are: its adapter
+    /// knows its own pieces.
+    pub(super) fn own<'a>(&self, request: &'a CompletionRequest) -> Cow<'a, CompletionRequest> {
+        let marked = |message: &Message| origin(message).is_some();
+        if !request.messages.iter().any(marked) {
+            return Cow::Borrowed(request);
+        }
+        let mut request = request.clone();
+        for message in &mut request.messages {
+            let Some(by) = origin(message) else { continue };
+            let foreign = by.trim_matches('"') != self.0;
+            message
+                .content
+                .retain(|piece| !(is_mark(piece) || foreign && is_vendors(piece)));
+        }
+        Cow::Owned(request)
+    }
+}
+
+/// The request without anything of a vendor's; none where there is nothing.
+pub(super) fn bare(request: &CompletionRequest) -> Option<CompletionRequest> {
+    let answers = |message: &&Message| message.role == Role::Assistant;
+    let pieces = request
+        .messages
+        .iter()
+        .filter(answers)
+        .flat_map(|message| &message.content);
+    if !pieces.into_iter().any(is_vendors) {
+        return None;
+    }
+    let mut request = request.clone();
+    for message in &mut request.messages {
+        if message.role == Role::Assistant {
+            message.content.retain(|piece| !is_vendors(piece));
+        }
+    }
+    Some(request)
+}
+
+/// Whether a piece is of use to nobody but its server.
+fn is_vendors(piece: &Content) -> bool {
+    matches!(piece, Content::Thinking(_) | Content::Other(_))
+}
+
+fn is_mark(piece: &Content) -> bool {
+    matches!(piece, Content::Other(custom) if custom.kind == KIND)
+}
+
+fn origin(message: &Message) -> Option<&str> {
+    message.content.iter().find_map(|piece| match piece {
+        Content::Other(custom) if custom.kind == KIND => Some(custom.body.as_str()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use url::Url;
+
+    use super::*;
+    use crate::net::egress::Injection;
+    use crate::types::wit::types::Thinking;
+
+    fn origin_of(provider: &str, server: &str, model: &str) -> Origin {
+        let url = Url::parse(server).unwrap();
+        let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
+        Origin::new(provider, &endpoint, model)
+    }
+
+    fn request(messages: Vec<Message>) -> CompletionRequest {
+        CompletionRequest {
+            model: "m".into(),
+            messages,
+            tools: vec![],
+            max_output_tokens: None,
+            params: "{}".into(),
+            streaming: true,
+        }
+    }
+
+    fn answer(content: Vec<Content>) -> Message {
+        Message {
+            role: Role::Assistant,
+            content,
+        }
+    }
+
+    #[test]
+    fn what_a_server_gave_goes_back_to_it_and_to_no_other() {
+        let here = origin_of("openai", "http://127.0.0.1:1/v1", "m");
+        let thought = Content::Thinking(Thinking {
+            text: "Hm".into(),
+            signature: None,
+        });
+        let vendors = Content::Other(Custom {
+            kind: "openai.message".into(),
+            body: "{}".into(),
+        });
+        let text = Content::Text("Yes".into());
+        let given = answer(vec![vendors, thought, text.clone()]);
+        let mut marked = given.clone();
+        here.mark(&mut marked);
+        assert_eq!(marked.content.len(), 4);
+        let asked = request(vec![marked]);
+        assert_eq!(here.own(&asked).messages, std::slice::from_ref(&given));
+        for other in [
+            origin_of("openai", "http://127.0.0.1:2/v1", "m"),
+            origin_of("openai", "http://127.0.0.1:1/v1", "n"),
+            origin_of("anthropic", "http://127.0.0.1:1/v1", "m"),
+        ] {
+            assert_eq!(other.own(&asked).messages, [answer(vec![text.clone()])]);
+        }
+        assert_eq!(
+            bare(&here.own(&asked)).unwrap().messages,
+            [answer(vec![text])]
+        );
+        // From before there were marks.
+        let old = request(vec![given.clone()]);
+        assert_eq!(here.own(&old).messages, [given]);
+    }
+
+    #[test]
+    fn a_plain_answer_is_not_marked() {
+        let mut plain = answer(vec![Content::Text("Yes".into())]);
+        origin_of("openai", "http://127.0.0.1:1", "m").mark(&mut plain);
+        assert_eq!(plain.content.len(), 1);
+        assert_eq!(bare(&request(vec![plain])), None);
+    }
+}

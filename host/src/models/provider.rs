@@ -1,0 +1,181 @@
+//! Owns one model provider of this deployment, and whether a key is good for it.
+//!
+//! What always holds: it is asked at its own place; of a key that was asked about only a digest is kept.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+use super::catalog::{Basis, Choice};
+use super::credentials::Site;
+use super::{Standing, sendable};
+use crate::config::ModelSettings;
+use crate::manifest::LoadedProvider;
+use crate::net::egress::{Answer, Egress, Endpoint};
+use crate::session::CreateError;
+use crate::types::secret::Secret;
+use crate::types::wit::llm::Framing;
+use crate::types::wit::types::ErrorKind;
+use crate::wasm::LlmPlugin;
+
+/// How long a session waits to hear whether its key is good.
+const CHECK: Duration = Duration::from_secs(5);
+/// How many good keys are remembered for each provider.
+const REMEMBERED: usize = 1024;
+
+/// A provider.
+pub(super) struct Served {
+    pub(super) name: String,
+    pub(super) llm: LlmPlugin,
+    /// The deployment's settings for the adapter, as JSON.
+    pub(super) settings: String,
+    pub(super) endpoint: Endpoint,
+    /// The deployment's.
+    pub(super) key: Option<SecretString>,
+    /// The variable that `key` is missing from, where it is.
+    pub(super) variable: String,
+    pub(super) choice: Choice,
+    /// `LLM_BASE_URL` serves who names it, where it has no key.
+    pub(super) replaceable: bool,
+    /// It may want no key.
+    keyless: bool,
+    /// Digests of keys the provider took, so that each is asked about once.
+    taken: Mutex<HashSet<[u8; 32]>>,
+}
+
+impl Served {
+    /// A provider at its place. `others` are the names of all of them.
+    pub(super) fn new(
+        provider: LoadedProvider,
+        site: Site,
+        settings: &ModelSettings,
+        others: &[String],
+        is_default: bool,
+    ) -> Self {
+        let general = site.general;
+        let name = provider.plugin.name().to_owned();
+        let choice = Choice::new(&Basis {
+            name: &name,
+            descriptor: provider.plugin.descriptor(),
+            known: &provider.models,
+            settings,
+            own: settings.of(&name),
+            entry: provider.entry.as_deref(),
+            others,
+            is_default,
+            general,
+            elsewhere: site.elsewhere,
+        });
+        Self {
+            llm: provider.plugin,
+            settings: provider.settings,
+            endpoint: site.endpoint,
+            key: site.key,
+            variable: site.variable,
+            choice,
+            replaceable: site.replaceable,
+            keyless: site.keyless,
+            taken: Mutex::default(),
+            name,
+        }
+    }
+
+    /// Whether it can be asked, by a session with a key of its own or without.
+    pub(super) fn usable(&self, own_key: bool) -> bool {
+        own_key || self.keyless || self.key.is_some()
+    }
+
+    /// How it stands before any session asks it.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            name: self.name.clone(),
+            base_url: self.endpoint.base_url().to_string(),
+            variable: self.variable.clone(),
+            has_key: self.key.is_some(),
+            is_usable: self.usable(false),
+        }
+    }
+
+    /// Fails where the provider says that it does not know the key. A provider that is slow, down or
+    /// answers oddly is no reason to refuse a session: the first call says more.
+    pub(super) async fn check(
+        &self,
+        egress: &Egress,
+        api_key: Option<Secret>,
+    ) -> Result<(), CreateError> {
+        let own = api_key.as_ref().map(sendable);
+        let Some(key) = own.as_ref().or(self.key.as_ref()) else {
+            return Ok(());
+        };
+        let digest: [u8; 32] = Sha256::digest(key.expose_secret().as_bytes()).into();
+        if self.taken().contains(&digest) {
+            return Ok(());
+        }
+        let asked = tokio::time::timeout(CHECK, async {
+            let request = self.llm.probe(&self.settings).await.result.ok()??;
+            let framing = Framing::WholeBody;
+            match egress
+                .send(&self.endpoint, Some(key), &request, framing)
+                .await
+                .ok()?
+            {
+                Answer::Frames(_) => Some(true),
+                Answer::Refused(no) => {
+                    let means = self.llm.classify(no.status, &no.headers, &no.body).await;
+                    let unknown = means.result.ok()?.kind == ErrorKind::Unauthenticated;
+                    unknown.then_some(false)
+                }
+            }
+        });
+        match asked.await {
+            Ok(Some(false)) => Err(CreateError::KeyRefused(self.name.clone())),
+            Ok(Some(true)) => {
+                let mut taken = self.taken();
+                if taken.len() >= REMEMBERED {
+                    taken.clear();
+                }
+                taken.insert(digest);
+                Ok(())
+            }
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Why it cannot be asked with the deployment's key, for the operator: what `check` passes over is said
+    /// here. A server that has no such address as the probe's is one that answers.
+    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), String> {
+        let asked = tokio::time::timeout(CHECK, async {
+            let Ok(Some(request)) = self.llm.probe(&self.settings).await.result else {
+                return Ok(());
+            };
+            let (key, framing) = (self.key.as_ref(), Framing::WholeBody);
+            let answer = egress.send(&self.endpoint, key, &request, framing).await;
+            let no = match answer.map_err(|error| error.to_string())? {
+                Answer::Frames(_) => return Ok(()),
+                Answer::Refused(no) => no,
+            };
+            let means = self.llm.classify(no.status, &no.headers, &no.body).await;
+            match means.result.map(|error| error.kind) {
+                Ok(ErrorKind::Unauthenticated) => {
+                    Err(format!("it refuses the key in {}", self.variable))
+                }
+                _ if no.status >= 500 => Err(format!("it answers with status {}", no.status)),
+                _ => Ok(()),
+            }
+        });
+        let late = |_| {
+            Err(format!(
+                "it does not answer within {} seconds",
+                CHECK.as_secs()
+            ))
+        };
+        asked.await.unwrap_or_else(late)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

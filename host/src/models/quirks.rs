@@ -1,0 +1,288 @@
+//! Owns what a server turned out to want that its API does not tell: learned from its refusals.
+//!
+//! Servers that speak one API differ in which roles may follow each other and in what must, or must not, come
+//! back with an answer. Nobody can ask them, and a setting for it would have to be found by whoever sees the
+//! refusal. So a refusal that names such a thing is answered once with a request in the other form, and what
+//! was learned holds for that server and model as long as the component is loaded.
+//!
+//! What always holds: a request is asked in another form only where the refusal speaks of that form; each is
+//! tried once; an adapter that does not know of it passes over what it is told in `params`.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value};
+
+use super::provenance::{Origin, bare};
+use crate::types::wit::llm::CompletionRequest;
+use crate::types::wit::types::{Error, ErrorKind};
+
+/// So many servers and models are remembered.
+const MOST: usize = 1_000;
+
+/// What one server wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Quirks {
+    /// The model's answer between a tool's message and the user's.
+    alternate: bool,
+    /// No system message.
+    no_system: bool,
+    /// Reasoning with each answer that has calls, also where there was none.
+    reasoning: bool,
+    /// Nobody asks for the token counts of a stream.
+    uncounted: bool,
+    /// Nothing that is not the API's own.
+    bare: bool,
+    /// The same, for this conversation alone: something in it is no longer good.
+    bare_now: bool,
+}
+
+/// What all servers of one adapter turned out to want.
+#[derive(Debug, Default)]
+pub(crate) struct Learned(Mutex<BTreeMap<String, Quirks>>);
+
+impl Learned {
+    /// What this one wants.
+    pub(super) fn of(&self, origin: &Origin) -> Quirks {
+        self.lock()
+            .get(origin.as_str())
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// It took a request in this form.
+    pub(super) fn keep(&self, origin: &Origin, quirks: Quirks) {
+        let quirks = Quirks {
+            bare_now: false,
+            ..quirks
+        };
+        let mut all = self.lock();
+        if all.len() < MOST || all.contains_key(origin.as_str()) {
+            all.insert(origin.as_str().to_owned(), quirks);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Quirks>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Quirks {
+    /// The request in the form that is wanted.
+    pub(super) fn applied(self, request: &CompletionRequest) -> CompletionRequest {
+        let without = if self.bare || self.bare_now {
+            bare(request)
+        } else {
+            None
+        };
+        let mut request = without.unwrap_or_else(|| request.clone());
+        let told = [
+            (
+                "roles",
+                self.alternate,
+                if self.no_system {
+                    "no-system"
+                } else {
+                    "alternate"
+                },
+            ),
+            ("reasoning", self.reasoning, "always"),
+            ("stream_usage", self.uncounted, "never"),
+        ];
+        if told.iter().any(|(_, is, _)| *is) {
+            let mut params: Map<String, Value> =
+                serde_json::from_str(&request.params).unwrap_or_default();
+            for (name, _, word) in told.iter().filter(|(_, is, _)| *is) {
+                params.insert((*name).to_owned(), Value::from(*word));
+            }
+            request.params = Value::Object(params).to_string();
+        }
+        request
+    }
+
+    /// Whether the request is sent as it was made.
+    pub(super) fn are_none(self) -> bool {
+        self == Self::default()
+    }
+
+    /// What a refusal asks for besides; none where it speaks of nothing that could be changed.
+    pub(super) fn asked_for(self, error: &Error, request: &CompletionRequest) -> Option<Self> {
+        let code = error.code.as_deref().unwrap_or_default();
+        let said = format!("{code} {}", error.message).to_lowercase();
+        let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+        let mut wanted = self;
+        let is_of_roles = has(&["role"]);
+        if is_of_roles && has(&["system"]) && has(&REFUSED) {
+            (wanted.alternate, wanted.no_system) = (true, true);
+        } else if has(&[
+            "invalid_request_message_order",
+            "roles must alternate",
+            "must alternate user",
+            "unexpected role 'user' after",
+            "unexpected role \"user\" after",
+            "unexpected role `user` after",
+            "after role 'tool'",
+            "expected last role",
+            "alternate between user and assistant",
+            "alternate between 'user' and 'assistant'",
+        ]) || is_of_roles
+            && has(&["user"])
+            && has(&["tool"])
+            && has(&[" follow", " after "])
+        {
+            wanted.alternate = true;
+        } else if has(&["reasoning_content", "reasoning content"])
+            && has(&[
+                "must be passed back",
+                "missing",
+                "is required",
+                "must be provided",
+            ])
+        {
+            // Where it was sent and is not enough, nothing more can be.
+            wanted.reasoning = true;
+        } else if has(&["stream_options", "include_usage"]) && has(&FORBIDDEN) {
+            wanted.uncounted = true;
+        } else if error.kind == ErrorKind::InvalidInput && has(&VENDORS) && bare(request).is_some()
+        {
+            wanted.bare |= has(&FORBIDDEN);
+            wanted.bare_now |= has(&["invalid", "expired", "corrupted", "could not be verified"]);
+        }
+        (wanted != self).then_some(wanted)
+    }
+}
+
+/// Words for a role that a server does not have.
+const REFUSED: [&str; 6] = [
+    "not support",
+    "unsupported",
+    "not allowed",
+    "only user",
+    "invalid role",
+    "unknown role",
+];
+/// Words for what a vendor's own pieces are.
+const VENDORS: [&str; 6] = [
+    "reasoning",
+    "thinking",
+    "thought",
+    "extra_content",
+    "provider_specific_fields",
+    "signature",
+];
+/// Words for members that must not be there.
+const FORBIDDEN: [&str; 9] = [
+    "not permitted",
+    "extra_forbidden",
+    "unsupported",
+    "not supported",
+    "not allowed",
+    "unknown",
+    "unrecognized",
+    "unexpected",
+    "additional propert",
+];
+
+/// Whether a refusal is about the form of the request, whatever its status says: some servers call it
+/// a fault of their own, and asking again in the same form would not help.
+pub(super) fn is_about_form(error: &Error, request: &CompletionRequest) -> bool {
+    Quirks::default().asked_for(error, request).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::wit::types::{Content, Message, Role, Thinking};
+
+    fn request() -> CompletionRequest {
+        let thought = Content::Thinking(Thinking {
+            text: "Hm".into(),
+            signature: None,
+        });
+        CompletionRequest {
+            model: "m".into(),
+            messages: vec![Message {
+                role: Role::Assistant,
+                content: vec![thought, Content::Text("Yes".into())],
+            }],
+            tools: vec![],
+            max_output_tokens: None,
+            params: r#"{"temperature":0.5}"#.into(),
+            streaming: true,
+        }
+    }
+
+    fn error(message: &str) -> Error {
+        Error {
+            kind: ErrorKind::InvalidInput,
+            code: None,
+            message: message.into(),
+            retry_after_ms: None,
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_answered_in_the_form_that_it_speaks_of_and_once() {
+        for (said, params) in [
+            (
+                "Unexpected role 'user' after role 'tool'",
+                r#"{"roles":"alternate","temperature":0.5}"#,
+            ),
+            (
+                "Jinja Exception: After the optional system message, conversation roles must alternate user/assistant/",
+                r#"{"roles":"alternate","temperature":0.5}"#,
+            ),
+            (
+                "System role not supported",
+                r#"{"roles":"no-system","temperature":0.5}"#,
+            ),
+            (
+                "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+                r#"{"roles":"no-system","temperature":0.5}"#,
+            ),
+            (
+                "Only user, assistant and tool roles are supported, got system.",
+                r#"{"roles":"no-system","temperature":0.5}"#,
+            ),
+            (
+                "messages with role 'user' must not follow messages with role 'tool'",
+                r#"{"roles":"alternate","temperature":0.5}"#,
+            ),
+            (
+                "body.stream_options: Extra inputs are not permitted",
+                r#"{"stream_usage":"never","temperature":0.5}"#,
+            ),
+            (
+                "The reasoning_content in the thinking mode must be passed back to the API.",
+                r#"{"reasoning":"always","temperature":0.5}"#,
+            ),
+        ] {
+            let wanted = Quirks::default().asked_for(&error(said), &request());
+            let wanted = wanted.unwrap_or_else(|| panic!("{said}"));
+            let sent: Value = serde_json::from_str(&wanted.applied(&request()).params).unwrap();
+            assert_eq!(
+                sent,
+                serde_json::from_str::<Value>(params).unwrap(),
+                "{said}"
+            );
+            assert_eq!(wanted.asked_for(&error(said), &request()), None, "{said}");
+        }
+        let extra =
+            error("body.messages.1.assistant.reasoning_content: Extra inputs are not permitted");
+        let wanted = Quirks::default().asked_for(&extra, &request()).unwrap();
+        assert_eq!(wanted.applied(&request()).messages[0].content.len(), 1);
+        for other in [
+            "maximum context length",
+            "Unknown parameter: 'x'",
+            "slow down",
+            "An assistant message with 'tool_calls' must be followed by tool messages.",
+            "Unsupported parameter: 'system'",
+        ] {
+            assert_eq!(
+                Quirks::default().asked_for(&error(other), &request()),
+                None,
+                "{other}"
+            );
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Owns what can go wrong between the host and a provider, and how it is said.
+//!
+//! What always holds: an error names the host that was asked and never the whole URL, whose query a
+//! plugin wrote; and says whether the same request may pass later.
+
+use std::time::Duration;
+
+use super::redact::Blanker;
+use crate::net::resolver;
+use crate::types::sanitize::clean;
+use crate::types::wit::types;
+
+/// Why there is no answer, or not all of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EgressError {
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client cannot be made: {detail}")]
+    Client {
+        /// Why.
+        detail: String,
+    },
+    /// The deployment's base URL.
+    #[error("the provider's base URL cannot be used: {reason}")]
+    BaseUrl {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The deployment's key.
+    #[error(
+        "the provider's key has characters that no header can hold; it may have been cut or quoted when it was copied"
+    )]
+    Key,
+    /// The adapter's place for the key.
+    #[error("the adapter wants its key in the header `{name}`, which cannot hold one")]
+    KeyHeader {
+        /// The header, cleaned and cut.
+        name: String,
+    },
+    /// An address that is not for models.
+    #[error(
+        "{host} is at an address that is not asked: a metadata service's, or a private one that no base URL names"
+    )]
+    Address {
+        /// Who was to be asked.
+        host: String,
+    },
+    /// The plugin's path.
+    #[error("the plugin asked for the path `{path}`, which is not allowed: {reason}")]
+    Path {
+        /// The path, cleaned and cut.
+        path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The plugin's method.
+    #[error(
+        "the plugin asked with the method `{method}`; GET, POST, PUT, PATCH and DELETE are allowed"
+    )]
+    Method {
+        /// The method, cleaned and cut.
+        method: String,
+    },
+    /// The plugin set a header that is the host's.
+    #[error("the plugin set the header `{name}`, which is the host's own")]
+    HostHeader {
+        /// The header, in lower case.
+        name: String,
+    },
+    /// The plugin set something that is no header, or too many of them.
+    #[error("the plugin set the header `{name}`, which cannot be sent: {reason}")]
+    Header {
+        /// The name, cleaned and cut.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Nobody answers.
+    #[error("{host} cannot be reached: {detail}")]
+    Connect {
+        /// Who was asked.
+        host: String,
+        /// What the system said.
+        detail: String,
+    },
+    /// Nothing came.
+    #[error("{host} did not begin to answer within {} s", .limit.as_secs())]
+    FirstByte {
+        /// Who was asked.
+        host: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// Nothing more came.
+    #[error("the answer paused for longer than {} s", .limit.as_secs())]
+    Idle {
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// It points elsewhere.
+    #[error(
+        "{host} answered with a redirect (HTTP {status}) that is not followed, since the key would go along: only one within the same server is, and only one that keeps the method; correct the base URL"
+    )]
+    Redirected {
+        /// Who was asked.
+        host: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// Too much came.
+    #[error("the answer has more than the {limit} bytes that are taken")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+    },
+    /// It is not what was asked for.
+    #[error("the answer cannot be read: {detail}")]
+    Unreadable {
+        /// Why, cleaned and cut.
+        detail: String,
+    },
+    /// It ended early.
+    #[error("the connection broke before the answer was whole: {detail}")]
+    Broken {
+        /// What the system said.
+        detail: String,
+    },
+}
+
+impl EgressError {
+    /// A request that got no answer.
+    pub(super) fn unsent(host: String, cause: reqwest::Error) -> Self {
+        if resolver::was_refused(&cause) {
+            return Self::Address { host };
+        }
+        let connect = cause.is_connect() || cause.is_timeout();
+        let detail = words(cause);
+        if connect {
+            Self::Connect { host, detail }
+        } else {
+            Self::Broken { detail }
+        }
+    }
+
+    /// The same without the key.
+    #[must_use]
+    pub(super) fn blanked(mut self, blanker: &Blanker) -> Self {
+        match &mut self {
+            Self::Client { detail: text }
+            | Self::KeyHeader { name: text }
+            | Self::Path { path: text, .. }
+            | Self::Method { method: text }
+            | Self::HostHeader { name: text }
+            | Self::Header { name: text, .. }
+            | Self::Connect { detail: text, .. }
+            | Self::Unreadable { detail: text }
+            | Self::Broken { detail: text } => *text = blanker.text(text).into_owned(),
+            Self::BaseUrl { .. }
+            | Self::Key
+            | Self::Address { .. }
+            | Self::FirstByte { .. }
+            | Self::Idle { .. }
+            | Self::Redirected { .. }
+            | Self::TooLarge { .. } => {}
+        }
+        self
+    }
+}
+
+impl From<EgressError> for types::Error {
+    /// In the vocabulary that policies and clients know. The kind says whether it is tried again.
+    fn from(error: EgressError) -> Self {
+        use types::ErrorKind::{
+            Deadline, Forbidden, Internal, InvalidInput, Unauthenticated, Unsupported, Upstream,
+        };
+        let (kind, code) = match &error {
+            EgressError::Client { .. } => (Internal, "client"),
+            EgressError::BaseUrl { .. } => (InvalidInput, "base-url"),
+            EgressError::Key => (Unauthenticated, "key"),
+            EgressError::KeyHeader { .. } => (Internal, "key-header"),
+            EgressError::Address { .. } => (Forbidden, "address"),
+            EgressError::Path { .. } => (Internal, "plugin-path"),
+            EgressError::Method { .. } => (Internal, "plugin-method"),
+            EgressError::HostHeader { .. } | EgressError::Header { .. } => {
+                (Internal, "plugin-header")
+            }
+            EgressError::Connect { .. } => (Upstream, "connect"),
+            EgressError::FirstByte { .. } => (Deadline, "first-byte"),
+            EgressError::Idle { .. } => (Upstream, "idle"),
+            EgressError::Redirected { .. } => (InvalidInput, "redirect"),
+            EgressError::TooLarge { .. } => (Unsupported, "too-large"),
+            EgressError::Unreadable { .. } => (Upstream, "unreadable"),
+            EgressError::Broken { .. } => (Upstream, "broken"),
+        };
+        types::Error {
+            kind,
+            code: Some(code.to_owned()),
+            message: error.to_string(),
+            retry_after_ms: None,
+        }
+    }
+}
+
+/// What a client's layers say of where they are in themselves. It tells nobody what went wrong.
+const LAYERS: [&str; 5] = [
+    "error sending request",
+    "client error (",
+    "tcp connect error",
+    "dns error",
+    "error trying to connect",
+];
+
+/// What the client says, with its causes and without the URL.
+pub(crate) fn words(cause: reqwest::Error) -> String {
+    let cause = cause.without_url();
+    words_of(&cause)
+}
+
+fn words_of(cause: &dyn std::error::Error) -> String {
+    let mut all = vec![cause.to_string()];
+    let mut next = cause.source();
+    while let Some(deeper) = next {
+        all.push(deeper.to_string());
+        next = deeper.source();
+    }
+    let is_layer = |said: &str| LAYERS.iter().any(|layer| said.starts_with(layer));
+    let telling = all.iter().filter(|said| !is_layer(said));
+    let mut text = String::new();
+    for said in telling {
+        if text.is_empty() {
+            text.clone_from(said);
+        } else if !text.contains(said.as_str()) {
+            text.push_str(": ");
+            text.push_str(said);
+        }
+    }
+    if text.is_empty() {
+        text.clone_from(&all[0]);
+    }
+    // rustls' word for whatever is not TLS.
+    if text.contains("InvalidContentType") {
+        text = "it answers without TLS, so its address may have to begin with http://".to_owned();
+    }
+    clean(&text, 500)
+}

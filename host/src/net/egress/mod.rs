@@ -1,0 +1,496 @@
+//! Owns the one place that talks to model providers and to the servers that tools ask, and that fetches
+//! documents which the operator names.
+//!
+//! What always holds: a plugin says path, query, plain headers and body, and nothing else of a
+//! request; where it goes and what key goes along are the deployment's. A redirect is followed on the
+//! same server only, and addresses are checked, so a key never reaches another host. Every wait has a
+//! limit and every answer a size, and nothing that comes back contains the key, whatever the provider
+//! echoes. Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY` …).
+
+mod base_url;
+pub(crate) mod error;
+mod raw;
+mod redact;
+mod redact_stream;
+mod request;
+mod response;
+mod retry_after;
+mod stream_start;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::resolver;
+use crate::types::wit::llm::{Framing, KeyPlace};
+use crate::types::wit::types::{HttpRequest, HttpResponse};
+
+pub(crate) use self::raw::Opened;
+pub use self::redact::{Blanker, blank};
+pub use self::redact_stream::Showing;
+pub use self::response::{Answer, Frames, Refusal};
+pub use super::fetch::{Document, DocumentError, DocumentLimits};
+pub(crate) use super::resolver::{Resolver, literal_allowed, was_refused};
+pub(crate) use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
+pub use error::EgressError;
+pub(crate) use error::words;
+pub(crate) use retry_after::retry_after_ms;
+
+/// Tells TLS what to compute with, once for the process. Each maker of an HTTP client calls it first:
+/// reqwest panics without it.
+pub(crate) fn prepare_tls() {
+    // An error means that it was told already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// How long is waited for what, and how much is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressLimits {
+    /// For a connection.
+    pub connect: Duration,
+    /// From the request to the answer's headers. A model that does not stream thinks here.
+    pub first_byte: Duration,
+    /// Between two pieces of the answer.
+    pub idle: Duration,
+    /// For an answer, in bytes.
+    pub response: u64,
+    /// For a refusal, in bytes; the rest of it is not read.
+    pub refusal: usize,
+}
+
+impl Default for EgressLimits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            first_byte: Duration::from_secs(300),
+            idle: Duration::from_secs(120),
+            response: 32 << 20,
+            refusal: 64 << 10,
+        }
+    }
+}
+
+impl EgressLimits {
+    /// For model providers: a model may think for minutes, and says nothing meanwhile.
+    pub fn for_models() -> Self {
+        let silence = Duration::from_secs(600);
+        Self {
+            first_byte: silence,
+            idle: silence,
+            ..Self::default()
+        }
+    }
+}
+
+/// How many redirects are followed.
+const REDIRECTS: usize = 3;
+
+/// How a key goes along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Injection {
+    /// As `Authorization: Bearer …`.
+    Bearer,
+    /// Alone, as the value of this header.
+    Header(HeaderName),
+}
+
+impl Injection {
+    /// As an adapter says that its provider wants it.
+    pub fn of(place: &KeyPlace) -> Result<Self, EgressError> {
+        match place {
+            KeyPlace::Bearer => Ok(Self::Bearer),
+            KeyPlace::Header(name) => request::key_header(name).map(Self::Header),
+        }
+    }
+
+    fn header(&self) -> HeaderName {
+        match self {
+            Self::Bearer => AUTHORIZATION,
+            Self::Header(name) => name.clone(),
+        }
+    }
+
+    fn value(&self, key: &SecretString) -> Result<HeaderValue, EgressError> {
+        let key = key.expose_secret();
+        let value = match self {
+            Self::Bearer => HeaderValue::from_str(&format!("Bearer {key}")),
+            Self::Header(_) => HeaderValue::from_str(key),
+        };
+        let mut value = value.map_err(|_| EgressError::Key)?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// Why no deployment would send a plugin's request, whose key is put there; none where one would.
+/// `slashes` is as in [`Endpoint::with_escaped_slashes`].
+pub(crate) fn refusal_of(
+    request: &HttpRequest,
+    place: &KeyPlace,
+    slashes: bool,
+) -> Option<EgressError> {
+    let checked = || {
+        let base = Url::parse("https://example.org").map_err(|_| EgressError::BaseUrl {
+            reason: "it is none",
+        })?;
+        request::join(&base, &request.path, &request.query, slashes)?;
+        request::method(&request.method)?;
+        request::headers(&request.headers, &Injection::of(place)?.header())?;
+        Ok(())
+    };
+    checked().err()
+}
+
+/// Where a provider's API is.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    base_url: Url,
+    injection: Injection,
+    /// The deployment wrote the base URL: its host may be a private one.
+    named: bool,
+    /// A slash within a part of a path may be written as an escape.
+    slashes: bool,
+    /// How long its server may be silent, where that is said for it.
+    silence: Option<Duration>,
+    /// Where else on its server the API may be.
+    other: Option<Arc<Other>>,
+}
+
+/// Another place on the same server, for as long as nobody knows at which of the two its API is.
+#[derive(Debug)]
+struct Other {
+    base_url: Url,
+    /// 0 where it is not known, else [`FIRST`] or [`SECOND`].
+    is: AtomicU8,
+}
+
+const FIRST: u8 = 1;
+const SECOND: u8 = 2;
+
+impl Endpoint {
+    /// A base URL of the deployment's: `http` or `https`, a host, no credential, no fragment. It may
+    /// be on this machine or in a private network.
+    pub fn new(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
+        Self::checked(base_url, injection, true)
+    }
+
+    /// A base URL that an adapter brings. It is on the public network.
+    pub fn public(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
+        Self::checked(base_url, injection, false)
+    }
+
+    /// The server, as `https://host:port`.
+    pub fn server(&self) -> String {
+        self.base_url.origin().ascii_serialization()
+    }
+
+    fn checked(base_url: Url, injection: Injection, named: bool) -> Result<Self, EgressError> {
+        let wrong = if !matches!(base_url.scheme(), "http" | "https") {
+            "it must begin with http:// or https://"
+        } else if !base_url.has_host() {
+            "it has no host"
+        } else if !base_url.username().is_empty() || base_url.password().is_some() {
+            "it holds a credential, which belongs in the key"
+        } else if base_url.fragment().is_some() {
+            "it has a part behind `#`"
+        } else if !resolver::literal_allowed(&base_url, named) {
+            "its address is a metadata service's, or none that one server has"
+        } else {
+            return Ok(Self {
+                base_url,
+                injection,
+                named,
+                slashes: false,
+                silence: None,
+                other: None,
+            });
+        };
+        Err(EgressError::BaseUrl { reason: wrong })
+    }
+
+    /// The same for an API that names things by paths, as one part of its own: `/projects/group%2Fname`.
+    #[must_use]
+    pub fn with_escaped_slashes(mut self) -> Self {
+        self.slashes = true;
+        self
+    }
+
+    /// The same, whose API may be at this base URL of the same server: where nothing is at the one, the
+    /// other is asked, and whichever answers is kept to.
+    #[must_use]
+    pub fn or_at(mut self, other: Option<Url>) -> Self {
+        let other = other.filter(|other| other.origin() == self.base_url.origin());
+        self.other = other.map(|base_url| {
+            let is = AtomicU8::new(0);
+            Arc::new(Other { base_url, is })
+        });
+        self
+    }
+
+    /// Where requests go, as far as that is known.
+    fn place(&self) -> &Url {
+        match &self.other {
+            Some(other) if other.is.load(Ordering::Relaxed) == SECOND => &other.base_url,
+            _ => &self.base_url,
+        }
+    }
+
+    /// The place that may be the right one where the first is not.
+    fn untried(&self) -> Option<&Other> {
+        let other = self.other.as_deref()?;
+        (other.is.load(Ordering::Relaxed) == 0).then_some(other)
+    }
+
+    /// The same, whose server may be silent for so long: before it answers, and between two pieces of
+    /// an answer.
+    #[must_use]
+    pub fn with_silence(mut self, silence: Option<Duration>) -> Self {
+        self.silence = silence;
+        self
+    }
+
+    /// The limits for its server, where these hold for all others.
+    fn limits(&self, general: &EgressLimits) -> EgressLimits {
+        EgressLimits {
+            first_byte: self.silence.unwrap_or(general.first_byte),
+            idle: self.silence.unwrap_or(general.idle),
+            ..general.clone()
+        }
+    }
+
+    /// The base URL.
+    pub fn base_url(&self) -> &Url {
+        self.place()
+    }
+
+    /// Where the key goes.
+    pub fn injection(&self) -> &Injection {
+        &self.injection
+    }
+
+    /// The host, as an error may name it.
+    fn host(&self) -> String {
+        self.base_url.host_str().unwrap_or_default().to_owned()
+    }
+}
+
+fn named_hosts<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> BTreeSet<String> {
+    let named = endpoints.into_iter().filter(|endpoint| endpoint.named);
+    named.map(Endpoint::host).collect()
+}
+
+/// Sends requests of plugins. A clone shares the connections.
+#[derive(Debug, Clone)]
+pub struct Egress {
+    client: reqwest::Client,
+    limits: EgressLimits,
+    /// The hosts that may be private; none where they are known only later.
+    named: Option<BTreeSet<String>>,
+}
+
+impl Egress {
+    /// Makes the client itself, so that one which follows redirects cannot get in. The hosts of these
+    /// endpoints may be private where the deployment named them.
+    pub fn new<'a>(
+        limits: EgressLimits,
+        endpoints: impl IntoIterator<Item = &'a Endpoint>,
+    ) -> Result<Self, EgressError> {
+        let named = named_hosts(endpoints);
+        let resolver = Resolver::new(named.iter().cloned());
+        Self::with(limits, resolver, Some(named))
+    }
+
+    /// For endpoints that are known only later, such as users' own servers. Their hosts may be private
+    /// where `private` is set.
+    pub fn open(limits: EgressLimits, private: bool) -> Result<Self, EgressError> {
+        Self::with(limits, Resolver::open(private), None)
+    }
+
+    fn with(
+        limits: EgressLimits,
+        resolver: Resolver,
+        named: Option<BTreeSet<String>>,
+    ) -> Result<Self, EgressError> {
+        prepare_tls();
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .dns_resolver(resolver)
+            .connect_timeout(limits.connect)
+            .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|cause| EgressError::Client {
+                detail: error::words(cause),
+            })?;
+        Ok(Self {
+            client,
+            limits,
+            named,
+        })
+    }
+
+    /// This one where it would do for these endpoints, so that connections stay open over a change of
+    /// the deployment; else one of its own.
+    pub fn or_new(
+        before: Option<&Self>,
+        limits: EgressLimits,
+        endpoints: &[&Endpoint],
+    ) -> Result<Self, EgressError> {
+        let named = Some(named_hosts(endpoints.iter().copied()));
+        match before.filter(|before| before.named == named && before.limits == limits) {
+            Some(before) => Ok(before.clone()),
+            None => Self::new(limits, endpoints.iter().copied()),
+        }
+    }
+
+    /// Sends a plugin's request with the deployment's key. Dropping the future drops the request,
+    /// and dropping the frames ends the answer.
+    pub async fn send(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        request: &HttpRequest,
+        framing: Framing,
+    ) -> Result<Answer, EgressError> {
+        let blanker = Blanker::new(key);
+        let response = self.respond(endpoint, key, request).await;
+        let response = response.map_err(|error| error.blanked(&blanker))?;
+        let limits = endpoint.limits(&self.limits);
+        if !response.status().is_success() {
+            let refusal = response::refusal(response, &blanker, &limits).await;
+            return Ok(Answer::Refused(refusal));
+        }
+        Ok(Answer::Frames(response::frames(
+            response, framing, blanker, &limits,
+        )))
+    }
+
+    /// Sends a plugin's request with the deployment's key, and takes the answer as a whole, whatever
+    /// its status. Dropping the future drops the request.
+    pub async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        request: &HttpRequest,
+    ) -> Result<HttpResponse, EgressError> {
+        let blanker = Blanker::new(key);
+        let exchanged = async {
+            let response = self.respond(endpoint, key, request).await?;
+            response::response(response, &blanker, &self.limits).await
+        };
+        exchanged.await.map_err(|error| error.blanked(&blanker))
+    }
+
+    /// An answer of which nothing but its head was read. What went wrong may repeat the key.
+    async fn respond(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        request: &HttpRequest,
+    ) -> Result<reqwest::Response, EgressError> {
+        let at = |base: &Url| request::join(base, &request.path, &request.query, endpoint.slashes);
+        let call = Call {
+            method: request::method(&request.method)?,
+            url: at(endpoint.place())?,
+            headers: request::headers(&request.headers, &endpoint.injection.header())?,
+            body: Bytes::from(request.body.clone()),
+        };
+        let Some(other) = endpoint.untried() else {
+            return self.carry(endpoint, key, call).await;
+        };
+        let first = self.carry(endpoint, key, call.clone()).await?;
+        if !is_nothing(first.status()) {
+            if first.status().is_success() {
+                other.is.store(FIRST, Ordering::Relaxed);
+            }
+            return Ok(first);
+        }
+        let url = at(&other.base_url)?;
+        let second = self.carry(endpoint, key, Call { url, ..call }).await;
+        match second {
+            Ok(second) if !is_nothing(second.status()) => {
+                other.is.store(SECOND, Ordering::Relaxed);
+                Ok(second)
+            }
+            // What was asked for is at neither, such as a model that there is none of.
+            _ => Ok(first),
+        }
+    }
+
+    /// The same for what was checked already.
+    async fn carry(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        mut call: Call,
+    ) -> Result<reqwest::Response, EgressError> {
+        if let Some(key) = key {
+            let name = endpoint.injection.header();
+            call.headers.insert(name, endpoint.injection.value(key)?);
+        }
+        let mut hops = 0;
+        loop {
+            let sending = self
+                .client
+                .request(call.method.clone(), call.url.clone())
+                .headers(call.headers.clone())
+                .body(call.body.clone())
+                .send();
+            let limit = endpoint.limits(&self.limits).first_byte;
+            let response = tokio::time::timeout(limit, sending)
+                .await
+                .map_err(|_| EgressError::FirstByte {
+                    host: endpoint.host(),
+                    limit,
+                })?
+                .map_err(|cause| EgressError::unsent(endpoint.host(), cause))?;
+            let status = response.status();
+            if !status.is_redirection() {
+                return Ok(response);
+            }
+            // The others turn a POST into a GET.
+            let keeps_method = matches!(
+                status,
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+            );
+            let next = request::follow(&call.url, response.headers().get(LOCATION));
+            match next {
+                Some(next) if keeps_method && hops < REDIRECTS => call.url = next,
+                _ => {
+                    return Err(EgressError::Redirected {
+                        host: endpoint.host(),
+                        status: status.as_u16(),
+                    });
+                }
+            }
+            hops += 1;
+        }
+    }
+}
+
+/// Whether a status says that nothing is at a URL.
+fn is_nothing(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+    )
+}
+
+/// What is sent, checked.
+#[derive(Clone)]
+struct Call {
+    method: reqwest::Method,
+    url: Url,
+    headers: reqwest::header::HeaderMap,
+    body: Bytes,
+}

@@ -1,0 +1,61 @@
+//! Owns requests of the host's own to exactly an endpoint's URL, whose answer is read with its head.
+//!
+//! What always holds: the same as for a plugin's request. The key is in nothing that comes back.
+
+use bytes::Bytes;
+use secrecy::SecretString;
+
+use super::response::{self, Frames, Refusal};
+use super::{Blanker, Call, Egress, EgressError, Endpoint, request};
+use crate::types::wit::llm::Framing;
+use crate::types::wit::types::Header;
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// Yes.
+    Taken {
+        /// HTTP status.
+        status: u16,
+        /// Without cookies.
+        headers: Vec<Header>,
+        /// Events, or one JSON body.
+        frames: Frames,
+    },
+    /// No.
+    Refused(Refusal),
+}
+
+impl Egress {
+    /// Sends to the endpoint's URL itself, and takes events or one JSON body. Dropping the future drops
+    /// the request, and dropping the frames ends the answer.
+    pub(crate) async fn stream(
+        &self,
+        endpoint: &Endpoint,
+        key: Option<&SecretString>,
+        method: &str,
+        headers: &[Header],
+        body: Vec<u8>,
+    ) -> Result<Opened, EgressError> {
+        let blanker = Blanker::new(key);
+        let responded = async {
+            let call = Call {
+                method: request::method(method)?,
+                url: endpoint.base_url().clone(),
+                headers: request::headers(headers, &endpoint.injection.header())?,
+                body: Bytes::from(body),
+            };
+            self.carry(endpoint, key, call).await
+        };
+        let response = responded.await.map_err(|error| error.blanked(&blanker))?;
+        if !response.status().is_success() {
+            let refusal = response::refusal(response, &blanker, &self.limits).await;
+            return Ok(Opened::Refused(refusal));
+        }
+        Ok(Opened::Taken {
+            status: response.status().as_u16(),
+            headers: response::headers(&response, &blanker),
+            frames: response::frames(response, Framing::ServerSentEvents, blanker, &self.limits),
+        })
+    }
+}

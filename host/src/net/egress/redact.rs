@@ -1,0 +1,411 @@
+//! Owns how a key is taken out of what a provider sent back.
+//!
+//! What always holds: what comes out does not contain the key: not as it is, not as it looks in a
+//! URL (also where every byte is escaped), in hexadecimal, in base64 (wherever in the encoded text it
+//! stands) or in a JSON string, nor its beginning at the end of a text that was cut.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
+use url::form_urlencoded::byte_serialize;
+
+use crate::types::wit::llm::{Frame, Sse};
+
+/// What stands in a key's place.
+pub(super) const BLANK: &str = "[secret]";
+/// A key of fewer bytes is a placeholder, such as a server of one's own is given (`ollama`): an answer
+/// may well hold the word, and it is no secret. In errors that people see it is blanked all the same, where
+/// it stands as a word of its own.
+const SECRET: usize = 12;
+/// An encoded form that is shorter would be found everywhere.
+const SHORTEST_FORM: usize = 8;
+/// A cut text that ends with so much of a key is cut further. Less tells nothing.
+const SHORTEST_PIECE: usize = 3;
+
+/// All the ways in which one key may be written, wiped when dropped. One without a key changes nothing.
+#[derive(Clone, Default)]
+pub struct Blanker {
+    /// The key itself first.
+    forms: Vec<Zeroizing<String>>,
+}
+
+impl std::fmt::Debug for Blanker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Blanker")
+    }
+}
+
+impl Blanker {
+    /// For this key.
+    pub fn new(key: Option<&SecretString>) -> Self {
+        let Some(key) = key.map(ExposeSecret::expose_secret) else {
+            return Self::default();
+        };
+        if key.is_empty() {
+            return Self::default();
+        }
+        let mut plain = vec![Zeroizing::new(key.to_owned())];
+        let form: String = byte_serialize(key.as_bytes()).collect();
+        for encoded in [form, strict(key.as_bytes())] {
+            plain.push(Zeroizing::new(lower_escapes(&encoded)));
+            plain.push(Zeroizing::new(encoded));
+        }
+        for before_each in ["", "%"] {
+            let digits = hexadecimal(key.as_bytes(), before_each);
+            plain.push(Zeroizing::new(digits.to_ascii_uppercase()));
+            plain.push(Zeroizing::new(digits));
+        }
+        for before in 0..3 {
+            // Three bytes are four characters: the key may begin at any of the three.
+            let mut bytes = Zeroizing::new(vec![0; before]);
+            bytes.extend_from_slice(key.as_bytes());
+            let (first, end) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
+            for encoded in [
+                STANDARD_NO_PAD.encode(&*bytes),
+                URL_SAFE_NO_PAD.encode(&*bytes),
+            ] {
+                let encoded = Zeroizing::new(encoded);
+                if let Some(own) = encoded.get(first..end) {
+                    plain.push(Zeroizing::new(own.to_owned()));
+                }
+            }
+        }
+        let mut forms = vec![Zeroizing::new(key.to_owned())];
+        // An error may quote a body that is JSON itself, and an answer is JSON around that.
+        for inner in plain {
+            let mut layer = vec![inner];
+            for _ in 0..3 {
+                let outer = layer.iter().flat_map(|form| in_json(form)).collect();
+                for form in std::mem::replace(&mut layer, outer) {
+                    if form.len() >= SHORTEST_FORM && !forms.contains(&form) {
+                        forms.push(form);
+                    }
+                }
+            }
+        }
+        // A form that holds another goes first, so that no piece of it is left.
+        forms[1..].sort_by_key(|form| std::cmp::Reverse(form.len()));
+        Self { forms }
+    }
+
+    /// The text without the key.
+    pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut text = Cow::Borrowed(text);
+        for form in &self.forms {
+            if !text.contains(form.as_str()) {
+                continue;
+            }
+            if self.is_secret() {
+                text = Cow::Owned(text.replace(form.as_str(), BLANK));
+            } else if let Some(blanked) = without_word(&text, form) {
+                text = Cow::Owned(blanked);
+            }
+        }
+        text
+    }
+
+    /// Takes the key out of a text of an answer. One that is too short to be secret is left.
+    pub fn answer(&self, text: &mut String) {
+        if self.is_secret()
+            && let Cow::Owned(blanked) = self.text(text)
+        {
+            *text = blanked;
+        }
+    }
+
+    /// The frame without the key, before any plugin sees it.
+    pub(super) fn frame(&self, frame: Frame) -> Frame {
+        if !self.is_secret() {
+            return frame;
+        }
+        let own = |mut text: String| {
+            self.answer(&mut text);
+            text
+        };
+        match frame {
+            Frame::Sse(Sse { event, data, id }) => Frame::Sse(Sse {
+                event: event.map(own),
+                data: own(data),
+                id: id.map(own),
+            }),
+            Frame::Line(line) => Frame::Line(own(line)),
+            Frame::Body(body) => match self.text(&String::from_utf8_lossy(&body)) {
+                // Lossy or not: nothing was found, so nothing is changed.
+                Cow::Borrowed(_) => Frame::Body(body),
+                Cow::Owned(blanked) => Frame::Body(blanked.into_bytes()),
+            },
+        }
+    }
+
+    /// A body, without the key, cut to `most` bytes. `whole` is false where only its beginning was
+    /// read. Bytes that are not UTF-8 are replaced.
+    pub(super) fn body(&self, body: &[u8], whole: bool, most: usize) -> Vec<u8> {
+        let text = String::from_utf8_lossy(body);
+        let mut text = self.text(&text).into_owned();
+        if !whole {
+            let left = self.forms.iter().map(|form| piece_at_end(&text, form));
+            let left = left.max().unwrap_or(0);
+            text.truncate(text.len() - left);
+        }
+        text.truncate(text.floor_char_boundary(most));
+        text.into_bytes()
+    }
+
+    /// How many bytes more than wanted must be read, so that no part of a key is left at a cut.
+    pub(super) fn margin(&self) -> usize {
+        self.forms.iter().map(|form| form.len()).max().unwrap_or(0)
+    }
+
+    /// The ways in which the key may be written.
+    pub(super) fn forms(&self) -> impl Iterator<Item = &str> {
+        self.forms.iter().map(|form| form.as_str())
+    }
+
+    /// Whether a form begins with this character.
+    pub(super) fn may_begin(&self, first: char) -> bool {
+        self.forms().any(|form| form.starts_with(first))
+    }
+
+    pub(super) fn is_secret(&self) -> bool {
+        self.forms.first().is_some_and(|key| key.len() >= SECRET)
+    }
+}
+
+/// The text without the key.
+pub fn blank(text: &str, key: Option<&SecretString>) -> String {
+    Blanker::new(key).text(text).into_owned()
+}
+
+/// The text without a word; none where it only stands within others, as `x` does in `maximum`.
+fn without_word(text: &str, word: &str) -> Option<String> {
+    let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let mut blanked = String::new();
+    let mut from = 0;
+    for (at, _) in text.match_indices(word) {
+        let end = at + word.len();
+        if joins(text[..at].chars().next_back()) || joins(text[end..].chars().next()) {
+            continue;
+        }
+        blanked.push_str(&text[from..at]);
+        blanked.push_str(BLANK);
+        from = end;
+    }
+    (from > 0).then(|| blanked + &text[from..])
+}
+
+/// How many bytes at the text's end are the beginning of a form.
+fn piece_at_end(text: &str, form: &str) -> usize {
+    let ends = form.char_indices().map(|(at, _)| at);
+    let ends = ends.filter(|at| *at >= SHORTEST_PIECE).rev();
+    let mut found = ends.filter(|end| text.ends_with(&form[..*end]));
+    found.next().unwrap_or(0)
+}
+
+/// The ways in which encoders write a text into a JSON string: as it must be, with slashes escaped too,
+/// and with what means something in HTML.
+fn in_json(text: &str) -> [Zeroizing<String>; 3] {
+    let quoted = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
+    let inside = quoted
+        .get(1..quoted.len().saturating_sub(1))
+        .unwrap_or_default();
+    let html = inside
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026");
+    [inside.to_owned(), inside.replace('/', "\\/"), html].map(Zeroizing::new)
+}
+
+/// All but the unreserved characters as escapes, a space too.
+fn strict(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 3);
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+/// Two digits for each byte, in lower case, and something before them.
+fn hexadecimal(bytes: &[u8], before_each: &str) -> String {
+    // At once at its size: a text that grows leaves copies behind, which nobody wipes.
+    let mut text = String::with_capacity(bytes.len() * (2 + before_each.len()));
+    for byte in bytes {
+        text.push_str(before_each);
+        for digit in [byte >> 4, byte & 0xf] {
+            text.push(char::from_digit(digit.into(), 16).unwrap_or_default());
+        }
+    }
+    text
+}
+
+/// The same with `%2f` in place of `%2F`.
+fn lower_escapes(text: &str) -> String {
+    let mut pieces = text.split('%');
+    let mut lower = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let (code, rest) = piece.split_at(piece.len().min(2));
+        lower.push('%');
+        lower.push_str(&code.to_ascii_lowercase());
+        lower.push_str(rest);
+    }
+    lower
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
+
+    fn key() -> SecretString {
+        SecretString::from(KEY)
+    }
+
+    #[test]
+    fn a_key_is_blanked_as_it_is_and_as_it_looks_in_a_url() {
+        let key = SecretString::from("sk-a/b+c");
+        let said = blank(
+            "bad key sk-a/b+c (url ?key=sk-a%2Fb%2Bc or sk-a%2fb%2bc)",
+            Some(&key),
+        );
+        assert_eq!(said, "bad key [secret] (url ?key=[secret] or [secret])");
+    }
+
+    #[test]
+    fn a_key_is_blanked_in_base64_wherever_it_stands_in_the_encoded_text() {
+        for before in ["", "B", "Be", "Bearer ", "user:", "{\"key\": \""] {
+            for after in ["", "\n", "\"}", " and more"] {
+                let whole = format!("{before}{KEY}{after}");
+                for encoded in [STANDARD.encode(&whole), URL_SAFE.encode(&whole)] {
+                    let said = blank(&encoded, Some(&key()));
+                    assert!(said.contains(BLANK), "{before:?} {after:?}");
+                    // What is left is too little to tell more than a byte at each end.
+                    assert!(said.len() + KEY.len() <= encoded.len() + BLANK.len() + 4);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_blanked_in_hexadecimal() {
+        let key = SecretString::from("sk-a/b+c");
+        let said = blank(
+            "736b2d612f622b63 736B2D612F622B63 %73%6b%2d%61%2f%62%2b%63 %73%6B%2D%61%2F%62%2B%63",
+            Some(&key),
+        );
+        assert_eq!(said, [BLANK; 4].join(" "));
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_blanked_in_any_encoding_of_any_text_around_it(
+            key in "[!-~]{12,48}",
+            before in "[ -~]{0,16}",
+            after in "[ -~]{0,16}",
+            depth in 0..3,
+        ) {
+            let encoders: [fn(&str) -> String; 9] = [
+                str::to_owned,
+                |text| byte_serialize(text.as_bytes()).collect(),
+                |text| strict(text.as_bytes()),
+                |text| lower_escapes(&strict(text.as_bytes())),
+                |text| hexadecimal(text.as_bytes(), ""),
+                |text| hexadecimal(text.as_bytes(), "").to_ascii_uppercase(),
+                |text| hexadecimal(text.as_bytes(), "%"),
+                |text| hexadecimal(text.as_bytes(), "%").to_ascii_uppercase(),
+                |text| in_json(text)[0].to_string(),
+            ];
+            let secret = SecretString::from(key.as_str());
+            for (number, encode) in encoders.into_iter().enumerate() {
+                let (mut own, mut whole) = (encode(&key), encode(&format!("{before}{key}{after}")));
+                for _ in 0..depth {
+                    (own, whole) = (in_json(&own)[0].to_string(), in_json(&whole)[0].to_string());
+                }
+                let said = blank(&whole, Some(&secret));
+                // A JSON string in a JSON string in another is as far as it goes.
+                prop_assert!(
+                    !said.contains(&own) && said.contains(BLANK) || (number == 8 && depth == 2 && own != key),
+                    "{whole} became {said}"
+                );
+            }
+            for encoded in [STANDARD.encode(format!("{before}{key}{after}")), URL_SAFE.encode(format!("{before}{key}{after}"))] {
+                let said = blank(&encoded, Some(&secret));
+                prop_assert!(said.contains(BLANK), "{encoded} became {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_blanked_as_it_looks_in_a_json_string() {
+        let in_json = serde_json::to_string(KEY).unwrap();
+        for text in [
+            in_json.clone(),
+            in_json.replace('/', "\\/"),
+            in_json.replace('>', "\\u003e"),
+        ] {
+            assert_eq!(blank(&text, Some(&key())), format!("\"{BLANK}\""));
+            // And such a string in another one.
+            let nested = blank(&serde_json::to_string(&text).unwrap(), Some(&key()));
+            assert_eq!(nested, format!(r#""\"{BLANK}\"""#));
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_key_is_left_wherever_a_body_is_cut() {
+        let blanker = Blanker::new(Some(&SecretString::from("sk-12345678")));
+        let whole = b"sk-12345678 and again sk-12345678, that was it";
+        for read in 0..=whole.len() {
+            for most in 0..=read {
+                let body = blanker.body(&whole[..read], false, most);
+                let text = String::from_utf8(body).unwrap();
+                assert!(!text.contains("sk-1"), "{read} {most}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_body_keeps_an_end_that_looks_like_the_beginning_of_a_key() {
+        let blanker = Blanker::new(Some(&SecretString::from("sk-12345678")));
+        assert_eq!(
+            blanker.body(b"it begins with sk-", true, 100),
+            b"it begins with sk-"
+        );
+    }
+
+    #[test]
+    fn a_placeholder_that_is_no_secret_stays_in_an_answer() {
+        let said = |key: &str, text: &str| {
+            let mut text = text.to_owned();
+            Blanker::new(Some(&SecretString::from(key))).answer(&mut text);
+            text
+        };
+        assert_eq!(said("ollama", "ask ollama"), "ask ollama");
+        assert_eq!(said(KEY, &format!("it is {KEY}")), "it is [secret]");
+    }
+
+    #[test]
+    fn a_placeholder_is_taken_out_of_an_error_only_as_a_word_of_its_own() {
+        let said = |key: &str, text: &str| blank(text, Some(&SecretString::from(key)));
+        assert_eq!(
+            said("x", "maximum context; the key x, \"x\" or x is wrong"),
+            "maximum context; the key [secret], \"[secret]\" or [secret] is wrong"
+        );
+        assert_eq!(said("ollama", "ollamas: ollama"), "ollamas: [secret]");
+        assert_eq!(said("x", "xx x"), "xx [secret]");
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_changed() {
+        assert_eq!(blank("text", None), "text");
+        assert_eq!(blank("text", Some(&SecretString::from(""))), "text");
+    }
+}

@@ -1,0 +1,399 @@
+//! Owns how a key is taken out of an answer's parts: out of deltas while they come, and out of the
+//! answer when it is whole.
+//!
+//! What always holds: what was shown of one text, put together, does not contain the key in any of the
+//! forms that [`Blanker`] knows, wherever the provider cut it; a text without one is shown whole and in
+//! order; and of a delta no more is held back than an end that may still become a key.
+
+use std::collections::BTreeMap;
+
+use super::redact::{BLANK, Blanker};
+use crate::types::wit::llm::{Delta, ToolCallArguments, ToolCallStart};
+use crate::types::wit::types::Content;
+
+/// The texts of one answer that may end within a key. Each is put together on its own by whoever
+/// looks at it, so each has an end of its own that is held back.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Text,
+    Thinking,
+    /// The arguments of the call with this id, blanked.
+    Arguments(String),
+}
+
+impl Part {
+    fn delta(self, text: String) -> Delta {
+        match self {
+            Self::Text => Delta::Text(text),
+            Self::Thinking => Delta::Thinking(text),
+            Self::Arguments(id) => {
+                Delta::ToolCallArguments(ToolCallArguments { id, fragment: text })
+            }
+        }
+    }
+}
+
+/// Takes the key out of the deltas of one answer. An answer that is asked for again wants a new one.
+#[derive(Debug)]
+pub struct Showing {
+    blanker: Blanker,
+    /// Ends that are not decided; none of them is empty.
+    held: BTreeMap<Part, String>,
+}
+
+impl Showing {
+    /// For one answer.
+    pub fn new(blanker: Blanker) -> Self {
+        Self {
+            blanker,
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// What of this delta, and of what was held back before it, can be shown now.
+    pub fn next(&mut self, delta: Delta) -> Option<Delta> {
+        let (part, text) = match delta {
+            Delta::Text(text) => (Part::Text, text),
+            Delta::Thinking(text) => (Part::Thinking, text),
+            Delta::ToolCallArguments(ToolCallArguments { mut id, fragment }) => {
+                self.blanker.answer(&mut id);
+                (Part::Arguments(id), fragment)
+            }
+            Delta::ToolCallStarted(ToolCallStart { mut id, mut name }) => {
+                self.blanker.answer(&mut id);
+                self.blanker.answer(&mut name);
+                return Some(Delta::ToolCallStarted(ToolCallStart { id, name }));
+            }
+            Delta::Usage(usage) => return Some(Delta::Usage(usage)),
+        };
+        let text = match self.held.remove(&part) {
+            Some(held) => held + &text,
+            None => text,
+        };
+        let (shown, held) = self.blanker.decided(&text);
+        if !held.is_empty() {
+            self.held.insert(part.clone(), held.to_owned());
+        }
+        // A delta of nothing is passed on as it came; one that is held back whole is not there yet.
+        (held.is_empty() || !shown.is_empty()).then(|| part.delta(shown))
+    }
+
+    /// What is still held back when the answer is over: it became no key.
+    pub fn rest(&mut self) -> Vec<Delta> {
+        let held = std::mem::take(&mut self.held).into_iter();
+        held.map(|(part, mut text)| {
+            self.blanker.answer(&mut text);
+            part.delta(text)
+        })
+        .collect()
+    }
+}
+
+impl Blanker {
+    /// A text's beginning, without the key, and the rest of it, which is the beginning of a form and
+    /// may become one.
+    fn decided<'a>(&self, text: &'a str) -> (String, &'a str) {
+        if !self.is_secret() {
+            return (text.to_owned(), "");
+        }
+        let mut shown = String::with_capacity(text.len());
+        let mut at = 0;
+        while let Some(next) = text[at..].chars().next() {
+            let rest = &text[at..];
+            let mut longest = 0;
+            if self.may_begin(next) {
+                for form in self.forms() {
+                    if form.len() > rest.len() && form.starts_with(rest) {
+                        return (shown, rest);
+                    }
+                    if form.len() > longest && rest.starts_with(form) {
+                        longest = form.len();
+                    }
+                }
+            }
+            if longest > 0 {
+                shown.push_str(BLANK);
+                at += longest;
+            } else {
+                shown.push(next);
+                at += next.len_utf8();
+            }
+        }
+        (shown, "")
+    }
+
+    /// Takes the key out of one piece of an answer. A key that came in many pieces is whole only there.
+    pub fn content(&self, content: &mut Content) {
+        match content {
+            Content::Text(text) => self.answer(text),
+            Content::Thinking(thinking) => {
+                self.answer(&mut thinking.text);
+                if let Some(signature) = &mut thinking.signature {
+                    self.answer(signature);
+                }
+            }
+            Content::ToolCall(call) => {
+                self.answer(&mut call.id);
+                self.answer(&mut call.name);
+                self.answer(&mut call.arguments);
+            }
+            Content::ToolResult(result) => {
+                self.answer(&mut result.call_id);
+                self.answer(&mut result.text);
+                for blob in &mut result.blobs {
+                    self.answer(&mut blob.digest);
+                    self.answer(&mut blob.media_type);
+                }
+            }
+            Content::Image(blob) => {
+                self.answer(&mut blob.digest);
+                self.answer(&mut blob.media_type);
+            }
+            Content::Other(custom) => {
+                self.answer(&mut custom.kind);
+                self.answer(&mut custom.body);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+    use secrecy::SecretString;
+    use url::form_urlencoded::byte_serialize;
+
+    use super::*;
+    use crate::types::wit::types::{BlobRef, Custom, Thinking, ToolCall, ToolResult, Usage};
+
+    const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
+
+    fn blanker(key: &str) -> Blanker {
+        Blanker::new(Some(&SecretString::from(key)))
+    }
+
+    /// What a viewer has of the text at the end.
+    fn text_of(deltas: &[Delta]) -> String {
+        let text = |delta: &Delta| match delta {
+            Delta::Text(text) => Some(text.clone()),
+            _ => None,
+        };
+        deltas.iter().filter_map(text).collect()
+    }
+
+    fn shown(showing: &mut Showing, pieces: impl IntoIterator<Item = String>) -> String {
+        let mut deltas: Vec<Delta> = pieces
+            .into_iter()
+            .filter_map(|piece| showing.next(Delta::Text(piece)))
+            .collect();
+        deltas.extend(showing.rest());
+        text_of(&deltas)
+    }
+
+    /// The text in pieces, cut between characters at these places.
+    fn cut(text: &str, places: &[Index]) -> Vec<String> {
+        let mut ends: Vec<usize> = places
+            .iter()
+            .map(|place| text.floor_char_boundary(place.index(text.len() + 1)))
+            .collect();
+        ends.push(text.len());
+        ends.sort_unstable();
+        let mut from = 0;
+        ends.into_iter()
+            .map(|end| text[std::mem::replace(&mut from, end)..end].to_owned())
+            .collect()
+    }
+
+    /// Ways in which a key is written, and what must not be seen of each: in base64 its first and last
+    /// characters belong to its neighbours too.
+    fn written(key: &str) -> Vec<(String, String)> {
+        let plain = |text: String| (text.clone(), text);
+        let url: String = byte_serialize(key.as_bytes()).collect();
+        let json = serde_json::to_string(key).unwrap();
+        let mut all = vec![
+            plain(key.to_owned()),
+            plain(url),
+            plain(json[1..json.len() - 1].to_owned()),
+        ];
+        for before in ["", "x", "xy"] {
+            let text = format!("{before}{key}");
+            for encoded in [STANDARD.encode(&text), URL_SAFE.encode(&text)] {
+                let inner = encoded.trim_end_matches('=');
+                let inner = inner[4..inner.len() - 1].to_owned();
+                all.push((encoded, inner));
+            }
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_never_shown_however_it_is_written_and_wherever_it_is_cut(
+            key in "[a-zA-Z0-9/+=?~&\"-]{14,40}",
+            way in any::<Index>(),
+            before in ".{0,20}",
+            between in "[a-z ]{0,5}",
+            after in ".{0,20}",
+            places in vec(any::<Index>(), 0..60),
+        ) {
+            let ways = written(&key);
+            let (written, never) = way.get(&ways);
+            let text = format!("{before} {written} {between} {written}{after}");
+            let seen = shown(&mut Showing::new(blanker(&key)), cut(&text, &places));
+            prop_assert!(!seen.contains(never), "{text:?} was shown as {seen:?}");
+            prop_assert!(seen.contains(BLANK), "{text:?} was shown as {seen:?}");
+        }
+
+        #[test]
+        fn a_text_without_a_key_comes_out_whole_and_in_order(
+            // Full of beginnings of the key.
+            words in vec(prop_oneof![
+                (0..KEY.len()).prop_map(|end| KEY[..end].to_owned()),
+                "[ -~ä€]{0,10}",
+            ], 0..20),
+            places in vec(any::<Index>(), 0..60),
+        ) {
+            let text = words.join(" ");
+            prop_assume!(!text.contains(KEY));
+            let pieces = cut(&text, &places);
+            let mut showing = Showing::new(blanker(KEY));
+            let (mut came, mut seen) = (String::new(), String::new());
+            for piece in pieces {
+                came.push_str(&piece);
+                let delta = showing.next(Delta::Text(piece));
+                seen.push_str(&text_of(delta.as_slice()));
+                let held = came.strip_prefix(seen.as_str());
+                let held = held.expect("what is shown is not the text's beginning");
+                let begins = |form: &str| form.len() > held.len() && form.starts_with(held);
+                prop_assert!(
+                    held.is_empty() || blanker(KEY).forms().any(begins),
+                    "{held:?} was held back for nothing"
+                );
+            }
+            seen.push_str(&text_of(&showing.rest()));
+            prop_assert_eq!(seen, text);
+        }
+
+        #[test]
+        fn what_is_shown_in_pieces_is_what_the_whole_answer_says(
+            words in vec(prop_oneof![Just(KEY.to_owned()), "[ -~]{0,8}"], 0..8),
+            places in vec(any::<Index>(), 0..40),
+        ) {
+            let mut whole = words.concat();
+            let seen = shown(&mut Showing::new(blanker(KEY)), cut(&whole, &places));
+            blanker(KEY).answer(&mut whole);
+            prop_assert_eq!(seen, whole);
+        }
+    }
+
+    #[test]
+    fn each_text_of_an_answer_has_its_own_end() {
+        let (first, second) = KEY.split_at(9);
+        let arguments = |id: &str, fragment: &str| {
+            Delta::ToolCallArguments(ToolCallArguments {
+                id: id.to_owned(),
+                fragment: fragment.to_owned(),
+            })
+        };
+        let usage = Delta::Usage(Usage {
+            input_tokens: 1,
+            output_tokens: 2,
+            cache_read_tokens: 0,
+            cache_write_tokens: 0,
+        });
+        let mut showing = Showing::new(blanker(KEY));
+        for held in [
+            Delta::Text(first.to_owned()),
+            Delta::Thinking(first.to_owned()),
+            arguments("a", first),
+            arguments("b", first),
+        ] {
+            assert_eq!(showing.next(held.clone()), None, "{held:?}");
+        }
+        assert_eq!(showing.next(usage.clone()), Some(usage));
+        let blank = || BLANK.to_owned();
+        for (delta, shown) in [
+            (arguments("b", second), arguments("b", BLANK)),
+            (Delta::Thinking(second.to_owned()), Delta::Thinking(blank())),
+            (Delta::Text(second.to_owned()), Delta::Text(blank())),
+        ] {
+            assert_eq!(showing.next(delta), Some(shown));
+        }
+        assert_eq!(showing.rest(), [arguments("a", first)]);
+        assert_eq!(showing.rest(), []);
+    }
+
+    #[test]
+    fn a_call_that_is_named_after_the_key_is_not_shown_so() {
+        let mut showing = Showing::new(blanker(KEY));
+        let started = Delta::ToolCallStarted(ToolCallStart {
+            id: format!("call-{KEY}"),
+            name: KEY.to_owned(),
+        });
+        let shown = Delta::ToolCallStarted(ToolCallStart {
+            id: format!("call-{BLANK}"),
+            name: BLANK.to_owned(),
+        });
+        assert_eq!(showing.next(started), Some(shown));
+        let grown = Delta::ToolCallArguments(ToolCallArguments {
+            id: format!("call-{KEY}"),
+            fragment: "{}".to_owned(),
+        });
+        let shown = Delta::ToolCallArguments(ToolCallArguments {
+            id: format!("call-{BLANK}"),
+            fragment: "{}".to_owned(),
+        });
+        assert_eq!(showing.next(grown), Some(shown));
+    }
+
+    #[test]
+    fn a_placeholder_that_is_no_secret_is_shown_at_once() {
+        let mut showing = Showing::new(blanker("ollama"));
+        let said = || Delta::Text("ask oll".to_owned());
+        assert_eq!(showing.next(said()), Some(said()));
+    }
+
+    #[test]
+    fn no_piece_of_a_whole_answer_keeps_the_key() {
+        let key = || format!("it is {KEY}");
+        let blob = || BlobRef {
+            digest: key(),
+            media_type: key(),
+            size: 1,
+        };
+        let all = [
+            Content::Text(key()),
+            Content::Image(blob()),
+            Content::Thinking(Thinking {
+                text: key(),
+                signature: Some(key()),
+            }),
+            Content::ToolCall(ToolCall {
+                id: key(),
+                name: key(),
+                arguments: key(),
+            }),
+            Content::ToolResult(ToolResult {
+                call_id: key(),
+                is_error: false,
+                text: key(),
+                exit_code: None,
+                blobs: vec![blob()],
+            }),
+            Content::Other(Custom {
+                kind: key(),
+                body: key(),
+            }),
+        ];
+        for mut content in all {
+            blanker(KEY).content(&mut content);
+            let text = format!("{content:?}");
+            assert!(!text.contains("0123456789"), "{text}");
+            assert!(text.contains(BLANK), "{text}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Owns how an answer that was to be a stream of events is read when it is none, or not a clean one.
+//!
+//! Servers, and what stands before them, answer with a success and a page, with one JSON value, or with
+//! lines of JSON among the events: mostly errors, which the adapter has to see.
+//!
+//! What always holds: a stream of events passes through unchanged, line by line as it comes, but for bytes
+//! that are no UTF-8 and for lines of JSON that no event holds; each becomes an event of its own.
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+
+use super::EgressError;
+use super::response::{Cut, Pieces, events, whole};
+
+/// The names that lines of a stream of events have; a comment has none. Some servers write an error as one.
+const FIELDS: [&[u8]; 6] = [b"", b"data", b"event", b"id", b"retry", b"error"];
+const LONGEST_FIELD: usize = 5;
+/// So much of a piece tells how a body begins.
+const ENOUGH: usize = 1 << 10;
+/// The mark that a text may begin with.
+const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
+
+/// Cuts an answer into events, or takes it as one value where it begins like one.
+pub(super) fn by_its_beginning(pieces: Pieces) -> Cut {
+    let cut = async move {
+        let mut pieces = pieces;
+        let mut read = Vec::new();
+        let (mut head, mut is_events) = (Vec::new(), None);
+        while is_events.is_none() {
+            let Some(piece) = pieces.next().await else {
+                break;
+            };
+            let piece = piece?;
+            head.extend_from_slice(&piece[..piece.len().min(ENOUGH)]);
+            is_events = begins_events(&head);
+            read.push(Ok(piece));
+        }
+        let all = stream::iter(read).chain(pieces).boxed();
+        Ok(match is_events {
+            Some(true) => events(mended(all).boxed()),
+            _ => whole(all),
+        })
+    };
+    stream::once(cut).try_flatten().boxed()
+}
+
+/// Whether a body that begins so is a stream of events; none where that is not known yet.
+fn begins_events(head: &[u8]) -> Option<bool> {
+    let is_space = |byte: &u8| byte.is_ascii_whitespace() || MARK.contains(byte);
+    let start = head.iter().position(|byte| !is_space(byte))?;
+    let text = &head[start..];
+    let Some(end) = text.iter().position(|byte| !byte.is_ascii_alphabetic()) else {
+        return (text.len() > LONGEST_FIELD).then_some(false);
+    };
+    let (name, rest) = text.split_at(end);
+    let is_field = rest[0] == b':' && FIELDS.contains(&name);
+    Some(is_field || rest[0] == b'\n' && name == b"data")
+}
+
+/// The same stream without what a reader of events stumbles over.
+fn mended(pieces: Pieces) -> impl Stream<Item = Result<Bytes, EgressError>> + Send {
+    let ends = pieces
+        .map_ok(Some)
+        .chain(stream::once(futures::future::ready(Ok(None))));
+    let lines = ends.scan(Lines::default(), |lines, piece| {
+        let mended = match piece {
+            Err(error) => Err(error),
+            Ok(Some(piece)) => Ok(lines.take(&piece)),
+            Ok(None) => Ok(lines.end()),
+        };
+        futures::future::ready(Some(mended))
+    });
+    lines.try_filter(|piece| futures::future::ready(!piece.is_empty()))
+}
+
+#[derive(Default)]
+struct Lines {
+    /// The line that is not whole.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn take(&mut self, piece: &[u8]) -> Bytes {
+        self.rest.extend_from_slice(piece);
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else {
+            return Bytes::new();
+        };
+        let rest = self.rest.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        let mut out = Vec::with_capacity(whole.len());
+        for line in whole.split_inclusive(|byte| *byte == b'\n') {
+            put(line, &mut out);
+        }
+        out.into()
+    }
+
+    /// The last event may lack the empty line behind it.
+    fn end(&mut self) -> Bytes {
+        let rest = std::mem::take(&mut self.rest);
+        let data = rest.strip_prefix(b"data:").map(<[u8]>::trim_ascii);
+        let is_whole = data.is_some_and(|data| data == b"[DONE]" || is_json(data));
+        let mut out = Vec::new();
+        if is_whole || is_bare_json(&rest) {
+            put(&rest, &mut out);
+            out.push(b'\n');
+        }
+        if rest.is_empty() || is_whole {
+            out.push(b'\n');
+        }
+        out.into()
+    }
+}
+
+fn put(line: &[u8], out: &mut Vec<u8>) {
+    // Some servers write an error as a field of its own.
+    let error = line
+        .strip_prefix(b"error:")
+        .filter(|rest| is_bare_json(rest));
+    let bare = error.or_else(|| is_bare_json(line).then_some(line));
+    let Some(json) = bare else {
+        out.extend_from_slice(String::from_utf8_lossy(line).as_bytes());
+        return;
+    };
+    let name: &[u8] = if error.is_some() {
+        b"event: error\n"
+    } else {
+        b""
+    };
+    out.push(b'\n');
+    out.extend_from_slice(name);
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(String::from_utf8_lossy(json).trim().as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Whether a line is a JSON object that should have been in an event.
+fn is_bare_json(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    line.starts_with(b"{") && line.ends_with(b"}") && is_json(line)
+}
+
+fn is_json(text: &[u8]) -> bool {
+    // Halves of characters, which only the adapter knows what to do with, make no difference here.
+    let text = String::from_utf8_lossy(text);
+    text.starts_with('{')
+        && text.ends_with('}')
+        && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+    use crate::types::wit::llm::{Frame, Sse};
+
+    fn read(body: &[u8], at: usize) -> Vec<Frame> {
+        let (head, tail) = body.split_at(at);
+        let pieces = [head, tail].map(|piece| Ok(Bytes::copy_from_slice(piece)));
+        let cut = by_its_beginning(stream::iter(pieces).boxed());
+        block_on(cut.try_collect::<Vec<_>>()).unwrap()
+    }
+
+    fn everywhere(body: &[u8], expected: &[Frame]) {
+        for at in 0..=body.len() {
+            assert_eq!(
+                read(body, at),
+                expected,
+                "{} at {at}",
+                String::from_utf8_lossy(body)
+            );
+        }
+    }
+
+    fn event(data: &str) -> Frame {
+        Frame::Sse(Sse {
+            event: None,
+            data: data.to_owned(),
+            id: None,
+        })
+    }
+
+    #[test]
+    fn a_stream_of_events_stays_one() {
+        let body =
+            "\u{FEFF}: hello\n\ndata: {\"a\":\"ü\"}\r\n\r\ndata: {\ndata: }\n\ndata: [DONE]\n\n";
+        let expected = [event("{\"a\":\"ü\"}"), event("{\n}"), event("[DONE]")];
+        everywhere(body.as_bytes(), &expected);
+    }
+
+    #[test]
+    fn a_page_or_a_json_value_is_taken_as_a_whole() {
+        for body in [
+            "<html><title>502</title></html>",
+            " \n{\"error\":\n{}}",
+            "[{\"error\":1}]",
+            "upstream request timeout",
+            "OK",
+            "Internal Server Error: no worker\n",
+        ] {
+            everywhere(body.as_bytes(), &[Frame::Body(body.as_bytes().to_vec())]);
+        }
+    }
+
+    #[test]
+    fn json_among_the_events_becomes_one_and_the_last_needs_no_empty_line() {
+        let words = event("{\"a\":1}");
+        let error = event("{\"error\":{\"message\":\"no\"}}");
+        for body in [
+            "data: {\"a\":1}\n\n{\"error\":{\"message\":\"no\"}}\n",
+            "data: {\"a\":1}\n\n{\"error\":{\"message\":\"no\"}}",
+            "data: {\"a\":1}\n{\"error\":{\"message\":\"no\"}}\n\n",
+            "data: {\"a\":1}\n\ndata: {\"error\":{\"message\":\"no\"}}\n",
+            "data: {\"a\":1}\n\ndata: {\"error\":{\"message\":\"no\"}}",
+        ] {
+            everywhere(body.as_bytes(), &[words.clone(), error.clone()]);
+        }
+        let named = Frame::Sse(Sse {
+            event: Some("error".to_owned()),
+            data: "{\"code\":500}".to_owned(),
+            id: None,
+        });
+        everywhere(
+            b"data: {\"a\":1}\n\nerror: {\"code\":500}\n",
+            &[words.clone(), named],
+        );
+        // What was cut off is no event.
+        everywhere(b"data: {\"a\":1}\n\ndata: {\"b\":{\"c\":1}", &[words]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_replaced() {
+        everywhere(
+            b"data: {\"a\":\"\xF0\x9F\"}\n\n",
+            &[event("{\"a\":\"\u{FFFD}\"}")],
+        );
+    }
+}

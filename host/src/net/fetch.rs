@@ -1,0 +1,307 @@
+//! Owns fetching a small public document from an address that the operator wrote, such as the keys
+//! that an identity provider signs with.
+//!
+//! What always holds: it is fetched over HTTPS, or over HTTP from an address that is not public, since
+//! whoever is on the way could put a document of their own in its place. A redirect is not followed;
+//! time and size have limits; nothing of ours goes along. Metadata services are never asked.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::ACCEPT;
+use url::Url;
+
+use super::egress::error::words;
+use super::resolver::{self, Reach};
+
+/// How long a document may take, connection and all, and how long it may be.
+#[derive(Debug, Clone, Copy)]
+pub struct DocumentLimits {
+    /// From the beginning to its last byte.
+    pub time: Duration,
+    /// In bytes.
+    pub size: usize,
+}
+
+/// Why there is no document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// The address itself.
+    #[error("it must be an https URL, or an http URL at an address that is not public")]
+    Url,
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client cannot be made: {detail}")]
+    Client {
+        /// Why.
+        detail: String,
+    },
+    /// The host is somewhere that is not asked.
+    #[error(
+        "{host} is at an address that is not asked: a metadata service's, or, for plain http, a public one (use https)"
+    )]
+    Address {
+        /// Who was to be asked.
+        host: String,
+    },
+    /// Nobody answers.
+    #[error("{host} cannot be reached: {detail}")]
+    Connect {
+        /// Who was asked.
+        host: String,
+        /// What the system said.
+        detail: String,
+    },
+    /// It took too long.
+    #[error("{host} did not answer in full within {} s", .limit.as_secs_f32())]
+    Time {
+        /// Who was asked.
+        host: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// It points elsewhere.
+    #[error("{host} answered with a redirect, which is not followed; correct the address")]
+    Redirected {
+        /// Who was asked.
+        host: String,
+    },
+    /// It says no.
+    #[error("{host} answered with HTTP {status}")]
+    Status {
+        /// Who was asked.
+        host: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// Too much came.
+    #[error("{host} answered with more than the {limit} bytes that are taken")]
+    Size {
+        /// Who was asked.
+        host: String,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Where a document is, and what fetches it.
+#[derive(Debug, Clone)]
+pub struct Document {
+    url: Url,
+    client: reqwest::Client,
+    limits: DocumentLimits,
+}
+
+impl Document {
+    /// For an address of the operator's. The host's name is resolved at each connection.
+    pub fn new(url: Url, limits: DocumentLimits) -> Result<Self, DocumentError> {
+        let reach = reach(&url).ok_or(DocumentError::Url)?;
+        super::egress::prepare_tls();
+        let mut client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .dns_resolver(resolver::OperatorResolver { reach })
+            .connect_timeout(limits.time)
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")));
+        if reach == Reach::Private {
+            // A proxy would find the address, and not look whether it is a private one.
+            client = client.no_proxy();
+        }
+        let client = client.build().map_err(|cause| DocumentError::Client {
+            detail: words(cause),
+        })?;
+        Ok(Self {
+            url,
+            client,
+            limits,
+        })
+    }
+
+    /// Whether a document may be at an address. One whose host is a name is looked at again when that is
+    /// resolved.
+    pub fn may_be_at(url: &Url) -> bool {
+        reach(url).is_some()
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The document as it is now.
+    pub async fn fetch(&self) -> Result<Vec<u8>, DocumentError> {
+        let fetched = tokio::time::timeout(self.limits.time, self.whole());
+        fetched.await.map_err(|_| DocumentError::Time {
+            host: self.host(),
+            limit: self.limits.time,
+        })?
+    }
+
+    async fn whole(&self) -> Result<Vec<u8>, DocumentError> {
+        let request = self.client.get(self.url.clone());
+        let sent = request.header(ACCEPT, "application/json").send().await;
+        let mut response = sent.map_err(|cause| self.unreached(cause))?;
+        let status = response.status();
+        if status.is_redirection() {
+            return Err(DocumentError::Redirected { host: self.host() });
+        }
+        if status != StatusCode::OK {
+            return Err(DocumentError::Status {
+                host: self.host(),
+                status: status.as_u16(),
+            });
+        }
+        let mut document = Vec::new();
+        while let Some(piece) = response
+            .chunk()
+            .await
+            .map_err(|cause| self.unreached(cause))?
+        {
+            if document.len() + piece.len() > self.limits.size {
+                return Err(DocumentError::Size {
+                    host: self.host(),
+                    limit: self.limits.size,
+                });
+            }
+            document.extend_from_slice(&piece);
+        }
+        Ok(document)
+    }
+
+    fn unreached(&self, cause: reqwest::Error) -> DocumentError {
+        let host = self.host();
+        if resolver::was_refused(&cause) {
+            return DocumentError::Address { host };
+        }
+        DocumentError::Connect {
+            host,
+            detail: words(cause),
+        }
+    }
+
+    fn host(&self) -> String {
+        self.url.host_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// How far the host of a URL may be away; none where the URL is not taken.
+fn reach(url: &Url) -> Option<Reach> {
+    let reach = match url.scheme() {
+        "https" => Reach::Any,
+        "http" => Reach::Private,
+        _ => return None,
+    };
+    let plain = url.username().is_empty() && url.password().is_none();
+    (url.has_host() && plain && reach.allows_literal(url)).then_some(reach)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::StatusCode as Code;
+    use axum::response::Redirect;
+    use axum::routing::get;
+
+    use super::*;
+
+    const LIMITS: DocumentLimits = DocumentLimits {
+        time: Duration::from_secs(30),
+        size: 1000,
+    };
+
+    fn at(url: &str, limits: DocumentLimits) -> Result<Document, DocumentError> {
+        Document::new(Url::parse(url).unwrap(), limits)
+    }
+
+    /// A server of odd documents, and its address.
+    async fn server() -> String {
+        let routes = Router::new()
+            .route("/good", get(async || "x".repeat(1000)))
+            .route("/long", get(async || "x".repeat(1001)))
+            .route("/elsewhere", get(async || Redirect::temporary("/good")))
+            .route("/no", get(async || Code::IM_A_TEAPOT))
+            .route("/partly", get(async || (Code::PARTIAL_CONTENT, "{}")))
+            .route("/never", get(std::future::pending::<()>));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        format!("http://{address}")
+    }
+
+    async fn fetched(url: &str) -> Result<usize, DocumentError> {
+        let document = at(url, LIMITS)?.fetch().await?;
+        Ok(document.len())
+    }
+
+    #[tokio::test]
+    async fn a_document_is_taken_whole_from_where_it_was_looked_for_or_not_at_all() {
+        let base = server().await;
+        let host = || "127.0.0.1".to_owned();
+        let result = async |path: &str| fetched(&format!("{base}{path}")).await;
+        assert_eq!(result("/good").await, Ok(1000));
+        assert_eq!(
+            result("/long").await,
+            Err(DocumentError::Size {
+                host: host(),
+                limit: 1000
+            })
+        );
+        assert_eq!(
+            result("/elsewhere").await,
+            Err(DocumentError::Redirected { host: host() })
+        );
+        for (path, status) in [("/no", 418), ("/partly", 206), ("/nothing", 404)] {
+            assert_eq!(
+                result(path).await,
+                Err(DocumentError::Status {
+                    host: host(),
+                    status
+                }),
+                "{path}"
+            );
+        }
+        let gone = fetched("http://127.0.0.1:1/keys").await.unwrap_err();
+        assert!(matches!(gone, DocumentError::Connect { .. }), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_answers_is_given_up() {
+        let limits = DocumentLimits {
+            time: Duration::from_millis(50),
+            ..LIMITS
+        };
+        let document = at(&format!("{}/never", server().await), limits).unwrap();
+        let error = document.fetch().await.unwrap_err();
+        assert!(matches!(error, DocumentError::Time { .. }), "{error}");
+    }
+
+    #[test]
+    fn plain_http_is_for_addresses_that_are_not_public() {
+        for url in [
+            "https://project.example.co/keys",
+            "https://203.0.113.7/keys",
+            "https://10.0.0.7/keys",
+            "http://127.0.0.1:9/keys",
+            "http://10.0.0.7/keys",
+            "http://[::1]/keys",
+            // Looked at when it is resolved.
+            "http://auth/keys",
+        ] {
+            assert!(at(url, LIMITS).is_ok(), "{url}");
+        }
+        for url in [
+            "http://203.0.113.7/keys",
+            "http://169.254.169.254/keys",
+            "https://169.254.169.254/keys",
+            "https://[fd00:ec2::254]/keys",
+            "http://0.0.0.0/keys",
+            "https://user:word@project.example.co/keys",
+            "ftp://project.example.co/keys",
+            "file:///etc/keys",
+            "data:,{}",
+        ] {
+            assert_eq!(at(url, LIMITS).err(), Some(DocumentError::Url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Everything that leaves the host over HTTP for plugins and operators: requests to providers, documents, and
+//! OCI registries.
+
+pub mod egress;
+pub(crate) mod fetch;
+pub mod oci;
+pub(crate) mod resolver;

@@ -1,0 +1,442 @@
+//! Owns asking a registry: for the manifest of an artifact, and for its component.
+//!
+//! What always holds: user and password go to the registry they are for, and to the place that it names
+//! for its tokens, over https; neither they nor a token go along where a registry sends on to another
+//! server. It may send on to a public server over https, or to one that the manifest's `[registries]`
+//! names, and addresses are checked when they are connected to. An answer has a size and an end.
+//!
+//! The crate `oci-client` was looked at (0.18): it follows redirects wherever they lead, takes no client
+//! or resolver of ours that would not, reads manifests and tokens of any size, and brings twenty crates
+//! along. What of the protocol a plugin needs is two kinds of requests.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
+use url::Url;
+
+use super::auth_challenge::{self, Challenge};
+use super::error::OciError;
+use super::manifest::{self, Layer};
+use super::reference::{Reference, Registry};
+use crate::net::egress::{Resolver, literal_allowed, was_refused, words};
+use crate::types::secret::Secret;
+
+/// How long is waited for what, and how much is taken.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    /// For a connection.
+    pub(super) connect: Duration,
+    /// For a manifest or a token, all of it, and for the begin of a component.
+    pub(super) answer: Duration,
+    /// Between two pieces of a component.
+    pub(super) idle: Duration,
+    /// For a component, all of it.
+    pub(super) component: Duration,
+    /// For a manifest or a token, in bytes.
+    pub(super) document: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            component: Duration::from_secs(600),
+            document: 4 << 20,
+        }
+    }
+}
+
+/// How often a registry may send on.
+const HOPS: usize = 5;
+
+/// How a registry is asked.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Who asks, and with which password.
+    pub login: Option<(String, Secret)>,
+    /// Whether it is asked over plain http; none for what is usual: on this machine only.
+    pub plain_http: Option<bool>,
+}
+
+impl Access {
+    fn plain_http(&self, registry: &Registry) -> bool {
+        self.plain_http.unwrap_or_else(|| registry.is_loopback())
+    }
+}
+
+/// Asks registries.
+pub(super) struct Client {
+    http: reqwest::Client,
+    /// Those that the manifest names, and where their APIs are.
+    named: BTreeMap<Registry, (Access, Url)>,
+    limits: Limits,
+}
+
+impl Client {
+    /// For these registries. They may be in a private network, since the manifest names them.
+    pub(super) fn new(named: BTreeMap<Registry, Access>, limits: Limits) -> Result<Self, OciError> {
+        let named: BTreeMap<Registry, (Access, Url)> = named
+            .into_iter()
+            .filter_map(|(registry, access)| {
+                let base = registry.base(access.plain_http(&registry))?;
+                Some((registry, (access, base)))
+            })
+            .collect();
+        let hosts = named.values().filter_map(|(_, base)| base.host_str());
+        let resolver = Resolver::new(hosts.map(str::to_owned));
+        crate::net::egress::prepare_tls();
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .dns_resolver(resolver)
+            .connect_timeout(limits.connect)
+            .read_timeout(limits.idle)
+            .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|cause| OciError::Client(words(cause)))?;
+        Ok(Self {
+            http,
+            named,
+            limits,
+        })
+    }
+
+    /// Begins to ask for one component. Its registry must be a named one.
+    pub(super) fn pull<'a>(&'a self, reference: &'a Reference) -> Result<Pull<'a>, OciError> {
+        let registry = reference.registry();
+        let known = self.named.get(registry);
+        let (access, base) =
+            known.ok_or_else(|| OciError::Wrong(format!("{registry} is no registry's address")))?;
+        Ok(Pull {
+            client: self,
+            reference,
+            login: access.login.as_ref(),
+            host: registry.to_string(),
+            base: base.clone(),
+            authorization: None,
+        })
+    }
+
+    fn bases(&self) -> impl Iterator<Item = &Url> {
+        self.named.values().map(|(_, base)| base)
+    }
+
+    /// Whether something is fetched from there because a registry said so.
+    pub(super) fn may_be_sent_to(&self, url: &Url) -> bool {
+        if !url.username().is_empty() || url.password().is_some() {
+            return false;
+        }
+        if self.bases().any(|base| base.origin() == url.origin()) {
+            return true;
+        }
+        // Another port of a named host may be anything, and its name leads to private addresses too.
+        let near = self.bases().any(|base| base.host() == url.host());
+        url.scheme() == "https" && !near && literal_allowed(url, false)
+    }
+}
+
+/// One component that is being asked for.
+pub(super) struct Pull<'a> {
+    client: &'a Client,
+    reference: &'a Reference,
+    login: Option<&'a (String, Secret)>,
+    /// As errors name it.
+    host: String,
+    base: Url,
+    /// What the registry wants to see, once it has said so.
+    authorization: Option<HeaderValue>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Pull<'_> {
+    #[cfg(test)]
+    pub(super) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// The manifest's bytes and their SHA-256 in lower-case hex, which is the one that was asked for
+    /// where one was.
+    pub(super) async fn manifest(&mut self) -> Result<(Vec<u8>, String), OciError> {
+        let path = format!(
+            "{}/manifests/{}",
+            self.reference.repository(),
+            self.reference.wanted()
+        );
+        let limit = self.client.limits.answer;
+        let slow = self.slow(limit);
+        let asked = async {
+            let answer = self.get(&path, manifest::ACCEPT).await?;
+            let said = answer.headers().get("docker-content-digest").cloned();
+            let bytes = self.document(answer).await?;
+            Ok((bytes, said))
+        };
+        let (bytes, said) = timeout(limit, asked).await.unwrap_or(Err(slow))?;
+        let found = hex(&Sha256::digest(&bytes));
+        let said = said.as_ref().and_then(|said| said.to_str().ok());
+        let said = said.and_then(super::reference::digest);
+        let meant = self.reference.digest().map(str::to_owned).or(said);
+        match meant {
+            Some(meant) if meant != found => Err(OciError::Wrong(format!(
+                "{} gave another manifest than it must be: sha256:{found} in place of sha256:{meant}",
+                self.host
+            ))),
+            _ => Ok((bytes, found)),
+        }
+    }
+
+    /// Writes the component into a file, which holds what the layer says when this returns well.
+    pub(super) async fn component(
+        &mut self,
+        layer: &Layer,
+        file: std::fs::File,
+    ) -> Result<(), OciError> {
+        let limit = self.client.limits.component;
+        let slow = self.slow(limit);
+        let bring = self.bring(layer, tokio::fs::File::from_std(file));
+        timeout(limit, bring).await.unwrap_or(Err(slow))
+    }
+
+    async fn bring(&mut self, layer: &Layer, mut file: tokio::fs::File) -> Result<(), OciError> {
+        let path = format!(
+            "{}/blobs/sha256:{}",
+            self.reference.repository(),
+            layer.digest
+        );
+        let limit = self.client.limits.answer;
+        let slow = self.slow(limit);
+        let answer = timeout(limit, self.get(&path, "*/*"));
+        let answer = answer.await.unwrap_or(Err(slow))?;
+        let mut pieces = answer.bytes_stream();
+        let (mut size, mut digest) = (0_u64, Sha256::new());
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|cause| self.broken(cause))?;
+            size += piece.len() as u64;
+            if size > layer.size {
+                return Err(OciError::Wrong(format!(
+                    "{} gave a longer component than the {} bytes that its manifest says",
+                    self.host, layer.size
+                )));
+            }
+            digest.update(&piece);
+            file.write_all(&piece).await?;
+        }
+        file.flush().await?;
+        if size < layer.size {
+            return Err(OciError::Wrong(format!(
+                "{} gave {size} of the component's {} bytes",
+                self.host, layer.size
+            )));
+        }
+        let found = hex(&digest.finalize());
+        if found != layer.digest {
+            return Err(OciError::Wrong(format!(
+                "{} gave another component than its manifest says: sha256:{found} in place of sha256:{}",
+                self.host, layer.digest
+            )));
+        }
+        Ok(())
+    }
+
+    /// What is at a path below the registry's API, shown who asks where it wants to see that.
+    async fn get(&mut self, path: &str, accept: &'static str) -> Result<Response, OciError> {
+        let mut asked = self.authorization.is_some();
+        loop {
+            let (answer, own) = self.follow(path, accept).await?;
+            let status = answer.status();
+            match status {
+                StatusCode::OK => return Ok(answer),
+                StatusCode::UNAUTHORIZED if own && !asked => {
+                    asked = true;
+                    self.authorization = Some(self.authorize(&answer).await?);
+                }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
+                    return Err(self.refused(status));
+                }
+                StatusCode::NOT_FOUND if own => {
+                    let host = self.host.clone();
+                    return Err(OciError::Missing { host });
+                }
+                _ => {
+                    let host = answer.url().host_str().unwrap_or_default().to_owned();
+                    let status = status.as_u16();
+                    return Err(OciError::Answered { host, status });
+                }
+            }
+        }
+    }
+
+    /// The answer, wherever it is, and whether it is the registry's own.
+    async fn follow(&self, path: &str, accept: &'static str) -> Result<(Response, bool), OciError> {
+        let wrong = |_| OciError::Wrong("it cannot be asked for".to_owned());
+        let mut url = self.base.join(path).map_err(wrong)?;
+        for _ in 0..=HOPS {
+            let own = url.origin() == self.base.origin();
+            let mut request = self.client.http.get(url.clone()).header(ACCEPT, accept);
+            if let (true, Some(value)) = (own, &self.authorization) {
+                request = request.header(AUTHORIZATION, value.clone());
+            }
+            let answer = self.sent(&url, request).await?;
+            if !answer.status().is_redirection() {
+                return Ok((answer, own));
+            }
+            let next = answer.headers().get(LOCATION);
+            let next = next.and_then(|next| url.join(next.to_str().ok()?).ok());
+            url = self.checked(next)?;
+        }
+        let host = self.host.clone();
+        Err(OciError::SendsAround { host })
+    }
+
+    /// A place that the registry named.
+    fn checked(&self, url: Option<Url>) -> Result<Url, OciError> {
+        let to = url.as_ref().filter(|url| url.has_host()).map_or_else(
+            || "nowhere".to_owned(),
+            |url| url.origin().ascii_serialization(),
+        );
+        let fits = url.filter(|url| self.client.may_be_sent_to(url));
+        fits.ok_or_else(|| OciError::SendsAway {
+            host: self.host.clone(),
+            to,
+        })
+    }
+
+    async fn sent(
+        &self,
+        url: &Url,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, OciError> {
+        let host = url.host_str().unwrap_or_default().to_owned();
+        // An address that is written out is not resolved.
+        let named = self.client.bases().any(|base| base.host() == url.host());
+        if !literal_allowed(url, named) {
+            return Err(OciError::Address { host });
+        }
+        request.send().await.map_err(|cause| {
+            if was_refused(&cause) {
+                return OciError::Address { host };
+            }
+            let detail = words(cause);
+            OciError::Unreachable { host, detail }
+        })
+    }
+
+    /// What the registry wants to see, by what it said when it refused.
+    async fn authorize(&self, refusal: &Response) -> Result<HeaderValue, OciError> {
+        let challenges = refusal.headers().get_all(WWW_AUTHENTICATE).iter();
+        let mut challenges =
+            challenges.filter_map(|value| auth_challenge::read(value.to_str().ok()?));
+        match (challenges.next(), self.login) {
+            (Some(Challenge::Basic), Some(login)) => self.basic(login),
+            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service).await,
+            _ => Err(self.refused(refusal.status())),
+        }
+    }
+
+    fn basic(&self, (user, password): &(String, Secret)) -> Result<HeaderValue, OciError> {
+        use base64::Engine as _;
+        let unfit = || OciError::Credentials {
+            host: self.host.clone(),
+        };
+        if user.contains(':') || user.contains(char::is_control) {
+            return Err(unfit());
+        }
+        let pair = format!("{user}:{}", password.expose());
+        let pair = base64::engine::general_purpose::STANDARD.encode(pair);
+        let mut value = HeaderValue::from_str(&format!("Basic {pair}")).map_err(|_| unfit())?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// A token for reading this repository and nothing else, whatever the registry asks for.
+    async fn token(&self, realm: &str, service: Option<String>) -> Result<HeaderValue, OciError> {
+        let mut url = self.checked(Url::parse(realm).ok())?;
+        if let Some(service) = service {
+            url.query_pairs_mut().append_pair("service", &service);
+        }
+        let scope = format!("repository:{}:pull", self.reference.repository());
+        url.query_pairs_mut().append_pair("scope", &scope);
+        let mut request = self.client.http.get(url.clone());
+        if let Some(login) = self.login {
+            request = request.header(AUTHORIZATION, self.basic(login)?);
+        }
+        let answer = self.sent(&url, request).await?;
+        let status = answer.status();
+        match status {
+            StatusCode::OK => {}
+            StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                return Err(self.refused(status));
+            }
+            _ => {
+                let host = url.host_str().unwrap_or_default().to_owned();
+                let status = status.as_u16();
+                return Err(OciError::Answered { host, status });
+            }
+        }
+        let bytes = self.document(answer).await?;
+        let token = serde_json::from_slice::<Token>(&bytes).ok();
+        let token = token.and_then(|token| token.token.or(token.access_token));
+        let value = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok());
+        let mut value = value
+            .ok_or_else(|| OciError::Wrong(format!("{} gives tokens that are none", self.host)))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// All of a small answer.
+    async fn document(&self, mut answer: Response) -> Result<Vec<u8>, OciError> {
+        let limit = self.client.limits.document;
+        let mut bytes = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(|cause| self.broken(cause))? {
+            if bytes.len() + piece.len() > limit {
+                return Err(OciError::Wrong(format!(
+                    "{} answered with more than the {limit} bytes that are read of a manifest",
+                    self.host
+                )));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
+    }
+
+    fn refused(&self, status: StatusCode) -> OciError {
+        OciError::Refused {
+            host: self.host.clone(),
+            status: status.as_u16(),
+            known: self.login.is_some(),
+        }
+    }
+
+    fn broken(&self, cause: reqwest::Error) -> OciError {
+        OciError::Broken {
+            host: self.host.clone(),
+            detail: words(cause),
+        }
+    }
+
+    fn slow(&self, limit: Duration) -> OciError {
+        OciError::Slow {
+            host: self.host.clone(),
+            limit,
+        }
+    }
+}
+
+/// In lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,269 @@
+//! Owns components from OCI registries: how they are named, fetched and kept.
+//!
+//! What always holds: what is given out has the digest that its manifest says, and its manifest the one
+//! that the reference says; it was fetched once and is on the disk from then on, so a restart needs no
+//! registry. A reference with a digest is never asked for again. A tag is asked for when a server starts
+//! and when somebody says so, and not by the clock: what runs changes when a person wants it, and a
+//! registry that is slow or gone holds up no change of anything else. Where a tag cannot be had, it is
+//! what it last was, and a warning says why.
+//!
+//! `reference` has the names, `client` the requests, `challenge` how a registry asks who is there,
+//! `manifest` what is in an artifact, `kept` the folder.
+
+mod auth_challenge;
+mod cache;
+mod client;
+mod error;
+mod manifest;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
+
+use self::cache::Folder;
+use self::client::{Client, Limits};
+use self::manifest::Layer;
+
+pub use self::client::Access;
+pub use self::error::OciError;
+pub use self::reference::{Reference, ReferenceError, Registry, SCHEME};
+
+/// How many components are fetched at once.
+const AT_ONCE: usize = 4;
+
+/// What was fetched. A clone is a handle of the same.
+#[derive(Debug, Clone)]
+pub struct Components {
+    folder: Folder,
+    limits: Limits,
+    /// The largest component that is taken, in bytes.
+    largest: u64,
+    /// What need not be asked for again while this process runs, each with what was wrong when it was.
+    asked: Arc<Mutex<HashMap<Reference, Found>>>,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its name.
+    pub reference: Reference,
+    /// The SHA-256 that the component must have, in lower-case hex, where somebody says so.
+    pub component: Option<String>,
+}
+
+/// A component that is on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Where.
+    pub file: PathBuf,
+    /// Its SHA-256, in lower-case hex.
+    pub digest: String,
+}
+
+/// What came of some references. Two are alike where the components are, whatever the way to them was.
+#[derive(Debug, Clone, Default)]
+pub struct Brought {
+    /// Each of them; the text says why one is not there, as the end of a sentence.
+    pub by_reference: BTreeMap<Reference, Result<Fetched, String>>,
+    /// What the operator should know. A sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl PartialEq for Brought {
+    fn eq(&self, other: &Self) -> bool {
+        self.by_reference == other.by_reference
+    }
+}
+
+/// Whether tags are asked for anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tags {
+    /// As they were when this process last asked, or never did.
+    AsKnown,
+    /// As they are now.
+    Anew,
+}
+
+impl Components {
+    /// Those in this folder, which is made with the first of them.
+    pub fn new(folder: PathBuf, largest: u64) -> Self {
+        Self {
+            folder: Folder::new(folder),
+            limits: Limits::default(),
+            largest,
+            asked: Arc::default(),
+        }
+    }
+
+    /// Brings all that is wanted. `registries` says how some registries are asked; the others are asked
+    /// as anybody may.
+    pub async fn bring(
+        &self,
+        wanted: &[Wanted],
+        mut registries: BTreeMap<Registry, Access>,
+        tags: Tags,
+    ) -> Brought {
+        let mut brought = Brought::default();
+        if wanted.is_empty() {
+            return brought;
+        }
+        for one in wanted {
+            let registry = one.reference.registry().clone();
+            registries.entry(registry).or_default();
+        }
+        let client = &Client::new(registries, self.limits.clone());
+        // Two plugins may be made of one component.
+        let each: BTreeMap<&Reference, &Wanted> =
+            wanted.iter().map(|one| (&one.reference, one)).collect();
+        let one = |wanted| {
+            let brought = async move {
+                let client = client.as_ref().map_err(OciError::to_string);
+                (wanted, self.one(wanted, client, tags).await)
+            };
+            brought.boxed()
+        };
+        let tasks: Vec<BoxFuture<'_, _>> = each.into_values().map(one).collect();
+        let mut tasks = futures::stream::iter(tasks).buffered(AT_ONCE);
+        let mut needed = BTreeSet::new();
+        while let Some((wanted, came)) = tasks.next().await {
+            let came = came.map(|found| {
+                let tag = cache::tag_name(&wanted.reference);
+                needed.extend([found.manifest, found.component.digest.clone(), tag]);
+                brought.warnings.extend(found.warning);
+                found.component
+            });
+            let reference = wanted.reference.clone();
+            brought.by_reference.insert(reference, came);
+        }
+        let folder = self.folder.clone();
+        // Nothing depends on it.
+        let _ = tokio::task::spawn_blocking(move || folder.tidy(&needed)).await;
+        brought
+    }
+
+    async fn one(
+        &self,
+        wanted: &Wanted,
+        client: Result<&Client, String>,
+        tags: Tags,
+    ) -> Result<Found, String> {
+        let reference = &wanted.reference;
+        let meant = wanted.component.as_ref();
+        let before = self.asked().get(reference).cloned();
+        if let Some(found) = before.filter(|found| found.component.file.is_file())
+            && tags == Tags::AsKnown
+            // Whoever writes another digest wants another build.
+            && meant.is_none_or(|meant| *meant == found.component.digest)
+        {
+            return Ok(found);
+        }
+        let kept = self.kept(reference).await;
+        let is_meant =
+            |kept: &&Found| reference.digest().is_some() || Some(&kept.component.digest) == meant;
+        if let Some(kept) = kept.as_ref().filter(is_meant) {
+            self.asked().insert(reference.clone(), kept.clone());
+            return Ok(kept.clone());
+        }
+        let came = match client {
+            Ok(client) => self
+                .fetch(reference, client)
+                .await
+                .map_err(|why| why.to_string()),
+            Err(why) => Err(why),
+        };
+        let (found, warning) = match (came, kept) {
+            (Ok(found), _) => (found, None),
+            (Err(why), Some(kept)) => {
+                let warning = format!(
+                    "{reference} could not be asked for, and is what it last was (sha256:{}): {why}. `lucid plugin reload` asks again.",
+                    kept.component.digest
+                );
+                (kept, Some(warning))
+            }
+            (Err(why), None) => return Err(why),
+        };
+        let found = Found { warning, ..found };
+        self.asked().insert(reference.clone(), found.clone());
+        Ok(found)
+    }
+
+    /// What is on the disk for a reference.
+    async fn kept(&self, reference: &Reference) -> Option<Found> {
+        let (folder, reference, largest) = (self.folder.clone(), reference.clone(), self.largest);
+        let looked = tokio::task::spawn_blocking(move || {
+            let pinned = reference.digest().map(str::to_owned);
+            let manifest = pinned.or_else(|| folder.tag(&reference))?;
+            let layer = manifest::layer(&folder.manifest(&manifest)?, largest).ok()?;
+            let file = folder.component(&layer.digest)?;
+            let digest = layer.digest;
+            let component = Fetched { file, digest };
+            Some(Found {
+                manifest,
+                component,
+                warning: None,
+            })
+        });
+        looked.await.ok().flatten()
+    }
+
+    async fn fetch(&self, reference: &Reference, client: &Client) -> Result<Found, OciError> {
+        let mut pull = client.pull(reference)?;
+        let (text, manifest) = pull.manifest().await?;
+        let layer = manifest::layer(&text, self.largest)?;
+        self.component(&mut pull, &layer).await?;
+        let (folder, digest, of) = (self.folder.clone(), manifest.clone(), reference.clone());
+        let noted = tokio::task::spawn_blocking(move || {
+            folder.keep_manifest(&text, &digest)?;
+            // Last, since it says that the rest is there.
+            if of.digest().is_none() {
+                folder.keep_tag(&of, &digest)?;
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        noted.await.map_err(std::io::Error::other)??;
+        tracing::info!(%reference, digest = layer.digest, "a component came from its registry");
+        let file = self.folder.component_file(&layer.digest);
+        let digest = layer.digest;
+        let component = Fetched { file, digest };
+        Ok(Found {
+            manifest,
+            component,
+            warning: None,
+        })
+    }
+
+    /// The component of a layer, from the disk or else from the registry.
+    async fn component(&self, pull: &mut client::Pull<'_>, layer: &Layer) -> Result<(), OciError> {
+        let (folder, digest) = (self.folder.clone(), layer.digest.clone());
+        let begun = tokio::task::spawn_blocking(move || match folder.component(&digest) {
+            Some(_) => Ok(None),
+            None => folder.draft().map(Some),
+        });
+        let Some(draft) = begun.await.map_err(std::io::Error::other)?? else {
+            return Ok(());
+        };
+        pull.component(layer, draft.as_file().try_clone()?).await?;
+        let (folder, digest) = (self.folder.clone(), layer.digest.clone());
+        let kept = tokio::task::spawn_blocking(move || folder.keep_component(draft, &digest));
+        Ok(kept.await.map_err(std::io::Error::other)??)
+    }
+
+    fn asked(&self) -> std::sync::MutexGuard<'_, HashMap<Reference, Found>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A component and the manifest that led to it.
+#[derive(Debug, Clone)]
+struct Found {
+    /// Its SHA-256, in lower-case hex.
+    manifest: String,
+    component: Fetched,
+    warning: Option<String>,
+}

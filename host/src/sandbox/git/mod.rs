@@ -1,0 +1,193 @@
+//! Git's way out of a sandbox: one socket for each session, through which the helper in the box
+//! fetches from and pushes to that session's repository, and to others of its owner where the
+//! operator allowed that.
+//!
+//! What always holds: the token stays here, never in the box, in a log line or in an error; it goes
+//! to the repository's own server and to no other, redirects included; addresses of the host's own
+//! networks are refused unless the operator allowed them, and those of cloud metadata services
+//! always; a push changes the branches that the operator named and no other ref; what a server sends
+//! is bounded in size and in time.
+
+mod branch_policy;
+mod clone;
+mod connection;
+mod http;
+mod pasted_url;
+mod receive_pack;
+#[cfg(test)]
+mod tests;
+mod tracking;
+mod upstream;
+mod url;
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use lucid_exec::protocol::{Frame, Kind};
+use reqwest::Client;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+
+pub use self::branch_policy::Branches;
+pub use self::clone::{Checkout, CloneError, clone_into};
+use self::connection::serve;
+pub use self::http::{address_allowed, client};
+pub use self::pasted_url::pasted_repository;
+pub use self::tracking::Cloned;
+pub use self::upstream::Login;
+use self::upstream::{Pushed, Remote};
+pub use self::url::{reach, repository_url};
+use super::workspace::box_user;
+
+/// How many helpers a session may have at a time.
+const MAX_HELPERS: usize = 4;
+
+/// Why there is no gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The repository's URL will not do.
+    #[error("{0}")]
+    Url(String),
+    /// The socket could not be made.
+    #[error("The git gateway's socket {path} cannot be made: {cause}")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The HTTP client could not be made.
+    #[error("The git gateway's HTTP client cannot be made: {0}")]
+    Client(#[source] reqwest::Error),
+}
+
+/// What the operator lets sessions do with git.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Repositories at private addresses may be reached, and over http with a token.
+    pub allow_private: bool,
+    /// Other repositories of the same owner may be reached, with the same token.
+    pub allow_owner: bool,
+    /// What sessions may push to.
+    pub branches: Branches,
+    /// How many commits of history a clone brings; `None` brings all.
+    pub depth: Option<u32>,
+    /// The most bytes that one fetch may bring, one push may send, and the session's first checkout
+    /// may hold.
+    pub largest: u64,
+    /// How long the clone at the start may take, and one answer of the server.
+    pub longest: Duration,
+}
+
+/// A session's open gateway. Dropping it closes it.
+pub struct Gateway {
+    task: tokio::task::JoinHandle<()>,
+    socket: PathBuf,
+    pushed: Pushed,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Gateway")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Listens in the session's runtime folder ([`Sandbox::runtime_dir`]) for helpers that want the
+    /// repository. `client` is one of [`client`], made with the same `allow_private`.
+    ///
+    /// [`Sandbox::runtime_dir`]: crate::sandbox::Sandbox::runtime_dir
+    pub fn start(
+        folder: &Path,
+        repository: &str,
+        login: Option<Login>,
+        rules: Rules,
+        client: Client,
+    ) -> Result<Self, GatewayError> {
+        let url = repository_url(repository)?;
+        let socket = folder.join("git.sock");
+        let failed = |cause| GatewayError::Socket {
+            path: socket.display().to_string(),
+            cause,
+        };
+        let key = uuid::Uuid::new_v4().simple().to_string();
+        let key_file = folder.join("git.key");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).map_err(failed)?;
+        std::fs::write(&key_file, &key).map_err(failed)?;
+        for path in [&socket, &key_file] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                .map_err(failed)?;
+            if let Some(user) = box_user() {
+                std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
+            }
+        }
+        let pushed = Pushed::default();
+        let remote = Arc::new(Remote {
+            client,
+            url,
+            login,
+            pushed: pushed.clone(),
+            rules,
+            key,
+        });
+        Ok(Self {
+            task: tokio::spawn(listen(listener, remote)),
+            socket,
+            pushed,
+        })
+    }
+
+    /// The branch of the session's repository that was pushed since this was last asked, of several the
+    /// last one.
+    pub fn take_pushed(&self) -> Option<String> {
+        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        pushed.take()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(self.socket.with_extension("key"));
+    }
+}
+
+async fn listen(listener: UnixListener, remote: Arc<Remote>) {
+    let places = Arc::new(Semaphore::new(MAX_HELPERS));
+    // With the gateway its connections go too.
+    let mut helpers = tokio::task::JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "a git helper could not be let in");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        while helpers.try_join_next().is_some() {}
+        let remote = Arc::clone(&remote);
+        helpers.spawn(async move {
+            let _place = place;
+            let mut connection = connection;
+            if let Err(sentence) = serve(&mut connection, &remote).await {
+                let frame = Frame::new(Kind::GitError, 0, sentence).encode();
+                // One that does not listen is not waited for: its place is another's.
+                let told = connection.write_all(&frame);
+                let _ = tokio::time::timeout(Duration::from_secs(10), told).await;
+            }
+        });
+    }
+}

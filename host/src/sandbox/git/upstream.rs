@@ -1,0 +1,312 @@
+//! Owns the requests to the git server: the only place that the token goes to.
+//!
+//! What always holds: the token is in a header of these requests and nowhere else, no error holds it,
+//! and it goes over https only, unless the operator allowed private addresses; a redirect is followed
+//! on the same server only, and only where git's first question is answered; what a server says when
+//! it refuses is not passed on; it is waited for neither without an end nor for an endless answer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine;
+use bytes::Bytes;
+use futures::StreamExt;
+use lucid_exec::protocol::GitService;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
+    USER_AGENT,
+};
+use reqwest::{Body, Client, Response, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::Rules;
+use super::http::check_literal;
+use crate::types::plural;
+
+/// The most a server may answer to the first question: for a push that is all of its branches.
+const MAX_ADVERTISEMENT: usize = 16 << 20;
+/// How long the first answer may take, all of it, where the operator does not want it faster.
+const FIRST_ANSWER: Duration = Duration::from_secs(60);
+/// How long a server may be silent in an answer.
+const SILENCE: Duration = Duration::from_secs(120);
+/// How often a server may send on to another of its addresses.
+const MAX_REDIRECTS: usize = 3;
+
+/// What git sends along: the token is the password.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The user's name, which providers differ in.
+    pub user: String,
+    /// The token.
+    pub token: SecretString,
+}
+
+impl From<SecretString> for Login {
+    /// With the name that most providers take, since they look at the token alone.
+    fn from(token: SecretString) -> Self {
+        let user = "x-access-token".to_owned();
+        Self { user, token }
+    }
+}
+
+/// The branch that the server took last.
+pub(super) type Pushed = Arc<Mutex<Option<String>>>;
+
+/// The repository of a session, and what reaching it takes.
+pub(super) struct Remote {
+    pub(super) client: Client,
+    pub(super) url: String,
+    pub(super) login: Option<Login>,
+    /// The branch that was pushed last.
+    pub(super) pushed: Pushed,
+    pub(super) rules: Rules,
+    pub(super) key: String,
+}
+
+/// Where the server answered, and what it can do, as git reads it.
+pub(super) struct Advertisement {
+    pub(super) url: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Remote {
+    /// Asks what the server can do.
+    pub(super) async fn advertise(
+        &self,
+        url: &str,
+        service: GitService,
+    ) -> Result<Advertisement, String> {
+        let asked = async {
+            let (url, answer) = self.discover(url, service).await?;
+            let kind = format!("application/x-{}-advertisement", service.name());
+            let bytes = whole(self.accepted(answer, service, &kind)?).await?;
+            let bytes = introduced(&bytes, service)?;
+            Ok(Advertisement { url, bytes })
+        };
+        let longest = FIRST_ANSWER.min(self.rules.longest);
+        tokio::time::timeout(longest, asked)
+            .await
+            .unwrap_or_else(|_| Err(too_slow(longest)))
+    }
+
+    /// Sends one request of git's, and gives the server's answer, its body still to be read.
+    pub(super) async fn post(
+        &self,
+        url: &str,
+        service: GitService,
+        body: Body,
+    ) -> Result<Response, String> {
+        let name = service.name();
+        let answer = self
+            .client
+            .post(format!("{url}/{name}"))
+            .headers(self.headers(service)?)
+            .header(CONTENT_TYPE, format!("application/x-{name}-request"))
+            .header(ACCEPT, format!("application/x-{name}-result"))
+            .body(body)
+            .send()
+            .await
+            .map_err(broken)?;
+        self.accepted(answer, service, &format!("application/x-{name}-result"))
+    }
+
+    /// Asks the first question, at another address of the same server where that sends on, as it does
+    /// for a repository that was renamed, and GitLab for one without `.git`.
+    async fn discover(&self, url: &str, service: GitService) -> Result<(String, Response), String> {
+        let mut url = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let question = format!("{url}/info/refs?service={}", service.name());
+            let question = Url::parse(&question)
+                .map_err(|_| "the repository's URL cannot be read".to_owned())?;
+            check_literal(&question, self.rules.allow_private)?;
+            if self.login.is_some() && question.scheme() != "https" && !self.rules.allow_private {
+                return Err(
+                    "a token is sent only over https: use the https URL of the repository"
+                        .to_owned(),
+                );
+            }
+            let request = self.client.get(question.clone());
+            let answer = request
+                .headers(self.headers(service)?)
+                .send()
+                .await
+                .map_err(broken)?;
+            if !answer.status().is_redirection() {
+                return Ok((url, answer));
+            }
+            let target = answer
+                .headers()
+                .get(LOCATION)
+                .and_then(|value| question.join(value.to_str().ok()?).ok())
+                .ok_or("the git server sends on to an address that cannot be read")?;
+            // Another one would get the token.
+            if target.origin() != question.origin() {
+                return Err(
+                    "the git server sends on to another server, where git does not follow: give the repository's own URL, with https:// where it has that"
+                        .to_owned(),
+                );
+            }
+            // Not another question, but a page that asks people to sign in.
+            let Some(path) = target.path().strip_suffix("/info/refs") else {
+                return Err(self.refused(service));
+            };
+            url = format!("{}{path}", target.origin().ascii_serialization());
+        }
+        Err("the git server sends on from address to address without an end".to_owned())
+    }
+
+    /// The server took a push of this branch.
+    pub(super) fn note(&self, branch: String) {
+        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        *pushed = Some(branch);
+    }
+
+    fn headers(&self, service: GitService) -> Result<HeaderMap, String> {
+        let mut headers = HeaderMap::new();
+        if service == GitService::Fetch {
+            headers.insert("git-protocol", HeaderValue::from_static("version=2"));
+        }
+        // Some servers answer git only.
+        headers.insert(USER_AGENT, HeaderValue::from_static("git/2.40 (lucid)"));
+        if let Some(Login { user, token }) = &self.login {
+            let pair = format!("{user}:{}", token.expose_secret());
+            let value = format!(
+                "Basic {}",
+                base64::engine::general_purpose::STANDARD.encode(pair)
+            );
+            let mut value = HeaderValue::from_str(&value)
+                .map_err(|_| "the git token cannot be sent".to_owned())?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        Ok(headers)
+    }
+
+    fn accepted(
+        &self,
+        answer: Response,
+        service: GitService,
+        content_type: &str,
+    ) -> Result<Response, String> {
+        let status = answer.status();
+        if status.is_redirection() {
+            return Err("the repository has moved: give its new URL".to_owned());
+        }
+        match status {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.refused(service)),
+            // What is private is hidden as if it were not there.
+            StatusCode::NOT_FOUND | StatusCode::GONE => {
+                return Err(if self.login.is_some() {
+                    "the git server knows no such repository, or the token may not see it"
+                } else {
+                    "the git server knows no such repository, or it is private: connect an account, or give a token, that may read it"
+                }
+                .to_owned());
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                return Err("the git server finds this push too large".to_owned());
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                return Err(format!(
+                    "the git server is busy ({}): try again later",
+                    status.as_u16()
+                ));
+            }
+            _ => return Err(format!("the git server answered {}", status.as_u16())),
+        }
+        let header = |name| {
+            let value = answer.headers().get(name)?;
+            Some(value.to_str().unwrap_or("unreadable").to_ascii_lowercase())
+        };
+        let given = header(CONTENT_TYPE).unwrap_or_default();
+        if given.split(';').next().unwrap_or_default().trim() != content_type {
+            return Err("the server at that URL is not a git server".to_owned());
+        }
+        // Nothing was asked for, and what unpacks without an end is not unpacked.
+        if header(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+            return Err(
+                "the git server answered in a compression that it was not asked for".to_owned(),
+            );
+        }
+        Ok(answer)
+    }
+
+    fn refused(&self, service: GitService) -> String {
+        let may = match service {
+            GitService::Fetch => "read",
+            GitService::Push => "write to",
+        };
+        if self.login.is_some() {
+            format!(
+                "the git server refused the token: it is wrong, has expired, or may not {may} the repository"
+            )
+        } else {
+            format!(
+                "the git server refused access without a token: connect an account, or give a token, that may {may} the repository"
+            )
+        }
+    }
+}
+
+/// The next part of an answer; `None` at its end.
+pub(super) async fn next_part(
+    body: &mut (impl futures::Stream<Item = reqwest::Result<Bytes>> + Unpin),
+) -> Result<Option<Bytes>, String> {
+    match tokio::time::timeout(SILENCE, body.next()).await {
+        Ok(part) => part.transpose().map_err(broken),
+        Err(_) => Err(too_slow(SILENCE)),
+    }
+}
+
+/// What is said where a time runs out.
+pub(super) fn too_slow(time: Duration) -> String {
+    format!(
+        "the git server did not answer in full within {}",
+        plural::count(time.as_secs(), "second")
+    )
+}
+
+async fn whole(answer: Response) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut body = answer.bytes_stream();
+    while let Some(part) = next_part(&mut body).await? {
+        bytes.extend(part);
+        if bytes.len() > MAX_ADVERTISEMENT {
+            return Err("the git server's first answer is too long".to_owned());
+        }
+    }
+    Ok(bytes)
+}
+
+/// Takes off what only HTTP puts before an advertisement, and checks that one follows.
+fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, String> {
+    let line = format!("# service={}\n", service.name());
+    let prefix = format!("{:04x}{line}0000", line.len() + 4);
+    let bytes = bytes.strip_prefix(prefix.as_bytes()).unwrap_or(bytes);
+    let good = match service {
+        GitService::Fetch => bytes.starts_with(b"000eversion 2\n"),
+        // A packet line, its length first; no line is as long as that of a page that begins so.
+        GitService::Push => bytes
+            .get(..4)
+            .is_some_and(|length| length.iter().all(u8::is_ascii_hexdigit)),
+    };
+    match service {
+        _ if good => Ok(bytes.to_vec()),
+        GitService::Fetch => Err("the git server does not speak protocol version 2".to_owned()),
+        GitService::Push => Err("the git server's first answer cannot be read".to_owned()),
+    }
+}
+
+/// The innermost reason says the most, and none of them holds a header.
+fn broken(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut reason: &dyn std::error::Error = &error;
+    while let Some(deeper) = reason.source() {
+        reason = deeper;
+    }
+    let reason = reason.to_string();
+    let reason = reason.split(" (os error").next().unwrap_or_default();
+    format!("the connection to the git server failed: {reason}")
+}

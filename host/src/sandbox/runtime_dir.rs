@@ -1,0 +1,282 @@
+//! The host's folder for boxes: the installed exec server, and one folder for each running session.
+//!
+//! What always holds: a program is put in place by a rename, never written over while it runs; a
+//! session's folder is gone when its box is; what a crashed host left behind is removed by the
+//! next one, never what a living host uses; and no session can change a program that another runs.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::workspace::{box_user, erase, safe_name};
+use super::{SandboxError, io_error};
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// What stands for files of `/etc` in a box.
+const ETC: [(&str, &str); 3] = [
+    (
+        "passwd",
+        "root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
+    ),
+    ("group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
+    ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+];
+
+pub(super) struct Runtime {
+    run_dir: PathBuf,
+    exec: PathBuf,
+    program: Vec<u8>,
+    etc: PathBuf,
+    sessions: PathBuf,
+}
+
+impl Runtime {
+    pub(super) fn install(run_dir: &Path, exec: &[u8]) -> Result<Self, SandboxError> {
+        make_folder(run_dir)?;
+        let run_dir = run_dir.canonicalize().map_err(io_error(format!(
+            "{} cannot be resolved",
+            run_dir.display()
+        )))?;
+        check_reachable(&run_dir)?;
+        remove_leftovers(&run_dir);
+        let runtime = Self {
+            exec: run_dir.join("bin/lucid-exec"),
+            program: exec.to_vec(),
+            etc: run_dir.join("etc"),
+            sessions: run_dir.join(std::process::id().to_string()),
+            run_dir,
+        };
+        runtime.furnish()?;
+        Ok(runtime)
+    }
+
+    /// Puts in place what sessions share, as far as it is not there: a machine that tidies up, or a session
+    /// of the host's own user, may have taken some of it.
+    pub(super) fn furnish(&self) -> Result<(), SandboxError> {
+        let bin = self.run_dir.join("bin");
+        for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
+            make_folder(folder)?;
+        }
+        put(&self.exec, &self.program, 0o755)?;
+        for (name, content) in ETC {
+            put(&self.etc.join(name), content.as_bytes(), 0o644)?;
+        }
+        Ok(())
+    }
+
+    /// The installed exec server.
+    pub(super) fn exec(&self) -> &Path {
+        &self.exec
+    }
+
+    /// A file that stands for one of `/etc` in a box.
+    pub(super) fn etc(&self, name: &str) -> PathBuf {
+        self.etc.join(name)
+    }
+
+    pub(super) fn probe_workspace(&self) -> Result<PathBuf, SandboxError> {
+        let path = self.sessions.join(format!(
+            "probe-workspace-{}",
+            COUNTER.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir_all(&path)
+            .map_err(io_error("A folder to try a sandbox in cannot be made"))?;
+        Ok(path)
+    }
+
+    /// Makes the folder of a session's box. The number keeps a box that is restarted, and two that
+    /// are tried at a time, apart. `shares`: nothing in the box can take rights from the exec server's file,
+    /// so that it need not be a copy.
+    pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
+        self.furnish()?;
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let dir = SessionDir(
+            self.sessions
+                .join(format!("{}.{number}", safe_name(session))),
+        );
+        let failed = || {
+            io_error(format!(
+                "The sandbox's folder {} cannot be made",
+                dir.0.display()
+            ))
+        };
+        let bin = dir.0.join("bin");
+        fs::create_dir_all(&bin).map_err(failed())?;
+        set_mode(&dir.0, 0o711)?;
+        let exec = bin.join("lucid-exec");
+        if !shares || fs::hard_link(&self.exec, &exec).is_err() {
+            // Not from the shared file, which may be what a session took rights from.
+            fs::write(&exec, &self.program).map_err(failed())?;
+            set_mode(&exec, 0o755)?;
+        }
+        symlink("lucid-exec", bin.join("git-remote-lucid")).map_err(failed())?;
+        let has = |program: &str| {
+            ["/usr/local/bin", "/usr/bin", "/bin"]
+                .iter()
+                .map(|at| Path::new(at).join(program))
+                .find(|at| at.exists())
+        };
+        if let (None, Some(python)) = (has("python"), has("python3")) {
+            symlink(python, bin.join("python")).map_err(failed())?;
+        }
+        for name in ["home", "tmp"] {
+            let folder = dir.0.join(name);
+            fs::create_dir(&folder).map_err(failed())?;
+            set_mode(&folder, 0o700)?;
+            give_to_box_user(&folder)?;
+        }
+        Ok(dir)
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Succeeds only when no box of this process has a folder there any more.
+        let _ = fs::remove_dir(&self.sessions);
+    }
+}
+
+/// The folder of one running box.
+pub(super) struct SessionDir(PathBuf);
+
+impl SessionDir {
+    /// A folder that was made elsewhere.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A path in it, as a command line has it.
+    pub(super) fn within(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+
+    /// Removes it, whatever commands did to it. Blocks.
+    pub(super) fn remove(&self) {
+        if let Err(error) = erase(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "a sandbox's folder cannot be removed");
+        }
+    }
+}
+
+impl Drop for SessionDir {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn remove_leftovers(run_dir: &Path) {
+    for entry in fs::read_dir(run_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(process) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
+            continue;
+        };
+        if !Path::new("/proc").join(process).exists() {
+            let _ = erase(&entry.path());
+        }
+    }
+}
+
+/// A folder that is entered by the box's user, and listed by nobody but the host's.
+fn make_folder(path: &Path) -> Result<(), SandboxError> {
+    fs::create_dir_all(path).map_err(io_error(format!(
+        "The folder {} cannot be made",
+        path.display()
+    )))?;
+    set_mode(path, 0o711)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), SandboxError> {
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error(format!(
+        "The permissions of {} cannot be set",
+        path.display()
+    )))
+}
+
+fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
+    let failed = || io_error(format!("{} cannot be written", path.display()));
+    if fs::read(path).is_ok_and(|there| there == content) {
+        return set_mode(path, mode);
+    }
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("new-{}-{number}", std::process::id()));
+    fs::write(&temporary, content).map_err(failed())?;
+    set_mode(&temporary, mode)?;
+    fs::rename(&temporary, path).map_err(failed())
+}
+
+/// Gives a folder to the user that boxes run as, where that is another than the host's.
+pub(super) fn give_to_box_user(path: &Path) -> Result<(), SandboxError> {
+    match box_user() {
+        Some(user) => chown(path, Some(user), Some(user)).map_err(io_error(format!(
+            "{} cannot be given to user {user}",
+            path.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Says early, and by name, which folder the box's user cannot pass on the way to `path`.
+pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
+    let path = path.canonicalize().map_err(io_error(format!(
+        "The folder {} cannot be resolved",
+        path.display()
+    )))?;
+    let Some(user) = box_user() else {
+        return Ok(());
+    };
+    for folder in path.ancestors().skip(1) {
+        let Ok(data) = fs::metadata(folder) else {
+            continue;
+        };
+        let open = data.mode() & 0o001 != 0 || (data.uid() == user && data.mode() & 0o100 != 0);
+        if !open {
+            return Err(SandboxError::Start(format!(
+                "user {user}, as whom sandboxes run, cannot enter {}. Run `chmod o+x` on it, or keep Lucid's data elsewhere.",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_takes_rights_from_a_shared_program_takes_them_from_no_other_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = fs::read("/bin/true").unwrap();
+        let runtime = Runtime::install(folder.path(), &program).unwrap();
+        let runs = |dir: &SessionDir| {
+            let exec = dir.within("bin/lucid-exec");
+            std::process::Command::new(exec)
+                .status()
+                .is_ok_and(|it| it.success())
+        };
+        let one = runtime.session("one", false).unwrap();
+        // As an owner can, whatever Landlock says.
+        for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
+            set_mode(&taken, 0).unwrap();
+        }
+        let two = runtime.session("two", false).unwrap();
+        assert!(runs(&two) && !runs(&one));
+        // Nor does a machine that tidies up.
+        fs::remove_dir_all(folder.path()).unwrap();
+        assert!(runs(&runtime.session("three", true).unwrap()));
+        assert!(runtime.etc("passwd").exists());
+        // Where that cannot be, the disk holds it once.
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let shared = runtime.session("four", true).unwrap();
+        assert_eq!(
+            inode(&shared.path().join("bin/lucid-exec")),
+            inode(runtime.exec())
+        );
+    }
+}

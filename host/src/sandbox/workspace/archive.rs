@@ -1,0 +1,458 @@
+//! Owns a workspace as one archive, made while it is sent: a tar, compressed with gzip.
+//!
+//! What always holds: memory is bounded and nothing is written to the disk; links are kept as links
+//! and never followed; each file's part is as long as its header says, whatever happens to the file
+//! meanwhile, so the archive is whole. What is not in it, is listed in it.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rustix::fs::FileType;
+use tar::{Builder, EntryType, Header};
+
+use super::walk::{DEEPEST, Found, MOST_ENTRIES, Step, Walk};
+use super::{Workspace, WorkspaceError, WorkspacePath, explain};
+use crate::types::plural;
+
+/// The folder that all of it is in.
+const TOP: &str = "workspace";
+/// Where it is said what is left out.
+const LIST: &str = "left-out-of-this-archive.txt";
+/// How many lines that has.
+const LINES: usize = 1000;
+/// The most bytes of holes, of all files together: what takes no disk could be without end.
+const HOLES: u64 = 16 << 30;
+/// What the names of files that have several names may take together, in bytes of memory.
+const NAMES: usize = 16 << 20;
+
+impl Workspace {
+    /// Writes all of it. Blocks, for as long as `to` takes it; ends at the first error of `to`.
+    pub fn archive(&self, to: impl Write) -> Result<(), WorkspaceError> {
+        let failed = |cause| explain(&WorkspacePath::root(), cause);
+        let walk = Walk::new(self).map_err(failed)?;
+        let packed = Archive {
+            tar: Builder::new(GzEncoder::new(to, Compression::fast())),
+            left_out: LeftOut::default(),
+            holes: HOLES,
+            names: HashMap::new(),
+            names_left: NAMES,
+        };
+        packed.pack(walk).map_err(failed)
+    }
+}
+
+struct Archive<W: Write> {
+    tar: Builder<GzEncoder<W>>,
+    left_out: LeftOut,
+    /// Bytes of holes that may still come.
+    holes: u64,
+    /// Where each file with several names is in the archive.
+    names: HashMap<(u64, u64), PathBuf>,
+    names_left: usize,
+}
+
+#[derive(Default)]
+struct LeftOut {
+    lines: String,
+    count: usize,
+}
+
+impl LeftOut {
+    fn note(&mut self, path: &Path, why: &str) {
+        self.count += 1;
+        if self.count <= LINES {
+            // Writing into a string cannot fail. Quoted: a name may hold a line break.
+            let _ = writeln!(self.lines, "{:?}: {why}", path.to_string_lossy());
+        }
+    }
+}
+
+impl<W: Write> Archive<W> {
+    fn pack(mut self, mut walk: Walk) -> io::Result<()> {
+        self.folder(Path::new(TOP), 0o755, None)?;
+        while let Some(step) = walk.next() {
+            match step {
+                Step::Found(found) => self.entry(&walk, &found)?,
+                Step::Closed(path, error) => {
+                    let why = format!("the folder cannot be looked into ({error}).");
+                    self.left_out.note(&path, &why);
+                }
+                Step::Deep(path) => {
+                    let why = format!("the folder is more than {DEEPEST} folders deep.");
+                    self.left_out.note(&path, &why);
+                }
+                Step::Many => {
+                    let why = format!("what comes after the first {MOST_ENTRIES} entries.");
+                    self.left_out.note(Path::new(""), &why);
+                }
+            }
+        }
+        self.list()?;
+        self.tar.into_inner()?.finish()?.flush()
+    }
+
+    fn entry(&mut self, walk: &Walk, found: &Found) -> io::Result<()> {
+        match found.kind() {
+            FileType::Directory => {
+                self.folder(&below_top(&found.path), found.stat.st_mode, Some(found))
+            }
+            FileType::Symlink => match walk.target(found) {
+                Ok(target) => {
+                    let mut header = header(EntryType::Symlink, 0o777, Some(found));
+                    self.tar
+                        .append_link(&mut header, below_top(&found.path), target)
+                }
+                // Gone by now, or something else.
+                Err(error) => {
+                    self.unread(found, &error);
+                    Ok(())
+                }
+            },
+            FileType::RegularFile => self.file(walk, found),
+            _ => {
+                self.left_out
+                    .note(&found.path, "neither a file, a folder nor a link.");
+                Ok(())
+            }
+        }
+    }
+
+    fn unread(&mut self, found: &Found, error: &io::Error) {
+        self.left_out
+            .note(&found.path, &format!("it cannot be read ({error})."));
+    }
+
+    fn file(&mut self, walk: &Walk, found: &Found) -> io::Result<()> {
+        let path = below_top(&found.path);
+        if let Some(file) = found.identity() {
+            if let Some(first) = self.names.get(&file) {
+                let mut header = header(EntryType::Link, found.stat.st_mode, Some(found));
+                return self.tar.append_link(&mut header, path, first);
+            }
+            // One of them: without its name here, each of its names would be a copy.
+            let size = path.as_os_str().len() + 64;
+            let Some(left) = self.names_left.checked_sub(size) else {
+                self.left_out
+                    .note(&found.path, "too many files have several names.");
+                return Ok(());
+            };
+            self.names_left = left;
+        }
+        let file = match walk.open(found) {
+            Ok(file) => file,
+            Err(error) => {
+                self.unread(found, &error);
+                return Ok(());
+            }
+        };
+        let length = file.metadata().map_or(found.length(), |data| data.len());
+        let holes = length.saturating_sub(found.allocated());
+        let Some(left) = self.holes.checked_sub(holes) else {
+            let length = plural::count(length, "byte");
+            let why = format!("it is {length}, nearly all of them holes.");
+            self.left_out.note(&found.path, &why);
+            return Ok(());
+        };
+        self.holes = left;
+        let mut header = header(EntryType::Regular, found.stat.st_mode, Some(found));
+        header.set_size(length);
+        let mut content = AsLong {
+            file,
+            left: length,
+            short: None,
+        };
+        self.tar.append_data(&mut header, &path, &mut content)?;
+        if let Some(missing) = content.short {
+            let why = format!(
+                "its last {missing} bytes are missing, zeros in their place: it changed while it was read."
+            );
+            self.left_out.note(&found.path, &why);
+        }
+        if let Some(file) = found.identity() {
+            self.names.insert(file, path);
+        }
+        Ok(())
+    }
+
+    fn folder(&mut self, path: &Path, mode: u32, found: Option<&Found>) -> io::Result<()> {
+        // Whoever unpacks it must be able to fill it.
+        let mut header = header(EntryType::Directory, mode | 0o700, found);
+        self.tar.append_data(&mut header, path, io::empty())
+    }
+
+    fn list(&mut self) -> io::Result<()> {
+        let LeftOut { mut lines, count } = std::mem::take(&mut self.left_out);
+        if count == 0 {
+            return Ok(());
+        }
+        if count > LINES {
+            let _ = writeln!(lines, "and {} more.", count - LINES);
+        }
+        let text = format!("What is not in this archive, or not whole:\n\n{lines}");
+        let mut header = header(EntryType::Regular, 0o644, None);
+        header.set_size(text.len() as u64);
+        // Beside the workspace's folder, so that no file of that name is in the way.
+        self.tar.append_data(&mut header, LIST, text.as_bytes())
+    }
+}
+
+fn below_top(path: &Path) -> PathBuf {
+    Path::new(TOP).join(path)
+}
+
+/// Whose the files are here is nobody's business; whether they run with another's rights as well.
+fn header(kind: EntryType, mode: u32, found: Option<&Found>) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode & 0o777);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    let mtime = found.map_or(0, |found| found.stat.st_mtime);
+    header.set_mtime(u64::try_from(mtime).unwrap_or(0));
+    header
+}
+
+/// A file's content, exactly so long: what has come since is not read, what is gone is zeros.
+struct AsLong<R> {
+    file: R,
+    left: u64,
+    /// How many bytes were not there, where any were not.
+    short: Option<u64>,
+}
+
+impl<R: Read> Read for AsLong<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).map_or(into.len(), |left| left.min(into.len()));
+        let into = &mut into[..most];
+        if into.is_empty() {
+            return Ok(0);
+        }
+        let read = match self.short {
+            Some(_) => 0,
+            None => match self.file.read(into) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+                read => read.unwrap_or(0),
+            },
+        };
+        let read = if read == 0 {
+            self.short.get_or_insert(self.left);
+            into.fill(0);
+            into.len()
+        } else {
+            read
+        };
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+
+    fn workspace() -> (tempfile::TempDir, Workspace) {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+        (base, workspace)
+    }
+
+    fn packed(workspace: &Workspace) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        workspace.archive(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Kind, length and link of each entry, read to its end.
+    fn entries(bytes: &[u8]) -> BTreeMap<String, (EntryType, u64, Option<PathBuf>)> {
+        let mut archive = tar::Archive::new(GzDecoder::new(bytes));
+        let read = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().to_string_lossy().into_owned();
+            let link = entry.link_name().unwrap().map(|link| link.into_owned());
+            let length = io::copy(&mut entry, &mut io::sink()).unwrap();
+            (path, (entry.header().entry_type(), length, link))
+        });
+        read.collect()
+    }
+
+    fn text(bytes: &[u8], name: &str) -> String {
+        let mut archive = tar::Archive::new(GzDecoder::new(bytes));
+        let mut found = archive
+            .entries()
+            .unwrap()
+            .map(Result::unwrap)
+            .find(|entry| entry.path().unwrap() == Path::new(name))
+            .unwrap_or_else(|| panic!("no {name}"));
+        let mut text = String::new();
+        found.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn everything_is_in_it_links_are_links_and_nothing_from_outside_is() {
+        let (base, workspace) = workspace();
+        let root = workspace.host_path();
+        fs::write(base.path().join("secret"), "not yours").unwrap();
+        let long = ["x".repeat(90), "y".repeat(90), "z".repeat(90)].join("/");
+        for path in ["a.txt", ".git/config", "node_modules/x/y.js", &long] {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "content").unwrap();
+        }
+        fs::create_dir(root.join("empty")).unwrap();
+        let odd = root.join(std::ffi::OsStr::from_bytes(b"odd \xff\n\"name"));
+        fs::write(&odd, "odd").unwrap();
+        symlink(base.path().join("secret"), root.join("out")).unwrap();
+        symlink("/etc", root.join("etc")).unwrap();
+        symlink(".", root.join("loop")).unwrap();
+        fs::hard_link(root.join("a.txt"), root.join("b.txt")).unwrap();
+        let bytes = packed(&workspace);
+
+        let entries = entries(&bytes);
+        for (name, target) in [("out", base.path().join("secret")), ("etc", "/etc".into())] {
+            let entry = &entries[&format!("workspace/{name}")];
+            assert_eq!(entry, &(EntryType::Symlink, 0, Some(target)));
+        }
+        assert!(
+            !entries
+                .keys()
+                .any(|path| path.starts_with("workspace/loop/"))
+        );
+        assert!(!entries.contains_key(LIST), "{}", text(&bytes, LIST));
+        let kinds = ["a.txt", "b.txt"].map(|name| entries[&format!("workspace/{name}")].0);
+        assert!(kinds.contains(&EntryType::Link) && kinds.contains(&EntryType::Regular));
+
+        // It unpacks to what it was made of.
+        let to = tempfile::tempdir().unwrap();
+        tar::Archive::new(GzDecoder::new(&bytes[..]))
+            .unpack(to.path())
+            .unwrap();
+        let to = to.path().join("workspace");
+        for path in [
+            "a.txt",
+            "b.txt",
+            ".git/config",
+            "node_modules/x/y.js",
+            &long,
+        ] {
+            assert_eq!(fs::read(to.join(path)).unwrap(), b"content", "{path}");
+        }
+        assert_eq!(fs::read(to.join(odd.file_name().unwrap())).unwrap(), b"odd");
+        assert!(to.join("empty").is_dir());
+        assert_eq!(fs::metadata(to.join("a.txt")).unwrap().nlink(), 2);
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_leaves_the_archive_whole() {
+        struct Grows;
+        impl Read for Grows {
+            fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+                into.fill(b'g');
+                Ok(into.len())
+            }
+        }
+        struct Fails;
+        impl Read for Fails {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("the disk"))
+            }
+        }
+        let read = |file: Box<dyn Read>| {
+            let mut content = AsLong {
+                file,
+                left: 100,
+                short: None,
+            };
+            let mut bytes = Vec::new();
+            content.read_to_end(&mut bytes).unwrap();
+            (bytes, content.short)
+        };
+        assert_eq!(read(Box::new(Grows)), (vec![b'g'; 100], None));
+        let mut shrunk = vec![b's'; 40];
+        shrunk.resize(100, 0);
+        assert_eq!(read(Box::new(&[b's'; 40][..])), (shrunk, Some(60)));
+        assert_eq!(read(Box::new(Fails)), (vec![0; 100], Some(100)));
+    }
+
+    #[test]
+    fn an_archive_made_while_files_change_can_be_read_to_its_end() {
+        let (_base, workspace) = workspace();
+        let root = workspace.host_path().to_owned();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut round = 0usize;
+                while !over.load(relaxed) {
+                    round += 1;
+                    let name = root.join(format!("f{}", round % 7));
+                    // Any of these may meet what another round left.
+                    let _ = fs::write(&name, vec![b'x'; (round * 7919) % 300_000]);
+                    let _ = fs::remove_file(root.join(format!("f{}", (round + 3) % 7)));
+                    let _ = symlink("/etc/hostname", root.join(format!("f{}", (round + 3) % 7)));
+                    let _ = fs::remove_file(root.join(format!("f{}", (round + 5) % 7)));
+                }
+            });
+            for _ in 0..40 {
+                let bytes = packed(&workspace);
+                assert!(entries(&bytes).contains_key("workspace"), "not whole");
+            }
+            over.store(true, relaxed);
+        });
+    }
+
+    #[test]
+    fn what_is_left_out_is_listed() {
+        let (_base, workspace) = workspace();
+        let root = workspace.host_path();
+        let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+        fs::File::create(root.join("endless"))
+            .unwrap()
+            .set_len(HOLES + 1)
+            .unwrap();
+        fs::create_dir_all(root.join(vec!["d"; DEEPEST + 5].join("/"))).unwrap();
+        fs::write(root.join("fine"), "fine").unwrap();
+        let bytes = packed(&workspace);
+        let entries = entries(&bytes);
+        assert!(entries.contains_key("workspace/fine"));
+        assert!(!entries.contains_key("workspace/endless"));
+        let list = text(&bytes, LIST);
+        for part in ["\"socket\": neither", "holes", "folders deep"] {
+            assert!(list.contains(part), "{part}: {list}");
+        }
+    }
+
+    #[test]
+    fn it_ends_with_whoever_takes_it() {
+        struct Takes(usize);
+        impl Write for Takes {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = self
+                    .0
+                    .checked_sub(bytes.len())
+                    .ok_or(io::ErrorKind::BrokenPipe)?;
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (_base, workspace) = workspace();
+        // As long as a day of reading, were it read to its end.
+        let endless = fs::File::create(workspace.host_path().join("endless")).unwrap();
+        endless.set_len(HOLES - 1).unwrap();
+        assert!(workspace.archive(Takes(100_000)).is_err());
+    }
+}

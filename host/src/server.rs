@@ -1,0 +1,589 @@
+//! Owns how the parts are put together: settings, deployment, store, sandboxes, sessions, routes.
+//!
+//! What always holds: nothing is served before all of them are there; what does not start says which
+//! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
+//! no user's folder has.
+
+mod origin;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::time::{Instant, timeout};
+
+use crate::api::{self, About, Api, PluginView};
+use crate::auth::{Authenticator, Jwks, JwksError};
+use crate::builtin;
+use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
+use crate::disk_reserve::Reserve;
+use crate::environment::disk_guard;
+use crate::environment::log_reserve;
+use crate::git_providers::accounts::{Accounts, Cipher};
+use crate::manifest::Problems;
+use crate::net::oci::Components;
+use crate::sandbox::docker::{self, TakenOver, Transport};
+use crate::sandbox::git::{self, GatewayError};
+use crate::sandbox::workspace::Watcher;
+use crate::sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
+use crate::session::{Deps, Limits, Paused, Sessions};
+use crate::store::blobs::Blobs;
+use crate::store::seal::Sealer;
+use crate::store::{
+    self, Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
+    Transient,
+};
+use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
+
+use crate::deployment::manager::Generations;
+use crate::deployment::snapshot::Deployed;
+use crate::deployment::uploads::Depot;
+use crate::environment::disk_guard::Open;
+use crate::environment::factory::Ground;
+use crate::git_providers::pull_requests::Opener;
+
+/// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
+/// chats, and the sandboxes.
+const AFTER_SESSIONS: f64 = 0.35;
+/// How much of what is then left the record of chats may take.
+const LAST_RECORDS: f64 = 0.4;
+
+/// Why there is nothing to run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The identity provider's keys.
+    #[error("The keys that tokens are checked with cannot be used: {0}.")]
+    Jwks(#[from] JwksError),
+    /// The plugins' engine.
+    #[error("The plugins cannot be run: {0}.")]
+    Engine(#[from] EngineError),
+    /// The manifest, a plugin, or a model provider. A line for each thing that is wrong.
+    #[error("{0}")]
+    Deployment(#[from] Problems),
+    /// The database.
+    #[error("The store cannot be used: {0}.")]
+    Store(#[from] StoreError),
+    /// Supabase.
+    #[error("SUPABASE_URL cannot be used: {0}")]
+    Supabase(#[from] RecordError),
+    /// Git's gateway.
+    #[error("{0}.")]
+    Git(#[from] GatewayError),
+    /// The sandbox that was asked for.
+    #[error("{0}")]
+    Sandbox(#[from] SandboxError),
+    /// The folder everything is in.
+    #[error(
+        "The folder {path} cannot be made ({cause}). Is WORKSPACE_BASE_PATH a place this user can write to?"
+    )]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// Whether the same start may succeed later: a disk is full, or another process holds the database's
+    /// lock. What may not be written at all stays so.
+    pub fn may_pass(&self) -> bool {
+        Transient::behind(self).is_some_and(|reason| reason != Transient::ReadOnly)
+    }
+}
+
+/// Everything, running.
+pub struct App {
+    config: Config,
+    auth: Arc<Authenticator>,
+    sessions: Sessions,
+    sandboxes: Sandboxes,
+    chats: Chats,
+    accounts: Accounts,
+    outbox: Option<Outbox>,
+    store: Store,
+    reserve: Reserve,
+    /// What of it never changes.
+    about: About,
+    generations: Generations,
+}
+
+/// Whether workspaces outlive their sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// They go with them.
+    No,
+    /// They stay.
+    Workspaces,
+}
+
+/// What becomes of the sessions of the last run at a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// They go on, unless the database comes from elsewhere.
+    Usual,
+    /// They go on, wherever it comes from.
+    All,
+    /// They wait for their users.
+    None,
+}
+
+/// The folders below one base.
+pub(crate) struct Folders {
+    own: PathBuf,
+    data: PathBuf,
+    cache: PathBuf,
+    run: PathBuf,
+}
+
+impl Folders {
+    pub(crate) fn below(base: &Path) -> Self {
+        let own = base.join(".lucid");
+        Self {
+            data: own.join("data"),
+            cache: own.join("cache"),
+            run: own.join("run"),
+            own,
+        }
+    }
+
+    /// Where the store is.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+}
+
+impl App {
+    /// Starts every part, on the storage folder of the settings.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let storage = config.workspace_base_path.clone();
+        Self::start_in(config, &storage, Keep::No).await
+    }
+
+    /// Starts every part with the log and the workspaces in `storage`. What belongs to the machine
+    /// (secrets, compiled plugins, the sandboxes' programs) stays below `WORKSPACE_BASE_PATH`.
+    pub async fn start_in(config: Config, storage: &Path, keep: Keep) -> Result<Self, StartError> {
+        let machine = Folders::below(&config.workspace_base_path);
+        make(&config.workspace_base_path)?;
+        make(storage)?;
+        let keys = config.keys()?;
+        let mut auth = Authenticator::new(keys.jwt.as_ref(), config.internal_api_key.clone());
+        if let Some(url) = &config.jwks_url {
+            auth = auth.with_jwks(Arc::new(
+                Jwks::new(url.clone())?.beside_secret(config.jwt_secret.is_some()),
+            ));
+        }
+        let store = open_store(&Folders::below(storage))?;
+        let reserve = Reserve::of(store.folder(), config.disk_reserve);
+        let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
+        let (generations, sandboxes) = tokio::try_join!(
+            generations(&config, &machine, blobs.clone()),
+            find_sandboxes(&config, &machine)
+        )?;
+        // A single run is refused with this reason itself.
+        if let Some(reason) = sandboxes.refusal().filter(|_| keep == Keep::No) {
+            tracing::warn!("sessions that need a sandbox are refused: {reason}");
+        } else if let Some(shortfall) = sandboxes.shortfall() {
+            tracing::warn!("{shortfall}");
+        }
+        sandboxes.keep_looking();
+        for warning in &generations.now().deployed.warnings {
+            tracing::warn!("{warning}");
+        }
+        let Records {
+            chats,
+            outbox,
+            integrations,
+        } = records(&config, &store, keep).await?;
+        if let Some(outbox) = outbox.clone() {
+            auth = auth.telling(move |who| outbox.seen(who));
+        }
+        let about = About {
+            store: store.kind().to_owned(),
+            ..About::default()
+        };
+        let deployed = generations.clone();
+        let accounts = Accounts::new(integrations, Cipher::new(&keys.seal), move || {
+            deployed.now().deployed.git.clone()
+        });
+        let git = generations.clone();
+        let ground = Ground {
+            sandboxes: sandboxes.clone(),
+            base: storage.to_owned(),
+            blobs,
+            client: git::client(config.allow_private_repositories)?,
+            git: git::Rules {
+                allow_private: config.allow_private_repositories,
+                allow_owner: config.git_allow_owner,
+                branches: config.git_push_branches.clone(),
+                depth: config.git_clone_depth,
+                largest: config.git_size_limit,
+                longest: config.git_timeout,
+            },
+            git_user: Arc::new(move |url| git.now().deployed.git.git_user(url)),
+            keep: keep == Keep::Workspaces,
+            watcher: watcher(storage),
+            disk_limit: config.sandbox_disk_limit,
+            reserve: if reserve.covers(storage) {
+                reserve.clone()
+            } else {
+                Reserve::none()
+            },
+            rooms: Open::default(),
+        };
+        disk_guard::watch(storage, ground.disk_limit, &ground.rooms);
+        log_reserve::watch(reserve.clone(), store.clone(), &ground.rooms);
+        let sessions = Sessions::new(Deps {
+            store: store.clone(),
+            sealer: Sealer::new(&keys.seal),
+            deployment: generations.deployment(),
+            places: Arc::new(ground),
+            changes: Arc::new(Opener {
+                accounts: accounts.clone(),
+                outbox: outbox.clone(),
+            }),
+            reserve: reserve.clone(),
+            limits: Limits {
+                iterations: config.max_iterations,
+                session_tokens: config.session_token_limit,
+                session_cost: config.session_cost_limit,
+                task_time: config.conversation_timeout,
+                grace: config.session_grace,
+                retention: config.workspace_retention,
+                sessions_per_user: usize::try_from(config.max_sessions_per_user)
+                    .unwrap_or(usize::MAX),
+            },
+        });
+        Ok(Self {
+            config,
+            auth: Arc::new(auth),
+            sessions,
+            sandboxes,
+            chats,
+            accounts,
+            outbox,
+            store,
+            reserve,
+            about,
+            generations,
+        })
+    }
+
+    /// Goes on with the sessions of the last run, and with the containers that are theirs. Where that run
+    /// was on another machine or in another folder, its sessions wait for their users instead, unless
+    /// `resume` says otherwise. For the one process that serves, before anything is served; again only where
+    /// it failed.
+    pub async fn recover(&self, resume: Resume) -> Result<(), StartError> {
+        let elsewhere = origin::begin(&self.store, &self.config.workspace_base_path).await?;
+        if resume == Resume::All {
+            let release = |connection: &_| store::release_sessions(connection, None);
+            self.store.write(release).await?;
+        }
+        let alive = self.sessions.in_log().await?;
+        let taken = self.sandboxes.take_over(|session| alive.contains(session));
+        match taken.await {
+            Ok(none) if none == TakenOver::default() => {}
+            Ok(TakenOver { kept, removed }) => {
+                tracing::info!(kept, removed, "containers of the last run");
+            }
+            // Sessions get new ones.
+            Err(cause) => tracing::warn!(%cause, "the containers of the last run stay as they are"),
+        }
+        if resume == Resume::None {
+            self.sessions.recover_held().await?;
+        } else {
+            let count = self.sessions.recover().await?;
+            if count > 0 {
+                tracing::info!(count, "sessions of the last run go on");
+            }
+        }
+        let waiting = self.sessions.count_held();
+        match elsewhere {
+            Some(how) if waiting > 0 => {
+                tracing::warn!(
+                    count = waiting,
+                    "the database {how}, so its sessions do not go on by themselves: each does when its user comes back, or all of them after `lucid serve --resume`"
+                );
+            }
+            _ if waiting > 0 => {
+                tracing::info!(
+                    count = waiting,
+                    "sessions wait for their users to come back; `lucid serve --resume` goes on with all of them"
+                );
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Brings everything to rest by `end`: no session ends, and no sandbox stays. Commands that run may come
+    /// to their end for most of the time. Sandboxes are removed also where a session does not come to rest
+    /// in time. What is left is said in the log.
+    pub async fn shutdown(&self, end: Instant) {
+        let left = || end.saturating_duration_since(Instant::now());
+        let patience = left().mul_f64(1.0 - AFTER_SESSIONS);
+        // The last rounds are written when the time for commands is up.
+        let rest = self.sessions.shut_down_within(patience.mul_f64(0.9));
+        match timeout(patience, rest).await {
+            Ok(paused) => say_what_is_left(&paused),
+            Err(_) => {
+                tracing::warn!("some sessions did not come to rest; they go on at the next start");
+                say_what_is_left(&self.sessions.take_paused());
+            }
+        }
+        // What does not go now goes after the next start.
+        if let Some(outbox) = &self.outbox {
+            outbox.flush(left().mul_f64(LAST_RECORDS)).await;
+        }
+        let removed = timeout(left().mul_f64(0.95), self.sandboxes.shut_down());
+        if removed.await.is_err() {
+            tracing::warn!("some containers were not removed; the next start removes them");
+        }
+    }
+
+    /// The settings it runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Who decides who a caller is.
+    pub fn auth(&self) -> &Authenticator {
+        &self.auth
+    }
+
+    /// The live work.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// What the deployment is by now.
+    pub fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    /// What the routes work with.
+    pub fn api(&self) -> Api {
+        let (fixed, sessions) = (self.about.clone(), self.sessions.clone());
+        let sandboxes = self.sandboxes.clone();
+        let generations = self.generations.clone();
+        let (store, reserve) = (self.store.clone(), self.reserve.clone());
+        let about = move || {
+            let deployed = generations.now().deployed;
+            let (policy, model) = deployed.defaults();
+            let unwritten = store.health().failure();
+            let unwritten = unwritten.map(|reason| {
+                format!("The log cannot be written, because {reason}. Sessions wait until it can.")
+            });
+            About {
+                degraded: unwritten.or_else(|| reserve.shortage()),
+                sandbox: sandbox_name(&sandboxes),
+                sandbox_notice: sandbox_notice(&sandboxes),
+                active_sessions: sessions.count(),
+                active_sandboxes: sessions.count_with_workspace(),
+                llm_model: model,
+                default_policy: policy.to_owned(),
+                real_agent: deployed.policies.default_is_real(),
+                plugins: deployed.plugins.list().into_iter().map(view).collect(),
+                ..fixed.clone()
+            }
+        };
+        Api::new(
+            self.auth.clone(),
+            self.sessions.clone(),
+            self.chats.clone(),
+            self.accounts.clone(),
+            self.generations.clone(),
+            about,
+        )
+    }
+
+    /// The routes.
+    pub fn router(&self, api: Api) -> Router {
+        api::router(api, &self.config.allowed_origins)
+    }
+}
+
+fn say_what_is_left(paused: &Paused) {
+    for (session, command) in &paused.commands {
+        tracing::warn!(%session, command, "a command was cut off by the shutdown; its agent is told at the next start");
+    }
+    if paused.sessions > 0 {
+        let (sessions, cut_off) = (paused.sessions, paused.commands.len());
+        tracing::info!(
+            sessions,
+            cut_off,
+            "sessions are paused, and go on at the next start"
+        );
+    }
+}
+
+/// A folder that others may pass through, as sandboxes must, and not look into.
+pub(crate) fn make(folder: &Path) -> Result<(), StartError> {
+    let made = std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
+    made.map_err(|cause| StartError::Folder {
+        path: folder.to_owned(),
+        cause,
+    })
+}
+
+/// What notices changes in workspaces, where this machine has one.
+fn watcher(base: &Path) -> Option<Watcher> {
+    Watcher::start(base)
+        .inspect_err(|cause| {
+            tracing::warn!(%cause, "workspaces cannot be watched (inotify): their trees are looked at after each tool only");
+        })
+        .ok()
+}
+
+/// The log and the chats.
+pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
+    make(&folders.own)?;
+    Ok(Store::open(&folders.data)?)
+}
+
+/// What is kept for users beside the log.
+struct Records {
+    chats: Chats,
+    outbox: Option<Outbox>,
+    integrations: Arc<dyn Integrations>,
+}
+
+/// The records where the settings say, or in the local database. A single run at a terminal
+/// (`Keep::Workspaces`) is this machine's own.
+async fn records(config: &Config, store: &Store, keep: Keep) -> Result<Records, StartError> {
+    let Some(settings) = config.supabase.as_ref().filter(|_| keep == Keep::No) else {
+        return Ok(Records {
+            chats: Chats::new(store.clone()),
+            outbox: None,
+            integrations: Arc::new(store.clone()),
+        });
+    };
+    let records = Arc::new(SupabaseRecords::new(Supabase::new(settings)?));
+    let outbox = Outbox::start(store.clone(), SupabaseRecords::clone(&records)).await?;
+    Ok(Records {
+        chats: Chats::elsewhere(store.clone(), records.clone(), outbox.clone()),
+        outbox: Some(outbox),
+        integrations: records,
+    })
+}
+
+/// The deployment that the manifest and the environment say, with the plugins compiled or taken from
+/// the cache. `blobs` has the files of conversations.
+async fn generations(
+    config: &Config,
+    folders: &Folders,
+    blobs: Blobs,
+) -> Result<Generations, StartError> {
+    let engine = engine(folders)?;
+    let largest = EngineOptions::default().largest_component as u64;
+    let components = Components::new(folders.data.join("components"), largest);
+    let first = Generations::start(config, engine, blobs, depot(folders), components);
+    Ok(Box::pin(first).await?)
+}
+
+/// What was uploaded on this machine.
+pub(crate) fn depot(folders: &Folders) -> Depot {
+    Depot::new(folders.data.join("plugins"))
+}
+
+/// The same for a look at it: nothing takes its place.
+pub(crate) async fn deploy(
+    config: &Config,
+    folders: &Folders,
+    blobs: Blobs,
+) -> Result<Arc<Deployed>, StartError> {
+    let now = generations(config, folders, blobs).await?.now();
+    match now.refused {
+        // A server would start without it, and whoever looks is to know.
+        Some((_, problems)) => Err(StartError::Deployment((*problems).clone())),
+        None => Ok(now.deployed),
+    }
+}
+
+fn engine(folders: &Folders) -> Result<Engine, StartError> {
+    make(&folders.own)?;
+    Ok(Engine::new(EngineOptions {
+        cache: Some(folders.cache.clone()),
+        ..EngineOptions::default()
+    })?)
+}
+
+/// What commands can be run in.
+pub(crate) async fn find_sandboxes(
+    config: &Config,
+    folders: &Folders,
+) -> Result<Sandboxes, StartError> {
+    make(&folders.own)?;
+    let choice = match config.sandbox_backend {
+        SandboxBackend::Docker => Choice::Docker,
+        SandboxBackend::Auto if config.sandbox_allow_local => Choice::AutoOrLocal,
+        SandboxBackend::Auto if config.local => Choice::Auto,
+        SandboxBackend::Auto => Choice::AutoForMany,
+        SandboxBackend::Bubblewrap => Choice::Bubblewrap,
+        SandboxBackend::Landlock => Choice::Landlock,
+        SandboxBackend::Local => Choice::Local,
+        SandboxBackend::None => Choice::None,
+    };
+    let network = match config.sandbox_network {
+        SandboxNetwork::None => Network::None,
+        SandboxNetwork::Host => Network::Host,
+    };
+    // Workspaces are named by their real path.
+    let inner = std::fs::canonicalize(&config.workspace_base_path)
+        .unwrap_or_else(|_| config.workspace_base_path.clone());
+    let settings = Settings {
+        run_dir: folders.run.clone(),
+        memory_bytes: config.sandbox_memory_limit,
+        network,
+        workspace_mount: config.workspace_mount_path.clone(),
+        docker: Some(docker::Settings {
+            host: config.docker_host.clone(),
+            image: config.sandbox_image.clone(),
+            cpus: config.sandbox_cpu_limit,
+            prefix: config.sandbox_container_prefix.clone(),
+            network: config.docker_network.clone(),
+            host_path: config
+                .host_workspace_path
+                .clone()
+                .map(|outer| (inner, outer)),
+            pool: usize::try_from(config.sandbox_pool_size).unwrap_or(0),
+            ..docker::Settings::default()
+        }),
+    };
+    Ok(Box::pin(Sandboxes::detect(choice, settings, builtin::EXEC)).await?)
+}
+
+/// What `GET /` calls it.
+fn sandbox_name(sandboxes: &Sandboxes) -> String {
+    match (sandboxes.kind(), sandboxes.transport()) {
+        _ if sandboxes.refusal().is_some() => "unavailable".to_owned(),
+        (Kind::Docker, Some(Transport::Exec)) => "docker-exec".to_owned(),
+        (kind, _) => kind.to_string(),
+    }
+}
+
+/// What `GET /` says of it, which anybody reads: the reasons hold paths and addresses.
+fn sandbox_notice(sandboxes: &Sandboxes) -> Option<String> {
+    let kind = sandboxes.kind();
+    sandboxes.refusal().is_none().then_some(())?;
+    sandboxes.shortfall().map(|_| {
+        format!(
+            "Sandboxes are not as good as they could be: {kind} is used. The server's log and `lucid doctor` say why."
+        )
+    })
+}
+
+fn view(info: PluginInfo) -> PluginView {
+    PluginView {
+        kind: info.kind.to_string(),
+        name: info.name,
+        version: info.version,
+    }
+}

@@ -1,0 +1,167 @@
+//! Owns the ways to what a session's tools work on: its place, and the deployment's tools beside it.
+//!
+//! What always holds: each is opened once, by the session's start, or after a restart by the first
+//! call that needs it. The place is there before the tools that may live in it, and is closed after
+//! them. Tools of an older generation end before a call of a newer one begins, and never under a call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures::FutureExt;
+use tokio::sync::{OnceCell, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::session::Shared;
+use crate::session::handle::Session;
+use crate::session::ports::tools::{EventSink, SessionTools, Tools, ToolsSpec};
+use crate::session::ports::{Mailbox, News, Place, PlaceSpec, Tree};
+
+/// Takes what a place shows without being asked into the session's queue.
+#[derive(Clone)]
+pub(super) struct Listener {
+    pub(super) mailbox: Mailbox,
+    /// The last tree's number.
+    pub(super) trees: Arc<AtomicU64>,
+    pub(super) over: CancellationToken,
+}
+
+impl Listener {
+    pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
+        // Before it is begun: a larger number then knows all that a smaller one does.
+        let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
+        let json = place.tree().await?;
+        Some(Tree { number, json })
+    }
+
+    /// To the place's end, or the session's.
+    pub(super) fn listen(&self, place: Arc<dyn Place>) {
+        let (mailbox, of) = (self.mailbox.clone(), place.clone());
+        tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
+            while let Some(notice) = of.notice().await {
+                if mailbox.send(Box::new(News::Notice(notice))).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        let listener = self.clone();
+        let over = self.over.clone();
+        tokio::spawn(over.run_until_cancelled_owned(async move {
+            while place.changed().await {
+                let Some(tree) = listener.tree(&*place).await else {
+                    continue;
+                };
+                let news = Box::new(News::Tree(tree));
+                if listener.mailbox.send(news).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+}
+
+/// The deployment's tools, as one session has them. A clone is a handle of the same.
+#[derive(Clone)]
+pub(super) struct Shelf {
+    pub(super) tools: Arc<dyn Tools>,
+    opened: Arc<OnceCell<Arc<dyn SessionTools>>>,
+}
+
+impl Shelf {
+    pub(super) fn new(tools: Arc<dyn Tools>) -> Self {
+        Self {
+            tools,
+            opened: Arc::default(),
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        if let Some(opened) = self.opened.get() {
+            opened.close().await;
+        }
+    }
+}
+
+/// The way to the session's place and tools.
+pub(super) struct Door {
+    pub(super) shared: Arc<Shared>,
+    pub(super) session: Arc<Session>,
+    pub(super) spec: PlaceSpec,
+    pub(super) policy: String,
+    pub(super) place: Arc<OnceCell<Arc<dyn Place>>>,
+    pub(super) fetch: Arc<AtomicBool>,
+    pub(super) shelf: Shelf,
+    pub(super) listener: Listener,
+}
+
+impl Door {
+    /// The session's place.
+    pub(super) async fn open(&self) -> Result<Arc<dyn Place>, String> {
+        let places = &self.shared.deps.places;
+        let opened = self.place.get_or_try_init(|| async {
+            if let Some(reason) = places.refusal() {
+                return Err(reason);
+            }
+            let place = places.reopen(self.spec.clone()).await?;
+            if self.fetch.load(Ordering::Relaxed) {
+                if let Err(reason) = place.fetch().await {
+                    place.close().await;
+                    return Err(reason);
+                }
+                self.fetch.store(false, Ordering::Relaxed);
+            }
+            self.listener.listen(place.clone());
+            Ok(place)
+        });
+        let place = opened.await?.clone();
+        if let Some(workspace) = place.workspace() {
+            let _ = self.session.workspace.set(workspace);
+        }
+        Ok(place)
+    }
+
+    /// The place where there can be one; tools may need none.
+    pub(super) async fn open_where_possible(&self) -> Result<Option<Arc<dyn Place>>, String> {
+        match self.shared.deps.places.refusal() {
+            Some(_) => Ok(None),
+            None => self.open().await.map(Some),
+        }
+    }
+
+    /// The deployment's tools, over this place.
+    pub(super) async fn tools(&self, place: Option<Arc<dyn Place>>) -> Arc<dyn SessionTools> {
+        let opened = self.shelf.opened.get_or_init(|| {
+            let spec = ToolsSpec {
+                session: self.spec.session.clone(),
+                user: self.spec.user.clone(),
+                policy: self.policy.clone(),
+            };
+            self.shelf.tools.open(spec, place)
+        });
+        opened.await.clone()
+    }
+
+    /// Says what these tools have to say. Fails silently where the session is over.
+    pub(super) async fn tell_notices(&self, tools: &dyn SessionTools) {
+        for notice in tools.notices() {
+            let _ = self
+                .listener
+                .mailbox
+                .send(Box::new(News::Notice(notice)))
+                .await;
+        }
+    }
+
+    /// Shows what an effect is about to do.
+    pub(super) fn events(&self, effect: &str) -> EventSink {
+        let (mailbox, effect) = (self.listener.mailbox.clone(), effect.to_owned());
+        Arc::new(move |event| {
+            let (mailbox, effect) = (mailbox.clone(), effect.clone());
+            async move {
+                let (told, written) = oneshot::channel();
+                let news = Box::new(News::Shows(effect, Box::new(event), told));
+                mailbox.send(news).await.is_ok() && written.await.is_ok()
+            }
+            .boxed()
+        })
+    }
+}

@@ -1,0 +1,605 @@
+//! Owns what runs for a session: model calls and timers side by side, tools one after the other, be
+//! they the place's or the deployment's.
+//!
+//! What always holds: an effect reports exactly once, into the session's queue, also where its work
+//! comes to grief; unless it is cancelled: then nothing of it reports, and the canceller answers for it
+//! and says what it took. Nothing here decides or writes. Dropping [`Effects`] ends all of them.
+
+pub(crate) mod deltas;
+pub(crate) mod environment;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::store::{EffectKind, NewSessionRow, cut};
+use crate::types::secret::Secret;
+use crate::types::wit::policy::{ModelCall, ToolRun};
+use crate::types::wit::types::{Error, ErrorKind, ToolCall};
+use crate::wasm::Caller;
+
+use self::deltas::Stream;
+use self::environment::{Door, Listener, Shelf};
+use super::Shared;
+use super::handle::Session;
+use super::ports::tools::{SEPARATOR, SessionTools, Showing, Tools};
+use super::ports::{
+    ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News,
+    NoticeSink, Place, PlaceError, PlaceSpec, Spent, Tree,
+};
+use super::round::fault;
+use super::round::prompt;
+use super::stream::frames::EventDraft;
+
+/// How much of a call the host's log shows, in characters.
+const LOGGED_CALL: usize = 120;
+
+/// Why a tool that was given up has no result.
+const CANCELLED: &str = "The agent cancelled this before it was done.";
+const FAILED_WITH_AGENT: &str = "This was given up before it was done, since the agent failed.";
+
+pub(super) struct Effects {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    fixed: Arc<NewSessionRow>,
+    /// Who answers what is asked from here on.
+    models: Arc<dyn Models>,
+    spec: PlaceSpec,
+    api_key: Option<Secret>,
+    running: HashMap<String, Running>,
+    waiting: VecDeque<ToolRun>,
+    /// The tool that runs, and what it does.
+    tool: Option<(String, String)>,
+    /// What clients were shown of the tools that run or wait, by their effect.
+    actions: HashMap<String, EventDraft>,
+    /// The host comes to rest: nothing begins any more.
+    paused: bool,
+    /// Model calls that did not begin for that.
+    held_back: Vec<String>,
+    /// Filled once, by provisioning or by the first tool after a restart.
+    place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    /// The repository is to be brought again when the place is opened.
+    fetch: Arc<AtomicBool>,
+    /// The deployment's tools beside the place's, from here on.
+    shelf: Shelf,
+    /// Those of older generations, which end before the next tool begins.
+    left: Vec<Shelf>,
+    listener: Listener,
+    /// Opens a change, where one is to be opened.
+    change: Option<AbortOnDropHandle<()>>,
+    /// The step that effects are begun for.
+    step: u64,
+}
+
+/// An effect that was begun.
+struct Running {
+    work: AbortHandle,
+    stream: Arc<Stream>,
+    meter: Meter,
+}
+
+impl Running {
+    /// Ends it, and says what it took so far; none where its own word is in the queue, or on its way
+    /// there.
+    fn give_up(&self) -> Option<Option<Spent>> {
+        self.stream.finish(false).then(|| {
+            self.work.abort();
+            self.meter.told()
+        })
+    }
+}
+
+impl Drop for Effects {
+    fn drop(&mut self) {
+        self.cancel_all();
+        self.listener.over.cancel();
+    }
+}
+
+impl Effects {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        session: Arc<Session>,
+        generation: &Generation,
+        spec: PlaceSpec,
+        api_key: Option<Secret>,
+        fixed: Arc<NewSessionRow>,
+    ) -> Self {
+        let listener = Listener {
+            mailbox: session.mailbox.clone(),
+            trees: Arc::default(),
+            over: CancellationToken::new(),
+        };
+        Self {
+            listener,
+            shared,
+            session,
+            fixed,
+            models: generation.models.clone(),
+            shelf: Shelf::new(generation.tools.clone()),
+            left: Vec::new(),
+            spec,
+            api_key,
+            running: HashMap::new(),
+            waiting: VecDeque::new(),
+            tool: None,
+            actions: HashMap::new(),
+            paused: false,
+            held_back: Vec::new(),
+            place: Arc::default(),
+            fetch: Arc::default(),
+            change: None,
+            step: 0,
+        }
+    }
+
+    /// Opens a change with the session's token, or its user's account. It is no effect of the policy's,
+    /// and goes on when those are given up.
+    pub(super) fn change(&mut self, request: ChangeRequest) {
+        if self.paused {
+            // It is open in the log, so the next start opens it.
+            return;
+        }
+        let request = ChangeRequest {
+            token: self.spec.git_token.clone(),
+            ..request
+        };
+        let (changes, mailbox) = (
+            self.shared.deps.changes.clone(),
+            self.session.mailbox.clone(),
+        );
+        let work = async move {
+            let opened = AssertUnwindSafe(changes.open(request)).catch_unwind().await;
+            let fell = || Err("the server's own work came to grief".to_owned());
+            let news = News::Change(opened.unwrap_or_else(|_| fell()));
+            let _ = mailbox.send(Box::new(news)).await;
+        };
+        let caller = Caller::session(&self.spec.session).at_step(self.step);
+        self.change = Some(AbortOnDropHandle::new(tokio::spawn(caller.scope(work))));
+    }
+
+    /// What is begun from here on, this step wanted.
+    pub(super) fn at_step(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// A new, empty place for the session, which from here on is closed at its end.
+    pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, PlaceError> {
+        let place = self.shared.deps.places.provision(self.spec.clone()).await?;
+        // Nobody else fills it: tools begin later.
+        let _ = self.place.set(place.clone());
+        Ok(place)
+    }
+
+    /// The place has its files: clients may see them.
+    pub(super) fn show_workspace(&self, place: &dyn Place) {
+        if let Some(workspace) = place.workspace() {
+            let _ = self.session.workspace.set(workspace);
+        }
+    }
+
+    /// After a restart the files are there at once; the sandbox comes with the first tool.
+    pub(super) fn reopen_workspace(&mut self) {
+        if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
+            let _ = self.session.workspace.set(workspace);
+        }
+    }
+
+    /// Whether its files are there, for all that is known.
+    pub(super) fn has_workspace(&self) -> bool {
+        self.session.workspace.get().is_some() || self.shared.deps.places.has_workspace(&self.spec)
+    }
+
+    /// Its files are gone: from here on it has an empty folder, and its repository is to be cloned again.
+    pub(super) fn renew_workspace(&mut self) {
+        if let Some(workspace) = self.shared.deps.places.renew(&self.spec) {
+            let _ = self.session.workspace.set(workspace);
+        }
+        self.fetch.store(true, Ordering::Relaxed);
+    }
+
+    /// From here on this generation answers. What runs is not disturbed, and tools that are the same in
+    /// both stay as they are.
+    pub(super) fn adopt(&mut self, generation: &Generation) {
+        self.models = generation.models.clone();
+        if !Arc::ptr_eq(&self.shelf.tools, &generation.tools) {
+            let shelf = Shelf::new(generation.tools.clone());
+            self.left.push(std::mem::replace(&mut self.shelf, shelf));
+        }
+    }
+
+    /// The deployment's tools beside the place's.
+    pub(super) fn tools(&self) -> &Arc<dyn Tools> {
+        &self.shelf.tools
+    }
+
+    /// Opens them for a session that begins; none where its policy has none.
+    pub(super) fn open_tools(
+        &self,
+        place: Option<Arc<dyn Place>>,
+    ) -> impl Future<Output = Option<Arc<dyn SessionTools>>> + Send + 'static {
+        let any = self.shelf.tools.any_for(&self.fixed.policy);
+        let door = any.then(|| self.door());
+        async move {
+            match door {
+                Some(door) => Some(door.tools(place).await),
+                None => None,
+            }
+        }
+    }
+
+    /// The tree now.
+    pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
+        self.listener.tree(place).await
+    }
+
+    /// From here on, changes of the tree are shown also while no tool runs.
+    pub(super) fn listen(&self, place: Arc<dyn Place>) {
+        self.listener.listen(place);
+    }
+
+    fn spawn(
+        &mut self,
+        stream: Arc<Stream>,
+        effect: String,
+        meter: Meter,
+        work: impl Future<Output = News> + Send + 'static,
+    ) {
+        let mailbox = self.session.mailbox.clone();
+        let running = (effect.clone(), stream.clone(), meter.clone());
+        let caller = Caller::session(&self.spec.session).at_step(self.step);
+        let task = tokio::spawn(caller.scope(async move {
+            let news = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(news) => news,
+                Err(_) => {
+                    let what = "The server could not carry this out: its own work came to grief.";
+                    word_of(effect, fault(ErrorKind::Internal, what), meter.told())
+                }
+            };
+            let stands = !matches!(
+                news,
+                News::Model(_, Err(_)) | News::Tool(_, Err(_), _) | News::Failed(..)
+            );
+            if stream.finish(stands) {
+                // The session may be over.
+                let _ = mailbox.send(Box::new(news)).await;
+            }
+        }));
+        let (effect, stream, meter) = running;
+        let running = Running {
+            work: task.abort_handle(),
+            stream,
+            meter,
+        };
+        self.running.insert(effect, running);
+    }
+
+    fn stream(&self, effect: &str) -> Arc<Stream> {
+        Stream::new(self.session.clone(), effect)
+    }
+
+    /// A timer that runs out so much later.
+    pub(super) fn timer(&mut self, effect: String, left: Duration) {
+        let name = effect.clone();
+        let stream = self.stream(&effect);
+        self.spawn(stream, effect, Meter::default(), async move {
+            if !left.is_zero() {
+                tokio::time::sleep(left).await;
+            }
+            News::Timer(name)
+        });
+    }
+
+    pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
+        if self.paused {
+            return self.held_back.push(call.effect);
+        }
+        let (shared, session) = (self.shared.clone(), self.fixed.clone());
+        let models = self.models.clone();
+        let stream = self.stream(&call.effect);
+        let sink: DeltaSink = if call.aside {
+            Arc::new(|_, _: &str| {})
+        } else {
+            sink(&stream)
+        };
+        let meter = Meter::default();
+        let notices = self.notices(&call.effect);
+        let api_key = self.api_key.clone();
+        let effect = call.effect.clone();
+        self.spawn(stream, effect.clone(), meter.clone(), async move {
+            let parts = std::mem::take(&mut call.prompt);
+            if call.model.is_empty() {
+                call.model.clone_from(&session.model);
+            }
+            let answer =
+                match prompt::resolve(&shared.deps.store, &session.id, parts, last_entry).await {
+                    Ok(messages) => {
+                        let request = ModelRequest {
+                            session: session.id.clone(),
+                            provider: session.provider.clone(),
+                            model: session.model.clone(),
+                            api_key,
+                            cost_limited: session.cost_limit.is_some(),
+                            call,
+                            messages,
+                            meter,
+                            notices,
+                        };
+                        models.call(request, sink).await
+                    }
+                    Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string()).into()),
+                };
+            News::Model(effect, answer)
+        });
+    }
+
+    /// Into the session's queue. Fails silently where the session is over.
+    fn notices(&self, effect: &str) -> NoticeSink {
+        let (mailbox, effect) = (self.session.mailbox.clone(), effect.to_owned());
+        Arc::new(move |text| {
+            let (mailbox, effect) = (mailbox.clone(), effect.clone());
+            async move {
+                let news = Box::new(News::ModelNotice(effect, text));
+                let _ = mailbox.send(news).await;
+            }
+            .boxed()
+        })
+    }
+
+    pub(super) fn tool(&mut self, run: ToolRun) {
+        let beside = self.shelf.tools.describe(&self.fixed.policy, &run.call);
+        let action = beside.unwrap_or_else(|| self.shared.deps.places.describe(&run.call));
+        self.actions.insert(run.effect.clone(), action);
+        self.waiting.push_back(run);
+    }
+
+    /// Forgets what is done, and begins the next tool where none runs.
+    pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
+        self.running.retain(|effect, _| open.contains_key(effect));
+        self.actions.retain(|effect, _| open.contains_key(effect));
+        self.tool.take_if(|(effect, _)| !open.contains_key(effect));
+        if self.tool.is_none()
+            && !self.paused
+            && let Some(run) = self.waiting.pop_front()
+        {
+            self.tool = Some((run.effect.clone(), summary(&run.call)));
+            self.begin_tool(run);
+        }
+        if self.running.is_empty() {
+            self.running.shrink_to_fit();
+        }
+    }
+
+    /// From here on nothing begins; what runs goes on.
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Whether a tool runs, or its result is still to be written.
+    pub(super) fn runs_tool(&self) -> bool {
+        self.tool.is_some()
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is_tool(&self, effect: &str) -> bool {
+        self.tool.as_ref().is_some_and(|(tool, _)| tool == effect)
+    }
+
+    /// What it does.
+    pub(super) fn running_tool(&self) -> Option<String> {
+        self.tool.as_ref().map(|(_, what)| what.clone())
+    }
+
+    /// What is open, and did not begin before the pause.
+    pub(super) fn not_begun(&self, open: &BTreeMap<String, EffectKind>) -> Vec<String> {
+        let waiting = self.waiting.iter().map(|run| &run.effect);
+        let all = self.held_back.iter().chain(waiting);
+        all.filter(|effect| open.contains_key(*effect))
+            .cloned()
+            .collect()
+    }
+
+    /// Begins to listen again to a sandbox that lived on while the host was away. What goes wrong is
+    /// said by the next tool, which tries again.
+    pub(super) fn listen_again(&mut self) {
+        if self.shared.deps.places.lives(&self.spec) {
+            let (door, over) = (self.door(), self.listener.over.clone());
+            tokio::spawn(over.run_until_cancelled_owned(async move {
+                let _ = door.open().await;
+            }));
+        }
+    }
+
+    fn door(&self) -> Door {
+        Door {
+            shared: self.shared.clone(),
+            session: self.session.clone(),
+            spec: self.spec.clone(),
+            policy: self.fixed.policy.clone(),
+            place: self.place.clone(),
+            fetch: self.fetch.clone(),
+            shelf: self.shelf.clone(),
+            listener: self.listener.clone(),
+        }
+    }
+
+    /// Whether a call is one of the deployment's tools, and none of the place's.
+    fn is_beside(&self, call: &ToolCall) -> bool {
+        let (tools, policy) = (&self.shelf.tools, &self.fixed.policy);
+        call.name.contains(SEPARATOR) && tools.describe(policy, call).is_some()
+    }
+
+    fn begin_tool(&mut self, run: ToolRun) {
+        let (door, stream) = (self.door(), self.stream(&run.effect));
+        let (effect, deltas) = (run.effect.clone(), sink(&stream));
+        let beside = self.is_beside(&run.call);
+        let left = std::mem::take(&mut self.left);
+        self.spawn(stream, effect.clone(), Meter::default(), async move {
+            for shelf in left {
+                shelf.close().await;
+            }
+            let opened = if beside {
+                door.open_where_possible().await
+            } else {
+                door.open().await.map(Some)
+            };
+            let place = match opened {
+                Ok(place) => place,
+                Err(reason) => {
+                    return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None);
+                }
+            };
+            let done = match &place {
+                Some(place) if !beside => place.run(run.call, run.timeout_ms, deltas).await,
+                _ => {
+                    let tools = door.tools(place.clone()).await;
+                    let events = door.events(&effect);
+                    let showing = Showing { deltas, events };
+                    let done = tools.run(run.call, run.timeout_ms, showing).await;
+                    door.tell_notices(&*tools).await;
+                    done
+                }
+            };
+            // Before the tool's result, so that it is known when its task ends.
+            if let Some(place) = &place
+                && let Some(branch) = place.pushed().await
+            {
+                let pushed = Box::new(News::Pushed(branch));
+                let _ = door.listener.mailbox.send(pushed).await;
+            }
+            let tree = match &place {
+                Some(place) if !place.tree_can_wait() => door.listener.tree(&**place).await,
+                _ => None,
+            };
+            News::Tool(effect, done.map(Box::new), tree)
+        });
+    }
+
+    /// Gives an effect up. What is returned goes into the queue, in this order; nothing where the effect
+    /// was faster, since its own result is in the queue already.
+    pub(super) fn cancel(&mut self, effect: String) -> Vec<News> {
+        let mut spent = None;
+        if let Some(running) = self.running.get(&effect) {
+            let Some(told) = running.give_up() else {
+                return Vec::new();
+            };
+            spent = told;
+        }
+        self.waiting.retain(|run| run.effect != effect);
+        self.held_back.retain(|held| *held != effect);
+        let mut news = Vec::new();
+        // Clients that were shown the action wait for what came of it.
+        if let Some(action) = self.actions.remove(&effect) {
+            let (told, _) = oneshot::channel();
+            let shown = Box::new(answer(action, CANCELLED));
+            news.push(News::Shows(effect.clone(), shown, told));
+        }
+        let error = fault(ErrorKind::Cancelled, "It was given up.");
+        news.push(word_of(effect, error, spent));
+        news
+    }
+
+    /// What answers the action of each tool that runs or waits, where its agent fails.
+    pub(super) fn answers_to_all(&self) -> Vec<(String, EventDraft)> {
+        let answered = |(effect, action): (&String, &EventDraft)| {
+            (effect.clone(), answer(action.clone(), FAILED_WITH_AGENT))
+        };
+        let mut all: Vec<_> = self.actions.iter().map(answered).collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
+    }
+
+    /// Gives all of them up, and returns what model calls among them took so far.
+    pub(super) fn cancel_all(&mut self) -> Vec<(String, Spent)> {
+        self.waiting.clear();
+        self.held_back.clear();
+        self.tool = None;
+        let given_up = self.running.drain();
+        given_up
+            .filter_map(|(effect, running)| Some((effect, running.give_up()??)))
+            .collect()
+    }
+
+    /// Whether the session brought a key of its own.
+    pub(super) fn has_key(&self) -> bool {
+        self.api_key.is_some()
+    }
+
+    pub(super) fn holds_place(&self) -> bool {
+        self.place.initialized()
+    }
+
+    /// Ends the deployment's tools, and after them the place that they may live in.
+    pub(super) async fn close_place(&mut self) {
+        self.listener.over.cancel();
+        for shelf in self.left.drain(..) {
+            shelf.close().await;
+        }
+        self.shelf.close().await;
+        if let Some(place) = self.place.get() {
+            place.close().await;
+        }
+    }
+
+    /// Gives the sandbox back, and what the deployment's tools hold. Whatever needs one next opens
+    /// another over the same workspace.
+    pub(super) async fn put_away(&mut self) {
+        self.close_place().await;
+        self.place = Arc::default();
+        self.shelf = Shelf::new(self.shelf.tools.clone());
+        self.listener.over = CancellationToken::new();
+    }
+
+    /// Gives back what is kept for the session beside its files.
+    pub(super) async fn release(&mut self) {
+        self.shared.deps.places.release(self.spec.clone()).await;
+    }
+
+    pub(super) async fn wipe(&mut self) -> Result<(), String> {
+        self.shared.deps.places.wipe(self.spec.clone()).await
+    }
+}
+
+/// What answers an action whose tool was given up.
+fn answer(action: EventDraft, sentence: &str) -> EventDraft {
+    let kind = action.event_type.strip_suffix("Action");
+    let answer = match kind {
+        Some(file) if file.starts_with("File") => format!("{file}Observation"),
+        _ => "CmdOutputObservation".to_owned(),
+    };
+    EventDraft {
+        path: action.path,
+        ..EventDraft::text(&answer, sentence)
+    }
+}
+
+/// A tool's name and the beginning of its arguments, for the host's log.
+fn summary(call: &ToolCall) -> String {
+    let whole = format!("{} {}", call.name, call.arguments);
+    let line = whole.lines().next().unwrap_or_default();
+    cut(line, LOGGED_CALL).to_owned()
+}
+
+fn sink(stream: &Arc<Stream>) -> DeltaSink {
+    let stream = stream.clone();
+    Arc::new(move |kind, text| stream.show(kind, text))
+}
+
+/// That no result came of an effect, and what it took all the same.
+fn word_of(effect: String, error: Error, spent: Option<Spent>) -> News {
+    match spent {
+        None => News::Failed(effect, error),
+        Some(spent) => {
+            let spent = Some(Box::new(spent));
+            News::Model(effect, Err(ModelFailure { error, spent }))
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Owns the first half of a record: what arrived becomes inputs, transcript entries and what a person
+//! sees of it.
+//!
+//! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing but
+//! the sums: what a model call took is paid for, whether or not anybody waits for its answer.
+
+use crate::store::{CallRow, ChatLine, EffectKind, Totals};
+use crate::types::wit::policy::{
+    Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage,
+};
+use crate::types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
+
+use super::{CHANGE, Draft};
+use crate::session::actor::workspace_lost;
+use crate::session::ports::{ChangeOpened, ModelAnswer, News, Offers, Spent, Started};
+use crate::session::stream::frames::{self, EventDraft};
+
+/// The type of the events that say that a model cannot be asked, or answers again. Clients that do not
+/// know it show a type with `Message` in it in the chat, and none of them takes a state for a failure.
+pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
+
+impl Draft<'_> {
+    /// Takes one thing that arrived.
+    pub(crate) fn take(&mut self, news: News) {
+        match news {
+            News::Started(started) => self.started(started),
+            News::Message(number, text) => {
+                self.takes(number);
+                self.message(text);
+            }
+            News::Spent(effect, spent) => self.spend(&effect, spent),
+            News::Model(effect, result) => {
+                let open = self.close(&effect, Some(EffectKind::Model));
+                match result {
+                    Ok(answer) if open => self.model(effect, answer),
+                    Ok(answer) => self.spend(&effect, answer.spent),
+                    Err(failure) => {
+                        if let Some(spent) = failure.spent {
+                            self.spend(&effect, *spent);
+                        }
+                        if open {
+                            self.failed(effect, failure.error);
+                        }
+                    }
+                }
+            }
+            News::ModelNotice(effect, text) => {
+                if self.open.get(&effect) == Some(&EffectKind::Model) {
+                    self.event(EventDraft::text(MODEL_NOTICE, text));
+                }
+            }
+            News::Tool(effect, result, tree) => {
+                if self.close(&effect, Some(EffectKind::Tool)) {
+                    match result {
+                        Ok(done) => {
+                            let done = *done;
+                            self.event(done.shown);
+                            for notice in done.notices {
+                                self.event(notice);
+                            }
+                            let entry = self.entry(&tool_says(&done.result));
+                            self.inputs.push(Input::ToolReplied(ToolReply {
+                                effect,
+                                entry,
+                                outcome: done.result,
+                            }));
+                        }
+                        Err(error) => self.failed(effect, error),
+                    }
+                    if let Some(tree) = &tree {
+                        self.tree(tree);
+                    }
+                }
+            }
+            News::Shows(effect, event, told) => self.shows(&effect, *event, told),
+            News::Tree(tree) => self.tree(&tree),
+            News::Pushed(branch) => self.pushed = Some(Some(branch)),
+            News::Change(result) => {
+                if self.close(CHANGE, Some(EffectKind::Change)) {
+                    self.event(change_event(result));
+                }
+            }
+            News::Notice(text) => self.event(EventDraft::text("AgentErrorObservation", text)),
+            News::WorkspaceLost => {
+                let (text, input) = workspace_lost(self.scene.repository.is_some());
+                self.event(EventDraft::text("AgentErrorObservation", text));
+                self.inputs.push(input);
+            }
+            News::Timer(effect) => {
+                if self.close(&effect, Some(EffectKind::Timer)) {
+                    self.inputs.push(Input::TimerFired(effect));
+                }
+            }
+            News::Lost(effect) => {
+                let said = match self.open.get(&effect) {
+                    Some(EffectKind::Model) => {
+                        "The server was restarted while the model answered, and the answer was lost."
+                    }
+                    _ => {
+                        "The server was restarted while this ran. It may or may not have happened, and was not run again."
+                    }
+                };
+                if self.close(&effect, None) {
+                    self.event(EventDraft::text("AgentErrorObservation", said));
+                    self.inputs.push(Input::EffectLost(effect));
+                }
+            }
+            News::Failed(effect, error) => {
+                if self.close(&effect, None) {
+                    self.failed(effect, error);
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, started: Started) {
+        let scene = self.scene;
+        let (status, message) = if scene.mock {
+            ("mock_mode", "Running the mock agent: no model is called.")
+        } else {
+            ("ready", "The session is ready.")
+        };
+        self.frame(frames::status(status, message, Some(scene.session)));
+        self.open_task(scene.task);
+        if let Some(tree) = &started.tree {
+            self.tree(tree);
+        }
+        let offers = scene.offers.cloned();
+        let offers = offers.unwrap_or_else(|| Offers::only(scene.model));
+        self.inputs.push(Input::Started(Start {
+            task: scene.task.to_owned(),
+            entry: 0,
+            workspace: started.workspace,
+            repository: scene.repository.map(str::to_owned),
+            branch: scene.branch.map(str::to_owned),
+            model: offers.model,
+            small_model: offers.small,
+            models: offers.names,
+            instructions: started.instructions,
+            tools: started.tools,
+            settings: scene.settings.to_owned(),
+        }));
+    }
+
+    fn message(&mut self, text: String) {
+        self.counters.steps_alone = 0;
+        self.tell_of_orphans();
+        let message = user_says(&text);
+        let question = self
+            .open
+            .iter()
+            .find(|(_, kind)| **kind == EffectKind::Ask)
+            .map(|(id, _)| id.clone());
+        if question.is_none() && !self.counters.task_open {
+            self.open_task(&text);
+        }
+        let entry = self.entry(&message);
+        match question {
+            Some(effect) => {
+                self.close(&effect, None);
+                self.inputs.push(Input::Answered(Answer {
+                    effect,
+                    entry,
+                    text: text.clone(),
+                }));
+            }
+            None => self.inputs.push(Input::UserMessage(UserMessage {
+                entry,
+                content: message.content,
+            })),
+        }
+        self.lines.push(ChatLine {
+            role: "user",
+            content: text,
+            event_type: "FollowUp".to_owned(),
+            metadata: None,
+        });
+    }
+
+    /// Counts what a model call took, and says so.
+    pub(crate) fn spend(&mut self, effect: &str, spent: Spent) {
+        let used = Totals {
+            calls: 1,
+            input_tokens: spent.usage.input_tokens,
+            output_tokens: spent.usage.output_tokens,
+            cache_read_tokens: spent.usage.cache_read_tokens,
+            cache_write_tokens: spent.usage.cache_write_tokens,
+            cost: spent.cost.unwrap_or(0),
+        };
+        self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
+        self.counters.totals.add(&used);
+        let call = CallRow {
+            effect: effect.to_owned(),
+            provider: spent.provider,
+            model: spent.model,
+            used,
+            priced: spent.cost.is_some(),
+            tries: spent.tries,
+        };
+        self.frame(frames::usage(&call, &self.counters));
+        self.calls.push(call);
+    }
+
+    fn model(&mut self, effect: String, answer: ModelAnswer) {
+        let entry = self.entry(&answer.message);
+        let (mut text, mut thought) = (String::new(), String::new());
+        for content in &answer.message.content {
+            match content {
+                Content::Text(piece) => text.push_str(piece),
+                Content::Thinking(piece) => thought.push_str(&piece.text),
+                _ => {}
+            }
+        }
+        let event_type = if answer.aside || text.trim().is_empty() {
+            "ThinkAction"
+        } else {
+            "AgentMessageAction"
+        };
+        if text.trim().is_empty() {
+            text.clone_from(&thought);
+        }
+        if !text.trim().is_empty() {
+            let thought = Some(thought).filter(|thought| !thought.is_empty());
+            self.event(EventDraft {
+                thought,
+                ..EventDraft::text(event_type, text)
+            });
+        }
+        self.spend(&effect, answer.spent);
+        self.inputs.push(Input::ModelReplied(ModelReply {
+            effect,
+            entry,
+            message: answer.message,
+            stop: answer.stop,
+            usage: answer.usage,
+        }));
+    }
+
+    fn failed(&mut self, effect: String, error: Error) {
+        if error.kind != ErrorKind::Cancelled {
+            self.event(EventDraft::text(
+                "AgentErrorObservation",
+                error.message.clone(),
+            ));
+        }
+        self.inputs
+            .push(Input::EffectFailed(Failure { effect, error }));
+    }
+}
+
+pub(super) fn user_says(text: &str) -> Message {
+    Message {
+        role: Role::User,
+        content: vec![Content::Text(text.to_owned())],
+    }
+}
+
+fn tool_says(result: &ToolResult) -> Message {
+    Message {
+        role: Role::Tool,
+        content: vec![Content::ToolResult(result.clone())],
+    }
+}
+
+/// What a person sees of a change that was to be opened.
+pub(crate) fn change_event(result: Result<ChangeOpened, String>) -> EventDraft {
+    match result {
+        Ok(change) => {
+            let opened = if change.existed {
+                "The change is open already"
+            } else {
+                "Opened a change"
+            };
+            let ChangeOpened {
+                number, title, url, ..
+            } = change;
+            // A type with `Message` in it is shown in the chat by clients that do not know it.
+            EventDraft {
+                url: Some(url.clone()),
+                ..EventDraft::text(
+                    "ChangeMessage",
+                    format!("{opened}: #{number} {title}\n{url}"),
+                )
+            }
+        }
+        Err(why) => EventDraft::text(
+            "AgentErrorObservation",
+            format!("The change could not be opened: {why}"),
+        ),
+    }
+}

@@ -1,0 +1,579 @@
+//! Owns the one pure function of the engine: from a session's numbers, what arrived, and what the
+//! policy decided, to all that is written, shown and begun.
+//!
+//! What always holds: no I/O, no clock, no randomness. Sequence numbers and entries are dense. An
+//! effect has at most one result: news of an effect that is not open is passed over. What a policy
+//! commands is shown by the host, not by the policy.
+
+pub(crate) mod final_message;
+pub(crate) mod inputs;
+pub(crate) mod prompt;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use crate::store::{
+    CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow,
+};
+use crate::types::wit::policy::{
+    Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
+    ToolRun,
+};
+use crate::types::wit::types::{Error, ErrorKind, Message, ToolCall};
+
+use self::final_message::last_words;
+use self::inputs::user_says;
+use super::actor::budget::Budget;
+use super::ports::{News, Offers, PolicyInfo, Stepped, Tree};
+use super::stream::frames::{self, EventDraft};
+
+/// Steps without a word of the user, after which a policy is taken to go round in circles.
+pub(super) const STEPS_ALONE: u32 = 10_000;
+
+/// What never changes while a session lives, as far as records need it.
+pub(super) struct Scene<'a> {
+    pub(super) session: &'a Arc<str>,
+    pub(super) chat: &'a Arc<str>,
+    pub(super) task: &'a str,
+    pub(super) repository: Option<&'a str>,
+    pub(super) branch: Option<&'a str>,
+    /// A change is to be opened of what is pushed.
+    pub(super) opens_change: bool,
+    /// The branch that was pushed so far.
+    pub(super) pushed: Option<&'a str>,
+    pub(super) model: &'a str,
+    pub(super) mock: bool,
+    pub(super) settings: &'a str,
+    pub(super) policy_digest: &'a str,
+    pub(super) offers: Option<&'a Offers>,
+    pub(super) budget: Budget,
+    pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
+}
+
+impl<'a> Scene<'a> {
+    /// The scene of a session's round. `names` are the session's and its chat's.
+    pub(super) fn new(
+        names: &'a (Arc<str>, Arc<str>),
+        fixed: &'a NewSessionRow,
+        policy: &'a PolicyInfo,
+        budget: Budget,
+        describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
+    ) -> Self {
+        Self {
+            session: &names.0,
+            chat: &names.1,
+            task: &fixed.task,
+            repository: fixed.repo_url.as_deref(),
+            branch: fixed.branch.as_deref(),
+            opens_change: fixed.open_change.is_some(),
+            pushed: None,
+            model: &fixed.model,
+            mock: policy.mock,
+            settings: &policy.settings,
+            policy_digest: &policy.digest,
+            offers: None,
+            budget,
+            describe,
+        }
+    }
+
+    /// With the branch that was pushed so far.
+    pub(super) fn with_pushed(mut self, pushed: Option<&'a str>) -> Self {
+        self.pushed = pushed;
+        self
+    }
+
+    /// With the models that the policy may call; without, the session's is all it hears of.
+    pub(super) fn with_offers(mut self, offers: &'a Offers) -> Self {
+        self.offers = Some(offers);
+        self
+    }
+}
+
+/// The effect that opens a change. It is the host's own: no policy hears of it.
+pub(super) const CHANGE: &str = "lucid:change";
+
+/// Work that begins once the record is written.
+#[derive(Debug)]
+pub(super) enum Begin {
+    Model(ModelCall),
+    Tool(ToolRun),
+    /// With its delay in milliseconds.
+    Timer(String, u64),
+    /// Open a change of this branch; the policy's last words on its task.
+    Change(String, String),
+    /// Abort it; it ends as cancelled.
+    Cancel(String),
+    /// Abort all; nobody is told.
+    CancelAll,
+    /// A tool that waits for it may do what it has shown.
+    Told(oneshot::Sender<()>),
+    /// Goes straight back into the queue.
+    News(News),
+}
+
+/// The last tree that clients were shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShownTree {
+    number: u64,
+    digest: [u8; 32],
+}
+
+impl ShownTree {
+    /// None was, which is the same as an empty one.
+    pub(super) fn empty() -> Self {
+        Self {
+            number: 0,
+            digest: Sha256::digest("[]").into(),
+        }
+    }
+
+    /// Some was, by the last host.
+    pub(super) fn unknown() -> Self {
+        Self {
+            number: 0,
+            digest: [0; 32],
+        }
+    }
+}
+
+/// A round in the making.
+pub(super) struct Draft<'a> {
+    pub(super) scene: &'a Scene<'a>,
+    pub(super) at: u64,
+    row: u64,
+    first_seq: u64,
+    pub(super) counters: Counters,
+    pub(super) open: BTreeMap<String, EffectKind>,
+    pub(super) inputs: Vec<Input>,
+    /// The digest of the component that decides.
+    pub(super) plugin: String,
+    pub(super) shown: ShownTree,
+    /// What the agent said last in the open task, as clients were shown it.
+    pub(super) said: Option<Arc<str>>,
+    frames: Vec<Arc<str>>,
+    entries: Vec<(u64, String)>,
+    pub(super) lines: Vec<ChatLine>,
+    pub(super) calls: Vec<CallRow>,
+    closed: Vec<String>,
+    /// What became of the pushed branch, where that changed.
+    pub(super) pushed: Option<Option<String>>,
+    taken: Vec<u64>,
+    opened: Vec<EffectRow>,
+    /// What answers the action of each tool that runs or waits, should the step fail.
+    pub(super) unanswered: Vec<(String, EventDraft)>,
+    /// Open effects that the next start is to begin.
+    pub(super) not_begun: Vec<String>,
+    /// The session is over, and its workspace is kept.
+    pub(super) retains_workspace: bool,
+    begin: Vec<Begin>,
+}
+
+/// A round that is ready to be written.
+pub(super) struct Round {
+    pub(super) row: StepRow,
+    pub(super) open: BTreeMap<String, EffectKind>,
+    pub(super) state: Option<Snapshot>,
+    pub(super) shown: ShownTree,
+    pub(super) said: Option<Arc<str>>,
+    pub(super) begin: Vec<Begin>,
+    pub(super) pushed: Option<Option<String>>,
+}
+
+/// An error of the host's own.
+pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error {
+        kind,
+        code: None,
+        message: message.into(),
+        retry_after_ms: None,
+    }
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(
+        scene: &'a Scene<'a>,
+        counters: Counters,
+        open: BTreeMap<String, EffectKind>,
+        at: u64,
+    ) -> Self {
+        Self {
+            scene,
+            at,
+            row: counters.next_row,
+            first_seq: counters.next_seq,
+            counters,
+            open,
+            inputs: Vec::new(),
+            plugin: scene.policy_digest.to_owned(),
+            shown: ShownTree::unknown(),
+            said: None,
+            frames: Vec::new(),
+            entries: Vec::new(),
+            lines: Vec::new(),
+            calls: Vec::new(),
+            closed: Vec::new(),
+            pushed: None,
+            taken: Vec::new(),
+            opened: Vec::new(),
+            unanswered: Vec::new(),
+            not_begun: Vec::new(),
+            retains_workspace: false,
+            begin: Vec::new(),
+        }
+    }
+
+    /// Adds a frame that the policy has no part in.
+    pub(super) fn frame(&mut self, frame: String) {
+        self.frames.push(frame.into());
+        self.counters.next_seq += 1;
+    }
+
+    /// Shows a tree, unless it is what was shown last, or is older than that.
+    pub(super) fn tree(&mut self, tree: &Tree) {
+        let digest = Sha256::digest(&tree.json).into();
+        if tree.number < self.shown.number || digest == self.shown.digest {
+            return;
+        }
+        self.shown = ShownTree {
+            number: tree.number,
+            digest,
+        };
+        self.frame(frames::file_tree(&tree.json, self.at));
+    }
+
+    pub(super) fn event(&mut self, event: EventDraft) {
+        if event.is_message() {
+            self.said = Some(event.content.as_str().into());
+        }
+        self.frame(event.frame(self.at));
+        self.lines.extend(event.into_line());
+    }
+
+    /// What a tool is about to do. One that was given up meanwhile does it no more.
+    pub(super) fn shows(&mut self, effect: &str, event: EventDraft, told: oneshot::Sender<()>) {
+        if self.open.get(effect) == Some(&EffectKind::Tool) {
+            self.event(event);
+            self.begin.push(Begin::Told(told));
+        }
+    }
+
+    pub(super) fn entry(&mut self, message: &Message) -> u64 {
+        let entry = self.counters.next_entry;
+        self.counters.next_entry += 1;
+        // A message is texts and numbers; there is nothing in it that cannot be written.
+        self.entries
+            .push((entry, serde_json::to_string(message).unwrap_or_default()));
+        entry
+    }
+
+    /// The first lines of a session: its task, and that it begins. Everything else follows `start`.
+    pub(super) fn open_session(&mut self) {
+        let task = self.scene.task.to_owned();
+        self.entry(&user_says(&task));
+        self.lines.push(ChatLine {
+            role: "user",
+            content: task,
+            event_type: "InitialTask".to_owned(),
+            metadata: None,
+        });
+        self.frame(frames::status(
+            "initializing",
+            "Setting up the session.",
+            Some(self.scene.session),
+        ));
+    }
+
+    pub(super) fn open_task(&mut self, task: &str) {
+        self.counters.task_open = true;
+        self.counters.task_started_at = self.at;
+        self.counters.task_used_ms = 0;
+        self.counters.iterations = 0;
+        self.counters.tokens = 0;
+        self.said = None;
+        // What an older task pushed has had its change.
+        if self.pushed_branch().is_some() {
+            self.pushed = Some(None);
+        }
+        if !self.scene.mock {
+            self.frame(frames::task_start(task, self.at));
+        }
+    }
+
+    /// The branch that the open task pushed.
+    fn pushed_branch(&self) -> Option<&str> {
+        match &self.pushed {
+            Some(pushed) => pushed.as_deref(),
+            None => self.scene.pushed,
+        }
+    }
+
+    /// Closes an effect. False where it is not open: then its result came too late.
+    pub(super) fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
+        match self.open.get(effect) {
+            Some(EffectKind::Orphan) => false,
+            Some(found) if kind.is_none_or(|kind| kind == *found) => {
+                self.open.remove(effect);
+                self.closed.push(effect.to_owned());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A message of the user is in this round, and need not be kept any more.
+    pub(super) fn takes(&mut self, message: u64) {
+        self.taken.push(message);
+    }
+
+    /// Tells the policy of all that ended without its hearing of it: it may wait for them.
+    pub(super) fn tell_of_orphans(&mut self) {
+        let orphans = self
+            .open
+            .extract_if(.., |_, kind| *kind == EffectKind::Orphan);
+        for (effect, _) in orphans {
+            self.closed.push(effect.clone());
+            self.inputs.push(Input::EffectLost(effect));
+        }
+    }
+
+    /// Whether nothing came of what arrived.
+    pub(super) fn is_empty(&self) -> bool {
+        self.inputs.is_empty() && self.frames.is_empty() && self.pushed.is_none()
+    }
+
+    /// A record of the host's own: frames, and where the session stands.
+    pub(super) fn close_round(self, status: Status, end_reason: Option<String>) -> Round {
+        self.round(None, None, status, end_reason)
+    }
+
+    /// The policy's part.
+    pub(super) fn decide(mut self, context: &Context, stepped: Stepped) -> Round {
+        let mut decision = Decision {
+            step: self.counters.step,
+            context: serde_json::to_string(context).unwrap_or_default(),
+            inputs: serde_json::to_string(&self.inputs).unwrap_or_default(),
+            plugin: std::mem::take(&mut self.plugin),
+            fuel: stepped.fuel,
+            memory: stepped.memory,
+            micros: stepped.micros,
+            ..Decision::default()
+        };
+        self.counters.step += 1;
+        self.counters.steps_alone = self.counters.steps_alone.saturating_add(1);
+        let state = match stepped.result {
+            Ok(transition) => {
+                decision.commands = serde_json::to_string(&transition.commands).ok();
+                for command in transition.commands {
+                    self.command(command);
+                }
+                let state = transition.state;
+                decision.state_digest = Some(Sha256::digest(&state.bytes).into());
+                decision.state = Some((state.schema, state.bytes.clone().into()));
+                Some(state)
+            }
+            Err(reason) => {
+                self.fail(&reason);
+                decision.error = Some(reason);
+                None
+            }
+        };
+        self.round(Some(decision), state, Status::Running, None)
+    }
+
+    /// The task failed: said to the client, and kept.
+    fn error(&mut self, reason: &str) {
+        self.frame(frames::error(reason));
+        let line = EventDraft::text("AgentErrorObservation", reason).into_line();
+        // The effect that failed may have said so a moment ago.
+        let is_said =
+            |said: &ChatLine| said.event_type == "AgentErrorObservation" && said.content == reason;
+        self.lines
+            .extend(line.filter(|_| !self.lines.iter().any(is_said)));
+    }
+
+    /// Ends the open task, and all that it began; clients that were shown a tool's action see that it ended.
+    /// The policy's state is what it was before this step,
+    /// so it waits for what it was just told of and for what is given up here; it is told with the
+    /// user's next message. The same inputs again would only fail it again.
+    fn fail(&mut self, reason: &str) {
+        for (effect, answer) in std::mem::take(&mut self.unanswered) {
+            if self.open.get(&effect) == Some(&EffectKind::Tool) {
+                self.event(answer);
+            }
+        }
+        self.error(reason);
+        self.counters.task_open = false;
+        self.begin.push(Begin::CancelAll);
+        // A change that is being opened is no policy's.
+        let changes = self
+            .open
+            .extract_if(.., |_, kind| *kind == EffectKind::Change);
+        let changes: Vec<_> = changes.collect();
+        let told = std::mem::take(&mut self.inputs);
+        let told = told.into_iter().filter_map(of_effect);
+        self.closed.extend(self.open.keys().cloned());
+        let open = std::mem::take(&mut self.open).into_keys();
+        for id in told.chain(open).collect::<Vec<_>>() {
+            self.opens(&id, EffectKind::Orphan, None);
+        }
+        self.open.extend(changes);
+    }
+
+    /// An effect's name is taken while it is open.
+    fn opens(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
+        if self.open.contains_key(effect) {
+            tracing::warn!(session = %self.scene.session, effect, "the policy named two open effects alike");
+            return false;
+        }
+        self.open.insert(effect.to_owned(), kind);
+        self.opened.push(EffectRow {
+            id: effect.to_owned(),
+            kind,
+            due_at: delay_ms.map(|delay| self.at.saturating_add(delay)),
+            delay_ms,
+            begun: true,
+        });
+        true
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::CallModel(call) => {
+                if self.opens(&call.effect, EffectKind::Model, None) {
+                    if let Some(reason) = self.scene.budget.refusal(&self.counters) {
+                        let error = fault(ErrorKind::Deadline, reason);
+                        self.begin
+                            .push(Begin::News(News::Failed(call.effect, error)));
+                    } else {
+                        self.counters.iterations += 1;
+                        self.begin.push(Begin::Model(call));
+                    }
+                }
+            }
+            Command::RunTool(run) => {
+                if self.opens(&run.effect, EffectKind::Tool, None) {
+                    self.event((self.scene.describe)(&run.call));
+                    self.begin.push(Begin::Tool(run));
+                }
+            }
+            Command::Ask(question) => {
+                if self.opens(&question.effect, EffectKind::Ask, None) {
+                    self.event(EventDraft::text("AgentMessageAction", question.title));
+                }
+            }
+            Command::SetTimer(timer) => {
+                let delay = timer.delay_ms;
+                if self.opens(&timer.effect, EffectKind::Timer, Some(delay)) {
+                    self.begin.push(Begin::Timer(timer.effect, delay));
+                }
+            }
+            Command::Cancel(effect) => {
+                let open = self.open.get(&effect);
+                if open.is_some_and(|kind| *kind != EffectKind::Change) {
+                    self.begin.push(Begin::Cancel(effect));
+                }
+            }
+            Command::Append(message) => {
+                self.entry(&message);
+            }
+            Command::Emit(event) => {
+                let event = EventDraft::from_policy(&event);
+                let said = self.said.as_deref();
+                // Models like to say with their last call what they said beside it.
+                if !event.is_message() || said.map(str::trim) != Some(event.content.trim()) {
+                    self.event(event);
+                }
+            }
+            Command::Finish(outcome) => self.finish(outcome),
+            Command::Other(custom) => {
+                tracing::info!(session = %self.scene.session, kind = custom.kind, "passed over a command that this version does not know");
+            }
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        if !std::mem::replace(&mut self.counters.task_open, false) {
+            return;
+        }
+        match outcome {
+            Outcome::Succeeded(text) => {
+                let said = self.said.take();
+                let words = last_words(&text, said.as_deref());
+                if let Some(unseen) = words.event {
+                    self.event(EventDraft::text("AgentMessageAction", unseen));
+                }
+                self.frame(frames::status("completed", words.sentence, None));
+                if self.scene.opens_change
+                    && let Some(branch) = self.pushed_branch().map(str::to_owned)
+                    && self.opens(CHANGE, EffectKind::Change, None)
+                {
+                    self.begin.push(Begin::Change(branch, text));
+                }
+            }
+            Outcome::Failed(error) => self.error(&error.message),
+            Outcome::Cancelled => {
+                self.frame(frames::status("completed", "The task was cancelled.", None))
+            }
+        }
+    }
+
+    fn round(
+        mut self,
+        decision: Option<Decision>,
+        state: Option<Snapshot>,
+        status: Status,
+        end_reason: Option<String>,
+    ) -> Round {
+        self.counters.next_row += 1;
+        // Opened and closed in the same round (the step failed): there was never anything to keep.
+        self.opened
+            .retain(|effect| self.open.contains_key(&effect.id));
+        let row = StepRow {
+            session: self.scene.session.clone(),
+            chat: self.scene.chat.clone(),
+            row: self.row,
+            at: self.at,
+            decision,
+            first_seq: self.first_seq,
+            frames: self.frames,
+            entries: self.entries,
+            calls: self.calls,
+            chat_lines: self.lines,
+            opened: self.opened,
+            not_begun: self.not_begun,
+            closed: self.closed,
+            taken: self.taken,
+            pushed: self.pushed.clone(),
+            counters: self.counters,
+            status,
+            end_reason,
+            retains_workspace: self.retains_workspace,
+        };
+        Round {
+            row,
+            open: self.open,
+            state,
+            shown: self.shown,
+            said: self.said,
+            begin: self.begin,
+            pushed: self.pushed,
+        }
+    }
+}
+
+/// The effect that an input tells of.
+pub(super) fn of_effect(input: Input) -> Option<String> {
+    match input {
+        Input::ModelReplied(ModelReply { effect, .. })
+        | Input::ToolReplied(ToolReply { effect, .. })
+        | Input::Answered(Answer { effect, .. })
+        | Input::EffectFailed(Failure { effect, .. })
+        | Input::TimerFired(effect)
+        | Input::EffectLost(effect) => Some(effect),
+        _ => None,
+    }
+}

@@ -1,0 +1,101 @@
+//! Owns how a prompt's parts become the messages of a model call.
+//!
+//! What always holds: a tool result stands right behind the message whose call it answers, whatever
+//! came between them in the transcript, and a call that was never answered gets an answer that says
+//! so, since providers refuse a conversation with an open call. Messages keep their order otherwise.
+
+use std::collections::HashMap;
+
+use crate::store::{self, Store, StoreError};
+use crate::types::wit::policy::Part;
+use crate::types::wit::types::{Content, Message, Role, ToolResult};
+
+/// What stands for a result that is not there.
+const NO_RESULT: &str = "There is no result of this call: it was not run, or it was given up.";
+
+/// Reads the stretches of the transcript that a prompt names. `last` is the newest entry.
+pub(crate) async fn resolve(
+    store: &Store,
+    session: &str,
+    parts: Vec<Part>,
+    last: u64,
+) -> Result<Vec<Message>, StoreError> {
+    let mut messages = Vec::new();
+    for part in parts {
+        match part {
+            Part::Inline(message) => messages.push(message),
+            Part::History(span) => {
+                let session = session.to_owned();
+                let end = span.last.unwrap_or(last);
+                let read = move |connection: &rusqlite::Connection| {
+                    store::transcript(connection, &session, span.first, end)
+                };
+                let rows = store.read_when_possible(read).await?;
+                for row in rows {
+                    let message = serde_json::from_str(&row)
+                        .map_err(|cause| StoreError::Content(cause.to_string()))?;
+                    messages.push(message);
+                }
+            }
+        }
+    }
+    Ok(arrange(messages))
+}
+
+/// Puts results behind their calls. A result goes to the nearest call of its id before it that has
+/// none yet: some providers number calls from zero in each answer. One without such a call (it is
+/// not in the prompt, or was answered already) is left out.
+pub(crate) fn arrange(messages: Vec<Message>) -> Vec<Message> {
+    let mut kept: Vec<(Message, Vec<usize>)> = Vec::with_capacity(messages.len());
+    let mut answers: Vec<ToolResult> = Vec::new();
+    let mut open: HashMap<String, usize> = HashMap::new();
+    for message in messages {
+        let Message { role, content } = message;
+        let mut rest = Vec::with_capacity(content.len());
+        for content in content {
+            match content {
+                Content::ToolResult(result) => {
+                    if let Some(answer) = open.remove(&result.call_id) {
+                        answers[answer] = result;
+                    }
+                }
+                other => rest.push(other),
+            }
+        }
+        let mut calls = Vec::new();
+        for content in &rest {
+            if let Content::ToolCall(call) = content {
+                open.insert(call.id.clone(), answers.len());
+                calls.push(answers.len());
+                answers.push(ToolResult {
+                    call_id: call.id.clone(),
+                    is_error: true,
+                    text: NO_RESULT.to_owned(),
+                    exit_code: None,
+                    blobs: Vec::new(),
+                });
+            }
+        }
+        if !rest.is_empty() {
+            let message = Message {
+                role,
+                content: rest,
+            };
+            kept.push((message, calls));
+        }
+    }
+    let mut arranged = Vec::with_capacity(kept.len());
+    for (message, calls) in kept {
+        arranged.push(message);
+        if !calls.is_empty() {
+            let content = calls
+                .into_iter()
+                .map(|call| Content::ToolResult(answers[call].clone()));
+            arranged.push(Message {
+                role: Role::Tool,
+                content: content.collect(),
+            });
+        }
+    }
+    arranged
+}

@@ -1,0 +1,148 @@
+//! Writes down how far clients came that do not count frames themselves, so that a restart of the host is
+//! to them a lost connection like any other.
+//!
+//! # Invariants
+//! - It is written at an orderly end, and every second while it changes; a crash therefore shows a client at
+//!   most the last moments again.
+//! - No session waits for it: where it cannot be written, its clients are shown more again.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{self, PositionRow};
+
+use super::frames::Features;
+use crate::session::handle::{Session, held};
+use crate::session::{Sessions, Shared};
+
+/// Between two looks at what changed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Follows the clients of all sessions, as long as there are sessions.
+async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
+    let mut written = Vec::new();
+    while halt
+        .run_until_cancelled(tokio::time::sleep(PAUSE))
+        .await
+        .is_some()
+    {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let rows = shared.positions();
+        if rows != written && shared.keep(rows.clone()).await {
+            written = rows;
+        }
+    }
+}
+
+impl Shared {
+    /// How far the clients of all sessions came.
+    fn positions(&self) -> Vec<PositionRow> {
+        let sessions: Vec<Arc<Session>> = held(&self.registry).by_id.values().cloned().collect();
+        let mut rows: Vec<PositionRow> = Vec::new();
+        for session in sessions {
+            let known = session.positions.taken().into_iter();
+            rows.extend(known.map(|(features, taken)| PositionRow {
+                session: session.id().to_string(),
+                features: text_of(features),
+                taken,
+            }));
+        }
+        rows.sort_by(|a, b| {
+            (&a.session, &a.features, a.taken).cmp(&(&b.session, &b.features, b.taken))
+        });
+        rows
+    }
+
+    /// Whether they could be written down.
+    async fn keep(&self, rows: Vec<PositionRow>) -> bool {
+        let count = rows.len();
+        let write = move |connection: &_| store::keep_positions(connection, &rows);
+        tracing::debug!(count, "how far clients came is written down");
+        match self.deps.store.write_within(PAUSE, write).await {
+            Ok(()) => true,
+            Err(cause) => {
+                tracing::debug!(%cause, "how far clients came could not be written down");
+                false
+            }
+        }
+    }
+}
+
+impl Sessions {
+    /// Writes down how far clients came, at an orderly end.
+    pub(crate) async fn keep_positions(&self) {
+        let rows = self.shared.positions();
+        if !rows.is_empty() {
+            self.shared.keep(rows).await;
+        }
+    }
+
+    /// The clients that the last run left behind are lost ones. Those of this run are followed from here on.
+    pub(crate) async fn take_kept_positions(&self) {
+        let read = |connection: &rusqlite::Connection| store::kept_positions(connection);
+        let kept = self.shared.deps.store.read_when_possible(read).await;
+        let kept = kept.unwrap_or_else(|cause| {
+            tracing::warn!(%cause, "how far clients came is not known any more, and they are shown all again");
+            Vec::new()
+        });
+        for row in kept {
+            let session = row.session.parse().ok();
+            let session =
+                session.and_then(|id| held(&self.shared.registry).by_id.get(&id).cloned());
+            if let Some(session) = session {
+                tracing::debug!(session = %session.id(), taken = row.taken, "a client of the last run may come back");
+                let known = row.taken.min(session.feed.head().seq);
+                session.positions.lost(features_of(&row.features), known);
+            }
+        }
+        tokio::spawn(follow(
+            Arc::downgrade(&self.shared),
+            self.shared.halt.clone(),
+        ));
+    }
+}
+
+/// Features as a text. Who asks for numbers counts itself, and is not among these clients.
+fn text_of(features: Features) -> String {
+    let Features {
+        seq: _,
+        deltas,
+        diffs,
+        usage,
+    } = features;
+    let named = [(deltas, "deltas"), (diffs, "diffs"), (usage, "usage")];
+    let named = named.iter().filter(|(asked, _)| *asked);
+    named.map(|(_, name)| *name).collect::<Vec<_>>().join(" ")
+}
+
+fn features_of(text: &str) -> Features {
+    let asked = |name| text.split(' ').any(|word| word == name);
+    Features {
+        seq: false,
+        deltas: asked("deltas"),
+        diffs: asked("diffs"),
+        usage: asked("usage"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_known_again() {
+        for bits in 0..8 {
+            let features = Features {
+                seq: false,
+                deltas: bits & 1 > 0,
+                diffs: bits & 2 > 0,
+                usage: bits & 4 > 0,
+            };
+            assert_eq!(features_of(&text_of(features)), features);
+        }
+    }
+}

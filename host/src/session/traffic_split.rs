@@ -1,0 +1,150 @@
+//! Owns how new sessions are split between a policy's active build and a candidate.
+//!
+//! What always holds: of the first n sessions that came to be, the candidate has exactly ⌊n · share ÷ 100⌋,
+//! so of a hundred exactly its share, in an even order and without chance. A session that was refused
+//! takes nobody's turn.
+
+use std::sync::{Arc, Mutex};
+
+use super::handle::held;
+
+/// The turns of one candidate.
+#[derive(Debug)]
+pub struct Share {
+    /// Of a hundred.
+    percent: u8,
+    turns: Mutex<Turns>,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    all: u64,
+    candidates: u64,
+}
+
+impl Share {
+    /// Nobody had a turn yet.
+    pub fn new(percent: u8) -> Self {
+        Self {
+            percent,
+            turns: Mutex::default(),
+        }
+    }
+
+    /// The next turn.
+    pub fn take(self: &Arc<Self>) -> Turn {
+        let mut turns = held(&self.turns);
+        turns.all += 1;
+        // What it is owed by then is one more than it has had.
+        let owed = turns.all * u64::from(self.percent) / 100;
+        let is_candidates = turns.candidates < owed;
+        turns.candidates += u64::from(is_candidates);
+        drop(turns);
+        Turn {
+            share: self.clone(),
+            is_candidates,
+            is_kept: false,
+        }
+    }
+}
+
+/// A turn; given back where it is dropped before it is kept.
+#[derive(Debug)]
+pub struct Turn {
+    share: Arc<Share>,
+    is_candidates: bool,
+    is_kept: bool,
+}
+
+impl Turn {
+    /// Whether it is the candidate's.
+    pub fn is_candidates(&self) -> bool {
+        self.is_candidates
+    }
+
+    /// A session came of it.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let mut turns = held(&self.share.turns);
+            turns.all -= 1;
+            turns.candidates -= u64::from(self.is_candidates);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn of_a_hundred_sessions_a_candidate_gets_exactly_its_share_wherever_one_begins_to_count() {
+        for percent in 1..=99 {
+            let share = Arc::new(Share::new(percent));
+            let turns: Vec<bool> = (0..300)
+                .map(|_| {
+                    let turn = share.take();
+                    let is_candidates = turn.is_candidates();
+                    turn.keep();
+                    is_candidates
+                })
+                .collect();
+            for (from, window) in turns.windows(100).enumerate() {
+                let count = window.iter().filter(|turn| **turn).count();
+                assert_eq!(count, usize::from(percent), "{percent} % from {from} on");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_session_that_was_refused_takes_nobodys_turn(
+            percent in 1..=99_u8,
+            made in proptest::collection::vec(any::<bool>(), 0..400),
+        ) {
+            let share = Arc::new(Share::new(percent));
+            let (mut all, mut candidates) = (0_u64, 0_u64);
+            for made in made {
+                let turn = share.take();
+                if made {
+                    all += 1;
+                    candidates += u64::from(turn.is_candidates());
+                    turn.keep();
+                }
+                prop_assert_eq!(candidates, all * u64::from(percent) / 100);
+            }
+        }
+
+        /// However many are made at once: none has two turns, and it comes out even in the end.
+        #[test]
+        fn turns_at_once_come_out_even(
+            percent in 1..=99_u8,
+            steps in proptest::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..200),
+        ) {
+            let share = Arc::new(Share::new(percent));
+            let (mut open, mut kept) = (Vec::new(), Vec::new());
+            for (take, which) in steps {
+                if take || open.is_empty() {
+                    open.push(share.take());
+                } else {
+                    let turn: Turn = open.swap_remove(which.index(open.len()));
+                    kept.push(turn.is_candidates());
+                    turn.keep();
+                }
+            }
+            for turn in open {
+                kept.push(turn.is_candidates());
+                turn.keep();
+            }
+            let candidates = kept.iter().filter(|turn| **turn).count();
+            prop_assert_eq!(candidates, kept.len() * usize::from(percent) / 100);
+        }
+    }
+}

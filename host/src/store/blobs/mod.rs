@@ -1,0 +1,226 @@
+//! Owns the files that a conversation holds: pictures, by their digest, and in [`verdicts`] what providers
+//! said to them.
+//!
+//! What always holds: a file belongs to one session, is found under that session only, and goes with
+//! it; its name is the digest of what is in it; a session keeps a bounded amount. The folder is the
+//! owner's alone (0700).
+
+mod image_verdicts;
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::types::wit::types::BlobRef;
+
+pub use self::image_verdicts::{Verdict, Verdicts};
+
+/// The largest file that is kept, in bytes: providers take a picture of up to 5 MiB, and what they count
+/// is its base64.
+pub const LARGEST: u64 = (5 << 20) / 4 * 3;
+/// What all files of a session may have together, in bytes.
+const MOST: u64 = 64 << 20;
+/// Before the digest in a reference.
+const ALGORITHM: &str = "sha256:";
+
+/// Why a file is not kept, or not there. A sentence each.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// One file is too large.
+    #[error("the file has {size} bytes, and at most {LARGEST} are kept")]
+    TooLarge {
+        /// Its size.
+        size: u64,
+    },
+    /// The session has too many.
+    #[error("the session's pictures take as much as they may ({MOST} bytes)")]
+    Full,
+    /// It is not the session's, or its session is over.
+    #[error("there is no file {digest} in this session")]
+    NotFound {
+        /// What was asked for, cut.
+        digest: String,
+    },
+    /// Anything else.
+    #[error("a file of the session cannot be kept or read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// All files of all sessions. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    folder: Arc<Path>,
+}
+
+/// The files of one session. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SessionBlobs {
+    folder: PathBuf,
+}
+
+impl Blobs {
+    /// In this folder, which is made with the first file.
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.into(),
+        }
+    }
+
+    /// Those of a session; none for a name that no session has.
+    pub fn of(&self, session: &str) -> Option<SessionBlobs> {
+        let id = Uuid::try_parse(session).ok()?;
+        Some(SessionBlobs {
+            folder: self.folder.join(id.hyphenated().to_string()),
+        })
+    }
+}
+
+impl SessionBlobs {
+    /// Keeps a file. The same bytes are kept once.
+    pub async fn put(&self, media_type: &str, bytes: Vec<u8>) -> Result<BlobRef, BlobError> {
+        let (folder, media_type) = (self.folder.clone(), media_type.to_owned());
+        blocking(move || {
+            let size = bytes.len() as u64;
+            if size > LARGEST {
+                return Err(BlobError::TooLarge { size });
+            }
+            let name = hex(&bytes);
+            let path = folder.join(&name);
+            if !path.is_file() {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&folder)?;
+                if held(&folder)? + size > MOST {
+                    return Err(BlobError::Full);
+                }
+                // Whole or not at all, also where the host is killed meanwhile.
+                let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+                io::Write::write_all(&mut file, &bytes)?;
+                file.persist(&path).map_err(|error| error.error)?;
+            }
+            Ok(BlobRef {
+                digest: format!("{ALGORITHM}{name}"),
+                media_type,
+                size,
+            })
+        })
+        .await
+    }
+
+    /// The bytes of a file.
+    pub async fn get(&self, digest: &str) -> Result<Vec<u8>, BlobError> {
+        let missing = || BlobError::NotFound {
+            digest: digest.chars().take(80).collect(),
+        };
+        // Nothing but a digest becomes a path.
+        let name = digest.strip_prefix(ALGORITHM).filter(|name| {
+            name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+        });
+        let path = self.folder.join(name.ok_or_else(missing)?);
+        match blocking(move || Ok(std::fs::read(path)?)).await {
+            Err(BlobError::Io(cause)) if cause.kind() == io::ErrorKind::NotFound => Err(missing()),
+            other => other,
+        }
+    }
+
+    /// Removes all of them. Nothing there is fine.
+    pub async fn remove(&self) -> Result<(), BlobError> {
+        let folder = self.folder.clone();
+        blocking(move || match std::fs::remove_dir_all(&folder) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause.into()),
+            _ => Ok(()),
+        })
+        .await
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn held(folder: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(folder)? {
+        // One that is being put there is renamed meanwhile.
+        sum += entry?.metadata().map_or(0, |data| data.len());
+    }
+    Ok(sum)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+) -> Result<T, BlobError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|cause| Err(BlobError::Io(io::Error::other(cause))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "0198c0de-0000-7000-8000-000000000001";
+    const TWO: &str = "0198c0de-0000-7000-8000-000000000002";
+
+    #[tokio::test]
+    async fn a_file_is_found_by_its_digest_in_its_own_session_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::new(&folder.path().join("blobs"));
+        let (one, two) = (blobs.of(ONE).unwrap(), blobs.of(TWO).unwrap());
+        let kept = one.put("image/png", b"abc".to_vec()).await.unwrap();
+        assert_eq!(
+            kept.digest,
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!((kept.media_type.as_str(), kept.size), ("image/png", 3));
+        assert_eq!(one.put("image/png", b"abc".to_vec()).await.unwrap(), kept);
+        assert_eq!(one.get(&kept.digest).await.unwrap(), b"abc");
+        let missing = two.get(&kept.digest).await;
+        assert!(matches!(missing, Err(BlobError::NotFound { .. })));
+        for wrong in [
+            "",
+            "sha256:",
+            "sha256:../../x",
+            "ba78",
+            &kept.digest.to_uppercase(),
+        ] {
+            let got = one.get(wrong).await;
+            assert!(matches!(got, Err(BlobError::NotFound { .. })), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_session_keeps_is_bounded_and_goes_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = Blobs::new(folder.path()).of(ONE).unwrap();
+        let large = |first: u8| {
+            let mut bytes = vec![0; usize::try_from(LARGEST).unwrap()];
+            bytes[0] = first;
+            bytes
+        };
+        let mut too_large = large(0);
+        too_large.push(0);
+        let refused = one.put("image/png", too_large).await;
+        assert!(matches!(refused, Err(BlobError::TooLarge { .. })));
+        let fit = u8::try_from(MOST / LARGEST).unwrap();
+        for number in 0..fit {
+            one.put("image/png", large(number)).await.unwrap();
+        }
+        let full = one.put("image/png", large(fit)).await;
+        assert!(matches!(full, Err(BlobError::Full)));
+        one.remove().await.unwrap();
+        one.remove().await.unwrap();
+        one.put("image/png", large(fit)).await.unwrap();
+    }
+
+    #[test]
+    fn what_is_no_session_has_no_folder() {
+        assert!(Blobs::new(Path::new("/x")).of("../../etc").is_none());
+    }
+}

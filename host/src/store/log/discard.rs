@@ -1,0 +1,76 @@
+//! Deletes what the log has of sessions whose chats were deleted.
+//!
+//! # Invariants
+//!
+//! - A session that is over is gone from the log with its chat. One that lives keeps what it works with, and
+//!   goes in the transaction that ends it.
+//! - Another user's session is not touched, whatever chat is named.
+//! - What model calls cost stays: numbers, and the names of providers and models. There is no text in it,
+//!   and nothing that leads to a user.
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::model::Status;
+use crate::store::StoreError;
+
+/// Tables whose rows name their session in a column of that name.
+const OF_SESSION: &[&str] = &[
+    "steps",
+    "transcript",
+    "effects",
+    "inbox",
+    "texts",
+    "client_positions",
+];
+
+/// Deletes the log of the user's session whose chat this is, or has it deleted when the session ends.
+/// Returns the sessions that are gone by now.
+pub(crate) fn of_chat(
+    connection: &Connection,
+    user: &str,
+    chat: &str,
+) -> Result<Vec<String>, StoreError> {
+    let mut mark = connection
+        .prepare_cached("UPDATE sessions SET discarded = 1 WHERE chat_id = ?1 AND user_id = ?2")?;
+    if mark.execute([chat, user])? == 0 {
+        return Ok(Vec::new());
+    }
+    let mut select = connection.prepare_cached(
+        "SELECT id FROM sessions WHERE chat_id = ?1 AND user_id = ?2 AND status = ?3",
+    )?;
+    let over = select.query_map(params![chat, user, Status::Ended.text()], |row| row.get(0))?;
+    let over = over.collect::<Result<Vec<String>, _>>()?;
+    for session in &over {
+        remove(connection, session)?;
+    }
+    Ok(over)
+}
+
+/// A session ended: its log goes where its chat has gone.
+pub(super) fn at_end(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    let discarded = connection
+        .prepare_cached("SELECT discarded FROM sessions WHERE id = ?1")?
+        .query_row([session], |row| row.get(0))
+        .optional()?;
+    match discarded {
+        Some(true) => remove(connection, session),
+        _ => Ok(()),
+    }
+}
+
+/// Removes all that the log has of a session.
+fn remove(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    for table in OF_SESSION {
+        connection
+            .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
+            .execute([session])?;
+    }
+    // Files that are still there have had their time: whoever looks after them removes them next.
+    connection
+        .prepare_cached("UPDATE retained_workspaces SET uptime_ms = 0 WHERE session_id = ?1")?
+        .execute([session])?;
+    connection
+        .prepare_cached("DELETE FROM sessions WHERE id = ?1")?
+        .execute([session])?;
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The session log: what a round writes, and how it is read again.
+
+pub(crate) mod discard;
+pub(crate) mod model;
+pub(crate) mod positions;
+pub(crate) mod read;
+pub(crate) mod retained;
+pub(crate) mod texts;
+pub(crate) mod usage;
+pub(crate) mod write;

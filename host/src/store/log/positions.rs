@@ -1,0 +1,47 @@
+//! Keeps how far clients came that do not count frames themselves, over a restart of the host.
+//!
+//! # Invariants
+//! - What is kept is never ahead of what a client has taken.
+
+use rusqlite::{Connection, params};
+
+use super::write::to_sql;
+use crate::store::StoreError;
+
+/// How far one client came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PositionRow {
+    /// Its session.
+    pub session: String,
+    /// What it asked for, as a text by which it is known again.
+    pub features: String,
+    /// The last frame that it has.
+    pub taken: u64,
+}
+
+/// Keeps these in place of those before.
+pub fn keep_positions(connection: &Connection, rows: &[PositionRow]) -> Result<(), StoreError> {
+    connection.execute("DELETE FROM client_positions", [])?;
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO client_positions (session_id, features, taken) VALUES (?1, ?2, ?3)",
+    )?;
+    for row in rows {
+        insert.execute(params![row.session, row.features, to_sql(row.taken)])?;
+    }
+    Ok(())
+}
+
+/// All that are kept.
+pub fn kept_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
+    let mut select =
+        connection.prepare("SELECT session_id, features, taken FROM client_positions")?;
+    let rows = select.query_map([], |row| {
+        let taken: i64 = row.get(2)?;
+        Ok(PositionRow {
+            session: row.get(0)?,
+            features: row.get(1)?,
+            taken: u64::try_from(taken).unwrap_or_default(),
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

@@ -1,0 +1,225 @@
+//! Owns the record of chats as a Supabase project keeps it.
+//!
+//! What always holds: messages are in the order of their times, and of their ids where those are the
+//! same; all of a chat's are read, however few rows the project gives at once.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::Supabase;
+use super::client::Acting;
+use super::rows::{ChatRow, MessageRow, ProgressRow, TitleRow, title};
+use crate::store::{Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records};
+
+/// Rows that are asked for at once; a project gives 1,000 unless it was told otherwise.
+const PAGE: usize = 1000;
+/// A page of fewer is the last: no project gives as few as that at once.
+const LEAST: usize = 100;
+/// The most that is read of one chat, in bytes: users write these tables too.
+const LARGEST_CHAT: usize = 256 << 20;
+
+/// The chats of a project's users, and their git accounts; each call sees one user's. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SupabaseRecords {
+    supabase: Arc<Supabase>,
+}
+
+impl SupabaseRecords {
+    /// The chats of a project.
+    pub fn new(supabase: Supabase) -> Self {
+        Self {
+            supabase: Arc::new(supabase),
+        }
+    }
+
+    /// Whether it can be asked for users who sent no token.
+    pub fn has_service_key(&self) -> bool {
+        self.supabase.has_service_key()
+    }
+
+    pub(super) fn supabase(&self) -> &Supabase {
+        &self.supabase
+    }
+
+    /// A caller's way in, to one chat. None where there cannot be one.
+    fn to_chat(
+        &self,
+        caller: &Caller,
+        id: &str,
+    ) -> Result<Option<(Acting<'_>, Uuid)>, RecordError> {
+        let acting = self.supabase.acting(caller)?;
+        Ok(acting.zip(Uuid::parse_str(id).ok()))
+    }
+}
+
+async fn find(acting: &Acting<'_>, id: Uuid) -> Result<Option<ChatRow>, RecordError> {
+    let rows = acting.chats(&[("id", &format!("eq.{id}"))]).await?;
+    Ok(rows.into_iter().next())
+}
+
+async fn all_messages(acting: &Acting<'_>, id: Uuid) -> Result<Vec<ChatMessage>, RecordError> {
+    let (chat, limit) = (format!("eq.{id}"), PAGE.to_string());
+    let mut messages: Vec<ChatMessage> = Vec::new();
+    let mut size = 0;
+    let mut after: Option<String> = None;
+    loop {
+        let mut narrow = vec![
+            ("session_id", chat.as_str()),
+            ("order", "created_at.asc,id.asc"),
+            ("limit", &limit),
+        ];
+        if let Some(after) = &after {
+            narrow.push(("or", after));
+        }
+        let page = acting.messages(&narrow).await?;
+        let Some(last) = page.last() else {
+            return Ok(messages);
+        };
+        let (at, id) = (quoted(&last.created_at), quoted(&last.id));
+        after = Some(format!(
+            "(created_at.gt.{at},and(created_at.eq.{at},id.gt.{id}))"
+        ));
+        let few = page.len() < LEAST;
+        messages.reserve(page.len());
+        for message in page.into_iter().map(ChatMessage::from) {
+            size += message.content.len() + message.metadata_json.as_ref().map_or(0, String::len);
+            messages.push(message);
+        }
+        if size > LARGEST_CHAT {
+            return Err(RecordError::Refused {
+                code: format!("a chat of more than {LARGEST_CHAT} bytes"),
+            });
+        }
+        if few {
+            return Ok(messages);
+        }
+    }
+}
+
+/// A value within a filter's parentheses, where a comma would end it.
+fn quoted(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', r"\\").replace('"', r#"\""#))
+}
+
+/// Adds messages. False where the chat is not the user's, or not there.
+async fn append(
+    acting: &Acting<'_>,
+    chat: Uuid,
+    messages: &[ChatMessage],
+) -> Result<bool, RecordError> {
+    // Row-level security sees to it on the other way.
+    if acting.service && find(acting, chat).await?.is_none() {
+        return Ok(false);
+    }
+    let rows: Option<Vec<_>> = messages
+        .iter()
+        .map(|message| MessageRow::new(chat, message))
+        .collect();
+    let rows = rows.ok_or_else(|| RecordError::Refused {
+        code: "a message whose id is no UUID".to_owned(),
+    })?;
+    if rows.is_empty() {
+        return Ok(find(acting, chat).await?.is_some());
+    }
+    match acting.insert_messages(&rows).await {
+        Ok(()) => Ok(true),
+        // Refused because the chat is not there (any more), or because of something else.
+        Err(RecordError::Refused { code }) => match find(acting, chat).await? {
+            None => Ok(false),
+            Some(_) => Err(RecordError::Refused { code }),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+impl Records for SupabaseRecords {
+    fn list(&self, caller: &Caller, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
+        let caller = caller.clone();
+        Box::pin(async move {
+            let Some(acting) = self.supabase.acting(&caller)? else {
+                return Ok(Vec::new());
+            };
+            let narrow = [
+                ("order", "updated_at.desc,id.desc"),
+                ("limit", &limit.to_string()),
+                ("offset", &offset.to_string()),
+            ];
+            let rows = acting.chats(&narrow).await?;
+            Ok(rows.into_iter().map(Chat::from).collect())
+        })
+    }
+
+    fn find(&self, caller: &Caller, id: &str) -> Recorded<'_, Option<Chat>> {
+        let (caller, id) = (caller.clone(), id.to_owned());
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &id)? else {
+                return Ok(None);
+            };
+            Ok(find(&acting, id).await?.map(Chat::from))
+        })
+    }
+
+    fn create(&self, caller: &Caller, chat: Chat) -> Recorded<'_, ()> {
+        let caller = caller.clone();
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &chat.id)? else {
+                return Err(RecordError::Refused {
+                    code: "an id that is no UUID".to_owned(),
+                });
+            };
+            acting.insert_chat(&ChatRow::new(id, &chat)).await
+        })
+    }
+
+    fn rename(&self, caller: &Caller, id: &str, text: &str) -> Recorded<'_, Option<String>> {
+        let (caller, id, title) = (caller.clone(), id.to_owned(), title(text));
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &id)? else {
+                return Ok(None);
+            };
+            let row = TitleRow { title };
+            Ok(acting.change(id, &row).await?.then_some(row.title))
+        })
+    }
+
+    fn note(&self, caller: &Caller, id: &str, progress: Progress) -> Recorded<'_, bool> {
+        let (caller, id) = (caller.clone(), id.to_owned());
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &id)? else {
+                return Ok(false);
+            };
+            acting.change(id, &ProgressRow::from(progress)).await
+        })
+    }
+
+    fn delete(&self, caller: &Caller, id: &str) -> Recorded<'_, bool> {
+        let (caller, id) = (caller.clone(), id.to_owned());
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &id)? else {
+                return Ok(false);
+            };
+            acting.remove(id).await
+        })
+    }
+
+    fn append(&self, caller: &Caller, id: &str, messages: Vec<ChatMessage>) -> Recorded<'_, bool> {
+        let (caller, id) = (caller.clone(), id.to_owned());
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &id)? else {
+                return Ok(false);
+            };
+            append(&acting, id, &messages).await
+        })
+    }
+
+    fn messages(&self, caller: &Caller, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
+        let (caller, id) = (caller.clone(), id.to_owned());
+        Box::pin(async move {
+            let Some((acting, id)) = self.to_chat(&caller, &id)? else {
+                return Ok(Vec::new());
+            };
+            all_messages(&acting, id).await
+        })
+    }
+}

@@ -1,0 +1,319 @@
+//! Owns one call of a component's tool from end to end: a step, what it wants carried out, and the next
+//! step, until it is done.
+//!
+//! What always holds: a call ends, after so many steps or so much time whatever the component says; what
+//! it wants is looked at before anybody carries it out; whatever goes wrong is what the model reads, and
+//! nobody else's matter. Dropping the future gives up what is being carried out.
+
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use serde::Serialize;
+
+use crate::types::plural;
+use crate::types::sanitize::clean;
+use crate::types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
+use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
+use crate::wasm::limits::Figures;
+use crate::wasm::tools::ToolsPlugin;
+
+/// How many steps a call may take.
+pub(crate) const MOST_STEPS: usize = 32;
+/// The most bytes that a component may have kept for it from one step to the next.
+pub(crate) const LARGEST_STATE: usize = 1 << 20;
+/// The most bytes of a command as JSON: the sandbox takes no frame that is much larger.
+const LARGEST_COMMAND: usize = 512 << 10;
+const MOST_VARIABLES: usize = 64;
+/// The most bytes of a request's body.
+const LARGEST_BODY: usize = 4 << 20;
+/// The most bytes of the rest of a request.
+const LARGEST_HEAD: usize = 32 << 10;
+
+/// Who carries out what a component wants. An error is what the component is told.
+pub trait Hands: Send + Sync {
+    /// Runs a command, for no longer than this.
+    fn run<'a>(
+        &'a self,
+        command: &'a Command,
+        most: Duration,
+    ) -> BoxFuture<'a, Result<Output, Error>>;
+
+    /// Sends a request, and waits no longer than this.
+    fn send<'a>(
+        &'a self,
+        request: &'a HttpRequest,
+        most: Duration,
+    ) -> BoxFuture<'a, Result<HttpResponse, Error>>;
+}
+
+/// A call that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Called {
+    /// What the model reads, as long as the component made it.
+    pub reply: Reply,
+    /// What the component used, all steps together.
+    pub figures: Figures,
+    /// How many steps there were.
+    pub steps: usize,
+}
+
+/// Carries a call out. `time` is for all that is run and sent together; the call has its tool's own name.
+pub async fn call_tool(
+    plugin: &ToolsPlugin,
+    settings: &str,
+    call: &ToolCall,
+    hands: &dyn Hands,
+    time: Duration,
+) -> Called {
+    let begun = Instant::now();
+    let mut figures = Figures::default();
+    let mut progress: Option<Progress> = None;
+    for step in 1..=MOST_STEPS {
+        let called = plugin.step(settings, call, progress.as_ref()).await;
+        figures += called.figures;
+        let over = |reply| Called {
+            reply,
+            figures,
+            steps: step,
+        };
+        let turn = match called.result {
+            Ok(turn) => turn,
+            // A component's own words as they are, and the host's where it broke down.
+            Err(error) => return over(failed(Error::from(error).message)),
+        };
+        if let Action::Done(reply) = turn.action {
+            return over(reply);
+        }
+        if turn.state.len() > LARGEST_STATE {
+            return over(failed(format!(
+                "The tool was ended: it wanted {} bytes kept for it, and {LARGEST_STATE} are allowed.",
+                turn.state.len()
+            )));
+        }
+        let left = time.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return over(failed(format!(
+                "The tool was ended: it took longer than its {}.",
+                plural::count(time.as_secs(), "second")
+            )));
+        }
+        let answer = carried_out(hands, turn.action, left).await;
+        progress = Some(Progress {
+            state: turn.state,
+            answer: answer.unwrap_or_else(Answer::Failed),
+        });
+    }
+    Called {
+        reply: failed(format!(
+            "The tool was ended: it was not done after {MOST_STEPS} steps."
+        )),
+        figures,
+        steps: MOST_STEPS,
+    }
+}
+
+fn failed(text: String) -> Reply {
+    Reply {
+        is_error: true,
+        text,
+    }
+}
+
+async fn carried_out(hands: &dyn Hands, action: Action, left: Duration) -> Result<Answer, Error> {
+    check(&action).map_err(|message| Error {
+        kind: ErrorKind::InvalidInput,
+        code: Some("tool-action".to_owned()),
+        message,
+        retry_after_ms: None,
+    })?;
+    match action {
+        Action::Run(command) => hands.run(&command, left).await.map(Answer::Ran),
+        Action::Send(request) => {
+            let sent = tokio::time::timeout(left, hands.send(&request, left)).await;
+            let late = |_| Error {
+                kind: ErrorKind::Deadline,
+                code: Some("tool-time".to_owned()),
+                message: "The server did not answer before the call's time was over.".to_owned(),
+                retry_after_ms: None,
+            };
+            sent.map_err(late)?.map(Answer::Responded)
+        }
+        // The caller ended before.
+        Action::Done(reply) => Err(Error {
+            kind: ErrorKind::Internal,
+            code: None,
+            message: reply.text,
+            retry_after_ms: None,
+        }),
+    }
+}
+
+/// Whether what a component wants is within bounds. What of a request is the host's own is the egress's
+/// to refuse.
+pub(crate) fn check(action: &Action) -> Result<(), String> {
+    match action {
+        Action::Run(command) => check_command(command),
+        Action::Send(request) => check_request(request),
+        Action::Done(_) => Ok(()),
+    }
+}
+
+fn check_command(command: &Command) -> Result<(), String> {
+    let empty = match &command.program {
+        Program::Argv(argv) => argv.first().is_none_or(String::is_empty),
+        Program::Shell(line) => line.trim().is_empty(),
+    };
+    if empty {
+        return Err("The command is empty.".to_owned());
+    }
+    let texts = match &command.program {
+        Program::Argv(argv) => argv.iter().collect(),
+        Program::Shell(line) => vec![line],
+    };
+    let values = command.environment.iter().map(|(_, value)| value);
+    let mut texts = texts.into_iter().chain(&command.folder).chain(values);
+    if texts.any(|text| text.contains('\0')) {
+        return Err(
+            "The command holds a null character, which no program can be given.".to_owned(),
+        );
+    }
+    if command.environment.len() > MOST_VARIABLES {
+        return Err(format!(
+            "The command has more than {MOST_VARIABLES} variables."
+        ));
+    }
+    for (name, _) in &command.environment {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if name.is_empty()
+            || name.starts_with(|c: char| c.is_ascii_digit())
+            || !name.chars().all(plain)
+        {
+            let name = clean(name, 60);
+            return Err(format!("`{name}` cannot be a variable's name."));
+        }
+    }
+    within("command", size(command), LARGEST_COMMAND)
+}
+
+fn check_request(request: &HttpRequest) -> Result<(), String> {
+    within("request's body", request.body.len(), LARGEST_BODY)?;
+    let headers = request.headers.iter();
+    let headers: usize = headers.map(|one| one.name.len() + one.value.len()).sum();
+    let query = request.query.iter();
+    let query: usize = query.map(|(name, value)| name.len() + value.len()).sum();
+    within("request's head", headers + query, LARGEST_HEAD)
+}
+
+fn within(what: &str, size: usize, most: usize) -> Result<(), String> {
+    if size > most {
+        return Err(format!(
+            "The {what} has {size} bytes, and {most} are allowed."
+        ));
+    }
+    Ok(())
+}
+
+/// As JSON, which is how it travels.
+fn size(value: &impl Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    match serde_json::to_writer(&mut count, value) {
+        Ok(()) => count.0,
+        Err(_) => usize::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::wit::types::Header;
+
+    fn command(program: Program) -> Command {
+        Command {
+            program,
+            folder: None,
+            environment: Vec::new(),
+            stdin: None,
+            timeout_ms: None,
+        }
+    }
+
+    fn shell(line: &str) -> Command {
+        command(Program::Shell(line.to_owned()))
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_run_is_refused_before_anybody_tries() {
+        let variable = |name: &str, value: &str| Command {
+            environment: vec![(name.to_owned(), value.to_owned())],
+            ..shell("true")
+        };
+        let stdin = |text: String| Command {
+            stdin: Some(text),
+            ..shell("cat")
+        };
+        for (wrong, said) in [
+            (shell(" \n"), "is empty"),
+            (command(Program::Argv(vec![])), "is empty"),
+            (command(Program::Argv(vec![String::new()])), "is empty"),
+            (shell("a\0b"), "null character"),
+            (
+                command(Program::Argv(vec!["a".into(), "\0".into()])),
+                "null character",
+            ),
+            (variable("A", "\0"), "null character"),
+            (variable("", "x"), "variable's name"),
+            (variable("A=B", "x"), "variable's name"),
+            (variable("1A", "x"), "variable's name"),
+            (stdin("x".repeat(LARGEST_COMMAND)), "bytes"),
+            // Six bytes each in JSON.
+            (stdin("\u{1}".repeat(LARGEST_COMMAND / 5)), "bytes"),
+        ] {
+            let why = check(&Action::Run(wrong)).expect_err(said);
+            assert!(why.contains(said), "{said}: {why}");
+        }
+        let good = Command {
+            folder: Some("src".into()),
+            stdin: Some("x".repeat(100_000)),
+            ..variable("LANG_2", "C")
+        };
+        assert_eq!(check(&Action::Run(good)), Ok(()));
+        assert_eq!(
+            check(&Action::Run(command(Program::Argv(vec!["ls".into()])))),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_is_refused() {
+        let request = |body: usize, header: usize, query: usize| {
+            Action::Send(HttpRequest {
+                method: "POST".into(),
+                path: "/x".into(),
+                query: vec![("q".into(), "x".repeat(query))],
+                headers: vec![Header {
+                    name: "x".into(),
+                    value: "x".repeat(header),
+                }],
+                body: vec![0; body],
+            })
+        };
+        assert_eq!(check(&request(LARGEST_BODY, 100, 100)), Ok(()));
+        for wrong in [
+            request(LARGEST_BODY + 1, 0, 0),
+            request(0, LARGEST_HEAD, 0),
+            request(0, 0, LARGEST_HEAD),
+        ] {
+            assert!(check(&wrong).is_err());
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Owns the components with tools of a deployment: where each sends its requests, with which key, who has
+//! its tools, and how a call of one is carried out in a session.
+//!
+//! What always holds: a key is the one that the manifest names for that very entry, and goes to the base URL
+//! that stands beside it; an address that a component brings itself is on the public network.
+
+pub mod call;
+mod host;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use secrecy::SecretString;
+use url::Url;
+
+use self::call::call_tool;
+use self::host::HandsOf;
+use super::{Source, Toolset};
+use crate::config::Config;
+use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
+use crate::net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
+use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
+use crate::types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
+use crate::wasm::ToolsPlugin;
+
+/// What a call may take where the manifest says nothing.
+const CALL_TIME: Duration = Duration::from_secs(120);
+/// The most bytes of an answer that a component is handed.
+const LARGEST_ANSWER: u64 = 4 << 20;
+
+/// The components with tools of this deployment.
+pub(crate) struct Components {
+    /// In the order of their names.
+    all: Vec<Arc<Component>>,
+    egress: Egress,
+}
+
+/// One of them, and what it is given.
+pub(crate) struct Component {
+    pub(super) plugin: ToolsPlugin,
+    /// As JSON.
+    settings: String,
+    /// By their own names.
+    definitions: Vec<ToolDefinition>,
+    /// Where its requests go; none where it can make none.
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) key: Option<SecretString>,
+    /// The variable that the key is from, or is missing from.
+    pub(crate) variable: Option<String>,
+    pub(crate) time: Duration,
+    /// Those whose sessions have the tools; none for all.
+    pub(crate) policies: Option<Vec<String>>,
+    /// Shared by all of them.
+    egress: Egress,
+}
+
+impl Components {
+    /// Those that were loaded, and what the operator should know of them. Connections of those `before`
+    /// are used again where they may.
+    pub(crate) fn new(
+        loaded: Vec<LoadedTools>,
+        manifest: &Manifest,
+        config: &Config,
+        before: Option<&Self>,
+    ) -> Result<(Self, Vec<String>), Problems> {
+        let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
+        let mut sites = Vec::new();
+        for tools in loaded {
+            match site(&tools, config) {
+                Ok(site) => sites.push((tools, site)),
+                Err(why) => {
+                    let at = tools.entry.plugin.at;
+                    wrong.push(Problem::at(manifest.path.as_deref(), at, why));
+                }
+            }
+        }
+        Problems::unless_none(wrong)?;
+        let limits = EgressLimits {
+            response: LARGEST_ANSWER,
+            ..EgressLimits::default()
+        };
+        let endpoints = sites.iter().filter_map(|(_, site)| site.endpoint.as_ref());
+        let endpoints: Vec<_> = endpoints.collect();
+        let before = before.map(|before| &before.egress);
+        let egress = Egress::or_new(before, limits, &endpoints)
+            .map_err(|why| Problem::plain(format!("no tool can ask a server: {why}")))?;
+        let mut all = Vec::new();
+        for (tools, site) in sites {
+            let LoadedTools {
+                plugin,
+                settings,
+                definitions,
+                entry,
+            } = tools;
+            let variable = entry.key.map(|key| key.value);
+            if let (Some(variable), None) = (&variable, &site.key) {
+                warnings.push(format!(
+                    "{variable} is not set, so the tools `{}` have no key.",
+                    plugin.name()
+                ));
+            }
+            all.push(Arc::new(Component {
+                plugin,
+                settings,
+                definitions,
+                endpoint: site.endpoint,
+                key: site.key,
+                variable,
+                time: entry.time.unwrap_or(CALL_TIME),
+                policies: entry.policies,
+                egress: egress.clone(),
+            }));
+        }
+        Ok((Self { all, egress }, warnings))
+    }
+
+    /// All of them, for sessions.
+    pub(crate) fn sources(&self) -> Vec<Arc<dyn Source>> {
+        let all = self.all.iter().cloned();
+        all.map(|one| Arc::new(Offered(one)) as Arc<dyn Source>)
+            .collect()
+    }
+
+    /// The one of this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Component>> {
+        self.all.iter().find(|one| one.plugin.name() == name)
+    }
+}
+
+impl Component {
+    /// Whether sessions of this policy have its tools.
+    pub(crate) fn is_for(&self, policy: &str) -> bool {
+        let named = self.policies.as_ref();
+        named.is_none_or(|names| names.iter().any(|name| name == policy))
+    }
+
+    /// The names that models call its tools by.
+    pub(crate) fn tool_names(&self) -> Vec<String> {
+        let names = self.definitions.iter().map(|tool| &tool.name);
+        names.map(|name| self.whole_name(name)).collect()
+    }
+
+    fn whole_name(&self, tool: &str) -> String {
+        format!("{}{SEPARATOR}{tool}", self.plugin.name())
+    }
+}
+
+/// What sessions open.
+struct Offered(Arc<Component>);
+
+/// A component is shared by all sessions: what one holds of it is its place.
+struct OfSession {
+    component: Arc<Component>,
+    place: Option<Arc<dyn Place>>,
+}
+
+impl Source for Offered {
+    fn name(&self) -> &str {
+        self.0.plugin.name()
+    }
+
+    fn identity(&self) -> String {
+        let one = &self.0;
+        let to = one.endpoint.as_ref();
+        let to = to.map(|to| (to.base_url().as_str(), to.injection()));
+        format!(
+            "component {} {:?} {} {to:?} {:?} {:?} {:?}",
+            one.plugin.digest(),
+            one.plugin.limits(),
+            one.settings,
+            one.variable,
+            one.time,
+            one.policies,
+        )
+    }
+
+    fn serves(&self, policy: &str) -> bool {
+        self.0.is_for(policy)
+    }
+
+    fn describe(&self, tool: &str, arguments: &str) -> EventDraft {
+        let name = self.0.whole_name(tool);
+        EventDraft::text("CmdRunAction", format!("{name} {arguments}"))
+    }
+
+    fn open(
+        &self,
+        _: ToolsSpec,
+        place: Option<Arc<dyn Place>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>> {
+        let opened = OfSession {
+            component: self.0.clone(),
+            place,
+        };
+        std::future::ready(Ok(Arc::new(opened) as Arc<dyn Toolset>)).boxed()
+    }
+}
+
+impl Toolset for OfSession {
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        self.component.definitions.clone()
+    }
+
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        showing: Showing,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let component = self.component.clone();
+        let hands = HandsOf {
+            component: component.clone(),
+            place: self.place.clone(),
+            showing,
+        };
+        async move {
+            let time = timeout_ms.map_or(component.time, |ms| {
+                component.time.min(Duration::from_millis(ms.into()))
+            });
+            let Component {
+                plugin, settings, ..
+            } = &*component;
+            let called = call_tool(plugin, settings, &call, &hands, time).await;
+            tracing::debug!(
+                plugin = plugin.name(),
+                tool = call.name,
+                steps = called.steps,
+                fuel = called.figures.fuel,
+                micros = called.figures.micros,
+                "a tool was called"
+            );
+            let reply = called.reply;
+            let event_type = if reply.is_error {
+                "AgentErrorObservation"
+            } else {
+                "CmdOutputObservation"
+            };
+            Ok(ToolDone {
+                shown: EventDraft::text(event_type, &reply.text),
+                result: ToolResult {
+                    call_id: call.id,
+                    is_error: reply.is_error,
+                    text: reply.text,
+                    exit_code: None,
+                    blobs: Vec::new(),
+                },
+                notices: Vec::new(),
+            })
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+/// Where a component's requests go, and what goes along.
+struct Site {
+    endpoint: Option<Endpoint>,
+    key: Option<SecretString>,
+}
+
+/// Fails with a sentence.
+fn site(tools: &LoadedTools, config: &Config) -> Result<Site, String> {
+    let LoadedTools { plugin, entry, .. } = tools;
+    let name = plugin.name();
+    let descriptor = plugin.descriptor();
+    let unusable = |cause: EgressError| format!("the tools `{name}` cannot be used: {cause}");
+    let injection = match &entry.key_place {
+        Some(place) => place.clone(),
+        None => Injection::of(&descriptor.key.clone().into()).map_err(unusable)?,
+    };
+    let endpoint = match (&entry.base_url, &descriptor.default_base_url) {
+        (Some(stated), _) => Some(Endpoint::new(stated.value.clone(), injection)),
+        (None, Some(usual)) => {
+            let url = Url::parse(usual).map_err(|_| {
+                format!("the tools `{name}` have a base URL of their own that cannot be read; report it to their author, or set `base_url`")
+            })?;
+            Some(Endpoint::public(url, injection))
+        }
+        (None, None) => None,
+    };
+    let key = match &entry.key {
+        Some(variable) => config
+            .variables
+            .key(&variable.value)
+            .map_err(|why| why.to_string())?,
+        None => None,
+    };
+    Ok(Site {
+        endpoint: endpoint.transpose().map_err(unusable)?,
+        key: key.map(|key| SecretString::from(key.expose().to_owned())),
+    })
+}

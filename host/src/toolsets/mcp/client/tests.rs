@@ -1,0 +1,148 @@
+//! A server in a real sandbox, and what is not asked of it.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::sandbox::tests::Ground;
+use crate::sandbox::workspace::Workspace;
+use crate::sandbox::{Choice, ExecRequest, Process, Sandbox, SandboxError};
+use crate::session::DeltaSink;
+use crate::types::wit::types::{Error, ErrorKind};
+
+const SERVER: &str = include_str!("../../../../../tests/tests/mcp/server.py");
+
+/// A place that starts programs, and does nothing else.
+struct Room(Sandbox);
+
+impl Place for Room {
+    fn workspace(&self) -> Option<Arc<Workspace>> {
+        None
+    }
+
+    fn root(&self) -> String {
+        self.0.workspace_path().to_owned()
+    }
+
+    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
+        std::future::ready(Vec::new()).boxed()
+    }
+
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        Vec::new()
+    }
+
+    fn run(
+        &self,
+        _: ToolCall,
+        _: Option<u32>,
+        _: DeltaSink,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let error = Error {
+            kind: ErrorKind::Unsupported,
+            code: None,
+            message: "It has no tools.".to_owned(),
+            retry_after_ms: None,
+        };
+        std::future::ready(Err(error)).boxed()
+    }
+
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
+        std::future::ready(self.0.spawn(request)).boxed()
+    }
+
+    fn tree(&self) -> BoxFuture<'static, Option<String>> {
+        std::future::ready(None).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        let sandbox = self.0.clone();
+        async move { sandbox.close().await }.boxed()
+    }
+}
+
+fn server(tools: &[&str]) -> Server {
+    let names = tools.iter().map(|tool| (*tool).to_owned());
+    Server {
+        name: "s".to_owned(),
+        way: Way::Program {
+            argv: ["python3", "-u", "-c", SERVER].map(str::to_owned).into(),
+            env: BTreeMap::new(),
+        },
+        allowed: AllowedTools::These(names.collect()),
+        time: Duration::from_secs(20),
+        start_time: Duration::from_secs(20),
+    }
+}
+
+async fn said(client: &Client, tool: &str, arguments: &str) -> (String, bool) {
+    let call = ToolCall {
+        id: "c".to_owned(),
+        name: tool.to_owned(),
+        arguments: arguments.to_owned(),
+    };
+    let done = client.call(call, None).await;
+    assert_eq!(done.result.call_id, "c");
+    (done.result.text, done.result.is_error)
+}
+
+#[tokio::test]
+async fn what_may_not_be_asked_never_reaches_the_server() {
+    let ground = Ground::new(Choice::Landlock).await;
+    let room: Arc<dyn Place> = Arc::new(Room(ground.start("one", None).await));
+    let client = Client::open(server(&["count", "no-such-tool"]), Some(room.clone())).await;
+    let client = Arc::new(client.unwrap());
+    let told: Vec<_> = client
+        .definitions()
+        .into_iter()
+        .map(|tool| tool.name)
+        .collect();
+    assert_eq!(
+        told,
+        ["count"],
+        "one that the server does not list is not there"
+    );
+    for (tool, arguments, why) in [
+        ("secret", "{}", "no tool \"secret\" that may be called here"),
+        ("no-such-tool", "{}", "that may be called here"),
+        ("", "{}", "that may be called here"),
+        ("count", "[1]", "no JSON object"),
+        ("count", "{", "no JSON object"),
+    ] {
+        let (text, failed) = said(&client, tool, arguments).await;
+        assert!(failed && text.contains(why), "{tool} {arguments}: {text}");
+    }
+    // No arguments at all are none.
+    assert_eq!(
+        said(&client, "count", "").await,
+        ("count 1".to_owned(), false)
+    );
+    client.clone().close().await;
+    client.clone().close().await;
+    let (text, failed) = said(&client, "count", "{}").await;
+    assert!(failed && text.contains("ended with the session"), "{text}");
+    room.close().await;
+}
+
+#[tokio::test]
+async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
+    let ground = Ground::new(Choice::Landlock).await;
+    let room = Arc::new(Room(ground.start("one", None).await));
+    let place: Arc<dyn Place> = room.clone();
+    let client = Client::open(server(&["count"]), Some(place)).await.unwrap();
+    room.close().await;
+    let (text, failed) = said(&client, "count", "{}").await;
+    assert!(failed && text.contains("sandbox is gone"), "{text}");
+}
+
+#[tokio::test]
+async fn without_a_sandbox_a_program_is_refused_with_the_reason() {
+    let refused = Client::open(server(&["count"]), None).await.err().unwrap();
+    assert!(
+        refused.contains("runs in the session's sandbox"),
+        "{refused}"
+    );
+}

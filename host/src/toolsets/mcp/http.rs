@@ -1,0 +1,198 @@
+//! Owns the way to a server on the network: the protocol's HTTP over the host's egress.
+//!
+//! What always holds: everything goes to the one URL that the manifest names, with the key that stands beside
+//! it there, by the egress' rules for addresses, redirects and sizes; the key is taken out of what comes back
+//! before anybody reads it. A server is asked, and never asks: no stream is held open for what it may want
+//! to say by itself.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use reqwest::StatusCode;
+use reqwest::header::{HeaderName, HeaderValue};
+use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage};
+use rmcp::transport::streamable_http_client::{
+    SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
+};
+use secrecy::SecretString;
+use sse_stream::Sse;
+
+use crate::net::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
+use crate::types::sanitize::clean;
+use crate::types::unicode::{paired_text, readable_json};
+use crate::types::wit::llm::Frame;
+use crate::types::wit::types::Header;
+
+const SESSION: &str = "mcp-session-id";
+/// The most bytes of a session's name.
+const LONGEST_SESSION: usize = 1024;
+/// The most characters of a refusal.
+const SHOWN: usize = 300;
+
+type Failure = StreamableHttpError<EgressError>;
+
+/// Sends what the protocol wants sent.
+#[derive(Clone)]
+pub(crate) struct Http {
+    /// Who sends.
+    pub(crate) egress: Egress,
+    /// Where to.
+    pub(crate) endpoint: Endpoint,
+    /// With which key.
+    pub(crate) key: Option<SecretString>,
+}
+
+impl Http {
+    async fn send(
+        &self,
+        method: &str,
+        session: Option<Arc<str>>,
+        others: HashMap<HeaderName, HeaderValue>,
+        body: Vec<u8>,
+    ) -> Result<Opened, EgressError> {
+        let header = |name: &str, value: &str| Header {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        };
+        let mut headers = vec![
+            header("accept", "application/json, text/event-stream"),
+            header("content-type", "application/json"),
+        ];
+        headers.extend(session.map(|session| header(SESSION, &session)));
+        let others = others.iter().filter_map(|(name, value)| {
+            let value = value.to_str().ok()?;
+            Some(header(name.as_str(), value))
+        });
+        headers.extend(others);
+        let key = self.key.as_ref();
+        let sent = self
+            .egress
+            .stream(&self.endpoint, key, method, &headers, body);
+        sent.await
+    }
+}
+
+impl StreamableHttpClient for Http {
+    type Error = EgressError;
+
+    async fn post_message(
+        &self,
+        _: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session: Option<Arc<str>>,
+        _: Option<String>,
+        headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let in_session = session.is_some();
+        let body = serde_json::to_vec(&message)?;
+        let opened = self.send("POST", session, headers, body).await;
+        match opened.map_err(Failure::Client)? {
+            Opened::Refused(refusal) if refusal.status == StatusCode::NOT_FOUND && in_session => {
+                Err(Failure::SessionExpired)
+            }
+            Opened::Refused(refusal) => refused(&refusal),
+            Opened::Taken { status, .. }
+                if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT =>
+            {
+                Ok(StreamableHttpPostResponse::Accepted)
+            }
+            Opened::Taken {
+                headers, frames, ..
+            } => {
+                let session = session_of(&headers)?;
+                taken(frames, session).await
+            }
+        }
+    }
+
+    async fn delete_session(
+        &self,
+        _: Arc<str>,
+        session: Arc<str>,
+        _: Option<String>,
+        headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<(), Failure> {
+        let sent = self.send("DELETE", Some(session), headers, Vec::new());
+        // A server need not let its sessions be ended: then it ends them itself.
+        sent.await.map(drop).map_err(Failure::Client)
+    }
+
+    async fn get_stream(
+        &self,
+        _: Arc<str>,
+        _: Option<Arc<str>>,
+        _: Option<String>,
+        _: Option<String>,
+        _: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Failure> {
+        Err(Failure::ServerDoesNotSupportSse)
+    }
+}
+
+fn session_of(headers: &[Header]) -> Result<Option<String>, Failure> {
+    let session = headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case(SESSION));
+    let Some(session) = session else {
+        return Ok(None);
+    };
+    let plain = session.value.bytes().all(|byte| byte.is_ascii_graphic());
+    if !plain || session.value.len() > LONGEST_SESSION {
+        return Err(unexpected("it named a session that cannot be named back"));
+    }
+    Ok(Some(session.value.clone()))
+}
+
+fn unexpected(what: impl Into<Cow<'static, str>>) -> Failure {
+    Failure::UnexpectedServerResponse(what.into())
+}
+
+/// A refusal may be an answer of the protocol; else it is said with its status.
+fn refused(refusal: &Refusal) -> Result<StreamableHttpPostResponse, Failure> {
+    if let Ok(error @ JsonRpcMessage::Error(_)) =
+        serde_json::from_slice::<ServerJsonRpcMessage>(&readable_json(&refusal.body))
+    {
+        return Ok(StreamableHttpPostResponse::Json(error, None));
+    }
+    let said = clean(&String::from_utf8_lossy(&refusal.body), SHOWN);
+    let said = match said.trim() {
+        "" => String::new(),
+        said => format!(": {said}"),
+    };
+    Err(unexpected(format!(
+        "it answered with HTTP {}{said}",
+        refusal.status
+    )))
+}
+
+/// One JSON message, or a stream of events.
+async fn taken(
+    mut frames: Frames,
+    session: Option<String>,
+) -> Result<StreamableHttpPostResponse, Failure> {
+    let first = match frames.next().await {
+        Some(first) => first.map_err(Failure::Client)?,
+        None => return Err(unexpected("its answer holds nothing")),
+    };
+    if let Frame::Body(body) = first {
+        let message = serde_json::from_slice(&readable_json(&body))?;
+        return Ok(StreamableHttpPostResponse::Json(message, session));
+    }
+    let all = futures::stream::once(std::future::ready(Ok(first))).chain(frames);
+    let events = all.filter_map(|frame| {
+        std::future::ready(match frame {
+            Ok(Frame::Sse(event)) => Some(Ok(Sse {
+                event: event.event,
+                data: Some(paired_text(&event.data).into_owned()),
+                id: event.id,
+                retry: None,
+            })),
+            Ok(_) => None,
+            Err(error) => Some(Err(SseError::Body(Box::new(error)))),
+        })
+    });
+    Ok(StreamableHttpPostResponse::Sse(events.boxed(), session))
+}

@@ -1,0 +1,186 @@
+//! Owns the MCP servers of a deployment, as sources of tools.
+//!
+//! What always holds: a key is the one that the manifest names for that very server, and goes to the URL that
+//! stands beside it. Each session has its own connection, and its own program.
+
+pub(crate) mod client;
+pub(crate) mod http;
+pub(crate) mod listing;
+pub(crate) mod names;
+pub(crate) mod result;
+pub(crate) mod server;
+pub(crate) mod stdio;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+use self::server::{Client, Http, Server, Way};
+use super::{Source, Toolset};
+use crate::config::Config;
+use crate::manifest::{Manifest, McpEntry, McpWay, Problem, Problems};
+use crate::net::egress::{Egress, EgressLimits, Endpoint, Injection};
+use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
+use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
+
+/// What one call may take where the manifest says nothing.
+const CALL_TIME: Duration = Duration::from_secs(60);
+/// What a start may take where it says nothing.
+const START_TIME: Duration = Duration::from_secs(20);
+/// The most bytes of one answer.
+const LARGEST_ANSWER: u64 = 4 << 20;
+/// The longest that anything may take here; a call's own time ends it long before.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Servers, and warnings.
+type Found = (Vec<Arc<dyn Source>>, Vec<String>);
+
+/// The servers that a manifest names, and what the operator should know of them.
+pub(crate) fn sources(manifest: &Manifest, config: &Config) -> Result<Found, Problems> {
+    let (mut all, mut warnings, mut wrong) =
+        (Vec::<Arc<dyn Source>>::new(), Vec::new(), Vec::new());
+    for (name, entry) in &manifest.mcp {
+        match source(name, entry, config, &mut warnings) {
+            Ok(source) => all.push(Arc::new(source)),
+            Err(why) => wrong.push(Problem::at(manifest.path.as_deref(), entry.at, why)),
+        }
+    }
+    Problems::unless_none(wrong)?;
+    Ok((all, warnings))
+}
+
+fn source(
+    name: &str,
+    entry: &McpEntry,
+    config: &Config,
+    warnings: &mut Vec<String>,
+) -> Result<Mcp, String> {
+    // Without places, so that a line more above it is no change.
+    let mut identity = format!(
+        "{:?} {:?} {:?} {:?}",
+        entry.tools, entry.time, entry.start_time, entry.policies
+    );
+    let way = match &entry.way {
+        McpWay::Program { command, env } => {
+            identity += &format!(" program {command:?} {env:?}");
+            Way::Program {
+                argv: command.clone(),
+                env: env.clone(),
+            }
+        }
+        McpWay::Http {
+            url,
+            key,
+            key_place,
+        } => {
+            let variable = key.as_ref().map(|key| key.value.as_str());
+            let value = variable.map(|variable| config.variables.key(variable));
+            let value = value.transpose().map_err(|why| why.to_string())?.flatten();
+            if let (Some(variable), None) = (variable, &value) {
+                warnings.push(format!(
+                    "{variable} is not set, so the MCP server `{name}` is asked without a key."
+                ));
+            }
+            let key = value.map(|key| SecretString::from(key.expose().to_owned()));
+            let digest = key.as_ref().map(|key| Sha256::digest(key.expose_secret()));
+            identity += &format!(" url {} {key_place:?} {digest:?}", url.value);
+            let place = key_place.clone().unwrap_or(Injection::Bearer);
+            let endpoint = Endpoint::new(url.value.clone(), place);
+            let endpoint = endpoint
+                .map_err(|why| format!("the MCP server `{name}` cannot be asked: {why}"))?;
+            let limits = EgressLimits {
+                first_byte: LONGEST,
+                idle: LONGEST,
+                response: LARGEST_ANSWER,
+                ..EgressLimits::default()
+            };
+            let egress = Egress::new(limits, [&endpoint]);
+            let egress =
+                egress.map_err(|why| format!("the MCP server `{name}` cannot be asked: {why}"))?;
+            Way::Http(Box::new(Http {
+                egress,
+                endpoint,
+                key,
+            }))
+        }
+    };
+    Ok(Mcp {
+        identity,
+        policies: entry.policies.clone(),
+        server: Server {
+            name: name.to_owned(),
+            way,
+            allowed: entry.tools.clone(),
+            time: entry.time.unwrap_or(CALL_TIME),
+            start_time: entry.start_time.unwrap_or(START_TIME),
+        },
+    })
+}
+
+/// One server.
+struct Mcp {
+    server: Server,
+    identity: String,
+    policies: Option<Vec<String>>,
+}
+
+impl Source for Mcp {
+    fn name(&self) -> &str {
+        &self.server.name
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    fn serves(&self, policy: &str) -> bool {
+        let named = self.policies.as_ref();
+        named.is_none_or(|names| names.iter().any(|name| name == policy))
+    }
+
+    fn describe(&self, tool: &str, arguments: &str) -> EventDraft {
+        let line = format!("{}{SEPARATOR}{tool} {arguments}", self.server.name);
+        EventDraft::text("CmdRunAction", line)
+    }
+
+    fn open(
+        &self,
+        _: ToolsSpec,
+        place: Option<Arc<dyn Place>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>> {
+        let server = self.server.clone();
+        async move {
+            let client = Client::open(server, place).await?;
+            Ok(Arc::new(Tools(Arc::new(client))) as Arc<dyn Toolset>)
+        }
+        .boxed()
+    }
+}
+
+/// A session's hold of one.
+struct Tools(Arc<Client>);
+
+impl Toolset for Tools {
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        self.0.definitions()
+    }
+
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        _: Showing,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let client = self.0.clone();
+        let limit = timeout_ms.map(|ms| Duration::from_millis(ms.into()));
+        async move { Ok(client.call(call, limit).await) }.boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        self.0.clone().close()
+    }
+}

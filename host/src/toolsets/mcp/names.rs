@@ -1,0 +1,86 @@
+//! Owns what the tools of a server are called where a model hears of them.
+//!
+//! What always holds: a name is of letters, digits, `-` and `_` and fits beside its server's; it depends on
+//! the tool's own name and on nothing else, so it is the same whenever the server is asked; and of two tools
+//! that would be called alike the first one listed is there.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::models::tool_names::{LONGEST, plain};
+use crate::session::SEPARATOR;
+
+/// The most bytes of a server's own name for a tool.
+const LONGEST_OWN: usize = 256;
+
+/// What a tool of a server is called, without the server's name; none where it has no proper name at all.
+pub(super) fn told(server: &str, tool: &str) -> Option<String> {
+    let room = LONGEST.checked_sub(server.len() + SEPARATOR.len())?;
+    if tool.is_empty() || tool.len() > LONGEST_OWN || tool.contains(char::is_control) {
+        return None;
+    }
+    plain(tool, room).map(Cow::into_owned)
+}
+
+/// The tools' own names by what they are called.
+pub(super) fn told_of<'a>(
+    server: &str,
+    tools: impl Iterator<Item = &'a str>,
+) -> HashMap<String, String> {
+    let mut all = HashMap::new();
+    for tool in tools {
+        if let Some(name) = told(server, tool) {
+            all.entry(name).or_insert_with(|| tool.to_owned());
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_plain_name_stays_and_another_is_made_plain_and_kept_apart() {
+        assert_eq!(told("s", "read_file").as_deref(), Some("read_file"));
+        let (dot, slash) = (
+            told("s", "repo.read").unwrap(),
+            told("s", "repo/read").unwrap(),
+        );
+        assert!(dot.starts_with("repo_read_") && slash.starts_with("repo_read_"));
+        assert_ne!(dot, slash);
+        let long = "x".repeat(200);
+        assert_eq!(told("server", &long).unwrap().len(), 64 - "server__".len());
+        assert_ne!(told("s", &long), told("s", &format!("{long}y")));
+        for none in ["", "a\nb", "\u{0}", &"x".repeat(257)] {
+            assert_eq!(told("s", none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_tools_that_would_be_called_alike_the_first_is_there() {
+        let changed = told("s", "a.b").unwrap();
+        for order in [["a.b", &changed], [&changed, "a.b"]] {
+            let all = told_of("s", order.into_iter());
+            assert_eq!(all.len(), 1);
+            assert_eq!(all[&changed], order[0]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_calls_a_tool_its_name_is_one_that_models_take(
+            server in "[a-z0-9][a-z0-9_-]{0,31}",
+            tool in ".{0,300}",
+        ) {
+            if let Some(name) = told(&server, &tool) {
+                let whole = format!("{server}{SEPARATOR}{name}");
+                prop_assert!(!name.is_empty() && whole.len() <= 64, "{}", whole);
+                prop_assert!(whole.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)));
+                prop_assert_eq!(told(&server, &tool), Some(name));
+            }
+        }
+    }
+}

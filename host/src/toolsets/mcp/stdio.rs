@@ -1,0 +1,119 @@
+//! Owns the way to a server that is a program in the session's sandbox.
+//!
+//! What always holds: what it prints is counted, and one that says more than it may from one call to the next
+//! is not listened to any longer, which ends it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use rmcp::RoleClient;
+use rmcp::transport::async_rw::AsyncRwTransport;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::server::MOST_SAID;
+use crate::sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
+use crate::session::Place;
+use crate::types::unicode::JsonPieces;
+
+/// How many of the last bytes of what it complains are kept.
+const COMPLAINT: usize = 4 << 10;
+
+/// How much is read of it at once.
+const PIECE: usize = 8 << 10;
+
+/// How much a program may still say before the next call.
+#[derive(Clone, Default)]
+pub(super) struct Allowance(Arc<AtomicUsize>);
+
+impl Allowance {
+    /// A call begins.
+    pub(super) fn renew(&self) {
+        self.0.store(MOST_SAID, Ordering::Relaxed);
+    }
+
+    /// Whether it said all that it may.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A program that was started.
+pub(super) struct Program {
+    pub(super) transport: AsyncRwTransport<RoleClient, Counted, ProcessInput>,
+    pub(super) allowance: Allowance,
+    pub(super) end: ProcessEnd,
+}
+
+/// Starts one.
+pub(super) async fn start(
+    place: &dyn Place,
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+) -> Result<Program, String> {
+    let request = ExecRequest::argv(argv.iter().cloned()).keep(0, COMPLAINT);
+    let request = env
+        .iter()
+        .fold(request, |request, (name, value)| request.env(name, value));
+    let started = place.spawn(request).await;
+    let process = started.map_err(|error| error.to_string())?;
+    let allowance = Allowance::default();
+    allowance.renew();
+    let output = Counted {
+        output: process.output,
+        allowance: allowance.clone(),
+        pieces: JsonPieces::default(),
+        readable: Bytes::new(),
+    };
+    Ok(Program {
+        transport: AsyncRwTransport::new(output, process.input).with_max_line_length(MOST_SAID),
+        allowance,
+        end: process.end,
+    })
+}
+
+/// What a program prints, counted, and made readable where it is nearly JSON.
+pub(super) struct Counted {
+    output: ProcessOutput,
+    allowance: Allowance,
+    pieces: JsonPieces,
+    readable: Bytes,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        while this.readable.is_empty() {
+            if this.allowance.is_used_up() {
+                return Poll::Ready(Err(io::Error::other("it said more than it may")));
+            }
+            let mut piece = [0; PIECE];
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut this.output).poll_read(context, &mut piece))?;
+            let said = piece.filled();
+            if said.is_empty() {
+                this.readable = this.pieces.finish().into();
+                if this.readable.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                let take = |left: usize| Some(left.saturating_sub(said.len()));
+                // Never fails: there is always something to put in its place.
+                let left = &this.allowance.0;
+                let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+                this.readable = this.pieces.push(said).into();
+            }
+        }
+        let count = this.readable.len().min(buffer.remaining());
+        buffer.put_slice(&this.readable.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,367 @@
+//! Owns the tools that a deployment's sessions have beside what their sandbox has: sources of them, each
+//! under its name.
+//!
+//! What always holds: a tool is called `SOURCE__TOOL`, and the first `__` ends the source's name, so no
+//! two sources can be taken for each other. Each source is on its own: one that does not open, takes too
+//! long or comes to grief is left out, which the user and the operator are told, and is tried again when
+//! one of its tools is called. What a source says is bounded before it reaches a model or the log.
+
+pub mod component;
+pub(crate) mod input_schema;
+pub(crate) mod mcp;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+
+use crate::manifest::is_source_name;
+use crate::sandbox::tools::{MAX_RESULT, middle_left_out};
+use crate::session::{
+    EventDraft, Place, SEPARATOR, SessionTools, Showing, ToolDone, Tools, ToolsSpec,
+};
+use crate::types::sanitize::clean;
+use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
+
+/// The most characters of a tool's whole name that model providers take.
+const LONGEST_NAME: usize = 64;
+/// The most tools of one source.
+pub(crate) const MOST_TOOLS: usize = 128;
+/// The most bytes of a tool's description.
+const LARGEST_DESCRIPTION: usize = 4 << 10;
+/// The most bytes of all that one source says of its tools: the log keeps it with each session.
+const LARGEST_ALL: usize = 256 << 10;
+/// The most characters of a reason.
+const REASON: usize = 500;
+/// How long a source may take to open, whatever it says itself.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where tools come from: a component, a server. Tools are called here by their own names, without the
+/// source's.
+pub(crate) trait Source: Send + Sync {
+    /// As [`is_source_name`] has it.
+    fn name(&self) -> &str;
+    /// All that makes it what it is: another source of the same name that says the same here may take its
+    /// place unnoticed. It is compared, and shown to nobody.
+    fn identity(&self) -> String;
+    /// Whether sessions of this policy get its tools.
+    fn serves(&self, policy: &str) -> bool;
+    /// What a call looks like before it runs, whatever a model may have written. Pure.
+    fn describe(&self, tool: &str, arguments: &str) -> EventDraft;
+    /// Opens it for a session, or says in a sentence why it cannot be. The place outlives what is
+    /// opened; there is none where no sandbox is to be had. Dropping the future leaves nothing behind.
+    fn open(
+        &self,
+        spec: ToolsSpec,
+        place: Option<Arc<dyn Place>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>>;
+}
+
+/// A source that was opened for a session.
+pub(crate) trait Toolset: Send + Sync {
+    /// What it can do. Names are of letters, digits, - and _; what is said is bounded by whoever asks.
+    fn definitions(&self) -> Vec<ToolDefinition>;
+    /// What a person is to know of it. What was given once is not given again.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Runs a tool. A tool that fails is a result, an error is the host's own. Dropping the future gives
+    /// the call up.
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        showing: Showing,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>>;
+    /// Ends all that it holds. Twice is once. Dropping it does the same.
+    fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// The sources of a deployment.
+pub(super) struct Toolsets {
+    sources: BTreeMap<String, Arc<dyn Source>>,
+}
+
+impl Toolsets {
+    /// Of these, whose names differ.
+    pub(super) fn new(sources: Vec<Arc<dyn Source>>) -> Self {
+        // The manifest is read so.
+        debug_assert!(sources.iter().all(|source| is_source_name(source.name())));
+        let by_name = |source: Arc<dyn Source>| (source.name().to_owned(), source);
+        Self {
+            sources: sources.into_iter().map(by_name).collect(),
+        }
+    }
+
+    /// Made of the same, they would do the same.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let same = |(one, two): (&Arc<dyn Source>, &Arc<dyn Source>)| {
+            one.name() == two.name() && one.identity() == two.identity()
+        };
+        self.sources.len() == other.sources.len()
+            && self.sources.values().zip(other.sources.values()).all(same)
+    }
+}
+
+/// The source's name and the tool's own.
+fn split(name: &str) -> Option<(&str, &str)> {
+    name.split_once(SEPARATOR)
+}
+
+impl Tools for Toolsets {
+    fn any_for(&self, policy: &str) -> bool {
+        self.sources.values().any(|source| source.serves(policy))
+    }
+
+    fn describe(&self, policy: &str, call: &ToolCall) -> Option<EventDraft> {
+        let (source, tool) = split(&call.name)?;
+        let source = self.sources.get(source)?;
+        source
+            .serves(policy)
+            .then(|| source.describe(tool, &call.arguments))
+    }
+
+    fn open(
+        &self,
+        spec: ToolsSpec,
+        place: Option<Arc<dyn Place>>,
+    ) -> BoxFuture<'static, Arc<dyn SessionTools>> {
+        let of_policy = self.sources.values();
+        let of_policy = of_policy.filter(|source| source.serves(&spec.policy));
+        let shelves: BTreeMap<_, _> = of_policy
+            .map(|source| {
+                let shelf = Shelf {
+                    source: source.clone(),
+                    opened: tokio::sync::Mutex::default(),
+                };
+                (source.name().to_owned(), shelf)
+            })
+            .collect();
+        let opened = Arc::new(Inner {
+            shelves,
+            spec,
+            place,
+            definitions: Mutex::default(),
+            notices: Mutex::default(),
+        });
+        async move {
+            let all = opened.shelves.values();
+            let all = join_all(all.map(|shelf| opened.first(shelf))).await;
+            let said = all.into_iter().flatten().flatten().collect();
+            *held(&opened.definitions) = said;
+            Arc::new(Opened(opened)) as Arc<dyn SessionTools>
+        }
+        .boxed()
+    }
+}
+
+/// The sources of one session.
+struct Opened(Arc<Inner>);
+
+struct Inner {
+    shelves: BTreeMap<String, Shelf>,
+    spec: ToolsSpec,
+    place: Option<Arc<dyn Place>>,
+    /// Fixed when the session began: its policy was told of these.
+    definitions: Mutex<Vec<ToolDefinition>>,
+    notices: Mutex<Vec<String>>,
+}
+
+/// One source, as this session has it.
+struct Shelf {
+    source: Arc<dyn Source>,
+    /// None before it opened, where it did not open, and once it was closed.
+    opened: tokio::sync::Mutex<Option<Arc<dyn Toolset>>>,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    /// Opens a source at the session's start, and says what it has.
+    async fn first(&self, shelf: &Shelf) -> Option<Vec<ToolDefinition>> {
+        let name = shelf.source.name();
+        match self.open(shelf).await {
+            Ok(toolset) => {
+                let (fit, left_out) = fitting(name, toolset.definitions());
+                if let Some(why) = left_out {
+                    self.notice(name, why);
+                }
+                held(&self.notices).extend(toolset.notices());
+                Some(fit)
+            }
+            Err(reason) => {
+                let what = format!("The tools of {name} are not there: {reason}");
+                self.notice(name, what);
+                None
+            }
+        }
+    }
+
+    fn notice(&self, source: &str, what: String) {
+        tracing::warn!(session = self.spec.session, source, "{what}");
+        held(&self.notices).push(what);
+    }
+
+    async fn open(&self, shelf: &Shelf) -> Result<Arc<dyn Toolset>, String> {
+        let mut opened = shelf.opened.lock().await;
+        if let Some(there) = opened.as_ref() {
+            return Ok(there.clone());
+        }
+        let opening = async {
+            shelf
+                .source
+                .open(self.spec.clone(), self.place.clone())
+                .await
+        };
+        let opening = AssertUnwindSafe(opening).catch_unwind();
+        let toolset = match tokio::time::timeout(PATIENCE, opening).await {
+            Ok(Ok(result)) => result.map_err(|reason| clean(&reason, REASON))?,
+            Ok(Err(_)) => return Err("The server's own work came to grief.".to_owned()),
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                return Err(format!("It was not ready after {seconds} seconds."));
+            }
+        };
+        Ok(opened.insert(toolset).clone())
+    }
+
+    async fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        showing: Showing,
+    ) -> Result<ToolDone, Error> {
+        let named = split(&call.name).and_then(|(source, tool)| {
+            let shelf = self.shelves.get(source)?;
+            Some((shelf, tool.to_owned()))
+        });
+        let Some((shelf, tool)) = named else {
+            let name = clean(&call.name, LONGEST_NAME);
+            let what = format!("There is no tool {name:?} in this session.");
+            return Ok(ToolDone::failed(&call, what));
+        };
+        let toolset = match self.open(shelf).await {
+            Ok(toolset) => toolset,
+            Err(reason) => {
+                let source = shelf.source.name();
+                tracing::warn!(
+                    session = self.spec.session,
+                    source,
+                    reason,
+                    "a source of tools could not be opened"
+                );
+                let what = format!("The tools of {source} are not there: {reason}");
+                return Ok(ToolDone::failed(&call, what));
+            }
+        };
+        let id = call.id.clone();
+        let own = ToolCall { name: tool, ..call };
+        let running = async { toolset.run(own, timeout_ms, showing).await };
+        let done = AssertUnwindSafe(running)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error {
+                    kind: ErrorKind::Internal,
+                    code: None,
+                    message: "The server could not carry this out: its own work came to grief."
+                        .to_owned(),
+                    retry_after_ms: None,
+                })
+            });
+        held(&self.notices).extend(toolset.notices());
+        done.map(|done| bounded(id, done))
+    }
+
+    async fn close(&self) {
+        let close = |shelf: &Shelf| {
+            let opened = shelf.opened.try_lock().map(|mut opened| opened.take());
+            async move {
+                // One that is being opened goes when whoever opens it does.
+                if let Ok(Some(toolset)) = opened {
+                    toolset.close().await;
+                }
+            }
+        };
+        join_all(self.shelves.values().map(close)).await;
+    }
+}
+
+/// A source's answer, cut to what any tool may say, under the call's own id.
+fn bounded(id: String, mut done: ToolDone) -> ToolDone {
+    let cut = |text: &mut String| {
+        if text.len() > MAX_RESULT {
+            *text = middle_left_out(std::mem::take(text), MAX_RESULT);
+        }
+    };
+    cut(&mut done.result.text);
+    cut(&mut done.shown.content);
+    done.result.call_id = id;
+    done
+}
+
+/// What of a source's tools a model is told, under whole names, and a sentence on what is left out.
+fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Option<String>) {
+    let count = tools.len();
+    let (mut fit, mut left, mut size) = (Vec::<ToolDefinition>::new(), 0_usize, 0_usize);
+    for tool in tools {
+        let name = format!("{source}{SEPARATOR}{}", tool.name);
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        let said = tool.description.len() + tool.input_schema.len();
+        let fits = fit.len() < MOST_TOOLS
+            && !tool.name.is_empty()
+            && name.len() <= LONGEST_NAME
+            && tool.name.bytes().all(is_plain)
+            && size + said.min(LARGEST_DESCRIPTION + input_schema::LARGEST) <= LARGEST_ALL
+            && !fit.iter().any(|other| other.name == name);
+        let schema = input_schema::usable(&tool.input_schema).filter(|_| fits);
+        let Some(input_schema) = schema else {
+            left += 1;
+            continue;
+        };
+        let description = middle_left_out(tool.description, LARGEST_DESCRIPTION);
+        size += description.len() + input_schema.len();
+        fit.push(ToolDefinition {
+            name,
+            description,
+            input_schema,
+        });
+    }
+    let left_out = (left > 0).then(|| {
+        format!("{left} of the {count} tools of {source} are left out: there are too many, they are too large, or a name or schema of theirs cannot be used.")
+    });
+    (fit, left_out)
+}
+
+impl SessionTools for Opened {
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        held(&self.0.definitions).clone()
+    }
+
+    fn notices(&self) -> Vec<String> {
+        std::mem::take(&mut *held(&self.0.notices))
+    }
+
+    fn run(
+        &self,
+        call: ToolCall,
+        timeout_ms: Option<u32>,
+        showing: Showing,
+    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        let inner = self.0.clone();
+        async move { inner.run(call, timeout_ms, showing).await }.boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        let inner = self.0.clone();
+        async move { inner.close().await }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests;

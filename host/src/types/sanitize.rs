@@ -1,0 +1,50 @@
+//! Owns how a text from a guest or a provider is made fit to be shown.
+//!
+//! What always holds: what comes out has no control characters (line breaks and tabs become
+//! spaces) and none that turn the reading direction, and is no longer than was asked for.
+
+/// Cleans a text and cuts it to `most` characters, the mark of the cut among them.
+pub fn clean(text: &str, most: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(most));
+    let mut count = 0;
+    for c in text.chars() {
+        let c = match c {
+            '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => ' ',
+            c if c.is_control() || turns(c) => continue,
+            c => c,
+        };
+        if count == most {
+            shown.pop();
+            shown.push('…');
+            break;
+        }
+        shown.push(c);
+        count += 1;
+    }
+    shown
+}
+
+/// Whether a character changes how its neighbours are read rather than being read itself.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clean;
+
+    #[test]
+    fn control_characters_are_gone_and_line_breaks_are_spaces() {
+        assert_eq!(
+            clean("a\x1b[31mb\nc\u{202e}d\0", 100),
+            "a[31mb cd".to_owned()
+        );
+    }
+
+    #[test]
+    fn a_long_text_is_cut_at_a_character_and_says_so() {
+        assert_eq!(clean("ääää", 4), "ääää");
+        assert_eq!(clean("äääää", 4), "äää…");
+        assert_eq!(clean("abc", 0), "…");
+    }
+}

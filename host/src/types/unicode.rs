@@ -1,0 +1,363 @@
+//! Makes Unicode of what is nearly Unicode: bytes of programs, and JSON of other people's servers.
+//!
+//! # Invariants
+//! - Two halves of a surrogate pair that stand together become their character, and whatever is no
+//!   character becomes U+FFFD; all else stays as it is.
+//! - Where the bytes are cut makes no difference, and no more than twelve of them are held back.
+
+use std::borrow::Cow;
+
+const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
+
+/// A text of bytes that may be none, such as what a program prints.
+pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => {
+            let mut text = Pieces::default();
+            let mut decoded = text.push(bytes);
+            decoded.push_str(&text.finish());
+            Cow::Owned(decoded)
+        }
+    }
+}
+
+/// What stands at the beginning of some bytes.
+enum Next {
+    /// A character, and how many bytes it is.
+    Char(char, usize),
+    /// Bytes that are no character: so many.
+    Bad(usize),
+    /// The beginning of a character or of a surrogate pair, which may go on.
+    Cut,
+}
+
+/// Half of a surrogate pair, written as UTF-8 would write it if it were a character.
+fn surrogate(bytes: &[u8]) -> Option<u16> {
+    match *bytes {
+        [0xed, two @ 0xa0..=0xbf, three @ 0x80..=0xbf, ..] => {
+            Some(0xd000 | u16::from(two & 0x3f) << 6 | u16::from(three & 0x3f))
+        }
+        _ => None,
+    }
+}
+
+/// Reads one character of bytes that are not empty.
+fn next(bytes: &[u8]) -> Next {
+    if let Some(first) = surrogate(bytes) {
+        let rest = &bytes[3..];
+        let is_high = first < 0xdc00;
+        let may_go_on = match *rest {
+            [] | [0xed] => true,
+            [0xed, two] => (0xb0..=0xbf).contains(&two),
+            _ => false,
+        };
+        if is_high && may_go_on {
+            return Next::Cut;
+        }
+        let pair = [first, surrogate(rest).unwrap_or_default()];
+        return match char::decode_utf16(pair).next() {
+            Some(Ok(c)) => Next::Char(c, 6),
+            _ => Next::Bad(3),
+        };
+    }
+    // Never split where it is the beginning of half a pair.
+    if matches!(*bytes, [0xed] | [0xed, 0xa0..=0xbf]) {
+        return Next::Cut;
+    }
+    match std::str::from_utf8(&bytes[..bytes.len().min(4)]) {
+        Ok(text) => first_of(text),
+        Err(error) if error.valid_up_to() > 0 => {
+            let text = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+            first_of(text)
+        }
+        Err(error) => match error.error_len() {
+            Some(length) => Next::Bad(length),
+            None if bytes.len() < 4 => Next::Cut,
+            None => Next::Bad(1),
+        },
+    }
+}
+
+fn first_of(text: &str) -> Next {
+    match text.chars().next() {
+        Some(c) => Next::Char(c, c.len_utf8()),
+        None => Next::Bad(1),
+    }
+}
+
+/// Decodes bytes that come in pieces.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    held: Vec<u8>,
+}
+
+impl Pieces {
+    /// What is known after some more bytes.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        let mut all = std::mem::take(&mut self.held);
+        all.extend_from_slice(bytes);
+        let mut text = String::with_capacity(all.len());
+        let mut rest = all.as_slice();
+        while !rest.is_empty() {
+            match next(rest) {
+                Next::Char(c, length) => {
+                    text.push(c);
+                    rest = &rest[length..];
+                }
+                Next::Bad(length) => {
+                    text.push(REPLACEMENT);
+                    rest = &rest[length..];
+                }
+                Next::Cut => {
+                    self.held = rest.to_vec();
+                    break;
+                }
+            }
+        }
+        text
+    }
+
+    /// What is left when there are no more bytes.
+    pub fn finish(&mut self) -> String {
+        match std::mem::take(&mut self.held).as_slice() {
+            [] => String::new(),
+            // Half a pair, with the beginning of what is not its other half.
+            [0xed, 0xa0..=0xaf, _, _, ..] => [REPLACEMENT, REPLACEMENT].iter().collect(),
+            _ => REPLACEMENT.to_string(),
+        }
+    }
+}
+
+/// Makes JSON readable that others wrote and that comes in pieces: escapes of half a surrogate pair, and
+/// bytes that are not UTF-8.
+#[derive(Debug, Default)]
+pub struct JsonPieces {
+    held: Vec<u8>,
+    /// Bytes that are not UTF-8 stay, unless they are half of a pair: whoever wrote them is told.
+    is_strict: bool,
+}
+
+impl JsonPieces {
+    /// What is known after some more bytes.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut all = std::mem::take(&mut self.held);
+        all.extend_from_slice(bytes);
+        let mut json = Vec::with_capacity(all.len());
+        let mut rest = all.as_slice();
+        while let Some(first) = rest.first() {
+            let (piece, length) = match (first, next(rest)) {
+                (b'\\', _) => match escape(rest) {
+                    Some(found) => found,
+                    None => break,
+                },
+                (_, Next::Char(c, length)) if length == c.len_utf8() => (&rest[..length], length),
+                // A pair whose halves were written as characters.
+                (_, Next::Char(c, length)) => {
+                    json.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                    (&[][..], length)
+                }
+                (_, Next::Bad(length)) if self.is_strict && surrogate(rest).is_none() => {
+                    (&rest[..length], length)
+                }
+                (_, Next::Bad(length)) => ("\u{fffd}".as_bytes(), length),
+                (_, Next::Cut) => break,
+            };
+            json.extend_from_slice(piece);
+            rest = &rest[length..];
+        }
+        self.held = rest.to_vec();
+        json
+    }
+
+    /// What is left when there are no more bytes: nothing that could be JSON, so it stays as it is.
+    pub fn finish(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Whole JSON, made readable.
+pub fn readable_json(json: &[u8]) -> Cow<'_, [u8]> {
+    whole(json, JsonPieces::default())
+}
+
+/// Whole JSON without halves of pairs. It stays unreadable if it is not UTF-8 for another reason.
+pub fn paired_json(json: &[u8]) -> Cow<'_, [u8]> {
+    let is_strict = true;
+    let pieces = JsonPieces {
+        is_strict,
+        ..JsonPieces::default()
+    };
+    whole(json, pieces)
+}
+
+/// The same of a text.
+pub fn paired_text(json: &str) -> Cow<'_, str> {
+    match paired_json(json.as_bytes()) {
+        Cow::Borrowed(_) => Cow::Borrowed(json),
+        Cow::Owned(paired) => Cow::Owned(lossy(&paired).into_owned()),
+    }
+}
+
+fn whole(json: &[u8], mut pieces: JsonPieces) -> Cow<'_, [u8]> {
+    let may_be_half = |bytes: &[u8]| matches!(bytes, [b'\\', b'u', b'd' | b'D']);
+    if std::str::from_utf8(json).is_ok() && !json.windows(3).any(may_be_half) {
+        return Cow::Borrowed(json);
+    }
+    let mut readable = pieces.push(json);
+    readable.extend(pieces.finish());
+    if readable == json {
+        return Cow::Borrowed(json);
+    }
+    Cow::Owned(readable)
+}
+
+/// What takes the place of an escape at the beginning, and how many bytes that is read for; none where
+/// that is not known yet.
+fn escape(json: &[u8]) -> Option<(&[u8], usize)> {
+    const LONE: &[u8] = b"\\ufffd";
+    if *json.get(1)? != b'u' {
+        return Some((&json[..2], 2));
+    }
+    let unit = |at: usize| {
+        let digits = std::str::from_utf8(json.get(at..at + 4)?).ok()?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    if json.len() < 6 {
+        // An escape that cannot be one is the parser's to refuse.
+        let is_hex = json[2..].iter().all(u8::is_ascii_hexdigit);
+        return (!is_hex).then_some((&json[..2], 2));
+    }
+    match unit(2) {
+        Some(0xd800..=0xdbff) => match json.get(6..) {
+            Some([] | [b'\\']) => None,
+            Some([b'\\', b'u', rest @ ..]) if rest.len() < 4 => None,
+            Some([b'\\', b'u', ..]) if matches!(unit(8), Some(0xdc00..=0xdfff)) => {
+                Some((&json[..12], 12))
+            }
+            _ => Some((LONE, 6)),
+        },
+        Some(0xdc00..=0xdfff) => Some((LONE, 6)),
+        Some(_) => Some((&json[..6], 6)),
+        None => Some((&json[..2], 2)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pairs_become_characters_and_halves_become_the_replacement() {
+        assert_eq!(lossy(b"a\xed\xa0\xbd\xed\xb8\x80b"), "a\u{1f600}b");
+        assert_eq!(lossy(b"a\xed\xa0\xbdb"), "a\u{fffd}b");
+        assert_eq!(lossy(b"\xed\xb8\x80"), "\u{fffd}");
+        assert_eq!(lossy(b"\xed\xa0\xbd\xed\xb8"), "\u{fffd}\u{fffd}");
+        assert_eq!(
+            lossy(b"\xed\xa0\xbd\xed\xa0\xbd\xed\xb8\x80"),
+            "\u{fffd}\u{1f600}"
+        );
+        assert_eq!(lossy(b"\xff\xc3\xa9\xe9"), "\u{fffd}\u{e9}\u{fffd}");
+        assert_eq!(
+            lossy("\u{d7ff}\u{e000}\u{fffd}".as_bytes()),
+            "\u{d7ff}\u{e000}\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn json_with_half_a_pair_is_read() {
+        let read = |json: &[u8]| -> String {
+            let readable = readable_json(json);
+            serde_json::from_slice(&readable)
+                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&readable)))
+        };
+        assert_eq!(read(br#""a\ud83d b""#), "a\u{fffd} b");
+        assert_eq!(read(br#""\ud83d\ude00""#), "\u{1f600}");
+        assert_eq!(read(br#""\ude00\ud83d\n""#), "\u{fffd}\u{fffd}\n");
+        assert_eq!(
+            read(br#""\ud83d\ud83d\ude00\\ud83d""#),
+            "\u{fffd}\u{1f600}\\ud83d"
+        );
+        assert_eq!(
+            read(b"\"\xff \xed\xa0\xbd \xed\xa0\xbd\xed\xb8\x80 \xc3\xa9\""),
+            "\u{fffd} \u{fffd} \u{1f600} \u{e9}"
+        );
+        for broken in [&br#""\u12"#[..], br#""\uzzzz""#, b"\"\\"] {
+            assert_eq!(&*readable_json(broken), broken);
+        }
+    }
+
+    #[test]
+    fn what_a_client_sends_is_read_without_halves_and_stays_what_it_is_otherwise() {
+        for (json, text) in [
+            (r#""\\ud83d""#, "\\ud83d"),
+            (r#""\\\ud83d""#, "\\\u{fffd}"),
+            (r#""\"\uD83D\"""#, "\"\u{fffd}\""),
+            (r#""\ud83dx\ude00""#, "\u{fffd}x\u{fffd}"),
+            (r#""\uD83D\uDE00\ud83d""#, "\u{1f600}\u{fffd}"),
+        ] {
+            let read: String = serde_json::from_str(&paired_text(json)).unwrap();
+            assert_eq!(read, text, "{json}");
+        }
+        let read: serde_json::Value =
+            serde_json::from_str(&paired_text(r#"{"\ud83d":["\udc00"]}"#)).unwrap();
+        assert_eq!(read, serde_json::json!({"\u{fffd}": ["\u{fffd}"]}));
+        // Another encoding is no JSON, whoever sends it.
+        assert_eq!(&*paired_json(b"\"\xff\xe9\""), b"\"\xff\xe9\"");
+        assert_eq!(
+            &*paired_json(b"\"\xff\xed\xa0\xbd\""),
+            b"\"\xff\xef\xbf\xbd\""
+        );
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop::sample::select(vec![
+            &b"\xed\xa0\xbd"[..],
+            b"\xed\xb8\x80",
+            b"\xed",
+            b"\xf0\x9f\x98\x80",
+            b"\xf0\x9f",
+            b"\xc3\xa9",
+            b"\xff",
+            b"a",
+            br"\ud83d",
+            br"\ude00",
+            br"\\",
+            br"\u00",
+        ]);
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn where_bytes_are_cut_makes_no_difference(bytes in pieces(), cuts in prop::collection::vec(1..5_usize, 0..40)) {
+            let (mut text, mut json) = (Pieces::default(), JsonPieces::default());
+            let (mut decoded, mut readable) = (String::new(), Vec::new());
+            let mut rest = bytes.as_slice();
+            for cut in cuts.into_iter().chain([bytes.len()]) {
+                let (piece, more) = rest.split_at(cut.min(rest.len()));
+                decoded += &text.push(piece);
+                readable.extend(json.push(piece));
+                prop_assert!(text.held.len() <= 12 && json.held.len() <= 12);
+                rest = more;
+            }
+            decoded += &text.finish();
+            readable.extend(json.finish());
+            prop_assert_eq!(decoded, lossy(&bytes));
+            prop_assert_eq!(readable, &*readable_json(&bytes));
+        }
+
+        #[test]
+        fn what_is_unicode_stays_as_it_is(text in any::<String>()) {
+            let json = serde_json::to_vec(&text).unwrap();
+            prop_assert!(matches!(readable_json(&json), Cow::Borrowed(_)));
+            let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+            let escaped = format!("\"{escaped}\"");
+            prop_assert_eq!(&*paired_text(&escaped), &*escaped);
+            let mut pieces = Pieces::default();
+            prop_assert_eq!(pieces.push(text.as_bytes()) + &pieces.finish(), text);
+        }
+    }
+}

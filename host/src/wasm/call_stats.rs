@@ -1,0 +1,173 @@
+//! Owns what is counted of a plugin's calls since it was loaded.
+//!
+//! What always holds: every call that began is counted once, under the name of the function that was
+//! called; a plugin's own "no" is told from a call that broke down or met a limit.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::limits::{CallError, Figures};
+
+/// No call takes longer, in microseconds: its clock stops it before.
+const LONGEST: u64 = 10 * 60 * 1_000_000;
+
+/// Counts the calls of one plugin.
+#[derive(Debug, Default)]
+pub(super) struct Tally(Mutex<BTreeMap<&'static str, OfCall>>);
+
+#[derive(Debug)]
+struct OfCall {
+    figures: CallFigures,
+    /// In microseconds, to two digits; none where it cannot be made.
+    micros: Option<Histogram<u64>>,
+}
+
+/// The figures of one of a plugin's functions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CallFigures {
+    /// The function, such as `step`.
+    pub call: &'static str,
+    /// How often it was called.
+    pub calls: u64,
+    /// How often it answered with an error of its own.
+    pub refusals: u64,
+    /// How often it broke down or met a limit.
+    pub failures: u64,
+    /// Half of the calls took no longer, in microseconds.
+    pub p50_micros: u64,
+    /// Of a hundred calls one took longer, in microseconds.
+    pub p99_micros: u64,
+    /// The most that one call used; instructions, roughly.
+    pub most_fuel: u64,
+    /// All calls together.
+    pub fuel: u64,
+    /// The most memory that one call had, in bytes.
+    pub most_memory: u64,
+}
+
+impl Tally {
+    /// Counts a call that came to its end, well or badly.
+    pub(super) fn count<T>(
+        &self,
+        call: &'static str,
+        used: &Figures,
+        result: &Result<T, CallError>,
+    ) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = all.entry(call).or_insert_with(|| OfCall::new(call));
+        let figures = &mut of.figures;
+        figures.calls += 1;
+        match result {
+            Ok(_) => {}
+            Err(CallError::Plugin { .. }) => figures.refusals += 1,
+            Err(_) => figures.failures += 1,
+        }
+        figures.most_fuel = figures.most_fuel.max(used.fuel);
+        figures.fuel = figures.fuel.saturating_add(used.fuel);
+        figures.most_memory = figures.most_memory.max(used.memory_bytes);
+        if let Some(micros) = &mut of.micros {
+            micros.saturating_record(used.micros);
+        }
+    }
+
+    /// What was counted so far, by function.
+    pub(super) fn figures(&self) -> Vec<CallFigures> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values()
+            .map(|of| {
+                let at = |part| {
+                    of.micros
+                        .as_ref()
+                        .map_or(0, |all| all.value_at_quantile(part))
+                };
+                CallFigures {
+                    p50_micros: at(0.5),
+                    p99_micros: at(0.99),
+                    ..of.figures.clone()
+                }
+            })
+            .collect()
+    }
+}
+
+impl OfCall {
+    fn new(call: &'static str) -> Self {
+        Self {
+            figures: CallFigures {
+                call,
+                calls: 0,
+                refusals: 0,
+                failures: 0,
+                p50_micros: 0,
+                p99_micros: 0,
+                most_fuel: 0,
+                fuel: 0,
+                most_memory: 0,
+            },
+            micros: Histogram::new_with_max(LONGEST, 2).ok(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::Place;
+    use super::*;
+    use crate::types::wit::types::{Error, ErrorKind};
+
+    #[test]
+    fn calls_are_counted_by_function_and_a_refusal_is_no_failure() {
+        let tally = Tally::default();
+        let at = || Place {
+            plugin: "coder".into(),
+            call: "step",
+        };
+        for number in 1..=100 {
+            let used = Figures {
+                fuel: number,
+                memory_bytes: 1_000 - number,
+                micros: number * 1_000,
+            };
+            let result = match number {
+                7 => Err(CallError::OutOfFuel { at: at(), limit: 1 }),
+                8 | 9 => Err(CallError::Plugin {
+                    at: at(),
+                    error: Error {
+                        kind: ErrorKind::InvalidInput,
+                        code: None,
+                        message: "no".into(),
+                        retry_after_ms: None,
+                    },
+                }),
+                _ => Ok(()),
+            };
+            tally.count("step", &used, &result);
+        }
+        let endless = Figures {
+            micros: u64::MAX,
+            fuel: u64::MAX,
+            ..Figures::default()
+        };
+        tally.count("migrate", &endless, &Ok(()));
+        tally.count("migrate", &endless, &Ok(()));
+
+        let all = tally.figures();
+        let [migrate, step] = &all[..] else {
+            panic!("{all:?}")
+        };
+        assert_eq!((step.calls, step.refusals, step.failures), (100, 2, 1));
+        assert_eq!(
+            (step.fuel, step.most_fuel, step.most_memory),
+            (5_050, 100, 999)
+        );
+        let near = |found: u64, meant: u64| found.abs_diff(meant) <= meant / 50;
+        assert!(near(step.p50_micros, 50_000), "{step:?}");
+        assert!(near(step.p99_micros, 99_000), "{step:?}");
+        assert_eq!((migrate.calls, migrate.fuel), (2, u64::MAX));
+        assert!(migrate.p50_micros >= LONGEST, "{migrate:?}");
+    }
+}

@@ -1,0 +1,230 @@
+//! Owns the one wasmtime engine: its settings, its pool, and the thread that moves its clock.
+//!
+//! What always holds: the same call gives the same result on every machine (NaNs are canonical, no
+//! relaxed SIMD, no threads), an instance exists only while a slot of the pool is held for it, so a
+//! full pool makes callers wait and never fail, and a call comes back to its executor every 10 ms.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lucid_precompiled::{Origin, Shelf, ShelfError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+use super::host_state::Guest;
+use super::progress::{Doing, Works};
+use super::wasi;
+use crate::types::wit::log;
+
+/// How long a guest computes before other tasks of its executor thread have their turn.
+const TICK: Duration = Duration::from_millis(10);
+/// A module, shims, and what a toolchain adds: a Python guest with stubs for WASI has 38. This is a
+/// count and reserves nothing, so small guests pay nothing for it.
+pub(super) const MOST_CORE_INSTANCES: u32 = 64;
+pub(super) const MOST_MEMORIES: u32 = 2;
+pub(super) const MOST_TABLES: u32 = 8;
+
+/// How an [`Engine`] is set up.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Where compiled code is kept, so that a start takes no compiling. Its own, with mode 0700.
+    pub cache: Option<PathBuf>,
+    /// What the compiled code may take of the disk, in bytes.
+    pub cache_bytes: u64,
+    /// How many short calls (steps, encodings) can run at once; the next one waits.
+    pub calls: u32,
+    /// How many responses can be decoded at once; the next one waits.
+    pub streams: u32,
+    /// The largest component that is taken, in bytes.
+    pub largest_component: usize,
+    /// The most that one linear memory can have, whatever a plugin's own limit says.
+    pub largest_memory: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            cache: None,
+            cache_bytes: 1 << 30,
+            calls: 32,
+            streams: 128,
+            largest_component: 64 << 20,
+            largest_memory: 512 << 20,
+        }
+    }
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The settings do not fit this machine.
+    #[error("the plugin engine does not start on this machine: {0:#}")]
+    Settings(wasmtime::Error),
+    /// The thread cannot be started.
+    #[error("the thread that moves the plugin engine's clock cannot be started: {0}")]
+    Ticker(#[source] std::io::Error),
+    /// The cache folder cannot be trusted.
+    #[error(transparent)]
+    Cache(#[from] ShelfError),
+}
+
+/// Which part of the pool an instance is taken from. They are apart, so that a short call never
+/// waits for a model that writes for minutes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lane {
+    Call,
+    Stream,
+}
+
+/// Compiles components and gives instances their place. A clone is the same engine.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    engine: wasmtime::Engine,
+    linker: Linker<Guest>,
+    shelf: Option<Shelf>,
+    calls: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    options: EngineOptions,
+    works: Works,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Engine").field(&self.0.options).finish()
+    }
+}
+
+impl Engine {
+    /// Reserves the pool and starts the clock, which ends with the last clone of the engine.
+    pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
+        let engine = wasmtime::Engine::new(&config(&options)).map_err(EngineError::Settings)?;
+        let mut linker = Linker::new(&engine);
+        log::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)
+            .map_err(EngineError::Settings)?;
+        wasi::add_to_linker(&mut linker).map_err(EngineError::Settings)?;
+        let shelf = options
+            .cache
+            .as_deref()
+            .map(|folder| Shelf::open(folder, options.cache_bytes))
+            .transpose()?;
+        start_clock(&engine)?;
+        Ok(Self(Arc::new(Inner {
+            engine,
+            linker,
+            shelf,
+            calls: Arc::new(Semaphore::new(options.calls as usize)),
+            streams: Arc::new(Semaphore::new(options.streams as usize)),
+            options,
+            works: Works::default(),
+        })))
+    }
+
+    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.0.engine
+    }
+
+    pub(super) fn linker(&self) -> &Linker<Guest> {
+        &self.0.linker
+    }
+
+    pub(super) fn largest_component(&self) -> usize {
+        self.0.options.largest_component
+    }
+
+    /// What is being loaded and compiled now.
+    pub(crate) fn works(&self) -> &Works {
+        &self.0.works
+    }
+
+    /// Compiles, or takes what was compiled before.
+    pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> wasmtime::Result<Component> {
+        let work = self.0.works.begin(plugin, Doing::Loading);
+        let compiles = || {
+            work.becomes(Doing::Compiling);
+            tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
+        };
+        let (component, origin) = match &self.0.shelf {
+            Some(shelf) => shelf.component_noting(&self.0.engine, wasm, compiles)?,
+            None => {
+                compiles();
+                let component = Component::from_binary(&self.0.engine, wasm)?;
+                (component, Origin::Compiled)
+            }
+        };
+        match origin {
+            Origin::Shelf => {
+                tracing::debug!(plugin, "a component was taken from the cache");
+                return Ok(component);
+            }
+            Origin::Compiled => {}
+            Origin::NotKept(cause) => tracing::warn!(
+                plugin,
+                "the compiled plugin could not be kept, so the next start compiles it again: {cause}"
+            ),
+        }
+        tracing::info!(plugin, millis = work.millis(), "a component was compiled");
+        Ok(component)
+    }
+
+    /// Waits for a free slot. None only if the engine is being torn down.
+    pub(super) async fn slot(&self, lane: Lane) -> Option<OwnedSemaphorePermit> {
+        let semaphore = match lane {
+            Lane::Call => &self.0.calls,
+            Lane::Stream => &self.0.streams,
+        };
+        semaphore.clone().acquire_owned().await.ok()
+    }
+}
+
+fn config(options: &EngineOptions) -> Config {
+    let slots = options.calls.saturating_add(options.streams).max(1);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots.saturating_mul(MOST_CORE_INSTANCES))
+        .total_memories(slots.saturating_mul(MOST_MEMORIES))
+        .total_tables(slots.saturating_mul(MOST_TABLES))
+        .total_stacks(slots)
+        .max_core_instances_per_component(MOST_CORE_INSTANCES)
+        .max_memories_per_component(MOST_MEMORIES)
+        .max_tables_per_component(MOST_TABLES)
+        .max_memory_size(options.largest_memory)
+        // Few slots stay warm, and little stays in each, so that an idle host is a small one.
+        .max_unused_warm_slots(8)
+        .linear_memory_keep_resident(128 << 10)
+        .table_keep_resident(4 << 10);
+    let mut config = Config::new();
+    config
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .memory_init_cow(true)
+        .cranelift_opt_level(OptLevel::Speed)
+        .cranelift_nan_canonicalization(true)
+        .wasm_relaxed_simd(false)
+        .wasm_features(wasmtime::WasmFeatures::THREADS, false)
+        // Tables that nobody reads: traps are told by function, and only wasmtime unwinds guests.
+        .generate_address_map(false)
+        .native_unwind_info(false)
+        .consume_fuel(true)
+        .epoch_interruption(true);
+    config
+}
+
+/// A thread of the operating system, so that a busy executor cannot hold the clock.
+fn start_clock(engine: &wasmtime::Engine) -> Result<(), EngineError> {
+    let weak = engine.weak();
+    std::thread::Builder::new()
+        .name("plugin-clock".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            while let Some(engine) = weak.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                std::thread::sleep(TICK);
+            }
+        })
+        .map(drop)
+        .map_err(EngineError::Ticker)
+}

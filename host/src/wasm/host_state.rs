@@ -1,0 +1,173 @@
+//! Owns what the host keeps for one live instance, and all that the instance can reach: its limits,
+//! its log, and an empty WASI once it asks for one.
+//!
+//! What always holds: memory is counted over all of a component's memories together; a call writes a
+//! bounded number of bounded lines, without control characters, under the plugin's name.
+
+use std::sync::Arc;
+
+use wasmtime::ResourceLimiter;
+
+use super::log_label::Label;
+use super::stdio::Printed;
+use super::wasi::{Moment, Wasi};
+use crate::types::sanitize::clean;
+use crate::types::wit::log::{Host, Level};
+
+/// How many lines one call may write.
+const MOST_LINES: u32 = 32;
+/// How long each may be, in characters.
+const LONGEST_LINE: usize = 1_000;
+/// How many elements all of a component's tables may have. The pool's own limit is below.
+const MOST_ELEMENTS: usize = 100_000;
+
+/// What a call said of what failed, before it ended.
+#[derive(Debug, Default)]
+pub(super) struct LastWords {
+    /// Its last line to the host's log at the level of errors. The SDK says there what a panic was.
+    pub(super) logged: Option<String>,
+    /// The end of its standard error.
+    pub(super) printed: Option<String>,
+}
+
+/// The host's side of one instance.
+pub(super) struct Guest {
+    label: Arc<Label>,
+    lines: u32,
+    /// What it said last of what failed: why it then trapped.
+    error: Option<String>,
+    memory_limit: usize,
+    memory: usize,
+    elements: usize,
+    refused: bool,
+    moment: Moment,
+    /// Made when it is first asked for.
+    wasi: Option<Box<(Wasi, Printed)>>,
+}
+
+impl Guest {
+    pub(super) fn new(label: Arc<Label>, memory_limit: usize, moment: Moment) -> Self {
+        Self {
+            label,
+            lines: 0,
+            error: None,
+            memory_limit,
+            memory: 0,
+            elements: 0,
+            refused: false,
+            moment,
+            wasi: None,
+        }
+    }
+
+    /// A new call begins.
+    pub(super) fn begin(&mut self) {
+        self.lines = 0;
+        self.error = None;
+        self.refused = false;
+        if let Some(parts) = &self.wasi {
+            parts.1.begin();
+        }
+    }
+
+    /// A call is over. Gives what it said last of what failed.
+    pub(super) fn end(&self) -> LastWords {
+        let printed = self.wasi.as_ref().map(|parts| parts.1.end());
+        LastWords {
+            logged: self.error.clone(),
+            printed: printed.filter(|words| !words.is_empty()),
+        }
+    }
+
+    /// What stands beside its lines.
+    pub(super) fn label(&self) -> &Label {
+        &self.label
+    }
+
+    /// The WASI with nothing in it.
+    pub(super) fn wasi(&mut self) -> &mut Wasi {
+        let parts = self.wasi.get_or_insert_with(|| {
+            let printed = Printed::new(self.label.clone());
+            Box::new((Wasi::new(self.moment, &printed), printed))
+        });
+        &mut parts.0
+    }
+
+    /// Linear memory so far.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Whether this call was denied memory.
+    pub(super) fn refused_memory(&self) -> bool {
+        self.refused
+    }
+}
+
+impl Host for Guest {
+    fn log(&mut self, level: Level, message: String) {
+        let message = clean(&message, LONGEST_LINE);
+        self.lines += 1;
+        if self.lines <= MOST_LINES {
+            self.label.line(level, &message);
+        } else if self.lines == MOST_LINES + 1 {
+            let dropped =
+                format!("more than {MOST_LINES} log lines in one call; the rest is dropped");
+            self.label.line(Level::Warn, &dropped);
+        }
+        // Kept also when it is dropped from the log: a panic is the last of a call's lines.
+        if matches!(level, Level::Error) {
+            self.error = Some(message);
+        }
+    }
+}
+
+impl ResourceLimiter for Guest {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let total = self.memory + desired.saturating_sub(current);
+        if total > self.memory_limit {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.memory = total;
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        // Allowed here, but not there: more than the pool has for one memory.
+        self.refused = true;
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let total = self.elements + desired.saturating_sub(current);
+        if total > MOST_ELEMENTS {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.elements = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        super::engine::MOST_CORE_INSTANCES as usize + 1
+    }
+
+    fn tables(&self) -> usize {
+        super::engine::MOST_TABLES as usize
+    }
+
+    fn memories(&self) -> usize {
+        super::engine::MOST_MEMORIES as usize
+    }
+}

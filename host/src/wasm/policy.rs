@@ -1,0 +1,123 @@
+//! Owns the front of a policy component: an agent that decides, as a plain async type.
+//!
+//! What always holds: a step runs in a store of its own, so it knows its arguments and nothing else,
+//! and a step that breaks down leaves nothing behind.
+
+use std::sync::Arc;
+
+use super::admission::{Kind, LoadError, other_types};
+use super::engine::{Engine, Lane};
+use super::host_state::Guest;
+use super::instance::{Loaded, boxed, call, front, not_begun};
+use super::limits::{Called, Limits};
+use super::log_label::Caller;
+use super::wasi::Moment;
+use super::{compile, described};
+use crate::types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
+use crate::types::wit::policy_world::PolicyPluginPre;
+
+/// A policy that was let in. A clone is the same policy.
+#[derive(Clone)]
+pub struct PolicyPlugin(Arc<Inner>);
+
+struct Inner {
+    loaded: Loaded,
+    pre: PolicyPluginPre<Guest>,
+    descriptor: Descriptor,
+}
+
+front!(PolicyPlugin);
+
+impl PolicyPlugin {
+    /// Compiles a component, checks it, and asks what it is.
+    pub async fn load(
+        engine: &Engine,
+        name: &str,
+        wasm: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
+        let admitted = compile(engine, Kind::Policy, name, wasm).await?;
+        let pre = PolicyPluginPre::new(admitted.pre)
+            .map_err(|error| other_types(name, Kind::Policy, &error))?;
+        let loaded = Loaded::new(engine, name, admitted.digest, limits);
+        let mut descriptor = describe(&loaded, &pre).await?;
+        described(
+            name,
+            &descriptor.name,
+            &descriptor.version,
+            &mut descriptor.description,
+        )?;
+        if descriptor.oldest_schema > descriptor.schema {
+            return Err(LoadError::Descriptor {
+                plugin: name.to_owned(),
+                detail: format!(
+                    "it migrates from schema {} on, and writes the older schema {}",
+                    descriptor.oldest_schema, descriptor.schema
+                ),
+            });
+        }
+        Ok(Self(Arc::new(Inner {
+            loaded,
+            pre,
+            descriptor,
+        })))
+    }
+
+    /// One step: what there is, and what came in, to what there is then, and what is to be done.
+    pub async fn step(
+        &self,
+        ctx: &Context,
+        state: Option<&Snapshot>,
+        inputs: &[Input],
+    ) -> Called<Transition> {
+        let Inner { loaded, pre, .. } = &*self.0;
+        boxed(async move {
+            let moment = Moment {
+                now_ms: ctx.now_ms,
+                seed: ctx.seed,
+            };
+            let caller = Caller::current().in_session(&ctx.session).at_step(ctx.step);
+            let opened = loaded.open_at(Lane::Call, "step", moment, caller).await;
+            let mut live = match opened {
+                Ok(live) => live,
+                Err(error) => return not_begun(error),
+            };
+            call!(loaded, live, "step", {
+                let plugin = pre.instantiate_async(&mut live.store).await?;
+                let policy = plugin.lucid_policy_policy();
+                policy.call_step(&mut live.store, ctx, state, inputs).await
+            })
+        })
+        .await
+    }
+
+    /// Takes over the state that an older build left.
+    pub async fn migrate(&self, old: &Snapshot) -> Called<Snapshot> {
+        let Inner { loaded, pre, .. } = &*self.0;
+        boxed(async move {
+            let mut live = match loaded.open(Lane::Call, "migrate").await {
+                Ok(live) => live,
+                Err(error) => return not_begun(error),
+            };
+            call!(loaded, live, "migrate", {
+                let plugin = pre.instantiate_async(&mut live.store).await?;
+                let policy = plugin.lucid_policy_policy();
+                policy.call_migrate(&mut live.store, old).await
+            })
+        })
+        .await
+    }
+}
+
+async fn describe(loaded: &Loaded, pre: &PolicyPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+    boxed(async move {
+        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let called = call!(loaded, live, "describe", {
+            let plugin = pre.instantiate_async(&mut live.store).await?;
+            let policy = plugin.lucid_policy_policy();
+            policy.call_describe(&mut live.store).await.map(Ok)
+        });
+        Ok(called.result?)
+    })
+    .await
+}

@@ -1,0 +1,236 @@
+//! Owns what a guest prints: its standard output and standard error, as lines of the host's log.
+//!
+//! What always holds: a call prints a bounded number of bounded lines, without control characters,
+//! under the plugin's name; what is over is dropped, and never fails or holds up the guest. The last
+//! words on standard error are kept until the next call, since they say why an engine gave up.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use wasmtime_wasi::async_trait;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use super::log_label::Label;
+use crate::types::sanitize::clean;
+use crate::types::wit::log::Level;
+
+/// How many lines one call may print. A stack trace has some.
+const MOST_LINES: u32 = 64;
+/// How long each may be: characters of the log, and bytes before they are cleaned.
+const LONGEST_LINE: usize = 1_000;
+const LONGEST_RAW: usize = 4 * LONGEST_LINE;
+/// How much of standard error an error message repeats.
+const LAST_WORDS: usize = 400;
+/// What a guest may write at once; it comes again for the rest.
+const PERMIT: usize = 64 << 10;
+
+/// What one instance prints.
+pub(super) struct Printed(Arc<Mutex<Page>>);
+
+struct Page {
+    label: Arc<Label>,
+    out: Vec<u8>,
+    err: Vec<u8>,
+    lines: u32,
+    last_words: String,
+}
+
+#[derive(Clone, Copy)]
+enum Pen {
+    Out,
+    Err,
+}
+
+/// One of the two.
+#[derive(Clone)]
+pub(super) struct Stream {
+    page: Arc<Mutex<Page>>,
+    pen: Pen,
+}
+
+impl Printed {
+    pub(super) fn new(label: Arc<Label>) -> Self {
+        Self(Arc::new(Mutex::new(Page {
+            label,
+            out: Vec::new(),
+            err: Vec::new(),
+            lines: 0,
+            last_words: String::new(),
+        })))
+    }
+
+    pub(super) fn out(&self) -> Stream {
+        self.stream(Pen::Out)
+    }
+
+    pub(super) fn err(&self) -> Stream {
+        self.stream(Pen::Err)
+    }
+
+    fn stream(&self, pen: Pen) -> Stream {
+        Stream {
+            page: self.0.clone(),
+            pen,
+        }
+    }
+
+    /// A new call begins.
+    pub(super) fn begin(&self) {
+        let mut page = lock(&self.0);
+        page.lines = 0;
+        page.last_words.clear();
+    }
+
+    /// A call is over: a line that was not ended ends. Gives what standard error said last.
+    pub(super) fn end(&self) -> String {
+        let mut page = lock(&self.0);
+        for pen in [Pen::Out, Pen::Err] {
+            if !page.half(pen).is_empty() {
+                page.line(pen);
+            }
+        }
+        page.last_words.clone()
+    }
+}
+
+/// Nothing that holds the lock panics half-way through a change that matters.
+fn lock(page: &Mutex<Page>) -> MutexGuard<'_, Page> {
+    page.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Page {
+    fn half(&mut self, pen: Pen) -> &mut Vec<u8> {
+        match pen {
+            Pen::Out => &mut self.out,
+            Pen::Err => &mut self.err,
+        }
+    }
+
+    fn write(&mut self, pen: Pen, bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            self.add(pen, &rest[..end]);
+            self.line(pen);
+            rest = &rest[end + 1..];
+        }
+        self.add(pen, rest);
+    }
+
+    /// What is over the longest line is dropped.
+    fn add(&mut self, pen: Pen, bytes: &[u8]) {
+        let half = self.half(pen);
+        let room = LONGEST_RAW.saturating_sub(half.len());
+        half.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Ends a line.
+    fn line(&mut self, pen: Pen) {
+        let raw = std::mem::take(self.half(pen));
+        self.lines = self.lines.saturating_add(1);
+        if self.lines > MOST_LINES {
+            if self.lines == MOST_LINES + 1 {
+                let dropped = format!(
+                    "more than {MOST_LINES} printed lines in one call; the rest is dropped"
+                );
+                self.label.line(Level::Warn, &dropped);
+            }
+            return;
+        }
+        let line = clean(&String::from_utf8_lossy(&raw), LONGEST_LINE);
+        match pen {
+            Pen::Out => self.label.line(Level::Info, &line),
+            Pen::Err => {
+                self.label.line(Level::Warn, &line);
+                self.last_words.push_str(line.trim());
+                self.last_words.push(' ');
+                let over = self.last_words.chars().count().saturating_sub(LAST_WORDS);
+                if let Some((at, _)) = self.last_words.char_indices().nth(over) {
+                    self.last_words.drain(..at);
+                }
+            }
+        }
+    }
+}
+
+impl IsTerminal for Stream {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stream {
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        // For WASI 0.3, which is not offered.
+        Box::new(tokio::io::sink())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Pollable for Stream {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Stream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        lock(&self.page).write(self.pen, &bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(PERMIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn printed(pieces: &[&[u8]]) -> Printed {
+        let printed = Printed::new(crate::wasm::log_label::label());
+        let mut err = printed.err();
+        for piece in pieces {
+            err.write(Bytes::copy_from_slice(piece)).unwrap();
+        }
+        printed
+    }
+
+    #[test]
+    fn the_last_words_are_whole_lines_cleaned_and_few() {
+        let page = printed(&[b"Traceback:\n  Value", b"Error: \x1b[31mno\n", b"and half"]);
+        assert_eq!(page.end(), "Traceback: ValueError: [31mno and half ");
+        let page = printed(&[&[b'x'; 5_000][..], b"\nend\n"]);
+        let last = page.end();
+        assert_eq!(last.chars().count(), LAST_WORDS);
+        assert!(last.ends_with("end "), "{last}");
+        page.begin();
+        assert_eq!(page.end(), "", "a new call begins with a clean page");
+    }
+
+    #[test]
+    fn a_flood_is_dropped_and_a_line_without_end_does_not_grow() {
+        let page = printed(&[&[b'\n'; 10_000][..], b"too late\n"]);
+        assert_eq!(page.end().trim(), "", "the budget was used up before");
+        let page = printed(&vec![&[b'y'; 1_000][..]; 100]);
+        assert!(lock(&page.0).err.capacity() <= 2 * LONGEST_RAW);
+    }
+
+    proptest! {
+        #[test]
+        fn where_a_text_is_cut_makes_no_difference(text in "[ab\n\u{fc}]{0,60}", at in 0_usize..60) {
+            let bytes = text.as_bytes();
+            let (first, second) = bytes.split_at(at.min(bytes.len()));
+            prop_assert_eq!(printed(&[first, second]).end(), printed(&[bytes]).end());
+        }
+    }
+}

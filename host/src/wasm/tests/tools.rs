@@ -1,0 +1,202 @@
+//! Calls of tools, with hands that keep a diary and a component whose tools behave and misbehave.
+
+use std::sync::Mutex;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use lucid_tests::TOOLING;
+
+use super::*;
+use crate::toolsets::component::call::{Hands, call_tool};
+use crate::types::wit::tools::{Command, Output, Reply};
+use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
+
+/// Does what it is asked, and writes it down.
+#[derive(Default)]
+struct Diary {
+    lines: Mutex<Vec<String>>,
+    /// Every action takes so long.
+    pause: Duration,
+    /// Nothing can be done.
+    gone: bool,
+}
+
+impl Diary {
+    fn note(&self, line: String) -> Result<(), Error> {
+        self.lines.lock().unwrap().push(line);
+        if !self.gone {
+            return Ok(());
+        }
+        Err(Error {
+            kind: ErrorKind::Unsupported,
+            code: None,
+            message: "There is no sandbox.".into(),
+            retry_after_ms: None,
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+}
+
+impl Hands for Diary {
+    fn run<'a>(
+        &'a self,
+        command: &'a Command,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Output, Error>> {
+        async move {
+            self.note(format!("run {:?}", command.program))?;
+            tokio::time::sleep(self.pause).await;
+            Ok(Output {
+                exit_code: 0,
+                timed_out: false,
+                text: "7\n".into(),
+                left_out: 0,
+            })
+        }
+        .boxed()
+    }
+
+    fn send<'a>(
+        &'a self,
+        request: &'a HttpRequest,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<HttpResponse, Error>> {
+        async move {
+            self.note(format!("{} {}", request.method, request.path))?;
+            tokio::time::sleep(self.pause).await;
+            let first = self.lines().len() == 1;
+            Ok(HttpResponse {
+                status: if first { 503 } else { 200 },
+                headers: Vec::new(),
+                body: b"found".to_vec(),
+            })
+        }
+        .boxed()
+    }
+}
+
+async fn plugin(limits: &Limits) -> ToolsPlugin {
+    ToolsPlugin::load(&engine(), "t", TOOLING, limits)
+        .await
+        .unwrap()
+}
+
+async fn called(tool: &str, hands: &Diary) -> Reply {
+    let call = ToolCall {
+        id: "c1".into(),
+        name: tool.into(),
+        arguments: r#"{"name": "a.txt"}"#.into(),
+    };
+    let limits = Limits {
+        wall: Duration::from_secs(5),
+        fuel: 500_000_000,
+        ..Limits::default()
+    };
+    let plugin = plugin(&limits).await;
+    let time = Duration::from_secs(60);
+    call_tool(&plugin, "{}", &call, hands, time).await.reply
+}
+
+#[tokio::test]
+async fn a_call_is_commands_and_requests_one_after_the_other() {
+    let hands = Diary::default();
+    let reply = called("lines", &hands).await;
+    assert_eq!(reply.text, "7\n [0 after 1, 0 left out, in time]");
+    assert!(!reply.is_error);
+    assert!(hands.lines()[0].contains(r#""grep", "-c", "", "--", "a.txt""#));
+
+    let hands = Diary::default();
+    let reply = called("item", &hands).await;
+    assert_eq!((reply.text.as_str(), reply.is_error), ("found", false));
+    assert_eq!(hands.lines(), ["GET /items/a.txt", "GET /again"]);
+
+    let hands = Diary::default();
+    called("both", &hands).await;
+    assert_eq!(hands.lines().len(), 2, "{:?}", hands.lines());
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_the_component_is_told() {
+    let hands = Diary {
+        gone: true,
+        ..Diary::default()
+    };
+    let reply = called("lines", &hands).await;
+    assert_eq!(
+        (reply.text.as_str(), reply.is_error),
+        ("There is no sandbox.", true)
+    );
+}
+
+#[tokio::test]
+async fn a_component_that_misbehaves_ends_its_own_call_and_the_model_is_told_why() {
+    for (tool, says, actions) in [
+        ("endless", "not done after 32 steps", 32),
+        ("trap", "broke down", 0),
+        ("spin", "fuel", 0),
+        ("flood", "gave more than the", 0),
+        ("hoard", "wanted 2097", 0),
+        ("nothing", "The command is empty", 0),
+        ("null", "null character", 0),
+        ("no-such-tool", "There is no tool", 0),
+    ] {
+        let hands = Diary::default();
+        let reply = called(tool, &hands).await;
+        assert!(
+            reply.is_error && reply.text.contains(says),
+            "{tool}: {reply:?}"
+        );
+        assert_eq!(hands.lines().len(), actions, "{tool}: {:?}", hands.lines());
+    }
+    let reply = called("chatter", &Diary::default()).await;
+    assert_eq!(
+        reply.text, "said a lot",
+        "its log lines are dropped, and it goes on"
+    );
+}
+
+#[tokio::test]
+async fn a_call_has_a_time_and_what_takes_longer_is_given_up() {
+    let plugin = plugin(&Limits::default()).await;
+    let hands = Diary {
+        pause: Duration::from_secs(3_600),
+        ..Diary::default()
+    };
+    let call = ToolCall {
+        id: "c1".into(),
+        name: "item".into(),
+        arguments: r#"{"name": "x"}"#.into(),
+    };
+    let called = call_tool(&plugin, "{}", &call, &hands, Duration::from_secs(1)).await;
+    assert!(
+        called
+            .reply
+            .text
+            .contains("did not answer before the call's time was over"),
+        "{called:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_component_of_another_kind_is_refused_and_one_of_tools_is_known_by_what_it_exports() {
+    let limits = Limits::default();
+    let error = ToolsPlugin::load(&engine(), "t", crate::builtin::MOCK, &limits)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("is not a tools plugin"),
+        "{error}"
+    );
+    let any = AnyPlugin::load(&engine(), "t", TOOLING, &limits)
+        .await
+        .unwrap();
+    assert_eq!((any.kind(), any.own_name()), (Kind::Tools, "tooling"));
+    let imports = any.imports();
+    assert!(
+        imports.iter().all(|one| ALLOWED_IMPORTS.contains(&&**one)),
+        "{imports:?}"
+    );
+}

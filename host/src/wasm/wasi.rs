@@ -1,0 +1,383 @@
+//! Owns the WASI that a guest of another toolchain finds: one with nothing in it.
+//!
+//! What always holds: there is no file, no argument, no variable, no socket and no name to look up;
+//! standard input is at its end; what is printed becomes bounded lines of the host's log. The time is
+//! the call's own and stands still, randomness follows from the call's seed, so the same call gives
+//! the same bytes. Nothing here ever waits: what would have to is an error that says so. A guest that
+//! asks for none of this pays for none of it.
+
+use futures::FutureExt;
+use sha2::{Digest, Sha256};
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime_wasi::cli::{WasiCli, WasiCliCtxView};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemCtxView};
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random, sockets};
+use wasmtime_wasi::p2::{DynPollable, Pollable, subscribe};
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsCtxView};
+use wasmtime_wasi::{WasiCtx, async_trait};
+use wasmtime_wasi_io::bindings::wasi::io;
+
+use super::host_state::Guest;
+use super::stdio::Printed;
+
+/// The interfaces that are here, of any version 0.2: none of them leads anywhere.
+pub(super) const INTERFACES: &[&str] = &[
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+/// The streams, errors and timers that one instance may hold.
+const MOST_RESOURCES: usize = 1_000;
+/// The most that is drawn at once. wasi-libc asks for 256 bytes at a time.
+const MOST_RANDOM: u64 = 64 << 10;
+const NANOS_PER_MILLI: u64 = 1_000_000;
+
+/// The packages they are of, for people.
+pub(super) fn packages() -> String {
+    let mut packages: Vec<_> = INTERFACES
+        .iter()
+        .filter_map(|interface| interface.split('/').next())
+        .collect();
+    packages.dedup();
+    packages.join(", ")
+}
+
+/// Whether an import, such as `wasi:io/poll@0.2.9`, is of this WASI.
+pub(super) fn provides(import: &str) -> bool {
+    let Some((interface, version)) = import.split_once('@') else {
+        return false;
+    };
+    let patch = version.strip_prefix("0.2.").unwrap_or_default();
+    !patch.is_empty()
+        && patch.bytes().all(|byte| byte.is_ascii_digit())
+        && INTERFACES.contains(&interface)
+}
+
+/// All of a call that is not in its arguments' own values: what a guest takes for the time and for
+/// chance. A call that is given none happens at 0, with the seed 0.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Moment {
+    pub(super) now_ms: u64,
+    pub(super) seed: u64,
+}
+
+/// What one instance has of it.
+pub(super) struct Wasi {
+    ctx: WasiCtx,
+    table: ResourceTable,
+    now_ms: u64,
+    chance: Chance,
+}
+
+impl Wasi {
+    pub(super) fn new(moment: Moment, printed: &Printed) -> Self {
+        // A context is made with nothing in it; TCP and UDP have to be taken out.
+        let ctx = WasiCtx::builder()
+            .stdout(printed.out())
+            .stderr(printed.err())
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .build();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MOST_RESOURCES);
+        Self {
+            ctx,
+            table,
+            now_ms: moment.now_ms,
+            chance: Chance::new(moment.seed),
+        }
+    }
+
+    fn cli(&mut self) -> WasiCliCtxView<'_> {
+        WasiCliCtxView {
+            ctx: self.ctx.cli(),
+            table: &mut self.table,
+        }
+    }
+
+    fn filesystem(&mut self) -> WasiFilesystemCtxView<'_> {
+        WasiFilesystemCtxView {
+            ctx: self.ctx.filesystem(),
+            table: &mut self.table,
+        }
+    }
+
+    fn sockets(&mut self) -> WasiSocketsCtxView<'_> {
+        WasiSocketsCtxView {
+            ctx: self.ctx.sockets(),
+            table: &mut self.table,
+        }
+    }
+
+    fn clock(&mut self) -> Clock<'_> {
+        Clock {
+            now_ms: self.now_ms,
+            table: &mut self.table,
+        }
+    }
+}
+
+/// Offers all of [`INTERFACES`].
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    let l = linker;
+    cli::environment::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::exit::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::stderr::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::stdin::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::stdout::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+
+    clocks::monotonic_clock::add_to_linker::<_, Clocks>(l, |guest| guest.wasi().clock())?;
+    clocks::wall_clock::add_to_linker::<_, Clocks>(l, |guest| guest.wasi().clock())?;
+
+    random::insecure::add_to_linker::<_, Random>(l, |guest| &mut guest.wasi().chance)?;
+    random::insecure_seed::add_to_linker::<_, Random>(l, |guest| &mut guest.wasi().chance)?;
+    random::random::add_to_linker::<_, Random>(l, |guest| &mut guest.wasi().chance)?;
+
+    io::error::add_to_linker::<_, Table>(l, |guest| &mut guest.wasi().table)?;
+    io::streams::add_to_linker::<_, Table>(l, |guest| &mut guest.wasi().table)?;
+    io::poll::add_to_linker::<_, Polls>(l, |guest| Poll(&mut guest.wasi().table))?;
+
+    type Files = WasiFilesystem;
+    filesystem::preopens::add_to_linker::<_, Files>(l, |guest| guest.wasi().filesystem())?;
+    filesystem::types::add_to_linker::<_, Files>(l, |guest| guest.wasi().filesystem())?;
+
+    type Net = WasiSockets;
+    let released = sockets::network::LinkOptions::default();
+    sockets::instance_network::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
+    sockets::ip_name_lookup::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
+    sockets::network::add_to_linker::<_, Net>(l, &released, |guest| guest.wasi().sockets())?;
+    sockets::tcp::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
+    sockets::tcp_create_socket::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
+    sockets::udp::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
+    sockets::udp_create_socket::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())
+}
+
+struct Table;
+
+impl HasData for Table {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+struct Clocks;
+
+impl HasData for Clocks {
+    type Data<'a> = Clock<'a>;
+}
+
+/// A clock that shows the call's own time, and never another.
+struct Clock<'a> {
+    now_ms: u64,
+    table: &'a mut ResourceTable,
+}
+
+impl Clock<'_> {
+    fn nanos(&self) -> u64 {
+        self.now_ms.saturating_mul(NANOS_PER_MILLI)
+    }
+
+    fn timer(&mut self, due: bool) -> wasmtime::Result<Resource<DynPollable>> {
+        let timer = self.table.push(Timer { due })?;
+        subscribe(self.table, timer)
+    }
+}
+
+impl clocks::wall_clock::Host for Clock<'_> {
+    fn now(&mut self) -> wasmtime::Result<clocks::wall_clock::Datetime> {
+        let millis = u32::try_from(self.now_ms % 1_000)?;
+        Ok(clocks::wall_clock::Datetime {
+            seconds: self.now_ms / 1_000,
+            nanoseconds: millis * 1_000_000,
+        })
+    }
+
+    fn resolution(&mut self) -> wasmtime::Result<clocks::wall_clock::Datetime> {
+        Ok(clocks::wall_clock::Datetime {
+            seconds: 0,
+            nanoseconds: 1_000_000,
+        })
+    }
+}
+
+impl clocks::monotonic_clock::Host for Clock<'_> {
+    fn now(&mut self) -> wasmtime::Result<u64> {
+        Ok(self.nanos())
+    }
+
+    fn resolution(&mut self) -> wasmtime::Result<u64> {
+        Ok(NANOS_PER_MILLI)
+    }
+
+    fn subscribe_instant(&mut self, when: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        self.timer(when <= self.nanos())
+    }
+
+    fn subscribe_duration(&mut self, duration: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        self.timer(duration == 0)
+    }
+}
+
+/// Due now, or never: there is no later in a call.
+struct Timer {
+    due: bool,
+}
+
+#[async_trait]
+impl Pollable for Timer {
+    async fn ready(&mut self) {
+        if !self.due {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A guest wanted to wait.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it wanted to wait, and the time stands still in a call: a policy gives the command `set-timer` instead"
+)]
+struct Waits;
+
+struct Polls;
+
+impl HasData for Polls {
+    type Data<'a> = Poll<'a>;
+}
+
+/// As in `wasmtime-wasi-io`, but what is not ready at once never will be.
+struct Poll<'a>(&'a mut ResourceTable);
+
+impl io::poll::Host for Poll<'_> {
+    async fn poll(&mut self, list: Vec<Resource<DynPollable>>) -> wasmtime::Result<Vec<u32>> {
+        let ready = io::poll::Host::poll(self.0, list).now_or_never();
+        ready.unwrap_or_else(|| Err(Waits.into()))
+    }
+}
+
+impl io::poll::HostPollable for Poll<'_> {
+    async fn ready(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<bool> {
+        io::poll::HostPollable::ready(self.0, pollable).await
+    }
+
+    async fn block(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        let ready = io::poll::HostPollable::block(self.0, pollable).now_or_never();
+        ready.unwrap_or_else(|| Err(Waits.into()))
+    }
+
+    fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        io::poll::HostPollable::drop(self.0, pollable)
+    }
+}
+
+struct Random;
+
+impl HasData for Random {
+    type Data<'a> = &'a mut Chance;
+}
+
+/// Bytes that follow from a seed: SHA-256 over the seed and a counter, so that a session replayed by
+/// a later version of this host draws the same. They are no secret, and nothing is kept with them.
+struct Chance {
+    seed: u64,
+    blocks: u64,
+    block: [u8; 32],
+    used: usize,
+}
+
+impl Chance {
+    fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            blocks: 0,
+            block: [0; 32],
+            used: 32,
+        }
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            if self.used == self.block.len() {
+                let block = Sha256::new()
+                    .chain_update(b"lucid:wasi:random")
+                    .chain_update(self.seed.to_le_bytes())
+                    .chain_update(self.blocks.to_le_bytes());
+                self.block = block.finalize().into();
+                self.blocks += 1;
+                self.used = 0;
+            }
+            *byte = self.block[self.used];
+            self.used += 1;
+        }
+    }
+
+    fn bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
+        if length > MOST_RANDOM {
+            wasmtime::bail!("it wanted {length} random bytes at once, and may have {MOST_RANDOM}");
+        }
+        let mut bytes = vec![0; usize::try_from(length)?];
+        self.fill(&mut bytes);
+        Ok(bytes)
+    }
+
+    fn number(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
+
+impl random::random::Host for Chance {
+    fn get_random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
+        self.bytes(length)
+    }
+
+    fn get_random_u64(&mut self) -> wasmtime::Result<u64> {
+        Ok(self.number())
+    }
+}
+
+impl random::insecure::Host for Chance {
+    fn get_insecure_random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
+        self.bytes(length)
+    }
+
+    fn get_insecure_random_u64(&mut self) -> wasmtime::Result<u64> {
+        Ok(self.number())
+    }
+}
+
+impl random::insecure_seed::Host for Chance {
+    fn insecure_seed(&mut self) -> wasmtime::Result<(u64, u64)> {
+        Ok((self.number(), self.number()))
+    }
+}
