@@ -9,7 +9,7 @@ use crate::sandbox::{Choice, ExecRequest, Process, Sandbox, SandboxError};
 use crate::session::DeltaSink;
 use crate::types::wit::types::{Error, ErrorKind};
 
-const SERVER: &str = include_str!("../../../../../tests/tests/mcp/server.py");
+const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
 
 /// A place that starts programs, and does nothing else.
 struct Room(Sandbox);

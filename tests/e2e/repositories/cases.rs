@@ -6,7 +6,7 @@
 use lucid_tests::{Turn, call, calls};
 use serde_json::json;
 
-use crate::script::{Step, decline, edit, finish, odd, run, say, test, told, too_long, undo, view};
+use super::script::{Step, decline, edit, finish, odd, run, say, test, told, too_long, undo, view};
 
 /// One repository, and what has to come out.
 pub(crate) struct Case {
@@ -229,7 +229,7 @@ pub(crate) fn perl_csv() -> Case {
                 } else {
                     "bug - read commas within quotes"
                 };
-                crate::script::commit(seen, message)
+                super::script::commit(seen, message)
             }),
             finish("Fields in quotes may hold commas."),
         ],

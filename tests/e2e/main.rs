@@ -1,0 +1,37 @@
+//! The running host, end to end: real processes, sandboxes, repositories, databases and browsers' frames;
+//! model providers and git servers are the tests' own, on loopback.
+//!
+//! One binary, so that an edit of the host links once. A topic is a module: `cargo test --test e2e chaos::`.
+
+mod chaos;
+mod cli;
+mod coder;
+mod crash;
+mod deployment;
+mod docker;
+mod files;
+mod frontend;
+mod git;
+mod hostile;
+mod identity;
+mod integrations;
+mod key;
+mod kit;
+mod languages;
+mod load;
+mod mcp;
+mod mock;
+mod model_servers;
+mod models;
+mod openapi;
+mod operator;
+mod papers;
+mod plugins;
+mod providers;
+mod reload;
+mod repositories;
+mod rest;
+mod rollout;
+mod storage;
+mod supabase;
+mod tools;
