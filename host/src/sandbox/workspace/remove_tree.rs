@@ -178,9 +178,10 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return body();
         }
+        let (_, module) = module_path!().split_once("::").unwrap();
         // This program by the process's own link: the user may not be able to walk to its path.
         let ran = std::process::Command::new("/proc/self/exe")
-            .args(["--exact", &format!("workspace::erase::tests::{test}")])
+            .args(["--exact", &format!("{module}::{test}")])
             .env_remove("TMPDIR")
             .current_dir("/")
             .uid(1000)
