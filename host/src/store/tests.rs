@@ -1,4 +1,4 @@
-//! Tests of the writer, the readers, and what the file is.
+//! Tests of the writer, the readers and the database file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;

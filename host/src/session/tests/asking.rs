@@ -1,4 +1,4 @@
-//! A session that waits for its user's answer.
+//! Sessions that wait for their user's answer.
 
 use super::*;
 

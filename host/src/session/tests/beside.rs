@@ -1,4 +1,4 @@
-//! A session and the tools of its deployment that are beside its sandbox's own.
+//! Deployment tools beside the sandbox's own.
 
 use super::*;
 use crate::session::ports::Place;

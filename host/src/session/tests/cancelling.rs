@@ -1,4 +1,4 @@
-//! What a policy gives up is seen to end.
+//! Effects that a policy cancels, and what clients see of their end.
 
 use super::*;
 

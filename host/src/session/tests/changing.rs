@@ -1,4 +1,4 @@
-//! A change that is opened of what a session pushed.
+//! Pull requests opened for what a session pushed.
 
 use super::*;
 

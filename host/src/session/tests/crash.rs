@@ -1,4 +1,4 @@
-//! The host goes down after every single write.
+//! Recovery from a crash of the host after each single write.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What a client has on its screen, whatever comes when.
+//! What a client's screen shows, in whatever order deltas, frames and losses come.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! A session from its making to its end.
+//! A session from its creation to its end.
 
 use super::*;
 use crate::store::{Caller, Chats};

@@ -1,4 +1,4 @@
-//! A session and the generations of its deployment.
+//! Sessions that move between generations of their deployment.
 
 use super::world::Build;
 use super::*;

@@ -1,4 +1,4 @@
-//! The log cannot be written for a while.
+//! Periods in which the log cannot be written.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What model calls took is counted, whatever became of them.
+//! The accounting of model calls, whatever became of them.
 
 use super::world::EARLY;
 use super::*;

@@ -1,4 +1,4 @@
-//! A session whose build is on probation, and the build before it.
+//! Sessions whose build is on probation, and the fallback to the build before it.
 
 use super::world::{Build, Script};
 use super::*;

@@ -1,4 +1,4 @@
-//! The pure half, on its own.
+//! Tests of the pure core, `round`, on its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What a session leaves that ended without its user's wish.
+//! What remains of a session that ended without its user's request.
 
 use super::*;
 

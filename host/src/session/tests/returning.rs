@@ -1,4 +1,4 @@
-//! Sessions that go on after a restart: when their users come back, or without the files they had.
+//! Sessions that resume after a restart: when their users come back, or without their files.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Builds that take the last sessions' steps again.
+//! Shadow runs: builds that replay the most recent sessions.
 
 use super::world::{Build, Script};
 use super::*;

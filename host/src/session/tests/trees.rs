@@ -1,4 +1,4 @@
-//! Trees that no tool is the reason of.
+//! File trees that change without a tool's action.
 
 use super::super::ports::{News, Tree};
 use super::*;

@@ -1,4 +1,4 @@
-//! A scripted policy, and a world that keeps a diary in place of models and sandboxes.
+//! A scripted policy, and a fake world that records calls in place of models and sandboxes.
 
 use super::*;
 
