@@ -99,7 +99,7 @@ impl Session {
     }
 }
 
-/// Watches over unattended sessions until no sessions are left to watch.
+/// Watches over unattended sessions until the host halts or drops its sessions.
 pub(crate) async fn sweep(
     shared: Weak<Shared>,
     halt: CancellationToken,
