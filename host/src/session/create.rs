@@ -1,8 +1,9 @@
-//! Owns how a session is made, and how its actor is started.
+//! Creates sessions and starts their actors.
 //!
-//! What always holds: whatever can be refused is refused before anything is written. A session, its
-//! chat, its task and its first frame are one transaction. Its secrets are in the log sealed, and
-//! gone from it when the session ends.
+//! # Invariants
+//! - Everything that can be refused is refused before anything is written.
+//! - A session, its chat, its task and its first frame are one transaction.
+//! - Its secrets are sealed in the log, and removed from it when the session ends.
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
@@ -29,61 +30,61 @@ use super::round::{Draft, Scene};
 use super::stream::frames::EventDraft;
 use super::{SessionId, Sessions, Shared};
 
-/// How much may wait for a session.
+/// The capacity of a session's mailbox.
 const MAILBOX: usize = 64;
 
-/// Why no session is made.
+/// Why a session was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// The deployment has no such provider. Holds its name, and which there are.
+    /// The deployment has no such provider. Holds its name and the list of those that exist.
     #[error("Unknown model provider '{0}': {1}.")]
     UnknownProvider(String, String),
-    /// Neither the caller nor the deployment has a key.
+    /// Neither the caller nor the deployment has an API key.
     #[error(
         "No API key for the model provider '{provider}'. Send one with the request (api_key), or ask the operator to set {variable}."
     )]
     MissingKey {
         /// The provider's name.
         provider: String,
-        /// The setting that is missing.
+        /// The name of the missing setting.
         variable: String,
     },
-    /// The deployment does not offer that model.
+    /// The deployment does not offer this model.
     #[error("The model '{model}' of the provider '{provider}' is not offered here. {offered}")]
     UnknownModel {
-        /// What was asked for, cut.
+        /// The requested model, truncated.
         model: String,
         /// The provider's name.
         provider: String,
-        /// A sentence that names what is.
+        /// A sentence that names the models on offer.
         offered: String,
     },
-    /// Nobody knows what the model costs, and the session has a limit for that.
+    /// The model has no configured price, and the session has a cost limit.
     #[error(
         "Nobody knows the price of the model '{model}' of the provider '{provider}', and the session has a limit for its cost. Choose another model, or ask the operator to set its `prices` in the deployment's manifest."
     )]
     UnpricedModel {
-        /// The model, cut.
+        /// The model, truncated.
         model: String,
         /// The provider's name.
         provider: String,
     },
-    /// The provider does not take the key. Holds the provider's name.
+    /// The provider rejected the API key. Holds the provider's name.
     #[error("The model provider '{0}' refused the API key.")]
     KeyRefused(String),
-    /// The repository's URL is none. Holds the reason.
+    /// The repository's URL is invalid. Holds the reason.
     #[error("{0}")]
     Repository(String),
-    /// The deployment has no such policy. Holds its name, and which there are.
+    /// The deployment has no such policy. Holds its name and the list of those that exist.
     #[error("Unknown policy '{0}': {1}.")]
     UnknownPolicy(String, String),
-    /// The policy works in a sandbox, and there is none. Holds the reason.
+    /// The policy needs a sandbox, and none is available. Holds the reason.
     #[error("There is no sandbox to work in: {0}")]
     NoSandbox(String),
-    /// The user has as many as they may. Holds how many that is.
+    /// The user has reached the limit of live sessions. Holds the limit.
     #[error("You have {} already, which is as many as you may have. Stop one first.", plural::count(.0.to_owned(), "session"))]
     TooManySessions(usize),
-    /// The host goes down.
+    /// The host is shutting down.
     #[error("The server is about to restart. Try again in a moment.")]
     ShuttingDown,
     /// The log cannot be written at the moment.
@@ -91,7 +92,7 @@ pub enum CreateError {
         "No session can begin at the moment: the server's log cannot be written, because {0}. Try again in a moment."
     )]
     Paused(Transient),
-    /// What is left of the disk is kept for the log. Holds the sentence.
+    /// The remaining disk space is reserved for the log. Holds an explanation.
     #[error("No session can begin at the moment. {0}")]
     DiskShort(String),
     /// The log can never be written.
@@ -109,7 +110,7 @@ impl From<StoreError> for CreateError {
 }
 
 impl CreateError {
-    /// Whether the same request may succeed in a moment, with nothing changed by its user.
+    /// Returns whether the same request may succeed in a moment without any change by its user.
     pub fn passes(&self) -> bool {
         matches!(self, Self::Paused(_) | Self::DiskShort(_))
     }
@@ -126,7 +127,8 @@ pub enum OpenChange {
 }
 
 impl CreateError {
-    /// The same for who has the settings at hand, and no request to change.
+    /// Like the `Display` text, but for an operator, who has the settings at hand and no request to
+    /// change.
     pub fn to_operator(&self) -> String {
         match self {
             Self::MissingKey { provider, variable } => {
@@ -144,7 +146,7 @@ impl CreateError {
 }
 
 impl OpenChange {
-    /// As the log has it.
+    /// The value as stored in the log.
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -153,44 +155,44 @@ impl OpenChange {
     }
 }
 
-/// What a session is asked for.
+/// The parameters of a new session.
 #[derive(Clone)]
 pub struct NewSession {
-    /// Whose it is.
+    /// The user that will own the session.
     pub user: UserId,
-    /// The client's name for what it belongs to.
+    /// The client's name for the project that the session belongs to.
     pub project_id: Option<String>,
-    /// What to do.
+    /// The task.
     pub task: String,
-    /// What to clone.
+    /// The URL of the repository to clone.
     pub repo_url: Option<String>,
-    /// With which token.
+    /// The token for the repository.
     pub git_token: Option<Secret>,
-    /// Which branch.
+    /// The branch to check out.
     pub branch: Option<String>,
-    /// For commits.
+    /// The author name for commits.
     pub git_user_name: Option<String>,
-    /// For commits.
+    /// The author email for commits.
     pub git_user_email: Option<String>,
-    /// Who answers model calls.
+    /// The model provider's name.
     pub provider: Option<String>,
-    /// Which of its models.
+    /// The model's name.
     pub model: Option<String>,
-    /// A limit for the session's tokens; it holds where the deployment's is not lower.
+    /// A token limit for the session; the deployment's limit applies if it is lower.
     pub token_limit: Option<u64>,
-    /// A limit for its cost, in millionths of a US dollar, in the same way.
+    /// A cost limit in millionths of a US dollar; the deployment's limit applies if it is lower.
     pub cost_limit: Option<u64>,
-    /// The user's own key for it.
+    /// The user's own API key for the provider.
     pub api_key: Option<Secret>,
-    /// Who decides.
+    /// The policy's name.
     pub policy: Option<String>,
-    /// Whether a change is opened of what is pushed.
+    /// Whether to open a pull request for what is pushed.
     pub open_change: Option<OpenChange>,
 }
 
 impl NewSession {
-    /// Takes a credential out of the repository's URL, since that is logged, shown to models and
-    /// compared. Where no token was given it is the token.
+    /// Moves a credential out of the repository's URL, because the URL is logged, shown to models
+    /// and compared. It becomes the token if none was given.
     fn tidy_repository(&mut self) -> Result<(), CreateError> {
         let Some(text) = &self.repo_url else {
             return Ok(());
@@ -205,31 +207,31 @@ impl NewSession {
     }
 }
 
-/// The password in a URL, or the user name where that stands alone, as `https://TOKEN@host/` has it.
+/// Returns the password in a URL, or the user name if it stands alone, as in `https://TOKEN@host/`.
 fn credential(url: &str) -> Option<String> {
     let url = Url::parse(url.trim()).ok()?;
     let given = url.password().unwrap_or(url.username());
-    // The crate decodes forms only, where a plus is a space.
+    // The crate decodes only forms, in which a plus is a space.
     let form = format!("t={}", given.replace('+', "%2B"));
     let (_, token) = url::form_urlencoded::parse(form.as_bytes()).next()?;
     (!token.is_empty()).then(|| token.into_owned())
 }
 
-/// Binds a sealed secret to its row and column.
+/// The seal context of a secret: binds it to its row and column.
 pub(super) fn seal_context(session: &str, what: &str) -> String {
     format!("session/{session}/{what}")
 }
 
-/// What a session's own key for its provider is bound to: the server it came for, so that it opens for
-/// no other, whatever a later deployment calls by that name.
+/// The seal context of a session's own provider key: the server it was given for, so that it opens
+/// for no other, whatever a later deployment calls by that name.
 pub(super) fn key_for(policy: &PolicyInfo, models: &dyn Models, provider: &str) -> String {
     let server = policy.calls_models.then(|| models.server(provider));
     format!("api-key/{}", server.flatten().unwrap_or_default())
 }
 
 impl Sessions {
-    /// The session that does the very same work already, or a new one. Two clients that ask for the
-    /// same at once get the same session.
+    /// Returns the existing session that does exactly this work, or creates one. Two clients that
+    /// ask for the same work at the same time get the same session.
     pub async fn find_or_create(&self, mut new: NewSession) -> Result<Arc<Session>, CreateError> {
         new.tidy_repository()?;
         let work = (
@@ -248,7 +250,7 @@ impl Sessions {
         }
     }
 
-    /// Makes a session and writes it down. It does nothing until [`Sessions::start`].
+    /// Creates a session and writes it to the log. It does nothing until [`Sessions::start`].
     pub async fn create(&self, mut new: NewSession) -> Result<Arc<Session>, CreateError> {
         new.tidy_repository()?;
         let deps = &self.shared.deps;
@@ -265,7 +267,8 @@ impl Sessions {
         let mut drawn = policies.draw(named)?;
         let fits = self.fit(&generation, &*drawn.policy, &new);
         let provider = match (fits, &drawn.turn) {
-            // A candidate may need what the active build does not, and no user is to meet that.
+            // A candidate may need what the active build does not, and no user should run into
+            // that.
             (Err(reason), Some(turn)) if turn.is_candidates() => {
                 let digest = &drawn.policy.info().digest;
                 tracing::warn!(digest, %reason, "a session that was a candidate's turn begins with the active build");
@@ -334,7 +337,7 @@ impl Sessions {
         };
         let shared = self.shared.clone();
         let sent = deps.store.sends_chats();
-        // To its end, also when the caller goes meanwhile: a session that is written is there.
+        // Runs to completion even if the caller goes away: a session that is written must exist.
         let made = tokio::spawn(async move {
             let _claim = claim;
             shared
@@ -354,7 +357,7 @@ impl Sessions {
             .unwrap_or_else(|_| Err(CreateError::Store(StoreError::Closed)))
     }
 
-    /// Who would answer the model calls of such a session with this policy, or why there can be none.
+    /// Returns the provider that would serve such a session with this policy, or why there is none.
     fn fit(
         &self,
         generation: &Generation,
@@ -369,7 +372,7 @@ impl Sessions {
                 new.api_key.is_some(),
             )?
         } else {
-            // Only a label: any is taken.
+            // Only a label: any is accepted.
             Provider {
                 name: new.provider.clone().unwrap_or_default(),
                 model: String::new(),
@@ -392,29 +395,30 @@ impl Sessions {
     }
 }
 
-/// A session as the log has it, and what it needs to live.
+/// A session's logged state, and what it needs to run.
 pub(super) struct Found {
     pub(super) fixed: Arc<NewSessionRow>,
     pub(super) generation: Arc<Generation>,
     pub(super) policy: Arc<dyn Policy>,
-    /// The build of the policy that had it so far and left its state, where that is another.
+    /// The build of the policy that ran the session so far and left its state, if it is a different
+    /// one.
     pub(super) taken_over: Option<String>,
     pub(super) api_key: Option<Secret>,
     pub(super) git_token: Option<Secret>,
     pub(super) counters: Counters,
     pub(super) state: Option<Snapshot>,
-    /// The branch that its open task pushed, or its last one.
+    /// The branch pushed by its open task, or by its last one.
     pub(super) pushed: Option<String>,
     pub(super) open: Vec<EffectRow>,
-    /// What the user said and no round has taken.
+    /// Messages from the user that no round has processed.
     pub(super) unread: Vec<(u64, String)>,
     pub(super) status: Status,
-    /// It is to go on when its user comes back, and not by itself.
+    /// Whether the session resumes only when its user comes back.
     pub(super) held: bool,
 }
 
 impl Shared {
-    /// A session that is in the log becomes one that can be started.
+    /// Makes a startable session from one that is in the log.
     pub(super) fn assemble(self: &Arc<Self>, id: SessionId, found: Found) -> Arc<Session> {
         let (mailbox, news) = mpsc::channel(MAILBOX);
         let fixed = &found.fixed;
@@ -444,7 +448,7 @@ impl Shared {
     }
 }
 
-/// The task, and that the session begins.
+/// The first round: the task, and the start of the session.
 fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> store::StepRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();

@@ -1,6 +1,8 @@
-//! Owns what a user may know of one session of theirs, alive or over, as the log has it.
+//! The public details of one session, live or ended, as the log has them.
 //!
-//! What always holds: a session is looked up together with its user; nothing secret is among it.
+//! # Invariants
+//! - A session is looked up together with its user.
+//! - No secret is included.
 
 use crate::store::{SessionRow, Status, StoreError, Totals};
 use crate::types::user::UserId;
@@ -11,46 +13,46 @@ use super::{LookupError, SessionId, Sessions};
 /// A session, as the log has it.
 #[derive(Debug, Clone)]
 pub struct Details {
-    /// Its id.
+    /// The session's id.
     pub session_id: SessionId,
-    /// Whose it is.
+    /// The user that owns the session.
     pub user_id: UserId,
-    /// All of the task.
+    /// The full text of the task.
     pub task: String,
-    /// Where it stands: `created`, `running`, `stopping` or `ended`.
+    /// The status: `created`, `running`, `stopping` or `ended`.
     pub status: &'static str,
-    /// Why it is over, where it is.
+    /// The reason for the end, once it has ended.
     pub end_reason: Option<String>,
-    /// Whether more can happen in it.
+    /// Whether the session can still continue.
     pub is_alive: bool,
-    /// The client's name for what it belongs to.
+    /// The client's name for the project that the session belongs to.
     pub project_id: Option<String>,
-    /// The chat that records it.
+    /// The id of the chat that records the session.
     pub chat_id: String,
-    /// Who decides.
+    /// The policy's name.
     pub policy: String,
-    /// Who answers model calls; only a label where none are made.
+    /// The model provider's name; only a label if the policy makes no model calls.
     pub provider: String,
-    /// What keeps its commands in now; none while it has no sandbox.
+    /// The sandbox backend in use, or `None` while the session has no sandbox.
     pub sandbox: Option<String>,
-    /// The model, where the policy names none.
+    /// The default model, used when the policy names none.
     pub model: String,
-    /// What its model calls used.
+    /// Usage totals of the session's model calls.
     pub totals: Totals,
-    /// How many tokens it may use, where there is a limit.
+    /// The token limit, if any.
     pub token_limit: Option<u64>,
-    /// What it may cost, in millionths of a US dollar, where there is a limit.
+    /// The cost limit in millionths of a US dollar, if any.
     pub cost_limit: Option<u64>,
-    /// RFC 3339.
+    /// Creation time (RFC 3339).
     pub created_at: String,
-    /// RFC 3339: when something was last written of it.
+    /// Time of the last write to the session (RFC 3339).
     pub updated_at: String,
 }
 
-/// Why nothing is told of a session.
+/// An error from looking up a session's details.
 #[derive(Debug, thiserror::Error)]
 pub enum DetailsError {
-    /// There is none of that id, or not of this user.
+    /// No session of this id belongs to this user.
     #[error(transparent)]
     Lookup(#[from] LookupError),
     /// The log could not be read.
@@ -59,7 +61,7 @@ pub enum DetailsError {
 }
 
 impl Sessions {
-    /// One session of this user, whatever became of it.
+    /// Returns one session of this user, whatever its status.
     pub async fn details(&self, id: &SessionId, user: &UserId) -> Result<Details, DetailsError> {
         let name = id.to_string();
         let store = &self.shared.deps.store;

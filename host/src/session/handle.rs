@@ -1,7 +1,9 @@
-//! Owns a session as the rest of the host holds it: its name, its queue, its feed, and who is attached.
+//! A session's handle, as the rest of the host holds it: its identity, mailbox, feed and attached
+//! clients.
 //!
-//! What always holds: a message of the user that was taken is written down first. The first reason to
-//! end is the one that holds, as far as it could be written.
+//! # Invariants
+//! - A user's message is acknowledged only once it is written.
+//! - The first reason to end is the one that counts, as far as it could be written.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,10 +23,11 @@ use super::stream::positions::{Loss, Position, Positions};
 use super::stream::subscription::Subscription;
 use super::{CloseReason, NotTaken, SessionId};
 
-/// How long a message waits for another process's lock on the log. Its client says nothing else meanwhile.
+/// How long a message waits for another process's lock on the log. Its client sends nothing else
+/// meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A session that is alive, or just ended.
+/// A session that is live or has just ended.
 pub struct Session {
     pub(super) about: About,
     pub(super) store: Store,
@@ -32,14 +35,16 @@ pub struct Session {
     pub(super) workspace: OnceLock<Arc<Workspace>>,
     pub(super) stop: CancellationToken,
     pub(super) feed: Feed,
-    /// What it does; see [`Session::stands`].
+    /// The current state; see [`Session::stands`].
     pub(super) standing: Mutex<Standing>,
-    /// The number of the last frame before it began to wait for its user's answer; 0 where it does not.
+    /// The number of the last frame before the session began to wait for its user's answer; 0 if it
+    /// is not waiting.
     pub(super) question: watch::Sender<u64>,
-    /// Nobody has been there for a while: what is not needed meanwhile may be given back.
+    /// Notified when nobody has been attached for a while, so that unneeded resources may be
+    /// released.
     pub(super) unattended: Notify,
     pub(super) closing: OnceLock<CloseReason>,
-    /// Why it goes no further in this host, where it is not over for that.
+    /// The close reason if this host stops running the session although it is not over.
     paused: OnceLock<CloseReason>,
     pub(super) launch: Mutex<Option<Launch>>,
     attached: Mutex<Attached>,
@@ -47,14 +52,14 @@ pub struct Session {
     runs: Mutex<Runs>,
 }
 
-/// Which of the deployment's plugins a session works with.
+/// The plugins that a session works with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Runs {
-    /// Its policy's name.
+    /// The policy's name.
     pub policy: String,
-    /// Which build of it, by the component's SHA-256 in lower-case hex.
+    /// The SHA-256 of the policy's component, in lower-case hex.
     pub digest: String,
-    /// The model provider's name; empty where the policy calls no model.
+    /// The model provider's name; empty if the policy makes no model calls.
     pub provider: String,
 }
 
@@ -66,7 +71,7 @@ struct Attached {
     since: Instant,
 }
 
-/// What a session is known by; it never changes.
+/// The immutable facts about a session.
 pub(super) struct About {
     pub(super) id: SessionId,
     pub(super) user: UserId,
@@ -90,7 +95,7 @@ pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    /// One whose last frame so far is `seq`.
+    /// Creates a session whose last frame so far is `seq`.
     pub(super) fn new(
         about: About,
         seq: u64,
@@ -120,38 +125,38 @@ impl Session {
         })
     }
 
-    /// Its id.
+    /// The session's id.
     pub fn id(&self) -> &SessionId {
         &self.about.id
     }
 
-    /// Whose it is.
+    /// The user that owns the session.
     pub fn user(&self) -> &UserId {
         &self.about.user
     }
 
-    /// Whether its policy is the rehearsal.
+    /// Returns whether the policy is the built-in mock.
     pub fn is_mock(&self) -> bool {
         self.about.mock
     }
 
-    /// Whether more can happen in it.
+    /// Returns whether the session can still continue.
     pub fn is_alive(&self) -> bool {
         !self.feed.head().ended && self.closing.get().is_none() && !self.is_paused()
     }
 
-    /// Tells when it begins to wait for its user's answer, by the number of the frame with the question or
-    /// a later one; 0 while it does not wait.
+    /// Watches for questions to the user: the number of the frame with the question or of a later
+    /// one, or 0 while the session is not waiting for an answer.
     pub fn questions(&self) -> watch::Receiver<u64> {
         self.question.subscribe()
     }
 
-    /// The plugins it works with by now.
+    /// The plugins that the session works with now.
     pub fn runs(&self) -> Runs {
         held(&self.runs).clone()
     }
 
-    /// From here on it works with these.
+    /// Sets the plugins that the session works with from here on.
     pub(super) fn set_runs(&self, policy: &PolicyInfo, provider: &str) {
         *held(&self.runs) = Runs {
             policy: policy.name.clone(),
@@ -164,14 +169,17 @@ impl Session {
         };
     }
 
-    /// Its workspace, once there is one.
+    /// The session's workspace, once it has one.
     pub fn workspace(&self) -> Option<Arc<Workspace>> {
         self.workspace.get().cloned()
     }
 
-    /// The user says something. When this returns it is written down, and is taken once, also after
-    /// a crash. Fails where the session is over, or where the user has said more than it can take
-    /// at once.
+    /// Accepts a message from the user. When this returns, the message is written and will be
+    /// processed once, even after a crash.
+    ///
+    /// # Errors
+    /// Fails if the session is over, if too many messages are waiting already, or if the log could
+    /// not be written.
     pub async fn message(&self, text: impl Into<String>) -> Result<(), NotTaken> {
         if !self.is_alive() {
             return Err(NotTaken::Over);
@@ -183,7 +191,8 @@ impl Session {
         })?;
         let (id, text) = (self.about.id.to_string(), text.into());
         let store = self.store.clone();
-        // To its end, also when the client goes meanwhile: what is written is taken.
+        // Runs to completion even if the client goes away: a message that is written is also
+        // delivered.
         let kept = tokio::spawn(async move {
             let written = store.write_within(PATIENCE, move |connection| {
                 let number = store::keep_message(connection, &id, &text)?;
@@ -205,12 +214,12 @@ impl Session {
         }
     }
 
-    /// Ends the session. Returns at once; a subscription says when it is over.
+    /// Ends the session. Returns at once; a subscription reports when it is over.
     pub fn stop(self: &Arc<Self>, reason: CloseReason) {
-        // The first reason holds.
+        // The first reason wins.
         let _ = self.closing.set(reason);
         self.stop.cancel();
-        // One that never ran must run to end.
+        // A session that never ran must run in order to end.
         self.launch();
     }
 
@@ -221,7 +230,7 @@ impl Session {
         }
     }
 
-    /// Says that a client is there. When the last guard is dropped, the grace time starts.
+    /// Registers a client. The grace period starts when the last guard is dropped.
     pub fn attach(self: &Arc<Self>) -> AttachGuard {
         held(&self.attached).clients += 1;
         AttachGuard {
@@ -229,60 +238,61 @@ impl Session {
         }
     }
 
-    /// A client that does not count frames connects, and is given everything after one of them. Whether it
-    /// is lost or closes the connection, [`Session::close_position`] is to be told.
+    /// Registers the connection of a client that does not count frames and is given everything
+    /// after `from`. Call [`Session::close_position`] when the connection is lost or closed.
     pub fn open_position(&self, features: Features, from: u64) -> Arc<Position> {
         self.positions.open(features, from)
     }
 
-    /// A client's connection is over: it was lost, or its client closed it.
+    /// Records that a client's connection was lost, or that the client closed it.
     pub fn close_position(&self, position: &Arc<Position>, loss: Option<Loss>) {
         self.positions.close(position, loss);
     }
 
-    /// The last frame that a client has whose connection was lost, and that comes back with its first
-    /// message.
+    /// Returns the last frame that a returning client has, if its connection was lost and it comes
+    /// back with its first message.
     pub async fn lost_position(&self, features: Features) -> Option<u64> {
         self.positions.find(features).await
     }
 
-    /// How long nobody has been attached; none while somebody is.
+    /// How long nobody has been attached, or `None` while somebody is.
     pub(super) fn alone_for(&self) -> Option<Duration> {
         let attached = held(&self.attached);
         (attached.clients == 0).then(|| attached.since.elapsed())
     }
 
-    /// Everything after a sequence number, and then what comes. 0 is from the beginning.
+    /// Subscribes to everything after a sequence number. 0 is the beginning.
     pub fn subscribe(self: &Arc<Self>, last_seq: u64) -> Subscription {
         Subscription::new(self.clone(), last_seq)
     }
 
-    /// Nothing more will come.
+    /// Marks the end: nothing more will come.
     pub(super) fn end(&self, reason: CloseReason) {
         let _ = self.closing.set(reason);
         self.feed.end();
     }
 
-    /// Nothing more will come from this host, and for the log the session lives: whoever wished for its end
-    /// is not told that it came.
+    /// Ends the session's life in this host while it lives on in the log: nobody who asked for its
+    /// end is told that it ended.
     pub(super) fn pause(&self, reason: CloseReason) {
         let _ = self.paused.set(reason);
         self.feed.end();
     }
 
-    /// Whether it lives on for the log, though nothing more will come from this host.
+    /// Returns whether the session lives on in the log although nothing more will come from this
+    /// host.
     pub(super) fn is_paused(&self) -> bool {
         self.paused.get().is_some()
     }
 
-    /// With which words its clients' connections are closed.
+    /// The reason with which its clients' connections are closed.
     pub(super) fn close_reason(&self) -> CloseReason {
         let reason = self.paused.get().or_else(|| self.closing.get());
         reason.cloned().unwrap_or_default()
     }
 }
 
-/// A client that is there.
+/// An attached client.
 #[derive(Debug)]
 pub struct AttachGuard {
     session: Arc<Session>,

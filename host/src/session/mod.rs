@@ -1,10 +1,10 @@
-//! Owns live sessions: making them, finding them, ending them, and going on with them after a
-//! restart.
+//! Live sessions: creating, finding and ending them, and resuming them after a restart.
 //!
-//! What always holds: a session that is found was asked for by its user. What a session is told and
-//! does is in the log before anybody sees it, so `recover` goes on where the last host stopped, and
-//! no effect is run a second time. Sessions share nothing but the store; one that fails takes no
-//! other along.
+//! # Invariants
+//! - A session is only handed out to its own user.
+//! - What a session is told and does is in the log before anybody sees it, so `recover` continues
+//!   where the last host stopped, and no effect is run a second time.
+//! - Sessions share nothing but the store; a failure in one does not affect another.
 
 mod actor;
 mod create;
@@ -71,7 +71,7 @@ use crate::types::user::UserId;
 use self::handle::held;
 use registry::{Registry, Work};
 
-/// Names a session for its whole life, across restarts.
+/// A session's identifier, stable for its whole life and across restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Uuid);
 
@@ -95,15 +95,15 @@ impl FromStr for SessionId {
     }
 }
 
-/// With which code and words a connection is closed.
+/// The code and text with which a connection is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseReason {
-    /// A WebSocket close code: 1000 where the session is over, any other where the client may come
-    /// again.
+    /// The WebSocket close code: 1000 if the session is over, any other if the client may
+    /// reconnect.
     pub code: u16,
-    /// A sentence.
+    /// The explanation, a sentence.
     pub reason: String,
-    /// Nobody wished for the end, so the session's files stay for the retention time.
+    /// Nobody asked for the end, so the session's files are kept for the retention period.
     keeps_files: bool,
 }
 
@@ -123,7 +123,7 @@ impl CloseReason {
         }
     }
 
-    /// The session is over, and nobody wished that.
+    /// The session is over although nobody asked for it.
     fn expired(reason: String) -> Self {
         Self {
             code: 1000,
@@ -132,7 +132,7 @@ impl CloseReason {
         }
     }
 
-    /// The user stopped it.
+    /// The user stopped the session.
     pub fn stopped() -> Self {
         Self::done("Stopping the session.")
     }
@@ -154,81 +154,81 @@ impl CloseReason {
     }
 }
 
-/// Why a message was not taken.
+/// Why a message was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotTaken {
-    /// There is no more to come.
+    /// The session is over.
     #[error("The session has ended.")]
     Over,
-    /// Too many messages wait already.
+    /// Too many messages are waiting already.
     #[error("The session has not yet taken the messages before this one. Try again in a moment.")]
     Busy,
-    /// The log did not take it.
+    /// The log could not be written.
     #[error("The server could not write the message down. Try again in a moment.")]
     Unwritten,
 }
 
-/// Why a session is not given.
+/// Why a session was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// No session has this id, or it has ended.
+    /// No live session has this id.
     #[error("Session not found.")]
     NotFound,
-    /// It is another user's.
+    /// The session belongs to another user.
     #[error("The session belongs to another user.")]
     NotYours,
 }
 
-/// What sessions may use.
+/// The limits of sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Model calls in one task.
+    /// Model calls per task.
     pub iterations: u32,
-    /// Tokens of one session, where there is a limit.
+    /// Tokens per session, if limited.
     pub session_tokens: Option<u64>,
-    /// What one session may cost, in millionths of a US dollar, where there is a limit.
+    /// Cost per session in millionths of a US dollar, if limited.
     pub session_cost: Option<u64>,
-    /// How long one task may take.
+    /// Maximum duration of one task.
     pub task_time: Duration,
-    /// How long a session goes on with nobody attached; one that waits for its user's answer keeps only
-    /// its sandbox so long.
+    /// How long an idle session lives with nobody attached. A session that waits for its user's
+    /// answer loses only its sandbox after this time.
     pub grace: Duration,
-    /// How long the workspace of a session is kept that ended without its user's wish.
+    /// How long the workspace of a session is kept that ended without its user's request.
     pub retention: Duration,
-    /// Live sessions of one user.
+    /// Live sessions per user.
     pub sessions_per_user: usize,
 }
 
-/// All that sessions need.
+/// The dependencies of [`Sessions`].
 pub struct Deps {
     /// The log.
     pub store: Store,
-    /// For the secrets in the log.
+    /// Seals the secrets in the log.
     pub sealer: Sealer,
-    /// Who decides and who answers, now.
+    /// The current policies and models.
     pub deployment: Deployment,
-    /// Where work happens.
+    /// The provider of execution environments.
     pub places: Arc<dyn Places>,
-    /// Who opens the changes that users want of it.
+    /// Opens the pull requests that users request.
     pub changes: Arc<dyn Changes>,
-    /// What of the disk is kept for the log.
+    /// The disk space that is reserved for the log.
     pub reserve: Reserve,
-    /// What sessions may use.
+    /// The limits of each session.
     pub limits: Limits,
 }
 
 /// A session in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// Its id.
+    /// The session's id.
     pub session_id: SessionId,
-    /// Whose it is.
+    /// The user that owns the session.
     pub user_id: UserId,
-    /// All of the task.
+    /// The full text of the task.
     pub task: String,
-    /// Whether more can happen in it.
+    /// Whether the session can still continue.
     pub is_alive: bool,
-    /// RFC 3339.
+    /// Creation time (RFC 3339).
     pub created_at: String,
 }
 
@@ -246,28 +246,29 @@ impl fmt::Debug for Sessions {
     }
 }
 
-/// How many sessions can be looked for and made at a time.
+/// The number of locks for concurrent lookups and creations.
 const TURNS: usize = 64;
 
 struct Shared {
     deps: Deps,
     halt: CancellationToken,
-    /// The time for what still runs when the host halts is up.
+    /// Cancelled when the time for what still runs at a shutdown is up.
     hurry: CancellationToken,
-    /// What sessions that came to rest left.
+    /// What sessions that have come to rest left behind.
     left: Mutex<Paused>,
     actors: TaskTracker,
     registry: Mutex<Registry>,
     hasher: RandomState,
-    /// Held while a session is looked for and made, one for work of the same hash.
+    /// Held while a session is looked up and created, one lock per hash of the work.
     turns: [tokio::sync::Mutex<()>; TURNS],
-    /// For sessions that move to a newer generation with nothing else to do: so many at a time, so that
-    /// those that have something to do, new ones first of all, need not wait for all of them.
+    /// Limits how many sessions move to a newer generation at a time with nothing else to do, so
+    /// that those that have something to do, new ones above all, need not wait for all of them.
     moves: Arc<Semaphore>,
 }
 
 impl Sessions {
-    /// No sessions yet; call [`Sessions::recover`] for those of the last run. Needs a tokio runtime.
+    /// Creates an empty set; call [`Sessions::recover`] for the sessions of the last run. Needs a
+    /// tokio runtime.
     pub fn new(deps: Deps) -> Self {
         let shared = Arc::new(Shared {
             deps,
@@ -300,12 +301,12 @@ impl Sessions {
         Self { shared }
     }
 
-    /// Starts a session that is not started yet.
+    /// Starts a session that has not been started.
     pub fn start(&self, session: &Arc<Session>) {
         session.launch();
     }
 
-    /// A live session of this user.
+    /// Returns a live session of this user.
     pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<Session>, LookupError> {
         let session = held(&self.shared.registry)
             .by_id
@@ -319,7 +320,7 @@ impl Sessions {
         }
     }
 
-    /// The user's live sessions, the newest first.
+    /// Returns the user's live sessions, newest first.
     pub fn list(&self, user: &UserId) -> Vec<Summary> {
         let registry = held(&self.shared.registry);
         let ids = registry.by_user.get(user).into_iter().flatten();
@@ -340,8 +341,8 @@ impl Sessions {
         found.into_iter().map(summary).collect()
     }
 
-    /// A session of this user that does the very same work, with a client, within the
-    /// grace time, or waiting for its user's answer.
+    /// Finds a session of this user that does the same work and has a client attached, is within
+    /// the grace period, or waits for its user's answer.
     pub fn find_same(
         &self,
         user: &UserId,
@@ -359,15 +360,15 @@ impl Sessions {
             .cloned()
     }
 
-    /// Ends a session; returns when nothing is left of it but its log. False where that it ended could not
-    /// be written, so that it goes on at the next start.
+    /// Ends a session and returns when only its log is left. Returns `false` if the end could not
+    /// be written, in which case the session resumes at the next start.
     pub async fn stop(&self, id: &SessionId) -> bool {
         let Some(session) = held(&self.shared.registry).by_id.get(id).cloned() else {
             return true;
         };
         session.stop(CloseReason::stopped());
         let mut head = session.feed.watch();
-        // Fails only where the session is gone, which is what is waited for.
+        // Fails only if the session is gone, which is what is awaited.
         let _ = head.wait_for(|head| head.ended).await;
         if session.is_paused() {
             return false;
@@ -377,7 +378,7 @@ impl Sessions {
         true
     }
 
-    /// Removes what may be left of the files of a session that is over and gone from the log.
+    /// Removes any remaining files of a session that is over and no longer in the log.
     pub async fn remove_files(&self, user: &UserId, session: String) {
         let spec = PlaceSpec {
             session,
@@ -394,22 +395,22 @@ impl Sessions {
         }
     }
 
-    /// Why the log cannot be written; none where it can.
+    /// Why the log cannot be written at the moment, or `None` if it can.
     pub fn log_failure(&self) -> Option<Transient> {
         self.shared.deps.store.health().failure()
     }
 
-    /// A sentence where what is left of the disk is kept for the log.
+    /// Returns an explanation if the remaining disk space is reserved for the log.
     pub async fn disk_shortage(&self) -> Option<String> {
         self.shared.deps.reserve.looked_at().await
     }
 
-    /// How many sessions live.
+    /// The number of live sessions.
     pub fn count(&self) -> usize {
         held(&self.shared.registry).by_id.len()
     }
 
-    /// How many of them work with which plugins.
+    /// The number of live sessions for each set of plugins.
     pub fn count_by_plugins(&self) -> HashMap<Runs, usize> {
         let mut counts = HashMap::new();
         for session in held(&self.shared.registry).by_id.values() {
@@ -418,7 +419,7 @@ impl Sessions {
         counts
     }
 
-    /// How many of them have a workspace to work in.
+    /// The number of live sessions that have a workspace.
     pub fn count_with_workspace(&self) -> usize {
         held(&self.shared.registry)
             .by_id
@@ -427,19 +428,20 @@ impl Sessions {
             .count()
     }
 
-    /// Ends what runs, but no session: they go on at the next start. Returns what it left.
+    /// Stops everything that runs, but ends no session: they resume at the next start. Returns what
+    /// was left behind.
     pub async fn shutdown(&self) -> Paused {
         self.shut_down_within(Duration::ZERO).await
     }
 
-    /// What sessions that came to rest so far left.
+    /// Takes what sessions that have come to rest so far left behind.
     pub fn take_paused(&self) -> Paused {
         std::mem::take(&mut *held(&self.shared.left))
     }
 
-    /// The same; commands that run may come to their end for so long.
+    /// Like [`Sessions::shutdown`], but gives running commands up to `patience` to finish.
     pub async fn shut_down_within(&self, patience: Duration) -> Paused {
-        // Before they are halted, since nobody knows them afterwards.
+        // Before the sessions halt, since their positions are unknown afterwards.
         self.keep_positions().await;
         let shared = &self.shared;
         if patience.is_zero() {
@@ -459,17 +461,17 @@ impl Sessions {
     }
 }
 
-/// What a host that came to rest left to the next start.
+/// What a stopping host left for the next start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Paused {
-    /// Sessions that go on then.
+    /// The number of sessions that resume then.
     pub sessions: usize,
-    /// The commands that were cut off, each with its session.
+    /// The commands that were interrupted, each with its session.
     pub commands: Vec<(SessionId, String)>,
 }
 
 impl Shared {
-    /// One session came to rest, and this was cut off for it.
+    /// Records that a session came to rest and which command was interrupted for it, if any.
     fn paused(&self, session: &Session, command: Option<String>) {
         let mut left = held(&self.left);
         left.sessions += 1;

@@ -1,8 +1,9 @@
-//! Owns how the sessions of the last run go on.
+//! Resumes the sessions of the previous run.
 //!
-//! What always holds: every session that the log does not call ended is either started again from
-//! its last committed round, or left as it is where this host cannot go on with it. Nothing that was
-//! begun is begun again.
+//! # Invariants
+//! - Every session that the log does not call ended is either restarted from its last committed
+//!   round, or left as it is if this host cannot continue it.
+//! - Nothing that had begun is begun again.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::handle::{Session, held};
 use super::{SessionId, Sessions};
 
 impl Sessions {
-    /// Every session that the log does not call ended.
+    /// The ids of all sessions that the log does not call ended.
     pub async fn in_log(&self) -> Result<HashSet<String>, StoreError> {
         let read = |connection: &rusqlite::Connection| {
             let rows = SessionRow::alive(connection)?;
@@ -26,20 +27,20 @@ impl Sessions {
         self.shared.deps.store.read_when_possible(read).await
     }
 
-    /// Starts every session again that has not ended, and returns how many. Those that wait for their users
-    /// are not started, nor counted. One that cannot go on (its policy is not in this deployment, its
-    /// secrets do not open with this key) is left in the log and in its workspace, for a start that has what
-    /// it needs; the host's log says why.
+    /// Restarts every session that has not ended, and returns how many. Sessions that wait for
+    /// their users are neither started nor counted. A session that cannot continue (its policy is
+    /// not in this deployment, or its secrets do not open with this key) stays in the log, with its
+    /// workspace, for a start that has what it needs; the host's log says why.
     pub async fn recover(&self) -> Result<usize, StoreError> {
         self.go_on(false).await
     }
 
-    /// The same, and all of them wait for their users.
+    /// Like [`Sessions::recover`], but holds all of them until their users come back.
     pub async fn recover_held(&self) -> Result<(), StoreError> {
         self.go_on(true).await.map(drop)
     }
 
-    /// How many wait for their users to come back.
+    /// The number of sessions that wait for their users to come back.
     pub fn count_held(&self) -> usize {
         let registry = held(&self.shared.registry);
         let is_held = |session: &&Arc<Session>| *held(&session.standing) == Standing::Held;
@@ -63,7 +64,8 @@ impl Sessions {
         let mut count = 0;
         for (mut row, effects, unread, plugin) in rows {
             row.held |= hold_all;
-            // One that nobody started waits anyway, and what is left of one that is over goes in any case.
+            // A session that was never started waits anyway, and one that is over is cleaned up in
+            // any case.
             row.held &= row.status == Status::Running;
             let held = row.held;
             count += usize::from(self.resume(row, effects, unread, plugin) && !held);
@@ -100,14 +102,14 @@ impl Sessions {
             let (name, digest) = (&row.fixed.policy, plugin.as_deref().unwrap_or_default());
             let policy = match generation.policies.successor(name, digest) {
                 Some(policy) => policy,
-                // In the words of whoever offers them.
+                // In the words of the provider that offers them.
                 None => generation
                     .policies
                     .find(Some(name))
                     .map_err(|cause| cause.to_string())?,
             };
             let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
-                // The build that had it may be there still, while the active one is on probation.
+                // The previous build may still be loaded while the active one is on probation.
                 Some(Err(reason)) => {
                     let older = generation.policies.older(name, &policy.info().digest);
                     let own = older.filter(|older| older.info().digest == digest);
@@ -148,7 +150,7 @@ impl Sessions {
         if row.held {
             session.stands(Standing::Held);
         } else if row.status != Status::Created {
-            // One that nobody started yet still waits for its client.
+            // A session that was never started still waits for its client.
             self.start(&session);
         }
         true

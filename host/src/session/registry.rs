@@ -1,7 +1,9 @@
-//! Owns which sessions live: by their id, by their user, and by the work they do.
+//! The registry of live sessions: by id, by user, and by the work they do.
 //!
-//! What always holds: a user has no more places than allowed, those of sessions that are just being
-//! made counted; a place is given back when its session is forgotten, or never came to be.
+//! # Invariants
+//! - A user has no more session slots than allowed, including those of sessions that are being
+//!   created.
+//! - A slot is released when its session is forgotten or was never created.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -16,7 +18,7 @@ use super::{CreateError, SessionId, Shared};
 pub(super) struct Registry {
     pub(super) by_id: HashMap<SessionId, Arc<Session>>,
     pub(super) by_user: HashMap<UserId, HashSet<SessionId>>,
-    /// The newest session of the same user, project, task and repository.
+    /// The newest session for each user, project, task and repository.
     pub(super) by_work: HashMap<u64, SessionId>,
 }
 
@@ -34,7 +36,7 @@ impl Session {
     }
 }
 
-/// A place among a user's sessions, held while one is made; given back where none came of it.
+/// One of a user's session slots, held during creation and released if no session results.
 pub(super) struct Claim {
     shared: Arc<Shared>,
     user: UserId,
@@ -84,7 +86,7 @@ impl Shared {
         registry.release(&session.about.user, &session.about.id);
     }
 
-    /// Takes one of the user's places for a session that is about to be made.
+    /// Claims one of the user's slots for a session that is about to be created.
     pub(super) fn claim(
         self: &Arc<Self>,
         user: &UserId,

@@ -1,17 +1,18 @@
-//! Owns how new sessions are split between a policy's active build and a candidate.
+//! The split of new sessions between a policy's active build and a candidate.
 //!
-//! What always holds: of the first n sessions that came to be, the candidate has exactly ⌊n · share ÷ 100⌋,
-//! so of a hundred exactly its share, in an even order and without chance. A session that was refused
-//! takes nobody's turn.
+//! # Invariants
+//! - Of the first n sessions that are created, the candidate has exactly ⌊n · share ÷ 100⌋: its
+//!   exact share of each hundred, evenly spread and without randomness.
+//! - A session that was refused does not use up a slot.
 
 use std::sync::{Arc, Mutex};
 
 use super::handle::held;
 
-/// The turns of one candidate.
+/// The traffic split of one candidate.
 #[derive(Debug)]
 pub struct Share {
-    /// Of a hundred.
+    /// The candidate's share, in percent.
     percent: u8,
     turns: Mutex<Turns>,
 }
@@ -23,7 +24,7 @@ struct Turns {
 }
 
 impl Share {
-    /// Nobody had a turn yet.
+    /// Creates a split in which no slot has been assigned.
     pub fn new(percent: u8) -> Self {
         Self {
             percent,
@@ -31,11 +32,11 @@ impl Share {
         }
     }
 
-    /// The next turn.
+    /// Assigns the next slot.
     pub fn take(self: &Arc<Self>) -> Turn {
         let mut turns = held(&self.turns);
         turns.all += 1;
-        // What it is owed by then is one more than it has had.
+        // The candidate gets this slot if it is owed more than it has had.
         let owed = turns.all * u64::from(self.percent) / 100;
         let is_candidates = turns.candidates < owed;
         turns.candidates += u64::from(is_candidates);
@@ -48,7 +49,7 @@ impl Share {
     }
 }
 
-/// A turn; given back where it is dropped before it is kept.
+/// A slot; released if it is dropped before it is kept.
 #[derive(Debug)]
 pub struct Turn {
     share: Arc<Share>,
@@ -57,12 +58,12 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether it is the candidate's.
+    /// Returns whether the slot is the candidate's.
     pub fn is_candidates(&self) -> bool {
         self.is_candidates
     }
 
-    /// A session came of it.
+    /// Keeps the slot: a session was created for it.
     pub fn keep(mut self) {
         self.is_kept = true;
     }
@@ -122,7 +123,8 @@ mod tests {
             }
         }
 
-        /// However many are made at once: none has two turns, and it comes out even in the end.
+        /// However many slots are taken at once, none is assigned twice, and the split is exact in
+        /// the end.
         #[test]
         fn turns_at_once_come_out_even(
             percent in 1..=99_u8,

@@ -1,7 +1,10 @@
-//! Owns the rows of users' git accounts, wherever they are kept.
+//! Users' git accounts, and the trait for the stores that keep them.
 //!
-//! What always holds: every look and every change names the user, and another user's account is not
-//! there; a user has one account of each provider; a token is in its row in its sealed form alone.
+//! # Invariants
+//! - Every lookup and every change names the user, and another user's account does not exist for
+//!   it.
+//! - A user has one account per provider.
+//! - A row holds the token only in its sealed form.
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
@@ -15,54 +18,54 @@ use crate::auth::Identity;
 /// A git account that a user connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Integration {
-    /// Its id.
+    /// The row's id.
     pub id: String,
-    /// In capital letters: `GITHUB`, `GITLAB`.
+    /// The provider, in capital letters: `GITHUB`, `GITLAB`.
     pub provider: String,
-    /// What the user calls it.
+    /// The user's name for the account.
     pub label: Option<String>,
-    /// The token, sealed, in hex.
+    /// The sealed token, in hex.
     pub access_token_encrypted: String,
-    /// What it was sealed with besides the key, in hex.
+    /// The initialization vector that the token was sealed with, in hex.
     pub iv: String,
-    /// The account's name there.
+    /// The account's name at the provider.
     pub external_username: Option<String>,
-    /// What the token may do, and behind `||` the address of a server of one's own.
+    /// The token's scopes and, after `||`, the address of a self-hosted server.
     pub scopes: Option<String>,
-    /// When it was connected.
+    /// Time at which the account was connected.
     pub created_at: DateTime<Utc>,
 }
 
-/// An account that is to be kept.
+/// An account to be stored.
 #[derive(Debug, Clone)]
 pub struct NewIntegration {
-    /// In capital letters.
+    /// The provider, in capital letters.
     pub provider: String,
-    /// What it is called.
+    /// The user's name for the account.
     pub label: String,
-    /// The token, sealed, in hex.
+    /// The sealed token, in hex.
     pub access_token_encrypted: String,
-    /// What it was sealed with besides the key, in hex.
+    /// The initialization vector that the token was sealed with, in hex.
     pub iv: String,
-    /// The account's name there.
+    /// The account's name at the provider.
     pub external_username: String,
     /// As in [`Integration`].
     pub scopes: String,
 }
 
-/// What a call gives, later.
+/// The future result of a call.
 pub type Kept<T> = BoxFuture<'static, Result<T, RecordError>>;
 
-/// Where users' git accounts are kept. `who` is the caller: with their own token where row-level security
-/// is to decide, else the user that a server acts for.
+/// A store of users' git accounts. `who` is the caller: with their own token if row-level security
+/// is to decide, otherwise the user that a server acts for.
 pub trait Integrations: Send + Sync {
-    /// The user's accounts, by provider.
+    /// Returns the user's accounts, ordered by provider.
     fn list(&self, who: &Identity) -> Kept<Vec<Integration>>;
-    /// The user's account of a provider.
+    /// Returns the user's account at a provider.
     fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>>;
-    /// Keeps an account in the place of the user's other one of that provider.
+    /// Stores an account, replacing the user's previous one at that provider.
     fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()>;
-    /// Forgets an account. False where there is none.
+    /// Deletes an account. Resolves to `false` if there is none.
     fn delete(&self, who: &Identity, provider: &str) -> Kept<bool>;
 }
 

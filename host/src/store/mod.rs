@@ -1,18 +1,21 @@
-//! Owns the database: one SQLite file for the log of sessions and the record of chats. Where a
-//! deployment keeps that record in Supabase (`supabase`), it is written here first, and `outbox` sends
-//! it on.
+//! The database: one SQLite file for the session log and for chats. If a deployment keeps its chats
+//! in Supabase (`supabase`), they are written here first, and `outbox` sends them on.
 //!
-//! What always holds: there is one process (a lock file), and in it one writer, an operating system
-//! thread that commits what many sessions wrote together; a write is acknowledged only after its
-//! commit, and one write that fails undoes itself and none of its neighbours. Reads have connections
-//! of their own and never wait for the writer. The folder is the owner's alone (0700), the file too
-//! (0600).
+//! # Invariants
+//! - There is one process (enforced by a lock file), and in it one writer, an operating system
+//!   thread that commits what many sessions wrote together.
+//! - A write is acknowledged only after its commit. A write that fails undoes itself and none of
+//!   its neighbours.
+//! - Reads have connections of their own and never wait for the writer.
+//! - Only the owner can access the folder (0700) and the file (0600).
 //!
-//! `synchronous=NORMAL` with a write-ahead log: whatever was acknowledged survives a crash or a kill
-//! of this process, since the operating system has the pages. A power failure or a crash of the
-//! operating system may take the last moments (what was written since the last checkpoint and not
-//! yet flushed); the file stays consistent, and a session then goes on from the last step that is
-//! there. FULL would cost one flush for each group commit and guard against nothing else.
+//! # Durability
+//! The database uses `synchronous=NORMAL` with a write-ahead log: whatever was acknowledged
+//! survives a crash or a kill of this process, since the operating system has the pages. A power
+//! failure or a crash of the operating system may lose the last moments (what was written since the
+//! last checkpoint and not yet flushed); the file stays consistent, and a session then continues
+//! from the last step that is there. FULL would cost one flush per group commit and guard against
+//! nothing else.
 
 mod accounts;
 pub mod blobs;
@@ -66,13 +69,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-/// The database's file, in the storage folder.
+/// The name of the database file in the storage folder.
 const DATABASE: &str = "lucid.db";
 /// How long a write waits for another process's lock.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Held locked by the process that uses the folder.
+/// The lock file, held by the process that uses the folder.
 const LOCK: &str = "lucid.lock";
-/// One for each version, in order; `user_version` counts those that were run.
+/// The migrations, one per version, in order; `user_version` counts those that were run.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0001_log_and_chats.sql"),
     include_str!("../../../migrations/0002_inbox.sql"),
@@ -89,24 +92,24 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0013_texts.sql"),
 ];
 
-/// Why the store did not do what it was asked.
+/// Why a call of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The folder or a file in it.
+    /// The folder or a file in it could not be used.
     #[error("the storage folder {path} cannot be used: {cause}")]
     Folder {
-        /// Which folder or file.
+        /// The path of the folder or file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: std::io::Error,
     },
-    /// Another process has it.
+    /// Another process uses the folder.
     #[error(
         "the storage folder {0} is in use by another lucid; stop that one, or choose another folder"
     )]
     InUse(PathBuf),
-    /// SQLite said no.
+    /// An error from SQLite.
     #[error("the database refused: {0}")]
     Database(#[from] rusqlite::Error),
     /// The group's transaction could not be committed; nothing of it is written.
@@ -115,15 +118,15 @@ pub enum StoreError {
     /// The file was written by a newer build.
     #[error("the database has version {found}, and this build knows {known}; use a newer lucid")]
     TooNew {
-        /// In the file.
+        /// The version in the file.
         found: i64,
-        /// In this build.
+        /// The version that this build knows.
         known: i64,
     },
-    /// What is written there is not what this build writes.
+    /// The stored content is not what this build writes.
     #[error("the log holds something that this build does not understand: {0}")]
     Content(String),
-    /// The writer is gone, or a write came to grief.
+    /// The writer has ended, or the write panicked.
     #[error("the store is closed, or a write in it failed badly; the log of the host says more")]
     Closed,
 }
@@ -141,7 +144,7 @@ struct Inner {
     health: Health,
     folder: PathBuf,
     uptime: uptime::Uptime,
-    /// Whether chats are sent on to another store, and who is told of new ones.
+    /// Set if chats are sent to another store; notified of new ones.
     news: OnceLock<Arc<outbox::News>>,
     _lock: File,
 }
@@ -155,7 +158,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the database in a folder, and makes both where they are not there. Blocks shortly.
+    /// Opens the database in a folder, creating both if necessary. Blocks briefly.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -212,12 +215,12 @@ impl Store {
         })
     }
 
-    /// Where it is kept.
+    /// The storage folder.
     pub fn folder(&self) -> &Path {
         &self.inner.folder
     }
 
-    /// What the store is called in `GET /`.
+    /// The store's name in `GET /`.
     pub fn kind(&self) -> &'static str {
         match self.inner.news.get() {
             Some(_) => "supabase",
@@ -225,32 +228,32 @@ impl Store {
         }
     }
 
-    /// From now on chats are sent on, and who sends them is told of new ones.
+    /// Turns on sending of chats, and returns the notifier for new ones.
     fn announce(&self) -> Arc<outbox::News> {
         self.inner.news.get_or_init(Arc::default).clone()
     }
 
-    /// Whether the chat of a new session is to be sent on.
+    /// Returns whether the chat of a new session is to be sent to another store.
     pub fn sends_chats(&self) -> bool {
         self.inner.news.get().is_some()
     }
 
-    /// A session and its chat were written.
+    /// Notifies the outbox that a session and its chat were written.
     pub fn wrote_chat(&self) {
         if let Some(news) = self.inner.news.get() {
             news.chat();
         }
     }
 
-    /// A step was written, with so many lines of its chat.
+    /// Notifies the outbox that a step was written, with this many chat messages.
     pub fn wrote_lines(&self, lines: usize) {
         if let Some(news) = self.inner.news.get() {
             news.lines(lines);
         }
     }
 
-    /// Runs one write in the writer's thread, and returns when it is committed. A write that returns
-    /// an error leaves nothing behind.
+    /// Runs one write in the writer's thread, and returns when it is committed. A write that
+    /// returns an error leaves nothing behind.
     pub async fn write<T, F>(&self, write: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -259,8 +262,8 @@ impl Store {
         self.write_within(PATIENCE, write).await
     }
 
-    /// The same for one that has less patience with another process's lock: it tries again by itself, or
-    /// has somebody who waits.
+    /// Like [`Store::write`], but waits less long for another process's lock, for a caller that
+    /// retries by itself or is being waited for.
     pub async fn write_within<T, F>(&self, patience: Duration, write: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -274,7 +277,7 @@ impl Store {
         &self.inner.health
     }
 
-    /// Writes something that changes nothing, so that [`Store::health`] is known.
+    /// Performs a write that changes nothing, to update [`Store::health`].
     pub async fn probe(&self) -> Result<(), StoreError> {
         let same = |connection: &Connection| {
             let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -283,7 +286,7 @@ impl Store {
         self.write_within(Duration::ZERO, same).await
     }
 
-    /// Runs a write that deletes what is to be gone from the disk too, SQLite's own log included.
+    /// Runs a write whose deletions must also disappear from the disk, including SQLite's own log.
     pub(super) async fn erase<T, F>(&self, erase: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -308,8 +311,7 @@ impl Store {
         store.readers.read(read).await
     }
 
-    /// The same for one that waits as long as the reason of a failure may pass. May be dropped while it
-    /// waits.
+    /// Like [`Store::read`], but retries for as long as the failure is transient. Cancel safe.
     pub async fn read_when_possible<T, F>(&self, read: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -329,26 +331,26 @@ impl Store {
         }
     }
 
-    /// From now on the writer lets through this many writes and then is as dead as after a crash.
+    /// Makes the writer accept this many more writes and then stop as in a crash.
     #[cfg(test)]
     pub(crate) fn crash_after(&self, writes: u64) {
         self.inner.writer.crash_after(writes);
     }
 
-    /// From now on the disk is full, or not any more.
+    /// Simulates a full disk, or ends the simulation.
     #[cfg(test)]
     pub(crate) fn fill_disk(&self, full: bool) {
         self.inner.writer.fill_disk(full);
     }
 
-    /// How many transactions and how many writes there were.
+    /// The number of transactions and of writes so far.
     #[cfg(test)]
     pub(crate) fn written(&self) -> (u64, u64) {
         self.inner.writer.written()
     }
 }
 
-/// The database in a folder, to be read only: also beside the process that has it.
+/// Opens the database in a folder read-only, even while another process uses it.
 pub fn look(folder: &Path) -> Result<Connection, StoreError> {
     let path = folder.join(DATABASE);
     if let Err(cause) = path.metadata() {
@@ -366,15 +368,15 @@ pub fn look(folder: &Path) -> Result<Connection, StoreError> {
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(PATIENCE)?;
-    // No folder for temporary files is needed, and none that is full can fail a savepoint.
+    // No folder for temporary files is needed, and a full one cannot make a savepoint fail.
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.set_prepared_statement_cache_capacity(64);
     if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
-        // What is deleted is not left behind in pages that are free.
+        // Deleted content is not left behind in free pages.
         connection.pragma_update(None, "secure_delete", "on")?;
-        // 16 MB of log before it is folded back: fewer, longer stretches of copying.
+        // 16 MB of log before a checkpoint: fewer, longer stretches of copying.
         connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
         connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     }

@@ -1,11 +1,14 @@
-//! Owns how a session's own secrets (its API key, its git token) are kept in the log.
+//! Encryption of a session's own secrets (its API key and git token) in the log.
 //!
-//! What always holds: what is written is XChaCha20-Poly1305 under a key that is used for nothing
-//! else, with a fresh random nonce each time, and it is bound to a context: a text sealed for one
-//! session cannot be moved to another one's row and opened there. Whatever does not open exactly is
-//! refused; plain text that was worked on is wiped.
+//! A sealed secret is one version byte, 24 bytes of nonce, the ciphertext, and 16 bytes of tag.
 //!
-//! The form is one version byte, 24 bytes of nonce, the cipher text, and 16 bytes of tag.
+//! # Invariants
+//! - Secrets are sealed with XChaCha20-Poly1305 under a key that is used for nothing else, with a
+//!   fresh random nonce each time.
+//! - Each is bound to a context: a secret sealed for one session cannot be moved to another
+//!   session's row and opened there.
+//! - Whatever does not open exactly is refused.
+//! - Plaintext buffers are wiped.
 
 use chacha20poly1305::aead::{AeadInPlace, KeyInit};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
@@ -21,18 +24,18 @@ const VERSION: u8 = 1;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 
-/// Why something that was sealed cannot be opened.
+/// Why a sealed secret cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// Too short, or written in a form that this version does not know.
+    /// It is too short, or has a format that this version does not know.
     #[error("a sealed secret is cut short or has a form that this version does not know")]
     Form,
-    /// Another key, another context, or changed bytes: these cannot be told apart.
+    /// Another key, another context, or altered bytes: these cannot be distinguished.
     #[error(
         "a sealed secret does not open: ENCRYPTION_KEY (or the file seal-secret) is not the one it was sealed with, or its bytes were changed"
     )]
     Refused,
-    /// It opened, but to something that is not a text.
+    /// It opened, but the content is not text.
     #[error("a sealed secret opened to something that is not text")]
     NotText,
 }
@@ -72,8 +75,8 @@ impl Sealer {
             context.as_bytes(),
             &mut body,
         ) else {
-            // Only for more than 256 GiB at once, which no secret has. Nothing is kept then, and
-            // `open` refuses an empty value.
+            // Only possible for more than 256 GiB at once, which no secret has. Nothing is stored
+            // then, and `open` refuses an empty value.
             return Vec::new();
         };
         let mut sealed = Vec::with_capacity(1 + NONCE + body.len() + TAG);
@@ -84,7 +87,7 @@ impl Sealer {
         sealed
     }
 
-    /// Opens what [`Sealer::seal`] gave for the same context.
+    /// Opens what [`Sealer::seal`] returned for the same context.
     pub fn open(&self, sealed: &[u8], context: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let (&version, rest) = sealed.split_first().ok_or(SealError::Form)?;
         if version != VERSION || rest.len() < NONCE + TAG {

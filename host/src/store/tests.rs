@@ -1,4 +1,4 @@
-//! Tests of the writer, the readers, and what the file is.
+//! Tests of the writer, the readers and the database file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
@@ -146,7 +146,7 @@ async fn a_write_that_finds_no_room_fails_its_whole_group_and_leaves_nothing() {
     let (go, wait) = mpsc::channel::<()>();
     let held = store.write(move |connection| {
         let _ = wait.recv();
-        // SQLite itself finds the database full, and undoes the transaction.
+        // SQLite itself finds the database full, and rolls back the transaction.
         let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
         connection.pragma_update(None, "max_page_count", pages)?;
         add(connection, 0)
@@ -164,7 +164,7 @@ async fn a_write_that_finds_no_room_fails_its_whole_group_and_leaves_nothing() {
     let (held, large, small, ()) = tokio::join!(held, large, small, release);
     let full = Some(Transient::DiskFull);
     for outcome in [held.map(drop), large, small] {
-        // What was committed in a group of its own is there.
+        // A write that was committed in a group of its own is there.
         if let Err(cause) = outcome {
             assert_eq!(cause.transient(), full);
         }

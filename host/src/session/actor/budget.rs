@@ -1,24 +1,27 @@
-//! Owns what a session may use: model calls for each task, tokens and money for the whole of it.
+//! A session's limits: model calls per task, tokens and cost for the whole session.
 //!
-//! What always holds: what is left is never less than nothing; a limit that is reached refuses the next
-//! model call, and never stops one that is under way, so the task ends politely and its session goes on.
-//! Time is no such budget: a task that takes too long may hang, in a tool or a model, and nobody may
-//! look; the actor ends its whole session, whatever runs. Its policy hears in time how much is left.
+//! # Invariants
+//! - A remaining amount never goes below zero.
+//! - A limit that is reached refuses the next model call and never stops one in progress, so the
+//!   task ends cleanly and the session stays usable.
+//! - Time is not a budget of this kind. A task that runs too long may be hanging in a tool or a
+//!   model, with nobody watching, so the actor ends the whole session, whatever is running. The
+//!   policy is told in time how much is left.
 
 use crate::store::{Counters, NewSessionRow};
 use crate::types::plural;
 
-/// What a session may use.
+/// The limits of a session.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Budget {
-    /// Model calls for one task.
+    /// Model calls allowed per task.
     pub(crate) iterations: u32,
     pub(crate) tokens: Option<u64>,
     pub(crate) cost: Option<u64>,
 }
 
 impl Budget {
-    /// Of a session that was made with these limits.
+    /// Creates the budget of a session that was created with these limits.
     pub(super) fn new(fixed: &NewSessionRow, iterations: u32) -> Self {
         Self {
             iterations,
@@ -27,24 +30,25 @@ impl Budget {
         }
     }
 
-    /// How many model calls the open task may still make.
+    /// Returns how many model calls the open task may still make.
     pub(super) fn iterations_left(&self, counters: &Counters) -> u32 {
         self.iterations.saturating_sub(counters.iterations)
     }
 
-    /// How many tokens the session may still use.
+    /// Returns how many tokens the session may still use, or `None` if there is no limit.
     pub(crate) fn tokens_left(&self, counters: &Counters) -> Option<u64> {
         let used = counters.totals.tokens();
         self.tokens.map(|limit| limit.saturating_sub(used))
     }
 
-    /// What the session may still cost, in millionths of a US dollar.
+    /// Returns what the session may still cost, in millionths of a US dollar, or `None` if there is
+    /// no limit.
     pub(super) fn cost_left(&self, counters: &Counters) -> Option<u64> {
         let used = counters.totals.cost;
         self.cost.map(|limit| limit.saturating_sub(used))
     }
 
-    /// Why there is no further model call; none where there may be one.
+    /// Returns why no further model call is allowed, or `None` if one is.
     pub(crate) fn refusal(&self, counters: &Counters) -> Option<String> {
         if self.iterations_left(counters) == 0 {
             return Some(format!(
@@ -72,13 +76,13 @@ impl Budget {
     }
 }
 
-/// Without zeros that say nothing, such as `0.5`.
+/// Formats an amount without trailing zeros, such as `0.5`.
 fn dollars(micros: u64) -> String {
     let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// The lower of two limits, where there is any.
+/// Returns the lower of two optional limits.
 pub(crate) fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),

@@ -1,10 +1,12 @@
-//! How a session comes to rest when the host is told to stop.
+//! Brings a session to rest when the host is told to stop.
 //!
 //! # Invariants
-//! From here on nothing begins. The command that runs, or is about to, comes to its end where there is
-//! time for it, and its result is written as always; what the policy wants next is in the log as not
-//! begun, and begins at the next start. A failure of the host's own says nothing about a command while
-//! everything around it is being taken down, so it is left open, and is lost at the next start.
+//! - Once halting has begun, no new work starts.
+//! - The command that is running, or about to run, finishes if there is time, and its result is
+//!   written as usual.
+//! - What the policy requests next is logged as not begun, and begins at the next start.
+//! - An internal error says nothing about a command while everything around it is being taken down,
+//!   so the effect is left open and counts as lost at the next start.
 
 use std::collections::HashMap;
 
@@ -16,7 +18,7 @@ use super::{Actor, End};
 use crate::session::round::Begin;
 
 impl Actor {
-    /// Waits for the command that runs, and writes what became of it.
+    /// Waits for the running command and records its outcome.
     pub(super) async fn come_to_rest(&mut self) -> End {
         self.effects.pause();
         loop {
@@ -50,7 +52,7 @@ impl Actor {
         }
     }
 
-    /// Begins what the last host wrote down and did not begin.
+    /// Starts the effects that the previous host logged but did not begin.
     pub(super) async fn begin_paused(&mut self) -> Result<(), End> {
         if self.paused.is_empty() {
             return Ok(());
@@ -64,7 +66,7 @@ impl Actor {
                 HashMap::new()
             }
         };
-        // From here on the log calls them begun: after a crash they are lost like any other.
+        // From here on the log says they have begun: after a crash they are lost like any other.
         let id = self.id.clone();
         self.persist(move |connection| store::mark_begun(connection, &id))
             .await?;
@@ -80,7 +82,7 @@ impl Actor {
         Ok(())
     }
 
-    /// The commands that opened these effects.
+    /// Looks up the commands that opened these effects.
     async fn commands_of(&self, wanted: Vec<String>) -> Result<HashMap<String, Begin>, StoreError> {
         let id = self.id.to_string();
         let read = move |connection: &rusqlite::Connection| {
@@ -98,7 +100,7 @@ impl Actor {
                     else {
                         continue;
                     };
-                    // The newest first: an effect's name may be used again once it is over.
+                    // Newest first: an effect's name may be reused once it is closed.
                     if wanted.contains(effect) && !found.contains_key(effect) {
                         found.insert(effect.clone(), begin);
                     }

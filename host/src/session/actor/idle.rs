@@ -1,15 +1,18 @@
-//! What becomes of a session that nobody is attached to.
+//! The idle policy: what happens to a session that nobody is attached to.
 //!
 //! # Invariants
-//! A session whose task is open goes on without anybody: its own limits end the task. From when it is idle,
-//! or from when the last client left it where that was later, it has the grace time. One that waits for its
-//! user's answer keeps more: the user was asked, and may come back tomorrow, and what was done until the
-//! question would be lost. The sandbox is the expensive part, so that is given back after the grace time, and
-//! the next tool gets another; what is left costs a row of the log, the workspace and one of the user's
-//! places. That too has an end: a week after the last thing that happened, longer than a weekend and shorter
-//! than a secret should lie about for a session that nobody wants. The week is counted in the host's uptime,
-//! which is in the database, so that it ends also on a host that is restarted every day, and no clock that is
-//! set forward ends it. It is no setting: whoever wants less can stop the session.
+//! - A session with an open task continues without a client; its own limits end the task.
+//! - An idle session gets the grace period, counted from when it became idle or from when its last
+//!   client left, whichever is later.
+//! - A session that waits for its user's answer is kept longer: the user was asked and may come
+//!   back tomorrow, and the work done before the question would be lost. The sandbox is the
+//!   expensive part, so it is released after the grace period, and the next tool gets a new one.
+//!   What remains costs a row in the log, the workspace and one of the user's session slots.
+//! - That wait ends a week after the last activity: longer than a weekend, and shorter than a
+//!   secret should be kept for a session that nobody wants. The week is counted in the host's
+//!   uptime, which is stored in the database, so it also ends on a host that restarts every day,
+//!   and setting the clock forward does not end it. It is not configurable: a user who wants less
+//!   can stop the session.
 
 use std::sync::Weak;
 use std::time::{Duration, Instant};
@@ -19,23 +22,23 @@ use tokio_util::sync::CancellationToken;
 use crate::session::handle::{Session, held};
 use crate::session::{CloseReason, PlaceSpec, Shared, retention};
 
-/// How long a question waits for its answer with nobody there.
+/// How long a question waits for its answer with nobody attached.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
 
-/// Said where the sandbox is given back.
+/// The message shown when the sandbox is released.
 pub(super) const PUT_AWAY: &str = "Nobody was connected while the agent waits for an answer, so its sandbox was given back, and what ran in it has ended. The files are there, and the next command gets a new one.";
 
-/// What a session does, as far as it matters when nobody is there.
+/// The state of a session, as far as it matters while nobody is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It is being set up, or a task is open.
+    /// Being set up, or running a task.
     Works,
-    /// It waits for its user's answer, and for nothing else. Holds the host's uptime when something last
-    /// happened, in milliseconds.
+    /// Waiting for its user's answer and nothing else. Holds the host's uptime at the last
+    /// activity, in milliseconds.
     Asks(u64),
-    /// No task is open, since then.
+    /// No task is open, since this instant.
     Idle(Instant),
-    /// It is not started, until its user comes back or an operator wants it.
+    /// Not started until its user comes back or an operator asks for it.
     Held,
 }
 
@@ -46,7 +49,8 @@ enum Verdict {
     Ends,
 }
 
-/// `alone`: how long nobody has been there. `uptime`: the host's, in milliseconds.
+/// Decides what happens to the session. `alone` is how long nobody has been attached; `uptime` is
+/// the host's uptime in milliseconds.
 fn verdict(
     standing: Standing,
     alone: Option<Duration>,
@@ -76,7 +80,7 @@ fn verdict(
 }
 
 impl Session {
-    /// What its files are known by.
+    /// The key of the session's files.
     fn spec(&self) -> PlaceSpec {
         PlaceSpec {
             session: self.about.id.to_string(),
@@ -85,7 +89,8 @@ impl Session {
         }
     }
 
-    /// What it does from here on. One that was idle before stays so since then.
+    /// Sets the current state. A session that was already idle keeps the time at which it became
+    /// so.
     pub(crate) fn stands(&self, standing: Standing) {
         let mut known = held(&self.standing);
         if !matches!((*known, standing), (Standing::Idle(_), Standing::Idle(_))) {
@@ -94,7 +99,7 @@ impl Session {
     }
 }
 
-/// Looks after the sessions that nobody is attached to, as long as there are sessions.
+/// Watches over unattended sessions until the host halts or drops its sessions.
 pub(crate) async fn sweep(
     shared: Weak<Shared>,
     halt: CancellationToken,
@@ -120,7 +125,7 @@ pub(crate) async fn sweep(
             let standing = *held(&session.standing);
             match verdict(standing, session.alone_for(), now, grace) {
                 Verdict::Stays => {}
-                // Its actor looks once more: somebody may have answered just now.
+                // The actor checks again: somebody may have answered just now.
                 Verdict::GivesBack => session.unattended.notify_one(),
                 Verdict::Ends if keeps && shared.deps.places.has_workspace(&session.spec()) => {
                     session.stop(kept.clone());

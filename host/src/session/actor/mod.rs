@@ -1,9 +1,10 @@
-//! Owns a session's life: one task that takes what arrives, lets the policy decide, writes, shows and
-//! begins, in this order and one round after the other.
+//! The session actor: one task that owns a session's life. Each round drains the mailbox, steps the
+//! policy, commits, publishes and starts effects, in this order, one round after the other.
 //!
-//! What always holds: nothing is shown or begun before the round that says so is committed. The actor
-//! ends with its session, and takes effects, sandbox and workspace along; at a shutdown it leaves
-//! the log and the workspace, from which it goes on.
+//! # Invariants
+//! - Nothing is shown or started before the round that says so is committed.
+//! - The actor ends with its session and takes its effects, sandbox and workspace with it. At a
+//!   shutdown it leaves the log and the workspace, from which the session resumes.
 
 pub(crate) mod budget;
 mod halting;
@@ -38,21 +39,21 @@ use super::ports::{
 };
 use super::round::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
 
-/// How much is taken into one round.
+/// The maximum number of messages taken into one round.
 const ROUND: usize = 64;
 
-/// Why the rounds ended.
+/// Why the loop of rounds ended.
 #[derive(Debug)]
 enum End {
-    /// Somebody wants it to end.
+    /// The session was asked to end.
     Stopped,
-    /// The host goes down; the session does not.
+    /// The host is shutting down; the session lives on.
     Halted,
-    /// The open task took too long.
+    /// The open task exceeded its time limit.
     TimedOut,
-    /// There is no place to work in.
+    /// No execution environment could be provided. Holds the reason.
     NoPlace(String),
-    /// The log can never be written, and why.
+    /// The log can never be written. Holds the reason.
     Broken(String),
 }
 
@@ -65,14 +66,14 @@ pub(super) struct Actor {
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
     deployment: Deployment,
-    /// The number of the generation that was looked at last.
+    /// The number of the last generation that was examined.
     looked_at: u64,
-    /// Held for a round that is there only to move.
+    /// Held during a round that only moves the session to another generation.
     turn: Option<OwnedSemaphorePermit>,
     generation: Arc<Generation>,
     policy: Arc<dyn Policy>,
-    /// The build of the policy that left the state, where that is another and this one has yet to take
-    /// it over.
+    /// The policy build that left the state, if it is a different build and this one has yet to
+    /// take the state over.
     taken_over: Option<String>,
     /// The number of the generation that this session cannot move to.
     passed_over: Option<u64>,
@@ -82,25 +83,25 @@ pub(super) struct Actor {
     counters: Counters,
     open: BTreeMap<String, EffectKind>,
     state: Option<Snapshot>,
-    /// The branch that its task pushed.
+    /// The branch that the session's task pushed.
     pushed: Option<String>,
     shown: ShownTree,
-    /// What the agent said last in its open task.
+    /// The agent's last message in the open task.
     said: Option<Arc<str>>,
     queue: VecDeque<News>,
-    /// Effects that the log has, and that the last host did not begin any more.
+    /// Effects in the log that the previous host did not begin.
     paused: Vec<String>,
-    /// It waited for its user to come back.
+    /// The session was held until its user came back.
     was_held: bool,
     news: mpsc::Receiver<Box<News>>,
     effects: Effects,
     clock: TaskClock,
 }
 
-/// Characters of a change's title.
+/// The maximum length of a pull request's title, in characters.
 const TITLE: usize = 120;
 
-/// Lives a session from where the log left it until its end.
+/// Runs a session from where the log left it until its end.
 pub(super) async fn live(
     shared: Arc<Shared>,
     session: Arc<Session>,
@@ -125,7 +126,7 @@ pub(super) async fn live(
         .iter()
         .map(|effect| (effect.id.clone(), effect.kind))
         .collect();
-    // A session that has stepped went through provisioning.
+    // A session that has stepped has already been provisioned.
     let begun = found.counters.step > 0;
     let mut actor = Actor {
         effects: Effects::new(
@@ -184,7 +185,8 @@ pub(super) async fn live(
 }
 
 impl Actor {
-    /// What was running when the host stopped is lost, and its policy is told; what waited, waits on.
+    /// Reports what was running when the host stopped to the policy as lost; what was waiting
+    /// continues to wait.
     fn resume(&mut self, open: Vec<EffectRow>) {
         self.effects.reopen_workspace();
         self.effects.listen_again();
@@ -195,12 +197,13 @@ impl Actor {
                 }
                 EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
                 EffectKind::Timer => {
-                    // How long the host was away only the wall clock can say, and that may be wrong.
+                    // Only the wall clock can say how long the host was away, and it may be wrong.
                     let left = effect.due_at.unwrap_or(0).saturating_sub(now());
                     let left = left.min(effect.delay_ms.unwrap_or(u64::MAX));
                     self.effects.timer(effect.id, Duration::from_millis(left));
                 }
-                // Opening one that is open gives that one, so nothing is done twice.
+                // Opening a pull request that is already open returns the existing one, so nothing
+                // is done twice.
                 EffectKind::Change => self.open_change(self.pushed.clone(), String::new()),
                 EffectKind::Ask | EffectKind::Orphan => {}
             }
@@ -237,7 +240,7 @@ impl Actor {
         };
         let mut room = None;
         if self.shared.deps.places.refusal().is_none() {
-            // A clone takes its time, and the host may stop meanwhile.
+            // A clone takes time, and the host may stop meanwhile.
             let id = self.id.clone();
             let stop = self.session.stop.clone();
             let noted = self.persist(move |connection| store::mark_started(connection, &id));
@@ -246,7 +249,8 @@ impl Actor {
                 () = stop.cancelled() => return Err(End::Stopped),
                 noted = noted => noted?,
             };
-            // From here on the end of the session closes it, also while the repository comes.
+            // From here on the end of the session closes the environment, even while the repository
+            // is being cloned.
             let place = self.place().await?;
             tokio::select! {
                 biased;
@@ -260,7 +264,7 @@ impl Actor {
             room = Some(place);
         }
         let notices = self.add_tools(&mut started, room).await?;
-        // A person reads first that the session is there, and then what it lacks.
+        // The client reads first that the session exists, and then what it lacks.
         for notice in notices.into_iter().rev() {
             self.queue.push_front(News::Notice(notice));
         }
@@ -268,7 +272,8 @@ impl Actor {
         Ok(())
     }
 
-    /// Opens the deployment's tools, and puts them behind the place's own, whose names stay theirs.
+    /// Opens the deployment's tools and lists them after the environment's own, whose names take
+    /// precedence.
     async fn add_tools(
         &mut self,
         started: &mut Started,
@@ -312,7 +317,7 @@ impl Actor {
             () = self.session.stop.cancelled() => return Some(End::Stopped),
             () = self.shared.halt.cancelled() => return Some(End::Halted),
             () = sleep_until(deadline), if self.counters.task_open && !waits => {
-                // The process may have stood still.
+                // The process may have been suspended.
                 self.count_time();
                 if task_clock::left(&self.counters, limit).is_zero() {
                     return Some(End::TimedOut);
@@ -339,13 +344,13 @@ impl Actor {
         task_clock::waits_for_user(&self.counters, task_clock::kinds(&self.open))
     }
 
-    /// Counts the time of the open task until now.
+    /// Counts the open task's time up to now.
     fn count_time(&mut self) {
         let waits = self.waits_for_user();
         self.clock.count(&mut self.counters, waits);
     }
 
-    /// For whoever looks after sessions that are left alone.
+    /// Publishes the session's state for the sweep over unattended sessions.
     fn say_what_it_does(&self) {
         self.session.stands(if self.waits_for_user() {
             Standing::Asks(self.counters.uptime_ms)
@@ -365,18 +370,19 @@ impl Actor {
         });
     }
 
-    /// Gives the sandbox back, unless somebody came meanwhile.
+    /// Releases the sandbox, unless a client has attached meanwhile.
     async fn put_away(&mut self) {
         let grace = self.shared.deps.limits.grace;
         let alone = self.session.alone_for().is_some_and(|alone| alone >= grace);
-        // Looked at now: one that lived on over a restart is listened to while the actor waits.
+        // Checked now: an environment that survived a restart is subscribed to while the actor
+        // waits.
         if alone && self.effects.holds_place() {
             self.effects.put_away().await;
             self.queue.push_back(News::Notice(PUT_AWAY.to_owned()));
         }
     }
 
-    /// Takes what arrived, lets the policy decide, writes, shows, begins.
+    /// Runs one round: takes messages, steps the policy, commits, publishes, starts effects.
     async fn round(&mut self) -> Result<(), End> {
         let at = now();
         let limit = self.shared.deps.limits.task_time;
@@ -384,7 +390,7 @@ impl Actor {
         let mut counters = self.counters;
         counters.uptime_ms = self.shared.deps.store.uptime();
         if task_clock::left(&counters, limit).is_zero() {
-            // So no policy is asked what to do with no time left.
+            // So that no policy is stepped with no time left.
             return Err(End::TimedOut);
         }
         let next = self.next().await;
@@ -419,11 +425,11 @@ impl Actor {
             taken += 1;
         }
         if draft.is_empty() && next.is_none() {
-            // Whatever came was too late.
+            // Everything that arrived was too late.
             return Ok(());
         }
         if draft.inputs.is_empty() && next.is_none() {
-            // Something to see, and nothing to decide.
+            // Something to show, and nothing to decide.
             let round = draft.close_round(Status::Running, None);
             return self.commit(round).await;
         }
@@ -451,7 +457,7 @@ impl Actor {
         } else {
             match self.step(&context, &mut draft, next).await {
                 Some(stepped) => stepped,
-                // The newer build cannot, and the older one has nothing to decide.
+                // The newer build failed, and there is nothing for the older one to decide.
                 None if draft.is_empty() => return Ok(()),
                 None => {
                     let round = draft.close_round(Status::Running, None);
@@ -466,8 +472,8 @@ impl Actor {
         self.commit(round).await
     }
 
-    /// The first input once more, where the step that took it failed and the user now says something:
-    /// a policy without a state knows nothing of its task.
+    /// Returns the first input again if the step that took it failed and the user now sends a
+    /// message: a policy without a state knows nothing of its task.
     async fn start_again(&self) -> Option<Input> {
         let begun = self.state.is_some() || self.counters.step == 0;
         let said = |news: &News| matches!(news, News::Message(..));
@@ -477,7 +483,7 @@ impl Actor {
         self.first_input().await
     }
 
-    /// The input that began the session, out of the log.
+    /// Reads the input that began the session from the log.
     async fn first_input(&self) -> Option<Input> {
         let id = self.id.to_string();
         let first = move |connection: &_| store::logged_steps(connection, &id, 0);
@@ -507,7 +513,7 @@ impl Actor {
         self.shared.deps.store.wrote_lines(lines);
         self.counters = counters;
         if waited {
-            // The time that the log could not be written is not the task's.
+            // Time during which the log could not be written is not charged to the task.
             self.clock.count(&mut self.counters, true);
         }
         self.open = open;
@@ -522,7 +528,7 @@ impl Actor {
         }
         self.session.feed.publish(first, &frames);
         if waited && self.session.stop.is_cancelled() {
-            // What it held is given back already.
+            // Everything it held has already been released.
             return Ok(());
         }
         self.effects.at_step(self.counters.step.saturating_sub(1));
@@ -576,7 +582,8 @@ impl Actor {
         });
     }
 
-    /// Once: a second word of the same effect could be taken for another one's of that name.
+    /// Cancels an effect, and reports it once: a second report could be taken for a later effect of
+    /// the same name.
     fn cancel(&mut self, effect: String) {
         let told = |news: &News| matches!(news, News::Failed(name, _) if *name == effect);
         if !self.queue.iter().any(told) {

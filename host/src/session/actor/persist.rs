@@ -1,14 +1,14 @@
-//! Writes for a session's actor, and waits where the log cannot be written.
+//! Writes to the log for a session's actor, and waits while the log cannot be written.
 //!
 //! # Invariants
 //!
-//! - What is to be written is made once; each attempt writes the same bytes. Until one succeeds nothing of
-//!   it is shown, begun or acknowledged.
-//! - A failure that passes (a full disk, another process's lock) never ends a session. What never succeeds
-//!   does, with a sentence.
-//! - Clients are told when a wait begins and when it ends, outside of the log.
-//! - A session that is stopped meanwhile does no more work; that it is stopped is written as soon as that is
-//!   possible. A host that goes down makes one more attempt.
+//! - A write is prepared once, and each attempt writes the same bytes. Until one succeeds, nothing
+//!   of it is shown, started or acknowledged.
+//! - A transient failure (a full disk, another process's lock) never ends a session. A permanent
+//!   one does, with an explanation.
+//! - Clients are told when a wait begins and ends, outside of the log.
+//! - A session that is stopped during a wait does no more work; the stop is written as soon as
+//!   possible. A host that is shutting down makes one more attempt.
 
 use std::time::Duration;
 
@@ -20,18 +20,18 @@ use super::super::ports::News;
 use super::{Actor, End};
 use crate::session::stream::frames;
 
-/// How long an attempt waits for another process's lock. Clients hear of longer ones.
+/// How long an attempt waits for another process's lock. Clients are told of longer waits.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// A wait for the log.
+/// An ongoing wait for the log.
 struct Wait {
     attempts: Waiting,
-    /// The session was stopped meanwhile, and has given back what it held.
+    /// The session was stopped during the wait and has released what it held.
     is_quiet: bool,
 }
 
 impl Actor {
-    /// Writes, as soon as that is possible. Gives back whether it had to wait for that.
+    /// Writes as soon as that is possible. Returns whether it had to wait.
     pub(super) async fn persist<W>(&mut self, write: W) -> Result<bool, End>
     where
         W: Fn(&Connection) -> Result<(), StoreError> + Clone + Send + 'static,
@@ -89,7 +89,7 @@ impl Actor {
         }
     }
 
-    /// Ends what runs: the session is stopped, and only cannot say so yet.
+    /// Ends everything that runs: the session is stopped, and only cannot record it yet.
     async fn give_back(&mut self) {
         let spent = self.effects.cancel_all().into_iter();
         self.queue

@@ -1,13 +1,16 @@
-//! A task's time, and the clocks that it is measured with.
+//! The task timer, and the clocks that it uses.
 //!
 //! # Invariants
-//! What limits work is measured with the monotonic clock, which neither an operator nor a time server
-//! moves, and which stands still while the machine sleeps; without the time that this process stood still
-//! itself (a container that is paused, SIGSTOP), in which it did no work. What a task used is a number in the log, so it
-//! is still there after a restart, and the time that the host was down is not in it. While a task waits
-//! for its user's answer, and no model call and no tool of it runs, its time stands still. Timers are no
-//! work: a policy may have one beside its question. The wall clock dates what is shown and written, and a
-//! jump of it is said in the log.
+//! - Work is limited by the monotonic clock, which neither an operator nor a time server adjusts
+//!   and which stops while the machine sleeps. Time during which this process was itself suspended
+//!   (a paused container, SIGSTOP) is subtracted, because it did no work then.
+//! - The time a task has used is a number in the log, so it survives a restart, and the host's
+//!   downtime is not part of it.
+//! - While a task waits for its user's answer and none of its model calls or tools is running, its
+//!   timer is stopped. A running timer effect does not count as work: a policy may have one beside
+//!   its question.
+//! - The wall clock only dates what is shown and written. A jump of it is reported in the host's
+//!   log.
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, Weak};
@@ -20,14 +23,16 @@ use crate::store::{Counters, EffectKind};
 use crate::session::Shared;
 use crate::session::handle::held;
 
-/// How often the wall clock is set beside the other one.
+/// Interval at which the wall clock is compared with the monotonic one.
 const LOOK: Duration = Duration::from_secs(2);
-/// From here on they differ by a jump, and not by what a busy machine or a time server adds.
+/// Smallest difference that counts as a jump, in milliseconds: more than a busy machine or a time
+/// server causes.
 const JUMP: i128 = 2_000;
-/// How often it is looked whether the process runs, and how long a gap between two looks no busy machine makes.
+/// Interval at which the process is checked for suspension, and the smallest gap between two checks
+/// that a busy machine does not explain.
 const TICK: Duration = Duration::from_secs(1);
 const STOOD_STILL: Duration = Duration::from_secs(5);
-/// How often the host's uptime is written down.
+/// Interval at which the host's uptime is stored.
 const NOTE: Duration = Duration::from_secs(60);
 
 /// Milliseconds since 1970, by the wall clock.
@@ -38,7 +43,7 @@ pub(crate) fn now() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether an open task waits for its user, and for nothing else that takes time.
+/// Returns whether an open task waits for its user and for nothing else that takes time.
 pub(super) fn waits_for_user(
     counters: &Counters,
     mut open: impl Iterator<Item = EffectKind>,
@@ -51,20 +56,20 @@ pub(super) fn waits_for_user(
     counters.task_open && asked && !works
 }
 
-/// The kinds of open effects.
+/// Returns the kinds of the open effects.
 pub(super) fn kinds(open: &BTreeMap<String, EffectKind>) -> impl Iterator<Item = EffectKind> {
     open.values().copied()
 }
 
-/// Notices that the process stood still, by a look at the clock that came late.
+/// Detects that the process was suspended, from a check of the clock that came late.
 #[derive(Debug)]
 struct Awake {
     looked: Instant,
     stood_still: Duration,
 }
 
-/// Looked at by a thread of its own, so that an executor that is busy is not taken for a process that stands
-/// still; and by whoever wants to know, since nobody knows who runs first afterwards.
+/// Checked by a dedicated thread, so that a busy executor is not mistaken for a suspended process;
+/// and by every reader, since it is unknown which thread runs first after a suspension.
 static AWAKE: LazyLock<Mutex<Awake>> = LazyLock::new(|| {
     let look = || {
         loop {
@@ -83,7 +88,7 @@ static AWAKE: LazyLock<Mutex<Awake>> = LazyLock::new(|| {
 });
 
 impl Awake {
-    /// For how long the process stood still in all, and since the last look.
+    /// Returns how long the process was suspended in total, and since the last check if it was.
     fn look(&mut self, now: Instant) -> (Duration, Option<Duration>) {
         let gap = now.saturating_duration_since(self.looked);
         self.looked = self.looked.max(now);
@@ -93,7 +98,7 @@ impl Awake {
     }
 }
 
-/// For how long the process stood still in all.
+/// Returns how long the process was suspended in total.
 fn stood_still() -> Duration {
     let (all, now) = held(&AWAKE).look(Instant::now());
     if let Some(still) = now {
@@ -107,12 +112,12 @@ fn stood_still() -> Duration {
 
 /// Counts a task's time.
 pub(super) struct TaskClock {
-    /// Without the time that the process stood still.
+    /// Excludes the time that the process was suspended.
     counted: Instant,
 }
 
 impl TaskClock {
-    /// One that counts from now on.
+    /// Starts a clock that counts from now on.
     pub(super) fn start() -> Self {
         Self {
             counted: Self::now(),
@@ -124,13 +129,13 @@ impl TaskClock {
         now.checked_sub(stood_still()).unwrap_or(now)
     }
 
-    /// Adds what passed since the last time, unless the task waited for its user.
+    /// Adds the time since the last call, unless the task waited for its user.
     pub(super) fn count(&mut self, counters: &mut Counters, waited: bool) {
         self.count_until(Self::now(), counters, waited);
     }
 
     fn count_until(&mut self, now: Instant, counters: &mut Counters, waited: bool) {
-        // In whole milliseconds, and the rest the next time: many short rounds add up.
+        // Whole milliseconds now, the remainder next time: many short rounds add up.
         let passed = now.saturating_duration_since(self.counted).as_millis();
         let passed = u64::try_from(passed).unwrap_or(u64::MAX);
         self.counted += Duration::from_millis(passed);
@@ -139,13 +144,14 @@ impl TaskClock {
         }
     }
 
-    /// When the open task's time is up, as counted so far: later, should the process stand still.
+    /// Returns when the open task's time is up, as counted so far: later if the process is
+    /// suspended.
     pub(super) fn deadline(&self, counters: &Counters, limit: Duration) -> Instant {
         self.counted + stood_still() + left(counters, limit)
     }
 }
 
-/// What is left for the open task; all of it where none is open.
+/// Returns the time left for the open task, or the whole limit if none is open.
 pub(super) fn left(counters: &Counters, limit: Duration) -> Duration {
     if counters.task_open {
         limit.saturating_sub(Duration::from_millis(counters.task_used_ms))
@@ -154,7 +160,7 @@ pub(super) fn left(counters: &Counters, limit: Duration) -> Duration {
     }
 }
 
-/// Sets the wall clock beside the monotonic one.
+/// A simultaneous reading of the wall clock and the monotonic one.
 struct Clocks {
     wall: u64,
     monotonic: Instant,
@@ -168,7 +174,8 @@ impl Clocks {
         }
     }
 
-    /// By how many milliseconds the wall clock jumped between two looks, forward or back.
+    /// Returns by how many milliseconds the wall clock jumped between two readings, forward or
+    /// back.
     fn jump(&self, later: &Self) -> Option<i128> {
         let by_wall = i128::from(later.wall) - i128::from(self.wall);
         let passed = later.monotonic.saturating_duration_since(self.monotonic);
@@ -177,7 +184,7 @@ impl Clocks {
     }
 }
 
-/// Says once of each jump of the wall clock how large it was, and notes the host's uptime.
+/// Reports each jump of the wall clock once, with its size, and stores the host's uptime.
 pub(crate) async fn watch(shared: Weak<Shared>, halt: CancellationToken) {
     let (mut clocks, mut noted) = (Clocks::read(), Instant::now());
     while halt
@@ -266,14 +273,14 @@ mod tests {
         assert_eq!(look(5), (Duration::ZERO, None));
         assert_eq!(look(66), (60 * second, Some(60 * second)));
         assert_eq!(look(67), (60 * second, None));
-        // A look that was taken earlier, and is told of later.
+        // A check that was made earlier and is reported later.
         assert_eq!(look(66), (60 * second, None));
         assert_eq!(look(78), (70 * second, Some(10 * second)));
     }
 
     proptest! {
-        /// Rounds at any distance, some of which end a wait, on hosts that are started anew between some:
-        /// what was waited is not used, and all else is, to the millisecond.
+        /// Rounds at any interval, some of which end a wait, on hosts that are restarted between
+        /// some: waiting time is not counted, and all other time is, to the millisecond.
         #[test]
         fn a_task_has_used_what_it_did_not_wait(
             rounds in prop::collection::vec((0_u64..100_000_000, any::<bool>(), any::<bool>()), 0..20),
@@ -288,7 +295,7 @@ mod tests {
                 at += passed;
                 clock.count_until(at, &mut counters, waited);
                 if restarted {
-                    // A year later, on the wall.
+                    // A year later, by the wall clock.
                     at += Duration::from_hours(365 * 24);
                     clock = TaskClock { counted: at };
                 }

@@ -1,13 +1,16 @@
-//! Owns how a session comes to a newer generation of the deployment.
+//! Moves a session to a newer generation of the deployment.
 //!
-//! What always holds: a session moves between two steps, or not at all. What a newer build makes of
-//! its state and of the next inputs is tried before any of it is written: a step is pure, so where the
-//! newer one breaks down the older one takes the same inputs, and nobody has lost anything. The step
-//! that moved names the newer component in the log, and its first input is `upgraded`.
+//! A step with a build on probation that fails is retried with the build before it, if that build
+//! can take the state back. The session continues there, and its user never notices. The outcome of
+//! each step is reported to the deployment, which judges builds by it.
 //!
-//! In the same way a step that fails with a build on probation is tried with the build before it, where
-//! that can take the state back: the session goes on there, and its user never hears of it. How each step
-//! went is told to the deployment, which judges builds by it.
+//! # Invariants
+//! - A session moves between two steps, or not at all.
+//! - What a newer build makes of the state and the next inputs is tried before any of it is
+//!   written. A step is pure, so if the newer build fails the older one takes the same inputs, and
+//!   nothing is lost.
+//! - The step that moved the session names the newer component in the log, and its first input is
+//!   `upgraded`.
 
 use std::sync::Arc;
 
@@ -22,7 +25,7 @@ use crate::types::wit::policy::{Context, Input, Snapshot};
 
 use super::Actor;
 
-/// A newer build, and what it made of the session's state.
+/// A newer build, and its version of the session's state.
 pub(super) struct Next {
     generation: Arc<Generation>,
     policy: Arc<dyn Policy>,
@@ -50,14 +53,14 @@ impl Next {
     }
 }
 
-/// A step that came to nothing.
+/// A failed step.
 struct Failed {
     stepped: Stepped,
-    /// The build was asked at all.
+    /// Whether the build was called at all.
     asked: bool,
 }
 
-/// Waits until there is another generation than the one that was looked at, and then for one's turn.
+/// Waits for a generation other than the one last examined, and then for a permit to move.
 pub(super) async fn turn(
     deployment: &mut Deployment,
     looked_at: u64,
@@ -65,21 +68,21 @@ pub(super) async fn turn(
 ) -> Option<OwnedSemaphorePermit> {
     while deployment.borrow_and_update().number == looked_at {
         if deployment.changed().await.is_err() {
-            // It never changes again.
+            // The generation never changes again.
             return std::future::pending().await;
         }
     }
     turns.clone().acquire_owned().await.ok()
 }
 
-/// What the models of a generation are to a session.
+/// Returns the models that a generation offers to a session.
 pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<Offers> {
     let priced = fixed.cost_limit.is_some();
     let (models, has_key) = (&generation.models, fixed.api_key.is_some());
     Arc::new(models.offers(&fixed.provider, &fixed.model, priced, has_key))
 }
 
-/// Whether a policy can take over a state, or a sentence that says why not.
+/// Checks that a policy can take over a state. The error is a sentence that says why not.
 pub(crate) fn takes_over(policy: &PolicyInfo, state: &Snapshot) -> Result<(), String> {
     let PolicyInfo {
         name,
@@ -97,8 +100,8 @@ pub(crate) fn takes_over(policy: &PolicyInfo, state: &Snapshot) -> Result<(), St
 }
 
 impl Actor {
-    /// The build to try with the next step, where there is a newer one that differs. One that does not
-    /// differ is taken at once.
+    /// Returns the build to try with the next step, if there is a newer one that differs. One that
+    /// does not differ is adopted at once.
     pub(super) async fn next(&mut self) -> Option<Next> {
         let current = self.deployment.borrow_and_update().clone();
         let number = current.number;
@@ -133,8 +136,8 @@ impl Actor {
         })
     }
 
-    /// One step, by the newer build where that can. None where there is nothing for the older one to
-    /// decide.
+    /// Runs one step, with the newer build if that succeeds. Returns `None` if there is nothing for
+    /// the older build to decide.
     pub(super) async fn step(
         &mut self,
         context: &Context,
@@ -153,12 +156,12 @@ impl Actor {
                         self.adopt(next.generation, next.policy);
                         return Some(stepped);
                     }
-                    // The build that it had is not active any more; it may be there still.
+                    // The build that it had is no longer active, but may still be loaded.
                     Err(_) if self.taken_over.is_some() => {
                         if draft.inputs.is_empty() {
                             return None;
                         }
-                        // A state that could not be taken over is no step that failed.
+                        // A state that could not be taken over is not a failed step.
                         (next.generation, next.policy, Failed { stepped, asked })
                     }
                     Err(reason) => {
@@ -185,7 +188,7 @@ impl Actor {
         )
     }
 
-    /// One step by the build that the session has, after a newer one could not take it.
+    /// Runs one step with the session's current build, after a newer one failed it.
     async fn stay_with_a_step(
         &mut self,
         context: &Context,
@@ -198,7 +201,7 @@ impl Actor {
         }
         let state = self.state.as_ref();
         let stepped = self.policy.step(context, state, &draft.inputs).await;
-        // Where both fail, it is not the newer one's fault.
+        // If both fail, the newer one is not to blame.
         if stepped.result.is_ok() {
             self.took(&next.generation, &*next.policy, Took::Badly);
             self.took(&self.generation, &*self.policy, Took::Well);
@@ -206,8 +209,8 @@ impl Actor {
         Some(stepped)
     }
 
-    /// The same inputs to the build before one that is on probation and failed them: what that makes of
-    /// them, or else how the first one failed.
+    /// Gives the same inputs to the build before one that is on probation and failed them. Returns
+    /// the outcome of that build, or the original failure.
     async fn fall_back(
         &mut self,
         context: &Context,
@@ -235,7 +238,8 @@ impl Actor {
         let state = state.as_ref().map(|(state, _)| state);
         let stepped = older.step(context, state, &inputs).await;
         if stepped.result.is_err() {
-            // It is the inputs, or the hour: it says nothing of either build.
+            // The inputs or a passing condition are the cause: this says nothing about either
+            // build.
             return failed;
         }
         tracing::warn!(
@@ -255,8 +259,9 @@ impl Actor {
         stepped
     }
 
-    /// The older build, where it can go on with this session in the place of one that asks for the same,
-    /// with the state it would go on with: that, and its schema where it is taken over from another build.
+    /// Returns the older build if it can continue this session in place of one that requests the
+    /// same, with the state to continue from and, if that was taken over from another build, its
+    /// schema.
     async fn taken_back(
         &self,
         older: Option<Arc<dyn Policy>>,
@@ -271,7 +276,7 @@ impl Actor {
         let Some(state) = &self.state else {
             return Some((older, None));
         };
-        // After a restart it may be this very build's own.
+        // After a restart the state may be this very build's own.
         if self.taken_over.as_ref() == Some(&info.digest) {
             let own = (state.clone(), None);
             return Some((older, Some(own)));
@@ -286,7 +291,7 @@ impl Actor {
         generation.policies.took(name, digest, &self.id, took);
     }
 
-    /// The policy that would go on with this session.
+    /// Returns the policy that would continue this session.
     fn successor(&self, current: &Generation) -> Result<Arc<dyn Policy>, String> {
         let (fixed, info) = (&self.fixed, self.policy.info());
         let policy = current.policies.successor(&fixed.policy, &info.digest);

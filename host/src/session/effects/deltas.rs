@@ -1,9 +1,11 @@
-//! Owns what is shown of one effect while it goes on, and who has the last word of it: the effect
-//! itself, or whoever gives it up.
+//! The delta stream of one effect, and the decision of who closes it: the effect itself, or its
+//! canceller.
 //!
-//! What always holds: the last word is given once, so an effect has one result, also where it is done
-//! at the moment it is given up. After the last word nothing of the effect is shown, and where no frame
-//! of the log will stand for what was shown, that is made void first.
+//! # Invariants
+//! - An effect is closed once, so it has one result, even if it finishes at the moment it is
+//!   cancelled.
+//! - Nothing of an effect is shown after it is closed. If no frame of the log will replace the
+//!   deltas that were shown, they are voided first.
 
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +23,7 @@ pub(crate) struct Stream {
 #[derive(Default)]
 struct State {
     over: bool,
-    /// Of the next piece.
+    /// The number of the next delta.
     number: u64,
     again: bool,
 }
@@ -35,8 +37,8 @@ impl Stream {
         })
     }
 
-    /// Shows a piece. It is made only where somebody looks, and counted in any case: who comes later
-    /// must know that it missed something.
+    /// Shows a delta. It is built only if a client follows deltas, and counted in any case: a later
+    /// follower must be able to see that it missed something.
     pub(crate) fn show(&self, kind: DeltaKind, text: &str) {
         let mut state = held(&self.state);
         if state.over {
@@ -56,8 +58,8 @@ impl Stream {
         });
     }
 
-    /// Takes the last word. False where it was taken before. `stands`: a frame of the log will stand
-    /// for what was shown.
+    /// Closes the stream. Returns `false` if it was closed already. `stands` says whether a frame
+    /// of the log will replace the deltas that were shown.
     pub(crate) fn finish(&self, stands: bool) -> bool {
         let mut state = held(&self.state);
         if std::mem::replace(&mut state.over, true) {

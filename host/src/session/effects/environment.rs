@@ -1,8 +1,11 @@
-//! Owns the ways to what a session's tools work on: its place, and the deployment's tools beside it.
+//! Access to what a session's tools work on: its execution environment, and the deployment's tools
+//! beside it.
 //!
-//! What always holds: each is opened once, by the session's start, or after a restart by the first
-//! call that needs it. The place is there before the tools that may live in it, and is closed after
-//! them. Tools of an older generation end before a call of a newer one begins, and never under a call.
+//! # Invariants
+//! - Each is opened once, by the session's start or, after a restart, by the first call that needs
+//!   it.
+//! - The environment exists before the tools that may live in it, and is closed after them.
+//! - Tools of an older generation end before a call of a newer one begins, and never during a call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,24 +19,25 @@ use crate::session::handle::Session;
 use crate::session::ports::tools::{EventSink, SessionTools, Tools, ToolsSpec};
 use crate::session::ports::{Mailbox, News, Place, PlaceSpec, Tree};
 
-/// Takes what a place shows without being asked into the session's queue.
+/// Forwards an environment's unsolicited events to the session's mailbox.
 #[derive(Clone)]
 pub(super) struct Listener {
     pub(super) mailbox: Mailbox,
-    /// The last tree's number.
+    /// The number of the last file tree.
     pub(super) trees: Arc<AtomicU64>,
     pub(super) over: CancellationToken,
 }
 
 impl Listener {
     pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
-        // Before it is begun: a larger number then knows all that a smaller one does.
+        // Taken before the tree is read: a tree with a larger number then includes everything that
+        // a smaller one does.
         let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
         let json = place.tree().await?;
         Some(Tree { number, json })
     }
 
-    /// To the place's end, or the session's.
+    /// Listens until the end of the environment or of the session.
     pub(super) fn listen(&self, place: Arc<dyn Place>) {
         let (mailbox, of) = (self.mailbox.clone(), place.clone());
         tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
@@ -59,7 +63,7 @@ impl Listener {
     }
 }
 
-/// The deployment's tools, as one session has them. A clone is a handle of the same.
+/// The deployment's tools, as opened for one session. A clone is a handle to the same tools.
 #[derive(Clone)]
 pub(super) struct Shelf {
     pub(super) tools: Arc<dyn Tools>,
@@ -81,7 +85,7 @@ impl Shelf {
     }
 }
 
-/// The way to the session's place and tools.
+/// Access to a session's environment and tools.
 pub(super) struct Door {
     pub(super) shared: Arc<Shared>,
     pub(super) session: Arc<Session>,
@@ -94,7 +98,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// The session's place.
+    /// Returns the session's environment, opening it first if necessary.
     pub(super) async fn open(&self) -> Result<Arc<dyn Place>, String> {
         let places = &self.shared.deps.places;
         let opened = self.place.get_or_try_init(|| async {
@@ -119,7 +123,7 @@ impl Door {
         Ok(place)
     }
 
-    /// The place where there can be one; tools may need none.
+    /// Returns the environment if one can be opened; tools may not need it.
     pub(super) async fn open_where_possible(&self) -> Result<Option<Arc<dyn Place>>, String> {
         match self.shared.deps.places.refusal() {
             Some(_) => Ok(None),
@@ -127,7 +131,7 @@ impl Door {
         }
     }
 
-    /// The deployment's tools, over this place.
+    /// Returns the deployment's tools, opened over this environment.
     pub(super) async fn tools(&self, place: Option<Arc<dyn Place>>) -> Arc<dyn SessionTools> {
         let opened = self.shelf.opened.get_or_init(|| {
             let spec = ToolsSpec {
@@ -140,7 +144,7 @@ impl Door {
         opened.await.clone()
     }
 
-    /// Says what these tools have to say. Fails silently where the session is over.
+    /// Forwards the notices of these tools. Does nothing if the session is over.
     pub(super) async fn tell_notices(&self, tools: &dyn SessionTools) {
         for notice in tools.notices() {
             let _ = self
@@ -151,7 +155,7 @@ impl Door {
         }
     }
 
-    /// Shows what an effect is about to do.
+    /// Returns the sink that announces an effect's next action.
     pub(super) fn events(&self, effect: &str) -> EventSink {
         let (mailbox, effect) = (self.listener.mailbox.clone(), effect.to_owned());
         Arc::new(move |event| {

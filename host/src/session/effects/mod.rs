@@ -1,9 +1,11 @@
-//! Owns what runs for a session: model calls and timers side by side, tools one after the other, be
-//! they the place's or the deployment's.
+//! The effects of a session: model calls and timers run concurrently; tools, the environment's and
+//! the deployment's alike, run one after the other.
 //!
-//! What always holds: an effect reports exactly once, into the session's queue, also where its work
-//! comes to grief; unless it is cancelled: then nothing of it reports, and the canceller answers for it
-//! and says what it took. Nothing here decides or writes. Dropping [`Effects`] ends all of them.
+//! # Invariants
+//! - An effect reports exactly once, into the session's mailbox, even if its work panics. A
+//!   cancelled effect does not report: the canceller answers for it and says what it cost.
+//! - Nothing here decides or writes.
+//! - Dropping [`Effects`] ends all effects.
 
 pub(crate) mod deltas;
 pub(crate) mod environment;
@@ -39,10 +41,10 @@ use super::round::fault;
 use super::round::prompt;
 use super::stream::frames::EventDraft;
 
-/// How much of a call the host's log shows, in characters.
+/// Maximum length of a call in the host's log, in characters.
 const LOGGED_CALL: usize = 120;
 
-/// Why a tool that was given up has no result.
+/// The result of a tool that was cancelled.
 const CANCELLED: &str = "The agent cancelled this before it was done.";
 const FAILED_WITH_AGENT: &str = "This was given up before it was done, since the agent failed.";
 
@@ -50,36 +52,36 @@ pub(super) struct Effects {
     shared: Arc<Shared>,
     session: Arc<Session>,
     fixed: Arc<NewSessionRow>,
-    /// Who answers what is asked from here on.
+    /// The models that answer requests from here on.
     models: Arc<dyn Models>,
     spec: PlaceSpec,
     api_key: Option<Secret>,
     running: HashMap<String, Running>,
     waiting: VecDeque<ToolRun>,
-    /// The tool that runs, and what it does.
+    /// The running tool's effect and description.
     tool: Option<(String, String)>,
-    /// What clients were shown of the tools that run or wait, by their effect.
+    /// Actions shown to clients for tools that run or wait, by effect.
     actions: HashMap<String, EventDraft>,
-    /// The host comes to rest: nothing begins any more.
+    /// The host is coming to rest: no new effect begins.
     paused: bool,
-    /// Model calls that did not begin for that.
+    /// Model calls that did not begin because of that.
     held_back: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
-    /// The repository is to be brought again when the place is opened.
+    /// Whether the repository must be cloned again when the environment is opened.
     fetch: Arc<AtomicBool>,
-    /// The deployment's tools beside the place's, from here on.
+    /// The deployment's tools, for calls from here on.
     shelf: Shelf,
-    /// Those of older generations, which end before the next tool begins.
+    /// Tools of older generations, which are closed before the next tool begins.
     left: Vec<Shelf>,
     listener: Listener,
-    /// Opens a change, where one is to be opened.
+    /// The task that opens a pull request, if one is to be opened.
     change: Option<AbortOnDropHandle<()>>,
-    /// The step that effects are begun for.
+    /// The step for which effects are started.
     step: u64,
 }
 
-/// An effect that was begun.
+/// A started effect.
 struct Running {
     work: AbortHandle,
     stream: Arc<Stream>,
@@ -87,8 +89,8 @@ struct Running {
 }
 
 impl Running {
-    /// Ends it, and says what it took so far; none where its own word is in the queue, or on its way
-    /// there.
+    /// Cancels the effect and returns what it has cost so far. Returns `None` if its own report is
+    /// in the mailbox or on its way there.
     fn give_up(&self) -> Option<Option<Spent>> {
         self.stream.finish(false).then(|| {
             self.work.abort();
@@ -141,8 +143,8 @@ impl Effects {
         }
     }
 
-    /// Opens a change with the session's token, or its user's account. It is no effect of the policy's,
-    /// and goes on when those are given up.
+    /// Opens a pull request with the session's token or its user's account. It is not an effect of
+    /// the policy, and continues when those are cancelled.
     pub(super) fn change(&mut self, request: ChangeRequest) {
         if self.paused {
             // It is open in the log, so the next start opens it.
@@ -166,39 +168,42 @@ impl Effects {
         self.change = Some(AbortOnDropHandle::new(tokio::spawn(caller.scope(work))));
     }
 
-    /// What is begun from here on, this step wanted.
+    /// Attributes what is started from here on to this step.
     pub(super) fn at_step(&mut self, step: u64) {
         self.step = step;
     }
 
-    /// A new, empty place for the session, which from here on is closed at its end.
+    /// Creates a new, empty environment for the session, which is closed at the session's end from
+    /// here on.
     pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, PlaceError> {
         let place = self.shared.deps.places.provision(self.spec.clone()).await?;
-        // Nobody else fills it: tools begin later.
+        // Nothing else fills it: tools begin later.
         let _ = self.place.set(place.clone());
         Ok(place)
     }
 
-    /// The place has its files: clients may see them.
+    /// Makes the workspace visible to clients, once the environment has its files.
     pub(super) fn show_workspace(&self, place: &dyn Place) {
         if let Some(workspace) = place.workspace() {
             let _ = self.session.workspace.set(workspace);
         }
     }
 
-    /// After a restart the files are there at once; the sandbox comes with the first tool.
+    /// Makes the files available at once after a restart; the sandbox is created for the first
+    /// tool.
     pub(super) fn reopen_workspace(&mut self) {
         if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
             let _ = self.session.workspace.set(workspace);
         }
     }
 
-    /// Whether its files are there, for all that is known.
+    /// Returns whether the session's files exist, as far as is known.
     pub(super) fn has_workspace(&self) -> bool {
         self.session.workspace.get().is_some() || self.shared.deps.places.has_workspace(&self.spec)
     }
 
-    /// Its files are gone: from here on it has an empty folder, and its repository is to be cloned again.
+    /// Replaces lost files: from here on the session has an empty folder, and its repository is
+    /// cloned again.
     pub(super) fn renew_workspace(&mut self) {
         if let Some(workspace) = self.shared.deps.places.renew(&self.spec) {
             let _ = self.session.workspace.set(workspace);
@@ -206,8 +211,8 @@ impl Effects {
         self.fetch.store(true, Ordering::Relaxed);
     }
 
-    /// From here on this generation answers. What runs is not disturbed, and tools that are the same in
-    /// both stay as they are.
+    /// Uses this generation from here on. Running effects are not disturbed, and tools that are the
+    /// same in both generations stay open.
     pub(super) fn adopt(&mut self, generation: &Generation) {
         self.models = generation.models.clone();
         if !Arc::ptr_eq(&self.shelf.tools, &generation.tools) {
@@ -216,12 +221,12 @@ impl Effects {
         }
     }
 
-    /// The deployment's tools beside the place's.
+    /// The deployment's tools beside the environment's.
     pub(super) fn tools(&self) -> &Arc<dyn Tools> {
         &self.shelf.tools
     }
 
-    /// Opens them for a session that begins; none where its policy has none.
+    /// Opens the tools for a session that begins; `None` if its policy has none.
     pub(super) fn open_tools(
         &self,
         place: Option<Arc<dyn Place>>,
@@ -236,12 +241,12 @@ impl Effects {
         }
     }
 
-    /// The tree now.
+    /// Reads the current file tree.
     pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
         self.listener.tree(place).await
     }
 
-    /// From here on, changes of the tree are shown also while no tool runs.
+    /// Shows changes of the file tree from here on, even while no tool runs.
     pub(super) fn listen(&self, place: Arc<dyn Place>) {
         self.listener.listen(place);
     }
@@ -286,7 +291,7 @@ impl Effects {
         Stream::new(self.session.clone(), effect)
     }
 
-    /// A timer that runs out so much later.
+    /// Starts a timer that expires after `left`.
     pub(super) fn timer(&mut self, effect: String, left: Duration) {
         let name = effect.clone();
         let stream = self.stream(&effect);
@@ -341,7 +346,7 @@ impl Effects {
         });
     }
 
-    /// Into the session's queue. Fails silently where the session is over.
+    /// Returns a sink into the session's mailbox. Sending does nothing if the session is over.
     fn notices(&self, effect: &str) -> NoticeSink {
         let (mailbox, effect) = (self.session.mailbox.clone(), effect.to_owned());
         Arc::new(move |text| {
@@ -361,7 +366,7 @@ impl Effects {
         self.waiting.push_back(run);
     }
 
-    /// Forgets what is done, and begins the next tool where none runs.
+    /// Forgets finished effects, and begins the next tool if none runs.
     pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
         self.running.retain(|effect, _| open.contains_key(effect));
         self.actions.retain(|effect, _| open.contains_key(effect));
@@ -378,27 +383,27 @@ impl Effects {
         }
     }
 
-    /// From here on nothing begins; what runs goes on.
+    /// Stops starting effects; running ones continue.
     pub(super) fn pause(&mut self) {
         self.paused = true;
     }
 
-    /// Whether a tool runs, or its result is still to be written.
+    /// Returns whether a tool is running or its result is still to be written.
     pub(super) fn runs_tool(&self) -> bool {
         self.tool.is_some()
     }
 
-    /// Whether it is this one.
+    /// Returns whether this effect is the running tool.
     pub(super) fn is_tool(&self, effect: &str) -> bool {
         self.tool.as_ref().is_some_and(|(tool, _)| tool == effect)
     }
 
-    /// What it does.
+    /// Returns the description of the running tool.
     pub(super) fn running_tool(&self) -> Option<String> {
         self.tool.as_ref().map(|(_, what)| what.clone())
     }
 
-    /// What is open, and did not begin before the pause.
+    /// Returns the open effects that did not begin before the pause.
     pub(super) fn not_begun(&self, open: &BTreeMap<String, EffectKind>) -> Vec<String> {
         let waiting = self.waiting.iter().map(|run| &run.effect);
         let all = self.held_back.iter().chain(waiting);
@@ -407,8 +412,8 @@ impl Effects {
             .collect()
     }
 
-    /// Begins to listen again to a sandbox that lived on while the host was away. What goes wrong is
-    /// said by the next tool, which tries again.
+    /// Listens again to a sandbox that survived a restart of the host. A failure is reported by the
+    /// next tool, which tries again.
     pub(super) fn listen_again(&mut self) {
         if self.shared.deps.places.lives(&self.spec) {
             let (door, over) = (self.door(), self.listener.over.clone());
@@ -431,7 +436,8 @@ impl Effects {
         }
     }
 
-    /// Whether a call is one of the deployment's tools, and none of the place's.
+    /// Returns whether a call addresses one of the deployment's tools and none of the
+    /// environment's.
     fn is_beside(&self, call: &ToolCall) -> bool {
         let (tools, policy) = (&self.shelf.tools, &self.fixed.policy);
         call.name.contains(SEPARATOR) && tools.describe(policy, call).is_some()
@@ -468,7 +474,7 @@ impl Effects {
                     done
                 }
             };
-            // Before the tool's result, so that it is known when its task ends.
+            // Before the tool's result, so that it is known when the task ends.
             if let Some(place) = &place
                 && let Some(branch) = place.pushed().await
             {
@@ -483,8 +489,8 @@ impl Effects {
         });
     }
 
-    /// Gives an effect up. What is returned goes into the queue, in this order; nothing where the effect
-    /// was faster, since its own result is in the queue already.
+    /// Cancels an effect. The returned messages go into the mailbox in this order; there are none
+    /// if the effect finished first, since its own result is then in the mailbox already.
     pub(super) fn cancel(&mut self, effect: String) -> Vec<News> {
         let mut spent = None;
         if let Some(running) = self.running.get(&effect) {
@@ -496,7 +502,7 @@ impl Effects {
         self.waiting.retain(|run| run.effect != effect);
         self.held_back.retain(|held| *held != effect);
         let mut news = Vec::new();
-        // Clients that were shown the action wait for what came of it.
+        // Clients that were shown the action wait for its outcome.
         if let Some(action) = self.actions.remove(&effect) {
             let (told, _) = oneshot::channel();
             let shown = Box::new(answer(action, CANCELLED));
@@ -507,7 +513,8 @@ impl Effects {
         news
     }
 
-    /// What answers the action of each tool that runs or waits, where its agent fails.
+    /// Returns the closing event for the action of each tool that runs or waits, for use when the
+    /// agent fails.
     pub(super) fn answers_to_all(&self) -> Vec<(String, EventDraft)> {
         let answered = |(effect, action): (&String, &EventDraft)| {
             (effect.clone(), answer(action.clone(), FAILED_WITH_AGENT))
@@ -517,7 +524,7 @@ impl Effects {
         all
     }
 
-    /// Gives all of them up, and returns what model calls among them took so far.
+    /// Cancels all effects, and returns what the model calls among them have cost so far.
     pub(super) fn cancel_all(&mut self) -> Vec<(String, Spent)> {
         self.waiting.clear();
         self.held_back.clear();
@@ -528,7 +535,7 @@ impl Effects {
             .collect()
     }
 
-    /// Whether the session brought a key of its own.
+    /// Returns whether the session brought its own API key.
     pub(super) fn has_key(&self) -> bool {
         self.api_key.is_some()
     }
@@ -537,7 +544,7 @@ impl Effects {
         self.place.initialized()
     }
 
-    /// Ends the deployment's tools, and after them the place that they may live in.
+    /// Closes the deployment's tools, and then the environment that they may live in.
     pub(super) async fn close_place(&mut self) {
         self.listener.over.cancel();
         for shelf in self.left.drain(..) {
@@ -549,8 +556,8 @@ impl Effects {
         }
     }
 
-    /// Gives the sandbox back, and what the deployment's tools hold. Whatever needs one next opens
-    /// another over the same workspace.
+    /// Releases the sandbox and what the deployment's tools hold. The next call that needs a
+    /// sandbox opens another one over the same workspace.
     pub(super) async fn put_away(&mut self) {
         self.close_place().await;
         self.place = Arc::default();
@@ -558,7 +565,7 @@ impl Effects {
         self.listener.over = CancellationToken::new();
     }
 
-    /// Gives back what is kept for the session beside its files.
+    /// Removes what is stored for the session beside its files.
     pub(super) async fn release(&mut self) {
         self.shared.deps.places.release(self.spec.clone()).await;
     }
@@ -568,7 +575,7 @@ impl Effects {
     }
 }
 
-/// What answers an action whose tool was given up.
+/// The closing event of an action whose tool was cancelled.
 fn answer(action: EventDraft, sentence: &str) -> EventDraft {
     let kind = action.event_type.strip_suffix("Action");
     let answer = match kind {
@@ -593,7 +600,7 @@ fn sink(stream: &Arc<Stream>) -> DeltaSink {
     Arc::new(move |kind, text| stream.show(kind, text))
 }
 
-/// That no result came of an effect, and what it took all the same.
+/// The report of an effect that has no result, with what it cost nevertheless.
 fn word_of(effect: String, error: Error, spent: Option<Spent>) -> News {
     match spent {
         None => News::Failed(effect, error),

@@ -1,8 +1,10 @@
-//! Owns what the engine needs of a deployment's tools beside the sandbox's own.
+//! The engine's port for a deployment's tools beside the sandbox's own.
 //!
-//! What always holds: such a tool's name is `SOURCE__TOOL`, which no tool of the sandbox is called, so
-//! none can take one's place. Opening them never fails as a whole: a source that does not open is
-//! something a person is told, and the session goes on without it.
+//! # Invariants
+//! - Such a tool is named `SOURCE__TOOL`. No tool of the sandbox has a name of this form, so none
+//!   can be replaced.
+//! - Opening the tools never fails as a whole: a source that does not open becomes a notice to the
+//!   user, and the session continues without it.
 
 use std::sync::Arc;
 
@@ -14,41 +16,42 @@ use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
 use super::{DeltaSink, Place, ToolDone};
 use crate::session::stream::frames::EventDraft;
 
-/// Stands between the name of a tool's source and the tool's own.
+/// Separates the name of a tool's source from the tool's own name.
 pub const SEPARATOR: &str = "__";
 
-/// Whose tools they are.
+/// The session for which tools are opened.
 #[derive(Debug, Clone)]
 pub struct ToolsSpec {
-    /// The session.
+    /// The session's id.
     pub session: String,
-    /// Its user.
+    /// The session's user.
     pub user: String,
-    /// Its policy.
+    /// The policy's name.
     pub policy: String,
 }
 
-/// Shows a person what a tool is about to do. True once it is written down; false where it is not to be
-/// done any more.
+/// Announces a tool's next action to the user. Resolves to `true` once the announcement is
+/// committed, and to `false` if the action must no longer be carried out.
 pub type EventSink = Arc<dyn Fn(EventDraft) -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// What a call may show while it goes on.
+/// The channels through which a running call reports its progress.
 #[derive(Clone)]
 pub struct Showing {
-    /// Pieces of what it prints.
+    /// Pieces of its output.
     pub deltas: DeltaSink,
-    /// What it does, before it does it.
+    /// Its actions, each before it is carried out.
     pub events: EventSink,
 }
 
 /// The deployment's tools beside the sandbox's own.
 pub trait Tools: Send + Sync {
-    /// Whether sessions of this policy have any.
+    /// Returns whether sessions of this policy have any of these tools.
     fn any_for(&self, policy: &str) -> bool;
-    /// What a call of a session of this policy looks like before it runs; none where the name is no
-    /// source's of this deployment, or not for this policy. Pure.
+    /// Describes a call of a session of this policy before it runs. Returns `None` if no source of
+    /// this deployment has the tool, or not for this policy. Pure.
     fn describe(&self, policy: &str, call: &ToolCall) -> Option<EventDraft>;
-    /// Opens them for a session. The place outlives them; there is none where no sandbox is to be had.
+    /// Opens the tools for a session. The environment outlives them; it is `None` if no sandbox is
+    /// available.
     fn open(
         &self,
         spec: ToolsSpec,
@@ -58,24 +61,24 @@ pub trait Tools: Send + Sync {
 
 /// Tools that were opened for a session.
 pub trait SessionTools: Send + Sync {
-    /// What can be run.
+    /// The available tools.
     fn definitions(&self) -> Vec<ToolDefinition>;
-    /// What a person is to know, such as that a source could not be opened. A sentence each; what was
-    /// given once is not given again.
+    /// Notices for the user, such as that a source could not be opened. Each is a sentence and is
+    /// returned only once.
     fn notices(&self) -> Vec<String>;
-    /// Runs a tool. A tool that fails is a result, an error is the host's own. Dropping the future
-    /// gives the call up.
+    /// Runs a tool. A failure of the tool is a result; an error is internal to the host. Dropping
+    /// the future cancels the call.
     fn run(
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
         showing: Showing,
     ) -> BoxFuture<'static, Result<ToolDone, Error>>;
-    /// Ends all that they hold. Twice is once.
+    /// Releases everything that the tools hold. Idempotent.
     fn close(&self) -> BoxFuture<'static, ()>;
 }
 
-/// A deployment has none.
+/// The tools of a deployment that has none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoTools;
 

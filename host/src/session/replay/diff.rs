@@ -1,6 +1,7 @@
-//! Owns how the commands of one step are set beside those of another for a person.
+//! A readable diff between the commands of two steps.
 //!
-//! What always holds: what is shown has a limit, however long the commands are.
+//! # Invariants
+//! - The output is bounded, however long the commands are.
 
 use std::time::Duration;
 
@@ -10,14 +11,14 @@ use similar::TextDiff;
 use crate::store::cut;
 use crate::types::plural;
 
-/// So many lines of a difference are shown.
+/// Maximum number of lines in a diff.
 const LINES: usize = 60;
-/// So many characters of a line: a value can be a whole file.
+/// Maximum length of a line in characters: a value can be a whole file.
 const LINE: usize = 300;
-/// Where two texts have little in common, the finest difference takes too long to find.
+/// Deadline for the diff: the finest one takes too long if two texts have little in common.
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// JSON with a line for each value; what is no JSON stays as it is.
+/// Formats JSON with one value per line. Text that is not JSON is returned unchanged.
 pub(crate) fn readable(json: &str) -> String {
     let value = serde_json::from_str::<Value>(json).ok();
     value
@@ -25,7 +26,7 @@ pub(crate) fn readable(json: &str) -> String {
         .unwrap_or_else(|| json.to_owned())
 }
 
-/// The lines that differ, with a few around them: `-` before those of `then`, `+` before those of `now`.
+/// The lines that differ, with some context: `-` marks lines of `then`, `+` lines of `now`.
 pub(crate) fn difference(then: &str, now: &str) -> String {
     let diff = TextDiff::configure().timeout(LONGEST).diff_lines(then, now);
     let text = diff.unified_diff().context_radius(2).to_string();

@@ -1,7 +1,9 @@
-//! Owns how a recorded session becomes a test: its inputs go through a policy again, from nothing.
+//! Turns a recorded session into a test: its inputs are replayed through a policy, from an empty
+//! state.
 //!
-//! What always holds: nothing is carried out and nothing is written. Commands are compared byte for
-//! byte, as the log has them.
+//! # Invariants
+//! - Nothing is carried out and nothing is written.
+//! - Commands are compared byte for byte, as the log has them.
 
 pub(crate) mod diff;
 pub(crate) mod shadow;
@@ -13,22 +15,22 @@ use crate::wasm::Caller;
 use super::Sessions;
 use super::ports::Policy;
 
-/// How a replay went.
+/// The result of a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replay {
-    /// Steps that gave the same commands.
+    /// The number of steps that gave the same commands.
     pub same: u64,
-    /// The first step that did not, what the log has, and what the policy gave now.
+    /// The first step that differed, with the logged commands and the replayed ones.
     pub different: Option<(u64, String, String)>,
 }
 
 /// Why a session cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// It is not in the log.
+    /// The session is not in the log.
     #[error("There is no session {0} in the log.")]
     NotFound(String),
-    /// Its policy is not there.
+    /// The session's policy is not available.
     #[error("{0}")]
     Policy(#[from] super::CreateError),
     /// The log could not be read.
@@ -37,7 +39,7 @@ pub enum ReplayError {
 }
 
 impl Sessions {
-    /// Puts a session's logged inputs through its policy, as this deployment has it.
+    /// Replays a session's logged inputs through its policy, as this deployment has it.
     pub async fn replay(&self, session: &str) -> Result<Replay, ReplayError> {
         let name = session.to_owned();
         let store = &self.shared.deps.store;
@@ -54,7 +56,7 @@ impl Sessions {
     }
 }
 
-/// Puts a session's logged inputs through a policy.
+/// Replays a session's logged inputs through the given policy.
 pub(super) async fn replay(
     store: &Store,
     session: &str,
@@ -88,23 +90,23 @@ pub(super) async fn replay(
                 });
             }
             same += 1;
-            // A step that failed left the state as it was.
+            // A failed step left the state unchanged.
             state = again.state.or(state);
         }
     }
 }
 
-/// What a policy makes of a logged step.
+/// The result of replaying a logged step.
 pub(super) struct Again {
-    /// As JSON, or why it failed.
+    /// The commands as JSON, or why the step failed.
     pub(super) commands: Result<String, String>,
-    /// The state behind it; none where it failed.
+    /// The state after the step; `None` if it failed.
     pub(super) state: Option<Snapshot>,
-    /// What it used.
+    /// Fuel used.
     pub(super) fuel: u64,
 }
 
-/// One logged step once more, from the state that this very policy left before it.
+/// Replays one logged step, from the state that this same policy left before it.
 pub(super) async fn again(
     policy: &dyn Policy,
     logged: &LoggedStep,
@@ -118,7 +120,7 @@ pub(super) async fn again(
         state: None,
         fuel,
     };
-    // Where a newer build took over, it took over the state first.
+    // If a newer build took over here, it migrated the state first.
     let migrated = match (inputs.first(), state) {
         (Some(Input::Upgraded(_)), Some(old)) => match policy.migrate(old).await {
             Ok(state) => Some(state),

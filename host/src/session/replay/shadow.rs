@@ -1,10 +1,12 @@
-//! Owns how a build of a policy is shadowed: the last sessions' logged inputs go through it again, and
-//! what it commands is set beside what the log has.
+//! Shadow runs: the logged inputs of the most recent sessions are replayed through a build of a
+//! policy, and its commands are compared with those in the log.
 //!
-//! What always holds: a step is pure, nothing is carried out and nothing is written, so no session and
-//! no user notices. A build begins each session from nothing, as it would have begun it itself, and goes
-//! on with the state that it left. How much is replayed, for how long, and how much of it is kept has
-//! limits; one step runs at a time, so that sessions keep the rest of the machine.
+//! # Invariants
+//! - A step is pure, and nothing is carried out or written, so no session and no user notices.
+//! - A build begins each session from an empty state, as if it had started the session, and
+//!   continues with the state that it left.
+//! - The amount replayed, its duration and the number of differences kept are limited. One step
+//!   runs at a time, so that sessions have the rest of the machine.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -23,21 +25,21 @@ use crate::session::actor::takes_over;
 use crate::session::handle::held;
 use crate::session::ports::Policy;
 
-/// How much a shadow may take.
+/// The limits of a shadow run.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Steps of one session, its first ones.
+    /// Steps per session, counted from its first.
     pub session_steps: u64,
     /// Steps of all sessions.
     pub steps: u64,
-    /// The wall clock, looked at between two steps.
+    /// Wall-clock time, checked between steps.
     pub time: Duration,
-    /// Differences that are kept.
+    /// Differences kept.
     pub differences: usize,
 }
 
 impl Default for Bounds {
-    /// A step takes well below a millisecond, so these are for builds and sessions out of the ordinary.
+    /// A step takes well below a millisecond, so these limits are for unusual builds and sessions.
     fn default() -> Self {
         Self {
             session_steps: 2_000,
@@ -48,69 +50,71 @@ impl Default for Bounds {
     }
 }
 
-/// How far a shadow is, and what it showed.
+/// The progress and the findings of a shadow run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shadowed {
-    /// Sessions that will have been replayed in the end.
+    /// Sessions to be replayed in total.
     pub wanted: u64,
-    /// Sessions that were. Each is one of the next three.
+    /// Sessions replayed. Each is counted in one of the next three.
     pub sessions: u64,
-    /// All their steps gave the same commands.
+    /// Sessions in which all steps gave the same commands.
     pub same: u64,
-    /// A step gave other commands, and none broke down.
+    /// Sessions in which a step gave other commands and none failed.
     pub different: u64,
-    /// A step broke down, refused or met a limit, which did not when it was recorded.
+    /// Sessions in which a step failed (a crash, a refusal or a limit) that succeeded when
+    /// recorded.
     pub failed: u64,
-    /// Sessions whose last state the build does not take over: a running one of these would stay with
-    /// the build it has. Whatever became of their steps.
+    /// Sessions whose last state the build cannot take over, whatever their steps did. If still
+    /// running, such a session would stay with its current build.
     pub not_migrated: u64,
-    /// Sessions that were passed over, since this host cannot read their steps.
+    /// Sessions skipped because this host cannot read their steps.
     pub unread: u64,
-    /// Steps that were compared.
+    /// Steps compared.
     pub steps: u64,
-    /// Those among them that differed, broke down or not.
+    /// Compared steps that differed, whether they failed or not.
     pub steps_different: u64,
-    /// What the compared steps used when they were recorded.
+    /// Fuel that the compared steps used when they were recorded.
     pub fuel_then: u64,
-    /// What the build used for the same steps.
+    /// Fuel that the build used for the same steps.
     pub fuel_now: u64,
-    /// The first ones, at most two of a session for its steps and one for its state.
+    /// The first differences: at most two per session for its steps and one for its state.
     pub differences: Vec<Difference>,
-    /// Why not all of it was replayed, where it was not. A sentence.
+    /// Why not everything was replayed, as a sentence, if that is so.
     pub cut: Option<String>,
 }
 
-/// Something that the build does differently.
+/// A difference in the build's behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// In which session.
+    /// The session's id.
     pub session: String,
-    /// At which step; none where it is about the session's last state.
+    /// The step's number; `None` if the difference is in the session's last state.
     pub step: Option<u64>,
-    /// What kind.
+    /// The kind of difference.
     pub what: Differs,
-    /// The component that the log names, by its SHA-256 in lower-case hex; empty where there is no step.
+    /// The SHA-256 in lower-case hex of the component that the log names; empty if there is no
+    /// step.
     pub recorded_by: String,
-    /// The lines that differ, or the build's own reason. Cut.
+    /// The lines that differ, or the build's own reason. Truncated.
     pub text: String,
 }
 
-/// How a build differs from what was recorded.
+/// How a build differs from the recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Differs {
     /// It gives other commands.
     Commands,
-    /// It gives none: it broke down, refused, or met a limit.
+    /// It gives no commands: it crashed, refused or met a limit.
     Failed,
     /// It gives commands where the recorded step failed.
     Mended,
-    /// It does not take the session's last state over.
+    /// It cannot take over the session's last state.
     NotMigrated,
 }
 
 impl Sessions {
-    /// Shadows a build with the last sessions of the policy of this name. `told` holds how far it is at
-    /// any time, and all of it in the end.
+    /// Shadows a build with the most recent sessions of the policy of this name. `told` holds the
+    /// progress at any time, and the full result in the end.
     pub async fn shadow(
         &self,
         name: &str,
@@ -171,7 +175,7 @@ impl Sessions {
     }
 }
 
-/// What became of a session.
+/// The outcome of a session.
 #[derive(Clone, Copy)]
 enum Verdict {
     Same,
@@ -179,7 +183,7 @@ enum Verdict {
     Failed,
 }
 
-/// One session of a shadow.
+/// One session of a shadow run.
 struct One<'a> {
     sessions: &'a Sessions,
     build: &'a dyn Policy,
@@ -187,12 +191,13 @@ struct One<'a> {
     until: Instant,
     told: &'a Mutex<Shadowed>,
     session: String,
-    /// A step of it differed already.
+    /// Whether an earlier step of the session differed.
     first_differs: bool,
 }
 
 impl One<'_> {
-    /// Its first steps, up to this number: a session that runs on meanwhile comes to an end here too.
+    /// Replays the first steps, up to this number, so that the replay of a session that is still
+    /// running also ends.
     async fn steps(&mut self, end: u64) -> Result<Verdict, StoreError> {
         let store = &self.sessions.shared.deps.store;
         let mut state: Option<Snapshot> = None;
@@ -205,7 +210,7 @@ impl One<'_> {
             let Some(last) = piece.last() else { break };
             next = last.step + 1;
             for logged in piece.into_iter().filter(|logged| logged.step < end) {
-                // The host ended it, and no build was asked.
+                // The host ended the step before any build was called.
                 if logged.commands.is_none() && logged.fuel == 0 {
                     continue;
                 }
@@ -216,7 +221,7 @@ impl One<'_> {
                     Some(after) => state = after.or(state),
                     None => return Ok(Verdict::Failed),
                 }
-                // Whatever else waits for this thread comes first.
+                // Let other work waiting for this thread run first.
                 tokio::task::yield_now().await;
             }
         }
@@ -246,8 +251,9 @@ impl One<'_> {
         told.cut.is_some()
     }
 
-    /// One step, and the state to go on with: the build's own, or what was there before where the
-    /// recorded step failed. None where the build fails: there is nothing to go on with.
+    /// Replays one step and returns the state to continue from: the build's own, or the previous
+    /// one if the recorded step failed. Returns `None` if the build fails, as there is nothing to
+    /// continue from.
     async fn step(
         &mut self,
         logged: &LoggedStep,
@@ -261,7 +267,8 @@ impl One<'_> {
             told.fuel_now = told.fuel_now.saturating_add(again.fuel);
         }
         match (&logged.commands, &again.commands) {
-            // The state is the build's own also where its bytes are others: only commands are seen.
+            // The build's own state is used even if its bytes differ: only commands are visible
+            // outside.
             (Some(then), Ok(now)) => {
                 if then != now && self.differs() {
                     let text = difference(&readable(then), &readable(now));
@@ -280,14 +287,14 @@ impl One<'_> {
                     let text = difference("(the step failed)\n", &readable(now));
                     self.keep(logged, Differs::Mended, text);
                 }
-                // What the log goes on with is what was there before.
+                // The log continues from the previous state.
                 Ok(Some(None))
             }
         }
     }
 
-    /// A step differs. Whether it is the session's first: the ones after it are given inputs that
-    /// answer what was recorded, so they are counted and not shown.
+    /// Counts a step that differs, and returns whether it is the session's first. The inputs of
+    /// later steps answer what was recorded, so those are counted and not shown.
     fn differs(&mut self) -> bool {
         held(self.told).steps_different += 1;
         !std::mem::replace(&mut self.first_differs, true)
@@ -310,7 +317,7 @@ impl One<'_> {
         }
     }
 
-    /// Whether the build would take the session over as it stands.
+    /// Checks whether the build would take over the session as it stands.
     async fn migrate(&self, last: &Snapshot) {
         let taken = match takes_over(self.build.info(), last) {
             Ok(()) => self.build.migrate(last).await.map(|_| ()),

@@ -1,26 +1,26 @@
-//! Decides how the end of a task is told, so that what the agent says last is shown once.
+//! Decides how the end of a task is shown, so that the agent's last message appears exactly once.
 //!
 //! # Invariants
-//! - Pure: from what the policy said and what was shown of it.
-//! - Nothing that the policy said is left out, and nothing of it is both in an event and in the sentence
-//!   that ends the task.
+//! - Pure: a function of what the policy said and what clients were shown of it.
+//! - Nothing that the policy said is omitted, and nothing appears both in an event and in the
+//!   sentence that ends the task.
 
-/// What ends a task whose words are events.
+/// The closing sentence of a task whose final text is shown as an event.
 const COMPLETED: &str = "Task completed.";
-/// A sentence is at most this long, in characters.
+/// Maximum length of a closing sentence, in characters.
 const SENTENCE: usize = 200;
 
-/// The last words of a task.
+/// The final message of a task.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LastWords<'a> {
-    /// What is still to be shown as an event.
+    /// The text still to be shown as an event.
     pub(super) event: Option<&'a str>,
-    /// The short sentence of the frame `completed`.
+    /// The short sentence for the frame `completed`.
     pub(super) sentence: &'a str,
 }
 
-/// `text` is what the policy ends its task with, `said` what the agent last said in it, which clients have
-/// been shown.
+/// Splits the final message. `text` is what the policy ends its task with; `said` is the agent's
+/// last message in the task, which clients have already been shown.
 pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> LastWords<'a> {
     let text = text.trim();
     let rest = said.and_then(|said| behind(text, said.trim()));
@@ -31,7 +31,7 @@ pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> LastWords<'a>
             sentence: COMPLETED,
         };
     }
-    // One that says nothing else ends its task in a sentence, as the mock does.
+    // A task with no other message ends in a single sentence, as the mock's does.
     if rest.is_none() && !text.contains('\n') && text.chars().count() <= SENTENCE {
         return LastWords {
             event: None,
@@ -44,7 +44,7 @@ pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> LastWords<'a>
     }
 }
 
-/// What follows where a text begins with what was said, as a paragraph of its own.
+/// Returns what follows `said`, if `text` begins with it as a paragraph of its own.
 fn behind<'a>(text: &'a str, said: &str) -> Option<&'a str> {
     let rest = text.strip_prefix(said)?;
     (rest.is_empty() || rest.starts_with('\n')).then(|| rest.trim())

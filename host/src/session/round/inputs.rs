@@ -1,8 +1,9 @@
-//! Owns the first half of a record: what arrived becomes inputs, transcript entries and what a person
-//! sees of it.
+//! The inputs of a round: turns what arrived into policy inputs, transcript entries and frames.
 //!
-//! What always holds: pure, as all of `record`. News of an effect that is not open changes nothing but
-//! the sums: what a model call took is paid for, whether or not anybody waits for its answer.
+//! # Invariants
+//! - Pure, like all of `round`.
+//! - A message about an effect that is not open changes only the totals: what a model call cost is
+//!   charged whether or not anybody waits for its answer.
 
 use crate::store::{CallRow, ChatLine, EffectKind, Totals};
 use crate::types::wit::policy::{
@@ -15,12 +16,13 @@ use crate::session::actor::workspace_lost;
 use crate::session::ports::{ChangeOpened, ModelAnswer, News, Offers, Spent, Started};
 use crate::session::stream::frames::{self, EventDraft};
 
-/// The type of the events that say that a model cannot be asked, or answers again. Clients that do not
-/// know it show a type with `Message` in it in the chat, and none of them takes a state for a failure.
+/// The type of events that say that a model is unavailable or available again. Clients that do not
+/// know the type show it in the chat because its name contains `Message`, and none of them mistakes
+/// a state for a failure.
 pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
 
 impl Draft<'_> {
-    /// Takes one thing that arrived.
+    /// Takes one message from the mailbox.
     pub(crate) fn take(&mut self, news: News) {
         match news {
             News::Started(started) => self.started(started),
@@ -177,7 +179,7 @@ impl Draft<'_> {
         });
     }
 
-    /// Counts what a model call took, and says so.
+    /// Adds what a model call cost to the totals, and reports it.
     pub(crate) fn spend(&mut self, effect: &str, spent: Spent) {
         let used = Totals {
             calls: 1,
@@ -262,7 +264,7 @@ fn tool_says(result: &ToolResult) -> Message {
     }
 }
 
-/// What a person sees of a change that was to be opened.
+/// The event that shows the outcome of opening a pull request.
 pub(crate) fn change_event(result: Result<ChangeOpened, String>) -> EventDraft {
     match result {
         Ok(change) => {
@@ -274,7 +276,7 @@ pub(crate) fn change_event(result: Result<ChangeOpened, String>) -> EventDraft {
             let ChangeOpened {
                 number, title, url, ..
             } = change;
-            // A type with `Message` in it is shown in the chat by clients that do not know it.
+            // Clients that do not know a type show it in the chat if its name contains `Message`.
             EventDraft {
                 url: Some(url.clone()),
                 ..EventDraft::text(

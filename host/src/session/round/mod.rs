@@ -1,9 +1,11 @@
-//! Owns the one pure function of the engine: from a session's numbers, what arrived, and what the
-//! policy decided, to all that is written, shown and begun.
+//! The pure core of the engine: a function from a session's counters, what arrived and what the
+//! policy decided to everything that is written, shown and started.
 //!
-//! What always holds: no I/O, no clock, no randomness. Sequence numbers and entries are dense. An
-//! effect has at most one result: news of an effect that is not open is passed over. What a policy
-//! commands is shown by the host, not by the policy.
+//! # Invariants
+//! - No I/O, no clock, no randomness.
+//! - Sequence numbers and entries are dense.
+//! - An effect has at most one result: a message about an effect that is not open is ignored.
+//! - The host, not the policy, decides how a policy's commands are shown.
 
 pub(crate) mod final_message;
 pub(crate) mod inputs;
@@ -30,17 +32,17 @@ use super::actor::budget::Budget;
 use super::ports::{News, Offers, PolicyInfo, Stepped, Tree};
 use super::stream::frames::{self, EventDraft};
 
-/// Steps without a word of the user, after which a policy is taken to go round in circles.
+/// Steps without a message from the user after which a policy is considered to be looping.
 pub(super) const STEPS_ALONE: u32 = 10_000;
 
-/// What never changes while a session lives, as far as records need it.
+/// The context of a round: what does not change while a session lives, as far as a round needs it.
 pub(super) struct Scene<'a> {
     pub(super) session: &'a Arc<str>,
     pub(super) chat: &'a Arc<str>,
     pub(super) task: &'a str,
     pub(super) repository: Option<&'a str>,
     pub(super) branch: Option<&'a str>,
-    /// A change is to be opened of what is pushed.
+    /// Whether to open a pull request for what is pushed.
     pub(super) opens_change: bool,
     /// The branch that was pushed so far.
     pub(super) pushed: Option<&'a str>,
@@ -54,7 +56,8 @@ pub(super) struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// The scene of a session's round. `names` are the session's and its chat's.
+    /// Creates the context of a session's round. `names` holds the ids of the session and of its
+    /// chat.
     pub(super) fn new(
         names: &'a (Arc<str>, Arc<str>),
         fixed: &'a NewSessionRow,
@@ -80,42 +83,43 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// With the branch that was pushed so far.
+    /// Sets the branch that was pushed so far.
     pub(super) fn with_pushed(mut self, pushed: Option<&'a str>) -> Self {
         self.pushed = pushed;
         self
     }
 
-    /// With the models that the policy may call; without, the session's is all it hears of.
+    /// Sets the models that the policy may call. Without them, it is told only of the session's
+    /// model.
     pub(super) fn with_offers(mut self, offers: &'a Offers) -> Self {
         self.offers = Some(offers);
         self
     }
 }
 
-/// The effect that opens a change. It is the host's own: no policy hears of it.
+/// The effect that opens a pull request. It is the host's own: no policy is told of it.
 pub(super) const CHANGE: &str = "lucid:change";
 
-/// Work that begins once the record is written.
+/// Work that begins once the round is committed.
 #[derive(Debug)]
 pub(super) enum Begin {
     Model(ModelCall),
     Tool(ToolRun),
-    /// With its delay in milliseconds.
+    /// Start a timer with this delay in milliseconds.
     Timer(String, u64),
-    /// Open a change of this branch; the policy's last words on its task.
+    /// Open a pull request for this branch, with the policy's final message on its task.
     Change(String, String),
-    /// Abort it; it ends as cancelled.
+    /// Cancel this effect; it ends as cancelled.
     Cancel(String),
-    /// Abort all; nobody is told.
+    /// Cancel all effects, without reports.
     CancelAll,
-    /// A tool that waits for it may do what it has shown.
+    /// Allow a waiting tool to carry out the action that it announced.
     Told(oneshot::Sender<()>),
-    /// Goes straight back into the queue.
+    /// Put this straight back into the mailbox.
     News(News),
 }
 
-/// The last tree that clients were shown.
+/// The last file tree that clients were shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ShownTree {
     number: u64,
@@ -123,7 +127,7 @@ pub(super) struct ShownTree {
 }
 
 impl ShownTree {
-    /// None was, which is the same as an empty one.
+    /// No tree was shown, which is equivalent to an empty one.
     pub(super) fn empty() -> Self {
         Self {
             number: 0,
@@ -131,7 +135,7 @@ impl ShownTree {
         }
     }
 
-    /// Some was, by the last host.
+    /// The previous host showed a tree, which is unknown.
     pub(super) fn unknown() -> Self {
         Self {
             number: 0,
@@ -140,7 +144,7 @@ impl ShownTree {
     }
 }
 
-/// A round in the making.
+/// A round being built.
 pub(super) struct Draft<'a> {
     pub(super) scene: &'a Scene<'a>,
     pub(super) at: u64,
@@ -152,22 +156,22 @@ pub(super) struct Draft<'a> {
     /// The digest of the component that decides.
     pub(super) plugin: String,
     pub(super) shown: ShownTree,
-    /// What the agent said last in the open task, as clients were shown it.
+    /// The agent's last message in the open task, as clients were shown it.
     pub(super) said: Option<Arc<str>>,
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
     pub(super) calls: Vec<CallRow>,
     closed: Vec<String>,
-    /// What became of the pushed branch, where that changed.
+    /// The new value of the pushed branch, if it changed.
     pub(super) pushed: Option<Option<String>>,
     taken: Vec<u64>,
     opened: Vec<EffectRow>,
-    /// What answers the action of each tool that runs or waits, should the step fail.
+    /// The closing event for the action of each tool that runs or waits, in case the step fails.
     pub(super) unanswered: Vec<(String, EventDraft)>,
-    /// Open effects that the next start is to begin.
+    /// Open effects that are left for the next start to begin.
     pub(super) not_begun: Vec<String>,
-    /// The session is over, and its workspace is kept.
+    /// Whether the session is over and its workspace is kept.
     pub(super) retains_workspace: bool,
     begin: Vec<Begin>,
 }
@@ -183,7 +187,7 @@ pub(super) struct Round {
     pub(super) pushed: Option<Option<String>>,
 }
 
-/// An error of the host's own.
+/// Creates an internal error.
 pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
     Error {
         kind,
@@ -226,13 +230,13 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Adds a frame that the policy has no part in.
+    /// Adds a frame that does not come from the policy.
     pub(super) fn frame(&mut self, frame: String) {
         self.frames.push(frame.into());
         self.counters.next_seq += 1;
     }
 
-    /// Shows a tree, unless it is what was shown last, or is older than that.
+    /// Shows a file tree, unless it is the same as the last one shown or older.
     pub(super) fn tree(&mut self, tree: &Tree) {
         let digest = Sha256::digest(&tree.json).into();
         if tree.number < self.shown.number || digest == self.shown.digest {
@@ -253,7 +257,7 @@ impl<'a> Draft<'a> {
         self.lines.extend(event.into_line());
     }
 
-    /// What a tool is about to do. One that was given up meanwhile does it no more.
+    /// Announces a tool's action. A tool that was cancelled meanwhile does not carry it out.
     pub(super) fn shows(&mut self, effect: &str, event: EventDraft, told: oneshot::Sender<()>) {
         if self.open.get(effect) == Some(&EffectKind::Tool) {
             self.event(event);
@@ -264,13 +268,14 @@ impl<'a> Draft<'a> {
     pub(super) fn entry(&mut self, message: &Message) -> u64 {
         let entry = self.counters.next_entry;
         self.counters.next_entry += 1;
-        // A message is texts and numbers; there is nothing in it that cannot be written.
+        // A message consists of texts and numbers, so serialization cannot fail.
         self.entries
             .push((entry, serde_json::to_string(message).unwrap_or_default()));
         entry
     }
 
-    /// The first lines of a session: its task, and that it begins. Everything else follows `start`.
+    /// Writes the first lines of a session: its task, and that it begins. Everything else follows
+    /// `start`.
     pub(super) fn open_session(&mut self) {
         let task = self.scene.task.to_owned();
         self.entry(&user_says(&task));
@@ -294,7 +299,7 @@ impl<'a> Draft<'a> {
         self.counters.iterations = 0;
         self.counters.tokens = 0;
         self.said = None;
-        // What an older task pushed has had its change.
+        // A branch pushed by an earlier task has already had its pull request.
         if self.pushed_branch().is_some() {
             self.pushed = Some(None);
         }
@@ -311,7 +316,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Closes an effect. False where it is not open: then its result came too late.
+    /// Closes an effect. Returns `false` if it is not open, so that its result is too late.
     pub(super) fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
         match self.open.get(effect) {
             Some(EffectKind::Orphan) => false,
@@ -324,12 +329,13 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// A message of the user is in this round, and need not be kept any more.
+    /// Marks a message of the user as processed: it need not be kept any longer.
     pub(super) fn takes(&mut self, message: u64) {
         self.taken.push(message);
     }
 
-    /// Tells the policy of all that ended without its hearing of it: it may wait for them.
+    /// Tells the policy of every effect that ended without its knowledge: it may be waiting for
+    /// them.
     pub(super) fn tell_of_orphans(&mut self) {
         let orphans = self
             .open
@@ -340,17 +346,17 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Whether nothing came of what arrived.
+    /// Returns whether what arrived had no consequence.
     pub(super) fn is_empty(&self) -> bool {
         self.inputs.is_empty() && self.frames.is_empty() && self.pushed.is_none()
     }
 
-    /// A record of the host's own: frames, and where the session stands.
+    /// Builds a round without a policy step: frames, and the session's status.
     pub(super) fn close_round(self, status: Status, end_reason: Option<String>) -> Round {
         self.round(None, None, status, end_reason)
     }
 
-    /// The policy's part.
+    /// Adds the policy's decision and builds the round.
     pub(super) fn decide(mut self, context: &Context, stepped: Stepped) -> Round {
         let mut decision = Decision {
             step: self.counters.step,
@@ -384,21 +390,21 @@ impl<'a> Draft<'a> {
         self.round(Some(decision), state, Status::Running, None)
     }
 
-    /// The task failed: said to the client, and kept.
+    /// Reports that the task failed to the client, and records it.
     fn error(&mut self, reason: &str) {
         self.frame(frames::error(reason));
         let line = EventDraft::text("AgentErrorObservation", reason).into_line();
-        // The effect that failed may have said so a moment ago.
+        // The failed effect may just have reported this.
         let is_said =
             |said: &ChatLine| said.event_type == "AgentErrorObservation" && said.content == reason;
         self.lines
             .extend(line.filter(|_| !self.lines.iter().any(is_said)));
     }
 
-    /// Ends the open task, and all that it began; clients that were shown a tool's action see that it ended.
-    /// The policy's state is what it was before this step,
-    /// so it waits for what it was just told of and for what is given up here; it is told with the
-    /// user's next message. The same inputs again would only fail it again.
+    /// Ends the open task and everything it began; clients that were shown a tool's action see that
+    /// it ended. The policy's state remains what it was before this step, so it still waits for the
+    /// results in this step and for what is cancelled here; it is told of them with the user's next
+    /// message. Giving it the same inputs again would only make it fail again.
     fn fail(&mut self, reason: &str) {
         for (effect, answer) in std::mem::take(&mut self.unanswered) {
             if self.open.get(&effect) == Some(&EffectKind::Tool) {
@@ -408,7 +414,7 @@ impl<'a> Draft<'a> {
         self.error(reason);
         self.counters.task_open = false;
         self.begin.push(Begin::CancelAll);
-        // A change that is being opened is no policy's.
+        // A pull request that is being opened does not belong to a policy.
         let changes = self
             .open
             .extract_if(.., |_, kind| *kind == EffectKind::Change);
@@ -423,7 +429,7 @@ impl<'a> Draft<'a> {
         self.open.extend(changes);
     }
 
-    /// An effect's name is taken while it is open.
+    /// Opens an effect. Its name is taken while it is open.
     fn opens(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
         if self.open.contains_key(effect) {
             tracing::warn!(session = %self.scene.session, effect, "the policy named two open effects alike");
@@ -483,7 +489,7 @@ impl<'a> Draft<'a> {
             Command::Emit(event) => {
                 let event = EventDraft::from_policy(&event);
                 let said = self.said.as_deref();
-                // Models like to say with their last call what they said beside it.
+                // Models often repeat in their last call what they said beside it.
                 if !event.is_message() || said.map(str::trim) != Some(event.content.trim()) {
                     self.event(event);
                 }
@@ -529,7 +535,8 @@ impl<'a> Draft<'a> {
         end_reason: Option<String>,
     ) -> Round {
         self.counters.next_row += 1;
-        // Opened and closed in the same round (the step failed): there was never anything to keep.
+        // Opened and closed in the same round because the step failed: there was never anything to
+        // store.
         self.opened
             .retain(|effect| self.open.contains_key(&effect.id));
         let row = StepRow {
@@ -565,7 +572,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// The effect that an input tells of.
+/// The effect that an input reports on.
 pub(super) fn of_effect(input: Input) -> Option<String> {
     match input {
         Input::ModelReplied(ModelReply { effect, .. })

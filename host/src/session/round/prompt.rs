@@ -1,8 +1,10 @@
-//! Owns how a prompt's parts become the messages of a model call.
+//! Resolves a prompt's parts into the messages of a model call.
 //!
-//! What always holds: a tool result stands right behind the message whose call it answers, whatever
-//! came between them in the transcript, and a call that was never answered gets an answer that says
-//! so, since providers refuse a conversation with an open call. Messages keep their order otherwise.
+//! # Invariants
+//! - A tool result directly follows the message whose call it answers, whatever came between them
+//!   in the transcript. A call that was never answered gets a placeholder that says so, because
+//!   providers refuse a conversation with an open call.
+//! - Messages otherwise keep their order.
 
 use std::collections::HashMap;
 
@@ -10,10 +12,10 @@ use crate::store::{self, Store, StoreError};
 use crate::types::wit::policy::Part;
 use crate::types::wit::types::{Content, Message, Role, ToolResult};
 
-/// What stands for a result that is not there.
+/// The placeholder for a missing result.
 const NO_RESULT: &str = "There is no result of this call: it was not run, or it was given up.";
 
-/// Reads the stretches of the transcript that a prompt names. `last` is the newest entry.
+/// Reads the ranges of the transcript that a prompt names. `last` is the newest entry.
 pub(crate) async fn resolve(
     store: &Store,
     session: &str,
@@ -42,9 +44,9 @@ pub(crate) async fn resolve(
     Ok(arrange(messages))
 }
 
-/// Puts results behind their calls. A result goes to the nearest call of its id before it that has
-/// none yet: some providers number calls from zero in each answer. One without such a call (it is
-/// not in the prompt, or was answered already) is left out.
+/// Moves results behind their calls. A result goes to the nearest preceding call with its id that
+/// has no result yet: some providers number calls from zero in each response. A result without such
+/// a call (it is not in the prompt, or was answered already) is dropped.
 pub(crate) fn arrange(messages: Vec<Message>) -> Vec<Message> {
     let mut kept: Vec<(Message, Vec<usize>)> = Vec::with_capacity(messages.len());
     let mut answers: Vec<ToolResult> = Vec::new();

@@ -1,10 +1,12 @@
-//! Owns what a session shows, in one order: the frames of its log, and between them the pieces of what
-//! goes on.
+//! The feed of a session: the frames of its log and, between them, the deltas of running effects,
+//! in one order.
 //!
-//! What always holds: only what is committed is published. An effect's pieces come before the frame
-//! that stands for them: they are sent before its result is written, and whoever begins to follow is
-//! told, as of one moment, how far the log was. The last frames are kept, at most 32 and 16 KB,
-//! however long the session lives; everything older is in the log. Pieces are kept for nobody.
+//! # Invariants
+//! - Only what is committed is published.
+//! - An effect's deltas come before the frame that replaces them: they are sent before its result
+//!   is written, and a new follower receives the log's position as of a single moment.
+//! - The most recent frames are kept in memory, at most 32 and 16 KB, however long the session
+//!   lives; everything older is in the log. Deltas are not kept.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,48 +15,48 @@ use tokio::sync::{broadcast, watch};
 
 use crate::session::handle::held;
 
-/// Frames that are kept in memory.
+/// Maximum number of frames kept in memory.
 const RING_FRAMES: usize = 32;
-/// Bytes that they may have together.
+/// Maximum total size of those frames, in bytes.
 const RING_BYTES: usize = 16 * 1024;
-/// Items that a slow follower may be behind before it loses some.
+/// The number of items that a slow follower may lag behind before it loses some.
 pub(crate) const BEHIND: usize = 128;
 
-/// How far a session is.
+/// A session's position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// The last published frame.
+    /// The number of the last published frame.
     pub(super) seq: u64,
-    /// Nothing more will come.
+    /// Whether the feed has ended.
     pub(crate) ended: bool,
 }
 
-/// What a follower is told, in order.
+/// An item for followers, in order.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
-    /// The log is so far.
+    /// The log's new position.
     Head(Head),
-    /// A piece of an effect.
+    /// A delta of an effect.
     Piece {
-        /// Whose.
+        /// The effect.
         effect: Arc<str>,
-        /// Counts an effect's pieces since it began, or began again.
+        /// The delta's index since the effect began or restarted.
         number: u64,
-        /// The effect began again before.
+        /// Whether the effect has restarted before.
         again: bool,
-        /// For the client.
+        /// The frame for the client.
         frame: Arc<str>,
     },
-    /// An effect's pieces so far are void. It may begin again.
+    /// The effect's deltas so far are void. It may restart.
     Void(Arc<str>),
-    /// Of this effect there are no more.
+    /// The effect has no more deltas.
     Done(Arc<str>),
 }
 
 #[derive(Debug)]
 pub(crate) struct Feed {
     head: watch::Sender<Head>,
-    /// A frame that says why nothing comes; none where something may.
+    /// A frame that says why nothing is coming, or `None` if the session is not paused.
     pause: watch::Sender<Option<Arc<str>>>,
     ring: Mutex<Ring>,
     items: OnceLock<broadcast::Sender<Item>>,
@@ -67,7 +69,7 @@ struct Ring {
 }
 
 impl Feed {
-    /// Of a session whose last frame so far is `seq`.
+    /// Creates the feed of a session whose last frame so far is `seq`.
     pub(crate) fn new(seq: u64) -> Self {
         Self {
             head: watch::Sender::new(Head { seq, ended: false }),
@@ -77,25 +79,25 @@ impl Feed {
         }
     }
 
-    /// How far the session is.
+    /// The session's position.
     pub(crate) fn head(&self) -> Head {
         *self.head.borrow()
     }
 
-    /// For whoever wants frames only.
+    /// Subscribes to frames only.
     pub(crate) fn watch(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
     }
 
-    /// For whoever wants pieces as well: all items from now on, and where the log is now. Frames up
-    /// to there, and then the items, are the one order.
+    /// Subscribes to deltas as well: returns all items from now on, and the log's current position.
+    /// The frames up to that position followed by the items form the one order.
     pub(super) fn follow(&self) -> (broadcast::Receiver<Item>, Head) {
         let _now = held(&self.ring);
         let items = self.items.get_or_init(|| broadcast::Sender::new(BEHIND));
         (items.subscribe(), self.head())
     }
 
-    /// Shows what was committed.
+    /// Publishes frames that were committed.
     pub(crate) fn publish(&self, first: u64, frames: &[Arc<str>]) {
         if frames.is_empty() {
             return;
@@ -112,26 +114,26 @@ impl Feed {
             ring.bytes -= oldest.len();
         }
         ring.frames.shrink_to(RING_FRAMES);
-        // With the ring held, so that nobody begins to follow between the two.
+        // While the ring is locked, so that no follower subscribes between the two.
         self.goes_to(|head| head.seq = first + frames.len() as u64 - 1);
     }
 
-    /// For a while nothing will come, as this frame says. It is in no log.
+    /// Announces with this frame that nothing will come for a while. The frame is not logged.
     pub(crate) fn pause(&self, frame: String) {
         self.pause.send_replace(Some(frame.into()));
     }
 
-    /// The pause is over.
+    /// Ends the pause.
     pub(crate) fn resume(&self) {
         self.pause.send_replace(None);
     }
 
-    /// For whoever wants to know of pauses.
+    /// Subscribes to pauses.
     pub(super) fn watch_pauses(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.pause.subscribe()
     }
 
-    /// Nothing more will come.
+    /// Ends the feed.
     pub(crate) fn end(&self) {
         let _now = held(&self.ring);
         self.goes_to(|head| head.ended = true);
@@ -142,15 +144,15 @@ impl Feed {
         self.tell(|| Item::Head(self.head()));
     }
 
-    /// Tells followers, where there are any.
+    /// Sends an item to followers, if there are any.
     pub(crate) fn tell(&self, item: impl FnOnce() -> Item) {
         if let Some(items) = self.items.get().filter(|items| items.receiver_count() > 0) {
-            // Fails where the last one left just now.
+            // Fails if the last follower has just left.
             let _ = items.send(item());
         }
     }
 
-    /// The frames after a number, where all of them are in memory.
+    /// Returns the frames after a number, if all of them are in memory.
     pub(super) fn recent(&self, after: u64) -> Option<Vec<(u64, Arc<str>)>> {
         let ring = held(&self.ring);
         let (oldest, _) = ring.frames.front()?;

@@ -1,8 +1,11 @@
-//! Owns what a client's frames look like, and how an event becomes one.
+//! The frames that clients receive, and the conversion of events into frames.
 //!
-//! What always holds: a frame is valid JSON of the wire contract; what is too long is cut here, on a
-//! character's boundary, and nowhere else, so the record keeps all of it. The stored frame holds what
-//! any client may ask for; [`render`] takes out what this one did not.
+//! # Invariants
+//! - A frame is valid JSON of the wire contract.
+//! - Long values are truncated here, on a character boundary, and nowhere else, so the chat keeps
+//!   the full text.
+//! - The stored frame holds everything that any client may ask for; [`render`] removes what this
+//!   client did not ask for.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -18,33 +21,33 @@ use crate::types::wit::policy::Event;
 use crate::session::ports::DeltaKind;
 use crate::session::round::inputs::MODEL_NOTICE;
 
-/// Characters of `content` in a frame.
+/// Maximum length of `content` in a frame, in characters.
 pub const CONTENT_LENGTH: usize = 2000;
-/// Characters of `thought` in a frame.
+/// Maximum length of `thought` in a frame, in characters.
 pub const THOUGHT_LENGTH: usize = 1000;
 
-/// Something that a person is shown, in full.
+/// An event for the user, in full.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventDraft {
-    /// As in the wire contract, such as `CmdRunAction`.
+    /// The event type of the wire contract, such as `CmdRunAction`.
     pub event_type: String,
-    /// The text of it.
+    /// The text.
     pub content: String,
-    /// Why the agent does it.
+    /// The agent's reason for it.
     pub thought: Option<String>,
     /// The command that runs.
     pub command: Option<String>,
-    /// How it ended.
+    /// The command's exit code.
     pub exit_code: Option<i32>,
-    /// Which file.
+    /// The file's path.
     pub path: Option<String>,
-    /// A unified diff, for a client that asked for `diffs`.
+    /// A unified diff, for clients that asked for `diffs`.
     pub diff: Option<String>,
-    /// A page of the web that it is about.
+    /// The URL of a related web page.
     pub url: Option<String>,
 }
 
-/// What a policy may say in an event's `fields`.
+/// What a policy may set in an event's `fields`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Fields {
@@ -86,7 +89,7 @@ struct Details<'a> {
 }
 
 impl EventDraft {
-    /// What a policy wants to be shown. Fields that are not what they should be are left out.
+    /// Converts a policy's event. Fields of the wrong type are ignored.
     pub fn from_policy(event: &Event) -> Self {
         let fields: Fields = serde_json::from_str(&event.fields).unwrap_or_default();
         let text = |value: Option<Value>| match value {
@@ -101,12 +104,12 @@ impl EventDraft {
             exit_code: fields.exit_code,
             path: text(fields.path),
             diff: text(fields.diff),
-            // What is opened in a browser is the host's to say.
+            // Only the host decides what is opened in a browser.
             url: None,
         }
     }
 
-    /// A plain text under a type.
+    /// Creates an event with a type and a plain text.
     pub fn text(event_type: &str, content: impl Into<String>) -> Self {
         Self {
             event_type: event_type.to_owned(),
@@ -115,12 +118,12 @@ impl EventDraft {
         }
     }
 
-    /// Whether it is something that the agent says.
+    /// Returns whether the event is a message from the agent.
     pub(crate) fn is_message(&self) -> bool {
         Self::says_type(&self.event_type)
     }
 
-    /// Whether events of a type are.
+    /// Returns whether events of this type are messages from the agent.
     pub(crate) fn says_type(event_type: &str) -> bool {
         event_type.contains("Message") && event_type != MODEL_NOTICE
     }
@@ -136,7 +139,7 @@ impl EventDraft {
         }
     }
 
-    /// The frame, cut.
+    /// The event's frame, truncated.
     pub(crate) fn frame(&self, at: u64) -> String {
         let mut details = self.details();
         details.thought = details.thought.map(|text| cut(text, THOUGHT_LENGTH));
@@ -151,7 +154,7 @@ impl EventDraft {
         })
     }
 
-    /// The line of the record, in full; none where there is nothing to read.
+    /// The event's line in the chat, in full, or `None` if it has no text.
     pub(crate) fn into_line(self) -> Option<ChatLine> {
         if self.content.is_empty() {
             return None;
@@ -166,7 +169,7 @@ impl EventDraft {
     }
 }
 
-/// What kind of event a type is, by its name.
+/// The kind of event that a type's name indicates.
 pub fn kind_of(event_type: &str) -> &'static str {
     if event_type.contains("Error") {
         "error"
@@ -179,7 +182,7 @@ pub fn kind_of(event_type: &str) -> &'static str {
     }
 }
 
-/// RFC 3339, UTC, with an offset in digits as older clients expect.
+/// Formats a time in RFC 3339, UTC, with a numeric offset as older clients expect.
 pub(crate) fn timestamp(at: u64) -> String {
     let at = i64::try_from(at)
         .ok()
@@ -189,11 +192,11 @@ pub(crate) fn timestamp(at: u64) -> String {
 }
 
 fn json(value: &impl Serialize) -> String {
-    // Plain structs of texts and numbers: there is nothing in them that cannot be written.
+    // Plain structs of texts and numbers: serialization cannot fail.
     serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
 }
 
-/// A status of the session.
+/// A frame with the session's status.
 pub(crate) fn status(status: &str, message: &str, session: Option<&str>) -> String {
     #[derive(Serialize)]
     struct Frame<'a> {
@@ -211,7 +214,7 @@ pub(crate) fn status(status: &str, message: &str, session: Option<&str>) -> Stri
     })
 }
 
-/// Something really failed.
+/// A frame that reports a real failure.
 pub(crate) fn error(message: &str) -> String {
     #[derive(Serialize)]
     struct Frame<'a> {
@@ -224,7 +227,7 @@ pub(crate) fn error(message: &str) -> String {
     })
 }
 
-/// A task begins.
+/// A frame that announces the start of a task.
 pub(crate) fn task_start(task: &str, at: u64) -> String {
     json(&AgentEvent {
         r#type: "agent_event",
@@ -236,7 +239,7 @@ pub(crate) fn task_start(task: &str, at: u64) -> String {
     })
 }
 
-/// The workspace's tree; `tree` is the JSON of a list of nodes.
+/// A frame with the workspace's file tree; `tree` is a JSON list of nodes.
 pub(crate) fn file_tree(tree: &str, at: u64) -> String {
     format!(
         r#"{{"type":"file_tree","tree":{tree},"timestamp":"{}"}}"#,
@@ -244,13 +247,13 @@ pub(crate) fn file_tree(tree: &str, at: u64) -> String {
     )
 }
 
-/// Millionths of a dollar as dollars.
+/// Converts millionths of a dollar to dollars.
 pub fn dollars(micros: u64) -> f64 {
-    // Exact to the last digit up to some thousand million dollars.
+    // Exact to the last digit up to several billion dollars.
     micros as f64 / 1_000_000.0
 }
 
-/// What a model call cost, and all of the session so far.
+/// A frame with the usage of a model call and of the session so far.
 pub(crate) fn usage(call: &CallRow, counters: &Counters) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -263,7 +266,7 @@ pub(crate) fn usage(call: &CallRow, counters: &Counters) -> String {
         output_tokens: u64,
         cache_read_tokens: u64,
         cache_write_tokens: u64,
-        /// Null where nobody knows.
+        /// Null if the price is unknown.
         cost_usd: Option<f64>,
         task_tokens: u64,
         session_tokens: u64,
@@ -285,7 +288,7 @@ pub(crate) fn usage(call: &CallRow, counters: &Counters) -> String {
     })
 }
 
-/// A piece of what is going on, or that the pieces of an effect so far are void. Not in the log.
+/// A frame with a delta, or one that voids an effect's deltas so far. Not in the log.
 pub(crate) fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
     #[derive(Serialize)]
     struct Frame<'a> {
@@ -320,20 +323,20 @@ pub(crate) fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
     })
 }
 
-/// What a client asked for beyond the contract.
+/// The features that a client requested beyond the base contract.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Every frame says its number.
+    /// Include the sequence number in every frame.
     pub seq: bool,
-    /// Text as it is generated.
+    /// Stream text as it is generated.
     pub deltas: bool,
-    /// File edits carry a unified diff.
+    /// Include a unified diff in file edits.
     pub diffs: bool,
-    /// Tokens after each model call.
+    /// Report token usage after each model call.
     pub usage: bool,
 }
 
-/// A frame of the log as this client gets it; none where it is not for this client.
+/// Renders a logged frame for a client, or returns `None` if it is not for this client.
 pub fn render<'a>(seq: u64, frame: &'a str, features: Features) -> Option<Cow<'a, str>> {
     if !features.usage && frame.starts_with(r#"{"type":"usage""#) {
         return None;
@@ -346,15 +349,15 @@ pub fn render<'a>(seq: u64, frame: &'a str, features: Features) -> Option<Cow<'a
     if features.seq && frame.ends_with('}') {
         let mut text = frame.into_owned();
         text.pop();
-        // Writing into a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, r#","seq":{seq}}}"#);
         frame = Cow::Owned(text);
     }
     Some(frame)
 }
 
-/// The members that this client did not ask for. The word may be in a text as well; only then is the frame
-/// parsed for nothing.
+/// Returns the members that this client did not ask for. The name may also occur inside a text;
+/// only then is the frame parsed unnecessarily.
 fn unwanted(frame: &str, features: Features) -> Vec<&'static str> {
     let mut names = Vec::new();
     if !frame.starts_with(r#"{"type":"agent_event""#) {
@@ -371,7 +374,7 @@ fn unwanted(frame: &str, features: Features) -> Vec<&'static str> {
     names
 }
 
-/// Takes members out and leaves the order of the others.
+/// Removes members and keeps the order of the others.
 fn without(frame: &str, unwanted: &[&str]) -> Option<String> {
     struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
     impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {

@@ -1,19 +1,20 @@
-//! Remembers how far clients came that do not count frames themselves, so that one whose connection broke
-//! is continued there.
+//! The positions of clients that do not count frames themselves, so that a client whose connection
+//! broke continues where it was.
 //!
-//! Such a client comes back with its first message again. Nothing in it says which connection it had, so
-//! what is known of several is given out such that none of them misses a frame.
+//! Such a client comes back by sending its first message again. Nothing in that message says which
+//! connection it had, so if several are possible, positions are handed out such that none of the
+//! clients misses a frame.
 //!
-//! What a connection took is what was written to it before its client ended it in order: whoever closes a
-//! socket in order has read what came. Where a connection was reset, or went silent, only what the client
-//! acknowledged counts: a ping behind a frame has the frame's number, and its pong says that all before it
-//! arrived.
+//! A connection has taken what was written to it before its client ended it in an orderly way: a
+//! client that closes a socket properly has read what arrived. If a connection was reset or went
+//! silent, only what the client acknowledged counts: a ping sent after a frame carries the frame's
+//! number, and its pong proves that everything before it arrived.
 //!
 //! # Invariants
-//! - No client misses a frame that its connection may not have taken; where that cannot be known, it gets
-//!   the frame again.
-//! - A position is given out once, to a client with the same features, and not for longer than a client
-//!   goes on trying.
+//! - No client misses a frame that its connection may not have delivered; if that cannot be known,
+//!   the client gets the frame again.
+//! - A position is handed out once, to a client with the same features, and for no longer than a
+//!   client keeps retrying.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -25,26 +26,26 @@ use tokio::time::timeout_at;
 use super::frames::Features;
 use crate::session::handle::held;
 
-/// How long a lost client may take to come back: an old one tries three times, two seconds apart, and
-/// whoever comes later is another page.
+/// How long a lost client may take to come back. An old client tries three times, two seconds
+/// apart; one that comes later is a different page.
 const RETURNS_WITHIN: Duration = Duration::from_secs(30);
-/// A client that has not answered a ping for so long does not read what it is sent.
+/// A client that has not answered a ping for this long is not reading what it is sent.
 const UNANSWERED: Duration = Duration::from_secs(10);
-/// How long a client that comes back may be ahead of the news that its connection broke.
+/// How long a returning client may be ahead of the report that its connection broke.
 const OVERTAKEN: Duration = Duration::from_millis(200);
-/// How many lost clients of a session are remembered.
+/// The number of lost clients remembered per session.
 const REMEMBERED: usize = 64;
 
-/// How a connection was lost, with no close frame from its client.
+/// How a connection was lost without a close frame from its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// The client's side ended it in order.
+    /// The client's side ended it in an orderly way.
     Ended,
-    /// It was reset, or nothing came of it any more.
+    /// It was reset, or nothing more arrived on it.
     Broken,
 }
 
-/// How far one connection is.
+/// The position of one connection.
 #[derive(Debug)]
 pub struct Position {
     features: Features,
@@ -55,18 +56,18 @@ pub struct Position {
 struct State {
     /// The last frame that was written to it.
     sent: u64,
-    /// The last frame that its client has certainly taken.
+    /// The last frame that its client has certainly received.
     acknowledged: u64,
-    /// The last frame that a ping was sent behind.
+    /// The last frame that was followed by a ping.
     asked: u64,
-    /// Since when the client has answered no ping, where one is unanswered.
+    /// Since when a ping has been unanswered, if one is.
     unanswered: Option<Instant>,
-    /// A client has come back in place of this one's.
+    /// Whether another client has come back in place of this one.
     replaced: bool,
 }
 
 impl State {
-    /// The last frame that counts as taken.
+    /// The last frame that counts as received.
     fn taken(&self, loss: Loss, now: Instant) -> u64 {
         match loss {
             Loss::Ended if !self.is_silent(now) => self.sent,
@@ -81,7 +82,7 @@ impl State {
 }
 
 impl Position {
-    /// Of a connection that is given everything after a frame.
+    /// Creates the position of a connection that is given everything after frame `from`.
     fn new(features: Features, from: u64) -> Self {
         Self {
             features,
@@ -95,7 +96,7 @@ impl Position {
         }
     }
 
-    /// What a ping behind this frame says.
+    /// The payload of a ping after this frame.
     pub fn ping(&self, seq: u64) -> [u8; 8] {
         let mut state = held(&self.state);
         state.asked = seq;
@@ -103,7 +104,7 @@ impl Position {
         seq.to_be_bytes()
     }
 
-    /// The client answered a ping.
+    /// Records the client's answer to a ping.
     pub fn pong(&self, said: &[u8]) {
         let Ok(said) = said.try_into() else {
             return;
@@ -116,7 +117,7 @@ impl Position {
         }
     }
 
-    /// The frames up to this one were written.
+    /// Records that the frames up to this one were written.
     pub fn sent(&self, seq: u64) {
         held(&self.state).sent = seq;
     }
@@ -150,14 +151,15 @@ impl Lost {
 }
 
 impl Positions {
-    /// A client connects, and is given everything after a frame.
+    /// Registers the connection of a client that is given everything after a frame.
     pub(crate) fn open(&self, features: Features, from: u64) -> Arc<Position> {
         let position = Arc::new(Position::new(features, from));
         held(&self.known).open.push(position.clone());
         position
     }
 
-    /// A connection is over: lost, or closed by its client, which then begins anew when it comes back.
+    /// Removes a connection that was lost, or that its client closed; the latter starts afresh when
+    /// it comes back.
     pub(crate) fn close(&self, position: &Arc<Position>, loss: Option<Loss>) {
         let mut known = held(&self.known);
         known.open.retain(|open| !Arc::ptr_eq(open, position));
@@ -171,7 +173,7 @@ impl Positions {
         self.lost(position.features, taken);
     }
 
-    /// How far each client certainly came, open connections and lost ones.
+    /// The last frame that each client has certainly received, for open connections and lost ones.
     pub(super) fn taken(&self) -> Vec<(Features, u64)> {
         let now = Instant::now();
         let known = held(&self.known);
@@ -184,7 +186,7 @@ impl Positions {
             .collect()
     }
 
-    /// A client was lost, and is to be continued behind this frame.
+    /// Records a lost client, to be continued after this frame.
     pub(super) fn lost(&self, features: Features, taken: u64) {
         let mut known = held(&self.known);
         known.lost.push(Lost {
@@ -199,8 +201,8 @@ impl Positions {
         self.changed.notify_waiters();
     }
 
-    /// A client comes back: the last frame that it has, where one was lost. Where another one is there that
-    /// may be the same, waits for a moment to hear that it is not.
+    /// Returns the last frame that a returning client has, if one was lost. If another connection
+    /// is open that may be the same client's, waits a moment for the news that it is lost.
     pub(crate) async fn find(&self, features: Features) -> Option<u64> {
         let deadline = Instant::now() + OVERTAKEN;
         loop {
@@ -215,10 +217,10 @@ impl Positions {
         }
     }
 
-    /// The last frame of a client that was lost.
+    /// Takes the last frame of a lost client.
     ///
-    /// Of several that it may be, it is given the least, and the one that came furthest is forgotten: so
-    /// whichever comes next misses nothing either.
+    /// If several are possible, the client is given the earliest position, and the furthest one is
+    /// forgotten: whichever client comes next then misses nothing either.
     fn take(&self, features: Features) -> Option<u64> {
         self.take_at(features, Instant::now())
     }
@@ -235,7 +237,8 @@ impl Positions {
 }
 
 impl Known {
-    /// A connection whose client does not answer is lost, though nothing has said so yet.
+    /// Treats a connection whose client does not answer as lost, though nothing has reported it
+    /// yet.
     fn lose_the_silent(&mut self, features: Features, now: Instant) {
         for position in &self.open {
             let mut state = held(&position.state);
@@ -298,7 +301,7 @@ mod tests {
         position.pong(b"another");
         position.pong(&9_u64.to_be_bytes());
         assert_eq!(positions.taken(), [(NONE, 2)]);
-        // An answer stands for those before it, and an older one takes nothing back.
+        // An answer covers the pings before it, and an older one does not move the position back.
         position.pong(&pings[1]);
         position.pong(&pings[0]);
         positions.close(&position, Some(Loss::Broken));
@@ -318,7 +321,7 @@ mod tests {
         tokio::task::yield_now().await;
         positions.close(&position, Some(Loss::Ended));
         assert_eq!(finding.await.unwrap(), Some(3));
-        // Another one that stays is another tab.
+        // Another connection that stays open is another tab.
         let _open = positions.open(NONE, 0);
         assert_eq!(positions.find(NONE).await, None);
     }

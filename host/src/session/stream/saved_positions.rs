@@ -1,10 +1,10 @@
-//! Writes down how far clients came that do not count frames themselves, so that a restart of the host is
-//! to them a lost connection like any other.
+//! Stores the positions of clients that do not count frames themselves, so that to them a restart
+//! of the host is a lost connection like any other.
 //!
 //! # Invariants
-//! - It is written at an orderly end, and every second while it changes; a crash therefore shows a client at
-//!   most the last moments again.
-//! - No session waits for it: where it cannot be written, its clients are shown more again.
+//! - Positions are written at an orderly shutdown, and every second while they change; after a
+//!   crash a client is therefore shown at most the last moments again.
+//! - No session waits for this: if positions cannot be written, clients are shown more again.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,10 +17,10 @@ use super::frames::Features;
 use crate::session::handle::{Session, held};
 use crate::session::{Sessions, Shared};
 
-/// Between two looks at what changed.
+/// The interval between two checks for changes.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Follows the clients of all sessions, as long as there are sessions.
+/// Tracks the clients of all sessions for as long as there are sessions.
 async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
     let mut written = Vec::new();
     while halt
@@ -39,7 +39,7 @@ async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
 }
 
 impl Shared {
-    /// How far the clients of all sessions came.
+    /// The positions of the clients of all sessions.
     fn positions(&self) -> Vec<PositionRow> {
         let sessions: Vec<Arc<Session>> = held(&self.registry).by_id.values().cloned().collect();
         let mut rows: Vec<PositionRow> = Vec::new();
@@ -57,7 +57,7 @@ impl Shared {
         rows
     }
 
-    /// Whether they could be written down.
+    /// Stores the positions, and returns whether that succeeded.
     async fn keep(&self, rows: Vec<PositionRow>) -> bool {
         let count = rows.len();
         let write = move |connection: &_| store::keep_positions(connection, &rows);
@@ -73,7 +73,7 @@ impl Shared {
 }
 
 impl Sessions {
-    /// Writes down how far clients came, at an orderly end.
+    /// Stores the clients' positions at an orderly shutdown.
     pub(crate) async fn keep_positions(&self) {
         let rows = self.shared.positions();
         if !rows.is_empty() {
@@ -81,7 +81,8 @@ impl Sessions {
         }
     }
 
-    /// The clients that the last run left behind are lost ones. Those of this run are followed from here on.
+    /// Loads the clients that the previous run left as lost ones, and starts tracking those of this
+    /// run.
     pub(crate) async fn take_kept_positions(&self) {
         let read = |connection: &rusqlite::Connection| store::kept_positions(connection);
         let kept = self.shared.deps.store.read_when_possible(read).await;
@@ -106,7 +107,7 @@ impl Sessions {
     }
 }
 
-/// Features as a text. Who asks for numbers counts itself, and is not among these clients.
+/// Features as a text. A client that asks for numbers counts frames itself and is not among these.
 fn text_of(features: Features) -> String {
     let Features {
         seq: _,

@@ -1,13 +1,16 @@
-//! Owns how a client reads a session.
+//! A client's subscription to a session.
 //!
-//! What always holds: frames come in order, each once, none left out; where the log cannot give one,
-//! a [`Batch::Gap`] says so. A reader goes at its own pace: what it has not taken is read from the
-//! log when it is ready, so nothing is kept for it. Only deltas may be lost.
+//! A reader goes at its own pace: what it has not taken is read from the log when it is ready, so
+//! nothing is buffered for it. A reader of deltas takes frames and deltas in the one order of the
+//! session's feed.
 //!
-//! A reader of deltas takes frames and deltas in the one order of the session's feed, so no delta
-//! comes behind the frame that stands for it. It is shown an effect's text from its beginning and
-//! without a hole, or not at all: one that fell behind is told to forget what it has, goes on at the
-//! feed's end, and sees the next effect, or the next try, again from its beginning.
+//! # Invariants
+//! - Frames come in order, each once, with none left out; if the log cannot supply one, a
+//!   [`Batch::Gap`] says so. Only deltas may be lost.
+//! - No delta comes after the frame that replaces it.
+//! - A reader of deltas is shown an effect's text from its beginning and without a hole, or not at
+//!   all. One that fell behind is told to discard what it has, continues at the end of the feed,
+//!   and sees the next effect, or the next attempt, from its beginning again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,56 +25,56 @@ use crate::session::CloseReason;
 use crate::session::handle::Session;
 use crate::session::ports::DeltaKind;
 
-/// How much is read from the log at once.
+/// Maximum amount read from the log at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-/// What a subscription gives.
+/// The items of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Batch {
     /// The next frames, with their sequence numbers.
     Frames(Vec<(u64, Arc<str>)>),
-    /// A piece of what is going on, or that pieces are void. Not in the log, and may be lost.
+    /// A delta, or a notice that deltas are void. Not in the log, and may be lost.
     Delta(Arc<str>),
-    /// That the session pauses, or goes on. Not in the log, and without a number.
+    /// A notice that the session pauses or resumes. Not in the log, and without a number.
     Notice(Arc<str>),
-    /// The frames from the first to the last number, both taken, cannot be had.
+    /// The frames from the first to the last number, inclusive, are not available.
     Gap(u64, u64),
-    /// That was all.
+    /// The end of the subscription.
     Ended(CloseReason),
 }
 
-/// A client's place in a session.
+/// A client's subscription to a session.
 #[derive(Debug)]
 pub struct Subscription {
     session: Arc<Session>,
     seen: u64,
     source: Source,
     pauses: watch::Receiver<Option<Arc<str>>>,
-    /// The client was told of a pause, and not yet of its end.
+    /// Whether the client was told of a pause and not yet of its end.
     paused: bool,
 }
 
-/// How a reader hears of what is new.
+/// The source of new items.
 #[derive(Debug)]
 enum Source {
-    /// Of frames only.
+    /// Frames only.
     Frames(watch::Receiver<Head>),
-    /// Of frames, and of what goes on between them.
+    /// Frames, and the deltas between them.
     All(Follower),
 }
 
 #[derive(Debug)]
 struct Follower {
     items: broadcast::Receiver<Item>,
-    /// The last one there was an item of: what the log has beyond it comes later.
+    /// The position of the last item received: what the log has beyond it comes later.
     head: Head,
     screen: Screen,
 }
 
-/// What the client has of effects that go on, and what it is to be told.
+/// What the client has of running effects, and what it is to be sent.
 #[derive(Debug, Default)]
 struct Screen {
-    /// For each effect that is shown, the number of its next piece.
+    /// The index of the next delta of each effect that is shown.
     next: HashMap<Arc<str>, u64>,
     due: VecDeque<Arc<str>>,
 }
@@ -81,7 +84,7 @@ impl Screen {
         let next = self.next.get(&effect).copied();
         if next != Some(number) {
             if number > 0 {
-                // What is before it was never given.
+                // The preceding deltas were never sent.
                 return;
             }
             if again || next.is_some() {
@@ -92,13 +95,13 @@ impl Screen {
         self.due.push_back(frame);
     }
 
-    /// Also where nothing is shown: the client may have it from an earlier connection.
+    /// Sent even if nothing is shown: the client may have deltas from an earlier connection.
     fn void(&mut self, effect: &Arc<str>) {
         let frame = frames::delta(DeltaKind::Reset, effect, "");
         self.due.push_back(frame.into());
     }
 
-    /// Items were lost, and nobody knows of which effects.
+    /// Items were lost, and it is unknown of which effects.
     fn lost(&mut self) {
         for (effect, next) in std::mem::take(&mut self.next) {
             if next > 0 {
@@ -118,7 +121,7 @@ impl Follower {
         }
     }
 
-    /// Takes the next item. May be dropped while it waits.
+    /// Takes the next item. Cancel safe.
     async fn advance(&mut self, session: &Session) {
         match self.items.recv().await {
             Ok(Item::Head(head)) => self.head = head,
@@ -139,7 +142,7 @@ impl Follower {
                 self.screen.lost();
                 (self.items, self.head) = session.feed.follow();
             }
-            // The feed lives as long as its session, and that is held here.
+            // The feed lives as long as its session, which is held here.
             Err(broadcast::error::RecvError::Closed) => self.head.ended = true,
         }
     }
@@ -158,19 +161,19 @@ impl Subscription {
         }
     }
 
-    /// Gives deltas as well.
+    /// Includes deltas.
     #[must_use]
     pub fn with_deltas(mut self) -> Self {
         self.source = Source::All(Follower::new(&self.session));
         self
     }
 
-    /// The number of the last frame that was given.
+    /// The number of the last frame that was returned.
     pub fn last_seq(&self) -> u64 {
         self.seen
     }
 
-    /// What comes next. May be dropped while it waits; nothing is lost by that.
+    /// Returns the next item. Cancel safe: nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Batch {
         loop {
             let head = match &mut self.source {
@@ -183,7 +186,7 @@ impl Subscription {
                 }
             };
             if self.seen > head.seq {
-                // The client has seen more than there is: its numbers are of another log.
+                // The client claims more than there is: its numbers are from another log.
                 let from = self.seen;
                 self.seen = head.seq;
                 return Batch::Gap(head.seq + 1, from);
@@ -199,7 +202,7 @@ impl Subscription {
             }
             let pause = self.pauses.changed();
             match &mut self.source {
-                // Neither sender goes before the session, and that is held here.
+                // Neither sender is dropped before the session, which is held here.
                 Source::Frames(head) => tokio::select! {
                     _ = head.changed() => {}
                     _ = pause => {}
@@ -212,7 +215,7 @@ impl Subscription {
         }
     }
 
-    /// That the session pauses, or goes on, where the client does not know it.
+    /// Returns a notice that the session pauses or resumes, if the client has not been told.
     fn notice(&mut self) -> Option<Arc<str>> {
         let pause = self.pauses.borrow_and_update().clone();
         if pause.is_some() == self.paused {
@@ -235,7 +238,7 @@ impl Subscription {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
                         tracing::error!(session = %self.session.id(), %cause, "frames could not be read");
-                        // The client comes back and asks for the same again.
+                        // The client reconnects and asks for the same again.
                         return Batch::Ended(CloseReason::failed(
                             "The session's log could not be read.",
                         ));

@@ -1,4 +1,4 @@
-//! A session that waits for its user's answer.
+//! Sessions that wait for their user's answer.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn question() -> Command {
     })
 }
 
-/// Asks; then does what the answer says.
+/// Asks a question, then does what the answer says.
 fn asks(ctx: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     for input in inputs {
@@ -50,7 +50,7 @@ async fn while_a_question_is_open_the_tasks_time_does_not_run() {
     sessions.start(&session);
     until(&mut frames, "Which one?").await;
     tokio::time::sleep(Duration::from_millis(2_200)).await;
-    // Something to write in between, which is no answer.
+    // Something to write in between, which is not an answer.
     world.grow(1);
     until(&mut frames, "g0").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -141,11 +141,11 @@ async fn a_session_that_waits_for_an_answer_gives_its_sandbox_back_and_goes_on_w
         "{seen:?}"
     );
     assert_eq!((world.done("reopen"), world.done("tool a")), (1, 1));
-    // The sandbox that came with the answer is listened to like the first.
+    // The sandbox that came with the answer is subscribed to like the first.
     world.grow(7);
     until(&mut frames, "g6").await;
 
-    // It waits no more, so the grace time is its last.
+    // It no longer waits, so it ends after the grace period.
     drop(guard);
     eventually("the session ends", || sessions.count() == 0).await;
     assert_eq!((world.done("close"), world.done("wipe")), (2, 0));
@@ -180,14 +180,14 @@ async fn a_question_that_nobody_answers_for_a_week_ends_its_session_also_after_a
             eventually("the session ends", || second.count() == 0).await;
             assert_eq!((world.done("release"), world.done("wipe")), (1, 0));
         } else {
-            // The sweep has looked several times.
+            // The sweep has run several times.
             tokio::time::sleep(Duration::from_millis(1_000)).await;
             assert!(session.is_alive(), "it ended after {days} days");
         }
     }
 }
 
-/// Asks, and goes on by itself after a moment.
+/// Asks a question, and continues by itself after a moment.
 fn is_impatient(
     context: &Context,
     state: Option<&Snapshot>,

@@ -1,14 +1,14 @@
-//! A session and the tools of its deployment that are beside its sandbox's own.
+//! Deployment tools beside the sandbox's own.
 
 use super::*;
 use crate::session::ports::Place;
 
-/// Tools that keep the world's diary.
+/// Tools that record their calls in the world's diary.
 #[derive(Clone)]
 struct Beside {
     world: World,
     number: usize,
-    /// What is shown in a call before it goes on, and whether it went on.
+    /// The event that a call announces before it continues, and whether it continued.
     shows: bool,
     opening: Arc<AtomicBool>,
 }
@@ -108,7 +108,7 @@ fn run_more(effect: &str) -> Command {
     })
 }
 
-/// Calls both kinds with each word of the user, and finishes once both answered.
+/// Calls both kinds of tools for each message from the user, and finishes once both have answered.
 fn both(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     for input in inputs {
@@ -152,7 +152,7 @@ fn world(change: impl FnOnce(&mut Beside)) -> (World, Beside) {
     (world, beside)
 }
 
-/// How many calls of the first set have begun.
+/// The number of calls of the first set that have begun.
 fn calls(world: &World) -> usize {
     let diary = world.diary.lock().unwrap();
     diary
@@ -296,7 +296,7 @@ async fn another_generation_changes_tools_between_two_calls_and_leaves_the_same_
         "they are the same"
     );
 
-    // It changes while a call goes on, which it does not disturb.
+    // The tools change during a call, which is not disturbed.
     world.hold.store(true, Ordering::SeqCst);
     session.message("and again").await.unwrap();
     until(&mut frames, "more echo").await;

@@ -1,8 +1,8 @@
-//! What a policy gives up is seen to end.
+//! Effects that a policy cancels, and what clients see of their end.
 
 use super::*;
 
-/// Two tools, the second of which waits for the first; at the user's word both are given up.
+/// Calls two tools, the second of which waits for the first; cancels both on the user's message.
 fn gives_up(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     Ok(match &inputs[0] {
         Input::Started(_) => vec![run("a"), run("b")],
@@ -43,7 +43,7 @@ async fn each_run_that_its_policy_cancels_gets_an_observation_once() {
     assert_eq!(world.done("tool b"), 0, "what waited never ran");
 }
 
-/// Two tools, and a word of the user that it does not understand.
+/// Calls two tools, and fails on a message from the user.
 fn breaks_down(
     _: &Context,
     _: Option<&Snapshot>,
@@ -72,7 +72,7 @@ async fn each_run_that_a_failed_step_leaves_behind_gets_an_observation_once() {
     });
     assert_eq!(answers.count(), 2, "{seen:?}");
     assert_eq!(names(&seen).last().unwrap(), "error", "{seen:?}");
-    // What ran is over, and says nothing any more.
+    // What was running is over, and reports nothing any more.
     world.hold.store(false, Ordering::SeqCst);
     session.message("and on").await.unwrap();
     let seen = until(&mut frames, "It broke down.").await;

@@ -1,8 +1,8 @@
-//! A change that is opened of what a session pushed.
+//! Pull requests opened for what a session pushed.
 
 use super::*;
 
-/// Pushes, with the tools that its task names, and is done; or fails where the task says so.
+/// Pushes with the tools that its task names, and finishes; or fails if the task says so.
 fn pushes(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     for input in inputs {
@@ -54,7 +54,7 @@ async fn the_change_of_what_was_pushed_is_opened_when_the_task_is_done_and_its_l
         "{text}"
     );
     assert!(world.done("change lucid/push to develop draft: It is fixed.") == 1);
-    // What comes after it pushes nothing, and opens nothing.
+    // The next task pushes nothing, and opens nothing.
     session.message("and look").await.unwrap();
     until(&mut frames, "completed").await;
     assert_eq!(

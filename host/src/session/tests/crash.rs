@@ -1,8 +1,8 @@
-//! The host goes down after every single write.
+//! Recovery from a crash of the host after each single write.
 
 use super::*;
 
-/// How many writes one session of `worker` takes, from its making to `completed`.
+/// The number of writes that one session of `worker` takes, from its creation to `completed`.
 const WRITES: u64 = 7;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,7 +122,7 @@ async fn a_session_whose_place_was_being_made_goes_on_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(worker);
     let first = sessions(folder.path(), &world);
-    // That it was made and that it was started are written, its first step is not.
+    // The creation and the start are written, the first step is not.
     first.shared.deps.store.crash_after(2);
     let session = first.create(new("u")).await.unwrap();
     let id = *session.id();
@@ -159,7 +159,7 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
         world.hold.store(false, Ordering::SeqCst);
 
         let second = sessions(folder.path(), &world);
-        // A day passed, by the wall.
+        // A day passed, by the wall clock.
         let a_day_ago = second.shared.deps.store.write(move |connection| {
             let moved = "UPDATE sessions SET updated_at = updated_at - 86400000,
                 task_started_at = task_started_at - 86400000, task_used_ms = task_used_ms + ?1";
@@ -240,7 +240,7 @@ async fn a_message_that_no_step_has_taken_yet_is_taken_once_after_a_crash() {
     while world.done("fetch") == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // The repository is being cloned, so nobody takes it yet.
+    // The repository is being cloned, so nothing processes the message yet.
     session.message("and one thing more").await.unwrap();
     first.shutdown().await;
     drop((session, first));
@@ -298,7 +298,7 @@ async fn a_session_that_this_host_cannot_go_on_with_is_left_for_one_that_can() {
     until(&mut frames, "completed").await;
 }
 
-/// A model's words, a tool, and then the same words and more as its last.
+/// Returns a model's text, calls a tool, and ends with the same text and more.
 fn repeats_itself(
     _: &Context,
     _: Option<&Snapshot>,

@@ -1,4 +1,4 @@
-//! What a client has on its screen, whatever comes when.
+//! What a client's screen shows, in whatever order deltas, frames and losses come.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +9,21 @@ use crate::session::effects::deltas::Stream;
 use crate::session::handle::About;
 use crate::session::stream::feed::BEHIND;
 
-/// What happens to a session, or what its reader does.
+/// An action of the session or of its reader.
 #[derive(Debug, Clone)]
 enum Act {
-    /// An effect shows so many pieces.
+    /// An effect shows this many deltas.
     Pieces(usize, usize),
-    /// It begins again.
+    /// The effect restarts.
     Again(usize),
-    /// It is done, and a row says so: one that stands for what was shown, or one that does not.
+    /// The effect is done, and a row says so. The flag says whether the row replaces what was
+    /// shown.
     Done(usize, bool),
-    /// A row of something else.
+    /// An unrelated row.
     Row,
-    /// The reader takes so many batches, as far as there are any.
+    /// The reader takes up to this many batches.
     Read(usize),
-    /// The client comes again from where it was, or with nothing.
+    /// The client reconnects, from where it was or from nothing.
     Reconnect,
 }
 
@@ -40,7 +41,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec(act, 0..40)
 }
 
-/// One run of an effect; names are used again.
+/// One run of an effect; names are reused.
 struct Run {
     stream: Arc<Stream>,
     number: u64,
@@ -51,14 +52,14 @@ struct Run {
 #[derive(Default)]
 struct Client {
     seen: u64,
-    /// By effect: run, try and piece of each piece on the screen.
+    /// The run, attempt and index of each delta on the screen, by effect.
     screen: BTreeMap<String, Vec<[u64; 3]>>,
     got: usize,
     resets: usize,
 }
 
 impl Client {
-    /// A client that keeps to the protocol, and what must hold of it.
+    /// Plays a client that follows the protocol, and checks what must hold for it.
     fn takes(&mut self, batch: Batch, over: &BTreeMap<String, u64>) -> Result<(), TestCaseError> {
         match batch {
             Batch::Frames(frames) => {
@@ -111,7 +112,7 @@ fn session(store: &Store) -> Arc<Session> {
     Session::new(about, 0, store.clone(), mailbox, Box::new(|_| {}))
 }
 
-/// How many runs of each effect are over by the rows up to a number.
+/// The number of completed runs of each effect, by the rows up to a number.
 fn over(rows: &[Option<String>], seen: u64) -> BTreeMap<String, u64> {
     let mut over = BTreeMap::new();
     for effect in rows.iter().take(seen as usize).flatten() {
@@ -133,7 +134,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
     let mut runs = [run(0, 0), run(1, 0)];
     let mut rows: Vec<Option<String>> = Vec::new();
     let mut given = 0;
-    // Whoever is never behind, and there from the beginning, gets all of it.
+    // A reader that never falls behind and was there from the beginning gets everything.
     let mut keeps_up = true;
     let mut unread = 0;
     let mut publish = |row: Option<String>| {
@@ -164,7 +165,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
                 (run.tries, run.pieces) = (run.tries + 1, 0);
                 unread += 1;
             }
-            // As many rows as are kept in memory: reading the log is another matter.
+            // Only as many rows as are kept in memory: reading the log is tested elsewhere.
             Act::Done(..) | Act::Row if written.len() >= 30 => {}
             Act::Done(effect, stands) => {
                 let before = &runs[effect];
@@ -252,7 +253,7 @@ async fn who_fell_behind_is_told_to_forget_and_sees_the_next_try_from_its_beginn
     stream.show(DeltaKind::Reset, "");
     stream.show(DeltaKind::Text, "once more");
     assert_eq!((next(), next()), ("reset".into(), "once more".into()));
-    // Nothing stands for it: it is taken back.
+    // Nothing replaces it, so it is voided.
     assert!(stream.finish(false));
     assert_eq!((next(), next()), ("reset".into(), "None".into()));
 }

@@ -18,7 +18,7 @@ fn three(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Comm
     Ok(commands)
 }
 
-/// With an argument as long as a file's text, which the log keeps in another way than short ones.
+/// Makes an argument as long as a file, which the log stores differently from short ones.
 fn large(command: Command) -> Command {
     match command {
         Command::RunTool(mut run) => {

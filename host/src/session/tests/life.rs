@@ -1,4 +1,4 @@
-//! A session from its making to its end.
+//! A session from its creation to its end.
 
 use super::*;
 use crate::store::{Caller, Chats};
@@ -303,7 +303,7 @@ async fn a_policy_that_fails_ends_its_task_and_no_other() {
     );
 }
 
-/// Calls a model again and again, until it is refused.
+/// Calls a model repeatedly, until it is refused.
 fn spender(ctx: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let said = |input: &Input| match input {
         Input::Started(_) | Input::ModelReplied(_) => Some(ask_model(&ctx.step.to_string())),
@@ -326,7 +326,7 @@ async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
         limits.session_tokens = Some(1_000);
         limits.session_cost = Some(20);
     });
-    // Each call uses 5 tokens and 7 millionths.
+    // Each call uses 5 tokens and costs 7 millionths.
     let mut asked = new("u");
     (asked.token_limit, asked.cost_limit) = (Some(12), Some(1_000));
     let session = sessions.create(asked).await.unwrap();
@@ -382,8 +382,8 @@ async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
     assert_eq!(rows.await.unwrap(), (3, 15, 21));
 }
 
-/// Calls a model; fails to hear of the answer, unless the task says otherwise; asks again when told
-/// that it is lost.
+/// Calls a model, and fails the step that takes the response; calls it again when told that the
+/// first call is lost.
 fn deaf(_: &Context, state: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     for input in inputs {
@@ -525,7 +525,7 @@ async fn a_task_that_runs_with_nobody_there_goes_on_and_the_grace_time_begins_wh
     let mut frames = session.subscribe(0);
     sessions.start(&session);
     eventually("the model is asked", || world.done("model m m") == 1).await;
-    // The sweep has looked many times.
+    // The sweep has run many times.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(session.is_alive(), "nobody looked, and its work was ended");
     world.hold.store(false, Ordering::SeqCst);
@@ -605,7 +605,7 @@ async fn a_user_who_asks_for_many_sessions_at_once_gets_as_many_as_allowed() {
         futures::future::join_all(wanted.map(|wanted| sessions.find_or_create(wanted))).await;
     assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 3);
     assert!(sessions.create(new("another")).await.is_ok());
-    // A place is given back, whether the session ended or never came to be.
+    // A slot is released whether the session ended or was never created.
     let one = made.into_iter().find_map(Result::ok).unwrap();
     sessions.stop(one.id()).await;
     sessions.shared.deps.store.crash_after(0);
@@ -624,7 +624,7 @@ async fn a_session_whose_asker_goes_away_while_it_is_made_is_there_all_the_same(
     let folder = tempfile::tempdir().unwrap();
     let sessions = sessions(folder.path(), &World::new(greets));
     let mut made = 0;
-    // Given up at every point it can be given up at.
+    // Cancelled at every point at which it can be cancelled.
     for polls in 1..20 {
         let mut asking = Box::pin(sessions.create(new("u")));
         for _ in 0..polls {
@@ -642,7 +642,7 @@ async fn a_session_whose_asker_goes_away_while_it_is_made_is_there_all_the_same(
                 .read(|connection| Ok(crate::store::SessionRow::alive(connection)?.len()));
             async { rows.await.unwrap() }
         };
-        // The writer takes one after the other: when this one is there, so is what was asked before.
+        // The writer works in order: once this session exists, the earlier requests are done too.
         sessions.create(new("v")).await.unwrap();
         while alive().await != sessions.count() {
             tokio::task::yield_now().await;
@@ -667,7 +667,7 @@ async fn nobody_waits_for_a_session_that_came_to_grief() {
     assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1011));
     sessions.stop(session.id()).await;
     assert_eq!(sessions.count(), 0);
-    // The log has it as it was: the next host tries again.
+    // The log still has it as it was: the next host tries again.
     let alive = sessions.in_log().await.unwrap();
     assert!(alive.contains(&session.id().to_string()));
 }
@@ -684,7 +684,7 @@ async fn a_message_to_a_session_that_is_over_is_not_kept() {
     };
     assert!(keep().await.unwrap().is_some());
     sessions.stop(session.id()).await;
-    // As where it ends between the look whether it is alive and this.
+    // As if the session ended between the check that it is alive and this.
     assert_eq!(keep().await.unwrap(), None);
     let left = store.read(|connection| {
         Ok(connection.query_row("SELECT count(*) FROM inbox", [], |row| row.get::<_, i64>(0))?)

@@ -80,7 +80,7 @@ fn say(text: &str) -> Command {
     })
 }
 
-/// A model call, two tools, a timer, the end; what is lost is passed over.
+/// A model call, two tools, a timer, the end; lost effects are ignored.
 fn worker(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     let mut commands = Vec::new();
     let timer = || {
@@ -160,7 +160,7 @@ fn deployed(
     })
 }
 
-/// A deployment whose policies and models are the world's, and how it is given a new generation.
+/// A deployment with the world's policies and models, and the sender for new generations.
 fn deployment(number: u64, world: &World) -> (watch::Sender<Arc<Generation>>, Deployment) {
     watch::channel(generation(number, world))
 }
@@ -194,7 +194,7 @@ fn new(user: &str) -> NewSession {
     }
 }
 
-/// Reads until a frame holds a text, or the session ends.
+/// Reads until a frame contains a text, or the session ends.
 async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)> {
     let mut seen = Vec::new();
     let read = async {
@@ -241,7 +241,7 @@ fn assert_dense(frames: &[(u64, String)]) {
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
 }
 
-/// Waits for something that is not told.
+/// Polls for a condition that is not announced.
 async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let wait = async {
         while !is_so() {

@@ -1,4 +1,4 @@
-//! A session and the generations of its deployment.
+//! Sessions that move between generations of their deployment.
 
 use super::world::Build;
 use super::*;
@@ -33,7 +33,7 @@ impl Ground {
         }
     }
 
-    /// The next generation, with that build of the policy.
+    /// Publishes the next generation, with that build of the policy.
     fn publish(&self, build: Build, script: world::Script) {
         let next = World {
             build,
@@ -51,7 +51,7 @@ impl Ground {
         (session, frames)
     }
 
-    /// Which component took each step, what it heard, and what state it left.
+    /// The component, the inputs and the resulting state of each step.
     async fn steps(&self, session: &Session) -> Vec<(String, Vec<Input>)> {
         let id = session.id().to_string();
         let store = &self.sessions.shared.deps.store;
@@ -65,7 +65,7 @@ impl Ground {
             .collect()
     }
 
-    /// Waits until the session's last step was that component's.
+    /// Waits until that component has taken the session's last step.
     async fn until_on(&self, session: &Session, digest: &str) -> Vec<(String, Vec<Input>)> {
         for _ in 0..2_000 {
             let steps = self.steps(session).await;
@@ -82,7 +82,7 @@ fn is_upgrade(input: Option<&Input>) -> bool {
     matches!(input, Some(Input::Upgraded(1)))
 }
 
-/// Works, and says whose state it got.
+/// Works, and says whose state it was given.
 fn tells(
     context: &Context,
     state: Option<&Snapshot>,
@@ -141,7 +141,7 @@ async fn an_idle_session_moves_at_once_and_nothing_holds_the_old_generation() {
     let old = Arc::downgrade(&ground.published.borrow());
     ground.publish(NEWER, tells);
     ground.until_on(&session, "e").await;
-    // The actor lets go of it a moment after the step is in the log.
+    // The actor releases it a moment after the step is in the log.
     for _ in 0..2_000 {
         if old.strong_count() == 0 {
             break;
@@ -150,7 +150,7 @@ async fn an_idle_session_moves_at_once_and_nothing_holds_the_old_generation() {
     }
     assert_eq!(old.strong_count(), 0, "something holds the old generation");
 
-    // The same build again is nothing to tell anybody.
+    // The same build again is not announced.
     let steps = ground.steps(&session).await.len();
     ground.publish(NEWER, tells);
     session.message("more").await.unwrap();
@@ -191,7 +191,7 @@ async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
             "{what}: {after:?}"
         );
 
-        // The one after that is another chance.
+        // The next generation is another chance.
         ground.publish(NEWER, tells);
         ground.until_on(&session, "e").await;
     }
@@ -255,7 +255,7 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
     first.shutdown().await;
     drop((frames, session, first, published));
 
-    // One that cannot: it waits for a host that can.
+    // A session that cannot resume waits for a host that can run it.
     let too_new = World {
         build: Build {
             oldest_schema: 2,
@@ -263,7 +263,7 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
         },
         ..world.clone()
     };
-    // Nor one whose provider is another server by now, since the key is its user's own.
+    // Nor can one whose provider is now another server, since the key is its user's own.
     let elsewhere = World {
         server: "https://elsewhere.example",
         ..world.clone()
@@ -274,7 +274,8 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
         second.shutdown().await;
     }
 
-    // One that tries and fails leaves the state whose it was, and the next one is told so.
+    // A build that tries and fails leaves the state unchanged, and the next one is told whose it
+    // is.
     let refuses = World {
         build: Build {
             refuses: true,

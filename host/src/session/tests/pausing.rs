@@ -1,8 +1,9 @@
-//! The log cannot be written for a while.
+//! Periods in which the log cannot be written.
 
 use super::*;
 
-/// Reads until a notice or a frame holds a text; all that came, notices marked with 0.
+/// Reads until a notice or a frame contains a text. Returns everything that came, with notices
+/// numbered 0.
 async fn noticed(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)> {
     let mut seen = Vec::new();
     let read = async {
@@ -32,7 +33,7 @@ fn numbered(seen: Vec<(u64, String)>) -> Vec<(u64, String)> {
     seen.into_iter().filter(|(seq, _)| *seq > 0).collect()
 }
 
-/// A session whose model has not answered, and whose disk is full by now.
+/// A session whose model has not answered, on a disk that is now full.
 async fn on_a_full_disk(folder: &Path, world: &World) -> (Sessions, Arc<Session>) {
     let sessions = sessions(folder, world);
     world.hold.store(true, Ordering::SeqCst);
@@ -54,7 +55,7 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
     let mut before = noticed(&mut frames, "paused").await;
     noticed(&mut deltas, "paused").await;
     assert!(before.last().unwrap().1.contains("the disk is full"));
-    // Who comes later is told as well.
+    // A later client is told as well.
     noticed(&mut session.subscribe(0), "paused").await;
     assert!(sessions.log_failure().is_some());
     assert_eq!(world.any("tool"), 0, "nothing begins that is not written");
@@ -146,7 +147,7 @@ async fn a_session_waits_where_its_place_cannot_be_made_now_and_goes_on_by_itsel
             .contains("no file descriptor is left")
     );
     eventually("it to be tried again", || world.any("provision") > 1).await;
-    // One that is stopped meanwhile does not wait.
+    // A session that is stopped during the pause does not wait.
     let other = sessions.create(new("v")).await.unwrap();
     sessions.start(&other);
     noticed(&mut other.subscribe(0), "paused").await;

@@ -1,10 +1,10 @@
-//! What model calls took is counted, whatever became of them.
+//! The accounting of model calls, whatever became of them.
 
 use super::world::EARLY;
 use super::*;
 use crate::store::Totals;
 
-/// What the session's row, its chat and the rows of its calls say; they are the same.
+/// The totals of the session's row, its chat and the rows of its calls, which are equal.
 async fn totals(sessions: &Sessions, id: SessionId) -> Totals {
     let user = UserId::from("u");
     let totals = sessions.details(&id, &user).await.unwrap().totals;
@@ -39,7 +39,7 @@ fn early() -> Totals {
     }
 }
 
-/// A model that has told what it used, and is not done.
+/// A model that has reported usage and is not finished.
 fn thinking(script: world::Script) -> World {
     let world = World::new(script);
     world.tells.store(true, Ordering::SeqCst);
@@ -90,7 +90,7 @@ async fn what_a_call_used_that_a_restart_took_is_counted_once() {
     assert_eq!(totals(&second, id).await, early());
 }
 
-/// Asks a model, and on the user's word gives it up, or fails.
+/// Calls a model, and on the user's message cancels the call or fails.
 fn gives_up(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     match &inputs[0] {
         Input::Started(_) => Ok(vec![ask_model("m")]),
@@ -125,7 +125,7 @@ async fn what_a_call_used_that_is_given_up_is_counted() {
     }
 }
 
-/// Asks a model that comes to grief.
+/// Calls a model whose work panics.
 fn grieves(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
     Ok(match &inputs[0] {
         Input::Started(_) => vec![ask_model("grief")],

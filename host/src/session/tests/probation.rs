@@ -1,9 +1,9 @@
-//! A session whose build is on probation, and the build before it.
+//! Sessions whose build is on probation, and the fallback to the build before it.
 
 use super::world::{Build, Script};
 use super::*;
 
-/// What was there before.
+/// The previous build.
 const OLDER: Build = Build {
     digest: "c",
     schema: 1,
@@ -19,7 +19,7 @@ fn told_badly(digest: &str) -> (String, Took) {
     (digest.to_owned(), Took::Badly)
 }
 
-/// Breaks down where tools reply.
+/// Fails when tools reply.
 fn breaks(
     context: &Context,
     state: Option<&Snapshot>,
@@ -31,7 +31,7 @@ fn breaks(
     worker(context, state, inputs)
 }
 
-/// Breaks down at once.
+/// Fails at once.
 fn never(_: &Context, _: Option<&Snapshot>, _: &[Input]) -> Result<Vec<Command>, String> {
     Err("It never works.".to_owned())
 }
@@ -106,7 +106,7 @@ async fn a_step_that_fails_on_probation_is_taken_by_the_build_before_and_no_user
         (1, 1),
         "nothing was done twice"
     );
-    // The log says who took which step, and the session stays where it is.
+    // The log says which build took which step, and the session stays where it is.
     let plugins = ground.plugins(&session).await;
     let moved = plugins.iter().position(|plugin| plugin == "c").unwrap();
     assert!(moved > 0, "{plugins:?}");
@@ -192,7 +192,7 @@ async fn a_build_that_cannot_take_the_state_back_is_not_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_fails() {
     let folder = tempfile::tempdir().unwrap();
-    // The session is on the build that will be the one before.
+    // The session is on the build that will become the previous one.
     let before = World {
         build: OLDER,
         ..World::new(worker)

@@ -1,4 +1,4 @@
-//! The pure half, on its own.
+//! Tests of the pure core, `round`, on its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -196,7 +196,7 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         let News::Model(effect, Ok(mut answer)) = told(8, "e") else {
             panic!("not an answer");
         };
-        // A try before it broke off.
+        // A previous attempt broke off.
         answer.spent.usage.input_tokens = 48;
         (answer.spent.cost, answer.spent.tries) = (Some(9), 2);
         News::Model(effect, Ok(answer))
@@ -215,7 +215,7 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
     assert_eq!((totals.calls, totals.tokens(), totals.cost), (1, 49, 9));
     assert_eq!(scene.budget.tokens_left(&draft.counters), Some(1));
 
-    // One that nobody waits for any more is paid for, and changes nothing else.
+    // A response that nobody waits for any more is charged, and changes nothing else.
     draft.take(answer());
     assert_eq!(draft.inputs.len(), 1);
     assert_eq!(draft.counters.totals.tokens(), 98);
@@ -270,7 +270,7 @@ proptest! {
                 prop_assert!(rows.insert(opened.id.clone(), opened.kind).is_none());
             }
             prop_assert_eq!(&rows, &round.open);
-            // What the policy waits for is what it will hear of: of each once, also when steps fail.
+            // The policy is told exactly once of everything it waits for, even if steps fail.
             if good {
                 let inputs = &row.decision.as_ref().unwrap().inputs;
                 let told: Vec<Input> = serde_json::from_str(inputs).unwrap();

@@ -1,4 +1,4 @@
-//! What a session leaves that ended without its user's wish.
+//! What remains of a session that ended without its user's request.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn impatient(limits: &mut Limits) {
     limits.grace = Duration::from_millis(50);
 }
 
-/// A session that ends because nobody is there.
+/// A session that ends because nobody is attached.
 async fn left_alone(host: &Sessions, task: &str) -> SessionId {
     let wanted = NewSession {
         task: task.to_owned(),
@@ -57,7 +57,7 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
         };
         second.shared.deps.store.read(count).await.unwrap()
     };
-    // The row goes behind the files.
+    // The row is deleted after the files.
     let forgotten = async {
         while kept().await > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;

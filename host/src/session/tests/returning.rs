@@ -1,8 +1,8 @@
-//! Sessions that go on after a restart: when their users come back, or without the files they had.
+//! Sessions that resume after a restart: when their users come back, or without their files.
 
 use super::*;
 
-/// A session at its first model call, of a host that is gone.
+/// A session at its first model call, from a host that is gone.
 async fn left_at_work(folder: &Path, world: &World) -> SessionId {
     let first = sessions(folder, world);
     world.hold.store(true, Ordering::SeqCst);
@@ -27,7 +27,7 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
     });
     second.recover_held().await.unwrap();
     let before = world.diary.lock().unwrap().clone();
-    // The sweep has looked many times.
+    // The sweep has run many times.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(waiting(&second), (1, 1));
     assert_eq!(*world.diary.lock().unwrap(), before, "it did something");
@@ -35,7 +35,7 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
     second.shutdown().await;
     drop(second);
 
-    // Written, it holds for later starts, until the user came.
+    // Once written, the hold applies to later starts, until the user comes back.
     let third = sessions(folder.path(), &world);
     let held = |connection: &rusqlite::Connection| {
         Ok(connection.execute("UPDATE sessions SET held = 1", [])?)

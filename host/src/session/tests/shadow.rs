@@ -1,10 +1,10 @@
-//! Builds that take the last sessions' steps again.
+//! Shadow runs: builds that replay the most recent sessions.
 
 use super::world::{Build, Script};
 use super::*;
 use crate::session::{Differs, ShadowBounds, Shadowed};
 
-/// Sessions that have worked, one after the other, and the build that they had.
+/// Sessions that have run, one after the other, and the build that they had.
 struct Ground {
     _folder: tempfile::TempDir,
     world: World,
@@ -69,7 +69,7 @@ const BUILD: Build = Build {
     refuses: false,
 };
 
-/// Says something more when the first tool is done, and goes on.
+/// Adds a message when the first tool is done, and continues.
 fn chatty(
     context: &Context,
     state: Option<&Snapshot>,
@@ -82,7 +82,7 @@ fn chatty(
     Ok(commands)
 }
 
-/// Breaks down at the timer, which is the last step.
+/// Fails at the timer, which is the last step.
 fn breaks(
     context: &Context,
     state: Option<&Snapshot>,

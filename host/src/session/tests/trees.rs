@@ -1,4 +1,4 @@
-//! Trees that no tool is the reason of.
+//! File trees that change without a tool's action.
 
 use super::super::ports::{News, Tree};
 use super::*;
@@ -28,7 +28,7 @@ async fn a_change_that_no_tool_made_is_written_shown_and_no_step() {
     world.grow(1);
     seen.extend(until(&mut frames, "file_tree").await);
     assert!(trees(&seen).last().unwrap().contains("g0"), "{seen:?}");
-    // Noticed, and yet the same: nothing to show.
+    // A change was noticed, and the tree is still the same: nothing to show.
     world.grow(1);
     world.grow(1);
     session.message("more").await.unwrap();
@@ -138,7 +138,7 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
     let empty = ShownTree::empty();
     assert_eq!(shown(empty, &[(1, "[]")]), Vec::<String>::new());
     assert_eq!(shown(ShownTree::unknown(), &[(1, "[]")]), ["[]"]);
-    // Begun before, done after: it knows less than what is shown.
+    // Begun earlier and done later: it knows less than what is shown.
     assert_eq!(shown(empty, &[(2, "[2]"), (1, "[1]")]), ["[2]"]);
     assert_eq!(
         shown(empty, &[(1, "[1]"), (2, "[1]"), (3, "[]"), (4, "[1]")]),

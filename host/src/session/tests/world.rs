@@ -1,8 +1,8 @@
-//! A scripted policy, and a world that keeps a diary in place of models and sandboxes.
+//! A scripted policy, and a fake world that records calls in place of models and sandboxes.
 
 use super::*;
 
-/// What a scripted policy does with its inputs.
+/// A scripted policy: maps its inputs to commands.
 pub(super) type Script = fn(&Context, Option<&Snapshot>, &[Input]) -> Result<Vec<Command>, String>;
 
 struct Scripted {
@@ -63,11 +63,11 @@ pub(super) struct Build {
     pub(super) digest: &'static str,
     pub(super) schema: u32,
     pub(super) oldest_schema: u32,
-    /// It takes over no state.
+    /// Whether it refuses to take over any state.
     pub(super) refuses: bool,
 }
 
-/// What a model that tells early has used by then.
+/// The usage so far of a model that reports early.
 pub(super) const EARLY: Usage = Usage {
     input_tokens: 3,
     output_tokens: 0,
@@ -75,14 +75,14 @@ pub(super) const EARLY: Usage = Usage {
     cache_write_tokens: 0,
 };
 
-/// Models, places and policies in one, and a diary of what was really done.
+/// Models, environments and policies in one, with a diary of what was really done.
 #[derive(Clone)]
 pub(super) struct World {
     pub(super) script: Script,
     pub(super) build: Build,
-    /// The build before, while `build` is on probation.
+    /// The previous build, while `build` is on probation.
     pub(super) older: Option<(Build, Script)>,
-    /// What was told of steps: which build, and how it went.
+    /// The reported steps: which build took each, and its outcome.
     pub(super) took: Arc<Mutex<Vec<(String, Took)>>>,
     pub(super) server: &'static str,
     pub(super) mock: bool,
@@ -91,24 +91,24 @@ pub(super) struct World {
     pub(super) diary: Arc<Mutex<Vec<String>>>,
     pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
     pub(super) hold: Arc<AtomicBool>,
-    /// Tools take their time, and models do not.
+    /// Tools take time, and models do not.
     pub(super) hold_tools: Arc<AtomicBool>,
     pub(super) hold_fetch: Arc<AtomicBool>,
-    /// Providers take their time with changes.
+    /// Git providers take time to open a pull request.
     pub(super) hold_changes: Arc<AtomicBool>,
-    /// Models say early what they have used.
+    /// Models report their usage early.
     pub(super) tells: Arc<AtomicBool>,
-    /// Sandboxes live on while the host is away.
+    /// Sandboxes survive while the host is away.
     pub(super) lives: Arc<AtomicBool>,
     /// The sessions whose files were removed, in order.
     pub(super) wiped: Arc<Mutex<Vec<String>>>,
     /// Workspaces are gone.
     pub(super) lost: Arc<AtomicBool>,
-    /// The disk is short.
+    /// The disk is short of space.
     pub(super) short: Arc<AtomicBool>,
     /// Workspaces cannot be removed.
     pub(super) stuck: Arc<AtomicBool>,
-    /// No descriptor is left to make a place with.
+    /// No file descriptor is left to create an environment with.
     pub(super) no_room: Arc<AtomicBool>,
     /// Files that no tool made.
     pub(super) grown: Arc<AtomicUsize>,
@@ -152,7 +152,7 @@ impl World {
         }
     }
 
-    /// So many files are there that no tool made, and somebody noticed that there may be.
+    /// Sets the number of files that no tool made, and signals a possible change.
     pub(super) fn grow(&self, files: usize) {
         self.grown.store(files, Ordering::SeqCst);
         self.stir.notify_one();
@@ -162,7 +162,7 @@ impl World {
         self.diary.lock().unwrap().push(line);
     }
 
-    /// How many lines begin so.
+    /// The number of lines with this prefix.
     pub(super) fn any(&self, beginning: &str) -> usize {
         let diary = self.diary.lock().unwrap();
         diary

@@ -1,25 +1,28 @@
-//! Owns what providers said to a session's pictures, so that one that was refused is not sent again.
+//! The verdicts of providers on a session's images, so that an image that was refused is not sent
+//! again.
 //!
-//! What always holds: what is remembered is small, lies beside the session's files and goes with them; it
-//! concerns one model, since another may take what this one refuses; and where it cannot be kept or read,
-//! that costs one more refusal, never a call.
+//! # Invariants
+//! - The record is small, is stored beside the session's files and is deleted with them.
+//! - A verdict concerns one model, since another may accept what this one refuses.
+//! - If a verdict cannot be stored or read, that costs one more refusal, never a call.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::{SessionBlobs, blocking, hex};
 
-/// In the session's folder. No digest, so it is never found as a file.
+/// The file's name in the session's folder. It is not a digest, so it is never served as a blob.
 const NAME: &str = "verdicts";
-/// The most that is remembered, in bytes: about a thousand verdicts.
+/// Maximum size of the record in bytes: about a thousand verdicts.
 const MOST: u64 = 64 << 10;
 
-/// What a provider did with a picture.
+/// A provider's verdict on an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It answered a request that held it.
+    /// The provider answered a request that contained the image.
     Taken,
-    /// It refused a request that held it, and answered the same one without it.
+    /// The provider refused a request that contained the image, and answered the same request
+    /// without it.
     Refused,
 }
 
@@ -32,29 +35,29 @@ impl Verdict {
     }
 }
 
-/// All that is known of a session's pictures.
+/// The known verdicts on a session's images.
 #[derive(Debug, Default)]
 pub struct Verdicts(HashSet<String>);
 
 impl Verdicts {
-    /// Whether this is known of a model and a picture.
+    /// Returns whether this verdict is known for a model and an image.
     pub fn is(&self, verdict: Verdict, model: &str, digest: &str) -> bool {
         self.0.contains(&line(verdict, model, digest))
     }
 }
 
 impl SessionBlobs {
-    /// What is known of the session's pictures.
+    /// Reads the known verdicts on the session's images.
     pub async fn verdicts(&self) -> Verdicts {
         let path = self.folder.join(NAME);
         match blocking(move || Ok(std::fs::read_to_string(path)?)).await {
             Ok(text) => Verdicts(text.lines().map(str::to_owned).collect()),
-            // Most often nothing was said yet.
+            // Usually there are no verdicts yet.
             Err(_) => Verdicts::default(),
         }
     }
 
-    /// Remembers what became of pictures.
+    /// Records a verdict on images.
     pub async fn judge(&self, verdict: Verdict, model: &str, digests: &[&str]) {
         if digests.is_empty() {
             return;
@@ -66,7 +69,7 @@ impl SessionBlobs {
         }
         let path = self.folder.join(NAME);
         let kept = blocking(move || {
-            // The folder is not made: without one the session has no pictures any more.
+            // The folder is not created: without one the session has no images any more.
             let mut file = std::fs::OpenOptions::new()
                 .append(true)
                 .create(true)
@@ -83,7 +86,7 @@ impl SessionBlobs {
     }
 }
 
-/// Of one length whatever a model is called: its name is a user's.
+/// A line of fixed length whatever the model's name is, since that is chosen by a user.
 fn line(verdict: Verdict, model: &str, digest: &str) -> String {
     let sign = verdict.sign();
     format!("{sign}{}", hex(format!("{model}\0{digest}").as_bytes()))
@@ -107,7 +110,7 @@ mod tests {
             .judge(Verdict::Refused, "a\nb", &[digest, "sha256:x"])
             .await;
         files.judge(Verdict::Taken, "c", &[digest]).await;
-        // As after a restart: nothing of it is only in memory.
+        // As after a restart: nothing is only in memory.
         let known = Blobs::new(folder.path())
             .of(SESSION)
             .unwrap()

@@ -1,9 +1,11 @@
-//! Owns the files that a conversation holds: pictures, by their digest, and in [`verdicts`] what providers
-//! said to them.
+//! The files in a conversation: images, stored by digest, and in `image_verdicts` the providers'
+//! verdicts on them.
 //!
-//! What always holds: a file belongs to one session, is found under that session only, and goes with
-//! it; its name is the digest of what is in it; a session keeps a bounded amount. The folder is the
-//! owner's alone (0700).
+//! # Invariants
+//! - A file belongs to one session, is found under that session only, and is deleted with it.
+//! - Its name is the digest of its content.
+//! - The total size per session is bounded.
+//! - Only the owner can access the folder (0700).
 
 mod image_verdicts;
 
@@ -19,38 +21,38 @@ use crate::types::wit::types::BlobRef;
 
 pub use self::image_verdicts::{Verdict, Verdicts};
 
-/// The largest file that is kept, in bytes: providers take a picture of up to 5 MiB, and what they count
-/// is its base64.
+/// The largest file that is stored, in bytes: providers accept an image of up to 5 MiB, and they
+/// count its base64 form.
 pub const LARGEST: u64 = (5 << 20) / 4 * 3;
-/// What all files of a session may have together, in bytes.
+/// Maximum total size of a session's files, in bytes.
 const MOST: u64 = 64 << 20;
-/// Before the digest in a reference.
+/// The prefix of the digest in a reference.
 const ALGORITHM: &str = "sha256:";
 
-/// Why a file is not kept, or not there. A sentence each.
+/// Why a file is not stored or not found. Each message is a sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
-    /// One file is too large.
+    /// The file is too large.
     #[error("the file has {size} bytes, and at most {LARGEST} are kept")]
     TooLarge {
-        /// Its size.
+        /// The file's size in bytes.
         size: u64,
     },
-    /// The session has too many.
+    /// The session has reached its limit.
     #[error("the session's pictures take as much as they may ({MOST} bytes)")]
     Full,
-    /// It is not the session's, or its session is over.
+    /// The session has no such file, or is over.
     #[error("there is no file {digest} in this session")]
     NotFound {
-        /// What was asked for, cut.
+        /// The requested digest, truncated.
         digest: String,
     },
-    /// Anything else.
+    /// Any other I/O error.
     #[error("a file of the session cannot be kept or read: {0}")]
     Io(#[from] io::Error),
 }
 
-/// All files of all sessions. Cheap to clone.
+/// The files of all sessions. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Blobs {
     folder: Arc<Path>,
@@ -63,14 +65,14 @@ pub struct SessionBlobs {
 }
 
 impl Blobs {
-    /// In this folder, which is made with the first file.
+    /// Stores files in this folder, which is created with the first file.
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: folder.into(),
         }
     }
 
-    /// Those of a session; none for a name that no session has.
+    /// Returns the files of a session, or `None` for a name that no session can have.
     pub fn of(&self, session: &str) -> Option<SessionBlobs> {
         let id = Uuid::try_parse(session).ok()?;
         Some(SessionBlobs {
@@ -80,7 +82,7 @@ impl Blobs {
 }
 
 impl SessionBlobs {
-    /// Keeps a file. The same bytes are kept once.
+    /// Stores a file. Identical bytes are stored once.
     pub async fn put(&self, media_type: &str, bytes: Vec<u8>) -> Result<BlobRef, BlobError> {
         let (folder, media_type) = (self.folder.clone(), media_type.to_owned());
         blocking(move || {
@@ -98,7 +100,7 @@ impl SessionBlobs {
                 if held(&folder)? + size > MOST {
                     return Err(BlobError::Full);
                 }
-                // Whole or not at all, also where the host is killed meanwhile.
+                // All or nothing, even if the host is killed meanwhile.
                 let mut file = tempfile::NamedTempFile::new_in(&folder)?;
                 io::Write::write_all(&mut file, &bytes)?;
                 file.persist(&path).map_err(|error| error.error)?;
@@ -112,12 +114,12 @@ impl SessionBlobs {
         .await
     }
 
-    /// The bytes of a file.
+    /// Reads a file.
     pub async fn get(&self, digest: &str) -> Result<Vec<u8>, BlobError> {
         let missing = || BlobError::NotFound {
             digest: digest.chars().take(80).collect(),
         };
-        // Nothing but a digest becomes a path.
+        // Only a digest becomes a path.
         let name = digest.strip_prefix(ALGORITHM).filter(|name| {
             name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
         });
@@ -128,7 +130,7 @@ impl SessionBlobs {
         }
     }
 
-    /// Removes all of them. Nothing there is fine.
+    /// Removes all of the session's files. Does nothing if there are none.
     pub async fn remove(&self) -> Result<(), BlobError> {
         let folder = self.folder.clone();
         blocking(move || match std::fs::remove_dir_all(&folder) {
@@ -147,7 +149,7 @@ fn hex(bytes: &[u8]) -> String {
 fn held(folder: &Path) -> io::Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(folder)? {
-        // One that is being put there is renamed meanwhile.
+        // A file that is being stored may be renamed meanwhile.
         sum += entry?.metadata().map_or(0, |data| data.len());
     }
     Ok(sum)

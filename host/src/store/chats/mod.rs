@@ -1,8 +1,10 @@
-//! Owns what the API reads and changes of chats: over the store of records that the deployment has,
-//! and over what waits to be sent there.
+//! Reads and changes chats for the API, over the deployment's chat store and the outbox of what is
+//! still to be sent there.
 //!
-//! What always holds: what a user's sessions said before a call is there when it is read, as far as
-//! the store takes it within moments; a chat that the store does not have yet is not said to be absent.
+//! # Invariants
+//! - What a user's sessions said before a call is visible to it, as far as the store accepts it
+//!   within moments.
+//! - A chat that has not reached the store yet is not reported as absent.
 
 pub(crate) mod sqlite;
 pub(crate) mod store;
@@ -13,26 +15,26 @@ use super::log::discard;
 use super::outbox::Outbox;
 use super::{Caller, Chat, ChatMessage, LocalRecords, RecordError, Records, Store};
 
-/// What went with a chat.
+/// The result of deleting a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deleted {
-    /// The chat itself; false where the caller has no such chat.
+    /// Whether the chat itself was deleted; `false` if the caller has no such chat.
     pub chat: bool,
-    /// The sessions that are gone from the log. One that lives goes when it ends.
+    /// The sessions removed from the log. A live session is removed when it ends.
     pub sessions: Vec<String>,
 }
 
-/// The chats of all users; each call sees one user's. Cheap to clone.
+/// The chats of all users; each call sees those of one user. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Chats {
-    /// Where the logs of their sessions are.
+    /// The store that holds the logs of their sessions.
     store: Store,
     records: Arc<dyn Records>,
     outbox: Option<Outbox>,
 }
 
 impl Chats {
-    /// The chats of the local database.
+    /// Chats in the local database.
     pub fn new(store: Store) -> Self {
         Self {
             store: store.clone(),
@@ -41,7 +43,7 @@ impl Chats {
         }
     }
 
-    /// Chats that are kept elsewhere, with what waits to be sent there.
+    /// Chats in another store, with the outbox that sends them there.
     pub fn elsewhere(store: Store, records: Arc<dyn Records>, outbox: Outbox) -> Self {
         Self {
             store,
@@ -50,7 +52,7 @@ impl Chats {
         }
     }
 
-    /// The caller's chats, the last changed first.
+    /// Lists the caller's chats, most recently changed first.
     pub async fn list(
         &self,
         caller: &Caller,
@@ -61,7 +63,7 @@ impl Chats {
         self.records.list(caller, limit, offset).await
     }
 
-    /// One chat of the caller, with its messages in the order they were written.
+    /// Returns one of the caller's chats, with its messages in the order they were written.
     pub async fn get(
         &self,
         caller: &Caller,
@@ -75,7 +77,7 @@ impl Chats {
         Ok(Some((chat, messages)))
     }
 
-    /// Gives a chat another title. Gives the title back, or none where the caller has no such chat.
+    /// Renames a chat. Returns the new title, or `None` if the caller has no such chat.
     pub async fn rename(
         &self,
         caller: &Caller,
@@ -99,21 +101,21 @@ impl Chats {
         if let Some(outbox) = self.outbox.as_ref().filter(|_| chat) {
             outbox.forget(id).await?;
         }
-        // Also where the chat is not there: an earlier call may have come no further than that.
+        // Even if the chat is not there: an earlier call may have stopped after deleting it.
         let (user, id) = (caller.user().to_string(), id.to_owned());
         let discard = move |connection: &_| discard::of_chat(connection, &user, &id);
         let sessions = self.store.erase(discard).await?;
         Ok(Deleted { chat, sessions })
     }
 
-    /// What waits for this user is sent now.
+    /// Sends now what is waiting for this user.
     async fn settle(&self, caller: &Caller) {
         if let Some(outbox) = &self.outbox {
             outbox.settle(caller.user()).await;
         }
     }
 
-    /// The store has no such chat. It may be one that waits to be made there.
+    /// Handles a chat that the store does not have: it may still be waiting to be created there.
     async fn absent<T>(&self, caller: &Caller, id: &str, none: T) -> Result<T, RecordError> {
         match &self.outbox {
             Some(outbox) if outbox.waits(caller.user(), id).await? => {

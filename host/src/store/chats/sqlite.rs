@@ -1,7 +1,8 @@
-//! Owns the record of chats in the local database.
+//! The chat store in the local database.
 //!
-//! What always holds: every look and every change names the user, and another user's chat is not
-//! there. What a session says is written by the session's own transaction, with the same statements.
+//! # Invariants
+//! - Every lookup and every change names the user, and another user's chat does not exist for it.
+//! - A session's messages are written in the session's own transaction, with the same statements.
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -14,7 +15,7 @@ use crate::store::log::usage;
 use crate::store::log::write::to_sql;
 use crate::store::{Store, StoreError, Totals, cut};
 
-/// The chats of all users in the local database; each call sees one user's.
+/// The chats of all users in the local database; each call sees those of one user.
 #[derive(Debug, Clone)]
 pub struct LocalRecords {
     store: Store,
@@ -25,7 +26,7 @@ const COLUMNS: &str =
 const SUMS: &str = usage::COLUMNS;
 
 impl LocalRecords {
-    /// The chats of a store.
+    /// The chats in a store.
     pub fn new(store: Store) -> Self {
         Self { store }
     }
@@ -157,7 +158,7 @@ impl Records for LocalRecords {
     }
 }
 
-/// A chat by its id: the user's, or whosever it is.
+/// Finds a chat by its id: the user's, or anybody's if no user is given.
 pub(crate) fn find_chat(
     connection: &Connection,
     user: Option<&str>,
@@ -172,7 +173,7 @@ pub(crate) fn find_chat(
     Ok(found)
 }
 
-/// Writes a chat; one that is there already stays as it is.
+/// Inserts a chat. An existing one is left unchanged.
 pub(crate) fn insert_chat(
     connection: &Connection,
     user: &str,
@@ -201,14 +202,14 @@ pub(crate) fn insert_chat(
     Ok(())
 }
 
-/// A line of a chat, to be written.
+/// A chat message to be inserted.
 pub(crate) struct Line<'a> {
     pub(crate) id: &'a str,
     pub(crate) role: &'a str,
     pub(crate) content: Packed<'a>,
     pub(crate) event_type: Option<&'a str>,
     pub(crate) metadata: Option<Packed<'a>>,
-    /// In milliseconds since 1970.
+    /// Milliseconds since 1970.
     pub(crate) at: i64,
 }
 
@@ -225,8 +226,7 @@ impl<'a> From<&'a ChatMessage> for Line<'a> {
     }
 }
 
-/// Writes a line of a chat. Nothing is written for a chat that is not there: its user may have
-/// deleted it.
+/// Inserts a chat message. Does nothing if the chat does not exist: its user may have deleted it.
 pub(crate) fn insert_message(
     connection: &Connection,
     chat: &str,
@@ -249,8 +249,8 @@ pub(crate) fn insert_message(
     Ok(())
 }
 
-/// The text of the last line of a session's chat whose type is a wanted one, among those that are no older
-/// than `since`.
+/// Returns the text of the last message in a session's chat that has one of the wanted types and is
+/// no older than `since`.
 pub fn last_line(
     connection: &Connection,
     (session, chat): (&str, &str),
@@ -289,7 +289,7 @@ fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
     })
 }
 
-/// A line of a session's chat, whole.
+/// Reads a complete chat message from a row.
 pub(crate) fn message(
     connection: &Connection,
     session: &str,

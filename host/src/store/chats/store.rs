@@ -1,8 +1,9 @@
-//! Owns what a store of records is: chats and their messages, whoever keeps them.
+//! The chat store trait: chats and their messages, wherever they are kept.
 //!
-//! What always holds: every call names its caller, and another user's chat is not there. Making a
-//! chat and adding messages twice is doing it once, since whoever asks made the ids. Whatever goes
-//! wrong is a sentence that may be shown; what a database said is for the log.
+//! # Invariants
+//! - Every call names its caller, and another user's chat does not exist for it.
+//! - Creating a chat and adding messages are idempotent, since the caller chooses the ids.
+//! - Every error is a sentence that may be shown; the database's own message is for the log.
 
 use std::fmt;
 
@@ -14,28 +15,28 @@ use crate::store::{StoreError, Totals};
 use crate::types::secret::Secret;
 use crate::types::user::UserId;
 
-/// How many characters a title has at the most.
+/// Maximum length of a title, in characters.
 pub const TITLE_LENGTH: usize = 255;
 
-/// Who a record is read or written for, and by what right.
+/// The user for whom a record is accessed, and the authority for it.
 #[derive(Debug, Clone)]
 pub enum Caller {
-    /// The user themselves: their own token goes along, so that the database decides too.
+    /// The user themselves: their own token is sent along, so that the database decides too.
     User {
-        /// Who.
+        /// The user.
         id: UserId,
-        /// What they showed.
+        /// The token that the user presented.
         token: Secret,
     },
-    /// A server that acts for a user. Nothing but the user's name keeps others' records from it.
+    /// A server acting for a user. Only the filter by user protects other users' records.
     Service {
-        /// For whom.
+        /// The user acted for.
         id: UserId,
     },
 }
 
 impl Caller {
-    /// A server that acts for a user.
+    /// Creates the caller for a server that acts for a user.
     pub fn service(id: impl Into<UserId>) -> Self {
         Self::Service { id: id.into() }
     }
@@ -61,98 +62,98 @@ impl From<&Identity> for Caller {
 /// A chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chat {
-    /// The chat's own id.
+    /// The chat's id.
     pub id: String,
-    /// The session that wrote it.
+    /// The id of the session that wrote it.
     pub agent_session_id: Option<String>,
-    /// The client's name for what it belongs to.
+    /// The client's name for the project that it belongs to.
     pub project_id: Option<String>,
-    /// What it is called.
+    /// The title.
     pub title: String,
-    /// The provider that the session used.
+    /// The model provider that the session used.
     pub model_provider: Option<String>,
-    /// Whether its session goes on.
+    /// Whether its session can still continue.
     pub is_active: bool,
-    /// What the model calls of its session used.
+    /// Usage totals of its session's model calls.
     pub totals: Totals,
-    /// When it was made.
+    /// Creation time.
     pub created_at: DateTime<Utc>,
-    /// When it last changed.
+    /// Time of the last change.
     pub updated_at: DateTime<Utc>,
 }
 
-/// One line of a chat.
+/// A chat message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// Its id.
+    /// The message's id.
     pub id: String,
     /// `user` or `assistant`.
     pub role: String,
-    /// All of it.
+    /// The full text.
     pub content: String,
-    /// As in the wire contract.
+    /// The event type of the wire contract.
     pub event_type: Option<String>,
     /// A JSON object, as text.
     pub metadata_json: Option<String>,
-    /// When it was written.
+    /// Creation time.
     pub created_at: DateTime<Utc>,
 }
 
-/// What a session changes of its chat as it goes on.
+/// The part of a chat that its session updates as it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether it goes on.
+    /// Whether the session can still continue.
     pub is_active: bool,
-    /// What its model calls used so far.
+    /// Usage totals of its model calls so far.
     pub totals: Totals,
 }
 
 /// Why a record was not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Not now.
+    /// The store is unavailable at the moment.
     #[error("The record of chats cannot be reached at the moment. Try again in a moment.")]
     Unavailable {
-        /// The store itself answered, so that another request may fare better.
+        /// Whether the store itself responded, in which case another request may succeed.
         answered: bool,
     },
-    /// The caller's token is not taken, or not any more.
+    /// The caller's token is invalid or has expired.
     #[error("Invalid token")]
     Token,
-    /// A server acts for a user, and this host has nothing to do that with.
+    /// A server acts for a user, and this host has no key with which to do that.
     #[error(
         "This server can read chats with the user's own token only: it has no SUPABASE_SERVICE_KEY."
     )]
     NoServiceKey,
-    /// The store does not take the host's own key.
+    /// The store rejected the host's own key.
     #[error("The record of chats does not take this server's key. The operator sets {setting}.")]
     Key {
-        /// Which key that is.
+        /// The setting that holds the key.
         setting: &'static str,
     },
-    /// The database is not what this version works with.
+    /// The database's schema is not the one that this version needs.
     #[error(
         "The Supabase project that keeps the chats lacks {0}: its migrations did not run, or not all of them. The operator runs the files of migrations/supabase there."
     )]
     Schema(Lack),
-    /// What was to be kept belongs to a user whom the database does not have.
+    /// The record belongs to a user that the database does not have.
     #[error(
         "The database has no row in its table `users` for you, and a git account belongs to one. The operator adds it; users who sign up through the project get it by themselves."
     )]
     NoUser,
-    /// It will not be taken, however often it is sent.
+    /// The record is permanently refused, however often it is sent.
     #[error("The record of chats did not take this.")]
     Refused {
-        /// The database's code for it.
+        /// The database's error code.
         code: String,
     },
-    /// The local database.
+    /// An error of the local database.
     #[error("The record of chats could not be read or written.")]
     Local(#[from] StoreError),
 }
 
-/// What a project lacks whose migrations did not run. It names what this version knows, and nothing that
-/// was answered.
+/// A part of the schema that a project lacks because its migrations did not run. It names what this
+/// version knows, and nothing from the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Lack {
     /// A table.
@@ -161,16 +162,16 @@ pub enum Lack {
     /// A column of a table.
     #[error("{}", named_column(*.0))]
     Column(Option<(&'static str, &'static str)>),
-    /// What ties messages to their chats.
+    /// The foreign key from messages to their chats.
     #[error("the foreign key from chat_messages to chat_sessions")]
     Link,
-    /// What makes a row replace another.
+    /// The unique constraint by which one row replaces another.
     #[error("a unique index")]
     Unique,
-    /// What signed-in users may do with a table.
+    /// A privilege of signed-in users on a table.
     #[error("{}", named_table("users' right to use the table ", "users' right to use a table", *.0))]
     Right(Option<&'static str>),
-    /// A column has another type.
+    /// The expected type of a column.
     #[error("the form that this version reads")]
     Form,
 }
@@ -184,27 +185,29 @@ fn named_column(column: Option<(&str, &str)>) -> String {
     named.unwrap_or_else(|| "a column".to_owned())
 }
 
-/// What a call gives, later.
+/// The future result of a call.
 pub type Recorded<'a, T> = BoxFuture<'a, Result<T, RecordError>>;
 
-/// Keeps chats and their messages. Cheap to share.
+/// A store of chats and their messages. Cheap to share.
 pub trait Records: Send + Sync + fmt::Debug {
-    /// The caller's chats, the last changed first.
+    /// Lists the caller's chats, most recently changed first.
     fn list(&self, caller: &Caller, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>>;
-    /// One chat of the caller.
+    /// Returns one of the caller's chats.
     fn find(&self, caller: &Caller, id: &str) -> Recorded<'_, Option<Chat>>;
-    /// Makes a chat. One that is there already stays as it is.
+    /// Creates a chat. An existing one is left unchanged.
     fn create(&self, caller: &Caller, chat: Chat) -> Recorded<'_, ()>;
-    /// Gives a chat another title, cut to what a title may have. Gives the title back, or none where
-    /// the caller has no such chat.
+    /// Renames a chat, truncating the title to [`TITLE_LENGTH`]. Resolves to the new title, or to
+    /// `None` if the caller has no such chat.
     fn rename(&self, caller: &Caller, id: &str, title: &str) -> Recorded<'_, Option<String>>;
-    /// Notes how far a chat's session is. False where the caller has no such chat.
+    /// Records the progress of a chat's session. Resolves to `false` if the caller has no such
+    /// chat.
     fn note(&self, caller: &Caller, id: &str, progress: Progress) -> Recorded<'_, bool>;
-    /// Deletes a chat and its messages. False where the caller has no such chat.
+    /// Deletes a chat and its messages. Resolves to `false` if the caller has no such chat.
     fn delete(&self, caller: &Caller, id: &str) -> Recorded<'_, bool>;
-    /// Adds messages to a chat, in their order. Those that are there already are passed over. False
-    /// where the caller has no such chat.
+    /// Appends messages to a chat, in order. Existing ones are skipped. Resolves to `false` if the
+    /// caller has no such chat.
     fn append(&self, caller: &Caller, id: &str, messages: Vec<ChatMessage>) -> Recorded<'_, bool>;
-    /// The messages of a chat in the order written; none where the caller has no such chat.
+    /// Returns a chat's messages in the order they were written; none if the caller has no such
+    /// chat.
     fn messages(&self, caller: &Caller, id: &str) -> Recorded<'_, Vec<ChatMessage>>;
 }

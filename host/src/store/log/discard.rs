@@ -1,19 +1,19 @@
-//! Deletes what the log has of sessions whose chats were deleted.
+//! Deletes the log of sessions whose chats were deleted.
 //!
 //! # Invariants
 //!
-//! - A session that is over is gone from the log with its chat. One that lives keeps what it works with, and
-//!   goes in the transaction that ends it.
+//! - The log of a session that is over is deleted with its chat. A live session keeps what it works
+//!   with, and is deleted in the transaction that ends it.
 //! - Another user's session is not touched, whatever chat is named.
-//! - What model calls cost stays: numbers, and the names of providers and models. There is no text in it,
-//!   and nothing that leads to a user.
+//! - The cost of model calls is kept: numbers, and the names of providers and models. It contains
+//!   no text and nothing that identifies a user.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::model::Status;
 use crate::store::StoreError;
 
-/// Tables whose rows name their session in a column of that name.
+/// Tables whose rows name their session in a column `session_id`.
 const OF_SESSION: &[&str] = &[
     "steps",
     "transcript",
@@ -23,8 +23,8 @@ const OF_SESSION: &[&str] = &[
     "client_positions",
 ];
 
-/// Deletes the log of the user's session whose chat this is, or has it deleted when the session ends.
-/// Returns the sessions that are gone by now.
+/// Deletes the log of the user's session that has this chat, or marks it for deletion at the
+/// session's end. Returns the sessions deleted now.
 pub(crate) fn of_chat(
     connection: &Connection,
     user: &str,
@@ -46,7 +46,7 @@ pub(crate) fn of_chat(
     Ok(over)
 }
 
-/// A session ended: its log goes where its chat has gone.
+/// At a session's end, deletes its log if its chat has been deleted.
 pub(super) fn at_end(connection: &Connection, session: &str) -> Result<(), StoreError> {
     let discarded = connection
         .prepare_cached("SELECT discarded FROM sessions WHERE id = ?1")?
@@ -58,14 +58,14 @@ pub(super) fn at_end(connection: &Connection, session: &str) -> Result<(), Store
     }
 }
 
-/// Removes all that the log has of a session.
+/// Removes everything that the log has of a session.
 fn remove(connection: &Connection, session: &str) -> Result<(), StoreError> {
     for table in OF_SESSION {
         connection
             .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
             .execute([session])?;
     }
-    // Files that are still there have had their time: whoever looks after them removes them next.
+    // Any remaining files are due at once: the retention sweep removes them next.
     connection
         .prepare_cached("UPDATE retained_workspaces SET uptime_ms = 0 WHERE session_id = ?1")?
         .execute([session])?;

@@ -1,4 +1,4 @@
-//! The session log: what a round writes, and how it is read again.
+//! The session log: how rounds are written, and how they are read back.
 
 pub(crate) mod discard;
 pub(crate) mod model;

@@ -1,28 +1,30 @@
-//! Owns what a row of the log holds, as the engine sees it.
+//! The row types of the log.
 //!
-//! What always holds: one [`StepRow`] is everything that a round did. These are plain values; how
-//! they are written is in `rows`, how they are read in `reads`.
+//! These are plain values; they are written in `write` and read in `read`.
+//!
+//! # Invariants
+//! - One [`StepRow`] is everything that a round did.
 
 use std::sync::Arc;
 
 use super::usage::{CallRow, Totals};
 use crate::store::StoreError;
 
-/// Where a session stands.
+/// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// Written, and not started.
     Created,
     /// Provisioning, working, or waiting for the next message.
     Running,
-    /// Over; its sandbox and workspace may still be there.
+    /// Over; its sandbox and workspace may still exist.
     Stopping,
-    /// Over, and nothing is left of it but this log.
+    /// Over, and only this log is left of it.
     Ended,
 }
 
 impl Status {
-    /// As the log and clients have it.
+    /// The status as the log and clients have it.
     pub fn text(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -42,21 +44,21 @@ impl Status {
     }
 }
 
-/// What waits for a result.
+/// The kind of an effect, which waits for a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EffectKind {
     /// A model call.
     Model,
-    /// A tool run.
+    /// A tool call.
     Tool,
     /// A question to the user.
     Ask,
     /// A timer.
     Timer,
-    /// Over without its policy having heard of it: the step that was to hear of it failed, or ended
+    /// Ended without its policy's knowledge: the step that was to be told of it failed, or ended
     /// the task.
     Orphan,
-    /// A change that the host opens of what was pushed.
+    /// A pull request that the host opens for what was pushed.
     Change,
 }
 
@@ -88,117 +90,118 @@ impl EffectKind {
 /// An effect that has no result yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EffectRow {
-    /// Its name, unique in its session.
+    /// The effect's name, unique in its session.
     pub id: String,
-    /// What it is.
+    /// The effect's kind.
     pub kind: EffectKind,
-    /// When a timer runs out, in milliseconds since 1970.
+    /// Expiry of a timer, in milliseconds since 1970.
     pub due_at: Option<u64>,
-    /// Its delay, in milliseconds.
+    /// Delay of a timer, in milliseconds.
     pub delay_ms: Option<u64>,
-    /// False where the host came to rest before it began, so that the next start may begin it.
+    /// `false` if the host came to rest before the effect began, so that the next start may begin
+    /// it.
     pub begun: bool,
 }
 
-/// The numbers of a session. All that a step's record is computed from, beside its inputs.
+/// The counters of a session: everything beside the inputs that a step's record is computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// The next policy step.
+    /// The number of the next policy step.
     pub step: u64,
-    /// The next row of the log.
+    /// The number of the next row of the log.
     pub next_row: u64,
     /// The sequence number of the next frame; the first is 1.
     pub next_seq: u64,
-    /// The next entry of the transcript.
+    /// The number of the next transcript entry.
     pub next_entry: u64,
     /// Whether a task is open.
     pub task_open: bool,
-    /// When it was opened, in milliseconds since 1970.
+    /// Start of the task, in milliseconds since 1970.
     pub task_started_at: u64,
-    /// What it has used of its time, in milliseconds.
+    /// Time used by the task, in milliseconds.
     pub task_used_ms: u64,
     /// The host's uptime at the last round, in milliseconds.
     pub uptime_ms: u64,
-    /// Model calls it has made.
+    /// Model calls made in the task.
     pub iterations: u32,
-    /// Tokens it has used.
+    /// Tokens used in the task.
     pub tokens: u64,
-    /// What all model calls of the session used.
+    /// Usage totals of the session's model calls.
     pub totals: Totals,
-    /// Steps since the user last said something.
+    /// Steps since the user's last message.
     pub steps_alone: u32,
 }
 
-/// What never changes about a session.
+/// The immutable configuration of a session.
 #[derive(Debug, Clone, Default)]
 pub struct NewSessionRow {
-    /// The session.
+    /// The session's id.
     pub id: String,
-    /// Whose it is.
+    /// The user that owns the session.
     pub user: String,
-    /// The client's name for what it belongs to.
+    /// The client's name for the project that the session belongs to.
     pub project_id: Option<String>,
-    /// What was asked for.
+    /// The task.
     pub task: String,
-    /// What is cloned.
+    /// The URL of the repository to clone.
     pub repo_url: Option<String>,
-    /// Which branch.
+    /// The branch to check out.
     pub branch: Option<String>,
-    /// Whether a change is opened of what is pushed: `ready`, or as a `draft`.
+    /// Whether to open a pull request for what is pushed: `ready`, or as a `draft`.
     pub open_change: Option<String>,
-    /// For commits.
+    /// The author name for commits.
     pub git_user_name: Option<String>,
-    /// For commits.
+    /// The author email for commits.
     pub git_user_email: Option<String>,
-    /// Which policy decides.
+    /// The policy's name.
     pub policy: String,
-    /// Which provider answers model calls; only a label where none are made.
+    /// The model provider's name; only a label if the policy makes no model calls.
     pub provider: String,
-    /// The model, where the policy names none.
+    /// The default model, used when the policy names none.
     pub model: String,
-    /// How many tokens it may use, where there is a limit.
+    /// The token limit, if any.
     pub token_limit: Option<u64>,
-    /// What it may cost, in millionths of a US dollar, where there is a limit.
+    /// The cost limit in millionths of a US dollar, if any.
     pub cost_limit: Option<u64>,
-    /// The chat that records it.
+    /// The id of the chat that records the session.
     pub chat_id: String,
-    /// Sealed.
+    /// The provider's API key, sealed.
     pub api_key: Option<Vec<u8>>,
-    /// Sealed.
+    /// The git token, sealed.
     pub git_token: Option<Vec<u8>>,
-    /// In milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     pub created_at: u64,
 }
 
 /// A session as the log has it.
 #[derive(Debug, Clone)]
 pub struct SessionRow {
-    /// What never changes.
+    /// The immutable configuration.
     pub fixed: NewSessionRow,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// Its numbers.
+    /// The counters.
     pub counters: Counters,
-    /// Schema and bytes of the policy's last state; none before the first step.
+    /// Schema and bytes of the policy's last state; `None` before the first step.
     pub state: Option<(u32, Vec<u8>)>,
     /// The branch that its last task pushed.
     pub pushed: Option<String>,
-    /// Why it is over, where it is.
+    /// The reason for the end, once it has ended.
     pub end_reason: Option<String>,
-    /// It goes on when its user comes back, and not by itself.
+    /// Whether the session resumes only when its user comes back.
     pub held: bool,
-    /// When the last round was written, in milliseconds since 1970.
+    /// Time of the last round in milliseconds since 1970.
     pub updated_at: u64,
 }
 
-/// One line of a chat's record.
+/// A chat message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatLine {
     /// `user` or `assistant`.
     pub role: &'static str,
-    /// All of it.
+    /// The full text.
     pub content: String,
-    /// As in the wire contract.
+    /// The event type of the wire contract.
     pub event_type: String,
     /// A JSON object.
     pub metadata: Option<String>,
@@ -207,100 +210,100 @@ pub struct ChatLine {
 /// The policy's part of a round.
 #[derive(Debug, Clone, Default)]
 pub struct Decision {
-    /// Which step of the session.
+    /// The number of the step in its session.
     pub step: u64,
     /// The context, as JSON.
     pub context: String,
     /// The inputs, as JSON.
     pub inputs: String,
-    /// The commands, as JSON; none where the step failed.
+    /// The commands, as JSON; `None` if the step failed.
     pub commands: Option<String>,
     /// Why the step failed.
     pub error: Option<String>,
-    /// The new state; none where the step failed.
+    /// Schema and bytes of the new state; `None` if the step failed.
     pub state: Option<(u32, Arc<Vec<u8>>)>,
     /// SHA-256 of the new state's bytes.
     pub state_digest: Option<[u8; 32]>,
-    /// Which component decided.
+    /// The digest of the component that decided.
     pub plugin: String,
-    /// What the step cost.
+    /// Fuel used by the step.
     pub fuel: u64,
-    /// In bytes.
+    /// Memory used, in bytes.
     pub memory: u64,
-    /// In microseconds.
+    /// Duration in microseconds.
     pub micros: u64,
 }
 
-/// All that one round writes.
+/// Everything that one round writes.
 #[derive(Debug, Clone)]
 pub struct StepRow {
-    /// Whose round.
+    /// The session's id.
     pub session: Arc<str>,
-    /// The session's chat.
+    /// The chat's id.
     pub chat: Arc<str>,
-    /// Number of this row.
+    /// The number of this row.
     pub row: u64,
-    /// When, in milliseconds since 1970.
+    /// Time of the round in milliseconds since 1970.
     pub at: u64,
-    /// The policy's part, where it had one.
+    /// The policy's part, if it had one.
     pub decision: Option<Decision>,
     /// Sequence number of the first frame.
     pub first_seq: u64,
     /// The frames, as clients get them.
     pub frames: Vec<Arc<str>>,
-    /// New entries of the transcript: number, and message as JSON.
+    /// New transcript entries: number, and message as JSON.
     pub entries: Vec<(u64, String)>,
     /// Model calls that were answered.
     pub calls: Vec<CallRow>,
-    /// New lines of the chat.
+    /// New chat messages.
     pub chat_lines: Vec<ChatLine>,
     /// Effects that begin after the commit.
     pub opened: Vec<EffectRow>,
-    /// Open effects, of this round or older, that this host begins no more.
+    /// Open effects, of this round or older, that this host will not begin.
     pub not_begun: Vec<String>,
     /// Effects that have their result.
     pub closed: Vec<String>,
-    /// Messages of the user that are not to be taken again, by their numbers in the inbox.
+    /// Messages from the user that have been processed, by their numbers in the inbox.
     pub taken: Vec<u64>,
-    /// The branch that was pushed, where that is another from here on.
+    /// The new value of the pushed branch, if it changed.
     pub pushed: Option<Option<String>>,
-    /// The session's numbers from here on.
+    /// The session's counters after the round.
     pub counters: Counters,
-    /// Where the session stands from here on.
+    /// The session's status after the round.
     pub status: Status,
-    /// Why it is over, where it is.
+    /// The reason for the end, once it has ended.
     pub end_reason: Option<String>,
-    /// It is over, and its workspace is kept for a while.
+    /// Whether the session is over and its workspace is kept for a while.
     pub retains_workspace: bool,
 }
 
-/// Frames out of the log.
+/// Frames read from the log.
 #[derive(Debug, Default)]
 pub struct FrameChunk {
-    /// In order, with their sequence numbers.
+    /// The frames in order, with their sequence numbers.
     pub frames: Vec<(u64, Arc<str>)>,
 }
 
-/// A policy step out of the log, for a replay.
+/// A policy step read from the log, for a replay.
 #[derive(Debug, Clone)]
 pub struct LoggedStep {
-    /// Its number.
+    /// The step's number.
     pub step: u64,
     /// The context, as JSON.
     pub context: String,
     /// The inputs, as JSON.
     pub inputs: String,
-    /// The commands, as JSON; none where the step failed.
+    /// The commands, as JSON; `None` if the step failed.
     pub commands: Option<String>,
-    /// Which component decided.
+    /// The digest of the component that decided.
     pub plugin: String,
-    /// What that used; 0 where the step failed before the component was asked.
+    /// Fuel used by that component; 0 if the step failed before it was called.
     pub fuel: u64,
 }
 
-/// Cuts a text to at most so many characters.
+/// Truncates a text to at most `most` characters.
 pub fn cut(text: &str, most: usize) -> &str {
-    // Bytes are never fewer than characters: most texts are seen to fit without counting.
+    // There are never fewer bytes than characters, so most texts need no counting.
     if text.len() <= most {
         text
     } else {

@@ -1,25 +1,26 @@
-//! Keeps how far clients came that do not count frames themselves, over a restart of the host.
+//! Stores the positions of clients that do not count frames themselves, across a restart of the
+//! host.
 //!
 //! # Invariants
-//! - What is kept is never ahead of what a client has taken.
+//! - A stored position is never ahead of what a client has received.
 
 use rusqlite::{Connection, params};
 
 use super::write::to_sql;
 use crate::store::StoreError;
 
-/// How far one client came.
+/// The position of one client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PositionRow {
-    /// Its session.
+    /// The client's session.
     pub session: String,
-    /// What it asked for, as a text by which it is known again.
+    /// The features that it requested, as a text by which it is recognised.
     pub features: String,
     /// The last frame that it has.
     pub taken: u64,
 }
 
-/// Keeps these in place of those before.
+/// Replaces the stored positions with these.
 pub fn keep_positions(connection: &Connection, rows: &[PositionRow]) -> Result<(), StoreError> {
     connection.execute("DELETE FROM client_positions", [])?;
     let mut insert = connection.prepare_cached(
@@ -31,7 +32,7 @@ pub fn keep_positions(connection: &Connection, rows: &[PositionRow]) -> Result<(
     Ok(())
 }
 
-/// All that are kept.
+/// Reads all stored positions.
 pub fn kept_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
     let mut select =
         connection.prepare("SELECT session_id, features, taken FROM client_positions")?;

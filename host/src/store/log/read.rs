@@ -1,6 +1,8 @@
-//! Owns how the log's rows are read: sessions, open effects, transcripts, frames, steps.
+//! Log reads: sessions, open effects, transcripts, frames and steps.
 //!
-//! What always holds: what is read is what was committed before; long things are read in pieces.
+//! # Invariants
+//! - Only committed data is read.
+//! - Long data is read in pieces.
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use super::usage::Totals;
 use super::write::to_sql;
 use crate::store::StoreError;
 
-/// So many bytes of steps are read at once, roughly.
+/// Approximate number of bytes of steps read at once.
 const PIECE: usize = 4 << 20;
 
 fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
@@ -23,7 +25,7 @@ fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
 }
 
 impl SessionRow {
-    /// All sessions that have not ended, the oldest first.
+    /// Reads all sessions that have not ended, oldest first.
     pub fn alive(connection: &Connection) -> Result<Vec<Self>, StoreError> {
         let mut select = connection
             .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
@@ -31,7 +33,7 @@ impl SessionRow {
         rows.map(|row| row.map_err(StoreError::from)).collect()
     }
 
-    /// One session, whatever became of it.
+    /// Reads one session, whatever its status.
     pub fn find(connection: &Connection, id: &str) -> Result<Option<Self>, StoreError> {
         let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
         Ok(select.query_row([id], Self::read).optional()?)
@@ -89,7 +91,7 @@ impl SessionRow {
     }
 }
 
-/// The effects of a session that have no result.
+/// Reads the effects of a session that have no result.
 pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1",
@@ -112,8 +114,8 @@ pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<Effect
     Ok(effects)
 }
 
-/// Shows the commands of a session's steps, as JSON, the newest step first, for as long as the visitor wants
-/// more.
+/// Passes the commands of a session's steps, as JSON, to the visitor, newest step first, for as
+/// long as it wants more.
 pub fn visit_commands(
     connection: &Connection,
     session: &str,
@@ -129,7 +131,7 @@ pub fn visit_commands(
     Ok(())
 }
 
-/// What the user said and no round has taken, with its numbers, in the order it was said.
+/// Reads the user's messages that no round has processed, with their numbers, in order.
 pub fn unread(connection: &Connection, session: &str) -> Result<Vec<(u64, String)>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT n, text FROM inbox WHERE session_id = ?1 ORDER BY n")?;
@@ -137,7 +139,7 @@ pub fn unread(connection: &Connection, session: &str) -> Result<Vec<(u64, String
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 
-/// Entries of a transcript, as JSON, from one number to another, both taken.
+/// Reads transcript entries, as JSON, from one number to another, inclusive.
 pub fn transcript(
     connection: &Connection,
     session: &str,
@@ -155,7 +157,7 @@ pub fn transcript(
     Ok(entries)
 }
 
-/// The frames after a sequence number, some at a time; none where there are no more.
+/// Reads some of the frames after a sequence number; empty if there are no more.
 pub fn frames_after(
     connection: &Connection,
     session: &str,
@@ -163,7 +165,7 @@ pub fn frames_after(
     most_bytes: usize,
 ) -> Result<FrameChunk, StoreError> {
     let mut select = connection.prepare_cached(
-        // Sequence numbers rise with rows, so the rows before are not looked at: the newest row that
+        // Sequence numbers rise with rows, so earlier rows need not be read: the newest row that
         // holds nothing new is found from the end.
         "SELECT first_seq, frames FROM steps
          WHERE session_id = ?1 AND last_seq > ?2 AND last_seq >= first_seq
@@ -191,7 +193,8 @@ pub fn frames_after(
     Ok(chunk)
 }
 
-/// The digest of the component whose state a session has: it took the last step that came to something.
+/// Returns the digest of the component whose state a session has: the one that took the last
+/// successful step.
 pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<String>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT plugin FROM steps WHERE session_id = ?1 AND state_digest IS NOT NULL
@@ -201,7 +204,7 @@ pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<Stri
     Ok(found)
 }
 
-/// The policy's steps from one number on, some at a time: as many as [`PIECE`] holds, and one at least.
+/// Reads policy steps from a number on: as many as fit in [`PIECE`], and at least one.
 pub fn logged_steps(
     connection: &Connection,
     session: &str,
@@ -230,13 +233,13 @@ pub fn logged_steps(
     Ok(steps)
 }
 
-/// The last sessions of a policy that have stepped, the newest first, by their ids.
+/// Returns the ids of a policy's most recent sessions that have stepped, newest first.
 pub fn last_sessions(
     connection: &Connection,
     policy: &str,
     most: u64,
 ) -> Result<Vec<String>, StoreError> {
-    // From the end of the table, so that it costs what is found, and needs no index.
+    // From the end of the table, so that the cost depends on what is found and no index is needed.
     let mut select = connection.prepare_cached(
         "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
     )?;

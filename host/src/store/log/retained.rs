@@ -1,8 +1,9 @@
-//! The workspaces that outlive their sessions for a while.
+//! Workspaces that are kept for a while after their sessions end.
 //!
 //! # Invariants
-//! A row is written in the transaction that ends its session, and goes when the files are gone, so whatever
-//! fails in between is found by the next look. Age is counted in the host's uptime.
+//! - A row is written in the transaction that ends its session, and deleted once the files are
+//!   gone, so the next sweep picks up whatever failed in between.
+//! - Age is counted in the host's uptime.
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -12,9 +13,9 @@ use crate::store::StoreError;
 /// A workspace that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retained {
-    /// The session that it was.
+    /// The id of its former session.
     pub session: String,
-    /// Whose it is.
+    /// The user that owned the session.
     pub user: String,
 }
 
@@ -25,7 +26,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Retained> {
     })
 }
 
-/// Notes that a session's workspace is kept, from this uptime of the host on.
+/// Records that a session's workspace is kept, starting at this uptime of the host.
 pub(super) fn retain(
     connection: &Connection,
     session: &str,
@@ -40,7 +41,8 @@ pub(super) fn retain(
     Ok(())
 }
 
-/// Those that were kept before this uptime of the host, the oldest first, some at a time.
+/// Reads some of the workspaces that have been kept since before this uptime of the host, oldest
+/// first.
 pub fn retained_before(
     connection: &Connection,
     uptime_ms: u64,
@@ -53,7 +55,7 @@ pub fn retained_before(
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 
-/// One of them, where it is kept.
+/// Reads the entry of one session, if its workspace is kept.
 pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retained>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT session_id, user_id FROM retained_workspaces WHERE session_id = ?1",
@@ -61,7 +63,7 @@ pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retaine
     Ok(select.query_row([session], read).optional()?)
 }
 
-/// Puts one off, as if it had been kept from this uptime of the host on.
+/// Postpones a removal, as if the workspace had been kept since this uptime of the host.
 pub fn retain_longer(
     connection: &Connection,
     session: &str,
@@ -73,7 +75,7 @@ pub fn retain_longer(
     Ok(())
 }
 
-/// Notes that one is gone.
+/// Records that a workspace is gone.
 pub fn forget_retained(connection: &Connection, session: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("DELETE FROM retained_workspaces WHERE session_id = ?1")?

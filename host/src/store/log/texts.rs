@@ -1,12 +1,12 @@
-//! Keeps a large text once for a session, however many rows hold it: what a tool printed stands in the
-//! policy's inputs, in the transcript and in the chat.
+//! Stores a large text once per session, however many rows contain it: a tool's output occurs in
+//! the policy's inputs, in the transcript and in the chat.
 //!
 //! # Invariants
 //!
 //! - What is read is byte for byte what was written.
-//! - A value without a large text is stored as it is, and so is all that older builds wrote. The type of the
-//!   column's value (TEXT or BLOB) says which it is.
-//! - A text belongs to one session, and goes with it.
+//! - A value without a large text is stored as it is, and so is everything that older builds wrote.
+//!   The type of the column's value (TEXT or BLOB) tells the two forms apart.
+//! - A text belongs to one session and is deleted with it.
 
 use std::borrow::Cow;
 
@@ -17,36 +17,36 @@ use sha2::{Digest as _, Sha256};
 
 use crate::store::StoreError;
 
-/// Texts of so many bytes and more are kept apart. A reference takes some 80.
+/// Minimum size in bytes of a text that is stored separately. A reference takes about 80.
 const LARGE: usize = 1024;
 
 /// The first half of a SHA-256.
 type Digest = [u8; 16];
 
-/// One piece of a value.
+/// One part of a value.
 #[derive(Debug, Serialize, Deserialize)]
 enum Part<'a> {
-    /// As it is.
+    /// Literal text.
     #[serde(rename = "l", borrow)]
     Literal(Cow<'a, str>),
-    /// Some of a text, as it stands in JSON.
+    /// A slice of a stored text, in its JSON-escaped form.
     #[serde(rename = "j")]
     Json(Place),
-    /// The same, as the text that it stands for.
+    /// A slice of a stored text, unescaped.
     #[serde(rename = "t")]
     Plain(Place),
 }
 
-/// Where something stands: in which text, from which byte to which.
+/// A slice: the text's digest, and the start and end offsets in bytes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Place(Digest, usize, usize);
 
 /// A value as it is stored.
 #[derive(Debug)]
 pub(crate) enum Packed<'a> {
-    /// Without a large text.
+    /// A value without a large text.
     Whole(&'a str),
-    /// A list of parts.
+    /// A serialized list of parts.
     Parts(Vec<u8>),
 }
 
@@ -85,7 +85,7 @@ impl<'a> Texts<'a> {
         }
     }
 
-    /// JSON, whose large strings are kept apart.
+    /// Packs JSON, storing its large strings separately.
     pub(super) fn pack_json<'b>(&mut self, json: &'b str) -> Result<Packed<'b>, StoreError> {
         let mut pieces = Vec::new();
         let mut from = 0;
@@ -102,7 +102,7 @@ impl<'a> Texts<'a> {
         parts(&pieces)
     }
 
-    /// A text that is no JSON; a large one is kept apart.
+    /// Packs a text that is not JSON; a large one is stored separately.
     pub(super) fn pack_text<'b>(&mut self, text: &'b str) -> Result<Packed<'b>, StoreError> {
         if text.len() < LARGE {
             return Ok(Packed::Whole(text));
@@ -112,8 +112,9 @@ impl<'a> Texts<'a> {
         parts(&[Part::Plain(place)])
     }
 
-    /// Where a string stands in the texts of this round, from here on at the latest. The beginning of a text
-    /// that is kept (a frame holds no more) is not kept again.
+    /// Returns the place of a string in the texts of this round, adding it if necessary. A string
+    /// that is the beginning of a stored text (a frame holds no more than that) is not stored
+    /// again.
     fn place(&mut self, json: &str) -> Result<Place, StoreError> {
         let found = self.kept.iter().find_map(|(digest, kept)| {
             let at = kept.find(json)?;
@@ -135,7 +136,7 @@ impl<'a> Texts<'a> {
     }
 }
 
-/// Where the large strings of a JSON text begin and end, without their quotation marks.
+/// The start and end of each large string in a JSON text, without its quotation marks.
 fn large_strings(json: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
     let bytes = json.as_bytes();
     let mut at = 0;
@@ -158,7 +159,7 @@ fn large_strings(json: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
     })
 }
 
-/// A value of a session's row, whole.
+/// Reassembles a value from a session's row.
 pub(crate) fn whole(
     connection: &Connection,
     session: &str,
@@ -168,7 +169,7 @@ pub(crate) fn whole(
     optional(connection, session, row, column)?.ok_or_else(|| content(&"a value is missing"))
 }
 
-/// The same for a column that may hold nothing.
+/// Like [`whole`], for a column that may be null.
 pub(crate) fn optional(
     connection: &Connection,
     session: &str,

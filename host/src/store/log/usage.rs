@@ -1,53 +1,54 @@
-//! Owns what model calls cost: a row for each, and the sums of a session and of its chat.
+//! The usage of model calls: one row per call, and the totals of a session and of its chat.
 //!
-//! What always holds: the sums are those of the rows, since one transaction writes both. Money is in
-//! millionths of a US dollar.
+//! # Invariants
+//! - The totals equal the sum of the rows, since one transaction writes both.
+//! - Amounts of money are in millionths of a US dollar.
 
 use rusqlite::{Connection, Row, params};
 
 use super::write::to_sql;
 use crate::store::StoreError;
 
-/// What all model calls of a session used so far.
+/// Usage totals of a session's model calls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// How many there were.
+    /// The number of calls.
     pub calls: u64,
-    /// Read by the model, without what came from a cache.
+    /// Tokens read by the model, excluding those from a cache.
     pub input_tokens: u64,
-    /// Written by the model.
+    /// Tokens written by the model.
     pub output_tokens: u64,
-    /// Read from a prompt cache.
+    /// Tokens read from a prompt cache.
     pub cache_read_tokens: u64,
-    /// Written to a prompt cache.
+    /// Tokens written to a prompt cache.
     pub cache_write_tokens: u64,
-    /// Of the calls whose model has known prices.
+    /// Cost of the calls whose model has known prices, in millionths of a US dollar.
     pub cost: u64,
 }
 
-/// One model call that was answered.
+/// A model call that was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CallRow {
     /// The call's effect.
     pub effect: String,
-    /// Who answered.
+    /// The provider's name.
     pub provider: String,
-    /// Which model.
+    /// The model's name.
     pub model: String,
-    /// What this one used; `calls` is 1, and `cost` is 0 where it is not known.
+    /// Usage of this call; `calls` is 1, and `cost` is 0 if it is unknown.
     pub used: Totals,
     /// Whether the model's prices are known.
     pub priced: bool,
-    /// How often the provider was asked.
+    /// The number of requests made to the provider.
     pub tries: u32,
 }
 
-/// The columns of the sums, as [`Totals::read`] wants them.
+/// The columns of the totals, in the order that [`Totals::read`] expects.
 pub(crate) const COLUMNS: &str =
     "model_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost";
 
 impl Totals {
-    /// All tokens together.
+    /// The sum of all tokens.
     pub fn tokens(&self) -> u64 {
         self.input_tokens
             .saturating_add(self.output_tokens)
@@ -55,7 +56,7 @@ impl Totals {
             .saturating_add(self.cache_write_tokens)
     }
 
-    /// Adds another sum.
+    /// Adds other totals.
     pub fn add(&mut self, other: &Self) {
         for (sum, more) in [
             (&mut self.calls, other.calls),
@@ -69,7 +70,7 @@ impl Totals {
         }
     }
 
-    /// Out of a row that has the columns of the sums.
+    /// Reads the totals from a row that has their columns.
     pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let number = |column: &str| -> rusqlite::Result<u64> {
             Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
@@ -85,7 +86,7 @@ impl Totals {
     }
 }
 
-/// Writes the calls of a round, and the sums from there on.
+/// Writes the calls of a round, and the resulting totals.
 pub(super) fn write(
     connection: &Connection,
     (session, chat): (&str, &str),
@@ -117,14 +118,14 @@ pub(super) fn write(
             call.tries,
         ])?;
     }
-    // A session has one chat, so their sums are the same; a chat may be gone meanwhile.
+    // A session has one chat, so their totals are equal; the chat may have been deleted meanwhile.
     for (table, id) in [("sessions", session), ("chat_sessions", chat)] {
         set_sums(connection, table, id, sums)?;
     }
     Ok(())
 }
 
-/// Writes the sums of a row.
+/// Writes the totals of a row.
 pub(crate) fn set_sums(
     connection: &Connection,
     table: &str,

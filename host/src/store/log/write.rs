@@ -1,7 +1,8 @@
-//! Owns how the log's rows are written.
+//! Log writes.
 //!
-//! What always holds: a [`StepRow`] is written as a whole or not at all (the caller's savepoint sees
-//! to that). Frames are kept as the JSON that clients get, so a replay is byte for byte.
+//! # Invariants
+//! - A [`StepRow`] is written as a whole or not at all; the caller's savepoint ensures that.
+//! - Frames are stored as the JSON that clients get, so a replay is byte for byte.
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, params};
@@ -13,7 +14,7 @@ use super::{discard, retained, usage};
 use crate::store::chats::sqlite::{self, Line};
 use crate::store::{Chat, StoreError, Totals, outbox};
 
-/// SQLite's integers are signed; none of these numbers comes near the end.
+/// SQLite's integers are signed; none of these numbers comes near the limit.
 pub(crate) fn to_sql(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -23,7 +24,7 @@ fn time(at: u64) -> DateTime<Utc> {
 }
 
 impl NewSessionRow {
-    /// Writes the session, its chat and its first round; `sent` says whether the chat is to be sent on
+    /// Writes the session, its chat and its first round. `sent` says whether the chat is to be sent
     /// to another store.
     pub fn insert(
         &self,
@@ -89,7 +90,7 @@ impl NewSessionRow {
     }
 }
 
-/// Notes that a session was started, before it has stepped: after a crash it goes on by itself.
+/// Records that a session was started, before it has stepped: after a crash it resumes by itself.
 pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE sessions SET status = ?2 WHERE id = ?1 AND status = ?3")?
@@ -101,7 +102,7 @@ pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreE
     Ok(())
 }
 
-/// Notes that all open effects of a session begin, also those that an older host left for this one.
+/// Records that all open effects of a session begin, including those that an older host left.
 pub fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
@@ -109,8 +110,8 @@ pub fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Keeps what a user said until a round takes it, and returns its number; none where the session is
-/// over, and no round will.
+/// Stores a user's message until a round processes it, and returns its number, or `None` if the
+/// session is over and no round will.
 pub fn keep_message(
     connection: &Connection,
     session: &str,
@@ -132,7 +133,7 @@ pub fn keep_message(
 }
 
 impl StepRow {
-    /// Writes the round. The caller's transaction makes it one.
+    /// Writes the round. The caller's transaction makes it atomic.
     pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
         let counters = &self.counters;
         let state = self
@@ -230,7 +231,7 @@ impl StepRow {
         let entries = self.entries.iter();
         let entries = entries.map(|(entry, json)| Ok((*entry, texts.pack_json(json)?)));
         let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
-        // After what they may be the beginning of.
+        // After the texts that they may be the beginning of.
         let frames = texts.pack_json(&frames)?;
         connection
             .prepare_cached(

@@ -1,13 +1,18 @@
-//! Owns getting the record of chats to the store that keeps it, where that is not the local database.
+//! The outbox: sends chats to the store that keeps them, if that is not the local database.
 //!
-//! What always holds: a session never waits for that store. What it says is in the local database, in
-//! the transaction of its step, and goes from there: a chat's messages in their order, in batches of
-//! 20 or what 2 s brought, each with the id it was written with, so that a batch whose answer was lost
-//! is sent again and does not double. How far each chat is stands in the database too (`entries`), so
-//! that the next run goes on there. A store that is down is asked again after longer and longer pauses,
-//! up to 30 s; a chat that troubles it holds no other up. Users' tokens are in memory only: without one that
-//! is still good the service key is used, and where there is none the user's rows wait until they come
-//! back.
+//! Messages go out in batches of 20, or of what arrived within 2 s. A store that is down is retried
+//! after increasing pauses of up to 30 s.
+//!
+//! # Invariants
+//! - A session never waits for that store. What it says is written to the local database in the
+//!   transaction of its step, and is sent from there.
+//! - A chat's messages are sent in order, each with the id it was written with, so a batch whose
+//!   response was lost is sent again without duplicates.
+//! - The progress of each chat is in the database too (`progress`), so the next run continues
+//!   there.
+//! - A chat that fails does not hold up another.
+//! - Users' tokens are in memory only. Without one that is still valid the service key is used, and
+//!   without that the user's rows wait until the user comes back.
 
 mod progress;
 mod relay;
@@ -29,14 +34,14 @@ use crate::auth::Identity;
 use crate::types::secret::Secret;
 use crate::types::user::UserId;
 
-/// How many messages are sent at once, and how many are reason to send.
+/// Maximum number of messages sent at once, and the number that triggers sending.
 const BATCH: usize = 20;
 /// How long a message waits for others.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// How long a user's call waits for what is still to be sent for them.
+/// How long a user's call waits for what is still to be sent for that user.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Says that something was written that is to be sent.
+/// Signals that something was written that is to be sent.
 #[derive(Debug, Default)]
 pub(super) struct News {
     lines: AtomicUsize,
@@ -44,20 +49,20 @@ pub(super) struct News {
 }
 
 impl News {
-    /// A step wrote so many lines of a chat.
+    /// A step wrote this many messages of a chat.
     pub(super) fn lines(&self, lines: usize) {
         if self.lines.fetch_add(lines, Ordering::Relaxed) + lines >= BATCH {
             self.wake.notify_one();
         }
     }
 
-    /// There is a new chat, which users look for at once.
+    /// A chat was created, which users look for at once.
     pub(super) fn chat(&self) {
         self.wake.notify_one();
     }
 }
 
-/// What waits to be sent, and whoever sends it. Cheap to clone.
+/// The outbox, with the task that sends what is in it. Cheap to clone.
 #[derive(Clone)]
 pub struct Outbox {
     shared: Arc<Shared>,
@@ -67,7 +72,7 @@ struct Shared {
     store: Store,
     news: Arc<News>,
     tokens: Arc<Tokens>,
-    /// Asks for everything to be sent now, and to be told when that was tried.
+    /// Requests to send everything now, each with a channel to answer once that was tried.
     now: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -78,8 +83,9 @@ impl fmt::Debug for Outbox {
 }
 
 impl Outbox {
-    /// Begins to send what the last run left, and what is written from now on. Chats that were kept
-    /// in the local database alone go too. Needs a tokio runtime, and ends with the last clone.
+    /// Starts sending what the previous run left and what is written from now on, including chats
+    /// that were only kept in the local database. Needs a tokio runtime, and ends with the last
+    /// clone.
     pub async fn start(store: Store, records: SupabaseRecords) -> Result<Self, StoreError> {
         store.write(progress::take_in).await?;
         let news = store.announce();
@@ -97,14 +103,14 @@ impl Outbox {
         })
     }
 
-    /// A user was here: their token serves to send what waits for them.
+    /// Remembers a user's token, to send what is waiting for that user.
     pub fn seen(&self, who: &Identity) {
         if self.shared.tokens.take(who) {
             self.shared.news.wake.notify_one();
         }
     }
 
-    /// The token that a user brought last, where it is still good.
+    /// The token that a user presented last, if it is still valid.
     pub fn token_of(&self, user: &UserId) -> Option<Secret> {
         match self.shared.tokens.caller(user)? {
             Caller::User { token, .. } => Some(token),
@@ -112,17 +118,17 @@ impl Outbox {
         }
     }
 
-    /// Has what waits for a user sent, and waits for that as long as a caller has patience.
+    /// Sends what is waiting for a user, and waits for that for as long as a caller should.
     pub async fn settle(&self, user: &UserId) {
         let user = user.to_string();
         let work = move |connection: &_| progress::any_of(connection, &user, None);
-        // Where that cannot be told, whoever reads next finds out why.
+        // If that cannot be determined, the read that follows reports why.
         if self.shared.store.read(work).await.unwrap_or(false) {
             self.flush(PATIENCE).await;
         }
     }
 
-    /// Has everything sent, and waits for that so long at the most.
+    /// Sends everything, and waits for that for at most `patience`.
     pub async fn flush(&self, patience: Duration) {
         let (told, done) = oneshot::channel();
         let asked = async {
@@ -130,18 +136,18 @@ impl Outbox {
                 let _ = done.await;
             }
         };
-        // What is not sent by then goes on being sent.
+        // Whatever is not sent by then continues to be sent.
         let _ = timeout(patience, asked).await;
     }
 
-    /// Whether a chat of the user is still to be made.
+    /// Returns whether a chat of the user is still to be created in the store.
     pub(super) async fn waits(&self, user: &UserId, chat: &str) -> Result<bool, RecordError> {
         let (user, chat) = (user.to_string(), chat.to_owned());
         let work = move |connection: &_| progress::any_of(connection, &user, Some(&chat));
         Ok(self.shared.store.read(work).await?)
     }
 
-    /// A chat was deleted: nothing more of it is sent, and nothing of it stays here.
+    /// Forgets a deleted chat: nothing more of it is sent, and nothing of it stays here.
     pub(super) async fn forget(&self, chat: &str) -> Result<(), RecordError> {
         let chat = chat.to_owned();
         let work = move |connection: &_| progress::remove(connection, &chat);

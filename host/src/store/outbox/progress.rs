@@ -1,8 +1,9 @@
-//! Owns the rows that say how far each chat was sent.
+//! The rows that record how much of each chat has been sent.
 //!
-//! What always holds: a chat has a row from the transaction that makes it until all of it is sent and
-//! its session is over, and with the row goes what the local database has of the chat. What is written
-//! about a chat that is gone meanwhile is written nowhere.
+//! # Invariants
+//! - A chat has a row from the transaction that creates it until all of it is sent and its session
+//!   is over. What the local database has of the chat is deleted with the row.
+//! - A write for a chat that has been deleted meanwhile has no effect.
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -11,23 +12,24 @@ use super::BATCH;
 use crate::store::chats::sqlite::{find_chat, message};
 use crate::store::{Chat, ChatMessage, StoreError};
 
-/// The most that is sent at once, in bytes, where a message alone is not more.
+/// Maximum size of a batch in bytes, unless a single message is larger.
 const BATCH_BYTES: usize = 2 << 20;
 
-/// How far a chat was sent.
+/// The progress of a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) chat: String,
     pub(super) user: String,
     pub(super) made: bool,
-    /// The last message, and its time there in microseconds since 1970.
+    /// The number of the last message sent, and its time in the other store in microseconds since
+    /// 1970.
     pub(super) sent: i64,
     pub(super) sent_at: i64,
     pub(super) changed: i64,
     pub(super) told: i64,
 }
 
-/// Some of a chat's messages, and how far it is when they are there.
+/// A batch of a chat's messages, and the chat's progress once they have arrived.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) messages: Vec<ChatMessage>,
@@ -35,17 +37,17 @@ pub(super) struct Batch {
     pub(super) sent_at: i64,
 }
 
-/// Something of the chat is still to be sent.
+/// Condition: part of the chat is still to be sent.
 const OPEN: &str = "refused IS NULL AND (made = 0 OR told < changed OR EXISTS (
     SELECT 1 FROM chat_messages WHERE session_id = chat_id AND n > sent))";
 
-/// Nothing more will be said in the chat.
+/// Condition: nothing more will be said in the chat.
 const OVER: &str =
     "NOT EXISTS (SELECT 1 FROM chat_sessions c JOIN sessions s ON s.id = c.agent_session_id
     WHERE c.id = chat_id AND s.status <> 'ended')";
 
-/// All chats are to be sent, also those that a store did not take in an earlier run: it may by now.
-/// Users of another identity provider, whose ids are no UUIDs, have theirs here.
+/// Enters all chats, including those that the store refused in an earlier run, as it may accept
+/// them now. Users of another identity provider, whose ids are not UUIDs, keep their chats here.
 pub(super) fn take_in(connection: &Connection) -> Result<(), StoreError> {
     connection.execute(
         "INSERT INTO outbox (chat_id, user_id) SELECT id, user_id FROM chat_sessions
@@ -59,7 +61,7 @@ pub(super) fn take_in(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A chat is to be sent.
+/// Enters a chat.
 pub(crate) fn add(connection: &Connection, chat: &str, user: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached(
@@ -69,7 +71,7 @@ pub(crate) fn add(connection: &Connection, chat: &str, user: &str) -> Result<(),
     Ok(())
 }
 
-/// A chat's row changed. Where chats are not sent, there is nothing to note.
+/// Counts a change of a chat's row. Does nothing if chats are not sent.
 pub(crate) fn changed(connection: &Connection, chat: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE outbox SET changed = changed + 1 WHERE chat_id = ?1")?
@@ -77,7 +79,7 @@ pub(crate) fn changed(connection: &Connection, chat: &str) -> Result<(), StoreEr
     Ok(())
 }
 
-/// The chats that something is to be sent of, the oldest first.
+/// Returns the chats with something to send, oldest first.
 pub(super) fn open(connection: &Connection) -> Result<Vec<Entry>, StoreError> {
     let mut select = connection.prepare_cached(&format!(
         "SELECT chat_id, user_id, made, sent, sent_at, changed, told FROM outbox WHERE {OPEN} ORDER BY chat_id"
@@ -96,7 +98,8 @@ pub(super) fn open(connection: &Connection) -> Result<Vec<Entry>, StoreError> {
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 
-/// Whether something of a user's chats is to be sent; or of one of them, that it is to be made.
+/// Returns whether anything of a user's chats is to be sent or, for a single chat, whether it is to
+/// be created.
 pub(super) fn any_of(
     connection: &Connection,
     user: &str,
@@ -115,13 +118,14 @@ pub(super) fn any_of(
     Ok(found)
 }
 
-/// The chat itself, as it is now.
+/// Reads the chat itself, as it is now.
 pub(super) fn chat(connection: &Connection, chat: &str) -> Result<Option<Chat>, StoreError> {
     find_chat(connection, None, chat)
 }
 
-/// The messages after the last one that was sent. Their times there are all different and rise, so
-/// that whoever reads them by time reads them in order: lines of one step have one time here.
+/// Returns the messages after the last one sent. The times that they are sent with are distinct and
+/// increasing, so that reading them by time gives their order: the lines of one step have the same
+/// time here.
 pub(super) fn next(
     connection: &Connection,
     chat: &str,
@@ -164,7 +168,7 @@ fn time(micros: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }
 
-/// The chat is there, as it was at so many changes.
+/// Records that the chat was created, as it was after this many changes.
 pub(super) fn made(connection: &Connection, chat: &str, changes: i64) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE outbox SET made = 1, told = ?2 WHERE chat_id = ?1")?
@@ -172,7 +176,7 @@ pub(super) fn made(connection: &Connection, chat: &str, changes: i64) -> Result<
     Ok(())
 }
 
-/// A batch is there.
+/// Records that a batch arrived.
 pub(super) fn sent(
     connection: &Connection,
     chat: &str,
@@ -184,7 +188,7 @@ pub(super) fn sent(
     Ok(())
 }
 
-/// The chat's row is there as it was at so many changes.
+/// Records that the chat's row was sent as it was after this many changes.
 pub(super) fn told(connection: &Connection, chat: &str, changes: i64) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE outbox SET told = ?2 WHERE chat_id = ?1")?
@@ -192,7 +196,7 @@ pub(super) fn told(connection: &Connection, chat: &str, changes: i64) -> Result<
     Ok(())
 }
 
-/// The chat is not sent any more in this run.
+/// Records that the chat was refused and is not sent again in this run.
 pub(super) fn refused(connection: &Connection, chat: &str, why: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE outbox SET refused = ?2 WHERE chat_id = ?1")?
@@ -200,7 +204,7 @@ pub(super) fn refused(connection: &Connection, chat: &str, why: &str) -> Result<
     Ok(())
 }
 
-/// Removes what the local database has of a chat, where all of it is sent and nothing more comes.
+/// Removes what the local database has of a chat, if all of it is sent and nothing more will come.
 pub(super) fn done(connection: &Connection, chat: &str) -> Result<(), StoreError> {
     let done = connection
         .prepare_cached(&format!(
@@ -214,7 +218,7 @@ pub(super) fn done(connection: &Connection, chat: &str) -> Result<(), StoreError
     }
 }
 
-/// Those that are sent as a whole, whose sessions ended without anything more to send.
+/// Returns the chats that are fully sent and whose sessions ended with nothing more to send.
 pub(super) fn finished(connection: &Connection) -> Result<Vec<String>, StoreError> {
     let mut select = connection.prepare_cached(&format!(
         "SELECT chat_id FROM outbox WHERE refused IS NULL AND NOT ({OPEN}) AND {OVER} LIMIT 256"
@@ -276,7 +280,7 @@ mod tests {
             .iter()
             .map(|line| (line.id.as_str(), line.created_at.timestamp_micros()))
             .collect();
-        // Of one moment, of an earlier one, and of a later one.
+        // With the same time, an earlier one and a later one.
         let expected = [("m1", 5000), ("m2", 5001), ("m3", 5002), ("m5", 7000)];
         assert_eq!(sent, expected);
         assert!(rest.messages.is_empty() && rest.sent == batch.sent);

@@ -1,7 +1,9 @@
-//! Owns the one task that sends.
+//! The relay: the one task that sends.
 //!
-//! What always holds: a chat is sent by one at a time, its row before its messages and its messages in
-//! their order; what was sent is noted before the next is. Whatever fails leaves the chat where it was.
+//! # Invariants
+//! - A chat is sent by one worker at a time, its row before its messages and its messages in order.
+//! - What was sent is recorded before the next batch is sent. A failure leaves the chat where it
+//!   was.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use super::{INTERVAL, News};
 use crate::store::{Caller, Progress, RecordError, Records, Store, StoreError, SupabaseRecords};
 use crate::types::user::UserId;
 
-/// Chats that are sent at once.
+/// Maximum number of chats sent at once.
 const AT_ONCE: usize = 8;
 /// The first pause after a failure, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -30,13 +32,13 @@ pub(super) struct Deliverer {
     records: SupabaseRecords,
     news: Arc<News>,
     tokens: Arc<Tokens>,
-    /// Pauses of the store as a whole.
+    /// The current pause of the store as a whole.
     down: Option<Pause>,
     /// Pauses of chats that failed while others did not.
     troubled: HashMap<String, Pause>,
 }
 
-/// How long nothing is tried.
+/// A pause during which nothing is tried.
 #[derive(Debug, Clone, Copy)]
 struct Pause {
     length: Duration,
@@ -44,8 +46,8 @@ struct Pause {
 }
 
 impl Pause {
-    /// A pause twice as long as the one before; a bit more or less, so that hosts do not come
-    /// together.
+    /// Returns a pause twice as long as the previous one, with some jitter so that hosts do not
+    /// retry at the same time.
     fn after(before: Option<Self>) -> Self {
         let length = before.map_or(PAUSES.0, |before| (before.length * 2).min(PAUSES.1));
         let about = length.mul_f64(rand::rng().random_range(0.8..1.2));
@@ -56,15 +58,15 @@ impl Pause {
     }
 }
 
-/// What became of a chat.
+/// The outcome of sending a chat.
 enum Outcome {
-    /// All of it is sent that was there.
+    /// Everything that was there has been sent.
     Sent,
     /// It waits for its user.
     Waits,
-    /// The store will not take it.
+    /// The store permanently refuses it.
     Refused(String),
-    /// Later.
+    /// It failed, and is retried later.
     Failed(RecordError),
 }
 
@@ -85,7 +87,7 @@ impl Deliverer {
         }
     }
 
-    /// Sends, until nobody is there to write any more.
+    /// Sends until nothing is left that could write.
     pub(super) async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
         loop {
             let next = self
@@ -105,7 +107,7 @@ impl Deliverer {
             }
             self.news.lines.store(0, Ordering::Relaxed);
             if let Err(cause) = self.pass().await {
-                // What passes is said once, by the store.
+                // The store itself reports a transient failure, once.
                 match cause.transient() {
                     Some(_) => {
                         tracing::debug!(%cause, "what waits for the record of chats waits on")
@@ -116,7 +118,7 @@ impl Deliverer {
                 }
             }
             for one in waiting {
-                // Whoever asked may have lost patience.
+                // The requester may have given up waiting.
                 let _ = one.send(());
             }
         }
@@ -149,7 +151,7 @@ impl Deliverer {
         let unreached = AtomicBool::new(false);
         let outcomes: Vec<_> = stream::iter(open)
             .map(|entry| async {
-                // Once it was not reached it is not asked for every chat.
+                // A store that could not be reached is not tried again for each chat.
                 if unreached.load(Ordering::Relaxed) {
                     return None;
                 }
@@ -204,7 +206,7 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Sends a chat, by the user's token or else the service key.
+    /// Sends a chat, with the user's token or otherwise the service key.
     async fn deliver(&self, mut entry: Entry) -> Outcome {
         let user = UserId::from(entry.user.as_str());
         let service = self
@@ -213,7 +215,7 @@ impl Deliverer {
             .then(|| Caller::service(user.clone()));
         if let Some(caller) = self.tokens.caller(&user) {
             match self.send(&caller, &mut entry).await {
-                // Its user may not, or not any more.
+                // The token is not accepted, or no longer is.
                 Err(RecordError::Token) => self.tokens.drop_of(&caller),
                 Err(RecordError::Refused { .. }) if service.is_some() => {}
                 outcome => return outcome_of(outcome),
@@ -286,7 +288,7 @@ impl Deliverer {
         Ok(())
     }
 
-    /// The chat was deleted there: nobody wants the rest of it.
+    /// The chat was deleted in the store: the rest of it is not needed.
     async fn forget(&self, chat: String) -> Result<(), RecordError> {
         tracing::debug!(chat, "a chat was deleted; what is left of it is dropped");
         self.store

@@ -1,7 +1,9 @@
-//! Owns the tokens of the users who were here lately.
+//! The tokens of recently seen users.
 //!
-//! What always holds: a token is in memory only, was checked before it came here, is given for its own
-//! user alone, and never after it expired. There are never more than so many.
+//! # Invariants
+//! - A token is in memory only, was verified before it came here, is used for its own user alone,
+//!   and is never used after it has expired.
+//! - The number of tokens is limited.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -16,9 +18,9 @@ use crate::store::Caller;
 use crate::types::secret::Secret;
 use crate::types::user::UserId;
 
-/// How many users' tokens are kept.
+/// Maximum number of users whose tokens are kept.
 const MOST: usize = 4096;
-/// A token that expires within this many seconds may do so on its way.
+/// A token that expires within this many seconds may do so in transit.
 const MARGIN: u64 = 5;
 
 #[derive(Default)]
@@ -35,7 +37,7 @@ struct Inner {
 
 struct Held {
     token: Secret,
-    /// In seconds since 1970.
+    /// Expiry in seconds since 1970.
     expires: u64,
 }
 
@@ -46,7 +48,7 @@ fn now() -> u64 {
         .as_secs()
 }
 
-/// When a token expires. Its signature was checked before.
+/// Reads a token's expiry. Its signature was verified before.
 fn expiry(token: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Claims {
@@ -54,7 +56,7 @@ fn expiry(token: &str) -> Option<u64> {
     }
     let payload = token.split('.').nth(1)?;
     let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-    // What is out of range becomes the nearest that is in it.
+    // Out-of-range values saturate.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -64,7 +66,7 @@ fn expiry(token: &str) -> Option<u64> {
 }
 
 impl Tokens {
-    /// Keeps the token of a user who is here. True where something waits for it.
+    /// Stores the token of an active user. Returns whether something was waiting for it.
     pub(super) fn take(&self, who: &Identity) -> bool {
         let Some(token) = &who.token else {
             return false;
@@ -88,7 +90,7 @@ impl Tokens {
         inner.missed.remove(&who.user)
     }
 
-    /// A user, by their token where that is good for a while.
+    /// Returns a caller with the user's token, if it is valid for a while.
     pub(super) fn caller(&self, user: &UserId) -> Option<Caller> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let held = inner.held.get(user)?;
@@ -98,7 +100,7 @@ impl Tokens {
         })
     }
 
-    /// A user's token was not taken, so it is kept no longer; another that came meanwhile is.
+    /// Drops a user's token that was rejected, unless another one has arrived meanwhile.
     pub(super) fn drop_of(&self, caller: &Caller) {
         let Caller::User { id, token } = caller else {
             return;
@@ -110,7 +112,7 @@ impl Tokens {
         }
     }
 
-    /// A user's rows wait for a token.
+    /// Records that a user's rows wait for a token.
     pub(super) fn miss(&self, user: &UserId) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.missed.insert(user.clone());

@@ -1,9 +1,9 @@
-//! Tells failures of the store that pass from those that cannot.
+//! Distinguishes transient failures of the store from permanent ones.
 //!
 //! # Invariants
 //!
-//! - This is the one place that decides it; nobody looks at an error's text.
-//! - A transient failure left nothing behind: the same call may simply be made again.
+//! - This is decided here and nowhere else; nothing depends on an error's text.
+//! - A transient failure left nothing behind: the same call can simply be repeated.
 
 use std::error::Error;
 use std::io;
@@ -12,7 +12,7 @@ use rusqlite::ErrorCode;
 
 use crate::store::StoreError;
 
-/// Why a call failed that may succeed later. Each is the end of a sentence.
+/// The reason for a transient failure. Each message is the end of a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Transient {
     /// ENOSPC.
@@ -27,22 +27,22 @@ pub enum Transient {
     /// EMFILE, ENFILE.
     #[error("no file descriptor is left")]
     NoDescriptor,
-    /// EAGAIN of a process that is to be started.
+    /// EAGAIN when starting a process.
     #[error("no more processes can be started")]
     NoProcess,
     /// SQLITE_NOMEM.
     #[error("no memory is left")]
     OutOfMemory,
-    /// A file system that was mounted read-only, or a permission that was taken away.
+    /// A file system mounted read-only, or a permission that was revoked.
     #[error("the database may not be written")]
     ReadOnly,
-    /// SQLITE_IOERR, and whatever else the operating system reports.
+    /// SQLITE_IOERR, and any other error from the operating system.
     #[error("the disk reports an error")]
     Io,
 }
 
 impl StoreError {
-    /// Why the call failed, where the same call may succeed later; none where it never will.
+    /// Returns why the call failed if the same call may succeed later, or `None` if it never will.
     pub fn transient(&self) -> Option<Transient> {
         match self {
             Self::Database(cause) => of_sqlite(cause),
@@ -54,7 +54,7 @@ impl StoreError {
 }
 
 impl Transient {
-    /// Why something failed that may succeed later, where one of its causes says so.
+    /// Returns the reason for a transient failure if one of the error's causes is transient.
     pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
         let of_store = || error.downcast_ref().and_then(StoreError::transient);
         let of_database = || error.downcast_ref().and_then(of_sqlite);
@@ -63,7 +63,7 @@ impl Transient {
         own.or_else(|| Self::behind(error.source()?))
     }
 
-    /// Why a call of the operating system failed that may succeed later.
+    /// Classifies an error of the operating system; `None` if it is permanent.
     pub fn of_io(error: &io::Error) -> Option<Self> {
         let errno = rustix::io::Errno::from_io_error(error);
         if matches!(
@@ -83,7 +83,7 @@ impl Transient {
     }
 }
 
-/// The same for an error of SQLite's own.
+/// Classifies an error of SQLite; `None` if it is permanent.
 pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
     let code = error.sqlite_error()?.code;
     Some(match code {
@@ -97,7 +97,7 @@ pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
         ErrorCode::SystemIoFailure
         | ErrorCode::OperationInterrupted
         | ErrorCode::OperationAborted => Transient::Io,
-        // Not a database, corrupt, no such table, a constraint, a bug.
+        // Not a database, a corrupt one, a missing table, a constraint, a bug.
         _ => return None,
     })
 }

@@ -1,11 +1,11 @@
-//! Knows whether the log can be written at the moment, and wakes those that wait for it.
+//! Tracks whether the log can be written at the moment, and wakes the tasks that wait for it.
 //!
 //! # Invariants
 //!
-//! - The host's log says once that the log cannot be written, and once that it can again, however many
-//!   writes fail in between.
-//! - The store counts as failing from the first write that fails for a reason that passes until a write
-//!   succeeds and nobody waits for another attempt any more.
+//! - The host's log says once that the log cannot be written, and once that it can again, however
+//!   many writes fail in between.
+//! - The store counts as failing from the first write with a transient failure until a write
+//!   succeeds and no task waits for another attempt any more.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,12 +15,12 @@ use tokio::sync::watch;
 
 use crate::store::Transient;
 
-/// Before the second attempt.
+/// The pause before the second attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Between later ones.
+/// The longest pause between later attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Whether the log can be written. Clones are handles of the same.
+/// Whether the log can be written. Clones are handles to the same state.
 #[derive(Debug, Clone)]
 pub struct Health {
     state: Arc<Mutex<State>>,
@@ -30,11 +30,11 @@ pub struct Health {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Why the last write failed; none where it did not.
+    /// Why the last write failed, or `None` if it succeeded.
     failing: Option<Transient>,
-    /// What the host's log and clients were told.
+    /// The failure that the host's log and clients were told of.
     told: Option<Transient>,
-    /// Those that wait to try again.
+    /// The number of tasks that wait to try again.
     waiting: usize,
 }
 
@@ -52,12 +52,12 @@ impl Health {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the log cannot be written; none where it can.
+    /// Returns why the log cannot be written, or `None` if it can.
     pub fn failure(&self) -> Option<Transient> {
         self.state().told
     }
 
-    /// A write failed.
+    /// Records a failed write.
     pub(super) fn failed(&self, reason: Transient) {
         let mut state = self.state();
         state.failing = Some(reason);
@@ -67,7 +67,7 @@ impl Health {
         }
     }
 
-    /// A write succeeded.
+    /// Records a successful write.
     pub(super) fn succeeded(&self) {
         let mut state = self.state();
         if state.failing.take().is_some() {
@@ -76,7 +76,7 @@ impl Health {
         settle(&mut state);
     }
 
-    /// Begins to wait until a write that failed can be tried again.
+    /// Starts waiting to retry a failed write.
     pub fn wait(&self) -> Waiting {
         self.state().waiting += 1;
         Waiting {
@@ -93,7 +93,7 @@ fn settle(state: &mut State) {
     }
 }
 
-/// Pauses between attempts, without end.
+/// The pauses between attempts, without end.
 pub(crate) fn pauses() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(FIRST_PAUSE)
@@ -103,7 +103,7 @@ pub(crate) fn pauses() -> ExponentialBackoff {
         .build()
 }
 
-/// One that waits to write again. The store is not well before it is dropped.
+/// A task that waits to write again. The store does not count as healthy before it is dropped.
 #[derive(Debug)]
 pub struct Waiting {
     health: Health,
@@ -112,8 +112,8 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Waits for a pause, each longer than the last one, or until somebody else's write succeeded. May
-    /// be dropped while it waits.
+    /// Waits for a pause, each longer than the previous one, or until another task's write has
+    /// succeeded. Cancel safe.
     pub async fn pause(&mut self) {
         let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
         tokio::select! {
@@ -154,7 +154,7 @@ mod tests {
     fn pauses_grow_up_to_some_seconds_and_have_no_end() {
         let lengths: Vec<_> = pauses().take(50).collect();
         assert_eq!(lengths.len(), 50);
-        // Each is a bit longer by chance, so that sessions do not come together.
+        // Each has some jitter, so that sessions do not retry at the same time.
         assert!(lengths[0] < 3 * FIRST_PAUSE, "{lengths:?}");
         assert!(lengths[40] >= LONGEST_PAUSE, "{lengths:?}");
         assert!(lengths[40] <= 3 * LONGEST_PAUSE, "{lengths:?}");

@@ -1,4 +1,4 @@
-//! The SQLite database: one connection that writes, several that read, and whether they can at the moment.
+//! The SQLite database: one connection that writes, several that read, and the state of its health.
 
 pub(crate) mod failure;
 pub(crate) mod health;

@@ -1,7 +1,8 @@
-//! Where the database was last used: on which machine, in which folder, and by which start of a host.
+//! Where the database was last used: on which machine, in which folder, and by which start of a
+//! host.
 //!
 //! # Invariants
-//! One row, written by a host before it serves; none before the first.
+//! - There is one row, which a host writes before it serves, and none before the first start.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -10,17 +11,17 @@ use crate::store::StoreError;
 /// A start of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// Names the machine; none where it has no name of its own (most containers).
+    /// The machine's identity, or `None` if it has none of its own (most containers).
     pub machine: Option<String>,
-    /// The storage folder, without links.
+    /// The storage folder, with links resolved.
     pub folder: String,
-    /// The file that this start left beside the workspaces.
+    /// The name of the marker file that this start left beside the workspaces.
     pub marker: String,
-    /// When that file's inode last changed, in nanoseconds since 1970: a copy has another time.
+    /// Last change of that file's inode, in nanoseconds since 1970: a copy has a different time.
     pub marked_ns: i64,
 }
 
-/// The last start.
+/// Reads the last start.
 pub fn origin(connection: &Connection) -> Result<Option<Origin>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT machine, folder, marker, marked_ns FROM host_origin")?;
@@ -35,7 +36,7 @@ pub fn origin(connection: &Connection) -> Result<Option<Origin>, StoreError> {
     Ok(select.query_row([], read).optional()?)
 }
 
-/// Writes this start down. Where `elsewhere` says that the last one was at another place, all sessions
+/// Records this start. If `elsewhere` says that the last one was in another location, all sessions
 /// are held from now on.
 pub fn begin(connection: &Connection, start: &Origin, elsewhere: bool) -> Result<(), StoreError> {
     connection.execute("DELETE FROM host_origin", [])?;
@@ -54,7 +55,7 @@ pub fn begin(connection: &Connection, start: &Origin, elsewhere: bool) -> Result
     Ok(())
 }
 
-/// Lets one session go on by itself from now on, or all of them.
+/// Lets one session, or all of them, resume by themselves from now on.
 pub fn release_sessions(connection: &Connection, session: Option<&str>) -> Result<(), StoreError> {
     connection
         .prepare_cached(

@@ -1,8 +1,12 @@
-//! Owns the connections that read.
+//! The pool of read connections.
 //!
-//! What always holds: there are never more than a few, they cannot write, and a read runs off the
-//! async threads. A connection on which a read panicked is not used again. The first is opened with the
-//! store; where no other can be opened, since no descriptor is left, reads share those that are there.
+//! The first connection is opened with the store. If no other can be opened because file
+//! descriptors have run out, reads share the existing ones.
+//!
+//! # Invariants
+//! - There are never more than a few connections, and they cannot write.
+//! - A read runs off the async threads.
+//! - A connection on which a read panicked is not used again.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,7 +19,8 @@ use crate::store::{StoreError, connect};
 
 /// Enough to keep the disk busy; each has its own page cache.
 const CONNECTIONS: usize = 4;
-/// How long another process's lock is waited for, and a connection that comes back where none can be opened.
+/// How long to wait for another process's lock, and for a connection to be returned if none can be
+/// opened.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Readers {
@@ -36,7 +41,7 @@ impl Shared {
         Ok(connection)
     }
 
-    /// One that is free, a new one, or, where there can be no new one, the next that comes back.
+    /// Takes a free connection, a new one or, if none can be opened, the next one returned.
     fn take(&self) -> Result<Connection, StoreError> {
         let free = self
             .free

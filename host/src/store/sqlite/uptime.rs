@@ -1,10 +1,13 @@
-//! The host's uptime: how long hosts have run on this database, all together.
+//! The host's uptime: how long hosts have run on this database, in total.
+//!
+//! Waits that may outlast a process (a question's week, the retention of a workspace) are counted
+//! in it, so that no wall clock ends them.
 //!
 //! # Invariants
-//! It never goes back and never jumps: it is measured with the monotonic clock while a host runs, and
-//! written down every minute, with every round of a session, and at the end; what a crash takes of it is
-//! less than that minute. The time that no host ran is not in it. Waits that are longer than a process (a
-//! question's week, how long a workspace is kept) are counted in it, so that no wall clock ends them.
+//! - It never goes back and never jumps: it is measured with the monotonic clock while a host runs,
+//!   and excludes the time when none did.
+//! - It is stored every minute, with every round of a session, and at shutdown; a crash loses less
+//!   than that minute.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +16,7 @@ use rusqlite::Connection;
 use crate::store::log::write::to_sql;
 use crate::store::{Store, StoreError};
 
-/// How long another process's lock is waited for.
+/// How long to wait for another process's lock.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Uptime {
@@ -22,9 +25,9 @@ pub(crate) struct Uptime {
 }
 
 impl Uptime {
-    /// Goes on where the last host stopped.
+    /// Continues where the last host stopped.
     pub(crate) fn go_on(connection: &Connection) -> Result<Self, StoreError> {
-        // With one look at the sessions that are alive, which an index has.
+        // Looks only at live sessions, for which there is an index.
         let before: i64 = connection.query_row(
             "SELECT max(uptime_ms, coalesce((SELECT max(uptime_ms) FROM sessions WHERE status <> 'ended'), 0))
              FROM host_uptime",
@@ -44,12 +47,12 @@ impl Uptime {
 }
 
 impl Store {
-    /// The host's uptime, in milliseconds. Only differences mean something.
+    /// The host's uptime in milliseconds. Only differences are meaningful.
     pub fn uptime(&self) -> u64 {
         self.inner.uptime.now()
     }
 
-    /// Writes it down. Not worth a long wait: what is missing is less than what a crash takes.
+    /// Stores the uptime. Not worth a long wait: what is missing is less than what a crash loses.
     pub async fn note_uptime(&self) -> Result<(), StoreError> {
         let now = to_sql(self.uptime());
         self.write_within(PATIENCE, move |connection| {

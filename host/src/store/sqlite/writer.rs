@@ -1,10 +1,14 @@
-//! Owns the one thread that writes.
+//! The writer thread.
 //!
-//! What always holds: writes are carried out in the order they arrive; those that wait together are
-//! one transaction, each in a savepoint of its own; nobody hears of a write before its transaction is
-//! committed, and everybody hears of one that is not. The queue is bounded, so that sessions slow down
-//! before memory fills. Another process's lock is waited for in short turns, so that a write whose caller
-//! is out of patience is given back meanwhile.
+//! Another process's lock is waited for in short turns, so that a write whose caller has run out of
+//! patience can be returned meanwhile.
+//!
+//! # Invariants
+//! - Writes are carried out in the order they arrive. Those that wait together form one
+//!   transaction, each in a savepoint of its own.
+//! - No caller is told of success before its transaction is committed, and every caller is told of
+//!   a failure.
+//! - The queue is bounded, so that sessions slow down before memory fills.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,33 +24,34 @@ use tokio::sync::{mpsc, oneshot};
 use super::failure::of_sqlite;
 use crate::store::{Health, StoreError};
 
-/// How many writes may wait.
+/// The capacity of the queue.
 const QUEUE: usize = 1024;
-/// How many are committed together. At about 100 µs each a group is done in well under 50 ms.
+/// Maximum number of writes committed together. At about 100 µs each, a group takes well under 50
+/// ms.
 const GROUP: usize = 256;
-/// How long another process's lock is waited for at a time.
+/// How long one turn of waiting for another process's lock lasts.
 const TURN: Duration = Duration::from_millis(200);
 
 /// Why a whole group was not committed.
 type Cause = Arc<rusqlite::Error>;
-/// Tells the caller how it ended; called after the commit with why that failed, if it did.
+/// Reports the result to the caller; called after the commit, with the reason if that failed.
 type Acknowledge = Box<dyn FnOnce(Option<Cause>) + Send>;
 
-/// A write that waits.
+/// A queued write.
 trait Write: Send {
-    /// Does the work, and says what to tell.
+    /// Carries out the write, and returns how to report it.
     fn run(self: Box<Self>, connection: &Connection) -> Done;
-    /// Tells its caller that it was not done.
+    /// Reports to the caller that the write was not carried out.
     fn refuse(self: Box<Self>, cause: Cause);
-    /// Whether its caller waits for another process's lock.
+    /// Returns whether the caller still waits for another process's lock.
     fn is_patient(&self, now: Instant) -> bool;
 }
 
-/// A write that was done, and is not committed.
+/// A write that was carried out and is not yet committed.
 struct Done {
-    /// Its savepoint stays.
+    /// Whether its savepoint is kept.
     good: bool,
-    /// Why it failed, where SQLite said so.
+    /// SQLite's error code, if the write failed with one.
     code: Option<ffi::Error>,
     acknowledge: Acknowledge,
 }
@@ -71,7 +76,7 @@ where
         };
         let good = result.is_ok();
         let acknowledge: Acknowledge = Box::new(move |failed| {
-            // The caller may be gone; then nobody wants to know.
+            // The caller may be gone, and then nobody is waiting for the result.
             let _ = done.send(match failed {
                 Some(cause) if good => Err(StoreError::Commit(cause)),
                 _ => result,
@@ -94,16 +99,16 @@ where
 }
 
 pub(crate) struct Writer {
-    // None only while it is dropped.
+    // `None` only while this is being dropped.
     queue: Option<mpsc::Sender<Box<dyn Write>>>,
     thread: Option<JoinHandle<()>>,
-    /// After this group SQLite's own log is emptied.
+    /// Set to empty SQLite's own log after the current group.
     empty_log: Arc<AtomicBool>,
     #[cfg(test)]
     probe: Arc<Probe>,
 }
 
-/// What tests see and cut.
+/// State that tests observe and manipulate.
 #[cfg(test)]
 pub(super) struct Probe {
     left: AtomicU64,
@@ -149,7 +154,7 @@ impl Writer {
         })
     }
 
-    /// `patience` is how long another process's lock is waited for.
+    /// Runs a write. `patience` is how long to wait for another process's lock.
     pub(crate) async fn write<T, F>(&self, patience: Duration, write: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -166,7 +171,7 @@ impl Writer {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// A write that sets this has SQLite's own log emptied after its group.
+    /// A write that sets this flag has SQLite's own log emptied after its group.
     pub(crate) fn empty_log(&self) -> Arc<AtomicBool> {
         self.empty_log.clone()
     }
@@ -176,7 +181,7 @@ impl Writer {
         self.probe.left.store(writes, Ordering::SeqCst);
     }
 
-    /// From now on the disk is full, or not any more.
+    /// Simulates a full disk, or ends the simulation.
     #[cfg(test)]
     pub(crate) fn fill_disk(&self, full: bool) {
         self.probe.full.store(full, Ordering::SeqCst);
@@ -203,7 +208,7 @@ impl Drop for Writer {
     }
 }
 
-/// The thread's own.
+/// The thread's state.
 struct Work {
     connection: Connection,
     waiting: mpsc::Receiver<Box<dyn Write>>,
@@ -228,18 +233,18 @@ impl Work {
                 self.checkpoint();
             }
         }
-        // Leaves one file behind, not three.
+        // Leaves one file behind instead of three.
         self.checkpoint();
     }
 
-    /// Where a reader is in its way it is left for another time.
+    /// Empties SQLite's own log. If a reader is in the way, that is left for another time.
     fn checkpoint(&self) {
         let _ = self
             .connection
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
-    /// Takes what waits into the group.
+    /// Adds queued writes to the group.
     fn fill(&mut self) {
         while self.group.len() < GROUP
             && let Ok(next) = self.waiting.try_recv()
@@ -262,7 +267,7 @@ impl Work {
         self.probe.writes.fetch_add(kept as u64, Ordering::SeqCst);
     }
 
-    /// Begins the group's transaction. False where nobody waits for it any more.
+    /// Begins the group's transaction. Returns `false` if no write is left in the group.
     fn begin(&mut self) -> bool {
         while !self.group.is_empty() {
             let Err(cause) = self.try_begin() else {
@@ -332,7 +337,7 @@ impl Work {
         }
     }
 
-    /// Says why nothing was written.
+    /// Records why nothing was written.
     fn note(&self, cause: &rusqlite::Error) {
         match of_sqlite(cause) {
             Some(reason) => self.health.failed(reason),
@@ -346,8 +351,9 @@ fn full() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)
 }
 
-/// One write in its savepoint. None where it panicked: what it wrote is undone, and its caller is told
-/// that the store is closed. An error is the whole group's.
+/// Runs one write in its savepoint. Returns `None` for the acknowledgement if the write panicked:
+/// its changes are undone, and its caller is told that the store is closed. An error concerns the
+/// whole group.
 fn one(
     connection: &Connection,
     write: Box<dyn Write>,
@@ -360,11 +366,11 @@ fn one(
         write.refuse(told);
         return Err((cause, None));
     }
-    // Nothing of ours is shared with the closure but the connection, and that is rolled back.
+    // The closure shares nothing of ours but the connection, and that is rolled back.
     let outcome = catch_unwind(AssertUnwindSafe(|| write.run(connection)));
     let done = outcome.ok();
     let undone = match done.as_ref().filter(|done| !done.good) {
-        // For want of room, memory or a working disk SQLite undoes all of the transaction.
+        // When it lacks space, memory or a working disk, SQLite rolls back the whole transaction.
         Some(Done {
             code: Some(code), ..
         }) if connection.is_autocommit() || passes(*code) => {
@@ -380,12 +386,12 @@ fn one(
     }
 }
 
-/// Whether one write failed for a reason that its neighbours would meet as well.
+/// Returns whether a write failed for a reason that its neighbours would meet as well.
 fn passes(code: ffi::Error) -> bool {
     of_sqlite(&rusqlite::Error::SqliteFailure(code, None)).is_some()
 }
 
-/// SQLite's errors cannot be cloned; the code is what matters.
+/// SQLite's errors cannot be cloned; only the code matters.
 fn copy_of(error: &rusqlite::Error) -> rusqlite::Error {
     let code = error.sqlite_error().copied();
     rusqlite::Error::SqliteFailure(

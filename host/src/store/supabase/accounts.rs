@@ -1,7 +1,8 @@
-//! Owns users' git accounts as a Supabase project keeps them.
+//! Users' git accounts in a Supabase project.
 //!
-//! What always holds: a token is in its row in its sealed form alone, as a frontend over the same rows
-//! writes it too.
+//! # Invariants
+//! - A row holds the token only in its sealed form, in the format that a frontend using the same
+//!   rows writes.
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
@@ -12,7 +13,7 @@ use super::rows::clean;
 use crate::auth::Identity;
 use crate::store::{Caller, Integration, Integrations, Kept, NewIntegration, RecordError};
 
-/// PostgreSQL: a row names another one that is not there.
+/// PostgreSQL: a foreign key violation.
 const NO_SUCH_ROW: &str = "23503";
 
 #[derive(Debug, Deserialize)]
@@ -55,7 +56,7 @@ impl From<IntegrationRow> for Integration {
 
 impl From<NewIntegration> for NewIntegrationRow {
     fn from(new: NewIntegration) -> Self {
-        // What a provider says of an account is its own words.
+        // A provider's description of an account is free text.
         let text = |text: String| clean(&text).into_owned();
         Self {
             provider: text(new.provider),

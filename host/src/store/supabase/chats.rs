@@ -1,7 +1,8 @@
-//! Owns the record of chats as a Supabase project keeps it.
+//! The chat store in a Supabase project.
 //!
-//! What always holds: messages are in the order of their times, and of their ids where those are the
-//! same; all of a chat's are read, however few rows the project gives at once.
+//! # Invariants
+//! - Messages are ordered by time, and by id if their times are equal.
+//! - All of a chat's messages are read, however few rows the project returns at once.
 
 use std::sync::Arc;
 
@@ -12,14 +13,15 @@ use super::client::Acting;
 use super::rows::{ChatRow, MessageRow, ProgressRow, TitleRow, title};
 use crate::store::{Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records};
 
-/// Rows that are asked for at once; a project gives 1,000 unless it was told otherwise.
+/// Rows requested at once; a project returns 1,000 unless configured otherwise.
 const PAGE: usize = 1000;
-/// A page of fewer is the last: no project gives as few as that at once.
+/// A page with fewer rows is the last: no project returns as few as this at once.
 const LEAST: usize = 100;
-/// The most that is read of one chat, in bytes: users write these tables too.
+/// Maximum size of a chat that is read, in bytes: users write to these tables too.
 const LARGEST_CHAT: usize = 256 << 20;
 
-/// The chats of a project's users, and their git accounts; each call sees one user's. Cheap to clone.
+/// The chats and git accounts of a project's users; each call sees those of one user. Cheap to
+/// clone.
 #[derive(Debug, Clone)]
 pub struct SupabaseRecords {
     supabase: Arc<Supabase>,
@@ -33,7 +35,7 @@ impl SupabaseRecords {
         }
     }
 
-    /// Whether it can be asked for users who sent no token.
+    /// Returns whether requests can be made for users who sent no token.
     pub fn has_service_key(&self) -> bool {
         self.supabase.has_service_key()
     }
@@ -42,7 +44,7 @@ impl SupabaseRecords {
         &self.supabase
     }
 
-    /// A caller's way in, to one chat. None where there cannot be one.
+    /// Returns an authorized client for a caller and one chat, or `None` if there cannot be one.
     fn to_chat(
         &self,
         caller: &Caller,
@@ -97,18 +99,18 @@ async fn all_messages(acting: &Acting<'_>, id: Uuid) -> Result<Vec<ChatMessage>,
     }
 }
 
-/// A value within a filter's parentheses, where a comma would end it.
+/// Quotes a value within a filter's parentheses, where a comma would end it.
 fn quoted(value: &str) -> String {
     format!("\"{}\"", value.replace('\\', r"\\").replace('"', r#"\""#))
 }
 
-/// Adds messages. False where the chat is not the user's, or not there.
+/// Appends messages. Returns `false` if the chat does not exist or is not the user's.
 async fn append(
     acting: &Acting<'_>,
     chat: Uuid,
     messages: &[ChatMessage],
 ) -> Result<bool, RecordError> {
-    // Row-level security sees to it on the other way.
+    // With the user's token, row-level security ensures this.
     if acting.service && find(acting, chat).await?.is_none() {
         return Ok(false);
     }
@@ -124,7 +126,7 @@ async fn append(
     }
     match acting.insert_messages(&rows).await {
         Ok(()) => Ok(true),
-        // Refused because the chat is not there (any more), or because of something else.
+        // Refused because the chat does not exist (any more), or for another reason.
         Err(RecordError::Refused { code }) => match find(acting, chat).await? {
             None => Ok(false),
             Some(_) => Err(RecordError::Refused { code }),

@@ -1,10 +1,13 @@
-//! Owns one caller's way into the project: every request there is made here, and so is the one that only
-//! looks whether it is there.
+//! The authorized client of one caller. Every request to the project is made here, including the
+//! health check.
 //!
-//! What always holds: a request carries either the anon key and the user's own token, or the service
-//! key alone; it reads and changes rows of that user only, since the filter is put in here, on both
-//! ways, and is no argument; a row that is written has that user's id. A user who cannot be one of the
-//! project's (no UUID) has no way in, and so nothing is asked.
+//! # Invariants
+//! - A request carries either the anon key and the user's own token, or the service key alone.
+//! - It reads and changes rows of that user only: in both cases the filter is added here and is not
+//!   an argument.
+//! - A row that is written has that user's id.
+//! - A user who cannot be one of the project's (the id is not a UUID) gets no client, so no request
+//!   is made.
 
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder};
@@ -26,11 +29,11 @@ pub(super) const CHAT: &str = "id,agent_session_id,project_id,title,model_provid
 /// The columns of a git account.
 pub(super) const INTEGRATION: &str =
     "id,provider,label,access_token_encrypted,iv,external_username,scopes,created_at";
-/// The columns of a message, and its chat, for the filter by user.
+/// The columns of a message, and of its chat, for the filter by user.
 const MESSAGE: &str =
     "id,role,content,event_type,metadata_json,created_at,chat_sessions!inner(user_id)";
 
-/// What this version reads, and frontends do, by table.
+/// The tables and columns that this version and its frontends read.
 const NEEDED: [(&str, &str); 4] = [
     ("users", "id,email,name,avatar_url"),
     ("chat_sessions", CHAT),
@@ -38,20 +41,20 @@ const NEEDED: [(&str, &str); 4] = [
     ("integrations", INTEGRATION),
 ];
 
-/// One caller, who may ask.
+/// A client that acts for one caller.
 pub(super) struct Acting<'a> {
     supabase: &'a Supabase,
     user: Uuid,
     api_key: HeaderValue,
     bearer: HeaderValue,
-    /// Row-level security does not look.
+    /// Whether row-level security is bypassed.
     pub(super) service: bool,
 }
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 impl Supabase {
-    /// A caller's way in. None for a user who is not one of the project's.
+    /// Returns a client for a caller, or `None` if the user is not one of the project's.
     pub(super) fn acting(&self, caller: &Caller) -> Result<Option<Acting<'_>>, RecordError> {
         let Ok(user) = Uuid::parse_str(caller.user().as_str()) else {
             return Ok(None);
@@ -78,7 +81,7 @@ impl Supabase {
 }
 
 impl Supabase {
-    /// Whether the project answers, and has what this version needs. Reads no row.
+    /// Checks that the project responds and has what this version needs. Reads no row.
     pub async fn probe(&self) -> Result<(), RecordError> {
         for (table, columns) in NEEDED {
             self.probe_table(table, columns).await?;
@@ -95,8 +98,8 @@ impl Supabase {
         let request = request.query(&[("select", columns), ("limit", "0")]);
         let response = request.send().await.map_err(no_answer)?;
         match response::rows::<Id>(response, self.has_service_key()).await {
-            // Nobody who did not sign in may read rows, which is as it should be; what is missing is
-            // said all the same, since PostgreSQL looks for that first.
+            // Only signed-in users may read rows, as it should be. A missing table or column is
+            // reported all the same, because PostgreSQL checks for that first.
             Ok(_) | Err(RecordError::Token) => Ok(()),
             Err(error) => Err(error),
         }
@@ -110,7 +113,7 @@ impl Supabase {
 }
 
 impl Acting<'_> {
-    /// Chats of the user.
+    /// Reads chats of the user.
     pub(super) async fn chats(&self, narrow: Pairs<'_>) -> Result<Vec<ChatRow>, RecordError> {
         let owner = self.owner();
         let request = self
@@ -120,7 +123,7 @@ impl Acting<'_> {
         self.rows(request).await
     }
 
-    /// Messages of the user's chats.
+    /// Reads messages of the user's chats.
     pub(super) async fn messages(&self, narrow: Pairs<'_>) -> Result<Vec<MessageRow>, RecordError> {
         let owner = self.owner();
         let request = self
@@ -130,7 +133,8 @@ impl Acting<'_> {
         self.rows(request).await
     }
 
-    /// Makes a chat for the user; one of that id stays as it is, whosever it is.
+    /// Creates a chat for the user. An existing one with the same id is left unchanged, whoever
+    /// owns it.
     pub(super) async fn insert_chat(&self, row: &ChatRow) -> Result<(), RecordError> {
         let row = Owned {
             user_id: self.user,
@@ -139,13 +143,13 @@ impl Acting<'_> {
         self.insert("chat_sessions", &row).await
     }
 
-    /// Adds messages to a chat; those that are there stay as they are. The caller has looked whether
-    /// the chat is the user's: the row itself does not say.
+    /// Appends messages to a chat; existing ones are left unchanged. The caller has checked that
+    /// the chat is the user's, since the row itself does not say.
     pub(super) async fn insert_messages(&self, rows: &[MessageRow]) -> Result<(), RecordError> {
         self.insert("chat_messages", &rows).await
     }
 
-    /// Changes a chat of the user. False where there is none.
+    /// Changes a chat of the user. Returns `false` if there is none.
     pub(super) async fn change(
         &self,
         chat: Uuid,
@@ -155,13 +159,13 @@ impl Acting<'_> {
         Ok(!self.rows::<Id>(request).await?.is_empty())
     }
 
-    /// Deletes a chat of the user. False where there is none.
+    /// Deletes a chat of the user. Returns `false` if there is none.
     pub(super) async fn remove(&self, chat: Uuid) -> Result<bool, RecordError> {
         let request = self.one(Method::DELETE, chat);
         Ok(!self.rows::<Id>(request).await?.is_empty())
     }
 
-    /// Git accounts of the user.
+    /// Reads the user's git accounts.
     pub(super) async fn integrations(
         &self,
         narrow: Pairs<'_>,
@@ -173,7 +177,7 @@ impl Acting<'_> {
         self.rows(request).await
     }
 
-    /// Keeps a git account in the place of the user's other one of that provider.
+    /// Stores a git account, replacing the user's previous one at that provider.
     pub(super) async fn put_integration(&self, row: &NewIntegrationRow) -> Result<(), RecordError> {
         let row = Owned {
             user_id: self.user,
@@ -188,7 +192,7 @@ impl Acting<'_> {
         response::done(response, self.service).await
     }
 
-    /// Removes a git account of the user. False where there is none.
+    /// Deletes a git account of the user. Returns `false` if there is none.
     pub(super) async fn remove_integration(&self, provider: &str) -> Result<bool, RecordError> {
         let request = self
             .request(Method::DELETE, "integrations")
@@ -198,7 +202,7 @@ impl Acting<'_> {
         Ok(!self.rows::<Id>(request).await?.is_empty())
     }
 
-    /// One chat of the user, of which the answer names those that were found.
+    /// A request on one chat of the user, whose response lists the chats that were found.
     fn one(&self, method: Method, chat: Uuid) -> RequestBuilder {
         let chat = format!("eq.{chat}");
         self.request(method, "chat_sessions")
@@ -235,7 +239,7 @@ impl Acting<'_> {
     }
 }
 
-/// A row of the user.
+/// A row with its user's id.
 #[derive(Serialize)]
 struct Owned<'a, T> {
     user_id: Uuid,

@@ -1,14 +1,16 @@
-//! Owns the record of chats, and users' git accounts, in a Supabase project, over its REST API (PostgREST).
+//! Chats and users' git accounts in a Supabase project, over its REST API (PostgREST).
 //!
-//! What always holds: a request is made by [`client::Acting`] alone, which is one caller's way in: it
-//! puts in the key, the token and the filter by user, so none of them can be left out or mixed up;
-//! nothing of one request is kept for the next. Another user's chat is not there, whichever way a
-//! caller comes. What the database says is for the log, never for a client.
+//! This is a thin client over the host's own reqwest. The crate `postgrest` (1.6.0) would bring a
+//! second HTTP and TLS stack (reqwest 0.11) with known advisories, treats an HTTP error as a
+//! success, waits for a connection without a limit and panics on a header with an invalid
+//! character. What is left of it is the syntax of a query, which takes a few lines here.
 //!
-//! It is a thin client over the host's own reqwest. The crate `postgrest` (1.6.0) would bring a second
-//! HTTP and TLS stack (reqwest 0.11) with known advisories, takes an HTTP error for a success, waits
-//! for a connection without a limit and panics on a header with a bad character; what is left of it is
-//! the spelling of a query, which are a few lines here.
+//! # Invariants
+//! - Every request is made by [`client::Acting`], the client of one caller. It adds the key, the
+//!   token and the filter by user, so none of them can be omitted or mixed up, and nothing is
+//!   carried over from one request to the next.
+//! - Another user's chat does not exist for a caller, whichever key is used.
+//! - What the database says is for the log, never for a client.
 
 mod accounts;
 mod chats;
@@ -27,29 +29,29 @@ pub use self::chats::SupabaseRecords;
 use super::RecordError;
 use crate::types::secret::Secret;
 
-/// For a connection.
+/// Timeout for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For a request as a whole.
+/// Timeout for a whole request.
 const WHOLE: Duration = Duration::from_secs(20);
 
-/// Where a project is, and what opens it.
+/// A project's address and keys.
 #[derive(Debug, Clone)]
 pub struct SupabaseSettings {
-    /// Such as `https://abc.supabase.co`, without `/rest/v1`.
+    /// The base URL, such as `https://abc.supabase.co`, without `/rest/v1`.
     pub url: Url,
-    /// What everybody may know; it goes along with a user's token.
+    /// The public key, sent along with a user's token.
     pub anon_key: Secret,
-    /// What reads and writes everything, where this host may have that.
+    /// The key that bypasses row-level security, if this host may have it.
     pub service_key: Option<Secret>,
 }
 
-/// A Supabase project. Nothing is asked of it before it is used.
+/// A Supabase project. No request is made before it is used.
 pub struct Supabase {
     client: Client,
-    /// With a slash at its end.
+    /// The REST endpoint, with a trailing slash.
     rest: Url,
     anon_key: HeaderValue,
-    /// As a key and as a Bearer token.
+    /// The service key, as an API key and as a bearer token.
     service_key: Option<(HeaderValue, HeaderValue)>,
 }
 
@@ -62,7 +64,8 @@ impl fmt::Debug for Supabase {
 }
 
 impl Supabase {
-    /// A client for a project. Its settings were checked; what a header cannot carry is refused.
+    /// Creates a client for a project. The settings have been validated; a key that a header cannot
+    /// carry is refused.
     pub fn new(settings: &SupabaseSettings) -> Result<Self, RecordError> {
         let unusable = |_| RecordError::Refused {
             code: "a key that no header can carry".to_owned(),
@@ -93,7 +96,7 @@ impl Supabase {
         })
     }
 
-    /// Whether it can be asked for users who sent no token.
+    /// Returns whether requests can be made for users who sent no token.
     pub fn has_service_key(&self) -> bool {
         self.service_key.is_some()
     }

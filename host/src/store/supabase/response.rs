@@ -1,8 +1,9 @@
-//! Owns what an answer of the REST API means.
+//! Interprets responses of the REST API.
 //!
-//! What always holds: every answer that is no success is one of [`RecordError`]'s kinds, whatever its
-//! body is; what the database said goes to the log, cut, and without the rows that it quotes; an
-//! answer has a largest size.
+//! # Invariants
+//! - Every unsuccessful response becomes one of [`RecordError`]'s variants, whatever its body is.
+//! - What the database said goes to the log, truncated and without the rows that it quotes.
+//! - A response has a maximum size.
 
 use futures::StreamExt;
 use reqwest::{Response, StatusCode};
@@ -23,19 +24,19 @@ const COLUMNS: [&str; 4] = [
     "user_id,session_id,role,content,event_type,metadata_json",
 ];
 
-/// The largest answer, in bytes: a page of messages.
+/// Maximum size of a response in bytes: a page of messages.
 const LARGEST: usize = 64 << 20;
-/// Of a refusal.
+/// Maximum size of an error response, in bytes.
 const LARGEST_REFUSAL: usize = 64 << 10;
 
-/// Nothing came back.
+/// Converts an error of a request that got no response.
 pub(super) fn no_answer(cause: reqwest::Error) -> RecordError {
     // Without the URL: its query names users.
     tracing::debug!(cause = %cause.without_url(), "the REST API of the record of chats did not answer");
     RecordError::Unavailable { answered: false }
 }
 
-/// A success without rows.
+/// Checks for a success without rows.
 pub(super) async fn done(response: Response, service: bool) -> Result<(), RecordError> {
     if response.status().is_success() {
         return Ok(());
@@ -43,7 +44,7 @@ pub(super) async fn done(response: Response, service: bool) -> Result<(), Record
     Err(refusal(response, service).await)
 }
 
-/// A success with rows.
+/// Reads the rows of a successful response.
 pub(super) async fn rows<T: DeserializeOwned>(
     response: Response,
     service: bool,
@@ -63,7 +64,7 @@ pub(super) async fn rows<T: DeserializeOwned>(
         return Err(unreadable(format!("more than {LARGEST} bytes")));
     }
     serde_json::from_slice(&body).map_err(|why| match why.classify() {
-        // JSON that is rows, of another form: a column of another type.
+        // Valid JSON, but rows of another shape: a column has another type.
         Category::Data => {
             tracing::error!(%why, "the REST API of the record of chats answered rows of another form");
             RecordError::Schema(Lack::Form)
@@ -72,7 +73,7 @@ pub(super) async fn rows<T: DeserializeOwned>(
     })
 }
 
-/// A body, and whether that is all of it.
+/// Reads a body, and returns whether that is all of it.
 async fn body(response: Response, largest: usize) -> Result<(Vec<u8>, bool), RecordError> {
     let mut body = Vec::new();
     let mut stream = response.bytes_stream();
@@ -87,7 +88,8 @@ async fn body(response: Response, largest: usize) -> Result<(Vec<u8>, bool), Rec
     Ok((body, true))
 }
 
-/// What PostgREST says of an error. Its `details` and `hint` may quote rows, so they are left out.
+/// PostgREST's description of an error. Its `details` and `hint` may quote rows, so they are
+/// omitted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Said {
@@ -121,8 +123,8 @@ async fn refusal(response: Response, service: bool) -> RecordError {
     error
 }
 
-/// What a status and PostgREST's code for it mean. Of the message, only names that this version knows
-/// are looked at.
+/// Maps a status and PostgREST's code to an error. Of the message, only names that this version
+/// knows are considered.
 fn meaning(status: u16, code: &str, message: &str, service: bool) -> RecordError {
     let unavailable = |answered| RecordError::Unavailable { answered };
     let key = |setting| RecordError::Key { setting };
@@ -130,9 +132,10 @@ fn meaning(status: u16, code: &str, message: &str, service: bool) -> RecordError
         return RecordError::Schema(lack);
     }
     match (status, code) {
-        // Its key is wrong: the operator's to mend, and no reason to give anything up.
+        // The host's key is wrong: the operator can correct that, and nothing needs to be given up.
         (401, _) if service => key("SUPABASE_SERVICE_KEY"),
-        // Expired, of another secret, of no role or of one that may nothing.
+        // Expired, signed with another secret, or for a role that does not exist or has no
+        // permissions.
         (401, code) if code.starts_with("PGRST3") || code == "42501" => RecordError::Token,
         // The gateway does not know the API key.
         (401, _) => key("SUPABASE_ANON_KEY"),
@@ -140,7 +143,7 @@ fn meaning(status: u16, code: &str, message: &str, service: bool) -> RecordError
         // A transaction that lost against another one.
         (_, "40001" | "40P01") => unavailable(true),
         (403 | 413, _) => refused(status, code),
-        // What does not fit a column, and what constraints forbid.
+        // Values that do not fit a column, and constraint violations.
         (400 | 409, code) if code.starts_with("22") || code.starts_with("23") => {
             refused(status, code)
         }
@@ -148,7 +151,7 @@ fn meaning(status: u16, code: &str, message: &str, service: bool) -> RecordError
     }
 }
 
-/// What the project lacks, where that is what was said.
+/// Returns the part of the schema that the project lacks, if that is what the error says.
 fn lack(status: u16, code: &str, message: &str) -> Option<Lack> {
     let word = |known: &[&'static str]| {
         let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
@@ -158,11 +161,11 @@ fn lack(status: u16, code: &str, message: &str) -> Option<Lack> {
     let column = || {
         let table = table?;
         let columns = COLUMNS.iter().flat_map(|columns| columns.split(','));
-        // The table may be named before or behind it.
+        // The table may be named before or after it.
         let columns: Vec<_> = columns.filter(|column| !TABLES.contains(column)).collect();
         Some((table, word(&columns)?))
     };
-    // As PostgREST and as PostgreSQL see it.
+    // As reported by PostgREST and by PostgreSQL.
     match code {
         "PGRST205" | "42P01" => Some(Lack::Table(table)),
         "PGRST204" | "42703" => Some(Lack::Column(column())),
@@ -242,7 +245,7 @@ mod tests {
             assert!(shown.contains(&expected), "{code}: {shown}");
             assert!(shown.contains("migrations/supabase"), "{shown}");
         }
-        // What a policy refuses is the rows', not the project's.
+        // A refusal by a policy concerns the rows, not the project.
         let refused = r#"new row violates row-level security policy for table "chat_sessions""#;
         assert!(matches!(
             meaning(403, "42501", refused, false),
@@ -284,7 +287,7 @@ mod tests {
     }
 
     proptest! {
-        /// A sentence is shown, and nothing of what was answered.
+        /// A sentence is shown, and nothing of the response.
         #[test]
         fn no_answer_shows_through(status in 300u16..600, code in "[A-Z0-9]{0,30}", missing: bool, message in "[A-Z0-9 ]{4,30}", service: bool) {
             let code = if missing { "42703".to_owned() } else { code };

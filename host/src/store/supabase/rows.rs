@@ -1,7 +1,8 @@
-//! Owns the rows as the REST API has them, and what they are here.
+//! The row types of the REST API, and their conversion to and from the host's types.
 //!
-//! What always holds: what is written is what PostgreSQL takes (no NUL in texts, times with
-//! microseconds); what is read is taken as it comes, since users write these tables too.
+//! # Invariants
+//! - What is written is valid for PostgreSQL (no NUL in texts, times with microseconds).
+//! - What is read is accepted as it comes, since users write to these tables too.
 
 use std::borrow::Cow;
 
@@ -15,7 +16,7 @@ use crate::store::{Chat, ChatMessage, Progress, TITLE_LENGTH, Totals, cut};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ChatRow {
-    /// A UUID where this host made it. A project may have texts for ids, and other rows of its own.
+    /// A UUID if this host created it. A project may use texts as ids, and have rows of its own.
     id: String,
     agent_session_id: Option<String>,
     project_id: Option<String>,
@@ -32,7 +33,7 @@ pub(super) struct ChatRow {
     cost: i64,
 }
 
-/// A change of a chat that its session makes.
+/// A session's update of its chat.
 #[derive(Debug, Serialize)]
 pub(super) struct ProgressRow {
     is_active: bool,
@@ -53,14 +54,14 @@ pub(super) struct TitleRow {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MessageRow {
     pub(super) id: String,
-    /// Whose it is; not asked for when it is read.
+    /// The id of its chat; not requested when reading.
     #[serde(default)]
     session_id: Option<Uuid>,
     role: String,
     content: String,
     event_type: Option<String>,
     metadata_json: Option<Box<RawValue>>,
-    /// As it is written there, with all its digits.
+    /// As sent to the project, with all its digits.
     pub(super) created_at: String,
 }
 
@@ -72,7 +73,7 @@ fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// PostgreSQL's texts hold any character but NUL, which programs do print.
+/// Removes NUL, the only character that PostgreSQL's texts cannot hold; programs do print it.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{FFFD}"))
@@ -81,12 +82,12 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A title as the column takes it.
+/// Truncates and cleans a title for its column.
 pub(super) fn title(text: &str) -> String {
     clean(cut(text, TITLE_LENGTH)).into_owned()
 }
 
-/// The same for every text in a JSON value.
+/// Applies [`clean`] to every text in a JSON value.
 fn clean_json(value: &mut Value) {
     match value {
         Value::String(text) => *text = clean(text).into_owned(),
@@ -104,9 +105,9 @@ fn clean_json(value: &mut Value) {
     }
 }
 
-/// Metadata as it is sent; what is no JSON is left out, as it is when it is shown.
+/// Metadata as it is sent; text that is not JSON is omitted, as it is when shown.
 fn metadata(text: &str) -> Option<Box<RawValue>> {
-    // An escape may be a NUL, or half of a character; without one there is nothing to look for.
+    // An escape may be a NUL or half of a surrogate pair; without one there is nothing to check.
     if !text.contains("\\u") {
         return RawValue::from_string(text.to_owned()).ok();
     }
@@ -115,7 +116,7 @@ fn metadata(text: &str) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(&value).ok()
 }
 
-/// Metadata as it was written: a project whose column is a text gives JSON within a string.
+/// Metadata as it was written: a project whose column has a text type returns JSON within a string.
 fn written_metadata(value: &RawValue) -> String {
     let within: Option<String> = serde_json::from_str(value.get()).ok();
     within
@@ -188,7 +189,7 @@ impl From<Progress> for ProgressRow {
 }
 
 impl MessageRow {
-    /// None where its id is no UUID.
+    /// Returns `None` if the message's id is not a UUID.
     pub(super) fn new(chat: Uuid, message: &ChatMessage) -> Option<Self> {
         Some(Self {
             id: Uuid::parse_str(&message.id).ok()?.to_string(),
