@@ -1,9 +1,12 @@
-//! Owns fetching a small public document from an address that the operator wrote, such as the keys
-//! that an identity provider signs with.
+//! Fetches a small public document from an address that the operator configured, such as an
+//! identity provider's signing keys.
 //!
-//! What always holds: it is fetched over HTTPS, or over HTTP from an address that is not public, since
-//! whoever is on the way could put a document of their own in its place. A redirect is not followed;
-//! time and size have limits; nothing of ours goes along. Metadata services are never asked.
+//! # Invariants
+//! - The document is fetched over HTTPS, or over HTTP from a non-public address only, since anyone
+//!   on the network path could substitute a document of their own.
+//! - Redirects are not followed, and time and size are limited.
+//! - No credential is sent.
+//! - Metadata services are never contacted.
 
 use std::time::Duration;
 

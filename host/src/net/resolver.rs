@@ -1,9 +1,13 @@
-//! Owns which addresses model requests, and requests for documents of the operator's, may go to.
+//! DNS resolver that decides which addresses model requests, and requests for the operator's
+//! documents, may connect to.
 //!
-//! What always holds: addresses of cloud metadata services, of nobody and of many are refused;
-//! link-local ones unless the deployment's base URL is that very address; private ones and this
-//! machine's unless the deployment named the host. A name is connected to at the very addresses that
-//! were checked. Where a proxy is set, the proxy finds the address, and its checks hold.
+//! Where a proxy is set, the proxy resolves the address, and its checks apply instead.
+//!
+//! # Invariants
+//! - Cloud metadata, unspecified and multicast addresses are refused.
+//! - Link-local addresses are refused unless the deployment's base URL is that very address.
+//! - Private and loopback addresses are refused unless the deployment named the host.
+//! - A connection goes to the very addresses that were checked.
 
 use std::collections::HashSet;
 use std::error::Error as _;

@@ -1,7 +1,9 @@
-//! The kinds of boxes, what an operator can ask for, and which kind comes of that.
+//! The sandbox backends, what an operator can ask for, and which backend results from that.
 //!
-//! What always holds: an automatic choice never gives a kind that does not keep users apart where
-//! several are served; and an explicit choice gives that kind or an error.
+//! # Invariants
+//! - An automatic choice never yields a backend that does not isolate users where several are
+//!   served.
+//! - An explicit choice yields that backend or an error.
 
 use std::fmt;
 

@@ -1,8 +1,10 @@
-//! The command line of a bubblewrap box.
+//! The command line of a bubblewrap sandbox.
 //!
-//! What always holds: the box's root is made from nothing and read-only; of the host it sees the
-//! system's programs, this session's workspace and this session's runtime folder; every file system
-//! that can be written and lives in memory has a size.
+//! # Invariants
+//! - The sandbox's root is built from nothing and is read-only.
+//! - Of the host it sees the system's programs, this session's workspace and this session's runtime
+//!   folder.
+//! - Every writable in-memory file system has a size limit.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

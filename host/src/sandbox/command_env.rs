@@ -1,6 +1,7 @@
-//! What commands find in their environment.
+//! The environment variables of commands in a sandbox.
 //!
-//! What always holds: it is made from nothing, so no variable of the host's is in it.
+//! # Invariants
+//! - The environment is built from nothing, so it contains no variable of the host's.
 
 use std::collections::BTreeMap;
 use std::path::Path;

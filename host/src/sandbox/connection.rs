@@ -1,8 +1,11 @@
 //! The host's end of the socket to an exec server.
 //!
-//! What always holds: the server sits among hostile code, so nothing it sends is trusted: a frame
-//! out of turn, an empty one, or more bytes than were agreed on, ends the connection; a sentence of
-//! it is cleaned and cut; and a connection that ended ends every command that waits on it.
+//! The server runs among hostile code, so nothing it sends is trusted.
+//!
+//! # Invariants
+//! - A frame out of turn, an empty frame, or more bytes than agreed end the connection.
+//! - Text from the server is sanitized and truncated.
+//! - When the connection ends, so does every command that waits on it.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;

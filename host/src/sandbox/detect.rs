@@ -1,12 +1,12 @@
-//! Finding the kind of sandbox that this machine can have, at the start and while the server runs.
+//! Detects which sandbox backend this machine supports, at startup and while the server runs.
 //!
 //! # Invariants
-//! - A kind is used only after a sandbox of it really ran here.
-//! - What changes is for new sandboxes; one that runs keeps what it has.
-//! - An engine that was found is kept for the life of the process, also while it does not answer, since
-//!   containers of it may still be a session's.
-//! - While the server runs, a weaker kind than the first takes its place only where the choice allows
-//!   that; else sessions are refused until a kind that will do works again.
+//! - A backend is used only after a sandbox of it really ran here.
+//! - A change applies to new sandboxes; a running one keeps its backend.
+//! - An engine that was found is kept for the life of the process, even while it does not answer,
+//!   since containers on it may still belong to a session.
+//! - While the server runs, a weaker backend replaces the first only where the choice allows it;
+//!   otherwise sessions are refused until an acceptable backend works again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,7 +1,9 @@
-//! One command in a box, as the rest of the host sees it.
+//! One command in a sandbox, as the rest of the host sees it.
 //!
-//! What always holds: a command that was started is waited for or killed, whatever becomes of the
-//! future that started it; and its output is bounded here too, whatever the box sends.
+//! # Invariants
+//! - A command that was started is waited for or killed, even if the future that started it is
+//!   dropped.
+//! - Its output is bounded here too, whatever the sandbox sends.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,11 +1,12 @@
-//! The command line of a sandbox without a program that makes one: the exec server under its own
-//! supervisor, confined by Landlock, or by nothing where the operator wants that.
+//! The command line of a sandbox on a machine without a sandboxing program: the exec server under
+//! its own supervisor, confined by Landlock, or unconfined where the operator wants that.
 //!
 //! # Invariants
-//! - Confined, only the workspace, the session's own folders and terminals, and shared memory that is
-//!   its own can be written.
-//! - Of the system only named paths can be read, none of which holds a secret. Where the machine lets
-//!   its users make namespaces, nothing else exists; elsewhere anything else is refused.
+//! - When confined, only the workspace, the session's own folders and terminals, and its own shared
+//!   memory are writable.
+//! - Of the system only named paths are readable, none of which holds a secret. Where the machine
+//!   lets its users create namespaces, nothing else exists; elsewhere access to anything else is
+//!   refused.
 
 use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;

@@ -1,11 +1,15 @@
-//! Boxes that hostile code runs in: which kind this machine can have, starting one for a session,
-//! running commands in it, and taking everything away at the end.
+//! Sandboxes that hostile code runs in: detecting the backend this machine supports, starting a
+//! sandbox for a session, running commands in it, and removing everything at the end.
 //!
-//! What always holds: a kind is used only after a box of it really ran here; a box sees one
-//! session's workspace and no other; commands get an environment made from nothing; and when a box
-//! is closed, no process of it lives on. When the host dies, boxes die with it, but for containers:
-//! the next host takes them over, or removes them. Docker gives containers, bubblewrap namespaces,
-//! Landlock confines files and sockets of ordinary processes, and with `None` nothing is run at all.
+//! Docker provides containers, bubblewrap namespaces, Landlock confines the files and sockets of
+//! ordinary processes, and with `None` nothing is run at all. When the host dies, its sandboxes die
+//! with it, except containers: the next host adopts or removes them.
+//!
+//! # Invariants
+//! - A backend is used only after a sandbox of it really ran here.
+//! - A sandbox sees one session's workspace and no other.
+//! - Commands get an environment built from nothing.
+//! - When a sandbox is closed, none of its processes lives on.
 
 mod backend;
 mod bubblewrap;

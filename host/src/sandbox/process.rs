@@ -1,7 +1,9 @@
-//! A program in a box that stays open, as a pair of streams.
+//! A long-running program in a sandbox, as a pair of streams.
 //!
-//! What always holds: what it prints is taken from it only as it is read here, so it never piles up;
-//! the program is killed when its output is dropped; and how it ended is known once its output has.
+//! # Invariants
+//! - Output is taken from the program only as it is read here, so it never piles up.
+//! - The program is killed when its output is dropped.
+//! - Its exit status is known once its output has ended.
 
 use std::io;
 use std::pin::Pin;

@@ -1,8 +1,11 @@
-//! The host's folder for boxes: the installed exec server, and one folder for each running session.
+//! The host's runtime directory for sandboxes: the installed exec server, and one folder for each
+//! running session.
 //!
-//! What always holds: a program is put in place by a rename, never written over while it runs; a
-//! session's folder is gone when its box is; what a crashed host left behind is removed by the
-//! next one, never what a living host uses; and no session can change a program that another runs.
+//! # Invariants
+//! - A program is installed by a rename, never overwritten while it runs.
+//! - A session's folder is removed with its sandbox.
+//! - What a crashed host left behind is removed by the next one; what a living host uses never is.
+//! - No session can change a program that another runs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

@@ -1,7 +1,9 @@
-//! What programs in a box see of the host's system, whatever the kind of box.
+//! The parts of the host's system that programs in a sandbox see, whatever the backend.
 //!
-//! What always holds: all of it is read-only; nothing here is a secret or a user's; a path that a
-//! machine does not have is passed over.
+//! # Invariants
+//! - All of it is read-only.
+//! - None of it is a secret or a user's.
+//! - A path that a machine does not have is skipped.
 
 /// The system's programs and libraries.
 pub(super) const USR: &str = "/usr";

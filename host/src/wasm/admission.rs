@@ -1,10 +1,13 @@
-//! Owns the door: what a component must be before any of its code runs.
+//! Admission: what a component must satisfy before any of its code runs.
 //!
-//! What always holds: a component that was let in imports nothing but the log, type definitions and a
-//! WASI that leads nowhere, exports all that its kind must, and is no larger than allowed. All of that
-//! is read from its type, before it is instantiated; each refusal is a [`LoadError`] that names what was
-//! wrong. One rule serves every toolchain, since the empty WASI gives nobody anything; that this
-//! repository's own guests do without it is a test.
+//! One rule serves every toolchain, since the empty WASI gives nobody anything; a test shows that
+//! this repository's own guests do without it.
+//!
+//! # Invariants
+//! - An admitted component imports nothing but the log, type definitions and a WASI that leads
+//!   nowhere, exports everything its kind requires, and is within the size limit.
+//! - All of that is read from the component's type, before it is instantiated.
+//! - Each refusal is a [`LoadError`] that names what is wrong.
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::types::{Component as ComponentType, ComponentItem};

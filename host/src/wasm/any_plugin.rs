@@ -1,6 +1,7 @@
-//! Owns a plugin of which nobody said what it is for: what it exports says so.
+//! Loads a component of unknown kind and detects the kind from its exports.
 //!
-//! What always holds: it is let in as one of its kind is.
+//! # Invariants
+//! - The component is admitted under the rules of its kind.
 
 use super::admission::{Kind, LoadError};
 use super::call_stats::CallFigures;

@@ -1,7 +1,8 @@
-//! Owns what is counted of a plugin's calls since it was loaded.
+//! Statistics of a plugin's calls since it was loaded.
 //!
-//! What always holds: every call that began is counted once, under the name of the function that was
-//! called; a plugin's own "no" is told from a call that broke down or met a limit.
+//! # Invariants
+//! - Every call that began is counted once, under the name of the called function.
+//! - An error that the plugin returned is counted apart from a call that trapped or hit a limit.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,8 +1,12 @@
-//! Owns the one wasmtime engine: its settings, its pool, and the thread that moves its clock.
+//! The one wasmtime engine: its settings, its instance pool, and the thread that advances its
+//! epoch.
 //!
-//! What always holds: the same call gives the same result on every machine (NaNs are canonical, no
-//! relaxed SIMD, no threads), an instance exists only while a slot of the pool is held for it, so a
-//! full pool makes callers wait and never fail, and a call comes back to its executor every 10 ms.
+//! # Invariants
+//! - The same call gives the same result on every machine: NaNs are canonical, and there is no
+//!   relaxed SIMD and no threads.
+//! - An instance exists only while a slot of the pool is held for it, so a full pool makes callers
+//!   wait, never fail.
+//! - A call yields to its executor every 10 ms.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
-//! Owns the front of a git component: a git provider's API, as a plain async type.
+//! A git component, which implements a git provider's API, as a plain async type.
 //!
-//! What always holds: each step runs in a store of its own, so it knows its arguments and nothing else.
+//! # Invariants
+//! - Each step runs in a store of its own, so it knows its arguments and nothing else.
 
 use std::sync::Arc;
 

@@ -1,8 +1,10 @@
-//! Owns what the host keeps for one live instance, and all that the instance can reach: its limits,
-//! its log, and an empty WASI once it asks for one.
+//! The host's data for one live instance, which is all that the instance can reach: its limits, its
+//! log, and an empty WASI once it asks for one.
 //!
-//! What always holds: memory is counted over all of a component's memories together; a call writes a
-//! bounded number of bounded lines, without control characters, under the plugin's name.
+//! # Invariants
+//! - Memory is counted over all of a component's memories together.
+//! - A call logs a bounded number of bounded lines, without control characters, under the plugin's
+//!   name.
 
 use std::sync::Arc;
 

@@ -1,7 +1,10 @@
-//! Owns the life of an instance: a slot, a store, a call with its limits, and what came of it.
+//! Runs one guest call: takes a pool slot, creates the store, applies limits, and classifies the
+//! outcome.
 //!
-//! What always holds: a store exists only while its slot is held; every call begins with full fuel
-//! and a fresh log; a call that did not come back by itself leaves a store that is not used again.
+//! # Invariants
+//! - A store exists only while its slot is held.
+//! - Every call begins with full fuel and a fresh log.
+//! - A call that did not return by itself leaves a store that is not used again.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,7 +1,9 @@
-//! Owns what one call of a plugin may use, what it used, and how it is said that it used too much.
+//! The limits of one plugin call, its usage, and the errors for exceeding a limit.
 //!
-//! What always holds: every limit has a figure, every call has every limit, and passing one is a
-//! [`CallError`] that names the plugin, the call, the figure and what to do about it.
+//! # Invariants
+//! - Every limit has a figure, and every call has every limit.
+//! - Exceeding a limit is a [`CallError`] that names the plugin, the call, the figure and what to
+//!   do about it.
 
 use std::sync::Arc;
 use std::time::Duration;

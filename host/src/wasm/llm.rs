@@ -1,7 +1,9 @@
-//! Owns the front of an LLM component: a model provider's API, as a plain async type.
+//! An LLM component, which implements a model provider's API, as a plain async type.
 //!
-//! What always holds: `encode`, `classify` and `models` run in a store of their own; a response has
-//! one instance from its first frame to its end, and after a failed call that instance is gone.
+//! # Invariants
+//! - `encode`, `classify` and `models` each run in a store of their own.
+//! - A response has one instance from its first frame to its end, and after a failed call that
+//!   instance is gone.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
-//! Whose log line it is: which plugin said it, and for whom it was called.
+//! The label of a plugin's log lines: which plugin wrote the line, and for whom it was called.
 //!
 //! # Invariants
-//! - Every line of a plugin, and of a call of it that broke down, names the plugin, its digest, and the
+//! - Every line of a plugin, and of a failed call of it, names the plugin, its digest, and the
 //!   session and the step it was called for, where there are any.
-//! - A line of a run that only repeats what was recorded says so.
+//! - A line from a replay of recorded calls says so.
 
 use std::future::Future;
 use std::sync::Arc;

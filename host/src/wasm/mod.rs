@@ -1,13 +1,17 @@
-//! Owns the plugins: WebAssembly components that turn values into values, and the set that is loaded.
+//! The plugin runtime: WebAssembly components that turn values into values, and the set that is
+//! loaded.
 //!
-//! What always holds: a plugin computes and the host acts. No component reaches a clock, a file, the
-//! network or a secret, one that wants to is not let in, and none can hold up or bring down the host
-//! or another session: each call has limits, and passing one is an ordinary error of that call.
+//! A plugin computes and the host acts. `engine` has the engine, its pool and its epoch clock,
+//! `admission` the checks before a component runs, `instance` and `limits` a call, `log_label` the
+//! label of its log lines, `wasi` and `stdio` what a guest of another toolchain finds, `policy`,
+//! `llm`, `tools` and `git` the API of each kind, `tool_schema` the rules for a plugin's tools, and
+//! `any_plugin` a plugin of unknown kind.
 //!
-//! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
-//! `label` what stands beside its log lines,
-//! `wasi` and `printed` what a guest of another toolchain finds, `policy`, `llm`, `tools` and `git` the
-//! front of each kind, `definitions` what a plugin's tools must be, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
+//! # Invariants
+//! - No component reaches a clock, a file, the network or a secret, and one that wants to is not
+//!   admitted.
+//! - No component can block or bring down the host or another session: each call has limits, and
+//!   exceeding one is an ordinary error of that call.
 
 mod admission;
 mod any_plugin;

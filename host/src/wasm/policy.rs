@@ -1,7 +1,8 @@
-//! Owns the front of a policy component: an agent that decides, as a plain async type.
+//! A policy component, which is an agent that decides, as a plain async type.
 //!
-//! What always holds: a step runs in a store of its own, so it knows its arguments and nothing else,
-//! and a step that breaks down leaves nothing behind.
+//! # Invariants
+//! - A step runs in a store of its own, so it knows its arguments and nothing else.
+//! - A step that fails leaves nothing behind.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What is being compiled and loaded now, for the log and for whoever asks while it lasts.
+//! The components being compiled and loaded now, for the log and for anyone who asks meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,8 +1,12 @@
-//! Owns what a guest prints: its standard output and standard error, as lines of the host's log.
+//! A guest's standard output and standard error, as lines of the host's log.
 //!
-//! What always holds: a call prints a bounded number of bounded lines, without control characters,
-//! under the plugin's name; what is over is dropped, and never fails or holds up the guest. The last
-//! words on standard error are kept until the next call, since they say why an engine gave up.
+//! The last output on standard error is kept until the next call, since it says why an engine gave
+//! up.
+//!
+//! # Invariants
+//! - A call prints a bounded number of bounded lines, without control characters, under the
+//!   plugin's name.
+//! - Output beyond that is dropped, and never fails or blocks the guest.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,8 +1,10 @@
-//! Owns what the tools that a plugin defines must be, so that every model provider takes them.
+//! Validates the tool definitions of a plugin, so that every model provider accepts them.
 //!
-//! What always holds: a list that passes is small, its names are unlike each other and of the characters
-//! that providers allow, and each schema is that of a JSON object. What is wrong is said as the end of a
-//! sentence about the plugin.
+//! What is wrong is phrased as the end of a sentence about the plugin.
+//!
+//! # Invariants
+//! - A list that passes is small, its names are distinct and made of the characters that providers
+//!   allow, and each schema is that of a JSON object.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,8 @@
-//! Owns the front of a component with tools: what a team gives its agents, as a plain async type.
+//! A component with tools, which a team gives its agents, as a plain async type.
 //!
-//! What always holds: each call of a function runs in a store of its own, so a step knows its arguments
-//! and nothing else; a list of tools that comes out was looked at and is one that models take.
+//! # Invariants
+//! - Each function call runs in a store of its own, so a step knows its arguments and nothing else.
+//! - A list of tools that is returned was validated and is one that models accept.
 
 use std::sync::Arc;
 

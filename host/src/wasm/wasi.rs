@@ -1,10 +1,13 @@
-//! Owns the WASI that a guest of another toolchain finds: one with nothing in it.
+//! The WASI that a guest of another toolchain finds: one with nothing in it.
 //!
-//! What always holds: there is no file, no argument, no variable, no socket and no name to look up;
-//! standard input is at its end; what is printed becomes bounded lines of the host's log. The time is
-//! the call's own and stands still, randomness follows from the call's seed, so the same call gives
-//! the same bytes. Nothing here ever waits: what would have to is an error that says so. A guest that
-//! asks for none of this pays for none of it.
+//! A guest that imports none of it pays for none of it.
+//!
+//! # Invariants
+//! - There is no file, no argument, no variable, no socket and no name to look up; standard input
+//!   is at its end, and output becomes bounded lines of the host's log.
+//! - The time is the call's own and stands still, and randomness follows from the call's seed, so
+//!   the same call gives the same bytes.
+//! - Nothing here ever waits: an operation that would have to returns an error that says so.
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};

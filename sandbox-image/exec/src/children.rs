@@ -1,7 +1,9 @@
 //! The processes below this one: starting them, reaping them, and killing them all.
 //!
-//! What always holds: a process is reaped by one place only, and every child, our own or an orphan
-//! that fell to us as subreaper, is reaped at once, so no zombie stays.
+//! # Invariants
+//! - Processes are reaped in one place only.
+//! - Every child, our own or an orphan reparented to us as subreaper, is reaped at once, so no
+//!   zombie stays.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

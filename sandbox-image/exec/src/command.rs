@@ -1,8 +1,10 @@
-//! One command: its process group, what it reads and writes, its time-out.
+//! One command: its process group, its input and output, its timeout.
 //!
-//! What always holds: the command is over when its main process is, whoever else still holds the
-//! pipe; a time-out or a kill ends the whole group; exactly one `Exit`, `Failed` or `Full` is sent, and
-//! after `Full` nothing was run: the threads that a command needs are there before it is.
+//! # Invariants
+//! - The command is over when its main process is, whoever else still holds the pipe.
+//! - A timeout or a kill ends the whole group.
+//! - Exactly one `Exit`, `Failed` or `Full` is sent. After `Full` nothing was run: the threads that
+//!   a command needs are started before it is.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};

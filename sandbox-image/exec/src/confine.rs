@@ -1,7 +1,9 @@
-//! What the server takes from itself before it runs anything: resources, files, network.
+//! The restrictions the server puts on itself before it runs anything: resources, files, network.
 //!
-//! What always holds: a confinement that was asked for and is not enforced at all is an error, and
-//! the server then never starts. With the network off, no socket but a local one can be made.
+//! # Invariants
+//! - A confinement that was requested and is not enforced at all is an error, and the server then
+//!   never starts.
+//! - With the network off, only local sockets can be created.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

@@ -1,8 +1,10 @@
-//! The git remote helper `git-remote-lucid`: hands git's requests to the host's gateway, which
-//! holds the token, and its answers back. Speaks `connect` of gitremote-helpers(7), so that fetching
-//! and pushing are git's own, with all that they can do.
+//! The git remote helper `git-remote-lucid`: forwards git's requests to the host's gateway, which
+//! holds the token, and returns its responses. It speaks `connect` of gitremote-helpers(7), so that
+//! fetching and pushing are git's own, with all their features.
 //!
-//! What always holds: of a request nothing is changed; what fails is one sentence on standard error.
+//! # Invariants
+//! - A request is forwarded unchanged.
+//! - A failure is one sentence on standard error.
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::net::UnixStream;

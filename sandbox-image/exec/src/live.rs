@@ -1,7 +1,9 @@
-//! What flows between the host and a command that stays open.
+//! The data flow between the host and a command that stays open.
 //!
-//! What always holds: nothing here makes the thread that reads from the host wait; what waits for the
-//! command's standard input is bounded, and what the host has not granted is not read from its output.
+//! # Invariants
+//! - Nothing here blocks the thread that reads from the host.
+//! - Pending standard input is bounded, and output that the host has not granted is not read from
+//!   the command.
 
 use std::io::{PipeWriter, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};

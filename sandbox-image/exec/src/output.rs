@@ -1,8 +1,9 @@
-//! How much of a command's output is kept: the first bytes as they come, the last bytes in a ring,
-//! and a count of what lay between.
+//! Truncates a command's output: keeps the first bytes as they come, the last bytes in a ring, and
+//! a count of the bytes between.
 //!
-//! What always holds: head + omitted + tail is all that was pushed, in that order, and memory never
-//! grows beyond the tail's limit.
+//! # Invariants
+//! - Head + omitted + tail is all that was pushed, in that order.
+//! - Memory never grows beyond the tail's limit.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,8 @@
-//! What the kernel counted when a box met its limits, read from its control group.
+//! Counts how often a sandbox hit its limits, as the kernel reports it in its control group.
 //!
-//! What always holds: a box whose group cannot be seen, or has none of its own, counts nothing; and
-//! each hit is told once.
+//! # Invariants
+//! - A sandbox whose group cannot be seen, or that has none of its own, counts nothing.
+//! - Each hit is reported once.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};

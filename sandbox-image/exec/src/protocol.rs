@@ -1,8 +1,11 @@
 //! The frames between the host and an exec server, and between a git helper and the host's gateway.
 //!
 //! A frame is `u32 length of the payload, u8 kind, u32 id, payload`, big-endian. Ids name commands;
-//! the host chooses them. What always holds: a length above [`MAX_PAYLOAD`] ends the connection
-//! before a byte of it is read, and an unknown kind is an error, never skipped.
+//! the host chooses them.
+//!
+//! # Invariants
+//! - A length above [`MAX_PAYLOAD`] ends the connection before a byte of the payload is read.
+//! - An unknown kind is an error, never skipped.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,8 +1,9 @@
-//! A root file system of the sandbox's own, for a machine without a program that makes one: user,
-//! mount and IPC namespaces, which the kernel gives to ordinary users where the machine allows it.
+//! A root file system of the sandbox's own, for a machine without a sandboxing program. It uses
+//! user, mount and IPC namespaces, which the kernel gives to ordinary users where the machine
+//! allows it.
 //!
 //! # Invariants
-//! - Of the old root only the named paths stay in sight: what is not named does not exist, instead of
+//! - Of the old root only the named paths stay visible: everything else does not exist, instead of
 //!   being refused.
 //! - `/tmp`, `/dev/shm` and the terminals of `/dev/pts` are the sandbox's own.
 //! - The mounts belong to a user namespace above the one that commands run in, so nothing that they

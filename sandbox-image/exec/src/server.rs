@@ -1,7 +1,9 @@
-//! The server: reads frames from the host, runs commands, and takes everything along when it goes.
+//! The server: reads frames from the host, runs commands, and ends everything it started when it
+//! goes.
 //!
-//! What always holds: a server with one host for its whole life leaves nothing below it alive when
-//! that connection ends, for whatever reason.
+//! # Invariants
+//! - A server with one host for its whole life leaves nothing below it alive when that connection
+//!   ends, for whatever reason.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,7 +1,8 @@
-//! A process above the server, outside its restrictions, for boxes without a process namespace.
+//! A process above the server, outside its restrictions, for sandboxes without a process namespace.
 //!
-//! What always holds: hostile code below can neither signal nor stop this process, so when the host
-//! goes, or the server does, all that ever started below is killed.
+//! # Invariants
+//! - Hostile code below can neither signal nor stop this process, so when the host goes, or the
+//!   server does, everything that was ever started below is killed.
 
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};

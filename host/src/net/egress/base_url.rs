@@ -1,8 +1,11 @@
-//! Base URLs as people paste them: with the end of a request's URL, without a scheme, in quotes.
+//! Normalises base URLs as people paste them: a full request URL, one without a scheme, one in
+//! quotes.
 //!
-//! What always holds: what comes out is http or https, with a host, and without a credential, a fragment
-//! or a key in its query; the server is the one that was pasted. Nothing of what was pasted is repeated,
-//! since a key may stand in it.
+//! # Invariants
+//! - The result is http or https, has a host, and carries no credentials, no fragment and no key in
+//!   its query.
+//! - The server is the one that was pasted.
+//! - Errors never repeat the pasted text, since it may contain a key.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,7 +1,8 @@
-//! Owns what can go wrong between the host and a provider, and how it is said.
+//! Errors between the host and a provider, and their messages.
 //!
-//! What always holds: an error names the host that was asked and never the whole URL, whose query a
-//! plugin wrote; and says whether the same request may pass later.
+//! # Invariants
+//! - An error names the host that was asked, never the whole URL, whose query a plugin wrote.
+//! - An error says whether the same request may succeed later.
 
 use std::time::Duration;
 

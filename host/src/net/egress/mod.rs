@@ -1,11 +1,15 @@
-//! Owns the one place that talks to model providers and to the servers that tools ask, and that fetches
-//! documents which the operator names.
+//! The only outgoing HTTP path to model providers, to the servers that tools call, and to the
+//! documents that the operator names.
 //!
-//! What always holds: a plugin says path, query, plain headers and body, and nothing else of a
-//! request; where it goes and what key goes along are the deployment's. A redirect is followed on the
-//! same server only, and addresses are checked, so a key never reaches another host. Every wait has a
-//! limit and every answer a size, and nothing that comes back contains the key, whatever the provider
-//! echoes. Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY` …).
+//! A plugin chooses the path, the query, plain headers and the body of a request, and nothing else;
+//! the destination and the key come from the deployment. Proxies are those of the environment
+//! (`HTTPS_PROXY`, `NO_PROXY` …).
+//!
+//! # Invariants
+//! - Redirects are followed on the same server only and addresses are checked, so a key never
+//!   reaches another host.
+//! - Every wait has a limit, and every response a maximum size.
+//! - Nothing that comes back contains the key, whatever the provider echoes.
 
 mod base_url;
 pub(crate) mod error;

@@ -1,6 +1,8 @@
-//! Owns requests of the host's own to exactly an endpoint's URL, whose answer is read with its head.
+//! Requests that the host itself makes to exactly an endpoint's URL, returning the response with
+//! its head.
 //!
-//! What always holds: the same as for a plugin's request. The key is in nothing that comes back.
+//! # Invariants
+//! - As for a plugin's request, nothing that comes back contains the key.
 
 use bytes::Bytes;
 use secrecy::SecretString;

@@ -1,8 +1,10 @@
-//! Owns how a key is taken out of what a provider sent back.
+//! Redacts a key from what a provider sent back.
 //!
-//! What always holds: what comes out does not contain the key: not as it is, not as it looks in a
-//! URL (also where every byte is escaped), in hexadecimal, in base64 (wherever in the encoded text it
-//! stands) or in a JSON string, nor its beginning at the end of a text that was cut.
+//! # Invariants
+//! - The output contains the key in none of these forms: verbatim, URL-encoded (also with every
+//!   byte escaped), hexadecimal, base64 (at any offset of the encoded text), or inside a JSON
+//!   string.
+//! - A text that was cut does not end with the beginning of the key.
 
 use std::borrow::Cow;
 

@@ -1,9 +1,11 @@
-//! Owns how a key is taken out of an answer's parts: out of deltas while they come, and out of the
-//! answer when it is whole.
+//! Redacts a key from a model's response: from deltas as they stream, and from the complete
+//! response.
 //!
-//! What always holds: what was shown of one text, put together, does not contain the key in any of the
-//! forms that [`Blanker`] knows, wherever the provider cut it; a text without one is shown whole and in
-//! order; and of a delta no more is held back than an end that may still become a key.
+//! # Invariants
+//! - The pieces shown of one text, joined, contain the key in none of the forms that [`Blanker`]
+//!   knows, wherever the provider cut it.
+//! - A text without the key is shown whole and in order.
+//! - Of a delta, no more is held back than a suffix that may still become a key.
 
 use std::collections::BTreeMap;
 

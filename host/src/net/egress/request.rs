@@ -1,8 +1,12 @@
-//! Owns what of a plugin's request is sent, and what is refused.
+//! Builds the request that is sent from the one a plugin wrote, and refuses what a plugin may not
+//! set.
 //!
-//! What always holds: the URL that comes out has the base URL's scheme, host and port, and a path
-//! below the base URL's path, whatever the plugin wrote; no header that is the host's own is among the
-//! plugin's, the one that holds the key first of all; and a redirect leads to the same server.
+//! # Invariants
+//! - The resulting URL has the base URL's scheme, host and port, and a path below the base URL's
+//!   path, whatever the plugin wrote.
+//! - No header that belongs to the host can come from a plugin, above all the one that holds the
+//!   key.
+//! - A redirect leads to the same server.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,8 @@
-//! When a server wants to be asked again, as its headers say.
+//! Reads from a server's headers when it wants the request to be retried.
 //!
-//! What always holds: a header that cannot be read counts as not given; a date that has passed means at
-//! once.
+//! # Invariants
+//! - A header that cannot be parsed counts as absent.
+//! - A date in the past means at once.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,7 @@
-//! Owns reading how a registry wants to be shown who asks: the `WWW-Authenticate` of its refusal.
+//! Parses the `WWW-Authenticate` header with which a registry asks for authentication.
 //!
-//! What always holds: any header is read, and what cannot be understood is no challenge.
+//! # Invariants
+//! - Any header can be parsed; one that is not understood counts as no challenge.
 
 /// How a registry wants to be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]

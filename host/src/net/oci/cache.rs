@@ -1,9 +1,12 @@
-//! Owns the folder of what registries gave: manifests and components by their digest, and what each tag
-//! was when it was last asked for.
+//! On-disk cache of registry content: manifests and components by digest, and the digest that each
+//! tag resolved to when it was last asked for.
 //!
-//! What always holds: a file is there whole or not at all, and what is given out has the digest that is
-//! its name; what cannot be understood counts as not there and is fetched again. What the manifest at
-//! hand names stays; of the rest the oldest goes where there is too much. The folder is this user's alone.
+//! # Invariants
+//! - A file is complete or absent, and what is returned has the digest that is its name.
+//! - A file that cannot be parsed counts as absent and is fetched again.
+//! - What the current manifest names is kept; when the cache is too large, the oldest of the rest
+//!   is evicted.
+//! - The folder is accessible to the server's user only.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};

@@ -1,13 +1,15 @@
-//! Owns asking a registry: for the manifest of an artifact, and for its component.
+//! Client for the two registry requests a plugin needs: an artifact's manifest, and its component.
 //!
-//! What always holds: user and password go to the registry they are for, and to the place that it names
-//! for its tokens, over https; neither they nor a token go along where a registry sends on to another
-//! server. It may send on to a public server over https, or to one that the manifest's `[registries]`
-//! names, and addresses are checked when they are connected to. An answer has a size and an end.
+//! The crate `oci-client` (0.18) was considered: it follows redirects wherever they lead, accepts
+//! no client or resolver of ours that would not, reads manifests and tokens of any size, and brings
+//! twenty crates along.
 //!
-//! The crate `oci-client` was looked at (0.18): it follows redirects wherever they lead, takes no client
-//! or resolver of ours that would not, reads manifests and tokens of any size, and brings twenty crates
-//! along. What of the protocol a plugin needs is two kinds of requests.
+//! # Invariants
+//! - User and password go to the registry they belong to and to the token service that it names,
+//!   over https only. Neither they nor a token follow a redirect to another server.
+//! - A registry may redirect to a public server over https, or to one that the manifest's
+//!   `[registries]` names. Addresses are checked at connect time.
+//! - Every response is bounded in size and in time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,7 +1,8 @@
-//! Owns what can go wrong between the host and a registry, and how it is said.
+//! Errors between the host and a registry, and their messages.
 //!
-//! What always holds: an error names hosts and never a whole URL, which may hold a token; what a server
-//! said is not repeated.
+//! # Invariants
+//! - An error names hosts, never a whole URL, which may hold a token.
+//! - An error does not repeat what a server said.
 
 use crate::types::plural;
 use std::io;

@@ -1,7 +1,9 @@
-//! Owns what is read from an artifact's manifest: the one layer that is the component.
+//! Finds the one layer of an artifact's manifest that is the component.
 //!
-//! What always holds: media types are those that the CNCF's layout of WebAssembly artifacts has, and the
-//! one that was usual before it; an artifact that could be meant in two ways is refused.
+//! # Invariants
+//! - Accepted media types are those of the CNCF layout for WebAssembly artifacts, and the one in
+//!   use before it.
+//! - An artifact that can be read in two ways is refused.
 
 use serde::Deserialize;
 

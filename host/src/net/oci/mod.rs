@@ -1,14 +1,18 @@
-//! Owns components from OCI registries: how they are named, fetched and kept.
+//! Components from OCI registries: references, fetching and caching.
 //!
-//! What always holds: what is given out has the digest that its manifest says, and its manifest the one
-//! that the reference says; it was fetched once and is on the disk from then on, so a restart needs no
-//! registry. A reference with a digest is never asked for again. A tag is asked for when a server starts
-//! and when somebody says so, and not by the clock: what runs changes when a person wants it, and a
-//! registry that is slow or gone holds up no change of anything else. Where a tag cannot be had, it is
-//! what it last was, and a warning says why.
+//! A tag is resolved when a server starts and when somebody asks for it, never by the clock: what
+//! runs changes when a person wants it to, and a slow or missing registry holds up no other change.
+//! If a tag cannot be resolved, its last known digest is used and a warning says why.
 //!
-//! `reference` has the names, `client` the requests, `challenge` how a registry asks who is there,
-//! `manifest` what is in an artifact, `kept` the folder.
+//! `reference` parses names, `client` makes the requests, `auth_challenge` reads how a registry
+//! asks for authentication, `manifest` reads an artifact's contents, and `cache` is the folder on
+//! disk.
+//!
+//! # Invariants
+//! - A component has the digest that its manifest states, and the manifest the digest that the
+//!   reference states.
+//! - A component is fetched once and then read from disk, so a restart needs no registry.
+//! - A reference with a digest is never fetched again.
 
 mod auth_challenge;
 mod cache;

@@ -1,8 +1,10 @@
-//! Owns how a component in a registry is named: `oci://registry/repository:tag`, or with the digest of
-//! its manifest behind an `@`.
+//! Reference to a component in a registry: `oci://registry/repository:tag`, or with the digest of
+//! its manifest after an `@`.
 //!
-//! What always holds: a [`Reference`] that exists names a host, a repository, and a tag or a digest, each
-//! of which can stand in a URL's path as it is; written out, it is read as the same again.
+//! # Invariants
+//! - A [`Reference`] names a host, a repository, and a tag or a digest, each of which can stand in
+//!   a URL's path as is.
+//! - Formatting a [`Reference`] and parsing it again yields the same value.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! A registry that does as it should, and one that does anything else.
+//! Tests against a registry that behaves and one that misbehaves.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

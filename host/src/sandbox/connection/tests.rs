@@ -1,4 +1,4 @@
-//! What a hostile exec server may send, and that none of it does more than end its own connection.
+//! Tests of what a hostile exec server may send: none of it does more than end its own connection.
 
 use proptest::prelude::*;
 use tokio::io::DuplexStream;

@@ -1,8 +1,10 @@
-//! Taking over what the dead processes of this host left on the engine.
+//! Adopts what dead processes of this host left on the engine.
 //!
-//! What always holds: the folder of a box outlives its container, so a container that cannot be
-//! removed now is found again, by this process or the next; one that nobody has a folder of is removed
-//! too; and what goes wrong with one keeps nobody from the others.
+//! # Invariants
+//! - The folder of a container outlives the container, so one that cannot be removed now is found
+//!   again, by this process or the next.
+//! - A container that has no folder is removed too.
+//! - A failure with one container does not keep the others from being handled.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,9 +1,12 @@
-//! One container from its making to its removal.
+//! The life of one container, from its creation to its removal.
 //!
-//! What always holds: a container that was made is removed again, also when whoever asked for it no
-//! longer waits; one that the engine cannot remove now is removed when it answers again; its folder,
-//! by which a later host finds it, goes after it, though what is in there for the container may go
-//! before; and a host that ends makes no more of them.
+//! # Invariants
+//! - A container that was created is removed again, even if the caller that asked for it no longer
+//!   waits.
+//! - One that the engine cannot remove now is removed when the engine answers again.
+//! - The container's folder, by which a later host finds it, is removed after the container, though
+//!   its contents for the container may go before.
+//! - A host that is shutting down creates no more containers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

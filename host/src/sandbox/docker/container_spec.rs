@@ -1,9 +1,10 @@
-//! What every container of this host is made with: pure, so that each limit can be looked at in a
-//! test without an engine.
+//! The parameters every container of this host is created with. Pure, so that each limit can be
+//! tested without an engine.
 //!
-//! What always holds: no capability, no way to new privileges, a root that cannot be written, memory
-//! without swap, and a size for everything else that can be written but the workspace, also where
-//! the image would have volumes.
+//! # Invariants
+//! - No capabilities, no way to gain new privileges, a read-only root, and no swap.
+//! - Everything else that can be written has a size limit, except the workspace, also where the
+//!   image declares volumes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,10 @@
-//! The Docker engine behind its API: finding it, and the few calls that boxes need.
+//! The Docker engine behind its API: finding it, and the few calls that sandboxes need.
 //!
-//! What always holds: every call ends within a time known beforehand; an engine that does not answer
-//! is told apart from one that answers with a refusal, and is not waited for as one that works; and what is
-//! gone already counts as removed.
+//! # Invariants
+//! - Every call ends within a time known beforehand.
+//! - An engine that does not answer is distinguished from one that answers with a refusal, and is
+//!   not given the time that a working one gets.
+//! - Something that is already gone counts as removed.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

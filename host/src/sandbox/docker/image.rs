@@ -1,7 +1,7 @@
-//! What the host must know of the image that containers are made of.
+//! What the host must know about the image that containers are created from.
 //!
-//! What always holds: any image with a shell will do, and what else it has is found out by looking,
-//! inside a container as a session gets it.
+//! Any image with a shell will do. What else it contains is found out by looking, inside a
+//! container configured as a session's is.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,10 @@
-//! Boxes that are containers of a Docker engine.
+//! Sandboxes that are containers of a Docker engine.
 //!
-//! What always holds: every container belongs to one process of one host, the host known by an id in
-//! its data folder, and nobody touches what belongs to a process that lives; a container is one
-//! session's for as long as it lives; what a dead host left is taken over where its session lives on,
-//! and removed otherwise.
+//! # Invariants
+//! - Every container belongs to one process of one host, which is identified by an id in its data
+//!   folder. Nobody touches what belongs to a living process.
+//! - A container belongs to one session for as long as it lives.
+//! - What a dead host left behind is adopted where its session lives on, and removed otherwise.
 
 mod adoption;
 mod container;

@@ -1,8 +1,10 @@
-//! Containers that wait for sessions.
+//! Warm containers that wait for sessions.
 //!
-//! What always holds: one that waits has an empty workspace of its own and is nobody's; it leaves the
-//! pool before it is anybody's, and never comes back; its record names the session before the
-//! session sees anything of it, so that a crash in between leaves it that session's or nobody's.
+//! # Invariants
+//! - A waiting container has an empty workspace of its own and belongs to nobody.
+//! - It leaves the pool before it is assigned to a session, and never comes back.
+//! - Its record names the session before the session sees any of it, so after a crash in between it
+//!   belongs to that session or to nobody.
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -1,7 +1,8 @@
-//! Taking containers away, also those that the engine cannot take away now.
+//! Removes containers, including those that the engine cannot remove now.
 //!
-//! What always holds: a box whose container may still be there is tried again until the engine says
-//! it is gone, whatever becomes of the others, and its folder stays until then.
+//! # Invariants
+//! - A container that may still exist is retried until the engine says it is gone, independently of
+//!   the others, and its folder stays until then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

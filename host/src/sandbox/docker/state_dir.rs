@@ -1,18 +1,22 @@
-//! The host's own folders for containers: who this host is, and one folder for each box.
+//! The host's state directory for containers: this host's identity, and one folder for each
+//! container.
 //!
 //! ```text
 //! <run_dir>/docker/instance    the id that this host's containers are labelled with
-//!                  lock        held by the one process that takes over, and keeps a pool
+//!                  lock        held by the one process that adopts containers and keeps a pool
 //!                  <owner>/    of one process of this host
 //!                    lock              held by it for as long as it lives
-//!                    <box>/record.json whose box it is
+//!                    <box>/record.json the session the container belongs to
 //!                    <box>/lucid/      what the container sees, read-only, as /run/lucid
-//!                    <box>/workspace/  of a box that waits: the workspace it will give away
+//!                    <box>/workspace/  of a waiting container: the workspace it will hand over
 //! ```
 //!
-//! What always holds: only the host enters these folders; what belongs to a process that lives is
-//! left to it; a record is replaced as a whole; and a box is a session's from the moment its record
-//! says so, never two sessions'.
+//! # Invariants
+//! - Only the host enters these folders.
+//! - What belongs to a living process is left to that process.
+//! - A record is replaced as a whole.
+//! - A container belongs to a session from the moment its record says so, and never to two
+//!   sessions.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;

@@ -1,12 +1,14 @@
-//! How the host speaks with the exec server in a container.
+//! The transport between the host and the exec server in a container.
 //!
-//! What always holds: the container comes to the host, never the other way: the host listens on a
-//! socket of its own, in a folder the container cannot write, takes one connection and is deaf from
-//! then on. Where a socket does not pass between host and container, the same frames go through one
-//! attached `docker exec`. Commands run as the same user as the exec server, so once a container has
-//! run some, one of them may connect before it; the processes' numbers tell the two apart. Only a host
-//! that is in a container of its own sees no such numbers. An impostor can then answer its own
-//! session's commands as it likes, within the bounds of [`super::super::connection`], and no other's.
+//! The container connects to the host, never the other way round: the host listens on a socket of
+//! its own, in a folder the container cannot write to, accepts one connection and then stops
+//! listening. Where a socket does not pass between host and container, the same frames go through
+//! one attached `docker exec`.
+//!
+//! Commands run as the same user as the exec server, so once a container has run some, one of them
+//! may connect before it does; process ids tell the two apart. Only a host that itself runs in a
+//! container cannot see those ids. An impostor can then answer its own session's commands as it
+//! likes, within the bounds of [`super::super::connection`], and no other session's.
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;

@@ -1,7 +1,9 @@
-//! Owns which branches sessions may push to.
+//! The rule for which branches sessions may push to.
 //!
-//! What always holds: only a well-formed name below `refs/heads/` is ever allowed, so no rule reaches
-//! a tag, a pull request or another server's private refs; what is not named is not allowed.
+//! # Invariants
+//! - Only a well-formed name below `refs/heads/` is ever allowed, so no rule reaches a tag, a pull
+//!   request or another server's private refs.
+//! - A branch that is not named is not allowed.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,11 @@
-//! Owns putting the session's repository into its workspace.
+//! Clones the session's repository into its workspace.
 //!
-//! What always holds: git runs in the box, never on the host; no hook of the repository is run, and
-//! no other protocol than the gateway's is used; what a client gave is never taken for an option;
-//! nothing is checked out that is larger than the operator allows; what fails is one sentence.
+//! # Invariants
+//! - Git runs in the sandbox, never on the host.
+//! - No hook of the repository runs, and no protocol but the gateway's is used.
+//! - Client input is never taken for an option.
+//! - Nothing larger than the operator allows is checked out.
+//! - A failure is one sentence.
 
 use std::time::{Duration, Instant};
 

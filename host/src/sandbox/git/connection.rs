@@ -1,9 +1,12 @@
-//! Owns the talk with one git helper in the box.
+//! The connection with one git helper in the sandbox.
 //!
-//! What always holds: the helper is hostile until it gave the session's key, and gets repositories
-//! that the session may have only; not a byte of a push goes to the server before all that it wants to
-//! change was read and allowed, and then every byte goes as it came; what it sends and what it is sent
-//! is bounded in size and in time; when it goes away, its request to the server ends.
+//! # Invariants
+//! - The helper counts as hostile until it presents the session's key, and reaches only
+//!   repositories that the session may have.
+//! - No byte of a push reaches the server before every change it asks for was read and allowed;
+//!   then every byte is forwarded unchanged.
+//! - Traffic in both directions is bounded in size and in time.
+//! - When the helper disconnects, its request to the server ends.
 
 use std::io;
 use std::time::Duration;

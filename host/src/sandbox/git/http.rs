@@ -1,8 +1,9 @@
-//! Owns which addresses a gateway may connect to, and the HTTP client that keeps to it.
+//! The addresses a gateway may connect to, and the HTTP client that enforces them.
 //!
-//! What always holds: addresses of cloud metadata services are refused always, those of private
-//! networks unless the operator allowed them, also where an IPv6 address stands for one; a name is
-//! connected to at the very addresses that were checked.
+//! # Invariants
+//! - Addresses of cloud metadata services are always refused; those of private networks unless the
+//!   operator allowed them. Both apply to IPv6 forms of an IPv4 address too.
+//! - A connection goes to the very addresses that were checked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

@@ -1,12 +1,15 @@
-//! Git's way out of a sandbox: one socket for each session, through which the helper in the box
-//! fetches from and pushes to that session's repository, and to others of its owner where the
-//! operator allowed that.
+//! The git gateway: a sandbox's way out for git.
 //!
-//! What always holds: the token stays here, never in the box, in a log line or in an error; it goes
-//! to the repository's own server and to no other, redirects included; addresses of the host's own
-//! networks are refused unless the operator allowed them, and those of cloud metadata services
-//! always; a push changes the branches that the operator named and no other ref; what a server sends
-//! is bounded in size and in time.
+//! Each session has one socket, through which the helper in the sandbox fetches from and pushes to
+//! that session's repository, and to others of the same owner where the operator allowed that.
+//!
+//! # Invariants
+//! - The token stays here, never in the sandbox, in a log line or in an error. It goes to the
+//!   repository's own server and to no other, redirects included.
+//! - Addresses of the host's own networks are refused unless the operator allowed them; those of
+//!   cloud metadata services always.
+//! - A push changes the branches that the operator named and no other ref.
+//! - What a server sends is bounded in size and in time.
 
 mod branch_policy;
 mod clone;

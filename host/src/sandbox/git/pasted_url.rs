@@ -1,7 +1,9 @@
-//! A repository's address as people paste it: an SSH remote, a page of the repository, without a scheme.
+//! Normalises repository addresses as people paste them: an SSH remote, a web page of the
+//! repository, an address without a scheme.
 //!
-//! What always holds: what is read another way leads to the same server and the same repository; what
-//! cannot be read stays as it is, so that whoever checks it says what is wrong.
+//! # Invariants
+//! - A rewritten address leads to the same server and the same repository.
+//! - What cannot be parsed is returned unchanged, so that validation reports what is wrong with it.
 
 use url::Url;
 

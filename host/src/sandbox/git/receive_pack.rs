@@ -1,9 +1,12 @@
-//! Owns what a push wants to change: the list of commands before its pack, as gitprotocol-pack(5) has
-//! it, and what git is told where the list is refused.
+//! Parses what a push wants to change, the command list before its pack as in gitprotocol-pack(5),
+//! and builds the reply to git when the list is refused.
 //!
-//! What always holds: a list is read as a whole or refused, and a byte that a server might read in
-//! another way makes it refused; a push may change what the operator's rule allows, or nothing at all;
-//! reading goes on where it stopped, so that a list in many pieces costs no more than one in one.
+//! # Invariants
+//! - A list is read completely or refused; a byte that a server might interpret differently makes
+//!   it refused.
+//! - A push is allowed as a whole or not at all.
+//! - Parsing resumes where it stopped, so a list in many pieces costs no more than one in a single
+//!   piece.
 
 use super::branch_policy::Branches;
 

@@ -1,11 +1,11 @@
-//! The branches and tags of a session's clone beside the one that is checked out, and what the model is
+//! The branches and tags of a session's clone beside the checked-out one, and what the model is
 //! told of its clone.
 //!
 //! # Invariants
-//! - Nothing of this fails a session: a clone without them is a clone, and says so.
-//! - What they bring is bounded in size and in time, by less than a clone is. Where the server can leave
-//!   out the content of files, it comes when it is needed.
-//! - All of them have the clone's depth: less would cut the history that is there.
+//! - A failure here never fails a session: a clone without them is still a clone, and says so.
+//! - They are bounded in size and in time, more tightly than the clone itself. Where the server can
+//!   omit file contents, these are fetched on demand.
+//! - All of them have the clone's depth: a smaller one would cut the history that is there.
 
 use std::time::Duration;
 

@@ -1,9 +1,11 @@
-//! Owns the requests to the git server: the only place that the token goes to.
+//! Requests to the git server: the only place that the token is sent to.
 //!
-//! What always holds: the token is in a header of these requests and nowhere else, no error holds it,
-//! and it goes over https only, unless the operator allowed private addresses; a redirect is followed
-//! on the same server only, and only where git's first question is answered; what a server says when
-//! it refuses is not passed on; it is waited for neither without an end nor for an endless answer.
+//! # Invariants
+//! - The token is in a header of these requests and nowhere else, not in errors either. It is sent
+//!   over https only, unless the operator allowed private addresses.
+//! - A redirect is followed on the same server only, and only in reply to git's first request.
+//! - A server's own words in a refusal are not passed on.
+//! - Waits are bounded, and so are responses.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,8 +1,10 @@
-//! Owns which repository URLs are taken, how they are written, and which of them a session reaches.
+//! Which repository URLs are accepted, how they are normalised, and which of them a session can
+//! reach.
 //!
-//! What always holds: what comes out is http or https and holds no user, password, query or fragment;
-//! a session reaches its own repository and, where that is allowed, others beside it, never one
-//! whose address could be read in two ways.
+//! # Invariants
+//! - A normalised URL is http or https and holds no user, password, query or fragment.
+//! - A session reaches its own repository and, where that is allowed, others beside it, never one
+//!   whose address could be read in two ways.
 
 use url::Url;
 

@@ -1,4 +1,4 @@
-//! Programs that stay open, in real boxes.
+//! Tests of long-running programs in real sandboxes.
 
 use std::time::Duration;
 

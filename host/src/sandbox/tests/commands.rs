@@ -1,4 +1,4 @@
-//! Commands of any length, and the terminal that none of them has.
+//! Tests of commands of any length, and of the terminal that none of them has.
 
 use super::Ground;
 use crate::sandbox::*;

@@ -1,6 +1,6 @@
-//! What people run, in every kind of sandbox that this machine can have. The table of what does not run
-//! where, in `sandbox-image/README.md`, is this list's: a check that fails where it should run fails the test, and so
-//! does one that runs where the table says that it does not.
+//! Everyday programs, in every sandbox backend that this machine supports. The table in
+//! `sandbox-image/README.md` of what does not run where is this list's: a check that fails where it
+//! should run fails the test, and so does one that runs where the table says it does not.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Real boxes of every kind, and what hostile code in them tries. Bubblewrap and Landlock must be
-//! there: a test that cannot run fails and says why.
+//! Tests with real sandboxes of every backend, and attacks by hostile code in them. Bubblewrap and
+//! Landlock must be available: a test that cannot run fails and says why.
 
 #[cfg(test)]
 pub(crate) mod commands;

@@ -1,5 +1,5 @@
-//! How a tool's call looks to a client: made by the host from the call alone, so that a policy can
-//! neither hide nor colour what it does.
+//! Describes a tool call to clients. The host derives the description from the call alone, so that
+//! a policy can neither hide nor misrepresent what it does.
 
 use serde_json::Value;
 

@@ -1,7 +1,9 @@
-//! The editor: views and changes files of a workspace, and takes changes back.
+//! The editor tool: views and changes files of a workspace, and undoes changes.
 //!
-//! What always holds: a change is made whole or not at all; what `str_replace` replaces is the one
-//! place it can mean; and what is taken back is the editor's own last change, byte for byte.
+//! # Invariants
+//! - A change is made completely or not at all.
+//! - `str_replace` replaces only a text that occurs exactly once.
+//! - An undo reverts the editor's own last change, byte for byte.
 
 use serde::Deserialize;
 

@@ -1,8 +1,9 @@
-//! What files were before the editor changed them, so that a change can be taken back.
+//! The contents of files before the editor changed them, so that a change can be undone.
 //!
 //! # Invariants
-//! - What is kept is bounded, for each file and in all.
-//! - A change is known by what the file was right after it: only on top of that is it taken back.
+//! - Stored contents are bounded, for each file and in total.
+//! - A change is identified by the file's content right after it, and is undone only on top of
+//!   that.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};

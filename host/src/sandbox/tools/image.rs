@@ -1,8 +1,9 @@
-//! Owns what a picture is to the editor: what kind it is, and how it is shown.
+//! Images in the editor: their format, and how they are shown.
 //!
-//! What always holds: a file's kind is told by its first bytes, never by its name; what every provider
-//! would refuse is not shown but answered with a sentence, since a picture that is in the conversation
-//! would be refused with every later request.
+//! # Invariants
+//! - A file's format is determined by its first bytes, never by its name.
+//! - An image that every provider would refuse is answered with a sentence instead of being shown,
+//!   since once in the conversation it would be refused with every later request.
 
 use super::ToolOutcome;
 use crate::sandbox::workspace::{Workspace, WorkspaceError, WorkspacePath};

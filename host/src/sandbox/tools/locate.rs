@@ -1,8 +1,8 @@
-//! Which file of the workspace an edit means.
+//! Resolves which file of the workspace an edit means.
 //!
 //! # Invariants
-//! - The editor and the terminal mean the same file by the same path: one that leads out of the
-//!   workspace is refused, and never taken for one of the same name inside.
+//! - The editor and the terminal mean the same file by the same path. A path that leads out of the
+//!   workspace is refused, never mapped to one of the same name inside.
 
 use crate::sandbox::workspace::{Workspace, WorkspacePath};
 

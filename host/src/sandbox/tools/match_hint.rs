@@ -1,7 +1,9 @@
-//! Owns why a text that an edit wants to replace is not in its file: what a model got nearly right.
+//! Explains why a text that an edit wants to replace is not in its file: which part the model got
+//! nearly right.
 //!
-//! What always holds: pure, and a sentence of bounded length. It only explains: what is nearly the
-//! same is never replaced, since it may be the wrong place.
+//! # Invariants
+//! - Pure; the result is a sentence of bounded length.
+//! - It only explains. A near match is never replaced, since it may be the wrong place.
 
 /// How many places are named.
 const PLACES: usize = 5;

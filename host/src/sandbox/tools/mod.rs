@@ -1,7 +1,9 @@
 //! The tools a policy may use: a terminal in the session's sandbox and an editor of its workspace.
 //!
-//! What always holds: what goes wrong with a tool is its outcome, which the model reads; an error is
-//! only a sandbox that is gone. A result is bounded, and says what it leaves out.
+//! # Invariants
+//! - A tool's failure is its outcome, which the model reads; an error only ever means that the
+//!   sandbox is gone.
+//! - A result is bounded, and says what it leaves out.
 
 mod describe;
 mod editor;

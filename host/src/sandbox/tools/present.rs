@@ -1,7 +1,8 @@
-//! What a file is when an edit meets it, and how the two sides of an edit differ.
+//! The content of a file at the time of an edit, and the diff between the two sides of an edit.
 //!
 //! # Invariants
-//! - Whatever a file holds can be replaced: what is no text, or too large to be kept, is no error here.
+//! - Whatever a file holds can be replaced: content that is not text, or too large to be kept, is
+//!   no error here.
 
 use std::io::Read as _;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The tools over a real box and a real workspace.
+//! Tests of the tools over a real sandbox and a real workspace.
 
 use serde_json::json;
 

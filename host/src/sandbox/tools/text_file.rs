@@ -1,10 +1,10 @@
-//! A text file as an editor of lines sees it, whatever its line ends and its encoding are.
+//! A text file as a line editor sees it, whatever its line endings and its encoding.
 //!
 //! # Invariants
-//! - The text has no byte order mark, and each of its line ends is one LF.
-//! - Bytes that an edit does not change stay as they are: those of unchanged lines within the edited
-//!   range too, and bytes that are not of the file's encoding.
-//! - New text takes the file's encoding and the line ends of where it is put.
+//! - The text has no byte order mark, and each of its line endings is one LF.
+//! - Bytes that an edit does not change are preserved, including those of unchanged lines within
+//!   the edited range and bytes that are invalid in the file's encoding.
+//! - New text takes the file's encoding and the line endings of where it is inserted.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

@@ -1,8 +1,11 @@
-//! Owns a workspace as one archive, made while it is sent: a tar, compressed with gzip.
+//! Streams a workspace as one archive: a tar, compressed with gzip.
 //!
-//! What always holds: memory is bounded and nothing is written to the disk; links are kept as links
-//! and never followed; each file's part is as long as its header says, whatever happens to the file
-//! meanwhile, so the archive is whole. What is not in it, is listed in it.
+//! # Invariants
+//! - Memory is bounded and nothing is written to disk.
+//! - Links are stored as links and never followed.
+//! - Each file's data is as long as its header says, whatever happens to the file meanwhile, so the
+//!   archive is always well-formed.
+//! - What is left out is listed in the archive.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

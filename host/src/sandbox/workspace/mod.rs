@@ -1,8 +1,10 @@
-//! A session's folder of files, as the host reads and writes it.
+//! A session's workspace, as the host reads and writes it.
 //!
-//! What always holds: every path is resolved below an open directory handle, so neither `..` nor a
-//! symbolic link, nor one swapped in meanwhile by hostile code, leads out; nothing but a regular
-//! file is ever read, so a pipe or a device cannot hang the host; sizes and counts are bounded.
+//! # Invariants
+//! - Every path is resolved below an open directory handle, so neither `..` nor a symbolic link,
+//!   nor one swapped in meanwhile by hostile code, leads out.
+//! - Only regular files are ever read, so a pipe or a device cannot hang the host.
+//! - Sizes and counts are bounded.
 
 mod archive;
 mod names;

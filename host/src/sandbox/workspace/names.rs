@@ -1,8 +1,8 @@
-//! How a file name is spelled in JSON, which holds nothing but UTF-8, and read back.
+//! Encodes file names for JSON, which holds only UTF-8, and decodes them.
 //!
 //! # Invariants
-//! - Two names never share a spelling, and each spelling reads back as its name.
-//! - An escape stands for one byte of 0x80 and above: no slash, dot or NUL comes out of one.
+//! - Two names never share an encoding, and each encoding decodes to its name.
+//! - An escape stands for one byte of 0x80 or above: no slash, dot or NUL comes out of one.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

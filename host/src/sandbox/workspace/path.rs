@@ -1,7 +1,8 @@
-//! Owns what a path inside a workspace is, and how one that a client or a model wrote becomes one.
+//! Paths inside a workspace, parsed from what a client or a model wrote.
 //!
-//! What always holds: a [`WorkspacePath`] has no `..` and no leading slash. Links on it are another
-//! matter: only the open folder it is resolved in keeps those inside.
+//! # Invariants
+//! - A [`WorkspacePath`] has no `..` and no leading slash. Symbolic links on it are another matter:
+//!   only the open folder it is resolved in keeps those inside.
 
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,15 @@
-//! Owns removing a folder that hostile code filled.
+//! Removes a folder that hostile code filled.
 //!
-//! What always holds: everything is reached by a name in an open folder, so no link, nor one swapped
-//! in meanwhile, leads out; whatever the tree's depth and size, there is no recursion, a handful of
-//! open files and little memory; it ends, also against a process that goes on making files. `std`'s
-//! and cap-std's own ways hold a file open and a stack frame for each level, so a tree of ten
-//! thousand levels stays, or takes the host's thread along; and neither enters a folder that its
-//! owner closed.
+//! `std`'s and cap-std's own functions hold a file open and a stack frame for each level, so a tree
+//! of ten thousand levels stays, or crashes the host's thread; and neither enters a folder that its
+//! owner made inaccessible.
+//!
+//! # Invariants
+//! - Everything is reached by a name in an open folder, so no link, even one swapped in meanwhile,
+//!   leads out.
+//! - Whatever the tree's depth and size, there is no recursion, only a handful of open files, and
+//!   little memory.
+//! - It terminates, even against a process that keeps creating files.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind};

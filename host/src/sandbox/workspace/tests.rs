@@ -1,4 +1,4 @@
-//! Attempts to lead the host out of a workspace, or to hang it.
+//! Tests that try to lead the host out of a workspace, or to hang it.
 
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicBool;

@@ -1,7 +1,9 @@
-//! Owns the tree of a workspace that clients are shown.
+//! The file tree of a workspace that clients are shown.
 //!
-//! What always holds: its depth and its size are bounded, links are shown and not followed, and what
-//! nobody looks for is left out.
+//! # Invariants
+//! - Its depth and its size are bounded.
+//! - Links are shown and not followed.
+//! - Folders that nobody looks for are left out.
 
 use std::os::fd::AsFd;
 

@@ -1,8 +1,10 @@
-//! Owns going through all that is in a workspace, also what its tree does not show.
+//! Walks everything in a workspace, including what its tree does not show.
 //!
-//! What always holds: each step is one name in an open folder and no link is followed, so nothing
-//! leads out; there is no recursion, at most [`DEEPEST`] folders are open, and it ends, however many
-//! entries hostile code makes. What is passed over is said.
+//! # Invariants
+//! - Each step is one name in an open folder and no link is followed, so nothing leads out.
+//! - There is no recursion, at most [`DEEPEST`] folders are open, and the walk ends, however many
+//!   entries hostile code creates.
+//! - What is skipped is reported.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;

@@ -1,9 +1,14 @@
-//! Owns noticing that a workspace's tree may have changed: one inotify instance for the whole host.
+//! Notices that a workspace's tree may have changed, with one inotify instance for the whole host.
 //!
-//! What always holds: a watch is put on a folder through its open handle, so a name that is swapped
-//! meanwhile leads nowhere. Watches are bounded, for one workspace and in all, and so is what one
-//! that floods the host with events costs: its watches go until its tree is made again. Names made,
-//! removed and renamed are noticed; writes into files are not, since a tree does not show them.
+//! Created, removed and renamed names are noticed; writes into files are not, since a tree does not
+//! show them.
+//!
+//! # Invariants
+//! - A watch is added to a folder through its open handle, so a name that is swapped meanwhile
+//!   leads nowhere.
+//! - Watches are bounded, for each workspace and in total.
+//! - So is the cost of a workspace that floods the host with events: its watches are removed until
+//!   its tree is built again.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

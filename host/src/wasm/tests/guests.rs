@@ -1,6 +1,6 @@
-//! Owns the guests that the tests in this crate need: core modules written by hand, made components
-//! against the real WIT. They answer from memory that was laid out here, so each test can say what a
-//! guest does without a guest toolchain.
+//! Guests for this crate's tests: core modules written by hand and turned into components against
+//! the real WIT. They answer from memory laid out here, so each test can say what a guest does
+//! without a guest toolchain.
 
 use std::fmt::Write as _;
 use std::path::Path;

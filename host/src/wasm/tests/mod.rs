@@ -1,4 +1,4 @@
-//! Owns the tests of the door, of a call's limits and of the set of plugins.
+//! Tests of admission, of a call's limits and of the set of plugins.
 
 pub(crate) mod guests;
 mod released;

@@ -1,4 +1,5 @@
-//! Calls of tools, with hands that keep a diary and a component whose tools behave and misbehave.
+//! Tests of tool calls, with a host side that records its calls and a component whose tools behave
+//! and misbehave.
 
 use std::sync::Mutex;
 

@@ -1,4 +1,4 @@
-//! Owns the tests of the empty WASI: what a guest of another toolchain finds, and what it does not.
+//! Tests of the empty WASI: what a guest of another toolchain finds, and what it does not.
 
 use wit_parser::Resolve;
 

@@ -1,4 +1,4 @@
-//! What is compiled is seen while it lasts.
+//! Tests that a compilation is visible while it lasts.
 
 use std::fmt::Write as _;
 

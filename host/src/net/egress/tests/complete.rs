@@ -1,4 +1,4 @@
-//! Owns the tests of a whole model call: a guest, the egress and a server on the loopback.
+//! Tests of a whole model call: a guest, the egress and a server on the loopback interface.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Owns the tests of what is sent and how an answer is read, against a server on the loopback.
+//! Tests of what is sent and how a response is read, against a server on the loopback interface.
 
 mod complete;
 mod exchange;

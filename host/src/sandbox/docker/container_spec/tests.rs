@@ -1,4 +1,4 @@
-//! What a container is made with, looked at without an engine.
+//! Tests of a container's parameters, without an engine.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! An engine that is not there, or not always.
+//! Tests with an engine that is missing, or intermittently available.
 
 use tokio::net::{UnixListener, UnixStream};
 

@@ -1,4 +1,4 @@
-//! The engine with faults: it stands before the real one, refuses some requests and delays others.
+//! A faulty engine: a proxy before the real one that refuses some requests and delays others.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! Containers come, are lost, are taken over and go.
+//! Tests of how containers are created, lost, adopted and removed.
 
 use super::*;
 

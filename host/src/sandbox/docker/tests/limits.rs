@@ -1,4 +1,5 @@
-//! Each limit is really hit, and the next command, the other session and the host are well.
+//! Tests that really hit each limit: the next command, the other session and the host are
+//! unaffected.
 
 use super::super::super::LimitHit;
 use super::*;

@@ -1,5 +1,5 @@
-//! Real containers on a real engine. Where none answers these tests say so and end, unless
-//! `LUCID_DOCKER=required`, as `tests/run` and CI have it: then they fail.
+//! Tests with real containers on a real engine. Where none answers, these tests say so and end,
+//! unless `LUCID_DOCKER=required` is set, as `tests/run` and CI do: then they fail.
 
 #[path = "../../../../../tests/src/docker/image.rs"]
 mod image;

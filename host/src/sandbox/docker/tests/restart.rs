@@ -1,4 +1,4 @@
-//! An engine that is really stopped and started again, under a session that works.
+//! Tests in which an engine is really stopped and started again while a session works.
 
 use std::path::Path;
 use std::process::{Child, Stdio};

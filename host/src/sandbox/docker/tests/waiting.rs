@@ -1,4 +1,4 @@
-//! Containers that wait for sessions.
+//! Tests of containers that wait for sessions.
 
 use super::*;
 

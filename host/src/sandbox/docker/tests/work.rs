@@ -1,4 +1,4 @@
-//! Commands in a container are as in any other box, whatever carries them.
+//! Tests that commands in a container behave as in any other sandbox, over either transport.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! A real `git http-backend` on loopback, cloned from and pushed to from inside real boxes without a
-//! network; and servers that mean no good.
+//! Tests against a real `git http-backend` on loopback, cloned from and pushed to from inside real
+//! sandboxes without a network, and against malicious servers.
 
 #[cfg(test)]
 pub(crate) mod push;

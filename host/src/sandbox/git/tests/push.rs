@@ -1,4 +1,4 @@
-//! Pushes by a helper that is not ours: what of them reaches the server, byte for byte.
+//! Tests of pushes by a foreign helper: which of their bytes reach the server.
 
 use std::sync::Mutex;
 

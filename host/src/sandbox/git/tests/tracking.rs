@@ -1,4 +1,5 @@
-//! What a session's clone has beside the branch that is checked out, over a real `git http-backend`.
+//! Tests of what a session's clone has beside the checked-out branch, over a real `git
+//! http-backend`.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -1,10 +1,9 @@
-//! What a person sees of a command's output once it has ended: progress bars in their last state, and
-//! no escape codes.
+//! Renders a command's output as a person sees it once the command has ended: progress bars in
+//! their final state, and no escape codes.
 //!
 //! # Invariants
-//! - A text without control characters but line breaks and tabs stays as it is.
-//! - Whatever stands in the output, rendering it ends soon: each byte is looked at a bounded number of
-//!   times.
+//! - A text without control characters other than line breaks and tabs is unchanged.
+//! - Rendering any output ends soon: each byte is looked at a bounded number of times.
 
 mod screen;
 

@@ -1,9 +1,9 @@
-//! The rows of a terminal that output is written on.
+//! The rows of a terminal that output is written to.
 //!
 //! # Invariants
-//! - A text without control characters but line breaks and tabs is rendered as it is.
-//! - Nothing takes longer than a row is wide or the screen is high, and what the cursor's movements
-//!   leave blank is bounded, so rendering takes a time and a space in proportion to the output.
+//! - A text without control characters other than line breaks and tabs is rendered unchanged.
+//! - No operation takes longer than a row is wide or the screen is high, and the blanks that cursor
+//!   movements leave are bounded, so rendering takes time and space in proportion to the output.
 
 use unicode_width::UnicodeWidthChar;
 

@@ -1,4 +1,4 @@
-//! What is left of progress bars, colours, titles, and of what is meant to hang a terminal.
+//! Tests of progress bars, colours and titles, and of output that is meant to hang a terminal.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Texts of all encodings and line ends, edited.
+//! Tests of edits in texts of all encodings and line endings.
 
 use proptest::prelude::*;
 
