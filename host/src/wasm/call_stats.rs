@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::limits::{CallError, Figures};
 
-/// No call takes longer, in microseconds: its clock stops it before.
+/// Upper bound of a call's duration, in microseconds: the call's deadline ends it before.
 const LONGEST: u64 = 10 * 60 * 1_000_000;
 
 /// Counts the calls of one plugin.
@@ -22,36 +22,37 @@ pub(super) struct Tally(Mutex<BTreeMap<&'static str, OfCall>>);
 #[derive(Debug)]
 struct OfCall {
     figures: CallFigures,
-    /// In microseconds, to two digits; none where it cannot be made.
+    /// Durations in microseconds, to two significant digits; `None` if the histogram cannot be
+    /// created.
     micros: Option<Histogram<u64>>,
 }
 
-/// The figures of one of a plugin's functions.
+/// The statistics of one function of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CallFigures {
-    /// The function, such as `step`.
+    /// The function's name, such as `step`.
     pub call: &'static str,
-    /// How often it was called.
+    /// The number of calls.
     pub calls: u64,
-    /// How often it answered with an error of its own.
+    /// The number of calls that returned an error of the plugin's own.
     pub refusals: u64,
-    /// How often it broke down or met a limit.
+    /// The number of calls that trapped or hit a limit.
     pub failures: u64,
-    /// Half of the calls took no longer, in microseconds.
+    /// Median duration in microseconds.
     pub p50_micros: u64,
-    /// Of a hundred calls one took longer, in microseconds.
+    /// 99th percentile of the duration in microseconds.
     pub p99_micros: u64,
-    /// The most that one call used; instructions, roughly.
+    /// The most fuel that one call used; roughly, instructions.
     pub most_fuel: u64,
-    /// All calls together.
+    /// The fuel that all calls used together.
     pub fuel: u64,
-    /// The most memory that one call had, in bytes.
+    /// The most memory that one call used, in bytes.
     pub most_memory: u64,
 }
 
 impl Tally {
-    /// Counts a call that came to its end, well or badly.
+    /// Counts a call that ended, successfully or not.
     pub(super) fn count<T>(
         &self,
         call: &'static str,
@@ -75,7 +76,7 @@ impl Tally {
         }
     }
 
-    /// What was counted so far, by function.
+    /// The statistics so far, by function.
     pub(super) fn figures(&self) -> Vec<CallFigures> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.values()

@@ -50,7 +50,7 @@ pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tools::ToolsPlugin;
 
-/// The plugins that are loaded, by kind and name. It never changes once it is built.
+/// The loaded plugins, by kind and name. Immutable once built.
 #[derive(Debug, Clone, Default)]
 pub struct Plugins {
     policies: BTreeMap<String, PolicyPlugin>,
@@ -61,22 +61,22 @@ pub struct Plugins {
     gits: BTreeMap<String, GitPlugin>,
 }
 
-/// What is said of a loaded plugin.
+/// Information about a loaded plugin.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginInfo {
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
     /// The name it was loaded under.
     pub name: String,
-    /// Its own version.
+    /// The version in its own descriptor.
     pub version: String,
     /// The component's SHA-256, in lower-case hex.
     pub digest: String,
 }
 
 impl Plugins {
-    /// Begins a set.
+    /// Starts building a set.
     pub fn builder(engine: Engine) -> PluginsBuilder {
         PluginsBuilder {
             engine,
@@ -85,7 +85,8 @@ impl Plugins {
         }
     }
 
-    /// A set of plugins that were loaded one by one. Of two with one name the last one counts.
+    /// A set of plugins that were loaded individually. Of two with the same name the last one
+    /// counts.
     pub fn of(
         policies: impl IntoIterator<Item = PolicyPlugin>,
         llms: impl IntoIterator<Item = LlmPlugin>,
@@ -113,7 +114,7 @@ impl Plugins {
         }
     }
 
-    /// The same with second builds of some of its policies.
+    /// Sets the second builds of some of its policies.
     #[must_use]
     pub fn with_beside(mut self, beside: impl IntoIterator<Item = PolicyPlugin>) -> Self {
         let beside = beside.into_iter();
@@ -133,7 +134,7 @@ impl Plugins {
         self.policy(name).into_iter().chain(self.beside(name))
     }
 
-    /// The same components under the same names.
+    /// Whether both sets have the same components under the same names.
     pub fn are_like(&self, other: &Self) -> bool {
         let beside = |plugins: &Self| -> Vec<(String, String)> {
             let all = plugins.beside.iter();
@@ -183,7 +184,7 @@ impl Plugins {
         self.gits.values()
     }
 
-    /// All of them, kind by kind, each by name.
+    /// All plugins, by kind and then by name.
     pub fn list(&self) -> Vec<PluginInfo> {
         let policies = self.policies.values().map(|plugin| PluginInfo {
             kind: Kind::Policy,
@@ -213,7 +214,7 @@ impl Plugins {
     }
 }
 
-/// A set of plugins that is being put together.
+/// Builds a set of plugins.
 #[derive(Debug)]
 pub struct PluginsBuilder {
     engine: Engine,
@@ -222,7 +223,7 @@ pub struct PluginsBuilder {
 }
 
 impl PluginsBuilder {
-    /// What one call of any of them may use.
+    /// Sets the limits of one call, for every plugin.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
@@ -257,7 +258,10 @@ impl PluginsBuilder {
         self
     }
 
-    /// Loads them all, or says what is wrong with the first that cannot be.
+    /// Loads all plugins.
+    ///
+    /// # Errors
+    /// The first [`LoadError`], if a plugin cannot be loaded.
     pub async fn build(self) -> Result<Plugins, LoadError> {
         let mut plugins = Plugins::default();
         for (kind, name, wasm) in self.wanted {
@@ -288,7 +292,7 @@ impl PluginsBuilder {
     }
 }
 
-/// Lets a component in on a thread that may be busy for a while.
+/// Admits a component on a thread that may be busy for a while.
 async fn compile(
     engine: &Engine,
     kind: Kind,
@@ -305,7 +309,7 @@ async fn compile(
         })
 }
 
-/// Checks what a plugin says of itself, and makes it fit to be shown.
+/// Validates a plugin's descriptor and sanitizes it for display.
 fn described(
     plugin: &str,
     name: &str,

@@ -16,8 +16,8 @@ use lucid_exec::protocol::Serve;
 
 use crate::server::{Out, Server, prepare};
 
-/// How long is waited between two looks for a host: it is not there at all where nobody listens, so
-/// there is nothing that could be waited for. Doubles up to the second figure.
+/// The pause between two attempts to find a host: the socket does not exist where nobody listens,
+/// so there is nothing to wait on. Doubles up to the second figure.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 

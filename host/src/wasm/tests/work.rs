@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::*;
 use crate::wasm::Doing;
 
-/// A component whose code takes a while to compile, and that does nothing.
+/// A component that does nothing and whose code takes a while to compile.
 fn long() -> Vec<u8> {
     let mut functions = String::new();
     for number in 0..3000 {
