@@ -12,25 +12,25 @@ use super::{Blanker, Call, Egress, EgressError, Endpoint, request};
 use crate::types::wit::llm::Framing;
 use crate::types::wit::types::Header;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub(crate) enum Opened {
-    /// Yes.
+    /// The request was accepted.
     Taken {
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// Without cookies.
+        /// The headers, without cookies.
         headers: Vec<Header>,
-        /// Events, or one JSON body.
+        /// The body: events, or one JSON document.
         frames: Frames,
     },
-    /// No.
+    /// The request was refused.
     Refused(Refusal),
 }
 
 impl Egress {
-    /// Sends to the endpoint's URL itself, and takes events or one JSON body. Dropping the future drops
-    /// the request, and dropping the frames ends the answer.
+    /// Sends to the endpoint's URL itself, and reads events or one JSON body. Dropping the future
+    /// drops the request, and dropping the frames ends the response.
     pub(crate) async fn stream(
         &self,
         endpoint: &Endpoint,
