@@ -17,7 +17,7 @@ use super::runtime_dir::{Runtime, SessionDir};
 use super::workspace::box_user;
 use super::{Network, SandboxError, Settings, Spec, system_mounts};
 
-/// The installed bwrap, and what it can do.
+/// The installed bwrap, and its capabilities.
 pub(super) struct Program {
     path: PathBuf,
     disable_user_namespaces: bool,
@@ -145,7 +145,7 @@ impl Arguments {
         ]);
     }
 
-    /// `/usr` and what stands beside it: links as links, folders as folders.
+    /// `/usr` and its siblings: links as links, folders as folders.
     fn system_folders(&mut self) {
         self.add(["--ro-bind", system_mounts::USR, system_mounts::USR]);
         for path in system_mounts::BESIDE_USR {

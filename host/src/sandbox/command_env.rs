@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::Spec;
 
-/// What every command finds in its environment.
+/// The environment of every command.
 pub(super) fn environment(
     bin: &str,
     home: &str,
@@ -46,7 +46,7 @@ pub(super) fn environment(
     environment
 }
 
-/// What sends git to the host's gateway for a repository.
+/// The variables that direct git to the host's gateway for a repository.
 pub(super) fn git_environment(repository: &str) -> BTreeMap<String, String> {
     let repository = repository.strip_suffix(".git").unwrap_or(repository);
     let entries = [

@@ -29,7 +29,7 @@ async fn ends_after(bytes: Vec<u8>) -> String {
     let reason = tokio::time::timeout(Duration::from_secs(10), ended)
         .await
         .unwrap();
-    // Who waits for a command is let go.
+    // Waiting commands are released.
     while running.next().await.is_some() {}
     assert!(!connection.is_alive());
     assert!(connection.start(&start(0, 0)).is_err());

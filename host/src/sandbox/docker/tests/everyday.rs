@@ -4,7 +4,7 @@
 use super::*;
 use crate::sandbox::tests::everyday;
 
-/// What the tests' image has at least.
+/// The minimum that the tests' image has.
 const MUST: [&str; 9] = [
     "bash",
     "git",
