@@ -27,27 +27,27 @@ struct OfCall {
     micros: Option<Histogram<u64>>,
 }
 
-/// The statistics of one function of a plugin.
+/// The figures of one of a plugin's functions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CallFigures {
-    /// The function's name, such as `step`.
+    /// The function, such as `step`.
     pub call: &'static str,
-    /// The number of calls.
+    /// How often it was called.
     pub calls: u64,
-    /// The number of calls that returned an error of the plugin's own.
+    /// How often it answered with an error of its own.
     pub refusals: u64,
-    /// The number of calls that trapped or hit a limit.
+    /// How often it broke down or met a limit.
     pub failures: u64,
-    /// Median duration in microseconds.
+    /// Half of the calls took no longer, in microseconds.
     pub p50_micros: u64,
-    /// 99th percentile of the duration in microseconds.
+    /// Of a hundred calls one took longer, in microseconds.
     pub p99_micros: u64,
-    /// The most fuel that one call used; roughly, instructions.
+    /// The most that one call used; instructions, roughly.
     pub most_fuel: u64,
-    /// The fuel that all calls used together.
+    /// All calls together.
     pub fuel: u64,
-    /// The most memory that one call used, in bytes.
+    /// The most memory that one call had, in bytes.
     pub most_memory: u64,
 }
 
