@@ -13,13 +13,14 @@ use super::Rules;
 
 /// How long fetching them may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
-/// The most that they may bring in one file, in the shell's blocks, which are 512 or 1,024 bytes.
+/// The largest file of the fetch, in the shell's blocks, which are 512 or 1,024 bytes.
 pub(super) const BLOCKS: u32 = 128 << 10;
-/// Fetches them into a clone, or leaves it as it was. Its arguments are git's settings.
+/// Fetches them into a clone, or leaves it unchanged. Its arguments are git's settings.
 ///
-/// Only what the server announces tells whether it filters: git itself drops a filter that the server
-/// does not know, and fetches all. A lazily fetched history without trees would be smaller still, but a
-/// push from it reads the tree of each branch that the server has, one request for each.
+/// Only the server's advertisement tells whether it supports filters: git itself drops a filter
+/// that the server does not know, and fetches everything. A lazily fetched history without trees
+/// would be smaller still, but a push from it reads the tree of each branch that the server has,
+/// one request for each.
 pub(super) const FETCH: &str = r#"dir=$(git rev-parse --git-dir) || exit 1
 filter=
 if GIT_TRACE_PACKET=1 git "$@" ls-remote --quiet origin HEAD 2>&1 | grep -q 'fetch=.*filter'; then
@@ -40,17 +41,17 @@ if [ $code -ne 0 ]; then
 fi
 git "$@" pack-refs --all"#;
 
-/// What a session's clone is.
+/// The state of a session's clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cloned {
-    /// The repository has no commit yet.
+    /// Whether the repository has no commit yet.
     pub empty: bool,
-    /// All branches and tags of the server are in it.
+    /// Whether it has all branches and tags of the server.
     pub all_branches: bool,
 }
 
 impl Cloned {
-    /// What a model has to know of it.
+    /// What a model has to know about the clone.
     #[must_use]
     pub fn describe(&self, rules: &Rules) -> String {
         let mut said = vec!["The workspace is a git clone.".to_owned()];

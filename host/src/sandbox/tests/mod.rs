@@ -668,7 +668,7 @@ async fn auto_prefers_bubblewrap_and_tells_what_it_found() {
 #[tokio::test]
 async fn a_folder_that_boxes_cannot_reach_is_named() {
     if super::workspace::box_user().is_none() {
-        return; // Without root, boxes run as the host's own user, who reaches what the host does.
+        return; // Without root, sandboxes run as the host's own user, who reaches what the host does.
     }
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();

@@ -7,11 +7,11 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Begins an escape. In a name of its own it is escaped, so that it always begins one.
+/// Begins an escape. It is escaped itself, so that it always begins one.
 const MARK: char = '\u{fffd}';
 
-/// A name as clients see it: itself, with U+FFFD and two lower-case hex digits for each byte that is
-/// not UTF-8.
+/// Encodes a name for clients: unchanged, except for U+FFFD and two lower-case hex digits for each
+/// byte that is not UTF-8.
 pub(super) fn spell(name: &OsStr) -> String {
     if let Some(text) = name.to_str()
         && !text.contains(MARK)
@@ -38,7 +38,7 @@ fn escape(bytes: &[u8], spelled: &mut String) {
     }
 }
 
-/// The name behind a spelling. A mark that begins no escape is itself.
+/// Decodes a name. A mark that begins no escape stands for itself.
 pub(super) fn unspell(spelled: &str) -> OsString {
     let mut bytes = Vec::with_capacity(spelled.len());
     let mut rest = spelled;
