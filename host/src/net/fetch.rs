@@ -26,7 +26,7 @@ pub struct DocumentLimits {
     pub size: usize,
 }
 
-/// Why a document could not be fetched.
+/// An error in fetching a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
     /// The address cannot be used.

@@ -77,9 +77,9 @@ pub enum Choice {
 pub struct Finding {
     /// The backend that was tried.
     pub kind: Kind,
-    /// Why it does not work; `None` if it does.
+    /// The reason why it does not work; `None` if it does.
     pub problem: Option<String>,
-    /// What it lacks here although it works.
+    /// Its shortcomings here although it works.
     pub remark: Option<String>,
 }
 

@@ -61,7 +61,7 @@ struct Waiter {
 struct State {
     last_id: u32,
     waiting: HashMap<u32, Waiter>,
-    /// Why the connection ended, once it did.
+    /// The reason for the connection's end, once it has ended.
     gone: watch::Sender<Option<String>>,
 }
 
@@ -371,7 +371,7 @@ pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io
     Ok(Frame { kind, id, payload })
 }
 
-/// Why reading stopped.
+/// The reason why reading stopped.
 enum Lost {
     /// The other side is gone.
     Ended,

@@ -32,13 +32,13 @@ pub(super) struct Found {
     pub(super) kind: Kind,
     /// Another working backend, for when the Docker engine dies.
     pub(super) fallback: Option<Kind>,
-    /// Why sessions are refused, if they are.
+    /// The reason why sessions are refused, if they are.
     pub(super) refusal: Option<String>,
     /// The best backend used so far.
     best: Option<Kind>,
     /// The backend chosen first, so that no weaker one is taken unasked.
     accepted: Option<Kind>,
-    /// Why the best backend used so far is not used any more.
+    /// The reason why the best backend used so far is not used any more.
     pub(super) lost: Option<String>,
     pub(super) findings: Vec<Finding>,
     pub(super) bubblewrap: Option<Arc<bubblewrap::Program>>,
@@ -66,13 +66,13 @@ impl Found {
         (!said.is_empty()).then(|| said.join(" "))
     }
 
-    /// What the backend in use lacks.
+    /// The shortcomings here of the backend in use.
     pub(super) fn remark(&self) -> Option<String> {
         let used = self.findings.iter().find(|it| it.kind == self.kind)?;
         used.remark.clone()
     }
 
-    /// Why the backends preferred to the one in use do not work.
+    /// The reasons why the backends preferred to the one in use do not work.
     fn problems(&self) -> String {
         let better = self.findings.iter().take_while(|it| it.kind != self.kind);
         let problems: Vec<String> = better

@@ -62,13 +62,13 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// The network that sandboxes can reach.
     pub network: Network,
-    /// Where commands see the workspace, with backends that can mount it.
+    /// The workspace's path as commands see it, with backends that can mount it.
     pub workspace_mount: String,
     /// Settings for containers; without them no engine is looked for.
     pub docker: Option<docker::Settings>,
 }
 
-/// Why a sandbox cannot be started or used. Each is a sentence for the operator or the user.
+/// An error in starting or using a sandbox. Each is a sentence for the operator or the user.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The machine does not support what was asked for.
@@ -146,7 +146,7 @@ impl Sandboxes {
         self.0.found().kind
     }
 
-    /// Why no sandbox can be started here, if none can.
+    /// The reason why no sandbox can be started here, if none can.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         self.0.found().refusal.clone()
@@ -165,7 +165,7 @@ impl Sandboxes {
         self.0.found().shortfall(self.0.choice)
     }
 
-    /// What the backend of new sandboxes lacks.
+    /// The shortcomings here of the backend of new sandboxes.
     #[must_use]
     pub fn remark(&self) -> Option<String> {
         self.0.found().remark()

@@ -30,7 +30,7 @@ pub struct Process {
     pub input: ProcessInput,
     /// Its standard output.
     pub output: ProcessOutput,
-    /// How it ends.
+    /// Its end.
     pub end: ProcessEnd,
 }
 

@@ -92,7 +92,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Why a plugin was refused.
+/// The refusal of a plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The component is larger than allowed.

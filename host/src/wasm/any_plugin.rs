@@ -25,7 +25,7 @@ pub enum AnyPlugin {
     Git(GitPlugin),
 }
 
-/// Why a component of unknown kind was not loaded.
+/// An error in loading a component of unknown kind.
 #[derive(Debug, thiserror::Error)]
 pub enum AnyError {
     /// It exports the interface of no kind.

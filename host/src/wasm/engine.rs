@@ -62,7 +62,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// Why the engine could not be created.
+/// An error in creating the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The settings do not fit this machine.

@@ -16,7 +16,7 @@ use crate::types::wit::git::{Descriptor, Next, Operation};
 use crate::types::wit::git_world::GitPluginPre;
 use crate::types::wit::types;
 
-/// The most token scopes an integration may name, and the longest of them.
+/// The most scopes that an integration may name for its token.
 const MOST_SCOPES: usize = 20;
 
 /// An admitted git integration. A clone is the same integration.

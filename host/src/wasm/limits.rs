@@ -90,7 +90,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Why a call failed.
+/// The failure of a call.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CallError {
     /// The call used up its fuel.

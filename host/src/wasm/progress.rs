@@ -31,7 +31,7 @@ impl Doing {
 pub struct Work {
     /// Its subject: a plugin's name, or words such as `the deployment`.
     pub what: String,
-    /// What is being done.
+    /// The work being done.
     pub doing: Doing,
     /// When it began.
     pub since: SystemTime,

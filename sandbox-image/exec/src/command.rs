@@ -62,7 +62,8 @@ pub(crate) fn run(
     }
 }
 
-/// Why a command was not run: `Failed` if the command is at fault, `Full` if the sandbox is.
+/// The reason why a command was not run: `Failed` if the command is at fault, `Full` if the sandbox
+/// is.
 struct Refusal {
     kind: Kind,
     sentence: String,

@@ -90,7 +90,7 @@ impl Kind {
     }
 }
 
-/// Why bytes are not a frame.
+/// An error in parsing a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadFrame {
     /// The announced length exceeds [`MAX_PAYLOAD`].
@@ -334,7 +334,7 @@ pub struct Limits {
     pub data_bytes: Option<u64>,
 }
 
-/// What Landlock allows.
+/// The paths and the network that Landlock allows.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Confine {
     /// Folders and files that may be read, written and executed.

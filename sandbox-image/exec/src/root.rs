@@ -27,7 +27,7 @@ use rustix::net::{
 use rustix::process::{getegid, geteuid, pivot_root};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-/// Where the old root is mounted while the new one is built.
+/// The mount point of the old root while the new one is built.
 const OLD: &str = "/old";
 /// Devices that are read-only by themselves, or keep no content.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];

@@ -11,7 +11,7 @@ use crate::net::resolver;
 use crate::types::sanitize::clean;
 use crate::types::wit::types;
 
-/// Why there is no response, or no complete one.
+/// A request without a response, or without a complete one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EgressError {
     /// The HTTP client could not be created.

@@ -139,8 +139,9 @@ impl Injection {
     }
 }
 
-/// Why every deployment would refuse this plugin request, whose key is sent as `key` says; `None`
-/// if one could send it. `slashes` is as in [`Endpoint::with_escaped_slashes`].
+/// The error with which every deployment would refuse this plugin request, whose key is sent as
+/// `place` says; `None` if one could send it. `slashes` is as in
+/// [`Endpoint::with_escaped_slashes`].
 pub(crate) fn refusal_of(
     request: &HttpRequest,
     place: &KeyPlace,

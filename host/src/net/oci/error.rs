@@ -8,7 +8,7 @@ use crate::types::plural;
 use std::io;
 use std::time::Duration;
 
-/// Why a component could not be fetched. The message ends a sentence that names the component.
+/// An error in fetching a component. The message ends a sentence that names the component.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// The HTTP client could not be created.

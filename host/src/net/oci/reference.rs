@@ -33,7 +33,7 @@ pub struct Reference {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Registry(String);
 
-/// Why a text is not a reference. The message ends a sentence.
+/// An error in parsing a reference. The message ends a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ReferenceError(&'static str);

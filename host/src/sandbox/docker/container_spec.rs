@@ -24,9 +24,9 @@ use crate::sandbox::{self, Network, SandboxError};
 #[cfg(test)]
 mod tests;
 
-/// Where a container sees its folder on the host.
+/// Path in the container of its folder on the host.
 pub(super) const LUCID: &str = "/run/lucid";
-/// Where the main process looks for the host.
+/// Path in the container of the socket to the host.
 pub(super) const SOCKET: &str = "/run/lucid/exec.sock";
 /// The exec server's path in the container.
 pub(super) const EXEC: &str = "/run/lucid/bin/lucid-exec";
@@ -62,7 +62,7 @@ pub(super) struct Plan {
     pub(super) workspace_mount: String,
     image: String,
     path: String,
-    /// Where the image declares volumes, which are neither read-only nor limited in size.
+    /// The paths of the image's volumes, which are neither read-only nor limited in size.
     volumes: Vec<String>,
     shell: String,
     user: String,
@@ -335,7 +335,7 @@ impl Plan {
     }
 }
 
-/// Where an image declares volumes, except paths that have something mounted anyway.
+/// The paths of an image's volumes, except those that have something mounted anyway.
 fn volumes(named: &[String], workspace_mount: &str) -> Vec<String> {
     let taken = [workspace_mount, LUCID, HOME, "/tmp", "/var/tmp"].map(cleaned);
     let mut volumes: Vec<String> = named.iter().map(|path| cleaned(path)).collect();

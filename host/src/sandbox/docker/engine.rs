@@ -30,7 +30,7 @@ const SLOW: Duration = Duration::from_secs(120);
 /// How much of a container's log is kept for an error, in bytes.
 const LOG: usize = 2048;
 
-/// Why a call failed.
+/// The failure of a call.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
     /// Nothing answers, or something that is not an engine does.

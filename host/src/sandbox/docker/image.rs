@@ -34,7 +34,7 @@ pub(super) async fn brought(engine: &Engine, name: &str) -> Result<Brought, Sand
     })
 }
 
-/// What an image was found to contain.
+/// The tools found in an image.
 pub(super) struct Image {
     /// The path of bash.
     pub(super) bash: Option<String>,

@@ -295,7 +295,7 @@ impl BoxFolder {
         self.path.join("lucid")
     }
 
-    /// Where the workspace is until it is given to a session.
+    /// The path of the workspace until it is given to a session.
     pub(super) fn workspace(&self) -> PathBuf {
         self.path.join("workspace")
     }

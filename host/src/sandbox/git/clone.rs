@@ -60,7 +60,7 @@ fn given(value: Option<&str>) -> Option<&str> {
     value.filter(|value| !value.is_empty())
 }
 
-/// Why a repository could not be cloned into a workspace.
+/// An error in cloning a repository into a workspace.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
     /// The URL cannot be used.

@@ -49,7 +49,7 @@ use super::workspace::box_user;
 /// The most helpers that a session may have at a time.
 const MAX_HELPERS: usize = 4;
 
-/// Why a gateway could not be opened.
+/// An error in opening a gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The repository's URL cannot be used.
@@ -69,7 +69,7 @@ pub enum GatewayError {
     Client(#[source] reqwest::Error),
 }
 
-/// What the operator lets sessions do with git.
+/// The operator's rules for what sessions may do with git.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// Whether repositories at private addresses may be reached, and a token may go over http.

@@ -51,7 +51,7 @@ pub struct Cloned {
 }
 
 impl Cloned {
-    /// What a model has to know about the clone.
+    /// Describes the clone to a model.
     #[must_use]
     pub fn describe(&self, rules: &Rules) -> String {
         let mut said = vec!["The workspace is a git clone.".to_owned()];

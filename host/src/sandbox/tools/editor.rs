@@ -362,7 +362,7 @@ fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
         ));
     };
     take_back(ground, path, &change).inspect_err(|_| {
-        // Kept, since undoing it may be possible later.
+        // Put back, since undoing it may be possible later.
         ground.history.push(path, change);
     })
 }

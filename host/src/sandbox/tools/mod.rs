@@ -48,7 +48,7 @@ const MAX_SECONDS: u64 = 3600;
 pub struct Definition {
     /// The tool's name.
     pub name: &'static str,
-    /// What it does and when to use it.
+    /// Its purpose and when to use it.
     pub description: &'static str,
     /// The JSON schema of its arguments.
     pub input_schema: Value,

@@ -71,7 +71,7 @@ pub fn safe_name(text: &str) -> String {
     name
 }
 
-/// Why a file cannot be read or written.
+/// An error in reading or writing a file.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
     /// The path, or a link on it, leads out of the workspace.

@@ -88,7 +88,7 @@ impl Workspace {
     }
 }
 
-/// What a tree may still take.
+/// The remaining limits of a tree.
 struct Left {
     nodes: usize,
     bytes: usize,
@@ -107,7 +107,7 @@ impl Left {
     }
 }
 
-/// The entries of a folder. Each folder is watched before it is read.
+/// The entries of a folder. Each folder is passed to `visit` before it is read.
 fn branch(
     entries: ReadDir,
     parent: &str,
