@@ -1,9 +1,12 @@
-//! Owns fetching a small public document from an address that the operator wrote, such as the keys
-//! that an identity provider signs with.
+//! Fetches a small public document from an address that the operator configured, such as an
+//! identity provider's signing keys.
 //!
-//! What always holds: it is fetched over HTTPS, or over HTTP from an address that is not public, since
-//! whoever is on the way could put a document of their own in its place. A redirect is not followed;
-//! time and size have limits; nothing of ours goes along. Metadata services are never asked.
+//! # Invariants
+//! - The document is fetched over HTTPS, or over HTTP from a non-public address only, since anyone
+//!   on the network path could substitute a document of their own.
+//! - Redirects are not followed, and time and size are limited.
+//! - No credential is sent.
+//! - Metadata services are never contacted.
 
 use std::time::Duration;
 
@@ -14,76 +17,76 @@ use url::Url;
 use super::egress::error::words;
 use super::resolver::{self, Reach};
 
-/// How long a document may take, connection and all, and how long it may be.
+/// Time and size limits of a document.
 #[derive(Debug, Clone, Copy)]
 pub struct DocumentLimits {
-    /// From the beginning to its last byte.
+    /// From the start of the connection to the last byte.
     pub time: Duration,
-    /// In bytes.
+    /// Maximum size in bytes.
     pub size: usize,
 }
 
-/// Why there is no document.
+/// An error in fetching a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
-    /// The address itself.
+    /// The address cannot be used.
     #[error("it must be an https URL, or an http URL at an address that is not public")]
     Url,
-    /// The HTTP client cannot be made.
+    /// The HTTP client could not be created.
     #[error("the HTTP client cannot be made: {detail}")]
     Client {
-        /// Why.
+        /// The cause.
         detail: String,
     },
-    /// The host is somewhere that is not asked.
+    /// The host resolves to a blocked address.
     #[error(
         "{host} is at an address that is not asked: a metadata service's, or, for plain http, a public one (use https)"
     )]
     Address {
-        /// Who was to be asked.
+        /// The host that was to be asked.
         host: String,
     },
-    /// Nobody answers.
+    /// The connection failed.
     #[error("{host} cannot be reached: {detail}")]
     Connect {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// What the system said.
+        /// The system's message.
         detail: String,
     },
-    /// It took too long.
+    /// The fetch took too long.
     #[error("{host} did not answer in full within {} s", .limit.as_secs_f32())]
     Time {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// How long was waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// It points elsewhere.
+    /// The server sent a redirect.
     #[error("{host} answered with a redirect, which is not followed; correct the address")]
     Redirected {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
     },
-    /// It says no.
+    /// The server responded with an error status.
     #[error("{host} answered with HTTP {status}")]
     Status {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
     },
-    /// Too much came.
+    /// The document is too large.
     #[error("{host} answered with more than the {limit} bytes that are taken")]
     Size {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
     },
 }
 
-/// Where a document is, and what fetches it.
+/// A document's address, and the client that fetches it.
 #[derive(Debug, Clone)]
 pub struct Document {
     url: Url,
@@ -92,7 +95,11 @@ pub struct Document {
 }
 
 impl Document {
-    /// For an address of the operator's. The host's name is resolved at each connection.
+    /// A document at an address that the operator configured. The host's name is resolved at each
+    /// connection.
+    ///
+    /// # Errors
+    /// If the address cannot be used, or the HTTP client cannot be created.
     pub fn new(url: Url, limits: DocumentLimits) -> Result<Self, DocumentError> {
         let reach = reach(&url).ok_or(DocumentError::Url)?;
         super::egress::prepare_tls();
@@ -105,7 +112,7 @@ impl Document {
             .pool_max_idle_per_host(0)
             .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")));
         if reach == Reach::Private {
-            // A proxy would find the address, and not look whether it is a private one.
+            // A proxy would resolve the address itself, without checking that it is a private one.
             client = client.no_proxy();
         }
         let client = client.build().map_err(|cause| DocumentError::Client {
@@ -118,18 +125,17 @@ impl Document {
         })
     }
 
-    /// Whether a document may be at an address. One whose host is a name is looked at again when that is
-    /// resolved.
+    /// Whether a document may be at an address. A host name is checked again when it is resolved.
     pub fn may_be_at(url: &Url) -> bool {
         reach(url).is_some()
     }
 
-    /// Where it is.
+    /// The document's address.
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// The document as it is now.
+    /// Fetches the document as it is now.
     pub async fn fetch(&self) -> Result<Vec<u8>, DocumentError> {
         let fetched = tokio::time::timeout(self.limits.time, self.whole());
         fetched.await.map_err(|_| DocumentError::Time {
@@ -185,7 +191,7 @@ impl Document {
     }
 }
 
-/// How far the host of a URL may be away; none where the URL is not taken.
+/// Which addresses the host of a URL may have; `None` if the URL is refused.
 fn reach(url: &Url) -> Option<Reach> {
     let reach = match url.scheme() {
         "https" => Reach::Any,
@@ -214,7 +220,7 @@ mod tests {
         Document::new(Url::parse(url).unwrap(), limits)
     }
 
-    /// A server of odd documents, and its address.
+    /// Starts a server of odd documents, and returns its address.
     async fn server() -> String {
         let routes = Router::new()
             .route("/good", get(async || "x".repeat(1000)))
@@ -285,7 +291,7 @@ mod tests {
             "http://127.0.0.1:9/keys",
             "http://10.0.0.7/keys",
             "http://[::1]/keys",
-            // Looked at when it is resolved.
+            // Checked when it is resolved.
             "http://auth/keys",
         ] {
             assert!(at(url, LIMITS).is_ok(), "{url}");

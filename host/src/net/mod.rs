@@ -1,5 +1,5 @@
-//! Everything that leaves the host over HTTP for plugins and operators: requests to providers, documents, and
-//! OCI registries.
+//! Outgoing HTTP on behalf of plugins and operators: requests to providers, documents, and OCI
+//! registries.
 
 pub mod egress;
 pub(crate) mod fetch;

@@ -1,9 +1,13 @@
-//! Owns which addresses model requests, and requests for documents of the operator's, may go to.
+//! DNS resolver that decides which addresses model requests, and requests for the operator's
+//! documents, may connect to.
 //!
-//! What always holds: addresses of cloud metadata services, of nobody and of many are refused;
-//! link-local ones unless the deployment's base URL is that very address; private ones and this
-//! machine's unless the deployment named the host. A name is connected to at the very addresses that
-//! were checked. Where a proxy is set, the proxy finds the address, and its checks hold.
+//! Where a proxy is set, the proxy resolves the address, and its checks apply instead.
+//!
+//! # Invariants
+//! - Cloud metadata, unspecified and multicast addresses are refused.
+//! - Link-local addresses are refused unless the deployment's base URL is that very address.
+//! - Private and loopback addresses are refused unless the deployment named the host.
+//! - A connection goes to the very addresses that were checked.
 
 use std::collections::HashSet;
 use std::error::Error as _;
@@ -13,7 +17,7 @@ use url::{Host, Url};
 
 use crate::sandbox::git::address_allowed;
 
-/// Where the environment names proxies.
+/// The environment variables that name proxies.
 const PROXIES: [&str; 6] = [
     "HTTPS_PROXY",
     "https_proxy",
@@ -23,12 +27,12 @@ const PROXIES: [&str; 6] = [
     "all_proxy",
 ];
 
-/// A name leads to no address that may be asked.
+/// A name resolves to no allowed address.
 #[derive(Debug, thiserror::Error)]
 #[error("its address is one that is not asked")]
 struct Refused;
 
-/// Whether a request was not sent because of where a name leads.
+/// Whether a request was not sent because its host resolves to blocked addresses.
 pub(crate) fn was_refused(cause: &reqwest::Error) -> bool {
     let mut deeper = cause.source();
     while let Some(found) = deeper {
@@ -40,7 +44,8 @@ pub(crate) fn was_refused(cause: &reqwest::Error) -> bool {
     false
 }
 
-/// Whether a base URL that is an address may be used. Names are looked at when they are resolved.
+/// Whether a base URL that is a literal address may be used. Names are checked when they are
+/// resolved.
 pub(crate) fn literal_allowed(url: &Url, named: bool) -> bool {
     let address = match url.host() {
         Some(Host::Ipv4(address)) => IpAddr::V4(address),
@@ -50,7 +55,7 @@ pub(crate) fn literal_allowed(url: &Url, named: bool) -> bool {
     address_allowed(address, named) || (named && plain_link_local(address))
 }
 
-/// A neighbour's address, and none of those at which clouds hand out credentials.
+/// A link-local address, unless clouds hand out credentials there.
 fn plain_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local() && !matches!(v4.octets()[2], 169 | 170),
@@ -58,16 +63,17 @@ fn plain_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// Resolves names to addresses that may be asked.
+/// Resolves names to allowed addresses.
 pub(crate) struct Resolver {
     /// Hosts that the deployment named itself, in lower case: they may be private.
     named: HashSet<String>,
-    /// Any host may be private.
+    /// Whether any host may be private.
     private: bool,
 }
 
 impl Resolver {
-    /// For these hosts, and for the proxies that the environment names, which are the operator's too.
+    /// Creates a resolver that allows private addresses for these hosts, and for the proxies that
+    /// the environment names, which are the operator's too.
     pub(crate) fn new(named: impl IntoIterator<Item = String>) -> Self {
         let proxies = PROXIES.iter().filter_map(|name| {
             let value = std::env::var(name).ok()?;
@@ -80,7 +86,7 @@ impl Resolver {
         }
     }
 
-    /// For any host, and private ones among them where that is set.
+    /// Creates a resolver for any host, with private addresses allowed if `private` is set.
     pub(super) fn open(private: bool) -> Self {
         Self {
             private,
@@ -99,12 +105,12 @@ fn allowed(named: bool, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAd
         .collect()
 }
 
-/// Where a document of the operator's may be.
+/// Which addresses a document of the operator's may be at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// On public and on private addresses.
+    /// Public and private addresses.
     Any,
-    /// On private ones and on this machine.
+    /// Private and loopback addresses only.
     Private,
 }
 
@@ -114,7 +120,8 @@ impl Reach {
         address_allowed(address, true) && (self == Self::Any || !public)
     }
 
-    /// The same for a URL's host. One that is a name is looked at when it is resolved.
+    /// Whether a URL's host is allowed, if it is a literal address. A name is checked when it is
+    /// resolved.
     pub(super) fn allows_literal(self, url: &Url) -> bool {
         match url.host() {
             Some(Host::Ipv4(address)) => self.allows(address.into()),
@@ -124,7 +131,7 @@ impl Reach {
     }
 }
 
-/// Resolves names that the operator wrote.
+/// Resolves names that the operator configured.
 pub(super) struct OperatorResolver {
     pub(super) reach: Reach,
 }

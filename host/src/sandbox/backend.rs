@@ -1,32 +1,34 @@
-//! The kinds of boxes, what an operator can ask for, and which kind comes of that.
+//! The sandbox backends, what an operator can ask for, and which backend results from that.
 //!
-//! What always holds: an automatic choice never gives a kind that does not keep users apart where
-//! several are served; and an explicit choice gives that kind or an error.
+//! # Invariants
+//! - An automatic choice never yields a backend that does not isolate users where several are
+//!   served.
+//! - An explicit choice yields that backend or an error.
 
 use std::fmt;
 
 use super::SandboxError;
 
-/// What keeps a session's commands in.
+/// A sandbox backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A container of a Docker engine.
+    /// Containers of a Docker engine.
     Docker,
-    /// Namespaces made by `bwrap`.
+    /// Namespaces created by `bwrap`.
     Bubblewrap,
-    /// The kernel's Landlock with a system call filter and resource limits.
+    /// The kernel's Landlock, with a system call filter and resource limits.
     Landlock,
-    /// Nothing: commands can do all that the user can whom they run as.
+    /// No isolation: commands can do everything that the user they run as can.
     Local,
-    /// No box: nothing is run.
+    /// No sandbox: nothing is run.
     #[default]
     None,
 }
 
 impl Kind {
-    /// Whether commands of one box see nothing of another box's processes. Landlock boxes have one
-    /// user id and one `/proc`: in it stand the command lines of all of them.
+    /// Whether commands in one sandbox see none of another sandbox's processes. Landlock sandboxes
+    /// share one user id and one `/proc`, which shows the command lines of all of them.
     pub(super) fn keeps_users_apart(self) -> bool {
         match self {
             Self::Docker | Self::Bubblewrap => true,
@@ -47,42 +49,42 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What the operator asks for.
+/// The operator's choice of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
-    /// The best kind that works here, for one user; without any, sessions are refused.
+    /// The best backend that works here, for a single user; if none does, sessions are refused.
     #[default]
     Auto,
-    /// As `Auto`; and without any kind that works, commands run with nothing around them.
+    /// As `Auto`; if no backend works, commands run without isolation.
     AutoOrLocal,
     /// Docker or nothing.
     Docker,
-    /// The best kind that also keeps several users apart, which Landlock does not; without any,
-    /// sessions are refused.
+    /// The best backend that also isolates several users from each other, which Landlock does not;
+    /// if none works, sessions are refused.
     AutoForMany,
     /// Bubblewrap or nothing.
     Bubblewrap,
     /// Landlock or nothing.
     Landlock,
-    /// Commands run with nothing around them.
+    /// Commands run without isolation.
     Local,
-    /// No box. Sessions whose policy can do without one still run.
+    /// No sandbox. Sessions whose policy can do without one still run.
     None,
 }
 
-/// Whether a kind works on this machine.
+/// Whether a backend works on this machine.
 #[derive(Debug, Clone)]
 pub struct Finding {
-    /// The kind that was tried.
+    /// The backend that was tried.
     pub kind: Kind,
-    /// Why it does not work; `None` where it does.
+    /// The reason why it does not work; `None` if it does.
     pub problem: Option<String>,
-    /// What it does not have here, though it works.
+    /// Its shortcomings here although it works.
     pub remark: Option<String>,
 }
 
 impl Choice {
-    /// The kinds it allows, the best first.
+    /// The backends it allows, best first.
     pub(super) fn kinds(self) -> &'static [Kind] {
         match self {
             Self::Auto | Self::AutoForMany => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock],
@@ -95,22 +97,22 @@ impl Choice {
         }
     }
 
-    /// The place of a kind among those it allows; the best has the lowest.
+    /// The rank of a backend among those it allows; the best has the lowest.
     pub(super) fn rank(self, kind: Kind) -> usize {
         let kinds = self.kinds();
         let place = kinds.iter().position(|it| *it == kind);
         place.unwrap_or(kinds.len())
     }
 
-    /// Whether another kind may take the place of one that does not work any more while sessions run
-    /// and nobody looks: one that keeps users apart, or any where there is one user.
+    /// Whether this backend may replace one that stopped working while the server runs unattended:
+    /// one that isolates users, or any if there is a single user.
     pub(super) fn may_become(self, kind: Kind) -> bool {
         kind.keeps_users_apart() || self == Self::Auto
     }
 }
 
-/// Of what was tried, in order of preference, the kind to use, and why sessions are refused where none
-/// is.
+/// Picks the backend to use from the findings, which are in order of preference, and says why
+/// sessions are refused if none will do.
 pub(super) fn pick(
     choice: Choice,
     findings: &[Finding],

@@ -1,8 +1,10 @@
-//! The command line of a bubblewrap box.
+//! The command line of a bubblewrap sandbox.
 //!
-//! What always holds: the box's root is made from nothing and read-only; of the host it sees the
-//! system's programs, this session's workspace and this session's runtime folder; every file system
-//! that can be written and lives in memory has a size.
+//! # Invariants
+//! - The sandbox's root is built from nothing and is read-only.
+//! - Of the host it sees the system's programs, this session's workspace and this session's runtime
+//!   folder.
+//! - Every writable in-memory file system has a size limit.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use super::runtime_dir::{Runtime, SessionDir};
 use super::workspace::box_user;
 use super::{Network, SandboxError, Settings, Spec, system_mounts};
 
-/// The installed bwrap, and what it can do.
+/// The installed bwrap, and its capabilities.
 pub(super) struct Program {
     path: PathBuf,
     disable_user_namespaces: bool,
@@ -143,7 +145,7 @@ impl Arguments {
         ]);
     }
 
-    /// `/usr` and what stands beside it: links as links, folders as folders.
+    /// `/usr` and its siblings: links as links, folders as folders.
     fn system_folders(&mut self) {
         self.add(["--ro-bind", system_mounts::USR, system_mounts::USR]);
         for path in system_mounts::BESIDE_USR {

@@ -1,13 +1,14 @@
-//! What commands find in their environment.
+//! The environment variables of commands in a sandbox.
 //!
-//! What always holds: it is made from nothing, so no variable of the host's is in it.
+//! # Invariants
+//! - The environment is built from nothing, so it contains no variable of the host's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Spec;
 
-/// What every command finds in its environment.
+/// The environment of every command.
 pub(super) fn environment(
     bin: &str,
     home: &str,
@@ -45,7 +46,7 @@ pub(super) fn environment(
     environment
 }
 
-/// What sends git to the host's gateway for a repository.
+/// The variables that direct git to the host's gateway for a repository.
 pub(super) fn git_environment(repository: &str) -> BTreeMap<String, String> {
     let repository = repository.strip_suffix(".git").unwrap_or(repository);
     let entries = [

@@ -1,8 +1,11 @@
 //! The host's end of the socket to an exec server.
 //!
-//! What always holds: the server sits among hostile code, so nothing it sends is trusted: a frame
-//! out of turn, an empty one, or more bytes than were agreed on, ends the connection; a sentence of
-//! it is cleaned and cut; and a connection that ended ends every command that waits on it.
+//! The server runs among hostile code, so nothing it sends is trusted.
+//!
+//! # Invariants
+//! - A frame out of turn, an empty frame, or more bytes than agreed end the connection.
+//! - Text from the server is sanitized and truncated.
+//! - When the connection ends, so does every command that waits on it.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -27,13 +30,14 @@ use crate::types::sanitize::clean;
 #[cfg(test)]
 mod tests;
 
-/// The most characters of a sentence that a box says: the model and the log get to read it.
+/// The longest message from a sandbox, in characters: the model and the log read it.
 const SENTENCE: usize = 500;
-/// How often a program is started that somebody still has open for writing, and how long that is waited for.
+/// How often to retry starting a program that is still open for writing, and the pause between
+/// tries.
 const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a command's waiter is told.
+/// An event for a command's waiter.
 pub(super) enum Event {
     Output(Vec<u8>),
     Tail(Vec<u8>),
@@ -42,12 +46,14 @@ pub(super) enum Event {
     Full(String),
 }
 
-/// Asks whoever knows why a box ended, once its connection is lost; a sentence, where one is known.
+/// Asked why a sandbox ended, once its connection is lost. Resolves to a sentence, if a reason is
+/// known.
 pub(super) type Inquiry = BoxFuture<'static, Option<String>>;
 
 struct Waiter {
     events: mpsc::UnboundedSender<Event>,
-    /// How many bytes the server may still send: what was asked for, so the channel is bounded too.
+    /// How many bytes the server may still send: only what was asked for, which bounds the channel
+    /// too.
     head_left: usize,
     tail_left: usize,
 }
@@ -55,7 +61,7 @@ struct Waiter {
 struct State {
     last_id: u32,
     waiting: HashMap<u32, Waiter>,
-    /// Why the connection ended, once it did.
+    /// The reason for the connection's end, once it has ended.
     gone: watch::Sender<Option<String>>,
 }
 
@@ -63,9 +69,9 @@ struct State {
 pub(super) struct Connection {
     state: Arc<Mutex<State>>,
     frames: mpsc::UnboundedSender<Vec<u8>>,
-    /// The two that hold the ends of the connection: with them it closes.
+    /// The two tasks that hold the ends of the connection; aborting them closes it.
     tasks: [AbortHandle; 2],
-    /// What is at the other end, where it has a number here.
+    /// The process id of the other end, if it has one here.
     process: Option<u32>,
 }
 
@@ -73,7 +79,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads the first frame. What is wrong with it is a sentence.
+/// Reads the first frame. An error is a sentence.
 pub(super) async fn greet(
     reader: &mut (impl AsyncRead + Unpin),
     patience: Duration,
@@ -97,7 +103,7 @@ pub(super) async fn greet(
 }
 
 impl Connection {
-    /// Starts the process of a box and waits until its server is ready.
+    /// Starts the process of a sandbox and waits until its server is ready.
     pub(super) async fn open(
         mut command: Command,
         patience: Duration,
@@ -106,7 +112,7 @@ impl Connection {
             ErrorKind::NotFound | ErrorKind::PermissionDenied => {
                 SandboxError::Start(cause.to_string())
             }
-            // No descriptor, process or memory is left.
+            // The host is out of descriptors, processes or memory.
             _ => io_error("The sandbox's process cannot be started")(cause),
         };
         let (ours, theirs) = StdStream::pair().map_err(start)?;
@@ -148,18 +154,18 @@ impl Connection {
         Ok((connection, process))
     }
 
-    /// The same, with the number of the process at its other end.
+    /// Sets the process id of the other end.
     pub(super) fn with(mut self, process: Option<u32>) -> Self {
         self.process = process;
         self
     }
 
-    /// The number of the process at the other end, while it surely is that one's.
+    /// The process id of the other end, as long as it certainly still belongs to that process.
     pub(super) fn process(&self) -> Option<u32> {
         self.process.filter(|_| self.is_alive())
     }
 
-    /// Takes over a connection whose server has said hello.
+    /// Takes over a connection whose server has sent its hello.
     pub(super) fn over(
         reader: impl AsyncRead + Unpin + Send + 'static,
         writer: impl AsyncWrite + Unpin + Send + 'static,
@@ -193,11 +199,11 @@ impl Connection {
         lock(&self.state).gone.borrow().is_none()
     }
 
-    /// Waits until the connection is over, and says why it is.
+    /// Waits until the connection is over, and returns the reason.
     pub(super) fn ended(&self) -> impl Future<Output = String> + Send + 'static {
         let mut gone = lock(&self.state).gone.subscribe();
         async move {
-            // The sender lives as long as the connection: without it there is no reason to give.
+            // The sender lives as long as the connection, so without it there is no reason to give.
             match gone.wait_for(Option::is_some).await {
                 Ok(reason) => reason.clone().unwrap_or_default(),
                 Err(_) => "Its connection ended.".to_owned(),
@@ -205,7 +211,7 @@ impl Connection {
         }
     }
 
-    /// Why the box is gone.
+    /// The error that says why the sandbox is gone.
     pub(super) fn gone(&self) -> SandboxError {
         SandboxError::Gone(
             lock(&self.state)
@@ -216,7 +222,7 @@ impl Connection {
         )
     }
 
-    /// Ends the connection; the first reason given stays.
+    /// Closes the connection; the first reason given stays.
     pub(super) fn shut(&self, sentence: &str) {
         end(&self.state, sentence);
         for task in &self.tasks {
@@ -224,7 +230,7 @@ impl Connection {
         }
     }
 
-    /// Sends a command off.
+    /// Sends a command.
     pub(super) fn start(&self, start: &Start) -> Result<Running, SandboxError> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut state = lock(&self.state);
@@ -277,7 +283,7 @@ fn end(state: &Mutex<State>, sentence: &str) {
     state.waiting.clear();
 }
 
-/// A command that was sent off. It is killed when this is dropped before its end.
+/// A command that was sent. It is killed if this is dropped before its end.
 pub(super) struct Running {
     state: Arc<Mutex<State>>,
     frames: mpsc::UnboundedSender<Vec<u8>>,
@@ -287,12 +293,12 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// What comes next; nothing when the box is gone.
+    /// The next event; `None` when the sandbox is gone.
     pub(super) async fn next(&mut self) -> Option<Event> {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// The same, for whoever polls.
+    /// The same as a poll function.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         let event = std::task::ready!(self.events.poll_recv(context));
         self.over = matches!(
@@ -302,9 +308,9 @@ impl Running {
         Poll::Ready(event)
     }
 
-    /// Lets a command that stays open write so many bytes more.
+    /// Grants a command that stays open `bytes` more of output.
     pub(super) fn grant(&self, bytes: u32) {
-        // Counted before it is said: what comes of it must not be taken for more than was agreed on.
+        // Counted before it is sent: output in response must not look like more than was granted.
         if let Some(waiter) = lock(&self.state).waiting.get_mut(&self.id) {
             waiter.head_left += bytes as usize;
         }
@@ -312,7 +318,7 @@ impl Running {
         let _ = self.frames.send(frame.encode());
     }
 
-    /// The way to what a command that stays open reads.
+    /// The standard input of a command that stays open.
     pub(super) fn input(&self) -> Input {
         Input {
             frames: self.frames.clone(),
@@ -331,19 +337,19 @@ impl Drop for Running {
     }
 }
 
-/// What a command that stays open reads.
+/// The standard input of a command that stays open.
 pub(super) struct Input {
     frames: mpsc::UnboundedSender<Vec<u8>>,
     id: u32,
 }
 
 impl Input {
-    /// Hands bytes on. Fails where the box is gone.
+    /// Sends bytes. Fails if the sandbox is gone.
     pub(super) fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
         Frame::split(Kind::Input, self.id, bytes).try_for_each(|frame| self.send(&frame))
     }
 
-    /// There is no more to come.
+    /// Closes the standard input.
     pub(super) fn end(&self) -> std::io::Result<()> {
         self.send(&Frame::new(Kind::Input, self.id, Vec::new()))
     }
@@ -354,7 +360,7 @@ impl Input {
     }
 }
 
-/// Reads one frame, its length checked before anything is allocated for it.
+/// Reads one frame, whose length is checked before anything is allocated for it.
 pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header).await?;
@@ -365,11 +371,11 @@ pub(crate) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io
     Ok(Frame { kind, id, payload })
 }
 
-/// Why nothing more is read.
+/// The reason why reading stopped.
 enum Lost {
     /// The other side is gone.
     Ended,
-    /// The other side sent what it must not. A sentence.
+    /// The other side violated the protocol. A sentence.
     Broke(String),
 }
 
@@ -382,7 +388,7 @@ impl Lost {
     }
 }
 
-/// Hands frames to the commands that wait for them, until the connection ends.
+/// Dispatches frames to the commands that wait for them, until the connection ends.
 async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -> Lost {
     let broke = |sentence: &str| Lost::Broke(sentence.to_owned());
     loop {
@@ -399,7 +405,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
             return broke("Its exec server spoke of a command that was never sent.");
         };
         let (event, last) = match kind {
-            // They cost none of what was agreed on, so there could be any number of them.
+            // Empty frames use up none of the agreed bytes, so there could be any number of them.
             Kind::Output | Kind::Tail if payload.is_empty() => {
                 return broke("Its exec server sent output without a byte in it.");
             }
@@ -414,7 +420,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
             Kind::Exit => match serde_json::from_slice(&payload) {
                 Ok(exit) => (Event::Exit(exit), true),
                 Err(error) => {
-                    // The error repeats what it stumbled over.
+                    // The error repeats the input that it failed on.
                     let error = clean(&error.to_string(), SENTENCE);
                     return Lost::Broke(format!(
                         "Its exec server reported an end that cannot be read: {error}."
@@ -440,7 +446,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
     }
 }
 
-/// What a box says, fit to be read by others.
+/// A message from a sandbox, sanitized for other readers.
 fn sentence(payload: &[u8]) -> String {
     clean(&String::from_utf8_lossy(payload), SENTENCE)
 }
@@ -456,7 +462,7 @@ async fn write_frames(
     }
 }
 
-/// Keeps the first of what a box's own processes complain about, and reads the rest away.
+/// Keeps the beginning of the standard error of a sandbox's own processes, and drains the rest.
 async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<String>>) {
     let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
@@ -469,8 +475,8 @@ async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<Str
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Starts a process. A program that was written a moment ago may still be open for writing in a child of
-/// another thread that has yet to become its own program.
+/// Starts a process. A program written a moment ago may still be open for writing in a child of
+/// another thread that has not called exec yet.
 fn start(command: &mut Command) -> std::io::Result<Child> {
     let busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
     for _ in 0..BUSY_TRIES {

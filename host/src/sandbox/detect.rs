@@ -1,12 +1,12 @@
-//! Finding the kind of sandbox that this machine can have, at the start and while the server runs.
+//! Detects which sandbox backend this machine supports, at startup and while the server runs.
 //!
 //! # Invariants
-//! - A kind is used only after a sandbox of it really ran here.
-//! - What changes is for new sandboxes; one that runs keeps what it has.
-//! - An engine that was found is kept for the life of the process, also while it does not answer, since
-//!   containers of it may still be a session's.
-//! - While the server runs, a weaker kind than the first takes its place only where the choice allows
-//!   that; else sessions are refused until a kind that will do works again.
+//! - A backend is used only after a sandbox of it really ran here.
+//! - A change applies to new sandboxes; a running one keeps its backend.
+//! - An engine that was found is kept for the life of the process, even while it does not answer,
+//!   since containers on it may still belong to a session.
+//! - While the server runs, a weaker backend replaces the first only where the choice allows it;
+//!   otherwise sessions are refused until an acceptable backend works again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,35 +20,36 @@ use super::{
     bubblewrap, docker,
 };
 
-/// How often the kinds are looked at that could be better than the one in use.
+/// Interval between checks for a backend better than the one in use.
 const EVERY: Duration = Duration::from_secs(5);
-/// How often an engine fails to answer before it counts as gone: it may only be restarted.
+/// How often an engine must fail to answer before it counts as gone: it may only be restarting.
 const FAILURES: u32 = 3;
 
-/// What works on this machine by now.
+/// The backends known to work on this machine.
 #[derive(Clone, Default)]
 pub(super) struct Found {
-    /// The kind that new sandboxes have.
+    /// The backend of new sandboxes.
     pub(super) kind: Kind,
-    /// What else works here, for when the Docker engine dies.
+    /// Another working backend, for when the Docker engine dies.
     pub(super) fallback: Option<Kind>,
-    /// Why sessions are refused, where they are.
+    /// The reason why sessions are refused, if they are.
     pub(super) refusal: Option<String>,
-    /// The best kind that was used so far.
+    /// The best backend used so far.
     best: Option<Kind>,
-    /// The kind that was chosen first, so that no weaker one is taken unasked.
+    /// The backend chosen first, so that no weaker one is taken unasked.
     accepted: Option<Kind>,
-    /// Why the best kind that was used so far is not used any more.
+    /// The reason why the best backend used so far is not used any more.
     pub(super) lost: Option<String>,
     pub(super) findings: Vec<Finding>,
     pub(super) bubblewrap: Option<Arc<bubblewrap::Program>>,
-    /// What Landlock sandboxes have around them.
+    /// The isolation of Landlock sandboxes.
     pub(super) landlock: Option<Isolation>,
     pub(super) docker: Option<Arc<docker::Backend>>,
 }
 
 impl Found {
-    /// Why new sandboxes are not of the kind that an automatic choice prefers, or lack something.
+    /// Why new sandboxes do not have the backend that an automatic choice prefers, or lack
+    /// something.
     pub(super) fn shortfall(&self, choice: Choice) -> Option<String> {
         let mut said = Vec::new();
         let used = self.findings.iter().find(|it| it.kind == self.kind)?;
@@ -65,13 +66,13 @@ impl Found {
         (!said.is_empty()).then(|| said.join(" "))
     }
 
-    /// What the kind in use lacks.
+    /// The shortcomings here of the backend in use.
     pub(super) fn remark(&self) -> Option<String> {
         let used = self.findings.iter().find(|it| it.kind == self.kind)?;
         used.remark.clone()
     }
 
-    /// Why the kinds before the one in use do not work.
+    /// The reasons why the backends preferred to the one in use do not work.
     fn problems(&self) -> String {
         let better = self.findings.iter().take_while(|it| it.kind != self.kind);
         let problems: Vec<String> = better
@@ -104,7 +105,7 @@ impl Found {
         findings.any(|it| it.kind == kind && it.problem.is_none())
     }
 
-    /// Chooses of what works.
+    /// Chooses among the working backends.
     fn choose(&mut self, choice: Choice) -> Result<(), SandboxError> {
         (self.kind, self.refusal) = pick(choice, &self.findings)?;
         let kind = self.kind;
@@ -135,10 +136,13 @@ impl Found {
 }
 
 impl Sandboxes {
-    /// Installs the exec server and finds the kind to use by really trying a sandbox of it.
+    /// Installs the exec server and finds the backend to use by really trying a sandbox of it.
     ///
-    /// The automatic choices always give something: where nothing works, [`Sandboxes::refusal`] says
-    /// why and every start is refused. An explicit choice that does not work is an error.
+    /// An automatic choice always succeeds: if nothing works, [`Sandboxes::refusal`] says why and
+    /// every start is refused.
+    ///
+    /// # Errors
+    /// If an explicit choice does not work.
     pub async fn detect(
         choice: Choice,
         settings: Settings,
@@ -156,8 +160,8 @@ impl Sandboxes {
         Ok(sandboxes)
     }
 
-    /// Looks again and again, from now on, whether a better kind works by now, or the one in use does
-    /// not any more. An explicit choice has nothing to change to.
+    /// Starts checking periodically whether a better backend works by now, or the one in use no
+    /// longer does. An explicit choice has nothing to change to.
     pub fn keep_looking(&self) {
         if self.0.choice.kinds().len() < 2 {
             return;
@@ -192,7 +196,7 @@ impl Sandboxes {
                 let tried = self.attempt(&mut found, kind).await;
                 found.note(kind, tried);
             }
-            // What is weaker than one that works is looked at when that is lost.
+            // Backends weaker than a working one are checked only when that is lost.
             if found.works(kind) {
                 break;
             }
@@ -200,8 +204,8 @@ impl Sandboxes {
         self.settle(found, &before).await;
     }
 
-    /// Tries a kind once more in which a sandbox could not be started. Gives what to use instead where
-    /// it does not work any more and there is another.
+    /// Retries a backend with which a sandbox could not be started. Returns what to use instead, if
+    /// it no longer works and there is an alternative.
     pub(super) async fn without(&self, kind: Kind) -> Option<Arc<Found>> {
         if self.0.choice.kinds().len() < 2 {
             return None;
@@ -226,7 +230,7 @@ impl Sandboxes {
         (now.kind != kind && now.refusal.is_none()).then_some(now)
     }
 
-    /// Makes what was found hold from now on, and says what changed.
+    /// Applies new findings, and logs what changed.
     async fn settle(&self, mut found: Found, before: &Found) {
         if let Err(error) = found.choose(self.0.choice) {
             tracing::warn!(%error, "no kind of sandbox could be chosen");
@@ -256,7 +260,7 @@ impl Sandboxes {
         self.0.set_found(found);
     }
 
-    /// Runs a sandbox of a kind. Gives what it lacks here, or why it does not work.
+    /// Tries to run a sandbox. Returns what the backend lacks here, or why it does not work.
     async fn attempt(&self, found: &mut Found, kind: Kind) -> Result<Option<String>, String> {
         match kind {
             Kind::Docker => {
@@ -323,7 +327,7 @@ impl Sandboxes {
     }
 }
 
-/// Of what a sandbox said that did not start, its first sentence.
+/// The first sentence of the output of a sandbox that did not start.
 fn reason(said: &str) -> &str {
     let said = said.split("It said: ").last().unwrap_or(said);
     let line = said.lines().next().unwrap_or_default();
@@ -342,7 +346,7 @@ impl Shared {
         }
     }
 
-    /// The kinds that are worth a look: containers only where the deployment has settings for them.
+    /// The backends worth trying: containers only if the deployment has settings for them.
     fn kinds(&self) -> Vec<Kind> {
         let without_docker = self.choice != Choice::Docker && self.settings.docker.is_none();
         let kinds = self.choice.kinds().iter().copied();
@@ -360,7 +364,7 @@ impl Shared {
 mod tests {
     use super::*;
 
-    /// What is found where these kinds work and no other, after what was found before.
+    /// The findings when only these backends work, given earlier findings.
     fn found(before: &Found, choice: Choice, working: &[Kind]) -> Found {
         let mut found = before.clone();
         for kind in choice.kinds() {
@@ -416,7 +420,8 @@ mod tests {
                 "{choice:?}"
             );
         }
-        // What the start took is taken again, and one user has nobody to be kept from.
+        // A backend accepted at the start is accepted again, and a single user has nobody to be
+        // isolated from.
         let first = found(&Found::default(), Choice::AutoOrLocal, &weak);
         let better = found(&first, Choice::AutoOrLocal, &[Kind::Docker, Kind::Landlock]);
         assert_eq!(

@@ -1,7 +1,9 @@
-//! One command in a box, as the rest of the host sees it.
+//! One command in a sandbox, as the rest of the host sees it.
 //!
-//! What always holds: a command that was started is waited for or killed, whatever becomes of the
-//! future that started it; and its output is bounded here too, whatever the box sends.
+//! # Invariants
+//! - A command that was started is waited for or killed, even if the future that started it is
+//!   dropped.
+//! - Its output is bounded here too, whatever the sandbox sends.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use super::connection::{Connection, Event};
 use crate::types::plural;
 use crate::types::unicode::lossy;
 
-/// How much longer than its time-out a command may take before the box counts as dead.
+/// How much longer than its timeout a command may take before the sandbox counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A command to run.
@@ -28,10 +30,10 @@ pub struct ExecRequest {
     tail: usize,
 }
 
-/// What fits into one argument of a program, which Linux limits to 128 KiB.
+/// The longest argument of a program, in bytes; Linux limits it to 128 KiB.
 const LONGEST_ARGUMENT: usize = 120_000;
 
-/// How much a program that stays open may write before it is read.
+/// How many bytes a program that stays open may write before they are read.
 const WINDOW: usize = 256 << 10;
 
 #[derive(Debug, Clone)]
@@ -54,47 +56,47 @@ impl ExecRequest {
         }
     }
 
-    /// A command line for the box's shell.
+    /// A command line for the sandbox's shell.
     #[must_use]
     pub fn shell(command: impl Into<String>) -> Self {
         Self::new(What::Shell(command.into()))
     }
 
-    /// A program and its arguments, no shell between.
+    /// A program and its arguments, without a shell.
     #[must_use]
     pub fn argv<I: IntoIterator<Item = S>, S: Into<String>>(argv: I) -> Self {
         Self::new(What::Program(argv.into_iter().map(Into::into).collect()))
     }
 
-    /// The folder it runs in, the workspace where not given.
+    /// Sets the working directory; the default is the workspace.
     #[must_use]
     pub fn cwd(mut self, cwd: impl Into<String>) -> Self {
         self.cwd = Some(cwd.into());
         self
     }
 
-    /// One more variable of its environment.
+    /// Adds a variable to the environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.insert(name.into(), value.into());
         self
     }
 
-    /// After which time its process group is killed; 120 seconds where not given.
+    /// Sets the time after which the process group is killed; the default is 120 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// What it reads from standard input; nothing where not given.
+    /// Sets the standard input; empty by default.
     #[must_use]
     pub fn stdin(mut self, text: impl Into<String>) -> Self {
         self.stdin = Some(text.into());
         self
     }
 
-    /// How many of the first and the last bytes of its output are kept.
+    /// Sets how many of the first and of the last bytes of the output are kept.
     #[must_use]
     pub fn keep(mut self, head: usize, tail: usize) -> Self {
         (self.head, self.tail) = (head, tail);
@@ -132,8 +134,8 @@ impl ExecRequest {
         }
     }
 
-    /// The same for a program that stays open: it has no time-out, and its output is granted piece by
-    /// piece.
+    /// The same for a program that stays open: it has no timeout, and its output is granted piece
+    /// by piece.
     pub(super) fn into_live(
         self,
         shell: &str,
@@ -150,32 +152,32 @@ impl ExecRequest {
     }
 }
 
-/// How a command ended and what it wrote.
+/// How a command ended and its output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecResult {
-    /// The exit code; 128 and the signal's number where a signal ended it.
+    /// The exit code, or 128 plus the signal's number if a signal ended it.
     pub exit_code: i32,
-    /// The time-out killed it.
+    /// Whether the timeout killed it.
     pub timed_out: bool,
-    /// What it wrote to standard output and error, in order; a sentence stands for what was left out.
+    /// Standard output and error, interleaved in order; a sentence stands for what was omitted.
     pub output: String,
-    /// The same in bytes: its beginning, and its end behind what was left out.
+    /// The output in bytes: its beginning, and its end after what was omitted.
     pub bytes: (Vec<u8>, Vec<u8>),
-    /// How many bytes were left out.
+    /// Number of omitted bytes.
     pub omitted: u64,
     /// How long it ran.
     pub duration: Duration,
-    /// A limit of the box that was met while it ran, or since the command before it ended; its
-    /// output ends with a sentence on it.
+    /// A limit of the sandbox that was hit while it ran, or since the previous command ended. The
+    /// output then ends with a sentence about it.
     pub limit: Option<LimitHit>,
 }
 
-/// A limit of a box that something in it ran into.
+/// A limit of a sandbox that was hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitHit {
-    /// The kernel ended a process, since the box's memory was used up.
+    /// The kernel killed a process, since the sandbox's memory was used up.
     Memory,
-    /// The kernel refused a new process, since the box has as many as it may.
+    /// The kernel refused a new process, since the sandbox has as many as it may.
     Processes,
 }
 
@@ -188,7 +190,7 @@ impl LimitHit {
         }
     }
 
-    /// What is said of it.
+    /// The sentence that explains it.
     pub(crate) fn sentence(self) -> &'static str {
         match self {
             Self::Memory => "[The sandbox reached its memory limit: the kernel ended a process.]",
@@ -225,7 +227,7 @@ pub(super) async fn run(
             Some(Event::Exit(exit)) => {
                 let exit_code = exit
                     .code
-                    // Any number may stand there: the box says it.
+                    // The sandbox sent the number, so it may be any.
                     .or(exit.signal.map(|signal| 128_i32.saturating_add(signal)))
                     .unwrap_or(-1);
                 let mut output = joined(&head, &tail, exit.omitted);
@@ -256,7 +258,7 @@ pub(super) async fn run(
 
 fn joined(head: &[u8], tail: &[u8], omitted: u64) -> String {
     if omitted == 0 {
-        // In one piece: a character may lie across the seam.
+        // Decoded in one piece: a character may lie across the seam.
         return lossy(&[head, tail].concat()).into_owned();
     }
     let (head, tail) = (lossy(head), lossy(tail));

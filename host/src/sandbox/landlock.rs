@@ -1,11 +1,12 @@
-//! The command line of a sandbox without a program that makes one: the exec server under its own
-//! supervisor, confined by Landlock, or by nothing where the operator wants that.
+//! The command line of a sandbox on a machine without a sandboxing program: the exec server under
+//! its own supervisor, confined by Landlock, or unconfined where the operator wants that.
 //!
 //! # Invariants
-//! - Confined, only the workspace, the session's own folders and terminals, and shared memory that is
-//!   its own can be written.
-//! - Of the system only named paths can be read, none of which holds a secret. Where the machine lets
-//!   its users make namespaces, nothing else exists; elsewhere anything else is refused.
+//! - When confined, only the workspace, the session's own folders and terminals, and its own shared
+//!   memory are writable.
+//! - Of the system only named paths are readable, none of which holds a secret. Where the machine
+//!   lets its users create namespaces, nothing else exists; elsewhere access to anything else is
+//!   refused.
 
 use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;
@@ -15,8 +16,8 @@ use super::runtime_dir::{Runtime, SessionDir};
 use super::workspace::box_user;
 use super::{Network, SandboxError, Settings, Spec, system_mounts};
 
-/// What commands read of the host where they have no root of their own: the kernel's view of
-/// processes, and names of users and machines. None of them holds a password.
+/// What commands may read of the host when they have no root of their own: the kernel's view of
+/// processes, and names of users and machines. None of it holds a password.
 const AS_THE_HOST_HAS_IT: [&str; 4] = ["/proc", "/etc/passwd", "/etc/group", "/etc/hosts"];
 const DEVICES: [&str; 5] = [
     "/dev/null",
@@ -25,7 +26,7 @@ const DEVICES: [&str; 5] = [
     "/dev/random",
     "/dev/urandom",
 ];
-/// What may be written in a root of its own, beside the workspace.
+/// Writable paths in a private root, beside the workspace.
 const OWN: [&str; 6] = [
     "/tmp",
     "/var/tmp",
@@ -35,22 +36,22 @@ const OWN: [&str; 6] = [
     "/dev/tty",
 ];
 const SHARED_MEMORY: u64 = 64 << 20;
-/// The user that commands are in a root of their own, as its `/etc/passwd` has it.
+/// The user id of commands in a private root, as in its `/etc/passwd`.
 const AGENT: u32 = 1000;
 
-/// How much keeps commands in.
+/// How strongly commands are isolated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Isolation {
-    /// Nothing.
+    /// Not at all.
     Off,
-    /// Landlock over the host's own root.
+    /// Landlock on the host's own root.
     HostRoot,
-    /// Landlock over a root of the session's own.
+    /// Landlock on a root of the session's own.
     PrivateRoot,
 }
 
 impl Isolation {
-    /// The workspace as commands see it.
+    /// The workspace's path as commands see it.
     pub(super) fn workspace(self, settings: &Settings, spec: Spec<'_>) -> String {
         match self {
             Self::PrivateRoot => settings.workspace_mount.clone(),
@@ -59,7 +60,7 @@ impl Isolation {
     }
 }
 
-/// What commands may do in the host's root.
+/// The confinement of commands in the host's root.
 fn in_host_root(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confine {
     let network = settings.network == Network::Host;
     let mut read_only = system_paths(network);
@@ -79,7 +80,7 @@ fn in_host_root(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confin
     }
 }
 
-/// The same in a root of the session's own, where all that there is may be read.
+/// The confinement of commands in a private root, where everything that exists may be read.
 fn in_private_root(
     settings: &Settings,
     dir: &SessionDir,
@@ -108,7 +109,7 @@ fn in_private_root(
     Confine {
         read_write: writable.chain([settings.workspace_mount.clone()]).collect(),
         read_only: vec!["/".to_owned()],
-        // Without the host's network there is one of its own, which leads nowhere.
+        // Without the host's network there is a private one, which leads nowhere.
         network: true,
         root: Some(PrivateRoot {
             mount_point: dir.within("bin"),
@@ -167,10 +168,10 @@ pub(super) fn command(
         ),
     };
     command.envs(environment(&bin, &home, &temporary, &socket, spec));
-    // tmux knows no other variable, and looks in /tmp without it.
+    // tmux reads no other variable, and without it uses /tmp.
     command.env("TMUX_TMPDIR", &temporary);
     if isolation == Isolation::HostRoot {
-        // A file that is there and may not be read ends git.
+        // Git fails on a file that exists and may not be read.
         command.env("GIT_CONFIG_NOSYSTEM", "1");
     }
     if let Some(user) = box_user() {

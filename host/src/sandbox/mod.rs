@@ -1,11 +1,15 @@
-//! Boxes that hostile code runs in: which kind this machine can have, starting one for a session,
-//! running commands in it, and taking everything away at the end.
+//! Sandboxes that hostile code runs in: detecting the backend this machine supports, starting a
+//! sandbox for a session, running commands in it, and removing everything at the end.
 //!
-//! What always holds: a kind is used only after a box of it really ran here; a box sees one
-//! session's workspace and no other; commands get an environment made from nothing; and when a box
-//! is closed, no process of it lives on. When the host dies, boxes die with it, but for containers:
-//! the next host takes them over, or removes them. Docker gives containers, bubblewrap namespaces,
-//! Landlock confines files and sockets of ordinary processes, and with `None` nothing is run at all.
+//! Docker provides containers, bubblewrap namespaces, Landlock confines the files and sockets of
+//! ordinary processes, and with `None` nothing is run at all. When the host dies, its sandboxes die
+//! with it, except containers: the next host adopts or removes them.
+//!
+//! # Invariants
+//! - A backend is used only after a sandbox of it really ran here.
+//! - A sandbox sees one session's workspace and no other.
+//! - Commands get an environment built from nothing.
+//! - When a sandbox is closed, none of its processes lives on.
 
 mod backend;
 mod bubblewrap;
@@ -38,58 +42,59 @@ use detect::Found;
 pub use exec::{ExecRequest, ExecResult, LimitHit};
 pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 
-/// What a box may reach.
+/// The network that a sandbox can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
-    /// Nothing outside the box.
+    /// Nothing outside the sandbox.
     #[default]
     None,
-    /// What the host reaches.
+    /// Everything the host reaches.
     Host,
 }
 
-/// What all boxes have in common.
+/// Settings common to all sandboxes.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The host's own folder for programs, sockets and temporary folders of boxes.
+    /// The host's own folder for programs, sockets and temporary folders of sandboxes.
     pub run_dir: PathBuf,
-    /// How much memory a command may use, and the base for the size of temporary file systems.
+    /// Memory that a command may use, in bytes, which is also the base for the sizes of temporary
+    /// file systems.
     pub memory_bytes: u64,
-    /// What boxes may reach.
+    /// The network that sandboxes can reach.
     pub network: Network,
-    /// Where commands see the workspace, in kinds that can place it.
+    /// The workspace's path as commands see it, with backends that can mount it.
     pub workspace_mount: String,
-    /// For containers; without it no engine is looked for.
+    /// Settings for containers; without them no engine is looked for.
     pub docker: Option<docker::Settings>,
 }
 
-/// Why a box cannot be had or used. Each is a sentence for the operator or the user.
+/// An error in starting or using a sandbox. Each is a sentence for the operator or the user.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The machine cannot do what was asked for.
+    /// The machine does not support what was asked for.
     #[error("No sandbox of the kind asked for works on this machine. {0}")]
     Unavailable(String),
-    /// A box could not be started.
+    /// A sandbox could not be started.
     #[error("The sandbox could not be started: {0}")]
     Start(String),
-    /// The box is no more: it was closed, or it died.
+    /// The sandbox no longer exists: it was closed, or it died.
     #[error("The sandbox is gone: {0}")]
     Gone(String),
-    /// The Docker engine does not answer. Another kind of box may still be had.
+    /// The Docker engine does not answer. Another backend may still work.
     #[error("{0}")]
     Engine(String),
-    /// The box is well, but this command could not be started in it.
+    /// The sandbox works, but this command could not be started in it.
     #[error("{0}")]
     Refused(String),
-    /// The box has no room for another process.
+    /// The sandbox has no room for another process.
     #[error("{0}")]
     Full(String),
-    /// The host's own files.
+    /// An operation on the host's own files failed.
     #[error("{what}: {cause}")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         what: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         cause: std::io::Error,
     },
@@ -100,27 +105,27 @@ pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -
     move |cause| SandboxError::Io { what, cause }
 }
 
-/// One box to start.
+/// A sandbox to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Spec<'a> {
     /// The session's id; its runtime folder is named after it.
     pub session: &'a str,
     /// The session's workspace on the host.
     pub workspace: &'a Path,
-    /// The repository that git in the box reaches through the host's gateway.
+    /// The repository that git in the sandbox reaches through the host's gateway.
     pub repository: Option<&'a str>,
 }
 
-/// What all handles share.
+/// State shared by all handles.
 struct Shared {
     choice: Choice,
     settings: Settings,
     runtime: Runtime,
-    /// What works by now.
+    /// The current findings.
     found: Mutex<Arc<Found>>,
-    /// One look at a time.
+    /// Held during a check, so that there is one at a time.
     looking: tokio::sync::Mutex<()>,
-    /// Containers may wait for sessions: this is the process that serves.
+    /// Whether containers may wait for sessions: true in the process that serves.
     serves: AtomicBool,
 }
 
@@ -130,42 +135,43 @@ impl Shared {
     }
 }
 
-/// The boxes this machine can have.
+/// The sandboxes this machine supports.
 #[derive(Clone)]
 pub struct Sandboxes(Arc<Shared>);
 
 impl Sandboxes {
-    /// The kind that new boxes have.
+    /// The backend of new sandboxes.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.0.found().kind
     }
 
-    /// Why no box can be had here, where none can.
+    /// The reason why no sandbox can be started here, if none can.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         self.0.found().refusal.clone()
     }
 
-    /// What was tried, and why what failed did.
+    /// The backends that were tried, and why those that failed did.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
         self.0.found().findings.clone()
     }
 
-    /// Why new boxes are not of the kind that an automatic choice prefers, or lack something.
+    /// Why new sandboxes do not have the backend that an automatic choice prefers, or lack
+    /// something.
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
         self.0.found().shortfall(self.0.choice)
     }
 
-    /// What the kind that new boxes have lacks.
+    /// The shortcomings here of the backend of new sandboxes.
     #[must_use]
     pub fn remark(&self) -> Option<String> {
         self.0.found().remark()
     }
 
-    /// Starts a box for a session.
+    /// Starts a sandbox for a session, with another backend if the current one no longer works.
     pub async fn start(&self, spec: Spec<'_>) -> Result<Sandbox, SandboxError> {
         let found = self.0.found();
         if let Some(reasons) = &found.refusal {
@@ -176,13 +182,13 @@ impl Sandboxes {
         let notice = found.lost.as_deref().map(|why| instead(why, found.kind));
         let started = Box::pin(Sandbox::start(&self.0, &found, found.kind, spec, notice)).await;
         let error = match started {
-            // The host's own trouble says nothing of the kind.
+            // A failure of the host itself says nothing about the backend.
             Ok(_) | Err(SandboxError::Io { .. }) => return started,
             Err(error) => error,
         };
         let (found, kind) = match (&error, found.fallback) {
             (SandboxError::Engine(_), Some(kind)) => (found, kind),
-            // It may be this workspace, or the kind that does not work any more.
+            // The cause may be this workspace, or a backend that no longer works.
             _ => match self.without(found.kind).await {
                 Some(found) => (Arc::clone(&found), found.kind),
                 None => return Err(error),
@@ -193,15 +199,16 @@ impl Sandboxes {
         Box::pin(Sandbox::start(&self.0, &found, kind, spec, Some(notice))).await
     }
 
-    /// What carries commands to containers, where boxes are containers.
+    /// The transport to containers, if sandboxes are containers.
     #[must_use]
     pub fn transport(&self) -> Option<docker::Transport> {
         self.0.found().docker.as_ref().map(|it| it.transport())
     }
 
-    /// Takes over the containers of the host that had this folder before, and lets containers wait
-    /// for sessions from now on. To be called once, before any session starts, by the one process
-    /// that serves; `lives` says whether a session goes on. Containers of other sessions are removed.
+    /// Adopts the containers of the previous host in this folder, and lets containers wait for
+    /// sessions from now on. Must be called once, before any session starts, by the one process
+    /// that serves. `lives` says whether a session goes on; containers of other sessions are
+    /// removed.
     pub async fn take_over(
         &self,
         lives: impl Fn(&str) -> bool,
@@ -213,9 +220,9 @@ impl Sandboxes {
         }
     }
 
-    /// Gives a session that has no workspace yet the empty one of a container that waits, and keeps
-    /// that container for the session's [`Sandboxes::start`]. To be called before the workspace is
-    /// opened: the folder at that path is another one afterwards. False where nothing was done.
+    /// Gives a session without a workspace the empty one of a waiting container, and reserves that
+    /// container for the session's [`Sandboxes::start`]. Must be called before the workspace is
+    /// opened, since the folder at that path is replaced. Returns false if nothing was done.
     #[must_use]
     pub fn prepare(&self, session: &str, workspace: &Path) -> bool {
         let found = self.0.found();
@@ -223,7 +230,8 @@ impl Sandboxes {
         docker.is_some_and(|docker| docker.prepare(session, workspace))
     }
 
-    /// Whether a session's container lived on while the host was away, and nobody speaks with it yet.
+    /// Whether a session's container survived while the host was away, and nobody is connected to
+    /// it yet.
     #[must_use]
     pub fn holds(&self, session: &str) -> bool {
         let found = self.0.found();
@@ -238,7 +246,7 @@ impl Sandboxes {
         }
     }
 
-    /// Removes every container of this host, those that wait and those in use. For its end.
+    /// Removes every container of this host, waiting or in use. For shutdown.
     pub async fn shut_down(&self) {
         if let Some(docker) = &self.0.found().docker {
             docker.shut_down().await;

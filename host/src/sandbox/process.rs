@@ -1,7 +1,9 @@
-//! A program in a box that stays open, as a pair of streams.
+//! A long-running program in a sandbox, as a pair of streams.
 //!
-//! What always holds: what it prints is taken from it only as it is read here, so it never piles up;
-//! the program is killed when its output is dropped; and how it ended is known once its output has.
+//! # Invariants
+//! - Output is taken from the program only as it is read here, so it never piles up.
+//! - The program is killed when its output is dropped.
+//! - Its exit status is known once its output has ended.
 
 use std::io;
 use std::pin::Pin;
@@ -17,43 +19,43 @@ use crate::types::sanitize::clean;
 #[cfg(test)]
 mod tests;
 
-/// So much is read before more is granted.
+/// How many bytes are read before more are granted.
 const GRANT: usize = 64 << 10;
-/// The most characters of what it complains of in a sentence.
+/// The most characters of standard error that a sentence repeats.
 const SHOWN: usize = 300;
 
-/// A program that runs.
+/// A running program.
 pub struct Process {
-    /// What it reads.
+    /// Its standard input.
     pub input: ProcessInput,
-    /// What it prints.
+    /// Its standard output.
     pub output: ProcessOutput,
-    /// How it ends.
+    /// Its end.
     pub end: ProcessEnd,
 }
 
-/// How a program ended; a clone tells the same.
+/// How a program ended. Clones share the result.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessEnd(Arc<OnceLock<String>>);
 
 impl ProcessEnd {
-    /// A sentence, once its output has ended.
+    /// A sentence, once the program's output has ended.
     #[must_use]
     pub fn sentence(&self) -> Option<&str> {
         self.0.get().map(String::as_str)
     }
 }
 
-/// What a program reads. Writing never waits: who writes more than it reads has it killed.
+/// A program's standard input. Writing never waits: a program that reads too slowly is killed.
 pub struct ProcessInput(Input);
 
-/// What a program prints.
+/// A program's standard output.
 pub struct ProcessOutput {
     running: Running,
     piece: Vec<u8>,
-    /// How much of the piece was read.
+    /// How much of the current piece was read.
     at: usize,
-    /// How much was read and not yet granted anew.
+    /// How much was read and not yet granted again.
     read: usize,
     complaint: Vec<u8>,
     end: ProcessEnd,
@@ -89,13 +91,13 @@ impl ProcessOutput {
     fn ended(&self, how: String) {
         let said = clean(&String::from_utf8_lossy(&self.complaint), usize::MAX);
         let said = said.trim();
-        // The end of it says what went wrong.
+        // The end of standard error says what went wrong.
         let from = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
         let sentence = match &said[from..] {
             "" => how,
             said => format!("{how} It said: {said}"),
         };
-        // The first word holds.
+        // The first result stays.
         let _ = self.end.0.set(sentence);
     }
 }
@@ -132,7 +134,7 @@ impl AsyncRead for ProcessOutput {
             }
             match ready!(self.running.poll_next(context)) {
                 Some(Event::Output(piece)) => (self.piece, self.at) = (piece, 0),
-                // No more comes of it than was asked for.
+                // No more arrives than was asked for.
                 Some(Event::Tail(piece)) => self.complaint.extend(piece),
                 Some(Event::Exit(exit)) => self.ended(how(&exit)),
                 Some(Event::Failed(sentence) | Event::Full(sentence)) => self.ended(sentence),

@@ -1,8 +1,11 @@
-//! The host's folder for boxes: the installed exec server, and one folder for each running session.
+//! The host's runtime directory for sandboxes: the installed exec server, and one folder for each
+//! running session.
 //!
-//! What always holds: a program is put in place by a rename, never written over while it runs; a
-//! session's folder is gone when its box is; what a crashed host left behind is removed by the
-//! next one, never what a living host uses; and no session can change a program that another runs.
+//! # Invariants
+//! - A program is installed by a rename, never overwritten while it runs.
+//! - A session's folder is removed with its sandbox.
+//! - What a crashed host left behind is removed by the next one; what a living host uses never is.
+//! - No session can change a program that another runs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -14,7 +17,7 @@ use super::{SandboxError, io_error};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// What stands for files of `/etc` in a box.
+/// The files that replace those of `/etc` in a sandbox.
 const ETC: [(&str, &str); 3] = [
     (
         "passwd",
@@ -52,8 +55,8 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Puts in place what sessions share, as far as it is not there: a machine that tidies up, or a session
-    /// of the host's own user, may have taken some of it.
+    /// Restores missing shared files: a machine's cleanup of temporary files, or a session running
+    /// as the host's own user, may have removed some.
     pub(super) fn furnish(&self) -> Result<(), SandboxError> {
         let bin = self.run_dir.join("bin");
         for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
@@ -71,7 +74,7 @@ impl Runtime {
         &self.exec
     }
 
-    /// A file that stands for one of `/etc` in a box.
+    /// A file that replaces one of `/etc` in a sandbox.
     pub(super) fn etc(&self, name: &str) -> PathBuf {
         self.etc.join(name)
     }
@@ -86,9 +89,9 @@ impl Runtime {
         Ok(path)
     }
 
-    /// Makes the folder of a session's box. The number keeps a box that is restarted, and two that
-    /// are tried at a time, apart. `shares`: nothing in the box can take rights from the exec server's file,
-    /// so that it need not be a copy.
+    /// Creates the folder of a session's sandbox. A number distinguishes a restarted sandbox, and
+    /// two that are tried at the same time. `shares`: nothing in the sandbox can change the
+    /// permissions of the exec server's file, so it need not be a copy.
     pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
         self.furnish()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -107,7 +110,7 @@ impl Runtime {
         set_mode(&dir.0, 0o711)?;
         let exec = bin.join("lucid-exec");
         if !shares || fs::hard_link(&self.exec, &exec).is_err() {
-            // Not from the shared file, which may be what a session took rights from.
+            // Not from the shared file, whose permissions a session may have changed.
             fs::write(&exec, &self.program).map_err(failed())?;
             set_mode(&exec, 0o755)?;
         }
@@ -133,16 +136,16 @@ impl Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        // Succeeds only when no box of this process has a folder there any more.
+        // Succeeds only when no sandbox of this process has a folder there any more.
         let _ = fs::remove_dir(&self.sessions);
     }
 }
 
-/// The folder of one running box.
+/// The folder of one running sandbox.
 pub(super) struct SessionDir(PathBuf);
 
 impl SessionDir {
-    /// A folder that was made elsewhere.
+    /// Wraps a folder that was created elsewhere.
     pub(super) fn at(path: PathBuf) -> Self {
         Self(path)
     }
@@ -151,12 +154,12 @@ impl SessionDir {
         &self.0
     }
 
-    /// A path in it, as a command line has it.
+    /// The path of a file in it, for a command line.
     pub(super) fn within(&self, name: &str) -> String {
         self.0.join(name).to_string_lossy().into_owned()
     }
 
-    /// Removes it, whatever commands did to it. Blocks.
+    /// Removes the folder, whatever commands did to it. Blocks.
     pub(super) fn remove(&self) {
         if let Err(error) = erase(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "a sandbox's folder cannot be removed");
@@ -182,7 +185,7 @@ fn remove_leftovers(run_dir: &Path) {
     }
 }
 
-/// A folder that is entered by the box's user, and listed by nobody but the host's.
+/// Creates a folder that the sandbox's user can enter and only the host's user can list.
 fn make_folder(path: &Path) -> Result<(), SandboxError> {
     fs::create_dir_all(path).map_err(io_error(format!(
         "The folder {} cannot be made",
@@ -210,7 +213,7 @@ fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
     fs::rename(&temporary, path).map_err(failed())
 }
 
-/// Gives a folder to the user that boxes run as, where that is another than the host's.
+/// Gives a folder to the user that sandboxes run as, if that differs from the host's.
 pub(super) fn give_to_box_user(path: &Path) -> Result<(), SandboxError> {
     match box_user() {
         Some(user) => chown(path, Some(user), Some(user)).map_err(io_error(format!(
@@ -221,7 +224,7 @@ pub(super) fn give_to_box_user(path: &Path) -> Result<(), SandboxError> {
     }
 }
 
-/// Says early, and by name, which folder the box's user cannot pass on the way to `path`.
+/// Reports early, by name, which folder on the way to `path` the sandbox's user cannot pass.
 pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
     let path = path.canonicalize().map_err(io_error(format!(
         "The folder {} cannot be resolved",
@@ -261,17 +264,17 @@ mod tests {
                 .is_ok_and(|it| it.success())
         };
         let one = runtime.session("one", false).unwrap();
-        // As an owner can, whatever Landlock says.
+        // As an owner can, whatever Landlock restricts.
         for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
             set_mode(&taken, 0).unwrap();
         }
         let two = runtime.session("two", false).unwrap();
         assert!(runs(&two) && !runs(&one));
-        // Nor does a machine that tidies up.
+        // And after a machine's cleanup of temporary files.
         fs::remove_dir_all(folder.path()).unwrap();
         assert!(runs(&runtime.session("three", true).unwrap()));
         assert!(runtime.etc("passwd").exists());
-        // Where that cannot be, the disk holds it once.
+        // Where that is impossible, the disk holds the program once.
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
         let shared = runtime.session("four", true).unwrap();
         assert_eq!(

@@ -1,12 +1,14 @@
-//! What programs in a box see of the host's system, whatever the kind of box.
+//! The parts of the host's system that programs in a sandbox see, whatever the backend.
 //!
-//! What always holds: all of it is read-only; nothing here is a secret or a user's; a path that a
-//! machine does not have is passed over.
+//! # Invariants
+//! - All of it is read-only.
+//! - None of it is a secret or a user's.
+//! - A path that a machine does not have is skipped.
 
 /// The system's programs and libraries.
 pub(super) const USR: &str = "/usr";
 
-/// What stands beside `/usr`: on many systems links into it.
+/// Siblings of `/usr`: on many systems links into it.
 pub(super) const BESIDE_USR: [&str; 7] = [
     "/bin",
     "/sbin",
@@ -17,9 +19,10 @@ pub(super) const BESIDE_USR: [&str; 7] = [
     "/nix/store",
 ];
 
-/// What programs need of `/etc`: tables and defaults of the system that packages bring, and what says
-/// which system it is. Files that administrators keep passwords, tokens or environments in are not
-/// among them (`environment`, `profile.d`, `default`, `gitconfig`, `pip.conf`, `npmrc`, `netrc`).
+/// What programs need of `/etc`: system tables and defaults installed by packages, and files that
+/// identify the system. Files in which administrators keep passwords, tokens or environments are
+/// not among them (`environment`, `profile.d`, `default`, `gitconfig`, `pip.conf`, `npmrc`,
+/// `netrc`).
 const ETC: [&str; 60] = [
     "ImageMagick-6",
     "ImageMagick-7",
@@ -82,10 +85,10 @@ const ETC: [&str; 60] = [
     "vim",
     "xattr.conf",
 ];
-/// The same for what has a version in its name: a directory of a language's own defaults.
+/// The same for names that contain a version: directories with a language's own defaults.
 const ETC_PREFIXES: [&str; 2] = ["java-", "python3"];
 
-/// What a box has of `/etc`, as absolute paths.
+/// The absolute paths of what a sandbox has of `/etc`.
 pub(super) fn etc() -> Vec<String> {
     let listed = std::fs::read_dir("/etc").into_iter().flatten().flatten();
     let versions = listed
@@ -96,5 +99,5 @@ pub(super) fn etc() -> Vec<String> {
     names.map(|name| format!("/etc/{name}")).collect()
 }
 
-/// How names are looked up; only where the box has a network.
+/// The resolver's configuration; only if the sandbox has a network.
 pub(super) const RESOLVER: &str = "/etc/resolv.conf";

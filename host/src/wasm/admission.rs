@@ -1,10 +1,13 @@
-//! Owns the door: what a component must be before any of its code runs.
+//! Admission: what a component must satisfy before any of its code runs.
 //!
-//! What always holds: a component that was let in imports nothing but the log, type definitions and a
-//! WASI that leads nowhere, exports all that its kind must, and is no larger than allowed. All of that
-//! is read from its type, before it is instantiated; each refusal is a [`LoadError`] that names what was
-//! wrong. One rule serves every toolchain, since the empty WASI gives nobody anything; that this
-//! repository's own guests do without it is a test.
+//! One rule serves every toolchain, since the empty WASI gives nobody anything; a test shows that
+//! this repository's own guests do without it.
+//!
+//! # Invariants
+//! - An admitted component imports nothing but the log, type definitions and a WASI that leads
+//!   nowhere, exports everything its kind requires, and is within the size limit.
+//! - All of that is read from the component's type, before it is instantiated.
+//! - Each refusal is a [`LoadError`] that names what is wrong.
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::types::{Component as ComponentType, ComponentItem};
@@ -16,40 +19,40 @@ use super::limits::CallError;
 use super::wasi;
 use crate::types::sanitize::clean;
 
-/// All that a plugin may import, besides the parts of WASI 0.2 that lead nowhere.
+/// The interfaces that a plugin may import, besides the parts of WASI 0.2 that lead nowhere.
 pub const ALLOWED_IMPORTS: &[&str] = &["lucid:host/log@0.1.0", "lucid:types/types@0.1.0"];
 
-/// What a plugin is for.
+/// The kind of a plugin: the WIT world it implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// An agent.
+    /// An agent's policy.
     Policy,
     /// A model provider's API.
     Llm,
-    /// Tools of a team's own.
+    /// A team's own tools.
     Tools,
     /// A git provider's API.
     Git,
 }
 
 impl Kind {
-    /// All there are.
+    /// All kinds.
     pub const ALL: &[Self] = &[Self::Policy, Self::Llm, Self::Tools, Self::Git];
 
-    /// The kind of this name.
+    /// Returns the kind with this name.
     pub fn named(name: &str) -> Option<Self> {
         let mut all = Self::ALL.iter().copied();
         all.find(|kind| kind.to_string() == name)
     }
 
-    /// Their names, for a sentence.
+    /// The names of all kinds, for a sentence.
     pub fn names() -> String {
         let names: Vec<String> = Self::ALL.iter().map(|kind| format!("`{kind}`")).collect();
         names.join(", ")
     }
 
-    /// The interface it must export, and the functions that must be in it.
+    /// The interface that a plugin of this kind must export, and the functions that must be in it.
     fn exports(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Policy => (
@@ -89,99 +92,100 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Why a plugin was not let in.
+/// The refusal of a plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Larger than allowed.
+    /// The component is larger than allowed.
     #[error("the plugin `{plugin}` has {size} bytes, and {limit} are allowed")]
     TooLarge {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
-        /// What it has.
+        /// The component's size in bytes.
         size: usize,
-        /// What is allowed.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// Not WebAssembly, not a component, or one that this engine does not compile.
+    /// The bytes are not WebAssembly, not a component, or a component that this engine cannot
+    /// compile.
     #[error(
         "the plugin `{plugin}` is not a WebAssembly component that this host can compile: {detail}"
     )]
     NotAComponent {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
-        /// What the compiler said, cleaned and cut.
+        /// The compiler's message, sanitized and truncated.
         detail: String,
     },
-    /// It wants what a plugin is not given.
+    /// The component imports something that plugins are not given.
     #[error(
         "the plugin `{plugin}` imports `{import}`, which no plugin is given; allowed are {}, and of WASI 0.2 what can be empty: {}",
         ALLOWED_IMPORTS.join(", "),
         wasi::packages()
     )]
     ForbiddenImport {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
-        /// What it wants.
+        /// The refused import.
         import: String,
     },
-    /// It lacks what its kind must have.
+    /// The component lacks an export that its kind requires.
     #[error(
         "the plugin `{plugin}` does not export `{missing}`, so it is not a {kind} plugin; build it against wit/{kind}"
     )]
     MissingExport {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
-        /// What it was taken for.
+        /// The kind it was loaded as.
         kind: Kind,
-        /// What it lacks.
+        /// The missing export.
         missing: String,
     },
-    /// Its imports or exports have the right names and other types.
+    /// An import or export has the right name and another type.
     #[error(
         "the plugin `{plugin}` was built against another version of wit/{kind}: {detail}; build it again"
     )]
     OtherTypes {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
-        /// What it was taken for.
+        /// The kind it was loaded as.
         kind: Kind,
-        /// What differs, cleaned and cut.
+        /// The difference, sanitized and truncated.
         detail: String,
     },
-    /// It could not say what it is.
+    /// The call for the plugin's descriptor failed.
     #[error("the plugin did not describe itself: {0}")]
     Describe(#[from] CallError),
-    /// What it says of itself cannot be right.
+    /// The plugin's descriptor is invalid.
     #[error("the plugin `{plugin}` describes itself wrongly: {detail}")]
     Descriptor {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
-        /// What is wrong.
+        /// The problem with the descriptor.
         detail: String,
     },
-    /// Two plugins of a kind have one name.
+    /// Two plugins of one kind have the same name.
     #[error("there are two {kind} plugins with the name `{plugin}`; give one of them another")]
     SameName {
-        /// The name.
+        /// The shared name.
         plugin: String,
         /// Their kind.
         kind: Kind,
     },
-    /// The task that compiles came to an end early.
+    /// The compiling task ended early.
     #[error("compiling the plugin `{plugin}` was interrupted")]
     Interrupted {
-        /// Its name.
+        /// The plugin's name.
         plugin: String,
     },
 }
 
-/// What was let in.
+/// A component that passed admission.
 pub(super) struct Admitted {
     pub(super) pre: InstancePre<Guest>,
     pub(super) digest: String,
 }
 
-/// Compiles a component and checks its type. Takes a core for a while: not for an executor thread.
+/// Compiles a component and checks its type. CPU-bound for a while, so not for an executor thread.
 pub(super) fn admit(
     engine: &Engine,
     kind: Kind,
@@ -213,14 +217,14 @@ pub(super) fn admit(
     Ok(Admitted { pre, digest })
 }
 
-/// All that a component imports, by name.
+/// The names of everything that a component imports.
 pub(super) fn imports(engine: &Engine, component: &Component) -> Vec<String> {
     let shape = component.component_type();
     let imports = shape.imports(engine.wasmtime());
     imports.map(|(import, _)| clean(import, 200)).collect()
 }
 
-/// What names a component: its SHA-256, in lower-case hex.
+/// The digest of a component: its SHA-256, in lower-case hex.
 pub(super) fn digest(wasm: &[u8]) -> String {
     Sha256::digest(wasm)
         .iter()
@@ -228,7 +232,7 @@ pub(super) fn digest(wasm: &[u8]) -> String {
         .collect()
 }
 
-/// The names fit and the types do not.
+/// The error for exports whose names fit and whose types do not.
 pub(super) fn other_types(plugin: &str, kind: Kind, error: &wasmtime::Error) -> LoadError {
     LoadError::OtherTypes {
         plugin: plugin.to_owned(),

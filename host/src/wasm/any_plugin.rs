@@ -1,6 +1,7 @@
-//! Owns a plugin of which nobody said what it is for: what it exports says so.
+//! Loads a component of unknown kind and detects the kind from its exports.
 //!
-//! What always holds: it is let in as one of its kind is.
+//! # Invariants
+//! - The component is admitted under the rules of its kind.
 
 use super::admission::{Kind, LoadError};
 use super::call_stats::CallFigures;
@@ -11,34 +12,34 @@ use super::llm::LlmPlugin;
 use super::policy::PolicyPlugin;
 use super::tools::ToolsPlugin;
 
-/// A plugin of any kind that was let in.
+/// An admitted plugin of any kind.
 #[derive(Debug, Clone)]
 pub enum AnyPlugin {
-    /// An agent.
+    /// An agent's policy.
     Policy(PolicyPlugin),
     /// A model provider's API.
     Llm(LlmPlugin),
-    /// Tools of a team's own.
+    /// A team's own tools.
     Tools(ToolsPlugin),
     /// A git provider's API.
     Git(GitPlugin),
 }
 
-/// Why it was not.
+/// An error in loading a component of unknown kind.
 #[derive(Debug, thiserror::Error)]
 pub enum AnyError {
-    /// It is none.
+    /// It exports the interface of no kind.
     #[error(
         "it exports none of lucid:policy/policy@0.1.0, lucid:llm/provider@0.1.0, lucid:tools/tools@0.1.0 and lucid:git/provider@0.1.0, so it is no plugin: end the crate in `export_policy!`, `export_llm!`, `export_tools!` or `export_git!`"
     )]
     NoKind,
-    /// As one of its kind.
+    /// It was refused as a plugin of its kind.
     #[error(transparent)]
     Load(#[from] LoadError),
 }
 
 impl AnyPlugin {
-    /// Compiles a component, checks it, and asks what it is.
+    /// Compiles a component, checks it, detects its kind and calls for its descriptor.
     pub async fn load(
         engine: &Engine,
         name: &str,
@@ -48,7 +49,8 @@ impl AnyPlugin {
         for kind in Kind::ALL {
             match Self::load_as(engine, *kind, name, wasm, limits).await {
                 Ok(plugin) => return Ok(plugin),
-                // It is of another kind, unless it has the interface and not all of it.
+                // Without the interface it is of another kind. An interface that is there but
+                // incomplete is an error, and names a function after `#`.
                 Err(LoadError::MissingExport { missing, .. }) if !missing.contains('#') => {}
                 Err(why) => return Err(why.into()),
             }
@@ -56,7 +58,7 @@ impl AnyPlugin {
         Err(AnyError::NoKind)
     }
 
-    /// The same for one of which somebody said what it is for.
+    /// Like [`load`](Self::load), for a component whose kind is known.
     pub async fn load_as(
         engine: &Engine,
         kind: Kind,
@@ -84,7 +86,7 @@ impl AnyPlugin {
         }
     }
 
-    /// What it is for.
+    /// The plugin's kind.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Policy(_) => Kind::Policy,
@@ -104,7 +106,7 @@ impl AnyPlugin {
         }
     }
 
-    /// What it calls itself.
+    /// The name in the plugin's own descriptor.
     pub fn own_name(&self) -> &str {
         match self {
             Self::Policy(plugin) => &plugin.descriptor().name,
@@ -114,7 +116,7 @@ impl AnyPlugin {
         }
     }
 
-    /// Its own version.
+    /// The version in the plugin's own descriptor.
     pub fn version(&self) -> &str {
         match self {
             Self::Policy(plugin) => &plugin.descriptor().version,
@@ -124,7 +126,7 @@ impl AnyPlugin {
         }
     }
 
-    /// What it says it does.
+    /// The description in the plugin's own descriptor.
     pub fn description(&self) -> &str {
         match self {
             Self::Policy(plugin) => &plugin.descriptor().description,
@@ -134,7 +136,7 @@ impl AnyPlugin {
         }
     }
 
-    /// The JSON schema of the settings it takes, where it gives one.
+    /// The JSON schema of the plugin's settings, if it has one.
     pub fn settings_schema(&self) -> Option<&str> {
         match self {
             Self::Policy(plugin) => plugin.descriptor().settings_schema.as_deref(),
@@ -154,7 +156,7 @@ impl AnyPlugin {
         }
     }
 
-    /// All that it imports, by name.
+    /// The names of everything that the component imports.
     pub fn imports(&self) -> Vec<String> {
         match self {
             Self::Policy(plugin) => plugin.imports(),
@@ -164,7 +166,7 @@ impl AnyPlugin {
         }
     }
 
-    /// What one call may use.
+    /// The limits of one call.
     pub fn limits(&self) -> &Limits {
         match self {
             Self::Policy(plugin) => plugin.limits(),
@@ -174,7 +176,7 @@ impl AnyPlugin {
         }
     }
 
-    /// What its calls used since it was loaded, by function.
+    /// Statistics of the calls since the plugin was loaded, by function.
     pub fn figures(&self) -> Vec<CallFigures> {
         match self {
             Self::Policy(plugin) => plugin.figures(),

@@ -1,7 +1,8 @@
-//! Owns what is counted of a plugin's calls since it was loaded.
+//! Statistics of a plugin's calls since it was loaded.
 //!
-//! What always holds: every call that began is counted once, under the name of the function that was
-//! called; a plugin's own "no" is told from a call that broke down or met a limit.
+//! # Invariants
+//! - Every call that began is counted once, under the name of the called function.
+//! - An error that the plugin returned is counted apart from a call that trapped or hit a limit.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use super::limits::{CallError, Figures};
 
-/// No call takes longer, in microseconds: its clock stops it before.
+/// Upper bound of a call's duration, in microseconds: the call's deadline ends it before.
 const LONGEST: u64 = 10 * 60 * 1_000_000;
 
 /// Counts the calls of one plugin.
@@ -21,7 +22,8 @@ pub(super) struct Tally(Mutex<BTreeMap<&'static str, OfCall>>);
 #[derive(Debug)]
 struct OfCall {
     figures: CallFigures,
-    /// In microseconds, to two digits; none where it cannot be made.
+    /// Durations in microseconds, to two significant digits; `None` if the histogram cannot be
+    /// created.
     micros: Option<Histogram<u64>>,
 }
 
@@ -50,7 +52,7 @@ pub struct CallFigures {
 }
 
 impl Tally {
-    /// Counts a call that came to its end, well or badly.
+    /// Counts a call that ended, successfully or not.
     pub(super) fn count<T>(
         &self,
         call: &'static str,
@@ -74,7 +76,7 @@ impl Tally {
         }
     }
 
-    /// What was counted so far, by function.
+    /// The statistics so far, by function.
     pub(super) fn figures(&self) -> Vec<CallFigures> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.values()

@@ -1,8 +1,12 @@
-//! Owns the one wasmtime engine: its settings, its pool, and the thread that moves its clock.
+//! The one wasmtime engine: its settings, its instance pool, and the thread that advances its
+//! epoch.
 //!
-//! What always holds: the same call gives the same result on every machine (NaNs are canonical, no
-//! relaxed SIMD, no threads), an instance exists only while a slot of the pool is held for it, so a
-//! full pool makes callers wait and never fail, and a call comes back to its executor every 10 ms.
+//! # Invariants
+//! - The same call gives the same result on every machine: NaNs are canonical, and there is no
+//!   relaxed SIMD and no threads.
+//! - An instance exists only while a slot of the pool is held for it, so a full pool makes callers
+//!   wait, never fail.
+//! - A call yields to its executor every 10 ms.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,28 +22,30 @@ use super::progress::{Doing, Works};
 use super::wasi;
 use crate::types::wit::log;
 
-/// How long a guest computes before other tasks of its executor thread have their turn.
+/// How long a guest computes before it yields to other tasks of its executor thread.
 const TICK: Duration = Duration::from_millis(10);
-/// A module, shims, and what a toolchain adds: a Python guest with stubs for WASI has 38. This is a
-/// count and reserves nothing, so small guests pay nothing for it.
+/// Core instances in one component: a module, shims, and what a toolchain adds. A Python guest with
+/// stubs for WASI has 38. This is a maximum and reserves nothing, so small guests pay nothing for
+/// it.
 pub(super) const MOST_CORE_INSTANCES: u32 = 64;
 pub(super) const MOST_MEMORIES: u32 = 2;
 pub(super) const MOST_TABLES: u32 = 8;
 
-/// How an [`Engine`] is set up.
+/// Options of an [`Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Where compiled code is kept, so that a start takes no compiling. Its own, with mode 0700.
+    /// Folder for compiled code, so that a restart compiles nothing. It is used by nothing else and
+    /// has mode 0700.
     pub cache: Option<PathBuf>,
-    /// What the compiled code may take of the disk, in bytes.
+    /// Maximum size of the compiled code on disk, in bytes.
     pub cache_bytes: u64,
-    /// How many short calls (steps, encodings) can run at once; the next one waits.
+    /// Number of short calls (steps, encodings) that can run at once; the next one waits.
     pub calls: u32,
-    /// How many responses can be decoded at once; the next one waits.
+    /// Number of responses that can be decoded at once; the next one waits.
     pub streams: u32,
-    /// The largest component that is taken, in bytes.
+    /// Maximum size of a component, in bytes.
     pub largest_component: usize,
-    /// The most that one linear memory can have, whatever a plugin's own limit says.
+    /// Maximum size of one linear memory in bytes, whatever a plugin's own limit says.
     pub largest_memory: usize,
 }
 
@@ -56,13 +62,13 @@ impl Default for EngineOptions {
     }
 }
 
-/// Why there is no engine.
+/// An error in creating the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The settings do not fit this machine.
     #[error("the plugin engine does not start on this machine: {0:#}")]
     Settings(wasmtime::Error),
-    /// The thread cannot be started.
+    /// The epoch thread could not be started.
     #[error("the thread that moves the plugin engine's clock cannot be started: {0}")]
     Ticker(#[source] std::io::Error),
     /// The cache folder cannot be trusted.
@@ -70,15 +76,15 @@ pub enum EngineError {
     Cache(#[from] ShelfError),
 }
 
-/// Which part of the pool an instance is taken from. They are apart, so that a short call never
-/// waits for a model that writes for minutes.
+/// The part of the pool that an instance is taken from. The parts are separate, so that a short
+/// call never waits for a model that streams for minutes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Lane {
     Call,
     Stream,
 }
 
-/// Compiles components and gives instances their place. A clone is the same engine.
+/// Compiles components and hands out pool slots. A clone is the same engine.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
 
@@ -99,7 +105,7 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Reserves the pool and starts the clock, which ends with the last clone of the engine.
+    /// Reserves the pool and starts the epoch thread, which ends with the last clone of the engine.
     pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
         let engine = wasmtime::Engine::new(&config(&options)).map_err(EngineError::Settings)?;
         let mut linker = Linker::new(&engine);
@@ -135,12 +141,12 @@ impl Engine {
         self.0.options.largest_component
     }
 
-    /// What is being loaded and compiled now.
+    /// The list of what is being loaded and compiled now.
     pub(crate) fn works(&self) -> &Works {
         &self.0.works
     }
 
-    /// Compiles, or takes what was compiled before.
+    /// Compiles a component, or reuses cached code.
     pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> wasmtime::Result<Component> {
         let work = self.0.works.begin(plugin, Doing::Loading);
         let compiles = || {
@@ -170,7 +176,7 @@ impl Engine {
         Ok(component)
     }
 
-    /// Waits for a free slot. None only if the engine is being torn down.
+    /// Waits for a free slot. `None` only if the engine is being torn down.
     pub(super) async fn slot(&self, lane: Lane) -> Option<OwnedSemaphorePermit> {
         let semaphore = match lane {
             Lane::Call => &self.0.calls,
@@ -192,7 +198,7 @@ fn config(options: &EngineOptions) -> Config {
         .max_memories_per_component(MOST_MEMORIES)
         .max_tables_per_component(MOST_TABLES)
         .max_memory_size(options.largest_memory)
-        // Few slots stay warm, and little stays in each, so that an idle host is a small one.
+        // Few slots stay warm, and little memory stays in each, so that an idle host stays small.
         .max_unused_warm_slots(8)
         .linear_memory_keep_resident(128 << 10)
         .table_keep_resident(4 << 10);
@@ -204,7 +210,8 @@ fn config(options: &EngineOptions) -> Config {
         .cranelift_nan_canonicalization(true)
         .wasm_relaxed_simd(false)
         .wasm_features(wasmtime::WasmFeatures::THREADS, false)
-        // Tables that nobody reads: traps are told by function, and only wasmtime unwinds guests.
+        // Nothing reads these tables: traps are reported by function, and only wasmtime unwinds
+        // guests.
         .generate_address_map(false)
         .native_unwind_info(false)
         .consume_fuel(true)
@@ -212,7 +219,7 @@ fn config(options: &EngineOptions) -> Config {
     config
 }
 
-/// A thread of the operating system, so that a busy executor cannot hold the clock.
+/// Starts the epoch thread: an operating system thread, so that a busy executor cannot delay it.
 fn start_clock(engine: &wasmtime::Engine) -> Result<(), EngineError> {
     let weak = engine.weak();
     std::thread::Builder::new()

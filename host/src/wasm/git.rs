@@ -1,6 +1,7 @@
-//! Owns the front of a git component: a git provider's API, as a plain async type.
+//! A git component, which implements a git provider's API, as a plain async type.
 //!
-//! What always holds: each step runs in a store of its own, so it knows its arguments and nothing else.
+//! # Invariants
+//! - Each step runs in a store of its own, so it knows its arguments and nothing else.
 
 use std::sync::Arc;
 
@@ -15,10 +16,10 @@ use crate::types::wit::git::{Descriptor, Next, Operation};
 use crate::types::wit::git_world::GitPluginPre;
 use crate::types::wit::types;
 
-/// What an integration may say that its token needs, and how long each word may be.
+/// The most scopes that an integration may name for its token.
 const MOST_SCOPES: usize = 20;
 
-/// An integration that was let in. A clone is the same integration.
+/// An admitted git integration. A clone is the same integration.
 #[derive(Clone)]
 pub struct GitPlugin(Arc<Inner>);
 
@@ -31,7 +32,7 @@ struct Inner {
 front!(GitPlugin);
 
 impl GitPlugin {
-    /// Compiles a component, checks it, and asks what it is.
+    /// Compiles a component, checks it, and calls for its descriptor.
     pub async fn load(
         engine: &Engine,
         name: &str,
@@ -60,7 +61,7 @@ impl GitPlugin {
         })))
     }
 
-    /// One step of an operation: what to send, or what came of it.
+    /// Runs one step of an operation, which yields the next request or the result.
     pub async fn step(
         &self,
         settings: &str,
@@ -106,7 +107,7 @@ async fn describe(loaded: &Loaded, pre: &GitPluginPre<Guest>) -> Result<Descript
     .await
 }
 
-/// What else it says of itself. The addresses are looked at where they are used.
+/// Checks the rest of the descriptor. The addresses in it are checked where they are used.
 fn check(descriptor: &mut Descriptor) -> Result<(), &'static str> {
     let user = &descriptor.git_user;
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

@@ -1,8 +1,10 @@
-//! Owns what the host keeps for one live instance, and all that the instance can reach: its limits,
-//! its log, and an empty WASI once it asks for one.
+//! The host's data for one live instance, which is all that the instance can reach: its limits, its
+//! log, and an empty WASI once it asks for one.
 //!
-//! What always holds: memory is counted over all of a component's memories together; a call writes a
-//! bounded number of bounded lines, without control characters, under the plugin's name.
+//! # Invariants
+//! - Memory is counted over all of a component's memories together.
+//! - A call logs a bounded number of bounded lines, without control characters, under the plugin's
+//!   name.
 
 use std::sync::Arc;
 
@@ -14,34 +16,34 @@ use super::wasi::{Moment, Wasi};
 use crate::types::sanitize::clean;
 use crate::types::wit::log::{Host, Level};
 
-/// How many lines one call may write.
+/// The most lines that one call may log.
 const MOST_LINES: u32 = 32;
-/// How long each may be, in characters.
+/// The longest line, in characters.
 const LONGEST_LINE: usize = 1_000;
-/// How many elements all of a component's tables may have. The pool's own limit is below.
+/// The most elements in all of a component's tables together. The pool's own limit is lower.
 const MOST_ELEMENTS: usize = 100_000;
 
-/// What a call said of what failed, before it ended.
+/// The last error output of a call before it ended.
 #[derive(Debug, Default)]
 pub(super) struct LastWords {
-    /// Its last line to the host's log at the level of errors. The SDK says there what a panic was.
+    /// The call's last line in the host's log at error level, where the SDK reports a panic.
     pub(super) logged: Option<String>,
-    /// The end of its standard error.
+    /// The end of the call's standard error.
     pub(super) printed: Option<String>,
 }
 
-/// The host's side of one instance.
+/// The host's data for one instance.
 pub(super) struct Guest {
     label: Arc<Label>,
     lines: u32,
-    /// What it said last of what failed: why it then trapped.
+    /// The last line logged at error level, which explains a trap that follows.
     error: Option<String>,
     memory_limit: usize,
     memory: usize,
     elements: usize,
     refused: bool,
     moment: Moment,
-    /// Made when it is first asked for.
+    /// Created on first use.
     wasi: Option<Box<(Wasi, Printed)>>,
 }
 
@@ -60,7 +62,7 @@ impl Guest {
         }
     }
 
-    /// A new call begins.
+    /// Begins a new call.
     pub(super) fn begin(&mut self) {
         self.lines = 0;
         self.error = None;
@@ -70,7 +72,7 @@ impl Guest {
         }
     }
 
-    /// A call is over. Gives what it said last of what failed.
+    /// Ends a call, and returns its last error output.
     pub(super) fn end(&self) -> LastWords {
         let printed = self.wasi.as_ref().map(|parts| parts.1.end());
         LastWords {
@@ -79,12 +81,12 @@ impl Guest {
         }
     }
 
-    /// What stands beside its lines.
+    /// The label of the instance's log lines.
     pub(super) fn label(&self) -> &Label {
         &self.label
     }
 
-    /// The WASI with nothing in it.
+    /// The empty WASI.
     pub(super) fn wasi(&mut self) -> &mut Wasi {
         let parts = self.wasi.get_or_insert_with(|| {
             let printed = Printed::new(self.label.clone());
@@ -93,7 +95,7 @@ impl Guest {
         &mut parts.0
     }
 
-    /// Linear memory so far.
+    /// Linear memory so far, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.memory
     }
@@ -115,7 +117,7 @@ impl Host for Guest {
                 format!("more than {MOST_LINES} log lines in one call; the rest is dropped");
             self.label.line(Level::Warn, &dropped);
         }
-        // Kept also when it is dropped from the log: a panic is the last of a call's lines.
+        // Kept even if the line is dropped from the log: a panic is the last of a call's lines.
         if matches!(level, Level::Error) {
             self.error = Some(message);
         }
@@ -139,7 +141,7 @@ impl ResourceLimiter for Guest {
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        // Allowed here, but not there: more than the pool has for one memory.
+        // Within the plugin's limit, but more than the pool has for one memory.
         self.refused = true;
         Ok(())
     }

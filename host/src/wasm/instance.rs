@@ -1,7 +1,10 @@
-//! Owns the life of an instance: a slot, a store, a call with its limits, and what came of it.
+//! Runs one guest call: takes a pool slot, creates the store, applies limits, and classifies the
+//! outcome.
 //!
-//! What always holds: a store exists only while its slot is held; every call begins with full fuel
-//! and a fresh log; a call that did not come back by itself leaves a store that is not used again.
+//! # Invariants
+//! - A store exists only while its slot is held.
+//! - Every call begins with full fuel and a fresh log.
+//! - A call that did not return by itself leaves a store that is not used again.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,15 +23,15 @@ use super::wasi::Moment;
 use crate::types::sanitize::clean;
 use crate::types::wit::types;
 
-/// What wasmtime says when a call copied out more than it may. The type of it is private to
-/// wasmtime; a test fails if a new version says something else.
+/// Wasmtime's message for a call that copied out more than it may. The error type is private to
+/// wasmtime; a test fails if a new version changes the message.
 const TOO_MUCH_OUTPUT: &str = "fuel allocated for hostcalls has been exhausted";
-/// The most characters that are said of why a call broke down.
+/// The most characters of a failed call's details.
 const LONGEST_DETAIL: usize = 1_200;
-/// Handles to resources that one instance may hold.
+/// The most resource handles that one instance may hold.
 const MOST_HANDLES: usize = 1_000;
 
-/// What every kind of plugin has, once it was let in.
+/// The state common to admitted plugins of every kind.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) engine: Engine,
@@ -39,7 +42,7 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Nothing was called yet.
+    /// A plugin that was not called yet.
     pub(super) fn new(engine: &Engine, name: &str, digest: String, limits: &Limits) -> Self {
         Self {
             engine: engine.clone(),
@@ -50,13 +53,14 @@ impl Loaded {
         }
     }
 
-    /// Waits for a slot and makes a store in it. The instance comes with the first call.
+    /// Waits for a slot and creates a store in it. The instance is created by the first call.
     pub(super) async fn open(&self, lane: Lane, call: &'static str) -> Result<Live, CallError> {
         self.open_at(lane, call, Moment::default(), Caller::current())
             .await
     }
 
-    /// The same for a call that has a time and a seed, and is known to be for somebody.
+    /// Like [`open`](Self::open), for a call that has a time and a seed, and is made on behalf of
+    /// somebody.
     pub(super) async fn open_at(
         &self,
         lane: Lane,
@@ -97,13 +101,14 @@ impl Loaded {
     }
 }
 
-/// A store and the slot it lives in. The store goes first.
+/// A store and the slot it occupies. The store is dropped first.
 pub(super) struct Live {
     pub(super) store: Store<Guest>,
     _slot: OwnedSemaphorePermit,
 }
 
-/// What every kind's front has, around an `Inner` with `loaded`, `pre` and `descriptor` in it.
+/// The methods common to every kind, for a type around an `Inner` with `loaded`, `pre` and
+/// `descriptor`.
 macro_rules! front {
     ($plugin:ident) => {
         impl std::fmt::Debug for $plugin {
@@ -124,7 +129,7 @@ macro_rules! front {
                 &self.0.loaded.name
             }
 
-            /// What it says of itself.
+            /// The plugin's own descriptor.
             pub fn descriptor(&self) -> &Descriptor {
                 &self.0.descriptor
             }
@@ -134,23 +139,23 @@ macro_rules! front {
                 &self.0.loaded.digest
             }
 
-            /// Whether loading this component with these limits would give the same.
+            /// Whether loading this component with these limits would give the same plugin.
             pub fn is(&self, wasm: &[u8], limits: &$crate::wasm::limits::Limits) -> bool {
                 self.limits() == limits && $crate::wasm::admission::digest(wasm) == self.digest()
             }
 
-            /// All that it imports, by name.
+            /// The names of everything that the component imports.
             pub fn imports(&self) -> Vec<String> {
                 let pre = self.0.pre.instance_pre();
                 $crate::wasm::admission::imports(&self.0.loaded.engine, pre.component())
             }
 
-            /// What one call may use.
+            /// The limits of one call.
             pub fn limits(&self) -> &$crate::wasm::limits::Limits {
                 &self.0.loaded.limits
             }
 
-            /// What its calls used since it was loaded, by function.
+            /// Statistics of the calls since the plugin was loaded, by function.
             pub fn figures(&self) -> Vec<$crate::wasm::call_stats::CallFigures> {
                 self.0.loaded.tally.figures()
             }
@@ -159,8 +164,8 @@ macro_rules! front {
 }
 pub(super) use front;
 
-/// Carries out one call: fresh fuel, the clock, and an answer to what went wrong. `$run` is a block
-/// that may use `?` on wasmtime's errors and ends with the guest's own result.
+/// Makes one call: sets fresh fuel, applies the deadline, and classifies the outcome. `$run` is a
+/// block that may use `?` on wasmtime's errors and ends with the guest's own result.
 macro_rules! call {
     ($loaded:expr, $live:expr, $call:literal, $run:block) => {{
         let begun = $crate::wasm::instance::begin($loaded, &mut $live.store);
@@ -173,17 +178,17 @@ pub(super) use call;
 /// Begins a call.
 pub(super) fn begin(loaded: &Loaded, store: &mut Store<Guest>) -> Instant {
     store.data_mut().begin();
-    // Fails only where fuel is off; then nothing is left, and the call ends at once.
+    // Fails only where fuel is off. Then no fuel is left, and the call ends at once.
     if let Err(error) = store.set_fuel(loaded.limits.fuel) {
         tracing::error!("a plugin's fuel cannot be set: {error:#}");
     }
     Instant::now()
 }
 
-/// What a call came to.
+/// The outcome of a call: elapsed, trapped, or the guest's own result.
 type Outcome<T> = Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>;
 
-/// Ends a call.
+/// Ends a call: classifies its outcome, logs a failure and counts it.
 pub(super) fn settle<T>(
     loaded: &Loaded,
     store: &Store<Guest>,
@@ -219,7 +224,7 @@ pub(super) fn settle<T>(
     Called { result, figures }
 }
 
-/// A call that never began.
+/// The result of a call that never began.
 pub(super) fn not_begun<T>(error: CallError) -> Called<T> {
     Called {
         result: Err(error),
@@ -251,7 +256,7 @@ fn broken(
         let limit = loaded.limits.memory_bytes;
         return CallError::OutOfMemory { at, limit };
     }
-    // The deepest cause is the trap; what is above it is where it happened.
+    // The deepest cause is the trap; the causes above it say where it happened.
     let cause = match error.downcast_ref::<I32Exit>() {
         Some(exit) => format!("it exited with code {}", exit.0),
         None => error.root_cause().to_string(),
@@ -273,7 +278,7 @@ fn broken(
         ),
         LONGEST_DETAIL,
     );
-    // What a guest called the host with was the guest's fault.
+    // Bad arguments in a call to the host are the guest's fault.
     if trap.is_some() || stack.is_some() {
         CallError::Trap { at, detail }
     } else {
@@ -281,7 +286,7 @@ fn broken(
     }
 }
 
-/// Keeps the future of a call small where it is awaited.
+/// Boxes a call's future, to keep it small where it is awaited.
 pub(super) fn boxed<'a, T>(
     future: impl Future<Output = T> + Send + 'a,
 ) -> std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>> {

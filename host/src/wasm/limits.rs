@@ -1,7 +1,9 @@
-//! Owns what one call of a plugin may use, what it used, and how it is said that it used too much.
+//! The limits of one plugin call, its usage, and the errors for exceeding a limit.
 //!
-//! What always holds: every limit has a figure, every call has every limit, and passing one is a
-//! [`CallError`] that names the plugin, the call, the figure and what to do about it.
+//! # Invariants
+//! - Every limit has a figure, and every call has every limit.
+//! - Exceeding a limit is a [`CallError`] that names the plugin, the call, the figure and what to
+//!   do about it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +11,21 @@ use std::time::Duration;
 use crate::types::sanitize::clean;
 use crate::types::wit::types;
 
-/// What one call may use.
+/// The limits of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Instructions, roughly.
+    /// Fuel; roughly, instructions.
     pub fuel: u64,
-    /// Linear memory, all of the component's together.
+    /// Linear memory in bytes, all of the component's memories together.
     pub memory_bytes: usize,
-    /// What is copied out of the guest: its result, and each of its log lines.
+    /// Bytes copied out of the guest: its result, and each of its log lines.
     pub output_bytes: usize,
-    /// The wall clock: the last resort, since how much a call computes is limited by fuel.
+    /// Wall-clock time. A last resort, since computation is limited by fuel.
     pub wall: Duration,
 }
 
 impl Default for Limits {
-    /// A step takes microseconds and little memory, so these are far away from honest work.
+    /// A step takes microseconds and little memory, so honest work stays far below these.
     fn default() -> Self {
         Self {
             fuel: 2_000_000_000,
@@ -34,14 +36,15 @@ impl Default for Limits {
     }
 }
 
-/// What one call used, or several together.
+/// The usage of one call, or of several together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Figures {
-    /// Instructions, roughly; the same arguments use the same.
+    /// Fuel; roughly, instructions. The same arguments use the same amount.
     pub fuel: u64,
-    /// Linear memory at the end, which never shrinks. Of several calls, the most.
+    /// Linear memory in bytes at the end of the call, which never shrinks. Of several calls, the
+    /// largest.
     pub memory_bytes: u64,
-    /// Wall clock, without waiting for a free slot.
+    /// Wall-clock time in microseconds, without waiting for a free slot.
     pub micros: u64,
 }
 
@@ -53,17 +56,17 @@ impl std::ops::AddAssign for Figures {
     }
 }
 
-/// What a call gave, and what it used to get there.
+/// The result of a call, and its usage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Called<T> {
-    /// What it gave.
+    /// The result.
     pub result: Result<T, CallError>,
-    /// What it used, whether it went well or not.
+    /// The usage, whether the call succeeded or not.
     pub figures: Figures,
 }
 
 impl<T> Called<T> {
-    /// Turns the result into another.
+    /// Maps a successful result.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Called<U> {
         Called {
             result: self.result.map(f),
@@ -72,12 +75,12 @@ impl<T> Called<T> {
     }
 }
 
-/// Which plugin, and which of its functions.
+/// A plugin and one of its functions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The plugin's name.
     pub plugin: Arc<str>,
-    /// The function.
+    /// The function's name.
     pub call: &'static str,
 }
 
@@ -87,78 +90,79 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Why a call gave nothing.
+/// The failure of a call.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CallError {
-    /// It computed too much.
+    /// The call used up its fuel.
     #[error(
         "{at} used up its {limit} units of fuel; it may be in an endless loop: report it to the plugin's author, or raise the fuel limit"
     )]
     OutOfFuel {
-        /// Where.
+        /// The call.
         at: Place,
-        /// The limit.
+        /// The limit in units of fuel.
         limit: u64,
     },
-    /// It wanted too much memory.
+    /// The call wanted too much memory.
     #[error(
         "{at} wanted more than its {limit} bytes of memory; report it to the plugin's author, or raise the memory limit"
     )]
     OutOfMemory {
-        /// Where.
+        /// The call.
         at: Place,
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// It gave too much.
+    /// The call returned or logged too much.
     #[error(
         "{at} gave more than the {limit} bytes that one call may; report it to the plugin's author, or raise the output limit"
     )]
     TooMuchOutput {
-        /// Where.
+        /// The call.
         at: Place,
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// It took too long.
+    /// The call took too long.
     #[error(
         "{at} took longer than its {} ms; try again when the machine is less busy, or raise the time limit",
         .limit.as_millis()
     )]
     Deadline {
-        /// Where.
+        /// The call.
         at: Place,
-        /// The limit.
+        /// The time limit.
         limit: Duration,
     },
-    /// It broke down.
+    /// The guest trapped.
     #[error("{at} broke down ({detail}); this is a fault of the plugin: report it to its author")]
     Trap {
-        /// Where.
+        /// The call.
         at: Place,
-        /// Cleaned and cut.
+        /// The trap, sanitized and truncated.
         detail: String,
     },
-    /// It said no, in its own words.
+    /// The plugin returned an error of its own.
     #[error("{at} refused: {}", .error.message)]
     Plugin {
-        /// Where.
+        /// The call.
         at: Place,
-        /// What it said, cleaned and cut.
+        /// The plugin's error, sanitized and truncated.
         error: types::Error,
     },
     /// The host could not make the call.
     #[error("{at} could not be called ({detail}); this is a fault of the host: report it")]
     Internal {
-        /// Where.
+        /// The call.
         at: Place,
-        /// Cleaned and cut.
+        /// The cause, sanitized and truncated.
         detail: String,
     },
 }
 
 impl From<CallError> for types::Error {
-    /// In the vocabulary that policies and clients know. A plugin's own error is passed on as it is.
+    /// Converts to the error type that policies and clients know. A plugin's own error is passed on
+    /// unchanged.
     fn from(error: CallError) -> Self {
         let (kind, code) = match &error {
             CallError::Plugin { error, .. } => return error.clone(),
@@ -180,7 +184,7 @@ impl From<CallError> for types::Error {
     }
 }
 
-/// A guest's error, fit to be shown.
+/// Sanitizes a guest's error for display.
 pub(super) fn cleaned(mut error: types::Error) -> types::Error {
     error.message = clean(&error.message, 2_000);
     error.code = error.code.map(|code| clean(&code, 100));

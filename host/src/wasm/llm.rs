@@ -1,7 +1,9 @@
-//! Owns the front of an LLM component: a model provider's API, as a plain async type.
+//! An LLM component, which implements a model provider's API, as a plain async type.
 //!
-//! What always holds: `encode`, `classify` and `models` run in a store of their own; a response has
-//! one instance from its first frame to its end, and after a failed call that instance is gone.
+//! # Invariants
+//! - `encode`, `classify` and `models` each run in a store of their own.
+//! - A response has one instance from its first frame to its end, and after a failed call that
+//!   instance is gone.
 
 use std::sync::Arc;
 
@@ -20,7 +22,7 @@ use crate::types::wit::llm::{
 use crate::types::wit::llm_world::{LlmPlugin as Instance, LlmPluginPre};
 use crate::types::wit::types;
 
-/// An adapter that was let in. A clone is the same adapter.
+/// An admitted provider adapter. A clone is the same adapter.
 #[derive(Clone)]
 pub struct LlmPlugin(Arc<Inner>);
 
@@ -29,13 +31,13 @@ struct Inner {
     pre: LlmPluginPre<Guest>,
     descriptor: Descriptor,
     models: Vec<ModelInfo>,
-    /// What its servers turned out to want.
+    /// What the adapter's servers turned out to require.
     learned: Learned,
 }
 
 front!(LlmPlugin);
 
-/// One call in a fresh instance.
+/// Makes one call in a fresh instance.
 macro_rules! fresh {
     ($plugin:expr, $call:literal, |$provider:ident, $store:ident| $run:expr) => {{
         let Inner { loaded, pre, .. } = &*$plugin.0;
@@ -56,7 +58,7 @@ macro_rules! fresh {
 }
 
 impl LlmPlugin {
-    /// Compiles a component, checks it, and asks what it is.
+    /// Compiles a component, checks it, and calls for its descriptor.
     pub async fn load(
         engine: &Engine,
         name: &str,
@@ -85,17 +87,17 @@ impl LlmPlugin {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// What its servers turned out to want.
+    /// What the adapter's servers turned out to require.
     pub(crate) fn learned(&self) -> &Learned {
         &self.0.learned
     }
 
-    /// The models it knows without settings; others may work as well.
+    /// The models that the adapter knows without settings; others may work as well.
     pub fn known_models(&self) -> &[ModelInfo] {
         &self.0.models
     }
 
-    /// The models it knows with these settings.
+    /// The models that the adapter knows with these settings.
     pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
         let settings = settings.to_owned();
         fresh!(self, "models", |provider, store| {
@@ -103,7 +105,7 @@ impl LlmPlugin {
         })
     }
 
-    /// A cheap request that only a good key passes, where the provider has one.
+    /// A cheap request that succeeds only with a valid key, where the provider has one.
     pub async fn probe(&self, settings: &str) -> Called<Option<types::HttpRequest>> {
         let settings = settings.to_owned();
         fresh!(self, "probe", |provider, store| {
@@ -111,7 +113,7 @@ impl LlmPlugin {
         })
     }
 
-    /// Puts a request into the provider's form.
+    /// Encodes a request in the provider's format.
     pub async fn encode(&self, settings: &str, request: &CompletionRequest) -> Called<Encoded> {
         let settings = settings.to_owned();
         fresh!(self, "encode", |provider, store| {
@@ -119,7 +121,7 @@ impl LlmPlugin {
         })
     }
 
-    /// What a refusal means. The error it gives is fit to be shown.
+    /// Classifies a provider's refusal. The returned error is fit to be shown.
     pub async fn classify(
         &self,
         status: u16,
@@ -133,7 +135,7 @@ impl LlmPlugin {
         called.map(cleaned)
     }
 
-    /// Makes the decoder of one response.
+    /// Creates the decoder of one response.
     pub async fn decoder(&self, model: &str) -> Called<DecoderSession> {
         let Inner { loaded, pre, .. } = &*self.0;
         boxed(async move {
@@ -165,7 +167,7 @@ impl LlmPlugin {
 /// The decoder of one response, and the instance it lives in. Dropping it frees the instance.
 pub struct DecoderSession {
     plugin: LlmPlugin,
-    /// None once a call failed.
+    /// `None` once a call failed.
     state: Option<State>,
     figures: Figures,
 }
@@ -186,15 +188,15 @@ impl std::fmt::Debug for DecoderSession {
 }
 
 impl DecoderSession {
-    /// What all calls of this response used so far, making the decoder among them.
+    /// The usage of all calls for this response so far, including the decoder's creation.
     pub fn figures(&self) -> Figures {
         self.figures
     }
 
-    /// Takes the next frames.
+    /// Decodes the next frames.
     pub async fn push(&mut self, frames: &[Frame]) -> Called<Vec<Delta>> {
         let loaded = &self.plugin.0.loaded;
-        // Taken out meanwhile: a future that is dropped half-way leaves no instance to call again.
+        // Taken out during the call: a future dropped half-way leaves no instance to call again.
         let Some(mut state) = self.state.take() else {
             return not_begun(over(loaded, "push"));
         };
@@ -218,7 +220,7 @@ impl DecoderSession {
         called
     }
 
-    /// The response is over.
+    /// Finishes the response.
     pub async fn finish(&mut self) -> Called<Completion> {
         let loaded = &self.plugin.0.loaded;
         let Some(mut state) = self.state.take() else {
@@ -258,7 +260,7 @@ async fn describe(loaded: &Loaded, pre: &LlmPluginPre<Guest>) -> Result<Descript
     .await
 }
 
-/// Pure, so it is asked once, without settings.
+/// Pure, so it is called once, without settings.
 async fn known_models(
     loaded: &Loaded,
     pre: &LlmPluginPre<Guest>,

@@ -1,9 +1,9 @@
-//! Whose log line it is: which plugin said it, and for whom it was called.
+//! The label of a plugin's log lines: which plugin wrote the line, and for whom it was called.
 //!
 //! # Invariants
-//! - Every line of a plugin, and of a call of it that broke down, names the plugin, its digest, and the
+//! - Every line of a plugin, and of a failed call of it, names the plugin, its digest, and the
 //!   session and the step it was called for, where there are any.
-//! - A line of a run that only repeats what was recorded says so.
+//! - A line from a replay of recorded calls says so.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use std::sync::Arc;
 use super::limits::CallError;
 use crate::types::wit::log::Level;
 
-/// What plugins' own lines are filtered by.
+/// The log target of plugins' own lines, for filtering.
 pub const LOG_TARGET: &str = "plugin";
 
 tokio::task_local! {
     static CALLER: Caller;
 }
 
-/// For whom a plugin is called.
+/// On whose behalf a plugin is called.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
     session: Option<Arc<str>>,
@@ -27,13 +27,13 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A session.
+    /// A call for a session.
     #[must_use]
     pub fn session(id: &str) -> Self {
         Self::default().in_session(id)
     }
 
-    /// A shadow run, from which nothing comes but a comparison.
+    /// A call in a shadow run, whose results are only compared.
     #[must_use]
     pub fn shadow() -> Self {
         Self {
@@ -42,7 +42,7 @@ impl Caller {
         }
     }
 
-    /// The same in this session.
+    /// The same caller in this session.
     #[must_use]
     pub fn in_session(self, id: &str) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Caller {
         }
     }
 
-    /// The same at this step of the session, or with what that step began.
+    /// The same caller at this step of the session, or in work that the step began.
     #[must_use]
     pub fn at_step(self, step: u64) -> Self {
         Self {
@@ -60,18 +60,18 @@ impl Caller {
         }
     }
 
-    /// Work in which plugins are called for it.
+    /// Runs `work` with this caller for the plugin calls in it.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         CALLER.scope(self, work)
     }
 
-    /// For whom this task works.
+    /// The caller of the current task.
     pub(super) fn current() -> Self {
         CALLER.try_with(Self::clone).unwrap_or_default()
     }
 }
 
-/// What stands beside each line of an instance.
+/// The label of an instance's log lines.
 #[derive(Debug)]
 pub(super) struct Label {
     pub(super) plugin: Arc<str>,
@@ -80,7 +80,7 @@ pub(super) struct Label {
 }
 
 impl Label {
-    /// Writes a line of the plugin's own.
+    /// Logs a line that the plugin wrote.
     pub(super) fn line(&self, level: Level, text: &str) {
         macro_rules! write {
             ($level:ident) => {
@@ -103,7 +103,7 @@ impl Label {
         }
     }
 
-    /// Writes that a call of it broke down, or met a limit.
+    /// Logs that a call trapped or hit a limit.
     pub(super) fn failed(&self, call: &'static str, error: &CallError) {
         tracing::warn!(
             plugin = &*self.plugin,

@@ -1,13 +1,17 @@
-//! Owns the plugins: WebAssembly components that turn values into values, and the set that is loaded.
+//! The plugin runtime: WebAssembly components that turn values into values, and the set that is
+//! loaded.
 //!
-//! What always holds: a plugin computes and the host acts. No component reaches a clock, a file, the
-//! network or a secret, one that wants to is not let in, and none can hold up or bring down the host
-//! or another session: each call has limits, and passing one is an ordinary error of that call.
+//! A plugin computes and the host acts. `engine` has the engine, its pool and its epoch clock,
+//! `admission` the checks before a component runs, `instance` and `limits` a call, `log_label` the
+//! label of its log lines, `wasi` and `stdio` what a guest of another toolchain finds, `policy`,
+//! `llm`, `tools` and `git` the API of each kind, `tool_schema` the rules for a plugin's tools, and
+//! `any_plugin` a plugin of unknown kind.
 //!
-//! `engine` has the engine, its pool and its clock, `admission` the door, `live` and `limits` a call,
-//! `label` what stands beside its log lines,
-//! `wasi` and `printed` what a guest of another toolchain finds, `policy`, `llm`, `tools` and `git` the
-//! front of each kind, `definitions` what a plugin's tools must be, `any` a plugin whose kind nobody said, `complete` one model call from end to end, `placing` the files in it.
+//! # Invariants
+//! - No component reaches a clock, a file, the network or a secret, and one that wants to is not
+//!   admitted.
+//! - No component can block or bring down the host or another session: each call has limits, and
+//!   exceeding one is an ordinary error of that call.
 
 mod admission;
 mod any_plugin;
@@ -46,7 +50,7 @@ pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tools::ToolsPlugin;
 
-/// The plugins that are loaded, by kind and name. It never changes once it is built.
+/// The loaded plugins, by kind and name. Immutable once built.
 #[derive(Debug, Clone, Default)]
 pub struct Plugins {
     policies: BTreeMap<String, PolicyPlugin>,
@@ -57,22 +61,22 @@ pub struct Plugins {
     gits: BTreeMap<String, GitPlugin>,
 }
 
-/// What is said of a loaded plugin.
+/// Information about a loaded plugin.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginInfo {
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
     /// The name it was loaded under.
     pub name: String,
-    /// Its own version.
+    /// The version in its own descriptor.
     pub version: String,
     /// The component's SHA-256, in lower-case hex.
     pub digest: String,
 }
 
 impl Plugins {
-    /// Begins a set.
+    /// Starts building a set.
     pub fn builder(engine: Engine) -> PluginsBuilder {
         PluginsBuilder {
             engine,
@@ -81,7 +85,8 @@ impl Plugins {
         }
     }
 
-    /// A set of plugins that were loaded one by one. Of two with one name the last one counts.
+    /// A set of plugins that were loaded individually. Of two with the same name the last one
+    /// counts.
     pub fn of(
         policies: impl IntoIterator<Item = PolicyPlugin>,
         llms: impl IntoIterator<Item = LlmPlugin>,
@@ -109,7 +114,7 @@ impl Plugins {
         }
     }
 
-    /// The same with second builds of some of its policies.
+    /// Sets the second builds of some of its policies.
     #[must_use]
     pub fn with_beside(mut self, beside: impl IntoIterator<Item = PolicyPlugin>) -> Self {
         let beside = beside.into_iter();
@@ -129,7 +134,7 @@ impl Plugins {
         self.policy(name).into_iter().chain(self.beside(name))
     }
 
-    /// The same components under the same names.
+    /// Whether both sets have the same components under the same names.
     pub fn are_like(&self, other: &Self) -> bool {
         let beside = |plugins: &Self| -> Vec<(String, String)> {
             let all = plugins.beside.iter();
@@ -179,7 +184,7 @@ impl Plugins {
         self.gits.values()
     }
 
-    /// All of them, kind by kind, each by name.
+    /// All plugins, by kind and then by name.
     pub fn list(&self) -> Vec<PluginInfo> {
         let policies = self.policies.values().map(|plugin| PluginInfo {
             kind: Kind::Policy,
@@ -209,7 +214,7 @@ impl Plugins {
     }
 }
 
-/// A set of plugins that is being put together.
+/// Builds a set of plugins.
 #[derive(Debug)]
 pub struct PluginsBuilder {
     engine: Engine,
@@ -218,7 +223,7 @@ pub struct PluginsBuilder {
 }
 
 impl PluginsBuilder {
-    /// What one call of any of them may use.
+    /// Sets the limits of one call, for every plugin.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
@@ -253,7 +258,10 @@ impl PluginsBuilder {
         self
     }
 
-    /// Loads them all, or says what is wrong with the first that cannot be.
+    /// Loads all plugins.
+    ///
+    /// # Errors
+    /// The first [`LoadError`], if a plugin cannot be loaded.
     pub async fn build(self) -> Result<Plugins, LoadError> {
         let mut plugins = Plugins::default();
         for (kind, name, wasm) in self.wanted {
@@ -284,7 +292,7 @@ impl PluginsBuilder {
     }
 }
 
-/// Lets a component in on a thread that may be busy for a while.
+/// Admits a component on a thread that may be busy for a while.
 async fn compile(
     engine: &Engine,
     kind: Kind,
@@ -301,7 +309,7 @@ async fn compile(
         })
 }
 
-/// Checks what a plugin says of itself, and makes it fit to be shown.
+/// Validates a plugin's descriptor and sanitizes it for display.
 fn described(
     plugin: &str,
     name: &str,

@@ -1,7 +1,8 @@
-//! Owns the front of a policy component: an agent that decides, as a plain async type.
+//! A policy component, which is an agent that decides, as a plain async type.
 //!
-//! What always holds: a step runs in a store of its own, so it knows its arguments and nothing else,
-//! and a step that breaks down leaves nothing behind.
+//! # Invariants
+//! - A step runs in a store of its own, so it knows its arguments and nothing else.
+//! - A step that fails leaves nothing behind.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::{compile, described};
 use crate::types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
 use crate::types::wit::policy_world::PolicyPluginPre;
 
-/// A policy that was let in. A clone is the same policy.
+/// An admitted policy. A clone is the same policy.
 #[derive(Clone)]
 pub struct PolicyPlugin(Arc<Inner>);
 
@@ -29,7 +30,7 @@ struct Inner {
 front!(PolicyPlugin);
 
 impl PolicyPlugin {
-    /// Compiles a component, checks it, and asks what it is.
+    /// Compiles a component, checks it, and calls for its descriptor.
     pub async fn load(
         engine: &Engine,
         name: &str,
@@ -63,7 +64,8 @@ impl PolicyPlugin {
         })))
     }
 
-    /// One step: what there is, and what came in, to what there is then, and what is to be done.
+    /// Runs one step: from the state and the new inputs to the next state and the commands to carry
+    /// out.
     pub async fn step(
         &self,
         ctx: &Context,
@@ -91,7 +93,7 @@ impl PolicyPlugin {
         .await
     }
 
-    /// Takes over the state that an older build left.
+    /// Migrates the state that an older build left.
     pub async fn migrate(&self, old: &Snapshot) -> Called<Snapshot> {
         let Inner { loaded, pre, .. } = &*self.0;
         boxed(async move {

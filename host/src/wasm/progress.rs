@@ -1,22 +1,22 @@
-//! What is being compiled and loaded now, for the log and for whoever asks while it lasts.
+//! The components being compiled and loaded now, for the log and for anyone who asks meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-/// What takes a while.
+/// A kind of long-running work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
     /// Components are fetched from their registries.
     Fetching,
-    /// A component, or a deployment as a whole, is loaded and tried.
+    /// A component, or a whole deployment, is loaded and tried.
     Loading,
-    /// A component becomes native code.
+    /// A component is compiled to native code.
     Compiling,
 }
 
 impl Doing {
-    /// As the list says it.
+    /// Its name in the list.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fetching => "fetching",
@@ -26,23 +26,23 @@ impl Doing {
     }
 }
 
-/// Work that goes on.
+/// Work in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Work {
-    /// What it is about: a plugin's name, or words such as `the deployment`.
+    /// Its subject: a plugin's name, or words such as `the deployment`.
     pub what: String,
-    /// What is done with it.
+    /// The work being done.
     pub doing: Doing,
-    /// Since when.
+    /// When it began.
     pub since: SystemTime,
 }
 
-/// All work that goes on, in the order it began. A clone is the same list.
+/// All work in progress, oldest first. A clone is the same list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Works(Arc<Mutex<(u64, BTreeMap<u64, Work>)>>);
 
 impl Works {
-    /// In the list until what is returned is dropped.
+    /// Adds work to the list, where it stays until the returned guard is dropped.
     pub(crate) fn begin(&self, what: &str, doing: Doing) -> Going {
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (next, all) = &mut *list;
@@ -76,7 +76,7 @@ pub(crate) struct Going {
 }
 
 impl Going {
-    /// It turns out to be something else.
+    /// Changes what is being done.
     pub(crate) fn becomes(&self, doing: Doing) {
         let mut list = self.works.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(work) = list.1.get_mut(&self.number) {
@@ -84,7 +84,7 @@ impl Going {
         }
     }
 
-    /// How long it has gone on, in milliseconds.
+    /// How long it has been going on, in milliseconds.
     pub(crate) fn millis(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }

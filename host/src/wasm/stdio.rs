@@ -1,8 +1,12 @@
-//! Owns what a guest prints: its standard output and standard error, as lines of the host's log.
+//! A guest's standard output and standard error, as lines of the host's log.
 //!
-//! What always holds: a call prints a bounded number of bounded lines, without control characters,
-//! under the plugin's name; what is over is dropped, and never fails or holds up the guest. The last
-//! words on standard error are kept until the next call, since they say why an engine gave up.
+//! The last output on standard error is kept until the next call, since it says why an engine gave
+//! up.
+//!
+//! # Invariants
+//! - A call prints a bounded number of bounded lines, without control characters, under the
+//!   plugin's name.
+//! - Output beyond that is dropped, and never fails or blocks the guest.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,17 +19,17 @@ use super::log_label::Label;
 use crate::types::sanitize::clean;
 use crate::types::wit::log::Level;
 
-/// How many lines one call may print. A stack trace has some.
+/// The most lines that one call may print. A stack trace has several.
 const MOST_LINES: u32 = 64;
-/// How long each may be: characters of the log, and bytes before they are cleaned.
+/// The longest line: in characters of the log, and in bytes before sanitizing.
 const LONGEST_LINE: usize = 1_000;
 const LONGEST_RAW: usize = 4 * LONGEST_LINE;
 /// How much of standard error an error message repeats.
 const LAST_WORDS: usize = 400;
-/// What a guest may write at once; it comes again for the rest.
+/// How much a guest may write at once; it writes again for the rest.
 const PERMIT: usize = 64 << 10;
 
-/// What one instance prints.
+/// The output of one instance.
 pub(super) struct Printed(Arc<Mutex<Page>>);
 
 struct Page {
@@ -42,7 +46,7 @@ enum Pen {
     Err,
 }
 
-/// One of the two.
+/// Standard output or standard error.
 #[derive(Clone)]
 pub(super) struct Stream {
     page: Arc<Mutex<Page>>,
@@ -75,14 +79,14 @@ impl Printed {
         }
     }
 
-    /// A new call begins.
+    /// Begins a new call.
     pub(super) fn begin(&self) {
         let mut page = lock(&self.0);
         page.lines = 0;
         page.last_words.clear();
     }
 
-    /// A call is over: a line that was not ended ends. Gives what standard error said last.
+    /// Ends a call and its unfinished line. Returns the end of its standard error.
     pub(super) fn end(&self) -> String {
         let mut page = lock(&self.0);
         for pen in [Pen::Out, Pen::Err] {
@@ -94,7 +98,7 @@ impl Printed {
     }
 }
 
-/// Nothing that holds the lock panics half-way through a change that matters.
+/// A poisoned lock is used all the same: no holder panics half-way through a change that matters.
 fn lock(page: &Mutex<Page>) -> MutexGuard<'_, Page> {
     page.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -117,7 +121,7 @@ impl Page {
         self.add(pen, rest);
     }
 
-    /// What is over the longest line is dropped.
+    /// Appends to the current line. What exceeds the longest line is dropped.
     fn add(&mut self, pen: Pen, bytes: &[u8]) {
         let half = self.half(pen);
         let room = LONGEST_RAW.saturating_sub(half.len());
@@ -161,7 +165,7 @@ impl IsTerminal for Stream {
 
 impl StdoutStream for Stream {
     fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
-        // For WASI 0.3, which is not offered.
+        // Needed for WASI 0.3, which is not offered.
         Box::new(tokio::io::sink())
     }
 

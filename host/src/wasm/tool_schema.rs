@@ -1,8 +1,10 @@
-//! Owns what the tools that a plugin defines must be, so that every model provider takes them.
+//! Validates the tool definitions of a plugin, so that every model provider accepts them.
 //!
-//! What always holds: a list that passes is small, its names are unlike each other and of the characters
-//! that providers allow, and each schema is that of a JSON object. What is wrong is said as the end of a
-//! sentence about the plugin.
+//! What is wrong is phrased as the end of a sentence about the plugin.
+//!
+//! # Invariants
+//! - A list that passes is small, its names are distinct and made of the characters that providers
+//!   allow, and each schema is that of a JSON object.
 
 use std::collections::BTreeSet;
 
@@ -11,18 +13,19 @@ use serde_json::{Map, Value};
 use crate::types::sanitize::clean;
 use crate::types::wit::types::ToolDefinition;
 
-/// How many tools one plugin may have. Each is in the prompt of every model call.
+/// The most tools that one plugin may have. Each is in the prompt of every model call.
 const MOST: usize = 128;
-/// The most bytes of a description.
+/// The longest description, in bytes.
 const LONGEST_DESCRIPTION: usize = 4 << 10;
-/// The most bytes of a schema.
+/// The largest schema, in bytes.
 const LARGEST_SCHEMA: usize = 32 << 10;
-/// The most bytes of all together.
+/// The largest size of all tools together, in bytes.
 const LARGEST: usize = 256 << 10;
-/// The most characters of a tool's own name: providers take 64, and one and `__` stand before it at least.
+/// The longest name of a tool, in characters: providers take 64, and at least one and `__` precede
+/// it.
 const LONGEST_NAME: usize = 61;
 
-/// Whether these are tools that a model can be offered.
+/// Checks that these tools can be offered to a model.
 pub(super) fn check(tools: &[ToolDefinition]) -> Result<(), String> {
     if tools.len() > MOST {
         return Err(format!(
@@ -66,7 +69,7 @@ pub(super) fn check(tools: &[ToolDefinition]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a tool can have this name of its own.
+/// Whether this can be a tool's own name.
 fn is_tool_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(plain)
@@ -166,7 +169,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a plugin says, and it is never repeated with what could move a cursor.
+        /// Whatever a plugin returns, a refusal never repeats characters that could move a cursor.
         #[test]
         fn any_definitions_are_taken_or_refused_with_a_clean_sentence(
             tools in prop::collection::vec((".{0,5}", ".{0,20}"), 0..4)

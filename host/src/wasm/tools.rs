@@ -1,7 +1,8 @@
-//! Owns the front of a component with tools: what a team gives its agents, as a plain async type.
+//! A component with tools, which a team gives its agents, as a plain async type.
 //!
-//! What always holds: each call of a function runs in a store of its own, so a step knows its arguments
-//! and nothing else; a list of tools that comes out was looked at and is one that models take.
+//! # Invariants
+//! - Each function call runs in a store of its own, so a step knows its arguments and nothing else.
+//! - A list of tools that is returned was validated and is one that models accept.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::types::wit::tools::{Descriptor, Progress, Turn};
 use crate::types::wit::tools_world::ToolsPluginPre;
 use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 
-/// A component with tools that was let in. A clone is the same one.
+/// An admitted component with tools. A clone is the same one.
 #[derive(Clone)]
 pub struct ToolsPlugin(Arc<Inner>);
 
@@ -30,7 +31,7 @@ struct Inner {
 front!(ToolsPlugin);
 
 impl ToolsPlugin {
-    /// Compiles a component, checks it, and asks what it is.
+    /// Compiles a component, checks it, and calls for its descriptor.
     pub async fn load(
         engine: &Engine,
         name: &str,
@@ -55,8 +56,8 @@ impl ToolsPlugin {
         })))
     }
 
-    /// The tools there are with these settings, by their own names. A list that no model would take is
-    /// the plugin's error.
+    /// The tools available with these settings, by their own names. A list that no model would
+    /// accept is the plugin's error.
     pub async fn definitions(&self, settings: &str) -> Called<Vec<ToolDefinition>> {
         let Inner { loaded, pre, .. } = &*self.0;
         let settings = settings.to_owned();
@@ -94,7 +95,7 @@ impl ToolsPlugin {
         }
     }
 
-    /// One step of a call: what the host is to do next. The first has no progress.
+    /// Runs one step of a call, which says what the host is to do next. The first has no progress.
     pub async fn step(
         &self,
         settings: &str,

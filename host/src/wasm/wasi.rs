@@ -1,10 +1,13 @@
-//! Owns the WASI that a guest of another toolchain finds: one with nothing in it.
+//! The WASI that a guest of another toolchain finds: one with nothing in it.
 //!
-//! What always holds: there is no file, no argument, no variable, no socket and no name to look up;
-//! standard input is at its end; what is printed becomes bounded lines of the host's log. The time is
-//! the call's own and stands still, randomness follows from the call's seed, so the same call gives
-//! the same bytes. Nothing here ever waits: what would have to is an error that says so. A guest that
-//! asks for none of this pays for none of it.
+//! A guest that imports none of it pays for none of it.
+//!
+//! # Invariants
+//! - There is no file, no argument, no variable, no socket and no name to look up; standard input
+//!   is at its end, and output becomes bounded lines of the host's log.
+//! - The time is the call's own and stands still, and randomness follows from the call's seed, so
+//!   the same call gives the same bytes.
+//! - Nothing here ever waits: an operation that would have to returns an error that says so.
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};
@@ -20,7 +23,7 @@ use wasmtime_wasi_io::bindings::wasi::io;
 use super::host_state::Guest;
 use super::stdio::Printed;
 
-/// The interfaces that are here, of any version 0.2: none of them leads anywhere.
+/// The interfaces offered, in any version 0.2; none of them leads anywhere.
 pub(super) const INTERFACES: &[&str] = &[
     "wasi:cli/environment",
     "wasi:cli/exit",
@@ -51,13 +54,13 @@ pub(super) const INTERFACES: &[&str] = &[
     "wasi:sockets/udp-create-socket",
 ];
 
-/// The streams, errors and timers that one instance may hold.
+/// The most streams, errors and timers that one instance may hold.
 const MOST_RESOURCES: usize = 1_000;
-/// The most that is drawn at once. wasi-libc asks for 256 bytes at a time.
+/// The most random bytes drawn at once. wasi-libc asks for 256 at a time.
 const MOST_RANDOM: u64 = 64 << 10;
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
-/// The packages they are of, for people.
+/// The packages of these interfaces, for messages.
 pub(super) fn packages() -> String {
     let mut packages: Vec<_> = INTERFACES
         .iter()
@@ -67,7 +70,7 @@ pub(super) fn packages() -> String {
     packages.join(", ")
 }
 
-/// Whether an import, such as `wasi:io/poll@0.2.9`, is of this WASI.
+/// Whether an import, such as `wasi:io/poll@0.2.9`, belongs to this WASI.
 pub(super) fn provides(import: &str) -> bool {
     let Some((interface, version)) = import.split_once('@') else {
         return false;
@@ -78,15 +81,15 @@ pub(super) fn provides(import: &str) -> bool {
         && INTERFACES.contains(&interface)
 }
 
-/// All of a call that is not in its arguments' own values: what a guest takes for the time and for
-/// chance. A call that is given none happens at 0, with the seed 0.
+/// A call's time and random seed: everything a guest can observe that is not in its arguments. A
+/// call that is given none happens at time 0, with seed 0.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Moment {
     pub(super) now_ms: u64,
     pub(super) seed: u64,
 }
 
-/// What one instance has of it.
+/// One instance's WASI state.
 pub(super) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
@@ -96,7 +99,7 @@ pub(super) struct Wasi {
 
 impl Wasi {
     pub(super) fn new(moment: Moment, printed: &Printed) -> Self {
-        // A context is made with nothing in it; TCP and UDP have to be taken out.
+        // A context is created empty; only TCP and UDP have to be disabled.
         let ctx = WasiCtx::builder()
             .stdout(printed.out())
             .stderr(printed.err())
@@ -143,7 +146,7 @@ impl Wasi {
     }
 }
 
-/// Offers all of [`INTERFACES`].
+/// Adds all of [`INTERFACES`] to a linker.
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let l = linker;
     cli::environment::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
@@ -195,7 +198,7 @@ impl HasData for Clocks {
     type Data<'a> = Clock<'a>;
 }
 
-/// A clock that shows the call's own time, and never another.
+/// A clock that always shows the call's own time.
 struct Clock<'a> {
     now_ms: u64,
     table: &'a mut ResourceTable,
@@ -247,7 +250,7 @@ impl clocks::monotonic_clock::Host for Clock<'_> {
     }
 }
 
-/// Due now, or never: there is no later in a call.
+/// A timer that is due now, or never: no time passes within a call.
 struct Timer {
     due: bool,
 }
@@ -261,7 +264,7 @@ impl Pollable for Timer {
     }
 }
 
-/// A guest wanted to wait.
+/// The error for a guest that wants to wait.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "it wanted to wait, and the time stands still in a call: a policy gives the command `set-timer` instead"
@@ -274,7 +277,7 @@ impl HasData for Polls {
     type Data<'a> = Poll<'a>;
 }
 
-/// As in `wasmtime-wasi-io`, but what is not ready at once never will be.
+/// As in `wasmtime-wasi-io`, except that what is not ready at once never will be.
 struct Poll<'a>(&'a mut ResourceTable);
 
 impl io::poll::Host for Poll<'_> {
@@ -305,8 +308,9 @@ impl HasData for Random {
     type Data<'a> = &'a mut Chance;
 }
 
-/// Bytes that follow from a seed: SHA-256 over the seed and a counter, so that a session replayed by
-/// a later version of this host draws the same. They are no secret, and nothing is kept with them.
+/// Random bytes derived from a seed: SHA-256 over the seed and a counter, so that a session
+/// replayed by a later version of this host draws the same. They are not secret, and nothing is
+/// protected with them.
 struct Chance {
     seed: u64,
     blocks: u64,

@@ -1,7 +1,9 @@
 //! The processes below this one: starting them, reaping them, and killing them all.
 //!
-//! What always holds: a process is reaped by one place only, and every child, our own or an orphan
-//! that fell to us as subreaper, is reaped at once, so no zombie stays.
+//! # Invariants
+//! - Processes are reaped in one place only.
+//! - Every child, our own or an orphan reparented to us as subreaper, is reaped at once, so no
+//!   zombie stays.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -18,9 +20,9 @@ use crate::command::Note;
 
 #[derive(Default)]
 struct Table {
-    /// Who is told when a process ends.
+    /// The channels to notify when a process ends.
     waiting: HashMap<i32, Sender<Note>>,
-    /// Rises with each start, so that the reaper knows there may be children again.
+    /// Incremented with each start, so that the reaper knows there may be children again.
     starts: u64,
 }
 
@@ -46,15 +48,16 @@ impl Children {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a process whose end is told to `notes`. It alone has `open` open, under the same number.
+    /// Starts a process whose end is reported to `notes`. Only this process inherits `open`, under
+    /// the same number.
     pub(crate) fn spawn(
         &self,
         command: &mut Command,
         open: Option<&OwnedFd>,
         notes: &Sender<Note>,
     ) -> io::Result<Pid> {
-        // The lock is held over the start: std waits for a child whose exec failed, and the reaper
-        // must neither take that child away nor reap a good one before it is in the table.
+        // The lock is held during the start: std waits for a child whose exec failed, and the
+        // reaper must neither take that child away nor reap a good one before it is in the table.
         let mut table = self.table();
         if let Some(open) = open {
             fcntl_setfd(open, FdFlags::empty())?;
@@ -76,7 +79,8 @@ impl Children {
     fn reap(&self) {
         loop {
             let seen = self.table().starts;
-            // Looks without taking: what ended may be a failed start that std wants to take.
+            // Peeks without reaping: the process that ended may be a failed start that std wants to
+            // reap.
             let ended = rustix::process::waitid(
                 rustix::process::WaitId::All,
                 WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
@@ -100,8 +104,9 @@ impl Children {
     }
 }
 
-/// Kills every descendant of this process, however it hid: orphans come back to the subreaper, so
-/// each round finds what the last one uncovered. Gives up after some seconds of an unequal race.
+/// Kills every descendant of this process, however it hid: orphans are reparented to the subreaper,
+/// so each round finds what the last one uncovered. Gives up after some seconds against processes
+/// that fork faster.
 pub(crate) fn kill_all_below() {
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {
@@ -120,7 +125,7 @@ pub(crate) fn kill_all_below() {
     }
 }
 
-/// Every living process below `root`, by the parents that /proc tells.
+/// Every living process below `root`, by the parents in /proc.
 fn descendants(root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -134,7 +139,7 @@ fn descendants(root: i32) -> Vec<i32> {
         let Ok(stat) = std::fs::read(entry.path().join("stat")) else {
             continue;
         };
-        // `pid (name) state parent …`, and the name may hold anything.
+        // The format is `pid (name) state parent …`, and the name may contain anything.
         let Some(end) = stat.iter().rposition(|byte| *byte == b')') else {
             continue;
         };
@@ -156,7 +161,7 @@ fn descendants(root: i32) -> Vec<i32> {
     let (mut found, mut todo, mut seen) = (Vec::new(), vec![root], HashSet::new());
     while let Some(parent) = todo.pop() {
         for child in children.remove(&parent).unwrap_or_default() {
-            // A zombie is dead already, but its main thread may be all that is: look below it too.
+            // A zombie is dead already, but perhaps only its main thread is: look below it too.
             if child > 0 {
                 found.push(child);
             }

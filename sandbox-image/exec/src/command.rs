@@ -1,8 +1,10 @@
-//! One command: its process group, what it reads and writes, its time-out.
+//! One command: its process group, its input and output, its timeout.
 //!
-//! What always holds: the command is over when its main process is, whoever else still holds the
-//! pipe; a time-out or a kill ends the whole group; exactly one `Exit`, `Failed` or `Full` is sent, and
-//! after `Full` nothing was run: the threads that a command needs are there before it is.
+//! # Invariants
+//! - The command is over when its main process is, whoever else still holds the pipe.
+//! - A timeout or a kill ends the whole group.
+//! - Exactly one `Exit`, `Failed` or `Full` is sent. After `Full` nothing was run: the threads that
+//!   a command needs are started before it is.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -23,18 +25,18 @@ use crate::children::outcome;
 use crate::live::{Input, LAST_WORDS, Live};
 use crate::server::Server;
 
-/// How long a group has between the polite signal and the other one.
+/// How long a group has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_millis(200);
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to disappear.
 const LAST_WAIT: Duration = Duration::from_secs(2);
-/// How long what is already in the pipe is read after the main process ended.
+/// How long data already in the pipe is read after the main process ended.
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// What a command's thread is told.
+/// A notification to a command's thread.
 pub(crate) enum Note {
     /// The main process ended.
     Ended(WaitStatus),
-    /// The host wants it gone.
+    /// The host wants the command killed.
     Kill,
 }
 
@@ -60,7 +62,8 @@ pub(crate) fn run(
     }
 }
 
-/// Why a command was not run: `Failed` for what is wrong with it, `Full` where the box is.
+/// The reason why a command was not run: `Failed` if the command is at fault, `Full` if the sandbox
+/// is.
 struct Refusal {
     kind: Kind,
     sentence: String,
@@ -115,7 +118,7 @@ fn try_run(
     let pumps = if live.is_some() {
         let (errors, complaints) = io::pipe().map_err(no_pipe)?;
         command.stdout(writer).stderr(complaints);
-        // Of what it prints all is sent, as it is granted; of what it complains the end is kept.
+        // All of standard output is sent, as it is granted; of standard error the end is kept.
         let capped = Capped::new(usize::MAX, 0);
         let printed = Output {
             id,
@@ -150,20 +153,20 @@ fn try_run(
         .children()
         .spawn(&mut command, script.as_ref(), notes)
         .map_err(|error| refusal(program, &error))?;
-    // The command holds the writing ends: ours must go, or the pipe would never end.
+    // The command holds the pipe's write ends: ours must be dropped, or the pipe would never end.
     drop(command);
-    // A time that no clock reaches is no time-out.
+    // A time beyond the clock's range means no timeout.
     let deadline = start
         .timeout_ms
         .and_then(|timeout| begun.checked_add(Duration::from_millis(timeout)));
     Ok(attend(pid, pumps, deadline, inbox))
 }
 
-/// A file without a name that holds a command line.
+/// An anonymous file that holds a command line.
 fn script(text: &str) -> Result<OwnedFd, Refusal> {
     let failed = |error: io::Error| format!("The command could not be kept: {error}.");
     let name = "command";
-    // Kernels before 6.3 know no file that cannot be run, and some later ones take no other.
+    // Kernels before 6.3 know no non-executable memfd, and some later ones accept no other.
     let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
         .or_else(|_| memfd_create(name, MemfdFlags::CLOEXEC))
         .map_err(|error| failed(error.into()))?;
@@ -172,7 +175,8 @@ fn script(text: &str) -> Result<OwnedFd, Refusal> {
     Ok(file.into())
 }
 
-/// What makes a shell run a command line as it would run its argument.
+/// The arguments that make a shell run a command line from a file as it would run it from an
+/// argument.
 fn read_script(file: &OwnedFd) -> [String; 2] {
     let number = file.as_raw_fd();
     [
@@ -181,32 +185,32 @@ fn read_script(file: &OwnedFd) -> [String; 2] {
     ]
 }
 
-/// What a command writes, and how much of it is kept.
+/// A command's output, and how much of it is kept.
 struct Output {
     id: u32,
     reader: PipeReader,
     capped: Capped,
-    /// It is read as the host grants it.
+    /// Set if the output is read only as the host grants it.
     live: Option<Arc<Live>>,
 }
 
-/// Writes what a command is to read, from a thread of its own: it may read late, or never.
+/// Writes a command's input from a thread of its own, since the command may read late, or never.
 fn feed(write: impl FnOnce() + Send + 'static) -> Result<(), Refusal> {
     let thread = std::thread::Builder::new().spawn(write);
     thread.map_err(no_thread).map(drop)
 }
 
-/// The thread that passes a command's output on.
+/// The thread that forwards a command's output.
 struct Pump {
     /// Closed when the command is over.
     wake: Option<PipeWriter>,
     live: Option<Arc<Live>>,
-    /// What was kept of the end, and how much was left out before it.
+    /// The kept end of the output, and how many bytes were omitted before it.
     kept: Receiver<(Vec<u8>, u64)>,
 }
 
 impl Pump {
-    /// The command is over.
+    /// Signals that the command is over.
     fn end(&mut self) {
         self.wake = None;
         if let Some(live) = &self.live {
@@ -221,7 +225,7 @@ impl Drop for Pump {
     }
 }
 
-/// Begins to pass output on.
+/// Starts forwarding output.
 fn pump(server: &Arc<Server>, output: Output) -> Result<Pump, Refusal> {
     let (ended, wake) = io::pipe().map_err(no_pipe)?;
     let (done, kept) = std::sync::mpsc::channel();
@@ -233,7 +237,7 @@ fn pump(server: &Arc<Server>, output: Output) -> Result<Pump, Refusal> {
     Ok(Pump { wake, live, kept })
 }
 
-/// Sees a command to its end, and ends its group at the deadline, or when the host wants it gone.
+/// Waits for a command to end, and kills its group at the deadline or when the host asks for it.
 fn attend(
     pid: Pid,
     mut pumps: Vec<Pump>,
@@ -255,7 +259,7 @@ fn attend(
     if status.is_none() {
         let _ = kill_process_group(pid, Signal::TERM);
         status = wait_ended(inbox, GRACE);
-        // Also when the main process went politely: others of its group may not have.
+        // Also if the main process ended on SIGTERM: others of its group may not have.
         let _ = kill_process_group(pid, Signal::KILL);
         if status.is_none() {
             status = wait_ended(inbox, LAST_WAIT);
@@ -264,7 +268,7 @@ fn attend(
     let mut tail = Vec::new();
     for pump in &mut pumps {
         pump.end();
-        // One of them keeps an end: the only one, or the one of what it complains.
+        // One of them keeps an end: the only pump, or the one of standard error.
         (tail, exit.omitted) = pump.kept.recv_timeout(LAST_WAIT).unwrap_or_default();
     }
     (exit.code, exit.signal) = status.map_or((None, Some(9)), outcome);
@@ -289,8 +293,8 @@ fn wait_ended(inbox: &Receiver<Note>, patience: Duration) -> Option<WaitStatus> 
     }
 }
 
-/// Reads until the pipe ends, or the command does and the pipe is empty; reports what was kept, and
-/// from then on only empties the pipe, so that a process in the background can go on writing.
+/// Reads until the pipe ends, or the command does and the pipe is empty. Then reports what was
+/// kept, and from there on only drains the pipe, so that a background process can go on writing.
 fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sender<(Vec<u8>, u64)>) {
     let Output {
         id,
@@ -309,7 +313,7 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
             None => buffer.len(),
             Some(live) => match live.wait() {
                 Some(left) => left.min(buffer.len()),
-                // It is over, and what it still wrote nobody wants.
+                // The command is over, and nobody wants what it still wrote.
                 None => break,
             },
         };

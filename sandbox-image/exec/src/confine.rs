@@ -1,7 +1,9 @@
-//! What the server takes from itself before it runs anything: resources, files, network.
+//! The restrictions the server puts on itself before it runs anything: resources, files, network.
 //!
-//! What always holds: a confinement that was asked for and is not enforced at all is an error, and
-//! the server then never starts. With the network off, no socket but a local one can be made.
+//! # Invariants
+//! - A confinement that was requested and is not enforced at all is an error, and the server then
+//!   never starts.
+//! - With the network off, only local sockets can be created.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -17,10 +19,10 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// The newest rules we know; an older kernel enforces those it has.
+/// The newest Landlock ABI known here; an older kernel enforces the rules it has.
 const RULES: ABI = ABI::V10;
 
-/// Applies limits and confinement to this thread and all that it starts from now on.
+/// Applies limits and confinement to this thread and everything it starts from now on.
 pub(crate) fn apply(serve: &Serve) -> Result<(), String> {
     limit(&serve.limits)?;
     if let Some(confine) = &serve.confine {
@@ -32,7 +34,7 @@ pub(crate) fn apply(serve: &Serve) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether Landlock works here. Confines this process, which is about to end.
+/// Checks that Landlock works here. Confines this process, which is about to end.
 pub(crate) fn probe() -> Result<(), String> {
     let confine = Confine {
         read_only: vec!["/".to_owned()],
@@ -45,7 +47,7 @@ pub(crate) fn probe() -> Result<(), String> {
 
 fn restrict_files(confine: &Confine) -> Result<(), String> {
     let all = AccessFs::from_all(RULES);
-    // Reaching a local socket is right below every folder that is let through.
+    // Connecting to a local socket is allowed below every folder that is let through.
     let read = AccessFs::from_read(RULES) | (all & AccessFs::ResolveUnix);
     let build = || {
         let mut rules = Ruleset::default()
@@ -67,8 +69,9 @@ fn restrict_files(confine: &Confine) -> Result<(), String> {
     Ok(())
 }
 
-/// Landlock knows neither UDP nor raw nor VM sockets on most kernels: a small system call filter
-/// closes them. io_uring, which makes sockets past such a filter, is closed with them.
+/// Restricts sockets with a small system call filter: on most kernels Landlock covers neither UDP
+/// nor raw nor VM sockets. io_uring, which creates sockets past such a filter, is blocked with
+/// them.
 fn restrict_sockets(network: bool) -> Result<(), String> {
     let mut allowed = vec![libc::AF_UNIX];
     if network {
@@ -117,7 +120,7 @@ fn limit(limits: &Limits) -> Result<(), String> {
     ];
     for (resource, value) in wanted {
         let Some(value) = value else { continue };
-        // Never above what this process was allowed itself.
+        // Never above this process's own hard limit.
         let value = getrlimit(resource)
             .maximum
             .map_or(value, |most| value.min(most));

@@ -1,8 +1,10 @@
 //! The main process of a container: it looks for its host, serves it, and looks for the next one.
 //!
-//! What always holds: commands of a host that is gone are ended before another is served, since
-//! nobody waits for them any more, while what they left in the background lives on; and without any
-//! host for as long as it was told to wait, the process ends, and its container with it.
+//! # Invariants
+//! - Commands of a lost host are ended before another is served, since nobody waits for them any
+//!   more, while what they left in the background lives on.
+//! - Without any host for as long as it was told to wait, the process ends, and its container with
+//!   it.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,8 +16,8 @@ use lucid_exec::protocol::Serve;
 
 use crate::server::{Out, Server, prepare};
 
-/// How long is waited between two looks for a host: it is not there at all where nobody listens, so
-/// there is nothing that could be waited for. Doubles up to the second figure.
+/// The pause between two attempts to find a host: the socket does not exist where nobody listens,
+/// so there is nothing to wait on. Doubles up to the second figure.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 

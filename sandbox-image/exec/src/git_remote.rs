@@ -1,8 +1,10 @@
-//! The git remote helper `git-remote-lucid`: hands git's requests to the host's gateway, which
-//! holds the token, and its answers back. Speaks `connect` of gitremote-helpers(7), so that fetching
-//! and pushing are git's own, with all that they can do.
+//! The git remote helper `git-remote-lucid`: forwards git's requests to the host's gateway, which
+//! holds the token, and returns its responses. It speaks `connect` of gitremote-helpers(7), so that
+//! fetching and pushing are git's own, with all their features.
 //!
-//! What always holds: of a request nothing is changed; what fails is one sentence on standard error.
+//! # Invariants
+//! - A request is forwarded unchanged.
+//! - A failure is one sentence on standard error.
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,9 +12,9 @@ use std::path::PathBuf;
 
 use lucid_exec::protocol::{Frame, GitOpen, GitService, Kind, VERSION};
 
-/// The most one request may be before a pack: many thousand `have` lines or branches.
+/// Maximum size of a request before a pack: many thousand `have` lines or branches.
 const MAX_REQUEST: usize = 16 << 20;
-/// How much of a pack goes into one frame.
+/// How much of a pack goes into one frame, in bytes.
 const PART: usize = 64 << 10;
 
 /// Serves git on standard input and output.
@@ -52,7 +54,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 
 fn fetch(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
     while let Some(request) = read_section(input)? {
-        // A flush alone is how git says goodbye.
+        // A lone flush is how git ends the conversation.
         if request == b"0000" {
             return Ok(());
         }
@@ -73,8 +75,8 @@ fn push(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Re
     {
         gateway.send(&options)?;
     }
-    // A pack has no length: git closes its side behind it. Where branches are only deleted there is
-    // none, and git waits for the answer.
+    // A pack has no length: git closes its side after it. Where branches are only deleted there is
+    // no pack, and git waits for the response.
     if brings_objects(&commands) {
         let mut part = vec![0; PART];
         loop {
@@ -94,7 +96,7 @@ fn push(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Re
 struct Gateway(UnixStream);
 
 impl Gateway {
-    /// Asks for a repository, and hands git what the server says of it.
+    /// Opens a repository, and forwards the server's advertisement to git.
     fn open(url: &str, service: GitService, output: &mut impl Write) -> Result<Self, String> {
         let socket = PathBuf::from(
             std::env::var_os("LUCID_GIT_SOCKET")
@@ -115,7 +117,8 @@ impl Gateway {
         gateway.write(&frame)?;
         let mut advertisement = Vec::new();
         gateway.receive(&mut advertisement)?;
-        // The empty line says that the connection stands; what the server can do follows at once.
+        // The empty line says that the connection is established; the server's capabilities follow
+        // at once.
         output
             .write_all(b"\n")
             .and_then(|()| output.write_all(&advertisement))
@@ -124,19 +127,19 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// A part of a request.
+    /// Sends a part of a request.
     fn send(&self, bytes: &[u8]) -> Result<(), String> {
         Frame::split(Kind::GitBody, 0, bytes).try_for_each(|frame| self.write(&frame))
     }
 
-    /// The request is whole.
+    /// Marks the request as complete.
     fn sent(&self) -> Result<(), String> {
         self.write(&Frame::new(Kind::GitPost, 0, Vec::new()))
     }
 
     fn write(&self, frame: &Frame) -> Result<(), String> {
         frame.write_to(&self.0).map_err(|error| {
-            // A gateway that hangs up in the middle of a pack has said why.
+            // A gateway that hangs up in the middle of a pack has sent the reason.
             match Frame::read_from(&self.0) {
                 Ok(Some(Frame {
                     kind: Kind::GitError,
@@ -148,7 +151,7 @@ impl Gateway {
         })
     }
 
-    /// Copies one answer.
+    /// Copies one response.
     fn receive(&self, output: &mut impl Write) -> Result<(), String> {
         loop {
             match Frame::read_from(&self.0).map_err(lost_host)? {
@@ -174,7 +177,7 @@ impl Gateway {
     }
 }
 
-/// Reads packet lines up to and with a flush; `None` where git is done.
+/// Reads packet lines up to and including a flush; `None` at the end of the input.
 fn read_section(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
     let mut section = Vec::new();
     loop {
@@ -218,7 +221,7 @@ fn lines(section: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether any command of a push (`old new name`) gives a branch something, rather than deleting it.
+/// Whether any command of a push (`old new name`) sets a ref, rather than deleting it.
 fn brings_objects(commands: &[u8]) -> bool {
     lines(commands).any(|line| {
         let mut words = line.split(|byte| *byte == b' ');
@@ -229,7 +232,7 @@ fn brings_objects(commands: &[u8]) -> bool {
     })
 }
 
-/// Whether push options follow the commands: git says so behind the first of them.
+/// Whether push options follow the commands: git says so among the capabilities of the first one.
 fn has_push_options(commands: &[u8]) -> bool {
     lines(commands)
         .filter_map(|line| line.splitn(2, |byte| *byte == 0).nth(1))

@@ -1,7 +1,9 @@
-//! What flows between the host and a command that stays open.
+//! The data flow between the host and a command that stays open.
 //!
-//! What always holds: nothing here makes the thread that reads from the host wait; what waits for the
-//! command's standard input is bounded, and what the host has not granted is not read from its output.
+//! # Invariants
+//! - Nothing here blocks the thread that reads from the host.
+//! - Pending standard input is bounded, and output that the host has not granted is not read from
+//!   the command.
 
 use std::io::{PipeWriter, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +14,7 @@ use std::time::Duration;
 /// The most bytes that wait for a command to read them.
 const WAITING: usize = 8 << 20;
 
-/// How long the last words of a command that is over wait to be granted.
+/// How long the remaining output of a command that is over waits to be granted.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A command that stays open, as the host's frames reach it.
@@ -28,14 +30,14 @@ struct Credit {
     over: bool,
 }
 
-/// What a command is to read.
+/// A command's pending standard input.
 pub(crate) struct Input {
     parts: Receiver<Vec<u8>>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Live {
-    /// One that may write so much at first.
+    /// Creates a command that may write `left` bytes at first.
     pub(crate) fn new(left: usize) -> (Arc<Self>, Input) {
         let (input, parts) = mpsc::channel();
         let waiting = Arc::<AtomicUsize>::default();
@@ -48,32 +50,33 @@ impl Live {
         (Arc::new(live), Input { parts, waiting })
     }
 
-    /// Hands bytes on. False where the command reads too little of what it is given.
+    /// Queues input. False if the command reads too little of what it is given.
     pub(crate) fn feed(&self, bytes: Vec<u8>) -> bool {
         let length = bytes.len();
         let before = self.waiting.fetch_add(length, Ordering::Relaxed);
-        // One that reads no more is not sent anything, and needs no room.
+        // A command that reads no more is sent nothing, and needs no queue space.
         if self.input.send(bytes).is_err() {
             return true;
         }
         before + length <= WAITING
     }
 
-    /// The host takes so many bytes more.
+    /// Grants the command `bytes` more of output.
     pub(crate) fn grant(&self, bytes: usize) {
         let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         credit.left = credit.left.saturating_add(bytes);
         self.changed.notify_all();
     }
 
-    /// Waits until something may be written; none where the command is over and nothing may for a while.
+    /// Waits until output is granted; `None` if the command is over and nothing was granted for a
+    /// while.
     pub(crate) fn wait(&self) -> Option<usize> {
         let credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         let credit = self
             .changed
             .wait_while(credit, |credit| credit.left == 0 && !credit.over)
             .unwrap_or_else(PoisonError::into_inner);
-        // A host that reads grants its last words soon.
+        // A host that still reads grants the remaining output soon.
         let (credit, _) = self
             .changed
             .wait_timeout_while(credit, LAST_WORDS, |credit| credit.left == 0)
@@ -81,13 +84,13 @@ impl Live {
         (credit.left > 0).then_some(credit.left)
     }
 
-    /// So much was written.
+    /// Uses up a grant of `bytes`.
     pub(crate) fn spend(&self, bytes: usize) {
         let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         credit.left = credit.left.saturating_sub(bytes);
     }
 
-    /// The command is over: nobody need wait any more.
+    /// Marks the command as over, which wakes all waiting threads.
     pub(crate) fn end(&self) {
         let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         credit.over = true;
@@ -96,7 +99,7 @@ impl Live {
 }
 
 impl Input {
-    /// Writes all of it, until the host ends it, the command reads no more, or is over.
+    /// Writes all input, until the host ends it, the command stops reading, or it is over.
     pub(crate) fn write_to(self, mut output: PipeWriter) {
         for bytes in self.parts {
             if bytes.is_empty() || output.write_all(&bytes).is_err() {

@@ -1,12 +1,13 @@
-//! The program inside a sandbox. It owns nothing but what its command line says:
+//! The program inside a sandbox. It does only what its command line says:
 //!
-//! * `lucid-exec --serve JSON` serves one host over the Unix socket that is its standard input;
-//! * `lucid-exec --serve-pipes JSON` serves one host over its standard input and output;
-//! * `lucid-exec --connect SOCKET JSON` looks for a host at that socket, and for the next one when
+//! - `lucid-exec --serve JSON` serves one host over the Unix socket that is its standard input;
+//! - `lucid-exec --serve-pipes JSON` serves one host over its standard input and output;
+//! - `lucid-exec --connect SOCKET JSON` looks for a host at that socket, and for the next one when
 //!   it is lost: the main process of a container;
-//! * `lucid-exec --supervise JSON` does so in a child, and kills all below it when the host goes;
-//! * `lucid-exec --probe` tells whether Landlock works on this kernel;
-//! * called `git-remote-lucid`, it is the git remote helper that talks to the host's gateway.
+//! - `lucid-exec --supervise JSON` serves one host in a child, and kills everything below it when
+//!   the host goes;
+//! - `lucid-exec --probe` tells whether Landlock works on this kernel;
+//! - called as `git-remote-lucid`, it is the git remote helper that talks to the host's gateway.
 #![forbid(unsafe_code)]
 
 mod children;

@@ -1,8 +1,9 @@
-//! How much of a command's output is kept: the first bytes as they come, the last bytes in a ring,
-//! and a count of what lay between.
+//! Truncates a command's output: keeps the first bytes as they come, the last bytes in a ring, and
+//! a count of the bytes between.
 //!
-//! What always holds: head + omitted + tail is all that was pushed, in that order, and memory never
-//! grows beyond the tail's limit.
+//! # Invariants
+//! - Head + omitted + tail is all that was pushed, in that order.
+//! - Memory never grows beyond the tail's limit.
 
 use std::collections::VecDeque;
 
@@ -16,7 +17,8 @@ pub struct Capped {
 }
 
 impl Capped {
-    /// The first `head` bytes pass straight through, the last `tail` bytes after them are kept.
+    /// The first `head` bytes pass straight through; of those after them the last `tail` bytes are
+    /// kept.
     #[must_use]
     pub fn new(head: usize, tail: usize) -> Self {
         Self {
@@ -27,11 +29,11 @@ impl Capped {
         }
     }
 
-    /// Takes bytes in, and gives back the part that is to be shown at once.
+    /// Pushes bytes, and returns the part that is to be sent at once.
     pub fn push<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let (live, rest) = bytes.split_at(self.head_left.min(bytes.len()));
         self.head_left -= live.len();
-        // Only the last `tail_limit` bytes of `rest` can survive: the others are never copied.
+        // Only the last `tail_limit` bytes of `rest` can survive, so the others are never copied.
         let kept = &rest[rest.len().saturating_sub(self.tail_limit)..];
         self.omitted += (rest.len() - kept.len()) as u64;
         let over = (self.tail.len() + kept.len()).saturating_sub(self.tail_limit);
@@ -41,7 +43,7 @@ impl Capped {
         live
     }
 
-    /// The last bytes, and how many were left out between the first and the last.
+    /// Returns the last bytes, and how many were omitted between the first and the last.
     #[must_use]
     pub fn finish(self) -> (Vec<u8>, u64) {
         (self.tail.into(), self.omitted)
@@ -52,7 +54,7 @@ impl Capped {
 mod tests {
     use super::*;
 
-    /// A small generator: the same cases each time, many of them.
+    /// A small deterministic generator of many test cases.
     struct Dice(u64);
     impl Dice {
         fn roll(&mut self, below: usize) -> usize {

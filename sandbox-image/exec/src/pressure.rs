@@ -1,12 +1,13 @@
-//! What the kernel counted when a box met its limits, read from its control group.
+//! Counts how often a sandbox hit its limits, as the kernel reports it in its control group.
 //!
-//! What always holds: a box whose group cannot be seen, or has none of its own, counts nothing; and
-//! each hit is told once.
+//! # Invariants
+//! - A sandbox whose group cannot be seen, or that has none of its own, counts nothing.
+//! - Each hit is reported once.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-/// Where version 1 and version 2 of control groups keep a counter, and its name in that file.
+/// The files of cgroup v1 and v2 that hold the counter, and its name in them.
 const MEMORY: ([&str; 2], &str) = (
     [
         "/sys/fs/cgroup/memory/memory.oom_control",
@@ -22,7 +23,7 @@ const PROCESSES: ([&str; 2], &str) = (
     "max",
 );
 
-/// The counters of this box.
+/// The counters of this sandbox.
 pub(crate) struct Pressure {
     memory: Option<PathBuf>,
     processes: Option<PathBuf>,
@@ -30,7 +31,7 @@ pub(crate) struct Pressure {
 }
 
 impl Pressure {
-    /// Finds the counters. What they hold by now is nobody's news.
+    /// Finds the counters. Their current values are the baseline.
     pub(crate) fn find() -> Self {
         let there = |(paths, _): ([&str; 2], &str)| {
             paths
@@ -47,7 +48,7 @@ impl Pressure {
         pressure
     }
 
-    /// How many processes were killed for memory, and refused, since this was last asked.
+    /// How many processes were killed for memory, and how many were refused, since the last call.
     pub(crate) fn since_last(&self) -> (u64, u64) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |path: &Option<PathBuf>, name| {

@@ -1,8 +1,11 @@
 //! The frames between the host and an exec server, and between a git helper and the host's gateway.
 //!
 //! A frame is `u32 length of the payload, u8 kind, u32 id, payload`, big-endian. Ids name commands;
-//! the host chooses them. What always holds: a length above [`MAX_PAYLOAD`] ends the connection
-//! before a byte of it is read, and an unknown kind is an error, never skipped.
+//! the host chooses them.
+//!
+//! # Invariants
+//! - A length above [`MAX_PAYLOAD`] ends the connection before a byte of the payload is read.
+//! - An unknown kind is an error, never skipped.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,16 +13,17 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// Raised whenever a frame changes its meaning. Both ends must name the same one.
+/// Protocol version, incremented whenever a frame changes its meaning. Both ends must have the
+/// same.
 pub const VERSION: u32 = 4;
-/// The most a frame may carry.
+/// Maximum size of a frame's payload, in bytes.
 pub const MAX_PAYLOAD: usize = 1 << 20;
-/// The most a command may take, its input included: as many frames as that needs.
+/// Maximum size of a command in bytes, its input included, over as many frames as that needs.
 pub const MAX_COMMAND: usize = 16 << 20;
-/// The size of what precedes a payload.
+/// Size of the header that precedes a payload, in bytes.
 pub const HEADER: usize = 9;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -35,28 +39,28 @@ pub enum Kind {
     Tail = 5,
     /// Server: a command is over. JSON [`Exit`].
     Exit = 6,
-    /// Server: a command could not be started. A sentence.
+    /// Server: a command could not be started. The payload is a sentence.
     Failed = 7,
-    /// Server: a command could not be started, since the box has no room for another process. A
-    /// sentence.
+    /// Server: a command could not be started, since the sandbox has no room for another process.
+    /// The payload is a sentence.
     Full = 8,
-    /// Host: bytes for the standard input of a command that stays open; none end it.
+    /// Host: bytes for the standard input of a command that stays open; an empty payload ends it.
     Input = 9,
-    /// Host: a command that stays open may write so many bytes more: a big-endian `u32`.
+    /// Host: a command that stays open may write this many more bytes: a big-endian `u32`.
     More = 10,
     /// Host: a part of a command that is too long for one frame. The last part is the `Start`.
     Part = 11,
-    /// Git helper: the repository I want. JSON [`GitOpen`]. Answered with the advertisement.
+    /// Git helper: opens a repository. JSON [`GitOpen`]. The reply is the advertisement.
     GitOpen = 16,
     /// Git helper: a part of a request.
     GitBody = 17,
-    /// Git helper: the request is whole, send it.
+    /// Git helper: the request is complete, send it.
     GitPost = 18,
-    /// Gateway: a part of the answer.
+    /// Gateway: a part of the response.
     GitData = 19,
-    /// Gateway: the answer is whole.
+    /// Gateway: the response is complete.
     GitEnd = 20,
-    /// Gateway: no answer. A sentence.
+    /// Gateway: the request failed. The payload is a sentence.
     GitError = 21,
 }
 
@@ -86,12 +90,12 @@ impl Kind {
     }
 }
 
-/// Why bytes were not a frame.
+/// An error in parsing a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadFrame {
-    /// The length that was announced.
+    /// The announced length exceeds [`MAX_PAYLOAD`].
     TooLong(usize),
-    /// The kind that nobody knows.
+    /// The kind is unknown.
     UnknownKind(u8),
 }
 
@@ -109,19 +113,19 @@ impl fmt::Display for BadFrame {
 
 impl std::error::Error for BadFrame {}
 
-/// What precedes a payload, checked.
+/// A validated frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What the frame is.
+    /// The kind of the frame.
     pub kind: Kind,
     /// The command it belongs to.
     pub id: u32,
-    /// How many bytes follow.
+    /// Length of the payload in bytes.
     pub length: usize,
 }
 
 impl Header {
-    /// Reads and checks a header.
+    /// Parses and validates a header.
     pub fn parse(bytes: [u8; HEADER]) -> Result<Self, BadFrame> {
         let [l0, l1, l2, l3, kind, i0, i1, i2, i3] = bytes;
         let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
@@ -140,16 +144,17 @@ impl Header {
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is.
+    /// The kind of the frame.
     pub kind: Kind,
-    /// The command it belongs to, 0 where it belongs to none.
+    /// The command it belongs to, or 0 if none.
     pub id: u32,
-    /// What it carries.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
 impl Frame {
-    /// A frame. A payload that is too long is cut; senders split long data with [`Frame::split`].
+    /// Creates a frame. A payload that is too long is cut; senders split long data with
+    /// [`Frame::split`].
     #[must_use]
     pub fn new(kind: Kind, id: u32, payload: impl Into<Vec<u8>>) -> Self {
         let mut payload = payload.into();
@@ -157,7 +162,7 @@ impl Frame {
         Self { kind, id, payload }
     }
 
-    /// A frame that carries JSON.
+    /// Creates a frame with a JSON payload.
     pub fn json(kind: Kind, id: u32, value: &impl Serialize) -> io::Result<Self> {
         let payload = serde_json::to_vec(value)?;
         if payload.len() > MAX_PAYLOAD {
@@ -190,14 +195,14 @@ impl Frame {
         Ok(parts.collect::<Vec<_>>().concat())
     }
 
-    /// As many frames as the bytes need.
+    /// Splits `bytes` into as many frames as they need.
     pub fn split(kind: Kind, id: u32, bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         bytes
             .chunks(MAX_PAYLOAD / 4)
             .map(move |part| Self::new(kind, id, part))
     }
 
-    /// The bytes on the wire.
+    /// Encodes the frame as bytes on the wire.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + self.payload.len());
@@ -208,13 +213,13 @@ impl Frame {
         bytes
     }
 
-    /// Writes the frame in one piece.
+    /// Writes the frame with a single write.
     pub fn write_to(&self, mut out: impl Write) -> io::Result<()> {
         out.write_all(&self.encode())?;
         out.flush()
     }
 
-    /// Reads one frame; `None` at a clean end between two.
+    /// Reads one frame; `None` at a clean end between two frames.
     pub fn read_from(mut input: impl Read) -> io::Result<Option<Self>> {
         let mut header = [0; HEADER];
         let mut have = 0;
@@ -242,7 +247,7 @@ impl Frame {
 /// The server's first frame.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`VERSION`] of the server.
+    /// The server's [`VERSION`].
     pub version: u32,
 }
 
@@ -254,25 +259,25 @@ pub struct Start {
     /// The command line of the shell in `argv`, where that is longer than an argument may be.
     #[serde(default)]
     pub script: Option<String>,
-    /// Where it runs; the server's own folder where absent.
+    /// Working directory; the server's own if absent.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// Added to the server's environment.
+    /// Environment variables added to the server's own.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// After which time the process group is killed.
+    /// Milliseconds after which the process group is killed.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// What it reads; nothing where absent.
+    /// Standard input; empty if absent.
     #[serde(default)]
     pub stdin: Option<String>,
-    /// How many of the first bytes are sent as they come.
+    /// How many of the first output bytes are sent as they come.
     pub output_head: usize,
-    /// How many of the last bytes are kept.
+    /// How many of the last output bytes are kept.
     pub output_tail: usize,
-    /// It stays open: `Input` frames are what it reads, and what it writes to standard output comes as
-    /// the host grants it, `output_head` at first and `More` after that; until then it waits. Of
-    /// standard error only the last `output_tail` bytes are kept.
+    /// Whether the command stays open. Then `Input` frames are its standard input, and its standard
+    /// output is sent as the host grants it, `output_head` bytes at first and `More` after that;
+    /// until then it waits. Of standard error only the last `output_tail` bytes are kept.
     #[serde(default)]
     pub live: bool,
 }
@@ -280,34 +285,34 @@ pub struct Start {
 /// How a command ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The exit code, where it ended by itself.
+    /// Exit code, if the command exited by itself.
     pub code: Option<i32>,
-    /// The signal, where one ended it.
+    /// Signal, if one ended the command.
     pub signal: Option<i32>,
-    /// The time-out killed it.
+    /// Whether the timeout killed it.
     pub timed_out: bool,
-    /// The host killed it.
+    /// Whether the host killed it.
     pub killed: bool,
-    /// How many bytes lie between the first and the last that were sent.
+    /// Number of bytes omitted between the first and the last that were sent.
     pub omitted: u64,
-    /// How many processes the kernel ended for want of memory since the last command's end.
+    /// Processes that the kernel killed for lack of memory since the last command's end.
     #[serde(default)]
     pub memory_kills: u64,
-    /// How many new processes the kernel refused since the last command's end.
+    /// New processes that the kernel refused since the last command's end.
     #[serde(default)]
     pub refused_processes: u64,
 }
 
-/// What the server is started with.
+/// Parameters of the server.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Serve {
-    /// Resource limits for everything in the box.
+    /// Resource limits for everything in the sandbox.
     pub limits: Limits,
-    /// Confine the server and all below it with Landlock.
+    /// Landlock confinement of the server and everything below it.
     #[serde(default)]
     pub confine: Option<Confine>,
-    /// For a server that looks for its host: after how many seconds without one it ends. Never,
-    /// where absent.
+    /// For a server that looks for its host: seconds without one after which it ends. Never, if
+    /// absent.
     #[serde(default)]
     pub patience_seconds: Option<u64>,
 }
@@ -315,69 +320,72 @@ pub struct Serve {
 /// Resource limits.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Limits {
-    /// How many processes and threads.
+    /// Maximum number of processes and threads.
     pub processes: u64,
-    /// The user runs other things too, which count against the same limit: allow for them.
+    /// Whether the user runs other processes too, which count against the same limit and are
+    /// allowed for.
     pub shared_user: bool,
-    /// How many open files, each process.
+    /// Maximum number of open files of each process.
     pub open_files: u64,
-    /// How large a file may become.
+    /// Maximum size of a file, in bytes.
     pub file_bytes: u64,
-    /// How much data memory, each process. Unlimited where absent.
+    /// Maximum data memory of each process, in bytes. Unlimited if absent.
     #[serde(default)]
     pub data_bytes: Option<u64>,
 }
 
-/// What Landlock lets through.
+/// The paths and the network that Landlock allows.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Confine {
-    /// Folders and files that may be read, written and run.
+    /// Folders and files that may be read, written and executed.
     pub read_write: Vec<String>,
-    /// Folders and files that may be read and run.
+    /// Folders and files that may be read and executed.
     pub read_only: Vec<String>,
     /// Whether the network may be used.
     pub network: bool,
-    /// Builds a root of its own first; all paths above are then of that root. The whole old root stays in
-    /// sight where absent.
+    /// Private root that is built first; all paths above are then relative to it. The whole old
+    /// root stays visible if absent.
     #[serde(default)]
     pub root: Option<PrivateRoot>,
 }
 
-/// A root file system of the sandbox's own, made with namespaces that an ordinary user may create.
+/// A root file system of the sandbox's own, built with namespaces that an ordinary user may create.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PrivateRoot {
     /// An existing folder to mount the new root on while it is built.
     pub mount_point: String,
-    /// Paths that keep their place, with what is below them. One that does not exist is passed over.
+    /// Paths that keep their place, with everything below them. One that does not exist is skipped.
     pub shown: Vec<String>,
-    /// Paths of the host and where they appear, in this order.
+    /// Paths on the host and the paths where they appear, in this order.
     pub placed: Vec<(String, String)>,
-    /// How much fits into `/dev/shm`.
+    /// Size of `/dev/shm`, in bytes.
     pub shared_memory_bytes: u64,
-    /// Whether there is a network without any interface but the loopback, instead of the host's.
+    /// Whether the sandbox has a network of its own with only the loopback interface, instead of
+    /// the host's.
     pub own_network: bool,
-    /// The user and group id that processes have inside.
+    /// User and group id of processes inside.
     pub user: u32,
 }
 
 /// A git helper's first frame.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GitOpen {
-    /// [`VERSION`] of the helper.
+    /// The helper's [`VERSION`].
     pub version: u32,
-    /// What is in the file beside the socket: proof that the caller sits in this session's box.
+    /// Content of the key file beside the socket: proof that the caller runs in this session's
+    /// sandbox.
     pub key: String,
-    /// The repository.
+    /// URL of the repository.
     pub url: String,
-    /// What git wants of it.
+    /// The requested service.
     #[serde(default)]
     pub service: GitService,
 }
 
-/// What git asks a server for.
+/// A service that git requests from a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitService {
-    /// Clone and fetch. Its requests are parts that end with a flush packet, each with an answer.
+    /// Clone and fetch. Its requests are parts that end with a flush packet, each with a response.
     #[default]
     #[serde(rename = "git-upload-pack")]
     Fetch,
@@ -387,7 +395,7 @@ pub enum GitService {
 }
 
 impl GitService {
-    /// Git's own name for it.
+    /// Git's own name for the service.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

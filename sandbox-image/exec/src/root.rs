@@ -1,8 +1,9 @@
-//! A root file system of the sandbox's own, for a machine without a program that makes one: user,
-//! mount and IPC namespaces, which the kernel gives to ordinary users where the machine allows it.
+//! A root file system of the sandbox's own, for a machine without a sandboxing program. It uses
+//! user, mount and IPC namespaces, which the kernel gives to ordinary users where the machine
+//! allows it.
 //!
 //! # Invariants
-//! - Of the old root only the named paths stay in sight: what is not named does not exist, instead of
+//! - Of the old root only the named paths stay visible: everything else does not exist, instead of
 //!   being refused.
 //! - `/tmp`, `/dev/shm` and the terminals of `/dev/pts` are the sandbox's own.
 //! - The mounts belong to a user namespace above the one that commands run in, so nothing that they
@@ -26,13 +27,13 @@ use rustix::net::{
 use rustix::process::{getegid, geteuid, pivot_root};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-/// Where the old root stands while the new one is built.
+/// The mount point of the old root while the new one is built.
 const OLD: &str = "/old";
-/// Read-only by themselves, or of no lasting content.
+/// Devices that are read-only by themselves, or keep no content.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-/// A link to a path below one of these is kept as a link: they are shown wherever they exist.
+/// Always visible where they exist, so a link to a path below one of these is kept as a link.
 const ALWAYS_SHOWN: [&str; 2] = ["/usr", "/nix/store"];
-/// Of all sessions of a host, and its user's own.
+/// Shared by all sessions of a host, and owned by its user.
 const SHARED: [&str; 4] = ["/etc/passwd", "/etc/group", "/etc/hosts", "/run/lucid/bin"];
 const IN_MEMORY: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
@@ -41,7 +42,7 @@ const REQUEST_WITH_ACK: u16 = 1 | 4;
 const INTERFACE_UP: u32 = 1;
 const LOOPBACK: i32 = 1;
 
-/// What the machine refused.
+/// An operation that the machine refused.
 #[derive(Debug, thiserror::Error)]
 #[error("the sandbox gets no root of its own: {what}: {cause}")]
 pub(crate) struct RootError {
@@ -50,7 +51,7 @@ pub(crate) struct RootError {
     cause: io::Error,
 }
 
-/// Names what was tried when it failed.
+/// Adds to an error the operation that failed.
 trait Tried<T> {
     fn when(self, what: impl Into<String>) -> Result<T, RootError>;
 }
@@ -64,11 +65,11 @@ impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
     }
 }
 
-/// How a path of the old root comes into the new one.
+/// How a path of the old root appears in the new one.
 enum Entry {
-    /// A link that says the same as the old one.
+    /// A symbolic link with the target of the old one.
     Link { target: PathBuf, at: PathBuf },
-    /// What `from` is.
+    /// A bind mount of `from`.
     Bind { from: PathBuf, at: PathBuf },
 }
 
@@ -85,8 +86,9 @@ impl Entry {
     }
 }
 
-/// Leaves the old root for a new one. To be called while the process has one thread. `detached`: the
-/// process has no controlling terminal, so that /dev/tty is only ever one that was made in here.
+/// Leaves the old root for a new one. Must be called while the process has a single thread.
+/// `detached`: the process has no controlling terminal, so that /dev/tty is only ever one that was
+/// created in the sandbox.
 pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError> {
     let entries: Vec<Entry> = root
         .shown
@@ -107,7 +109,7 @@ pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError>
         wanted |= CloneFlags::CLONE_NEWNET;
     }
     unshare(wanted).when("the machine lets this user make no namespaces")?;
-    // A file system of terminals needs somebody who is root.
+    // Mounting a file system of terminals requires root.
     map_user((0, user), (0, group))?;
     if root.own_network {
         bring_loopback_up().when("the loopback interface")?;
@@ -140,7 +142,7 @@ pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError>
     set_capabilities(None, none).when("capabilities do not go away")
 }
 
-/// Says which id inside stands for which id outside, of the user and of the group.
+/// Maps a user id and a group id inside to those outside, given as (inside, outside).
 fn map_user(user: (u32, u32), group: (u32, u32)) -> Result<(), RootError> {
     let line = |(inside, outside): (u32, u32)| format!("{inside} {outside} 1\n");
     for (name, text) in [
@@ -154,7 +156,7 @@ fn map_user(user: (u32, u32), group: (u32, u32)) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Makes an empty file system the root, and hangs the old one below it.
+/// Makes an empty file system the root, with the old one mounted below it.
 fn start_root(mount_point: &Path) -> Result<(), RootError> {
     let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
     attach(None, Path::new("/"), None, private, None).when("mounts do not become private")?;
@@ -182,7 +184,7 @@ fn make_parent(path: &Path) -> Result<(), RootError> {
     fs::create_dir_all(parent).when(parent.display().to_string())
 }
 
-/// Shows what the old root has at `from`, with all that is mounted below it.
+/// Binds what the old root has at `from`, with all mounts below it.
 fn bind(from: &Path, at: &Path) -> Result<(), RootError> {
     let name = || format!("{} cannot be shown", at.display());
     let from = Path::new(OLD).join(from.strip_prefix("/").unwrap_or(from));
@@ -196,8 +198,8 @@ fn bind(from: &Path, at: &Path) -> Result<(), RootError> {
     attach(Some(&from), at, None, all, None).when(name())
 }
 
-/// Makes read-only what sessions share and this user owns: Landlock does not keep an owner from taking
-/// rights away, and others need these.
+/// Makes read-only what sessions share and this user owns: Landlock does not keep an owner from
+/// removing permissions, and other sessions need these files.
 fn protect_shared() -> Result<(), RootError> {
     for path in SHARED.map(Path::new).into_iter().filter(|at| at.exists()) {
         let name = || format!("{} stays writable", path.display());
@@ -208,7 +210,7 @@ fn protect_shared() -> Result<(), RootError> {
             (StatVfsMountFlags::NODEV, MsFlags::MS_NODEV),
             (StatVfsMountFlags::NOEXEC, MsFlags::MS_NOEXEC),
         ];
-        // What the machine mounted it with may not be taken away.
+        // The flags of the machine's own mount may not be removed.
         let kept = kept.into_iter().filter(|(flag, _)| has.contains(*flag));
         let flags = kept.fold(
             MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
@@ -219,7 +221,7 @@ fn protect_shared() -> Result<(), RootError> {
     Ok(())
 }
 
-/// What programs expect of `/dev`, with terminals and shared memory that nobody else has.
+/// Creates the `/dev` that programs expect, with terminals and shared memory of the sandbox's own.
 fn make_devices(root: &PrivateRoot, detached: bool) -> Result<(), RootError> {
     let old = Path::new(OLD).join("dev");
     let devices = DEVICES.into_iter().chain(detached.then_some("tty"));
@@ -252,7 +254,7 @@ fn make_devices(root: &PrivateRoot, detached: bool) -> Result<(), RootError> {
     Ok(())
 }
 
-/// mount(2); what it mounts of no file is called by its kind.
+/// Calls mount(2). A mount without a source uses its type as the source's name.
 fn attach(
     from: Option<&Path>,
     at: &Path,
@@ -264,19 +266,20 @@ fn attach(
     mount(from, at, kind, flags, options).map_err(io::Error::from)
 }
 
-/// Brings up the only interface of a new network; its addresses come by themselves.
+/// Brings up the only interface of a new network namespace; its addresses appear by themselves.
 fn bring_loopback_up() -> io::Result<()> {
     let socket: OwnedFd = socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
-        // The number of rtnetlink(7) is 0, which is what none means.
+        // The protocol number of rtnetlink(7) is 0, which is what `None` means.
         None,
     )?;
     send(socket.as_fd(), &link_up(), SendFlags::empty())?;
     let mut answer = [0; 256];
     let (got, _) = recv(socket.as_fd(), &mut answer, RecvFlags::empty())?;
-    // Behind a header of 16 bytes an acknowledgement says 0, a refusal the error's negative number.
+    // After a header of 16 bytes, an acknowledgement holds 0 and a refusal the negated error
+    // number.
     let code = answer[..got].get(16..20).and_then(|it| it.try_into().ok());
     match code.map(i32::from_ne_bytes) {
         Some(0) => Ok(()),
@@ -285,13 +288,13 @@ fn bring_loopback_up() -> io::Result<()> {
     }
 }
 
-/// The message of rtnetlink(7) that sets a flag of an interface.
+/// Builds the rtnetlink(7) message that sets an interface's flag.
 fn link_up() -> Vec<u8> {
     let mut message = Vec::with_capacity(32);
     message.extend(32_u32.to_ne_bytes());
     message.extend(SET_LINK.to_ne_bytes());
     message.extend(REQUEST_WITH_ACK.to_ne_bytes());
-    // A sequence number and the receiver, the kernel; then any address family, and any type.
+    // The sequence number and the receiver, the kernel; then any address family, and any type.
     message.extend([0; 12]);
     message.extend(LOOPBACK.to_ne_bytes());
     message.extend(INTERFACE_UP.to_ne_bytes());

@@ -1,7 +1,9 @@
-//! The server: reads frames from the host, runs commands, and takes everything along when it goes.
+//! The server: reads frames from the host, runs commands, and ends everything it started when it
+//! goes.
 //!
-//! What always holds: a server with one host for its whole life leaves nothing below it alive when
-//! that connection ends, for whatever reason.
+//! # Invariants
+//! - A server with one host for its whole life leaves nothing below it alive when that connection
+//!   ends, for whatever reason.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,31 +27,31 @@ use crate::live::Live;
 use crate::pressure::Pressure;
 use crate::root;
 
-/// The most commands at a time.
+/// Maximum number of commands at a time.
 const MAX_COMMANDS: usize = 64;
-/// How long the killed commands of a host that is gone are waited for: longer than a command's own
-/// waits for a group that will not die.
+/// How long to wait for the killed commands of a lost host: longer than a command itself waits for
+/// a group that will not die.
 const END: Duration = Duration::from_secs(5);
 
-/// What outlives a connection.
+/// The state that outlives a connection.
 pub(crate) struct Common {
     children: Arc<Children>,
     pressure: Pressure,
 }
 
-/// Takes from this process what it must not have, and starts reaping.
+/// Drops this process's privileges, and starts reaping.
 pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
-    // Commands must not read, write or be stopped from the terminal that the host was started at.
-    // Refused where this process leads a session already, which then has none.
+    // Commands must not read from, write to or be stopped by the terminal that the host was started
+    // from. Fails if this process leads a session already, which then has no terminal.
     let detached = setsid().is_ok();
-    // Before anything else: a process that cannot be dumped may not say who its users are.
+    // Before anything else: a process that is not dumpable may not map its users.
     if let Some(root) = serve.confine.as_ref().and_then(|it| it.root.as_ref()) {
         root::enter(root, detached).map_err(|error| error.to_string())?;
     }
-    // Nothing that runs below may look into this process or take its socket.
+    // Nothing that runs below may inspect this process or take its socket.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
-    // Before any thread is there: a restriction holds for the calling thread and what it starts.
+    // Before any thread exists: a restriction applies to the calling thread and what it starts.
     confine::apply(serve)?;
     let children =
         Children::watched().map_err(|error| format!("no thread could be started: {error}"))?;
@@ -59,19 +61,19 @@ pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
     })
 }
 
-/// The way to the host.
+/// The channel to the host.
 pub(crate) enum Out {
     Socket(UnixStream),
     Pipe(File),
 }
 
-/// A command, as the host's frames reach it.
+/// A running command, as the host's frames reach it.
 struct Running {
     notes: Sender<Note>,
     live: Option<Arc<Live>>,
 }
 
-/// What the threads that serve one host share.
+/// The state shared by the threads that serve one host.
 pub(crate) struct Server {
     out: Mutex<Out>,
     common: Arc<Common>,
@@ -97,7 +99,7 @@ impl Server {
         &self.common.pressure
     }
 
-    /// Sends a frame. A host that is gone is noticed by the reading side.
+    /// Sends a frame. That the host is gone is noticed by the reading side.
     pub(crate) fn send(&self, frame: &Frame) {
         let out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         match &*out {
@@ -108,7 +110,8 @@ impl Server {
             }
             Out::Pipe(pipe) => {
                 if frame.write_to(pipe).is_err() {
-                    // The other pipe cannot be ended from here, and without this one it is no use.
+                    // The other pipe cannot be closed from here, and without this one it is
+                    // useless.
                     children::kill_all_below();
                     std::process::exit(1);
                 }
@@ -175,7 +178,7 @@ impl Server {
         running.get(&id)?.live.clone()
     }
 
-    /// Hands on what a command reads. What is for one that is over is dropped.
+    /// Forwards a command's input. Input for a command that is over is dropped.
     fn feed(&self, id: u32, bytes: Vec<u8>) {
         if let Some(live) = self.live(id)
             && !live.feed(bytes)
@@ -194,7 +197,7 @@ impl Server {
         Ok(())
     }
 
-    /// Says hello and does as the host says until it goes.
+    /// Sends the hello and follows the host's frames until it disconnects.
     pub(crate) fn serve(self: &Arc<Self>, mut host: impl Read) -> Result<(), String> {
         self.send(
             &Frame::json(Kind::Hello, 0, &Hello { version: VERSION })
@@ -252,7 +255,7 @@ impl Server {
     }
 }
 
-/// What has come so far of a command that is more than one frame.
+/// The parts received so far of a command that spans more than one frame.
 #[derive(Default)]
 struct Parts {
     id: Option<u32>,
@@ -274,7 +277,7 @@ impl Parts {
         Ok(())
     }
 
-    /// The command whose last part this is.
+    /// Completes the command with its last part.
     fn whole(&mut self, id: u32, payload: Vec<u8>) -> Result<Vec<u8>, String> {
         self.add(id, payload)?;
         self.id = None;

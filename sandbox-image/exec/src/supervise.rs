@@ -1,7 +1,8 @@
-//! A process above the server, outside its restrictions, for boxes without a process namespace.
+//! A process above the server, outside its restrictions, for sandboxes without a process namespace.
 //!
-//! What always holds: hostile code below can neither signal nor stop this process, so when the host
-//! goes, or the server does, all that ever started below is killed.
+//! # Invariants
+//! - Hostile code below can neither signal nor stop this process, so when the host goes, or the
+//!   server does, everything that was ever started below is killed.
 
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
@@ -16,7 +17,7 @@ use crate::children;
 
 /// Runs the server as a child until it or the host is gone.
 pub(crate) fn run(json: &str) -> Result<(), String> {
-    // The host's terminal is nothing to it: the host says when it ends.
+    // Detaches from the host's terminal: only the host decides when it ends.
     let _ = setsid();
     set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
@@ -32,7 +33,7 @@ pub(crate) fn run(json: &str) -> Result<(), String> {
         .map_err(|error| format!("the server cannot be watched: {error}"))?;
     let stdin = std::io::stdin();
     let outcome = loop {
-        // No event is asked of the socket: its end is reported unasked.
+        // No event is requested: the end of the socket is reported anyway.
         let mut watched = [
             PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::empty()),
             PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN),

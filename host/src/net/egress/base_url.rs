@@ -1,36 +1,39 @@
-//! Base URLs as people paste them: with the end of a request's URL, without a scheme, in quotes.
+//! Normalises base URLs as people paste them: a full request URL, one without a scheme, one in
+//! quotes.
 //!
-//! What always holds: what comes out is http or https, with a host, and without a credential, a fragment
-//! or a key in its query; the server is the one that was pasted. Nothing of what was pasted is repeated,
-//! since a key may stand in it.
+//! # Invariants
+//! - The result is http or https, has a host, and carries no credentials, no fragment and no key in
+//!   its query.
+//! - The server is the one that was pasted.
+//! - Errors never repeat the pasted text, since it may contain a key.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use url::{Host, Url};
 
-/// Why a text is no base URL.
+/// An error in parsing a base URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PastedError {
-    /// It is no URL.
+    /// The text is not a URL.
     #[error("it is no http or https URL")]
     NoUrl,
-    /// A user's name or password.
+    /// It contains a user name or password.
     #[error("it holds a credential (a user name or password), which belongs in the key")]
     Login,
-    /// A key in the query.
+    /// Its query contains a key.
     #[error("its query holds a key, which belongs in the variable of the key")]
     Key,
-    /// A part behind `#`.
+    /// It has a fragment (`#…`).
     #[error("it has a part behind `#`")]
     Fragment,
-    /// A part behind `?`, where none is sent.
+    /// It has a query (`?…`) where none is sent.
     #[error("it has a part behind `?`, which would not be sent: leave it out")]
     Query,
 }
 
-/// The ends of requests' URLs, which adapters add themselves.
+/// Suffixes of request URLs, which adapters add themselves.
 const ENDS: &[&str] = &["/chat/completions"];
-/// The same, where a version stands before them.
+/// The same, for suffixes that follow a version.
 const ENDS_OF_VERSIONS: &[&str] = &[
     "/completions",
     "/embeddings",
@@ -38,10 +41,10 @@ const ENDS_OF_VERSIONS: &[&str] = &[
     "/models",
     "/responses",
 ];
-/// Where Azure has one resource of OpenAI's models for each customer.
+/// Azure's domains, where each customer has a resource of OpenAI's models.
 const AZURE: &[&str] = &[".openai.azure.com", ".cognitiveservices.azure.com"];
 
-/// Reads the base URL of a model provider.
+/// Parses the base URL of a model provider.
 pub(crate) fn pasted(text: &str) -> Result<Url, PastedError> {
     let mut url = server(text)?;
     let path = above_requests(&url);
@@ -49,7 +52,7 @@ pub(crate) fn pasted(text: &str) -> Result<Url, PastedError> {
     Ok(url)
 }
 
-/// Reads the address of a server that is not a model provider's.
+/// Parses the address of a server that is not a model provider's.
 pub(crate) fn without_query(text: &str) -> Result<Url, PastedError> {
     let url = server(text)?;
     match url.query() {
@@ -58,7 +61,7 @@ pub(crate) fn without_query(text: &str) -> Result<Url, PastedError> {
     }
 }
 
-/// Reads the address of any server.
+/// Parses the address of any server.
 pub(crate) fn server(text: &str) -> Result<Url, PastedError> {
     let text = bare(text);
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -74,7 +77,7 @@ pub(crate) fn server(text: &str) -> Result<Url, PastedError> {
     if url.query_pairs().any(|(name, _)| holds_key(&name)) {
         return Err(PastedError::Key);
     }
-    // What servers listen on when they listen everywhere; they are on this machine.
+    // The wildcard addresses that servers listen on mean this machine.
     if matches!(url.host(), Some(Host::Ipv4(address)) if address.is_unspecified()) {
         let _ = url.set_ip_host(Ipv4Addr::LOCALHOST.into());
     } else if matches!(url.host(), Some(Host::Ipv6(address)) if address.is_unspecified()) {
@@ -87,7 +90,7 @@ pub(crate) fn server(text: &str) -> Result<Url, PastedError> {
     Ok(url)
 }
 
-/// Without the quotes that a text was copied with.
+/// Strips the quotes that a text was copied with.
 fn bare(text: &str) -> &str {
     let mut text = text.trim();
     for (open, close) in [('"', '"'), ('\'', '\''), ('`', '`'), ('<', '>')] {
@@ -104,7 +107,7 @@ fn parsed(text: &str) -> Option<Url> {
     if lower.starts_with("http:") || lower.starts_with("https:") {
         return Url::parse(text).ok().filter(Url::has_host);
     }
-    // Of another scheme, or none that is a host.
+    // Another scheme, or one without a host.
     if text.contains("://") {
         return None;
     }
@@ -137,7 +140,7 @@ fn is_loopback_v6(address: Ipv6Addr) -> bool {
     address.is_loopback() || mapped.is_some_and(|address| address.is_loopback())
 }
 
-/// Whether a server is one that nobody has a certificate for.
+/// Whether a server is one that cannot have a public certificate.
 fn is_near(url: &Url) -> bool {
     let private = |address: Ipv4Addr| address.is_private() || address.is_unspecified();
     is_loopback(url)
@@ -148,7 +151,7 @@ fn is_near(url: &Url) -> bool {
         }
 }
 
-/// Whether a value of this name is a secret.
+/// Whether a query parameter of this name is a secret.
 fn holds_key(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ["key", "token", "secret", "password", "auth", "sig", "code"]
@@ -168,7 +171,7 @@ fn above_requests(url: &Url) -> String {
             .filter(|before| version(before).is_some())
             .unwrap_or(path);
     }
-    // Google's: a model and what is asked of it.
+    // Google's form: a model and the method to call on it.
     if let Some((before, model)) = path.rsplit_once("/models/")
         && model.contains(':')
         && version(before).is_some()
@@ -184,7 +187,7 @@ fn above_requests(url: &Url) -> String {
     path.to_owned()
 }
 
-/// The version at a path's end, as `v1` or `v1beta`.
+/// The version at a path's end, such as `v1` or `v1beta`.
 fn version(path: &str) -> Option<&str> {
     let (_, last) = path.rsplit_once('/')?;
     let digits = last.strip_prefix('v')?;
@@ -193,9 +196,9 @@ fn version(path: &str) -> Option<&str> {
         .then_some(last)
 }
 
-/// Where requests are sent first, and where else a server may have them that knows none of those: an
-/// adapter's requests go below a version that it has in its own base URL, or in its requests, and people
-/// paste base URLs with a version as well as without. `usual` is the adapter's own.
+/// The base URL to try first, and a second one for a server at which the first leads nowhere. An
+/// adapter's requests go below a version, which is in its own base URL or in its requests, and
+/// people paste base URLs with a version as well as without. `usual` is the adapter's own base URL.
 pub(crate) fn places(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
     let with = |path: &str| {
         let mut url = pasted.clone();
@@ -207,7 +210,8 @@ pub(crate) fn places(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
         (Some(own), None) => {
             let below = with(&format!("{path}/{own}"));
             if path.is_empty() {
-                // Nearly all servers have a version, and some answer anything to what they do not know.
+                // Nearly all servers have a version, and some give a response even for unknown
+                // paths.
                 (below, Some(pasted))
             } else {
                 (pasted, Some(below))

@@ -1,7 +1,8 @@
-//! Owns what can go wrong between the host and a provider, and how it is said.
+//! Errors between the host and a provider, and their messages.
 //!
-//! What always holds: an error names the host that was asked and never the whole URL, whose query a
-//! plugin wrote; and says whether the same request may pass later.
+//! # Invariants
+//! - An error names the host that was asked, never the whole URL, whose query a plugin wrote.
+//! - An error says whether the same request may succeed later.
 
 use std::time::Duration;
 
@@ -10,124 +11,124 @@ use crate::net::resolver;
 use crate::types::sanitize::clean;
 use crate::types::wit::types;
 
-/// Why there is no answer, or not all of it.
+/// A request without a response, or without a complete one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EgressError {
-    /// The HTTP client cannot be made.
+    /// The HTTP client could not be created.
     #[error("the HTTP client cannot be made: {detail}")]
     Client {
-        /// Why.
+        /// The cause.
         detail: String,
     },
-    /// The deployment's base URL.
+    /// The deployment's base URL cannot be used.
     #[error("the provider's base URL cannot be used: {reason}")]
     BaseUrl {
-        /// Why not.
+        /// The problem with it.
         reason: &'static str,
     },
-    /// The deployment's key.
+    /// The deployment's key cannot be sent.
     #[error(
         "the provider's key has characters that no header can hold; it may have been cut or quoted when it was copied"
     )]
     Key,
-    /// The adapter's place for the key.
+    /// The header in which the adapter wants the key cannot be used.
     #[error("the adapter wants its key in the header `{name}`, which cannot hold one")]
     KeyHeader {
-        /// The header, cleaned and cut.
+        /// The header's name, sanitized and truncated.
         name: String,
     },
-    /// An address that is not for models.
+    /// The host resolves to a blocked address.
     #[error(
         "{host} is at an address that is not asked: a metadata service's, or a private one that no base URL names"
     )]
     Address {
-        /// Who was to be asked.
+        /// The host that was to be asked.
         host: String,
     },
-    /// The plugin's path.
+    /// The plugin's path is refused.
     #[error("the plugin asked for the path `{path}`, which is not allowed: {reason}")]
     Path {
-        /// The path, cleaned and cut.
+        /// The path, sanitized and truncated.
         path: String,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: &'static str,
     },
-    /// The plugin's method.
+    /// The plugin's method is refused.
     #[error(
         "the plugin asked with the method `{method}`; GET, POST, PUT, PATCH and DELETE are allowed"
     )]
     Method {
-        /// The method, cleaned and cut.
+        /// The method, sanitized and truncated.
         method: String,
     },
-    /// The plugin set a header that is the host's.
+    /// The plugin set a header that belongs to the host.
     #[error("the plugin set the header `{name}`, which is the host's own")]
     HostHeader {
-        /// The header, in lower case.
+        /// The header's name, in lower case.
         name: String,
     },
-    /// The plugin set something that is no header, or too many of them.
+    /// The plugin set an invalid header, or too many of them.
     #[error("the plugin set the header `{name}`, which cannot be sent: {reason}")]
     Header {
-        /// The name, cleaned and cut.
+        /// The header's name, sanitized and truncated.
         name: String,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: &'static str,
     },
-    /// Nobody answers.
+    /// The connection failed.
     #[error("{host} cannot be reached: {detail}")]
     Connect {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// What the system said.
+        /// The system's message.
         detail: String,
     },
-    /// Nothing came.
+    /// The response did not begin in time.
     #[error("{host} did not begin to answer within {} s", .limit.as_secs())]
     FirstByte {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// How long was waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// Nothing more came.
+    /// The response stalled.
     #[error("the answer paused for longer than {} s", .limit.as_secs())]
     Idle {
-        /// How long was waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// It points elsewhere.
+    /// The server sent a redirect that is not followed.
     #[error(
         "{host} answered with a redirect (HTTP {status}) that is not followed, since the key would go along: only one within the same server is, and only one that keeps the method; correct the base URL"
     )]
     Redirected {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
     },
-    /// Too much came.
+    /// The response is too large.
     #[error("the answer has more than the {limit} bytes that are taken")]
     TooLarge {
-        /// The limit.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// It is not what was asked for.
+    /// The response is not of the expected form.
     #[error("the answer cannot be read: {detail}")]
     Unreadable {
-        /// Why, cleaned and cut.
+        /// The cause, sanitized and truncated.
         detail: String,
     },
-    /// It ended early.
+    /// The response ended early.
     #[error("the connection broke before the answer was whole: {detail}")]
     Broken {
-        /// What the system said.
+        /// The system's message.
         detail: String,
     },
 }
 
 impl EgressError {
-    /// A request that got no answer.
+    /// The error for a request that got no response.
     pub(super) fn unsent(host: String, cause: reqwest::Error) -> Self {
         if resolver::was_refused(&cause) {
             return Self::Address { host };
@@ -141,7 +142,7 @@ impl EgressError {
         }
     }
 
-    /// The same without the key.
+    /// The same error with the key redacted.
     #[must_use]
     pub(super) fn blanked(mut self, blanker: &Blanker) -> Self {
         match &mut self {
@@ -167,7 +168,7 @@ impl EgressError {
 }
 
 impl From<EgressError> for types::Error {
-    /// In the vocabulary that policies and clients know. The kind says whether it is tried again.
+    /// Converts to the error type that policies and clients know. The kind says whether to retry.
     fn from(error: EgressError) -> Self {
         use types::ErrorKind::{
             Deadline, Forbidden, Internal, InvalidInput, Unauthenticated, Unsupported, Upstream,
@@ -200,7 +201,7 @@ impl From<EgressError> for types::Error {
     }
 }
 
-/// What a client's layers say of where they are in themselves. It tells nobody what went wrong.
+/// Messages of the client's own layers. They do not help to find what went wrong.
 const LAYERS: [&str; 5] = [
     "error sending request",
     "client error (",
@@ -209,7 +210,7 @@ const LAYERS: [&str; 5] = [
     "error trying to connect",
 ];
 
-/// What the client says, with its causes and without the URL.
+/// The client's error message, with its causes and without the URL.
 pub(crate) fn words(cause: reqwest::Error) -> String {
     let cause = cause.without_url();
     words_of(&cause)
@@ -236,7 +237,7 @@ fn words_of(cause: &dyn std::error::Error) -> String {
     if text.is_empty() {
         text.clone_from(&all[0]);
     }
-    // rustls' word for whatever is not TLS.
+    // rustls' word for anything that is not TLS.
     if text.contains("InvalidContentType") {
         text = "it answers without TLS, so its address may have to begin with http://".to_owned();
     }

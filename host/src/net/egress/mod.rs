@@ -1,11 +1,15 @@
-//! Owns the one place that talks to model providers and to the servers that tools ask, and that fetches
-//! documents which the operator names.
+//! The only outgoing HTTP path to model providers, to the servers that tools call, and to the
+//! documents that the operator names.
 //!
-//! What always holds: a plugin says path, query, plain headers and body, and nothing else of a
-//! request; where it goes and what key goes along are the deployment's. A redirect is followed on the
-//! same server only, and addresses are checked, so a key never reaches another host. Every wait has a
-//! limit and every answer a size, and nothing that comes back contains the key, whatever the provider
-//! echoes. Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY` …).
+//! A plugin chooses the path, the query, plain headers and the body of a request, and nothing else;
+//! the destination and the key come from the deployment. Proxies are those of the environment
+//! (`HTTPS_PROXY`, `NO_PROXY` …).
+//!
+//! # Invariants
+//! - Redirects are followed on the same server only and addresses are checked, so a key never
+//!   reaches another host.
+//! - Every wait has a limit, and every response a maximum size.
+//! - Nothing that comes back contains the key, whatever the provider echoes.
 
 mod base_url;
 pub(crate) mod error;
@@ -45,25 +49,26 @@ pub use error::EgressError;
 pub(crate) use error::words;
 pub(crate) use retry_after::retry_after_ms;
 
-/// Tells TLS what to compute with, once for the process. Each maker of an HTTP client calls it first:
-/// reqwest panics without it.
+/// Installs the process-wide TLS crypto provider. Whoever creates an HTTP client calls it first:
+/// reqwest panics without one.
 pub(crate) fn prepare_tls() {
-    // An error means that it was told already, which is as good.
+    // An error means that one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// How long is waited for what, and how much is taken.
+/// Timeouts and size limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EgressLimits {
-    /// For a connection.
+    /// Timeout for a connection.
     pub connect: Duration,
-    /// From the request to the answer's headers. A model that does not stream thinks here.
+    /// Timeout from the request to the response's headers. A model that does not stream thinks
+    /// here.
     pub first_byte: Duration,
-    /// Between two pieces of the answer.
+    /// Timeout between two pieces of the response.
     pub idle: Duration,
-    /// For an answer, in bytes.
+    /// Maximum size of a response, in bytes.
     pub response: u64,
-    /// For a refusal, in bytes; the rest of it is not read.
+    /// Maximum size of a refusal's body, in bytes; the rest of it is not read.
     pub refusal: usize,
 }
 
@@ -80,7 +85,7 @@ impl Default for EgressLimits {
 }
 
 impl EgressLimits {
-    /// For model providers: a model may think for minutes, and says nothing meanwhile.
+    /// Limits for model providers: a model may think for minutes, and sends nothing meanwhile.
     pub fn for_models() -> Self {
         let silence = Duration::from_secs(600);
         Self {
@@ -91,10 +96,10 @@ impl EgressLimits {
     }
 }
 
-/// How many redirects are followed.
+/// The most redirects that are followed.
 const REDIRECTS: usize = 3;
 
-/// How a key goes along.
+/// How a key is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Injection {
     /// As `Authorization: Bearer …`.
@@ -104,7 +109,10 @@ pub enum Injection {
 }
 
 impl Injection {
-    /// As an adapter says that its provider wants it.
+    /// Converts what an adapter says about where its provider wants the key.
+    ///
+    /// # Errors
+    /// If the header it names cannot hold the key.
     pub fn of(place: &KeyPlace) -> Result<Self, EgressError> {
         match place {
             KeyPlace::Bearer => Ok(Self::Bearer),
@@ -131,8 +139,9 @@ impl Injection {
     }
 }
 
-/// Why no deployment would send a plugin's request, whose key is put there; none where one would.
-/// `slashes` is as in [`Endpoint::with_escaped_slashes`].
+/// The error with which every deployment would refuse this plugin request, whose key is sent as
+/// `place` says; `None` if one could send it. `slashes` is as in
+/// [`Endpoint::with_escaped_slashes`].
 pub(crate) fn refusal_of(
     request: &HttpRequest,
     place: &KeyPlace,
@@ -150,26 +159,26 @@ pub(crate) fn refusal_of(
     checked().err()
 }
 
-/// Where a provider's API is.
+/// The location of a provider's API.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     base_url: Url,
     injection: Injection,
-    /// The deployment wrote the base URL: its host may be a private one.
+    /// Whether the deployment configured the base URL: then its host may be a private one.
     named: bool,
-    /// A slash within a part of a path may be written as an escape.
+    /// Whether an escaped slash may stand within a path segment.
     slashes: bool,
-    /// How long its server may be silent, where that is said for it.
+    /// How long its server may be silent, if configured for it.
     silence: Option<Duration>,
-    /// Where else on its server the API may be.
+    /// An alternative location of the API on the same server.
     other: Option<Arc<Other>>,
 }
 
-/// Another place on the same server, for as long as nobody knows at which of the two its API is.
+/// An alternative location on the same server, and which of the two turned out to be the API's.
 #[derive(Debug)]
 struct Other {
     base_url: Url,
-    /// 0 where it is not known, else [`FIRST`] or [`SECOND`].
+    /// 0 while unknown, otherwise [`FIRST`] or [`SECOND`].
     is: AtomicU8,
 }
 
@@ -177,13 +186,19 @@ const FIRST: u8 = 1;
 const SECOND: u8 = 2;
 
 impl Endpoint {
-    /// A base URL of the deployment's: `http` or `https`, a host, no credential, no fragment. It may
-    /// be on this machine or in a private network.
+    /// An endpoint at a base URL that the deployment configured: `http` or `https`, with a host, no
+    /// credentials, no fragment. It may be on this machine or in a private network.
+    ///
+    /// # Errors
+    /// If the base URL does not have that form.
     pub fn new(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
         Self::checked(base_url, injection, true)
     }
 
-    /// A base URL that an adapter brings. It is on the public network.
+    /// An endpoint at a base URL that an adapter brings, which must be on the public network.
+    ///
+    /// # Errors
+    /// If the base URL cannot be used.
     pub fn public(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
         Self::checked(base_url, injection, false)
     }
@@ -217,15 +232,16 @@ impl Endpoint {
         Err(EgressError::BaseUrl { reason: wrong })
     }
 
-    /// The same for an API that names things by paths, as one part of its own: `/projects/group%2Fname`.
+    /// Allows escaped slashes, for an API that names things by paths in one path segment:
+    /// `/projects/group%2Fname`.
     #[must_use]
     pub fn with_escaped_slashes(mut self) -> Self {
         self.slashes = true;
         self
     }
 
-    /// The same, whose API may be at this base URL of the same server: where nothing is at the one, the
-    /// other is asked, and whichever answers is kept to.
+    /// Adds an alternative base URL on the same server: if nothing is found at the one, the other
+    /// is tried, and the one that responds is used from then on.
     #[must_use]
     pub fn or_at(mut self, other: Option<Url>) -> Self {
         let other = other.filter(|other| other.origin() == self.base_url.origin());
@@ -236,7 +252,7 @@ impl Endpoint {
         self
     }
 
-    /// Where requests go, as far as that is known.
+    /// The base URL of requests, as far as it is known.
     fn place(&self) -> &Url {
         match &self.other {
             Some(other) if other.is.load(Ordering::Relaxed) == SECOND => &other.base_url,
@@ -244,21 +260,20 @@ impl Endpoint {
         }
     }
 
-    /// The place that may be the right one where the first is not.
+    /// The alternative location, while it is unknown which of the two is right.
     fn untried(&self) -> Option<&Other> {
         let other = self.other.as_deref()?;
         (other.is.load(Ordering::Relaxed) == 0).then_some(other)
     }
 
-    /// The same, whose server may be silent for so long: before it answers, and between two pieces of
-    /// an answer.
+    /// Sets how long the server may be silent: before a response, and between two pieces of it.
     #[must_use]
     pub fn with_silence(mut self, silence: Option<Duration>) -> Self {
         self.silence = silence;
         self
     }
 
-    /// The limits for its server, where these hold for all others.
+    /// The limits for this server, given the general ones.
     fn limits(&self, general: &EgressLimits) -> EgressLimits {
         EgressLimits {
             first_byte: self.silence.unwrap_or(general.first_byte),
@@ -272,12 +287,12 @@ impl Endpoint {
         self.place()
     }
 
-    /// Where the key goes.
+    /// How the key is sent.
     pub fn injection(&self) -> &Injection {
         &self.injection
     }
 
-    /// The host, as an error may name it.
+    /// The host, as errors may name it.
     fn host(&self) -> String {
         self.base_url.host_str().unwrap_or_default().to_owned()
     }
@@ -288,18 +303,21 @@ fn named_hosts<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> BTreeSe
     named.map(Endpoint::host).collect()
 }
 
-/// Sends requests of plugins. A clone shares the connections.
+/// Sends plugins' requests. A clone shares the connections.
 #[derive(Debug, Clone)]
 pub struct Egress {
     client: reqwest::Client,
     limits: EgressLimits,
-    /// The hosts that may be private; none where they are known only later.
+    /// The hosts that may be private; `None` if they are known only later.
     named: Option<BTreeSet<String>>,
 }
 
 impl Egress {
-    /// Makes the client itself, so that one which follows redirects cannot get in. The hosts of these
-    /// endpoints may be private where the deployment named them.
+    /// Creates the HTTP client itself, so that one which follows redirects cannot get in. The hosts
+    /// of these endpoints may be private where the deployment named them.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be created.
     pub fn new<'a>(
         limits: EgressLimits,
         endpoints: impl IntoIterator<Item = &'a Endpoint>,
@@ -309,8 +327,11 @@ impl Egress {
         Self::with(limits, resolver, Some(named))
     }
 
-    /// For endpoints that are known only later, such as users' own servers. Their hosts may be private
-    /// where `private` is set.
+    /// For endpoints that are known only later, such as users' own servers. Their hosts may be
+    /// private if `private` is set.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be created.
     pub fn open(limits: EgressLimits, private: bool) -> Result<Self, EgressError> {
         Self::with(limits, Resolver::open(private), None)
     }
@@ -339,8 +360,8 @@ impl Egress {
         })
     }
 
-    /// This one where it would do for these endpoints, so that connections stay open over a change of
-    /// the deployment; else one of its own.
+    /// Reuses this egress if it fits these endpoints, so that connections survive a change of the
+    /// deployment; otherwise creates a new one.
     pub fn or_new(
         before: Option<&Self>,
         limits: EgressLimits,
@@ -354,7 +375,7 @@ impl Egress {
     }
 
     /// Sends a plugin's request with the deployment's key. Dropping the future drops the request,
-    /// and dropping the frames ends the answer.
+    /// and dropping the frames ends the response.
     pub async fn send(
         &self,
         endpoint: &Endpoint,
@@ -375,8 +396,8 @@ impl Egress {
         )))
     }
 
-    /// Sends a plugin's request with the deployment's key, and takes the answer as a whole, whatever
-    /// its status. Dropping the future drops the request.
+    /// Sends a plugin's request with the deployment's key, and returns the complete response,
+    /// whatever its status. Dropping the future drops the request.
     pub async fn exchange(
         &self,
         endpoint: &Endpoint,
@@ -391,7 +412,7 @@ impl Egress {
         exchanged.await.map_err(|error| error.blanked(&blanker))
     }
 
-    /// An answer of which nothing but its head was read. What went wrong may repeat the key.
+    /// Sends a request and reads only the head of the response. An error may repeat the key.
     async fn respond(
         &self,
         endpoint: &Endpoint,
@@ -422,12 +443,12 @@ impl Egress {
                 other.is.store(SECOND, Ordering::Relaxed);
                 Ok(second)
             }
-            // What was asked for is at neither, such as a model that there is none of.
+            // Neither has what was asked for, such as a model that does not exist.
             _ => Ok(first),
         }
     }
 
-    /// The same for what was checked already.
+    /// Sends a request that was already checked.
     async fn carry(
         &self,
         endpoint: &Endpoint,
@@ -458,7 +479,7 @@ impl Egress {
             if !status.is_redirection() {
                 return Ok(response);
             }
-            // The others turn a POST into a GET.
+            // The other redirects turn a POST into a GET.
             let keeps_method = matches!(
                 status,
                 StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
@@ -486,7 +507,7 @@ fn is_nothing(status: StatusCode) -> bool {
     )
 }
 
-/// What is sent, checked.
+/// A checked request.
 #[derive(Clone)]
 struct Call {
     method: reqwest::Method,

@@ -1,6 +1,8 @@
-//! Owns requests of the host's own to exactly an endpoint's URL, whose answer is read with its head.
+//! Requests that the host itself makes to exactly an endpoint's URL, returning the response with
+//! its head.
 //!
-//! What always holds: the same as for a plugin's request. The key is in nothing that comes back.
+//! # Invariants
+//! - As for a plugin's request, nothing that comes back contains the key.
 
 use bytes::Bytes;
 use secrecy::SecretString;
@@ -10,25 +12,25 @@ use super::{Blanker, Call, Egress, EgressError, Endpoint, request};
 use crate::types::wit::llm::Framing;
 use crate::types::wit::types::Header;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub(crate) enum Opened {
-    /// Yes.
+    /// The request was accepted.
     Taken {
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// Without cookies.
+        /// The headers, without cookies.
         headers: Vec<Header>,
-        /// Events, or one JSON body.
+        /// The body: events, or one JSON document.
         frames: Frames,
     },
-    /// No.
+    /// The request was refused.
     Refused(Refusal),
 }
 
 impl Egress {
-    /// Sends to the endpoint's URL itself, and takes events or one JSON body. Dropping the future drops
-    /// the request, and dropping the frames ends the answer.
+    /// Sends to the endpoint's URL itself, and reads events or one JSON body. Dropping the future
+    /// drops the request, and dropping the frames ends the response.
     pub(crate) async fn stream(
         &self,
         endpoint: &Endpoint,

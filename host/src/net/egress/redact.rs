@@ -1,8 +1,10 @@
-//! Owns how a key is taken out of what a provider sent back.
+//! Redacts a key from what a provider sent back.
 //!
-//! What always holds: what comes out does not contain the key: not as it is, not as it looks in a
-//! URL (also where every byte is escaped), in hexadecimal, in base64 (wherever in the encoded text it
-//! stands) or in a JSON string, nor its beginning at the end of a text that was cut.
+//! # Invariants
+//! - The output contains the key in none of these forms: verbatim, URL-encoded (also with every
+//!   byte escaped), hexadecimal, base64 (at any offset of the encoded text), or inside a JSON
+//!   string.
+//! - A text that was cut does not end with the beginning of the key.
 
 use std::borrow::Cow;
 
@@ -14,21 +16,21 @@ use url::form_urlencoded::byte_serialize;
 
 use crate::types::wit::llm::{Frame, Sse};
 
-/// What stands in a key's place.
+/// The replacement for a key.
 pub(super) const BLANK: &str = "[secret]";
-/// A key of fewer bytes is a placeholder, such as a server of one's own is given (`ollama`): an answer
-/// may well hold the word, and it is no secret. In errors that people see it is blanked all the same, where
-/// it stands as a word of its own.
+/// The shortest key, in bytes, that counts as a secret. A shorter one is a placeholder, such as a
+/// self-hosted server is given (`ollama`): a response may well contain the word. In errors that
+/// people see it is redacted all the same, where it stands as a word of its own.
 const SECRET: usize = 12;
-/// An encoded form that is shorter would be found everywhere.
+/// The shortest encoded form that is redacted; a shorter one would be found everywhere.
 const SHORTEST_FORM: usize = 8;
-/// A cut text that ends with so much of a key is cut further. Less tells nothing.
+/// The shortest beginning of a key that is removed at a cut. A shorter one reveals nothing.
 const SHORTEST_PIECE: usize = 3;
 
-/// All the ways in which one key may be written, wiped when dropped. One without a key changes nothing.
+/// All forms in which one key may be written, wiped when dropped. Without a key it changes nothing.
 #[derive(Clone, Default)]
 pub struct Blanker {
-    /// The key itself first.
+    /// The forms, the key itself first.
     forms: Vec<Zeroizing<String>>,
 }
 
@@ -39,7 +41,7 @@ impl std::fmt::Debug for Blanker {
 }
 
 impl Blanker {
-    /// For this key.
+    /// Creates a redactor for this key.
     pub fn new(key: Option<&SecretString>) -> Self {
         let Some(key) = key.map(ExposeSecret::expose_secret) else {
             return Self::default();
@@ -74,7 +76,7 @@ impl Blanker {
             }
         }
         let mut forms = vec![Zeroizing::new(key.to_owned())];
-        // An error may quote a body that is JSON itself, and an answer is JSON around that.
+        // An error may quote a body that is itself JSON, and the response is JSON around that.
         for inner in plain {
             let mut layer = vec![inner];
             for _ in 0..3 {
@@ -86,12 +88,13 @@ impl Blanker {
                 }
             }
         }
-        // A form that holds another goes first, so that no piece of it is left.
+        // Longer forms first: one that contains another is replaced before it, so that no part of
+        // it is left.
         forms[1..].sort_by_key(|form| std::cmp::Reverse(form.len()));
         Self { forms }
     }
 
-    /// The text without the key.
+    /// Redacts the key in a text.
     pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
         for form in &self.forms {
@@ -107,7 +110,7 @@ impl Blanker {
         text
     }
 
-    /// Takes the key out of a text of an answer. One that is too short to be secret is left.
+    /// Redacts the key in a text of a response. A key that is too short to be secret is left.
     pub fn answer(&self, text: &mut String) {
         if self.is_secret()
             && let Cow::Owned(blanked) = self.text(text)
@@ -116,7 +119,7 @@ impl Blanker {
         }
     }
 
-    /// The frame without the key, before any plugin sees it.
+    /// Redacts the key in a frame, before any plugin sees it.
     pub(super) fn frame(&self, frame: Frame) -> Frame {
         if !self.is_secret() {
             return frame;
@@ -133,15 +136,15 @@ impl Blanker {
             }),
             Frame::Line(line) => Frame::Line(own(line)),
             Frame::Body(body) => match self.text(&String::from_utf8_lossy(&body)) {
-                // Lossy or not: nothing was found, so nothing is changed.
+                // Lossy or not, nothing was found, so nothing is changed.
                 Cow::Borrowed(_) => Frame::Body(body),
                 Cow::Owned(blanked) => Frame::Body(blanked.into_bytes()),
             },
         }
     }
 
-    /// A body, without the key, cut to `most` bytes. `whole` is false where only its beginning was
-    /// read. Bytes that are not UTF-8 are replaced.
+    /// A body with the key redacted, cut to `most` bytes. `whole` is false if only its beginning
+    /// was read. Bytes that are not UTF-8 are replaced.
     pub(super) fn body(&self, body: &[u8], whole: bool, most: usize) -> Vec<u8> {
         let text = String::from_utf8_lossy(body);
         let mut text = self.text(&text).into_owned();
@@ -154,12 +157,12 @@ impl Blanker {
         text.into_bytes()
     }
 
-    /// How many bytes more than wanted must be read, so that no part of a key is left at a cut.
+    /// How many extra bytes must be read, so that no part of a key is left at a cut.
     pub(super) fn margin(&self) -> usize {
         self.forms.iter().map(|form| form.len()).max().unwrap_or(0)
     }
 
-    /// The ways in which the key may be written.
+    /// The forms in which the key may be written.
     pub(super) fn forms(&self) -> impl Iterator<Item = &str> {
         self.forms.iter().map(|form| form.as_str())
     }
@@ -174,12 +177,12 @@ impl Blanker {
     }
 }
 
-/// The text without the key.
+/// Redacts the key in a text.
 pub fn blank(text: &str, key: Option<&SecretString>) -> String {
     Blanker::new(key).text(text).into_owned()
 }
 
-/// The text without a word; none where it only stands within others, as `x` does in `maximum`.
+/// Redacts a word in a text. `None` if it only occurs within other words, as `x` does in `maximum`.
 fn without_word(text: &str, word: &str) -> Option<String> {
     let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     let mut blanked = String::new();
@@ -204,8 +207,8 @@ fn piece_at_end(text: &str, form: &str) -> usize {
     found.next().unwrap_or(0)
 }
 
-/// The ways in which encoders write a text into a JSON string: as it must be, with slashes escaped too,
-/// and with what means something in HTML.
+/// The forms in which encoders write a text into a JSON string: with mandatory escapes only, with
+/// slashes escaped too, and with HTML's special characters escaped.
 fn in_json(text: &str) -> [Zeroizing<String>; 3] {
     let quoted = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
     let inside = quoted
@@ -218,7 +221,7 @@ fn in_json(text: &str) -> [Zeroizing<String>; 3] {
     [inside.to_owned(), inside.replace('/', "\\/"), html].map(Zeroizing::new)
 }
 
-/// All but the unreserved characters as escapes, a space too.
+/// Percent-encodes everything but the unreserved characters, spaces included.
 fn strict(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 3);
     for byte in bytes {
@@ -231,9 +234,9 @@ fn strict(bytes: &[u8]) -> String {
     text
 }
 
-/// Two digits for each byte, in lower case, and something before them.
+/// Two lower-case hex digits for each byte, each pair after `before_each`.
 fn hexadecimal(bytes: &[u8], before_each: &str) -> String {
-    // At once at its size: a text that grows leaves copies behind, which nobody wipes.
+    // Allocated at its full size: a text that grows leaves copies behind, which nobody wipes.
     let mut text = String::with_capacity(bytes.len() * (2 + before_each.len()));
     for byte in bytes {
         text.push_str(before_each);
@@ -288,7 +291,7 @@ mod tests {
                 for encoded in [STANDARD.encode(&whole), URL_SAFE.encode(&whole)] {
                     let said = blank(&encoded, Some(&key()));
                     assert!(said.contains(BLANK), "{before:?} {after:?}");
-                    // What is left is too little to tell more than a byte at each end.
+                    // The rest is too little to reveal more than a byte at each end.
                     assert!(said.len() + KEY.len() <= encoded.len() + BLANK.len() + 4);
                 }
             }
@@ -331,7 +334,7 @@ mod tests {
                     (own, whole) = (in_json(&own)[0].to_string(), in_json(&whole)[0].to_string());
                 }
                 let said = blank(&whole, Some(&secret));
-                // A JSON string in a JSON string in another is as far as it goes.
+                // A JSON string in a JSON string in another is as deep as it goes.
                 prop_assert!(
                     !said.contains(&own) && said.contains(BLANK) || (number == 8 && depth == 2 && own != key),
                     "{whole} became {said}"
@@ -353,7 +356,7 @@ mod tests {
             in_json.replace('>', "\\u003e"),
         ] {
             assert_eq!(blank(&text, Some(&key())), format!("\"{BLANK}\""));
-            // And such a string in another one.
+            // And such a string inside another one.
             let nested = blank(&serde_json::to_string(&text).unwrap(), Some(&key()));
             assert_eq!(nested, format!(r#""\"{BLANK}\"""#));
         }

@@ -1,9 +1,11 @@
-//! Owns how a key is taken out of an answer's parts: out of deltas while they come, and out of the
-//! answer when it is whole.
+//! Redacts a key from a model's response: from deltas as they stream, and from the complete
+//! response.
 //!
-//! What always holds: what was shown of one text, put together, does not contain the key in any of the
-//! forms that [`Blanker`] knows, wherever the provider cut it; a text without one is shown whole and in
-//! order; and of a delta no more is held back than an end that may still become a key.
+//! # Invariants
+//! - The pieces shown of one text, joined, contain the key in none of the forms that [`Blanker`]
+//!   knows, wherever the provider cut it.
+//! - A text without the key is shown whole and in order.
+//! - Of a delta, no more is held back than a suffix that may still become a key.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +13,13 @@ use super::redact::{BLANK, Blanker};
 use crate::types::wit::llm::{Delta, ToolCallArguments, ToolCallStart};
 use crate::types::wit::types::Content;
 
-/// The texts of one answer that may end within a key. Each is put together on its own by whoever
-/// looks at it, so each has an end of its own that is held back.
+/// The texts of one response that may end within a key. Each is concatenated on its own by the
+/// client, so each has a held-back end of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Text,
     Thinking,
-    /// The arguments of the call with this id, blanked.
+    /// The arguments of the call with this id, redacted.
     Arguments(String),
 }
 
@@ -33,16 +35,16 @@ impl Part {
     }
 }
 
-/// Takes the key out of the deltas of one answer. An answer that is asked for again wants a new one.
+/// Redacts the key in the deltas of one response. A retried response needs a new one.
 #[derive(Debug)]
 pub struct Showing {
     blanker: Blanker,
-    /// Ends that are not decided; none of them is empty.
+    /// Undecided ends of texts; none of them is empty.
     held: BTreeMap<Part, String>,
 }
 
 impl Showing {
-    /// For one answer.
+    /// Creates the state for one response.
     pub fn new(blanker: Blanker) -> Self {
         Self {
             blanker,
@@ -50,7 +52,7 @@ impl Showing {
         }
     }
 
-    /// What of this delta, and of what was held back before it, can be shown now.
+    /// The part of this delta, and of what was held back before it, that can be shown now.
     pub fn next(&mut self, delta: Delta) -> Option<Delta> {
         let (part, text) = match delta {
             Delta::Text(text) => (Part::Text, text),
@@ -74,11 +76,11 @@ impl Showing {
         if !held.is_empty() {
             self.held.insert(part.clone(), held.to_owned());
         }
-        // A delta of nothing is passed on as it came; one that is held back whole is not there yet.
+        // An empty delta is passed on as it came; one that is held back whole is not passed on yet.
         (held.is_empty() || !shown.is_empty()).then(|| part.delta(shown))
     }
 
-    /// What is still held back when the answer is over: it became no key.
+    /// What is still held back at the end of the response: it turned out to be no key.
     pub fn rest(&mut self) -> Vec<Delta> {
         let held = std::mem::take(&mut self.held).into_iter();
         held.map(|(part, mut text)| {
@@ -90,8 +92,8 @@ impl Showing {
 }
 
 impl Blanker {
-    /// A text's beginning, without the key, and the rest of it, which is the beginning of a form and
-    /// may become one.
+    /// Splits a text into its beginning, with the key redacted, and the rest, which may still
+    /// become a form of the key.
     fn decided<'a>(&self, text: &'a str) -> (String, &'a str) {
         if !self.is_secret() {
             return (text.to_owned(), "");
@@ -122,7 +124,8 @@ impl Blanker {
         (shown, "")
     }
 
-    /// Takes the key out of one piece of an answer. A key that came in many pieces is whole only there.
+    /// Redacts the key in one piece of a complete response. Only there is a key whole that was
+    /// streamed in many pieces.
     pub fn content(&self, content: &mut Content) {
         match content {
             Content::Text(text) => self.answer(text),
@@ -176,7 +179,7 @@ mod tests {
         Blanker::new(Some(&SecretString::from(key)))
     }
 
-    /// What a viewer has of the text at the end.
+    /// The text that a viewer has at the end.
     fn text_of(deltas: &[Delta]) -> String {
         let text = |delta: &Delta| match delta {
             Delta::Text(text) => Some(text.clone()),
@@ -208,8 +211,8 @@ mod tests {
             .collect()
     }
 
-    /// Ways in which a key is written, and what must not be seen of each: in base64 its first and last
-    /// characters belong to its neighbours too.
+    /// Forms in which a key is written, and what must not be visible of each: in base64 the first
+    /// and last characters of the key also depend on its neighbours.
     fn written(key: &str) -> Vec<(String, String)> {
         let plain = |text: String| (text.clone(), text);
         let url: String = byte_serialize(key.as_bytes()).collect();

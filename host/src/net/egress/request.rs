@@ -1,8 +1,12 @@
-//! Owns what of a plugin's request is sent, and what is refused.
+//! Builds the request that is sent from the one a plugin wrote, and refuses what a plugin may not
+//! set.
 //!
-//! What always holds: the URL that comes out has the base URL's scheme, host and port, and a path
-//! below the base URL's path, whatever the plugin wrote; no header that is the host's own is among the
-//! plugin's, the one that holds the key first of all; and a redirect leads to the same server.
+//! # Invariants
+//! - The resulting URL has the base URL's scheme, host and port, and a path below the base URL's
+//!   path, whatever the plugin wrote.
+//! - No header that belongs to the host can come from a plugin, above all the one that holds the
+//!   key.
+//! - A redirect leads to the same server.
 
 use std::borrow::Cow;
 
@@ -17,7 +21,7 @@ use crate::types::wit::types::Header;
 const LONGEST_PATH: usize = 2_048;
 const MOST_HEADERS: usize = 64;
 
-/// The host's own: credentials, where it goes, how it is carried.
+/// Headers that belong to the host: credentials, routing and transport.
 const HOST_HEADERS: &[&str] = &[
     "accept-encoding",
     "api-key",
@@ -44,7 +48,7 @@ const HOST_HEADERS: &[&str] = &[
     "x-goog-api-key",
     "x-real-ip",
 ];
-/// How a request is carried: a key in one of these would break it.
+/// Headers of the transport: a key in one of these would break it.
 const CARRYING: &[&str] = &[
     "accept-encoding",
     "connection",
@@ -59,8 +63,8 @@ const CARRYING: &[&str] = &[
 ];
 const HOST_PREFIXES: &[&str] = &["proxy-", "sec-", "x-forwarded-", "x-amz-security-"];
 
-/// The base URL with the plugin's path below it.
-/// Where `slashes` is set, an escaped slash is one too, and what it parts is checked as parts.
+/// Appends the plugin's path to the base URL. If `slashes` is set, an escaped slash is a separator
+/// too, and the parts between are checked as segments.
 pub(super) fn join(
     base: &Url,
     path: &str,
@@ -78,7 +82,7 @@ pub(super) fn join(
     if !query.is_empty() {
         url.query_pairs_mut().extend_pairs(query);
     }
-    // What was checked above makes this certain; it is asked all the same, of what is really sent.
+    // The checks above guarantee this; it is verified all the same, on what is really sent.
     let same = url.scheme() == base.scheme()
         && url.host() == base.host()
         && url.port_or_known_default() == base.port_or_known_default()
@@ -113,7 +117,7 @@ fn check_path(path: &str, slashes: bool) -> Result<(), &'static str> {
         if segment.is_empty() && number != last {
             return Err("it has an empty part");
         }
-        // With a parameter or an escape behind them some servers read them as they are alone.
+        // Some servers ignore a parameter or an escape after such a name.
         let name = segment.split([';', '%']).next().unwrap_or_default();
         if matches!(name, "." | "..") {
             return Err("it has a part `.` or `..`");
@@ -123,7 +127,7 @@ fn check_path(path: &str, slashes: bool) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// An escape may stand for a character that means nothing to a path.
+/// An escape may stand only for a character that has no meaning in a path.
 fn check_escapes(segment: &str) -> Result<(), &'static str> {
     let mut pieces = segment.split('%');
     pieces.next();
@@ -143,7 +147,7 @@ fn check_escapes(segment: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// One of the methods that an API is asked with.
+/// Parses one of the methods that APIs are called with.
 pub(super) fn method(method: &str) -> Result<Method, EgressError> {
     match method {
         "GET" => Ok(Method::GET),
@@ -157,7 +161,7 @@ pub(super) fn method(method: &str) -> Result<Method, EgressError> {
     }
 }
 
-/// The plugin's headers, if all of them are its to set.
+/// The plugin's headers, if it may set all of them.
 pub(super) fn headers(headers: &[Header], key: &HeaderName) -> Result<HeaderMap, EgressError> {
     let mut map = HeaderMap::with_capacity(headers.len() + 1);
     for header in headers {
@@ -187,7 +191,7 @@ pub(super) fn headers(headers: &[Header], key: &HeaderName) -> Result<HeaderMap,
     Ok(map)
 }
 
-/// The header that an adapter wants its key in.
+/// Validates the header that an adapter wants its key in.
 pub(super) fn key_header(name: &str) -> Result<HeaderName, EgressError> {
     let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
     parsed
@@ -197,7 +201,7 @@ pub(super) fn key_header(name: &str) -> Result<HeaderName, EgressError> {
         })
 }
 
-/// Where a redirect leads, if that is on the same server.
+/// The target of a redirect, if it is on the same server.
 pub(super) fn follow(url: &Url, location: Option<&HeaderValue>) -> Option<Url> {
     let next = url.join(location?.to_str().ok()?).ok()?;
     let same = next.scheme() == url.scheme()

@@ -1,13 +1,14 @@
-//! When a server wants to be asked again, as its headers say.
+//! Reads from a server's headers when it wants the request to be retried.
 //!
-//! What always holds: a header that cannot be read counts as not given; a date that has passed means at
-//! once.
+//! # Invariants
+//! - A header that cannot be parsed counts as absent.
+//! - A date in the past means at once.
 
 use std::time::SystemTime;
 
 use crate::types::wit::types::Header;
 
-/// `retry-after-ms`, or `retry-after` in seconds or as a date.
+/// Milliseconds to wait, from `retry-after-ms`, or from `retry-after` in seconds or as a date.
 pub(crate) fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
     let header = |name: &str| {
         let found = headers.iter().find(|header| header.name == name);
@@ -17,7 +18,7 @@ pub(crate) fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64>
         let value: f64 = text.parse().ok()?;
         (value.is_finite() && value >= 0.0).then_some(value)
     };
-    // A float that is too large becomes the largest number, which is past every limit.
+    // A float that is too large saturates, which is past every limit.
     if let Some(millis) = header("retry-after-ms").and_then(number) {
         return Some(millis as u64);
     }
@@ -26,7 +27,7 @@ pub(crate) fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64>
         return Some((seconds * 1_000.0) as u64);
     }
     let date = httpdate::parse_http_date(after).ok()?;
-    // One that has passed means at once.
+    // A date in the past means at once.
     let left = date.duration_since(now).unwrap_or_default();
     u64::try_from(left.as_millis()).ok()
 }

@@ -1,17 +1,18 @@
-//! Owns reading how a registry wants to be shown who asks: the `WWW-Authenticate` of its refusal.
+//! Parses the `WWW-Authenticate` header with which a registry asks for authentication.
 //!
-//! What always holds: any header is read, and what cannot be understood is no challenge.
+//! # Invariants
+//! - Any header can be parsed; one that is not understood counts as no challenge.
 
-/// How a registry wants to be asked.
+/// How a registry wants requests to be authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// With user name and password in each request.
     Basic,
-    /// With a token that another server gives.
+    /// With a token from another server.
     Bearer {
-        /// Where the token is, as it was written.
+        /// The token server's URL, as it was written.
         realm: String,
-        /// Whom the token is for.
+        /// The service that the token is for.
         service: Option<String>,
     },
 }
@@ -33,7 +34,7 @@ pub(super) fn read(header: &str) -> Option<Challenge> {
                 }
                 rest = after;
             }
-            // A word that nothing is said of begins the next challenge, or the header is over.
+            // A word without a value begins the next challenge, or the header is over.
             None => {
                 if let Some(challenge) = found.and_then(Found::challenge) {
                     return Some(challenge);
@@ -48,7 +49,7 @@ pub(super) fn read(header: &str) -> Option<Challenge> {
     }
 }
 
-/// A value and what follows it: in quotes, with a backslash before what is meant as it is, or plain.
+/// A value and what follows it. The value is quoted, with backslash escapes, or plain.
 fn value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([' ', '\t', ',']).unwrap_or(text.len());

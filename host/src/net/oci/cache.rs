@@ -1,9 +1,12 @@
-//! Owns the folder of what registries gave: manifests and components by their digest, and what each tag
-//! was when it was last asked for.
+//! On-disk cache of registry content: manifests and components by digest, and the digest that each
+//! tag resolved to when it was last asked for.
 //!
-//! What always holds: a file is there whole or not at all, and what is given out has the digest that is
-//! its name; what cannot be understood counts as not there and is fetched again. What the manifest at
-//! hand names stays; of the rest the oldest goes where there is too much. The folder is this user's alone.
+//! # Invariants
+//! - A file is complete or absent, and what is returned has the digest that is its name.
+//! - A file that cannot be parsed counts as absent and is fetched again.
+//! - What the current manifest names is kept; when the cache is too large, the oldest of the rest
+//!   is evicted.
+//! - The folder is accessible to the server's user only.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
@@ -19,11 +22,11 @@ use tempfile::NamedTempFile;
 use super::client::hex;
 use super::reference::Reference;
 
-/// Before the name of what is not whole yet.
+/// Prefix of the names of unfinished files.
 const DRAFT: &str = ".draft-";
-/// How long a draft may lie until whoever wrote it counts as dead.
+/// The age at which a draft's writer counts as dead.
 const ABANDONED: Duration = Duration::from_secs(60 * 60);
-/// No file of another kind than a component is larger.
+/// Maximum size in bytes of any file other than a component.
 const LARGEST_TEXT: u64 = 4 << 20;
 
 /// How much is kept beside what is needed.
@@ -33,14 +36,14 @@ pub(super) struct Bounds {
     pub(super) bytes: u64,
 }
 
-/// The folder. A clone is the same one; to look at it makes nothing.
+/// The folder. A clone is the same one; reading from it creates nothing.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
     path: PathBuf,
     pub(super) bounds: Bounds,
 }
 
-/// What a tag was.
+/// The last known target of a tag.
 #[derive(Serialize, Deserialize)]
 struct Tag {
     reference: String,
@@ -71,13 +74,13 @@ impl Folder {
         self.path.join(format!("{}.tag", tag_name(reference)))
     }
 
-    /// A manifest, where it is kept and whole.
+    /// A manifest, if it is cached and intact.
     pub(super) fn manifest(&self, digest: &str) -> Option<Vec<u8>> {
         let text = read(&self.manifest_file(digest), LARGEST_TEXT).ok()?;
         (hex(&Sha256::digest(&text)) == digest).then_some(text)
     }
 
-    /// A component, where it is kept and whole. Reads all of it.
+    /// The path of a component, if it is cached and intact. Reads all of it.
     pub(super) fn component(&self, digest: &str) -> Option<PathBuf> {
         let path = self.component_file(digest);
         let mut file = File::open(&path).ok()?;
@@ -86,34 +89,34 @@ impl Folder {
         (hex(&found.finalize()) == digest).then_some(path)
     }
 
-    /// The manifest that a tag was, as far as is known here.
+    /// The manifest digest that a tag last resolved to, if known.
     pub(super) fn tag(&self, reference: &Reference) -> Option<String> {
         let text = read(&self.tag_file(reference), LARGEST_TEXT).ok()?;
         let tag: Tag = serde_json::from_slice(&text).ok()?;
         (tag.reference == reference.to_string()).then_some(tag.manifest)
     }
 
-    /// Begins a file.
+    /// Starts writing a file.
     pub(super) fn draft(&self) -> io::Result<NamedTempFile> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&self.path)?;
-        // Its mode is 0600; where nothing comes of it, it is removed.
+        // It has mode 0600, and is removed if it is never persisted.
         tempfile::Builder::new()
             .prefix(DRAFT)
             .tempfile_in(&self.path)
     }
 
-    /// Keeps a component that was written and is what its digest says.
+    /// Stores a component that was written completely and has this digest.
     pub(super) fn keep_component(&self, draft: NamedTempFile, digest: &str) -> io::Result<()> {
         persist(draft, &self.component_file(digest))
     }
 
-    /// Keeps a manifest.
+    /// Stores a manifest.
     pub(super) fn keep_manifest(&self, text: &[u8], digest: &str) -> io::Result<()> {
         self.put(&self.manifest_file(digest), text)
     }
 
-    /// Notes what a tag is.
+    /// Stores what a tag resolves to.
     pub(super) fn keep_tag(&self, reference: &Reference, manifest: &str) -> io::Result<()> {
         let tag = Tag {
             reference: reference.to_string(),
@@ -128,8 +131,8 @@ impl Folder {
         persist(draft, path)
     }
 
-    /// Removes what is too much, the oldest first, and nothing whose name is `needed`. What cannot be
-    /// removed now is tried again with the next component.
+    /// Evicts what exceeds the bounds, oldest first, and nothing whose name is `needed`. What
+    /// cannot be removed now is retried with the next component.
     pub(super) fn tidy(&self, needed: &BTreeSet<String>) {
         let entries = std::fs::read_dir(&self.path).into_iter().flatten();
         let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
@@ -168,7 +171,7 @@ impl Folder {
     }
 }
 
-/// What the note of a tag is called.
+/// The name of the file that stores a tag.
 pub(super) fn tag_name(reference: &Reference) -> String {
     hex(&Sha256::digest(reference.to_string()))
 }
@@ -184,7 +187,7 @@ fn persist(draft: NamedTempFile, path: &Path) -> io::Result<()> {
     draft.persist(path).map(drop).map_err(|error| error.error)
 }
 
-/// A digest as something to write to.
+/// Adapts a digest to [`std::io::Write`].
 struct Feed<'a>(&'a mut Sha256);
 
 impl io::Write for Feed<'_> {

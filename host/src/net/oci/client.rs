@@ -1,13 +1,15 @@
-//! Owns asking a registry: for the manifest of an artifact, and for its component.
+//! Client for the two registry requests a plugin needs: an artifact's manifest, and its component.
 //!
-//! What always holds: user and password go to the registry they are for, and to the place that it names
-//! for its tokens, over https; neither they nor a token go along where a registry sends on to another
-//! server. It may send on to a public server over https, or to one that the manifest's `[registries]`
-//! names, and addresses are checked when they are connected to. An answer has a size and an end.
+//! The crate `oci-client` (0.18) was considered: it follows redirects wherever they lead, accepts
+//! no client or resolver of ours that would not, reads manifests and tokens of any size, and brings
+//! twenty crates along.
 //!
-//! The crate `oci-client` was looked at (0.18): it follows redirects wherever they lead, takes no client
-//! or resolver of ours that would not, reads manifests and tokens of any size, and brings twenty crates
-//! along. What of the protocol a plugin needs is two kinds of requests.
+//! # Invariants
+//! - User and password go to the registry they belong to and to the token service that it names,
+//!   over https only. Neither they nor a token follow a redirect to another server.
+//! - A registry may redirect to a public server over https, or to one that the manifest's
+//!   `[registries]` names. Addresses are checked at connect time.
+//! - Every response is bounded in size and in time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,18 +30,18 @@ use super::reference::{Reference, Registry};
 use crate::net::egress::{Resolver, literal_allowed, was_refused, words};
 use crate::types::secret::Secret;
 
-/// How long is waited for what, and how much is taken.
+/// Timeouts and size limits.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    /// For a connection.
+    /// Timeout for a connection.
     pub(super) connect: Duration,
-    /// For a manifest or a token, all of it, and for the begin of a component.
+    /// Timeout for a whole manifest or token, and for the start of a component.
     pub(super) answer: Duration,
-    /// Between two pieces of a component.
+    /// Timeout between two pieces of a component.
     pub(super) idle: Duration,
-    /// For a component, all of it.
+    /// Timeout for a whole component.
     pub(super) component: Duration,
-    /// For a manifest or a token, in bytes.
+    /// Maximum size of a manifest or a token, in bytes.
     pub(super) document: usize,
 }
 
@@ -55,15 +57,15 @@ impl Default for Limits {
     }
 }
 
-/// How often a registry may send on.
+/// The most redirects that a registry may send.
 const HOPS: usize = 5;
 
-/// How a registry is asked.
+/// How a registry is accessed.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// Who asks, and with which password.
+    /// User name and password.
     pub login: Option<(String, Secret)>,
-    /// Whether it is asked over plain http; none for what is usual: on this machine only.
+    /// Whether to use plain http; `None` for the default: only for a registry on this machine.
     pub plain_http: Option<bool>,
 }
 
@@ -73,16 +75,17 @@ impl Access {
     }
 }
 
-/// Asks registries.
+/// Client for registries.
 pub(super) struct Client {
     http: reqwest::Client,
-    /// Those that the manifest names, and where their APIs are.
+    /// The registries that the manifest names, and their API URLs.
     named: BTreeMap<Registry, (Access, Url)>,
     limits: Limits,
 }
 
 impl Client {
-    /// For these registries. They may be in a private network, since the manifest names them.
+    /// Creates a client for these registries. They may be in a private network, since the manifest
+    /// names them.
     pub(super) fn new(named: BTreeMap<Registry, Access>, limits: Limits) -> Result<Self, OciError> {
         let named: BTreeMap<Registry, (Access, Url)> = named
             .into_iter()
@@ -111,7 +114,7 @@ impl Client {
         })
     }
 
-    /// Begins to ask for one component. Its registry must be a named one.
+    /// Starts pulling one component. Its registry must be a named one.
     pub(super) fn pull<'a>(&'a self, reference: &'a Reference) -> Result<Pull<'a>, OciError> {
         let registry = reference.registry();
         let known = self.named.get(registry);
@@ -131,7 +134,7 @@ impl Client {
         self.named.values().map(|(_, base)| base)
     }
 
-    /// Whether something is fetched from there because a registry said so.
+    /// Whether a registry may direct the client to this URL.
     pub(super) fn may_be_sent_to(&self, url: &Url) -> bool {
         if !url.username().is_empty() || url.password().is_some() {
             return false;
@@ -139,21 +142,22 @@ impl Client {
         if self.bases().any(|base| base.origin() == url.origin()) {
             return true;
         }
-        // Another port of a named host may be anything, and its name leads to private addresses too.
+        // Another port of a named host may be anything, and its name leads to private addresses
+        // too.
         let near = self.bases().any(|base| base.host() == url.host());
         url.scheme() == "https" && !near && literal_allowed(url, false)
     }
 }
 
-/// One component that is being asked for.
+/// A pull of one component.
 pub(super) struct Pull<'a> {
     client: &'a Client,
     reference: &'a Reference,
     login: Option<&'a (String, Secret)>,
-    /// As errors name it.
+    /// The host, as errors name it.
     host: String,
     base: Url,
-    /// What the registry wants to see, once it has said so.
+    /// The credentials that the registry requires, once it has said so.
     authorization: Option<HeaderValue>,
 }
 
@@ -169,8 +173,8 @@ impl Pull<'_> {
         &self.base
     }
 
-    /// The manifest's bytes and their SHA-256 in lower-case hex, which is the one that was asked for
-    /// where one was.
+    /// Fetches the manifest. Returns its bytes and their SHA-256 in lower-case hex, which equals
+    /// the requested digest if there is one.
     pub(super) async fn manifest(&mut self) -> Result<(Vec<u8>, String), OciError> {
         let path = format!(
             "{}/manifests/{}",
@@ -199,7 +203,7 @@ impl Pull<'_> {
         }
     }
 
-    /// Writes the component into a file, which holds what the layer says when this returns well.
+    /// Writes the component into a file. On success the file has the layer's size and digest.
     pub(super) async fn component(
         &mut self,
         layer: &Layer,
@@ -252,7 +256,7 @@ impl Pull<'_> {
         Ok(())
     }
 
-    /// What is at a path below the registry's API, shown who asks where it wants to see that.
+    /// Fetches a path below the registry's API, authenticating where the registry requires it.
     async fn get(&mut self, path: &str, accept: &'static str) -> Result<Response, OciError> {
         let mut asked = self.authorization.is_some();
         loop {
@@ -280,7 +284,7 @@ impl Pull<'_> {
         }
     }
 
-    /// The answer, wherever it is, and whether it is the registry's own.
+    /// Follows redirects. Returns the response, and whether it is the registry's own.
     async fn follow(&self, path: &str, accept: &'static str) -> Result<(Response, bool), OciError> {
         let wrong = |_| OciError::Wrong("it cannot be asked for".to_owned());
         let mut url = self.base.join(path).map_err(wrong)?;
@@ -302,7 +306,7 @@ impl Pull<'_> {
         Err(OciError::SendsAround { host })
     }
 
-    /// A place that the registry named.
+    /// Checks a URL that the registry named.
     fn checked(&self, url: Option<Url>) -> Result<Url, OciError> {
         let to = url.as_ref().filter(|url| url.has_host()).map_or_else(
             || "nowhere".to_owned(),
@@ -321,7 +325,7 @@ impl Pull<'_> {
         request: reqwest::RequestBuilder,
     ) -> Result<Response, OciError> {
         let host = url.host_str().unwrap_or_default().to_owned();
-        // An address that is written out is not resolved.
+        // A literal address is not resolved, so the resolver does not check it.
         let named = self.client.bases().any(|base| base.host() == url.host());
         if !literal_allowed(url, named) {
             return Err(OciError::Address { host });
@@ -335,7 +339,7 @@ impl Pull<'_> {
         })
     }
 
-    /// What the registry wants to see, by what it said when it refused.
+    /// The credentials that a registry requires, according to its refusal.
     async fn authorize(&self, refusal: &Response) -> Result<HeaderValue, OciError> {
         let challenges = refusal.headers().get_all(WWW_AUTHENTICATE).iter();
         let mut challenges =
@@ -362,7 +366,8 @@ impl Pull<'_> {
         Ok(value)
     }
 
-    /// A token for reading this repository and nothing else, whatever the registry asks for.
+    /// Requests a token for reading this repository and nothing else, whatever the registry asks
+    /// for.
     async fn token(&self, realm: &str, service: Option<String>) -> Result<HeaderValue, OciError> {
         let mut url = self.checked(Url::parse(realm).ok())?;
         if let Some(service) = service {
@@ -397,7 +402,7 @@ impl Pull<'_> {
         Ok(value)
     }
 
-    /// All of a small answer.
+    /// Reads a small response completely.
     async fn document(&self, mut answer: Response) -> Result<Vec<u8>, OciError> {
         let limit = self.client.limits.document;
         let mut bytes = Vec::new();
@@ -436,7 +441,7 @@ impl Pull<'_> {
     }
 }
 
-/// In lower-case hex.
+/// Encodes bytes in lower-case hex.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

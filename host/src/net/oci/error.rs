@@ -1,68 +1,69 @@
-//! Owns what can go wrong between the host and a registry, and how it is said.
+//! Errors between the host and a registry, and their messages.
 //!
-//! What always holds: an error names hosts and never a whole URL, which may hold a token; what a server
-//! said is not repeated.
+//! # Invariants
+//! - An error names hosts, never a whole URL, which may hold a token.
+//! - An error does not repeat what a server said.
 
 use crate::types::plural;
 use std::io;
 use std::time::Duration;
 
-/// Why a component is not there. It ends a sentence that names the component.
+/// An error in fetching a component. The message ends a sentence that names the component.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
-    /// The HTTP client cannot be made.
+    /// The HTTP client could not be created.
     #[error("the HTTP client cannot be made: {0}")]
     Client(String),
-    /// Nobody answers there.
+    /// The connection failed.
     #[error("{host} cannot be reached ({detail})")]
     Unreachable {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// What the system said.
+        /// The system's message.
         detail: String,
     },
-    /// It leads to an address that is not asked.
+    /// The host resolves to a blocked address.
     #[error(
         "{host} is at an address that is not asked: a metadata service's, or one of a private network that the manifest's [registries] does not name"
     )]
     Address {
-        /// Which host.
+        /// The host.
         host: String,
     },
-    /// It sent on to where nothing is fetched from.
+    /// The registry redirects to a server that nothing is fetched from.
     #[error(
         "{host} sends on to {to}, where nothing is fetched from: it must be https and public, or in the manifest's [registries]"
     )]
     SendsAway {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// Where to, without path and query.
+        /// The redirect's target, without path and query.
         to: String,
     },
-    /// It sends on and on.
+    /// There are too many redirects.
     #[error("{host} sends on from place to place without an end")]
     SendsAround {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
     },
-    /// It took too long.
+    /// The request took too long.
     #[error("{host} took longer than {}", plural::count(.limit.as_secs(), "second"))]
     Slow {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// What is waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// Whoever asked may not have it.
+    /// The registry denied access.
     #[error(
         "{host} refuses it (HTTP {status}): {}", if *.known { "the user and password of its entry in [registries] are not good for it" } else { "say `user` and `password` in [registries.\"…\"], and set the variable, or make it public" }
     )]
     Refused {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// There were a user and a password.
+        /// Whether a user and a password were configured.
         known: bool,
     },
     /// The user and password cannot be sent.
@@ -70,35 +71,35 @@ pub enum OciError {
         "the user and password for {host} cannot be sent: a user has no colon, and both are plain characters"
     )]
     Credentials {
-        /// For whom they are.
+        /// The host they are for.
         host: String,
     },
-    /// It is not there.
+    /// The registry does not have it.
     #[error("{host} knows no such component, or shows it to others only")]
     Missing {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
     },
-    /// It answered something else.
+    /// The registry responded with an unexpected status.
     #[error("{host} answered HTTP {status}{}", if *.status == 429 || *.status >= 500 { ": try again later" } else { "" })]
     Answered {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
     },
-    /// The answer broke off.
+    /// The response ended early.
     #[error("the answer of {host} broke off ({detail})")]
     Broken {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// What the system said.
+        /// The system's message.
         detail: String,
     },
-    /// What came is not what it must be.
+    /// The content is invalid.
     #[error("{0}")]
     Wrong(String),
-    /// The disk.
+    /// A disk operation failed.
     #[error("it cannot be kept or read: {0}")]
     Disk(#[from] io::Error),
 }

@@ -1,7 +1,9 @@
-//! Owns what is read from an artifact's manifest: the one layer that is the component.
+//! Finds the one layer of an artifact's manifest that is the component.
 //!
-//! What always holds: media types are those that the CNCF's layout of WebAssembly artifacts has, and the
-//! one that was usual before it; an artifact that could be meant in two ways is refused.
+//! # Invariants
+//! - Accepted media types are those of the CNCF layout for WebAssembly artifacts, and the one in
+//!   use before it.
+//! - An artifact that can be read in two ways is refused.
 
 use serde::Deserialize;
 
@@ -9,7 +11,7 @@ use super::error::OciError;
 use super::reference::digest;
 use crate::types::sanitize::clean;
 
-/// What a registry is asked for.
+/// The media type that a registry is asked for.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
@@ -20,12 +22,12 @@ const COMPONENT: [&str; 2] = [
     "application/vnd.wasm.content.layer.v1+wasm",
 ];
 
-/// The component among what an artifact holds.
+/// The layer of an artifact that is the component.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layer {
     /// Its SHA-256 in lower-case hex.
     pub(super) digest: String,
-    /// In bytes.
+    /// Its size in bytes.
     pub(super) size: u64,
 }
 
@@ -47,7 +49,7 @@ struct Descriptor {
     size: u64,
 }
 
-/// The component's layer. `largest` is the most bytes that it may have.
+/// Finds the component's layer. `largest` is the component's maximum size in bytes.
 pub(super) fn layer(text: &[u8], largest: u64) -> Result<Layer, OciError> {
     let wrong = |what: String| OciError::Wrong(what);
     let manifest: Manifest = serde_json::from_slice(text)

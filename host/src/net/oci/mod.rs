@@ -1,14 +1,18 @@
-//! Owns components from OCI registries: how they are named, fetched and kept.
+//! Components from OCI registries: references, fetching and caching.
 //!
-//! What always holds: what is given out has the digest that its manifest says, and its manifest the one
-//! that the reference says; it was fetched once and is on the disk from then on, so a restart needs no
-//! registry. A reference with a digest is never asked for again. A tag is asked for when a server starts
-//! and when somebody says so, and not by the clock: what runs changes when a person wants it, and a
-//! registry that is slow or gone holds up no change of anything else. Where a tag cannot be had, it is
-//! what it last was, and a warning says why.
+//! A tag is resolved when a server starts and when somebody asks for it, never by the clock: what
+//! runs changes when a person wants it to, and a slow or missing registry holds up no other change.
+//! If a tag cannot be resolved, its last known digest is used and a warning says why.
 //!
-//! `reference` has the names, `client` the requests, `challenge` how a registry asks who is there,
-//! `manifest` what is in an artifact, `kept` the folder.
+//! `reference` parses names, `client` makes the requests, `auth_challenge` reads how a registry
+//! asks for authentication, `manifest` reads an artifact's contents, and `cache` is the folder on
+//! disk.
+//!
+//! # Invariants
+//! - A component has the digest that its manifest states, and the manifest the digest that the
+//!   reference states.
+//! - A component is fetched once and then read from disk, so a restart needs no registry.
+//! - A reference with a digest is never fetched again.
 
 mod auth_challenge;
 mod cache;
@@ -34,44 +38,45 @@ pub use self::client::Access;
 pub use self::error::OciError;
 pub use self::reference::{Reference, ReferenceError, Registry, SCHEME};
 
-/// How many components are fetched at once.
+/// How many components are fetched concurrently.
 const AT_ONCE: usize = 4;
 
-/// What was fetched. A clone is a handle of the same.
+/// The store of fetched components. A clone is a handle to the same store.
 #[derive(Debug, Clone)]
 pub struct Components {
     folder: Folder,
     limits: Limits,
-    /// The largest component that is taken, in bytes.
+    /// Maximum size of a component, in bytes.
     largest: u64,
-    /// What need not be asked for again while this process runs, each with what was wrong when it was.
+    /// References that need not be resolved again while this process runs, each with any warning
+    /// from when it was.
     asked: Arc<Mutex<HashMap<Reference, Found>>>,
 }
 
-/// What is wanted.
+/// A component that is wanted.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Its name.
+    /// Its reference.
     pub reference: Reference,
-    /// The SHA-256 that the component must have, in lower-case hex, where somebody says so.
+    /// The SHA-256 that the component must have, in lower-case hex, if one is given.
     pub component: Option<String>,
 }
 
-/// A component that is on the disk.
+/// A component on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// Where.
+    /// Its path.
     pub file: PathBuf,
     /// Its SHA-256, in lower-case hex.
     pub digest: String,
 }
 
-/// What came of some references. Two are alike where the components are, whatever the way to them was.
+/// The results for some references. Two are equal if the components are, whatever the warnings.
 #[derive(Debug, Clone, Default)]
 pub struct Brought {
-    /// Each of them; the text says why one is not there, as the end of a sentence.
+    /// The result for each reference; an error's text is the end of a sentence.
     pub by_reference: BTreeMap<Reference, Result<Fetched, String>>,
-    /// What the operator should know. A sentence each.
+    /// Warnings for the operator, a sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -81,17 +86,17 @@ impl PartialEq for Brought {
     }
 }
 
-/// Whether tags are asked for anew.
+/// Whether tags are resolved again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tags {
-    /// As they were when this process last asked, or never did.
+    /// Use what this process last resolved, and resolve only what it never did.
     AsKnown,
-    /// As they are now.
+    /// Resolve all tags again.
     Anew,
 }
 
 impl Components {
-    /// Those in this folder, which is made with the first of them.
+    /// A store in this folder, which is created with the first component.
     pub fn new(folder: PathBuf, largest: u64) -> Self {
         Self {
             folder: Folder::new(folder),
@@ -101,8 +106,8 @@ impl Components {
         }
     }
 
-    /// Brings all that is wanted. `registries` says how some registries are asked; the others are asked
-    /// as anybody may.
+    /// Fetches everything that is wanted. `registries` configures access to some registries; the
+    /// others are accessed anonymously.
     pub async fn bring(
         &self,
         wanted: &[Wanted],
@@ -118,7 +123,7 @@ impl Components {
             registries.entry(registry).or_default();
         }
         let client = &Client::new(registries, self.limits.clone());
-        // Two plugins may be made of one component.
+        // Two plugins may use the same component.
         let each: BTreeMap<&Reference, &Wanted> =
             wanted.iter().map(|one| (&one.reference, one)).collect();
         let one = |wanted| {
@@ -142,7 +147,7 @@ impl Components {
             brought.by_reference.insert(reference, came);
         }
         let folder = self.folder.clone();
-        // Nothing depends on it.
+        // Best effort: nothing depends on it.
         let _ = tokio::task::spawn_blocking(move || folder.tidy(&needed)).await;
         brought
     }
@@ -158,7 +163,7 @@ impl Components {
         let before = self.asked().get(reference).cloned();
         if let Some(found) = before.filter(|found| found.component.file.is_file())
             && tags == Tags::AsKnown
-            // Whoever writes another digest wants another build.
+            // A different expected digest means that another build is wanted.
             && meant.is_none_or(|meant| *meant == found.component.digest)
         {
             return Ok(found);
@@ -193,7 +198,7 @@ impl Components {
         Ok(found)
     }
 
-    /// What is on the disk for a reference.
+    /// The component on disk for a reference.
     async fn kept(&self, reference: &Reference) -> Option<Found> {
         let (folder, reference, largest) = (self.folder.clone(), reference.clone(), self.largest);
         let looked = tokio::task::spawn_blocking(move || {
@@ -220,7 +225,7 @@ impl Components {
         let (folder, digest, of) = (self.folder.clone(), manifest.clone(), reference.clone());
         let noted = tokio::task::spawn_blocking(move || {
             folder.keep_manifest(&text, &digest)?;
-            // Last, since it says that the rest is there.
+            // Stored last, since it says that the rest is there.
             if of.digest().is_none() {
                 folder.keep_tag(&of, &digest)?;
             }
@@ -238,7 +243,7 @@ impl Components {
         })
     }
 
-    /// The component of a layer, from the disk or else from the registry.
+    /// Makes a layer's component available on disk, from the cache or else from the registry.
     async fn component(&self, pull: &mut client::Pull<'_>, layer: &Layer) -> Result<(), OciError> {
         let (folder, digest) = (self.folder.clone(), layer.digest.clone());
         let begun = tokio::task::spawn_blocking(move || match folder.component(&digest) {
@@ -262,7 +267,7 @@ impl Components {
 /// A component and the manifest that led to it.
 #[derive(Debug, Clone)]
 struct Found {
-    /// Its SHA-256, in lower-case hex.
+    /// The manifest's SHA-256, in lower-case hex.
     manifest: String,
     component: Fetched,
     warning: Option<String>,

@@ -1,24 +1,26 @@
-//! Owns how a component in a registry is named: `oci://registry/repository:tag`, or with the digest of
-//! its manifest behind an `@`.
+//! Reference to a component in a registry: `oci://registry/repository:tag`, or with the digest of
+//! its manifest after an `@`.
 //!
-//! What always holds: a [`Reference`] that exists names a host, a repository, and a tag or a digest, each
-//! of which can stand in a URL's path as it is; written out, it is read as the same again.
+//! # Invariants
+//! - A [`Reference`] names a host, a repository, and a tag or a digest, each of which can stand in
+//!   a URL's path as is.
+//! - Formatting a [`Reference`] and parsing it again yields the same value.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use url::{Host, Url};
 
-/// What a reference begins with.
+/// Prefix of a reference.
 pub const SCHEME: &str = "oci://";
-/// What a digest begins with; others are not taken.
+/// Prefix of a digest; other algorithms are not accepted.
 const ALGORITHM: &str = "sha256:";
-/// The most characters of a repository's name, as registries have it.
+/// The most characters of a repository's name, as registries define it.
 const LONGEST_REPOSITORY: usize = 255;
 /// The most characters of a tag.
 const LONGEST_TAG: usize = 128;
 
-/// A component in a registry.
+/// A reference to a component in a registry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     registry: Registry,
@@ -27,17 +29,20 @@ pub struct Reference {
     digest: Option<String>,
 }
 
-/// A registry by its host, and its port where it is not the usual one.
+/// A registry: its host, and its port if that is not the default.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Registry(String);
 
-/// Why a text names nothing. It ends a sentence.
+/// An error in parsing a reference. The message ends a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ReferenceError(&'static str);
 
 impl Registry {
-    /// A host, as in `ghcr.io` or `localhost:5000`.
+    /// Parses a host, as in `ghcr.io` or `localhost:5000`.
+    ///
+    /// # Errors
+    /// If the text is not a host with an optional port.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         let wrong = ReferenceError(
             "a registry is a host and perhaps a port, such as ghcr.io or registry.internal:5000",
@@ -48,7 +53,7 @@ impl Registry {
         }
         let url = Url::parse(&format!("https://{text}/")).map_err(|_| wrong)?;
         let host = url.host_str().ok_or(wrong)?;
-        // The port of https would be left out, and is another than the one of plain http.
+        // Parsing as https would drop port 443, which is not the default of plain http.
         let port = text.rsplit_once(':').map(|(_, port)| port);
         let port = port.and_then(|port| port.parse::<u16>().ok());
         let port = port.filter(|_| !text.ends_with(']'));
@@ -58,7 +63,7 @@ impl Registry {
         }))
     }
 
-    /// It is on this machine, by its very name.
+    /// Whether it is on this machine, judging by its name alone.
     pub fn is_loopback(&self) -> bool {
         let url = Url::parse(&format!("https://{}/", self.0));
         match url.as_ref().ok().and_then(Url::host) {
@@ -69,9 +74,9 @@ impl Registry {
         }
     }
 
-    /// Where its API is.
+    /// The URL of its API.
     pub(super) fn base(&self, plain_http: bool) -> Option<Url> {
-        // Docker's own is known by another name than the host that answers.
+        // Docker Hub's name is not the host that serves its API.
         let host = match &*self.0 {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
             host => host,
@@ -80,7 +85,7 @@ impl Registry {
         Url::parse(&format!("{scheme}://{host}/v2/")).ok()
     }
 
-    /// As it is written.
+    /// The registry as it is written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -93,7 +98,10 @@ impl fmt::Display for Registry {
 }
 
 impl Reference {
-    /// Reads what follows `oci://`.
+    /// Parses what follows `oci://`.
+    ///
+    /// # Errors
+    /// If the text does not name a repository with a tag or a SHA-256 digest.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         let (registry, rest) = text.split_once('/').ok_or(ReferenceError(
             "it names no repository: write oci://REGISTRY/REPOSITORY:TAG",
@@ -136,22 +144,22 @@ impl Reference {
         })
     }
 
-    /// Where it is.
+    /// The registry.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// What it is called there.
+    /// The repository's name in the registry.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The SHA-256 of its manifest in lower-case hex, where the reference says that.
+    /// The SHA-256 of its manifest in lower-case hex, if the reference has one.
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }
 
-    /// What the registry is asked for: the digest, else the tag.
+    /// What the registry is asked for: the digest, or else the tag.
     pub(super) fn wanted(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(hex), _) => format!("{ALGORITHM}{hex}"),
@@ -173,13 +181,13 @@ impl fmt::Display for Reference {
     }
 }
 
-/// A SHA-256 in lower-case hex.
+/// Parses a SHA-256 in hex, and returns it in lower case.
 fn hex(text: &str) -> Option<String> {
     let fits = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     fits.then(|| text.to_ascii_lowercase())
 }
 
-/// The digest in a descriptor, in lower-case hex; none of another algorithm.
+/// The digest of a descriptor, in lower-case hex; `None` for another algorithm.
 pub(super) fn digest(text: &str) -> Option<String> {
     text.strip_prefix(ALGORITHM).and_then(hex)
 }

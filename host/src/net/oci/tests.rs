@@ -1,4 +1,4 @@
-//! A registry that does as it should, and one that does anything else.
+//! Tests against a registry that behaves and one that misbehaves.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,7 +17,7 @@ use crate::types::secret::Secret;
 const WASM: &[u8] = b"what the registry has to give";
 const LARGEST: u64 = 1_000;
 
-/// A folder for components, and how they are brought to it.
+/// A folder for components, and the access to the registries they come from.
 struct Ground {
     folder: tempfile::TempDir,
     components: Components,
@@ -35,7 +35,7 @@ impl Ground {
         }
     }
 
-    /// As another process, or the next start, has it.
+    /// As another process, or the next start, would see it.
     fn start_again(&mut self) {
         self.components = Components::new(self.folder.path().join("components"), LARGEST);
     }
@@ -61,7 +61,7 @@ impl Ground {
             .await
     }
 
-    /// One component's bytes, and the warnings.
+    /// Fetches one component, and returns its bytes and the warnings.
     async fn bring(&self, reference: &str, tags: Tags) -> Result<(Vec<u8>, Vec<String>), String> {
         let brought = self.bring_all(reference, None, tags).await;
         let (_, came) = brought.by_reference.into_iter().next().unwrap();
@@ -91,7 +91,7 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
     let blob = format!("/v2/team/reviewer/blobs/{}", digest_of(WASM));
     assert_eq!(paths, ["/v2/team/reviewer/manifests/1", &*blob]);
 
-    // By its digest it is there already: nobody is asked, now and later.
+    // With its digest it is there already: nobody is asked, now or later.
     assert_eq!(ground.bring(&pinned, Tags::Anew).await, good(WASM));
     ground.start_again();
     assert_eq!(ground.bring(&pinned, Tags::Anew).await, good(WASM));
@@ -100,7 +100,7 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
         "what is pinned and kept was asked for"
     );
 
-    // By its tag it is what it was, and somebody is told.
+    // By its tag it is what it last was, with a warning.
     fake.stop().await;
     let (bytes, warnings) = ground.bring(&tagged, Tags::Anew).await.unwrap();
     assert_eq!(bytes, WASM);
@@ -111,7 +111,7 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
         warning.contains(&tagged) && warning.contains("cannot be reached"),
         "{warning}"
     );
-    // It is not asked for with every change of something else, and the warning stays.
+    // It is not asked for with every unrelated change, and the warning stays.
     assert_eq!(
         ground.bring(&tagged, Tags::AsKnown).await,
         Ok((bytes, warnings))
@@ -132,7 +132,7 @@ async fn a_tag_is_asked_for_anew_when_somebody_says_so_and_not_before() {
     assert!(fake.asked().is_empty(), "the tag was asked for");
     let anew = ground.bring(&tagged, Tags::Anew).await;
     assert_eq!(anew, good(b"another build"));
-    // The build before is kept: nothing but the manifest is fetched when the tag goes back.
+    // The previous build is kept: nothing but the manifest is fetched when the tag goes back.
     fake.push("1", WASM);
     fake.asked();
     assert_eq!(ground.bring(&tagged, Tags::Anew).await, good(WASM));
@@ -153,7 +153,7 @@ async fn a_tag_whose_component_has_the_digest_that_is_meant_is_not_asked_for() {
     let (_, came) = brought.by_reference.into_iter().next().unwrap();
     assert_eq!(Some(&*came.unwrap().digest), meant);
     assert!(fake.asked().is_empty());
-    // Whoever writes the next build's digest gets that build, and need not say so twice.
+    // Giving the next build's digest fetches that build, without resolving tags again.
     let digest = digest_of(b"another build");
     let meant = digest.strip_prefix("sha256:");
     let brought = ground.bring_all(&tagged, meant, Tags::AsKnown).await;
@@ -222,7 +222,7 @@ async fn what_a_registry_gives_and_should_not_is_refused_and_nothing_of_it_is_ke
                 fake.push("1", WASM);
                 fake.instead(|asked| {
                     let broken = async {
-                        // What came before is sent meanwhile.
+                        // Lets what came before be sent meanwhile.
                         tokio::task::yield_now().await;
                         Err(std::io::Error::other("broken"))
                     };
@@ -293,7 +293,7 @@ async fn what_a_registry_gives_and_should_not_is_refused_and_nothing_of_it_is_ke
             "{what} left something"
         );
     }
-    // And another manifest under the digest that was asked for.
+    // And another manifest under the requested digest.
     let (fake, ground) = (Fake::start().await, Ground::new());
     fake.push("1", WASM);
     fake.put(&format!("sha256:{not_there}"), "x/y", b"{}".to_vec());
@@ -347,7 +347,7 @@ async fn user_and_password_go_to_the_registry_and_its_token_server_and_nowhere_e
     let tagged = format!("{}/team/a:1", fake.address);
     ground.name(&fake.address, Some(("me", "hunter2")));
 
-    // Neither place is one that the manifest names, and both are on this machine.
+    // Neither URL is one that the manifest names, and both are on this machine.
     let said = ground.bring(&tagged, Tags::Anew).await.unwrap_err();
     assert!(
         said.contains(&format!("sends on to http://{}", tokens.address)),
@@ -366,7 +366,7 @@ async fn user_and_password_go_to_the_registry_and_its_token_server_and_nowhere_e
     let [asked] = &tokens.asked()[..] else {
         panic!("one token")
     };
-    // `me:hunter2`, and a scope that is for reading this repository, whatever was asked for.
+    // `me:hunter2`, and a scope for reading this repository, whatever the challenge asked for.
     assert_eq!(
         asked.authorization.as_deref(),
         Some("Basic bWU6aHVudGVyMg==")
@@ -537,7 +537,7 @@ async fn what_is_kept_is_bounded_and_what_is_needed_stays() {
             .filter(|path| path.extension().is_some_and(|kind| kind == "wasm"));
         assert!(wasm.count() <= 3, "too much is kept");
     }
-    // What a crash left.
+    // Left behind by a crash.
     let draft = ground.folder.path().join("components/.draft-old");
     std::fs::write(&draft, "x").unwrap();
     let file = std::fs::File::options().write(true).open(&draft).unwrap();

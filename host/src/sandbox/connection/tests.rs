@@ -1,4 +1,4 @@
-//! What a hostile exec server may send, and that none of it does more than end its own connection.
+//! Tests of what a hostile exec server may send: none of it does more than end its own connection.
 
 use proptest::prelude::*;
 use tokio::io::DuplexStream;
@@ -29,7 +29,7 @@ async fn ends_after(bytes: Vec<u8>) -> String {
     let reason = tokio::time::timeout(Duration::from_secs(10), ended)
         .await
         .unwrap();
-    // Who waits for a command is let go.
+    // Waiting commands are released.
     while running.next().await.is_some() {}
     assert!(!connection.is_alive());
     assert!(connection.start(&start(0, 0)).is_err());

@@ -1,8 +1,10 @@
-//! Taking over what the dead processes of this host left on the engine.
+//! Adopts what dead processes of this host left on the engine.
 //!
-//! What always holds: the folder of a box outlives its container, so a container that cannot be
-//! removed now is found again, by this process or the next; one that nobody has a folder of is removed
-//! too; and what goes wrong with one keeps nobody from the others.
+//! # Invariants
+//! - The folder of a container outlives the container, so one that cannot be removed now is found
+//!   again, by this process or the next.
+//! - A container that has no folder is removed too.
+//! - A failure with one container does not keep the others from being handled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,18 +18,21 @@ use super::state_dir::{BoxFolder, Identity, Owner};
 use super::{Backend, Transport, locked, removal};
 use crate::sandbox::SandboxError;
 
-/// What became of the containers of a host that is no more.
+/// The result of adopting a dead host's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TakenOver {
-    /// Kept for sessions that live on.
+    /// Containers kept for sessions that go on.
     pub kept: usize,
-    /// Removed. Those that the engine cannot remove now are not counted, and are tried again.
+    /// Containers removed. Those that the engine cannot remove now are not counted, and are
+    /// retried.
     pub removed: usize,
 }
 
 impl Backend {
-    /// Takes over from the host that had this folder before, and keeps a pool from now on. An error
-    /// means that another process does so.
+    /// Adopts the containers of the previous host in this folder, and keeps a pool from now on.
+    ///
+    /// # Errors
+    /// If another process does so already.
     pub(crate) async fn take_over(
         &self,
         lives: impl Fn(&str) -> bool,
@@ -39,7 +44,7 @@ impl Backend {
         };
         *locked(&self.lock) = Some(lock);
         let mut left = self.by_owner().await;
-        // After the engine was asked: the folder of each that has a container is there by now.
+        // After the engine was asked: by now every container in its answer has its folder.
         let mut done = TakenOver::default();
         for owner in self.core.root.others() {
             let containers = left.remove(owner.name()).unwrap_or_default();
@@ -66,7 +71,7 @@ impl Backend {
         Ok(done)
     }
 
-    /// This host's containers, by the names of the processes that made them.
+    /// This host's containers, by the names of the processes that created them.
     async fn by_owner(&self) -> HashMap<String, Vec<ContainerSummary>> {
         let mut left: HashMap<_, Vec<_>> = HashMap::new();
         match self.core.containers().await {
@@ -113,7 +118,7 @@ impl Backend {
         done.removed += removed.fold(0, async |sum, one| sum + one).await;
     }
 
-    /// The session that goes on in a container, and the container's id, where one can.
+    /// The session that can go on in a container, and the container's id.
     fn fit(
         &self,
         found: &ContainerSummary,

@@ -1,9 +1,12 @@
-//! One container from its making to its removal.
+//! The life of one container, from its creation to its removal.
 //!
-//! What always holds: a container that was made is removed again, also when whoever asked for it no
-//! longer waits; one that the engine cannot remove now is removed when it answers again; its folder,
-//! by which a later host finds it, goes after it, though what is in there for the container may go
-//! before; and a host that ends makes no more of them.
+//! # Invariants
+//! - A container that was created is removed again, even if the caller that asked for it no longer
+//!   waits.
+//! - One that the engine cannot remove now is removed when the engine answers again.
+//! - The container's folder, by which a later host finds it, is removed after the container, though
+//!   its contents for the container may go before.
+//! - A host that is shutting down creates no more containers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,26 +26,26 @@ use crate::sandbox::SandboxError;
 use crate::sandbox::connection::{Connection, Inquiry};
 use crate::types::sanitize::clean;
 
-/// How long a container that runs may take to be ready.
+/// How long a running container may take to become ready.
 const READY: Duration = Duration::from_secs(20);
-/// How long it may take where it is not known yet whether a socket passes.
+/// The same while it is unknown whether a socket passes between host and container.
 const FIRST_READY: Duration = Duration::from_secs(8);
-/// How long the engine may take to see that a container is over whose connection is.
+/// How long the engine may take to notice the end of a container whose connection was lost.
 const SEEN: Duration = Duration::from_secs(3);
-/// The most characters of what a container wrote that an error repeats.
+/// The most characters of a container's log that an error repeats.
 const LOG: usize = 1000;
-/// How many containers are made at a time: an engine that is asked for fifty serves all of them late.
+/// How many containers are created concurrently: an engine asked for fifty serves all of them late.
 const AT_A_TIME: u32 = 6;
 
-/// What all containers share.
+/// The state shared by all containers.
 pub(super) struct Core {
     pub(super) engine: Engine,
     pub(super) root: Root,
     pub(super) plan: Plan,
-    /// What `python` stands for in containers whose image has only another name for it.
+    /// The target of `python` in containers whose image has it under another name only.
     pub(super) python: Option<String>,
     making: Semaphore,
-    /// No more are made.
+    /// Set when no more containers may be created.
     ending: AtomicBool,
     pub(super) doomed: Doomed,
 }
@@ -75,15 +78,16 @@ impl Core {
         }
     }
 
-    /// Makes a container and waits until it is ready: a session's, over its workspace, or nobody's,
-    /// over a new one of its own. `how` is what is known to carry frames here.
+    /// Creates a container and waits until it is ready: for a session, over its workspace, or for
+    /// nobody yet, over a new one of its own. `how` is the transport known to work here.
     pub(super) async fn open(
         self: &Arc<Self>,
         session: Option<(String, PathBuf)>,
         how: Option<Transport>,
     ) -> Result<Opened, SandboxError> {
         let core = Arc::clone(self);
-        // A task of its own: whoever waits may go, and what is made by then must be removed.
+        // In a task of its own: the caller may go away, and what was created by then must be
+        // removed.
         let opening = tokio::spawn(async move { core.open_here(session, how).await });
         opening.await.unwrap_or_else(|error| {
             Err(SandboxError::Start(format!(
@@ -165,11 +169,11 @@ impl Core {
         }
     }
 
-    /// Makes no container from now on, and waits for those that are being made: the engine knows
-    /// them all then.
+    /// Creates no container from now on, and waits for those being created, so that the engine
+    /// knows them all.
     pub(super) async fn stop_making(&self) {
         self.ending.store(true, Ordering::SeqCst);
-        // Whoever has all the turns is the only one who makes something.
+        // Holding all permits means that nothing else is being created.
         let _ = self.making.acquire_many(AT_A_TIME).await;
     }
 
@@ -211,7 +215,7 @@ impl Core {
         }
     }
 
-    /// Removes the container of that name, where this host made it.
+    /// Removes the container of that name, if this host created it.
     async fn clear(&self, name: &str) {
         let Ok(found) = self.engine.inspect(name).await else {
             return;
@@ -226,20 +230,20 @@ impl Core {
     }
 }
 
-/// For where a name is another's.
+/// The name to use when the first choice belongs to another container.
 fn other_name(name: &str, folder: &BoxFolder) -> String {
     let own: String = folder.name().chars().take(8).collect();
     format!("{name}-{own}")
 }
 
 impl Core {
-    /// The containers that this host made, whichever process of it.
+    /// The containers that any process of this host created.
     pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         let labels = [(INSTANCE, self.plan.instance.as_str())];
         self.engine.labelled(&labels).await
     }
 
-    /// The containers that a process of this host made.
+    /// The containers that one process of this host created.
     pub(super) async fn containers_of(
         &self,
         owner: &str,
@@ -249,7 +253,7 @@ impl Core {
     }
 }
 
-/// A socket, where frames may come through one.
+/// A listening socket, unless frames are known not to pass through one.
 fn listener(folder: &BoxFolder, how: Option<Transport>) -> Result<Option<Listener>, SandboxError> {
     match how {
         Some(Transport::Exec) => Ok(None),
@@ -258,7 +262,7 @@ fn listener(folder: &BoxFolder, how: Option<Transport>) -> Result<Option<Listene
 }
 
 impl Container {
-    /// A container that runs since before this host did.
+    /// Wraps a container that was running before this host started.
     pub(super) fn left(core: Arc<Core>, id: String, folder: BoxFolder) -> Self {
         Self {
             core,
@@ -272,7 +276,7 @@ impl Container {
         &self.folder
     }
 
-    /// Finds the exec server of a container that runs, and has run commands.
+    /// Connects to the exec server of a running container that has already run commands.
     pub(super) async fn reconnect(&self, how: Transport) -> Result<Connection, SandboxError> {
         let listener = listener(&self.folder, Some(how))?.map(Listener::among_others);
         let (connection, _) = self.connect(listener, Some(how)).await?;
@@ -321,7 +325,7 @@ impl Container {
     fn inquiry(&self) -> Inquiry {
         let (core, id) = (Arc::clone(&self.core), self.id.clone());
         async move {
-            // Both see the end by themselves, and the engine later.
+            // Connection and engine notice the end independently, the engine later.
             let _ = tokio::time::timeout(SEEN, core.engine.stopped(&id)).await;
             match core.engine.inspect(&id).await {
                 Err(EngineError::Down { .. }) => {
@@ -335,7 +339,7 @@ impl Container {
                     if state.running == Some(true) {
                         return None;
                     }
-                    // The engine does not say whether it was memory in the end, or once before.
+                    // The engine does not say whether memory was the cause, or ran out once before.
                     let memory = match state.oom_killed {
                         Some(true) => ", after it had run out of memory",
                         _ => "",
@@ -351,7 +355,7 @@ impl Container {
         .boxed()
     }
 
-    /// Gives the container the name of its session. For people alone, so it may fail.
+    /// Renames the container after its session. Only for people's sake, so it may fail.
     pub(super) fn rename_later(&self, session: &str) {
         let (core, id) = (Arc::clone(&self.core), self.id.clone());
         let name = core.plan.container_name(session);
@@ -369,11 +373,11 @@ impl Container {
         });
     }
 
-    /// Kills all that runs in it, and removes it and its folder.
+    /// Kills everything that runs in it, and removes it and its folder.
     pub(super) async fn remove(mut self) {
         self.removed = true;
         let (core, id, folder) = (Arc::clone(&self.core), self.id.clone(), self.folder.clone());
-        // A task of its own: a caller that gives up must not leave it half done.
+        // In a task of its own: a caller that gives up must not leave it half done.
         let _ = tokio::spawn(remove(core, id, folder)).await;
     }
 }

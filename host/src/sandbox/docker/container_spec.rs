@@ -1,9 +1,10 @@
-//! What every container of this host is made with: pure, so that each limit can be looked at in a
-//! test without an engine.
+//! The parameters every container of this host is created with. Pure, so that each limit can be
+//! tested without an engine.
 //!
-//! What always holds: no capability, no way to new privileges, a root that cannot be written, memory
-//! without swap, and a size for everything else that can be written but the workspace, also where
-//! the image would have volumes.
+//! # Invariants
+//! - No capabilities, no way to gain new privileges, a read-only root, and no swap.
+//! - Everything else that can be written has a size limit, except the workspace, also where the
+//!   image declares volumes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -23,36 +24,37 @@ use crate::sandbox::{self, Network, SandboxError};
 #[cfg(test)]
 mod tests;
 
-/// Where a container sees its folder of the host's.
+/// Path in the container of its folder on the host.
 pub(super) const LUCID: &str = "/run/lucid";
-/// Where the main process looks for the host.
+/// Path in the container of the socket to the host.
 pub(super) const SOCKET: &str = "/run/lucid/exec.sock";
-/// The exec server, as the container has it.
+/// The exec server's path in the container.
 pub(super) const EXEC: &str = "/run/lucid/bin/lucid-exec";
-/// On everything this program makes.
+/// The label of everything that this program creates.
 pub(super) const MANAGED: &str = "lucid.managed";
-/// Which host made it.
+/// The label with the host that created it.
 pub(super) const INSTANCE: &str = "lucid.instance";
-/// Which process of that host.
+/// The label with the process of that host.
 pub(super) const OWNER: &str = "lucid.owner";
-/// The name of its folder there.
+/// The label with the name of its folder there.
 pub(super) const BOX: &str = "lucid.box";
-/// What it was made with: a container of other settings is not taken over.
+/// The label with a digest of its parameters: a container with other parameters is not adopted.
 pub(super) const SHAPE: &str = "lucid.shape";
 const SESSION: &str = "lucid.session_id";
 const USER: &str = "lucid.user_id";
 const HOME: &str = "/home/agent";
 const HOSTNAME: &str = "sandbox";
-/// What images that say nothing have.
+/// The `PATH` of images that set none.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// After how long without a host a container ends itself: a host that is gone for good leaves
-/// nothing running. One that is started again connects at once to those whose sessions live on, since
-/// their places are opened again with them, so how long such a session is idle makes no difference.
+/// Seconds without a host after which a container ends itself, so that a host that is gone for good
+/// leaves nothing running. A restarted host connects at once to the containers of sessions that go
+/// on, since their environments are reopened with them; how long such a session is idle makes no
+/// difference.
 const PATIENCE_SECONDS: u64 = 30 * 60;
-/// The kernel ends what is in a sandbox before anything else of the machine's.
+/// OOM score adjustment: the kernel kills what is in a sandbox before anything else on the machine.
 const FIRST_TO_GO: i64 = 500;
 
-/// What all containers of a host have in common.
+/// The parameters common to all containers of a host.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) instance: String,
@@ -60,7 +62,7 @@ pub(super) struct Plan {
     pub(super) workspace_mount: String,
     image: String,
     path: String,
-    /// Where the image would have volumes, which are neither read-only nor counted.
+    /// The paths of the image's volumes, which are neither read-only nor limited in size.
     volumes: Vec<String>,
     shell: String,
     user: String,
@@ -71,21 +73,21 @@ pub(super) struct Plan {
     host_path: Option<(PathBuf, PathBuf)>,
 }
 
-/// One container.
+/// The parameters of one container.
 pub(super) struct Wanted<'a> {
     pub(super) name: &'a str,
-    /// The process that makes it.
+    /// The process that creates it.
     pub(super) owner: &'a str,
     pub(super) session: Option<&'a str>,
-    /// What is known to carry frames.
+    /// The transport known to work, if any.
     pub(super) transport: Option<Transport>,
-    /// Its folder that becomes [`LUCID`].
+    /// The folder on the host that becomes [`LUCID`].
     pub(super) lucid: &'a Path,
     pub(super) workspace: &'a Path,
 }
 
 impl Plan {
-    /// `cpus` is how many the engine's machine has; `image` what the image brings.
+    /// `cpus` is the number of the engine's machine; `image` is what the image brings.
     pub(super) fn new(
         common: &sandbox::Settings,
         own: &Settings,
@@ -113,7 +115,7 @@ impl Plan {
             shell: "/bin/sh".to_owned(),
             user: format!("{user}:{user}"),
             memory: common.memory_bytes.cast_signed().max(64 << 20),
-            // The engine refuses more than its machine has; less than a hundredth is nothing.
+            // The engine refuses more than its machine has, and less than a hundredth.
             nano_cpus: (own.cpus.clamp(0.01, most_cpus) * 1e9) as i64,
             processes: own.processes.into(),
             network: match (common.network, &own.network) {
@@ -130,16 +132,16 @@ impl Plan {
         &self.image
     }
 
-    /// The shell that the image was found to have.
+    /// Sets the shell that the image was found to have.
     pub(super) fn set_shell(&mut self, path: &str) {
         path.clone_into(&mut self.shell);
     }
 
-    /// What the exec server is started with. The container's own limits stand for most of its.
+    /// The exec server's parameters. The container's own limits replace most of its.
     pub(super) fn serve(&self) -> Serve {
         Serve {
             limits: Limits {
-                // A user's count is the whole machine's; the container has one of its own.
+                // A user's count covers the whole machine; the container has one of its own.
                 processes: u64::MAX,
                 shared_user: false,
                 open_files: 4096,
@@ -151,7 +153,7 @@ impl Plan {
         }
     }
 
-    /// The same for all containers that may stand for each other.
+    /// A digest of the parameters, equal for all containers that are interchangeable.
     pub(super) fn shape(&self) -> String {
         let digest = Sha256::digest(format!("{VERSION} {self:?}"));
         digest[..8]
@@ -160,13 +162,13 @@ impl Plan {
             .collect()
     }
 
-    /// How much fits into each file system in memory. They count as memory, and the kernel cannot
-    /// take them back: together they must leave room for a command that cleans up.
+    /// The size of each in-memory file system, in bytes. They count as memory, and the kernel
+    /// cannot reclaim them: together they must leave room for a command that cleans up.
     fn temporary_bytes(&self) -> i64 {
         self.memory / 4
     }
 
-    /// A small file system in memory. All of them together are a quarter of one of the others.
+    /// A small in-memory file system. All of these together are a quarter of one of the others.
     fn instead_of_volume(&self, at: &str) -> Mount {
         let count = i64::try_from(self.volumes.len()).unwrap_or(i64::MAX);
         Mount {
@@ -193,7 +195,7 @@ impl Plan {
         environment
     }
 
-    /// The path that the engine has for one of the host's.
+    /// The engine's path for a path of the host's.
     fn outside(&self, path: &Path) -> Result<String, SandboxError> {
         let Some((inner, outer)) = &self.host_path else {
             return Ok(path.to_string_lossy().into_owned());
@@ -229,10 +231,10 @@ impl Plan {
             .collect()
     }
 
-    /// What the engine is told.
+    /// The body of the engine's create request.
     pub(super) fn body(&self, wanted: &Wanted<'_>) -> Result<ContainerCreateBody, SandboxError> {
         let serve = Serve {
-            // No host ever comes to the main process where frames take the other way.
+            // No host ever connects to the main process when frames go through `docker exec`.
             patience_seconds: (wanted.transport != Some(Transport::Exec))
                 .then_some(PATIENCE_SECONDS),
             ..self.serve()
@@ -274,7 +276,7 @@ impl Plan {
         mounts.extend(self.volumes.iter().map(|at| self.instead_of_volume(at)));
         let host = HostConfig {
             memory: Some(self.memory),
-            // Together with swap: so none of it is swap.
+            // Memory and swap together, so none of it is swap.
             memory_swap: Some(self.memory),
             nano_cpus: Some(self.nano_cpus),
             pids_limit: Some(self.processes),
@@ -287,7 +289,7 @@ impl Plan {
             shm_size: Some(size.min(64 << 20)),
             mounts: Some(mounts),
             network_mode: Some(self.network.clone()),
-            // Without a network the engine writes no address for the container's own name.
+            // Without a network the engine adds no address for the container's own name.
             extra_hosts: Some(vec![format!("{HOSTNAME}:127.0.0.1")]),
             ipc_mode: Some("private".to_owned()),
             init: Some(true),
@@ -305,7 +307,7 @@ impl Plan {
             image: Some(self.image.clone()),
             hostname: Some(HOSTNAME.to_owned()),
             user: Some(self.user.clone()),
-            // The image's own entry point would stand before the exec server.
+            // The image's own entry point would run in front of the exec server.
             entrypoint: Some(vec![EXEC.to_owned()]),
             cmd: Some(vec!["--connect".to_owned(), SOCKET.to_owned(), serve]),
             env: Some(
@@ -321,7 +323,7 @@ impl Plan {
         })
     }
 
-    /// The name of a session's container, of what an engine takes in a name.
+    /// The name of a session's container, in the characters that engines accept.
     pub(super) fn container_name(&self, session: &str) -> String {
         let name = format!("{}{session}", self.prefix);
         name.chars()
@@ -333,7 +335,7 @@ impl Plan {
     }
 }
 
-/// Where an image's volumes would be, but for those places that have something mounted anyway.
+/// The paths of an image's volumes, except those that have something mounted anyway.
 fn volumes(named: &[String], workspace_mount: &str) -> Vec<String> {
     let taken = [workspace_mount, LUCID, HOME, "/tmp", "/var/tmp"].map(cleaned);
     let mut volumes: Vec<String> = named.iter().map(|path| cleaned(path)).collect();
@@ -343,7 +345,7 @@ fn volumes(named: &[String], workspace_mount: &str) -> Vec<String> {
     volumes
 }
 
-/// A path as the engine compares it.
+/// Normalises a path as the engine does to compare it.
 fn cleaned(path: &str) -> String {
     let mut parts = Vec::new();
     for part in path.split('/') {

@@ -1,8 +1,10 @@
-//! The Docker engine behind its API: finding it, and the few calls that boxes need.
+//! The Docker engine behind its API: finding it, and the few calls that sandboxes need.
 //!
-//! What always holds: every call ends within a time known beforehand; an engine that does not answer
-//! is told apart from one that answers with a refusal, and is not waited for as one that works; and what is
-//! gone already counts as removed.
+//! # Invariants
+//! - Every call ends within a time known beforehand.
+//! - An engine that does not answer is distinguished from one that answers with a refusal, and is
+//!   not given the time that a working one gets.
+//! - Something that is already gone counts as removed.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,28 +23,28 @@ use futures::StreamExt;
 
 use crate::sandbox::SandboxError;
 
-/// For what the engine only looks up.
+/// Timeout of calls that only look something up.
 const QUICK: Duration = Duration::from_secs(10);
-/// For what makes it work, on a machine that has much else to do.
+/// Timeout of calls that make the engine work, on a machine that is busy with other things.
 const SLOW: Duration = Duration::from_secs(120);
-/// How much of what a container wrote is kept for an error.
+/// How much of a container's log is kept for an error, in bytes.
 const LOG: usize = 2048;
 
-/// Why a call gave nothing.
+/// The failure of a call.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
-    /// Nobody answers, or not as an engine does.
+    /// Nothing answers, or something that is not an engine does.
     #[error("The Docker engine at {address} does not answer: {cause}.")]
     Down {
-        /// Where it should be.
+        /// The engine's address.
         address: String,
-        /// What was seen.
+        /// The cause.
         cause: String,
     },
-    /// It answered no.
+    /// The engine refused the request.
     #[error("The Docker engine refused to {what}: {message}.")]
     Refused {
-        /// What was asked.
+        /// The operation.
         what: &'static str,
         /// The HTTP status.
         status: u16,
@@ -61,12 +63,12 @@ impl From<EngineError> for SandboxError {
 }
 
 impl EngineError {
-    /// The thing that was named is not there.
+    /// Whether the named object does not exist.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// The name is taken, or the thing is being worked on.
+    /// Whether the name is taken, or the object is being worked on.
     pub(super) fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused { status: 409, .. })
     }
@@ -77,12 +79,13 @@ impl EngineError {
 pub(super) struct Engine {
     docker: Docker,
     address: String,
-    /// After which time, and how often, an engine at work is asked whether it still answers.
+    /// How often a busy engine is checked for still answering, and the delay before the first
+    /// check.
     pulse: Duration,
 }
 
 impl Engine {
-    /// Connects, and agrees on a version of the API that both speak. `host` is as `DOCKER_HOST`.
+    /// Connects, and negotiates an API version that both support. `host` is as in `DOCKER_HOST`.
     pub(super) async fn connect(host: Option<&str>) -> Result<Self, EngineError> {
         let address = match host {
             Some(host) => host.to_owned(),
@@ -150,7 +153,7 @@ impl Engine {
         }
     }
 
-    /// Waits until the engine, which is at work on something, answers nothing else either.
+    /// Waits until the engine, busy with a request, stops answering anything else too.
     async fn silence(&self) -> EngineError {
         let cause = loop {
             tokio::time::sleep(self.pulse).await;
@@ -166,7 +169,7 @@ impl Engine {
         }
     }
 
-    /// Whether the engine answers.
+    /// Checks that the engine answers.
     pub(super) async fn ping(&self) -> Result<(), EngineError> {
         let ping = async { self.docker.ping().await.map(|_| ()) };
         self.call("answer", QUICK, ping).await
@@ -182,7 +185,7 @@ impl Engine {
             .await
     }
 
-    /// Makes a container and gives back its id.
+    /// Creates a container and returns its id.
     pub(super) async fn create(
         &self,
         name: &str,
@@ -214,7 +217,7 @@ impl Engine {
         .await
     }
 
-    /// Every container with all of these labels, the stopped ones too.
+    /// All containers with all of these labels, including stopped ones.
     pub(super) async fn labelled(
         &self,
         labels: &[(&str, &str)],
@@ -232,7 +235,7 @@ impl Engine {
         self.call("list containers", QUICK, list).await
     }
 
-    /// Kills and removes a container, with the volumes that only it had. One that is gone is fine.
+    /// Kills and removes a container, with its anonymous volumes. Succeeds if it is already gone.
     pub(super) async fn remove(&self, id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new()
             .force(true)
@@ -241,7 +244,7 @@ impl Engine {
         let remove = self.docker.remove_container(id, Some(options));
         match self.call("remove a container", SLOW, remove).await {
             Err(error) if error.is_missing() => Ok(()),
-            // Somebody removes it already: gone is what was wanted, so that is waited for.
+            // It is already being removed, which is the goal, so wait for that.
             Err(error) if error.is_conflict() => self.removed(id).await,
             other => other,
         }
@@ -253,7 +256,8 @@ impl Engine {
             .build();
         let mut wait = Box::pin(self.docker.wait_container(id, Some(options)));
         let wait = async {
-            // The code it ended with, that it is gone, or that it cannot go: looking tells.
+            // The result may be the exit code, that it is gone, or that it cannot be removed: check
+            // which.
             let _ = wait.next().await;
             Ok(())
         };
@@ -269,14 +273,15 @@ impl Engine {
         }
     }
 
-    /// Waits until a container does not run any more, for as long as that takes.
+    /// Waits until a container no longer runs, for as long as that takes.
     pub(super) async fn stopped(&self, id: &str) {
         let options = WaitContainerOptionsBuilder::new()
             .condition("not-running")
             .build();
         let answer = self.docker.wait_container(id, Some(options)).next().await;
         match answer {
-            // How it ended makes no difference here; nor does that it is gone altogether.
+            // How it ended makes no difference here, nor does it if the container is gone
+            // altogether.
             Some(
                 Ok(_)
                 | Err(
@@ -286,12 +291,12 @@ impl Engine {
                     },
                 ),
             ) => {}
-            // The engine cannot say: whoever waits has a limit of their own.
+            // The engine cannot tell: callers have a timeout of their own.
             Some(Err(_)) | None => std::future::pending().await,
         }
     }
 
-    /// The last that a container's main process wrote.
+    /// The end of the log of a container's main process.
     pub(super) async fn log(&self, id: &str) -> String {
         let options = LogsOptionsBuilder::new()
             .stdout(true)
@@ -316,7 +321,7 @@ impl Engine {
         &self.docker
     }
 
-    /// Runs a call of [`Engine::api`] as the others are.
+    /// Runs a call on [`Engine::api`] with the same error handling as the others.
     pub(super) async fn run<T>(
         &self,
         what: &'static str,
@@ -326,7 +331,7 @@ impl Engine {
     }
 }
 
-/// The system's socket, or that of an engine the user runs without root.
+/// The system's socket, or that of a rootless engine of the user's.
 fn usual_address() -> String {
     let system = "/var/run/docker.sock";
     let own = std::env::var_os("XDG_RUNTIME_DIR")

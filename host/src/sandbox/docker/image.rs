@@ -1,7 +1,7 @@
-//! What the host must know of the image that containers are made of.
+//! What the host must know about the image that containers are created from.
 //!
-//! What always holds: any image with a shell will do, and what else it has is found out by looking,
-//! inside a container as a session gets it.
+//! Any image with a shell will do. What else it contains is found out by looking, inside a
+//! container configured as a session's is.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use super::engine::{Engine, EngineError};
 use crate::sandbox::connection::Connection;
 use crate::sandbox::{ExecRequest, SandboxError, exec};
 
-/// What an image says of itself.
+/// An image's own configuration.
 pub(super) struct Brought {
     /// Its environment, as `NAME=value`.
     pub(super) environment: Vec<String>,
-    /// The folders that an engine makes a volume for, in each container.
+    /// The folders that an engine creates a volume for, in each container.
     pub(super) volumes: Vec<String>,
 }
 
-/// What an image brings. One that is not there is an error on what to do.
+/// Reads an image's configuration. If the image does not exist, the error says what to do.
 pub(super) async fn brought(engine: &Engine, name: &str) -> Result<Brought, SandboxError> {
     let image = match engine.image(name).await {
         Err(EngineError::Refused { status: 404, .. }) => {
@@ -34,15 +34,15 @@ pub(super) async fn brought(engine: &Engine, name: &str) -> Result<Brought, Sand
     })
 }
 
-/// What an image has.
+/// The tools found in an image.
 pub(super) struct Image {
-    /// Where bash is.
+    /// The path of bash.
     pub(super) bash: Option<String>,
-    /// Where python3 is, in an image where `python` is nothing.
+    /// The path of python3, in an image without a `python`.
     pub(super) python: Option<String>,
 }
 
-/// Tries a container: a command, and a file in the workspace; and looks what there is to work with.
+/// Tries a container with a command and a file in the workspace, and looks for the tools it has.
 pub(super) async fn look(connection: &Connection, workspace: &str) -> Result<Image, SandboxError> {
     let command = "touch .lucid-probe && rm .lucid-probe || exit 1
         echo bash:$(command -v bash); echo python:$(command -v python); echo python3:$(command -v python3)";

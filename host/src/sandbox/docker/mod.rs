@@ -1,9 +1,10 @@
-//! Boxes that are containers of a Docker engine.
+//! Sandboxes that are containers of a Docker engine.
 //!
-//! What always holds: every container belongs to one process of one host, the host known by an id in
-//! its data folder, and nobody touches what belongs to a process that lives; a container is one
-//! session's for as long as it lives; what a dead host left is taken over where its session lives on,
-//! and removed otherwise.
+//! # Invariants
+//! - Every container belongs to one process of one host, which is identified by an id in its data
+//!   folder. Nobody touches what belongs to a living process.
+//! - A container belongs to one session for as long as it lives.
+//! - What a dead host left behind is adopted where its session lives on, and removed otherwise.
 
 mod adoption;
 mod container;
@@ -36,32 +37,32 @@ use engine::Engine;
 use pool::Pool;
 pub use transport::Transport;
 
-/// How long an engine that fell silent is waited for: it may only be restarted.
+/// How long to wait for an engine that stopped answering: it may only be restarting.
 const RESTART: Duration = Duration::from_secs(15);
-/// How often it is asked.
+/// The interval at which it is asked meanwhile.
 const ASKED: Duration = Duration::from_millis(200);
 
-/// What containers are made with, beside [`super::Settings`].
+/// Settings of containers, beside [`super::Settings`].
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the engine listens, as `DOCKER_HOST` says it; the usual socket where absent.
+    /// Address of the engine, as in `DOCKER_HOST`; the default socket if absent.
     pub host: Option<String>,
-    /// The image of every container. It needs a shell, and must be there already.
+    /// The image of every container. It needs a shell, and must already exist on the engine.
     pub image: String,
-    /// How many processors a container may use up; more than there are means all.
+    /// Number of processors that a container may use; more than there are means all.
     pub cpus: f64,
-    /// How many processes and threads a container may have.
+    /// Maximum number of processes and threads in a container.
     pub processes: u32,
-    /// Goes before the session's id in a container's name.
+    /// Prefix of the session's id in a container's name.
     pub prefix: String,
-    /// The engine's network that containers join where they may have one; its default where absent.
+    /// The engine's network that containers with network access join; its default if absent.
     pub network: Option<String>,
-    /// The folder of all workspaces as this host has it, and as the engine's machine has it.
+    /// The folder of all workspaces, as a path on this host and as a path on the engine's machine.
     pub host_path: Option<(PathBuf, PathBuf)>,
-    /// How many containers wait for sessions. They wait only after [`super::Sandboxes::take_over`].
+    /// Number of containers that wait for sessions, only after [`super::Sandboxes::take_over`].
     pub pool: usize,
-    /// How to speak with containers. Absent in every deployment: it is found out, as the fall-back is
-    /// to be taken only where no socket passes. Tests and the benchmark set it, to have either way.
+    /// The transport to containers. Absent in every deployment: it is detected, since the fallback
+    /// is to be used only where no socket passes. Tests and the benchmark set it, to cover both.
     pub transport: Option<Transport>,
 }
 
@@ -81,14 +82,14 @@ impl Default for Settings {
     }
 }
 
-/// A container that is a session's, and how to speak with it.
+/// A session's container, and the connection to it.
 pub(super) struct Ready {
     pub(super) connection: Connection,
     pub(super) container: Held,
-    /// The folder that the container has as `/run/lucid`.
+    /// The folder that the container sees as `/run/lucid`.
     pub(super) dir: PathBuf,
     pub(super) shell: &'static str,
-    /// It stands for one that a host before this one left, and that ended since.
+    /// Whether it replaces a container that a previous host left and that has ended since.
     pub(super) lost: bool,
 }
 
@@ -103,28 +104,29 @@ impl Held {
         self.container.remove().await;
     }
 
-    /// Whether the container reaches sockets that the host makes in its folder.
+    /// Whether the container reaches sockets that the host creates in its folder.
     pub(super) fn reaches_sockets(&self) -> bool {
         self.transport == Transport::Socket
     }
 }
 
-/// An engine that works, and the containers of this host on it.
+/// A working engine, and the containers of this host on it.
 pub(super) struct Backend {
     core: Arc<Core>,
     transport: Transport,
     shell: &'static str,
     pool: Arc<Pool>,
-    /// By session: containers of the host before this one.
+    /// Containers of the previous host, by session.
     left: Mutex<HashMap<String, Container>>,
-    /// By session: containers whose workspace was given to it, and that were not asked for yet.
+    /// Containers whose workspace was given to a session that has not asked for them yet, by
+    /// session.
     prepared: Mutex<HashMap<String, Opened>>,
-    /// Of the folders whose boxes are this process's: its own, and those of the dead it took over
-    /// from. The containers of each are labelled with the owner's name.
+    /// The owner folders of this process's containers: its own, and those of the dead processes it
+    /// took over from. Each container is labelled with its owner's name.
     owned: Mutex<Vec<(Owner, File)>>,
     /// Held by the process that took over.
     lock: Mutex<Option<File>>,
-    /// Since when the engine does not answer, as far as was seen.
+    /// Since when the engine does not answer, as far as was observed.
     silent_since: Mutex<Option<Instant>>,
 }
 
@@ -134,7 +136,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Backend {
     /// Looks for an engine and really runs a container on it. `exec` is the installed exec server,
-    /// `workspace` an empty folder to try with. An error is a sentence on what to do.
+    /// `workspace` an empty folder to try with. An error is a sentence that says what to do.
     pub(super) async fn find(
         common: &super::Settings,
         exec: &Path,
@@ -201,7 +203,7 @@ impl Backend {
         self.transport
     }
 
-    /// Whether the engine answers and still has the image.
+    /// Checks that the engine answers and still has the image.
     pub(super) async fn check(&self) -> Result<(), SandboxError> {
         self.core.engine.ping().await?;
         image::brought(&self.core.engine, self.core.plan.image())
@@ -209,8 +211,8 @@ impl Backend {
             .map(drop)
     }
 
-    /// The container of a session: the one that was prepared for it, or that a dead host left it, or
-    /// a new one.
+    /// The container of a session: the one prepared for it, the one a dead host left it, or a new
+    /// one.
     pub(super) async fn start(&self, spec: Spec<'_>) -> Result<Ready, SandboxError> {
         let open = || {
             let session = (spec.session.to_owned(), spec.workspace.to_owned());
@@ -225,7 +227,7 @@ impl Backend {
                 Err(SandboxError::Engine(_)) if self.engine_is_back().await => open().await?,
                 opened => {
                     let opened = opened?;
-                    // Whatever silence there was is over: the next one is waited for anew.
+                    // Any outage is over: the next one is waited for anew.
                     *locked(&self.silent_since) = None;
                     opened
                 }
@@ -243,7 +245,7 @@ impl Backend {
         })
     }
 
-    /// Waits some time for an engine that fell silent, the first time it is met.
+    /// Waits a while for an engine that stopped answering, the first time that is noticed.
     async fn engine_is_back(&self) -> bool {
         let since = *locked(&self.silent_since).get_or_insert_with(Instant::now);
         loop {
@@ -258,7 +260,7 @@ impl Backend {
         }
     }
 
-    /// Whether there is a container of the host before this one, or a prepared one, for a session.
+    /// Whether a session has a prepared container, or one of the previous host.
     pub(super) fn holds(&self, session: &str) -> bool {
         locked(&self.left).contains_key(session) || locked(&self.prepared).contains_key(session)
     }
@@ -290,7 +292,7 @@ impl Backend {
         }
     }
 
-    /// Gives a session that has no workspace yet the one of a container that waits.
+    /// Gives a session without a workspace the one of a waiting container.
     pub(super) fn prepare(&self, session: &str, workspace: &Path) -> bool {
         if self.transport != Transport::Socket || workspace.exists() {
             return false;
@@ -324,7 +326,7 @@ impl Backend {
         }
     }
 
-    /// Removes containers, and says how many it could.
+    /// Removes containers, and returns how many were removed.
     async fn remove_all(&self, ids: impl IntoIterator<Item = String>) -> usize {
         let removed = AtomicUsize::new(0);
         futures::stream::iter(ids)
@@ -342,10 +344,10 @@ impl Backend {
         removed.into_inner()
     }
 
-    /// Removes every container of this process, whoever has it.
+    /// Removes every container of this process, whoever uses it.
     pub(super) async fn shut_down(&self) {
         self.pool.close();
-        // What is being made now would be missed below.
+        // Containers being created now would be missed below.
         self.core.stop_making().await;
         locked(&self.left).drain().for_each(drop);
         locked(&self.prepared).drain().for_each(drop);
@@ -375,7 +377,7 @@ impl Drop for Backend {
     }
 }
 
-/// Whether a box has the workspace that the session has now.
+/// Whether a container has the workspace that the session has now.
 fn has(folder: &BoxFolder, spec: Spec<'_>) -> bool {
     folder.recorded().is_some_and(|record| {
         record.session == spec.session

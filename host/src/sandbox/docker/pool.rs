@@ -1,8 +1,10 @@
-//! Containers that wait for sessions.
+//! Warm containers that wait for sessions.
 //!
-//! What always holds: one that waits has an empty workspace of its own and is nobody's; it leaves the
-//! pool before it is anybody's, and never comes back; its record names the session before the
-//! session sees anything of it, so that a crash in between leaves it that session's or nobody's.
+//! # Invariants
+//! - A waiting container has an empty workspace of its own and belongs to nobody.
+//! - It leaves the pool before it is assigned to a session, and never comes back.
+//! - Its record names the session before the session sees any of it, so after a crash in between it
+//!   belongs to that session or to nobody.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -18,15 +20,15 @@ use super::state_dir::{Identity, Record};
 use super::transport::Transport;
 use crate::sandbox::{SandboxError, io_error};
 
-/// How long an engine is left alone that made no container, or one that ended while it waited.
+/// How long to leave alone an engine that created no container, or one that ended while it waited.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The containers that wait.
+/// The waiting containers.
 pub(super) struct Pool {
     core: Arc<Core>,
     size: usize,
     state: Mutex<State>,
-    /// Something was taken, or the pool was closed.
+    /// Notified when a container was taken, or the pool was closed.
     changed: Arc<Notify>,
 }
 
@@ -51,7 +53,7 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills the pool behind the scenes, from now on until it is closed or gone.
+    /// Fills the pool in the background, until it is closed or dropped.
     pub(super) fn keep_full(self: &Arc<Self>) {
         let mut state = self.state();
         if self.size == 0 || state.filling || state.closed {
@@ -73,7 +75,7 @@ impl Pool {
                         // What ended this one may end the next as well.
                         _ = select_all(ends) => tokio::time::sleep(PAUSE).await,
                     },
-                    // Nobody tells when the engine can again.
+                    // Nothing signals when the engine can create containers again.
                     Step::Failed => tokio::time::sleep(PAUSE).await,
                 }
             }
@@ -113,7 +115,7 @@ impl Pool {
         }
     }
 
-    /// Takes one out for good.
+    /// Takes a container out for good.
     pub(super) fn take(&self) -> Option<Opened> {
         let taken = {
             let mut state = self.state();
@@ -128,7 +130,7 @@ impl Pool {
         taken
     }
 
-    /// Removes all that wait, and fills no more.
+    /// Removes all waiting containers, and stops refilling.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -140,14 +142,14 @@ impl Pool {
 
 enum Step {
     Added,
-    /// With the end of each that waits, of which there is one at least.
+    /// The ends of the waiting containers, of which there is at least one.
     Full(Vec<BoxFuture<'static, String>>),
     Failed,
     Closed,
 }
 
-/// Makes a container that was taken out a session's: first it says so, then the session gets to see
-/// its workspace. Nothing may be at that path yet.
+/// Makes a container taken from the pool a session's: records the session first, then moves the
+/// workspace to where the session sees it. Nothing may exist at that path yet.
 pub(super) fn give(
     container: &Container,
     session: &str,

@@ -1,7 +1,8 @@
-//! Taking containers away, also those that the engine cannot take away now.
+//! Removes containers, including those that the engine cannot remove now.
 //!
-//! What always holds: a box whose container may still be there is tried again until the engine says
-//! it is gone, whatever becomes of the others, and its folder stays until then.
+//! # Invariants
+//! - A container that may still exist is retried until the engine says it is gone, independently of
+//!   the others, and its folder stays until then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,12 +15,12 @@ use super::engine::EngineError;
 use super::state_dir::BoxFolder;
 use crate::sandbox::SandboxError;
 
-/// How many containers are removed at a time.
+/// How many containers are removed concurrently.
 pub(super) const AT_A_TIME: usize = 8;
-/// How long until an engine that did not answer is asked again.
+/// The pause before an engine that did not answer is asked again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Boxes whose containers could not be removed yet.
+/// Folders of containers that could not be removed yet.
 #[derive(Default)]
 pub(super) struct Doomed(Mutex<Vec<BoxFolder>>);
 
@@ -30,8 +31,8 @@ impl Doomed {
 }
 
 impl Core {
-    /// What is left of a container that could not be made. An engine that fell silent may have made
-    /// it all the same.
+    /// Removes what is left of a container whose creation failed. An engine that stopped answering
+    /// may have created it all the same.
     pub(super) fn undo(self: &Arc<Self>, folder: BoxFolder, error: &SandboxError) {
         if matches!(error, SandboxError::Engine(_)) {
             self.doom(folder);
@@ -40,7 +41,7 @@ impl Core {
         }
     }
 
-    /// Removes a box when the engine can.
+    /// Schedules a removal for when the engine can do it.
     fn doom(self: &Arc<Self>, folder: BoxFolder) {
         let mut doomed = self.doomed.boxes();
         doomed.push(folder);
@@ -54,7 +55,7 @@ impl Core {
         let core = Arc::downgrade(self);
         runtime.spawn(async move {
             loop {
-                // Nobody tells when an engine is back: it has to be asked.
+                // Nothing signals that an engine is back: it has to be asked.
                 tokio::time::sleep(AGAIN).await;
                 let Some(core) = core.upgrade() else { return };
                 if core.remove_doomed().await {
@@ -64,7 +65,7 @@ impl Core {
         });
     }
 
-    /// Tries each once, and says whether none is left.
+    /// Tries each once, and returns whether none is left.
     async fn remove_doomed(&self) -> bool {
         let doomed = self.doomed.boxes().clone();
         let removing = futures::stream::iter(doomed);
@@ -82,8 +83,8 @@ impl Core {
         self.doomed.boxes().is_empty()
     }
 
-    /// Removes whatever containers a box has, and its folder: now, or when the engine can. Says how
-    /// many were removed now.
+    /// Removes all containers that belong to a folder, and the folder: now, or when the engine can.
+    /// Returns how many were removed now.
     pub(super) async fn remove_box_in_the_end(self: &Arc<Self>, folder: BoxFolder) -> usize {
         match self.remove_box(&folder).await {
             Ok(removed) => removed,

@@ -1,18 +1,22 @@
-//! The host's own folders for containers: who this host is, and one folder for each box.
+//! The host's state directory for containers: this host's identity, and one folder for each
+//! container.
 //!
 //! ```text
 //! <run_dir>/docker/instance    the id that this host's containers are labelled with
-//!                  lock        held by the one process that takes over, and keeps a pool
+//!                  lock        held by the one process that adopts containers and keeps a pool
 //!                  <owner>/    of one process of this host
 //!                    lock              held by it for as long as it lives
-//!                    <box>/record.json whose box it is
+//!                    <box>/record.json the session the container belongs to
 //!                    <box>/lucid/      what the container sees, read-only, as /run/lucid
-//!                    <box>/workspace/  of a box that waits: the workspace it will give away
+//!                    <box>/workspace/  of a waiting container: the workspace it will hand over
 //! ```
 //!
-//! What always holds: only the host enters these folders; what belongs to a process that lives is
-//! left to it; a record is replaced as a whole; and a box is a session's from the moment its record
-//! says so, never two sessions'.
+//! # Invariants
+//! - Only the host enters these folders.
+//! - What belongs to a living process is left to that process.
+//! - A record is replaced as a whole.
+//! - A container belongs to a session from the moment its record says so, and never to two
+//!   sessions.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -27,12 +31,12 @@ use crate::sandbox::{SandboxError, io_error};
 #[cfg(test)]
 mod tests;
 
-/// How long the names of processes and boxes are. Short for the sockets' sake, and long enough to be
-/// told apart within a host.
+/// Lengths of the names of processes and containers: short enough for socket paths, and long enough
+/// to be unique within a host.
 const OWNER_LENGTH: usize = 8;
 const BOX_LENGTH: usize = 12;
 
-/// Where containers of this host are kept track of.
+/// The state directory of this host's containers.
 #[derive(Debug, Clone)]
 pub(super) struct Root {
     path: PathBuf,
@@ -47,18 +51,18 @@ pub(super) struct Owner {
     path: PathBuf,
 }
 
-/// Whose a box is.
+/// The session that a container belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The session.
+    /// The session's id.
     pub(super) session: String,
     /// Its workspace on the host.
     pub(super) workspace: PathBuf,
-    /// The very folder that the container has, whatever stands at that path later.
+    /// The identity of the folder mounted in the container, whatever exists at that path later.
     pub(super) identity: Identity,
 }
 
-/// A folder, wherever it is moved to.
+/// The identity of a folder, which survives a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     device: u64,
@@ -77,9 +81,9 @@ impl Identity {
 }
 
 impl Root {
-    /// Opens the folder, and makes this process's own in it. With the file that comes along, the
-    /// process gives up what it has: whoever takes over then may have it. `exec` is the installed
-    /// exec server.
+    /// Opens the state directory, and creates this process's own folder in it. The returned file is
+    /// the lock on that folder: releasing it gives up the process's containers to whoever takes
+    /// over. `exec` is the installed exec server.
     pub(super) fn open(run_dir: &Path, exec: &Path) -> Result<(Self, File), SandboxError> {
         let path = run_dir.join("docker");
         private_folder(&path)?;
@@ -87,7 +91,7 @@ impl Root {
             .canonicalize()
             .map_err(io_error(format!("{} cannot be resolved", path.display())))?;
         let name = fresh(OWNER_LENGTH);
-        // Under its own name only once it is locked: without a lock it would be a dead one's.
+        // Renamed only once it is locked: without a lock it would count as a dead process's.
         let draft = path.join(format!("new-{name}"));
         private_folder(&draft)?;
         let lock = lock(&draft)?.ok_or_else(|| {
@@ -112,12 +116,12 @@ impl Root {
         &self.owner
     }
 
-    /// The id of this host, made at its first start and kept: a host that has the same folder later
+    /// The id of this host, created at its first start and kept: a later host with the same folder
     /// is the same one.
     pub(super) fn instance(&self) -> Result<String, SandboxError> {
         let path = self.path.join("instance");
         let fresh = uuid::Uuid::new_v4().to_string();
-        // Whoever links first wins, and all take what is there then.
+        // The first link wins, and everybody reads what is there then.
         let draft = self.path.join(format!("instance-{fresh}"));
         let failed = || io_error(format!("{} cannot be written", path.display()));
         if !path.exists() {
@@ -141,7 +145,8 @@ impl Root {
         Ok(id.to_string())
     }
 
-    /// The lock of the one process that takes over what a dead one left; `None` where another has it.
+    /// The lock of the one process that adopts what dead ones left; `None` if another process holds
+    /// it.
     pub(super) fn lock(&self) -> Result<Option<File>, SandboxError> {
         lock(&self.path)
     }
@@ -154,7 +159,7 @@ impl Root {
             .collect()
     }
 
-    /// Makes the folder of a new box. `python` is what a program of that name stands for in it.
+    /// Creates the folder of a new container. `python` is the target of that name in it.
     pub(super) fn make(&self, python: Option<&str>) -> Result<BoxFolder, SandboxError> {
         let name = fresh(BOX_LENGTH);
         let folder = BoxFolder {
@@ -190,12 +195,12 @@ impl Root {
 }
 
 impl Owner {
-    /// What its containers are labelled with.
+    /// The value of its containers' owner label.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The lock of a process that is dead; `None` of one that lives, or just took its folder along.
+    /// The lock of a dead process; `None` if the process lives, or just removed its folder.
     pub(super) fn lock_if_dead(&self) -> Result<Option<File>, SandboxError> {
         match lock(&self.path) {
             Err(_) if !self.path.exists() => Ok(None),
@@ -203,9 +208,9 @@ impl Owner {
         }
     }
 
-    /// The folder of a box that was made before; `None` where there is none of that name.
+    /// The folder of an existing container; `None` if there is none of that name.
     pub(super) fn find(&self, name: &str) -> Option<BoxFolder> {
-        // A label of a container is whatever somebody wrote there.
+        // A container's label may contain anything.
         let path = self.path.join(name);
         (is_name(name, BOX_LENGTH) && path.is_dir()).then(|| BoxFolder {
             path,
@@ -213,14 +218,14 @@ impl Owner {
         })
     }
 
-    /// Every box that has a folder.
+    /// All containers that have a folder.
     pub(super) fn boxes(&self) -> Vec<BoxFolder> {
         named_folders(&self.path, BOX_LENGTH)
             .map(|(name, path)| BoxFolder { name, path })
             .collect()
     }
 
-    /// Removes the folder where no box is in it any more.
+    /// Removes the folder if no container's is left in it.
     pub(super) fn remove_if_empty(&self) {
         if named_folders(&self.path, BOX_LENGTH).next().is_none()
             && let Err(error) = fs::remove_dir_all(&self.path)
@@ -231,7 +236,7 @@ impl Owner {
     }
 }
 
-/// A name that was never given before, short: the path of a socket may not be long.
+/// A new unique name, kept short because the length of a socket's path is limited.
 fn fresh(length: usize) -> String {
     let mut name = uuid::Uuid::new_v4().simple().to_string();
     name.truncate(length);
@@ -254,7 +259,7 @@ fn named_folders(path: &Path, length: usize) -> impl Iterator<Item = (String, Pa
         })
 }
 
-/// Locks a folder; `None` where a living process has it.
+/// Locks a folder; `None` if a living process holds the lock.
 fn lock(folder: &Path) -> Result<Option<File>, SandboxError> {
     let path = folder.join("lock");
     let failed = || io_error(format!("{} cannot be locked", path.display()));
@@ -272,7 +277,7 @@ fn lock(folder: &Path) -> Result<Option<File>, SandboxError> {
     }
 }
 
-/// The folder of one box.
+/// The folder of one container.
 #[derive(Debug, Clone)]
 pub(super) struct BoxFolder {
     name: String,
@@ -280,22 +285,22 @@ pub(super) struct BoxFolder {
 }
 
 impl BoxFolder {
-    /// Names the box among those of this host.
+    /// The name of the container among those of this host.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// What the container sees as `/run/lucid`.
+    /// The folder that the container sees as `/run/lucid`.
     pub(super) fn lucid(&self) -> PathBuf {
         self.path.join("lucid")
     }
 
-    /// Where the workspace is until it is given away.
+    /// The path of the workspace until it is given to a session.
     pub(super) fn workspace(&self) -> PathBuf {
         self.path.join("workspace")
     }
 
-    /// Makes the workspace of a box that is nobody's yet.
+    /// Creates the workspace of a container that belongs to nobody yet.
     pub(super) fn make_workspace(&self) -> Result<PathBuf, SandboxError> {
         let path = self.workspace();
         private_folder(&path)?;
@@ -303,7 +308,7 @@ impl BoxFolder {
         Ok(path)
     }
 
-    /// Says whose the box is.
+    /// Records the session that the container belongs to.
     pub(super) fn record(&self, record: &Record) -> Result<(), SandboxError> {
         let (path, draft) = (
             self.path.join("record.json"),
@@ -317,18 +322,18 @@ impl BoxFolder {
         write().map_err(io_error(format!("{} cannot be written", path.display())))
     }
 
-    /// Whose the box is; `None` where it is nobody's.
+    /// The session that the container belongs to; `None` if nobody.
     pub(super) fn recorded(&self) -> Option<Record> {
         let bytes = fs::read(self.path.join("record.json")).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Moves the workspace of a box that waited to where a session has it. Nothing may be there.
+    /// Moves the workspace of a waiting container to a session's path. Nothing may exist there.
     pub(super) fn give_workspace(&self, to: &Path) -> std::io::Result<()> {
         fs::rename(self.workspace(), to)
     }
 
-    /// Removes the folder, and a workspace that was never given away.
+    /// Removes the folder, with a workspace that was never given to a session.
     pub(super) fn remove(&self) {
         if let Err(error) = fs::remove_dir_all(&self.path)
             && error.kind() != std::io::ErrorKind::NotFound

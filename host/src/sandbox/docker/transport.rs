@@ -1,12 +1,14 @@
-//! How the host speaks with the exec server in a container.
+//! The transport between the host and the exec server in a container.
 //!
-//! What always holds: the container comes to the host, never the other way: the host listens on a
-//! socket of its own, in a folder the container cannot write, takes one connection and is deaf from
-//! then on. Where a socket does not pass between host and container, the same frames go through one
-//! attached `docker exec`. Commands run as the same user as the exec server, so once a container has
-//! run some, one of them may connect before it; the processes' numbers tell the two apart. Only a host
-//! that is in a container of its own sees no such numbers. An impostor can then answer its own
-//! session's commands as it likes, within the bounds of [`super::super::connection`], and no other's.
+//! The container connects to the host, never the other way round: the host listens on a socket of
+//! its own, in a folder the container cannot write to, accepts one connection and then stops
+//! listening. Where a socket does not pass between host and container, the same frames go through
+//! one attached `docker exec`.
+//!
+//! Commands run as the same user as the exec server, so once a container has run some, one of them
+//! may connect before it does; process ids tell the two apart. Only a host that itself runs in a
+//! container cannot see those ids. An impostor can then answer its own session's commands as it
+//! likes, within the bounds of [`super::super::connection`], and no other session's.
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -26,10 +28,10 @@ use crate::sandbox::connection::{Connection, Inquiry, greet};
 use crate::sandbox::runtime_dir::give_to_box_user;
 use crate::sandbox::{SandboxError, io_error};
 
-/// How much of an attached stream is read at a time.
+/// How much of an attached stream is read at a time, in bytes.
 const BUFFER: usize = 64 << 10;
 
-/// What carries the frames.
+/// The transport that carries the frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -48,11 +50,11 @@ impl fmt::Display for Transport {
     }
 }
 
-/// The host's socket for one container. Gone when dropped.
+/// The host's socket for one container. Removed when dropped.
 pub(super) struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    /// Others than the exec server may come.
+    /// Whether processes other than the exec server may connect.
     among_others: bool,
 }
 
@@ -72,13 +74,13 @@ impl Listener {
         })
     }
 
-    /// For a container that has run commands: one of them may come instead of its exec server.
+    /// For a container that has run commands: one of them may connect instead of its exec server.
     pub(super) fn among_others(mut self) -> Self {
         self.among_others = true;
         self
     }
 
-    /// Waits for the container's exec server, as long as the caller likes.
+    /// Waits for the container's exec server, without a timeout.
     pub(super) async fn accept(
         self,
         patience: Duration,
@@ -98,7 +100,7 @@ impl Listener {
                 tracing::warn!(socket = %self.path.display(), "a command in a container connects as if it were the exec server");
             }
         };
-        // From here on nobody else in there is listened to.
+        // From here on nobody else in the container is listened to.
         drop(self);
         let process = peer_of(&stream);
         let (mut reader, writer) = stream.into_split();
@@ -115,10 +117,11 @@ impl Drop for Listener {
     }
 }
 
-/// Whether this is surely not a container's exec server, which is the one process there that the
-/// first of all has started: whatever a command leaves behind becomes a child of the exec server.
+/// Whether this is certainly not a container's exec server, which is the only process that the
+/// container's first one has started: whatever a command leaves behind becomes a child of the exec
+/// server.
 fn is_a_commands(stream: &UnixStream) -> bool {
-    // Nothing is known of a process that has no number here.
+    // Nothing is known of a process that has no id here.
     let Some(peer) = peer_of(stream) else {
         return false;
     };
@@ -127,21 +130,21 @@ fn is_a_commands(stream: &UnixStream) -> bool {
     number.as_deref() != Some("1")
 }
 
-/// The process at the other end, where it has a number here.
+/// The id of the process at the other end, if it has one here.
 fn peer_of(stream: &UnixStream) -> Option<u32> {
     let peer = stream.peer_cred().ok()?.pid()?;
     u32::try_from(peer).ok().filter(|peer| *peer > 0)
 }
 
-/// What the kernel says of a process, the last word of that line: of several numbers, that in the
-/// innermost name space.
+/// A field of a process's status in /proc, the last word of that line: of several process ids, the
+/// one in the innermost namespace.
 fn of_process(pid: &str, what: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(what))?;
     line.split_whitespace().next_back().map(str::to_owned)
 }
 
-/// Starts an exec server beside the main process, and speaks with it over its standard streams.
+/// Starts an exec server beside the main process, and connects to it over its standard streams.
 pub(super) async fn attach(
     engine: &Engine,
     id: &str,

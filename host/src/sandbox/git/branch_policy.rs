@@ -1,24 +1,26 @@
-//! Owns which branches sessions may push to.
+//! The rule for which branches sessions may push to.
 //!
-//! What always holds: only a well-formed name below `refs/heads/` is ever allowed, so no rule reaches
-//! a tag, a pull request or another server's private refs; what is not named is not allowed.
+//! # Invariants
+//! - Only a well-formed name below `refs/heads/` is ever allowed, so no rule reaches a tag, a pull
+//!   request or another server's private refs.
+//! - A branch that is not named is not allowed.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Where branches are.
+/// The namespace of branches.
 const HEADS: &str = "refs/heads/";
 /// The coder's own branches.
 const DEFAULT: &str = "lucid/*";
-/// The longest name of a ref, in bytes, that is taken.
+/// The longest accepted name of a ref, in bytes.
 const LONGEST: usize = 1024;
 
 /// The branches that sessions may create, change and delete on the git server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Branches {
-    /// Every one.
+    /// Every branch.
     Any,
-    /// A branch's name each, or the beginning of one with `*` at its end.
+    /// Patterns: a branch's name, or a prefix with `*` at its end.
     These(Arc<[String]>),
 }
 
@@ -29,8 +31,8 @@ impl Default for Branches {
 }
 
 impl Branches {
-    /// Reads a comma-separated list of patterns such as `lucid/*,feature/*,main`; `*` is every branch.
-    /// `None` where one of them is no pattern.
+    /// Parses a comma-separated list of patterns such as `lucid/*,feature/*,main`; `*` is every
+    /// branch. `None` if one of them is not a pattern.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let patterns = text.split(',').map(str::trim);
@@ -39,7 +41,7 @@ impl Branches {
             return None;
         }
         let fits = |pattern: &&str| match pattern.strip_suffix('*') {
-            // As the beginning of a name that goes on.
+            // A prefix is valid if a longer name is.
             Some(beginning) => is_name(&format!("{beginning}x")),
             None => is_name(pattern),
         };
@@ -72,7 +74,7 @@ impl Branches {
     }
 }
 
-/// As it stands in the setting.
+/// As it is written in the setting.
 impl fmt::Display for Branches {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,7 +84,7 @@ impl fmt::Display for Branches {
     }
 }
 
-/// Whether git takes this as the name of a branch, as git-check-ref-format(1) has it.
+/// Whether git accepts this as a branch name, according to git-check-ref-format(1).
 fn is_name(name: &str) -> bool {
     let odd = |c: char| c.is_control() || c.is_whitespace() || "~^:?*[\\,".contains(c);
     let part = |part: &str| {

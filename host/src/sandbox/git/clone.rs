@@ -1,8 +1,11 @@
-//! Owns putting the session's repository into its workspace.
+//! Clones the session's repository into its workspace.
 //!
-//! What always holds: git runs in the box, never on the host; no hook of the repository is run, and
-//! no other protocol than the gateway's is used; what a client gave is never taken for an option;
-//! nothing is checked out that is larger than the operator allows; what fails is one sentence.
+//! # Invariants
+//! - Git runs in the sandbox, never on the host.
+//! - No hook of the repository runs, and no protocol but the gateway's is used.
+//! - Client input is never taken for an option.
+//! - Nothing larger than the operator allows is checked out.
+//! - A failure is one sentence.
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +15,15 @@ use super::{GatewayError, Rules, repository_url};
 use crate::sandbox::{ExecRequest, ExecResult, Sandbox, SandboxError};
 use crate::types::plural;
 
-/// What a file takes on a disk beside its content, as a checkout is counted.
+/// Bytes that a file takes on disk beside its content, for estimating a checkout's size.
 const FILE: u64 = 4096;
-/// Sums up what the checkout will take, and stops where that is too much: a small pack may hold
-/// files without an end.
+/// Sums up the checkout's size, and stops when it is too much: a small pack may hold files of any
+/// size.
 const COUNT: &str = r#"git ls-tree -r -l HEAD | awk -v most="$MOST" -v file="$FILE" '{ sum += $4 + file; if (sum > most) { print "too large"; exit } }'"#;
-/// Brings one submodule after the other, since git gives up at the first that it cannot have. Its
-/// arguments are git's settings.
+/// Fetches submodules one by one, since git gives up at the first that fails. Its arguments are
+/// git's settings.
 const SUBMODULES: &str = r#"git "$@" ls-files --stage | sed -n 's/^160000 [0-9a-f]* 0.//p' | { code=0; while IFS= read -r path; do git "$@" submodule --quiet update --init --recursive $DEPTH -- "$path" || code=1; done; exit $code; }"#;
-/// What git is called with.
+/// The settings of every git command.
 const SETTINGS: [&str; 12] = [
     "-c",
     "protocol.allow=never",
@@ -36,12 +39,12 @@ const SETTINGS: [&str; 12] = [
     "init.defaultBranch=main",
 ];
 
-/// What to clone.
+/// A repository to clone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Checkout<'a> {
     /// The repository's URL.
     pub repository: &'a str,
-    /// The branch or tag; the repository's own choice where not given.
+    /// The branch or tag; the repository's default if absent.
     pub branch: Option<&'a str>,
     /// `user.name` for commits.
     pub user_name: Option<&'a str>,
@@ -49,7 +52,7 @@ pub struct Checkout<'a> {
     pub user_email: Option<&'a str>,
 }
 
-/// Who commits where the user does not say: without a name git makes no commit.
+/// The committer if the user sets none: git refuses to commit without a name.
 const NAME: &str = "Lucid";
 const EMAIL: &str = "lucid@localhost";
 
@@ -57,30 +60,30 @@ fn given(value: Option<&str>) -> Option<&str> {
     value.filter(|value| !value.is_empty())
 }
 
-/// Why a repository could not be put into a workspace.
+/// An error in cloning a repository into a workspace.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// The URL will not do.
+    /// The URL cannot be used.
     #[error(transparent)]
     Url(#[from] GatewayError),
-    /// The branch's name will not do.
+    /// The branch's name cannot be used.
     #[error("{0:?} is not the name of a branch.")]
     Branch(String),
-    /// The repository has branches, and this is none of them.
+    /// The repository has branches, but not this one.
     #[error("The repository has no branch or tag {wanted:?}. It has {there}.")]
     NoBranch {
-        /// The name that was given.
+        /// The requested name.
         wanted: String,
-        /// Some that there are.
+        /// Some of the existing branches.
         there: String,
     },
-    /// Git said no.
+    /// Git failed.
     #[error("The repository could not be cloned: {0}.")]
     Failed(String),
-    /// It is more than the operator allows.
+    /// The repository is larger than the operator allows.
     #[error("The repository is too large: its files take more than {0} on the disk.")]
     TooLarge(String),
-    /// It took longer than the operator allows.
+    /// The clone took longer than the operator allows, in seconds.
     #[error("The repository could not be cloned within {}.", plural::count(.0.to_owned(), "second"))]
     TooSlow(u64),
     /// The sandbox is gone, or cannot run git.
@@ -88,8 +91,8 @@ pub enum CloneError {
     Sandbox(#[from] SandboxError),
 }
 
-/// Clones the session's repository into its empty workspace, through the gateway. A repository without
-/// a commit gives an empty workspace on the branch that was asked for.
+/// Clones the session's repository into its empty workspace, through the gateway. A repository
+/// without commits results in an empty workspace on the requested branch.
 pub async fn clone_into(
     sandbox: &Sandbox,
     wanted: Checkout<'_>,
@@ -115,7 +118,7 @@ pub async fn clone_into(
         let Some(branch) = branch else {
             return Err(CloneError::Failed(sentence(&cloned.output)));
         };
-        // Git finds no branch in an empty repository either.
+        // Git does not find the branch in an empty repository either.
         let there = git
             .run(&["ls-remote", "--quiet", "--heads", "--", &url])
             .await?;
@@ -142,7 +145,7 @@ pub async fn clone_into(
         .run(&["rev-parse", "--quiet", "--verify", "HEAD^{commit}"])
         .await?;
     if commit.exit_code != 0 {
-        // Empty: the first commit is the session's.
+        // The repository is empty: the session will make the first commit.
         return Ok(Cloned {
             empty: true,
             all_branches: false,
@@ -153,7 +156,7 @@ pub async fn clone_into(
     if rules.allow_owner {
         git.submodules(rules.depth).await?;
     }
-    // Without a depth git brings all by itself.
+    // Without a depth git fetches all branches anyway.
     let all_branches = match &depth {
         Some(depth) => git.all_branches(depth).await?,
         None => true,
@@ -164,7 +167,7 @@ pub async fn clone_into(
     })
 }
 
-/// Git in a box, all of it within one time.
+/// Git in a sandbox, with a single deadline for all its commands.
 struct Git<'a> {
     sandbox: &'a Sandbox,
     longest: Duration,
@@ -196,8 +199,9 @@ impl Git<'_> {
         Err(CloneError::Failed(sentence(&result.output)))
     }
 
-    /// Who commits; that a shallow clone sees other branches too, as `--force-with-lease` and a later
-    /// `git fetch --unshallow` need; that a plain `git push` publishes a new branch.
+    /// Configures the committer, a refspec that lets a shallow clone see other branches too (as
+    /// `--force-with-lease` and a later `git fetch --unshallow` need), and `push.autoSetupRemote`,
+    /// so that a plain `git push` publishes a new branch.
     async fn configure(&self, wanted: &Checkout<'_>) -> Result<(), CloneError> {
         let all = "+refs/heads/*:refs/remotes/origin/*";
         for (key, value) in [
@@ -213,7 +217,7 @@ impl Git<'_> {
         Ok(())
     }
 
-    /// Refuses a checkout that takes more than `most` bytes.
+    /// Refuses a checkout larger than `most` bytes.
     async fn count(&self, most: u64) -> Result<(), CloneError> {
         let request = ExecRequest::shell(COUNT)
             .env("MOST", most.to_string())
@@ -228,7 +232,7 @@ impl Git<'_> {
         Ok(())
     }
 
-    /// Brings the other branches and the tags, and says whether it could.
+    /// Fetches the other branches and the tags, and returns whether that succeeded.
     async fn all_branches(&self, depth: &str) -> Result<bool, CloneError> {
         let argv = ["sh", "-c", tracking::FETCH, "sh"]
             .into_iter()
@@ -246,8 +250,8 @@ impl Git<'_> {
         Ok(result.exit_code == 0 && !result.timed_out)
     }
 
-    /// Brings the submodules that the session may have. One that it may not have stays empty: whoever
-    /// wants it is told why by git.
+    /// Fetches the submodules that the session may have. One that it may not have stays empty: git
+    /// tells whoever needs it why.
     async fn submodules(&self, depth: Option<u32>) -> Result<(), CloneError> {
         let depth = depth.map(|depth| format!("--depth={depth}"));
         let argv = ["sh", "-c", SUBMODULES, "sh"].into_iter().chain(SETTINGS);
@@ -301,7 +305,7 @@ fn list(names: &[String], more: bool) -> String {
     }
 }
 
-/// Of what git wrote, the one line that says why: the gateway's, else git's own last word.
+/// The line of git's output that says why it failed: the gateway's, or else git's own last line.
 fn sentence(output: &str) -> String {
     let said = |prefix: &'static str| {
         let lines = output.lines().map(str::trim);

@@ -1,9 +1,12 @@
-//! Owns the talk with one git helper in the box.
+//! The connection with one git helper in the sandbox.
 //!
-//! What always holds: the helper is hostile until it gave the session's key, and gets repositories
-//! that the session may have only; not a byte of a push goes to the server before all that it wants to
-//! change was read and allowed, and then every byte goes as it came; what it sends and what it is sent
-//! is bounded in size and in time; when it goes away, its request to the server ends.
+//! # Invariants
+//! - The helper counts as hostile until it presents the session's key, and reaches only
+//!   repositories that the session may have.
+//! - No byte of a push reaches the server before every change it asks for was read and allowed;
+//!   then every byte is forwarded unchanged.
+//! - Traffic in both directions is bounded in size and in time.
+//! - When the helper disconnects, its request to the server ends.
 
 use std::io;
 use std::time::Duration;
@@ -23,12 +26,12 @@ use super::url::{neighbour, permitted, plain};
 use crate::sandbox::read_frame;
 use crate::types::plural;
 
-/// The most that is kept of a request before it is sent; only a push may be larger.
+/// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
 const MAX_KEPT: usize = 16 << 20;
-/// A push up to this size is sent as a whole, with its length: so does git, and there are servers
-/// that take a small one in no other way.
+/// A push up to this size in bytes is sent with its length: so does git, and some servers accept a
+/// small one in no other way.
 const SMALL_PUSH: usize = 1 << 20;
-/// So much of a server's answer to a push is looked at.
+/// How much of a server's response to a push is inspected, in bytes.
 const MAX_REPORT: usize = 64 << 10;
 /// How long a helper may be silent.
 const IDLE: Duration = Duration::from_secs(600);
@@ -82,13 +85,13 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
     }
 }
 
-/// What a helper sends.
+/// A message from the helper.
 enum Sent {
     /// A part of a request.
     Part(Vec<u8>),
-    /// The request is whole.
+    /// The request is complete.
     Whole,
-    /// It closed the connection.
+    /// The helper closed the connection.
     Nothing,
 }
 
@@ -126,7 +129,7 @@ impl Talk<'_> {
         }
     }
 
-    /// `own` is the session's own repository.
+    /// `own` says whether this is the session's own repository.
     async fn push(&mut self, url: &str, own: bool) -> Result<(), String> {
         let mut first = Vec::new();
         let mut commands = Commands::default();
@@ -145,7 +148,7 @@ impl Talk<'_> {
                     return self.refuse(&commands, sentence, first.len()).await;
                 }
             }
-            // Before the commands are whole, there may be more of them than of a small push.
+            // Until the command list is complete, it may be larger than a small push.
             if known && first.len() > SMALL_PUSH {
                 break false;
             }
@@ -167,7 +170,7 @@ impl Talk<'_> {
             .unwrap_or_else(|_| Err(too_slow(longest)))
     }
 
-    /// Tells git in the server's place that nothing was changed, and why.
+    /// Reports to git, in the server's place, that nothing was changed, and why.
     async fn refuse(
         &mut self,
         commands: &Commands,
@@ -177,7 +180,7 @@ impl Talk<'_> {
         let Some(report) = commands.report(&self.remote.rules.branches, &sentence) else {
             return Err(sentence);
         };
-        // The helper listens only behind the pack.
+        // The helper listens only after sending the pack.
         let (most, longest) = (self.remote.rules.largest, self.remote.rules.longest);
         let rest = async {
             let mut came = came as u64;
@@ -199,7 +202,7 @@ impl Talk<'_> {
         self.end().await
     }
 
-    /// Sends a push while the helper still brings it.
+    /// Forwards a push while the helper still sends it.
     async fn post_as_it_comes(&mut self, url: &str, first: Vec<u8>) -> Result<Response, String> {
         let most = self.remote.rules.largest;
         let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
@@ -212,8 +215,8 @@ impl Talk<'_> {
         let reader = &mut self.reader;
         let upload = async move {
             let mut sent = first.len() as u64;
-            // Where nobody takes it any more, the server has answered: what comes is read nevertheless,
-            // since the helper reads the answer only after.
+            // Fails if the server has responded already. The rest is read nevertheless, since the
+            // helper reads the response only after sending it.
             let _ = sender.send(Ok(first.into())).await;
             let failed = loop {
                 match next_sent(reader).await {
@@ -229,13 +232,13 @@ impl Talk<'_> {
                     Err(sentence) => break sentence,
                 }
             };
-            // A request that just ended here would look whole to the server.
+            // A request that simply ended here would look complete to the server.
             let _ = sender.send(Err(io::ErrorKind::BrokenPipe.into())).await;
             Err(failed)
         };
         tokio::pin!(answer, upload);
         tokio::select! {
-            // A refusal need not wait for the rest.
+            // A failed request ends at once; after a response the rest is still read.
             early = &mut answer => {
                 let early = early?;
                 upload.await?;
@@ -248,8 +251,8 @@ impl Talk<'_> {
         }
     }
 
-    /// Hands the helper an answer. Of one to a push of the session's own repository it is noted what the
-    /// server took, before the helper hears of it.
+    /// Forwards a response to the helper. If it is to a push of the session's own repository, the
+    /// accepted branch is noted before the helper learns of it.
     async fn pass_on(&mut self, answer: Response, push: Option<&Commands>) -> Result<(), String> {
         let mut report = Vec::new();
         let most = self.remote.rules.largest;
@@ -319,12 +322,12 @@ async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, String> {
     }
 }
 
-/// Ends when the helper does, or when it speaks where it is to listen.
+/// Completes when the helper disconnects, or sends when it should listen.
 async fn gone(reader: &mut ReadHalf<'_>) {
     let _ = reader.read_u8().await;
 }
 
-/// A number of bytes as people read it, rounded down.
+/// Formats a number of bytes for people, rounded down.
 pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..0x400 => plural::count(bytes, "byte"),

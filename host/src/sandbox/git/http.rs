@@ -1,8 +1,9 @@
-//! Owns which addresses a gateway may connect to, and the HTTP client that keeps to it.
+//! The addresses a gateway may connect to, and the HTTP client that enforces them.
 //!
-//! What always holds: addresses of cloud metadata services are refused always, those of private
-//! networks unless the operator allowed them, also where an IPv6 address stands for one; a name is
-//! connected to at the very addresses that were checked.
+//! # Invariants
+//! - Addresses of cloud metadata services are always refused; those of private networks unless the
+//!   operator allowed them. Both apply to IPv6 forms of an IPv4 address too.
+//! - A connection goes to the very addresses that were checked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,8 +13,11 @@ use url::{Host, Url};
 
 use super::GatewayError;
 
-/// The HTTP client that gateways use: no redirects, no proxy, checked addresses, nothing unpacked. How
-/// long an answer may take is for the request to say: a push is sent for longer than it is answered.
+/// The gateways' HTTP client: no redirects, no proxy, checked addresses, no decompression. The
+/// timeout is set for each request, since sending a push takes longer than the response to it.
+///
+/// # Errors
+/// If the HTTP client cannot be created.
 pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
     crate::net::egress::prepare_tls();
     Client::builder()
@@ -25,7 +29,7 @@ pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
         .map_err(GatewayError::Client)
 }
 
-/// Whether a gateway may connect there.
+/// Whether a gateway may connect to an address.
 #[must_use]
 pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
     let v4 = match address {
@@ -52,8 +56,8 @@ pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
         (None, IpAddr::V6(v6)) => {
             let metadata =
                 v6.segments()[..2] == [0xfd00, 0x0ec2] || v6.segments()[..2] == [0xfd20, 0x00ce];
-            // A network's own NAT64: where it holds the IPv4 address, usually at its end, only that
-            // network knows.
+            // A network's own NAT64 prefix: only that network knows where it holds the IPv4
+            // address, usually at the end.
             let [a, b, c, .., g, h] = v6.segments();
             let own_nat64 = [a, b, c] == [0x64, 0xff9b, 1];
             let behind = Ipv4Addr::from((u32::from(g) << 16) | u32::from(h));
@@ -62,7 +66,7 @@ pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
                 || v6.is_unicast_link_local()
                 || metadata
                 || (own_nat64 && !address_allowed(IpAddr::V4(behind), true));
-            // Site-local is what was there before unique-local.
+            // Site-local addresses are the predecessors of unique-local ones.
             let site_local = a & 0xffc0 == 0xfec0;
             let private = v6.is_loopback() || v6.is_unique_local() || site_local || own_nat64;
             (never, private)
@@ -72,7 +76,7 @@ pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
     !never && (allow_private || !private)
 }
 
-/// The IPv4 address that an IPv6 address stands for: mapped, NAT64, 6to4.
+/// The IPv4 address embedded in an IPv6 address: mapped, NAT64, 6to4.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();
     let from = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
@@ -114,7 +118,8 @@ impl reqwest::dns::Resolve for Resolver {
             if allowed.is_empty() {
                 return Err(refused_address(name.as_str()).into());
             }
-            // These very addresses are connected to, so a name cannot change its mind in between.
+            // The client connects to these very addresses, so a name cannot resolve differently in
+            // between.
             Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
         })
     }

@@ -1,12 +1,15 @@
-//! Git's way out of a sandbox: one socket for each session, through which the helper in the box
-//! fetches from and pushes to that session's repository, and to others of its owner where the
-//! operator allowed that.
+//! The git gateway: a sandbox's way out for git.
 //!
-//! What always holds: the token stays here, never in the box, in a log line or in an error; it goes
-//! to the repository's own server and to no other, redirects included; addresses of the host's own
-//! networks are refused unless the operator allowed them, and those of cloud metadata services
-//! always; a push changes the branches that the operator named and no other ref; what a server sends
-//! is bounded in size and in time.
+//! Each session has one socket, through which the helper in the sandbox fetches from and pushes to
+//! that session's repository, and to others of the same owner where the operator allowed that.
+//!
+//! # Invariants
+//! - The token stays here, never in the sandbox, in a log line or in an error. It goes to the
+//!   repository's own server and to no other, redirects included.
+//! - Addresses of the host's own networks are refused unless the operator allowed them; those of
+//!   cloud metadata services always.
+//! - A push changes the branches that the operator named and no other ref.
+//! - What a server sends is bounded in size and in time.
 
 mod branch_policy;
 mod clone;
@@ -43,44 +46,43 @@ use self::upstream::{Pushed, Remote};
 pub use self::url::{reach, repository_url};
 use super::workspace::box_user;
 
-/// How many helpers a session may have at a time.
+/// The most helpers that a session may have at a time.
 const MAX_HELPERS: usize = 4;
 
-/// Why there is no gateway.
+/// An error in opening a gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The repository's URL will not do.
+    /// The repository's URL cannot be used.
     #[error("{0}")]
     Url(String),
-    /// The socket could not be made.
+    /// The socket could not be created.
     #[error("The git gateway's socket {path} cannot be made: {cause}")]
     Socket {
-        /// Where.
+        /// The socket's path.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         cause: std::io::Error,
     },
-    /// The HTTP client could not be made.
+    /// The HTTP client could not be created.
     #[error("The git gateway's HTTP client cannot be made: {0}")]
     Client(#[source] reqwest::Error),
 }
 
-/// What the operator lets sessions do with git.
+/// The operator's rules for what sessions may do with git.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// Repositories at private addresses may be reached, and over http with a token.
+    /// Whether repositories at private addresses may be reached, and a token may go over http.
     pub allow_private: bool,
-    /// Other repositories of the same owner may be reached, with the same token.
+    /// Whether other repositories of the same owner may be reached, with the same token.
     pub allow_owner: bool,
-    /// What sessions may push to.
+    /// The branches that sessions may push to.
     pub branches: Branches,
-    /// How many commits of history a clone brings; `None` brings all.
+    /// How many commits of history a clone fetches; `None` fetches all.
     pub depth: Option<u32>,
-    /// The most bytes that one fetch may bring, one push may send, and the session's first checkout
-    /// may hold.
+    /// Maximum size in bytes of one fetch, of one push, and of the session's first checkout.
     pub largest: u64,
-    /// How long the clone at the start may take, and one answer of the server.
+    /// How long the initial clone may take, and one response of the server.
     pub longest: Duration,
 }
 
@@ -101,7 +103,7 @@ impl fmt::Debug for Gateway {
 
 impl Gateway {
     /// Listens in the session's runtime folder ([`Sandbox::runtime_dir`]) for helpers that want the
-    /// repository. `client` is one of [`client`], made with the same `allow_private`.
+    /// repository. `client` is one from [`client`], created with the same `allow_private`.
     ///
     /// [`Sandbox::runtime_dir`]: crate::sandbox::Sandbox::runtime_dir
     pub fn start(
@@ -145,8 +147,8 @@ impl Gateway {
         })
     }
 
-    /// The branch of the session's repository that was pushed since this was last asked, of several the
-    /// last one.
+    /// The branch of the session's repository that was pushed since the last call; the last one, if
+    /// there were several.
     pub fn take_pushed(&self) -> Option<String> {
         let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
         pushed.take()
@@ -163,7 +165,7 @@ impl Drop for Gateway {
 
 async fn listen(listener: UnixListener, remote: Arc<Remote>) {
     let places = Arc::new(Semaphore::new(MAX_HELPERS));
-    // With the gateway its connections go too.
+    // Dropping the gateway closes its connections too.
     let mut helpers = tokio::task::JoinSet::new();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -184,7 +186,7 @@ async fn listen(listener: UnixListener, remote: Arc<Remote>) {
             let mut connection = connection;
             if let Err(sentence) = serve(&mut connection, &remote).await {
                 let frame = Frame::new(Kind::GitError, 0, sentence).encode();
-                // One that does not listen is not waited for: its place is another's.
+                // One that does not read is not waited for: its slot is needed for another.
                 let told = connection.write_all(&frame);
                 let _ = tokio::time::timeout(Duration::from_secs(10), told).await;
             }

@@ -1,22 +1,24 @@
-//! A repository's address as people paste it: an SSH remote, a page of the repository, without a scheme.
+//! Normalises repository addresses as people paste them: an SSH remote, a web page of the
+//! repository, an address without a scheme.
 //!
-//! What always holds: what is read another way leads to the same server and the same repository; what
-//! cannot be read stays as it is, so that whoever checks it says what is wrong.
+//! # Invariants
+//! - A rewritten address leads to the same server and the same repository.
+//! - What cannot be parsed is returned unchanged, so that validation reports what is wrong with it.
 
 use url::Url;
 
-/// Servers whose repositories are all `owner/name`, and which have https.
+/// Servers whose repositories are all `owner/name`, and which support https.
 const OF_TWO_PARTS: &[&str] = &["github.com", "bitbucket.org", "codeberg.org"];
-/// Other servers that have https.
+/// Other servers that support https.
 const SECURE: &[&str] = &["gitlab.com"];
-/// What stands behind `owner/name` in the URL of a page.
+/// Path segments that follow `owner/name` in the URL of a page.
 const PAGES: &[&str] = &[
     "tree", "blob", "blame", "raw", "commits", "commit", "pull", "edit",
 ];
-/// What stands behind `owner/name/src`.
+/// Path segments that follow `owner/name/src`.
 const SOURCES: &[&str] = &["branch", "commit", "tag"];
 
-/// The https form of what was pasted, with whatever credential an http URL has.
+/// Returns the https form of what was pasted, keeping the credentials of an http URL.
 pub fn pasted_repository(text: &str) -> String {
     let text = bare(text);
     let web = web_form(text).unwrap_or_else(|| text.to_owned());
@@ -63,7 +65,7 @@ fn web_form(text: &str) -> Option<String> {
     fits.then(|| format!("https://{text}"))
 }
 
-/// An SSH address without its scheme. Its port is not that of the web.
+/// Converts an SSH address without its scheme. Its port is dropped, since it is not that of https.
 fn of_ssh(rest: &str) -> Option<String> {
     let (place, path) = rest.split_once('/')?;
     let (_, host) = place.rsplit_once('@').unwrap_or(("", place));
@@ -73,7 +75,7 @@ fn of_ssh(rest: &str) -> Option<String> {
 
 fn joined(host: &str, path: &str) -> Option<String> {
     let path = path.trim_start_matches('/');
-    // GitHub's other door for SSH.
+    // GitHub's alternative host for SSH.
     let host = match host {
         "ssh.github.com" => "github.com",
         "altssh.gitlab.com" => "gitlab.com",
@@ -91,7 +93,7 @@ fn is_name(host: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
 }
 
-/// The repository whose page a URL is.
+/// The repository that the page at a URL belongs to.
 fn without_page(text: &str) -> Option<String> {
     let mut url = Url::parse(text).ok()?;
     let host = url.host_str()?;
@@ -99,13 +101,13 @@ fn without_page(text: &str) -> Option<String> {
     let of_two = OF_TWO_PARTS.contains(&host.as_str());
     if of_two || SECURE.contains(&host.as_str()) {
         url.set_host(Some(&host)).ok()?;
-        // Only where no port was given, which is the scheme's own.
+        // Only without an explicit port, which belongs to the scheme.
         if url.port().is_none() {
             let _ = url.set_scheme("https");
         }
     }
     let path = url.path().to_owned();
-    // What the API calls a repository.
+    // The API's URL of a repository.
     if let Some((above, below)) = path.split_once("/repos/")
         && (host == "api.github.com" && above.is_empty() || above == "/api/v3")
     {
@@ -225,7 +227,7 @@ mod tests {
                 "https://ghe.example.org/api/v3/repos/team/project/pulls/3",
                 "https://ghe.example.org/team/project",
             ),
-            // As they are.
+            // These stay as they are.
             (
                 "https://gitlab.example.org/group/sub/deep/project",
                 "https://gitlab.example.org/group/sub/deep/project",

@@ -1,17 +1,20 @@
-//! Owns what a push wants to change: the list of commands before its pack, as gitprotocol-pack(5) has
-//! it, and what git is told where the list is refused.
+//! Parses what a push wants to change, the command list before its pack as in gitprotocol-pack(5),
+//! and builds the reply to git when the list is refused.
 //!
-//! What always holds: a list is read as a whole or refused, and a byte that a server might read in
-//! another way makes it refused; a push may change what the operator's rule allows, or nothing at all;
-//! reading goes on where it stopped, so that a list in many pieces costs no more than one in one.
+//! # Invariants
+//! - A list is read completely or refused; a byte that a server might interpret differently makes
+//!   it refused.
+//! - A push is allowed as a whole or not at all.
+//! - Parsing resumes where it stopped, so a list in many pieces costs no more than one in a single
+//!   piece.
 
 use super::branch_policy::Branches;
 
-/// The most bytes that a list may take: some thousand branches.
+/// Maximum size of a list in bytes: some thousand branches.
 pub(super) const MAX_COMMANDS: usize = 1 << 20;
-/// The longest packet line, its length included.
+/// The longest packet line in bytes, its length field included.
 const MAX_LINE: usize = 65_520;
-/// The longest packet line where git asked for the short ones.
+/// The longest packet line if git asked for the short ones.
 const SHORT_LINE: usize = 1000;
 
 const UNREADABLE: &str = "git's push cannot be read";
@@ -20,28 +23,30 @@ const TOO_MANY: &str = "this push changes too many branches at a time";
 /// The commands of one push, as far as they were read.
 #[derive(Debug, Default)]
 pub(super) struct Commands {
-    /// How many bytes are read.
+    /// How many bytes were read.
     at: usize,
-    /// The refs that are to be created, changed or deleted.
+    /// The refs to create, change or delete.
     refs: Vec<String>,
-    /// Those among them that are not to be deleted.
+    /// Those of them that are not deleted.
     kept: Vec<String>,
     abilities: Abilities,
 }
 
-/// What git asked for, behind the first command.
+/// The capabilities that git requested, after the first command.
 #[derive(Debug, Default)]
 struct Abilities {
-    /// To be told what became of each ref.
+    /// Whether to report the result of each ref.
     report: bool,
-    /// To be told so in packets of at most this size, beside others that are for people.
+    /// Maximum size of a side-band packet, if the report goes through one, beside messages for
+    /// people.
     band: Option<usize>,
-    /// To hand over options, which a server's own hooks read.
+    /// Whether push options follow, which a server's own hooks read.
     options: bool,
 }
 
 impl Commands {
-    /// Reads on in a push of which these bytes came so far, and says whether the list is whole.
+    /// Continues parsing a push of which `bytes` were received so far, and returns whether the list
+    /// is complete.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Result<bool, String> {
         while let Some((length, rest)) = bytes
             .get(self.at..)
@@ -54,7 +59,8 @@ impl Commands {
                 }
                 return Ok(true);
             }
-            // An empty line has four; less is no line, and servers differ in what they make of it.
+            // An empty line has size 4. A smaller size is no line, and servers differ in how they
+            // interpret it.
             if size <= 4 || size > MAX_LINE {
                 return Err(UNREADABLE.to_owned());
             }
@@ -95,7 +101,7 @@ impl Commands {
             return Err(UNREADABLE.to_owned());
         }
         if let Some(abilities) = abilities {
-            // They stand behind the first command. A server may take them elsewhere too.
+            // Capabilities follow the first command. A server may accept them elsewhere too.
             if !self.refs.is_empty() {
                 return Err(UNREADABLE.to_owned());
             }
@@ -108,8 +114,8 @@ impl Commands {
         Ok(())
     }
 
-    /// The branch that a server's report says it took, of several the last one; none for one that is
-    /// deleted. The report may not be whole yet.
+    /// The branch that a server's report says it accepted, of several the last one; `None` for a
+    /// deletion. The report may be incomplete.
     pub(super) fn taken(&self, report: &[u8]) -> Option<String> {
         let lines = if self.abilities.band.is_some() {
             let bands = packets(report).filter_map(|packet| packet.strip_prefix(b"\x01"));
@@ -127,7 +133,7 @@ impl Commands {
         taken.last()
     }
 
-    /// Why this push may not be, as a sentence for git's user; `None` where it may.
+    /// Why this push is not allowed, as a sentence for git's user; `None` if it is.
     pub(super) fn refusal(&self, branches: &Branches) -> Option<String> {
         if self.refs.iter().any(|name| !branches.allow(name)) {
             return Some(match branches {
@@ -148,8 +154,8 @@ impl Commands {
         None
     }
 
-    /// What git reads as the server's report that nothing was changed, and why; `None` where git asked
-    /// for none.
+    /// The report that git reads as the server's, saying that nothing was changed and why; `None`
+    /// if git requested none.
     pub(super) fn report(&self, branches: &Branches, sentence: &str) -> Option<Vec<u8>> {
         if !self.abilities.report {
             return None;
@@ -162,7 +168,7 @@ impl Commands {
             } else {
                 sentence
             };
-            // What no server would take as a name need not be said in full.
+            // A name too long for any server need not be repeated in full.
             let name: String = name.chars().take(1000).collect();
             report.extend(packet(format!("ng {name} {why}\n").as_bytes()));
         }
@@ -191,7 +197,7 @@ impl Abilities {
                 "side-band" if read.band.is_none() => read.band = Some(SHORT_LINE),
                 "side-band-64k" => read.band = Some(MAX_LINE),
                 "push-options" => read.options = true,
-                // Git says this in a line of its own.
+                // Git sends this in a line of its own.
                 "push-cert" => return None,
                 _ => {}
             }
@@ -200,7 +206,7 @@ impl Abilities {
     }
 }
 
-/// The packet lines in some bytes, as far as they are whole and can be read.
+/// The packet lines in `bytes`, up to the first that is incomplete or invalid.
 fn packets(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         loop {
@@ -217,7 +223,7 @@ fn packets(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What a packet line's first four bytes say of its length, these four included.
+/// The length of a packet line according to its first four bytes, these included.
 fn packet_size(length: [u8; 4]) -> Option<usize> {
     length.iter().try_fold(0, |size, byte| {
         let digit = char::from(*byte).to_digit(16)?;
@@ -261,7 +267,7 @@ mod tests {
         }
         packed.extend(b"0000");
         assert_eq!(banded.taken(&packed).as_deref(), Some("lucid/a"));
-        // Cut anywhere, it says no other, and never breaks down.
+        // Cut anywhere, it reports no other branch, and never panics.
         for end in 0..packed.len() {
             let taken = banded.taken(&packed[..end]);
             assert!(taken.is_none_or(|name| name == "lucid/a"), "cut at {end}");
@@ -303,8 +309,8 @@ mod tests {
         read(bytes).is_ok_and(|commands| commands.refusal(&Branches::default()).is_none())
     }
 
-    /// The refs that git itself would change, read as its receive-pack does: C strings, up to the first
-    /// packet that is no line, whatever else stands there.
+    /// The refs that git itself would change, read as its receive-pack does: C strings, up to the
+    /// first packet that is no line, whatever else follows.
     fn as_git_reads_them(bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut refs = Vec::new();
         let mut rest = bytes;
@@ -383,7 +389,7 @@ mod tests {
         let good = "refs/heads/lucid/a";
         let with = |line: String| list(&[line]);
         let odd = [
-            // Lengths that are none, and packets that some take for the end.
+            // Invalid lengths, and packets that some servers take for the end.
             b"+00a".to_vec(),
             b"zzzz".to_vec(),
             b"0001".to_vec(),
@@ -394,7 +400,7 @@ mod tests {
             // Nothing to change.
             b"0000".to_vec(),
             with(format!("shallow {OLD}")),
-            // Lines that are no commands.
+            // Lines that are not commands.
             with("push-cert\0report-status".to_owned()),
             with(format!("shallow {OLD} {NONE} refs/heads/main")),
             with(format!("{OLD} {good}")),

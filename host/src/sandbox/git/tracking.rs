@@ -1,11 +1,11 @@
-//! The branches and tags of a session's clone beside the one that is checked out, and what the model is
+//! The branches and tags of a session's clone beside the checked-out one, and what the model is
 //! told of its clone.
 //!
 //! # Invariants
-//! - Nothing of this fails a session: a clone without them is a clone, and says so.
-//! - What they bring is bounded in size and in time, by less than a clone is. Where the server can leave
-//!   out the content of files, it comes when it is needed.
-//! - All of them have the clone's depth: less would cut the history that is there.
+//! - A failure here never fails a session: a clone without them is still a clone, and says so.
+//! - They are bounded in size and in time, more tightly than the clone itself. Where the server can
+//!   omit file contents, these are fetched on demand.
+//! - All of them have the clone's depth: a smaller one would cut the history that is there.
 
 use std::time::Duration;
 
@@ -13,13 +13,14 @@ use super::Rules;
 
 /// How long fetching them may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
-/// The most that they may bring in one file, in the shell's blocks, which are 512 or 1,024 bytes.
+/// The largest file of the fetch, in the shell's blocks, which are 512 or 1,024 bytes.
 pub(super) const BLOCKS: u32 = 128 << 10;
-/// Fetches them into a clone, or leaves it as it was. Its arguments are git's settings.
+/// Fetches them into a clone, or leaves it unchanged. Its arguments are git's settings.
 ///
-/// Only what the server announces tells whether it filters: git itself drops a filter that the server
-/// does not know, and fetches all. A lazily fetched history without trees would be smaller still, but a
-/// push from it reads the tree of each branch that the server has, one request for each.
+/// Only the server's advertisement tells whether it supports filters: git itself drops a filter
+/// that the server does not know, and fetches everything. A lazily fetched history without trees
+/// would be smaller still, but a push from it reads the tree of each branch that the server has,
+/// one request for each.
 pub(super) const FETCH: &str = r#"dir=$(git rev-parse --git-dir) || exit 1
 filter=
 if GIT_TRACE_PACKET=1 git "$@" ls-remote --quiet origin HEAD 2>&1 | grep -q 'fetch=.*filter'; then
@@ -40,17 +41,17 @@ if [ $code -ne 0 ]; then
 fi
 git "$@" pack-refs --all"#;
 
-/// What a session's clone is.
+/// The state of a session's clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cloned {
-    /// The repository has no commit yet.
+    /// Whether the repository has no commit yet.
     pub empty: bool,
-    /// All branches and tags of the server are in it.
+    /// Whether it has all branches and tags of the server.
     pub all_branches: bool,
 }
 
 impl Cloned {
-    /// What a model has to know of it.
+    /// Describes the clone to a model.
     #[must_use]
     pub fn describe(&self, rules: &Rules) -> String {
         let mut said = vec!["The workspace is a git clone.".to_owned()];

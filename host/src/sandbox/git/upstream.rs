@@ -1,9 +1,11 @@
-//! Owns the requests to the git server: the only place that the token goes to.
+//! Requests to the git server: the only place that the token is sent to.
 //!
-//! What always holds: the token is in a header of these requests and nowhere else, no error holds it,
-//! and it goes over https only, unless the operator allowed private addresses; a redirect is followed
-//! on the same server only, and only where git's first question is answered; what a server says when
-//! it refuses is not passed on; it is waited for neither without an end nor for an endless answer.
+//! # Invariants
+//! - The token is in a header of these requests and nowhere else, not in errors either. It is sent
+//!   over https only, unless the operator allowed private addresses.
+//! - A redirect is followed on the same server only, and only in reply to git's first request.
+//! - A server's own words in a refusal are not passed on.
+//! - Waits are bounded, and so are responses.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,36 +26,36 @@ use super::Rules;
 use super::http::check_literal;
 use crate::types::plural;
 
-/// The most a server may answer to the first question: for a push that is all of its branches.
+/// Maximum size of the response to the first request, in bytes: for a push it lists all branches.
 const MAX_ADVERTISEMENT: usize = 16 << 20;
-/// How long the first answer may take, all of it, where the operator does not want it faster.
+/// Timeout of the complete first response, unless the operator sets a shorter one.
 const FIRST_ANSWER: Duration = Duration::from_secs(60);
-/// How long a server may be silent in an answer.
+/// How long a server may be silent within a response.
 const SILENCE: Duration = Duration::from_secs(120);
-/// How often a server may send on to another of its addresses.
+/// The most redirects that a server may send.
 const MAX_REDIRECTS: usize = 3;
 
-/// What git sends along: the token is the password.
+/// Git's credentials: the token is the password.
 #[derive(Debug, Clone)]
 pub struct Login {
-    /// The user's name, which providers differ in.
+    /// The user name, which differs between providers.
     pub user: String,
     /// The token.
     pub token: SecretString,
 }
 
 impl From<SecretString> for Login {
-    /// With the name that most providers take, since they look at the token alone.
+    /// With the user name that most providers accept, since they look at the token alone.
     fn from(token: SecretString) -> Self {
         let user = "x-access-token".to_owned();
         Self { user, token }
     }
 }
 
-/// The branch that the server took last.
+/// The branch that the server accepted last.
 pub(super) type Pushed = Arc<Mutex<Option<String>>>;
 
-/// The repository of a session, and what reaching it takes.
+/// A session's repository, and how to access it.
 pub(super) struct Remote {
     pub(super) client: Client,
     pub(super) url: String,
@@ -64,14 +66,14 @@ pub(super) struct Remote {
     pub(super) key: String,
 }
 
-/// Where the server answered, and what it can do, as git reads it.
+/// The URL at which the server responded, and its capabilities, as git reads them.
 pub(super) struct Advertisement {
     pub(super) url: String,
     pub(super) bytes: Vec<u8>,
 }
 
 impl Remote {
-    /// Asks what the server can do.
+    /// Requests the server's capabilities.
     pub(super) async fn advertise(
         &self,
         url: &str,
@@ -90,7 +92,7 @@ impl Remote {
             .unwrap_or_else(|_| Err(too_slow(longest)))
     }
 
-    /// Sends one request of git's, and gives the server's answer, its body still to be read.
+    /// Sends one of git's requests, and returns the server's response with its body still unread.
     pub(super) async fn post(
         &self,
         url: &str,
@@ -111,8 +113,8 @@ impl Remote {
         self.accepted(answer, service, &format!("application/x-{name}-result"))
     }
 
-    /// Asks the first question, at another address of the same server where that sends on, as it does
-    /// for a repository that was renamed, and GitLab for one without `.git`.
+    /// Sends the first request, and follows redirects on the same server, as it sends them for a
+    /// renamed repository, and GitLab for one without `.git`.
     async fn discover(&self, url: &str, service: GitService) -> Result<(String, Response), String> {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
@@ -140,14 +142,14 @@ impl Remote {
                 .get(LOCATION)
                 .and_then(|value| question.join(value.to_str().ok()?).ok())
                 .ok_or("the git server sends on to an address that cannot be read")?;
-            // Another one would get the token.
+            // Another server would get the token.
             if target.origin() != question.origin() {
                 return Err(
                     "the git server sends on to another server, where git does not follow: give the repository's own URL, with https:// where it has that"
                         .to_owned(),
                 );
             }
-            // Not another question, but a page that asks people to sign in.
+            // Not the redirected request, but a sign-in page.
             let Some(path) = target.path().strip_suffix("/info/refs") else {
                 return Err(self.refused(service));
             };
@@ -156,7 +158,7 @@ impl Remote {
         Err("the git server sends on from address to address without an end".to_owned())
     }
 
-    /// The server took a push of this branch.
+    /// Notes that the server accepted a push of this branch.
     pub(super) fn note(&self, branch: String) {
         let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
         *pushed = Some(branch);
@@ -167,7 +169,7 @@ impl Remote {
         if service == GitService::Fetch {
             headers.insert("git-protocol", HeaderValue::from_static("version=2"));
         }
-        // Some servers answer git only.
+        // Some servers respond to git only.
         headers.insert(USER_AGENT, HeaderValue::from_static("git/2.40 (lucid)"));
         if let Some(Login { user, token }) = &self.login {
             let pair = format!("{user}:{}", token.expose_secret());
@@ -196,7 +198,7 @@ impl Remote {
         match status {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.refused(service)),
-            // What is private is hidden as if it were not there.
+            // A private repository is reported as missing.
             StatusCode::NOT_FOUND | StatusCode::GONE => {
                 return Err(if self.login.is_some() {
                     "the git server knows no such repository, or the token may not see it"
@@ -224,7 +226,7 @@ impl Remote {
         if given.split(';').next().unwrap_or_default().trim() != content_type {
             return Err("the server at that URL is not a git server".to_owned());
         }
-        // Nothing was asked for, and what unpacks without an end is not unpacked.
+        // No encoding was requested, and a decompression bomb must not be unpacked.
         if header(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(
                 "the git server answered in a compression that it was not asked for".to_owned(),
@@ -250,7 +252,7 @@ impl Remote {
     }
 }
 
-/// The next part of an answer; `None` at its end.
+/// The next part of a response; `None` at its end.
 pub(super) async fn next_part(
     body: &mut (impl futures::Stream<Item = reqwest::Result<Bytes>> + Unpin),
 ) -> Result<Option<Bytes>, String> {
@@ -260,7 +262,7 @@ pub(super) async fn next_part(
     }
 }
 
-/// What is said where a time runs out.
+/// The message for a timeout.
 pub(super) fn too_slow(time: Duration) -> String {
     format!(
         "the git server did not answer in full within {}",
@@ -280,14 +282,15 @@ async fn whole(answer: Response) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Takes off what only HTTP puts before an advertisement, and checks that one follows.
+/// Strips what only HTTP puts before an advertisement, and checks that one follows.
 fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, String> {
     let line = format!("# service={}\n", service.name());
     let prefix = format!("{:04x}{line}0000", line.len() + 4);
     let bytes = bytes.strip_prefix(prefix.as_bytes()).unwrap_or(bytes);
     let good = match service {
         GitService::Fetch => bytes.starts_with(b"000eversion 2\n"),
-        // A packet line, its length first; no line is as long as that of a page that begins so.
+        // A packet line begins with its length in hex; of a page that begins so, no line is that
+        // long.
         GitService::Push => bytes
             .get(..4)
             .is_some_and(|length| length.iter().all(u8::is_ascii_hexdigit)),
@@ -299,7 +302,7 @@ fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, String> {
     }
 }
 
-/// The innermost reason says the most, and none of them holds a header.
+/// The innermost cause is the most specific, and none of them contains a header.
 fn broken(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut reason: &dyn std::error::Error = &error;

@@ -1,15 +1,20 @@
-//! Owns which repository URLs are taken, how they are written, and which of them a session reaches.
+//! Which repository URLs are accepted, how they are normalised, and which of them a session can
+//! reach.
 //!
-//! What always holds: what comes out is http or https and holds no user, password, query or fragment;
-//! a session reaches its own repository and, where that is allowed, others beside it, never one
-//! whose address could be read in two ways.
+//! # Invariants
+//! - A normalised URL is http or https and holds no user, password, query or fragment.
+//! - A session reaches its own repository and, where that is allowed, others beside it, never one
+//!   whose address could be read in two ways.
 
 use url::Url;
 
 use super::GatewayError;
 
-/// Checks a repository's URL and gives it back as git is to see it: http or https, without user,
+/// Validates a repository's URL and returns it as git is to see it: http or https, without user,
 /// password, query or fragment.
+///
+/// # Errors
+/// If the URL cannot be used.
 pub fn repository_url(text: &str) -> Result<String, GatewayError> {
     let bad = |why: &str| Err(GatewayError::Url(format!("The repository URL {why}.")));
     let text = text.trim();
@@ -33,18 +38,18 @@ pub fn repository_url(text: &str) -> Result<String, GatewayError> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// What git in the box is to bring to the gateway: URLs that begin with this. It is the repository,
-/// or all that is beside it.
+/// The URL prefix that git in the sandbox sends to the gateway: the repository, or everything of
+/// its owner.
 pub fn reach(repository: &str, allow_owner: bool) -> Result<String, GatewayError> {
     let url = repository_url(repository)?;
     Ok(match owner(&url) {
-        // With its slash: another owner's name may begin in the same way.
+        // With its slash: another owner's name may have this one as a prefix.
         Some(owner) if allow_owner => format!("{owner}/"),
         _ => plain(&url).to_owned(),
     })
 }
 
-/// The repository that a helper may have: the session's own, or one beside it.
+/// The repository that a helper asked for, if it may have it: the session's own, or one beside it.
 pub(super) fn permitted(own: &str, asked: &str, allow_owner: bool) -> Option<String> {
     if plain(asked) == plain(own) {
         return Some(own.to_owned());
@@ -54,14 +59,15 @@ pub(super) fn permitted(own: &str, asked: &str, allow_owner: bool) -> Option<Str
     }
     let asked = repository_url(asked).ok()?;
     let name = asked.strip_prefix(owner(own)?)?.strip_prefix('/')?;
-    // Servers differ in what they make of the rest.
+    // Servers differ in how they interpret other characters.
     let clear = |c: char| c.is_ascii_alphanumeric() || "-_.~+".contains(c);
     let fits = !matches!(plain(name), "" | "." | "..") && name.chars().all(clear);
     fits.then_some(asked)
 }
 
-/// Another repository that git brought here only since its URL begins as this one's does, as a URL that
-/// a command line can hold: git knows no other match. A longer match of one's own leads it elsewhere.
+/// Another repository whose URL git sent here only because this one's is its prefix, which is all
+/// that git can match. Returned as a URL safe on a command line; a longer match of the user's own
+/// leads git elsewhere.
 pub(super) fn neighbour(own: &str, asked: &str) -> Option<String> {
     let asked = repository_url(asked).ok()?;
     let name = asked.strip_prefix(plain(own))?;
@@ -69,14 +75,14 @@ pub(super) fn neighbour(own: &str, asked: &str) -> Option<String> {
     (!name.is_empty() && name.len() <= 100 && name.chars().all(clear)).then_some(asked)
 }
 
-/// A repository's URL up to its last part, where something stands before that.
+/// A repository's URL without its last segment, if something precedes that.
 fn owner(url: &str) -> Option<&str> {
     let (owner, _) = plain(url).rsplit_once('/')?;
     let (_, place) = owner.split_once("://")?;
     place.contains('/').then_some(owner)
 }
 
-/// A repository's URL without the ending that servers take or leave.
+/// A repository's URL without the ending that servers treat as optional.
 pub(super) fn plain(url: &str) -> &str {
     let url = url.trim_end_matches('/');
     url.strip_suffix(".git").unwrap_or(url)

@@ -1,4 +1,4 @@
-//! Programs that stay open, in real boxes.
+//! Tests of long-running programs in real sandboxes.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn spawn(sandbox: &Sandbox, command: &str) -> Process {
     sandbox.spawn(request).unwrap()
 }
 
-/// Wide, so that only what hangs meets it.
+/// With a generous timeout, so that only a hang exceeds it.
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
     let patience = Duration::from_secs(20);
     tokio::time::timeout(patience, work).await.expect("in time")
@@ -100,7 +100,7 @@ async fn a_program_ends_when_its_output_is_dropped_and_with_its_box() {
     let mut all = Vec::new();
     in_time(output.read_to_end(&mut all)).await.unwrap();
     assert_eq!(end.sentence(), Some("The sandbox is gone."));
-    // Nobody waits for what cannot be read any more, whether or not that is noticed at once.
+    // Writing what cannot be read any more never blocks, whether or not it is noticed at once.
     let _ = in_time(input.write_all(b"late")).await;
     assert!(sandbox.spawn(ExecRequest::argv(["cat"])).is_err());
 }

@@ -1,4 +1,4 @@
-//! Commands of any length, and the terminal that none of them has.
+//! Tests of commands of any length, and of the terminal that none of them has.
 
 use super::Ground;
 use crate::sandbox::*;
@@ -56,8 +56,8 @@ async fn a_command_of_any_length_runs_as_a_short_one_does() {
 
 #[tokio::test]
 async fn no_command_has_a_terminal_or_is_in_the_session_of_one() {
-    // Read as text: in a container whose session began outside of it the
-    // number is 0, which no process id can be.
+    // Read as text: in a container whose session began outside of it the number is 0, which no
+    // process id can be.
     let own = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (own, _) = session_and_terminal(&own);
     for choice in ALL {
@@ -69,15 +69,15 @@ async fn no_command_has_a_terminal_or_is_in_the_session_of_one() {
         assert_eq!(rest, "none\n", "{choice:?}: {result:?}");
         let (session, terminal) = session_and_terminal(stat);
         assert_eq!(terminal, "0", "{choice:?}: {stat}");
-        // In bubblewrap the number is another one for the same session.
+        // In bubblewrap the same session has another number.
         if choice != Choice::Bubblewrap {
             assert_ne!(session, own, "{choice:?}: {stat}");
         }
     }
 }
 
-/// The session of a process and the terminal that controls it, from its line
-/// in `/proc/<pid>/stat` (proc(5), fields 6 and 7).
+/// The session of a process and its controlling terminal, from its line in `/proc/<pid>/stat`
+/// (proc(5), fields 6 and 7).
 fn session_and_terminal(stat: &str) -> (&str, &str) {
     let (_, after_name) = stat.rsplit_once(')').unwrap();
     let mut fields = after_name.split_whitespace().skip(3);

@@ -1,6 +1,6 @@
-//! What people run, in every kind of sandbox that this machine can have. The table of what does not run
-//! where, in `sandbox-image/README.md`, is this list's: a check that fails where it should run fails the test, and so
-//! does one that runs where the table says that it does not.
+//! Everyday programs, in every sandbox backend that this machine supports. The table in
+//! `sandbox-image/README.md` of what does not run where is this list's: a check that fails where it
+//! should run fails the test, and so does one that runs where the table says it does not.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::Ground;
 use crate::sandbox::landlock::Isolation;
 use crate::sandbox::{Choice, ExecRequest, Kind, Sandbox};
 
-/// One thing that people do. It works where its script ends well and prints what is wanted.
+/// One everyday task. It works if its script succeeds and prints what is expected.
 pub(crate) struct Check {
     pub(crate) name: &'static str,
-    /// What it needs installed; skipped without. The test's own list says what must be there.
+    /// The program it needs; skipped without. The test's own list says what must be installed.
     pub(crate) needs: &'static str,
     pub(crate) script: &'static str,
     pub(crate) prints: &'static str,
@@ -253,7 +253,7 @@ python3 -m venv v && v/bin/pip install --no-index --disable-pip-version-check ./
     ),
 ];
 
-/// What a machine must have on which the list counts; `tests/run` installs it.
+/// What a machine must have for the list to count; `tests/run` installs it.
 const MUST: [&str; 14] = [
     "bash",
     "git",
@@ -270,7 +270,7 @@ const MUST: [&str; 14] = [
     "node",
     "npm",
 ];
-/// What does not run under Landlock where the machine gives its users no namespaces.
+/// What does not run under Landlock on machines whose users get no namespaces.
 const NOT_WITHOUT_NAMESPACES: [&str; 10] = [
     "python multiprocessing",
     "python shared memory",
@@ -284,10 +284,10 @@ const NOT_WITHOUT_NAMESPACES: [&str; 10] = [
     "uninterrupted errors of what is above the workspace",
 ];
 
-/// There it is the machine's own files that say.
+/// There the result depends on the machine's own files.
 const AS_THE_MACHINE_IS: [&str; 2] = ["own host name", "login shell"];
 
-/// Runs the list, each check in a folder of its own; gives what did not work and what was skipped.
+/// Runs the list, each check in a folder of its own. Returns what failed and what was skipped.
 pub(crate) async fn run(sandbox: &Sandbox) -> (Vec<(&'static str, String)>, Vec<&'static str>) {
     let (mut failed, mut skipped) = (Vec::new(), Vec::new());
     for (number, check) in CHECKS.iter().enumerate() {
@@ -350,7 +350,7 @@ async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
     sandbox.close().await;
 }
 
-/// What is private of a session under Landlock is nobody else's: not another session's, not the host's.
+/// What Landlock gives a session of its own belongs to no other session, and not to the host.
 #[tokio::test]
 async fn tmp_terminals_and_shared_memory_are_each_sandboxs_own() {
     for choice in [Choice::Bubblewrap, Choice::Landlock] {
@@ -383,7 +383,7 @@ async fn tmp_terminals_and_shared_memory_are_each_sandboxs_own() {
                 "{choice:?} {folder}"
             );
         }
-        // Nothing of the host's is there, and the walls cannot be taken down from inside.
+        // Nothing of the host's is there, and the isolation cannot be undone from inside.
         for command in [
             "ls /root",
             "ls /old",

@@ -1,5 +1,5 @@
-//! Real boxes of every kind, and what hostile code in them tries. Bubblewrap and Landlock must be
-//! there: a test that cannot run fails and says why.
+//! Tests with real sandboxes of every backend, and attacks by hostile code in them. Bubblewrap and
+//! Landlock must be available: a test that cannot run fails and says why.
 
 #[cfg(test)]
 pub(crate) mod commands;
@@ -15,10 +15,11 @@ use super::*;
 
 static EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
 
-/// Held alone by the test that fills the process table of a user whom all Landlock boxes share.
+/// Held exclusively by the test that fills the process table of a user that all Landlock sandboxes
+/// share.
 static ROOM: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 
-/// A machine with boxes of one kind and two sessions' workspaces.
+/// A machine with sandboxes of one backend and two sessions' workspaces.
 pub(crate) struct Ground {
     _room: Option<tokio::sync::RwLockReadGuard<'static, ()>>,
     pub(crate) dir: tempfile::TempDir,
@@ -38,7 +39,7 @@ impl Ground {
         }
     }
 
-    /// With memory and a network for what people run.
+    /// With the memory and the network that everyday programs need.
     pub(crate) async fn roomy(choice: Choice) -> Self {
         let room = ROOM.read().await;
         Self {
@@ -168,7 +169,7 @@ async fn a_command_runs_in_the_workspace_with_output_in_order() {
                 .unwrap(),
             b"hello\n"
         );
-        // What the host writes, the box may change.
+        // The sandbox may change what the host writes.
         workspace
             .write(&workspace.path("sub/given").unwrap(), b"1")
             .unwrap();
@@ -211,7 +212,8 @@ async fn nothing_of_the_host_or_of_other_sessions_can_be_read_or_written() {
             "/etc/machine-id".to_owned(),
         ] {
             let result = shell(&sandbox, &format!("cat {path}")).await;
-            // In a process namespace, process 1 is the box's own, and its environment no secret.
+            // In a process namespace, process 1 is the sandbox's own, and its environment is no
+            // secret.
             let own = choice == Choice::Bubblewrap && path == "/proc/1/environ";
             assert!(
                 own || result.exit_code != 0,
@@ -617,7 +619,7 @@ fn for_several_users_only_a_kind_that_keeps_them_apart_is_taken_by_itself() {
     assert!(pick(Choice::Bubblewrap, &[missing]).is_err());
 }
 
-/// What [`Kind::keeps_users_apart`] says, as commands see it.
+/// Tests what [`Kind::keeps_users_apart`] says, as commands see it.
 #[tokio::test]
 async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes() {
     for (choice, kind) in [
@@ -666,7 +668,7 @@ async fn auto_prefers_bubblewrap_and_tells_what_it_found() {
 #[tokio::test]
 async fn a_folder_that_boxes_cannot_reach_is_named() {
     if super::workspace::box_user().is_none() {
-        return; // Without root, boxes run as the host's own user, who reaches what the host does.
+        return; // Without root, sandboxes run as the host's own user, who reaches what the host does.
     }
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();

@@ -1,14 +1,14 @@
-//! How a tool's call looks to a client: made by the host from the call alone, so that a policy can
-//! neither hide nor colour what it does.
+//! Describes a tool call to clients. The host derives the description from the call alone, so that
+//! a policy can neither hide nor misrepresent what it does.
 
 use serde_json::Value;
 
-/// What a client is shown of a call, before it runs.
+/// A client's view of a call, before it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallView {
     /// The event's type.
     pub event_type: &'static str,
-    /// The type of the event that answers it.
+    /// The type of the event that reports the result.
     pub observation_type: &'static str,
     /// The text of the event.
     pub content: String,
@@ -18,7 +18,7 @@ pub struct CallView {
     pub path: Option<String>,
 }
 
-/// Describes a call. Pure, and defined for whatever a model may have written.
+/// Describes a call. Pure, and total over whatever a model may have written.
 #[must_use]
 pub fn describe_call(name: &str, arguments: &str) -> CallView {
     let value: Value = serde_json::from_str(arguments).unwrap_or_default();

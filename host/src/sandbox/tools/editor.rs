@@ -1,7 +1,9 @@
-//! The editor: views and changes files of a workspace, and takes changes back.
+//! The editor tool: views and changes files of a workspace, and undoes changes.
 //!
-//! What always holds: a change is made whole or not at all; what `str_replace` replaces is the one
-//! place it can mean; and what is taken back is the editor's own last change, byte for byte.
+//! # Invariants
+//! - A change is made completely or not at all.
+//! - `str_replace` replaces only a text that occurs exactly once.
+//! - An undo reverts the editor's own last change, byte for byte.
 
 use serde::Deserialize;
 
@@ -15,9 +17,9 @@ use crate::types::plural;
 
 /// How many lines around a change are shown.
 const AROUND: usize = 4;
-/// How many names of a folder are shown.
+/// The most names of a folder that are shown.
 const MAX_NAMES: usize = 1000;
-/// How many places of an ambiguous text are shown.
+/// The most places of an ambiguous text that are shown.
 const PLACES: usize = 20;
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -47,23 +49,23 @@ pub(super) struct Edit {
     view_range: Option<(i64, i64)>,
 }
 
-/// What happened, or a sentence that says why nothing did.
+/// The result of a call, or a sentence that says why nothing was done.
 type Done = Result<ToolOutcome, String>;
 
-/// What one call works on.
+/// The context of one call.
 #[derive(Clone, Copy)]
 pub(super) struct Ground<'a> {
     pub(super) workspace: &'a Workspace,
-    /// Where commands have the workspace.
+    /// The workspace's path as commands see it.
     pub(super) root: &'a str,
     pub(super) history: &'a History,
     pub(super) quota: Option<&'a Quota>,
-    /// The model sees pictures.
+    /// Whether the model accepts images.
     pub(super) pictures: bool,
 }
 
 impl Ground<'_> {
-    /// Puts a file in place of another, where the workspace may take what it is larger.
+    /// Replaces a file, if the workspace's quota allows its growth.
     fn write(&self, path: &WorkspacePath, before: u64, after: &[u8]) -> Result<(), String> {
         if let Some(quota) = self.quota {
             quota.admit(self.workspace, (after.len() as u64).saturating_sub(before))?;
@@ -107,7 +109,7 @@ pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
 
 fn sentence(mut error: WorkspaceError) -> String {
     use WorkspaceError::{Forbidden, Io, NotAFile, NotFound, TooLarge, Traversal};
-    // A model reads paths as its commands have them.
+    // A model reads paths as its commands see them.
     if let NotFound(path)
     | NotAFile(path)
     | Forbidden(path)
@@ -211,7 +213,7 @@ fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
         Some(model) if model.has_mark() => text.trim_start_matches('\u{feff}'),
         _ => text,
     };
-    // Line ends that a model spells out are wanted; LF is what it writes of any.
+    // Line endings that a model spells out are intended; LF alone stands for whatever the file has.
     let written = model.map(|model| {
         if text.contains('\r') {
             model.with_text(text)
@@ -266,7 +268,8 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     // Overlapping places count too: each of them could be meant.
     let mut places = Vec::new();
     let mut from = 0;
-    // No more are looked for than are shown: a file of one letter has one at each.
+    // The search ends once enough are found to show: a file of one repeated letter matches
+    // everywhere.
     while places.len() <= PLACES
         && let Some(at) = before[from..].find(old)
     {
@@ -359,7 +362,7 @@ fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
         ));
     };
     take_back(ground, path, &change).inspect_err(|_| {
-        // It may be possible later.
+        // Put back, since undoing it may be possible later.
         ground.history.push(path, change);
     })
 }
@@ -406,7 +409,7 @@ fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done
     })
 }
 
-/// Writes what an edit made of a file.
+/// Writes the result of an edit to a file.
 fn change(
     ground: &Ground<'_>,
     path: &WorkspacePath,

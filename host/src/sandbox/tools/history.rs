@@ -1,8 +1,9 @@
-//! What files were before the editor changed them, so that a change can be taken back.
+//! The contents of files before the editor changed them, so that a change can be undone.
 //!
 //! # Invariants
-//! - What is kept is bounded, for each file and in all.
-//! - A change is known by what the file was right after it: only on top of that is it taken back.
+//! - Stored contents are bounded, for each file and in total.
+//! - A change is identified by the file's content right after it, and is undone only on top of
+//!   that.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,19 +12,19 @@ use sha2::{Digest, Sha256};
 
 use crate::sandbox::workspace::WorkspacePath;
 
-/// How many changes of a file can be taken back.
+/// The most changes of a file that can be undone.
 const MAX_UNDO: usize = 10;
-/// How much all that is kept for undoing may be.
+/// Maximum size in bytes of everything kept for undoing.
 const MAX_KEPT: usize = 32 << 20;
 
-/// What a file was before a change.
+/// A file before a change.
 #[derive(Debug)]
 pub(super) enum Before {
-    /// It was not there.
+    /// The file did not exist.
     Absent,
-    /// These bytes.
+    /// The file's content.
     Content(Vec<u8>),
-    /// More than can be kept: so many bytes.
+    /// The content is too large to keep; its size in bytes.
     TooLarge(u64),
 }
 
@@ -40,7 +41,7 @@ impl Before {
 #[derive(Debug)]
 pub(super) struct Change {
     pub(super) before: Before,
-    /// How long the file was after it, and its SHA-256.
+    /// The file's length in bytes after the change, and its SHA-256.
     after: (usize, [u8; 32]),
 }
 
@@ -53,12 +54,12 @@ impl Change {
         }
     }
 
-    /// Whether the file is still what the change made of it.
+    /// Whether the file is still as the change left it.
     pub(super) fn is_latest(&self, now: &[u8]) -> bool {
         self.after == fingerprint(now)
     }
 
-    /// How long the file was after it.
+    /// The file's length in bytes after the change.
     pub(super) fn length(&self) -> usize {
         self.after.0
     }
@@ -83,7 +84,7 @@ impl History {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the last change of a file.
+    /// Adds a file's latest change.
     pub(super) fn push(&self, path: &WorkspacePath, change: Change) {
         let mut all = self.lock();
         all.bytes += change.before.kept();
@@ -94,7 +95,7 @@ impl History {
             .flatten();
         all.bytes -= oldest.map_or(0, |change| change.before.kept());
         if all.bytes > MAX_KEPT {
-            // All but this file's: what was just done is what may have to be undone.
+            // All but this file's: the latest change is the likeliest to be undone.
             all.files.retain(|file, _| file == path);
             let rest = all.files.values().flatten();
             all.bytes = rest.map(|change| change.before.kept()).sum();
@@ -107,7 +108,7 @@ impl History {
         }
     }
 
-    /// Takes the last change of a file out.
+    /// Removes and returns a file's latest change.
     pub(super) fn pop(&self, path: &WorkspacePath) -> Option<Change> {
         let mut all = self.lock();
         let change = all.files.get_mut(path)?.pop_back()?;

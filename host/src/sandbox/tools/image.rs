@@ -1,22 +1,23 @@
-//! Owns what a picture is to the editor: what kind it is, and how it is shown.
+//! Images in the editor: their format, and how they are shown.
 //!
-//! What always holds: a file's kind is told by its first bytes, never by its name; what every provider
-//! would refuse is not shown but answered with a sentence, since a picture that is in the conversation
-//! would be refused with every later request.
+//! # Invariants
+//! - A file's format is determined by its first bytes, never by its name.
+//! - An image that every provider would refuse is answered with a sentence instead of being shown,
+//!   since once in the conversation it would be refused with every later request.
 
 use super::ToolOutcome;
 use crate::sandbox::workspace::{Workspace, WorkspaceError, WorkspacePath};
 use crate::store::blobs::LARGEST;
 
-/// The most pixels of a side that providers take.
+/// The longest side that providers accept, in pixels.
 const LONGEST_SIDE: usize = 8_000;
 
-/// A picture for a model.
+/// An image for a model.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// As in `Content-Type`.
+    /// The media type, as in `Content-Type`.
     pub media_type: &'static str,
-    /// The file.
+    /// The file's content.
     pub bytes: Vec<u8>,
 }
 
@@ -31,7 +32,7 @@ impl std::fmt::Debug for Picture {
     }
 }
 
-/// The kinds that providers take, by how they begin.
+/// The media type, for formats that providers accept, by the first bytes.
 fn kind(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("image/png"),
@@ -56,7 +57,7 @@ fn kind(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Shows a picture, to a model that sees them; none where the file is no picture.
+/// Shows an image to a model that accepts them; `None` if the file is not an image.
 pub(super) fn view(
     workspace: &Workspace,
     path: &WorkspacePath,
@@ -93,7 +94,8 @@ pub(super) fn view(
 const SMALLER: &str = "Make a smaller copy of it with a command (`convert a.png -resize 1500x1500 b.png`, or \
                        Python's Pillow, where they are there) and view that.";
 
-/// Width and height in pixels of a picture that providers take, or what is said of it behind its name.
+/// Width and height in pixels of an image that providers accept. An error is a phrase that follows
+/// the file's name.
 fn fit(media_type: &str, bytes: &[u8]) -> Result<(usize, usize), String> {
     let broken = || {
         format!(
@@ -116,10 +118,10 @@ fn fit(media_type: &str, bytes: &[u8]) -> Result<(usize, usize), String> {
     Ok((width, height))
 }
 
-/// Whether the file has the end that its kind must have: one that was being written, or was cut off,
-/// has a good beginning. What is between is for the provider to read.
+/// Whether the file ends as its format requires: one that is still being written, or was truncated,
+/// has a valid beginning. What is between is for the provider to read.
 fn is_whole(media_type: &str, bytes: &[u8]) -> bool {
-    // Something may stand behind the end, and decoders pass over that.
+    // Data may follow the end, which decoders ignore.
     let ends = |end: &[u8]| bytes.windows(end.len()).rev().any(|window| window == end);
     match media_type {
         "image/png" => bytes.get(12..16) == Some(b"IHDR") && ends(b"IEND"),
@@ -129,7 +131,7 @@ fn is_whole(media_type: &str, bytes: &[u8]) -> bool {
             .and_then(|size| size.try_into().ok())
             .map(u32::from_le_bytes)
             .is_some_and(|size| size as usize <= bytes.len() - 8),
-        // A GIF's end is one byte that occurs anywhere.
+        // A GIF's end is a single byte that occurs anywhere.
         _ => true,
     }
 }
@@ -140,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    /// A whole PNG of this size, as far as anybody looks who does not decode it.
+    /// A complete PNG of this size, as far as can be seen without decoding it.
     fn png(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
         bytes.extend(width.to_be_bytes());
@@ -165,7 +167,7 @@ mod tests {
         bytes
     }
 
-    /// In the extended form, which says its size in so many words.
+    /// In the extended format, which states its size explicitly.
     fn webp(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0".to_vec();
         bytes.extend(&(width - 1).to_le_bytes()[..3]);
@@ -219,7 +221,7 @@ mod tests {
         }
         for bytes in [png(5, 5), jpeg(5, 5), webp(5, 5)] {
             for end in 12..bytes.len() {
-                // What stands in for a PNG's last checksum is behind its end.
+                // The placeholder for a PNG's last checksum follows its end.
                 if bytes[..end].windows(4).any(|window| window == b"IEND") {
                     continue;
                 }
@@ -227,7 +229,7 @@ mod tests {
                 assert!(cut.is_err(), "{end} of {bytes:?}");
             }
         }
-        // A length that leads behind the end, and one that leads back.
+        // A length that points past the end, and one that points back.
         for length in [b"\xff\xff", b"\0\0", b"\0\x01"] {
             let mut bytes = jpeg(5, 5);
             bytes[4..6].copy_from_slice(length);

@@ -1,22 +1,23 @@
-//! Which file of the workspace an edit means.
+//! Resolves which file of the workspace an edit means.
 //!
 //! # Invariants
-//! - The editor and the terminal mean the same file by the same path: one that leads out of the
-//!   workspace is refused, and never taken for one of the same name inside.
+//! - The editor and the terminal mean the same file by the same path. A path that leads out of the
+//!   workspace is refused, never mapped to one of the same name inside.
 
 use crate::sandbox::workspace::{Workspace, WorkspacePath};
 
-/// Where every workspace may be said to be, whatever its sandbox.
+/// A path at which every workspace can be addressed, whatever its sandbox.
 const USUAL_ROOT: &str = "/workspace";
 
-/// The file behind a path that a model wrote: taken from the workspace's root, or absolute below
-/// `root`, where commands have the workspace. A sentence where it is outside.
+/// The file that a model's path refers to: relative to the workspace's root, or absolute below
+/// `root`, the workspace's path as commands see it. The error is a sentence, if the file is
+/// outside.
 pub(super) fn locate(
     workspace: &Workspace,
     root: &str,
     text: &str,
 ) -> Result<WorkspacePath, String> {
-    // As a URL an absolute path is none but that.
+    // A file URL can hold absolute paths only.
     let text = text.strip_prefix("file://").unwrap_or(text);
     if is_elsewhere(text) {
         return Err(outside(workspace, root, text));
@@ -39,8 +40,8 @@ pub(super) fn locate(
         .ok_or_else(|| outside(workspace, root, text))
 }
 
-/// Whether a path begins at what only a shell or another system knows, and would make a stray folder here:
-/// `~/x`, `$HOME/x`, `${TMPDIR}/x`, `C:\\x`.
+/// Whether a path begins with something that only a shell or another system expands, and would
+/// create a stray folder here: `~/x`, `$HOME/x`, `${TMPDIR}/x`, `C:\\x`.
 fn is_elsewhere(text: &str) -> bool {
     let name = text.split('/').next().unwrap_or_default();
     let variable = name.strip_prefix('$').map(|name| {
@@ -50,7 +51,7 @@ fn is_elsewhere(text: &str) -> bool {
         braced.unwrap_or(name)
     });
     let is_upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    // As the environment spells them: `$id.tsx` is a name that frameworks use.
+    // In upper case, as environment variables are: `$id.tsx` is a name that frameworks use.
     let is_variable = variable.is_some_and(|name| !name.is_empty() && name.chars().all(is_upper));
     let is_drive =
         matches!(text.as_bytes(), [drive, b':', b'\\' | b'/', ..] if drive.is_ascii_alphabetic());
@@ -70,7 +71,7 @@ fn plain(path: &str) -> Vec<&str> {
     names
 }
 
-/// Says which path to use. What has its folder in the workspace was meant there.
+/// Says which path to use. If its folder exists in the workspace, that was meant.
 fn outside(workspace: &Workspace, root: &str, text: &str) -> String {
     let below = match text.split_once(['/', '\\']) {
         _ if !is_elsewhere(text) => text.to_owned(),

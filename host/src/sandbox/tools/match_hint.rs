@@ -1,18 +1,21 @@
-//! Owns why a text that an edit wants to replace is not in its file: what a model got nearly right.
+//! Explains why a text that an edit wants to replace is not in its file: which part the model got
+//! nearly right.
 //!
-//! What always holds: pure, and a sentence of bounded length. It only explains: what is nearly the
-//! same is never replaced, since it may be the wrong place.
+//! # Invariants
+//! - Pure; the result is a sentence of bounded length.
+//! - It only explains. A near match is never replaced, since it may be the wrong place.
 
-/// How many places are named.
+/// The most places that are named.
 const PLACES: usize = 5;
-/// How many lines of the file are shown.
+/// The most lines of the file that are shown.
 const SHOWN: usize = 12;
 /// The longest part of a line that is shown, in characters.
 const WIDTH: usize = 200;
-/// So many lines are compared at most, so that a large file with many like lines ends soon.
+/// The most lines that are compared, so that a large file with many similar lines takes a bounded
+/// time.
 const COMPARED: usize = 2_000_000;
 
-/// What is nearly the text, as a sentence that follows "does not occur in the file".
+/// Describes a near match, as a sentence that follows "does not occur in the file".
 pub(super) fn explain(content: &str, old: &str) -> Option<String> {
     let file: Vec<&str> = content.lines().collect();
     let wanted: Vec<&str> = old.lines().collect();
@@ -49,7 +52,7 @@ pub(super) fn explain(content: &str, old: &str) -> Option<String> {
     ))
 }
 
-/// The text without what looks like line numbers, where every line has one.
+/// The text without what looks like line numbers, if every line has one.
 fn without_numbers(wanted: &[&str]) -> Option<String> {
     let mut plain = String::new();
     for line in wanted {
@@ -64,7 +67,7 @@ fn without_numbers(wanted: &[&str]) -> Option<String> {
     (!plain.trim().is_empty()).then_some(plain)
 }
 
-/// Where lines follow each other that are the same in some way; from zero.
+/// The indexes, from zero, at which consecutive lines are equal under `same`.
 fn find(file: &[&str], wanted: &[&str], same: impl Fn(&str, &str) -> bool) -> Vec<usize> {
     if wanted.is_empty() || wanted.iter().all(|line| line.trim().is_empty()) {
         return Vec::new();

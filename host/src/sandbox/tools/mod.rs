@@ -1,7 +1,9 @@
 //! The tools a policy may use: a terminal in the session's sandbox and an editor of its workspace.
 //!
-//! What always holds: what goes wrong with a tool is its outcome, which the model reads; an error is
-//! only a sandbox that is gone. A result is bounded, and says what it leaves out.
+//! # Invariants
+//! - A tool's failure is its outcome, which the model reads; an error only ever means that the
+//!   sandbox is gone.
+//! - A result is bounded, and says what it leaves out.
 
 mod describe;
 mod editor;
@@ -31,28 +33,28 @@ use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
 use crate::types::plural;
 use crate::types::unicode::lossy;
 
-/// The most bytes of a result.
+/// Maximum size of a result, in bytes.
 pub(crate) const MAX_RESULT: usize = 30_000;
-/// How many of the last bytes of a command's output are read, of which only what a person would see
-/// counts for the result.
+/// How many of the last bytes of a command's output are read. Only what a person would see of them
+/// counts towards the result.
 const READ: usize = 1 << 20;
-/// A command's output from within: so much is skipped to where a line begins.
+/// How many bytes may be skipped to reach the start of a line, when output begins in the middle.
 const LONGEST_LINE: usize = 4096;
-/// The most a policy may ask a command to take.
+/// The longest timeout that a policy may set for a command, in seconds.
 const MAX_SECONDS: u64 = 3600;
 
-/// A tool as a model is told of it.
+/// A tool's definition for a model.
 #[derive(Debug, Clone)]
 pub struct Definition {
-    /// What it is called by.
+    /// The tool's name.
     pub name: &'static str,
-    /// What it does and when to use it.
+    /// Its purpose and when to use it.
     pub description: &'static str,
     /// The JSON schema of its arguments.
     pub input_schema: Value,
 }
 
-/// All tools.
+/// The definitions of all tools.
 #[must_use]
 pub fn definitions() -> Vec<Definition> {
     vec![
@@ -103,25 +105,25 @@ pub fn definitions() -> Vec<Definition> {
     ]
 }
 
-/// How a tool came to its end.
+/// The outcome of a tool call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolOutcome {
-    /// The tool could not do what was asked. A command that fails has an exit code instead.
+    /// Whether the tool could not do what was asked. A command that fails has an exit code instead.
     pub is_error: bool,
-    /// What the model reads.
+    /// The text that the model reads.
     pub text: String,
-    /// What a person's terminal is given, where that is not the same: a command's output with its
-    /// escape codes.
+    /// The output for a person's terminal, if that differs: a command's output with its escape
+    /// codes.
     pub shown: Option<String>,
     /// The exit code of a command.
     pub exit_code: Option<i32>,
-    /// The file or folder, from the workspace's root.
+    /// The file or folder, relative to the workspace's root.
     pub path: Option<String>,
-    /// What an edit changed, as a unified diff.
+    /// The changes of an edit, as a unified diff.
     pub diff: Option<String>,
-    /// A picture for the model.
+    /// An image for the model.
     pub picture: Option<Picture>,
-    /// A limit of the sandbox that a command ran into.
+    /// A limit of the sandbox that a command hit.
     pub limit: Option<LimitHit>,
 }
 
@@ -135,20 +137,20 @@ impl ToolOutcome {
     }
 }
 
-/// What the tools of one session work on.
+/// The tools of one session, and what they work on.
 #[derive(Debug, Clone)]
 pub struct ToolBox {
     sandbox: Sandbox,
     workspace: Arc<Workspace>,
     history: Arc<History>,
-    /// None: the editor writes as much as the disk holds.
+    /// If absent, the editor writes as much as the disk holds.
     quota: Option<Arc<Quota>>,
-    /// The model sees pictures.
+    /// Whether the model accepts images.
     pictures: bool,
 }
 
 impl ToolBox {
-    /// The tools of a session. Its undo history begins empty.
+    /// The tools of a session, with an empty undo history.
     #[must_use]
     pub fn new(sandbox: Sandbox, workspace: Arc<Workspace>) -> Self {
         Self {
@@ -160,21 +162,21 @@ impl ToolBox {
         }
     }
 
-    /// The same tools, whose editor writes what the workspace may take.
+    /// Sets the quota that the editor respects.
     #[must_use]
     pub fn with_quota(mut self, quota: Arc<Quota>) -> Self {
         self.quota = Some(quota);
         self
     }
 
-    /// The same tools, which show the model pictures where it sees them.
+    /// Sets whether the model is shown images.
     #[must_use]
     pub fn with_pictures(mut self, seen: bool) -> Self {
         self.pictures = seen;
         self
     }
 
-    /// The box that commands run in.
+    /// The sandbox that commands run in.
     #[must_use]
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
@@ -190,7 +192,10 @@ struct Terminal {
     input: Option<String>,
 }
 
-/// Runs a tool. `timeout` is what a command may take where its call says nothing.
+/// Runs a tool. `timeout` is a command's timeout if its call sets none.
+///
+/// # Errors
+/// Only if the sandbox is gone; a tool's own failure is its outcome.
 pub async fn run(
     tools: &ToolBox,
     name: &str,
@@ -278,14 +283,15 @@ async fn terminal(
     })
 }
 
-/// What the model reads of a command's output, and what a terminal is given where that is another.
+/// The part of a command's output that the model reads, and the output for a terminal if that
+/// differs.
 fn read_output(result: &ExecResult) -> (String, Option<String>) {
     let (head, tail) = &result.bytes;
     let (head, tail, omitted) = if result.omitted == 0 {
-        // In one piece: a character or a sequence may lie across the seam.
+        // In one piece: a character or an escape sequence may lie across the seam.
         ([head.as_slice(), tail].concat(), &[][..], 0)
     } else {
-        // What is left of a line at the beginning would be read for something else.
+        // A partial line at the beginning would be misread.
         let line = tail
             .iter()
             .take(LONGEST_LINE)
@@ -304,7 +310,7 @@ fn read_output(result: &ExecResult) -> (String, Option<String>) {
     (read, differs.then_some(shown))
 }
 
-/// A beginning and an end, and a sentence in place of what is too much for a result between them.
+/// A beginning and an end, with a sentence in place of what does not fit into a result.
 fn within(head: String, tail: &str, omitted: u64) -> String {
     if omitted == 0 {
         return middle_left_out(head, MAX_RESULT);

@@ -1,7 +1,8 @@
-//! What a file is when an edit meets it, and how the two sides of an edit differ.
+//! The content of a file at the time of an edit, and the diff between the two sides of an edit.
 //!
 //! # Invariants
-//! - Whatever a file holds can be replaced: what is no text, or too large to be kept, is no error here.
+//! - Whatever a file holds can be replaced: content that is not text, or too large to be kept, is
+//!   no error here.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -12,19 +13,19 @@ use super::history::Before;
 use super::text_file::TextFile;
 use crate::sandbox::workspace::{Workspace, WorkspaceError, WorkspacePath};
 
-/// The largest file that is viewed, edited or kept for undoing.
+/// The largest file that is viewed, edited or kept for undoing, in bytes.
 pub(super) const MAX_FILE: u64 = 16 << 20;
-/// How much of a larger one tells what its line ends and its encoding are.
+/// How many bytes of a larger file determine its line endings and its encoding.
 const SAMPLE: u64 = 64 << 10;
-/// How long a file is compared that shares nothing with what it was.
+/// The time limit for diffing a file that has little in common with its previous content.
 const COMPARING: Duration = Duration::from_secs(1);
 
-/// What a file is, before it is changed.
+/// A file before it is changed.
 pub(super) enum Present {
     Absent,
     Text(TextFile),
     Binary(Vec<u8>),
-    /// More than is kept: its size, and its beginning where that is text.
+    /// Too large to keep: its size in bytes, and its beginning if that is text.
     Large(u64, Option<TextFile>),
 }
 
@@ -39,7 +40,7 @@ impl Present {
             Err(WorkspaceError::TooLarge { .. }) => {
                 let (file, size) = workspace.open(path)?;
                 let mut sample = Vec::new();
-                // What cannot be read tells nothing.
+                // An unreadable sample just tells nothing.
                 let _ = file.take(SAMPLE).read_to_end(&mut sample);
                 let lines = sample.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
                 sample.truncate(lines + 1);
@@ -49,7 +50,7 @@ impl Present {
         }
     }
 
-    /// The file whose line ends and encoding a new text takes.
+    /// The file whose line endings and encoding a new text takes.
     pub(super) fn model(&self) -> Option<&TextFile> {
         match self {
             Self::Text(file) | Self::Large(_, Some(file)) => Some(file),
@@ -93,7 +94,7 @@ pub(super) enum Side<'a> {
     NoText,
 }
 
-/// What was changed, as a unified diff.
+/// The changes as a unified diff.
 pub(super) fn diff(path: &WorkspacePath, before: Side<'_>, after: Side<'_>) -> String {
     let shown = path.shown();
     let name = |side: &str, content: Side<'_>| match content {

@@ -1,4 +1,4 @@
-//! The tools over a real box and a real workspace.
+//! Tests of the tools over a real sandbox and a real workspace.
 
 use serde_json::json;
 
@@ -211,7 +211,7 @@ async fn files_are_created_viewed_changed_and_changed_back() {
             .await
             .is_error
     );
-    // What the box made belongs to the box, and what the host made too.
+    // What the sandbox created belongs to its user, and so does what the host created.
     let outcome = tools
         .run(
             "terminal",
@@ -394,7 +394,7 @@ async fn undoing_gives_back_the_exact_bytes_and_never_what_something_else_wrote(
             "{outcome:?}"
         );
     }
-    // As the editor left it, it can be taken back after all.
+    // With the content that the editor left, it can be undone after all.
     std::fs::write(root.join("run.sh"), "two\n").unwrap();
     let outcome = tools.edit("undo_edit", "run.sh", json!({})).await;
     assert!(!outcome.is_error, "{outcome:?}");

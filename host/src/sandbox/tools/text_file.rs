@@ -1,10 +1,10 @@
-//! A text file as an editor of lines sees it, whatever its line ends and its encoding are.
+//! A text file as a line editor sees it, whatever its line endings and its encoding.
 //!
 //! # Invariants
-//! - The text has no byte order mark, and each of its line ends is one LF.
-//! - Bytes that an edit does not change stay as they are: those of unchanged lines within the edited
-//!   range too, and bytes that are not of the file's encoding.
-//! - New text takes the file's encoding and the line ends of where it is put.
+//! - The text has no byte order mark, and each of its line endings is one LF.
+//! - Bytes that an edit does not change are preserved, including those of unchanged lines within
+//!   the edited range and bytes that are invalid in the file's encoding.
+//! - New text takes the file's encoding and the line endings of where it is inserted.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 use encoding_rs::WINDOWS_1252;
 use similar::{Algorithm, DiffOp, capture_diff_slices_deadline};
 
-/// How long the lines of an edit are compared, before the rest counts as changed.
+/// The time limit for diffing the lines of an edit, after which the rest counts as changed.
 const COMPARING: Duration = Duration::from_secs(1);
-/// The longest change in bytes whose characters are compared too.
+/// The longest change, in bytes, that is diffed by characters too.
 const LONGEST_FINE: usize = 8 << 10;
 
-/// How many characters behind an edit a line end is looked for.
+/// How many characters after an edit are searched for a line ending.
 const LOOK_AHEAD: usize = 64 << 10;
 
-/// What a file's characters are written in.
+/// A file's character encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encoding {
-    /// Bytes that are not UTF-8 are read one by one as Windows-1252, and kept.
+    /// UTF-8. Invalid bytes are read one by one as Windows-1252, and kept.
     Utf8,
-    /// Of which Latin-1 is a part: no byte beyond ASCII belongs to a character in UTF-8.
+    /// Windows-1252, which includes Latin-1: no byte above ASCII is part of a UTF-8 character.
     Windows1252,
     /// With a byte order mark.
     Utf16Le,
@@ -33,19 +33,19 @@ enum Encoding {
     Utf16Be,
 }
 
-/// A character that a file's encoding has not.
+/// A character that a file's encoding lacks.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("Windows-1252, which the file is written in, has no {0:?}")]
 pub(super) struct Unencodable(char);
 
-/// A text file, decoded.
+/// A decoded text file.
 #[derive(Debug)]
 pub(super) struct TextFile {
     bytes: Vec<u8>,
-    /// How long the byte order mark is.
+    /// The length of the byte order mark, in bytes.
     mark: usize,
     encoding: Encoding,
-    /// No LF is in it, so a CR ends a line.
+    /// Whether the file has no LF, so that a CR ends a line.
     cr_alone: bool,
     text: String,
 }
@@ -58,7 +58,7 @@ struct Unit<'a> {
 }
 
 impl TextFile {
-    /// Decodes a file, or gives the bytes back where they are no text.
+    /// Decodes a file, or returns the bytes if they are not text.
     pub(super) fn open(bytes: Vec<u8>) -> Result<Self, Vec<u8>> {
         let (mark, encoding) = match bytes.as_slice() {
             [0xff, 0xfe, ..] => (2, Encoding::Utf16Le),
@@ -83,12 +83,12 @@ impl TextFile {
         Ok(file)
     }
 
-    /// All of it, as it was opened.
+    /// The file's original bytes.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// How many bytes it has.
+    /// The file's size in bytes.
     pub(super) fn size(&self) -> usize {
         self.bytes.len()
     }
@@ -98,12 +98,12 @@ impl TextFile {
         self.mark > 0
     }
 
-    /// What is read of it.
+    /// The decoded text.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// A text with the line ends that this file's text has.
+    /// Converts a text's line endings to those of this file's text.
     pub(super) fn normalized(&self, text: &str) -> String {
         let text = text.replace("\r\n", "\n");
         if self.cr_alone {
@@ -113,7 +113,7 @@ impl TextFile {
         }
     }
 
-    /// The file's bytes with a range of the text replaced. The new text's line ends are LF.
+    /// The file's bytes with a range of the text replaced. The new text's line endings are LF.
     pub(super) fn replace(&self, range: Range<usize>, new: &str) -> Result<Vec<u8>, Unencodable> {
         let edits = edits(range.start, &self.text[range], new);
         let mut edited = self.bytes[..self.mark].to_vec();
@@ -136,7 +136,7 @@ impl TextFile {
                 replaced.extend((unit.seen == '\n').then_some(unit.bytes));
             }
             let usual = if new.contains('\n') {
-                // That of the line which is broken in two, where it is not too far away.
+                // The ending of the line that the edit splits, if it is not too far away.
                 let next = units
                     .clone()
                     .take(LOOK_AHEAD)
@@ -161,7 +161,8 @@ impl TextFile {
         Ok(edited)
     }
 
-    /// The bytes of a whole new text with the line ends that it has, under this file's byte order mark.
+    /// The bytes of an entirely new text, with its own line endings, after this file's byte order
+    /// mark.
     pub(super) fn with_text(&self, text: &str) -> Result<Vec<u8>, Unencodable> {
         let mut bytes = self.bytes[..self.mark].to_vec();
         self.encode(text, &mut bytes)?;
@@ -201,7 +202,7 @@ impl TextFile {
     }
 }
 
-/// Which of the two encodings in bytes it is.
+/// Which of the two byte encodings a file has.
 fn eight_bit(bytes: &[u8]) -> Encoding {
     let strays = bytes.utf8_chunks().any(|chunk| !chunk.invalid().is_empty());
     if strays && bytes.utf8_chunks().all(|chunk| chunk.valid().is_ascii()) {
@@ -211,18 +212,18 @@ fn eight_bit(bytes: &[u8]) -> Encoding {
     }
 }
 
-/// Goes through a file, one character of its text at a time.
+/// Iterates over a file, one character of its text at a time.
 #[derive(Clone)]
 struct Units<'a> {
     rest: &'a [u8],
     encoding: Encoding,
     cr_alone: bool,
-    /// What a byte from 0x80 on stands for where it is not UTF-8.
+    /// The characters for bytes from 0x80 on that are not valid UTF-8.
     stray: [char; 128],
 }
 
 impl<'a> Units<'a> {
-    /// The character that comes next, and its length in bytes.
+    /// The next character, and its length in bytes.
     fn peek(&self, from: usize) -> Option<(char, usize)> {
         let rest = self.rest.get(from..)?;
         let big_endian = match self.encoding {
@@ -270,7 +271,7 @@ impl<'a> Iterator for Units<'a> {
         if seen == '\r' && self.cr_alone {
             seen = '\n';
         } else if seen == '\r' {
-            // Also CR CR LF, which comes of a conversion made twice.
+            // Also CR CR LF, which results from a repeated conversion.
             let mut end = length;
             for _ in 0..2 {
                 match self.peek(end) {
@@ -289,11 +290,11 @@ impl<'a> Iterator for Units<'a> {
     }
 }
 
-/// A range of a text, and what takes its place.
+/// A range of a text, and its replacement.
 type Change<'a> = (Range<usize>, &'a str);
 
-/// What has to be changed to make one text of another that stands at `from`, in order. Lines that are
-/// the same are in none, nor are characters of a line that was changed a little.
+/// The changes that turn one text, which is at `from`, into another, in order. They cover neither
+/// unchanged lines nor the unchanged characters of a slightly changed line.
 fn edits<'a>(from: usize, old: &'a str, new: &'a str) -> Vec<Change<'a>> {
     let deadline = Instant::now() + COMPARING;
     let lines = |text: &'a str| -> Vec<&'a str> { text.split_inclusive('\n').collect() };
@@ -322,7 +323,7 @@ fn characters(text: &str) -> Vec<&str> {
     text.split_inclusive(|_: char| true).collect()
 }
 
-/// How a text differs from another one, both of them in pieces.
+/// The differences between two texts split into pieces.
 fn compared<'a>(
     old_pieces: &[&str],
     new_pieces: &[&str],
@@ -341,7 +342,7 @@ fn compared<'a>(
         .collect()
 }
 
-/// Where each piece begins, and the last one ends.
+/// The start of each piece, and the end of the last one.
 fn starts(pieces: &[&str]) -> Vec<usize> {
     let mut at = 0;
     let ends = pieces.iter().map(|piece| {
@@ -351,7 +352,7 @@ fn starts(pieces: &[&str]) -> Vec<usize> {
     std::iter::once(0).chain(ends).collect()
 }
 
-/// How many bytes two texts have in common from where they begin.
+/// The length in bytes of two texts' common prefix.
 fn common(one: impl Iterator<Item = char>, other: impl Iterator<Item = char>) -> usize {
     one.zip(other)
         .take_while(|(one, other)| one == other)

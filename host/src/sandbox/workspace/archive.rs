@@ -1,8 +1,11 @@
-//! Owns a workspace as one archive, made while it is sent: a tar, compressed with gzip.
+//! Streams a workspace as one archive: a tar, compressed with gzip.
 //!
-//! What always holds: memory is bounded and nothing is written to the disk; links are kept as links
-//! and never followed; each file's part is as long as its header says, whatever happens to the file
-//! meanwhile, so the archive is whole. What is not in it, is listed in it.
+//! # Invariants
+//! - Memory is bounded and nothing is written to disk.
+//! - Links are stored as links and never followed.
+//! - Each file's data is as long as its header says, whatever happens to the file meanwhile, so the
+//!   archive is always well-formed.
+//! - What is left out is listed in the archive.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -18,19 +21,19 @@ use super::walk::{DEEPEST, Found, MOST_ENTRIES, Step, Walk};
 use super::{Workspace, WorkspaceError, WorkspacePath, explain};
 use crate::types::plural;
 
-/// The folder that all of it is in.
+/// The top-level folder of the archive.
 const TOP: &str = "workspace";
-/// Where it is said what is left out.
+/// The file that lists what was left out.
 const LIST: &str = "left-out-of-this-archive.txt";
-/// How many lines that has.
+/// The most lines of that list.
 const LINES: usize = 1000;
-/// The most bytes of holes, of all files together: what takes no disk could be without end.
+/// The most bytes of holes, in all files together: sparse data takes no disk and could be endless.
 const HOLES: u64 = 16 << 30;
-/// What the names of files that have several names may take together, in bytes of memory.
+/// Maximum memory for the names of hard-linked files, in bytes.
 const NAMES: usize = 16 << 20;
 
 impl Workspace {
-    /// Writes all of it. Blocks, for as long as `to` takes it; ends at the first error of `to`.
+    /// Writes the archive. Blocks for as long as `to` takes it; ends at the first error of `to`.
     pub fn archive(&self, to: impl Write) -> Result<(), WorkspaceError> {
         let failed = |cause| explain(&WorkspacePath::root(), cause);
         let walk = Walk::new(self).map_err(failed)?;
@@ -48,9 +51,9 @@ impl Workspace {
 struct Archive<W: Write> {
     tar: Builder<GzEncoder<W>>,
     left_out: LeftOut,
-    /// Bytes of holes that may still come.
+    /// Bytes of holes that may still be written.
     holes: u64,
-    /// Where each file with several names is in the archive.
+    /// The path in the archive of each hard-linked file.
     names: HashMap<(u64, u64), PathBuf>,
     names_left: usize,
 }
@@ -65,7 +68,7 @@ impl LeftOut {
     fn note(&mut self, path: &Path, why: &str) {
         self.count += 1;
         if self.count <= LINES {
-            // Writing into a string cannot fail. Quoted: a name may hold a line break.
+            // Writing into a string cannot fail. Quoted, since a name may contain a line break.
             let _ = writeln!(self.lines, "{:?}: {why}", path.to_string_lossy());
         }
     }
@@ -133,7 +136,8 @@ impl<W: Write> Archive<W> {
                 let mut header = header(EntryType::Link, found.stat.st_mode, Some(found));
                 return self.tar.append_link(&mut header, path, first);
             }
-            // One of them: without its name here, each of its names would be a copy.
+            // The first of several names: unless it is kept here, each of the others would be a
+            // copy.
             let size = path.as_os_str().len() + 64;
             let Some(left) = self.names_left.checked_sub(size) else {
                 self.left_out
@@ -179,7 +183,7 @@ impl<W: Write> Archive<W> {
     }
 
     fn folder(&mut self, path: &Path, mode: u32, found: Option<&Found>) -> io::Result<()> {
-        // Whoever unpacks it must be able to fill it.
+        // Whoever unpacks the folder must be able to fill it.
         let mut header = header(EntryType::Directory, mode | 0o700, found);
         self.tar.append_data(&mut header, path, io::empty())
     }
@@ -195,7 +199,7 @@ impl<W: Write> Archive<W> {
         let text = format!("What is not in this archive, or not whole:\n\n{lines}");
         let mut header = header(EntryType::Regular, 0o644, None);
         header.set_size(text.len() as u64);
-        // Beside the workspace's folder, so that no file of that name is in the way.
+        // Beside the workspace's folder, so that it cannot collide with a file of that name.
         self.tar.append_data(&mut header, LIST, text.as_bytes())
     }
 }
@@ -204,7 +208,7 @@ fn below_top(path: &Path) -> PathBuf {
     Path::new(TOP).join(path)
 }
 
-/// Whose the files are here is nobody's business; whether they run with another's rights as well.
+/// Omits the files' owner, which is nobody's business, and any setuid and setgid bits.
 fn header(kind: EntryType, mode: u32, found: Option<&Found>) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
@@ -217,11 +221,12 @@ fn header(kind: EntryType, mode: u32, found: Option<&Found>) -> Header {
     header
 }
 
-/// A file's content, exactly so long: what has come since is not read, what is gone is zeros.
+/// A file's content at exactly the announced length: later growth is not read, missing bytes are
+/// zeros.
 struct AsLong<R> {
     file: R,
     left: u64,
-    /// How many bytes were not there, where any were not.
+    /// How many bytes were missing, if any.
     short: Option<u64>,
 }
 
@@ -334,7 +339,7 @@ mod tests {
         let kinds = ["a.txt", "b.txt"].map(|name| entries[&format!("workspace/{name}")].0);
         assert!(kinds.contains(&EntryType::Link) && kinds.contains(&EntryType::Regular));
 
-        // It unpacks to what it was made of.
+        // It unpacks to what it was made from.
         let to = tempfile::tempdir().unwrap();
         tar::Archive::new(GzDecoder::new(&bytes[..]))
             .unpack(to.path())
@@ -450,7 +455,7 @@ mod tests {
             }
         }
         let (_base, workspace) = workspace();
-        // As long as a day of reading, were it read to its end.
+        // Reading it to its end would take a day.
         let endless = fs::File::create(workspace.host_path().join("endless")).unwrap();
         endless.set_len(HOLES - 1).unwrap();
         assert!(workspace.archive(Takes(100_000)).is_err());

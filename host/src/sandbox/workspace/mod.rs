@@ -1,8 +1,10 @@
-//! A session's folder of files, as the host reads and writes it.
+//! A session's workspace, as the host reads and writes it.
 //!
-//! What always holds: every path is resolved below an open directory handle, so neither `..` nor a
-//! symbolic link, nor one swapped in meanwhile by hostile code, leads out; nothing but a regular
-//! file is ever read, so a pipe or a device cannot hang the host; sizes and counts are bounded.
+//! # Invariants
+//! - Every path is resolved below an open directory handle, so neither `..` nor a symbolic link,
+//!   nor one swapped in meanwhile by hostile code, leads out.
+//! - Only regular files are ever read, so a pipe or a device cannot hang the host.
+//! - Sizes and counts are bounded.
 
 mod archive;
 mod names;
@@ -33,11 +35,12 @@ pub(crate) use self::remove_tree::erase;
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};
 
-/// Where every kind of path may begin, whatever the sandbox.
+/// A prefix that every path may have, whatever the sandbox.
 const MOUNT: &str = "/workspace";
-/// The user that owns what a sandbox may write, where the host is root.
+/// The user that owns what a sandbox may write, if the host is root.
 const BOX_USER: u32 = 1000;
-/// Whom files of sandboxes belong to: a user of their own when the host is root, else the host's.
+/// The owner of sandboxes' files: a user of their own if the host is root, otherwise `None`, for
+/// the host's user.
 #[must_use]
 pub fn box_user() -> Option<u32> {
     rustix::process::geteuid().is_root().then_some(BOX_USER)
@@ -51,7 +54,7 @@ pub fn safe_name(text: &str) -> String {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' => name.push(byte.into()),
             b'.' if at > 0 => name.push('.'),
-            // `%` and `~` are never kept, so what stands for something else cannot be met as itself.
+            // `%` and `~` are always escaped, so an escape cannot be confused with a literal.
             other => name.push_str(&format!("%{other:02x}")),
         }
     }
@@ -68,43 +71,43 @@ pub fn safe_name(text: &str) -> String {
     name
 }
 
-/// Why a file cannot be read or written.
+/// An error in reading or writing a file.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
     /// The path, or a link on it, leads out of the workspace.
     #[error("Path traversal not allowed.")]
     Traversal,
-    /// There is no such file.
+    /// The file does not exist.
     #[error("File not found: {0}")]
     NotFound(String),
-    /// The file is larger than what may be read.
+    /// The file is larger than the limit for reading.
     #[error("{path} is {}; at most {limit} can be read.", plural::count(.size.to_owned(), "byte"))]
     TooLarge {
-        /// The file.
+        /// The file's path.
         path: String,
-        /// Its size.
+        /// The file's size in bytes.
         size: u64,
-        /// What is allowed.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// It is a folder, a pipe, a device.
+    /// The path is a folder, a pipe or a device.
     #[error("{0} is not a regular file.")]
     NotAFile(String),
-    /// Its permissions keep the host from it.
+    /// The file's permissions keep the host out.
     #[error("{0} cannot be opened: its permissions forbid it.")]
     Forbidden(String),
-    /// Anything else.
+    /// Any other failure.
     #[error("{path}: {cause}")]
     Io {
-        /// What was tried on.
+        /// The path.
         path: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
 }
 
-/// A session's folder.
+/// A session's workspace folder.
 #[derive(Debug)]
 pub struct Workspace {
     dir: Dir,
@@ -112,7 +115,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Makes, or opens, the folder of a session below `base`.
+    /// Creates or opens the folder of a session below `base`.
     pub fn create(base: &Path, user: &str, session: &str) -> Result<Self, WorkspaceError> {
         let path = base.join(safe_name(user)).join(safe_name(session));
         let failed = |cause| WorkspaceError::Io {
@@ -120,7 +123,7 @@ impl Workspace {
             cause,
         };
         std::fs::create_dir_all(&path).map_err(failed)?;
-        // The box's user must pass through; which sessions there are, it must not see.
+        // The sandbox's user must pass through, but must not see which sessions exist.
         for folder in [base, path.parent().unwrap_or(base)] {
             std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
                 .map_err(failed)?;
@@ -134,28 +137,28 @@ impl Workspace {
         Ok(Self { dir, path })
     }
 
-    /// The folder on the host.
+    /// The folder's path on the host.
     #[must_use]
     pub fn host_path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether a path stays inside, for a workspace that is not there yet.
+    /// Checks that a path stays inside, for a workspace that does not exist yet.
     pub fn check(text: &str) -> Result<(), WorkspaceError> {
         WorkspacePath::parse(text, &[MOUNT]).map(drop)
     }
 
-    /// Checks a path that a client or a model wrote.
+    /// Validates a path that a client or a model wrote.
     pub fn path(&self, text: &str) -> Result<WorkspacePath, WorkspaceError> {
         WorkspacePath::parse(text, &[MOUNT, &self.path.to_string_lossy()])
     }
 
-    /// Opens a file for reading, and says how long it is, in bytes. It may grow, shrink or change
+    /// Opens a file for reading, and returns its length in bytes. It may grow, shrink or change
     /// while it is read.
     pub fn open(&self, path: &WorkspacePath) -> Result<(std::fs::File, u64), WorkspaceError> {
         let failed = |cause| explain(path, cause);
         let mut options = OpenOptions::new();
-        // Not blocking: opening a pipe would wait for its other end.
+        // Non-blocking: opening a pipe would wait for its other end.
         options
             .read(true)
             .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32);
@@ -170,7 +173,7 @@ impl Workspace {
         Ok((file.into_std(), data.len()))
     }
 
-    /// A file's bytes, if they are at most `max`.
+    /// Reads a file of at most `max` bytes.
     pub fn read(&self, path: &WorkspacePath, max: u64) -> Result<Vec<u8>, WorkspaceError> {
         let failed = |cause| explain(path, cause);
         let (file, length) = self.open(path)?;
@@ -193,23 +196,24 @@ impl Workspace {
         Ok(content)
     }
 
-    /// Puts a file in place, whole or not at all, with the folders it needs.
+    /// Writes a file atomically, creating the folders it needs.
     pub fn write(&self, path: &WorkspacePath, content: &[u8]) -> Result<(), WorkspaceError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let failed = |cause| explain(path, cause);
         if path.is_root() {
             return Err(WorkspaceError::NotAFile(path.shown()));
         }
-        // Before a folder is made for what cannot be.
+        // Checked before any folder is created in vain.
         if path.is_too_long() {
             return Err(failed(rustix::io::Errno::NAMETOOLONG.into()));
         }
         self.make_parents(path)?;
-        // A link is written through, if it stays inside; the check is the handle's, not this look.
+        // A link is written through, if it stays inside; the check is the handle's, not this
+        // lookup.
         let target = self.dir.canonicalize(path.on_disk());
         let target = match target {
             Ok(target) => target,
-            // A link that leads nowhere is to become no file.
+            // A dangling link must not create a file.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if self.dir.symlink_metadata(path.on_disk()).is_ok() {
                     return Err(failed(error));
@@ -247,7 +251,7 @@ impl Workspace {
         })
     }
 
-    /// Takes a file away; undoing its creation needs this.
+    /// Removes a file, to undo its creation.
     pub fn remove_file(&self, path: &WorkspacePath) -> Result<(), WorkspaceError> {
         self.dir
             .remove_file(path.on_disk())
@@ -262,7 +266,8 @@ impl Workspace {
             .map_err(|cause| explain(path, cause))
     }
 
-    /// The names in a folder, folders with a slash behind them, sorted; at most `most` of them.
+    /// The sorted names in a folder, those of folders with a trailing slash; at most `most` of
+    /// them.
     pub fn list(&self, path: &WorkspacePath, most: usize) -> Result<Vec<String>, WorkspaceError> {
         let failed = |cause| explain(path, cause);
         let mut found = Vec::new();
@@ -284,14 +289,14 @@ impl Workspace {
         Ok(found)
     }
 
-    /// Removes the folder and all in it, whatever a sandbox did to it. Blocks, where something stays
-    /// in the way for about a second.
+    /// Removes the folder and everything in it, whatever a sandbox did to it. Blocks; if something
+    /// stays in the way, for about a second.
     pub fn remove(&self) -> Result<(), WorkspaceError> {
         erase(&self.path).map_err(|cause| WorkspaceError::Io {
             path: self.path.display().to_string(),
             cause,
         })?;
-        // The user's folder goes with the last session; while others are there, this fails.
+        // The user's folder is removed with the last session; while others exist, this fails.
         let _ = self.path.parent().map(std::fs::remove_dir);
         Ok(())
     }
@@ -309,7 +314,8 @@ impl Workspace {
             match self.dir.create_dir(&made) {
                 Ok(()) => {
                     if let Some(user) = box_user() {
-                        // On an open folder that is not a link: the name may be another's by now.
+                        // On the open folder, which is not a link: by now the name may be something
+                        // else.
                         let folder = self.dir.open_dir(&made).map_err(failed)?;
                         let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(user)));
                         rustix::fs::chownat(&folder, "", user, group, AtFlags::EMPTY_PATH)
@@ -329,13 +335,14 @@ fn explain(path: &WorkspacePath, cause: io::Error) -> WorkspaceError {
         .raw_os_error()
         .map(rustix::io::Errno::from_raw_os_error);
     match (cause.kind(), system) {
-        // What the resolver says of a path that leads out: an error of its own, or the kernel's EXDEV.
+        // The resolver's result for a path that leads out: an error of its own, or the kernel's
+        // EXDEV.
         (ErrorKind::CrossesDevices, _) | (ErrorKind::PermissionDenied, None) => {
             WorkspaceError::Traversal
         }
         (ErrorKind::PermissionDenied, _) => WorkspaceError::Forbidden(path.shown()),
         (ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename, _)
-        // Links that lead in a circle, and names that no file system has.
+        // Links in a circle, and names that no file system accepts.
         | (_, Some(rustix::io::Errno::LOOP | rustix::io::Errno::NAMETOOLONG))
         | (ErrorKind::InvalidInput, _) => WorkspaceError::NotFound(path.shown()),
         (ErrorKind::IsADirectory, _)

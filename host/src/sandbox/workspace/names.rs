@@ -1,17 +1,17 @@
-//! How a file name is spelled in JSON, which holds nothing but UTF-8, and read back.
+//! Encodes file names for JSON, which holds only UTF-8, and decodes them.
 //!
 //! # Invariants
-//! - Two names never share a spelling, and each spelling reads back as its name.
-//! - An escape stands for one byte of 0x80 and above: no slash, dot or NUL comes out of one.
+//! - Two names never share an encoding, and each encoding decodes to its name.
+//! - An escape stands for one byte of 0x80 or above: no slash, dot or NUL comes out of one.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Begins an escape. In a name of its own it is escaped, so that it always begins one.
+/// Begins an escape. It is escaped itself, so that it always begins one.
 const MARK: char = '\u{fffd}';
 
-/// A name as clients see it: itself, with U+FFFD and two lower-case hex digits for each byte that is
-/// not UTF-8.
+/// Encodes a name for clients: unchanged, except for U+FFFD and two lower-case hex digits for each
+/// byte that is not UTF-8.
 pub(super) fn spell(name: &OsStr) -> String {
     if let Some(text) = name.to_str()
         && !text.contains(MARK)
@@ -38,7 +38,7 @@ fn escape(bytes: &[u8], spelled: &mut String) {
     }
 }
 
-/// The name behind a spelling. A mark that begins no escape is itself.
+/// Decodes a name. A mark that begins no escape stands for itself.
 pub(super) fn unspell(spelled: &str) -> OsString {
     let mut bytes = Vec::with_capacity(spelled.len());
     let mut rest = spelled;

@@ -1,7 +1,8 @@
-//! Owns what a path inside a workspace is, and how one that a client or a model wrote becomes one.
+//! Paths inside a workspace, parsed from what a client or a model wrote.
 //!
-//! What always holds: a [`WorkspacePath`] has no `..` and no leading slash. Links on it are another
-//! matter: only the open folder it is resolved in keeps those inside.
+//! # Invariants
+//! - A [`WorkspacePath`] has no `..` and no leading slash. Symbolic links on it are another matter:
+//!   only the open folder it is resolved in keeps those inside.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +13,14 @@ use super::names::{spell, unspell};
 const LONGEST_PATH: usize = 4096;
 const LONGEST_NAME: usize = 255;
 
-/// A path inside a workspace: no `..`, no leading slash, checked once and for all.
+/// A path inside a workspace: validated, without `..` and without a leading slash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WorkspacePath(PathBuf);
 
 impl WorkspacePath {
-    /// Takes what a client or a model wrote: from the workspace's root, with or without the slash,
-    /// with or without one of the places the workspace is known at. Names that are not UTF-8 are
-    /// written as [`spell`] has them.
+    /// Parses what a client or a model wrote: relative to the workspace's root, with or without a
+    /// leading slash or one of the prefixes in `known_at`. Names that are not UTF-8 are written as
+    /// by [`spell`].
     pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
         if text.contains('\0') {
             return Err(WorkspaceError::Traversal);
@@ -45,12 +46,12 @@ impl WorkspacePath {
         Self(PathBuf::new())
     }
 
-    /// From the workspace's root; empty for the root.
+    /// The path relative to the workspace's root; empty for the root.
     pub(super) fn below_root(&self) -> &Path {
         &self.0
     }
 
-    /// From the workspace's root, as the system takes it.
+    /// The path relative to the workspace's root, for system calls.
     pub(super) fn on_disk(&self) -> &Path {
         if self.0.as_os_str().is_empty() {
             Path::new(".")
@@ -65,19 +66,19 @@ impl WorkspacePath {
         self.0.as_os_str().is_empty()
     }
 
-    /// Whether it is longer than Linux takes a path, or a name in it.
+    /// Whether it, or a name in it, is longer than Linux allows.
     pub(super) fn is_too_long(&self) -> bool {
         let longest = self.0.iter().map(std::ffi::OsStr::len).max();
         self.0.as_os_str().len() >= LONGEST_PATH || longest.is_some_and(|most| most > LONGEST_NAME)
     }
 
-    /// As commands name it that run in the workspace's folder.
+    /// The path as commands in the workspace's folder write it.
     #[must_use]
     pub fn relative(&self) -> String {
         spell(self.on_disk().as_os_str())
     }
 
-    /// As clients see it: from the root, with a slash.
+    /// The path as clients see it: from the root, with a leading slash.
     #[must_use]
     pub fn shown(&self) -> String {
         format!("/{}", spell(self.0.as_os_str()))

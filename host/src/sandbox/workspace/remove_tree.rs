@@ -1,11 +1,15 @@
-//! Owns removing a folder that hostile code filled.
+//! Removes a folder that hostile code filled.
 //!
-//! What always holds: everything is reached by a name in an open folder, so no link, nor one swapped
-//! in meanwhile, leads out; whatever the tree's depth and size, there is no recursion, a handful of
-//! open files and little memory; it ends, also against a process that goes on making files. `std`'s
-//! and cap-std's own ways hold a file open and a stack frame for each level, so a tree of ten
-//! thousand levels stays, or takes the host's thread along; and neither enters a folder that its
-//! owner closed.
+//! `std`'s and cap-std's own functions hold a file open and a stack frame for each level, so a tree
+//! of ten thousand levels stays, or crashes the host's thread; and neither enters a folder that its
+//! owner made inaccessible.
+//!
+//! # Invariants
+//! - Everything is reached by a name in an open folder, so no link, even one swapped in meanwhile,
+//!   leads out.
+//! - Whatever the tree's depth and size, there is no recursion, only a handful of open files, and
+//!   little memory.
+//! - It terminates, even against a process that keeps creating files.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
@@ -15,17 +19,18 @@ use std::time::Duration;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, DirEntry, Permissions, PermissionsExt};
 
-/// How often it is tried. The pauses between double, so that all of them take a second.
+/// The number of tries. The pauses between them double, to about a second in total.
 const ROUNDS: u32 = 11;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// How many entries one try looks at, so that it ends where a process makes them as fast as they go.
+/// The most entries that one try looks at, so that it ends even if a process creates them as fast
+/// as they go.
 const MOST_ENTRIES: u64 = 10_000_000;
 
-/// Removes a folder and all in it; one that is not there is as good as removed. Blocks.
+/// Removes a folder and everything in it; succeeds if it does not exist. Blocks.
 ///
-/// Folders that this process's user closed to themselves are opened first. What stays in the way is
-/// tried again for about a second, since a process that was killed may write until it is gone; then
-/// the first thing that could not be removed is the error.
+/// Folders that this process's user made inaccessible are opened up first. Whatever stays in the
+/// way is retried for about a second, since a killed process may write until it is gone; then the
+/// first failure is the error.
 pub(crate) fn erase(path: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(
@@ -43,7 +48,7 @@ pub(crate) fn erase(path: &Path) -> io::Result<()> {
         if round(&parent, name).is_ok() {
             return Ok(());
         }
-        // Nothing says when the last of what was killed is gone, or that it will ever be.
+        // Nothing signals when the last killed process is gone, or that it ever will be.
         std::thread::sleep(pause);
         pause *= 2;
     }
@@ -81,25 +86,26 @@ fn round(parent: &Dir, name: &OsStr) -> io::Result<()> {
     match (sweep.failed, parent.remove_dir(name)) {
         (_, Ok(())) => Ok(()),
         (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
-        // What was in the way says more than that the folder is not empty.
+        // The obstacle says more than that the folder is not empty.
         (failed, Err(error)) => Err(failed.unwrap_or(error)),
     }
 }
 
-/// Gives this user all rights on a folder. Where it is another's this fails, and so will what follows.
+/// Gives this user all permissions on a folder. For another user's folder this fails, and so will
+/// what follows.
 fn open_up(folder: &Dir, name: &OsStr) {
     let _ = folder.set_permissions(name, Permissions::from_mode(0o700));
 }
 
-/// A tree is made flat while it is emptied: a folder that is not empty is moved into the root, under
-/// a number, and emptied when its number comes.
+/// Flattens a tree while emptying it: a folder that is not empty is moved into the root, under a
+/// number, and emptied when its number comes.
 struct Sweep<'a> {
     root: &'a Dir,
-    /// What the names of moved folders begin with. Nobody could have made one before.
+    /// Prefix of the names of moved folders, which nobody could have used before.
     mark: String,
     moved: u64,
     left: u64,
-    /// The first thing that could not be removed.
+    /// The first failure.
     failed: Option<io::Error>,
 }
 
@@ -114,7 +120,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Removes what is in a folder, and moves away what is not empty itself.
+    /// Removes a folder's entries, and moves non-empty folders away.
     fn empty(&mut self, folder: &Dir) {
         let entries = match folder.entries() {
             Ok(entries) => entries,
@@ -151,7 +157,7 @@ impl Sweep<'_> {
                     ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists
                 ) =>
             {
-                // Moving a folder to another parent changes it, so it must be open already.
+                // Moving a folder to another parent writes to it, so it must be accessible already.
                 open_up(folder, &name);
                 folder.rename(&name, self.root, self.name(self.moved))?;
                 self.moved += 1;
@@ -173,13 +179,13 @@ mod tests {
 
     use super::*;
 
-    /// Runs a test's body as a user who is not root: for root no folder is closed.
+    /// Runs a test's body as a user other than root, for whom every folder is accessible.
     fn as_a_plain_user(test: &str, body: fn()) {
         if !rustix::process::geteuid().is_root() {
             return body();
         }
         let (_, module) = module_path!().split_once("::").unwrap();
-        // This program by the process's own link: the user may not be able to walk to its path.
+        // Starts this program through /proc: the user may not be able to reach its path.
         let ran = std::process::Command::new("/proc/self/exe")
             .args(["--exact", &format!("{module}::{test}")])
             .env_remove("TMPDIR")
@@ -257,7 +263,7 @@ mod tests {
                     fs::write(wide.join(OsStr::from_bytes(&name)), "").unwrap();
                 }
                 close(&wide, 0o555);
-                // A stack in which thousands of calls within each other have no room.
+                // A stack too small for thousands of nested calls.
                 let begun = std::time::Instant::now();
                 std::thread::Builder::new()
                     .stack_size(128 << 10)
@@ -283,7 +289,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    // Any of these fails where the other side was faster.
+                    // Any of these fails if the other side was faster.
                     let _ = fs::create_dir_all(root.join("a/b"));
                     let _ = fs::write(root.join("a/b/file"), "");
                     let _ = fs::rename(root.join("a"), root.join("aside"));

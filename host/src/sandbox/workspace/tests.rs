@@ -1,4 +1,4 @@
-//! Attempts to lead the host out of a workspace, or to hang it.
+//! Tests that try to lead the host out of a workspace, or to hang it.
 
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicBool;
@@ -189,8 +189,8 @@ fn a_link_swapped_in_while_the_host_looks_never_leads_out() {
     std::fs::create_dir(root.join("inside")).unwrap();
     std::fs::write(root.join("inside/file"), "fine").unwrap();
     symlink(base.path().join("outside"), root.join("link")).unwrap();
-    // The folder and the link change places at once, so that the name always exists: were it missing
-    // for a moment, a write would make it anew and the swapping would end there.
+    // The folder and the link are exchanged atomically, so that the name always exists: were it
+    // missing for a moment, a write would create it anew and the swapping would end there.
     let over = AtomicBool::new(false);
     let (mut fine, mut refused) = (0, 0);
     std::thread::scope(|scope| {
@@ -258,7 +258,7 @@ fn a_name_that_is_not_utf8_is_read_as_it_is_listed() {
     use std::os::unix::ffi::OsStrExt;
     let (_base, workspace) = workspace();
     let root = workspace.host_path();
-    // The last is the spelling of the first, as a name of its own.
+    // The last is the encoding of the first, as a name of its own.
     let names = [&b"caf\xe9"[..], b"\xff\xfe", "caf\u{fffd}e9".as_bytes()];
     for name in names {
         let folder = root.join(std::ffi::OsStr::from_bytes(name));

@@ -1,7 +1,9 @@
-//! Owns the tree of a workspace that clients are shown.
+//! The file tree of a workspace that clients are shown.
 //!
-//! What always holds: its depth and its size are bounded, links are shown and not followed, and what
-//! nobody looks for is left out.
+//! # Invariants
+//! - Its depth and its size are bounded.
+//! - Links are shown and not followed.
+//! - Folders that nobody looks for are left out.
 
 use std::os::fd::AsFd;
 
@@ -11,14 +13,14 @@ use serde::Serialize;
 use super::names::spell;
 use super::{Watched, Workspace, WorkspaceError, WorkspacePath, explain};
 
-/// The deepest folder of a tree that is shown.
+/// The depth limit of a tree.
 const MAX_DEPTH: usize = 24;
-/// The most nodes of a tree that are shown.
+/// The most nodes of a tree.
 pub(super) const MAX_NODES: usize = 10_000;
-/// The most bytes that names and paths of a tree take together: it is kept in the log each time that
-/// it changed.
+/// The most bytes that a tree's names and paths take together: the tree is logged each time it
+/// changes.
 const MAX_BYTES: usize = 1 << 20;
-/// What a tree leaves out, besides every folder whose name starts with a dot.
+/// Folders left out of a tree, besides those whose name starts with a dot.
 const LEFT_OUT: [&str; 12] = [
     ".git",
     "node_modules",
@@ -39,17 +41,17 @@ const LEFT_OUT: [&str; 12] = [
 pub struct Node {
     /// The entry's own name.
     pub name: String,
-    /// What it is.
+    /// The entry's kind.
     #[serde(rename = "type")]
     pub kind: NodeKind,
-    /// From the workspace's root, with a leading slash.
+    /// The path from the workspace's root, with a leading slash.
     pub path: String,
-    /// What is in it, for folders.
+    /// The entries of a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub children: Option<Vec<Node>>,
 }
 
-/// What a node is. A symbolic link is a file: it is shown and not followed.
+/// The kind of a node. A symbolic link counts as a file: it is shown and not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeKind {
@@ -60,12 +62,13 @@ pub enum NodeKind {
 }
 
 impl Workspace {
-    /// The tree that clients are shown: bounded, without what nobody looks for, links not followed.
+    /// The tree that clients are shown: bounded, without folders that nobody looks for, links not
+    /// followed.
     pub fn tree(&self) -> Result<Vec<Node>, WorkspaceError> {
         self.tree_of(&mut |_| {})
     }
 
-    /// The tree, whose folders are watched from here on.
+    /// The same tree, whose folders are watched from here on.
     pub fn watched_tree(&self, watched: &Watched) -> Result<Vec<Node>, WorkspaceError> {
         let mut round = watched.round();
         self.tree_of(&mut |folder| round.folder(folder.as_fd()))
@@ -85,14 +88,14 @@ impl Workspace {
     }
 }
 
-/// What a tree may still take.
+/// The remaining limits of a tree.
 struct Left {
     nodes: usize,
     bytes: usize,
 }
 
 impl Left {
-    /// Takes room for an entry with names of that many bytes; false where there is none.
+    /// Takes space for an entry with names of that many bytes; false if there is none left.
     fn take(&mut self, bytes: usize) -> bool {
         let Some(left) = self.bytes.checked_sub(bytes) else {
             self.nodes = 0;
@@ -104,7 +107,7 @@ impl Left {
     }
 }
 
-/// What is in a folder. Each folder is visited before it is looked into.
+/// The entries of a folder. Each folder is passed to `visit` before it is read.
 fn branch(
     entries: ReadDir,
     parent: &str,
@@ -145,12 +148,12 @@ fn branch(
             children: folder.then(Vec::new),
         });
     }
-    // A whole level first, so that one deep folder does not use up what all share.
+    // A whole level first, so that one deep folder does not use up the shared limits.
     for (at, entry) in folders {
         if depth == 0 || left.nodes == 0 {
             break;
         }
-        // Opened as an entry of its own folder: a link that took its place is not followed.
+        // Opened as an entry of its own folder: a link that replaced it is not followed.
         let opened = entry.open_dir().and_then(|folder| {
             visit(&folder);
             folder.entries()

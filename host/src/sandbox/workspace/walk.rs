@@ -1,8 +1,10 @@
-//! Owns going through all that is in a workspace, also what its tree does not show.
+//! Walks everything in a workspace, including what its tree does not show.
 //!
-//! What always holds: each step is one name in an open folder and no link is followed, so nothing
-//! leads out; there is no recursion, at most [`DEEPEST`] folders are open, and it ends, however many
-//! entries hostile code makes. What is passed over is said.
+//! # Invariants
+//! - Each step is one name in an open folder and no link is followed, so nothing leads out.
+//! - There is no recursion, at most [`DEEPEST`] folders are open, and the walk ends, however many
+//!   entries hostile code creates.
+//! - What is skipped is reported.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -16,62 +18,62 @@ use rustix::io::Errno;
 
 use super::Workspace;
 
-/// How many folders may be in each other. What is deeper is passed over, and said.
+/// The deepest nesting of folders. Deeper ones are skipped, and reported.
 pub(super) const DEEPEST: usize = 128;
-/// How many entries are looked at.
+/// The most entries that are visited.
 pub(super) const MOST_ENTRIES: u64 = 2_000_000;
 
 /// An entry of a workspace.
 pub(super) struct Found {
-    /// From the workspace's root, without a slash before it.
+    /// The path relative to the workspace's root.
     pub(super) path: PathBuf,
-    /// What it is; of a link, the link itself.
+    /// The entry's metadata; of a link, the link's own.
     pub(super) stat: Stat,
     name: CString,
 }
 
 impl Found {
-    /// What kind of entry it is.
+    /// The entry's type.
     pub(super) fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.stat.st_mode)
     }
 
-    /// The file behind it, for those that have several names.
+    /// The identity of a hard-linked file.
     pub(super) fn identity(&self) -> Option<(u64, u64)> {
         (self.stat.st_nlink > 1).then_some((self.stat.st_dev, self.stat.st_ino))
     }
 
-    /// What it takes on the disk, in bytes.
+    /// The space it takes on disk, in bytes.
     pub(super) fn allocated(&self) -> u64 {
         u64::try_from(self.stat.st_blocks).unwrap_or(0) * 512
     }
 
-    /// How long it is, in bytes.
+    /// Its length in bytes.
     pub(super) fn length(&self) -> u64 {
         u64::try_from(self.stat.st_size).unwrap_or(0)
     }
 }
 
-/// What a walk comes by.
+/// A step of a walk.
 pub(super) enum Step {
-    /// An entry. What is in a folder comes right after it.
+    /// An entry. The contents of a folder follow it.
     Found(Found),
-    /// What is in this folder could not be looked at.
+    /// A folder that could not be read.
     Closed(PathBuf, io::Error),
-    /// What is in this folder is too deep to be looked at.
+    /// A folder too deep to be read.
     Deep(PathBuf),
-    /// There is more than a walk looks at. The last step.
+    /// There are more entries than a walk visits. The last step.
     Many,
 }
 
-/// A walk over a workspace, in no order but that a folder comes before what is in it.
+/// A walk over a workspace. The order is unspecified, except that a folder precedes its contents.
 pub(super) struct Walk {
     levels: Vec<(Dir, PathBuf)>,
     left: u64,
 }
 
 impl Walk {
-    /// Begins at the root, which is no entry itself.
+    /// Starts at the root, which is not an entry itself.
     pub(super) fn new(workspace: &Workspace) -> io::Result<Self> {
         let root = open_folder(&workspace.dir, c".")?;
         Ok(Self {
@@ -80,10 +82,10 @@ impl Walk {
         })
     }
 
-    /// Opens an entry that was just found, if it is a regular file now.
+    /// Opens an entry that was just found, if it is still a regular file.
     pub(super) fn open(&self, found: &Found) -> io::Result<File> {
         let (folder, _) = self.levels.last().ok_or(io::ErrorKind::NotFound)?;
-        // Not blocking: a pipe may have taken its place.
+        // Non-blocking: a pipe may have replaced it.
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(folder.fd()?, &found.name, flags, Mode::empty())?;
@@ -95,7 +97,7 @@ impl Walk {
         }
     }
 
-    /// Where a link that was just found leads to, as it says itself.
+    /// The target of a link that was just found.
     pub(super) fn target(&self, found: &Found) -> io::Result<PathBuf> {
         let (folder, _) = self.levels.last().ok_or(io::ErrorKind::NotFound)?;
         let target = rustix::fs::readlinkat(folder.fd()?, &found.name, Vec::new())?;
@@ -106,7 +108,7 @@ impl Walk {
         let (folder, above) = self.levels.last()?;
         let path = above.join(Path::new(OsStr::from_bytes(name.as_bytes())));
         let folder = folder.fd().ok()?;
-        // What is gone by now is no entry.
+        // An entry that is gone by now is skipped.
         let stat = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let found = Found { path, stat, name };
         if found.kind() != FileType::Directory {
@@ -121,7 +123,7 @@ impl Walk {
                 self.levels.push((inner, found.path.clone()));
                 Some(Step::Found(found))
             }
-            // Gone, or not a folder any more.
+            // Gone, or no longer a folder.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
             Err(error) => Some(Step::Closed(found.path, error.into())),
         }

@@ -1,9 +1,14 @@
-//! Owns noticing that a workspace's tree may have changed: one inotify instance for the whole host.
+//! Notices that a workspace's tree may have changed, with one inotify instance for the whole host.
 //!
-//! What always holds: a watch is put on a folder through its open handle, so a name that is swapped
-//! meanwhile leads nowhere. Watches are bounded, for one workspace and in all, and so is what one
-//! that floods the host with events costs: its watches go until its tree is made again. Names made,
-//! removed and renamed are noticed; writes into files are not, since a tree does not show them.
+//! Created, removed and renamed names are noticed; writes into files are not, since a tree does not
+//! show them.
+//!
+//! # Invariants
+//! - A watch is added to a folder through its open handle, so a name that is swapped meanwhile
+//!   leads nowhere.
+//! - Watches are bounded, for each workspace and in total.
+//! - So is the cost of a workspace that floods the host with events: its watches are removed until
+//!   its tree is built again.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,16 +22,16 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
-/// Folders of one workspace that are watched.
+/// The most watched folders of one workspace.
 const MOST_OF_ONE: usize = 1024;
-/// Folders that are watched in all. The kernel takes about a kilobyte for each.
+/// The most watched folders in total. The kernel takes about a kilobyte for each.
 const MOST_IN_ALL: usize = 65_536;
-/// Events of one workspace between two of its trees, after which it is not listened to any more.
+/// Events of one workspace between two of its trees, after which its watches are removed.
 const FLOOD: u32 = 4096;
-/// Bytes of events that are read at once.
+/// The size of the event buffer, in bytes.
 const BUFFER: usize = 16 * 1024;
 
-/// Watches workspaces, with a thread of its own. Clones are handles of the same one.
+/// Watches workspaces, with a thread of its own. Clones are handles to the same one.
 #[derive(Debug, Clone)]
 pub struct Watcher(Arc<Shared>);
 
@@ -34,13 +39,13 @@ pub struct Watcher(Arc<Shared>);
 struct Shared {
     events: Arc<Events>,
     most: usize,
-    /// The host's log has it that there are not watches enough.
+    /// Whether the shortage of watches was logged already.
     short: AtomicBool,
-    /// The watch whose end wakes the thread at the end.
+    /// The watch whose removal wakes the thread at the end.
     last: i32,
 }
 
-/// What the thread has as well.
+/// The state shared with the thread.
 #[derive(Debug)]
 struct Events {
     inotify: OwnedFd,
@@ -51,15 +56,15 @@ struct Events {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.events.over.store(true, Ordering::SeqCst);
-        // That its watch is gone is the event that the thread waits for.
+        // Its removal is the event that the thread waits for.
         let _ = inotify::remove_watch(&self.events.inotify, self.last);
     }
 }
 
-/// Whose a watch is, by its number.
+/// The workspace that each watch belongs to, by number.
 type Watches = Mutex<HashMap<i32, Arc<Slot>>>;
 
-/// What is noticed of one workspace.
+/// The notifications of one workspace.
 #[derive(Debug, Default)]
 struct Slot {
     changed: Notify,
@@ -79,14 +84,15 @@ fn add(inotify: &OwnedFd, folder: BorrowedFd<'_>, what: WatchFlags) -> rustix::i
 }
 
 impl Watcher {
-    /// Begins, where this machine lets it. `base` is a folder that stays, and no workspace itself.
+    /// Starts watching, if this machine supports it. `base` is a folder that stays, and is not a
+    /// workspace itself.
     pub fn start(base: &Path) -> io::Result<Self> {
         Self::with_most(base, MOST_IN_ALL)
     }
 
     fn with_most(base: &Path, most: usize) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC)?;
-        // Here it shows whether folders can be watched at all.
+        // Shows whether folders can be watched at all.
         let base = std::fs::File::open(base)?;
         let last = add(&inotify, base.as_fd(), WatchFlags::DELETE_SELF)?;
         let events = Arc::new(Events {
@@ -106,7 +112,7 @@ impl Watcher {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// A workspace that is watched from its next tree on, to the drop of what is returned.
+    /// Watches a workspace, from its next tree until the result is dropped.
     #[must_use]
     pub fn workspace(&self) -> Watched {
         Watched {
@@ -117,12 +123,12 @@ impl Watcher {
         }
     }
 
-    /// The watch of a folder, where there can be one.
+    /// Adds a watch to a folder, if possible.
     fn watch(&self, folder: BorrowedFd<'_>, slot: &Arc<Slot>) -> Option<i32> {
         let shared = &self.0;
         let what =
             WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
-        // Held over both, so that no event comes for a watch that is not known yet.
+        // Held over both, so that no event arrives for a watch that is not known yet.
         let mut watches = held(&shared.events.watches);
         let added = if watches.len() < shared.most {
             add(&shared.events.inotify, folder, what)
@@ -150,7 +156,7 @@ impl Watcher {
     }
 }
 
-/// Gives up watches of one workspace.
+/// Removes watches of one workspace.
 fn forget(
     inotify: &OwnedFd,
     watches: &mut HashMap<i32, Arc<Slot>>,
@@ -158,12 +164,12 @@ fn forget(
 ) {
     for number in numbers {
         watches.remove(&number);
-        // Fails where the folder is gone, and its watch with it.
+        // Fails if the folder is gone, and its watch with it.
         let _ = inotify::remove_watch(inotify, number);
     }
 }
 
-/// Hands events to those they are for, to the end. Blocks.
+/// Dispatches events until the watcher ends. Blocks.
 fn read(events: &Events) {
     let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
     let mut reader = inotify::Reader::new(&events.inotify, &mut buffer);
@@ -182,7 +188,7 @@ fn read(events: &Events) {
 fn tell(all: &Events, number: i32, events: ReadFlags) {
     let mut watches = held(&all.watches);
     if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-        // Nobody knows whose events were lost.
+        // The queue overflowed: any workspace's events may be lost.
         for slot in watches.values() {
             slot.changed.notify_one();
         }
@@ -204,23 +210,24 @@ fn tell(all: &Events, number: i32, events: ReadFlags) {
     }
 }
 
-/// A workspace that is watched. Its watches go with it.
+/// A watched workspace. Its watches are removed with it.
 #[derive(Debug)]
 pub struct Watched {
     watcher: Watcher,
     slot: Arc<Slot>,
     complete: AtomicBool,
-    /// One tree after the other: each puts watches on its folders, and takes the others off.
+    /// One tree at a time: each adds watches to its folders, and removes the others.
     turn: Mutex<()>,
 }
 
 impl Watched {
-    /// Waits until something has changed since the last tree was begun, or since this was last told.
+    /// Waits until something has changed since the last tree was begun, or since the last call
+    /// returned.
     pub async fn changed(&self) {
         self.slot.changed.notified().await;
     }
 
-    /// Whether nothing that the last tree shows can change without being noticed.
+    /// Whether every change to what the last tree shows would be noticed.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let over = &self.watcher.0.events.over;
@@ -258,7 +265,7 @@ pub(super) struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// A folder that the tree is about to look into: what changes from here on is noticed.
+    /// Adds a folder that the tree is about to read: changes from here on are noticed.
     pub(super) fn folder(&mut self, folder: BorrowedFd<'_>) {
         let number = if self.seen.len() < MOST_OF_ONE {
             self.watched.watcher.watch(folder, &self.watched.slot)
@@ -319,14 +326,14 @@ mod tests {
         }
     }
 
-    /// Something changed, sooner or later.
+    /// Waits until a change is noticed.
     async fn noticed(watched: &Watched) {
         tokio::time::timeout(Duration::from_secs(10), watched.changed())
             .await
             .expect("nothing was noticed");
     }
 
-    /// Nothing is waiting to be noticed: a change elsewhere, later, has come through.
+    /// Checks that no change is pending: a later change elsewhere has come through.
     async fn quiet(ground: &Ground, watched: &Watched) {
         let (other, witness) = ground.workspace("witness");
         other.watched_tree(&witness).unwrap();
@@ -368,7 +375,7 @@ mod tests {
         fs::remove_file(root.join("b")).unwrap();
         noticed(&watched).await;
 
-        // A folder that is new is watched from the next tree on.
+        // A new folder is watched from the next tree on.
         fs::create_dir_all(root.join("new/inner")).unwrap();
         noticed(&watched).await;
         workspace.watched_tree(&watched).unwrap();
@@ -377,7 +384,7 @@ mod tests {
         noticed(&watched).await;
     }
 
-    /// Takes what was noticed before.
+    /// Consumes what was noticed before.
     async fn quiet_after(watched: &Watched) {
         tokio::select! {
             biased;
@@ -399,7 +406,7 @@ mod tests {
         for number in 0..10 {
             fs::remove_dir(root.join(format!("d{number}"))).unwrap();
         }
-        // Out of sight, but there.
+        // Not shown, but there.
         fs::create_dir(root.join("build")).unwrap();
         fs::rename(root.join("d10"), root.join("build/d10")).unwrap();
         workspace.watched_tree(&watched).unwrap();

@@ -1,6 +1,6 @@
-//! Owns the guests that the tests in this crate need: core modules written by hand, made components
-//! against the real WIT. They answer from memory that was laid out here, so each test can say what a
-//! guest does without a guest toolchain.
+//! Guests for this crate's tests: core modules written by hand and turned into components against
+//! the real WIT. They answer from memory laid out here, so each test can say what a guest does
+//! without a guest toolchain.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,10 +8,10 @@ use std::path::Path;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::{Docs, Resolve, Span, Stability, WorldItem, WorldKey};
 
-/// Memory that a guest starts with, from this address on.
+/// The address from which a guest's initial memory begins.
 const BASE: u32 = 1024;
 
-/// A guest's memory while it is laid out.
+/// A guest's memory under construction.
 struct Image(Vec<u8>);
 
 impl Image {
@@ -19,7 +19,7 @@ impl Image {
         Self(Vec::new())
     }
 
-    /// Puts bytes at the next multiple of 8.
+    /// Places bytes at the next multiple of 8.
     fn put(&mut self, bytes: &[u8]) -> u32 {
         self.0.resize(self.0.len().next_multiple_of(8), 0);
         let at = BASE + u32::try_from(self.0.len()).unwrap();
@@ -27,7 +27,7 @@ impl Image {
         at
     }
 
-    /// A string or list of bytes, as pointer and length.
+    /// Places a string or list of bytes, and returns its pointer and length.
     fn text(&mut self, text: &str) -> [u32; 2] {
         [
             self.put(text.as_bytes()),
@@ -59,13 +59,15 @@ const MEMORY: &str = r#"
       (local.get $at))
 "#;
 
-/// A policy whose `step` has this body. In it, `$ok` is the address of a transition without commands
-/// and with the state `[1, 2, 3]`, `$err` of the error `too\u{7} hot`; local 0 is free.
+/// A policy whose `step` has this body. In it, `$ok` is the address of a transition without
+/// commands and with the state `[1, 2, 3]`, `$err` that of the error `too\u{7} hot`; local 0 is
+/// free.
 pub(crate) fn policy(step: &str) -> Vec<u8> {
     policy_with("", step, Resolve::default())
 }
 
-/// The same with more core imports, of interfaces that are in `also`: the guest imports all of them.
+/// Like [`policy`], with more core imports, from interfaces in `also`; the guest imports all of
+/// them.
 pub(super) fn policy_with(imports: &str, step: &str, also: Resolve) -> Vec<u8> {
     let mut image = Image::new();
     let [name, version, about] = ["test", "1.2.3", "A test."].map(|text| image.text(text));
@@ -98,13 +100,13 @@ pub(super) fn policy_with(imports: &str, step: &str, also: Resolve) -> Vec<u8> {
     component(&module, "policy", "policy-plugin", also)
 }
 
-/// What an LLM guest does.
+/// The behaviour of an LLM guest.
 pub(crate) struct Llm {
     pub(crate) path: &'static str,
     pub(crate) framing: u32,
-    /// Of the one header it sends.
+    /// The value of the one header it sends.
     pub(crate) header: &'static str,
-    /// With each push it also tells these tokens, read and written.
+    /// Token counts, read and written, that it also reports with each push.
     pub(crate) told: Option<[u32; 2]>,
 }
 
@@ -119,9 +121,9 @@ impl Default for Llm {
     }
 }
 
-/// An adapter that posts `{}`, or the first text or digest of a conversation's first message; shows `x`
-/// for each push, and ends with `done`. A refusal's body is its error's message; 429 is `rate-limited`,
-/// 401 `unauthenticated`, 400 `invalid-input`, anything else `upstream`.
+/// An adapter that posts `{}`, or the first text or digest of a conversation's first message; shows
+/// `x` for each push, and ends with `done`. A refusal's body is its error's message; status 429 is
+/// `rate-limited`, 401 `unauthenticated`, 400 `invalid-input`, anything else `upstream`.
 pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
     let mut image = Image::new();
     let [name, version, about, url, model] =

@@ -1,4 +1,4 @@
-//! Owns the tests of the door, of a call's limits and of the set of plugins.
+//! Tests of admission, of a call's limits and of the set of plugins.
 
 pub(crate) mod guests;
 mod released;
@@ -176,7 +176,7 @@ async fn an_endless_loop_with_endless_fuel_ends_at_the_deadline_and_holds_nobody
     let plugin = policy_with(ENDLESS, &limits).await;
     let begun = Instant::now();
     let context = context();
-    // One executor thread: the other task has its turn only if the loop gives way.
+    // With one executor thread, the other task runs only if the loop yields.
     let (called, turns) = tokio::join!(plugin.step(&context, None, &[]), async {
         let mut turns = 0;
         while begun.elapsed() < Duration::from_millis(150) {
@@ -223,7 +223,7 @@ async fn memory_beyond_the_limit_is_denied_and_named() {
     let called = stepped(grow, &enough).await;
     assert!(called.result.is_ok());
     assert_eq!(called.figures.memory_bytes, (160 + 4096) * 65536);
-    // Less than it starts with: it cannot even describe itself.
+    // Less memory than it starts with, so it cannot even return its descriptor.
     let little = Limits {
         memory_bytes: 1 << 20,
         ..Limits::default()

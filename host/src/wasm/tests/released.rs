@@ -1,7 +1,7 @@
-//! Guests that were built at earlier versions of the interfaces, and still do what they did.
+//! Guests that were built against earlier versions of the interfaces, and still work as they did.
 //!
-//! Each is the component as its build made it, and is never built anew: what it proves is that a host
-//! of today runs what a team built back then.
+//! Each is the component as built at the time, and is never rebuilt: it proves that a current host
+//! runs what a team built back then.
 
 use super::*;
 use crate::types::wit::git::{Next, Operation, Reply};

@@ -1,4 +1,5 @@
-//! Calls of tools, with hands that keep a diary and a component whose tools behave and misbehave.
+//! Tests of tool calls, with a host side that records its calls and a component whose tools behave
+//! and misbehave.
 
 use std::sync::Mutex;
 
@@ -11,13 +12,13 @@ use crate::toolsets::component::call::{Hands, call_tool};
 use crate::types::wit::tools::{Command, Output, Reply};
 use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 
-/// Does what it is asked, and writes it down.
+/// A host side that performs every action and records it.
 #[derive(Default)]
 struct Diary {
     lines: Mutex<Vec<String>>,
-    /// Every action takes so long.
+    /// The duration of every action.
     pause: Duration,
-    /// Nothing can be done.
+    /// Every action fails, as if the sandbox were gone.
     gone: bool,
 }
 

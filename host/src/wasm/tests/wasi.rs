@@ -1,11 +1,11 @@
-//! Owns the tests of the empty WASI: what a guest of another toolchain finds, and what it does not.
+//! Tests of the empty WASI: what a guest of another toolchain finds, and what it does not.
 
 use wit_parser::Resolve;
 
 use super::*;
 use crate::wasm::wasi::{INTERFACES, provides};
 
-/// As much of WASI as these guests ask for, in its own words.
+/// The parts of WASI that these guests import, as WASI's own WIT has them.
 const WIT: [&str; 5] = [
     r"package wasi:io@0.2.6;
       interface poll {
@@ -52,7 +52,7 @@ const IMPORTS: &str = r#"
     (import "wasi:sockets/tcp-create-socket@0.2.6" "create-tcp-socket" (func $socket (param i32 i32)))
 "#;
 
-/// The state is then the 32 bytes at 65536.
+/// Makes the 32 bytes at 65536 the state.
 const GIVE: &str = "(i32.store offset=12 (global.get $ok) (i32.const 65536)) (i32.store offset=16 (global.get $ok) (i32.const 32)) global.get $ok";
 
 async fn guest(step: &str, limits: &Limits) -> PolicyPlugin {
@@ -96,7 +96,7 @@ async fn both_clocks_show_the_calls_own_time_and_stand_still() {
     assert_eq!(number(&bytes, 24), number(&bytes, 0));
     assert_eq!(number(&bytes, 8), 1_700_000_000);
     assert_eq!(bytes[16..20], 123_000_000_u32.to_le_bytes());
-    // A time that no clock can show is no fault.
+    // A time that no clock can represent is not an error.
     let never = Context {
         now_ms: u64::MAX,
         ..context()
@@ -110,8 +110,8 @@ async fn the_same_seed_draws_the_same_in_every_version_of_the_host() {
         "(i64.store (i32.const 65536) (call $random)) (i64.store (i32.const 65544) (call $random))";
     let (first, again) = (state(draw, &context()).await, state(draw, &context()).await);
     assert_eq!(first, again);
-    // A recorded session is replayed by a later host: these must never change.
-    // SHA-256 of "lucid:wasi:random", the seed and 0, each number in 8 bytes, little end first.
+    // A recorded session is replayed by later hosts, so these must never change. They are SHA-256
+    // of "lucid:wasi:random", the seed and 0, each number in 8 bytes, little-endian.
     assert_eq!(number(&first, 0), 0x10e4_04af_e17e_4a7c);
     assert_eq!(number(&first, 8), 0x92cb_ff70_ace4_092a);
     let other = Context {
@@ -130,7 +130,7 @@ async fn a_guest_that_waits_is_told_at_once_what_to_do_instead() {
         "(i32.store (i32.const 65536) {hour}) (call $poll (i32.const 65536) (i32.const 1) (i32.const 65600)) unreachable"
     );
     assert!(trap(&listed).await.contains("`set-timer`"));
-    // Whether a time is over can be asked, and what is due now is no wait.
+    // A guest can ask whether a time has passed, and a timer that is due now does not wait.
     let asked = format!(
         "(i32.store8 (i32.const 65536) (call $ready {hour}))
         (i32.store8 (i32.const 65537) (call $ready (call $timer (i64.const 0))))

@@ -1,11 +1,11 @@
-//! What is compiled is seen while it lasts.
+//! Tests that a compilation is visible while it lasts.
 
 use std::fmt::Write as _;
 
 use super::*;
 use crate::wasm::Doing;
 
-/// A component whose code takes a while to compile, and that does nothing.
+/// A component that does nothing and whose code takes a while to compile.
 fn long() -> Vec<u8> {
     let mut functions = String::new();
     for number in 0..3000 {

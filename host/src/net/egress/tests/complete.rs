@@ -1,4 +1,4 @@
-//! Owns the tests of a whole model call: a guest, the egress and a server on the loopback.
+//! Tests of a whole model call: a guest, the egress and a server on the loopback interface.
 
 use std::time::Instant;
 
@@ -50,7 +50,7 @@ async fn asked_with(
         patience: Duration::from_secs(10),
         notify: &|_| std::future::ready(()).boxed(),
     };
-    // A session's task is moved between threads, so the call must be able to as well.
+    // A session's task moves between threads, so the call must be able to as well.
     fn sendable<F: Future + Send>(call: F) -> F {
         call
     }
@@ -169,7 +169,7 @@ async fn an_answer_that_breaks_before_anything_was_shown_is_asked_for_again() {
     assert_eq!(log.lock().unwrap().len(), 2);
 }
 
-/// An answer whose connection breaks behind its first frame.
+/// A response whose connection breaks after its first frame.
 fn broken() -> Response {
     let first = stream::iter([Ok("data: a\n\n")]);
     let broken = async {
@@ -188,7 +188,7 @@ async fn an_answer_that_breaks_off_is_asked_for_again_and_what_was_shown_of_it_i
     .await;
     let (result, deltas) = called(guests::Llm::default(), &endpoint).await;
     assert_eq!(result.unwrap().tries, 2);
-    // `called` forgets at a reset, as a client does.
+    // `called` discards its deltas at a reset, as a client does.
     assert_eq!(deltas, [Delta::Text("x".into())]);
     assert_eq!(log.lock().unwrap().len(), 2);
 }
@@ -216,7 +216,7 @@ async fn what_a_try_that_broke_off_took_is_spent_and_is_not_the_answers_own_usag
     assert_eq!(used(completed.spent), (511, 25));
 }
 
-/// A session's files with one picture in them.
+/// A session's files with one image in them.
 async fn pictured() -> (tempfile::TempDir, SessionBlobs, BlobRef) {
     let folder = tempfile::tempdir().unwrap();
     let files = Blobs::new(folder.path())
@@ -237,7 +237,7 @@ async fn a_request_that_is_wrong_is_made_once_more_without_pictures_and_those_ar
     let (_folder, files, blob) = pictured().await;
     let (endpoint, log) = server(|number| match number {
         0 => refusal(400, &[], "could not process image"),
-        // A pause between is one for the second request as for any.
+        // A pause is allowed before the second request as before any.
         1 => refusal(429, &[("retry-after", "0")], "slow down"),
         _ => sse("data: a\n\n"),
     })
@@ -282,7 +282,7 @@ async fn where_it_was_not_the_pictures_the_first_error_stands_and_they_are_sent_
         blob.digest,
         "it is blamed without a reason"
     );
-    // Without a picture there is nothing to leave out.
+    // Without an image there is nothing to leave out.
     let content = vec![Content::Text("Hi".into())];
     let (endpoint, log) = server(|_| refusal(400, &[], "no")).await;
     let (result, _) = asked_with(guests::Llm::default(), &endpoint, content, Some(&files)).await;
@@ -320,7 +320,7 @@ async fn dropping_a_model_call_drops_its_request() {
     let (gone, went) = tokio::sync::oneshot::channel::<()>();
     let gone = Arc::new(Mutex::new(Some(gone)));
     let (endpoint, _) = server(move |_| {
-        // The sender lives in the body: it is dropped with the connection.
+        // The body owns the sender, which is dropped with the connection.
         let held = gone.lock().unwrap().take();
         let endless = stream::unfold(held, |held| async move {
             tokio::time::sleep(Duration::from_millis(20)).await;

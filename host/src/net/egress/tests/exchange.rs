@@ -1,4 +1,4 @@
-//! Whole answers, as tools and git providers take them.
+//! Tests of complete responses, as tools and git providers receive them.
 
 use super::*;
 use crate::types::wit::types::HttpResponse;

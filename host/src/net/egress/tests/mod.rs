@@ -1,4 +1,4 @@
-//! Owns the tests of what is sent and how an answer is read, against a server on the loopback.
+//! Tests of what is sent and how a response is read, against a server on the loopback interface.
 
 mod complete;
 mod exchange;
@@ -16,7 +16,7 @@ use super::*;
 use crate::types::wit::llm::Frame;
 use crate::types::wit::types::Header;
 
-/// What the server saw of one request.
+/// One request as the server saw it.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) uri: String,
@@ -34,14 +34,14 @@ impl Seen {
 type Answers = Arc<dyn Fn(&Seen, usize) -> Response + Send + Sync>;
 type Log = Arc<Mutex<Vec<Seen>>>;
 
-/// A server that writes down what it is asked, and answers by the request's number.
+/// A server that records its requests, and responds by the request's number.
 pub(super) async fn server(
     answer: impl Fn(usize) -> Response + Send + Sync + 'static,
 ) -> (Endpoint, Log) {
     server_of(move |_, number| answer(number)).await
 }
 
-/// The same, by the request as well.
+/// The same, with the request as an argument too.
 pub(super) async fn server_of(
     answer: impl Fn(&Seen, usize) -> Response + Send + Sync + 'static,
 ) -> (Endpoint, Log) {
@@ -190,7 +190,7 @@ async fn a_redirect_on_the_same_server_is_followed_a_few_times_with_method_body_
         ("/v2/chat?x=1", &b"{}"[..])
     );
     assert_eq!(seen.header("authorization"), ["Bearer sk-very-secret"]);
-    // One that asks for another method is not, and a circle has an end.
+    // A redirect that changes the method is not followed, and a loop ends.
     for status in [StatusCode::SEE_OTHER, StatusCode::TEMPORARY_REDIRECT] {
         let (endpoint, log) =
             server(move |_| (status, [("location", "/v1/chat")]).into_response()).await;
@@ -314,7 +314,7 @@ async fn events_are_whole_wherever_the_stream_is_cut() {
             .unwrap();
         assert_eq!(got, expected, "cut at {cut}");
     }
-    // And byte by byte, through the wire.
+    // And byte by byte, over the network.
     let (endpoint, _) = server(move |_| {
         let bytes = stream
             .bytes()

@@ -1,4 +1,4 @@
-//! What a container is made with, looked at without an engine.
+//! Tests of a container's parameters, without an engine.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn plan(change: impl FnOnce(&mut sandbox::Settings, &mut Settings)) -> Plan {
     plan_for([], change)
 }
 
-/// For an image with these volumes.
+/// The specification for an image with these volumes.
 fn plan_for<const N: usize>(
     volumes: [&str; N],
     change: impl FnOnce(&mut sandbox::Settings, &mut Settings),

@@ -1,4 +1,4 @@
-//! The folders of hosts, processes and boxes.
+//! Tests of the folders of hosts, processes and containers.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! An engine that is not there, or not always.
+//! Tests with an engine that is missing, or intermittently available.
 
 use tokio::net::{UnixListener, UnixStream};
 
@@ -49,7 +49,7 @@ async fn without_an_engine_or_its_image_the_next_kind_is_taken_and_the_reason_is
     assert_eq!(data.containers(), [""; 0]);
 }
 
-/// The engine at another place, until the task is aborted.
+/// Forwards another socket to the engine, until the task is aborted.
 fn engine_at(socket: &std::path::Path) -> tokio::task::JoinHandle<()> {
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).unwrap();
@@ -85,7 +85,7 @@ async fn a_container_that_cannot_be_removed_keeps_no_other_from_it() {
         data.start(&host, "stuck").await,
         data.start(&host, "other").await,
     );
-    // Neither can be removed at first, and then one of them.
+    // Neither can be removed at first, and then only one of them.
     faulty.refused().push("DELETE ".to_owned());
     stuck.close().await;
     other.close().await;
@@ -99,7 +99,7 @@ async fn a_container_that_cannot_be_removed_keeps_no_other_from_it() {
     until("no folder", || data.folders() == 0).await;
 }
 
-/// A host that dies with a session's container each time, and the names of the containers.
+/// A host that dies with a session's container each time. Returns the names of the containers.
 fn dead_hosts(data: &Data, sessions: [&'static str; 2]) {
     for session in sessions {
         let settings = data.settings(|_| {});
@@ -141,7 +141,7 @@ async fn what_cannot_be_removed_at_a_take_over_is_removed_later_and_keeps_nothin
     *faulty.refused() = vec![format!("/containers/{id}?")];
     let done = host.take_over(|_| false).await.unwrap();
     assert_eq!((done.kept, done.removed), (0, 1));
-    // The other host's is gone, this one's is not forgotten, and containers wait all the same.
+    // The other host's is gone, this one's is not forgotten, and a container waits all the same.
     until("a container that waits", || {
         host.prepare("three", &data.workspace_path("three"))
     })
@@ -216,7 +216,7 @@ async fn an_engine_that_is_restarted_is_waited_for() {
     let _ = engine.await;
     let mut again = None;
     let back = async {
-        // Long enough for the start to have met the silence; shorter would test less, not fail.
+        // Long enough for the start to have hit the outage; shorter would test less, not fail.
         tokio::time::sleep(Duration::from_secs(1)).await;
         again = Some(engine_at(&socket));
     };
@@ -252,17 +252,17 @@ async fn a_session_that_starts_while_the_engine_is_dead_gets_another_box_and_is_
         "{notice}"
     );
     assert_eq!(shell(&during, "echo well").await.output, "well\n");
-    // Its container does not need the engine to work on.
+    // Its container works on without the engine.
     assert_eq!(shell(&before, "echo well").await.output, "well\n");
     during.close().await;
-    // Once it works again, its next silence is waited for like the first.
+    // Once it works again, its next outage is waited for like the first.
     let engine = engine_at(&socket);
     data.start(&host, "after").await.close().await;
     engine.abort();
     let _ = engine.await;
     let mut back = None;
     let returning = async {
-        // Long enough for the start to have met the silence; shorter would test less, not fail.
+        // Long enough for the start to have hit the outage; shorter would test less, not fail.
         tokio::time::sleep(Duration::from_secs(1)).await;
         back = Some(engine_at(&socket));
     };

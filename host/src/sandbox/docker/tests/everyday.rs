@@ -1,10 +1,10 @@
-//! What people run, in a container. The tests' small image has not all of it: with
-//! `LUCID_EVERYDAY_IMAGE` the list runs in an image that has.
+//! Everyday programs in a container. The tests' small image does not have all of them; with
+//! `LUCID_EVERYDAY_IMAGE` the list runs in an image that does.
 
 use super::*;
 use crate::sandbox::tests::everyday;
 
-/// What the tests' image has at least.
+/// The minimum that the tests' image has.
 const MUST: [&str; 9] = [
     "bash",
     "git",

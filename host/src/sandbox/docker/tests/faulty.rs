@@ -1,4 +1,4 @@
-//! The engine with faults: it stands before the real one, refuses some requests and delays others.
+//! A faulty engine: a proxy before the real one that refuses some requests and delays others.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,17 +25,17 @@ struct Faults {
 }
 
 impl Faulty {
-    /// Requests are refused whose first line has one of these in it.
+    /// Requests whose first line contains one of these are refused.
     pub(super) fn refused(&self) -> MutexGuard<'_, Vec<String>> {
         self.0.refused.lock().unwrap()
     }
 
-    /// Containers are made slowly from now on.
+    /// Makes the creation of containers slow from now on.
     pub(super) fn make_slowly(&self) {
         self.0.slow.store(true, Ordering::SeqCst);
     }
 
-    /// How many containers are being made.
+    /// How many containers are being created.
     pub(super) fn making(&self) -> usize {
         self.0.making.load(Ordering::SeqCst)
     }
@@ -57,7 +57,7 @@ impl Faulty {
         let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         let mut making = false;
         loop {
-            // A client asks the next only when it has the answer to the last.
+            // A client sends the next request only after the response to the last.
             tokio::select! {
                 count = client.read(&mut asked) => {
                     let asked = &asked[..count?];

@@ -1,4 +1,4 @@
-//! Containers come, are lost, are taken over and go.
+//! Tests of how containers are created, lost, adopted and removed.
 
 use super::*;
 
@@ -23,7 +23,7 @@ async fn a_killed_container_is_noticed_and_replaced_over_the_same_workspace() {
             .await
             .unwrap_err();
         assert!(error.to_string().contains(&reason), "{error}");
-        // The next comes although nobody closed the last one yet.
+        // The next one starts although nobody closed the last one yet.
         let next = data.start(&host, "one").await;
         assert_eq!(shell(&next, "cat file").await.output, "work\n");
         sandbox.close().await;
@@ -82,7 +82,8 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
         assert_eq!(data.containers(), [data.name("kept")]);
         let sandbox = data.start(&host, "kept").await;
         assert_eq!(data.containers(), [data.name("kept")]);
-        // What the dead host ran is over. A server that is attached takes its background along.
+        // The dead host's commands are over. An attached server takes its background processes
+        // along.
         let survivors = usize::from(transport == Transport::Socket);
         assert_eq!(running(&sandbox, "6666").await, survivors);
         none_runs(&sandbox, "7777").await;
@@ -101,7 +102,7 @@ async fn a_command_that_poses_as_the_exec_server_of_a_container_that_was_left_is
     let data = Data::new();
     let settings = data.settings(|_| {});
     let workspace = data.workspace("one");
-    // Looks for a host much more often than the exec server does.
+    // Tries to reach a host much more often than the exec server does.
     let impostor = "import os, socket, struct, time
 os.setsid()
 hello = b'{\"version\":%d}'
@@ -192,7 +193,8 @@ async fn two_hosts_on_one_engine_do_not_touch_each_others_containers() {
     let first = one.host(|_| {}).await;
     let second = two.host(|own| own.prefix.clone_from(&one.prefix)).await;
     let sandbox = one.start(&first, "session").await;
-    // The same session's name on both: it belongs to the first, and the other finds another.
+    // The same session's name on both: the container belongs to the first, and the other creates
+    // another.
     let other = two.start(&second, "session").await;
     assert_eq!(one.containers(), [one.name("session")]);
     assert_eq!(two.containers().len(), 1);
@@ -212,7 +214,7 @@ async fn what_belongs_to_another_living_process_of_the_same_host_is_left_alone()
         return;
     }
     let data = Data::new();
-    // As `lucid run` beside a server that is started: only the server takes over.
+    // As `lucid run` beside a running server: only the server adopts.
     let run = data.host(|_| {}).await;
     let sandbox = data.start(&run, "one").await;
     let server = data.host(|_| {}).await;
@@ -311,7 +313,7 @@ async fn a_command_through_the_socket_is_much_faster_than_docker_exec() {
     println!(
         "cold start {cold:?}; a command: {socket:?} through the socket, {exec:?} by docker exec"
     );
-    // Fifty times, as measured on a quiet machine; a busy one blurs it.
+    // Fifty times as fast on a quiet machine; a busy one blurs it.
     assert!(exec > socket * 3, "{exec:?} and {socket:?}");
     sandbox.close().await;
 }

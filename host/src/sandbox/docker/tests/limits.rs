@@ -1,9 +1,10 @@
-//! Each limit is really hit, and the next command, the other session and the host are well.
+//! Tests that really hit each limit: the next command, the other session and the host are
+//! unaffected.
 
 use super::super::super::LimitHit;
 use super::*;
 
-/// A host with a session that does its worst and one that is to suffer nothing.
+/// A host with one hostile session and one that must not be affected.
 async fn two(data: &Data) -> (Sandboxes, Sandbox, Sandbox) {
     let host = data.host(|_| {}).await;
     let bad = data.start(&host, "bad").await;
@@ -48,7 +49,7 @@ async fn a_fork_bomb_meets_the_limit_of_its_own_container() {
         return;
     }
     let data = Data::new();
-    // Few enough to be there long before the time is up, however busy the machine is.
+    // Few enough to be there long before the timeout, however busy the machine is.
     let host = data.host(|own| own.processes = 64).await;
     let bad = data.start(&host, "bad").await;
     let good = data.start(&host, "good").await;
@@ -60,7 +61,7 @@ async fn a_fork_bomb_meets_the_limit_of_its_own_container() {
     let result = bad.exec(request, |_| {}).await.unwrap();
     assert!(result.timed_out, "{result:?}");
     assert_eq!(result.limit, Some(LimitHit::Processes), "{result:?}");
-    // Its group was killed with it; a busy machine takes a moment to bury so many.
+    // Its group was killed with it; a busy machine takes a moment to reap so many.
     none_runs(&bad, "4444").await;
     both_are_well(bad, good).await;
 }
@@ -132,7 +133,7 @@ async fn what_is_in_memory_has_a_size_and_cleaning_up_is_possible() {
     }
     let data = Data::new();
     let (_host, bad, good) = two(&data).await;
-    // Both at once: together they must not be all of the memory.
+    // Both at once: together they must not use all of the memory.
     for folder in ["/tmp", "$HOME", "/dev/shm"] {
         let result = shell(&bad, &format!("dd if=/dev/zero of={folder}/big bs=1M")).await;
         assert_ne!(result.exit_code, 0, "{folder}: {result:?}");

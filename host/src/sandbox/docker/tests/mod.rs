@@ -1,5 +1,5 @@
-//! Real containers on a real engine. Where none answers these tests say so and end, unless
-//! `LUCID_DOCKER=required`, as `tests/run` and CI have it: then they fail.
+//! Tests with real containers on a real engine. Where none answers, these tests say so and end,
+//! unless `LUCID_DOCKER=required` is set, as `tests/run` and CI do: then they fail.
 
 #[path = "../../../../../tests/src/docker/image.rs"]
 mod image;
@@ -29,13 +29,13 @@ use crate::sandbox::workspace::Workspace;
 static EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
 
 const BOTH: [Transport; 2] = [Transport::Socket, Transport::Exec];
-/// How many processes the containers of these tests may have.
+/// The process limit of these tests' containers.
 const PROCESSES: u32 = 100;
 const MEMORY: u64 = 256 << 20;
-/// Wide, so that only what hangs meets it.
+/// Generous, so that only a hang exceeds it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The name of the image, or nothing where there is no engine to run it.
+/// The name of the image; `None` if there is no engine to run it.
 fn image() -> Option<&'static str> {
     static IMAGE: OnceLock<Option<String>> = OnceLock::new();
     let found = IMAGE.get_or_init(|| {
@@ -51,7 +51,7 @@ fn image() -> Option<&'static str> {
             "no Docker engine answers, but LUCID_DOCKER=required"
         );
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        // `eprintln!` would be captured, and a test that passes shows nothing of it.
+        // `eprintln!` would be captured, and a passing test shows nothing of it.
         let _ = writeln!(
             std::io::stderr(),
             "SKIPPED {test}: no Docker engine answers"
@@ -60,12 +60,12 @@ fn image() -> Option<&'static str> {
     found.as_deref()
 }
 
-/// Where the engine listens that the tests use; none for the usual place.
+/// The address of the engine that the tests use; `None` for the default.
 fn engine_host() -> Option<String> {
     std::env::var("DOCKER_HOST").ok()
 }
 
-/// The same, for a test that stands between.
+/// The same as a socket's path, for a test that puts a proxy in between.
 fn engine_socket() -> String {
     let host = engine_host().unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned());
     let path = host.strip_prefix("unix://");
@@ -73,7 +73,7 @@ fn engine_socket() -> String {
         .to_owned()
 }
 
-/// What `docker ARGUMENTS` prints, trimmed.
+/// The output of `docker ARGUMENTS`, trimmed.
 fn docker(arguments: &[&str]) -> String {
     let output = Command::new("docker").args(arguments).output().unwrap();
     assert!(
@@ -84,7 +84,8 @@ fn docker(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// The data folder of a host, which outlives it. What it leaves on the engine goes with it.
+/// The data folder of a host, which outlives it. What the host leaves on the engine is removed with
+/// it.
 struct Data {
     dir: tempfile::TempDir,
     /// Other tests, and other runs of them, have the same sessions on the same engine.
@@ -123,7 +124,7 @@ impl Data {
         }
     }
 
-    /// A host over this folder.
+    /// Starts a host over this folder.
     async fn host(&self, change: impl FnOnce(&mut Settings)) -> Sandboxes {
         let settings = self.settings(change);
         Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
@@ -180,7 +181,7 @@ impl Data {
             .collect()
     }
 
-    /// How many boxes have a folder.
+    /// How many containers have a folder.
     fn folders(&self) -> usize {
         let folders = |path: PathBuf| {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
@@ -210,7 +211,7 @@ impl Drop for Data {
     }
 }
 
-/// Waits for what nobody tells of.
+/// Polls a condition that nothing signals.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
@@ -226,7 +227,7 @@ async fn shell(sandbox: &Sandbox, command: &str) -> ExecResult {
         .unwrap()
 }
 
-/// How many processes in a box have that in their command line.
+/// How many processes in a sandbox have `mark` in their command line.
 async fn running(sandbox: &Sandbox, mark: &str) -> usize {
     // The brackets keep the search from finding itself.
     let (first, rest) = mark.split_at(1);
@@ -234,7 +235,7 @@ async fn running(sandbox: &Sandbox, mark: &str) -> usize {
     shell(sandbox, &count).await.output.trim().parse().unwrap()
 }
 
-/// Waits until there are none of them; what was killed takes a moment to be gone.
+/// Waits until there are none of them; killed processes take a moment to disappear.
 async fn none_runs(sandbox: &Sandbox, mark: &str) {
     let begun = Instant::now();
     while running(sandbox, mark).await > 0 {
@@ -242,13 +243,13 @@ async fn none_runs(sandbox: &Sandbox, mark: &str) {
     }
 }
 
-/// A host that is gone without a word: its runtime is stopped, and nothing of it is closed.
+/// A host that dies suddenly: its runtime is stopped, and nothing of it is closed.
 fn die<T: Send + 'static>(work: impl AsyncFnOnce() -> (Sandboxes, T) + Send + 'static) -> T {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (host, left) = runtime.block_on(work());
         runtime.shutdown_background();
-        // Outside a runtime nothing can be tidied up; the lock is let go, as by a death.
+        // Outside a runtime nothing can be cleaned up; the lock is released, as by a death.
         drop(host);
         left
     })

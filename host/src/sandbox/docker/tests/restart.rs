@@ -1,4 +1,4 @@
-//! An engine that is really stopped and started again, under a session that works.
+//! Tests in which an engine is really stopped and started again while a session works.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -110,7 +110,7 @@ async fn a_session_survives_a_restart_of_the_engine() {
     assert_eq!(sandbox.kind(), Kind::Docker);
     assert_eq!(shell(&sandbox, "cat file").await.output, "work\n");
     sandbox.close().await;
-    // What could not be removed while the engine was away is gone as well.
+    // What could not be removed during the outage is gone as well.
     until("no folder", || data.folders() == 0).await;
     let left = docker(&["-H", &engine.address(), "ps", "--all", "--quiet"]);
     assert_eq!(left, "");

@@ -1,4 +1,4 @@
-//! Containers that wait for sessions.
+//! Tests of containers that wait for sessions.
 
 use super::*;
 
@@ -29,7 +29,7 @@ async fn a_container_that_waits_becomes_one_sessions_with_its_workspace() {
         .unwrap();
     assert_eq!(shell(&sandbox, "cat given").await.output, "x");
     until("its name", || data.containers().contains(&data.name("one"))).await;
-    // The place it left is filled, and a workspace that is there is left alone.
+    // Its slot in the pool is refilled, and an existing workspace is left alone.
     data.until_containers(3).await;
     assert!(!host.prepare("one", &data.workspace_path("one")));
     until("another that is ready", || {
@@ -89,7 +89,7 @@ async fn one_that_dies_while_it_waits_is_replaced_before_anybody_comes() {
     let running = || data.containers_that("running");
     until("one that waits", || running().len() == 1).await;
     let first = running();
-    // Dead once it is one that waits, or earlier: then it is made again as well.
+    // Killed once it waits, or earlier: then it is created again as well.
     docker(&["kill", &first[0]]);
     until("another that waits", || {
         let now = running();

@@ -1,4 +1,4 @@
-//! Commands in a container are as in any other box, whatever carries them.
+//! Tests that commands in a container behave as in any other sandbox, over either transport.
 
 use super::*;
 
@@ -121,7 +121,7 @@ async fn a_time_out_and_a_dropped_future_kill_the_whole_process_group() {
             _ = sandbox.exec(request, |_| { begun.take().map(|begun| begun.send(())); }) => panic!("it ended by itself"),
             _ = sees => {}
         }
-        // The kill goes ahead of this command, on the same way.
+        // The kill is sent before this command, on the same connection.
         let gone = "for i in $(seq 500); do ps -o args | grep -q 'sleep [2]222' || exit 0; sleep 0.02; done; exit 1";
         assert_eq!(shell(&sandbox, gone).await.exit_code, 0, "{transport}");
         sandbox.close().await;
@@ -190,7 +190,7 @@ async fn git_is_sent_to_the_gateway_in_a_container_that_is_older_than_its_sessio
         "{}",
         result.output
     );
-    // The helper is found, and no gateway is there in this test.
+    // The helper is found; this test has no gateway.
     assert!(
         result
             .output

@@ -1,5 +1,5 @@
-//! A real `git http-backend` on loopback, cloned from and pushed to from inside real boxes without a
-//! network; and servers that mean no good.
+//! Tests against a real `git http-backend` on loopback, cloned from and pushed to from inside real
+//! sandboxes without a network, and against malicious servers.
 
 #[cfg(test)]
 pub(crate) mod push;
@@ -47,7 +47,7 @@ pub(super) fn history() -> TempDir {
     source
 }
 
-/// A session: its box and its gateway.
+/// A session: its sandbox and its gateway.
 pub(super) struct Session {
     sandbox: Sandbox,
     _gateway: Gateway,
@@ -98,7 +98,7 @@ impl Session {
         clone_into(&self.sandbox, wanted, &self.rules).await
     }
 
-    /// Why the clone failed, which must hold neither internals nor the token.
+    /// The clone's error, checked to contain neither internals nor the token.
     async fn clone_failure(&self, branch: Option<&str>) -> String {
         let sentence = self.clone(branch).await.unwrap_err().to_string();
         for unwanted in ["git-remote-lucid", "fatal:", TOKEN, "os error", "\n"] {
@@ -113,14 +113,14 @@ impl Session {
         (ran.exit_code, ran.output)
     }
 
-    /// What a command that succeeds prints.
+    /// The output of a command that must succeed.
     pub(super) async fn good(&self, command: &str) -> String {
         let (code, output) = self.run(command).await;
         assert_eq!(code, 0, "{command}: {output}");
         output.trim().to_owned()
     }
 
-    /// What a command that fails prints.
+    /// The output of a command that must fail.
     pub(super) async fn bad(&self, command: &str) -> String {
         let (code, output) = self.run(command).await;
         assert_ne!(code, 0, "{command}: {output}");
@@ -128,7 +128,8 @@ impl Session {
     }
 }
 
-/// A server that answers everything in one way; gives its address and the count of its requests.
+/// A server that responds to everything in one way. Returns its address and the number of its
+/// requests.
 async fn hostile(
     answer: impl Fn(&Method, &str) -> Option<Response<Body>> + Clone + Send + Sync + 'static,
 ) -> (String, Arc<AtomicUsize>) {
@@ -140,7 +141,7 @@ async fn hostile(
         async move {
             match answer {
                 Some(answer) => answer,
-                // Never.
+                // Never responds.
                 None => std::future::pending().await,
             }
         }
@@ -168,7 +169,7 @@ fn endless(part: &'static str) -> Body {
     }))
 }
 
-/// What a server that speaks version 2 answers first.
+/// The first response of a server that speaks version 2.
 const VERSION_2: &str = "000eversion 2\n000cls-refs\n000afetch\n0000";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,7 +212,7 @@ async fn a_private_repository_is_cloned_deepened_and_pushed_to_from_a_box_withou
         session.good("git push --force-with-lease").await;
         assert_eq!(branch_at("second"), "Again");
 
-        // Somebody else was there.
+        // Somebody else pushed in between.
         server.git(&name, &["update-ref", "refs/heads/second", "main"]);
         let refused = session
             .bad("git commit -q --amend --allow-empty -m Third && git push --force-with-lease 2>&1")
@@ -267,7 +268,7 @@ async fn only_the_sessions_own_repository_is_reached() {
         );
     }
     assert_eq!(server.seen().len(), asked, "the server was asked");
-    // What was brought here only for its name is told how to go around.
+    // A repository that came here only for its name's prefix gets a hint about the way around.
     let told = session.bad(&format!("git ls-remote {other} 2>&1")).await;
     assert!(
         told.contains(&format!("git -c url.{other}.insteadOf={other}")),
@@ -592,7 +593,7 @@ async fn a_hostile_server_ends_in_a_sentence() {
             ..RULES
         };
         let session = Session::open(&ground, &url, Some(TOKEN), rules).await;
-        // What is told of the gateway's own time, not the clone's, which is the same here.
+        // Tests the gateway's time limit, not the clone's, which is the same here.
         let sentence = if told.contains("seconds") {
             session.bad(&format!("git ls-remote {url} 2>&1")).await
         } else {
@@ -628,7 +629,7 @@ async fn a_helper_that_is_killed_gives_its_place_back_while_the_server_is_silent
     let session = Session::open(&ground, &url, None, RULES).await;
     let times = 2 * MAX_HELPERS;
     for _ in 0..times {
-        // Until the server was asked for more than what it can do.
+        // Until the server was asked for more than its capabilities.
         let before = asked.load(Ordering::SeqCst);
         let command = format!("setsid git ls-remote {url} & read _ < $HOME/go; kill -9 -$!; wait");
         session.good("rm -f $HOME/go; mkfifo $HOME/go").await;
@@ -701,7 +702,7 @@ async fn a_token_is_not_sent_without_encryption_to_other_peoples_servers() {
         allow_private: false,
         ..RULES
     };
-    // An address for documentation, where nobody is.
+    // A documentation address, where no host exists.
     let url = "http://203.0.113.1/team/own.git";
     let session = Session::open(&ground, url, Some(TOKEN), rules).await;
     let sentence = session.clone_failure(None).await;

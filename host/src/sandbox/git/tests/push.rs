@@ -1,4 +1,4 @@
-//! Pushes by a helper that is not ours: what of them reaches the server, byte for byte.
+//! Tests of pushes by a foreign helper: which of their bytes reach the server.
 
 use std::sync::Mutex;
 
@@ -15,7 +15,7 @@ use crate::sandbox::read_frame;
 const OLD: &str = "1111111111111111111111111111111111111111";
 const NONE: &str = "0000000000000000000000000000000000000000";
 
-/// A git server that takes everything, and the pushes that reached it.
+/// A git server that accepts everything, and the pushes that reached it.
 async fn server() -> (String, Arc<Mutex<Vec<Bytes>>>) {
     let pushes = Arc::new(Mutex::new(Vec::new()));
     let taken = Arc::clone(&pushes);
@@ -39,7 +39,7 @@ async fn server() -> (String, Arc<Mutex<Vec<Bytes>>>) {
     (url, pushes)
 }
 
-/// A session's gateway, and a helper that was let in to push.
+/// A session's gateway, and a helper that was admitted to push.
 struct Helper {
     stream: UnixStream,
     pushes: Arc<Mutex<Vec<Bytes>>>,
@@ -81,7 +81,7 @@ impl Helper {
     }
 
     async fn write(&mut self, frame: &Frame) {
-        // A gateway that has said no does not listen any more.
+        // A gateway that has refused does not listen any more.
         let _ = self.stream.write_all(&frame.encode()).await;
     }
 
@@ -91,7 +91,7 @@ impl Helper {
         }
     }
 
-    /// The whole answer, or the gateway's sentence.
+    /// The complete response, or the gateway's error.
     async fn answer(&mut self) -> Result<Vec<u8>, String> {
         let mut answer = Vec::new();
         loop {
@@ -134,7 +134,7 @@ async fn what_is_allowed_reaches_the_server_byte_for_byte() {
         let bytes = (0..count).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 11) as u8);
         bytes.collect::<Vec<u8>>()
     };
-    // Nothing behind the list, a pack that is kept, one that is sent as it comes.
+    // Nothing after the list, a pack that is buffered, and one that is streamed.
     for (pack, piece) in [
         (0, 1),
         (0, 7),
@@ -176,7 +176,7 @@ async fn of_what_is_not_allowed_not_a_byte_reaches_the_server() {
             assert!(helper.pushes().is_empty());
         }
     }
-    // Git that wants no report is told by the helper.
+    // If git requests no report, the helper gets an error.
     let mut helper = Helper::open(Branches::default()).await;
     let sentence = helper.push(&list(&["refs/heads/main"], ""), 100).await;
     let sentence = sentence.unwrap_err();

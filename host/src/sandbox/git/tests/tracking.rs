@@ -1,4 +1,5 @@
-//! What a session's clone has beside the branch that is checked out, over a real `git http-backend`.
+//! Tests of what a session's clone has beside the checked-out branch, over a real `git
+//! http-backend`.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use crate::sandbox::Choice;
 use crate::sandbox::git::*;
 use crate::sandbox::tests::Ground;
 
-/// How much the sandbox's `.git` takes, in KiB.
+/// The size of the sandbox's `.git`, in KiB.
 async fn kib(session: &Session) -> u64 {
     let size = session.good("du -sk .git | cut -f 1").await;
     size.parse().unwrap()
@@ -23,7 +24,7 @@ fn checkout(session: &Session) -> Checkout<'_> {
     }
 }
 
-/// A repository with a branch `side` that adds a file of 4 MB that does not compress, and with tags.
+/// A repository with a branch `side` that adds an incompressible file of 4 MB, and with tags.
 fn with_side_branch() -> tempfile::TempDir {
     let source = history();
     let at = source.path();
@@ -65,7 +66,7 @@ async fn other_branches_and_tags_can_be_checked_out_without_a_fetch() {
 
         assert_eq!(session.good("git log --oneline | wc -l").await, "3");
         session.good("git checkout -q side && test -s big").await;
-        // Only where they have a base in common can they be compared.
+        // They can be compared only if they have a merge base.
         assert_eq!(session.good("git log --format=%s -1").await, "Big");
         session
             .good("git checkout -q main && git checkout -q other")
@@ -109,7 +110,8 @@ async fn where_other_branches_are_too_much_the_clone_goes_without_them_and_says_
         .await;
 }
 
-/// 3,000 branches of up to 30 commits over 1,000 files, some with big files: a stream for fast-import.
+/// 3,000 branches of up to 30 commits over 1,000 files, some with big files: a stream for
+/// fast-import.
 fn many_branches() -> Vec<u8> {
     let (mut stream, mut mark) = (Vec::new(), 0_u32);
     let mut commit = |branch: &str, from: Option<u32>, files: &[(String, Vec<u8>)]| {

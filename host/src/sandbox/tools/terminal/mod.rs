@@ -1,10 +1,9 @@
-//! What a person sees of a command's output once it has ended: progress bars in their last state, and
-//! no escape codes.
+//! Renders a command's output as a person sees it once the command has ended: progress bars in
+//! their final state, and no escape codes.
 //!
 //! # Invariants
-//! - A text without control characters but line breaks and tabs stays as it is.
-//! - Whatever stands in the output, rendering it ends soon: each byte is looked at a bounded number of
-//!   times.
+//! - A text without control characters other than line breaks and tabs is unchanged.
+//! - Rendering any output ends soon: each byte is looked at a bounded number of times.
 
 mod screen;
 
@@ -14,12 +13,13 @@ use crate::types::unicode::lossy;
 
 /// The largest parameter of a control sequence.
 const LARGEST: usize = 9999;
-/// How many parameters of a control sequence are read.
+/// The most parameters of a control sequence that are read.
 const PARAMETERS: usize = 16;
-/// The longest title or link in bytes of the older form, which may also be text in another encoding.
+/// The longest title or link of the older form, in bytes, which may also be text in another
+/// encoding.
 const LONGEST_OLD: usize = 512;
 
-/// What a person reads when all of this was written to a terminal.
+/// The text that a person sees once all of this was written to a terminal.
 pub(super) fn rendered(output: &[u8]) -> String {
     let text = lossy(output);
     let has_old =
@@ -45,13 +45,13 @@ pub(super) fn rendered(output: &[u8]) -> String {
     }
     match terminal.main {
         None => terminal.screen.render(),
-        // A program that did not leave its full screen: what was there before is not to be lost.
+        // A program did not leave its full screen: what was there before must not be lost.
         Some(main) => [main.render(), terminal.screen.render()].join("\n"),
     }
 }
 
-/// The text, where the bytes 0x9b and 0x9d that begin a whole sequence, as terminals of 8 bits have
-/// them, are the control characters that they were.
+/// Decodes the output, turning the bytes 0x9b and 0x9d into the control characters of 8-bit
+/// terminals where they begin a complete sequence.
 fn with_old_controls(output: &[u8]) -> String {
     let mut text = String::new();
     let (mut begun, mut at) = (0, 0);
@@ -75,7 +75,7 @@ fn with_old_controls(output: &[u8]) -> String {
     text
 }
 
-/// Digits and semicolons, and a letter that terminals know.
+/// Whether digits and semicolons follow, and a letter that terminals know.
 fn is_old_sequence(rest: &[u8]) -> bool {
     let parameters = rest.iter().take(32);
     let length = parameters
@@ -88,7 +88,7 @@ fn is_old_sequence(rest: &[u8]) -> bool {
         )
 }
 
-/// A number, a semicolon, and an end within reach.
+/// Whether a number follows, a semicolon, and an end within reach.
 fn is_old_title(rest: &[u8]) -> bool {
     let digits = rest
         .iter()
@@ -103,12 +103,12 @@ fn is_old_title(rest: &[u8]) -> bool {
 
 struct Terminal {
     screen: Screen,
-    /// The screen that comes back when a program leaves its full screen.
+    /// The screen that is restored when a program leaves its full screen.
     main: Option<Screen>,
 }
 
 impl Terminal {
-    /// Takes a character, and what belongs to it of the rest. Gives what is left.
+    /// Processes a character, with what belongs to it of `rest`. Returns what is left.
     fn take<'a>(&mut self, c: char, rest: &'a str) -> &'a str {
         match c {
             '\u{1b}' => return self.escape(rest),
@@ -145,7 +145,7 @@ impl Terminal {
                 self.screen.erase_in_screen(2);
                 self.screen.move_by(Move::To(0, 0));
             }
-            // A character set: what names it follows.
+            // A character set: its name follows.
             ' '..='/' => {
                 let end = behind.find(|c: char| !matches!(c, ' '..='/'));
                 let behind = &behind[end.unwrap_or(behind.len())..];
@@ -160,7 +160,7 @@ impl Terminal {
         behind
     }
 
-    /// A control sequence: parameters, and a letter that says what they are for.
+    /// A control sequence: parameters, and a final letter that selects the function.
     fn sequence<'a>(&mut self, rest: &'a str) -> &'a str {
         let end = rest.find(|c: char| !matches!(c, '0'..='?'));
         let (parameters, rest) = rest.split_at(end.unwrap_or(rest.len()));
@@ -183,7 +183,7 @@ impl Terminal {
         }
         let all = private.unwrap_or(parameters).split(';');
         for (number, text) in numbers.iter_mut().zip(all) {
-            // What follows a colon refines a colour.
+            // A colon separates details of a colour.
             let text = text.split(':').next().unwrap_or_default();
             *number = text.parse::<usize>().ok().map(|number| number.min(LARGEST));
         }
@@ -198,7 +198,7 @@ impl Terminal {
             return;
         }
         let first = numbers[0].unwrap_or(0);
-        // Zero is one where it counts something.
+        // A count of zero means one.
         let count = first.max(1);
         let place = |number: Option<usize>| number.unwrap_or(1).max(1) - 1;
         let screen = &mut self.screen;
@@ -239,7 +239,7 @@ impl Terminal {
         }
     }
 
-    /// A program takes the full screen, or leaves it.
+    /// A program enters or leaves the full screen.
     fn full_screen(&mut self, takes: bool) {
         let blanks = self.screen.blanks();
         if takes && self.main.is_none() {
@@ -250,7 +250,8 @@ impl Terminal {
     }
 }
 
-/// What follows a title or a link. None is longer than its line: one that does not end hides no more.
+/// The text after a title or a link. It ends with its line, so that an unterminated one hides no
+/// more.
 fn behind_title(rest: &str) -> &str {
     let is_end = |c: char| {
         matches!(
@@ -264,8 +265,8 @@ fn behind_title(rest: &str) -> &str {
     }
 }
 
-/// What follows a string that is for the terminal itself; one that does not end is none. Another one
-/// ends it, so that nothing is looked through twice.
+/// The text after a control string; an unterminated one is not a string. Another string ends it, so
+/// that nothing is scanned twice.
 fn behind_string(rest: &str) -> &str {
     let is_end = |c: char| matches!(c, '\u{1b}' | '\u{18}' | '\u{1a}' | '\u{80}'..='\u{9f}');
     match rest.find(is_end) {

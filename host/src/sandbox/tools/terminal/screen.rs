@@ -1,30 +1,30 @@
-//! The rows of a terminal that output is written on.
+//! The rows of a terminal that output is written to.
 //!
 //! # Invariants
-//! - A text without control characters but line breaks and tabs is rendered as it is.
-//! - Nothing takes longer than a row is wide or the screen is high, and what the cursor's movements
-//!   leave blank is bounded, so rendering takes a time and a space in proportion to the output.
+//! - A text without control characters other than line breaks and tabs is rendered unchanged.
+//! - No operation takes longer than a row is wide or the screen is high, and the blanks that cursor
+//!   movements leave are bounded, so rendering takes time and space in proportion to the output.
 
 use unicode_width::UnicodeWidthChar;
 
-/// Behind so many columns a line goes on in the next row. More than any terminal has: lines are not
-/// to be broken, but what moves within one must not take long.
+/// The number of columns after which a line continues in the next row. More than any terminal has:
+/// lines should not be broken, but movements within one must not take long.
 const WIDTH: usize = 1024;
-/// How many rows back a cursor can go. More than most terminals have, so that a long list of progress
-/// bars is redrawn in its place.
+/// How many rows a cursor can go back. More than most terminals have, so that a long list of
+/// progress bars is redrawn in place.
 const HEIGHT: usize = 100;
-/// How many blanks movements may leave in all.
+/// The most blanks that movements may leave in total.
 pub(super) const BLANKS: usize = 64 << 10;
-/// Between two tab stops.
+/// The distance between two tab stops.
 const TAB: usize = 8;
 
 /// A column of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Cell {
     Char(char),
-    /// A character with what joins it, such as an accent.
+    /// A character with combining ones, such as an accent.
     Joined(String),
-    /// A further column of the character before it.
+    /// A further column of the preceding character.
     More,
 }
 
@@ -33,14 +33,14 @@ const BLANK: Cell = Cell::Char(' ');
 #[derive(Debug, Default)]
 struct Row {
     cells: Vec<Cell>,
-    /// The next row is the same line.
+    /// Whether the next row continues the line.
     goes_on: bool,
-    /// Something was written over, so that blanks at its end are not the program's.
+    /// Whether something was overwritten, so that blanks at the end are not the program's.
     redrawn: bool,
 }
 
 impl Row {
-    /// Makes blanks of a character of several columns that loses some of them at `at`.
+    /// Blanks a wide character that loses some of its columns at `at`.
     fn split(&mut self, at: usize) {
         if at >= self.cells.len() || self.cells[at] != Cell::More {
             return;
@@ -65,7 +65,7 @@ impl Row {
         self.goes_on = false;
     }
 
-    /// Makes these columns blank, as far as they are there.
+    /// Blanks these columns, as far as they exist.
     fn blank(&mut self, from: usize, to: usize) {
         let to = to.min(self.cells.len());
         if from < to {
@@ -77,13 +77,13 @@ impl Row {
     }
 }
 
-/// A screen, and what scrolled off it at the top.
+/// A screen, and what scrolled off its top.
 #[derive(Debug)]
 pub(super) struct Screen {
     rows: Vec<Row>,
-    /// The first row that a cursor can reach.
+    /// The first row that the cursor can reach.
     top: usize,
-    /// May be below the last row, and behind the end of its row.
+    /// The cursor's row, possibly below the last one; its column may be past the end of its row.
     row: usize,
     column: usize,
     saved: (usize, usize),
@@ -92,7 +92,7 @@ pub(super) struct Screen {
     blanks: usize,
 }
 
-/// How a cursor moves.
+/// A movement of the cursor.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Move {
     Up(usize),
@@ -127,7 +127,7 @@ impl Screen {
         let bottom = self.top + HEIGHT - 1;
         match how {
             Move::Up(by) => self.row = self.row.saturating_sub(by).max(self.top),
-            // Below what was written there is nothing to go to.
+            // The cursor cannot go below what was written.
             Move::Down(by) => {
                 self.row = (self.row + by).min(self.row.max(self.rows.len().saturating_sub(1)));
             }
@@ -150,7 +150,7 @@ impl Screen {
         self.move_by(Move::To(self.saved.0, self.saved.1));
     }
 
-    /// To the next row, in the same column.
+    /// Moves to the next row, in the same column.
     pub(super) fn index(&mut self) {
         self.here();
         self.row += 1;
@@ -158,7 +158,7 @@ impl Screen {
         self.top = self.top.max((self.row + 1).saturating_sub(HEIGHT));
     }
 
-    /// To the beginning of the next row.
+    /// Moves to the beginning of the next row.
     pub(super) fn line_feed(&mut self) {
         self.index();
         self.column = 0;
@@ -172,7 +172,7 @@ impl Screen {
         &mut self.rows[self.row]
     }
 
-    /// Room for a character of that many columns at the cursor.
+    /// Makes room for a character of that many columns at the cursor.
     fn make_room(&mut self, columns: usize) {
         if self.column + columns > WIDTH {
             self.here().goes_on = true;
@@ -217,7 +217,7 @@ impl Screen {
         self.last = c;
     }
 
-    /// Puts what has no width onto the character before it; false where there is none.
+    /// Appends a zero-width character to the preceding one; false if there is none.
     fn join(&mut self, c: char) -> bool {
         let column = self.column;
         let cells = &mut self.here().cells;
@@ -240,7 +240,7 @@ impl Screen {
         true
     }
 
-    /// Writes the last character so many times more.
+    /// Writes the last character `times` more times.
     pub(super) fn repeat(&mut self, times: usize) {
         let times = times.min(WIDTH).min(self.blanks);
         self.blanks -= times;
@@ -248,7 +248,8 @@ impl Screen {
         (0..times).for_each(|_| self.put(last));
     }
 
-    /// To the next tab stop. At the end of a row the tab is written, elsewhere it moves the cursor.
+    /// Moves to the next tab stop. At the end of a row the tab is written, elsewhere it moves the
+    /// cursor.
     pub(super) fn tab(&mut self) {
         if self.column < self.here().cells.len() {
             self.column = (self.column / TAB + 1) * TAB;
@@ -355,9 +356,9 @@ impl Screen {
         }
     }
 
-    /// What a person reads on it, and above it.
+    /// The text on the screen and above it.
     pub(super) fn render(mut self) -> String {
-        // Rows below the cursor that were emptied.
+        // Drops emptied rows below the cursor.
         while self.rows.len() > self.row + 1
             && self.rows.last().is_some_and(|row| row.cells.is_empty())
         {

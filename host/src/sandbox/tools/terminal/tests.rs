@@ -1,4 +1,4 @@
-//! What is left of progress bars, colours, titles, and of what is meant to hang a terminal.
+//! Tests of progress bars, colours and titles, and of output that is meant to hang a terminal.
 
 use std::time::{Duration, Instant};
 
@@ -161,7 +161,7 @@ proptest! {
     #[test]
     fn a_text_without_controls_stays_as_it_is(text in "([^\\p{Cc}]|[\n\t]){0,200}") {
         prop_assert_eq!(rendered(text.as_bytes()), text.as_str());
-        // Also where it goes through the terminal.
+        // Also when it goes through the terminal.
         let through = format!("\x1b[m{text}");
         prop_assert_eq!(rendered(through.as_bytes()), text);
     }

@@ -1,4 +1,4 @@
-//! Texts of all encodings and line ends, edited.
+//! Tests of edits in texts of all encodings and line endings.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ fn file(bytes: &[u8]) -> TextFile {
     TextFile::open(bytes.to_vec()).unwrap()
 }
 
-/// Replaces what occurs once.
+/// Replaces a text that occurs once.
 fn replaced(bytes: &[u8], old: &str, new: &str) -> Vec<u8> {
     let file = file(bytes);
     let at = file.text().find(old).unwrap();
@@ -94,7 +94,7 @@ fn bytes_that_are_not_utf8_stay_and_new_ones_are_of_the_files_encoding() {
     );
     let refused = file(latin).replace(0..1, "\u{4e2d}");
     assert_eq!(refused, Err(Unencodable('\u{4e2d}')));
-    // UTF-8 with one byte that is not: it stays, beside what is new.
+    // UTF-8 with one invalid byte, which stays beside the new text.
     let mixed = b"\xc3\xa9 and \xe9 x\n";
     assert_eq!(file(mixed).encoding, Encoding::Utf8);
     assert_eq!(
@@ -123,7 +123,7 @@ fn a_large_file_is_opened_and_edited_in_a_moment() {
     assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
-/// Pieces of files: characters of all lengths, all line ends, and bytes that are not UTF-8.
+/// Pieces of files: characters of all lengths, all line endings, and bytes that are not UTF-8.
 fn pieces() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop::sample::select(vec![
         &b"\n"[..],
@@ -156,7 +156,7 @@ proptest! {
         let (from, to) = (ends.0.min(ends.1), ends.0.max(ends.1));
         let (from, to) = (text.floor_char_boundary(from), text.floor_char_boundary(to));
         let edited = file.replace(from..to, &new).unwrap();
-        // As many bytes as the text before and behind it stands for are the same.
+        // The bytes for the text before and after the edit are unchanged.
         let lengths: Vec<(usize, usize)> = file
             .units()
             .scan(0, |at, unit| {
@@ -184,7 +184,7 @@ proptest! {
         prop_assert_eq!(&file.replace(0..text.len(), text).unwrap(), &bytes);
         let at = text.floor_char_boundary(old);
         let edited = file.replace(at..at, &new).unwrap();
-        // A CR before the new text would join its LF to one line end.
+        // A CR before the new text would merge with its LF into one line ending.
         if !text[..at].ends_with('\r') && !text.contains('\r') {
             let expected = [&text[..at], &new, &text[at..]].concat();
             let again = TextFile::open(edited).unwrap();
