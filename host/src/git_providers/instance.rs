@@ -62,9 +62,6 @@ impl Place {
                 let web = web_of(&web, descriptor).unwrap_or(web);
                 (api_of(&web, descriptor), web)
             }
-            (Some(api), None) if is_same(&api, &descriptor.default_base_url) => {
-                (api, usual(&descriptor.default_web_url)?)
-            }
             (Some(api), None) => match web_of(&api, descriptor) {
                 Some(web) => (api, web),
                 // A server's own address, as a browser shows it.

@@ -12,6 +12,7 @@ use url::Url;
 
 use super::*;
 use crate::builtin;
+use crate::types::wit::git::Descriptor;
 use crate::types::wit::types::ErrorKind;
 use crate::wasm::{Engine, EngineOptions, Limits};
 
@@ -149,6 +150,23 @@ async fn a_component_that_is_not_built_in_does_not_choose_where_tokens_go() {
         api, "https://github.com/api/v3",
         "what it calls its usual address is its own choice"
     );
+}
+
+#[tokio::test]
+async fn a_component_that_is_not_built_in_does_not_choose_the_address_behind_the_one_that_is_stated()
+ {
+    let one = loaded(&[("github", None)]).await.remove(0);
+    let mut descriptor = one.plugin.descriptor().clone();
+    descriptor.default_web_url = "https://evil.example".to_owned();
+    let place = |descriptor: &Descriptor| {
+        let api = Url::parse(&descriptor.default_base_url).unwrap();
+        Place::of(descriptor, Some(api), None, false)
+    };
+    let wrong = place(&descriptor).unwrap_err();
+    assert!(wrong.contains("`web_url` must say"), "{wrong}");
+    descriptor.default_base_url = "https://ghe.example.com/api/v3".to_owned();
+    let web = place(&descriptor).unwrap().web;
+    assert_eq!(web.as_str(), "https://ghe.example.com/");
 }
 
 #[tokio::test]

@@ -20,11 +20,7 @@ pub(super) fn usable(schema: &str) -> Option<String> {
     let Ok(Value::Object(mut schema)) = serde_json::from_str::<Value>(schema) else {
         return None;
     };
-    let is_object = match schema.get("type") {
-        None | Some(Value::Null) => true,
-        Some(Value::Array(kinds)) => kinds.iter().any(is_object),
-        Some(kind) => is_object(kind),
-    };
+    let is_object = may_be_object(&schema);
     let root = Value::Object(schema.clone());
     let mut left = MOST_WAYS;
     flatten(&mut schema, &root, &mut left);
@@ -40,9 +36,16 @@ pub(super) fn usable(schema: &str) -> Option<String> {
     (is_object && schema.len() <= LARGEST).then_some(schema)
 }
 
-fn is_object(kind: &Value) -> bool {
-    kind.as_str()
-        .is_some_and(|kind| kind.eq_ignore_ascii_case("object"))
+fn may_be_object(schema: &Map<String, Value>) -> bool {
+    let is_object = |kind: &Value| {
+        kind.as_str()
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("object"))
+    };
+    match schema.get("type") {
+        None | Some(Value::Null) => true,
+        Some(Value::Array(kinds)) => kinds.iter().any(is_object),
+        Some(kind) => is_object(kind),
+    }
 }
 
 /// Takes the members of all ways of a choice together. Those are wanted that every way wants.
@@ -55,11 +58,13 @@ fn flatten(schema: &mut Map<String, Value>, root: &Value, left: &mut usize) {
         let mut wanted: Option<Vec<Value>> = None;
         for mut way in ways {
             if *left == 0 {
-                return;
+                // What a way wants that is not looked at, nobody knows.
+                wanted = None;
+                break;
             }
             *left -= 1;
             flatten(&mut way, root, left);
-            if way.get("type").is_some_and(|kind| !is_object(kind)) {
+            if !may_be_object(&way) {
                 continue;
             }
             let required = match way.remove("required") {
@@ -101,7 +106,30 @@ fn add(schema: &mut Map<String, Value>, name: String, property: Value) {
     match all.get_mut(&name) {
         None => drop(all.insert(name, property)),
         Some(before) if *before == property => {}
-        Some(before) => *before = json!({ "anyOf": [before.take(), property] }),
+        Some(before) => {
+            let mut all = ways(before.take());
+            for way in ways(property) {
+                if !all.contains(&way) {
+                    all.push(way);
+                }
+            }
+            *before = json!({ "anyOf": all });
+        }
+    }
+}
+
+/// The ways of a member that is nothing but a choice; any other is the one way.
+fn ways(property: Value) -> Vec<Value> {
+    match property {
+        Value::Object(mut only)
+            if only.len() == 1 && only.get("anyOf").is_some_and(Value::is_array) =>
+        {
+            match only.remove("anyOf") {
+                Some(Value::Array(ways)) => ways,
+                _ => Vec::new(),
+            }
+        }
+        other => vec![other],
     }
 }
 
@@ -151,6 +179,43 @@ mod tests {
         );
         let circle = json!({"anyOf": [way("a", "string"), {"$ref": "#"}, {"$ref": "#"}]});
         assert!(told(&circle).unwrap()["properties"]["a"].is_object());
+    }
+
+    #[test]
+    fn a_member_of_many_ways_is_one_flat_choice() {
+        let way = |n: usize| {
+            let kind = json!({"const": n % 79});
+            json!({"type": "object", "properties": {"kind": kind}})
+        };
+        let all: Vec<Value> = (0..80).map(way).collect();
+        let told = told(&json!({ "oneOf": all })).unwrap();
+        let kinds: Vec<Value> = (0..79).map(|n| json!({"const": n})).collect();
+        assert_eq!(told["properties"]["kind"], json!({ "anyOf": kinds }));
+    }
+
+    #[test]
+    fn of_more_ways_than_are_looked_at_nothing_is_wanted_or_forbidden() {
+        let way = |name: &str| json!({"properties": {name: {}}, "required": [name]});
+        let circle = json!({
+            "anyOf": [{"$ref": "#"}, {"$ref": "#"}],
+            "oneOf": [way("a"), way("b")],
+            "additionalProperties": false,
+        });
+        let mut many = vec![way("a"); MOST_WAYS];
+        many.push(way("b"));
+        let wide = json!({"oneOf": many, "additionalProperties": false});
+        for schema in [circle, wide] {
+            let told = told(&schema).unwrap();
+            for kept_out in ["anyOf", "oneOf", "required", "additionalProperties"] {
+                assert_eq!(told.get(kept_out), None, "{kept_out} of {schema}");
+            }
+        }
+        let nullable = json!({"type": ["object", "null"], "properties": {"b": {}}});
+        let told = told(&json!({"anyOf": [way("a"), nullable]})).unwrap();
+        assert_eq!(
+            told,
+            json!({"type": "object", "properties": {"a": {}, "b": {}}})
+        );
     }
 
     #[test]

@@ -357,7 +357,10 @@ fn what_a_server_gave_goes_back_where_it_stood_and_without_it_nothing_does() {
         Message::tool(ToolResult::ok("b", "fine")),
         answer(vec![
             thought("Yes?"),
-            other("server.tags", &json!(["<think>", "</think>\n\n"])),
+            other(
+                "server.tags",
+                &json!({"open": "<think>", "close": "</think>\n\n", "begins": true}),
+            ),
             Content::Text("Yes.".into()),
         ]),
         Message::user("So?"),

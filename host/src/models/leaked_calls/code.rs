@@ -12,14 +12,9 @@ pub(super) fn ranges(text: &str) -> Vec<Range<usize>> {
     let mut may_be_indented = false;
     for line in text.split_inclusive('\n') {
         let trimmed = line.trim_start();
-        let mark = ["```", "~~~"]
-            .into_iter()
-            .find(|mark| trimmed.starts_with(mark));
-        match (&fence, mark) {
+        match (&fence, mark_of(trimmed)) {
             (None, Some(mark)) => fence = Some((at, mark)),
-            (Some((from, open)), Some(mark))
-                if *open == mark && trimmed.trim_end().bytes().all(|b| b == mark.as_bytes()[0]) =>
-            {
+            (Some((from, open)), _) if ends_fence(trimmed, open) => {
                 all.push(*from..at + line.len());
                 fence = None;
             }
@@ -33,8 +28,25 @@ pub(super) fn ranges(text: &str) -> Vec<Range<usize>> {
     all
 }
 
+/// What a line that begins or ends a fence begins with.
+fn mark_of(trimmed: &str) -> Option<&'static str> {
+    let mut marks = ["```", "~~~"].into_iter();
+    marks.find(|mark| trimmed.starts_with(mark))
+}
+
+fn ends_fence(trimmed: &str, open: &str) -> bool {
+    let trimmed = trimmed.trim_end();
+    trimmed.starts_with(open) && trimmed.bytes().all(|b| b == open.as_bytes()[0])
+}
+
 fn is_indented(line: &str) -> bool {
     line.starts_with("    ") || line.starts_with('\t')
+}
+
+/// Whether one of these parts, which are in order, holds this place.
+pub(super) fn holds(code: &[Range<usize>], at: usize) -> bool {
+    let behind = code.partition_point(|range| range.end <= at);
+    code.get(behind).is_some_and(|range| range.contains(&at))
 }
 
 /// Whether a fence was begun and not ended.
@@ -55,5 +67,71 @@ fn spans(line: &str, at: usize, all: &mut Vec<Range<usize>>) {
         };
         from = inside + end + ticks;
         all.push(at + start..at + from);
+    }
+}
+
+/// Where a text stands that comes piece by piece.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// What the fence began with that it is in.
+    fence: Option<&'static str>,
+    /// Its last line, without blanks before it.
+    line: String,
+    ticks: Ticks,
+}
+
+/// Where a line stands among its backticks.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum Ticks {
+    #[default]
+    Outside,
+    /// So many began code, as yet.
+    Begin(usize),
+    /// So many began it, and of those that end it so many are there.
+    Inside(usize, usize),
+}
+
+impl Place {
+    pub(super) fn push(&mut self, text: &str) {
+        for c in text.chars() {
+            if c == '\n' {
+                self.end_line();
+            } else if !c.is_whitespace() || !self.line.is_empty() {
+                self.line.push(c);
+                self.ticks = self.ticks.behind(c);
+            }
+        }
+    }
+
+    pub(super) fn begins_line(&self) -> bool {
+        self.line.is_empty()
+    }
+
+    /// Whether what comes next is code.
+    pub(super) fn is_code(&self) -> bool {
+        self.fence.is_some() || self.ticks != Ticks::Outside || mark_of(&self.line).is_some()
+    }
+
+    fn end_line(&mut self) {
+        match self.fence {
+            None => self.fence = mark_of(&self.line),
+            Some(open) if ends_fence(&self.line, open) => self.fence = None,
+            Some(_) => {}
+        }
+        self.line.clear();
+        self.ticks = Ticks::Outside;
+    }
+}
+
+impl Ticks {
+    fn behind(self, c: char) -> Self {
+        match (self, c == '`') {
+            (Self::Outside, false) => Self::Outside,
+            (Self::Outside, true) => Self::Begin(1),
+            (Self::Begin(count), true) => Self::Begin(count + 1),
+            (Self::Begin(count), false) | (Self::Inside(count, _), false) => Self::Inside(count, 0),
+            (Self::Inside(count, ended), true) if ended + 1 == count => Self::Outside,
+            (Self::Inside(count, ended), true) => Self::Inside(count, ended + 1),
+        }
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn read(text: &str) -> Option<(Vec<Content>, Found)> {
         .min()?;
     let code = code::ranges(text);
     let message = text[begins..].find(MESSAGE)?;
-    if code.iter().any(|range| range.contains(&begins)) {
+    if code::holds(&code, begins) {
         return None;
     }
     // Between the two there is a line of words, no more.

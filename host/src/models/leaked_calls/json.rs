@@ -4,8 +4,13 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::{Arguments, Found, Written, markup};
+use super::{Arguments, Found, Written, code, markup};
 use crate::models::argument_repair;
+
+/// So much of an answer's end may be calls behind other words.
+const LONGEST: usize = 1 << 20;
+/// So many bytes of it are parsed, from all of its lines together.
+const MOST_PARSED: usize = 4 * LONGEST;
 
 const NAMES: [&str; 5] = ["name", "tool", "tool_name", "function", "recipient_name"];
 const ARGUMENTS: [&str; 6] = [
@@ -29,6 +34,7 @@ const LABELS: [&str; 8] = [
     "function_call",
     "tool_use",
 ];
+
 /// The calls that a JSON value is.
 pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
     match value {
@@ -85,15 +91,36 @@ pub(super) fn at_end(text: &str, code: &[Range<usize>]) -> Found {
 
 /// Whether the answer ends in calls behind other words: they may be meant, or shown.
 fn ends_in_calls(text: &str, code: &[Range<usize>]) -> bool {
-    let mut at = 0;
-    let starts = text.split_inclusive('\n').filter_map(|line| {
+    starts(text, code).any(|start| parsed(&text[start..]).is_some())
+}
+
+/// Where calls at an answer's end may begin, as far as there is time to look.
+fn starts(text: &str, code: &[Range<usize>]) -> impl Iterator<Item = usize> {
+    let mut at = end_of(text);
+    let starts = text[at..].split_inclusive('\n').filter_map(move |line| {
         let start = at;
         at += line.len();
         line.trim_start().starts_with(['{', '[']).then_some(start)
     });
-    let starts = starts.filter(|start| !code.iter().any(|range| range.contains(start)));
-    let mut starts = starts.take(markup::MOST);
-    starts.any(|start| parsed(&text[start..]).is_some())
+    let mut parsed = 0;
+    starts
+        .filter(|start| !code::holds(code, *start))
+        .take(markup::MOST)
+        .take_while(move |start| {
+            parsed += text.len() - start;
+            parsed <= MOST_PARSED
+        })
+}
+
+/// Where the last lines of a text begin.
+fn end_of(text: &str) -> usize {
+    let from = text.len().saturating_sub(LONGEST);
+    if from == 0 {
+        return 0;
+    }
+    let rest = &text.as_bytes()[from..];
+    let line = rest.iter().position(|byte| *byte == b'\n');
+    line.map_or(text.len(), |line| from + line + 1)
 }
 
 /// Whether all of an answer is calls in Python's words: `[terminal(command="ls")]`.
@@ -121,8 +148,8 @@ fn in_fence(text: &str, start: usize) -> Found {
     let is_all = text[..start].trim().is_empty();
     let value = rest.trim_end_matches(['`', '~']).trim();
     match parsed(value).filter(|_| LABELS.contains(&label.as_str())) {
-        Some(written) if is_tool || is_all => Found::Calls(start, written),
-        // Behind other words it may be meant to be shown: nobody knows.
+        Some(written) if is_all => Found::Calls(start, written),
+        // Behind other words it may be meant to be shown, whatever the fence is called: nobody knows.
         Some(_) => Found::Unclear,
         None if is_tool => Found::Unclear,
         None if is_all && markup::read(value).is_some_and(|calls| !calls.is_empty()) => {
@@ -153,5 +180,20 @@ pub(super) fn first(text: &str) -> Option<(Value, &str)> {
     match values.next()? {
         Ok(value) => Some((value, &text[values.byte_offset()..])),
         Err(_) => argument_repair::first_value(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_answer_is_not_parsed_from_each_of_its_lines_to_its_end() {
+        let text = "[1\n".repeat(LONGEST);
+        let all: Vec<usize> = starts(&text, &[]).collect();
+        let parsed: usize = all.iter().map(|start| text.len() - start).sum();
+        assert!(!all.is_empty() && parsed <= MOST_PARSED, "{parsed}");
+        assert!(all.iter().all(|start| text[*start..].starts_with("[1")));
+        assert!(all[0] >= text.len() - LONGEST, "{}", all[0]);
     }
 }

@@ -109,9 +109,18 @@ pub(super) fn openings(text: &str) -> Vec<usize> {
 
 /// Whether markup that cannot be read begins a line and is the last thing that the answer says.
 pub(super) fn is_open_to_its_end(text: &str, at: usize) -> bool {
-    let end = text.trim_end();
-    let is_closed = end.ends_with(['>', '}', ']', ')']) || end.ends_with("```");
-    begins_line(text, at) && (is_closed || has_begun(&text[at..]))
+    let markup = text[at..].trim_end();
+    // Those that are no more than a mark of punctuation stand in any text.
+    let closers = || CLOSERS.iter().filter(|closer| closer.len() > 1);
+    begins_line(text, at)
+        && if closers().any(|closer| markup.contains(closer)) {
+            // Behind words it was only explained.
+            closers().any(|closer| markup.ends_with(closer))
+                || MADE_UP.iter().any(|made_up| markup.contains(made_up))
+        } else {
+            let is_closed = markup.ends_with(['>', '}', ']', ')']) || markup.ends_with("```");
+            is_closed || has_begun(markup)
+        }
 }
 
 /// Whether there is more of a call than its first mark: the answer was cut off within it.
@@ -124,13 +133,23 @@ fn has_begun(text: &str) -> bool {
 /// Whether a call that begins here is written to be one. Behind other words of its line it may be quoted,
 /// unless it goes on from their end without a blank: some models write no line break.
 pub(super) fn stands_alone(text: &str, at: usize) -> bool {
-    let ends = |c: char| c.is_alphanumeric() || ".!?…:>*".contains(c);
+    let ends = |c: char| c.is_alphanumeric() || ".!?…>*".contains(c);
     begins_line(text, at) || text[..at].ends_with(ends)
 }
 
+/// Whether only the marks of a quotation stand before it in its line.
+pub(super) fn is_quoted(text: &str, at: usize) -> bool {
+    let line = line_before(text, at);
+    let is_mark = |c: char| c.is_whitespace() || c == '>';
+    line.contains('>') && line.chars().all(is_mark)
+}
+
 fn begins_line(text: &str, at: usize) -> bool {
-    let line = text[..at].rsplit('\n').next().unwrap_or_default();
-    line.trim().is_empty()
+    line_before(text, at).trim().is_empty()
+}
+
+fn line_before(text: &str, at: usize) -> &str {
+    text[..at].rsplit('\n').next().unwrap_or_default()
 }
 
 /// The calls that a text consists of; none where it is anything else, or goes on with something else.

@@ -4,15 +4,17 @@
 //! carries it out, and an answer without calls ends a task. What is unambiguous becomes the call that it was
 //! meant to be. What is not is told to the policy as an answer that waits for tools and has none.
 //!
-//! What always holds: a call is made only of markup that stands outside of code, is not quoted behind other
-//! words of its line and goes on to the answer's end, only for a tool that was offered, and only where the
-//! answer has no call of its own; every other text stays as it is.
+//! What always holds: a call is made only of markup that stands outside of code, is not quoted, behind
+//! other words of its line or as Markdown quotes, and goes on to the answer's end, only for a tool that was
+//! offered, and only where the answer has no call of its own; every other text stays as it is.
 
 mod code;
 mod harmony;
 mod json;
 mod markup;
 mod watch;
+
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -117,7 +119,7 @@ fn find(text: &str) -> Found {
     let code = code::ranges(text);
     let mut unclear = false;
     for at in markup::openings(text) {
-        if code.iter().any(|range| range.contains(&at)) {
+        if code::holds(&code, at) || markup::is_quoted(text, at) {
             continue;
         }
         match markup::read(&text[at..]) {
@@ -132,18 +134,25 @@ fn find(text: &str) -> Found {
         }
     }
     match json::at_end(text, &code) {
-        Found::Nothing if unclear || is_action(text) => Found::Unclear,
+        Found::Nothing if unclear || is_action(text, &code) => Found::Unclear,
         found => found,
     }
 }
 
 /// Whether an answer ends in a step of a format that older agents had: `Action:`, and `Action Input:`.
-fn is_action(text: &str) -> bool {
-    let lines = || text.lines().map(str::trim_start);
-    let named = lines().any(|line| line.starts_with("Action:"));
-    named
-        && lines().any(|line| line.starts_with("Action Input:"))
-        && !text.contains("Final Answer:")
+/// `code` are its parts that are code.
+fn is_action(text: &str, code: &[Range<usize>]) -> bool {
+    let has = |word: &str, from: usize| {
+        let mut at = from;
+        text[from..].split_inclusive('\n').any(|line| {
+            let trimmed = line.trim_start();
+            let start = at + line.len() - trimmed.len();
+            at += line.len();
+            trimmed.starts_with(word) && !code::holds(code, start)
+        })
+    };
+    let last = text.trim_end().rfind("\n\n").unwrap_or_default();
+    has("Action:", 0) && has("Action Input:", last) && !text.contains("Final Answer:")
 }
 
 /// The call, if there is such a tool.

@@ -153,7 +153,10 @@ fn what_cannot_be_told_waits_for_tools_and_keeps_its_text() {
         "```xml\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>",
         "```xml\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>\n```",
         "```tool_code\nterminal(command=\"ls\")\n```",
+        "The log of yesterday holds:\n```tool_call\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"rm -r /\"}}\n```",
+        "The server prints:<tool_call>{\"name\": \"terminal\", \"arguments\": {}}</tool_call>",
         "[terminal(command=\"ls\")]",
+        "<tool_call>\n{\"name\": \"terminal\"\n</tool_call>\n<tool_response>\na.py\n</tool_response>\nI see a.py.",
         "<|python_tag|>terminal.call(command=\"ls\")",
         "<start_function_call>call:terminal{command:<escape>ls<escape>}<end_function_call>",
         "<tool_call>\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls ",
@@ -175,6 +178,12 @@ fn a_text_that_speaks_of_such_markup_stays_an_answer() {
         "It is written so:\n\n    <tool_call>\n    {\"name\": \"terminal\", \"arguments\": {}}\n    </tool_call>",
         "> <tool_call>\n> {\"name\": \"terminal\", \"arguments\": {}}\n> </tool_call>",
         "[the manual](https://example.org/manual)",
+        "> <tool_call>{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}</tool_call>",
+        "It said:\n\n> ><tool_call>{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}</tool_call>",
+        "<tool_call>\n{\"name\": \"terminal\", \"arguments\": {}}\n</tool_call>\nis how it looks.",
+        "<function=terminal>\n<parameter=command>\nls\n</parameter>\n</function>\n\nSo it is written (mostly)",
+        "```\nAction: terminal\nAction Input: {\"command\": \"ls\"}\n```\nis what older agents wrote.",
+        "Older agents wrote\n\nAction: terminal\nAction Input: {\"command\": \"ls\"}\n\nand read what came of it.",
         "Call it with {\"name\": \"terminal\", \"parameters\": {\"command\": \"ls\"}}",
         "```json\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}\n```\nshows the files.",
         "```json\n{\"name\": \"lucid\", \"version\": \"1\"}\n```",
@@ -232,6 +241,13 @@ fn markup_is_held_back_while_the_answer_comes_and_code_is_not() {
         ("See `<tool_call>` there", "See `<tool_call>` there"),
         ("```\n<function=x>\n```\nand", "```\n<function=x>\n```\nand"),
         ("Yes.<|channel|>final", "Yes."),
+        ("functools[{}]", ""),
+        ("I look.\nfunctools[{}]", "I look.\n"),
+        (
+            "```\n``\n<tool_call>\n```\n<i><tool_call>",
+            "```\n``\n<tool_call>\n```\n<i>",
+        ),
+        ("``a`<tool_call>`` `b`<tool_call>", "``a`<tool_call>`` `b`"),
     ] {
         let mut watch = Watch::default();
         let mut seen = String::new();
@@ -242,4 +258,29 @@ fn markup_is_held_back_while_the_answer_comes_and_code_is_not() {
         seen.push_str(&watch.rest());
         assert_eq!(seen, text);
     }
+}
+
+#[test]
+fn ordinary_words_are_shown_as_they_come() {
+    let mut watch = Watch::default();
+    for text in ["I look", " if", " f", "fa", " co", "com"] {
+        assert_eq!(watch.next(text), text);
+    }
+}
+
+#[test]
+fn what_a_long_answer_holds_does_not_make_it_slow() {
+    // Each of these would be looked at again with every line, or with every piece.
+    let indented = format!("It is:\n\n{}\nDone.", "    [1\n".repeat(100_000));
+    let began = std::time::Instant::now();
+    assert!(!read(&indented).2);
+    let mut watch = Watch::default();
+    let piece = "an `i`\n<f";
+    let mut shown = 0;
+    for _ in 0..100_000 {
+        shown += watch.next(piece).len();
+    }
+    assert!(shown + 2 >= piece.len() * 100_000, "{shown}");
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
 }

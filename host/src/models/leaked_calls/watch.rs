@@ -3,15 +3,18 @@
 //! What always holds: what is shown is the beginning of the text; what is held back is shown at the end,
 //! unless it became a call.
 
-use super::code;
+use super::code::Place;
 use super::markup::OPENERS;
 
 /// Watches the text of one answer.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
-    /// All of it that was shown: whether the rest is code depends on it.
-    shown: String,
     held: String,
+    /// How much was shown.
+    shown: usize,
+    /// Where the text stands behind what was shown, and behind this much of what is held back.
+    place: Place,
+    passed: usize,
 }
 
 /// What begins another format in which a whole answer may be written.
@@ -20,54 +23,73 @@ const FORMATS: [&str; 2] = ["<|channel|>", "<|start|>"];
 /// Of a longer answer nothing more is held back.
 const LONGEST: usize = 1 << 20;
 
+/// Of an opener that begins with a letter so much has to be there, but at the beginning of a line: ordinary
+/// words begin like it.
+const WORD: usize = 4;
+
 impl Watch {
     /// How much of this, and of what was held back, can be shown now.
     pub(crate) fn next(&mut self, text: &str) -> String {
         self.held.push_str(text);
-        if self.shown.len() > LONGEST {
+        if self.shown > LONGEST {
             return self.rest();
         }
-        let mut from = 0;
-        while let Some(at) = may_open(&self.held[from..]).map(|at| from + at) {
-            let before = format!("{}{}", self.shown, &self.held[..at]);
-            if !is_in_code(&before) {
+        while let Some(at) = self.may_open() {
+            self.pass(at);
+            if !self.place.is_code() {
                 return self.show(at);
             }
             // Code is shown as it is.
             let next = self.held[at..].chars().next().map_or(1, char::len_utf8);
-            from = at + next;
+            self.pass(at + next);
         }
-        self.show(self.held.len())
+        let all = self.held.len();
+        self.pass(all);
+        self.show(all)
     }
 
     /// What is held back when the answer is over.
     pub(crate) fn rest(&mut self) -> String {
+        self.passed = 0;
         std::mem::take(&mut self.held)
     }
 
+    /// Where something begins, of what is not passed yet, that is an opener or may become one.
+    fn may_open(&self) -> Option<usize> {
+        let mut places = self.held[self.passed..].char_indices();
+        let found = places.find(|(at, _)| {
+            let at = self.passed + at;
+            let rest = &self.held[at..];
+            let may_become = |opener: &str| {
+                let is_word = opener.starts_with(|c: char| c.is_ascii_alphabetic());
+                let is_enough = !is_word || rest.len() >= WORD || self.begins_line(at);
+                opener.starts_with(rest) && is_enough
+            };
+            let mut all = OPENERS.iter().chain(&FORMATS);
+            all.any(|opener| rest.starts_with(opener) || may_become(opener))
+        });
+        found.map(|(at, _)| self.passed + at)
+    }
+
+    fn begins_line(&self, at: usize) -> bool {
+        let before = &self.held[self.passed..at];
+        match before.rsplit_once('\n') {
+            Some((_, line)) => line.trim().is_empty(),
+            None => self.place.begins_line() && before.trim().is_empty(),
+        }
+    }
+
+    fn pass(&mut self, end: usize) {
+        self.place.push(&self.held[self.passed..end]);
+        self.passed = end;
+    }
+
+    /// Shows all that was passed.
     fn show(&mut self, end: usize) -> String {
         let rest = self.held.split_off(end);
         let shown = std::mem::replace(&mut self.held, rest);
-        self.shown.push_str(&shown);
+        self.shown += shown.len();
+        self.passed = 0;
         shown
     }
-}
-
-/// Where something begins that is an opener, or may become one.
-fn may_open(text: &str) -> Option<usize> {
-    let all = || OPENERS.iter().chain(&FORMATS);
-    let mut places = text.char_indices();
-    let found = places.find(|(at, _)| {
-        let rest = &text[*at..];
-        all().any(|opener| rest.starts_with(opener) || opener.starts_with(rest))
-    });
-    found.map(|(at, _)| at)
-}
-
-/// Whether what comes behind a text is within code that began in it.
-fn is_in_code(before: &str) -> bool {
-    let closed = code::ranges(before).last().map_or(0, |range| range.end);
-    let open = &before[closed..];
-    let line = open.rsplit('\n').next().unwrap_or_default();
-    code::is_open(before) || line.contains('`')
 }

@@ -26,6 +26,9 @@ use crate::types::wit::types::{Header, HttpResponse};
 /// How long a refusal may pause: nobody thinks about one, however long its model may.
 const REFUSAL_SILENCE: Duration = Duration::from_secs(30);
 
+/// What a compressed body is called.
+const COMPRESSIONS: [&[u8]; 6] = [b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress"];
+
 /// What a provider said.
 #[derive(Debug)]
 pub enum Answer {
@@ -147,10 +150,15 @@ pub(super) fn headers(response: &Response, blanker: &Blanker) -> Vec<Header> {
     .collect()
 }
 
-/// Whether a body is compressed. Nobody asked for it: an answer is to come as it is made.
+/// Whether a body is compressed. Nobody asked for it: an answer is to come as it is made. Servers also name
+/// what is no compression here, a character set for example.
 fn is_encoded(response: &Response) -> bool {
-    let encoding = response.headers().get(CONTENT_ENCODING);
-    encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    let stated = response.headers().get_all(CONTENT_ENCODING).into_iter();
+    let mut codings = stated.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    codings.any(|coding| {
+        let coding = coding.trim_ascii().to_ascii_lowercase();
+        COMPRESSIONS.contains(&&*coding)
+    })
 }
 
 /// Cuts an answer into frames.

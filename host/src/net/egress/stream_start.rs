@@ -15,8 +15,6 @@ use super::response::{Cut, Pieces, events, whole};
 /// The names that lines of a stream of events have; a comment has none. Some servers write an error as one.
 const FIELDS: [&[u8]; 6] = [b"", b"data", b"event", b"id", b"retry", b"error"];
 const LONGEST_FIELD: usize = 5;
-/// So much of a piece tells how a body begins.
-const ENOUGH: usize = 1 << 10;
 /// The mark that a text may begin with.
 const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
@@ -24,18 +22,19 @@ const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 pub(super) fn by_its_beginning(pieces: Pieces) -> Cut {
     let cut = async move {
         let mut pieces = pieces;
-        let mut read = Vec::new();
-        let (mut head, mut is_events) = (Vec::new(), None);
+        let (mut read, mut blank, mut is_events) = (Vec::new(), 0, None);
         while is_events.is_none() {
             let Some(piece) = pieces.next().await else {
                 break;
             };
-            let piece = piece?;
-            head.extend_from_slice(&piece[..piece.len().min(ENOUGH)]);
-            is_events = begins_events(&head);
-            read.push(Ok(piece));
+            read.extend_from_slice(&piece?);
+            // A provider may send nothing but blanks for a while: each is looked at once.
+            let more = read[blank..].iter().position(|byte| !is_blank(*byte));
+            blank = more.map_or(read.len(), |more| blank + more);
+            is_events = begins_events(&read[blank..]);
         }
-        let all = stream::iter(read).chain(pieces).boxed();
+        let read = stream::iter([Ok(Bytes::from(read))]);
+        let all = read.chain(pieces).boxed();
         Ok(match is_events {
             Some(true) => events(mended(all).boxed()),
             _ => whole(all),
@@ -44,11 +43,13 @@ pub(super) fn by_its_beginning(pieces: Pieces) -> Cut {
     stream::once(cut).try_flatten().boxed()
 }
 
-/// Whether a body that begins so is a stream of events; none where that is not known yet.
-fn begins_events(head: &[u8]) -> Option<bool> {
-    let is_space = |byte: &u8| byte.is_ascii_whitespace() || MARK.contains(byte);
-    let start = head.iter().position(|byte| !is_space(byte))?;
-    let text = &head[start..];
+/// Whether a body may have it before it begins.
+fn is_blank(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || MARK.contains(&byte)
+}
+
+/// Whether a body that begins so, behind its blanks, is a stream of events; none where that is not known yet.
+fn begins_events(text: &[u8]) -> Option<bool> {
     let Some(end) = text.iter().position(|byte| !byte.is_ascii_alphabetic()) else {
         return (text.len() > LONGEST_FIELD).then_some(false);
     };
@@ -81,12 +82,12 @@ struct Lines {
 
 impl Lines {
     fn take(&mut self, piece: &[u8]) -> Bytes {
-        self.rest.extend_from_slice(piece);
-        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else {
+        let Some(end) = piece.iter().rposition(|byte| *byte == b'\n') else {
+            self.rest.extend_from_slice(piece);
             return Bytes::new();
         };
-        let rest = self.rest.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.rest, rest);
+        let mut whole = std::mem::replace(&mut self.rest, piece[end + 1..].to_vec());
+        whole.extend_from_slice(&piece[..=end]);
         let mut out = Vec::with_capacity(whole.len());
         for line in whole.split_inclusive(|byte| *byte == b'\n') {
             put(line, &mut out);
@@ -200,6 +201,23 @@ mod tests {
         ] {
             everywhere(body.as_bytes(), &[Frame::Body(body.as_bytes().to_vec())]);
         }
+    }
+
+    #[test]
+    fn a_body_that_is_blank_for_long_is_read_as_it_goes_on() {
+        let blanks = "\n".repeat(200_000);
+        let began = std::time::Instant::now();
+        for (end, expected) in [
+            ("data: 1\n\n", event("1")),
+            ("{}", Frame::Body(format!("{blanks}{{}}").into_bytes())),
+        ] {
+            let body = Bytes::from(format!("{blanks}{end}"));
+            let pieces = (0..body.len()).map(|at| Ok(body.slice(at..=at)));
+            let cut = by_its_beginning(stream::iter(pieces.collect::<Vec<_>>()).boxed());
+            assert_eq!(block_on(cut.try_collect::<Vec<_>>()).unwrap(), [expected]);
+        }
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(20), "{took:?}");
     }
 
     #[test]

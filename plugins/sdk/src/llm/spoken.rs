@@ -6,14 +6,29 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 use super::extra::{custom, kept};
 use super::json::Joiner;
 use super::thoughts::{Piece, Thoughts};
 use super::wit::Delta;
 use crate::types::{Content, Thinking};
 
-/// Stands behind reasoning that stood in a text; the body is what it stood between.
+/// Stands behind reasoning that stood in a text; the body are its [`Tags`].
 const TAGS: &str = "server.tags";
+
+/// What reasoning stood between in its text.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Tags {
+    open: String,
+    close: String,
+    /// The text began with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    begins: bool,
+    /// The text ended with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    ends: bool,
+}
 
 /// One text of an answer, put together from the pieces that servers send.
 #[derive(Debug, Default)]
@@ -86,13 +101,23 @@ impl Spoken {
     pub fn into_content(mut self) -> Vec<Content> {
         self.end(&mut Vec::new());
         let mut content = Vec::new();
-        for piece in self.pieces {
+        let last = self.pieces.len().saturating_sub(1);
+        for (number, piece) in self.pieces.into_iter().enumerate() {
             match piece {
                 Part::Text(text) => content.push(Content::Text(text)),
                 Part::Thought(text, tags) => {
                     let signature = None;
                     content.push(Content::Thinking(Thinking { text, signature }));
-                    content.extend(tags.map(|tags| custom(TAGS, &tags)));
+                    content.extend(tags.map(|(open, close)| {
+                        let (begins, ends) = (number == 0, number == last);
+                        let tags = Tags {
+                            open,
+                            close,
+                            begins,
+                            ends,
+                        };
+                        custom(TAGS, &tags)
+                    }));
                 }
             }
         }
@@ -111,29 +136,33 @@ pub(super) fn as_given(content: &[Content]) -> Cow<'_, [Content]> {
     let mut open = false;
     let mut pieces = content.iter().peekable();
     while let Some(piece) = pieces.next() {
-        let (text, is_thought) = match piece {
-            Content::Thinking(thinking) => match tags(pieces.peek().copied()) {
-                Some((before, after)) => (format!("{before}{}{after}", thinking.text), true),
-                None => (String::new(), false),
-            },
-            Content::Text(text) if open => (text.clone(), false),
+        let found = match piece {
+            Content::Thinking(_) => tags(pieces.peek().copied()),
+            _ => None,
+        };
+        let (text, goes_on) = match (piece, &found) {
+            (Content::Thinking(thinking), Some(tags)) => {
+                let text = format!("{}{}{}", tags.open, thinking.text, tags.close);
+                (text, !tags.begins)
+            }
+            (Content::Text(text), _) => (text.clone(), open),
             _ => (String::new(), false),
         };
-        match (given.last_mut(), text.is_empty()) {
-            (Some(Content::Text(before)), false) => before.push_str(&text),
-            (_, false) => given.push(Content::Text(text)),
-            (_, true) => given.push(piece.clone()),
+        match given.last_mut() {
+            Some(Content::Text(before)) if goes_on => before.push_str(&text),
+            _ if found.is_some() => given.push(Content::Text(text)),
+            _ => given.push(piece.clone()),
         }
-        if is_thought {
+        open = found.as_ref().is_some_and(|tags| !tags.ends);
+        if found.is_some() {
             pieces.next();
         }
-        open = is_thought;
     }
     Cow::Owned(given)
 }
 
 /// What the reasoning before this piece stood between.
-fn tags(piece: Option<&Content>) -> Option<(String, String)> {
+fn tags(piece: Option<&Content>) -> Option<Tags> {
     match piece {
         Some(Content::Other(piece)) => kept(TAGS, piece),
         _ => None,
@@ -192,7 +221,15 @@ mod tests {
                 text: "So".into(),
                 signature: None,
             }),
-            custom(TAGS, &("<think>", "</think>")),
+            custom(
+                TAGS,
+                &Tags {
+                    open: "<think>".into(),
+                    close: "</think>".into(),
+                    begins: true,
+                    ends: false,
+                },
+            ),
             Content::Text("c".into()),
             Content::Text("d".into()),
         ];
@@ -205,6 +242,30 @@ mod tests {
                 Content::Text("<think>So</think>c".into()),
                 Content::Text("d".into())
             ]
+        );
+    }
+
+    #[test]
+    fn texts_that_follow_each_other_stay_several() {
+        let texts = [
+            "a",
+            "<think>Hm</think>b\n<think>So</think>",
+            "c",
+            "<think>Yes</think>",
+        ];
+        let spoken = texts.iter().flat_map(|text| {
+            let mut spoken = Spoken::default();
+            spoken.push(text, false, &mut Vec::new());
+            spoken.into_content()
+        });
+        let content: Vec<Content> = spoken.collect();
+        let thoughts = content
+            .iter()
+            .filter(|piece| matches!(piece, Content::Thinking(_)));
+        assert_eq!(thoughts.count(), 3);
+        assert_eq!(
+            *as_given(&content),
+            texts.map(|text| Content::Text(text.into()))
         );
     }
 }

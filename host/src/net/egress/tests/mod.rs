@@ -291,6 +291,30 @@ async fn a_refusal_is_cut_and_blanked_and_has_no_cookies() {
 }
 
 #[tokio::test]
+async fn only_what_is_compressed_is_refused_for_its_encoding() {
+    for (encoding, is_plain) in [
+        ("utf-8", true),
+        ("none", true),
+        ("", true),
+        ("Identity", true),
+        ("identity, identity", true),
+        ("GZIP", false),
+        ("identity,br", false),
+        ("zstd, utf-8", false),
+    ] {
+        let (endpoint, _) = server(move |_| {
+            let mut response = Response::new(Body::from("data: 1\n\n"));
+            let encoding = encoding.parse().unwrap();
+            response.headers_mut().insert("content-encoding", encoding);
+            response
+        })
+        .await;
+        let got = frames(&endpoint, Framing::ServerSentEvents).await;
+        assert_eq!(got.is_ok(), is_plain, "{encoding:?}: {got:?}");
+    }
+}
+
+#[tokio::test]
 async fn events_are_whole_wherever_the_stream_is_cut() {
     let stream = "\u{feff}: hello\r\n\r\nevent: a\r\ndata: {\"x\": \"ä\"}\r\nid: 1\r\n\r\ndata: one\ndata: two\n\nevent: empty\n\ndata: [DONE]\n\n";
     let event = |event: Option<&str>, data: &str, id: Option<&str>| {
