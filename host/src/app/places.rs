@@ -52,7 +52,9 @@ pub(super) struct Ground {
     pub(super) watcher: Option<Watcher>,
     /// What a workspace may take of the disk, in bytes.
     pub(super) disk_limit: u64,
-    /// What of the disk no workspace may take.
+    /// What of their disk no workspace may take: nothing where the log is on another.
+    pub(super) quota_reserve: Reserve,
+    /// The log's reserve. How large it is says for every disk when files that nobody works on go.
     pub(super) reserve: Reserve,
     /// The places that are open.
     pub(super) rooms: Open,
@@ -188,7 +190,7 @@ impl Ground {
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
         let sandbox = opened.tools.sandbox().clone();
-        let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
+        let quota = Quota::new(self.disk_limit).with_reserve(self.quota_reserve.clone());
         let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
         let room = Room {

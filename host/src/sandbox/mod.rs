@@ -38,6 +38,7 @@ pub use kind::{Choice, Finding, Kind};
 pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 pub use running::Sandbox;
 use runtime::Runtime;
+pub(crate) use unlinked::Processes;
 
 /// What a box may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -53,6 +53,8 @@ enum End {
     Broken(String),
 }
 
+#[cfg(test)]
+pub(super) use ending::took_longer;
 use moving::offers_of;
 pub(super) use moving::takes_over;
 pub(super) use returning::workspace_lost;

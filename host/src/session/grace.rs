@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Session, held};
-use super::{CloseReason, PlaceSpec, Shared, retention};
+use super::{CloseReason, PlaceSpec, Shared};
 
 /// How long a question waits for its answer with nobody there.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -94,6 +94,9 @@ impl Session {
     }
 }
 
+/// Why a session ends that nobody is attached to.
+pub(super) const ALONE: &str = "Nobody was connected any more, so the session was ended.";
+
 /// Looks after the sessions that nobody is attached to, as long as there are sessions.
 pub(super) async fn sweep(
     shared: Weak<Shared>,
@@ -102,10 +105,9 @@ pub(super) async fn sweep(
     retention: Duration,
 ) {
     let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
-    let ended = CloseReason::done("Nobody was connected any more, so the session was ended.");
+    let ended = CloseReason::done(ALONE);
     let keeps = !retention.is_zero();
-    let kept = format!("{} {}", ended.reason, retention::sentence(retention));
-    let kept = CloseReason::expired(kept);
+    let kept = CloseReason::expired(ALONE, Some(retention));
     while halt
         .run_until_cancelled(tokio::time::sleep(pause))
         .await
