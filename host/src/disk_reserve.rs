@@ -128,6 +128,16 @@ impl Reserve {
         }
     }
 
+    /// The same for who writes below a folder: none where that is on another disk.
+    #[must_use]
+    pub fn on(&self, folder: &Path) -> Self {
+        if self.covers(folder) {
+            self.clone()
+        } else {
+            Self::none()
+        }
+    }
+
     /// Whether so little is free on the disk of a folder that files which nobody works on should go: before
     /// the reserve is reached, so that nobody who works is refused for their sake, and before no more files
     /// can be made. The operator's word holds for every disk: without a reserve they stay. Blocks shortly.
@@ -274,6 +284,18 @@ mod tests {
         assert!(!little(0), "nothing is kept, so nothing goes for it");
         let reserve = Reserve::of(folder.path(), free / 4 * 3);
         assert_eq!(reserve.shortage_now(), None, "that comes later");
+    }
+
+    #[test]
+    fn on_another_disk_than_the_logs_nobody_is_refused_but_files_that_nobody_works_on_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(folder.path(), u64::MAX / 2);
+        // A file system of its own without room.
+        let other = Path::new("/proc");
+        assert!(reserve.on(folder.path()).shortage_now().is_some());
+        assert_eq!(reserve.on(other).shortage_now(), None);
+        assert!(reserve.has_little_room(other));
+        assert!(!reserve.on(other).has_little_room(other), "not its word");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
 use crate::api::{self, About, Api, PluginView};
@@ -112,6 +113,8 @@ pub struct App {
     /// What of it never changes.
     about: About,
     generations: Generations,
+    /// How the last start was on another machine or in another folder; empty until this one is noted.
+    elsewhere: OnceCell<Option<String>>,
 }
 
 /// Whether workspaces outlive their sessions.
@@ -230,11 +233,8 @@ impl App {
             keep: keep == Keep::Workspaces,
             watcher: watcher(storage),
             disk_limit: config.sandbox_disk_limit,
-            reserve: if reserve.covers(storage) {
-                reserve.clone()
-            } else {
-                Reserve::none()
-            },
+            quota_reserve: reserve.on(storage),
+            reserve: reserve.clone(),
             rooms: Open::default(),
         };
         disk_guard::watch(storage, ground.disk_limit, &ground.rooms);
@@ -272,6 +272,7 @@ impl App {
             reserve,
             about,
             generations,
+            elsewhere: OnceCell::new(),
         })
     }
 
@@ -280,7 +281,9 @@ impl App {
     /// `resume` says otherwise. For the one process that serves, before anything is served; again only where
     /// it failed.
     pub async fn recover(&self, resume: Resume) -> Result<(), StartError> {
-        let elsewhere = origin::begin(&self.store, &self.config.workspace_base_path).await?;
+        // Once: what it finds is not there for another attempt.
+        let begin = || origin::begin(&self.store, &self.config.workspace_base_path);
+        let elsewhere = self.elsewhere.get_or_try_init(begin).await?;
         if resume == Resume::All {
             let release = |connection: &_| store::release_sessions(connection, None);
             self.store.write(release).await?;

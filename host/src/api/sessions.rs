@@ -15,8 +15,8 @@ use super::session_request::SessionRequest;
 use crate::auth::Identity;
 use crate::sandbox::workspace::Workspace;
 use crate::session::{
-    CreateError, Details, DetailsError, LookupError, SessionId, Summary, WorkspaceLookupError,
-    dollars,
+    CloseReason, CreateError, Details, DetailsError, LookupError, SessionId, Summary,
+    WorkspaceLookupError, dollars,
 };
 use crate::store::Totals;
 
@@ -24,6 +24,9 @@ use crate::store::Totals;
 const LISTED_TASK: usize = 80;
 /// How long a stop that cannot be written down is waited for.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// What is said of a session that goes on in the next run of the server only.
+const NOT_HERE: &str =
+    "The session rests, and goes on when the server is started again; stop it then.";
 /// An id that is longer is not repeated in full.
 const LONGEST_ID: usize = 64;
 
@@ -280,18 +283,22 @@ pub(super) async fn stop(
                 problem = unwritten_stop(&api) => return Err(problem),
             };
             if !is_ended {
-                return Err(Problem::unavailable(
-                    "The server is stopping, and could not write that the session ended. It goes on when the server is back; stop it then.",
-                ));
+                return Err(unwritten_end(&session.close_reason()));
             }
             *session.id()
         }
         // One that is over may have files that are kept.
         Err(problem) if problem.status() == axum::http::StatusCode::NOT_FOUND => {
             let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
-            let discarded = api.parts.sessions.discard(&parsed, &who.user).await;
+            let sessions = &api.parts.sessions;
+            let discarded = sessions.discard(&parsed, &who.user).await;
             if !discarded.map_err(|error| of_lookup(&error, &id, not_yours))? {
-                return Err(problem);
+                let goes_on = sessions.goes_on(&parsed, &who.user).await;
+                return Err(if goes_on {
+                    Problem::unavailable(NOT_HERE)
+                } else {
+                    problem
+                });
             }
             parsed
         }
@@ -302,6 +309,20 @@ pub(super) async fn stop(
         session_id: session.to_string(),
         message: "Session stopped and resources cleaned up.",
     }))
+}
+
+/// Why a session that was to be stopped is not over.
+fn unwritten_end(reason: &CloseReason) -> Problem {
+    if reason.is_restart() {
+        Problem::unavailable(
+            "The server is stopping, and could not write that the session ended. It goes on when the server is back; stop it then.",
+        )
+    } else {
+        Problem::unavailable(format!(
+            "{} It does no more work, but it is not written that it ended: it goes on when the server is started again; stop it then.",
+            reason.reason
+        ))
+    }
 }
 
 /// Says that a stop waits for the log; never returns while that can be written.
@@ -411,6 +432,21 @@ mod tests {
         assert_eq!(value["userId"], "u1");
         assert_eq!(value["createdAt"], "2026-02-18T10:30:00+00:00");
         assert!(value["sessionId"].is_string());
+    }
+
+    #[test]
+    fn a_stop_that_was_lost_says_that_the_server_stops_only_where_it_does() {
+        let stopping = unwritten_end(&CloseReason::restarting());
+        assert!(stopping.detail().contains("The server is stopping"));
+        let failed = unwritten_end(&CloseReason::failed("The log is gone."));
+        let detail = failed.detail();
+        assert!(
+            detail.starts_with("The log is gone.") && !detail.contains("is stopping"),
+            "{detail}"
+        );
+        for problem in [stopping, failed] {
+            assert_eq!(problem.status().as_u16(), 503);
+        }
     }
 
     #[test]

@@ -52,7 +52,9 @@ pub(crate) struct Ground {
     pub(crate) watcher: Option<Watcher>,
     /// What a workspace may take of the disk, in bytes.
     pub(crate) disk_limit: u64,
-    /// What of the disk no workspace may take.
+    /// What of their disk no workspace may take: nothing if the log is on another.
+    pub(crate) quota_reserve: Reserve,
+    /// The log's reserve. Its size decides on every disk when files that nobody works on go.
     pub(crate) reserve: Reserve,
     /// The places that are open.
     pub(crate) rooms: Open,
@@ -188,7 +190,7 @@ impl Ground {
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
         let sandbox = opened.tools.sandbox().clone();
-        let quota = Quota::new(self.disk_limit).with_reserve(self.reserve.clone());
+        let quota = Quota::new(self.disk_limit).with_reserve(self.quota_reserve.clone());
         let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
         let room = Room {

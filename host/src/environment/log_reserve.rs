@@ -3,12 +3,12 @@
 //! # Invariants
 //!
 //! - While the disk is short, a sandbox is ended with every process in it that takes more and more of it, in
-//!   its workspace, its own folders or files that have no name any more, or that cannot be counted. Its files
-//!   stay, and its next command may remove some.
+//!   its workspace, its own folders or files that have no name any more. Its files stay, and its next command
+//!   may remove some. Those that cannot be counted are ended only where none is seen to grow.
 //! - Where the log finds no room, it gets a piece of what is held for it.
 //! - Whether the log can be written is known while nobody writes, too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use futures::future::join_all;
 use super::Room;
 use super::disk_guard::Open;
 use crate::disk_reserve::Reserve;
+use crate::sandbox::Processes;
 use crate::store::{Store, Transient};
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at
@@ -49,11 +50,14 @@ pub(crate) fn watch(reserve: Reserve, store: Store, open: &Open) {
     });
 }
 
+/// What each session takes in bytes; none where that cannot be counted.
+type Sizes = HashMap<String, Option<u64>>;
+
 struct Guard {
     reserve: Reserve,
     store: Store,
-    /// What each session took when it was last counted; none where that could not be counted.
-    sizes: HashMap<String, Option<u64>>,
+    /// At the last count.
+    sizes: Sizes,
     /// What was free then.
     counted_at: Option<u64>,
     probed: Instant,
@@ -102,32 +106,95 @@ impl Guard {
 
     /// Counts all workspaces, and ends the sandboxes of those that grew while the disk is short.
     async fn count(&mut self, open: &Open) {
-        let counted = join_all(open.all().into_iter().map(count)).await;
-        let is_short = self.reserve.shortage().is_some();
-        let before = std::mem::take(&mut self.sizes);
+        let Ok(processes) = tokio::task::spawn_blocking(Processes::now).await else {
+            return;
+        };
+        let processes = Arc::new(processes);
+        let rooms = open.all().into_iter();
+        let counted = join_all(rooms.map(|room| count(room, processes.clone()))).await;
+        let sizes = counted
+            .iter()
+            .map(|(room, bytes)| (room.session().to_owned(), *bytes))
+            .collect();
+        let before = std::mem::replace(&mut self.sizes, sizes);
+        if self.reserve.shortage().is_none() {
+            return;
+        }
+        let guilty = at_fault(&before, &self.sizes);
         for (room, bytes) in counted {
-            let session = room.session().to_owned();
-            let grew = match (before.get(&session), bytes) {
-                (None, _) => false,
-                (Some(Some(before)), Some(bytes)) => bytes.saturating_sub(*before) >= NOTICEABLE,
-                // What cannot be counted is not taken for small.
-                (Some(_), _) => true,
-            };
-            if is_short && grew {
+            let session = room.session();
+            if guilty.contains(session) {
                 tracing::warn!(session, bytes, "a sandbox filled the disk, and is ended");
                 room.end_box(FILLED).await;
             }
-            self.sizes.insert(session, bytes);
         }
     }
 }
 
+/// The sessions that filled the disk between two counts: those that were seen to grow; only where there are
+/// none of them, those that cannot be counted, which are not taken for small.
+fn at_fault<'a>(before: &Sizes, now: &'a Sizes) -> HashSet<&'a str> {
+    let of = |is: fn(Option<u64>, Option<u64>) -> bool| -> HashSet<&'a str> {
+        let known = now.iter().filter(|(session, now)| {
+            before
+                .get(*session)
+                .is_some_and(|before| is(*before, **now))
+        });
+        known.map(|(session, _)| session.as_str()).collect()
+    };
+    let grew = of(|before, now| match (before, now) {
+        (Some(before), Some(now)) => now.saturating_sub(before) >= NOTICEABLE,
+        _ => false,
+    });
+    if grew.is_empty() {
+        of(|_, now| now.is_none())
+    } else {
+        grew
+    }
+}
+
 /// What a session takes of the disk; none where it cannot be told.
-async fn count(room: Arc<Room>) -> (Arc<Room>, Option<u64>) {
+async fn count(room: Arc<Room>, processes: Arc<Processes>) -> (Arc<Room>, Option<u64>) {
     let ((workspace, _), sandbox) = (room.files(), room.sandbox());
     let counted = tokio::task::spawn_blocking(move || {
-        let beside = sandbox.map_or(0, |sandbox| sandbox.disk_usage());
+        let beside = match sandbox {
+            Some(sandbox) => sandbox.disk_usage(&processes)?,
+            None => 0,
+        };
         Some(workspace.disk_usage()?.saturating_add(beside))
     });
     (room, counted.await.ok().flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(of: &[(&str, Option<u64>)]) -> Sizes {
+        let sizes = of.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes));
+        sizes.collect()
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_at_fault_only_where_nothing_is_seen_to_grow() {
+        let before = sizes(&[
+            ("grows", Some(0)),
+            ("still", Some(9)),
+            ("closed", Some(9)),
+            ("deep", None),
+            ("open again", None),
+        ]);
+        let mut now = sizes(&[
+            ("grows", Some(NOTICEABLE)),
+            ("still", Some(9)),
+            ("closed", None),
+            ("deep", None),
+            ("open again", Some(1 << 40)),
+            ("new", Some(1 << 40)),
+            ("new and deep", None),
+        ]);
+        assert_eq!(at_fault(&before, &now), HashSet::from(["grows"]));
+        now.insert("grows".to_owned(), Some(NOTICEABLE - 1));
+        assert_eq!(at_fault(&before, &now), HashSet::from(["closed", "deep"]));
+    }
 }

@@ -1,6 +1,7 @@
 //! Outgoing HTTP on behalf of plugins and operators: requests to providers, documents, and OCI
 //! registries.
 
+pub mod address;
 pub mod egress;
 pub(crate) mod fetch;
 pub mod oci;

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use url::{Host, Url};
 
-use crate::sandbox::git::address_allowed;
+use super::address::address_allowed;
 
 /// The environment variables that name proxies.
 const PROXIES: [&str; 6] = [

@@ -18,8 +18,8 @@ use super::runtime_dir::{self, SessionDir, give_to_box_user};
 use super::workspace::{box_user, disk_usage_of};
 
 use super::{
-    ExecRequest, ExecResult, Found, Kind, Process, SandboxError, Shared, Spec, docker, exec,
-    landlock, unlinked,
+    ExecRequest, ExecResult, Found, Kind, Process, Processes, SandboxError, Shared, Spec, docker,
+    exec, landlock,
 };
 
 /// What a user is told whose box ended without a host to notice.
@@ -193,14 +193,17 @@ impl Sandbox {
     }
 
     /// What the box takes of the disk of the workspace and is not in that: its own `/tmp` and home where
-    /// they are on the disk, and files without a name. Blocks.
+    /// they are on the disk, and files without a name; none where it cannot be counted. Blocks.
     #[must_use]
-    pub fn disk_usage(&self) -> u64 {
-        let own = ["tmp", "home"].map(|name| disk_usage_of(&self.runtime_dir().join(name)));
-        let own = own.into_iter().flatten().fold(0, u64::saturating_add);
-        let process = self.0.connection.process();
-        let nameless = process.map_or(0, |it| unlinked::held_below(it, self.runtime_dir()));
-        own.saturating_add(nameless)
+    pub(crate) fn disk_usage(&self, processes: &Processes) -> Option<u64> {
+        let dir = self.runtime_dir();
+        let tmp = disk_usage_of(&dir.join("tmp"))?;
+        let home = disk_usage_of(&dir.join("home"))?;
+        let nameless = match self.0.connection.process() {
+            Some(process) => processes.held_below(process, dir)?,
+            None => 0,
+        };
+        Some(tmp.saturating_add(home).saturating_add(nameless))
     }
 
     /// Whether the box still answers.

@@ -41,6 +41,7 @@ pub(crate) use connection::read_frame;
 use detect::Found;
 pub use exec::{ExecRequest, ExecResult, LimitHit};
 pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
+pub(crate) use unlinked::Processes;
 
 /// The network that a sandbox can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -286,7 +286,7 @@ impl Session {
     }
 
     /// The reason with which its clients' connections are closed.
-    pub(super) fn close_reason(&self) -> CloseReason {
+    pub fn close_reason(&self) -> CloseReason {
         let reason = self.paused.get().or_else(|| self.closing.get());
         reason.cloned().unwrap_or_default()
     }

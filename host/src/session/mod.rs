@@ -95,6 +95,9 @@ impl FromStr for SessionId {
     }
 }
 
+/// The close code of a host that stops.
+const RESTARTING: u16 = 1012;
+
 /// The code and text with which a connection is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseReason {
@@ -103,6 +106,8 @@ pub struct CloseReason {
     pub code: u16,
     /// The explanation, a sentence.
     pub reason: String,
+    /// The same with what a close has no room for, if there is more to say.
+    recorded: Option<String>,
     /// Nobody asked for the end, so the session's files are kept for the retention period.
     keeps_files: bool,
 }
@@ -116,20 +121,34 @@ impl Default for CloseReason {
 impl CloseReason {
     /// The session is over.
     pub fn done(reason: &str) -> Self {
+        Self::new(1000, reason, false)
+    }
+
+    fn new(code: u16, reason: &str, keeps_files: bool) -> Self {
         Self {
-            code: 1000,
+            code,
             reason: reason.to_owned(),
-            keeps_files: false,
+            recorded: None,
+            keeps_files,
         }
     }
 
-    /// The session is over although nobody asked for it.
-    fn expired(reason: String) -> Self {
+    /// The session is over although nobody asked for it. Its files, if it has any, are kept for that long.
+    fn expired(reason: &str, retention: Option<Duration>) -> Self {
+        let ended = Self::new(1000, reason, true);
+        let Some(kept) = retention.map(retention::sentence) else {
+            return ended;
+        };
         Self {
-            code: 1000,
-            reason,
-            keeps_files: true,
+            reason: format!("{reason} {kept}."),
+            recorded: Some(format!("{reason} {kept}{}.", retention::CONDITION)),
+            ..ended
         }
+    }
+
+    /// The sentence for the log, and for frames that have room for it.
+    fn recorded(&self) -> &str {
+        self.recorded.as_deref().unwrap_or(&self.reason)
     }
 
     /// The user stopped the session.
@@ -137,20 +156,20 @@ impl CloseReason {
         Self::done("Stopping the session.")
     }
 
-    fn restarting() -> Self {
-        Self {
-            code: 1012,
-            reason: "The server restarts; the session goes on afterwards.".to_owned(),
-            keeps_files: true,
-        }
+    /// The host stops, and the session goes on when it is back.
+    pub(crate) fn restarting() -> Self {
+        let reason = "The server restarts; the session goes on afterwards.";
+        Self::new(RESTARTING, reason, true)
     }
 
-    fn failed(reason: &str) -> Self {
-        Self {
-            code: 1011,
-            reason: reason.to_owned(),
-            keeps_files: true,
-        }
+    /// The session goes no further in this host, which failed.
+    pub(crate) fn failed(reason: &str) -> Self {
+        Self::new(1011, reason, true)
+    }
+
+    /// Whether it is over in this host because that stops.
+    pub(crate) fn is_restart(&self) -> bool {
+        self.code == RESTARTING
     }
 }
 
@@ -371,11 +390,23 @@ impl Sessions {
         // Fails only if the session is gone, which is what is awaited.
         let _ = head.wait_for(|head| head.ended).await;
         if session.is_paused() {
+            let reason = session.close_reason().reason;
+            tracing::warn!(session = %id, reason, "a session was to be stopped, and goes on at the next start: its end could not be written");
             return false;
         }
         // It may have been ending for another reason.
         self.discard_any(id).await;
         true
+    }
+
+    /// Whether a session of this user that does not live here continues at the next start. True as well
+    /// if the log cannot be read.
+    pub async fn goes_on(&self, id: &SessionId, user: &UserId) -> bool {
+        match self.details(id, user).await {
+            Ok(details) => details.is_alive,
+            Err(DetailsError::Lookup(_)) => false,
+            Err(DetailsError::Store(_)) => true,
+        }
     }
 
     /// Removes any remaining files of a session that is over and no longer in the log.

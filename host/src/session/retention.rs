@@ -45,12 +45,12 @@ fn spec_of(kept: Retained) -> PlaceSpec {
     }
 }
 
-/// The sentence that says how long files stay.
+/// What is said of how long files stay where there is room for all of it.
+pub(super) const CONDITION: &str = ", while the disk has room";
+
+/// A sentence, but for its full stop, that says how long files stay.
 pub(super) fn sentence(retention: Duration) -> String {
-    format!(
-        "Its files can be read for another {}, while the disk has room.",
-        spelled(retention)
-    )
+    format!("Its files can be read for another {}", spelled(retention))
 }
 
 /// In the largest unit that fits.
@@ -214,7 +214,32 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use super::super::actor::idle;
+    use super::super::{CloseReason, actor};
     use super::*;
+
+    /// How many bytes a WebSocket's close has room for.
+    const ROOM: usize = 123;
+
+    #[test]
+    fn whatever_the_retention_time_a_close_has_room_for_all_of_its_reason_and_the_record_says_more()
+    {
+        let days = |days: u64| Duration::from_secs(86_400 * days);
+        let odd = [1, 59, 61, 3_601, 86_399, 5_400].map(Duration::from_secs);
+        let odd = odd.into_iter().chain([days(999) - Duration::from_secs(1)]);
+        for time in odd.chain((1..=999).map(days)) {
+            for reason in [idle::ALONE.to_owned(), actor::took_longer(time)] {
+                let close = CloseReason::expired(&reason, Some(time));
+                assert!(close.reason.len() <= ROOM, "{}", close.reason);
+                assert!(close.reason.ends_with('.') && close.reason.starts_with(&reason));
+                let recorded = close.recorded();
+                assert!(
+                    recorded.ends_with(", while the disk has room."),
+                    "{recorded}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn a_time_is_spelt_in_the_largest_unit_that_fits() {

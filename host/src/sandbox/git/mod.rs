@@ -38,7 +38,7 @@ use tokio::sync::Semaphore;
 pub use self::branch_policy::Branches;
 pub use self::clone::{Checkout, CloneError, clone_into};
 use self::connection::serve;
-pub use self::http::{address_allowed, client};
+pub use self::http::client;
 pub use self::pasted_url::pasted_repository;
 pub use self::tracking::Cloned;
 pub use self::upstream::Login;

@@ -6,6 +6,7 @@
 //! time at most, except after a command in a workspace that is counted in a moment or is full.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -88,10 +89,13 @@ impl Workspace {
     }
 }
 
-/// What a folder takes on the disk that commands write to and that is in no workspace, in bytes; none where
-/// it cannot be counted, or is not there. Blocks.
+/// What a folder takes on the disk that commands write to and that is in no workspace, in bytes: nothing
+/// where it is not there, and none where it cannot be counted. Blocks.
 pub(crate) fn disk_usage_of(folder: &Path) -> Option<u64> {
-    let dir = Dir::open_ambient_dir(folder, ambient_authority()).ok()?;
+    let dir = match Dir::open_ambient_dir(folder, ambient_authority()) {
+        Ok(dir) => dir,
+        Err(error) => return (error.kind() == ErrorKind::NotFound).then_some(0),
+    };
     let path = folder.to_owned();
     Workspace { dir, path }.disk_usage()
 }
@@ -414,6 +418,18 @@ mod tests {
         fs::remove_dir(path).unwrap();
         quota.changed();
         assert_eq!(quota.fullness(&workspace), None);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_takes_nothing_and_one_that_cannot_be_counted_is_not_small() {
+        let (_base, workspace) = workspace();
+        let folder = workspace.host_path();
+        fill(&workspace, "a", MIB);
+        assert!(disk_usage_of(folder).unwrap() >= MIB);
+        assert_eq!(disk_usage_of(&folder.join("gone")), Some(0));
+        assert_eq!(disk_usage_of(&folder.join("a")), None, "it is no folder");
+        fs::create_dir_all(folder.join("d/".repeat(DEEPEST))).unwrap();
+        assert_eq!(disk_usage_of(folder), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::session::handle::{Session, held};
-use crate::session::{CloseReason, PlaceSpec, Shared, retention};
+use crate::session::{CloseReason, PlaceSpec, Shared};
 
 /// How long a question waits for its answer with nobody attached.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -99,6 +99,9 @@ impl Session {
     }
 }
 
+/// Why a session ends that nobody is attached to.
+pub(crate) const ALONE: &str = "Nobody was connected any more, so the session was ended.";
+
 /// Watches over unattended sessions until the host halts or drops its sessions.
 pub(crate) async fn sweep(
     shared: Weak<Shared>,
@@ -107,10 +110,9 @@ pub(crate) async fn sweep(
     retention: Duration,
 ) {
     let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
-    let ended = CloseReason::done("Nobody was connected any more, so the session was ended.");
+    let ended = CloseReason::done(ALONE);
     let keeps = !retention.is_zero();
-    let kept = format!("{} {}", ended.reason, retention::sentence(retention));
-    let kept = CloseReason::expired(kept);
+    let kept = CloseReason::expired(ALONE, Some(retention));
     while halt
         .run_until_cancelled(tokio::time::sleep(pause))
         .await

@@ -58,6 +58,8 @@ enum End {
 }
 
 pub(super) use self::resume::workspace_lost;
+#[cfg(test)]
+pub(super) use self::shutdown::took_longer;
 use self::upgrade::offers_of;
 pub(super) use self::upgrade::takes_over;
 

@@ -53,7 +53,8 @@ impl Actor {
         let read = move |connection: &_| {
             store::last_line(connection, (&id, &chat), since, EventDraft::says_type)
         };
-        let found = self.shared.deps.store.read_when_possible(read).await;
+        // Once: it is not worth a session that stands still.
+        let found = self.shared.deps.store.read(read).await;
         found.ok().flatten().map(Arc::from)
     }
 

@@ -12,7 +12,7 @@ use crate::store::Status;
 use crate::types::plural;
 
 use super::super::ports::{News, Spent};
-use super::super::{CloseReason, Shared, retention};
+use super::super::{CloseReason, Shared};
 use super::budget::Budget;
 use super::task_clock::now;
 use super::{Actor, End};
@@ -93,19 +93,16 @@ impl Actor {
             }
             End::Stopped => {
                 let reason = self.session.closing.get().cloned().unwrap_or_default();
-                let frame = frames::status("stopping", &reason.reason, None);
+                let frame = frames::status("stopping", reason.recorded(), None);
                 (reason, (status != Status::Stopping).then_some(frame))
             }
             End::TimedOut => {
                 let limits = &self.shared.deps.limits;
-                let limit = plural::count(limits.task_time.as_secs(), "second");
-                let mut reason = format!("The task took longer than {limit}, and was ended.");
-                if held && !limits.retention.is_zero() {
-                    reason.push(' ');
-                    reason.push_str(&retention::sentence(limits.retention));
-                }
-                let frame = frames::error(&reason);
-                (CloseReason::expired(reason), Some(frame))
+                let keeps = held && !limits.retention.is_zero();
+                let retention = keeps.then_some(limits.retention);
+                let close = CloseReason::expired(&took_longer(limits.task_time), retention);
+                let frame = frames::error(close.recorded());
+                (close, Some(frame))
             }
             End::NoPlace(reason) => (CloseReason::done(reason), Some(frames::error(reason))),
         };
@@ -217,7 +214,7 @@ impl Actor {
         }
         draft.counters.task_open = false;
         draft.retains_workspace = retains_workspace;
-        let round = draft.close_round(status, Some(close.reason.clone()));
+        let round = draft.close_round(status, Some(close.recorded().to_owned()));
         self.commit(round).await
     }
 
@@ -267,6 +264,12 @@ impl Actor {
         self.shared.forget(&self.session);
         self.session.pause(reason);
     }
+}
+
+/// Why a session ends whose task took longer than it may.
+pub(in crate::session) fn took_longer(limit: Duration) -> String {
+    let limit = plural::count(limit.as_secs(), "second");
+    format!("The task took longer than {limit}, and was ended.")
 }
 
 /// With which words a session is closed whose last round could not be written.

@@ -353,13 +353,16 @@ pub struct PlaceError {
 }
 
 impl PlaceError {
-    /// What an error says. It passes where an error of the operating system below it does.
+    /// What an error says. It passes where an error of the operating system below it does; a disk that may
+    /// not be written at all stays so.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut causes = std::iter::successors(Some(error), |cause| cause.source());
         let system = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
         Self {
             sentence: error.to_string(),
-            passing: system.and_then(Transient::of_io),
+            passing: system
+                .and_then(Transient::of_io)
+                .filter(|reason| *reason != Transient::ReadOnly),
         }
     }
 }
@@ -608,3 +611,18 @@ pub(super) struct Tree {
 
 /// Into a session's queue. Boxed, so that an idle queue is small.
 pub(super) type Mailbox = mpsc::Sender<Box<News>>;
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_passes_and_one_that_may_not_be_written_does_not() {
+        let passing = |cause: Errno| PlaceError::of(&std::io::Error::from(cause)).passing;
+        assert_eq!(passing(Errno::NOSPC), Some(Transient::DiskFull));
+        assert_eq!(passing(Errno::MFILE), Some(Transient::NoDescriptor));
+        assert_eq!(passing(Errno::ROFS), None);
+    }
+}

@@ -22,8 +22,14 @@ async fn left_alone(host: &Sessions, task: &str) -> SessionId {
     assert!(
         reason
             .reason
-            .contains("Its files can be read for another 1 hour, while the disk has room."),
+            .ends_with("Its files can be read for another 1 hour."),
         "{reason:?}"
+    );
+    let details = host.details(session.id(), session.user()).await.unwrap();
+    let recorded = details.end_reason.unwrap();
+    assert!(
+        recorded.ends_with("Its files can be read for another 1 hour, while the disk has room."),
+        "{recorded}"
     );
     *session.id()
 }
