@@ -1,12 +1,13 @@
-//! The OpenAPI document: what all routes have in common, and what follows from how a route is built.
+//! The OpenAPI document: what all routes have in common, and what follows from how a route is
+//! built.
 //!
 //! # Invariants
 //!
-//! - An error is described under the media type that it is sent with.
-//! - What is no JSON is described as bytes.
-//! - A status that an extractor or a layer can answer with is described for every route that has it, so no
-//!   route has to repeat it: who asks (401, 503), a body (400, 413, 415, 422), a query (422), a path (404),
-//!   and a fault of the server (500).
+//! - An error is described under the media type it is sent with.
+//! - A body that is not JSON is described as bytes.
+//! - A status that an extractor or a layer can respond with is described for every route that has
+//!   it, so no route has to repeat it: authentication (401, 503), a body (400, 413, 415, 422), a
+//!   query (422), a path (404), and an internal error (500).
 
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};

@@ -1,9 +1,14 @@
-//! Owns the routes that give a workspace away as it is: one file, or all of it as an archive.
+//! The routes that serve workspace contents unchanged: a single file, or the whole workspace as an
+//! archive.
 //!
-//! What always holds: the session is looked up together with its user. Nothing is ever shown by a
-//! browser as a page: it is bytes to be saved, under a name that says nothing but a name. Memory is
-//! bounded, whatever the size; archives are bounded in number, and end with their connection or when
-//! nobody takes them.
+//! # Invariants
+//!
+//! - The session is looked up together with its user.
+//! - A browser never renders a response as a page: it is sent as bytes to save, under a sanitized
+//!   file name.
+//! - Memory is bounded, whatever the size of the workspace.
+//! - The number of concurrent archives is bounded, and an archive ends with its connection or when
+//!   nobody reads it.
 
 use std::collections::HashSet;
 use std::io::{self, SeekFrom, Write};

@@ -1,7 +1,10 @@
-//! Owns the routes over a session's workspace that show it: its tree, and the text of a file.
+//! The routes for browsing a session's workspace: its tree, and the text of a file.
 //!
-//! What always holds: the session is looked up together with its user; the path is checked by the
-//! workspace, which cannot be left; the file system is never waited for on an async thread.
+//! # Invariants
+//!
+//! - The session is looked up together with its user.
+//! - The workspace checks the path, and no path leads out of it.
+//! - An async thread never blocks on the file system.
 
 use std::sync::Arc;
 

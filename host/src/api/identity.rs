@@ -1,7 +1,9 @@
-//! Owns reading a request's headers for who sent it.
+//! Reads the identity of a request's sender from its headers.
 //!
-//! What always holds: a caller who names a Bearer token stands or falls with it; anything that leaves
-//! open who was meant is refused.
+//! # Invariants
+//!
+//! - A caller who sends a Bearer token is accepted or refused on that token alone.
+//! - Anything that leaves the sender's identity ambiguous is refused.
 
 use std::sync::Arc;
 

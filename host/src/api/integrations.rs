@@ -1,7 +1,10 @@
-//! Owns the routes over the caller's git accounts: connect one, list them, forget one, see its repositories,
-//! open a change.
+//! The routes over the caller's git accounts: connect, list and disconnect them, list their
+//! repositories, open a pull request.
 //!
-//! What always holds: no answer holds a token; every look-up names the caller.
+//! # Invariants
+//!
+//! - No response contains a token.
+//! - Every lookup names the caller.
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,12 @@
-//! Owns what the server answers over HTTP: the routes, and the layers around all of them.
+//! The HTTP API: the routes, and the layers around all of them.
 //!
-//! What always holds: every answer that is no success is a problem, also for an address that is not
-//! there and for a handler that panicked; no query string is logged (a token may be in it); a body
-//! is at most 1 MiB, an uploaded plugin aside. Who asks is decided once, by `Identity`, and every look-up names that user.
+//! # Invariants
+//!
+//! - Every response that is not a success is a problem, including an unknown path and a handler
+//!   that panicked.
+//! - No query string is logged, since a token may be in it.
+//! - A body is at most 1 MiB, except for an uploaded plugin.
+//! - `Identity` decides once who the caller is, and every lookup names that user.
 
 pub(crate) mod identity;
 pub mod problem;

@@ -1,8 +1,10 @@
-//! Owns how a request fails: RFC 9457 problems, and extractors whose refusals are problems too.
+//! Error responses: RFC 9457 problems, and extractors whose rejections are problems too.
 //!
-//! What always holds: every error body is `application/problem+json` with `type`, `title`, `status`
-//! and `detail`, and `detail` is a sentence for a person (older clients read nothing else). The cause
-//! of an internal error goes to the log, never to the client.
+//! # Invariants
+//!
+//! - Every error body is `application/problem+json` with `type`, `title`, `status` and `detail`,
+//!   and `detail` is a sentence for a person (older clients read nothing else).
+//! - The cause of an internal error goes to the log, never to the client.
 
 use std::borrow::Cow;
 use std::error::Error;

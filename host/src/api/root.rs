@@ -1,6 +1,8 @@
-//! Owns the two routes that anybody may ask: what this server is, and whether it is up.
+//! The two unauthenticated routes: the server's description, and its health.
 //!
-//! What always holds: nothing here names a user or holds a secret.
+//! # Invariants
+//!
+//! - Nothing here names a user or reveals a secret.
 
 use axum::extract::State;
 use serde::Serialize;

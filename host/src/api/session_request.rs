@@ -1,8 +1,10 @@
-//! Owns how a client asks for a session: the same members by REST and in the WebSocket's first
+//! A client's request for a session: the same members over REST and in the WebSocket's first
 //! message.
 //!
-//! What always holds: a member that is `null` or blank counts as absent; who the session is for is
-//! never read from here (`userId` is not even looked at).
+//! # Invariants
+//!
+//! - A member that is `null` or blank counts as absent.
+//! - The session's user is never read from here (`userId` is not even looked at).
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};

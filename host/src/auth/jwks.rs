@@ -1,11 +1,14 @@
-//! Owns the identity provider's public keys: fetching them, keeping them, and knowing when to ask again.
+//! The identity provider's public keys: fetches them, caches them, and decides when to fetch again.
 //!
-//! What always holds: one task alone fetches, so there is one request at a time, and a caller who goes
-//! away ends none. It asks periodically, and at once for a key that is not known, but then only after a
-//! rest: a flood of tokens with made-up key ids is as few requests as one such token. What was fetched
-//! last is used on while the provider cannot be reached, for a day at most, since until then a key that
-//! was withdrawn there is still good here. Without keys nobody is told that their token is wrong: nobody
-//! knows.
+//! # Invariants
+//!
+//! - A single task does all fetching, so there is one request at a time, and a caller that goes
+//!   away cancels none.
+//! - The task fetches periodically, and at once for an unknown key, but then only after a minimum
+//!   interval: a flood of tokens with made-up key ids causes no more requests than one such token.
+//! - While the provider is unreachable the last fetched keys stay in use, for a day at most, since
+//!   until then a key that was revoked there is still accepted here.
+//! - Without keys no caller is told that their token is invalid, since that cannot be known.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,12 @@
-//! Owns reading a JWKS document (RFC 7517): which of its keys tokens may be checked with.
+//! Parsing of a JWKS document (RFC 7517), and the choice of the keys that tokens may be verified
+//! with.
 //!
-//! What always holds: a key is for one algorithm, RS256 or ES256, and was meant for signatures; an RSA
-//! key has 2048 to 4096 bits and an exponent that is not small. A document that holds what is not taken
-//! is good for the rest of it. Whatever leaves open which key is meant gives none.
+//! # Invariants
+//!
+//! - A key is for one algorithm, RS256 or ES256, and is meant for signatures. An RSA key has 2048
+//!   to 4096 bits and an exponent that is not small.
+//! - A key that is not accepted does not affect the other keys of the document.
+//! - If it is ambiguous which key is meant, none is used.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm};
 use jsonwebtoken::jwk::{KeyOperations, PublicKeyUse};

@@ -1,13 +1,18 @@
-//! Owns who a caller is: the two ways of authentication of the wire contract, and the tokens that
-//! this host issues itself.
+//! Authentication of callers: the two schemes of the wire contract, and the tokens that this host
+//! issues itself.
 //!
-//! What always holds: a token is taken by HS256 with the shared secret, or by RS256 or ES256 with one of
-//! the identity provider's public keys, each where it is configured; no key ever serves another algorithm
-//! than its own. `exp` must be there and lie ahead. A caller who names a Bearer token stands or falls with
-//! it. The way for servers (`X-User-ID` with `X-Internal-Key`) is closed while no key is configured.
-//! Nothing a caller sends can make this code panic, and a refusal says no more than the contract's four
-//! sentences, or that the keys are not there. What a user can set of their own token (`user_metadata`)
-//! gives nobody any right.
+//! # Invariants
+//!
+//! - A token is verified by HS256 with the shared secret, or by RS256 or ES256 with one of the
+//!   identity provider's public keys, each only if it is configured. No key is ever used for an
+//!   algorithm other than its own.
+//! - `exp` must be present and lie in the future.
+//! - A caller who sends a Bearer token is accepted or refused on that token alone.
+//! - Server-to-server authentication (`X-User-ID` with `X-Internal-Key`) is disabled while no key
+//!   is configured.
+//! - Nothing a caller sends can make this code panic, and a refusal says no more than the
+//!   contract's four sentences, or that the keys are unavailable.
+//! - The part of a token that users can set themselves (`user_metadata`) grants no rights.
 
 mod jwks;
 mod keys;

@@ -1,10 +1,13 @@
-//! Owns tokens: what one must be to be taken, what is read of it, and signing our own.
+//! Tokens: verification, the claims that are read, and signing of the host's own.
 //!
-//! What always holds: a token is checked with the one algorithm that its key is for, whatever its header
-//! says, and its header gives nothing but that algorithm's name and the key's: a key or an address that
-//! a token brings along is not looked at. `exp` must be there and lie ahead, with no leeway; `nbf` may
-//! lie ahead by a minute, since the clock of whoever signed may be fast. A claim that nothing here reads
-//! cannot refuse a token.
+//! # Invariants
+//!
+//! - A token is verified with the one algorithm its key is for, whatever its header says. Only the
+//!   names of the algorithm and of the key are read from the header: a key or a URL that a token
+//!   carries is ignored.
+//! - `exp` must be present and lie in the future, with no leeway. `nbf` may lie a minute ahead,
+//!   since the issuer's clock may be fast.
+//! - A claim that nothing here reads cannot cause a refusal.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

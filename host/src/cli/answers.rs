@@ -1,7 +1,10 @@
-//! What the user of `lucid run` answers: lines of standard input, from a terminal or a pipe.
+//! The user's answers in `lucid run`: lines of standard input, from a terminal or a pipe.
 //!
-//! What always holds: nothing is read before there is a question; a blank line is no answer; the thread
-//! that reads holds nobody up when the work is over.
+//! # Invariants
+//!
+//! - Nothing is read before there is a question.
+//! - A blank line is not an answer.
+//! - The reading thread delays nobody once the work is over.
 
 use std::io::{BufRead, IsTerminal, Write};
 

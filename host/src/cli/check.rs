@@ -1,7 +1,9 @@
-//! Owns `lucid check`: whether a manifest and the environment make a deployment, before anybody runs it.
+//! `lucid check`: validates a manifest and the environment before a server is started with them.
 //!
-//! What always holds: nothing is served and no database is opened, so it works beside a server; what is
-//! wrong is a line each on stderr, with exit code 2; what there is goes to stdout.
+//! # Invariants
+//!
+//! - Nothing is served and no database is opened, so it can run beside a server.
+//! - Each problem is a line on stderr, with exit code 2. The summary goes to stdout.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

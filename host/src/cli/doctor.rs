@@ -1,7 +1,10 @@
-//! Owns `lucid doctor`: what was found on this machine, and what to do about what is missing.
+//! `lucid doctor`: what was found on this machine, and how to fix what is missing.
 //!
-//! What always holds: no secret is shown, only whether there is one; each thing that is missing comes
-//! with what to do; the exit code is 1 where no session could run.
+//! # Invariants
+//!
+//! - No secret is shown, only whether there is one.
+//! - Everything that is missing comes with a remedy.
+//! - The exit code is 1 if no session could run.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

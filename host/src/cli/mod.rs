@@ -1,7 +1,10 @@
-//! Owns the command line: what it takes, and which exit code comes back.
+//! The command line: its arguments, and the exit codes.
 //!
-//! What always holds: 0 is success, 1 a task or a start that failed, 2 a wrong command line or
-//! setting, 3 a task that asked something which nobody answered; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
+//! # Invariants
+//!
+//! - The exit code is 0 for success, 1 for a task or a start that failed, 2 for a wrong command
+//!   line or setting, 3 for a task that asked a question nobody answered.
+//! - An error is a sentence on stderr. Results go to stdout and the log goes to stderr.
 
 /// Prints to stdout, and does not panic where nobody reads or the disk is full: `report` keeps why.
 macro_rules! out {

@@ -1,8 +1,13 @@
-//! Owns `lucid plugin`: the kit of whoever writes a plugin, and what an operator does with plugins.
+//! `lucid plugin`: the toolkit for plugin authors, and the operator's commands for a server's
+//! plugins.
 //!
-//! What always holds: nothing of the kit needs a server or a setting, but `replay`, which reads the log
-//! of one; what a plugin is held to here is what the host holds it to. 0 is success, 1 a build or a check
-//! that failed, 2 a wrong command line.
+//! # Invariants
+//!
+//! - No command of the toolkit needs a server or a setting, except `replay`, which reads a server's
+//!   log.
+//! - A plugin is held to the same rules here as by the host.
+//! - The exit code is 0 for success, 1 for a build or a check that failed, 2 for a wrong command
+//!   line.
 
 mod admin;
 mod build;

@@ -1,7 +1,10 @@
-//! Owns what a manifest says, once it was read and checked.
+//! The contents of a manifest after reading and validation.
 //!
-//! What always holds: nothing here changes; what names something else of the manifest (a default, an
-//! assignment) names something that is there; each value that can turn out wrong later knows its place.
+//! # Invariants
+//!
+//! - Nothing here changes.
+//! - A reference within the manifest (a default, an assignment) points to something that exists.
+//! - Every value that can turn out to be wrong later knows its position in the file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

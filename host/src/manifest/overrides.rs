@@ -1,11 +1,15 @@
-//! Owns what of a deployment was uploaded: components that take the place of those the manifest names.
+//! Uploaded components that replace those the manifest names.
 //!
-//! What always holds: an upload changes the component and nothing else; settings, limits, address and
-//! key stay the manifest's. A policy may be there by an upload alone, with no settings and the usual
-//! limits; a provider or tools may not, since only a manifest says which server they ask, with which key.
+//! # Invariants
 //!
-//! A policy may have a second build beside the one that is active: a candidate, which a share of new
-//! sessions gets, or the build before, for as long as the active one is on probation.
+//! - An upload changes the component and nothing else: settings, limits, address and key stay the
+//!   manifest's.
+//! - A policy may exist by an upload alone, with no settings and the default limits. A provider or
+//!   a tool component may not, since only a manifest says which server they send requests to and
+//!   with which key.
+//!
+//! A policy may have a second build beside the active one: a candidate, which gets a share of new
+//! sessions, or the previous build, for as long as the active one is on probation.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,7 +1,9 @@
-//! Owns how a manifest's entry for one plugin is read: its component, and what that is given.
+//! Reads a manifest's entry for one plugin: its component, and what the plugin is given.
 //!
-//! What always holds: what was given for a key, or for an address that one may stand in, is never
-//! repeated; no variable with a secret of the host's own is taken for a key.
+//! # Invariants
+//!
+//! - A value given for a key, or for a URL that may contain one, is never repeated in a message.
+//! - A variable that holds a secret of the host's own is never accepted as a key.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,10 @@
-//! Owns how it is said what is wrong with a deployment, and where.
+//! Problems of a deployment, and their positions.
 //!
-//! What always holds: each problem is one line that begins with its place, as compilers write it, so
-//! that an editor finds it; [`Problems`] holds at least one.
+//! # Invariants
+//!
+//! - Each problem is one line that begins with its position in the format compilers use, so that
+//!   editors can jump to it.
+//! - [`Problems`] holds at least one.
 
 use std::fmt;
 use std::ops::Range;

@@ -1,8 +1,10 @@
-//! Owns what fields a manifest has, and what each may hold.
+//! The fields of a manifest, and the values each may hold.
 //!
-//! What always holds: every field that is there was looked at; a name that means nothing is an error
-//! that says which name was probably meant; the schema for editors takes what is taken here, which a
-//! test checks.
+//! # Invariants
+//!
+//! - Every field present was looked at. An unknown name is an error that suggests the name probably
+//!   meant.
+//! - The schema for editors accepts what is accepted here, which a test checks.
 
 use std::path::Path;
 

@@ -1,8 +1,10 @@
-//! Owns `[registries]`: how registries are asked for the components that a manifest names, and what came
-//! of that.
+//! `[registries]`: how registries are accessed for the components that a manifest names, and the
+//! outcome.
 //!
-//! What always holds: a password stands in a variable and not in the manifest; a registry without an
-//! entry is asked as anybody may, over https unless it is on this machine.
+//! # Invariants
+//!
+//! - A password is in an environment variable, not in the manifest.
+//! - A registry without an entry is accessed anonymously, over https unless it is on this machine.
 
 use std::collections::BTreeMap;
 

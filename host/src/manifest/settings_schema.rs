@@ -1,8 +1,11 @@
-//! Owns the check of a plugin's settings against the JSON schema that the plugin gives.
+//! Validates a plugin's settings against the JSON schema that the plugin provides.
 //!
-//! What always holds: a schema comes from a third party, so it is small, refers to nothing but itself
-//! and not in circles, and its patterns are matched in linear time; whatever it says, a check ends soon
-//! and asks nobody. One that cannot be used is a fault of its plugin, found when that is loaded.
+//! # Invariants
+//!
+//! - A schema comes from a third party, so it must be small, may refer only to itself and without
+//!   cycles, and its patterns are matched in linear time. Whatever it says, validation terminates
+//!   soon and makes no requests.
+//! - A schema that cannot be used is an error of its plugin, found when the plugin is loaded.
 
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{PatternOptions, ValidationError, Validator};

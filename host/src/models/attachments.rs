@@ -1,8 +1,10 @@
-//! Owns how files get into a request's body, without passing through a plugin.
+//! Inlines files into a request's body without passing them through a plugin.
 //!
-//! What always holds: only a file that the conversation names is placed, and only one of its session;
-//! what is placed is base64, so it cannot change what is around it; the body is gone through once, however
-//! many files there are, and not on a thread that others wait for.
+//! # Invariants
+//!
+//! - Only a file that the conversation names is inlined, and only one of its own session.
+//! - Inlined content is base64, so it cannot change the text around it.
+//! - The body is scanned once, however many files there are, and not on an async thread.
 
 use aho_corasick::AhoCorasick;
 use base64::Engine as _;

@@ -1,8 +1,11 @@
-//! Owns which models of one provider there are to choose from, and what is known of each.
+//! The models of one provider that may be chosen, and what is known about each.
 //!
-//! What always holds: no I/O. A model that is not allowed is never given out; the one that the
-//! operator named is always allowed; of a model that nobody knows nothing is claimed, its price first
-//! of all.
+//! # Invariants
+//!
+//! - No I/O.
+//! - A model that is not allowed is never returned. The one that the operator named is always
+//!   allowed.
+//! - Nothing is claimed about an unknown model, least of all a price.
 
 use crate::config::{ModelSettings, ProviderSettings};
 use crate::manifest::{PriceOf, ProviderEntry};

@@ -1,10 +1,12 @@
-//! Owns one model call from end to end: encode, send, decode, and try again where that may help: later,
-//! for as long as the deployment's patience lasts, or once without the pictures where the provider says
-//! that the request is wrong. What the model calls is mended before anybody sees it.
+//! One model call from end to end: encode, send, decode, and retry where that may help, either
+//! later, within the deployment's retry budget, or once without the images if the provider says
+//! that the request is invalid. Tool calls are repaired before anything else sees them.
 //!
-//! What always holds: before anything is asked a second time, viewers are told to forget what they
-//! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
-//! the request and the decoder with it.
+//! # Invariants
+//!
+//! - Before a retry, viewers are told to discard what they were shown of the first response.
+//! - Nothing that comes back contains the key.
+//! - Dropping the future drops the request and the decoder with it.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};

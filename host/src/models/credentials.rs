@@ -1,9 +1,12 @@
-//! Owns where a provider is asked, and with which key of the deployment's.
+//! The address a provider is reached at, and the deployment's key for it.
 //!
-//! What always holds: a key goes to the address it was set for and to no other; never to one that a
-//! component chose which is not built in, since another build of it could choose another. A variable that a
-//! manifest names is that provider's and nobody stands in for it; `LLM_API_KEY` is never sent to an
-//! address of a manifest's that does not name it; the rest is as the environment says.
+//! # Invariants
+//!
+//! - A key goes to the address it was set for and to no other, and never to an address chosen by a
+//!   component that is not built in, since another build of it could choose another.
+//! - A variable that a manifest names belongs to that provider and has no fallback. `LLM_API_KEY`
+//!   is never sent to an address in a manifest entry that does not name it. Everything else is as
+//!   the environment says.
 
 use secrecy::SecretString;
 use url::Url;

@@ -1,8 +1,11 @@
-//! Owns which pictures of a conversation a model is sent, and what stands where one was left out.
+//! Decides which images of a conversation a model is sent, and replaces those left out.
 //!
-//! What always holds: a picture that this model's provider refused is not sent again; what is left out
-//! leaves a sentence in its place; and what a provider took before is not blamed for a refusal as long as
-//! there is something that it never took.
+//! # Invariants
+//!
+//! - An image that this model's provider refused is not sent again.
+//! - An omitted image leaves a sentence in its place.
+//! - An image the provider accepted before is not blamed for a refusal as long as there is one it
+//!   never accepted.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

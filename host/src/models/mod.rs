@@ -1,11 +1,14 @@
-//! Owns which model providers this deployment has, and how a model is asked.
+//! The model providers of this deployment, and calls to them.
 //!
-//! What always holds: each adapter that was loaded is a provider, called by the name it was loaded under.
-//! A user's own key comes before the deployment's, and goes to the provider it came for and to no other.
-//! A provider that is named and can be asked with no key at all is served by the one at `LLM_BASE_URL`,
-//! with that one's key and models; in records it keeps the name it was asked for by.
-//! A model that the deployment does not allow is not asked, whoever names it, and where there is a limit
-//! for the cost none is whose price nobody knows.
+//! # Invariants
+//!
+//! - Each loaded provider adapter is a provider, named by the name it was loaded under.
+//! - A user's own key takes precedence over the deployment's, and goes to the provider it came for
+//!   and to no other.
+//! - A named provider for which there is no key at all is served by the one at `LLM_BASE_URL`, with
+//!   that one's key and models. In records it keeps the name that was requested.
+//! - A model that the deployment does not allow is not called, whoever names it. Where there is a
+//!   cost limit, a model without a known price is not called.
 
 pub(crate) mod argument_repair;
 pub(crate) mod attachments;

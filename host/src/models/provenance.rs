@@ -1,10 +1,13 @@
-//! Owns which server an answer came from, and what of it goes to another one.
+//! Records which server a response came from, and decides what of it may be sent to another one.
 //!
-//! A server may want back what it gave with an answer: reasoning, signatures, ids. Another server, or another
-//! model of the same one, refuses that or has no use for it.
+//! A server may want back what it gave with a response: reasoning, signatures, ids. Another server,
+//! or another model of the same one, refuses that or has no use for it.
 //!
-//! What always holds: a vendor's own pieces and reasoning go back to the server and model that gave them, and
-//! to nobody else; an adapter never sees the mark.
+//! # Invariants
+//!
+//! - Vendor-specific items and reasoning go back to the server and model that gave them, and to
+//!   nobody else.
+//! - A provider adapter never sees the mark.
 
 use std::borrow::Cow;
 

@@ -1,6 +1,9 @@
-//! Owns one model provider of this deployment, and whether a key is good for it.
+//! One model provider of this deployment, and validation of keys for it.
 //!
-//! What always holds: it is asked at its own place; of a key that was asked about only a digest is kept.
+//! # Invariants
+//!
+//! - It is called at its own address.
+//! - Only a digest is kept of a key that was validated.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};

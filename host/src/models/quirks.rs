@@ -1,12 +1,16 @@
-//! Owns what a server turned out to want that its API does not tell: learned from its refusals.
+//! Undocumented requirements of a server, learned from its refusals.
 //!
-//! Servers that speak one API differ in which roles may follow each other and in what must, or must not, come
-//! back with an answer. Nobody can ask them, and a setting for it would have to be found by whoever sees the
-//! refusal. So a refusal that names such a thing is answered once with a request in the other form, and what
-//! was learned holds for that server and model as long as the component is loaded.
+//! Servers that speak one API differ in which roles may follow each other and in what must, or must
+//! not, be sent back with a response. There is no way to query this, and a setting for it would
+//! have to be found by whoever sees the refusal. So a refusal that names such a requirement is
+//! followed once by a request in the other form, and the lesson holds for that server and model as
+//! long as the component is loaded.
 //!
-//! What always holds: a request is asked in another form only where the refusal speaks of that form; each is
-//! tried once; an adapter that does not know of it passes over what it is told in `params`.
+//! # Invariants
+//!
+//! - A request is sent in another form only if the refusal mentions that form, and each form is
+//!   tried once.
+//! - A provider adapter that does not know a form ignores it in `params`.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,10 @@
-//! How long a model call is tried again after failures that pass, and what people are told of it.
+//! How long a model call is retried after transient failures, and what users are told meanwhile.
 //!
-//! What always holds: no pause reaches past the end of the patience; time is monotonic, so a clock that
-//! is set changes nothing; an outage is announced once, and whoever heard that it began hears that it
-//! ended.
+//! # Invariants
+//!
+//! - No pause reaches past the end of the retry budget.
+//! - Time is monotonic, so setting the clock changes nothing.
+//! - An outage is announced once, and whoever was told that it began is told that it ended.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Tests of which provider is asked, as which model, and with whose key.
+//! Tests of which provider is called, for which model, and with whose key.
 
 use std::path::Path;
 

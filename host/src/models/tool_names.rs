@@ -1,8 +1,10 @@
-//! Names of tools as every provider takes them.
+//! Tool names in a form that every provider accepts.
 //!
 //! # Invariants
-//! - A name depends on the tool's own name and on nothing else, and a plain one stays as it is.
-//! - What a policy hears of is its own name for a tool, never the one that was sent.
+//!
+//! - A sent name depends on the tool's own name and on nothing else, and a plain one stays as it
+//!   is.
+//! - A policy only sees its own name for a tool, never the one that was sent.
 
 use std::borrow::Cow;
 

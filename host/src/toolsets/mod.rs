@@ -1,10 +1,12 @@
-//! Owns the tools that a deployment's sessions have beside what their sandbox has: sources of them, each
-//! under its name.
+//! The tools that sessions have in addition to their sandbox's: tool sources, each under its name.
 //!
-//! What always holds: a tool is called `SOURCE__TOOL`, and the first `__` ends the source's name, so no
-//! two sources can be taken for each other. Each source is on its own: one that does not open, takes too
-//! long or comes to grief is left out, which the user and the operator are told, and is tried again when
-//! one of its tools is called. What a source says is bounded before it reaches a model or the log.
+//! # Invariants
+//!
+//! - A tool is called `SOURCE__TOOL`, and the first `__` ends the source's name, so no two sources
+//!   can be confused.
+//! - Sources are independent: one that does not open, takes too long or fails is left out, which
+//!   the user and the operator are told, and is tried again when one of its tools is called.
+//! - A source's output is bounded before it reaches a model or the log.
 
 pub mod component;
 pub(crate) mod input_schema;

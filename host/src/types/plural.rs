@@ -1,4 +1,4 @@
-//! Counts things in words that a person reads: "1 line", "2 lines".
+//! Counts in words for a person to read: "1 line", "2 lines".
 
 use std::fmt::Display;
 

@@ -1,7 +1,9 @@
-//! Owns how a text from a guest or a provider is made fit to be shown.
+//! Sanitizes text from a guest or a provider for display.
 //!
-//! What always holds: what comes out has no control characters (line breaks and tabs become
-//! spaces) and none that turn the reading direction, and is no longer than was asked for.
+//! # Invariants
+//!
+//! - The result has no control characters (line breaks and tabs become spaces), no bidirectional
+//!   overrides, and no more than the requested length.
 
 /// Cleans a text and cuts it to `most` characters, the mark of the cut among them.
 pub fn clean(text: &str, most: usize) -> String {

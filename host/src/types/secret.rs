@@ -1,8 +1,12 @@
-//! Owns the one type that a key, a token or a password is kept in.
+//! The one type for keys, tokens and passwords.
 //!
-//! What always holds: a [`Secret`] cannot be printed, logged or serialised by accident (its `Debug`
-//! and `Display` are `[secret]`, and it has no `Serialize`), it is wiped when it is dropped, and the
-//! text is reached only through [`Secret::expose`], a word that is easy to look for in a review.
+//! # Invariants
+//!
+//! - A [`Secret`] cannot be printed, logged or serialised by accident: its `Debug` and `Display`
+//!   are `[secret]`, and it has no `Serialize`.
+//! - It is wiped when dropped.
+//! - The text is reached only through [`Secret::expose`], a name that is easy to search for in a
+//!   review.
 
 use std::fmt;
 

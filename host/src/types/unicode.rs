@@ -1,9 +1,11 @@
-//! Makes Unicode of what is nearly Unicode: bytes of programs, and JSON of other people's servers.
+//! Converts almost-Unicode input to Unicode: output of programs, and JSON of other people's
+//! servers.
 //!
 //! # Invariants
-//! - Two halves of a surrogate pair that stand together become their character, and whatever is no
-//!   character becomes U+FFFD; all else stays as it is.
-//! - Where the bytes are cut makes no difference, and no more than twelve of them are held back.
+//!
+//! - Two adjacent halves of a surrogate pair become their character, and anything that is not a
+//!   character becomes U+FFFD. All else stays as it is.
+//! - Where the input is split makes no difference, and no more than twelve bytes are held back.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,9 @@
-//! Owns how users are named.
+//! User ids.
 //!
-//! What always holds: an id that came from outside was checked once, where a caller's identity was
-//! found; what makes one of text inside the host vouches for it.
+//! # Invariants
+//!
+//! - An id from outside was validated once, where the caller's identity was established. Code that
+//!   makes one from text inside the host vouches for it.
 
 use std::fmt;
 

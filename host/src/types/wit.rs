@@ -1,8 +1,11 @@
-//! Owns the Rust side of the WIT packages: one set of types for every plugin kind.
+//! The Rust side of the WIT packages: one set of types for every plugin kind.
 //!
-//! What always holds: nothing here is written by hand that the WIT could say, and `lucid:types` is
-//! generated once, so an error, a message or a usage is the same Rust type whichever plugin it came
-//! from. All of them can be written as JSON and read back, since the session engine logs them.
+//! # Invariants
+//!
+//! - Nothing here is written by hand that the WIT could say.
+//! - `lucid:types` is generated once, so an error, a message or a usage is the same Rust type
+//!   whichever plugin it came from.
+//! - All of them can be written as JSON and read back, since the session engine logs them.
 
 pub mod policy_world {
     #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]

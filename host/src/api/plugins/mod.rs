@@ -1,8 +1,12 @@
-//! Owns the routes over the deployment's plugins: what is loaded and how it does, uploads, which build
-//! is active, and loading again.
+//! The admin routes over the deployment's plugins: status and statistics, uploads, activation of a
+//! build, and reloading.
 //!
-//! What always holds: nobody but an administrator gets past the first line, and before a byte of a body
-//! is read; one upload is read at a time; an answer holds no key.
+//! # Invariants
+//!
+//! - Only an administrator gets past the first line, and that is checked before any of the body is
+//!   read.
+//! - One upload is read at a time.
+//! - No response contains a key.
 
 pub(crate) mod shadow;
 pub(crate) mod status;

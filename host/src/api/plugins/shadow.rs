@@ -1,8 +1,11 @@
-//! Owns the routes over shadows: an uploaded build of a policy takes the last sessions' steps again, and
-//! what it does differently is shown.
+//! The admin routes over shadow runs: an uploaded build of a policy repeats the steps of recent
+//! sessions, and the differences are reported.
 //!
-//! What always holds: nobody but an administrator gets past the first line; an answer holds what the log
-//! has of the steps that differ, cut, and no key, since no policy is ever given one.
+//! # Invariants
+//!
+//! - Only an administrator gets past the first line.
+//! - A response contains excerpts from the log for the steps that differ, truncated. It contains no
+//!   key, since no policy is ever given one.
 
 use std::time::SystemTime;
 

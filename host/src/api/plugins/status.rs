@@ -1,7 +1,9 @@
-//! Owns what an administrator sees of the deployment's plugins.
+//! The administrator's view of the deployment's plugins.
 //!
-//! What always holds: it shows what runs, not what the manifest's file says by now; no key is in it,
-//! only the name of the variable that holds one.
+//! # Invariants
+//!
+//! - It shows what is running, not what the manifest file says by now.
+//! - No key is in it, only the name of the variable that holds one.
 
 use std::collections::HashMap;
 use std::time::SystemTime;

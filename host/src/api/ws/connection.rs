@@ -1,8 +1,12 @@
-//! Owns one client's connection to its session: frames out, messages in, until either side ends it.
+//! One client's connection to its session: frames out, messages in, until either side closes it.
 //!
-//! What always holds: only what fits into the socket is taken from the log; the two directions do not
-//! wait for each other, so a client that does not read can still stop its session; whichever way this
-//! ends, the client is detached, and how far it came is known where it does not count frames itself.
+//! # Invariants
+//!
+//! - No more is taken from the log than fits into the socket.
+//! - The two directions do not wait for each other, so a client that does not read can still stop
+//!   its session.
+//! - However the connection ends, the client is detached, and the position it reached is recorded
+//!   if it does not count frames itself.
 
 use std::borrow::Cow;
 use std::pin::pin;

@@ -1,7 +1,10 @@
-//! Owns what a client is told whose bytes cannot be read as messages.
+//! The close frame sent to a client whose bytes cannot be read as messages.
 //!
-//! What always holds: the close code says what was wrong (RFC 6455, section 7.4.1), the reason what to
-//! do about it; a connection that merely broke has nobody to tell.
+//! # Invariants
+//!
+//! - The close code says what was wrong (RFC 6455, section 7.4.1), the reason says what to do about
+//!   it.
+//! - Nothing is sent on a connection that merely broke, since nobody is left to read it.
 
 use std::error::Error as _;
 

@@ -1,6 +1,9 @@
-//! Owns the frames that are this connection's own, and what a client may ask for by name.
+//! The frames that belong to one connection rather than to its session, and the names of the
+//! requests a client may make.
 //!
-//! What always holds: a frame made here is in no log and has no number.
+//! # Invariants
+//!
+//! - A frame made here is in no log and has no number.
 
 use serde::Serialize;
 

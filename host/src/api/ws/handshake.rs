@@ -1,7 +1,10 @@
-//! Owns what a client's messages mean: the first one, and those that follow.
+//! Parsing of a client's messages: the first one, and those that follow.
 //!
-//! What always holds: reading a message decides nothing about who sent it, and no message, however
-//! it is written, is worse than an answer that says what is wrong with it.
+//! # Invariants
+//!
+//! - Parsing a message decides nothing about who sent it.
+//! - No message, however malformed, has a worse effect than a response that says what is wrong with
+//!   it.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,9 +1,14 @@
-//! Owns the WebSocket: who is there, which session they get, and the two directions afterwards.
+//! The WebSocket endpoint: authentication, the choice of a session, then both directions of the
+//! connection.
 //!
-//! What always holds: nothing is done for a client before its token is checked; another user's
-//! session looks like one that is not there; frames are read from the log at the pace the client
-//! takes them, so a slow client loses nothing and nothing piles up for it here; a client that is gone
-//! is noticed and detached, and its session runs on for the grace time.
+//! # Invariants
+//!
+//! - Nothing is done for a client before its token is checked.
+//! - Another user's session is indistinguishable from one that does not exist.
+//! - Frames are read from the log at the client's pace, so a slow client loses nothing and nothing
+//!   is buffered for it here.
+//! - A client that is gone is noticed and detached, and its session keeps running for the grace
+//!   period.
 
 mod connection;
 mod fault;

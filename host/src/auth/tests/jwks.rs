@@ -1,4 +1,4 @@
-//! Tokens that an identity provider signs with keys of its own, and what is tried against them.
+//! Tokens signed with an identity provider's own keys, and attacks on them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What callers send, and what they are taken for.
+//! Credentials that callers send, and the identity derived from them.
 
 mod jwks;
 

@@ -1,8 +1,11 @@
-//! Owns `lucid plugin list`, `upload`, `activate`, `rollback` and `reload`: a running server's plugins.
+//! `lucid plugin list`, `upload`, `activate`, `rollback` and `reload`: administration of a running
+//! server's plugins.
 //!
-//! What always holds: a token of this machine's own making is sent to this machine alone; one for another
-//! server comes from the environment, since what stands on a command line others can read. What a
-//! server answers cannot move the cursor.
+//! # Invariants
+//!
+//! - A token signed on this machine is sent to this machine only. A token for another server comes
+//!   from the environment, since other users can read a command line.
+//! - A server's response cannot move the cursor.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,8 +1,12 @@
-//! Owns `lucid plugin build`: from a project's folder to one component.
+//! `lucid plugin build`: builds a project's folder into one component.
 //!
-//! What always holds: a Rust component is put in its place whole, by a rename, so a host that watches
-//! the file never reads half of it; a build that fails leaves the last one. The tools of other languages
-//! write theirs in place: a host finds half of one broken, keeps the one before, and looks again.
+//! # Invariants
+//!
+//! - A Rust component is put in place by a rename, so a host that watches the file never reads half
+//!   of it. A failed build leaves the previous one.
+//!
+//! The tools of other languages write their component in place: a host that reads half of one
+//! rejects it as broken, keeps the previous one, and looks again.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};

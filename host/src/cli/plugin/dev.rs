@@ -1,7 +1,10 @@
-//! Owns `lucid plugin dev`: builds and checks whenever a source is saved.
+//! `lucid plugin dev`: builds and checks whenever a source file is saved.
 //!
-//! What always holds: what changes while it builds is built next; what a build itself writes starts no
-//! other; a build or a check that fails is said and ends nothing.
+//! # Invariants
+//!
+//! - A change made during a build triggers the next build. Files that the build itself writes do
+//!   not.
+//! - A build or a check that fails is reported and ends nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
-//! Owns `lucid plugin new`: a project that builds at once.
+//! `lucid plugin new`: creates a project that builds right away.
 //!
-//! What always holds: a folder that is there is never written to; what is half written is removed; the
-//! project holds all that it needs of Lucid, so it builds without a checkout.
+//! # Invariants
+//!
+//! - An existing folder is never written to, and a half-written project is removed.
+//! - The project contains everything it needs of Lucid, so it builds without a checkout.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,10 @@
-//! Owns `lucid plugin replay`: a recorded session as a test of a policy.
+//! `lucid plugin replay`: runs a recorded session as a test of a policy.
 //!
-//! What always holds: the log is only read, also while a server writes to it; nothing is carried out.
-//! Each step is given the logged context and inputs, and the state that this very build left in the
-//! step before.
+//! # Invariants
+//!
+//! - The log is only read, even while a server writes to it, and nothing is carried out.
+//! - Each step is given the logged context and inputs, and the state that this same build produced
+//!   in the step before.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,9 @@
-//! Owns how findings look: a line each, the bad ones marked.
+//! Output of findings: a line each, with the failures marked.
 //!
-//! What always holds: nothing that a plugin said can move the cursor or change colours; what is bad
-//! makes the exit code 1.
+//! # Invariants
+//!
+//! - Nothing that a plugin returned can move the cursor or change colours.
+//! - A failure makes the exit code 1.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

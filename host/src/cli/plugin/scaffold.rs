@@ -1,5 +1,5 @@
-//! What the build put into this binary for new projects: templates, the SDK, the WIT, and the versions
-//! of the SDK's crates.
+//! Files embedded in this binary for new projects: templates, the SDK, the WIT, and the versions of
+//! the SDK's crates.
 
 include!(concat!(env!("OUT_DIR"), "/kit.rs"));
 

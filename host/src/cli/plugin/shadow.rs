@@ -1,7 +1,12 @@
-//! Owns `lucid plugin shadow`: what an uploaded build would have done in a server's last sessions.
+//! `lucid plugin shadow`: shows what an uploaded build would have done in a server's recent
+//! sessions.
 //!
-//! What always holds: it waits until the server is done, and no longer; what a server answers cannot
-//! move the cursor. 0 is no difference, 1 some (as `diff` has it) or a shadow that could not be.
+//! # Invariants
+//!
+//! - It waits until the server is done, and no longer.
+//! - A server's response cannot move the cursor.
+//! - The exit code is 0 if there is no difference, 1 if there is one (as with `diff`) or if the
+//!   shadow run failed.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

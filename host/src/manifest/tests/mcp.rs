@@ -1,4 +1,4 @@
-//! What a manifest may say of MCP servers.
+//! MCP servers in a manifest.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What a manifest may say, what is said of one that is wrong, and what is loaded of one that is not.
+//! Valid manifests, the problems reported for invalid ones, and what is loaded from valid ones.
 
 #[cfg(test)]
 pub(crate) mod mcp;

@@ -1,4 +1,4 @@
-//! What a manifest may say of tools, and what is loaded of it.
+//! Tools in a manifest, and what is loaded from it.
 
 use std::path::Path;
 

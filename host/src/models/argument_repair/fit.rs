@@ -1,7 +1,9 @@
-//! Values that are written in another type than a tool's schema has.
+//! Converts values whose JSON type differs from the one in the tool's schema.
 //!
-//! What always holds: a value whose type the schema allows stays as it is, but that a whole number is
-//! written as one; another becomes what it says, where it says exactly one thing.
+//! # Invariants
+//!
+//! - A value whose type the schema allows stays as it is, except that an integer is written as one.
+//!   Any other value is converted to what it says, if it says exactly one thing.
 
 use serde_json::{Map, Number, Value};
 

@@ -1,8 +1,10 @@
-//! JSON as models write it: line breaks within strings, commas too many, comments, Python's words, names
-//! without quotes, a fence around it, or all of it in a string.
+//! Parses JSON as models write it: line breaks within strings, superfluous commas, comments,
+//! Python's keywords, unquoted names, a code fence around it, or all of it in a string.
 //!
-//! What always holds: nothing is read of a text that ends in the middle of a value, and of two values that
-//! say different things neither.
+//! # Invariants
+//!
+//! - A text that ends in the middle of a value yields nothing, and so do two values that contradict
+//!   each other.
 
 use serde_json::{Map, Number, Value};
 

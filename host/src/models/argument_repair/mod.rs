@@ -1,9 +1,11 @@
-//! Tool calls that a model wrote slightly wrong, mended before anybody sees them: what is logged, shown
-//! and run is one and the same call.
+//! Repairs tool calls that a model wrote slightly wrong, before anything else sees them: the call
+//! that is logged, shown and run is one and the same.
 //!
-//! What always holds: a call that fits its tool's schema is not changed, to the letter. A repair only ever
-//! writes in another way what the model wrote; where two things could be meant the call stays as it is,
-//! and whoever runs it tells the model what is wrong.
+//! # Invariants
+//!
+//! - A call that fits its tool's schema is not changed by a single byte.
+//! - A repair only rewrites what the model wrote in another form. An ambiguous call stays as it is,
+//!   and whoever runs it tells the model what is wrong.
 
 mod fit;
 mod json;

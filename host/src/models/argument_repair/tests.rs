@@ -1,4 +1,4 @@
-//! What models write, and what becomes of it.
+//! Tool calls as models write them, and their repaired forms.
 
 use proptest::prelude::*;
 use serde_json::json;

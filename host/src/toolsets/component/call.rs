@@ -1,9 +1,13 @@
-//! Owns one call of a component's tool from end to end: a step, what it wants carried out, and the next
+//! One call of a component's tool from end to end: a step, the actions it requests, and the next
 //! step, until it is done.
 //!
-//! What always holds: a call ends, after so many steps or so much time whatever the component says; what
-//! it wants is looked at before anybody carries it out; whatever goes wrong is what the model reads, and
-//! nobody else's matter. Dropping the future gives up what is being carried out.
+//! # Invariants
+//!
+//! - A call terminates, after a bounded number of steps and a bounded time, whatever the component
+//!   says.
+//! - A requested action is checked before it is carried out.
+//! - Any failure becomes text for the model and concerns nobody else.
+//! - Dropping the future cancels the action in progress.
 
 use std::time::{Duration, Instant};
 

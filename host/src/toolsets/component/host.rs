@@ -1,8 +1,11 @@
-//! Owns how what a component wants is carried out in a session: its commands in the session's sandbox, its
-//! requests to its own server.
+//! Carries out a component's requested actions in a session: commands in the session's sandbox,
+//! requests to the component's own server.
 //!
-//! What always holds: each command and each request is shown and written down before it is carried out, and
-//! how it ended after it; what is shown has no header and no key, since those are not the component's.
+//! # Invariants
+//!
+//! - Each command and each request is shown and logged before it is carried out, and its outcome
+//!   afterwards.
+//! - What is shown has no header and no key, since those are not the component's.
 
 use std::borrow::Cow;
 use std::sync::Arc;

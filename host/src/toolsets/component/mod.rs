@@ -1,8 +1,11 @@
-//! Owns the components with tools of a deployment: where each sends its requests, with which key, who has
-//! its tools, and how a call of one is carried out in a session.
+//! The tool components of a deployment: where each sends its requests, with which key, which
+//! sessions have its tools, and how a call is carried out in a session.
 //!
-//! What always holds: a key is the one that the manifest names for that very entry, and goes to the base URL
-//! that stands beside it; an address that a component brings itself is on the public network.
+//! # Invariants
+//!
+//! - A key is the one that the manifest names for that very entry, and goes to the base URL beside
+//!   it.
+//! - An address that a component supplies itself must be on the public network.
 
 pub mod call;
 mod host;

@@ -1,8 +1,11 @@
-//! Owns a session's hold of one server: its start, its tools, its calls, and its end.
+//! A session's connection to one MCP server: start, tools, calls and end.
 //!
-//! What always holds: a server that is gone is started again by the next call, a few times a minute at most;
-//! the call it was lost under is not made again. A call that is given up is said to be to the server. With
-//! the client the server goes.
+//! # Invariants
+//!
+//! - A server that died is restarted by the next call, a few times a minute at most. The call
+//!   during which it was lost is not repeated.
+//! - The server is notified of a cancelled call.
+//! - The server ends with the client.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

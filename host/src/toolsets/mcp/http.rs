@@ -1,9 +1,11 @@
-//! Owns the way to a server on the network: the protocol's HTTP over the host's egress.
+//! The HTTP transport to an MCP server on the network, over the host's egress.
 //!
-//! What always holds: everything goes to the one URL that the manifest names, with the key that stands beside
-//! it there, by the egress' rules for addresses, redirects and sizes; the key is taken out of what comes back
-//! before anybody reads it. A server is asked, and never asks: no stream is held open for what it may want
-//! to say by itself.
+//! # Invariants
+//!
+//! - Everything goes to the one URL that the manifest names, with the key beside it there, under
+//!   the egress rules for addresses, redirects and sizes.
+//! - The key is redacted from a response before anything reads it.
+//! - Only the host sends requests: no stream is held open for messages that a server initiates.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,8 +1,9 @@
-//! The tools that a server lists, each read on its own.
+//! The tools that a server lists, each parsed on its own.
 //!
 //! # Invariants
-//! - A tool that the protocol does not allow hides no other one: what it lacks is left open, and one without a
-//!   name is left out.
+//!
+//! - An invalid tool hides no other one: what it lacks is left open, and one without a name is left
+//!   out.
 
 use rmcp::RoleClient;
 use rmcp::model::{

@@ -1,7 +1,9 @@
-//! Owns the MCP servers of a deployment, as sources of tools.
+//! The MCP servers of a deployment, as tool sources.
 //!
-//! What always holds: a key is the one that the manifest names for that very server, and goes to the URL that
-//! stands beside it. Each session has its own connection, and its own program.
+//! # Invariants
+//!
+//! - A key is the one that the manifest names for that very server, and goes to the URL beside it.
+//! - Each session has its own connection, and its own process.
 
 pub(crate) mod client;
 pub(crate) mod http;

@@ -1,8 +1,11 @@
-//! Owns what the tools of a server are called where a model hears of them.
+//! The names under which a model sees a server's tools.
 //!
-//! What always holds: a name is of letters, digits, `-` and `_` and fits beside its server's; it depends on
-//! the tool's own name and on nothing else, so it is the same whenever the server is asked; and of two tools
-//! that would be called alike the first one listed is there.
+//! # Invariants
+//!
+//! - A name consists of letters, digits, `-` and `_` and fits beside its server's.
+//! - It depends on the tool's own name and on nothing else, so it is the same each time the server
+//!   is asked.
+//! - Of two tools whose names would collide, the first one listed is kept.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

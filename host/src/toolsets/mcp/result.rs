@@ -1,7 +1,10 @@
-//! Owns what becomes of a server's result and of what it says of its tools: texts for a model.
+//! Converts a server's results and tool descriptions to text for a model.
 //!
-//! What always holds: what is no text is named in a sentence, never passed on; nothing that changes how
-//! other text is read, and no control character but line breaks and tabs, comes through.
+//! # Invariants
+//!
+//! - Content that is not text is described in a sentence, never passed on.
+//! - No character that changes how other text is displayed comes through, and no control character
+//!   except line breaks and tabs.
 
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 

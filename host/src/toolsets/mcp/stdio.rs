@@ -1,7 +1,9 @@
-//! Owns the way to a server that is a program in the session's sandbox.
+//! The stdio transport to an MCP server that runs in the session's sandbox.
 //!
-//! What always holds: what it prints is counted, and one that says more than it may from one call to the next
-//! is not listened to any longer, which ends it.
+//! # Invariants
+//!
+//! - Its output is counted. A server that exceeds the limit between two calls is no longer read,
+//!   which ends it.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,9 +1,10 @@
-//! Owns the trial of a git provider's integration: each operation to its end, against a server that
-//! answers in all the ways a server can.
+//! The check of a git provider plugin: runs each operation to completion against a server that
+//! responds in every way a server can.
 //!
-//! What always holds: nothing is asked. What a provider really answers is in the plugin's own tests; here
-//! is what holds for all: a step gives the same when it is made again, an operation comes to an end, no
-//! request is one that a host would not send, a refusal is an error of the kind that it is, and no nonsense traps.
+//! No real provider is contacted: its responses are covered by the plugin's own tests. Checked here
+//! is what holds for every plugin: repeating a step gives the same result, an operation terminates,
+//! every request is one that a host would send, a refusal becomes an error of the right kind, and
+//! no malformed response causes a trap.
 
 use super::super::report::Report;
 use crate::net::egress::{Endpoint, Injection, refusal_of};

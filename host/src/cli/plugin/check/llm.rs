@@ -1,8 +1,12 @@
-//! Owns the trial of an adapter: conversations to encode, refusals to classify, and answers to decode,
-//! recorded ones and ones that are none.
+//! The check of a provider adapter: conversations to encode, refusals to classify, and responses to
+//! decode, both recorded and malformed.
 //!
-//! What always holds: no provider is known here and none is asked. A request is held to what the egress
-//! takes; a recorded answer is cut at every byte, and must come out the same.
+//! No provider is known here and none is contacted.
+//!
+//! # Invariants
+//!
+//! - A request must be one that the egress accepts.
+//! - A recorded response is split at every byte, and must decode to the same result each time.
 
 use std::convert::Infallible;
 use std::path::Path;

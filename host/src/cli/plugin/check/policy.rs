@@ -1,9 +1,11 @@
-//! Owns the trial of a policy: sessions that are played to it, as a host would, with a model, tools and
-//! a user that follow a script.
+//! The check of a policy: plays sessions to it as a host would, with a scripted model, tools and
+//! user.
 //!
-//! What always holds: every step is made twice and must give the same bytes; what a host would pass
-//! over or refuse among its commands is said; a policy that goes round in circles ends after so many
-//! steps.
+//! # Invariants
+//!
+//! - Every step is run twice and must give the same bytes.
+//! - Commands that a host would ignore or refuse are reported.
+//! - A policy that loops is stopped after a fixed number of steps.
 
 use std::collections::VecDeque;
 

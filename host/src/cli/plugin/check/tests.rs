@@ -1,4 +1,4 @@
-//! The trials, over the built-in plugins and guests written by hand.
+//! Runs the checks on the built-in plugins and on hand-written guests.
 
 use super::policy::{Event, play};
 use super::tools::{self, Tried, World};

@@ -1,8 +1,11 @@
-//! Owns the trial of a component with tools: what it offers, and calls of each tool as models make them,
-//! well and badly, with a sandbox and a server that follow a script.
+//! The check of a tool component: the tools it offers, and calls of each one as models make them,
+//! valid and invalid, with a scripted sandbox and server.
 //!
-//! What always holds: every step is made twice and must give the same; nothing is run or sent; what a
-//! host would not carry out is said.
+//! # Invariants
+//!
+//! - Every step is run twice and must give the same result.
+//! - No command is run and no request is sent.
+//! - Anything a host would refuse to carry out is reported.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! A server in a real sandbox, and what is not asked of it.
+//! A server in a real sandbox, and requests that are not sent to it.
 
 use std::collections::BTreeMap;
 
