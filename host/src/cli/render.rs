@@ -1,8 +1,10 @@
-//! Owns how a session's frames look in a terminal.
+//! Rendering of a session's frames in a terminal.
 //!
-//! What always holds: nothing that an agent, a model or a command wrote can move the cursor, change
-//! colours or set a title: control characters are taken out. Colours are there only on a terminal
-//! that did not decline them.
+//! # Invariants
+//!
+//! - Nothing that an agent, a model or a command wrote can move the cursor, change colours or set a
+//!   title: control characters are removed.
+//! - Colours are used only on a terminal that did not decline them.
 
 use crate::types::plural;
 use owo_colors::{OwoColorize, Style};

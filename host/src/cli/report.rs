@@ -1,12 +1,12 @@
-//! What the command line says beside its results: sentences for the operator, as lines of text or, with
-//! `LOG_FORMAT=json`, as lines of the same JSON that the log has.
+//! Messages of the command line other than its results: sentences for the operator, as lines of
+//! text or, with `LOG_FORMAT=json`, as lines of the same JSON that the log uses.
 //!
 //! # Invariants
 //!
-//! - With `LOG_FORMAT=json` no line on stderr is anything but JSON: errors of the start, panics and a wrong
-//!   command line are not either. What `serve` says on stdout is the log's as well.
-//! - Where nothing can be printed nothing panics: a result that is not printed is a failure at the end, unless
-//!   its reader had enough of it, and a server serves on.
+//! - With `LOG_FORMAT=json` every line on stderr is JSON, including start-up errors, panics and a
+//!   wrong command line. So is what `serve` prints on stdout.
+//! - A failure to print never panics: a result that cannot be printed is a failure at the end,
+//!   unless its reader closed the pipe, and a server continues to serve.
 
 use std::fmt;
 use std::io::{self, Write as _};

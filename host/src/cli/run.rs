@@ -1,8 +1,12 @@
-//! Owns `lucid run`: one task in this process, shown in the terminal as it goes.
+//! `lucid run`: runs one task in this process and shows its progress in the terminal.
 //!
-//! What always holds: it is the same session that a server would run, on a storage folder of its own,
-//! so that it works beside a server; the exit code says whether the task succeeded, or waits for an answer
-//! that nobody gives; the workspace is kept and named at the end.
+//! # Invariants
+//!
+//! - The session is the same as in a server, in a storage folder of its own, so it can run beside a
+//!   server.
+//! - The exit code says whether the task succeeded, failed, or is waiting for an answer that nobody
+//!   gives.
+//! - The workspace is kept, and its path is printed at the end.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

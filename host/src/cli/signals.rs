@@ -1,9 +1,10 @@
-//! The signals that end a process politely: SIGINT (Ctrl-C), SIGTERM (a service manager) and SIGHUP (the
-//! terminal is gone, or an operator's habit).
+//! The signals that end a process gracefully: SIGINT (Ctrl-C), SIGTERM (a service manager) and
+//! SIGHUP (a closed terminal, or an operator's habit).
 //!
 //! # Invariants
-//! Once [`interrupted`] was called none of them ends the process by itself. A SIGHUP that whoever started
-//! the process had ignored (`nohup`) stays ignored.
+//!
+//! - Once [`interrupted`] was called none of them ends the process by itself.
+//! - A SIGHUP that the parent process had ignored (`nohup`) stays ignored.
 
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -1,7 +1,8 @@
-//! Owns reading a `.env` file.
+//! Reads a `.env` file.
 //!
-//! What always holds: its lines may hold secrets, so an error names a line's number and nothing of
-//! what is written there.
+//! # Invariants
+//!
+//! - Its lines may hold secrets, so an error gives a line's number and none of its content.
 
 use std::cell::Cell;
 use std::io::{self, Read};

@@ -1,4 +1,4 @@
-//! Owns the settings that take one of a few names.
+//! The settings that take one of a few names.
 
 use std::fmt;
 

@@ -1,7 +1,9 @@
-//! Owns the sentences that say why there is no configuration.
+//! Configuration errors.
 //!
-//! What always holds: each is one line that names the setting or the file and what to do, and none
-//! shows a secret.
+//! # Invariants
+//!
+//! - Each message is one line that names the setting or the file and says what to do, and none
+//!   shows a secret.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,7 +1,10 @@
-//! Owns where the identity provider's public keys are.
+//! The location of the identity provider's public keys.
 //!
-//! What always holds: an address that is written out comes before the one that `SUPABASE_URL` gives; over
-//! plain HTTP only a private one is taken, since whoever is on the way could sign tokens of their own.
+//! # Invariants
+//!
+//! - An explicit URL takes precedence over the one derived from `SUPABASE_URL`.
+//! - Plain HTTP is accepted for a private address only, since anyone on the path could sign tokens
+//!   of their own.
 
 use url::Url;
 

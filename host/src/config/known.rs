@@ -1,7 +1,9 @@
-//! Owns which names are settings.
+//! The recognised environment variables.
 //!
-//! What always holds: a name that is a setting stands in the list; any other variable of the environment
-//! is passed over, and may hold what it likes.
+//! # Invariants
+//!
+//! - Every setting is in the list. Any other variable of the environment is ignored, and may hold
+//!   anything.
 
 /// Settings that are read.
 pub const SETTINGS: &[&str] = &[

@@ -1,8 +1,8 @@
-//! Variables that look like settings and are none: a slip that would otherwise go unnoticed.
+//! Detects misspelt settings, which would otherwise be silently ignored.
 //!
-//! A machine's environment is full of other programs' variables, and none of them may be named here. So a
-//! name counts only where it is one slip away from a setting: a letter or two, another case, a word too few,
-//! a unit too many, or this program's name before it.
+//! A machine's environment is full of other programs' variables, and none of them may be reported
+//! here. So a name counts only if it is one slip away from a setting: a letter or two, another
+//! case, a missing word, a superfluous unit, or this program's name as a prefix.
 
 use super::known::SETTINGS;
 

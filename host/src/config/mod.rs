@@ -1,12 +1,16 @@
-//! Owns the settings: where they come from, what each may hold, and what each is when it is not set.
+//! The settings: where they come from, their permitted values, and their defaults.
 //!
 //! Settings are environment variables, over a `.env` file in the working directory. An empty value
-//! counts as not set. What always holds: a [`Config`] that exists was checked in full, so nothing
-//! that reads it checks again; a value that is not allowed is one sentence that names the setting,
-//! what was given and what is allowed, and never shows a secret; a setting that has no effect is said
-//! in [`Config::warnings`]. Where nothing says how users' tokens are checked, neither
-//! `SUPABASE_JWT_SECRET` nor the address of an identity provider's keys, the server is in local mode, and
-//! can listen on a loopback address only.
+//! counts as not set. If nothing says how users' tokens are verified, neither `SUPABASE_JWT_SECRET`
+//! nor the address of an identity provider's keys, the server is in local mode and can listen on a
+//! loopback address only.
+//!
+//! # Invariants
+//!
+//! - A [`Config`] that exists was validated in full, so nothing that reads it validates again.
+//! - An invalid value is reported in one sentence that names the setting, the value and the
+//!   permitted values, and never shows a secret.
+//! - A setting that has no effect is reported in [`Config::warnings`].
 
 mod dotenv;
 mod enums;

@@ -1,8 +1,10 @@
-//! Owns the settings of model providers: base URLs, keys, models, and what of them users may choose.
+//! The settings of model providers: base URLs, keys, models, and which of them users may choose.
 //!
-//! What always holds: each provider's settings have the same names with the provider's in front; a key
-//! belongs to the base URL it was set beside, and `LLM_API_KEY` to `LLM_BASE_URL` alone where that one
-//! is set.
+//! # Invariants
+//!
+//! - Each provider's settings have the same names, prefixed with the provider's.
+//! - A key belongs to the base URL it was set beside, and `LLM_API_KEY` to `LLM_BASE_URL` alone if
+//!   that one is set.
 
 use std::time::Duration;
 

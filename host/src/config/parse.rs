@@ -1,7 +1,9 @@
-//! Owns how the text of one setting becomes its value.
+//! Parsers from a setting's text to its value.
 //!
-//! What always holds: a reader takes exactly what its setting's sentence says is allowed, and gives
-//! nothing for everything else; it never guesses what was meant.
+//! # Invariants
+//!
+//! - A parser accepts exactly what the setting's error message says is allowed, and returns nothing
+//!   for everything else. It never guesses what was meant.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,8 +1,11 @@
-//! Owns the secrets that this machine makes for itself and keeps in files.
+//! Secrets that this machine generates for itself and keeps in files.
 //!
-//! What always holds: a secret is 32 random bytes, its file can be read by this user only, and it is
-//! there whole or not at all. A file that is not as it was made is an error and is left as it is:
-//! replacing it would make what it protects unreadable.
+//! # Invariants
+//!
+//! - A secret is 32 random bytes, its file is readable by this user only, and it is written
+//!   completely or not at all.
+//! - A file that is not as it was created is an error and is left untouched: replacing it would
+//!   make what it protects unreadable.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};

@@ -1,7 +1,9 @@
-//! Owns the settings of the store of chats.
+//! The settings of the chat store.
 //!
-//! What always holds: a project keeps chats only where its address and its anon key are known; a key
-//! that has no effect is a warning.
+//! # Invariants
+//!
+//! - A project stores chats only if both its URL and its anon key are known. A key that has no
+//!   effect is a warning.
 
 use super::parse::Values;
 use super::{ConfigError, Secret};

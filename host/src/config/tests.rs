@@ -1,4 +1,4 @@
-//! What is read of settings, what is refused, and what is never shown.
+//! How settings are read, which are refused, and which are never shown.
 
 use std::os::unix::ffi::OsStringExt;
 

@@ -1,7 +1,9 @@
-//! Owns what the environment holds beside the settings, for the keys that a manifest names.
+//! Environment variables that are not settings, for the keys that a manifest names.
 //!
-//! What always holds: a value is a secret from the start and is never shown; the host's own secrets are
-//! not among them, so no manifest can name one.
+//! # Invariants
+//!
+//! - A value is a secret from the start and is never shown.
+//! - The host's own secrets are not among them, so no manifest can name one.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,11 @@
-//! Owns how a manifest's components are brought and let in.
+//! Fetches and admits the components of a manifest.
 //!
-//! What always holds: a component's digest is compared before any of it is compiled, and settings are
-//! checked before any code runs with them; all that fails is said, and then nothing is loaded. What is
-//! wrong with an upload is said of its file, which the manifest does not name.
+//! # Invariants
+//!
+//! - A component's digest is compared before any of it is compiled, and settings are validated
+//!   before any code runs with them.
+//! - Every failure is reported, and if there is any, nothing is loaded.
+//! - A problem with an upload is reported for its file, which the manifest does not name.
 
 use std::borrow::Cow;
 use std::io::Read as _;

@@ -1,17 +1,21 @@
-//! Owns the deployment while the server runs: its generations, and how one follows another.
+//! The deployment of a running server: its generations, and the transitions between them.
 //!
-//! What always holds: a generation is published whole or not at all, and never changes; what cannot be
-//! loaded leaves the one before in its place, and its reasons are kept until something can be loaded
-//! again. One load runs at a time. A plugin that is the same in two generations is the same instance in
-//! both, so a change costs what changed. A generation goes when the last session leaves it.
+//! An uploaded build changes one plugin of the deployment, and is recorded as active once it was
+//! loaded and before a session gets it. If it no longer loads when the server starts, the server
+//! still starts: the plugin falls back to the previous build, as in a rollback, or to the
+//! manifest's component, and the reason is shown until the build can be loaded or is rolled back.
 //!
-//! An uploaded build changes one plugin of what is there, and is written down as active once it was
-//! loaded and before a session gets it. One that no longer loads when the server starts keeps nobody
-//! from working: its plugin goes back to the build before it, as a rollback would, or to the manifest's
-//! component, and why is said until it can be loaded or is rolled back.
+//! A new build of a policy is on probation beside the previous one. The counts kept in
+//! `rollout::probation` roll it back or confirm it, in transitions like any other.
 //!
-//! A new build of a policy is on probation beside the one before it; what is counted there (`trial`)
-//! takes it back or settles it, as changes like any other.
+//! # Invariants
+//!
+//! - A generation is published whole or not at all, and never changes. A load that fails leaves the
+//!   previous generation in place, and its reasons are kept until a load succeeds.
+//! - One load runs at a time.
+//! - A plugin that is the same in two generations is the same instance in both, so a transition
+//!   costs only what changed.
+//! - A generation is dropped when the last session leaves it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,7 +1,9 @@
-//! Owns the one immutable set that a deployment is: plugins, policies, providers, tools.
+//! An immutable snapshot of a deployment: its plugins, policies, providers and tools.
 //!
-//! What always holds: it is made whole or not at all, and making it changes nothing that runs, so it can
-//! be made again at any time, from a manifest that is there by then.
+//! # Invariants
+//!
+//! - It is built whole or not at all, and building it changes nothing that runs, so it can be built
+//!   again at any time from the manifest of that moment.
 
 use std::sync::Arc;
 

@@ -1,10 +1,13 @@
-//! Owns noticing that the manifest, or a component that it names, is another than it was.
+//! Notices changes of the manifest and of the components that it names.
 //!
-//! What always holds: a file is looked at before it is read, so what changes while it is read is
-//! noticed afterwards. Folders are watched and not files: editors, package managers and mounted
-//! configurations put a new file in an old one's place by a rename, or swap a link above it. What
-//! the system tells only says when to look; where it tells nothing (network file systems, no watches
-//! left) the files are looked at every few seconds all the same.
+//! # Invariants
+//!
+//! - A file's metadata is read before its content, so a change made during reading is noticed
+//!   afterwards.
+//! - Folders are watched instead of files: editors, package managers and mounted configurations put
+//!   a new file in an old one's place by a rename, or swap a link above it.
+//! - A notification only says when to look. Where there are none (network file systems, no watches
+//!   left) the files are still checked every few seconds.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};

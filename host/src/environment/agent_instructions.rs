@@ -1,7 +1,10 @@
-//! Owns what a repository tells agents: which files say so, and in which order.
+//! A repository's instructions for agents: which files they are read from, and in which order.
 //!
-//! What always holds: the weightiest file comes first, each begins with its name, and what is longer
-//! than the bound is cut with a sentence that says so. A file that cannot be read says nothing.
+//! # Invariants
+//!
+//! - The file with the highest priority comes first, each begins with its name, and text beyond the
+//!   limit is cut with a sentence that says so.
+//! - A file that cannot be read is skipped.
 
 use std::io::Read as _;
 

@@ -1,7 +1,10 @@
-//! Owns an open place: what runs in it, what of that is shown, and what a person should know of it.
+//! A session's open environment: runs its tools, and reports what they do and what the user should
+//! know.
 //!
-//! What always holds: a box that died is replaced by the next tool; one that was closed stays closed; a
-//! tool that fails is a result, and only the host's own failures are errors.
+//! # Invariants
+//!
+//! - A sandbox that died is replaced by the next tool call. One that was closed stays closed.
+//! - A failed tool is a result. Only the host's own failures are errors.
 
 pub(crate) mod agent_instructions;
 pub(crate) mod disk_guard;

@@ -1,9 +1,11 @@
-//! Owns what is known of a session's files beside them: their tree, whether it changed, and how much
-//! of the disk they may take.
+//! Tracks a workspace's file tree, its changes and its disk quota.
 //!
-//! What always holds: files are touched off the async threads. Between two trees that nobody asked
-//! for is half a second, and more where a tree is large or takes long to make: trees are kept in the
-//! log, and a workspace that changes all the time must not fill it.
+//! # Invariants
+//!
+//! - The file system is accessed off the async threads.
+//! - Unrequested trees are at least half a second apart, and more if a tree is large or takes long
+//!   to build: trees are kept in the log, and a workspace that changes all the time must not fill
+//!   it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,7 +1,10 @@
-//! Owns the git accounts that users connected: their tokens, and what is done with them.
+//! The git accounts that users connected: their tokens, and the operations made with them.
 //!
-//! What always holds: a token is tried before it is kept, kept sealed, and in no answer and no log line; it
-//! goes to the server it was saved for and to no other, whatever a later request names.
+//! # Invariants
+//!
+//! - A token is validated before it is stored, is stored encrypted, and is in no response and no
+//!   log line.
+//! - It goes to the server it was saved for and to no other, whatever a later request names.
 
 use std::sync::Arc;
 

@@ -1,10 +1,12 @@
-//! Owns the deployment's git providers: where each one's servers are, which repositories are there, and
-//! how an operation of one is carried out.
+//! The deployment's git providers: where each one's servers are, which repositories they have, and
+//! how an operation is carried out.
 //!
-//! What always holds: a token goes to the server it is for and to no other; the deployment's servers are
-//! asked where the manifest says, a user's own where the user says, and that one in a private network only
-//! where repositories may be at private addresses too. What an integration gives is looked at before anybody
-//! sees it.
+//! # Invariants
+//!
+//! - A token goes to the server it is for and to no other.
+//! - The deployment's servers are at the addresses in the manifest. A user's own is where the user
+//!   says, and may be in a private network only if repositories may be at private addresses too.
+//! - A plugin's output is checked before anything else sees it.
 
 pub mod accounts;
 mod instance;

@@ -1,8 +1,10 @@
-//! Owns how an operation is carried out: a step, a request, its answer, and the next step.
+//! Runs an operation: a step, a request, its response, and the next step.
 //!
-//! What always holds: an operation makes a few requests and takes a bounded time, a list comes to its end,
-//! and what comes out is fit to be shown: an address is one of the web, texts are plain and short. Whatever
-//! an integration does, no other operation is harmed.
+//! # Invariants
+//!
+//! - An operation makes a bounded number of requests in a bounded time, and a list terminates.
+//! - The result is fit for display: an address is an http(s) URL, texts are plain and short.
+//! - Whatever a plugin does, no other operation is affected.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};

@@ -1,8 +1,10 @@
-//! Owns how a session's change is opened: with the session's own token, or its user's account.
+//! Opens a session's pull request, with the session's own token or its user's account.
 //!
-//! What always holds: what goes wrong is a sentence, and no token is in it. The user is not here when a
-//! change is opened: the store is asked as by a server that acts for them, or, where the deployment has no
-//! key for that, with the token that they brought lately.
+//! # Invariants
+//!
+//! - A failure is a sentence, and no token is in it.
+//! - The user is not connected when a pull request is opened: the store is accessed by the server
+//!   on their behalf, or, if the deployment has no key for that, with the token the user last sent.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;

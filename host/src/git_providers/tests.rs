@@ -1,5 +1,5 @@
-//! Owns the tests of how an operation is carried out: the built-in integrations and hostile ones, against
-//! servers on the loopback.
+//! Tests of operations: the built-in plugins and hostile ones, against servers on the loopback
+//! interface.
 
 use std::sync::{Arc, Mutex};
 

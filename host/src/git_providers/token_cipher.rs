@@ -1,9 +1,13 @@
-//! Owns how a git token is kept in its row: in the form that frontends read and write as well.
+//! Encryption of git tokens in their database rows, in the format that frontends read and write as
+//! well.
 //!
-//! What always holds: what is written is AES-256-CBC with PKCS#7 under the SHA-256 of ENCRYPTION_KEY's
-//! text, with a fresh random IV, both in lower-case hex, as the wire contract says. That form does not
-//! tell a changed row from a right one, so what opens to something that no token is counts as not opened,
-//! and is sent to nobody. Plain text and key are wiped.
+//! # Invariants
+//!
+//! - The format is that of the wire contract: AES-256-CBC with PKCS#7 under the SHA-256 of
+//!   ENCRYPTION_KEY's text, with a fresh random IV, both in lower-case hex.
+//! - The format is not authenticated, so a changed row cannot be told from a right one. A plaintext
+//!   that is not a token therefore counts as a failed decryption and is sent to nobody.
+//! - Plaintext and key are wiped.
 
 use std::fmt::Write as _;
 

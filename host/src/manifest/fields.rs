@@ -1,7 +1,9 @@
-//! Owns how single values are read from TOML, and what is said of those that are not what they must be.
+//! Reads single values from TOML, and reports invalid ones.
 //!
-//! What always holds: what is wrong is noted with its place and reading goes on, so that one run says
-//! all of it; what is given is repeated only where it cannot be a key.
+//! # Invariants
+//!
+//! - A problem is recorded with its position and reading continues, so one run reports all of them.
+//! - A value is repeated only if it cannot be a key.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

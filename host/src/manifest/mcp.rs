@@ -1,7 +1,11 @@
-//! Owns `[mcp.NAME]`: MCP servers whose tools sessions get.
+//! `[mcp.NAME]`: MCP servers whose tools sessions get.
 //!
-//! What always holds: which tools may be called is said for each server, since what a server lists is the
-//! server's to change; a key stands in a variable and not in the manifest, and beside the URL it is for.
+//! # Invariants
+//!
+//! - The tools that may be called are listed for each server, since what a server lists can change
+//!   at any time.
+//! - A key is in an environment variable, not in the manifest, and is named beside the URL it is
+//!   for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,15 +1,21 @@
-//! Owns the deployment's manifest, `lucid.toml`: which policies, model providers, git providers and tools there are, from
-//! which components, with which settings, limits, addresses and prices, and who gets which policy.
+//! The deployment's manifest, `lucid.toml`: the policies, model providers, git providers and tools,
+//! with their components, settings, limits, addresses and prices, and the assignment of policies to
+//! users.
 //!
-//! What always holds: a [`Manifest`] that exists was checked in full, and never changes; where it is
-//! wrong all that is wrong is said, each thing with file, line and column and with what to do. No key
-//! ever stands in it: a field names the variable that holds one. What it leaves open, the environment
-//! says, in the words it has without a manifest. [`load`] can be called again at any time, and gives
-//! the plugins of a whole manifest or none.
+//! `fields` reads single values of TOML, `plugins` the entry of one plugin, `mcp` and `registries`
+//! the tables of those names, and `read` combines them into the `model`. `settings_schema`
+//! validates a plugin's settings, `overrides` holds uploaded components that replace the
+//! manifest's, and `problem` reports errors with their positions. `deployment::load` fetches the
+//! components.
 //!
-//! `fields` reads single values of TOML, `entries` what is said of one plugin, `read` puts them together to a `manifest`, `load` brings the
-//! components, `registries` those from elsewhere, `settings` checks what a plugin takes,
-//! `uploads` has what takes the place of a manifest's component, `problem` has the sentences' places.
+//! # Invariants
+//!
+//! - A [`Manifest`] that exists was validated in full, and never changes.
+//! - All problems of an invalid manifest are reported, each with file, line and column and with
+//!   what to do.
+//! - No key is ever in it: a field names the variable that holds one.
+//! - What it leaves open is read from the environment, under the same names as without a manifest.
+//! - [`load`] can be called again at any time, and returns the plugins of a whole manifest or none.
 
 mod fields;
 mod mcp;

@@ -1,6 +1,8 @@
-//! What a refusal means: from status and body to an error the host can act on.
+//! Classifies refusals: from status and body to an error the host can act on.
 //!
-//! Always holds: the API's own type of error decides before the status does.
+//! # Invariants
+//!
+//! - The API's own error type takes precedence over the status.
 
 use lucid_plugin::llm::json;
 use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};

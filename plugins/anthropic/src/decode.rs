@@ -1,7 +1,10 @@
-//! From an answer, streamed or whole, to a completion.
+//! Decodes a response, streamed or whole, to a completion.
 //!
-//! Always holds: blocks stay in the order they began; how a body was cut into frames makes no
-//! difference; an answer is whole only when the API said that it stopped.
+//! # Invariants
+//!
+//! - Blocks stay in the order they began.
+//! - How a body was split into frames makes no difference.
+//! - A response is complete only when the API said that it stopped.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};

@@ -1,7 +1,10 @@
-//! From the shared vocabulary to a Messages request.
+//! Encodes the shared vocabulary to a Messages request.
 //!
-//! Always holds: at most four blocks carry `cache_control`; a `thinking` setting that the model or
-//! the conversation does not allow is left out rather than refused.
+//! # Invariants
+//!
+//! - At most four blocks carry `cache_control`.
+//! - A `thinking` setting that the model or the conversation does not allow is left out rather than
+//!   refused.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::extra::{CallExtra, kept};

@@ -1,8 +1,10 @@
-//! Anthropic's Messages API.
+//! The provider adapter for Anthropic's Messages API.
 //!
-//! Always holds: a request carries no credential and no host (both are the deployment's); a model's
-//! reasoning goes back as it came, unread and in its place, or not at all; an event, block or member
-//! that is not known here is passed over.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A model's reasoning goes back unmodified and in its place, or not at all.
+//! - An unknown event, block or member is ignored.
 
 mod classify;
 mod decode;

@@ -1,9 +1,13 @@
-//! The models, and how each wants to be asked.
+//! The known models, and the request options each one takes.
 //!
-//! Always holds: a Claude that is not in the list is asked as the newest ones are, since what a name
-//! stands for tomorrow is newer than this file; other people's models behind the same API are told
-//! nothing that a policy did not ask for. Figures are those of the provider's public pages of
-//! November 2026; a price that rises with the length of the prompt stands at its lowest.
+//! Figures are those of the provider's public pages of November 2026. A price that rises with the
+//! length of the prompt is given at its lowest.
+//!
+//! # Invariants
+//!
+//! - A Claude that is not in the list is treated like the newest ones, since a new name is newer
+//!   than this file.
+//! - Other vendors' models behind the same API are sent no option that a policy did not ask for.
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 

@@ -1,8 +1,13 @@
 //! Builds plugin crates to WebAssembly components, for build scripts and for `lucid plugin build`.
 //!
-//! Owns the nested cargo call and what it needs around it. A component that comes out imports
-//! nothing but Lucid's own interfaces: the target has no WASI, so std cannot pull it in. It names no folder
-//! of whoever built it, and is the same bytes wherever it is built.
+//! This crate wraps the nested cargo call and everything it needs.
+//!
+//! # Invariants
+//!
+//! - A component imports nothing but Lucid's own interfaces: the target has no WASI, so std cannot
+//!   pull it in.
+//! - A component contains no path of the machine it was built on, and is byte for byte the same
+//!   wherever it is built.
 
 mod project;
 mod remap;

@@ -1,7 +1,9 @@
-//! An author's own project: a crate somewhere, built by whoever writes it.
+//! Builds an author's own project: a crate anywhere on the author's machine.
 //!
-//! Always holds: the module is the one that cargo says it made, wherever that is; an author's flags
-//! for the machine are not used for the guest.
+//! # Invariants
+//!
+//! - The module is the one that cargo reports, wherever that is.
+//! - The author's compiler flags for the native target are not used for the guest.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,8 +1,10 @@
-//! Owns what a component does not tell: where on the builder's machine it was built.
+//! Removes build machine paths from components.
 //!
-//! What always holds: where a panic names a source, its path begins with a name that is the same on every
-//! machine, in place of the folder of the project, of cargo, or of the compiler; so a component is the
-//! same bytes wherever it is built, by the same compiler from the same sources.
+//! # Invariants
+//!
+//! - In the source path of a panic message, a name that is the same on every machine replaces the
+//!   folder of the project, of cargo, or of the compiler. The same compiler therefore builds the
+//!   same sources to the same bytes everywhere.
 
 use std::path::{Path, PathBuf};
 

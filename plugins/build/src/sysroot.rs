@@ -1,8 +1,9 @@
-//! Finds a wasm standard library, or makes one.
+//! Finds a wasm standard library, or builds one.
 //!
-//! In this order: the toolchain's own, `rustup target add`, std from source (Debian's `rust-src` of
-//! exactly the compiler's version). The library from source is kept below the target folder under a
-//! hash of the compiler, and only moved to its final name when it is whole.
+//! Tried in this order: the toolchain's own, `rustup target add`, std from source (Debian's
+//! `rust-src` of exactly the compiler's version). A library built from source is kept below the
+//! target folder under a hash of the compiler, and only moved to its final name when it is
+//! complete.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,9 @@
-//! What is left of the budgets: model calls, tokens, money and time.
+//! The remaining budgets: model calls, tokens, money and time.
 //!
-//! Always holds: a budget that is used up ends the task with a sentence that names it, and the model
-//! is told before, while it can still finish.
+//! # Invariants
+//!
+//! - An exhausted budget ends the task with a sentence that names it, and the model is warned
+//!   before, while it can still finish.
 
 use lucid_plugin::policy::Context;
 use lucid_plugin::types::{Error, ErrorKind};

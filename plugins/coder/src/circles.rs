@@ -1,7 +1,9 @@
-//! Sees that a model goes round in circles: the same calls with the same results, over and over.
+//! Detects a model that repeats the same calls with the same results.
 //!
-//! Always holds: a circle is up to [`LONGEST`] turns long; and the model is told once, as long as it
-//! stays in the same one.
+//! # Invariants
+//!
+//! - A repeated sequence is up to [`LONGEST`] turns long.
+//! - The model is told once for as long as it stays in the same loop.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,10 @@
-//! Makes a long transcript fit the model: the older part is summarised by a model, and the latest
-//! turns stay word for word.
+//! Makes a long transcript fit the model: a model summarises the older part, and the latest turns
+//! are kept verbatim.
 //!
-//! Always holds: each time the word-for-word part loses at least one turn, so it ends; and where no
-//! model gives a summary the part is left out, and the model that works is told so.
+//! # Invariants
+//!
+//! - Each time the verbatim part loses at least one turn, so condensing terminates.
+//! - If no model gives a summary the older part is left out, and the working model is told so.
 
 use lucid_plugin::cut as cut_text;
 use lucid_plugin::policy::{Context, ModelCall, ModelReply, Part};

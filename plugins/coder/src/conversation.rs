@@ -1,9 +1,11 @@
-//! Which part of the transcript a prompt holds, and how large that part is.
+//! Selects the part of the transcript that a prompt contains, and tracks its size.
 //!
-//! Always holds: entries are kept by number and size, never by text. The part that is kept word for
-//! word begins at a model's reply, or behind all there is: what stands behind a reply up to the next
-//! one belongs to it, so no tool result is without its call. Entries that are passed over are in no
-//! prompt.
+//! # Invariants
+//!
+//! - Entries are stored by number and size, never by text.
+//! - The verbatim part begins at a model's reply, or after the last entry. Whatever follows a reply
+//!   up to the next one belongs to it, so no tool result is without its call.
+//! - Skipped entries are in no prompt.
 
 use lucid_plugin::policy::{Command, Part};
 use lucid_plugin::types::{Content, Message, ToolResult, Usage};

@@ -1,7 +1,10 @@
-//! How a task ends: what stands in its way, and what is said at the end.
+//! The end of a task: what prevents it, and the final message.
 //!
-//! Always holds: the model is sent back once for each reason that it could not know or forgot, never
-//! again for the same, and not when the budget has no room for it. A task that was given up ends.
+//! # Invariants
+//!
+//! - The model is sent back once for each reason that it could not know or forgot, never again for
+//!   the same one, and not when the budget has no room for it.
+//! - A task that was given up ends.
 
 use lucid_plugin::policy::{Commands, Context, Outcome};
 use lucid_plugin::types::{Error, ErrorKind, Message, ToolCall, ToolResult};

@@ -1,11 +1,14 @@
-//! The default agent: it asks a model, runs the tools the model calls, and goes on until the task
-//! is done, given up, or out of budget.
+//! The default agent: it calls a model, runs the tools the model calls, and continues until the
+//! task is done, given up, or out of budget.
 //!
-//! Always holds, at the end of every step of an open task: it waits for exactly one model call, one
-//! look at the workspace or one answer of the user, or for at least one tool run of the model, never
-//! two of these and never nothing. Every tool call in a prompt has its one answer there, so a prompt
-//! is always one that a provider accepts. An effect that is not waited for changes nothing, and what
-//! it put into the transcript is in no prompt.
+//! # Invariants
+//!
+//! - At the end of every step of an open task, the agent waits for exactly one model call, one
+//!   inspection of the workspace or one answer of the user, or for at least one of the model's tool
+//!   runs, never two of these and never nothing.
+//! - Every tool call in a prompt has exactly one result there, so a provider always accepts the
+//!   prompt.
+//! - An effect that is not waited for changes nothing, and its transcript entries are in no prompt.
 
 mod budget;
 mod circles;

@@ -1,8 +1,10 @@
-//! Marks of tool calls and their results, to see that a model goes in circles.
+//! Hashes of tool calls and their results, for detecting a model that goes in circles.
 //!
-//! Always holds: a mark is the same on every machine and in every build (it is kept in the state,
-//! so std's hasher, which may change, is no use), and arguments that differ only in how their JSON
-//! is written have the same mark.
+//! # Invariants
+//!
+//! - A hash is the same on every machine and in every build. It is kept in the state, so std's
+//!   hasher, which may change, cannot be used.
+//! - Arguments that differ only in how their JSON is written have the same hash.
 
 use lucid_plugin::types::ToolResult;
 

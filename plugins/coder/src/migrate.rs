@@ -1,8 +1,10 @@
-//! Takes over a session from an older build.
+//! Migrates a session's state from an older build.
 //!
-//! Always holds: an older layout is read by its own names, and what it did not know is set so that
-//! nothing is done behind the back of a user who was promised otherwise: such a session does not
-//! push, and condenses only when its model refuses the prompt.
+//! # Invariants
+//!
+//! - An older layout is read by its own field names. What it did not know is set so that nothing
+//!   happens that its user was not told of: such a session does not push, and condenses only when
+//!   its model refuses the prompt.
 
 use lucid_plugin::types::Error;
 use serde_json::{Value, json};

@@ -1,7 +1,9 @@
-//! The agent's own tools: those that need no sandbox, because they only concern the agent.
+//! The agent's own tools, which need no sandbox because they only concern the agent.
 //!
-//! Always holds: an own tool is carried out within the step that the model called it in. Two are
-//! answered later: `finish` when the whole turn is known, `ask_user` when the user has spoken.
+//! # Invariants
+//!
+//! - An own tool is carried out within the step in which the model called it. Two are answered
+//!   later: `finish` when the whole turn is known, `ask_user` when the user has answered.
 
 use lucid_plugin::policy::Commands;
 use lucid_plugin::types::ToolDefinition;

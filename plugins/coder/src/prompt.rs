@@ -1,7 +1,9 @@
-//! What the model is told in a call: the stretches of the transcript, and the notes around them.
+//! The prompt of a model call: the selected parts of the transcript, and the notes around them.
 //!
-//! Always holds: the system prompt does not change within a session, and notes stand behind the
-//! transcript, so that a provider's prompt cache fits as far as possible.
+//! # Invariants
+//!
+//! - The system prompt does not change within a session, and notes come after the transcript, so
+//!   that as much as possible of a provider's prompt cache is used.
 
 use lucid_plugin::policy::{Context, ModelCall, Part};
 use lucid_plugin::types::{Message, ToolDefinition};

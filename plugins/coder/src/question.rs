@@ -1,7 +1,9 @@
 //! Asks the user, and takes the answer.
 //!
-//! Always holds: at most one question is open, and while it is nothing else is waited for. Whatever
-//! the user says next is the answer; it stands in the transcript as a message of theirs.
+//! # Invariants
+//!
+//! - At most one question is open, and while it is, nothing else is waited for.
+//! - The user's next message is the answer, and is a user message in the transcript.
 
 use lucid_plugin::policy::{Command, Commands, Context, Question as Ask};
 use lucid_plugin::types::ToolResult;

@@ -1,7 +1,9 @@
-//! What the agent remembers from step to step.
+//! The agent's state from step to step.
 //!
-//! Always holds: only what later steps need; the conversation itself is the host's. What concerns
-//! one task is in [`Task`], and a task that is closed leaves nothing of it.
+//! # Invariants
+//!
+//! - The state holds only what later steps need. The conversation itself is the host's.
+//! - Everything about one task is in [`Task`], and a closed task leaves nothing of it behind.
 
 use lucid_plugin::policy::{ModelOffer, Outcome, Start};
 use lucid_plugin::types::ToolDefinition;

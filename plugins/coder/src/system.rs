@@ -1,7 +1,9 @@
-//! The system prompt: who the model is, how it works, and what the session is about.
+//! The system prompt: the model's role, its working method, and the session's subject.
 //!
-//! Always holds: what a repository says of itself stands in a block of its own that it cannot close,
-//! is bounded, and is never given out as the user's words.
+//! # Invariants
+//!
+//! - A repository's own instructions are in a block that they cannot close, are bounded, and are
+//!   never presented as the user's words.
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::Start;

@@ -1,7 +1,10 @@
-//! One turn of the model: its reply, the tools it called, and what follows from their results.
+//! One turn of the model: its reply, the tools it called, and how the task continues after their
+//! results.
 //!
-//! Always holds: every tool call of a reply is either run by the host or answered here, once; and
-//! how the task goes on is decided only when all answers of the turn are there.
+//! # Invariants
+//!
+//! - Every tool call of a reply is either run by the host or answered here, exactly once.
+//! - How the task continues is decided only when all results of the turn are in.
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::{Commands, Context, ModelReply, Outcome};

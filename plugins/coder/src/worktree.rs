@@ -1,7 +1,9 @@
-//! The session's own branch, and what git says of the workspace when the model wants to finish.
+//! The session's own branch, and git's view of the workspace when the model wants to finish.
 //!
-//! Always holds: what is said of a branch at the end is what git said, not what the model claims;
-//! and a workspace that is no repository, or a git that fails, stands in nobody's way.
+//! # Invariants
+//!
+//! - What the final message says of a branch comes from git, not from the model.
+//! - A workspace that is not a repository, or a git command that fails, does not prevent the end.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,8 @@
-//! Answers: from recorded bodies to what they mean.
+//! Response checks: recorded bodies and what they mean.
 //!
-//! Always holds: where a body is cut makes no difference to the deltas or to the completion.
+//! # Invariants
+//!
+//! - Where a body is split makes no difference to the deltas or to the completion.
 
 use std::convert::Infallible;
 

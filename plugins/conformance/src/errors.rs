@@ -1,6 +1,6 @@
-//! Errors that come with the status of a success.
+//! Errors sent with a success status.
 //!
-//! Always holds: these are forms that servers, and what stands before them, have whatever API they speak.
+//! The forms checked here are used by servers and the proxies before them, whatever API they speak.
 
 use lucid_plugin::llm::{Adapter, Frame};
 use lucid_plugin::types::ErrorKind;

@@ -1,12 +1,12 @@
-//! What every model adapter must pass, as dev-dependency of its crate.
+//! The conformance suite for provider adapters, a dev-dependency of each adapter's crate.
 //!
-//! Always holds: the suite knows no provider. What a provider sends is in a folder of recorded bodies,
-//! written after its public documentation; what it takes is a function that says what is wrong with a
-//! request. Events are cut by the crate the host cuts them with.
+//! The suite knows no provider. What a provider sends is in a folder of recorded bodies, written
+//! after its public documentation. What it accepts is a function that says what is wrong with a
+//! request. Events are split by the same crate that the host uses.
 //!
 //! The folder holds
-//! - `NAME.json`, what an answer means (see [`Expected`]), and beside it `NAME.sse`, the answer
-//!   streamed, or `NAME.whole.json`, the answer in one piece, or both;
+//! - `NAME.json`, the meaning of a response (see [`Expected`]), and beside it `NAME.sse`, the
+//!   response streamed, or `NAME.whole.json`, the response in one piece, or both;
 //! - `errors.json`, a list of refusals (see [`Refusal`]).
 //!
 //! ```no_run

@@ -1,6 +1,8 @@
-//! Requests: what an adapter makes of transcripts, held against the provider's rules.
+//! Request checks: an adapter's encoding of transcripts, validated against the provider's rules.
 //!
-//! Always holds: any transcript is encoded; what cannot be sent is repaired or left out.
+//! # Invariants
+//!
+//! - Any transcript can be encoded. What cannot be sent is repaired or left out.
 
 use lucid_plugin::llm::{Adapter, Completion, CompletionRequest, Encoded};
 use lucid_plugin::types::{BlobRef, Content, ErrorKind, Message, Role, ToolDefinition, ToolResult};

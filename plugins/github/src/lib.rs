@@ -1,7 +1,10 @@
-//! GitHub's REST API, that of GitHub Enterprise too.
+//! The git provider plugin for GitHub's REST API, including GitHub Enterprise.
 //!
-//! Always holds: a request carries no credential and no host, both are the deployment's; what GitHub
-//! means by a refusal is told from its words before its status, since one status means many things.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A refusal is classified by its message before its status, since GitHub uses one status for
+//!   many things.
 
 mod refusal;
 

@@ -1,7 +1,9 @@
-//! What GitHub means when it refuses: from status, headers and words to an error the host can act on.
+//! Classifies GitHub's refusals: from status, headers and message to an error the host can act on.
 //!
-//! Always holds: a limit is told from a missing permission, though both are 403; a branch that is not
-//! there is named.
+//! # Invariants
+//!
+//! - A rate limit is distinguished from a missing permission, though both are 403.
+//! - A missing branch is named.
 
 use lucid_plugin::git::{NewChange, header, json, refusal, said, text_at};
 use lucid_plugin::types::{Error, ErrorKind, HttpResponse};

@@ -1,8 +1,11 @@
-//! GitLab's REST API, version 4, wherever a GitLab is.
+//! The git provider plugin for GitLab's REST API, version 4, on any instance.
 //!
-//! Always holds: a request carries no credential and no host, both are the deployment's; a project is
-//! named by its whole path, groups in groups included, as one escaped part. GitLab opens a merge request
-//! of a branch that is not there, so branches are asked for before.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A project is identified by its full path, including nested groups, as one escaped segment.
+//! - Branches are looked up before a merge request is opened, since GitLab opens one for a branch
+//!   that does not exist.
 
 use lucid_plugin::git::{
     Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,

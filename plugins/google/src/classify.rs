@@ -1,7 +1,8 @@
-//! What a refusal means: from status and body to an error the host can act on.
+//! Classifies refusals: from status and body to an error the host can act on.
 //!
-//! Always holds: when the body says when to try again, that is passed on; the headers of this API
-//! mostly do not.
+//! # Invariants
+//!
+//! - If the body says when to retry, that is passed on. The headers of this API mostly do not.
 
 use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
 use lucid_plugin::llm::{json, text_at};

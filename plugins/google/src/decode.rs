@@ -1,7 +1,10 @@
-//! From an answer, streamed or whole, to a completion.
+//! Decodes a response, streamed or whole, to a completion.
 //!
-//! Always holds: a part that came with the proof of a thought stays a piece of its own, with the
-//! proof before it; an answer is whole only when the API said why it ended, or why it did not begin.
+//! # Invariants
+//!
+//! - A part that came with a thought signature stays a separate piece, with the signature before
+//!   it.
+//! - A response is complete only when the API said why it ended, or why it did not begin.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};

@@ -1,8 +1,10 @@
-//! From the shared vocabulary to a `generateContent` request.
+//! Encodes the shared vocabulary to a `generateContent` request.
 //!
-//! Always holds: the turn behind one with calls begins with as many answers, in the calls' order;
-//! nothing is filtered for safety by the provider beyond what cannot be turned off, because an agent
-//! that reads a security report must not fall silent.
+//! # Invariants
+//!
+//! - The turn after one with calls begins with as many results, in the calls' order.
+//! - The provider's safety filters are turned off as far as possible, because an agent that reads a
+//!   security report must not fall silent.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::extra::kept;

@@ -1,8 +1,10 @@
-//! Google's Gemini API.
+//! The provider adapter for Google's Gemini API.
 //!
-//! Always holds: a request carries no credential and no host (both are the deployment's); the proof
-//! of a thought goes back with the piece it came with; a part, reason or member that is not known
-//! here is passed over.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A thought signature goes back with the piece it came with.
+//! - An unknown part, reason or member is ignored.
 
 mod classify;
 mod decode;

@@ -1,8 +1,12 @@
-//! The models, and how each wants to be asked.
+//! The known models, and the request options each one takes.
 //!
-//! Always holds: a model that is not in the list is asked as the newest ones are. Figures are those of
-//! the provider's public pages of November 2026; a price that rises with the length of the prompt
-//! stands at its lowest, and one that is lowered for a season stands at its usual height.
+//! Figures are those of the provider's public pages of November 2026. A price that rises with the
+//! length of the prompt is given at its lowest, and one that is temporarily lowered at its usual
+//! level.
+//!
+//! # Invariants
+//!
+//! - A model that is not in the list is treated like the newest ones.
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 

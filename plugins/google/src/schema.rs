@@ -1,7 +1,10 @@
-//! From a JSON schema to what Gemini takes of one.
+//! Converts a JSON schema to the subset that Gemini accepts.
 //!
-//! Always holds: what comes out has only members that the API knows, whatever went in, and says at
-//! most less than the original: what cannot be said is left out, never said otherwise.
+//! # Invariants
+//!
+//! - The result has only members that the API knows, whatever went in.
+//! - The result says no more than the original: what cannot be expressed is left out, never
+//!   replaced.
 
 use serde_json::{Map, Value, json};
 

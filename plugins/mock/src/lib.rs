@@ -1,9 +1,13 @@
-//! The mock agent: the fixed script that a frontend is developed against.
+//! The mock agent: a fixed script for frontend development.
 //!
-//! Always holds: the script's events come in the wire contract's order, whether a sandbox plays
-//! them for real or the mock tells them itself; every task that was opened is finished, and every
-//! follow-up is answered by exactly one `MockResponse`. It calls no model. Each of its tools does the same
-//! however often it runs, so one that was lost is run again.
+//! It calls no model. Each of its tools does the same however often it runs, so one that was lost
+//! is run again.
+//!
+//! # Invariants
+//!
+//! - The script's events come in the wire contract's order, whether a sandbox really runs them or
+//!   the mock emits them itself.
+//! - Every opened task is finished, and every follow-up gets exactly one `MockResponse`.
 
 mod script;
 

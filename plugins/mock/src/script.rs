@@ -1,6 +1,9 @@
-//! The script itself: what is run where there is a terminal, and what is told where there is none.
+//! The script itself: what is run where there is a terminal, and what is emitted where there is
+//! none.
 //!
-//! Always holds: both forms name the same commands, the same file and the same content.
+//! # Invariants
+//!
+//! - Both forms name the same commands, the same file and the same content.
 
 use lucid_plugin::cut;
 use lucid_plugin::types::ToolResult;

@@ -1,7 +1,9 @@
-//! What a refusal means: from status and body to an error the host can act on.
+//! Classifies refusals: from status and body to an error the host can act on.
 //!
-//! Always holds: the provider's own code decides before the status does, because the same status
-//! means "wait" for one code and "never" for another.
+//! # Invariants
+//!
+//! - The provider's own code takes precedence over the status, because the same status means "wait"
+//!   for one code and "never" for another.
 
 use lucid_plugin::llm::json;
 use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};

@@ -1,7 +1,10 @@
-//! From a response, streamed or whole, to a completion.
+//! Decodes a response, streamed or whole, to a completion.
 //!
-//! Always holds: how a body was cut into frames makes no difference to the completion; a delta is
-//! never taken back; an answer is whole only if the server said so, with a finish reason or `[DONE]`.
+//! # Invariants
+//!
+//! - How a body was split into frames makes no difference to the completion.
+//! - A delta is never taken back.
+//! - A response is complete only if the server said so, with a finish reason or `[DONE]`.
 
 mod calls;
 mod said;

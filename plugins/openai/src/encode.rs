@@ -1,8 +1,10 @@
-//! From the shared vocabulary to a chat completions request.
+//! Encodes the shared vocabulary to a chat completions request.
 //!
-//! Always holds: system messages come first and are one; every tool call is sent with arguments that
-//! are an object, and answered right behind, since some servers refuse the whole conversation for one
-//! that is not.
+//! # Invariants
+//!
+//! - System messages come first and are merged into one.
+//! - Every tool call is sent with arguments that are an object, and is followed directly by its
+//!   result, since some servers refuse the whole conversation otherwise.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::extra::CallExtra;

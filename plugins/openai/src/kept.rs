@@ -1,11 +1,13 @@
-//! What a server wants back, as it is kept in a conversation.
+//! Members that a server wants back, as they are kept in a conversation.
 //!
-//! Servers have members of their own in an answer, and refuse the next request, or forget what they thought,
-//! where those do not come back. Each is kept as a piece of the vendor's own beside what it belongs to, as is
-//! what a call has (`lucid_plugin::llm::extra`).
+//! Servers have members of their own in a response, and refuse the next request, or lose their
+//! reasoning, if those do not come back. Each is kept as a vendor-specific piece beside what it
+//! belongs to, and so are those of a call (`lucid_plugin::llm::extra`).
 //!
-//! Always holds: what is kept is not read, and goes back as it came, in the member in which it came. The
-//! host takes such pieces out of a conversation that goes to another server or model.
+//! # Invariants
+//!
+//! - A kept member is not interpreted, and goes back unmodified under the name it came with.
+//! - The host removes such pieces from a conversation that goes to another server or model.
 
 use lucid_plugin::llm::extra::{custom, kept, take_members};
 use lucid_plugin::llm::json;

@@ -1,8 +1,12 @@
-//! The models, and how each wants to be asked.
+//! The known models, and the request options each one takes.
 //!
-//! Always holds: of a model that is not in the list nothing is assumed, since most of them are other
-//! people's behind the same API. Figures are those of OpenAI's public pages of November 2026; a price
-//! that rises with the length of the prompt stands at its lowest.
+//! Figures are those of OpenAI's public pages of November 2026. A price that rises with the length
+//! of the prompt is given at its lowest.
+//!
+//! # Invariants
+//!
+//! - Nothing is assumed about a model that is not in the list, since most of those are other
+//!   vendors' models behind the same API.
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 

@@ -1,11 +1,14 @@
-//! Which order of roles a server takes.
+//! The order of roles that a server accepts.
 //!
-//! OpenAI and most others take a user's message behind a tool's; Mistral, and the chat templates of many
-//! local models, want the model's answer between them. Nobody can ask a server for it: it is told by the
-//! model's name, or the host learned it from a refusal and says so in `params`. An answer is only put in
-//! where it is wanted, since a model reads it as its own words.
+//! OpenAI and most others accept a user message after a tool message. Mistral, and the chat
+//! templates of many local models, want a reply of the model between them. A server cannot be asked
+//! about this: it is recognised by the model's name, or the host learned it from a refusal and says
+//! so in `params`. A reply is inserted only where it is required, since a model reads it as its own
+//! words.
 //!
-//! Always holds: for a strict server the answer to the last tool's message is not the user's.
+//! # Invariants
+//!
+//! - For a strict server the message that follows the last tool message is not the user's.
 
 use serde_json::{Map, Value, json};
 

@@ -1,24 +1,28 @@
-//! Owns the folder of compiled components, and the one `unsafe` call that loading them takes.
+//! The cache folder of compiled components, and the one `unsafe` call that loading them takes.
 //!
-//! What always holds: nothing is loaded as native code that this program, under this user, did not
-//! write itself. [`Shelf::component`] is a safe function on these grounds:
+//! # Safety
 //!
-//! - The folder was made by this user for nobody else: it is opened without following a link, and
-//!   its owner and its mode (0700) are checked on the open handle. Every file is reached through
-//!   that handle, so renaming a parent folder later changes nothing.
-//! - A file is opened without following a link; that it is a plain file, its owner and its mode
+//! Nothing is loaded as native code that this program, under this user, did not write itself.
+//! [`Shelf::component`] is a safe function on these grounds:
+//!
+//! - The folder was created by this user for nobody else: it is opened without following a link,
+//!   and its owner and its mode (0700) are checked on the open handle. Every file is reached
+//!   through that handle, so renaming a parent folder later changes nothing.
+//! - A file is opened without following a link. That it is a regular file, its owner and its mode
 //!   (0600) are checked on the handle it is read through.
 //! - Its name is the digest of the component and of everything wasmtime says two engines must share
 //!   ([`Engine::precompile_compatibility_hash`]: version, target, settings, CPU features).
-//! - It starts with the digest of its name and of what follows, so a torn or damaged file, and one that
-//!   came under another's name, is compiled anew.
+//! - It starts with the digest of its name and of what follows, so a torn or damaged file, and one
+//!   that came under another's name, is recompiled.
 //! - It is read into memory once, and the bytes that were checked are the bytes that are loaded:
 //!   nobody can change them between the two, as they could in a mapped file.
 //!
-//! Who can get round these is root, or this user, who can change this program as well.
+//! Only root or this user can get round these, and both can change this program as well.
 //!
-//! And the folder has a size: what is put on a full shelf takes the place of what was not taken for
-//! the longest time. Two processes may share a folder, since a file that is gone is compiled anew.
+//! # Eviction
+//!
+//! The folder's size is limited: a new entry in a full folder replaces the least recently used
+//! ones. Two processes may share a folder, since a missing file is recompiled.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};

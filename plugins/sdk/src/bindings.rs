@@ -1,8 +1,11 @@
 //! The Rust form of the WIT packages, generated when the crate is built.
 //!
-//! Always holds: `types` and `log` are generated once and all worlds point at that one copy, so a
-//! message a policy builds is the same type an adapter reads. The interfaces are exported only
-//! where a plugin calls one of the `export_…!` macros: linking this crate exports nothing.
+//! # Invariants
+//!
+//! - `types` and `log` are generated once and all worlds point at that one copy, so a message a
+//!   policy builds is the same type an adapter reads.
+//! - The interfaces are exported only where a plugin calls one of the `export_…!` macros: linking
+//!   this crate exports nothing.
 
 #![allow(
     unreachable_pub,

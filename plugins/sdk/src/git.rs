@@ -1,8 +1,10 @@
-//! The git side: the trait that a provider's integration implements, what integrations share, and the
-//! glue to the exported interface.
+//! Git provider plugins: the trait they implement, shared helpers, and the glue to the exported
+//! interface.
 //!
-//! Always holds: an operation is a chain of requests, and what is known between two of them is the
-//! integration's own state, which the host carries. So a step depends on nothing but its arguments.
+//! # Invariants
+//!
+//! - An operation is a chain of requests, and the state between two of them is the plugin's own,
+//!   carried by the host. So a step depends on nothing but its arguments.
 
 use std::marker::PhantomData;
 

@@ -1,8 +1,9 @@
-//! The adapter side: the traits a provider's adapter implements, and the glue to the exported
-//! interface.
+//! Provider adapters: the traits they implement, and the glue to the exported interface.
 //!
-//! Always holds: one decoder reads one response, and `finish` ends it: whatever comes behind
-//! `finish` or behind an error is answered with an error, so a decoder needs no such care itself.
+//! # Invariants
+//!
+//! - One decoder reads one response, and `finish` ends it: any call after `finish` or after an
+//!   error returns an error, so a decoder need not guard against that itself.
 
 pub mod conversation;
 pub mod extra;

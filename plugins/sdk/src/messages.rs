@@ -1,6 +1,6 @@
-//! Ways to build and read the shared vocabulary in one call.
+//! Convenience functions to build and read the shared vocabulary.
 //!
-//! Always holds: these are conveniences over public fields; nothing here keeps state or decides.
+//! They work on public fields, keep no state and make no decisions.
 
 use crate::types::{Content, Error, ErrorKind, Message, Role, ToolDefinition, ToolResult, Usage};
 

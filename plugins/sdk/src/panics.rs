@@ -1,5 +1,5 @@
-//! Says in the host's log why a plugin panicked, before it traps: what a trap leaves to the host is no
-//! more than the name of a function.
+//! Logs why a plugin panicked, before it traps: the trap itself gives the host no more than the
+//! name of a function.
 
 #[cfg(target_arch = "wasm32")]
 use std::sync::Once;

@@ -1,8 +1,11 @@
-//! The policy side: the trait an agent implements, the commands it gives, and the glue to the
-//! exported interface.
+//! Policies: the trait an agent implements, the commands it issues, and the glue to the exported
+//! interface.
 //!
-//! Always holds: the state goes into the snapshot as JSON under `SCHEMA`, and a snapshot of another
-//! schema is never read as if it were this one. An error in a step gives no commands at all.
+//! # Invariants
+//!
+//! - The state is stored in the snapshot as JSON under `SCHEMA`, and a snapshot of another schema
+//!   is never read as if it were this one.
+//! - An error in a step discards all its commands.
 
 use std::marker::PhantomData;
 

@@ -1,10 +1,10 @@
-//! For tests, natively: a host that plays a session with a policy, one that carries out a tool's call, a
-//! reader of recorded answers for an adapter, and a server that a git provider's integration asks.
+//! Native test harnesses: a host that plays a session with a policy, one that carries out a tool
+//! call, a decoder of recorded responses for an adapter, and a server for a git provider plugin.
 //!
-//! Always holds: what the real host holds a policy to is held here with a failed assertion. Each step
-//! is made twice and must give the same; its state goes through its bytes; no effect is named like
-//! one that is open; a prompt names entries that there are; what is shown has a JSON object for its
-//! fields. Entries are numbered as the host numbers them.
+//! What the real host requires of a policy is asserted here. Each step is run twice and must give
+//! the same result, its state is serialised and restored, no effect has the name of one that is
+//! open, a prompt refers to entries that exist, and an event has a JSON object for its fields.
+//! Entries are numbered as the host numbers them.
 //!
 //! ```no_run
 //! # fn test<MyAgent: lucid_plugin::policy::Policy>() {

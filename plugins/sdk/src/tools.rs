@@ -1,8 +1,10 @@
-//! The side of tools: the trait that a component with tools implements, what it wants done, and the
-//! glue to the exported interface.
+//! Tool components: the trait they implement, the actions they request, and the glue to the
+//! exported interface.
 //!
-//! Always holds: what a call remembers goes from one step to the next as JSON; arguments that a model
-//! wrote wrongly are an error that the model can read and mend.
+//! # Invariants
+//!
+//! - A call's state is carried from one step to the next as JSON.
+//! - Invalid arguments from a model are an error that the model can read and correct.
 
 use std::marker::PhantomData;
 

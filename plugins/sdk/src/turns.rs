@@ -1,12 +1,15 @@
-//! The loop that most agents are: the model answers, what it calls is run, the results go back to
-//! it, until it calls nothing more.
+//! The loop that most agents are: the model replies, the tools it calls are run, and the results go
+//! back to it, until it calls none.
 //!
-//! Always holds: while a task is open, [`Turns`] waits for one model call, for one answer of the
-//! user or for at least one tool run, or it is the model's turn, which [`Turns::settle`] gives it.
-//! Every call of the model that was handed to [`Turns::run`] has one answer in the transcript, also
-//! where the host has none. A message of the user is never passed over: a task that ends in the step
-//! in which the user says more goes on with that. An effect that the loop did not begin is not its
-//! own, and comes back as [`Turn::Other`].
+//! # Invariants
+//!
+//! - While a task is open, [`Turns`] waits for one model call, for one answer of the user or for at
+//!   least one tool run, or it is the model's turn, which [`Turns::settle`] starts.
+//! - Every call of the model that was passed to [`Turns::run`] has exactly one result in the
+//!   transcript, even if the host has none.
+//! - A user message is never ignored: a task that ends in the step in which the user says more
+//!   continues with that.
+//! - An effect that the loop did not start is not its own, and is returned as [`Turn::Other`].
 //!
 //! ```
 //! use lucid_plugin::policy::{Commands, Context, Descriptor, Input, Policy};

@@ -1,8 +1,11 @@
-//! Owns which policy a session gets, and how the engine reaches a policy's component.
+//! Assigns policies to sessions, and connects the engine to a policy's component.
 //!
-//! What always holds: a name that is not offered is an error before anything is made; a step that
-//! fails, fails with the sentence that the plugin's front made of it. A session keeps the build it has
-//! where that is still there, and else goes on with the active one.
+//! # Invariants
+//!
+//! - A name that is not offered is an error before anything is created.
+//! - A step that fails returns the message that the plugin's front made of the failure.
+//! - A session keeps its build while that is still available, and otherwise continues with the
+//!   active one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

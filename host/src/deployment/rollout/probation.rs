@@ -1,9 +1,12 @@
-//! Owns what is counted of a policy's builds while one of them is on probation, and the rule by which it
-//! is taken back or settled.
+//! Statistics of a policy's builds while one of them is on probation, and the rule by which it is
+//! rolled back or confirmed.
 //!
-//! What always holds: a step is counted once, for the build that took it or was to blame for it; the
-//! same figures give the same verdict; a verdict is told once, and again only where nothing could be
-//! done about it. Counts begin with the activation, or with the server's start.
+//! # Invariants
+//!
+//! - A step is counted once, for the build that completed it or was to blame for it.
+//! - The same counts give the same decision.
+//! - A decision is reported once, and again only if it could not be applied.
+//! - Counts begin with the activation, or with the server's start.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,9 +1,12 @@
-//! Owns the shadows of this server: which build is being shadowed, and what the last one of each policy
-//! showed.
+//! The shadow runs of this server: which build is being shadowed, and the result of the last run of
+//! each policy.
 //!
-//! What always holds: one runs at a time, in the background; it ends with the server, and what it showed
-//! is there until the next one of its policy or the server's end. A build that is shadowed was uploaded,
-//! and is loaded beside what runs, so its calls are in no plugin's figures.
+//! # Invariants
+//!
+//! - One runs at a time, in the background. It ends with the server, and its result is kept until
+//!   the next run of its policy or the server's end.
+//! - A shadowed build was uploaded, and is loaded beside the running deployment, so its calls are
+//!   in no plugin's statistics.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,12 @@
-//! Owns the record of which uploaded builds are active, which can be gone back to, and which have a share.
+//! The record of uploaded builds: which are active, which can be rolled back to, and which have a
+//! share of new sessions.
 //!
-//! What always holds: a host that does not know a record's form does not guess; what says nothing new is
-//! written as the version before wrote it. A build is taken back or settled only while it is on the very
-//! probation that the figures are of.
+//! # Invariants
+//!
+//! - A host that does not know a record's format does not guess. A record without new features is
+//!   written in the previous format.
+//! - A build is rolled back or confirmed only while it is on the very probation that the counts are
+//!   from.
 
 use std::collections::{BTreeMap, BTreeSet};
 

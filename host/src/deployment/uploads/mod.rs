@@ -1,9 +1,13 @@
-//! Owns what was uploaded: components by their digest, and which of them are active, in one folder.
+//! The store of uploads: components by their digest, and the record of which are active, in one
+//! folder.
 //!
-//! What always holds: a file there is whole or not there, also after a crash or on a full disk; whoever
-//! writes holds the folder's lock, so a server and a command line beside it do not undo each other's
-//! work; what is active, or may be rolled back to, is never removed to make room. A record that cannot
-//! be understood is an error, never an empty one.
+//! # Invariants
+//!
+//! - A file there is complete or absent, even after a crash or on a full disk.
+//! - A writer holds the folder's lock, so a server and a command line beside it do not undo each
+//!   other's work.
+//! - A build that is active or can be rolled back to is never removed to make room.
+//! - A record that cannot be understood is an error, never an empty one.
 
 mod activations;
 

@@ -1,7 +1,10 @@
-//! Puts tool calls together from the fragments that servers send them in.
+//! Assembles tool calls from the fragments that servers send.
 //!
-//! Always holds: a call keeps the id it was first shown with; ids within a response differ; the
-//! same response gives the same ids, also where the server sends none.
+//! # Invariants
+//!
+//! - A call keeps the id it was first shown with.
+//! - Ids within a response differ, and the same response gives the same ids, even if the server
+//!   sends none.
 
 use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::llm::json::{self, Joiner};

@@ -1,7 +1,10 @@
-//! What a model says and thinks, put together from the pieces that servers send.
+//! Assembles a model's text and reasoning from the fragments that servers send.
 //!
-//! Always holds: what is shown of a text is what the message has of it, but for reasoning that only its
-//! end gave away; the order of both is the model's.
+//! # Invariants
+//!
+//! - The text shown is the text of the message, except for reasoning that only its closing tag
+//!   revealed.
+//! - The order of both is the model's.
 
 use lucid_plugin::llm::Delta;
 use lucid_plugin::llm::json::Joiner;

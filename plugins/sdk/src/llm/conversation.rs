@@ -1,13 +1,17 @@
-//! Makes of any transcript a conversation that a provider takes.
+//! Turns any transcript into a conversation that a provider accepts.
 //!
-//! What always holds of what comes out: user and model take turns, the user first and last; each
-//! tool call is answered exactly once, at the beginning of the turn behind it, in the calls' order;
-//! no id occurs twice, and no text is blank. The same transcript gives the same conversation, and one
-//! that goes on begins with the same turns but for the last two: a provider's cache stays.
+//! A transcript may hold what no provider accepts: a call whose effect was lost, two results for
+//! one call, a result for none, two model turns in a row. What cannot be sent is left out, and what
+//! is missing is inserted.
 //!
-//! A transcript may hold what no provider takes: a call whose effect was lost, two answers to one
-//! call, an answer to none, a model's turn behind another. What cannot be sent is left out, what is
-//! missing is put in.
+//! # Invariants
+//!
+//! - User and model alternate, and the user is first and last.
+//! - Each tool call has exactly one result, at the beginning of the following turn, in the calls'
+//!   order.
+//! - No id occurs twice, and no text is blank.
+//! - The same transcript gives the same conversation, and a longer one begins with the same turns
+//!   except for the last two, which preserves a provider's cache.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -1,8 +1,9 @@
-//! What a server gives beside an answer's own members, and wants back with the next request.
+//! Members that a server adds to a response, and wants back with the next request.
 //!
 //! # Invariants
-//! - What is kept is not read, and goes back as it came.
-//! - The host takes such pieces out of a conversation that goes to another server or model.
+//!
+//! - They are not interpreted, and go back unmodified.
+//! - The host removes such pieces from a conversation that goes to another server or model.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

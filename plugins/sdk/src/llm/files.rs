@@ -1,6 +1,8 @@
-//! Pictures in a request: the plugin writes a mark, the host puts the bytes in its place.
+//! Images in a request: the plugin writes a placeholder, and the host replaces it with the bytes.
 //!
-//! Always holds: a mark occurs once in the body, whatever a model or a user has written.
+//! # Invariants
+//!
+//! - A placeholder occurs once in the body, whatever a model or a user has written.
 
 use super::{Encoded, Framing, Placed};
 use crate::types::{BlobRef, Error, Header, HttpRequest};

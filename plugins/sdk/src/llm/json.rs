@@ -1,11 +1,15 @@
-//! Reads a provider's JSON, also where a string holds half a surrogate pair.
+//! Reads a provider's JSON, even if a string holds half a surrogate pair.
 //!
-//! Servers cut an answer between code units and write what is left of a pair as an escape of its own, so
-//! that one piece ends with the first half and the next one begins with the second. Strings of Rust cannot
-//! hold a half, and `serde_json` refuses it.
+//! Servers split a response between code units and write each half of a pair as an escape of its
+//! own, so that one fragment ends with the first half and the next one begins with the second. A
+//! Rust string cannot hold a half, and `serde_json` refuses it.
 //!
-//! Always holds: two halves that follow each other in one text become their character, wherever the text
-//! was cut; a half that stays alone becomes U+FFFD; neither is an error.
+//! # Invariants
+//!
+//! - Two halves that follow each other in one text become their character, wherever the text was
+//!   split.
+//! - A lone half becomes U+FFFD.
+//! - Neither is an error.
 
 use std::borrow::Cow;
 

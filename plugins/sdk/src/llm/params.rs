@@ -1,7 +1,8 @@
-//! What a policy may set for a model call, read once for all adapters.
+//! A policy's options for a model call, parsed once for all adapters.
 //!
-//! Always holds: what is not known here is passed over, so that a policy can name a setting that
-//! only some adapters have.
+//! # Invariants
+//!
+//! - An unknown option is ignored, so that a policy can set one that only some adapters have.
 
 use serde_json::{Map, Value};
 

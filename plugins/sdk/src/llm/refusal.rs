@@ -1,6 +1,8 @@
-//! What providers' refusals have in common.
+//! Classification of refusals that providers have in common.
 //!
-//! Always holds: the text of a refused key is never passed on, because servers repeat the key in it.
+//! # Invariants
+//!
+//! - The message about a rejected key is never passed on, because servers repeat the key in it.
 
 use serde_json::Value;
 

@@ -1,12 +1,14 @@
-//! Makes of any tool's schema one that providers take.
+//! Converts any tool's schema to one that providers accept.
 //!
-//! A provider refuses the whole request for one schema that it does not like, and schemas of MCP servers are
-//! whatever their authors' generators write.
+//! A provider refuses the whole request for one schema that it does not like, and schemas of MCP
+//! servers are whatever their authors' generators write.
 //!
-//! Always holds: what comes out is an object's schema with `properties`, valid by the latest draft, without
-//! references, without a choice at its root, without boolean schemas, without keywords that nobody has to
-//! know, and of a bounded size, whatever went in; and it allows at least what the original allowed, as far
-//! as names of members let it be said.
+//! # Invariants
+//!
+//! - The result is an object schema with `properties`, valid by the latest draft, without
+//!   references, without alternatives at its root, without boolean schemas, without optional
+//!   keywords, and of a bounded size, whatever went in.
+//! - The result allows at least what the original allowed, as far as member names can express it.
 
 use std::collections::BTreeSet;
 

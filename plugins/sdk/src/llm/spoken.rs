@@ -1,8 +1,10 @@
-//! The text of an answer, with the reasoning told apart that a server left between tags in it.
+//! The text of a response, separated from reasoning that a server left in it between tags.
 //!
 //! # Invariants
-//! - What is shown of a text is what the message has of it, but for reasoning that only its end gave away.
-//! - What goes back to the server is the text as it gave it, tags and all.
+//!
+//! - The text shown is the text of the message, except for reasoning that only its closing tag
+//!   revealed.
+//! - The text goes back to the server as it came, tags included.
 
 use std::borrow::Cow;
 

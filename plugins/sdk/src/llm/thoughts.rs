@@ -1,10 +1,14 @@
-//! Tells a model's reasoning from its answer where a server sends both as one text, with tags around the
-//! reasoning.
+//! Separates a model's reasoning from its answer where a server sends both as one text, with tags
+//! around the reasoning.
 //!
-//! Always holds: where the text was cut makes no difference; a tag is shown neither whole nor in part;
-//! what was told as one of the two is never told as the other later, except for reasoning that only its
-//! end gives away, which is said so. A tag counts at the beginning of a line and outside of code: an
-//! answer that speaks of such tags keeps them.
+//! # Invariants
+//!
+//! - Where the text was split makes no difference.
+//! - No tag is shown, neither whole nor in part.
+//! - Text reported as one of the two is never reported as the other later, except for reasoning
+//!   that only its closing tag revealed, which is reported as such.
+//! - A tag counts only at the beginning of a line and outside of code, so an answer about such tags
+//!   keeps them.
 
 /// What reasoning stands between.
 const TAGS: [(&str, &str); 6] = [

@@ -1,7 +1,10 @@
-//! A call of a tool, played by a test: what it wants is looked at and answered.
+//! A tool call driven by a test, which checks and answers the requested actions.
 //!
-//! Always holds: each step is made twice and must give the same, and what a call remembers goes through
-//! its bytes; a request that the host would not send fails the test.
+//! # Invariants
+//!
+//! - Each step is run twice and must give the same result, and a call's state is serialised in
+//!   between.
+//! - A request that the host would not send fails the test.
 
 use std::marker::PhantomData;
 

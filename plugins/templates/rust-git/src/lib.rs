@@ -1,8 +1,9 @@
-//! An integration of a git provider: whose token is it, what does it reach, open a change.
+//! A git provider plugin: identifies a token's user, lists repositories, opens a pull request.
 //!
-//! It sends nothing itself. An operation is a chain of requests: `step` gives the next one, the host sends
-//! it with the user's token, and calls again with the answer. A request has a path and no host, and no
-//! token. This one speaks a small API; put your provider's own paths and fields in their place.
+//! It sends nothing itself. An operation is a chain of requests: `step` returns the next one, the
+//! host sends it with the user's token, and calls again with the response. A request has a path but
+//! no host and no token. This one speaks a small API: replace it with your provider's own paths and
+//! fields.
 
 use lucid_plugin::git::{
     Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,

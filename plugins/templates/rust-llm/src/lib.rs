@@ -1,8 +1,8 @@
-//! An adapter for a model provider: it says what to send, and what came back means.
+//! A provider adapter: it encodes requests to a model and decodes the responses.
 //!
-//! It sends nothing itself. A request has a path and no host, and no key: where the API is and which
-//! key goes along are the deployment's, so a key is never in here. This one speaks a small API of
-//! chat completions; put your provider's own fields in the place of `messages`, `chunk` and `refusal`.
+//! It sends nothing itself. A request has a path but no host and no key: where the API is and which
+//! key is used are the deployment's, so a key is never in here. This one speaks a small chat
+//! completions API: replace `messages`, `chunk` and `refusal` with your provider's own fields.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};

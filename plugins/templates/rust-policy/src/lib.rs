@@ -1,8 +1,8 @@
-//! An agent: it asks a model, has the tools run that the model calls, and ends when it calls none.
+//! An agent: it calls a model, runs the tools that the model calls, and ends when it calls none.
 //!
-//! It decides and never acts. All it knows comes in as [`Input`]s, all it wants goes out as
-//! [`Commands`]; the host writes both down, and only then carries them out. So there is no clock, no
-//! file and no network here, and the same inputs always give the same commands.
+//! It decides and never acts. All it knows arrives as [`Input`]s and all it wants leaves as
+//! [`Commands`]. The host logs both, and only then carries them out. So there is no clock, no file
+//! and no network here, and the same inputs always give the same commands.
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::{self, Commands, Context, Descriptor, Input, Policy, Start};

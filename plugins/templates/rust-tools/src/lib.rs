@@ -1,8 +1,9 @@
-//! Tools for agents: one looks through the session's files, one asks a server for a ticket.
+//! Tools for agents: one searches the session's files, one fetches a ticket from a server.
 //!
-//! A call is turned into what is to be done, a [`Command`] in the session's sandbox or an [`HttpRequest`]
-//! to the deployment's server, and then into what the model reads. The host does it, shows it and adds the
-//! key. So there is no clock, no file and no network here, and the same arguments always give the same.
+//! A call is turned into actions, a [`Command`] in the session's sandbox or an [`HttpRequest`] to
+//! the deployment's server, and then into the text the model reads. The host carries the actions
+//! out, shows them and adds the key. So there is no clock, no file and no network here, and the
+//! same arguments always give the same result.
 
 use lucid_plugin::cut;
 use lucid_plugin::tools::{self, Answer, Command, Descriptor, Next, Tools, segment};
