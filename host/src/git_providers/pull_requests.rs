@@ -15,10 +15,10 @@ use crate::session::{ChangeOpened, ChangeRequest, Changes};
 use crate::store::{Outbox, RecordError};
 use crate::types::user::UserId;
 
-/// Opens changes for sessions.
+/// Opens pull requests for sessions.
 pub(crate) struct Opener {
     pub(crate) accounts: Accounts,
-    /// Knows the tokens of users who were here lately.
+    /// Holds the tokens of recently connected users.
     pub(crate) outbox: Option<Outbox>,
 }
 
@@ -43,7 +43,7 @@ impl Changes for Opener {
             };
             let own = request.token.as_ref();
             let mut opened = accounts.open_for_session(&who, own, wanted.clone()).await;
-            // Nothing was asked for yet.
+            // Nothing was sent yet.
             if let Err(AccountError::Store(RecordError::NoServiceKey)) = opened {
                 who.token = outbox.and_then(|outbox| outbox.token_of(&who.user));
                 if who.token.is_some() {

@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes a text in; the caller keeps no other copy.
+    /// Takes ownership of a text. The caller keeps no other copy.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
@@ -30,18 +30,18 @@ impl Secret {
         self.0.expose_secret()
     }
 
-    /// How many bytes the text has.
+    /// The length of the text in bytes.
     pub fn len(&self) -> usize {
         self.expose().len()
     }
 
-    /// Whether there is no text at all.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.expose().is_empty()
     }
 
-    /// Compares with what a caller sent. Digests are compared, in constant time, so the time taken
-    /// tells neither the text nor its length.
+    /// Compares with a caller's input. Digests are compared, in constant time, so the time taken
+    /// reveals neither the text nor its length.
     pub fn matches(&self, given: &[u8]) -> bool {
         let ours = Sha256::digest(self.expose().as_bytes());
         let theirs = Sha256::digest(given);

@@ -61,12 +61,12 @@ pub mod git_world {
 
 pub use policy_world::lucid::host::log;
 
-/// The vocabulary that all plugins share, as in `wit/types`.
+/// The vocabulary that all plugins share, from `wit/types`.
 pub mod types {
     pub use super::policy_world::lucid::types::types::*;
 }
 
-/// What the host and a policy tell each other, as in `wit/policy`.
+/// The types between the host and a policy, from `wit/policy`.
 pub mod policy {
     pub use super::policy_world::exports::lucid::policy::policy::{
         Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelOffer,
@@ -75,7 +75,7 @@ pub mod policy {
     };
 }
 
-/// What the host and a model adapter tell each other, as in `wit/llm`.
+/// The types between the host and a provider adapter, from `wit/llm`.
 pub mod llm {
     pub use super::llm_world::exports::lucid::llm::provider::{
         Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, KeyPlace,
@@ -101,14 +101,14 @@ impl From<tools::KeyPlace> for llm::KeyPlace {
     }
 }
 
-/// What the host and a component with tools tell each other, as in `wit/tools`.
+/// The types between the host and a tool component, from `wit/tools`.
 pub mod tools {
     pub use super::tools_world::exports::lucid::tools::tools::{
         Action, Answer, Command, Descriptor, KeyPlace, Output, Program, Progress, Reply, Turn,
     };
 }
 
-/// What the host and a git provider's integration tell each other, as in `wit/git`.
+/// The types between the host and a git provider plugin, from `wit/git`.
 pub mod git {
     pub use super::git_world::exports::lucid::git::provider::{
         Account, Change, Descriptor, KeyPlace, NewChange, Next, Operation, Page, Reply, Repository,
