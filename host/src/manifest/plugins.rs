@@ -61,8 +61,8 @@ pub(super) const LIMITS: &[&str] = &["fuel", "memory", "output", "time"];
 pub(super) const KEY_PLACE: &[&str] = &["header"];
 pub(super) const PRICE: &[&str] = &["input", "output", "cache_read", "cache_write"];
 
-/// The range of a call's fuel and memory on any host. The host's engine has no more memory than
-/// this for one.
+/// The permitted ranges of a call's limits on any host. The host's engine has no more memory than
+/// this for one call.
 const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;

@@ -56,8 +56,8 @@ pub(super) struct Basis<'a> {
     pub(super) entry: Option<&'a ProviderEntry>,
     /// The names of all providers, including this one.
     pub(super) others: &'a [String],
-    /// Whether it serves sessions that name no provider. If so, `LLM_MODEL` and `LLM_MODELS`
-    /// entries without a prefix refer to it.
+    /// Whether it serves sessions that name no provider. If so, `LLM_MODEL` and a model given on
+    /// the command line refer to it.
     pub(super) is_default: bool,
     /// Whether it is at `LLM_BASE_URL`, so that `LLM_MODEL` refers to it too.
     pub(super) general: bool,

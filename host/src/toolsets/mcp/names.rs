@@ -13,10 +13,11 @@ use std::collections::HashMap;
 use crate::models::tool_names::{LONGEST, plain};
 use crate::session::SEPARATOR;
 
-/// The most bytes of a server's own name for a tool.
+/// The maximum length of a server's own name for a tool, in bytes.
 const LONGEST_OWN: usize = 256;
 
-/// What a tool of a server is called, without the server's name; none where it has no proper name at all.
+/// The name of a server's tool, without the server's own name. `None` if it has no valid name at
+/// all.
 pub(super) fn told(server: &str, tool: &str) -> Option<String> {
     let room = LONGEST.checked_sub(server.len() + SEPARATOR.len())?;
     if tool.is_empty() || tool.len() > LONGEST_OWN || tool.contains(char::is_control) {
@@ -25,7 +26,7 @@ pub(super) fn told(server: &str, tool: &str) -> Option<String> {
     plain(tool, room).map(Cow::into_owned)
 }
 
-/// The tools' own names by what they are called.
+/// The tools' own names, by the names models use.
 pub(super) fn told_of<'a>(
     server: &str,
     tools: impl Iterator<Item = &'a str>,
