@@ -12,8 +12,8 @@ use super::ConfigError;
 use super::parse::{Values, shown};
 use crate::net::egress::Document;
 
-/// Below a Supabase project's address. A project that still signs with its shared secret alone has an
-/// empty set of keys there.
+/// The path below a Supabase project's URL. A project that still signs with its shared secret alone
+/// has an empty key set there.
 const OF_A_PROJECT: [&str; 4] = ["auth", "v1", ".well-known", "jwks.json"];
 
 /// `SUPABASE_JWKS_URL`, or the project's.

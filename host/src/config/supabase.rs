@@ -9,7 +9,7 @@ use super::parse::Values;
 use super::{ConfigError, Secret};
 use crate::store::SupabaseSettings;
 
-/// Reads where the record of chats is kept, where that is not the local database.
+/// Reads the location of the chat store, if it is not the local database.
 pub(super) fn check(
     values: &Values,
     warnings: &mut Vec<String>,
@@ -18,7 +18,7 @@ pub(super) fn check(
     let anon_key = values.header_secret("SUPABASE_ANON_KEY")?;
     let has_anon_key = anon_key.is_some();
     let service_key = service_key(values)?;
-    // The address alone says where the keys for tokens are, which needs no key.
+    // The URL alone gives the location of the keys for tokens, which needs no key.
     let (Some(url), Some(anon_key)) = (url, anon_key) else {
         for (name, set) in [
             ("SUPABASE_ANON_KEY", has_anon_key),

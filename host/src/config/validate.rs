@@ -27,7 +27,7 @@ const DAY: f64 = 86_400.0;
 const MIB: u64 = 1024 * 1024;
 
 impl Config {
-    /// Makes settings of values.
+    /// Validates all values.
     pub(super) fn check(values: &Values) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
         let jwt_secret = values.raw("SUPABASE_JWT_SECRET").map(Secret::from);

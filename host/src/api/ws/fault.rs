@@ -25,17 +25,17 @@ pub(super) fn is_end(error: &axum::Error) -> bool {
     )
 }
 
-/// Why nothing more can be read from a client that is there.
+/// Why nothing more can be read from a connected client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// A close code.
+    /// The close code.
     pub(super) code: u16,
-    /// A sentence.
+    /// The reason, a sentence.
     pub(super) reason: String,
 }
 
 impl Fault {
-    /// What the client did, none if the connection is gone.
+    /// Classifies an error. `None` if the connection is gone.
     pub(super) fn of(error: &axum::Error) -> Option<Self> {
         let (code, reason) = match error.source()?.downcast_ref::<Error>()? {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => (

@@ -28,9 +28,9 @@ const TIMES: u64 = 2;
 /// A build with fewer steps is judged as if the missing ones had succeeded: one failed step out of
 /// two says little.
 const FEWEST_STEPS: u64 = 50;
-/// The number of steps after which a build is confirmed,
+/// The minimum number of steps before a build is confirmed.
 const SETTLED_STEPS: u64 = 1_000;
-/// and the number of sessions.
+/// The minimum number of sessions before a build is confirmed.
 const SETTLED_SESSIONS: u64 = 5;
 /// The maximum number of sessions that are distinguished.
 const MOST_SESSIONS: usize = 10_000;
