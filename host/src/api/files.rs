@@ -40,7 +40,7 @@ pub(super) struct TreeView {
     tree: Vec<Node>,
 }
 
-/// The JSON form of a [`Node`].
+/// How a [`Node`] is written.
 #[derive(ToSchema)]
 #[schema(no_recursion)]
 #[expect(dead_code, reason = "it only describes")]
@@ -55,7 +55,7 @@ struct NodeView {
     children: Option<Vec<NodeView>>,
 }
 
-/// The JSON form of a node's kind.
+/// How a node's kind is written.
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
 #[expect(dead_code, reason = "it only describes")]

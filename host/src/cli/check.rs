@@ -16,13 +16,13 @@ use crate::config::Config;
 use crate::server::{self, Folders, StartError};
 use crate::store::blobs::Blobs;
 
-/// Loads everything, and says what there is.
+/// Loads the deployment and describes it.
 pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode {
     if file.is_some() {
         config.manifest = file;
     }
     let folders = Folders::below(&config.workspace_base_path);
-    // Nothing is asked, so there are no files.
+    // No model is called, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(server::deploy(&config, &folders, blobs)).await {
         Ok(deployed) => deployed,

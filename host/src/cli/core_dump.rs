@@ -15,16 +15,16 @@
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Which mappings a core dump holds, see core(5). Where the kernel knows no core dumps it is missing.
+/// The mask of mappings in a core dump, see core(5). Missing if the kernel has no core dumps.
 const FILTER: &str = "/proc/self/coredump_filter";
 
-/// From here on a crash leaves nothing behind.
+/// Disables core dumps from here on.
 pub(super) fn forbid() {
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
-    // Less is always granted.
+    // Lowering a limit is always permitted.
     let _ = setrlimit(Resource::Core, none);
     let _ = std::fs::write(FILTER, "0");
 }

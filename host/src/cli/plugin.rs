@@ -137,7 +137,7 @@ enum Lang {
     Python,
 }
 
-/// Does it.
+/// Runs the command.
 pub(super) fn main(args: PluginArgs) -> ExitCode {
     // A plugin's own log lines are for its author.
     let builder = tracing_subscriber::fmt()
@@ -180,7 +180,7 @@ pub(super) fn main(args: PluginArgs) -> ExitCode {
     }
 }
 
-/// What is made once for all of an author's projects is kept here; none where there is no home.
+/// The cache folder shared by all of an author's projects. `None` if there is no home folder.
 fn cache() -> Option<PathBuf> {
     let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let own = own.filter(|path| path.is_absolute());
@@ -188,8 +188,8 @@ fn cache() -> Option<PathBuf> {
     cache.map(|cache| cache.join("lucid"))
 }
 
-/// An engine for one plugin at a time. It keeps what it compiled, since a component that brings a
-/// language's engine along takes it many seconds.
+/// An engine for one plugin at a time. It caches what it compiled, since a component that embeds a
+/// language's runtime takes many seconds.
 fn engine() -> Result<Engine, String> {
     let compiled = cache().map(|cache| cache.join("compiled"));
     let options = |cache: Option<PathBuf>| EngineOptions {
@@ -201,14 +201,14 @@ fn engine() -> Result<Engine, String> {
     };
     let kept = Engine::new(options(compiled));
     let engine = match kept {
-        // A cache that cannot be used only takes time.
+        // Without a usable cache it only takes longer.
         Err(EngineError::Cache(_)) => Engine::new(options(None)),
         other => other,
     };
     engine.map_err(|error| format!("The plugin cannot be run here: {error}."))
 }
 
-/// A component's bytes, if a host would read as many.
+/// A component's bytes, up to the size that a host would read.
 fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
     let most = EngineOptions::default().largest_component as u64;
     let shown = file.display();
@@ -227,7 +227,7 @@ fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
     std::fs::read(file).map_err(|e| format!("{shown} cannot be read: {e}."))
 }
 
-/// What was asked for cannot be.
+/// Prints why a command was refused.
 fn refused(sentence: &str) -> ExitCode {
     say(Level::Error, sentence);
     ExitCode::from(WRONG)

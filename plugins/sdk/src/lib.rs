@@ -72,10 +72,11 @@ pub mod types {
 
 pub use messages::{NO_USAGE, cut, joined_text};
 
-/// How much a log line matters.
+/// The severity of a log line.
 pub use bindings::shared::lucid::host::log::Level;
 
-/// Writes a line to the host's log, under the plugin's name. Off wasm there is no host to hear it.
+/// Writes a line to the host's log, under the plugin's name. Does nothing off wasm, where there is
+/// no host.
 pub fn log(level: Level, message: &str) {
     #[cfg(target_arch = "wasm32")]
     bindings::shared::lucid::host::log::log(level, message);

@@ -4,12 +4,12 @@
 #[cfg(target_arch = "wasm32")]
 use std::sync::Once;
 
-/// The most bytes of a message that are told.
+/// The maximum length of a logged message, in bytes.
 #[cfg(target_arch = "wasm32")]
 const LONGEST: usize = 2_000;
 
-/// Has panics told from here on. Each exported function begins with it; only the first one does
-/// anything, and natively none.
+/// Enables logging of panics. Each exported function begins with it. Only the first call has an
+/// effect, and natively none has.
 pub(crate) fn tell() {
     #[cfg(target_arch = "wasm32")]
     {

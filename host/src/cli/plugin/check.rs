@@ -24,7 +24,7 @@ use crate::cli::failed;
 use crate::manifest::settings_fit;
 use crate::wasm::{AnyError, AnyPlugin, Limits};
 
-/// Checks it, and prints what was found.
+/// Checks a component, and prints the findings.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {
     let settings = match serde_json::from_str::<serde_json::Value>(&args.settings) {
         Ok(serde_json::Value::Object(settings)) => settings,

@@ -13,10 +13,10 @@ use owo_colors::Style;
 use crate::cli::render::{Screen, clean, colours};
 use crate::wasm::{CallFigures, Limits};
 
-/// How wide the name of what was looked at is.
+/// The width of the column with the checked item's name.
 const NAME: usize = 10;
 
-/// What was found.
+/// The findings of a check.
 pub(super) struct Report {
     screen: Screen,
     bad: bool,
@@ -38,7 +38,7 @@ impl Report {
         self.line("ok", Style::new().green(), what, text);
     }
 
-    /// Worth knowing, and nothing to fail for.
+    /// A note that is worth knowing but does not fail the check.
     pub(super) fn note(&self, what: &str, text: &str) {
         self.line("--", Style::new().yellow(), what, text);
     }
@@ -48,7 +48,7 @@ impl Report {
         self.line("!!", Style::new().red(), what, text);
     }
 
-    /// Good, or what is wrong.
+    /// A success, or a failure with its reason.
     pub(super) fn result(&mut self, what: &str, result: Result<String, String>) {
         match result {
             Ok(text) => self.good(what, &text),
@@ -66,7 +66,7 @@ impl Report {
         );
     }
 
-    /// A line for each function, and how near the limits it came.
+    /// A line for each function, with its usage relative to the limits.
     pub(super) fn figures(&mut self, figures: &[CallFigures], limits: &Limits) {
         outln!(
             "  {:<12}{:>7}{:>11}{:>11}  {:<26}most memory",
@@ -94,12 +94,12 @@ impl Report {
         }
     }
 
-    /// Whether anything was bad.
+    /// Whether there was a failure.
     pub(super) fn is_bad(&self) -> bool {
         self.bad
     }
 
-    /// 1 where anything was bad.
+    /// 1 if there was a failure.
     pub(super) fn exit_code(&self) -> ExitCode {
         if self.is_bad() {
             outln!(

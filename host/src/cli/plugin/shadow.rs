@@ -21,7 +21,7 @@ use crate::cli::failed;
 use crate::cli::render::{clean, one_line};
 use crate::types::plural;
 
-/// Between two looks at how far it is.
+/// The interval between progress queries.
 const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub(super) struct ShadowArgs {
     server: ServerArgs,
 }
 
-/// Begins it, waits, and shows what it showed.
+/// Starts a shadow run, waits, and prints its result.
 pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
     match done(args).await {
         Ok(report) => {
@@ -82,7 +82,7 @@ async fn done(args: &ShadowArgs) -> Result<Value, String> {
     }
 }
 
-/// Whether all was replayed, and nothing of it differed.
+/// Whether everything was replayed without a difference.
 fn is_clean(report: &Value) -> bool {
     let none = |name: &str| report[name] == 0;
     report["problem"].is_null()

@@ -14,10 +14,10 @@ use super::thoughts::{Piece, Thoughts};
 use super::wit::Delta;
 use crate::types::{Content, Thinking};
 
-/// Stands behind reasoning that stood in a text; the body is what it stood between.
+/// The kind of the piece after reasoning that was in a text. Its body has the surrounding tags.
 const TAGS: &str = "server.tags";
 
-/// One text of an answer, put together from the pieces that servers send.
+/// A text of a response, assembled from the fragments that servers send.
 #[derive(Debug, Default)]
 pub struct Spoken {
     joiner: Joiner,
@@ -33,7 +33,7 @@ enum Part {
 }
 
 impl Spoken {
-    /// Takes more of it. `marked` is as in [`super::json::Piece`].
+    /// Takes a fragment. `marked` is as in [`super::json::Piece`].
     pub fn push(&mut self, text: &str, marked: bool, deltas: &mut Vec<Delta>) {
         let text = self.joiner.push(text, marked);
         let mut pieces = Vec::new();
@@ -41,7 +41,7 @@ impl Spoken {
         self.take(pieces, deltas);
     }
 
-    /// All of it is there.
+    /// Ends the text.
     pub fn end(&mut self, deltas: &mut Vec<Delta>) {
         let mut pieces = Vec::new();
         self.thoughts.push(self.joiner.rest(), &mut pieces);
@@ -74,7 +74,7 @@ impl Spoken {
                 Piece::WasThought(_, close) => {
                     for piece in &mut self.pieces {
                         if let Part::Text(text) = piece {
-                            // It had no beginning, and goes back without one.
+                            // It had no opening tag, and goes back without one.
                             let tags = Some((String::new(), close.clone()));
                             *piece = Part::Thought(std::mem::take(text), tags);
                         }
@@ -84,7 +84,7 @@ impl Spoken {
         }
     }
 
-    /// As pieces of the message.
+    /// The message's pieces.
     pub fn into_content(mut self) -> Vec<Content> {
         self.end(&mut Vec::new());
         let mut content = Vec::new();
@@ -102,14 +102,14 @@ impl Spoken {
     }
 }
 
-/// The pieces of an answer with its texts as their server gave them: reasoning that stood in one is a part
-/// of it again.
+/// The pieces of a response with the texts as their server sent them: reasoning that was in one is
+/// part of it again.
 pub(super) fn as_given(content: &[Content]) -> Cow<'_, [Content]> {
     if !content.iter().any(|piece| tags(Some(piece)).is_some()) {
         return Cow::Borrowed(content);
     }
     let mut given: Vec<Content> = Vec::with_capacity(content.len());
-    // The last of them is a text that goes on.
+    // Whether the last piece is a text that continues.
     let mut open = false;
     let mut pieces = content.iter().peekable();
     while let Some(piece) = pieces.next() {
@@ -134,7 +134,7 @@ pub(super) fn as_given(content: &[Content]) -> Cow<'_, [Content]> {
     Cow::Owned(given)
 }
 
-/// What the reasoning before this piece stood between.
+/// The tags around the reasoning before this piece.
 fn tags(piece: Option<&Content>) -> Option<(String, String)> {
     match piece {
         Some(Content::Other(piece)) => kept(TAGS, piece),

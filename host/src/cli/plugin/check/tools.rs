@@ -17,20 +17,20 @@ use crate::types::wit::tools::{Action, Answer, Output, Progress};
 use crate::types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 use crate::wasm::{CallError, ToolsPlugin};
 
-/// How the world answers a call.
+/// How the environment responds to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum World {
-    /// Commands print something and end well, servers answer with a small object.
+    /// Commands print something and succeed, servers respond with a small object.
     Kind,
-    /// Commands end badly, servers refuse.
+    /// Commands fail, servers refuse.
     Unkind,
     /// Nothing can be carried out.
     Gone,
-    /// What comes back is no text, or much.
+    /// Responses are not text, or are large.
     Odd,
 }
 
-/// All of them, and what they are called in a report.
+/// All of them, and their names in a report.
 const WORLDS: [(World, &str, &str); 4] = [
     (World::Kind, "calls", "each tool, where all goes well"),
     (
@@ -46,7 +46,7 @@ const WORLDS: [(World, &str, &str); 4] = [
     ),
 ];
 
-/// Tries all of it.
+/// Runs all checks.
 pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &str) {
     let tools = match plugin.definitions(settings).await.result {
         Ok(tools) => tools,
@@ -78,7 +78,7 @@ pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &
     report.result("arguments", arguments(plugin, settings, &tools).await);
 }
 
-/// What came of some calls.
+/// The outcome of some calls.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     steps: usize,
@@ -104,7 +104,7 @@ impl Tried {
     }
 }
 
-/// What models write that read no schema.
+/// Arguments from models that did not read the schema.
 async fn arguments(
     plugin: &ToolsPlugin,
     settings: &str,
@@ -134,7 +134,7 @@ async fn arguments(
     ))
 }
 
-/// One call to its end. Fails with a sentence.
+/// Runs one call to completion. The error is a sentence.
 pub(super) async fn play(
     plugin: &ToolsPlugin,
     settings: &str,
@@ -230,7 +230,7 @@ fn answer(action: &Action, world: World) -> Answer {
     })
 }
 
-/// Arguments that a schema allows, as far as its properties say what they are.
+/// Arguments that a schema allows, as far as its properties are typed.
 fn example(tool: &ToolDefinition) -> String {
     let schema: Value = serde_json::from_str(&tool.input_schema).unwrap_or_default();
     let properties = schema["properties"].as_object().cloned();
