@@ -11,36 +11,38 @@
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 
-/// How a model is told to reason.
+/// How a model's reasoning is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reasons {
-    /// By a number of tokens, when asked.
+    /// By a number of tokens, on request.
     Budget,
-    /// As it sees fit, when asked, or by a number of tokens.
+    /// Adaptive, on request, or by a number of tokens.
     Either,
-    /// As it sees fit, when asked.
+    /// Adaptive, on request.
     Asked,
-    /// As it sees fit, unless told not to.
+    /// Adaptive, unless turned off.
     Unasked,
-    /// As it sees fit; told not to, it would refuse the request or the reasoning of its earlier answers.
+    /// Adaptive. If turned off, it would refuse the request or the reasoning of its earlier
+    /// responses.
     Always,
 }
 
-/// How a model wants to be asked.
+/// The request options of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ways {
     pub(crate) reasons: Reasons,
-    /// Whether its reasoning is bound to all that came before it, so that the API has to be told to
-    /// leave out what a condensed conversation no longer fits.
+    /// Whether its reasoning is bound to everything before it, so that the API has to be told to
+    /// drop what no longer fits a condensed conversation.
     pub(crate) bound: bool,
-    /// The most it writes.
+    /// The maximum number of output tokens.
     pub(crate) output: u32,
-    /// Its reasoning has a proof, and is refused without one: a model of Anthropic's, wherever it is served.
+    /// Whether its reasoning is signed, and refused without a signature: true of Anthropic's
+    /// models, wherever they are served.
     pub(crate) proves: bool,
 }
 
 impl Ways {
-    /// Whether it takes `temperature` and `top_p`.
+    /// Whether it accepts `temperature` and `top_p`.
     pub(crate) fn sampling(self) -> bool {
         matches!(self.reasons, Reasons::Budget | Reasons::Either)
     }
@@ -204,7 +206,7 @@ pub(crate) fn all() -> Vec<ModelInfo> {
         .collect()
 }
 
-/// By the model's name, with or without a date behind it and a route before it.
+/// The options by the model's name, with or without a date suffix and a route prefix.
 pub(crate) fn ways(model: &str) -> Ways {
     let name = model.rsplit('/').next().unwrap_or(model);
     let known = MODELS.iter().find(|m| {

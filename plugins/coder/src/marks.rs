@@ -8,7 +8,7 @@
 
 use lucid_plugin::types::ToolResult;
 
-/// Mark of a tool and its arguments.
+/// The hash of a tool and its arguments.
 pub(crate) fn of_call(name: &str, arguments: &str) -> u64 {
     let same =
         serde_json::from_slice::<serde_json::Value>(arguments.as_bytes()).map(|v| v.to_string());
@@ -16,7 +16,7 @@ pub(crate) fn of_call(name: &str, arguments: &str) -> u64 {
     hash(hash(START, name.as_bytes()), arguments.as_bytes())
 }
 
-/// Mark of a call with its result.
+/// The hash of a call with its result.
 pub(crate) fn with_result(call: u64, result: &ToolResult) -> u64 {
     let ending = format!("{}{:?}", result.is_error, result.exit_code);
     hash(hash(call, result.text.as_bytes()), ending.as_bytes())
@@ -24,7 +24,7 @@ pub(crate) fn with_result(call: u64, result: &ToolResult) -> u64 {
 
 const START: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a, with the length in front so that neighbours do not run into each other.
+/// FNV-1a, with a length prefix so that adjacent fields do not run into each other.
 fn hash(start: u64, bytes: &[u8]) -> u64 {
     let length = (bytes.len() as u64).to_le_bytes();
     length.iter().chain(bytes).fold(start, |h, byte| {

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use crate::state::State;
 
-/// What a turn is taken to be long, in bytes.
+/// The assumed size of a turn, in bytes.
 const TURN: u64 = 4096;
 
-/// From schema 1, which had one flat object. It goes through JSON, since a second set of readers for
-/// the same types would be a quarter of the component.
+/// Migrates schema 1, which was one flat object. It goes through JSON, since a second set of
+/// deserializers for the same types would be a quarter of the component.
 pub(crate) fn from_first(mut old: Value) -> Result<State, Error> {
     let unreadable = |why: String| {
         Error::internal(format!(

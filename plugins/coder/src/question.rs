@@ -13,7 +13,7 @@ use crate::state::{Question, State, Waits};
 
 const ANSWERED: &str = "The user answered. The answer is their next message.";
 
-/// Puts a question, unless the user has said something that is not read yet.
+/// Asks a question, unless there is an unread user message.
 pub(crate) fn put(ctx: &Context, s: &mut State, question: Question, out: &mut Commands) {
     if s.task.unread {
         let why = "Not asked: the user said something meanwhile. Read it first, and ask again only \
@@ -36,7 +36,7 @@ pub(crate) fn put(ctx: &Context, s: &mut State, question: Question, out: &mut Co
     };
 }
 
-/// The user said something while a question was open.
+/// Handles a user message while a question is open.
 pub(crate) fn answered(s: &mut State, out: &mut Commands) {
     if let Waits::Answer { call_id, .. } = std::mem::take(&mut s.task.waits) {
         s.task.circles.forget();
@@ -46,7 +46,7 @@ pub(crate) fn answered(s: &mut State, out: &mut Commands) {
     }
 }
 
-/// The host could not put the question.
+/// Handles the host's failure to ask the question.
 pub(crate) fn failed(call_id: Option<String>, why: &str, out: &mut Commands) {
     let text = format!(
         "The user could not be asked: {why} Decide it yourself, and say at the end how you did."

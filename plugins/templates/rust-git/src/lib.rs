@@ -14,15 +14,15 @@ use lucid_plugin::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The integration.
+/// The plugin.
 pub struct MyAgent;
 
-/// What was asked, which comes back with the answer.
+/// The request that was sent, which comes back with the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
     /// The first request of an operation.
     First,
-    /// Which change there is already.
+    /// The search for an existing pull request.
     Existing,
 }
 
@@ -36,7 +36,7 @@ impl Provider for MyAgent {
             description: "Repositories and changes of Example.".into(),
             default_base_url: "https://git.example.org/api/v1".into(),
             default_web_url: "https://git.example.org".into(),
-            // On a server of somebody's own, the API is here below its web address.
+            // On a self-hosted server, the API is at this path below its web address.
             api_path: "/api/v1".into(),
             key: KeyPlace::Bearer,
             git_user: "token".into(),
@@ -64,7 +64,7 @@ impl Provider for MyAgent {
     }
 }
 
-/// What went well, as JSON.
+/// The JSON of a successful response.
 fn success(response: &HttpResponse) -> Result<Value, Error> {
     if is_success(response) {
         json(response)
@@ -118,7 +118,7 @@ fn repositories(page: &Page, response: &HttpResponse) -> Result<Next<Asked>, Err
     })))
 }
 
-/// Where a repository is: `/repos/OWNER/NAME`.
+/// The path of a repository: `/repos/OWNER/NAME`.
 fn path(change: &NewChange) -> Result<String, Error> {
     match change.repository.split('/').collect::<Vec<_>>()[..] {
         [owner, name] if !owner.is_empty() && !name.is_empty() && !owner.starts_with('.') => {
@@ -138,7 +138,7 @@ fn open(change: &NewChange) -> Result<HttpRequest, Error> {
         "head": change.head,
         "draft": change.draft,
     });
-    // Without one, this provider takes the repository's default branch.
+    // Without one, this provider uses the repository's default branch.
     if let Some(base) = &change.base {
         body["base"] = base.as_str().into();
     }
@@ -148,7 +148,7 @@ fn open(change: &NewChange) -> Result<HttpRequest, Error> {
 fn opened(change: &NewChange, answered: &Answered<Asked>) -> Result<Next<Asked>, Error> {
     let response = &answered.response;
     match answered.state {
-        // Whoever opens a change that is there already gets that one.
+        // If the pull request exists already, it is the result.
         Asked::First if response.status == 409 && said(response).contains("already exists") => {
             let query = [("state", "open"), ("head", change.head.as_str())];
             let request = get(format!("{}/pulls", path(change)?), &query);
