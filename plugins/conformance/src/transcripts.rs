@@ -9,7 +9,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-/// Few, so that calls and results meet, twice too; some as no provider takes them.
+/// Few ids, so that calls and results match, even repeatedly. Some are in a form that no provider
+/// accepts.
 const IDS: [&str; 8] = [
     "a",
     "toolu_01",

@@ -25,7 +25,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Takes reasoning. `place` is where it stands; none where it is only to be shown.
+    /// Takes reasoning. `place` is its position. `None` if it is only to be shown.
     pub(super) fn think(
         &mut self,
         text: &str,
@@ -52,14 +52,14 @@ impl Said {
         self.spoken.push(text, marked, deltas);
     }
 
-    /// All of it is there.
+    /// Ends all texts.
     pub(super) fn end(&mut self, deltas: &mut Vec<Delta>) {
         let rest = self.thinking_joiner.rest();
         self.thought(rest, deltas);
         self.spoken.end(deltas);
     }
 
-    /// As pieces of the message.
+    /// The message's pieces.
     pub(super) fn into_content(self) -> Vec<Content> {
         let mut content = Vec::new();
         if !self.thinking.is_empty() {
