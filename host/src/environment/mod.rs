@@ -312,8 +312,8 @@ impl Place for Shared {
             input_schema: tool.input_schema.to_string(),
         };
         let mut all: Vec<_> = tools::definitions().into_iter().map(definition).collect();
-        // Git is called in the terminal, whatever the policy, so its tool description mentions the
-        // clone.
+        // Git is called in the terminal, whatever the policy, so the terminal's description
+        // mentions the clone.
         if let Some(said) = self.0.clone_said.get()
             && let Some(terminal) = all.iter_mut().find(|tool| tool.name == "terminal")
         {

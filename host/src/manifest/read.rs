@@ -167,7 +167,7 @@ fn sources<'d, 'i>(
     all
 }
 
-/// Whether a policy, a model provider or a git provider can have this name.
+/// Whether a policy, a provider or a tool source can have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let first = name.bytes().next();

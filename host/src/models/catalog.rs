@@ -115,8 +115,8 @@ impl Choice {
         choice
     }
 
-    /// The entries of the list for this provider: those with its prefix, and those without any that
-    /// it may have.
+    /// The entries of the list for this provider: those with its prefix, and those without any
+    /// provider's prefix if it may have that model.
     fn listed(
         &self,
         list: &[String],

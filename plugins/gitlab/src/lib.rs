@@ -83,7 +83,7 @@ fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
         login: required(&user, "username")?.into(),
         name: text_at(&user, "name").map(str::to_owned),
         email: text_at(&user, "email").map(str::to_owned),
-        // The documentation does not say that every token may query its scopes.
+        // No endpoint that every token may call returns its scopes.
         scopes: Vec::new(),
     })))
 }
