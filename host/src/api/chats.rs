@@ -1,7 +1,9 @@
-//! Owns the routes over the record of the work: list, read, rename and delete chats.
+//! The routes over stored chats: list, read, rename and delete.
 //!
-//! What always holds: every look-up names the caller, so another user's chat is as absent as one
-//! that never was.
+//! # Invariants
+//!
+//! - Every lookup names the caller, so another user's chat is indistinguishable from one that never
+//!   existed.
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,13 @@
-//! The OpenAPI document: what all routes have in common, and what follows from how a route is built.
+//! The OpenAPI document: what all routes have in common, and what follows from how a route is
+//! built.
 //!
 //! # Invariants
 //!
-//! - An error is described under the media type that it is sent with.
-//! - What is no JSON is described as bytes.
-//! - A status that an extractor or a layer can answer with is described for every route that has it, so no
-//!   route has to repeat it: who asks (401, 503), a body (400, 413, 415, 422), a query (422), a path (404),
-//!   and a fault of the server (500).
+//! - An error is described under the media type it is sent with.
+//! - A body that is not JSON is described as bytes.
+//! - A status that an extractor or a layer can respond with is described for every route that has
+//!   it, so no route has to repeat it: authentication (401, 503), a body (400, 413, 415, 422), a
+//!   query (422), a path (404), and an internal error (500).
 
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
@@ -40,7 +41,7 @@ const PROBLEM_JSON: &str = "application/problem+json";
 )]
 pub(super) struct Description;
 
-/// The two ways of authentication, for the description.
+/// The two authentication schemes, for the description.
 struct Schemes;
 
 impl utoipa::Modify for Schemes {
@@ -61,7 +62,7 @@ impl utoipa::Modify for Schemes {
     }
 }
 
-/// Completes a document whose routes say what is theirs.
+/// Completes a document whose routes describe only what is specific to them.
 pub(super) fn completed(mut api: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     for item in api.paths.paths.values_mut() {
         for operation in operations(item) {
@@ -89,7 +90,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     all.into_iter().flatten()
 }
 
-/// What a route can be refused with because of how it is built.
+/// The errors of a route that follow from how it is built.
 fn shared(operation: &Operation) -> Vec<(&'static str, &'static str)> {
     let mut shared = vec![("500", "A fault of the server; its log says what")];
     let secured = operation.security.as_ref();
@@ -140,7 +141,7 @@ fn refusal(description: &str) -> Response {
         .build()
 }
 
-/// Puts errors under their own media type: a route only says that its body is a [`Problem`].
+/// Moves errors to their own media type: a route only says that its body is a [`Problem`].
 fn as_problems(operation: &mut Operation) {
     if let Some(RefOr::T(body)) = &mut operation.request_body {
         body.required = Some(Required::True);
@@ -159,7 +160,7 @@ fn as_problems(operation: &mut Operation) {
     }
 }
 
-/// A `Vec<u8>` in a body that is no JSON is the body itself, and no list of numbers.
+/// In a body that is not JSON, a `Vec<u8>` is the body itself, not a list of numbers.
 fn as_bytes(operation: &mut Operation) {
     let bytes = || {
         ObjectBuilder::new()
@@ -192,7 +193,7 @@ fn is_error(status: &str) -> bool {
     status.starts_with(['4', '5'])
 }
 
-/// In words, where a route has none of its own.
+/// The description of a status, if a route has none of its own.
 fn described(status: &str) -> &'static str {
     match status {
         "401" => "Not authenticated",
@@ -299,7 +300,7 @@ mod tests {
             || choices.into_iter().flatten().flatten().any(is_null)
     }
 
-    /// Looks at every object that a schema leads to, each named one once.
+    /// Visits every object that a schema leads to, each named one once.
     fn visit(
         document: &Value,
         schema: &Value,

@@ -1,9 +1,14 @@
-//! Owns the routes that give a workspace away as it is: one file, or all of it as an archive.
+//! The routes that serve workspace contents unchanged: a single file, or the whole workspace as an
+//! archive.
 //!
-//! What always holds: the session is looked up together with its user. Nothing is ever shown by a
-//! browser as a page: it is bytes to be saved, under a name that says nothing but a name. Memory is
-//! bounded, whatever the size; archives are bounded in number, and end with their connection or when
-//! nobody takes them.
+//! # Invariants
+//!
+//! - The session is looked up together with its user.
+//! - A browser never renders a response as a page: it is sent as bytes to save, under a sanitized
+//!   file name.
+//! - Memory is bounded, whatever the size of the workspace.
+//! - The number of concurrent archives is bounded, and an archive ends with its connection or when
+//!   nobody reads it.
 
 use std::collections::HashSet;
 use std::io::{self, SeekFrom, Write};
@@ -28,18 +33,18 @@ use crate::auth::Identity;
 use crate::sandbox::workspace::Workspace;
 use crate::types::user::UserId;
 
-/// What is read and sent at once.
+/// The size of a chunk that is read and sent, in bytes.
 const PIECE: usize = 64 * 1024;
-/// Pieces of an archive that wait for a slow client.
+/// The maximum number of archive chunks buffered for a slow client.
 const PIECES: usize = 4;
-/// Archives that are made at a time; each has a thread.
+/// The maximum number of concurrent archives. Each has a thread.
 const MOST_ARCHIVES: usize = 4;
-/// A client that takes nothing for so long has left.
+/// A client that reads nothing for this long is gone.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a client takes at least, in bytes a second, once its patience is used up: slow readers must not
+/// A client's minimum rate, in bytes per second, once `PATIENCE` is used up: slow readers must not
 /// keep others from their archives.
 const SLOWEST: u64 = 64 * 1024;
-/// The longest name that is offered, in bytes.
+/// The maximum length of a suggested file name, in bytes.
 const LONGEST_NAME: usize = 200;
 
 /// Which file is asked for.
@@ -97,7 +102,7 @@ pub(super) async fn file(
     let mut response = save_as(name, "application/octet-stream");
     response.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
 
-    // A range of what the file was before is of no use to a client that has the rest of that.
+    // A range of an earlier version is useless to a client that has the rest of that version.
     let same = headers
         .get(header::IF_RANGE)
         .is_none_or(|known| *known == tag);
@@ -126,7 +131,8 @@ pub(super) async fn file(
         let sought = file.seek(SeekFrom::Start(first)).await;
         sought.map_err(|cause| Problem::internal(&cause))?;
     }
-    // A file that shrinks meanwhile ends the connection early, which the client sees by the length.
+    // A file that shrinks meanwhile ends the connection early, which the client detects by the
+    // length.
     let body = Body::from_stream(ReaderStream::with_capacity(file.take(count), PIECE));
     Ok((status, response, body).into_response())
 }
@@ -171,7 +177,7 @@ pub(super) async fn archive(
     let id = query.session_id;
     let name = format!("workspace-{id}.tar.gz");
     tokio::task::spawn_blocking(move || {
-        // For as long as the thread is busy, whatever becomes of the connection.
+        // Held for as long as the thread is busy, whatever happens to the connection.
         let _turn = turn;
         pack(&workspace, sender, &id);
     });
@@ -180,7 +186,7 @@ pub(super) async fn archive(
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
-/// Sends an archive to its end, or says in the log why not. Blocks.
+/// Sends an archive to its end, or logs why not. Blocks.
 fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session: &str) {
     let mut pipe = Pipe {
         sender,
@@ -192,20 +198,20 @@ fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session:
     let packed = workspace.archive(&mut pipe);
     if let Err(cause) = packed {
         tracing::info!(session, %cause, "an archive was not sent to its end");
-        // The connection ends as one that broke: half an archive must not look like a whole one.
+        // The connection is aborted: half an archive must not look like a complete one.
         let broken = io::Error::other("the archive is not whole");
         let _ = pipe.sender.try_send(Err(broken));
     }
 }
 
-/// What is written, in pieces, to whoever takes them.
+/// A writer that sends chunks to the client.
 struct Pipe {
     sender: mpsc::Sender<io::Result<Bytes>>,
     piece: Vec<u8>,
-    /// For the client.
+    /// How long the client has been waited for.
     waited: Duration,
     sent: u64,
-    /// Nobody takes them any more: not asked twice.
+    /// Whether the client is gone, so that sending is not tried twice.
     broken: bool,
 }
 
@@ -219,7 +225,7 @@ impl Pipe {
         let patience = due.saturating_sub(self.waited).min(PATIENCE);
         self.sent += piece.len() as u64;
         let begun = Instant::now();
-        // A thread of its own, which may wait.
+        // This thread is dedicated, and may block.
         let sent = tokio::runtime::Handle::current()
             .block_on(self.sender.send_timeout(Ok(piece.into()), patience));
         self.waited += begun.elapsed();
@@ -256,12 +262,12 @@ impl Write for Pipe {
     }
 }
 
-/// Whose archives are being made.
+/// The users whose archives are being made.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Archives(Arc<Mutex<HashSet<UserId>>>);
 
 impl Archives {
-    /// One for each user, and a few in all.
+    /// Reserves a slot: one for each user, and a few in all.
     fn turn(&self, user: &UserId) -> Result<Turn, Problem> {
         let mut making = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if making.contains(user) {
@@ -298,14 +304,14 @@ impl Drop for Turn {
     }
 }
 
-/// Which bytes of a file are wanted.
+/// The requested bytes of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Range {
-    /// All: none was asked for that this server understands.
+    /// All: the request has no range that this server understands.
     All,
-    /// From the first to the last, both taken.
+    /// From the first to the last byte, inclusive.
     Part(u64, u64),
-    /// None that the file has.
+    /// A range outside of the file.
     None,
 }
 
@@ -319,7 +325,7 @@ impl Range {
                 .split_once('-')?;
             let number = |text: &str| {
                 let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-                // What is too large for a number is behind every end.
+                // A number that overflows is beyond every end.
                 digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
             };
             match (first.trim(), last.trim()) {
@@ -344,7 +350,7 @@ impl Range {
     }
 }
 
-/// Names what a file is now.
+/// An entity tag for the file's present state.
 fn tag(file: &std::fs::File, length: u64) -> io::Result<HeaderValue> {
     let data = file.metadata()?;
     let tag = format!(
@@ -356,12 +362,12 @@ fn tag(file: &std::fs::File, length: u64) -> io::Result<HeaderValue> {
     Ok(value(&tag))
 }
 
-/// A header's value of what is known to fit into one.
+/// A header value from text that is known to be valid.
 fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// What makes a browser save it, whatever it holds.
+/// Headers that make a browser save the body, whatever it contains.
 fn save_as(name: &str, kind: &'static str) -> HeaderMap {
     const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
     HeaderMap::from_iter([
@@ -378,13 +384,13 @@ fn save_as(name: &str, kind: &'static str) -> HeaderMap {
     ])
 }
 
-/// RFC 6266: a plain name for old clients, and the name itself for the others. Neither holds a slash,
-/// a quote or anything that does not print, nor is hidden by a dot before it.
+/// RFC 6266: an ASCII name for old clients, and the real name for the others. Neither contains a
+/// slash, a quote or an unprintable character, and neither begins with a dot.
 fn disposition(name: &str) -> String {
     let mut clean: String = name
         .chars()
         .map(|c| match c {
-            // Characters that turn the text around make `exe.txt` of `txt.exe`.
+            // Bidirectional overrides can make `exe.txt` look like `txt.exe`.
             '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '_',
             '/' | '\\' | '"' | ':' | '*' | '?' | '<' | '>' | '|' => '_',
             c if c.is_control() => '_',
@@ -392,7 +398,7 @@ fn disposition(name: &str) -> String {
         })
         .collect();
     if clean.len() > LONGEST_NAME {
-        // Its end says what kind of file it is.
+        // Its end has the extension.
         let from = clean.ceil_char_boundary(clean.len() - LONGEST_NAME);
         clean.drain(..from);
     }

@@ -1,7 +1,10 @@
-//! Owns the routes over a session's workspace that show it: its tree, and the text of a file.
+//! The routes for browsing a session's workspace: its tree, and the text of a file.
 //!
-//! What always holds: the session is looked up together with its user; the path is checked by the
-//! workspace, which cannot be left; the file system is never waited for on an async thread.
+//! # Invariants
+//!
+//! - The session is looked up together with its user.
+//! - The workspace checks the path, and no path leads out of it.
+//! - An async thread never blocks on the file system.
 
 use std::sync::Arc;
 
@@ -16,7 +19,7 @@ use crate::sandbox::workspace::{Node, Workspace, WorkspaceError};
 use crate::types::plural;
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
-/// The largest file that is shown.
+/// The maximum size of a displayed file, in bytes.
 const LARGEST_FILE: u64 = 8 * 1024 * 1024;
 
 /// Whose tree is asked for.
@@ -80,7 +83,7 @@ pub(super) async fn list(
     Query(query): Query<TreeQuery>,
 ) -> Result<Json<TreeView>, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
-    // A session that has not started has no workspace yet, which is the same as an empty one.
+    // A session that has not started has no workspace yet, which is equivalent to an empty one.
     let Some(workspace) = workspace else {
         return Ok(Json(TreeView { tree: Vec::new() }));
     };
@@ -135,7 +138,7 @@ pub(super) async fn read(
         workspace.read(&workspace.path(&path)?, LARGEST_FILE)
     })
     .await
-    // Under the name that the client used.
+    // With the path as the client wrote it.
     .map_err(|problem| match problem.status().as_u16() {
         404 => no_file(&asked),
         413 => Problem::too_large(format!("{} Download it instead.", problem.detail())),
@@ -149,7 +152,7 @@ pub(super) async fn read(
     Ok(Json(FileView { content }))
 }
 
-/// Nobody can read what is no text, however it is replaced.
+/// The error for a binary file, which is unreadable even with replacement characters.
 fn no_text(path: &str, size: usize) -> Problem {
     Problem::unsupported_media_type(format!(
         "{path} is a binary file of {}, which has no text to show. Download it instead.",
@@ -161,7 +164,7 @@ pub(super) fn no_file(path: &str) -> Problem {
     Problem::not_found(format!("File not found: {path}"))
 }
 
-/// What is said of any path while the session has no workspace.
+/// The error for any path while the session has no workspace.
 pub(super) fn not_yet(path: &str) -> Problem {
     match Workspace::check(path) {
         Ok(()) => no_file(path),

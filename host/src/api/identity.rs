@@ -1,7 +1,9 @@
-//! Owns reading a request's headers for who sent it.
+//! Reads the identity of a request's sender from its headers.
 //!
-//! What always holds: a caller who names a Bearer token stands or falls with it; anything that leaves
-//! open who was meant is refused.
+//! # Invariants
+//!
+//! - A caller who sends a Bearer token is accepted or refused on that token alone.
+//! - Anything that leaves the sender's identity ambiguous is refused.
 
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
 const KEY_HEADER: HeaderName = HeaderName::from_static("x-internal-key");
 
 impl Authenticator {
-    /// Who sent a request with these headers.
+    /// Authenticates a request by its headers.
     pub async fn headers(&self, headers: &HeaderMap) -> Result<Identity, AuthError> {
         match bearer(headers) {
             Bearer::Token(token) => return self.token(token).await,
@@ -48,7 +50,7 @@ impl Authenticator {
     }
 }
 
-/// A handler that takes an [`Identity`] runs only for callers who have one.
+/// A handler that takes an [`Identity`] runs only for authenticated callers.
 impl<S> FromRequestParts<S> for Identity
 where
     S: Send + Sync,
@@ -62,7 +64,7 @@ where
     }
 }
 
-/// Known, and no administrator: 403.
+/// 403 for a caller who is authenticated but no administrator.
 impl<S> FromRequestParts<S> for Admin
 where
     S: Send + Sync,
@@ -88,8 +90,8 @@ enum Bearer<'a> {
     Unreadable,
 }
 
-/// Finds the Bearer token. Another scheme is no Bearer; a second `Authorization` header leaves open
-/// which one was meant, so it is refused.
+/// Finds the Bearer token. Another scheme does not count. A second `Authorization` header makes it
+/// ambiguous which one was meant, so it is refused.
 fn bearer(headers: &HeaderMap) -> Bearer<'_> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else {

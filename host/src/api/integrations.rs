@@ -1,7 +1,10 @@
-//! Owns the routes over the caller's git accounts: connect one, list them, forget one, see its repositories,
-//! open a change.
+//! The routes over the caller's git accounts: connect, list and disconnect them, list their
+//! repositories, open a pull request.
 //!
-//! What always holds: no answer holds a token; every look-up names the caller.
+//! # Invariants
+//!
+//! - No response contains a token.
+//! - Every lookup names the caller.
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -18,7 +21,8 @@ use crate::store::cut;
 use crate::types::secret::Secret;
 use crate::types::wit::git::Repository;
 
-/// A title has one line, and no provider takes a longer one.
+/// The maximum length of a title, in characters. It has one line, and no provider accepts a longer
+/// one.
 const LONGEST_TITLE: usize = 255;
 
 /// An account to connect.
@@ -199,7 +203,7 @@ pub(super) async fn connect(
 ) -> Result<Json<ConnectedView>, Problem> {
     let provider = wanted.provider.trim().to_ascii_lowercase();
     let own = unless_blank(wanted.gitlab_url);
-    // Copied with the line's end, most likely.
+    // A pasted token often includes the end of the line.
     let token = unless_empty(Some(wanted.token))
         .ok_or_else(|| Problem::unprocessable("Token validation failed: there is none."))?;
     let accounts = &api.parts.accounts;

@@ -1,8 +1,12 @@
-//! Owns what the server answers over HTTP: the routes, and the layers around all of them.
+//! The HTTP API: the routes, and the layers around all of them.
 //!
-//! What always holds: every answer that is no success is a problem, also for an address that is not
-//! there and for a handler that panicked; no query string is logged (a token may be in it); a body
-//! is at most 1 MiB, an uploaded plugin aside. Who asks is decided once, by `Identity`, and every look-up names that user.
+//! # Invariants
+//!
+//! - Every response that is not a success is a problem, including an unknown path and a handler
+//!   that panicked.
+//! - No query string is logged, since a token may be in it.
+//! - A body is at most 1 MiB, except for an uploaded plugin.
+//! - `Identity` decides once who the caller is, and every lookup names that user.
 
 pub(crate) mod identity;
 pub mod problem;
@@ -56,10 +60,10 @@ use crate::git_providers::accounts::Accounts;
 use crate::session::Sessions;
 use crate::store::Chats;
 
-/// The largest body, and the largest WebSocket message, in bytes.
+/// The maximum size of a body, and of a WebSocket message, in bytes.
 const LARGEST_BODY: usize = 1024 * 1024;
 
-/// What the routes work with. Cheap to clone.
+/// The state shared by all routes. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
     parts: Arc<Parts>,
@@ -71,7 +75,7 @@ struct Parts {
     chats: Chats,
     accounts: Accounts,
     generations: Generations,
-    /// One upload at a time.
+    /// Allows one upload at a time.
     uploads: Semaphore,
     shadows: Shadows,
     about: Box<dyn Fn() -> About + Send + Sync>,
@@ -81,7 +85,7 @@ struct Parts {
 }
 
 impl Api {
-    /// Puts the parts together. `about` is asked anew for each `GET /`.
+    /// Assembles the API. `about` is called for each `GET /`.
     pub fn new(
         auth: Arc<Authenticator>,
         sessions: Sessions,
@@ -108,8 +112,9 @@ impl Api {
         }
     }
 
-    /// Tells every WebSocket client that the server goes away, and waits until each was told. The
-    /// sessions themselves are left alone: a client that reconnects later finds its own again.
+    /// Tells every WebSocket client that the server is shutting down, and waits until each was
+    /// told. The sessions themselves are left alone: a client that reconnects later finds its own
+    /// again.
     pub async fn close_sockets(&self) {
         self.parts.stop.cancel();
         self.parts.sockets.close();
@@ -123,7 +128,7 @@ impl FromRef<Api> for Arc<Authenticator> {
     }
 }
 
-/// All routes, described. What each does is in the file of its group.
+/// All routes with their descriptions. Each group has its own file.
 fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(root::root))
@@ -148,7 +153,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(ws::open))
 }
 
-/// The whole router, ready to be served.
+/// The complete router, ready to be served.
 pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
     let (router, description) = described().split_for_parts();
     let description = description::completed(description);
@@ -162,7 +167,7 @@ pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
         .layer(fixed(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(fixed(header::X_FRAME_OPTIONS, "DENY"))
         .layer(fixed(header::REFERRER_POLICY, "no-referrer"))
-        // What an answer holds is one user's; nothing between here and them may keep it.
+        // A response is for one user only, so nothing in between may cache it.
         .layer(fixed(header::CACHE_CONTROL, "no-store"))
         .layer(cors(origins))
         .layer(TraceLayer::new_for_http().make_span_with(span))
@@ -172,7 +177,7 @@ fn fixed(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<Header
     SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
 }
 
-/// The path only: the query may hold a token.
+/// The path only: the query may contain a token.
 fn span<B>(request: &Request<B>) -> Span {
     tracing::info_span!("request", method = %request.method(), path = request.uri().path())
 }
@@ -183,7 +188,7 @@ fn cors(origins: &AllowedOrigins) -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request());
     match origins {
         AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
-        // A frontend may send its requests with credentials; none are read here.
+        // A frontend may send its requests with credentials, although none are read here.
         AllowedOrigins::List(list) => layer
             .allow_origin(AllowOrigin::list(
                 list.iter()

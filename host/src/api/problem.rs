@@ -1,8 +1,10 @@
-//! Owns how a request fails: RFC 9457 problems, and extractors whose refusals are problems too.
+//! Error responses: RFC 9457 problems, and extractors whose rejections are problems too.
 //!
-//! What always holds: every error body is `application/problem+json` with `type`, `title`, `status`
-//! and `detail`, and `detail` is a sentence for a person (older clients read nothing else). The cause
-//! of an internal error goes to the log, never to the client.
+//! # Invariants
+//!
+//! - Every error body is `application/problem+json` with `type`, `title`, `status` and `detail`,
+//!   and `detail` is a sentence for a person (older clients read nothing else).
+//! - The cause of an internal error goes to the log, never to the client.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -21,11 +23,11 @@ use crate::auth::AuthError;
 use crate::store::StoreError;
 use crate::types::unicode::paired_json;
 
-/// A parser's message may repeat what was sent; more than this helps nobody.
+/// A parser's message may repeat the input. More than this many characters help nobody.
 const LONGEST_REASON: usize = 300;
-/// After how many seconds the database may be usable again.
+/// `Retry-After` while the database is unavailable, in seconds.
 pub(super) const STORE_AGAIN: u32 = 5;
-/// After how many seconds the disk may have room again.
+/// `Retry-After` while the disk is full, in seconds.
 pub(super) const DISK_AGAIN: u32 = 30;
 
 /// A failed request, as the client sees it.
@@ -51,7 +53,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem with any status; the title is the status's own.
+    /// A problem with any status. The title is the status's own.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
             kind: "about:blank",
@@ -62,66 +64,66 @@ impl Problem {
         }
     }
 
-    /// The same problem, with word of when to try again.
+    /// Sets after how many seconds a retry may succeed.
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
     }
 
-    /// The same problem under another title.
+    /// Sets another title.
     #[must_use]
     pub fn with_title(mut self, title: impl Into<Cow<'static, str>>) -> Self {
         self.title = title.into();
         self
     }
 
-    /// 400: the request cannot be carried out as it was sent.
+    /// 400: the request cannot be carried out as sent.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    /// 401: the caller, or a key they gave, is not accepted.
+    /// 401: the caller, or a key they sent, is not accepted.
     pub fn unauthorized(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, detail)
     }
 
-    /// 403: the caller is known, and may not.
+    /// 403: the caller is authenticated, but not permitted.
     pub fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, detail)
     }
 
-    /// 404: there is no such thing.
+    /// 404: the resource does not exist.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 409: what is asked for does not fit the state it would act on.
+    /// 409: the request conflicts with the present state.
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 413: the body is larger than what is taken.
+    /// 413: the body is too large.
     pub fn too_large(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
-    /// 415: the body is of a kind that is not taken.
+    /// 415: the body's media type is not accepted.
     pub fn unsupported_media_type(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
     }
 
-    /// 422: a field is missing or holds what it may not.
+    /// 422: a field is missing or has an invalid value.
     pub fn unprocessable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     }
 
-    /// 429: the caller has as much as they may have.
+    /// 429: the caller has reached a limit.
     pub fn too_many(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, detail)
     }
 
-    /// 500: our own fault. The cause is logged, with the causes below it; the client gets a plain
+    /// 500: an error of our own. The cause is logged, with its sources, and the client gets a plain
     /// sentence.
     pub fn internal(cause: &(dyn Error + 'static)) -> Self {
         tracing::error!(cause = %Chain(cause), "a request failed");
@@ -136,12 +138,12 @@ impl Problem {
         Self::new(StatusCode::BAD_GATEWAY, detail)
     }
 
-    /// 503: not now; later may work.
+    /// 503: temporarily unavailable.
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// The log or the chats were not read or written: 503 where that passes, else 500.
+    /// The log or the chats could not be read or written: 503 if that is temporary, else 500.
     pub fn store(cause: &StoreError) -> Self {
         match cause.transient() {
             Some(reason) => Self::unavailable(format!(
@@ -157,23 +159,23 @@ impl Problem {
         self.status
     }
 
-    /// The sentence that is shown.
+    /// The detail.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// The title that is shown.
+    /// The title.
     pub fn title(&self) -> &str {
         &self.title
     }
 }
 
-/// The answer for a route that is not there; the router's fallback.
+/// The response for an unknown path. The router's fallback.
 pub async fn no_such_route() -> Problem {
     Problem::not_found("There is nothing at this address.")
 }
 
-/// The answer for a route that is there, but not with this method; the router's method fallback.
+/// The response for a known path with another method. The router's method fallback.
 pub async fn no_such_method() -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -248,13 +250,13 @@ impl From<PathRejection> for Problem {
         if rejection.status().is_server_error() {
             return Self::internal(&rejection);
         }
-        // An id of the wrong form names nothing, which is what an unknown id does.
+        // A malformed id is treated like an unknown one.
         Self::not_found("There is nothing at this address.")
     }
 }
 
-/// A JSON body, taken or given. Unlike axum's own, a refusal is a [`Problem`], and half a surrogate pair
-/// is U+FFFD.
+/// A JSON body of a request or a response. Unlike axum's own, a rejection is a [`Problem`], and
+/// half a surrogate pair becomes U+FFFD.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Json<T>(pub T);
 
@@ -283,18 +285,17 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// Query parameters. Unlike axum's own, a refusal is a [`Problem`].
+/// Query parameters. Unlike axum's own, a rejection is a [`Problem`].
 #[derive(Debug, Clone, Copy, Default, FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
 pub struct Query<T>(pub T);
 
-/// Path parameters. Unlike axum's own, a refusal is a [`Problem`].
+/// Path parameters. Unlike axum's own, a rejection is a [`Problem`].
 #[derive(Debug, Clone, Copy, Default, FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Problem))]
 pub struct Path<T>(pub T);
 
-/// What a parser said, on one line, without the position of a body that people do not look at, and
-/// cut to a length that is read.
+/// A parser's message on one line, without the position in the body, and truncated.
 fn reason(error: &(dyn Error + 'static)) -> String {
     let text = error.source().unwrap_or(error).to_string();
     let text = text

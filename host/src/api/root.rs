@@ -1,6 +1,8 @@
-//! Owns the two routes that anybody may ask: what this server is, and whether it is up.
+//! The two unauthenticated routes: the server's description, and its health.
 //!
-//! What always holds: nothing here names a user or holds a secret.
+//! # Invariants
+//!
+//! - Nothing here names a user or reveals a secret.
 
 use axum::extract::State;
 use serde::Serialize;
@@ -9,29 +11,29 @@ use utoipa::ToSchema;
 use super::Api;
 use super::problem::Json;
 
-/// What a deployment is made of, as far as a client may know it.
+/// The parts of a deployment that clients may know about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct About {
-    /// The model of the default provider; empty where there is none.
+    /// The model of the default provider. Empty if there is none.
     pub llm_model: String,
     /// The policy of a session that names none.
     pub default_policy: String,
-    /// That policy is a real agent, not the rehearsal.
+    /// Whether that policy is a real agent rather than the rehearsal.
     pub real_agent: bool,
-    /// What commands run in, such as `docker` (`docker-exec` where they go through `docker exec`) or
-    /// `bubblewrap`; `none` where none are run, `unavailable` where sessions get none.
+    /// The kind of sandbox, such as `docker` (`docker-exec` if commands go through `docker exec`)
+    /// or `bubblewrap`. `none` if no commands are run, `unavailable` if sessions get none.
     pub sandbox: String,
-    /// That it is not what the deployment would prefer; nothing where it is.
+    /// Set if it is not the one the deployment would prefer.
     pub sandbox_notice: Option<String>,
-    /// How many sandboxes there are now.
+    /// The current number of sandboxes.
     pub active_sandboxes: usize,
-    /// How many sessions are alive now.
+    /// The current number of live sessions.
     pub active_sessions: usize,
-    /// What does not work at the moment, in a sentence; none where everything does.
+    /// A sentence about what does not work at the moment. `None` if everything does.
     pub degraded: Option<String>,
-    /// Where the log and the chats are, such as `sqlite`.
+    /// The store of the log and the chats, such as `sqlite`.
     pub store: String,
-    /// What is loaded.
+    /// The loaded plugins.
     pub plugins: Vec<PluginView>,
 }
 

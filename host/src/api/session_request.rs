@@ -1,8 +1,10 @@
-//! Owns how a client asks for a session: the same members by REST and in the WebSocket's first
+//! A client's request for a session: the same members over REST and in the WebSocket's first
 //! message.
 //!
-//! What always holds: a member that is `null` or blank counts as absent; who the session is for is
-//! never read from here (`userId` is not even looked at).
+//! # Invariants
+//!
+//! - A member that is `null` or blank counts as absent.
+//! - The session's user is never read from here (`userId` is not even looked at).
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -70,12 +72,12 @@ pub(super) struct SessionRequest {
 }
 
 impl SessionRequest {
-    /// The task, where there is one.
+    /// The task, if there is one.
     pub(super) fn task(&self) -> Option<&str> {
         self.task.as_deref().filter(|task| !task.trim().is_empty())
     }
 
-    /// The repository that is asked for.
+    /// The requested repository.
     pub(super) fn repo_url(&self) -> Option<&str> {
         self.repo_url
             .as_ref()
@@ -83,12 +85,12 @@ impl SessionRequest {
             .filter(|url| !url.is_empty())
     }
 
-    /// The project: the one that is named, else the one the token was made for.
+    /// The project: the requested one, else the token's.
     pub(super) fn project_for(&self, who: &Identity) -> Option<String> {
         unless_blank(self.project_id.clone()).or_else(|| who.project.clone())
     }
 
-    /// The session to make, or nothing where the task is missing.
+    /// The session to create. `None` if the task is missing.
     pub(super) fn for_user(self, who: &Identity) -> Option<NewSession> {
         Some(NewSession {
             user: who.user.clone(),
@@ -110,7 +112,7 @@ impl SessionRequest {
     }
 }
 
-/// The largest number that every JSON parser reads as it is written.
+/// The largest integer that every JSON parser reads exactly.
 const MOST_TOKENS: u64 = (1 << 53) - 1;
 
 fn tokens<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
@@ -121,7 +123,7 @@ fn tokens<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     Ok(tokens)
 }
 
-/// Dollars, kept in millionths.
+/// Reads dollars as millionths.
 fn dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     let Some(dollars) = Option::<f64>::deserialize(from)? else {
         return Ok(None);
@@ -132,14 +134,14 @@ fn dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> 
     Ok(Some((dollars * 1e6).round() as u64))
 }
 
-/// Text, where there is any.
+/// A text, unless it is blank.
 pub(super) fn unless_blank(text: Option<String>) -> Option<String> {
     let text = text?;
     let trimmed = text.trim();
     (!trimmed.is_empty()).then(|| trimmed.to_owned())
 }
 
-/// A secret, where there is any.
+/// A secret, unless it is empty.
 pub(super) fn unless_empty(secret: Option<Secret>) -> Option<Secret> {
     let secret = secret?;
     let trimmed = secret.expose().trim();

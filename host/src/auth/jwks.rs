@@ -1,11 +1,14 @@
-//! Owns the identity provider's public keys: fetching them, keeping them, and knowing when to ask again.
+//! The identity provider's public keys: fetches them, caches them, and decides when to fetch again.
 //!
-//! What always holds: one task alone fetches, so there is one request at a time, and a caller who goes
-//! away ends none. It asks periodically, and at once for a key that is not known, but then only after a
-//! rest: a flood of tokens with made-up key ids is as few requests as one such token. What was fetched
-//! last is used on while the provider cannot be reached, for a day at most, since until then a key that
-//! was withdrawn there is still good here. Without keys nobody is told that their token is wrong: nobody
-//! knows.
+//! # Invariants
+//!
+//! - A single task does all fetching, so there is one request at a time, and a caller that goes
+//!   away cancels none.
+//! - The task fetches periodically, and at once for an unknown key, but then only after a minimum
+//!   interval: a flood of tokens with made-up key ids causes no more requests than one such token.
+//! - While the provider is unreachable the last fetched keys stay in use, for a day at most, since
+//!   until then a key that was revoked there is still accepted here.
+//! - Without keys no caller is told that their token is invalid, since that cannot be known.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +23,21 @@ use super::keys::{Found, KeySet, KeySetError};
 use crate::net::egress::{Document, DocumentError, DocumentLimits};
 use crate::types::plural;
 
-/// How long a set of keys may be, with certificates beside the keys.
+/// The maximum size of a key set in bytes, with certificates beside the keys.
 const LARGEST: usize = 256 * 1024;
 
-/// How often what is done.
+/// The timing of fetches.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// How long the keys may take to come.
+    /// The timeout of a fetch.
     pub(super) fetch: Duration,
-    /// Between two times of asking where nothing is missing.
+    /// The interval between fetches when no key is missing.
     pub(super) refresh: Duration,
-    /// The first wait after a failure. Each further one is twice as long, up to `refresh`.
+    /// The delay after a failure. Each further one is twice as long, up to `refresh`.
     pub(super) retry: Duration,
-    /// After an answer, nobody's token makes us ask again for this long.
+    /// How long after a response no token causes another fetch.
     pub(super) rest: Duration,
-    /// How long keys are used that could not be fetched again.
+    /// How long keys stay in use that could not be fetched again.
     pub(super) stale: Duration,
 }
 
@@ -50,52 +53,53 @@ impl Default for Pace {
     }
 }
 
-/// Why there are no keys.
+/// The keys are unavailable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JwksError {
     /// They could not be fetched.
     #[error("{0}")]
     Document(#[from] DocumentError),
-    /// What was fetched is no set of keys.
+    /// The fetched document is not a key set.
     #[error("{0}")]
     KeySet(#[from] KeySetError),
 }
 
-/// What is known of the keys.
+/// The cached keys and the state of fetching.
 #[derive(Clone, Default)]
 struct Known {
     /// The last set that was fetched, and when.
     keys: Option<(Arc<KeySet>, Instant)>,
-    /// Whether the last try failed.
+    /// Whether the last fetch failed.
     failed: bool,
-    /// How often it was tried.
+    /// The number of fetches.
     tries: u64,
-    /// Until when a token does not make us ask; none while we do, and before the first time.
+    /// Until when no token causes a fetch. `None` during a fetch, and before the first one.
     rest: Option<Instant>,
 }
 
 /// The keys of one identity provider.
 pub struct Jwks {
     document: Document,
-    /// Tokens are checked with a shared secret as well, so that there may well be no keys.
+    /// Whether tokens are verified with a shared secret as well, so that there may well be no keys.
     beside_secret: bool,
     pace: Pace,
     known: watch::Sender<Known>,
-    /// The try that somebody waits for.
+    /// The number of the fetch that a caller waits for.
     wanted: watch::Sender<u64>,
 }
 
-/// What a look at the keys found, for the operator.
+/// The result of inspecting the keys, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
-    /// How many keys tokens can be checked with.
+    /// The number of keys that tokens can be verified with.
     pub usable: usize,
-    /// Why others cannot be used, a reason for each.
+    /// The reasons why other keys cannot be used.
     pub unused: Vec<&'static str>,
 }
 
 impl Jwks {
-    /// For the keys at an address of the operator's. Nothing is fetched before [`Jwks::follow`].
+    /// For the keys at a URL that the operator configured. Nothing is fetched before
+    /// [`Jwks::follow`].
     pub fn new(url: Url) -> Result<Self, JwksError> {
         Self::with_pace(url, Pace::default())
     }
@@ -114,7 +118,8 @@ impl Jwks {
         })
     }
 
-    /// Beside a shared secret, with which alone a project may still sign its tokens.
+    /// Says whether a shared secret is set besides, with which alone a project may still sign its
+    /// tokens.
     #[must_use]
     pub fn beside_secret(self, is_set: bool) -> Self {
         Self {
@@ -123,12 +128,12 @@ impl Jwks {
         }
     }
 
-    /// Where the keys are.
+    /// The URL of the keys.
     pub fn url(&self) -> &Url {
         self.document.url()
     }
 
-    /// Fetches the keys once, to say what is there.
+    /// Fetches the keys once and describes them.
     pub async fn look(&self) -> Result<Look, JwksError> {
         let keys = self.fetch().await?;
         Ok(Look {
@@ -142,7 +147,8 @@ impl Jwks {
         Ok(KeySet::read(&document)?)
     }
 
-    /// Fetches the keys, and again for ever. It is to run once, for as long as tokens are checked.
+    /// Fetches the keys, and keeps them fresh forever. To be run once, for as long as tokens are
+    /// verified.
     pub async fn follow(&self) {
         let mut retry = self.pace.retry;
         let mut said = None;
@@ -184,7 +190,7 @@ impl Jwks {
         }
     }
 
-    /// Says in the log what changed, once.
+    /// Logs a change, once.
     fn report(&self, fetched: &Result<KeySet, JwksError>, said: &mut Option<String>) {
         let (fine, sentence) = match fetched {
             Ok(keys) if keys.len() > 0 && keys.unused.is_empty() => (
@@ -233,7 +239,7 @@ impl Jwks {
         *said = Some(sentence);
     }
 
-    /// The key that a token of this algorithm names. Waits for the keys where they are under way.
+    /// The key that a token of this algorithm names. Waits for a fetch in progress.
     pub(super) async fn find(
         &self,
         algorithm: Algorithm,
@@ -255,20 +261,20 @@ impl Jwks {
                 sooner
             });
             let next = changes.wait_for(|now| now.tries > known.tries);
-            // Long enough for any try; where nobody follows the keys, that is how it shows.
+            // Longer than any fetch. It elapses if nothing runs `follow`.
             let _ = timeout(self.pace.fetch * 2, next).await;
         }
         let known = self.known.borrow().clone();
         match self.found(&known, algorithm, id) {
             Some(Found::Key(key)) => Ok(key.clone()),
-            // The key may be one that is newer than what could be fetched.
+            // The key may be newer than the last successful fetch.
             Some(Found::Unknown) if known.failed => Err(AuthError::NoKeys),
             Some(Found::Unknown | Found::Ambiguous) => Err(AuthError::InvalidToken),
             None => Err(AuthError::NoKeys),
         }
     }
 
-    /// None where there are no keys, or none that are fresh enough.
+    /// `None` if there are no keys, or none that are fresh enough.
     fn found<'a>(
         &self,
         known: &'a Known,

@@ -1,8 +1,12 @@
-//! Owns reading a JWKS document (RFC 7517): which of its keys tokens may be checked with.
+//! Parsing of a JWKS document (RFC 7517), and the choice of the keys that tokens may be verified
+//! with.
 //!
-//! What always holds: a key is for one algorithm, RS256 or ES256, and was meant for signatures; an RSA
-//! key has 2048 to 4096 bits and an exponent that is not small. A document that holds what is not taken
-//! is good for the rest of it. Whatever leaves open which key is meant gives none.
+//! # Invariants
+//!
+//! - A key is for one algorithm, RS256 or ES256, and is meant for signatures. An RSA key has 2048
+//!   to 4096 bits and an exponent that is not small.
+//! - A key that is not accepted does not affect the other keys of the document.
+//! - If it is ambiguous which key is meant, none is used.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm};
 use jsonwebtoken::jwk::{KeyOperations, PublicKeyUse};
@@ -10,25 +14,25 @@ use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// No identity provider has so many at once.
+/// The maximum number of keys. No identity provider has so many at once.
 const MOST_KEYS: usize = 64;
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
-/// A document is no set of keys.
+/// A document is not a key set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
-    /// Not an object with a list of keys.
+    /// It is not an object with a list of keys.
     #[error("what is there is not a JSON object with a list `keys`")]
     NoKeySet,
-    /// More keys than anybody uses.
+    /// It has more keys than any provider uses.
     #[error("there are more than {MOST_KEYS} keys")]
     TooMany,
 }
 
-/// The keys of one document that can be used.
+/// The usable keys of one document.
 pub(super) struct KeySet {
     keys: Vec<Key>,
-    /// Why others are not, a reason for each.
+    /// The reasons why other keys are not used.
     pub(super) unused: Vec<&'static str>,
 }
 
@@ -38,18 +42,18 @@ struct Key {
     decoding: DecodingKey,
 }
 
-/// Which key a token means.
+/// The key that a token refers to.
 pub(super) enum Found<'a> {
     /// This one.
     Key(&'a DecodingKey),
-    /// None of these; a newer document may have it.
+    /// None of these. A newer document may have it.
     Unknown,
-    /// It names no key, and there is more than one of its algorithm.
+    /// The token names no key, and there is more than one of its algorithm.
     Ambiguous,
 }
 
 impl KeySet {
-    /// Reads a document.
+    /// Parses a document.
     pub(super) fn read(document: &[u8]) -> Result<Self, KeySetError> {
         #[derive(Deserialize)]
         struct Document {
@@ -80,20 +84,20 @@ impl KeySet {
             }
         }
         for (id, algorithm) in doubtful {
-            // Of three with one name, the first took the others along.
+            // Of three keys with one id, the first removed the others as well.
             keys.retain(|key| key.id != id || key.algorithm != algorithm);
             unused.push("different keys with the same `kid`");
         }
         Ok(Self { keys, unused })
     }
 
-    /// How many keys can be used.
+    /// The number of usable keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// The key for a token of this algorithm that names this key. Where it names none, the only one
-    /// of its algorithm is meant.
+    /// The key for a token with this algorithm and key id. Without an id the only key of the
+    /// algorithm is meant.
     pub(super) fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Found<'_> {
         let fits =
             |key: &&Key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id);
@@ -106,7 +110,7 @@ impl KeySet {
     }
 }
 
-/// One key of a document, or why it is not used.
+/// Converts one key of a document. The error says why it is not used.
 fn usable(key: Value) -> Result<Key, &'static str> {
     if key.get("d").is_some() {
         return Err("a private key that everybody can read; its owner must replace it");
@@ -142,13 +146,13 @@ fn usable(key: Value) -> Result<Key, &'static str> {
             if !RSA_BITS.contains(&bits(n)) {
                 return Err("an RSA key of fewer than 2048 or more than 4096 bits");
             }
-            // 65537 and above, as FIPS 186-5 has it.
+            // 65537 and above, as FIPS 186-5 requires.
             if !(17..=33).contains(&bits(e)) || e.last().is_none_or(|last| last % 2 == 0) {
                 return Err("an RSA key with an exponent that is not used");
             }
         }
         DecodingKeyKind::SecretOrDer(point) => {
-            // Both coordinates in full; one byte says so.
+            // Both coordinates uncompressed, with a one-byte prefix.
             if point.len() != 65 {
                 return Err("a key that cannot be read");
             }
@@ -161,7 +165,7 @@ fn usable(key: Value) -> Result<Key, &'static str> {
     })
 }
 
-/// How many bits a number has, the highest byte first.
+/// The bit length of a big-endian number.
 fn bits(number: &[u8]) -> usize {
     let zeros = number.iter().take_while(|byte| **byte == 0).count();
     match number[zeros..] {

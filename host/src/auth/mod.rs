@@ -1,13 +1,18 @@
-//! Owns who a caller is: the two ways of authentication of the wire contract, and the tokens that
-//! this host issues itself.
+//! Authentication of callers: the two schemes of the wire contract, and the tokens that this host
+//! issues itself.
 //!
-//! What always holds: a token is taken by HS256 with the shared secret, or by RS256 or ES256 with one of
-//! the identity provider's public keys, each where it is configured; no key ever serves another algorithm
-//! than its own. `exp` must be there and lie ahead. A caller who names a Bearer token stands or falls with
-//! it. The way for servers (`X-User-ID` with `X-Internal-Key`) is closed while no key is configured.
-//! Nothing a caller sends can make this code panic, and a refusal says no more than the contract's four
-//! sentences, or that the keys are not there. What a user can set of their own token (`user_metadata`)
-//! gives nobody any right.
+//! # Invariants
+//!
+//! - A token is verified by HS256 with the shared secret, or by RS256 or ES256 with one of the
+//!   identity provider's public keys, each only if it is configured. No key is ever used for an
+//!   algorithm other than its own.
+//! - `exp` must be present and lie in the future.
+//! - A caller who sends a Bearer token is accepted or refused on that token alone.
+//! - Server-to-server authentication (`X-User-ID` with `X-Internal-Key`) is disabled while no key
+//!   is configured.
+//! - Nothing a caller sends can make this code panic, and a refusal says no more than the
+//!   contract's four sentences, or that the keys are unavailable.
+//! - The part of a token that users can set themselves (`user_metadata`) grants no rights.
 
 mod jwks;
 mod keys;
@@ -29,18 +34,20 @@ use self::tokens::Shared;
 use crate::types::secret::Secret;
 pub use crate::types::user::UserId;
 
-/// A caller who proved who they are.
+/// The proven identity of a caller.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// The user that everything is done for.
+    /// The user on whose behalf everything is done.
     pub user: UserId,
-    /// The raw token, for a store with row-level security. None for a server that acts for a user.
+    /// The raw token, for a store with row-level security. `None` for a server that acts for a
+    /// user.
     pub token: Option<Secret>,
-    /// The token's claim `projectId`.
+    /// The token's `projectId` claim.
     pub project: Option<String>,
-    /// The token's claim `sessionId`.
+    /// The token's `sessionId` claim.
     pub session: Option<String>,
-    /// They may change the deployment: the internal key, or a token with the claim `lucid_admin`.
+    /// Whether the caller may change the deployment: the internal key, or a token with the claim
+    /// `lucid_admin`.
     pub admin: bool,
 }
 
@@ -48,36 +55,37 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 pub struct Admin(pub UserId);
 
-/// Why a caller is refused. The sentences are the contract's.
+/// The reason for refusing a caller. The messages are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// Nothing that authenticates was sent, or only a way that is closed.
+    /// No credentials were sent, or only of a disabled scheme.
     #[error("Authentication required")]
     Required,
-    /// The token is malformed, expired, signed by someone else, or in a way that is not taken.
+    /// The token is malformed, expired, signed by someone else, or uses an unaccepted algorithm.
     #[error("Invalid token")]
     InvalidToken,
-    /// The token is good, but names no user.
+    /// The token is valid, but names no user.
     #[error("Token missing sub claim")]
     MissingSubject,
-    /// The key that a server sent is not ours.
+    /// The internal key that a server sent is wrong.
     #[error("Invalid internal API key")]
     InvalidInternalKey,
-    /// The identity provider's keys cannot be fetched, so nobody knows. Not the contract's: a token that
-    /// may well be good is not called invalid, for a client would throw it away.
+    /// The identity provider's keys cannot be fetched, so the token cannot be verified. Not part of
+    /// the contract: a token that may well be valid is not called invalid, since a client would
+    /// throw it away.
     #[error("Tokens cannot be checked at the moment. Try again in a few seconds.")]
     NoKeys,
 }
 
-/// Hears of a caller.
+/// A callback for authenticated callers.
 type Listener = Box<dyn Fn(&Identity) + Send + Sync>;
 
-/// Decides who a caller is.
+/// Authenticates callers.
 pub struct Authenticator {
     shared: Option<Shared>,
     jwks: Option<Arc<Jwks>>,
     pub(crate) internal_key: Option<Secret>,
-    /// Hears of everybody who showed a good token.
+    /// Called for everybody who presents a valid token.
     seen: Option<Listener>,
 }
 
@@ -91,19 +99,20 @@ impl fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// Takes the secret that tokens are signed with, and the key for servers, each where there is one.
+    /// Creates an authenticator from the secret that tokens are signed with, and the key for
+    /// servers, each if there is one.
     pub fn new(jwt_secret: Option<&Secret>, internal_key: Option<Secret>) -> Self {
         tokens::prepare();
         Self {
             shared: jwt_secret.map(Shared::new),
             jwks: None,
-            // An empty key would be matched by an empty header.
+            // An empty key would match an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
             seen: None,
         }
     }
 
-    /// Takes tokens too that are signed with one of these keys.
+    /// Also accepts tokens that are signed with one of these keys.
     #[must_use]
     pub fn with_jwks(self, jwks: Arc<Jwks>) -> Self {
         Self {
@@ -112,22 +121,22 @@ impl Authenticator {
         }
     }
 
-    /// Fetches the identity provider's keys and keeps them fresh, for as long as the handle is kept. For
-    /// the one process that serves, once.
+    /// Fetches the identity provider's keys and keeps them fresh, for as long as the handle is
+    /// kept. For the one process that serves, once.
     pub fn follow(&self) -> Option<AbortOnDropHandle<()>> {
         let jwks = self.jwks.clone()?;
         let following = tokio::spawn(async move { jwks.follow().await });
         Some(AbortOnDropHandle::new(following))
     }
 
-    /// The same, and `seen` hears of everybody who shows a good token.
+    /// Calls `seen` for everybody who presents a valid token.
     #[must_use]
     pub fn telling(mut self, seen: impl Fn(&Identity) + Send + Sync + 'static) -> Self {
         self.seen = Some(Box::new(seen));
         self
     }
 
-    /// Who a raw token stands for. Waits where its key may be under way.
+    /// The identity in a raw token. Waits if its key is being fetched.
     pub async fn token(&self, token: &str) -> Result<Identity, AuthError> {
         let head = tokens::head(token)?;
         let who = match (head.algorithm, &self.shared, &self.jwks) {

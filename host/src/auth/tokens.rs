@@ -1,10 +1,13 @@
-//! Owns tokens: what one must be to be taken, what is read of it, and signing our own.
+//! Tokens: verification, the claims that are read, and signing of the host's own.
 //!
-//! What always holds: a token is checked with the one algorithm that its key is for, whatever its header
-//! says, and its header gives nothing but that algorithm's name and the key's: a key or an address that
-//! a token brings along is not looked at. `exp` must be there and lie ahead, with no leeway; `nbf` may
-//! lie ahead by a minute, since the clock of whoever signed may be fast. A claim that nothing here reads
-//! cannot refuse a token.
+//! # Invariants
+//!
+//! - A token is verified with the one algorithm its key is for, whatever its header says. Only the
+//!   names of the algorithm and of the key are read from the header: a key or a URL that a token
+//!   carries is ignored.
+//! - `exp` must be present and lie in the future, with no leeway. `nbf` may lie a minute ahead,
+//!   since the issuer's clock may be fast.
+//! - A claim that nothing here reads cannot cause a refusal.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,42 +20,42 @@ use super::{AuthError, Identity};
 use crate::types::secret::Secret;
 use crate::types::user::UserId;
 
-/// A longer token is not one of ours; it is refused before it is decoded.
+/// The maximum length of a token in bytes. A longer one is refused before it is decoded.
 pub(super) const LONGEST_TOKEN: usize = 16 * 1024;
-/// A longer name of a key is none.
+/// The maximum length of a key id in bytes.
 const LONGEST_KEY_ID: usize = 256;
-/// How far ahead `nbf` may lie.
+/// How far `nbf` may lie in the future, in seconds.
 const LEEWAY: u64 = 60;
 
 /// A token could not be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// There is nothing to sign with.
+    /// There is no key to sign with.
     #[error(
         "this deployment's tokens are signed by its identity provider, and without SUPABASE_JWT_SECRET this host can sign none"
     )]
     NoSecret,
-    /// Nobody can have that id.
+    /// The user id is invalid.
     #[error("a user's id must be 1 to 255 bytes of text without control characters")]
     User,
-    /// The signature could not be made.
+    /// Signing failed.
     #[error("the token could not be signed: {0}")]
     Signature(#[from] jsonwebtoken::errors::Error),
 }
 
-/// What a token's header says of how to check it.
+/// The parts of a token's header that select the key.
 pub(super) struct Head {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
 }
 
-/// Reads a token's header. Nothing of it is proved.
+/// Parses a token's header. Nothing in it is verified.
 pub(super) fn head(token: &str) -> Result<Head, AuthError> {
     if token.len() > LONGEST_TOKEN {
         return Err(AuthError::InvalidToken);
     }
     let header = jsonwebtoken::decode_header(token).map_err(|_| AuthError::InvalidToken)?;
-    // RFC 7515: what a token declares critical must be understood, and nothing is here.
+    // RFC 7515: extensions that a token declares critical must be understood, and none are here.
     if header.crit.is_some() {
         return Err(AuthError::InvalidToken);
     }
@@ -69,14 +72,14 @@ pub(super) fn head(token: &str) -> Result<Head, AuthError> {
     })
 }
 
-/// Who a token stands for that must be signed with this key, by this algorithm.
+/// Verifies a token with this key and algorithm, and returns its identity.
 pub(super) fn check(
     token: &str,
     algorithm: Algorithm,
     key: &DecodingKey,
 ) -> Result<Identity, AuthError> {
     let mut validation = Validation::new(algorithm);
-    // One leeway counts for both times; the second setting takes it back from `exp`.
+    // jsonwebtoken has one leeway for both times. The second setting cancels it for `exp`.
     validation.leeway = LEEWAY;
     validation.reject_tokens_expiring_in_less_than = LEEWAY;
     validation.validate_exp = true;
@@ -99,14 +102,14 @@ pub(super) fn check(
     })
 }
 
-/// Tells jsonwebtoken explicitly what to compute with: with two providers compiled in, it would panic at
-/// first use.
+/// Selects jsonwebtoken's crypto provider explicitly: with two compiled in, it would panic at first
+/// use.
 pub(super) fn prepare() {
-    // An error means that one is installed already, which is as good.
+    // An error means that one is installed already, which is just as good.
     let _ = rust_crypto::DEFAULT_PROVIDER.install_default();
 }
 
-/// Checks and signs tokens with one shared secret.
+/// Verifies and signs tokens with one shared secret.
 pub(super) struct Shared {
     pub(super) decoding: DecodingKey,
     encoding: EncodingKey,
@@ -133,7 +136,7 @@ impl Shared {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
-        // What this host itself would refuse is not handed out.
+        // A token that this host itself would refuse is not issued.
         let user = UserId::checked(user.as_str()).ok_or(IssueError::User)?;
         let claims = IssuedClaims {
             sub: user.as_str(),
@@ -149,8 +152,8 @@ impl Shared {
     }
 }
 
-/// The claims that are read; everything else in a token is left alone. A claim of another type than
-/// text counts as absent, so these are taken as any value.
+/// The claims that are read. Everything else in a token is ignored. A claim of another type than
+/// text counts as absent, so these accept any value.
 #[derive(Deserialize)]
 struct Claims {
     #[serde(default)]
@@ -163,15 +166,15 @@ struct Claims {
     session_id: Value,
     #[serde(default)]
     lucid_admin: Value,
-    /// What the identity provider's own servers set. Beside it is `user_metadata`, which users set
-    /// themselves; nothing reads that.
+    /// Claims set by the identity provider's own servers. Users can set the neighbouring
+    /// `user_metadata` themselves, so nothing reads that.
     #[serde(default)]
     app_metadata: Value,
 }
 
 impl Claims {
-    /// `role: admin` is no such claim: applications give it to administrators of their own, who
-    /// have no business with what runs on this host.
+    /// `role: admin` is not enough: applications give it to their own administrators, who must not
+    /// control what runs on this host.
     fn is_admin(&self) -> bool {
         let of_app = self.app_metadata.get("lucid_admin");
         self.lucid_admin == Value::Bool(true) || of_app == Some(&Value::Bool(true))

@@ -1,41 +1,44 @@
-//! What the user of `lucid run` answers: lines of standard input, from a terminal or a pipe.
+//! The user's answers in `lucid run`: lines of standard input, from a terminal or a pipe.
 //!
-//! What always holds: nothing is read before there is a question; a blank line is no answer; the thread
-//! that reads holds nobody up when the work is over.
+//! # Invariants
+//!
+//! - Nothing is read before there is a question.
+//! - A blank line is not an answer.
+//! - The reading thread delays nobody once the work is over.
 
 use std::io::{BufRead, IsTerminal, Write};
 
 use tokio::sync::mpsc;
 
-/// The answers that are there.
+/// The pending answers.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
-    /// Filled with the first question.
+    /// Created with the first question.
     lines: Option<mpsc::Receiver<String>>,
 }
 
 impl Answers {
-    /// Whether somebody types them.
+    /// Whether a person types the answers.
     pub(super) fn are_typed() -> bool {
         std::io::stdin().is_terminal()
     }
 
-    /// The next one; none where there are no more. May be dropped while it waits; nothing is lost by that.
+    /// The next answer. `None` if there are no more. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<String> {
         self.lines.get_or_insert_with(lines).recv().await
     }
 
-    /// Says that one is waited for, to somebody who types.
+    /// Prompts for an answer, if a person types them.
     pub(super) fn prompt() {
         if Self::are_typed() {
-            // Not among the results.
+            // Stdout is for results.
             let mut out = std::io::stderr();
             let _ = write!(out, " answer  ").and_then(|()| out.flush());
         }
     }
 }
 
-/// Reads lines in a thread of its own: one of the runtime's would hold its end up.
+/// Reads lines in a dedicated thread: one of the runtime's would delay its shutdown.
 fn lines() -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel(1);
     std::thread::spawn(move || {

@@ -1,7 +1,9 @@
-//! Owns `lucid check`: whether a manifest and the environment make a deployment, before anybody runs it.
+//! `lucid check`: validates a manifest and the environment before a server is started with them.
 //!
-//! What always holds: nothing is served and no database is opened, so it works beside a server; what is
-//! wrong is a line each on stderr, with exit code 2; what there is goes to stdout.
+//! # Invariants
+//!
+//! - Nothing is served and no database is opened, so it can run beside a server.
+//! - Each problem is a line on stderr, with exit code 2. The summary goes to stdout.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,13 +16,13 @@ use crate::config::Config;
 use crate::server::{self, Folders, StartError};
 use crate::store::blobs::Blobs;
 
-/// Loads everything, and says what there is.
+/// Loads the deployment and describes it.
 pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode {
     if file.is_some() {
         config.manifest = file;
     }
     let folders = Folders::below(&config.workspace_base_path);
-    // Nothing is asked, so there are no files.
+    // No model is called, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(server::deploy(&config, &folders, blobs)).await {
         Ok(deployed) => deployed,

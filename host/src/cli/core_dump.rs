@@ -1,28 +1,30 @@
-//! Owns that no core dump of this process holds a key.
+//! Keeps this process's memory out of core dumps.
 //!
-//! A process that dies of a signal (a fault in native code, an abort, an operator's `kill -ABRT`) may
-//! leave all of its memory in a file: in its working directory, or with whatever the machine's
-//! `core_pattern` names, where it is kept, copied and sent in as a bug report. This process's memory
-//! holds users' keys. What always holds: from the first line of `main` on there is none, in two ways,
-//! since a core that is piped to a program has no limit in size: the size is 0, and no mapping of
-//! memory belongs to it. Processes that are started from here inherit both.
+//! A process that dies of a signal (a fault in native code, an abort, an operator's `kill -ABRT`)
+//! may leave all of its memory in a file: in its working directory, or wherever the machine's
+//! `core_pattern` says, where it is kept, copied and attached to bug reports. This process's memory
+//! holds users' keys.
 //!
-//! The process stays "dumpable" (`PR_SET_DUMPABLE`) all the same. That would also hide it from
-//! debuggers and profilers of the operator's own, and what runs in a sandbox is kept away from it by
-//! the sandbox.
+//! Core dumps are therefore disabled from the first line of `main` on, in two ways, since the size
+//! limit does not apply to a core that is piped to a program: the size limit is 0, and no memory
+//! mapping is included. Child processes inherit both.
+//!
+//! The process stays "dumpable" (`PR_SET_DUMPABLE`) all the same. Clearing that flag would also
+//! shut out the operator's own debuggers and profilers, and code in a sandbox is kept away from
+//! this process by the sandbox.
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Which mappings a core dump holds, see core(5). Where the kernel knows no core dumps it is missing.
+/// The mask of mappings in a core dump, see core(5). Missing if the kernel has no core dumps.
 const FILTER: &str = "/proc/self/coredump_filter";
 
-/// From here on a crash leaves nothing behind.
+/// Disables core dumps from here on.
 pub(super) fn forbid() {
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
-    // Less is always granted.
+    // Lowering a limit is always permitted.
     let _ = setrlimit(Resource::Core, none);
     let _ = std::fs::write(FILTER, "0");
 }

@@ -1,7 +1,10 @@
-//! Owns `lucid doctor`: what was found on this machine, and what to do about what is missing.
+//! `lucid doctor`: what was found on this machine, and how to fix what is missing.
 //!
-//! What always holds: no secret is shown, only whether there is one; each thing that is missing comes
-//! with what to do; the exit code is 1 where no session could run.
+//! # Invariants
+//!
+//! - No secret is shown, only whether there is one.
+//! - Everything that is missing comes with a remedy.
+//! - The exit code is 1 if no session could run.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -17,12 +20,12 @@ use crate::server::{self, Folders, StartError};
 use crate::store::blobs::Blobs;
 use crate::store::{Store, StoreError, Supabase};
 
-/// How a finding stands.
+/// The status of a finding.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     /// It works.
     Good,
-    /// It is not there, and something else does its work or nobody needs it.
+    /// It is missing, but something else replaces it or nobody needs it.
     Note,
     /// Nothing can run without it.
     Bad,
@@ -50,7 +53,7 @@ impl Report {
     }
 }
 
-/// Looks at everything, in the order in which a start needs it.
+/// Checks everything, in the order in which a start needs it.
 pub(super) async fn doctor(config: Config) -> ExitCode {
     let mut report = Report {
         screen: Screen::new(colours(std::io::stdout().is_terminal())),
@@ -81,7 +84,7 @@ fn settings(report: &mut Report, config: &Config) {
     }
 }
 
-/// How users' tokens are checked.
+/// The ways in which users' tokens are verified.
 pub(super) fn token_ways(config: &Config) -> String {
     let keys = config.jwks_url.as_ref();
     let keys = keys.map(|url| format!("the keys at {url} (RS256, ES256)"));
@@ -97,7 +100,7 @@ pub(super) fn token_ways(config: &Config) -> String {
     }
 }
 
-/// The identity provider's keys, as they are now.
+/// Checks the identity provider's keys, as they are now.
 async fn tokens(report: &mut Report, config: &Config) {
     let Some(url) = &config.jwks_url else {
         return;
@@ -139,7 +142,7 @@ fn store(report: &mut Report, config: &Config) {
     let folders = Folders::below(&config.workspace_base_path);
     match server::open_store(&folders) {
         Ok(store) => report.line(Mark::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
-        // It works: somebody works with it.
+        // In use, so it works.
         Err(StartError::Store(StoreError::InUse(folder))) => {
             report.line(Mark::Good, &format!("in {}, in use by a lucid that runs now", folder.display()));
         }
@@ -150,7 +153,7 @@ fn store(report: &mut Report, config: &Config) {
     }
 }
 
-/// Where chats are kept, if not in the store.
+/// Checks the chat store, if it is not the local one.
 async fn chats(report: &mut Report, config: &Config) {
     let Some(settings) = &config.supabase else {
         return;
@@ -213,7 +216,7 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
             ),
         }
     }
-    // Why it is not another kind stands above.
+    // The reason why it is not another kind is reported above.
     if !refused && let Some(remark) = found.remark() {
         report.line(Mark::Note, &remark);
     }
@@ -223,7 +226,8 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
             "SANDBOX_BACKEND is none: no commands are run, and the mock only shows its script.",
         );
     } else if refused && findings.iter().any(|finding| finding.problem.is_none()) {
-        // What works is not taken by itself; the refusal says why, and how to take it.
+        // A working kind that is not selected automatically: the refusal says why, and how to
+        // select it.
         let reason = found.refusal().unwrap_or_default();
         report.line(
             Mark::Bad,
@@ -250,7 +254,7 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
     }
 }
 
-/// What makes a kind of sandbox work.
+/// How to make a kind of sandbox work.
 fn advice(kind: Kind) -> &'static str {
     match kind {
         Kind::Docker => "With it every session has a container of its own.",
@@ -269,10 +273,10 @@ fn installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Says what is loaded, and whether a model can be asked.
+/// Reports the loaded plugins, and whether a model can be called.
 async fn plugins(report: &mut Report, config: &Config, folders: &Folders) -> bool {
     report.title("Plugins");
-    // Nothing is asked, so there are no files.
+    // No model is called, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(server::deploy(config, folders, blobs)).await {
         Ok(deployed) => deployed,

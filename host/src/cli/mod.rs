@@ -1,16 +1,20 @@
-//! Owns the command line: what it takes, and which exit code comes back.
+//! The command line: its arguments, and the exit codes.
 //!
-//! What always holds: 0 is success, 1 a task or a start that failed, 2 a wrong command line or
-//! setting, 3 a task that asked something which nobody answered; what went wrong is a sentence on stderr; results go to stdout and the log to stderr.
+//! # Invariants
+//!
+//! - The exit code is 0 for success, 1 for a task or a start that failed, 2 for a wrong command
+//!   line or setting, 3 for a task that asked a question nobody answered.
+//! - An error is a sentence on stderr. Results go to stdout and the log goes to stderr.
 
-/// Prints to stdout, and does not panic where nobody reads or the disk is full: `report` keeps why.
+/// Prints to stdout, and does not panic if the reader is gone or the disk is full: `report` keeps
+/// the error.
 macro_rules! out {
     ($($words:tt)*) => {
         $crate::cli::report::print(format_args!($($words)*))
     };
 }
 
-/// The same, as a line.
+/// `out!` with a line break.
 macro_rules! outln {
     () => { out!("\n") };
     ($($words:tt)*) => {
@@ -18,14 +22,14 @@ macro_rules! outln {
     };
 }
 
-/// Prints to stderr, where nobody may read.
+/// Prints to stderr, which may be closed.
 macro_rules! err {
     ($($words:tt)*) => {
         $crate::cli::report::complain(format_args!($($words)*))
     };
 }
 
-/// The same, as a line.
+/// `err!` with a line break.
 macro_rules! errln {
     () => { err!("\n") };
     ($($words:tt)*) => {
@@ -183,21 +187,21 @@ impl ManifestText {
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// How long threads that still work may take at the end.
+/// How long threads that are still running may take at the end.
 const LAST_THREADS: Duration = Duration::from_millis(500);
 
-/// A setting that is wrong, a command line that is wrong.
+/// The exit code for a wrong setting or command line.
 const WRONG: u8 = 2;
-/// A task that asked something, and nobody answered.
+/// The exit code for a task that asked a question nobody answered.
 const UNANSWERED: u8 = 3;
 
-/// Runs the command that was asked for.
+/// Runs the requested command.
 pub fn main() -> ExitCode {
     // Before a key is read.
     core_dump::forbid();
     report::begin();
     let code = execute();
-    // What was asked for is not there.
+    // The requested output is incomplete.
     match report::unprinted() {
         Some(cause) if code == ExitCode::SUCCESS => {
             failed(&format!("The result could not be printed: {cause}."))
@@ -249,10 +253,10 @@ fn execute() -> ExitCode {
         Command::Token(args) => token(&config, &args),
         Command::Doctor => runtime.block_on(doctor::doctor(config)),
         Command::Check(args) => runtime.block_on(check::check(config, args.file)),
-        // It was printed before anything else could go wrong.
+        // It was printed before anything else could fail.
         Command::Manifest(_) | Command::Plugin(_) => ExitCode::SUCCESS,
     };
-    // A thread that waits for a file system would otherwise hold the process.
+    // A thread that waits for a file system would otherwise block the exit.
     runtime.shutdown_timeout(LAST_THREADS);
     code
 }
@@ -283,13 +287,13 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
     }
 }
 
-/// One line for the operator.
+/// Prints a configuration error, one line for the operator.
 fn wrong(error: &ConfigError) -> ExitCode {
     say(Level::Error, &error.to_string());
     ExitCode::from(WRONG)
 }
 
-/// What is wrong with a deployment, a line each.
+/// Prints a deployment's problems, a line each.
 fn wrong_manifest(problems: &Problems) -> ExitCode {
     for problem in problems.iter() {
         say(Level::Error, &problem.to_string());
@@ -297,16 +301,17 @@ fn wrong_manifest(problems: &Problems) -> ExitCode {
     ExitCode::from(WRONG)
 }
 
-/// One line for whoever waits.
+/// Prints a failure, one line.
 fn failed(sentence: &str) -> ExitCode {
     say(Level::Error, sentence);
     ExitCode::FAILURE
 }
 
-/// Sends the log to stderr. `RUST_LOG` says what is in it, and `PLUGIN_LOG_LEVEL` what plugins say there.
+/// Sends the log to stderr. `RUST_LOG` selects its content, and `PLUGIN_LOG_LEVEL` that of plugins.
 fn log(config: &Config, default: &str) {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    // It repeats what MCP servers say, as often and as long as they like; what matters the host says.
+    // rmcp repeats what MCP servers say, as often and as long as they like. The host logs what
+    // matters.
     let named = std::env::var("RUST_LOG").is_ok_and(|said| said.contains("rmcp"));
     if !named && let Ok(quiet) = "rmcp=off".parse() {
         filter = filter.add_directive(quiet);
@@ -319,7 +324,7 @@ fn log(config: &Config, default: &str) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    // An error means that there is a subscriber already, which is as good.
+    // An error means that there is a subscriber already, which is just as good.
     let _ = match config.log_format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {

@@ -1,8 +1,13 @@
-//! Owns `lucid plugin`: the kit of whoever writes a plugin, and what an operator does with plugins.
+//! `lucid plugin`: the toolkit for plugin authors, and the operator's commands for a server's
+//! plugins.
 //!
-//! What always holds: nothing of the kit needs a server or a setting, but `replay`, which reads the log
-//! of one; what a plugin is held to here is what the host holds it to. 0 is success, 1 a build or a check
-//! that failed, 2 a wrong command line.
+//! # Invariants
+//!
+//! - No command of the toolkit needs a server or a setting, except `replay`, which reads a server's
+//!   log.
+//! - A plugin is held to the same rules here as by the host.
+//! - The exit code is 0 for success, 1 for a build or a check that failed, 2 for a wrong command
+//!   line.
 
 mod admin;
 mod build;
@@ -132,7 +137,7 @@ enum Lang {
     Python,
 }
 
-/// Does it.
+/// Runs the command.
 pub(super) fn main(args: PluginArgs) -> ExitCode {
     // A plugin's own log lines are for its author.
     let builder = tracing_subscriber::fmt()
@@ -175,7 +180,7 @@ pub(super) fn main(args: PluginArgs) -> ExitCode {
     }
 }
 
-/// What is made once for all of an author's projects is kept here; none where there is no home.
+/// The cache folder shared by all of an author's projects. `None` if there is no home folder.
 fn cache() -> Option<PathBuf> {
     let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let own = own.filter(|path| path.is_absolute());
@@ -183,8 +188,8 @@ fn cache() -> Option<PathBuf> {
     cache.map(|cache| cache.join("lucid"))
 }
 
-/// An engine for one plugin at a time. It keeps what it compiled, since a component that brings a
-/// language's engine along takes it many seconds.
+/// An engine for one plugin at a time. It caches what it compiled, since a component that embeds a
+/// language's runtime takes many seconds.
 fn engine() -> Result<Engine, String> {
     let compiled = cache().map(|cache| cache.join("compiled"));
     let options = |cache: Option<PathBuf>| EngineOptions {
@@ -196,14 +201,14 @@ fn engine() -> Result<Engine, String> {
     };
     let kept = Engine::new(options(compiled));
     let engine = match kept {
-        // A cache that cannot be used only takes time.
+        // Without a usable cache it only takes longer.
         Err(EngineError::Cache(_)) => Engine::new(options(None)),
         other => other,
     };
     engine.map_err(|error| format!("The plugin cannot be run here: {error}."))
 }
 
-/// A component's bytes, if a host would read as many.
+/// A component's bytes, up to the size that a host would read.
 fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
     let most = EngineOptions::default().largest_component as u64;
     let shown = file.display();
@@ -222,7 +227,7 @@ fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
     std::fs::read(file).map_err(|e| format!("{shown} cannot be read: {e}."))
 }
 
-/// What was asked for cannot be.
+/// Prints why a command was refused.
 fn refused(sentence: &str) -> ExitCode {
     say(Level::Error, sentence);
     ExitCode::from(WRONG)

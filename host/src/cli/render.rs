@@ -1,14 +1,16 @@
-//! Owns how a session's frames look in a terminal.
+//! Rendering of a session's frames in a terminal.
 //!
-//! What always holds: nothing that an agent, a model or a command wrote can move the cursor, change
-//! colours or set a title: control characters are taken out. Colours are there only on a terminal
-//! that did not decline them.
+//! # Invariants
+//!
+//! - Nothing that an agent, a model or a command wrote can move the cursor, change colours or set a
+//!   title: control characters are removed.
+//! - Colours are used only on a terminal that did not decline them.
 
 use crate::types::plural;
 use owo_colors::{OwoColorize, Style};
 use serde_json::Value;
 
-/// A command's output and a diff are shown this far, in lines.
+/// The maximum number of lines shown of a command's output or a diff.
 const LINES: usize = 24;
 /// The column that text starts in.
 const MARGIN: usize = 9;
@@ -19,30 +21,30 @@ pub(super) fn colours(terminal: bool) -> bool {
     terminal && set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Text without anything that a terminal would act on, but with its lines.
+/// Removes everything that a terminal would interpret, except for line breaks.
 pub(super) fn clean(text: &str) -> String {
     let keep = |c: char| match c {
         '\n' => Some('\n'),
         '\t' => Some(' '),
         c if c.is_control() => None,
-        // These turn the direction of what is read, so that it looks like something else.
+        // Bidirectional overrides make text look like something else.
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => None,
         c => Some(c),
     };
     text.chars().filter_map(keep).collect()
 }
 
-/// The same on one line.
+/// Sanitizes a text to one line.
 pub(super) fn one_line(text: &str) -> String {
     clean(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What a frame says of how far the work is.
+/// The progress that a frame reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Nothing new.
+    /// Unchanged.
     Same,
-    /// Something is going on that takes time; the text says what.
+    /// Something that takes time is in progress, as the text says.
     Busy(String),
     /// The task is done.
     Done,
@@ -50,16 +52,16 @@ pub(super) enum Progress {
     Failed,
 }
 
-/// A frame for a person.
+/// A rendered frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Shown {
-    /// Lines to print; may be none.
+    /// Lines to print, possibly none.
     pub(super) text: String,
-    /// How far the work is.
+    /// The progress of the work.
     pub(super) progress: Progress,
 }
 
-/// Makes text of frames.
+/// Renders frames as text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Screen {
     colour: bool,
@@ -71,13 +73,13 @@ impl Screen {
         Self { colour }
     }
 
-    /// A label and a text beside it.
+    /// A label with a text beside it.
     pub(super) fn entry(self, label: &str, style: Style, text: &str) -> String {
         let label = self.paint(&format!("{label:>7}"), style.bold());
         format!("{label}  {}", indented(text))
     }
 
-    /// Text in a style, where there are colours.
+    /// A text in a style, if colours are used.
     pub(super) fn paint(self, text: &str, style: Style) -> String {
         if self.colour {
             text.style(style).to_string()
@@ -86,7 +88,7 @@ impl Screen {
         }
     }
 
-    /// What a person sees of a frame.
+    /// Renders a frame.
     pub(super) fn show(self, frame: &Value) -> Shown {
         match text(frame, "type") {
             "agent_event" => self.event(frame),
@@ -224,7 +226,7 @@ impl Screen {
         }
     }
 
-    /// Output, dimmed, with a note of how much more there was.
+    /// Output, dimmed, with a note of how much was left out.
     fn block(self, text: &str) -> Vec<String> {
         self.lines(text, |_| Style::new().dimmed())
     }
@@ -262,7 +264,7 @@ fn text<'a>(frame: &'a Value, name: &str) -> &'a str {
     frame.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A text for the line of the spinner.
+/// Shortens a text for the spinner's line.
 fn brief(text: &str) -> String {
     let line = one_line(text);
     match line.char_indices().nth(60) {
@@ -271,7 +273,7 @@ fn brief(text: &str) -> String {
     }
 }
 
-/// Later lines start where the first one does.
+/// Indents the following lines like the first one.
 fn indented(text: &str) -> String {
     clean(text)
         .trim_end()

@@ -1,12 +1,12 @@
-//! What the command line says beside its results: sentences for the operator, as lines of text or, with
-//! `LOG_FORMAT=json`, as lines of the same JSON that the log has.
+//! Messages of the command line other than its results: sentences for the operator, as lines of
+//! text or, with `LOG_FORMAT=json`, as lines of the same JSON that the log uses.
 //!
 //! # Invariants
 //!
-//! - With `LOG_FORMAT=json` no line on stderr is anything but JSON: errors of the start, panics and a wrong
-//!   command line are not either. What `serve` says on stdout is the log's as well.
-//! - Where nothing can be printed nothing panics: a result that is not printed is a failure at the end, unless
-//!   its reader had enough of it, and a server serves on.
+//! - With `LOG_FORMAT=json` every line on stderr is JSON, including start-up errors, panics and a
+//!   wrong command line. So is what `serve` prints on stdout.
+//! - A failure to print never panics: a result that cannot be printed is a failure at the end,
+//!   unless its reader closed the pipe, and a server continues to serve.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -22,10 +22,10 @@ use super::render::one_line;
 use crate::config::{Config, LogFormat};
 
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
-/// Why a part of a result is not on stdout.
+/// The error that kept a part of a result from stdout.
 static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
 
-/// How much a line matters.
+/// The severity of a line.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Level {
     Error,
@@ -43,7 +43,7 @@ impl Level {
     }
 }
 
-/// Decides the format, before anything else can go wrong.
+/// Selects the format, before anything else can fail.
 pub(super) fn begin() {
     if FORMAT.set(Config::log_format()).is_ok() && is_json() {
         std::panic::set_hook(Box::new(|panic| errln!("{}", panicked(panic))));
@@ -55,7 +55,7 @@ pub(super) fn is_json() -> bool {
     FORMAT.get() == Some(&LogFormat::Json)
 }
 
-/// A sentence on stderr.
+/// Prints a sentence to stderr.
 pub(super) fn say(level: Level, sentence: &str) {
     let sentence = one_line(sentence);
     if is_json() {
@@ -65,8 +65,8 @@ pub(super) fn say(level: Level, sentence: &str) {
     }
 }
 
-/// A sentence on stdout that is the log's as well, since both end in one place. A server serves on where it
-/// cannot be printed.
+/// Prints a sentence to stdout in the log's format, since both end up in one place. A server
+/// continues if it cannot be printed.
 pub(super) fn announce(sentence: &str) {
     let printed = if is_json() {
         writeln!(io::stdout(), "{}", line(Level::Info, sentence))
@@ -78,7 +78,7 @@ pub(super) fn announce(sentence: &str) {
     }
 }
 
-/// A part of a result, on stdout.
+/// Prints a part of a result to stdout.
 pub(super) fn print(words: fmt::Arguments<'_>) {
     let mut stdout = io::stdout().lock();
     let printed = stdout.write_fmt(words).and_then(|()| stdout.flush());
@@ -87,19 +87,20 @@ pub(super) fn print(words: fmt::Arguments<'_>) {
     }
 }
 
-/// Something on stderr. Whoever reads may have gone.
+/// Prints to stderr. The reader may be gone.
 pub(super) fn complain(words: fmt::Arguments<'_>) {
     let _ = io::stderr().write_fmt(words);
 }
 
-/// Why a result could not be printed; none where it was, or where its reader had enough.
+/// The error that kept a result from being printed. `None` if it was printed, or if its reader
+/// closed the pipe.
 pub(super) fn unprinted() -> Option<&'static io::Error> {
     UNPRINTED
         .get()
         .filter(|cause| cause.kind() != io::ErrorKind::BrokenPipe)
 }
 
-/// A command line that is wrong, or that asks for help.
+/// Reports a wrong command line, or prints the help.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && is_json() {
         let text = error.to_string();
@@ -107,7 +108,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
         say(Level::Error, text);
         return ExitCode::from(WRONG);
     }
-    // Whoever reads may have gone.
+    // The reader may be gone.
     let _ = error.print();
     if error.use_stderr() {
         ExitCode::from(WRONG)
@@ -116,7 +117,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// As the log writes its own.
+/// Formats a line like the log.
 fn line(level: Level, sentence: &str) -> String {
     json!({
         "timestamp": Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true),

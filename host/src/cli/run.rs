@@ -1,8 +1,12 @@
-//! Owns `lucid run`: one task in this process, shown in the terminal as it goes.
+//! `lucid run`: runs one task in this process and shows its progress in the terminal.
 //!
-//! What always holds: it is the same session that a server would run, on a storage folder of its own,
-//! so that it works beside a server; the exit code says whether the task succeeded, or waits for an answer
-//! that nobody gives; the workspace is kept and named at the end.
+//! # Invariants
+//!
+//! - The session is the same as in a server, in a storage folder of its own, so it can run beside a
+//!   server.
+//! - The exit code says whether the task succeeded, failed, or is waiting for an answer that nobody
+//!   gives.
+//! - The workspace is kept, and its path is printed at the end.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -23,24 +27,24 @@ use crate::config::Config;
 use crate::server::{self, App, Keep, StartError};
 use crate::session::{Batch, NewSession, Session};
 
-/// Why a task ended that asked something.
+/// The error of a task that ended with an unanswered question.
 const NO_ANSWER: &str = "The agent asked something, and standard input has no answer: run this in a terminal and type it, or pipe in a line for each answer.";
 /// How long a session may take to end.
 const END: Duration = Duration::from_secs(15);
 
-/// Works on one task.
+/// Runs one task.
 pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     for warning in config.notes() {
         tracing::warn!("{warning}");
     }
-    // The one who types is the operator, and may name any model.
+    // The user at the command line is the operator, and may name any model.
     config.models.typed_provider = args.provider.as_deref().map(str::to_lowercase);
     config.models.typed_model = args.model;
     let storage = match own_folder(&config) {
         Ok(storage) => storage,
         Err(error) => return failed(&error.to_string()),
     };
-    // From here on there is something to leave in order.
+    // From here on there is something to clean up.
     let mut stop = Box::pin(interrupted());
     let started = tokio::select! {
         started = Box::pin(App::start_in(config, &storage, Keep::Workspaces)) => started,
@@ -111,7 +115,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     }
 }
 
-/// A folder that no server and no other run has open.
+/// Creates a folder that no server and no other run has open.
 fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
     let mut folder = config.workspace_base_path.clone();
     let id = uuid::Uuid::now_v7().simple().to_string();
@@ -122,7 +126,7 @@ fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
     Ok(folder)
 }
 
-/// How a task ended.
+/// The outcome of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Succeeded,
@@ -131,7 +135,7 @@ enum Outcome {
     Unanswered,
 }
 
-/// Shows frames until the task is over, and hands in what the user answers.
+/// Shows frames until the task is over, and passes on the user's answers.
 async fn watch(session: &Arc<Session>, view: &mut View) -> Outcome {
     let mut subscription = session.subscribe(0);
     let mut questions = session.questions();
@@ -139,12 +143,12 @@ async fn watch(session: &Arc<Session>, view: &mut View) -> Outcome {
     let mut answered = 0;
     loop {
         let question = *questions.borrow_and_update();
-        // What is asked must be read first.
+        // The question must be shown first.
         let asks = question > answered && subscription.last_seq() >= question;
         view.ask(asks);
         let batch = tokio::select! {
             batch = subscription.next() => batch,
-            // It fails where nobody holds the session, and this does.
+            // Fails only if the session has been dropped, and it is held here.
             _ = questions.changed(), if !asks => continue,
             answer = answers.next(), if asks => {
                 let Some(answer) = answer else {
@@ -176,13 +180,13 @@ async fn watch(session: &Arc<Session>, view: &mut View) -> Outcome {
     }
 }
 
-/// The terminal: lines that stay, and below them what is going on.
+/// The terminal: permanent lines, and the current activity below them.
 struct View {
     screen: Screen,
     spinner: Option<ProgressBar>,
-    /// What went wrong last, in the words that were shown.
+    /// The last error, in the words that were shown.
     last_error: Option<String>,
-    /// An answer is waited for.
+    /// Whether an answer is waited for.
     asks: bool,
 }
 
@@ -196,7 +200,7 @@ impl View {
         }
     }
 
-    /// Makes room for an answer, or takes it back.
+    /// Shows or removes the prompt for an answer.
     fn ask(&mut self, asks: bool) {
         if std::mem::replace(&mut self.asks, asks) == asks {
             return;
@@ -228,7 +232,7 @@ impl View {
         shown.progress
     }
 
-    /// Whether it is the end of a task for a reason that was the last thing shown.
+    /// Whether a frame ends the task with the error that was shown last.
     fn is_said(&mut self, frame: &Value) -> bool {
         let is_event = frame["event"] == "error";
         let reason = if is_event {
@@ -249,7 +253,7 @@ impl View {
     }
 
     fn line(&self, text: &str) {
-        // Whoever reads may have gone; the work goes on all the same.
+        // The reader may be gone, and the work continues all the same.
         let print = || drop(writeln!(std::io::stdout(), "{text}"));
         match &self.spinner {
             Some(spinner) => spinner.suspend(print),
@@ -264,9 +268,9 @@ impl View {
     }
 }
 
-/// What shows that something is going on; none where it would be among results.
+/// The activity indicator. `None` if it would mix with results.
 fn spinner() -> Option<ProgressBar> {
-    // The spinner is drawn on stderr, below lines on stdout: both must be the terminal.
+    // The spinner is drawn on stderr, below lines on stdout, so both must be the terminal.
     let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
     terminal.then(|| {
         let bar = ProgressBar::new_spinner();

@@ -1,14 +1,15 @@
-//! The signals that end a process politely: SIGINT (Ctrl-C), SIGTERM (a service manager) and SIGHUP (the
-//! terminal is gone, or an operator's habit).
+//! The signals that end a process gracefully: SIGINT (Ctrl-C), SIGTERM (a service manager) and
+//! SIGHUP (a closed terminal, or an operator's habit).
 //!
 //! # Invariants
-//! Once [`interrupted`] was called none of them ends the process by itself. A SIGHUP that whoever started
-//! the process had ignored (`nohup`) stays ignored.
+//!
+//! - Once [`interrupted`] was called none of them ends the process by itself.
+//! - A SIGHUP that the parent process had ignored (`nohup`) stays ignored.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits for the next of the signals, and names it. They are caught from this call on, not from the first
-/// poll on.
+/// Waits for the next of the signals, and returns its name. They are caught from this call on, not
+/// from the first poll on.
 pub(super) fn interrupted() -> impl Future<Output = &'static str> {
     let mut kinds = vec![
         ("SIGINT", SignalKind::interrupt()),
@@ -28,7 +29,7 @@ pub(super) fn interrupted() -> impl Future<Output = &'static str> {
                     signals.recv().await;
                     name
                 }
-                // Then it keeps its usual effect.
+                // It then keeps its default effect.
                 Err(_) => std::future::pending().await,
             }
         });
@@ -36,12 +37,12 @@ pub(super) fn interrupted() -> impl Future<Output = &'static str> {
     }
 }
 
-/// Whether whoever started this process wants it to outlive its terminal.
+/// Whether the parent process wants this one to outlive its terminal.
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
 }
 
-/// Reads `SigIgn` of a process's status: a mask in hexadecimal, whose lowest bit is signal 1.
+/// Parses `SigIgn` in a process's status: a hexadecimal mask whose lowest bit is signal 1.
 fn ignores_hangup(status: &str) -> bool {
     let mask = status
         .lines()

@@ -1,26 +1,27 @@
-//! Owns reading a `.env` file.
+//! Reads a `.env` file.
 //!
-//! What always holds: its lines may hold secrets, so an error names a line's number and nothing of
-//! what is written there.
+//! # Invariants
+//!
+//! - Its lines may hold secrets, so an error gives a line's number and none of its content.
 
 use std::cell::Cell;
 use std::io::{self, Read};
 
 use super::ConfigError;
 
-/// The pairs of a file, in its order.
+/// The pairs of a file, in order.
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConfigError> {
     let line = Cell::new(0);
     let lines = Lines {
-        // Editors of other systems begin a file with a byte order mark.
+        // Editors on other systems begin a file with a byte order mark.
         rest: text.trim_start_matches('\u{feff}').as_bytes(),
         given: &line,
     };
     dotenvy::from_read_iter(lines)
         .map(|pair| {
             pair.map_err(|error| match error {
-                // The text of the error is what could not be read: one line, or all lines of a
-                // quoted value, the last one of which was read last.
+                // The error contains the text that could not be read: one line, or all lines of a
+                // quoted value, of which the last one was read last.
                 dotenvy::Error::LineParse(bad, _) => ConfigError::DotEnvLine {
                     line: line.get() + 1 - bad.lines().count().clamp(1, line.get().max(1)),
                 },
@@ -31,7 +32,7 @@ pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConfigError> {
         .collect()
 }
 
-/// Gives one line for each read and counts them, since the parser does not say where it is.
+/// Returns one line per read and counts them, since the parser does not report its position.
 struct Lines<'a> {
     rest: &'a [u8],
     given: &'a Cell<usize>,
@@ -47,7 +48,7 @@ impl Read for Lines<'_> {
         let (line, _) = self.rest.split_at(end.min(into.len()));
         into[..line.len()].copy_from_slice(line);
         self.rest = &self.rest[line.len()..];
-        // A line longer than the reader's buffer comes in parts, and counts once.
+        // A line longer than the reader's buffer is read in parts, and counts once.
         if line.len() == end && !line.is_empty() {
             self.given.set(self.given.get() + 1);
         }

@@ -1,21 +1,21 @@
-//! Owns the settings that take one of a few names.
+//! The settings that take one of a few names.
 
 use std::fmt;
 
-/// Which origins a browser may call from.
+/// The origins that a browser may call from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedOrigins {
-    /// `*`: every origin. Cookies are never used, so this gives a page no rights it does not have a
-    /// token for.
+    /// `*`: every origin. Cookies are never used, so this gives a page no rights that it does not
+    /// have a token for.
     Any,
-    /// These, each as a browser writes it: scheme, host, and the port where it is not the usual one.
+    /// These, each in the form browsers send: scheme, host, and the port if it is not the default.
     List(Vec<String>),
 }
 
-/// Which policy a session gets that names none.
+/// The policy of a session that names none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DefaultPolicy {
-    /// `coder` where any provider has a key, else `mock`.
+    /// `coder` if any provider has a key, else `mock`.
     Auto,
     /// The agent.
     Coder,
@@ -23,11 +23,11 @@ pub enum DefaultPolicy {
     Mock,
 }
 
-/// What commands run in.
+/// The sandbox that commands run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SandboxBackend {
-    /// The strongest that works on this machine; where several users are served, of those that keep
-    /// them apart.
+    /// The strongest that works on this machine. If several users are served, only those that
+    /// isolate users from each other.
     Auto,
     /// A Docker engine, or nothing.
     Docker,
@@ -41,7 +41,7 @@ pub enum SandboxBackend {
     None,
 }
 
-/// What network commands see.
+/// The network that commands have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SandboxNetwork {
     /// No network.
@@ -50,31 +50,31 @@ pub enum SandboxNetwork {
     Host,
 }
 
-/// How the log is written.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     Text,
-    /// One JSON object for each line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Which lines of plugins the log has.
+/// The log levels of plugins' lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PluginLogLevel {
-    /// None.
+    /// No lines.
     Off,
-    /// What failed.
+    /// Errors.
     Error,
-    /// And what is off.
+    /// Warnings and errors.
     Warn,
-    /// And what an operator may want to know.
+    /// Informational lines and above.
     Info,
-    /// All.
+    /// All lines.
     Debug,
 }
 
-/// Names a setting takes, and what each means. A type beside its parser would repeat them.
+/// The names that a setting accepts, and their values. A type beside its parser would repeat them.
 pub(super) trait Choice: Sized + Copy + 'static {
     const ALLOWED: &'static str;
     const NAMES: &'static [(&'static str, Self)];

@@ -1,33 +1,35 @@
-//! Owns the sentences that say why there is no configuration.
+//! Configuration errors.
 //!
-//! What always holds: each is one line that names the setting or the file and what to do, and none
-//! shows a secret.
+//! # Invariants
+//!
+//! - Each message is one line that names the setting or the file and says what to do, and none
+//!   shows a secret.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why there is no configuration. Each is one line for the operator.
+/// A configuration error. Each message is one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value is not one of those allowed.
+    /// A value is not one of the permitted ones.
     #[error("{name} is {given}, but it must be {allowed}.")]
     NotAllowed {
         /// The setting.
         name: &'static str,
-        /// What was given, quoted and cut.
+        /// The given value, quoted and truncated.
         given: String,
-        /// What is allowed, as the end of a sentence.
+        /// The permitted values, as the end of a sentence.
         allowed: &'static str,
     },
-    /// A secret, or a value that may hold one, is not usable. What was given is not shown.
+    /// A secret, or a value that may contain one, is unusable. The value is not shown.
     #[error("{name} cannot be used: it must be {allowed} (what was given is not shown here).")]
     BadSecret {
         /// The setting.
         name: &'static str,
-        /// What is allowed, as the end of a sentence.
+        /// The permitted values, as the end of a sentence.
         allowed: &'static str,
     },
-    /// A key that a manifest names is not usable. What was given is not shown.
+    /// A key that a manifest names is unusable. The value is not shown.
     #[error(
         "{name} cannot be used as a key: it must be printable ASCII without spaces or line breaks, since it is sent in a header (what was given is not shown here)."
     )]
@@ -35,24 +37,24 @@ pub enum ConfigError {
         /// The variable.
         name: String,
     },
-    /// A variable of the environment is not text.
+    /// A variable of the environment is not Unicode.
     #[error("{name} cannot be used: it must be UTF-8 text (what was given is not shown here).")]
     NotText {
         /// The setting.
         name: String,
     },
-    /// Local mode, with an address that others can reach.
+    /// Local mode with an address that other machines can reach.
     #[error(
         "HOST is {given}, but without SUPABASE_JWT_SECRET or SUPABASE_URL the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others."
     )]
     LocalModeIsLocal {
-        /// What was given, quoted and cut.
+        /// The given value, quoted and truncated.
         given: String,
     },
-    /// The `.env` file is there and cannot be read.
+    /// The `.env` file exists but cannot be read.
     #[error(".env cannot be read: {0}.")]
     DotEnv(#[source] io::Error),
-    /// A line of the `.env` file is no `NAME=value`.
+    /// A line of the `.env` file is not `NAME=value`.
     #[error(
         ".env cannot be read: line {line} is not NAME=value (quote a value that holds spaces or quotes)."
     )]
@@ -60,7 +62,7 @@ pub enum ConfigError {
         /// The line's number, from 1.
         line: usize,
     },
-    /// A secret file can be read by others.
+    /// Other users can read a secret file.
     #[error(
         "{} can be read by other users (mode {mode:04o}): delete it to have a new one made, or run chmod 600 on it if nobody has read it.",
         path.display()
@@ -71,7 +73,7 @@ pub enum ConfigError {
         /// Its permission bits.
         mode: u32,
     },
-    /// A secret file does not hold what was written there.
+    /// A secret file's content was modified.
     #[error(
         "{} does not hold 64 hexadecimal digits: put back the original, or delete it to have a new one made (what was made with the old one is then lost).",
         path.display()
@@ -80,12 +82,12 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// A secret file cannot be read or made.
+    /// A secret file cannot be read or created.
     #[error("{} cannot be read or made: {source}. Is WORKSPACE_BASE_PATH a folder this user can write to?", path.display())]
     SecretFile {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }

@@ -1,7 +1,10 @@
-//! Owns where the identity provider's public keys are.
+//! The location of the identity provider's public keys.
 //!
-//! What always holds: an address that is written out comes before the one that `SUPABASE_URL` gives; over
-//! plain HTTP only a private one is taken, since whoever is on the way could sign tokens of their own.
+//! # Invariants
+//!
+//! - An explicit URL takes precedence over the one derived from `SUPABASE_URL`.
+//! - Plain HTTP is accepted for a private address only, since anyone on the path could sign tokens
+//!   of their own.
 
 use url::Url;
 
@@ -9,8 +12,8 @@ use super::ConfigError;
 use super::parse::{Values, shown};
 use crate::net::egress::Document;
 
-/// Below a Supabase project's address. A project that still signs with its shared secret alone has an
-/// empty set of keys there.
+/// The path below a Supabase project's URL. A project that still signs with its shared secret alone
+/// has an empty key set there.
 const OF_A_PROJECT: [&str; 4] = ["auth", "v1", ".well-known", "jwks.json"];
 
 /// `SUPABASE_JWKS_URL`, or the project's.

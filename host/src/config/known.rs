@@ -1,9 +1,11 @@
-//! Owns which names are settings.
+//! The recognised environment variables.
 //!
-//! What always holds: a name that is a setting stands in the list; any other variable of the environment
-//! is passed over, and may hold what it likes.
+//! # Invariants
+//!
+//! - Every setting is in the list. Any other variable of the environment is ignored, and may hold
+//!   anything.
 
-/// Settings that are read.
+/// All settings.
 pub const SETTINGS: &[&str] = &[
     "PORT",
     "HOST",
@@ -73,7 +75,7 @@ pub(super) fn known(name: &str) -> bool {
     SETTINGS.contains(&name)
 }
 
-/// Secrets of the host itself, which no manifest can have sent to anybody.
+/// The host's own secrets, which no manifest can have sent anywhere.
 const HOST_SECRETS: &[&str] = &[
     "SUPABASE_JWT_SECRET",
     "SUPABASE_ANON_KEY",
@@ -83,13 +85,13 @@ const HOST_SECRETS: &[&str] = &[
     "INTERNAL_API_KEY",
 ];
 
-/// Whether a variable holds a secret of the host itself.
+/// Whether a variable holds one of the host's own secrets.
 pub(crate) fn is_host_secret(name: &str) -> bool {
     HOST_SECRETS.contains(&name)
 }
 
-/// Whether a text can be the name of a variable that holds a key. A key that was put where its
-/// variable's name belongs is none: those have small letters or hyphens.
+/// Whether a text can be the name of a variable that holds a key. A key given in place of its
+/// variable's name is not: keys contain lower-case letters or hyphens.
 pub(crate) fn is_variable(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
     let first = name.bytes().next();

@@ -1,17 +1,17 @@
-//! Variables that look like settings and are none: a slip that would otherwise go unnoticed.
+//! Detects misspelt settings, which would otherwise be silently ignored.
 //!
-//! A machine's environment is full of other programs' variables, and none of them may be named here. So a
-//! name counts only where it is one slip away from a setting: a letter or two, another case, a word too few,
-//! a unit too many, or this program's name before it.
+//! A machine's environment is full of other programs' variables, and none of them may be reported
+//! here. So a name counts only if it is one slip away from a setting: a letter or two, another
+//! case, a missing word, a superfluous unit, or this program's name as a prefix.
 
 use super::known::SETTINGS;
 
-/// Suffixes that somebody may add to a setting, or leave out of one.
+/// Suffixes that may be added to a setting's name, or left out of it.
 const UNITS: [&str; 9] = [
     "SECONDS", "SECS", "SEC", "MS", "MINUTES", "BYTES", "MB", "GB", "S",
 ];
 
-/// First words that other programs' settings have too: there, only slips of letters count.
+/// First words that other programs' settings share: for these, only wrong letters count.
 const SHARED: [&str; 9] = [
     "ANTHROPIC",
     "DOCKER",
@@ -24,12 +24,12 @@ const SHARED: [&str; 9] = [
     "SUPABASE",
 ];
 
-/// The setting that was probably meant by a name that is none.
+/// The setting that was probably meant by an unknown name.
 pub(super) fn meant(name: &str) -> Option<&'static str> {
     if name.len() > 64 || SETTINGS.contains(&name) {
         return None;
     }
-    // Nobody else's variables are named after this program.
+    // No other program's variables have this program's name.
     if let Some(bare) = name.strip_prefix("LUCID_") {
         let known = SETTINGS.iter().copied().find(|known| *known == bare);
         return known
@@ -38,7 +38,7 @@ pub(super) fn meant(name: &str) -> Option<&'static str> {
     }
     let upper = name.to_ascii_uppercase().replace('-', "_");
     if upper != name {
-        // `host` and `port` are other programs' as well.
+        // `host` and `port` are used by other programs as well.
         return SETTINGS
             .iter()
             .copied()
@@ -47,8 +47,8 @@ pub(super) fn meant(name: &str) -> Option<&'static str> {
     by_letters(name).or_else(|| by_words(name))
 }
 
-/// One slip in six letters. The first letter is hardly ever wrong, and another one makes another program's
-/// name, as in `VLLM_API_KEY`.
+/// One wrong letter in six. The first letter is hardly ever wrong, and another one makes another
+/// program's name, as in `VLLM_API_KEY`.
 fn by_letters(name: &str) -> Option<&'static str> {
     let first = name.bytes().next()?;
     SETTINGS
@@ -57,12 +57,12 @@ fn by_letters(name: &str) -> Option<&'static str> {
         .filter(|known| known.len() >= 8 && known.bytes().next() == Some(first))
         .map(|known| (strsim::osa_distance(name, known), known))
         .filter(|(distance, known)| *distance <= known.len() / 6)
-        // A plural is another setting's name more often than a slip is.
+        // A plural is more often another setting's name than a slip.
         .min_by_key(|(distance, known)| (*distance, known.len()))
         .map(|(_, known)| known)
 }
 
-/// A setting without one of its words, or with a unit behind it.
+/// A setting without one of its words, or with an appended unit.
 fn by_words(name: &str) -> Option<&'static str> {
     let words: Vec<&str> = name.split('_').collect();
     let first = words.first()?;
@@ -79,20 +79,20 @@ fn by_words(name: &str) -> Option<&'static str> {
         unit || few
     });
     let all: Vec<&str> = candidates.collect();
-    // Where it could be any of several, none was probably meant.
+    // If it could be any of several, none was probably meant.
     match all.as_slice() {
         [one] => Some(one),
         _ => None,
     }
 }
 
-/// Whether these words stand in others, in their order.
+/// Whether these words occur in others, in order.
 fn is_within(words: &[&str], of: &[&str]) -> bool {
     let mut rest = of.iter();
     words.iter().all(|word| rest.any(|other| other == word))
 }
 
-/// What the operator is told of a name.
+/// The warning about a name.
 pub(super) fn warning(name: &str, meant: &str) -> String {
     format!("{name} is no setting of this server and does nothing: {meant} was probably meant.")
 }

@@ -1,12 +1,16 @@
-//! Owns the settings: where they come from, what each may hold, and what each is when it is not set.
+//! The settings: where they come from, their permitted values, and their defaults.
 //!
 //! Settings are environment variables, over a `.env` file in the working directory. An empty value
-//! counts as not set. What always holds: a [`Config`] that exists was checked in full, so nothing
-//! that reads it checks again; a value that is not allowed is one sentence that names the setting,
-//! what was given and what is allowed, and never shows a secret; a setting that has no effect is said
-//! in [`Config::warnings`]. Where nothing says how users' tokens are checked, neither
-//! `SUPABASE_JWT_SECRET` nor the address of an identity provider's keys, the server is in local mode, and
-//! can listen on a loopback address only.
+//! counts as not set. If nothing says how users' tokens are verified, neither `SUPABASE_JWT_SECRET`
+//! nor the address of an identity provider's keys, the server is in local mode and can listen on a
+//! loopback address only.
+//!
+//! # Invariants
+//!
+//! - A [`Config`] that exists was validated in full, so nothing that reads it validates again.
+//! - An invalid value is reported in one sentence that names the setting, the value and the
+//!   permitted values, and never shows a secret.
+//! - A setting that has no effect is reported in [`Config::warnings`].
 
 mod dotenv;
 mod enums;
@@ -47,46 +51,48 @@ use crate::types::secret::Secret;
 use secrecy::zeroize::Zeroizing;
 use url::Url;
 
-/// Every setting, checked.
+/// All settings, validated.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `HOST`: where the server listens. 127.0.0.1 in local mode, else 0.0.0.0.
+    /// `HOST`: the address the server listens on. 127.0.0.1 in local mode, else 0.0.0.0.
     pub host: IpAddr,
-    /// `PORT` (8000). 0 takes any free one.
+    /// `PORT` (8000). 0 selects any free one.
     pub port: u16,
-    /// Local mode: no identity provider; a secret of this machine signs tokens.
+    /// Local mode: there is no identity provider, and a secret of this machine signs tokens.
     pub local: bool,
-    /// `SUPABASE_JWT_SECRET`; none in local mode. [`Config::keys`] gives what tokens are signed with.
+    /// `SUPABASE_JWT_SECRET`. `None` in local mode. [`Config::keys`] returns the key that tokens
+    /// are signed with.
     pub jwt_secret: Option<Secret>,
-    /// `SUPABASE_JWKS_URL`, or what `SUPABASE_URL` makes of it: where the public keys are that tokens are
-    /// checked with.
+    /// `SUPABASE_JWKS_URL`, or the one derived from `SUPABASE_URL`: the public keys that tokens are
+    /// verified with.
     pub jwks_url: Option<Url>,
-    /// `ENCRYPTION_KEY`, for stored git tokens and for what a session keeps of its own secrets.
+    /// `ENCRYPTION_KEY`, for stored git tokens and for a session's own secrets.
     pub encryption_key: Option<Secret>,
-    /// `INTERNAL_API_KEY`; without it servers cannot act for users.
+    /// `INTERNAL_API_KEY`. Without it servers cannot act for users.
     pub internal_api_key: Option<Secret>,
-    /// `SUPABASE_URL`, `SUPABASE_ANON_KEY`, `SUPABASE_SERVICE_KEY`: where chats are kept; the local
-    /// database where it is not set.
+    /// `SUPABASE_URL`, `SUPABASE_ANON_KEY`, `SUPABASE_SERVICE_KEY`: the chat store. The local
+    /// database if not set.
     pub supabase: Option<SupabaseSettings>,
     /// `ALLOWED_ORIGINS` (`http://localhost:3000`).
     pub allowed_origins: AllowedOrigins,
-    /// Which model providers there are, where, and with which keys.
+    /// The model providers, their addresses and their keys.
     pub models: ModelSettings,
     /// `DEFAULT_POLICY` (`auto`).
     pub default_policy: DefaultPolicy,
     /// `MAX_ITERATIONS` (50) of one session.
     pub max_iterations: u32,
-    /// `SESSION_TOKEN_LIMIT`: how many tokens one session may use, cached ones too.
+    /// `SESSION_TOKEN_LIMIT`: the maximum number of tokens of one session, including cached ones.
     pub session_token_limit: Option<u64>,
-    /// `SESSION_COST_LIMIT`: what one session may cost, in millionths of a US dollar.
+    /// `SESSION_COST_LIMIT`: the maximum cost of one session, in millionths of a US dollar.
     pub session_cost_limit: Option<u64>,
     /// `CONVERSATION_TIMEOUT` (1800 s).
     pub conversation_timeout: Duration,
-    /// `SESSION_GRACE_SECONDS` (300): how long a session runs on with no client.
+    /// `SESSION_GRACE_SECONDS` (300): how long a session keeps running with no client.
     pub session_grace: Duration,
-    /// `WORKSPACE_RETENTION` (a day): how long the files of a session stay that ended without its user's wish.
+    /// `WORKSPACE_RETENTION` (a day): how long the files of a session are kept that its user did
+    /// not end.
     pub workspace_retention: Duration,
-    /// `SHUTDOWN_TIMEOUT` (25 s): how long the process may take to end when it is told to.
+    /// `SHUTDOWN_TIMEOUT` (25 s): how long a shutdown may take.
     pub shutdown_timeout: Duration,
     /// `MAX_SESSIONS_PER_USER` (20).
     pub max_sessions_per_user: u32,
@@ -96,44 +102,45 @@ pub struct Config {
     pub sandbox_network: SandboxNetwork,
     /// `SANDBOX_MEMORY_LIMIT` (2g), in bytes.
     pub sandbox_memory_limit: u64,
-    /// `SANDBOX_DISK_LIMIT` (10g): what a workspace may take of the disk, in bytes.
+    /// `SANDBOX_DISK_LIMIT` (10g): a workspace's disk quota, in bytes.
     pub sandbox_disk_limit: u64,
-    /// `DISK_RESERVE` (256m): what of the disk is kept for the log, in bytes; 0 for nothing.
+    /// `DISK_RESERVE` (256m): the part of the disk that is reserved for the log, in bytes. 0 for
+    /// none.
     pub disk_reserve: u64,
-    /// `SANDBOX_ALLOW_LOCAL` (false): where there is no sandbox, commands run without one.
+    /// `SANDBOX_ALLOW_LOCAL` (false): if there is no sandbox, commands run without one.
     pub sandbox_allow_local: bool,
     /// `SANDBOX_IMAGE` (`lucid-sandbox:bookworm`).
     pub sandbox_image: String,
-    /// `SANDBOX_CPU_LIMIT` (1.0), in processors.
+    /// `SANDBOX_CPU_LIMIT` (1.0), in CPUs.
     pub sandbox_cpu_limit: f64,
     /// `SANDBOX_CONTAINER_PREFIX` (`lucid-sandbox-`).
     pub sandbox_container_prefix: String,
-    /// `SANDBOX_POOL_SIZE` (2): containers that wait for sessions.
+    /// `SANDBOX_POOL_SIZE` (2): the number of warm containers.
     pub sandbox_pool_size: u32,
-    /// `DOCKER_HOST`: where the engine listens; the usual socket where it is not set.
+    /// `DOCKER_HOST`: the address of the engine. The default socket if not set.
     pub docker_host: Option<String>,
-    /// `DOCKER_NETWORK`: what containers join; the engine's own where it is not set.
+    /// `DOCKER_NETWORK`: the network that containers join. The engine's default if not set.
     pub docker_network: Option<String>,
-    /// `HOST_WORKSPACE_PATH`: `WORKSPACE_BASE_PATH` as the engine's machine has it.
+    /// `HOST_WORKSPACE_PATH`: the path of `WORKSPACE_BASE_PATH` on the engine's machine.
     pub host_workspace_path: Option<PathBuf>,
-    /// `WORKSPACE_MOUNT_PATH` (`/workspace`): what commands see the workspace as. Absolute, without
-    /// a slash at its end.
+    /// `WORKSPACE_MOUNT_PATH` (`/workspace`): the path of the workspace as commands see it.
+    /// Absolute, without a trailing slash.
     pub workspace_mount_path: String,
     /// `WORKSPACE_BASE_PATH` (`./storage`): workspaces, the database and this machine's secrets.
     pub workspace_base_path: PathBuf,
     /// `ALLOW_PRIVATE_REPOSITORIES` (true in local mode, else false): repositories on private
     /// addresses and on this machine.
     pub allow_private_repositories: bool,
-    /// `GIT_CLONE_DEPTH` (20): how many commits of history a session's clone brings; none for all of
-    /// them, which is 0 in the setting. The rest can be fetched later.
+    /// `GIT_CLONE_DEPTH` (20): the number of commits in a session's clone. `None` for all of them,
+    /// which is 0 in the setting. The rest can be fetched later.
     pub git_clone_depth: Option<u32>,
-    /// `GIT_SIZE_LIMIT` (1g): the most bytes that one clone or fetch may bring, one push may send, and
-    /// the files of a session's clone may take.
+    /// `GIT_SIZE_LIMIT` (1g): the maximum size of one clone or fetch, of one push, and of the files
+    /// in a session's clone, in bytes.
     pub git_size_limit: u64,
-    /// `GIT_TIMEOUT` (600 s): how long a session's clone may take, and any one fetch or push.
+    /// `GIT_TIMEOUT` (600 s): the time limit of a session's clone, and of a single fetch or push.
     pub git_timeout: Duration,
-    /// `GIT_ALLOW_OWNER` (false): git in a session also reaches other repositories of the same owner,
-    /// with the same token.
+    /// `GIT_ALLOW_OWNER` (false): whether git in a session can also access other repositories of
+    /// the same owner, with the same token.
     pub git_allow_owner: bool,
     /// `GIT_PUSH_BRANCHES` (`lucid/*`): the branches that git in a session may push to.
     pub git_push_branches: Branches,
@@ -141,30 +148,32 @@ pub struct Config {
     pub mock_step_delay: Duration,
     /// `LOG_FORMAT` (`text`).
     pub log_format: LogFormat,
-    /// `PLUGIN_LOG_LEVEL`: which lines of plugins the log has; as `RUST_LOG` says of all where not set.
+    /// `PLUGIN_LOG_LEVEL`: the level of plugins' lines in the log. As in `RUST_LOG` if not set.
     pub plugin_log_level: Option<PluginLogLevel>,
-    /// `LUCID_MANIFEST`: the deployment's manifest; `./lucid.toml` where it is not set and that is there.
+    /// `LUCID_MANIFEST`: the deployment's manifest. `./lucid.toml` if it is not set and that
+    /// exists.
     pub manifest: Option<PathBuf>,
-    /// What else is in the environment, for the keys that a manifest names.
+    /// The other environment variables, for the keys that a manifest names.
     pub variables: Variables,
-    /// What the operator should know: settings without effect, weak secrets. A sentence each; with what
-    /// looks like a setting and is none they are [`Config::notes`].
+    /// Warnings for the operator, such as settings without effect and weak secrets. A sentence
+    /// each. [`Config::notes`] adds those about misspelt settings.
     pub warnings: Vec<String>,
-    /// Variables that look like settings and are none, and the setting that was probably meant.
+    /// Variables that look like settings but are not, and the setting that was probably meant.
     pub misspelt: Vec<(String, &'static str)>,
 }
 
 /// The keys of a running server, from the settings or from files of this machine.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// What tokens are signed and checked with; none where only the identity provider signs them.
+    /// The key that tokens are signed and verified with. `None` if only the identity provider signs
+    /// them.
     pub jwt: Option<Secret>,
-    /// What sessions' own secrets are sealed with.
+    /// The key that encrypts sessions' own secrets.
     pub seal: Secret,
 }
 
 impl Config {
-    /// Reads the environment and, below it, `.env` in the working directory.
+    /// Reads the environment and, with lower precedence, `.env` in the working directory.
     pub fn load() -> Result<Self, ConfigError> {
         let file = match std::fs::read_to_string(".env") {
             Ok(text) => Some(Zeroizing::new(text)),
@@ -174,8 +183,8 @@ impl Config {
         Self::merge(file.as_deref().map(String::as_str), std::env::vars_os())
     }
 
-    /// Reads settings from pairs of name and value, and touches nothing else. Of a name that comes
-    /// twice, the last one that is not empty counts; unknown names are passed over.
+    /// Reads settings from pairs of name and value, and touches nothing else. If a name occurs
+    /// twice, the last non-empty value counts. Unknown names are ignored.
     pub fn from_pairs<K, V>(pairs: impl IntoIterator<Item = (K, V)>) -> Result<Self, ConfigError>
     where
         K: Into<String>,
@@ -202,8 +211,8 @@ impl Config {
         })
     }
 
-    /// What the operator should know, a sentence each. A manifest may name a variable as it likes, so one
-    /// that it names is no slip.
+    /// All warnings for the operator, a sentence each. A manifest may name any variable, so one
+    /// that it names is not reported as misspelt.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.warnings.clone();
         if self.misspelt.is_empty() {
@@ -219,7 +228,7 @@ impl Config {
         notes
     }
 
-    /// `LOG_FORMAT` alone, for what goes wrong before there is a configuration.
+    /// `LOG_FORMAT` alone, for errors before there is a configuration.
     pub fn log_format() -> LogFormat {
         let name = "LOG_FORMAT";
         let set = std::env::var(name)
@@ -237,28 +246,28 @@ impl Config {
             .unwrap_or(LogFormat::Text)
     }
 
-    /// Where the server listens.
+    /// The address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.port)
     }
 
-    /// The keys for tokens and for sealing. What no setting gives is a file below
-    /// `WORKSPACE_BASE_PATH`, made at first use and readable by this user only.
+    /// The keys for tokens and for encryption. A key without a setting is in a file below
+    /// `WORKSPACE_BASE_PATH`, created at first use and readable by this user only.
     pub fn keys(&self) -> Result<Keys, ConfigError> {
         let jwt = match &self.jwt_secret {
             Some(secret) => Some(secret.clone()),
             None if self.local => {
                 Some(secret_file(&self.workspace_base_path.join("local-secret"))?)
             }
-            // A secret of our own would sign tokens that the store behind us refuses, and what a local
-            // mode once printed would open a server for others.
+            // A secret of our own would sign tokens that the store behind us refuses, and a token
+            // once printed in local mode would give access to a server.
             None => None,
         };
         let seal = match (&self.encryption_key, &jwt) {
             (Some(key), _) => key.clone(),
             (None, Some(jwt)) if self.local => jwt.clone(),
-            // Not SUPABASE_JWT_SECRET: that one is rotated without us, and what a session sealed
-            // would no longer open.
+            // Not SUPABASE_JWT_SECRET: that one is rotated independently, and a session's encrypted
+            // secrets could no longer be read.
             (None, _) => secret_file(&self.workspace_base_path.join("seal-secret"))?,
         };
         Ok(Keys { jwt, seal })
@@ -275,7 +284,7 @@ impl Config {
             };
             match value.into_string() {
                 Ok(value) => pairs.push((name, value)),
-                // What is not ours may hold what it likes.
+                // A variable that is not a setting may hold anything.
                 Err(_) if !known(&name) => {}
                 Err(_) => return Err(ConfigError::NotText { name }),
             }

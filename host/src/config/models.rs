@@ -1,8 +1,10 @@
-//! Owns the settings of model providers: base URLs, keys, models, and what of them users may choose.
+//! The settings of model providers: base URLs, keys, models, and which of them users may choose.
 //!
-//! What always holds: each provider's settings have the same names with the provider's in front; a key
-//! belongs to the base URL it was set beside, and `LLM_API_KEY` to `LLM_BASE_URL` alone where that one
-//! is set.
+//! # Invariants
+//!
+//! - Each provider's settings have the same names, prefixed with the provider's.
+//! - A key belongs to the base URL it was set beside, and `LLM_API_KEY` to `LLM_BASE_URL` alone if
+//!   that one is set.
 
 use std::time::Duration;
 
@@ -12,44 +14,45 @@ use super::ConfigError;
 use super::parse::{Values, is_model, seconds};
 use crate::types::secret::Secret;
 
-/// What is set for one provider under its own name.
+/// The settings of one provider under its own name.
 #[derive(Debug, Clone, Default)]
 pub struct ProviderSettings {
-    /// As in `modelProvider`, in lower case.
+    /// Its name as in `modelProvider`, in lower case.
     pub name: &'static str,
-    /// `…_API_KEY`: for its own base URL, or for `…_BASE_URL`.
+    /// `…_API_KEY`: the key for its own base URL, or for `…_BASE_URL`.
     pub api_key: Option<Secret>,
     /// The name of that variable.
     pub key_variable: &'static str,
-    /// `…_BASE_URL`: where its API is, where not at the provider's own.
+    /// `…_BASE_URL`: the address of its API, if not the provider's own.
     pub base_url: Option<Url>,
     /// `…_MODEL`: the model for a session that names none.
     pub model: Option<String>,
 }
 
-/// All that is set for models.
+/// All settings about models.
 #[derive(Debug, Clone, Default)]
 pub struct ModelSettings {
     /// The providers that have settings of their own.
     pub providers: Vec<ProviderSettings>,
-    /// `LLM_API_KEY`: for the endpoint at `LLM_BASE_URL`; without one, for any provider without a key
-    /// of its own.
+    /// `LLM_API_KEY`: for the endpoint at `LLM_BASE_URL`. Without one, for any provider without a
+    /// key of its own.
     pub api_key: Option<Secret>,
     /// `LLM_BASE_URL`: an endpoint that speaks OpenAI's protocol.
     pub base_url: Option<Url>,
     /// `LLM_MODEL`: the default provider's model for a session that names none.
     pub model: Option<String>,
-    /// `LLM_MODELS`: the models that users and policies may choose, as `model` or `provider/model`;
-    /// none for all that the adapters know.
+    /// `LLM_MODELS`: the models that users and policies may choose, as `model` or `provider/model`.
+    /// `None` for all that the adapters know.
     pub allowed: Option<Vec<String>>,
     /// `DEFAULT_MODEL_PROVIDER`, or the older `DEFAULT_PROVIDER`, in lower case.
     pub default_provider: Option<String>,
-    /// `MODEL_OUTAGE_PATIENCE` (15 minutes): how long a model call is tried again after failures that
-    /// pass.
+    /// `MODEL_OUTAGE_PATIENCE` (15 minutes): how long transient failures of a model call are
+    /// retried.
     pub outage_patience: Duration,
-    /// The default provider that somebody typed, which comes before a manifest's.
+    /// The default provider from the command line, which takes precedence over a manifest's.
     pub typed_provider: Option<String>,
-    /// The default provider's model that somebody typed, which comes before a manifest's.
+    /// The default provider's model from the command line, which takes precedence over a
+    /// manifest's.
     pub typed_model: Option<String>,
 }
 
@@ -128,7 +131,7 @@ impl ModelSettings {
         Ok(settings)
     }
 
-    /// What is set for a provider.
+    /// The settings of a provider.
     pub fn of(&self, name: &str) -> Option<&ProviderSettings> {
         self.providers.iter().find(|own| own.name == name)
     }

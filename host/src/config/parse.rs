@@ -1,7 +1,9 @@
-//! Owns how the text of one setting becomes its value.
+//! Parsers from a setting's text to its value.
 //!
-//! What always holds: a reader takes exactly what its setting's sentence says is allowed, and gives
-//! nothing for everything else; it never guesses what was meant.
+//! # Invariants
+//!
+//! - A parser accepts exactly what the setting's error message says is allowed, and returns nothing
+//!   for everything else. It never guesses what was meant.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,7 +16,7 @@ use super::enums::{AllowedOrigins, Choice};
 use crate::net::egress::pasted;
 use crate::types::secret::Secret;
 
-/// The values that are set, by name; none is empty.
+/// The values that are set, by name. None is empty.
 pub(super) struct Values(HashMap<String, String>);
 
 impl Values {
@@ -82,7 +84,7 @@ impl Values {
         })
     }
 
-    /// The name of a model, as its provider has it.
+    /// A model's name, in its provider's spelling.
     pub(super) fn model(&self, name: &'static str) -> Result<Option<String>, ConfigError> {
         let allowed = "a model's name, at most 200 characters and none of them a space or a control character";
         self.optional(name, allowed, |text| {
@@ -90,8 +92,8 @@ impl Values {
         })
     }
 
-    /// A secret that is sent in a header. Anything a header cannot carry would fail at its first
-    /// use, with a worse message.
+    /// A secret that is sent in a header. A character that a header cannot carry would fail at its
+    /// first use, with a worse message.
     pub(super) fn header_secret(&self, name: &'static str) -> Result<Option<Secret>, ConfigError> {
         let Some(text) = self.text(name) else {
             return Ok(None);
@@ -103,7 +105,7 @@ impl Values {
         Err(ConfigError::BadSecret { name, allowed })
     }
 
-    /// A URL without more than a server and a path.
+    /// A URL with only a server and a path.
     pub(super) fn base_url(&self, name: &'static str) -> Result<Option<Url>, ConfigError> {
         let allowed = "an http or https URL such as https://api.example.com/v1, without user name, password, query or fragment";
         self.url(name, allowed, |text| {
@@ -118,7 +120,7 @@ impl Values {
         })
     }
 
-    /// Where a model provider's API is, as people paste it.
+    /// The address of a model provider's API, as people paste it.
     pub(super) fn model_url(&self, name: &'static str) -> Result<Option<Url>, ConfigError> {
         let allowed = "an http or https URL such as https://api.example.com/v1, without user name, password, key or fragment";
         self.url(name, allowed, |text| pasted(text).ok())
@@ -135,7 +137,7 @@ impl Values {
         };
         match read(text) {
             Some(url) => Ok(Some(url)),
-            // A key may stand before an @ or behind a ?.
+            // A key may precede an @ or follow a ?.
             None if text.contains(['@', '?', '#']) => Err(ConfigError::BadSecret { name, allowed }),
             None => Err(ConfigError::NotAllowed {
                 name,
@@ -146,7 +148,7 @@ impl Values {
     }
 }
 
-/// A value as an error shows it: quoted, on one line, and not longer than is read.
+/// A value for an error message: quoted, on one line, and truncated.
 pub(super) fn shown(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((at, _)) => format!("{:?}…", &text[..at]),
@@ -163,7 +165,7 @@ pub(super) fn unprintable(c: char) -> bool {
 }
 
 pub(super) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
-    // `parse` takes a leading plus sign; nobody means one here.
+    // `parse` accepts a leading plus sign, which nobody means here.
     text.bytes()
         .all(|byte| byte.is_ascii_digit())
         .then(|| text.parse().ok())
@@ -174,7 +176,7 @@ pub(super) fn count(text: &str) -> Option<u32> {
     number(text).filter(|count| (1..=10_000).contains(count))
 }
 
-/// Dollars in millionths, in integers, so that no limit is off by a rounding.
+/// Converts dollars to millionths with integers, so that no limit has a rounding error.
 pub(super) fn dollars(text: &str) -> Option<u64> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     if part.is_empty() || part.len() > 6 {
@@ -186,15 +188,15 @@ pub(super) fn dollars(text: &str) -> Option<u64> {
     whole.checked_add(part)
 }
 
-/// A time within bounds, which are in seconds.
+/// Parses a duration within bounds in seconds.
 pub(super) fn seconds(text: &str, least: f64, most: f64) -> Option<Duration> {
-    // Not a number fails both comparisons, so it is not in any range.
+    // NaN fails both comparisons, so it is not in any range.
     let seconds = time(text).filter(|seconds| (least..=most).contains(seconds))?;
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// A time in seconds: a number of them, or numbers with units behind them, such as `300`, `300s`, `5m`,
-/// `1h30m` or `500ms`.
+/// Parses a duration to seconds: a number of seconds, or numbers with units, such as `300`, `300s`,
+/// `5m`, `1h30m` or `500ms`.
 pub(crate) fn time(text: &str) -> Option<f64> {
     let text = text.trim().to_ascii_lowercase();
     if let Ok(seconds) = text.parse() {
@@ -212,7 +214,7 @@ pub(crate) fn time(text: &str) -> Option<f64> {
             .unwrap_or(behind.len());
         let (unit, behind) = behind.split_at(end);
         let unit = unit_of_time(unit)?;
-        // From the largest unit down, each once: anything else is a slip.
+        // In descending order, each unit once: anything else is a mistake.
         if unit >= least_unit {
             return None;
         }
@@ -234,8 +236,8 @@ fn unit_of_time(unit: &str) -> Option<f64> {
     })
 }
 
-/// A size as Docker writes it: a number with b, k, m, g or t behind it, also kb or KiB, or Ki as Kubernetes
-/// has it; all of them powers of 1024.
+/// Parses a size in Docker's notation: a number with the suffix b, k, m, g or t, or kb or KiB, or
+/// Ki as in Kubernetes. All of them are powers of 1024.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let text = text.to_ascii_lowercase();
     let end = text
@@ -254,7 +256,8 @@ pub(crate) fn size(text: &str) -> Option<u64> {
     match amount.split_once('.') {
         None => number::<u64>(amount)?.checked_mul(factor),
         Some((whole, part)) => {
-            // In integers, so that no size is off by a rounding. Nine places are more than a size has.
+            // With integers, so that no size has a rounding error. Nine digits are more than any
+            // size needs.
             if part.is_empty() || part.len() > 9 {
                 return None;
             }
@@ -312,7 +315,7 @@ pub(super) fn mount_path(text: &str) -> Option<String> {
     fits.then(|| format!("/{path}"))
 }
 
-/// What an engine takes as the name of a container or a network.
+/// A valid name of a container or a network.
 pub(super) fn container_name(text: &str) -> Option<String> {
     let first = text.bytes().next()?.is_ascii_alphanumeric();
     let rest = text
@@ -321,7 +324,7 @@ pub(super) fn container_name(text: &str) -> Option<String> {
     (first && rest && text.len() <= 64).then(|| text.to_owned())
 }
 
-/// An image's name. What else is wrong with it, the engine says better.
+/// An image's name. Other errors in it are reported better by the engine.
 pub(super) fn image(text: &str) -> Option<String> {
     let fits = text.len() <= 255 && !text.contains(unprintable) && !text.starts_with('-');
     fits.then(|| text.to_owned())

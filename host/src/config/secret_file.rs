@@ -1,8 +1,11 @@
-//! Owns the secrets that this machine makes for itself and keeps in files.
+//! Secrets that this machine generates for itself and keeps in files.
 //!
-//! What always holds: a secret is 32 random bytes, its file can be read by this user only, and it is
-//! there whole or not at all. A file that is not as it was made is an error and is left as it is:
-//! replacing it would make what it protects unreadable.
+//! # Invariants
+//!
+//! - A secret is 32 random bytes, its file is readable by this user only, and it is written
+//!   completely or not at all.
+//! - A file that is not as it was created is an error and is left untouched: replacing it would
+//!   make what it protects unreadable.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -15,7 +18,8 @@ use secrecy::zeroize::Zeroizing;
 use super::ConfigError;
 use crate::types::secret::Secret;
 
-/// The secret in a file of this machine; made, with 32 random bytes, where there is none.
+/// Reads the secret in a file of this machine. Creates it, from 32 random bytes, if it does not
+/// exist.
 pub(super) fn secret_file(path: &Path) -> Result<Secret, ConfigError> {
     let failed = |source: io::Error| ConfigError::SecretFile {
         path: path.to_owned(),
@@ -27,8 +31,8 @@ pub(super) fn secret_file(path: &Path) -> Result<Secret, ConfigError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(failed)?;
     let secret = random_hex().map_err(failed)?;
-    // Written beside its place (mode 0600 from the start), then linked there if nothing is there: a
-    // crash leaves no half-written secret, and of two servers that start at once one wins.
+    // Written to a temporary file (mode 0600 from the start), then linked into place if nothing is
+    // there: a crash leaves no half-written secret, and of two servers that start at once one wins.
     let mut file = tempfile::Builder::new()
         .prefix(".secret-")
         .permissions(std::fs::Permissions::from_mode(0o600))
@@ -51,8 +55,8 @@ fn read_secret_file(path: &Path) -> Result<Option<Secret>, ConfigError> {
         path: path.to_owned(),
         source,
     };
-    // No symbolic link: whoever could put one there would choose the secret. Not blocking, so that a
-    // pipe in its place is an error and not a server that never starts.
+    // No symbolic link: whoever could put one there would choose the secret. Non-blocking, so that
+    // a pipe in its place is an error instead of a server that never starts.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let opened = std::fs::OpenOptions::new()
         .read(true)

@@ -1,13 +1,15 @@
-//! Owns the settings of the store of chats.
+//! The settings of the chat store.
 //!
-//! What always holds: a project keeps chats only where its address and its anon key are known; a key
-//! that has no effect is a warning.
+//! # Invariants
+//!
+//! - A project stores chats only if both its URL and its anon key are known. A key that has no
+//!   effect is a warning.
 
 use super::parse::Values;
 use super::{ConfigError, Secret};
 use crate::store::SupabaseSettings;
 
-/// Reads where the record of chats is kept, where that is not the local database.
+/// Reads the location of the chat store, if it is not the local database.
 pub(super) fn check(
     values: &Values,
     warnings: &mut Vec<String>,
@@ -16,7 +18,7 @@ pub(super) fn check(
     let anon_key = values.header_secret("SUPABASE_ANON_KEY")?;
     let has_anon_key = anon_key.is_some();
     let service_key = service_key(values)?;
-    // The address alone says where the keys for tokens are, which needs no key.
+    // The URL alone gives the location of the keys for tokens, which needs no key.
     let (Some(url), Some(anon_key)) = (url, anon_key) else {
         for (name, set) in [
             ("SUPABASE_ANON_KEY", has_anon_key),

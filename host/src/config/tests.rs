@@ -1,4 +1,4 @@
-//! What is read of settings, what is refused, and what is never shown.
+//! How settings are read, which are refused, and which are never shown.
 
 use std::os::unix::ffi::OsStringExt;
 
@@ -397,7 +397,7 @@ fn chats_are_kept_in_supabase_where_all_of_it_is_set() {
     let project = good(&[jwt, url, anon]).supabase.unwrap();
     assert!(project.service_key.is_none());
 
-    // The address alone is where the keys for tokens are.
+    // The URL alone gives the location of the keys for tokens.
     let keys_alone = good(&[jwt, url]);
     assert!(keys_alone.supabase.is_none() && keys_alone.warnings.is_empty());
 

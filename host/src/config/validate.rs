@@ -1,7 +1,9 @@
-//! Owns what each setting may hold, what it is when it is not set, and what settings say together.
+//! The permitted values of each setting, the defaults, and the rules between settings.
 //!
-//! What always holds: nothing but the values is looked at, no file and no environment; the first
-//! thing that is wrong is the error, and what is only unwise is a warning.
+//! # Invariants
+//!
+//! - Nothing but the values is looked at, no file and no environment.
+//! - The first invalid setting is the error. One that is merely unwise is a warning.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -25,7 +27,7 @@ const DAY: f64 = 86_400.0;
 const MIB: u64 = 1024 * 1024;
 
 impl Config {
-    /// Makes settings of values.
+    /// Validates all values.
     pub(super) fn check(values: &Values) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
         let jwt_secret = values.raw("SUPABASE_JWT_SECRET").map(Secret::from);

@@ -1,7 +1,9 @@
-//! Owns what the environment holds beside the settings, for the keys that a manifest names.
+//! Environment variables that are not settings, for the keys that a manifest names.
 //!
-//! What always holds: a value is a secret from the start and is never shown; the host's own secrets are
-//! not among them, so no manifest can name one.
+//! # Invariants
+//!
+//! - A value is a secret from the start and is never shown.
+//! - The host's own secrets are not among them, so no manifest can name one.
 
 use std::collections::HashMap;
 
@@ -9,12 +11,12 @@ use super::ConfigError;
 use super::known::{is_host_secret, is_variable};
 use crate::types::secret::Secret;
 
-/// Variables by name, as they were at the start.
+/// Variables by name, as of the start of the process.
 #[derive(Debug, Clone, Default)]
 pub struct Variables(HashMap<String, Secret>);
 
 impl Variables {
-    /// Of a name that comes twice, the last one that is not empty counts.
+    /// If a name occurs twice, the last non-empty value counts.
     pub(super) fn new(pairs: &[(String, String)]) -> Self {
         let fits = |name: &str, value: &str| {
             is_variable(name) && !is_host_secret(name) && !value.trim().is_empty()
@@ -27,7 +29,11 @@ impl Variables {
         )
     }
 
-    /// The key in a variable; none where it is not set. Fails where no header can hold it.
+    /// The key in a variable. `None` if it is not set.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a header cannot carry it.
     pub fn key(&self, name: &str) -> Result<Option<Secret>, ConfigError> {
         let Some(secret) = self.0.get(name) else {
             return Ok(None);

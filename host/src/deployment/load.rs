@@ -1,8 +1,11 @@
-//! Owns how a manifest's components are brought and let in.
+//! Fetches and admits the components of a manifest.
 //!
-//! What always holds: a component's digest is compared before any of it is compiled, and settings are
-//! checked before any code runs with them; all that fails is said, and then nothing is loaded. What is
-//! wrong with an upload is said of its file, which the manifest does not name.
+//! # Invariants
+//!
+//! - A component's digest is compared before any of it is compiled, and settings are validated
+//!   before any code runs with them.
+//! - Every failure is reported, and if there is any, nothing is loaded.
+//! - A problem with an upload is reported for its file, which the manifest does not name.
 
 use std::borrow::Cow;
 use std::io::Read as _;
@@ -30,12 +33,13 @@ use crate::wasm::{
     Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
 };
 
-/// How many components are compiled at once. One alone uses all processors for a part of its time.
+/// How many components are compiled at once. A single one uses all processors only part of the
+/// time.
 const AT_ONCE: usize = 4;
-/// The most characters of the name that a model knows a tool by.
+/// The maximum length of a tool's name for models, in characters.
 const LONGEST_TOOL_NAME: usize = 64;
 
-/// The plugins of a manifest, by name.
+/// The loaded plugins of a manifest, by name.
 #[derive(Debug)]
 pub struct Loaded {
     /// The policies.
@@ -53,13 +57,13 @@ pub struct Loaded {
 pub struct LoadedPolicy {
     /// The component.
     pub plugin: PolicyPlugin,
-    /// Its settings, checked where it has a schema.
+    /// Its settings, validated if it has a schema.
     pub settings: serde_json::Map<String, serde_json::Value>,
-    /// Which built-in one it is, where it is one.
+    /// The built-in component it is, if it is one.
     pub builtin: Option<&'static str>,
     /// A second build of it.
     pub beside: Option<LoadedBeside>,
-    /// What the operator should know of it. A sentence.
+    /// A warning for the operator. A sentence.
     pub warning: Option<String>,
 }
 
@@ -68,60 +72,64 @@ pub struct LoadedPolicy {
 pub struct LoadedBeside {
     /// The component.
     pub plugin: PolicyPlugin,
-    /// What it is there for.
+    /// Its purpose.
     pub role: Role,
-    /// Since when it is on probation, where it is.
+    /// The start of its probation, if it is on probation.
     pub probation: Option<DateTime<Utc>>,
-    /// Which built-in one it is, where it is one.
+    /// The built-in component it is, if it is one.
     pub builtin: Option<&'static str>,
 }
 
-/// A model provider's adapter, and what it is given.
+/// A provider adapter, and what it is given.
 #[derive(Debug)]
 pub struct LoadedProvider {
     /// The component.
     pub plugin: LlmPlugin,
-    /// Its settings as JSON, checked where it has a schema.
+    /// Its settings as JSON, validated if it has a schema.
     pub settings: String,
-    /// The models that it knows with these settings.
+    /// The models it knows with these settings.
     pub models: Vec<ModelInfo>,
-    /// What the manifest says of it; none without one.
+    /// Its manifest entry. `None` without one.
     pub entry: Option<Arc<ProviderEntry>>,
-    /// It is a built-in one, whose address is this host's own word.
+    /// Whether it is built in, so that its address can be trusted.
     pub builtin: bool,
 }
 
-/// A component with tools, and what it is given.
+/// A tool component, and what it is given.
 #[derive(Debug)]
 pub struct LoadedTools {
     /// The component.
     pub plugin: ToolsPlugin,
-    /// Its settings as JSON, checked where it has a schema.
+    /// Its settings as JSON, validated if it has a schema.
     pub settings: String,
-    /// The tools there are with these settings, by their own names.
+    /// Its tools with these settings, by their own names.
     pub definitions: Vec<ToolDefinition>,
-    /// What the manifest says of it.
+    /// Its manifest entry.
     pub entry: ToolsEntry,
 }
 
-/// A git provider's integration, and what it is given.
+/// A git provider plugin, and what it is given.
 #[derive(Debug)]
 pub struct LoadedGit {
     /// The component.
     pub plugin: GitPlugin,
-    /// Its settings as JSON, checked where it has a schema.
+    /// Its settings as JSON, validated if it has a schema.
     pub settings: String,
-    /// Where its API is, where the manifest says so.
+    /// The address of its API, if the manifest names one.
     pub base_url: Option<Url>,
-    /// Where its repositories are, where the manifest says so.
+    /// The address of its repositories, if the manifest names one.
     pub web_url: Option<Url>,
-    /// It is a built-in one, whose addresses are this host's own word.
+    /// Whether it is built in, so that its addresses can be trusted.
     pub builtin: bool,
 }
 
-/// Loads all plugins of a manifest, or says of each that cannot be loaded why. Reads files, and takes
-/// processors while something is compiled that was not compiled before. Where `only` names a plugin,
-/// the others are those that are `known`, whatever became of their files since.
+/// Loads all plugins of a manifest. Reads files, and uses processors to compile what was not
+/// compiled before. If `only` names a plugin, the others are taken from `known`, whatever became of
+/// their files since.
+///
+/// # Errors
+///
+/// Reports the reason for each plugin that cannot be loaded.
 pub async fn load(
     manifest: &Manifest,
     engine: &Engine,
@@ -197,19 +205,19 @@ pub async fn load(
     })
 }
 
-/// What plugins are made of.
+/// The inputs from which plugins are made.
 #[derive(Clone, Copy)]
 struct From<'a> {
     manifest: &'a Manifest,
     engine: &'a Engine,
-    /// Those that are there already.
+    /// The plugins that are loaded already.
     known: &'a Plugins,
-    /// The one that is brought anew, where not all are.
+    /// The only plugin that is loaded anew, if not all are.
     only: Option<(Kind, &'a str)>,
 }
 
 impl<'a> From<'a> {
-    /// Whether the one that is there stays without a look at its file.
+    /// Whether the loaded plugin is kept without looking at its file.
     fn keeps(&self, kind: Kind, name: &str) -> bool {
         self.only.is_some_and(|only| only != (kind, name))
     }
@@ -268,7 +276,7 @@ async fn policy(
             beside.filter(|one| one.plugin.digest() != plugin.digest()),
             None,
         ),
-        // A candidate was asked for; the build before is there in case of need.
+        // A candidate was asked for. The previous build is only a fallback.
         Err((Role::Candidate { .. }, problems)) => return Err(problems),
         Err((Role::Before, problems)) => {
             let why: Vec<String> = problems.iter().map(Problem::to_string).collect();
@@ -288,7 +296,7 @@ async fn policy(
     })
 }
 
-/// The second build of a policy, where there is one.
+/// The second build of a policy, if there is one.
 async fn beside(
     from: From<'_>,
     name: &str,
@@ -310,7 +318,7 @@ async fn beside(
     }))
 }
 
-/// One build of a policy, with settings that fit it. `there` is the one that has its place by now.
+/// One build of a policy, with settings that fit it. `there` is the one in its place at present.
 async fn policy_build(
     from: From<'_>,
     blame: &Blame<'_>,
@@ -453,20 +461,20 @@ async fn git(from: From<'_>, name: &str, entry: &GitEntry) -> Result<LoadedGit, 
     })
 }
 
-/// Who is to blame, and where that stands.
+/// The plugin to blame for a problem, and its position.
 struct Blame<'a> {
     file: Option<&'a Path>,
     kind: Kind,
     name: &'a str,
     entry: &'a PluginEntry,
-    /// What takes the place of the entry's component.
+    /// The upload that replaces the entry's component.
     upload: Option<&'a Upload>,
-    /// What registries gave.
+    /// The components fetched from registries.
     brought: &'a Brought,
 }
 
 impl Blame<'_> {
-    /// Which built-in component it is, where it is one.
+    /// The built-in component it is, if it is one.
     fn builtin(&self) -> Option<&'static str> {
         match self.entry.component.value {
             Source::Builtin(name) if self.upload.is_none() => Some(name),
@@ -483,7 +491,7 @@ impl Blame<'_> {
 
     fn settings_are(&self, at: At, why: String) -> Vec<Problem> {
         vec![match self.upload {
-            // Nowhere in the manifest, where it is an upload's alone.
+            // It is not in the manifest if it exists by an upload alone.
             Some(upload) if upload.added => self.upload_is(upload, &why),
             Some(_) => {
                 let why = format!("the uploaded build of `{}`: {why}", self.name);
@@ -493,7 +501,7 @@ impl Blame<'_> {
         }]
     }
 
-    /// An upload is wrong.
+    /// A problem of an upload.
     fn upload_is(&self, upload: &Upload, why: &str) -> Problem {
         let Self { kind, name, .. } = self;
         let what = format!(
@@ -502,7 +510,7 @@ impl Blame<'_> {
         Problem::of_file(&upload.file, what)
     }
 
-    /// The component's bytes, of the right digest.
+    /// The component's bytes, with the digest verified.
     async fn component(
         &self,
         builtins: &'static [(&'static str, &'static [u8])],
@@ -542,7 +550,7 @@ impl Blame<'_> {
         Ok(wasm)
     }
 
-    /// What a registry gave, as it is on the disk.
+    /// The component from a registry, read from the disk.
     async fn brought(&self, reference: &Reference) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
         let fetched = match self.brought.by_reference.get(reference) {
             Some(Ok(fetched)) => fetched,
@@ -578,8 +586,8 @@ impl Blame<'_> {
         })
     }
 
-    /// Compiling a schema takes a while, so it has a thread of its own; what breaks down there is the
-    /// schema's fault.
+    /// Validates settings. Compiling a schema takes a while, so it has a thread of its own, and a
+    /// panic there is blamed on the schema.
     async fn check_settings(&self, schema: Option<String>) -> Result<(), Vec<Problem>> {
         let Some(text) = schema else {
             return Ok(());
@@ -614,18 +622,18 @@ impl Blame<'_> {
     }
 }
 
-/// In lower-case hex.
+/// The SHA-256 in lower-case hex.
 fn digest(wasm: &[u8]) -> String {
     let digest = Sha256::digest(wasm);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    // Asked before it is opened: opening a pipe would wait for somebody to write.
+    // Checked before it is opened: opening a pipe would wait for a writer.
     if !path.metadata()?.is_file() {
         return Err(std::io::Error::other("it is no file"));
     }
-    // One byte more than is let in, so that admission says what is allowed.
+    // One byte above the limit, so that admission reports the limit.
     let most = EngineOptions::default().largest_component as u64 + 1;
     let mut wasm = Vec::new();
     std::fs::File::open(path)?

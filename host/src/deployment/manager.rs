@@ -1,17 +1,21 @@
-//! Owns the deployment while the server runs: its generations, and how one follows another.
+//! The deployment of a running server: its generations, and the transitions between them.
 //!
-//! What always holds: a generation is published whole or not at all, and never changes; what cannot be
-//! loaded leaves the one before in its place, and its reasons are kept until something can be loaded
-//! again. One load runs at a time. A plugin that is the same in two generations is the same instance in
-//! both, so a change costs what changed. A generation goes when the last session leaves it.
+//! An uploaded build changes one plugin of the deployment, and is recorded as active once it was
+//! loaded and before a session gets it. If it no longer loads when the server starts, the server
+//! still starts: the plugin falls back to the previous build, as in a rollback, or to the
+//! manifest's component, and the reason is shown until the build can be loaded or is rolled back.
 //!
-//! An uploaded build changes one plugin of what is there, and is written down as active once it was
-//! loaded and before a session gets it. One that no longer loads when the server starts keeps nobody
-//! from working: its plugin goes back to the build before it, as a rollback would, or to the manifest's
-//! component, and why is said until it can be loaded or is rolled back.
+//! A new build of a policy is on probation beside the previous one. The counts kept in
+//! `rollout::probation` roll it back or confirm it, in transitions like any other.
 //!
-//! A new build of a policy is on probation beside the one before it; what is counted there (`trial`)
-//! takes it back or settles it, as changes like any other.
+//! # Invariants
+//!
+//! - A generation is published whole or not at all, and never changes. A load that fails leaves the
+//!   previous generation in place, and its reasons are kept until a load succeeds.
+//! - One load runs at a time.
+//! - A plugin that is the same in two generations is the same instance in both, so a transition
+//!   costs only what changed.
+//! - A generation is dropped when the last session leaves it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,66 +47,69 @@ struct Inner {
     components: Components,
     published: watch::Sender<Arc<Generation>>,
     now: Mutex<Now>,
-    /// Held while one is loaded.
+    /// Held while a generation is loaded.
     turn: tokio::sync::Mutex<()>,
     trials: Trials,
-    /// What is to be done about builds on probation; taken by whoever does it.
+    /// Decisions about builds on probation. Taken by the task that applies them.
     rulings: Mutex<Option<mpsc::UnboundedReceiver<Ruling>>>,
 }
 
-/// Where the deployment stands.
+/// The current state of the deployment.
 #[derive(Clone)]
 pub struct Now {
-    /// Counted up from 1 with each change since the server's start.
+    /// The generation's number, counted from 1 with each change since the server's start.
     pub number: u64,
-    /// What sessions begin with.
+    /// The deployment that new sessions get.
     pub(crate) deployed: Arc<Deployed>,
-    /// Since when.
+    /// When it was published.
     pub since: SystemTime,
-    /// Why the last load came to nothing, and when; none where what is there now was loaded last.
+    /// The problems of the last load and its time. `None` if the current deployment was loaded
+    /// last.
     pub refused: Option<(SystemTime, Arc<Problems>)>,
 }
 
-/// Another build for one plugin.
+/// A change of one plugin's build.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// This one, which was uploaded before.
+    /// Activate this build, which was uploaded before.
     Activate {
-        /// In lower-case hex.
+        /// Its digest, in lower-case hex.
         digest: String,
-        /// Who wants it.
+        /// Who requested it.
         by: String,
-        /// Of a hundred new sessions, 1 to 99; all where none is said.
+        /// A percentage of new sessions, 1 to 99. `None` for all.
         share: Option<u8>,
-        /// It may be a policy under a name that nobody has yet.
+        /// Whether a policy may be added under a new name.
         new: bool,
     },
-    /// The one before the one that is active, or the active one alone where a candidate is beside it.
+    /// Return to the build before the active one, or to the active one alone if there is a
+    /// candidate beside it.
     RollBack {
-        /// Who wants it.
+        /// Who requested it.
         by: String,
     },
-    /// A build on probation is worse than the one before. Nothing, where it is not there any more.
+    /// Roll back a build on probation that is worse than the previous one. Does nothing if it is
+    /// gone.
     TakeBack {
-        /// In lower-case hex.
+        /// Its digest, in lower-case hex.
         digest: String,
         /// When it was activated.
         since: DateTime<Utc>,
-        /// A sentence with the figures.
+        /// A sentence with the counts.
         why: String,
     },
-    /// A build's probation is over. Nothing, where it is on none any more.
+    /// Confirm a build whose probation is over. Does nothing if it is on none any more.
     Settle {
-        /// In lower-case hex.
+        /// Its digest, in lower-case hex.
         digest: String,
         /// When it was activated.
         since: DateTime<Utc>,
-        /// A sentence with the figures.
+        /// A sentence with the counts.
         why: String,
     },
 }
 
-/// Why there is no other build.
+/// An error that leaves the build unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// The deployment has no such plugin.
@@ -112,9 +119,9 @@ pub enum ChangeError {
     NoSuchPlugin {
         /// Its kind.
         kind: Kind,
-        /// What it was called.
+        /// The requested name.
         name: String,
-        /// What was probably meant, and which there are.
+        /// The name probably meant, and the available ones.
         there: String,
     },
     /// The deployment has none of that name, and nothing is to be added.
@@ -122,48 +129,48 @@ pub enum ChangeError {
     Nobody {
         /// Its kind.
         kind: Kind,
-        /// What it was called.
+        /// The requested name.
         name: String,
-        /// What was probably meant, and which there are.
+        /// The name probably meant, and the available ones.
         there: String,
     },
-    /// No policy is called so, and nobody said that one should be.
+    /// There is no policy of that name, and none was to be added.
     #[error(
         "No policy is called `{name}`; {there}. To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request"
     )]
     NotNew {
-        /// What it was called.
+        /// The requested name.
         name: String,
-        /// What was probably meant, and which there are.
+        /// The name probably meant, and the available ones.
         there: String,
     },
-    /// No plugin can be called so.
+    /// The name is invalid.
     #[error(
         "A plugin's name is 1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit, and not `auto`"
     )]
     NoName,
-    /// Nothing tells sessions apart by another plugin's builds.
+    /// Sessions cannot be split between builds of another kind of plugin.
     #[error(
         "Only a policy's build can get a share of new sessions: of any other plugin all sessions have the same build. Activate it without a share"
     )]
     NoShare,
-    /// It is not 1 to 99.
+    /// The share is not 1 to 99.
     #[error(
         "A share is 1 to 99 of a hundred new sessions. Activate the build without a share to give it all"
     )]
     WrongShare,
-    /// There is nothing that could have the rest.
+    /// There is no active build for the remaining sessions.
     #[error(
         "The policy `{0}` has no active build that could have the other sessions. Activate the build without a share"
     )]
     NothingBeside(String),
-    /// It is what all sessions get.
+    /// All sessions get it already.
     #[error("This build is the active one of the policy `{0}` already, and has all new sessions")]
     IsActive(String),
-    /// The depot does not have it.
+    /// The upload store does not have it.
     #[error("No build sha256:{0} was uploaded, or it made room for later ones. Upload it again")]
     NotUploaded(String),
-    /// There is nothing to go back from.
+    /// There is no uploaded build to roll back from.
     #[error(
         "The {kind} plugin `{name}` has no uploaded build to go back from: it is the manifest's"
     )]
@@ -173,40 +180,40 @@ pub enum ChangeError {
         /// Its name.
         name: String,
     },
-    /// With it there would be no deployment. The reasons are kept as the last error too.
+    /// The deployment could not be loaded with it. The reasons are kept as the last error too.
     #[error("The deployment stays as it is: {}", shown(.0))]
     Refused(Arc<Problems>),
-    /// It cannot be written down, so it did not happen.
+    /// It could not be recorded, so it did not take effect.
     #[error("The deployment stays as it is: {0}")]
     Depot(#[from] DepotError),
-    /// The server goes down.
+    /// The server is shutting down.
     #[error("The server goes down, and the deployment may be the one before or the one after")]
     Interrupted,
 }
 
-/// Why a component was not kept.
+/// A component was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    /// It is no plugin, or none that this host runs.
+    /// It is not a plugin, or not one that this host runs.
     #[error("The component was not kept: {0}")]
     NotLetIn(#[from] AnyError),
     /// It cannot be written.
     #[error("The component was not kept: {0}")]
     Depot(#[from] DepotError),
-    /// The server goes down.
+    /// The server is shutting down.
     #[error("The server goes down, and the component may not have been kept")]
     Interrupted,
 }
 
 impl ChangeError {
-    /// The deployment has none of that name.
+    /// The error for a name that the deployment does not have.
     pub(super) fn nobody(plugins: &Plugins, kind: Kind, name: &str) -> Self {
         let (name, there) = (name.to_owned(), there(plugins, kind, name));
         Self::Nobody { kind, name, there }
     }
 }
 
-/// What was probably meant by a name that nobody has, and which there are.
+/// The name probably meant by an unknown one, and the available ones.
 fn there(plugins: &Plugins, kind: Kind, name: &str) -> String {
     let list = plugins.list();
     let of_kind: Vec<&str> = list
@@ -223,7 +230,7 @@ fn shown(problems: &Problems) -> String {
 }
 
 impl Generations {
-    /// The first generation, from the manifest, the environment and the depot as they are.
+    /// Loads the first generation, from the current manifest, environment and upload store.
     pub(crate) async fn start(
         config: &Config,
         engine: Engine,
@@ -276,29 +283,29 @@ impl Generations {
         })))
     }
 
-    /// For sessions.
+    /// The deployment, for sessions.
     pub(crate) fn deployment(&self) -> Deployment {
         self.0.published.subscribe()
     }
 
-    /// Where it stands.
+    /// The current state.
     pub fn now(&self) -> Now {
         let now = self.0.now.lock();
         now.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Loads what the manifest, the files and the tags in registries say by now, and returns the number of the generation that
-    /// holds from then on: a new one where something changed.
+    /// Reloads the manifest, the files and the registries' tags, and returns the number of the
+    /// generation that is current from then on: a new one if something changed.
     pub async fn reload(&self) -> Result<u64, Arc<Problems>> {
         let found = self.manifest(Tags::Anew).await;
         self.load(found).await
     }
 
-    /// Loads again whenever the manifest or a component changes, until the handle is dropped.
+    /// Reloads whenever the manifest or a component changes, until the handle is dropped.
     pub fn follow(&self) -> AbortOnDropHandle<()> {
         let generations = self.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
-            // Its own folder is quiet; the one above it has the log.
+            // Nothing else is written to its own folder. The one above it has the log.
             generations.0.depot.prepare();
             let mut watch = Watch::new();
             let own = Manifest::place(&generations.0.config);
@@ -306,21 +313,21 @@ impl Generations {
                 // Another process may roll back.
                 watch.begin([own.clone(), generations.0.depot.record_file()]);
                 let found = generations.manifest(Tags::AsKnown).await;
-                // One that cannot be read may name what it named before.
+                // A manifest that cannot be read may still name the previous files.
                 let named = match &found {
                     Ok(manifest) => manifest.files(),
                     Err(_) => generations.now().deployed.manifest.files(),
                 };
                 watch.also(named);
-                // What is wrong is in the log, and kept.
+                // Problems are logged, and kept.
                 let _ = generations.load(found).await;
                 watch.changed().await;
             }
         }))
     }
 
-    /// Takes builds back that fail on probation, and settles those that do not, until the handle is
-    /// dropped.
+    /// Rolls back builds that fail on probation, and confirms those that do not, until the handle
+    /// is dropped.
     pub fn judge(&self) -> AbortOnDropHandle<()> {
         let generations = self.clone();
         let rulings = generations.0.rulings.lock();
@@ -352,17 +359,17 @@ impl Generations {
         }
     }
 
-    /// What plugins run in.
+    /// The engine that runs the plugins.
     pub(crate) fn engine(&self) -> &Engine {
         &self.0.engine
     }
 
-    /// What was uploaded.
+    /// The upload store.
     pub(crate) fn depot(&self) -> &Depot {
         &self.0.depot
     }
 
-    /// Keeps a component, once it was let in as a plugin of what it is. Nothing runs on it by that.
+    /// Stores a component that is admitted as a plugin of its kind. No session runs on it yet.
     pub(crate) async fn upload(
         &self,
         wasm: impl AsRef<[u8]> + Send + 'static,
@@ -386,8 +393,8 @@ impl Generations {
         Ok(plugin)
     }
 
-    /// Gives one plugin another build, and returns the number of the generation that has it. To its
-    /// end, also where nobody waits for it any more.
+    /// Changes one plugin's build, and returns the number of the generation with it. Runs to
+    /// completion even if the caller no longer waits.
     pub(crate) async fn change(
         &self,
         kind: Kind,
@@ -421,8 +428,8 @@ impl Generations {
         let writer = self.writer().await?;
         let mut record = depot.record()?;
         let before = self.now();
-        // What runs, and not what the manifest's file says by now: a rollback must not wait until
-        // somebody has put that right.
+        // The running manifest, not the current file: a rollback must not wait until somebody has
+        // corrected that.
         let manifest = &before.deployed.manifest;
         let (back, what, by) = match change {
             Change::Activate {
@@ -449,7 +456,7 @@ impl Generations {
                     digest,
                     by: by.clone(),
                     at: Utc::now(),
-                    // Where there is a build to go back to.
+                    // If there is a build to return to.
                     probation: kind == Kind::Policy && active.is_some(),
                 };
                 match share {
@@ -512,7 +519,8 @@ impl Generations {
             let made = Deployed::new(next, config, engine, blobs.clone(), known, only, trials);
             match Box::pin(made).await {
                 Ok(deployed) => break (deployed, digest),
-                // A rollback is to get away from a build, to the nearest one before it that works.
+                // The purpose of a rollback is to get away from a build, so it goes to the nearest
+                // previous one that works.
                 Err(problems)
                     if back && record.roll_back(kind, name, &by, Utc::now()).is_some() =>
                 {
@@ -543,7 +551,7 @@ impl Generations {
         if !unsettled {
             return Ok(number);
         }
-        // What was wrong besides may still be, and a registry may be slow.
+        // Earlier problems may persist, and a registry may be slow.
         drop(turn);
         let found = self.manifest(Tags::AsKnown).await;
         Ok(self.load(found).await.unwrap_or(number))
@@ -555,8 +563,8 @@ impl Generations {
         Ok(locked.map_err(|_| ChangeError::Interrupted)??)
     }
 
-    /// What the manifest's file says by now, its components from registries fetched. Not while the turn
-    /// is held, since a registry may take its time.
+    /// The current manifest file, with its components from registries fetched. Not called while the
+    /// turn is held, since a registry may be slow.
     async fn manifest(&self, tags: Tags) -> Result<Arc<Manifest>, Problems> {
         let works = self.0.engine.works();
         let _work = works.begin("the manifest's components", Doing::Fetching);
@@ -568,7 +576,7 @@ impl Generations {
                 let whole = found?.bring(components, variables, tags).await?;
                 Ok(Arc::new(whole))
             }
-            // The runtime is ending, and nobody needs another generation.
+            // The runtime is shutting down, and no further generation is needed.
             Err(_) => Ok(self.now().deployed.manifest.clone()),
         }
     }
@@ -594,7 +602,7 @@ impl Generations {
         let before = self.now();
         let known = Some(&*before.deployed);
         let found = found.and_then(|manifest| match &before.deployed.manifest.path {
-            // Without it there would be other providers, under the same names.
+            // Without the manifest there would be other providers, under the same names.
             Some(path) if manifest.path.is_none() => Err(Problems::from(Problem::of_file(
                 path,
                 "the manifest is gone: put it back, or start the server again to run without one",
@@ -618,7 +626,7 @@ impl Generations {
             Ok(deployed) => return Ok(self.publish(before, deployed, None)),
             Err(problems) => problems,
         };
-        // A build that could not be loaded at the start holds up nothing else.
+        // A build that could not be loaded at the start does not prevent other changes.
         if falls_back && let Ok(deployed) = make(running).await {
             let refused = self.refuse(&before, problems);
             let refused = Some((SystemTime::now(), refused));
@@ -647,7 +655,7 @@ impl Generations {
             for warning in deployed.warnings.iter().filter(known) {
                 tracing::warn!("{warning}");
             }
-            // The same for sessions, which are not told.
+            // The same for sessions, which are not notified.
             now.deployed = Arc::new(deployed);
         }
         let number = now.number;
@@ -683,7 +691,7 @@ impl Generations {
     }
 }
 
-/// Whether a build of a plugin can have a share, beside the active one.
+/// Whether a build of a plugin can have a share beside the active one.
 fn shareable(
     kind: Kind,
     name: &str,
@@ -704,8 +712,8 @@ fn shareable(
     }
 }
 
-/// The deployment without the builds that cannot be loaded, each in its place the newest before it that
-/// can, or the manifest's component. None where that cannot be loaded either.
+/// The deployment without the builds that cannot be loaded, each replaced by its newest previous
+/// build that can, or the manifest's component. `None` if that cannot be loaded either.
 async fn fall_back(
     manifest: &Manifest,
     depot: &Depot,
@@ -720,7 +728,7 @@ async fn fall_back(
     let sound = async |kind, build: &Activation| {
         loads(engine, kind, &depot.file(&build.digest), &build.digest).await
     };
-    // As it was meant, without the builds that are broken themselves.
+    // As configured, without the builds that are themselves broken.
     let mut whole = Uploads::default();
     for (kind, name, builds) in record.all() {
         let candidate = record.candidate(kind, name).map(|one| &one.build);
@@ -743,7 +751,7 @@ async fn fall_back(
     if let Some(left) = make(whole, None, None).await {
         return Some(left);
     }
-    // Some do not fit the manifest: one after the other, then.
+    // Some do not fit the manifest: add them one at a time.
     let mut left = make(Uploads::default(), None, None).await?;
     for (kind, name, builds) in record.all() {
         let mut uploads = left.manifest.uploads.clone();
@@ -762,14 +770,14 @@ async fn fall_back(
     Some(left)
 }
 
-/// Whether an uploaded build is what it was, and still a plugin of that kind.
+/// Whether an uploaded build is unmodified, and still a plugin of that kind.
 async fn loads(engine: &Engine, kind: Kind, file: &Path, digest: &str) -> bool {
     let file = file.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let Ok(Ok(wasm)) = read else {
         return false;
     };
-    // The manifest's limits come when it is loaded for good.
+    // The manifest's limits apply when it is loaded for good.
     let limits = Limits::default();
     let loaded = Box::pin(AnyPlugin::load(engine, "uploaded", &wasm, &limits)).await;
     loaded.is_ok_and(|plugin| plugin.kind() == kind && plugin.digest() == digest)

@@ -1,5 +1,5 @@
-//! The deployment while the server runs: what is loaded, how a new generation takes its place, which builds
-//! were uploaded, and how they are rolled out.
+//! The deployment of a running server: what is loaded, how a new generation replaces it, which
+//! builds were uploaded, and how they are rolled out.
 
 pub(crate) mod load;
 pub mod manager;

@@ -1,7 +1,9 @@
-//! Owns the one immutable set that a deployment is: plugins, policies, providers, tools.
+//! An immutable snapshot of a deployment: its plugins, policies, providers and tools.
 //!
-//! What always holds: it is made whole or not at all, and making it changes nothing that runs, so it can
-//! be made again at any time, from a manifest that is there by then.
+//! # Invariants
+//!
+//! - It is built whole or not at all, and building it changes nothing that runs, so it can be built
+//!   again at any time from the manifest of that moment.
 
 use std::sync::Arc;
 
@@ -20,7 +22,7 @@ use crate::wasm::{Engine, Kind, Plugins};
 
 /// A deployment, ready for sessions.
 pub(crate) struct Deployed {
-    /// What it was made of.
+    /// The manifest it was built from.
     pub(crate) manifest: Arc<Manifest>,
     /// All components.
     pub(crate) plugins: Plugins,
@@ -30,15 +32,14 @@ pub(crate) struct Deployed {
     pub(crate) git: Arc<GitProviders>,
     pub(super) toolsets: Arc<Toolsets>,
     pub(crate) components: Arc<Components>,
-    /// What the operator should know: variables that nothing uses, keys that are not there. A sentence
-    /// each.
+    /// Warnings for the operator, such as unused variables and missing keys. A sentence each.
     pub(crate) warnings: Vec<String>,
 }
 
 impl Deployed {
-    /// Loads all that a manifest and the environment say together, or says all that is wrong.
-    /// `blobs` has the files of conversations, and what is the same as `before` is not made again; where
-    /// `only` names one plugin, no other is looked at. `trials` counts how builds do.
+    /// Loads everything that the manifest and the environment configure, or reports every problem.
+    /// `blobs` has the files of conversations. What is unchanged since `before` is reused. If
+    /// `only` names one plugin, no other is looked at. `trials` counts how builds perform.
     pub(crate) async fn new(
         manifest: Arc<Manifest>,
         config: &Config,
@@ -93,12 +94,13 @@ impl Deployed {
         })
     }
 
-    /// Made of the same, it would do the same.
+    /// Whether both are made of the same parts, and so behave the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.manifest == other.manifest && self.plugins.are_like(&other.plugins)
     }
 
-    /// With the other's tools where they are the same, so that sessions keep what they have open.
+    /// Takes over the other's tools if they are the same, so that sessions keep what they have
+    /// open.
     pub(super) fn with_tools_of(mut self, other: &Self) -> Self {
         if self.toolsets.is_like(&other.toolsets) {
             self.toolsets = other.toolsets.clone();
@@ -106,28 +108,29 @@ impl Deployed {
         self
     }
 
-    /// How each model provider stands, the default one first.
+    /// The status of each model provider, the default first.
     pub(crate) fn providers(&self) -> Vec<Standing> {
         self.providers.standings()
     }
 
-    /// The policy of a session that names none, where that asks models.
+    /// Whether the policy of a session that names none calls models.
     pub(crate) fn asks_models(&self) -> bool {
         let default = self.policies.find(Some(self.policies.default()));
         default.is_ok_and(|policy| policy.info().calls_models)
     }
 
-    /// The policy of a session that names none, and the model it would ask; empty where there is none.
+    /// The policy of a session that names none, and the model it would call. Empty if there is
+    /// none.
     pub(crate) fn defaults(&self) -> (&str, String) {
         (self.policies.default(), self.providers.default_model())
     }
 
-    /// Asks the default provider whether it answers; why not, where it does not.
+    /// Checks that the default provider responds. The error says why not.
     pub(crate) async fn default_answers(&self) -> Result<(), String> {
         self.providers.default_answers().await
     }
 
-    /// What a session gets that names nothing, in words, and whether it can ask a model.
+    /// The defaults of a session in words, and whether it can call a model.
     pub(crate) fn defaults_in_words(&self) -> (String, bool) {
         let policy = self.policies.default();
         let gets = format!("a session that names none gets the policy {policy}");
@@ -144,7 +147,7 @@ impl Deployed {
     }
 }
 
-/// What is wrong with one of them is said where the manifest names it.
+/// A problem of one of them is reported at its position in the manifest.
 fn git_providers(
     loaded: Vec<LoadedGit>,
     manifest: &Manifest,

@@ -1,10 +1,13 @@
-//! Owns noticing that the manifest, or a component that it names, is another than it was.
+//! Notices changes of the manifest and of the components that it names.
 //!
-//! What always holds: a file is looked at before it is read, so what changes while it is read is
-//! noticed afterwards. Folders are watched and not files: editors, package managers and mounted
-//! configurations put a new file in an old one's place by a rename, or swap a link above it. What
-//! the system tells only says when to look; where it tells nothing (network file systems, no watches
-//! left) the files are looked at every few seconds all the same.
+//! # Invariants
+//!
+//! - A file's metadata is read before its content, so a change made during reading is noticed
+//!   afterwards.
+//! - Folders are watched instead of files: editors, package managers and mounted configurations put
+//!   a new file in an old one's place by a rename, or swap a link above it.
+//! - A notification only says when to look. Where there are none (network file systems, no watches
+//!   left) the files are still checked every few seconds.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -19,29 +22,29 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// What changes within so short a time is one change.
+/// Changes within this time count as one.
 const QUIET: Duration = Duration::from_millis(10);
-/// A folder in which something always moves is looked at this often.
+/// A folder that changes constantly is checked this often.
 const LONGEST: Duration = Duration::from_millis(300);
-/// A file that is being written is waited for, until whoever writes it closes it, and no longer than this.
+/// How long to wait for the writer of a file to close it.
 const PATIENT: Duration = Duration::from_secs(3);
-/// More files that are being written are not remembered.
+/// The maximum number of files being written that are remembered.
 const MOST_OPEN: usize = 1_024;
-/// How often files are looked at of which nothing is told.
+/// How often files without notifications are checked.
 const UNTOLD: Duration = Duration::from_secs(5);
 
-/// What tells one state of a file from another.
+/// A fingerprint of a file's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds, of the content and of the entry.
+    /// Seconds and nanoseconds of the content's and of the inode's last change.
     times: [i64; 4],
 }
 
 impl Stamp {
-    /// None of a file that is not there.
+    /// `None` if the file does not exist.
     fn of(path: &Path) -> Option<Self> {
         let found: Metadata = path.metadata().ok()?;
         Some(Self {
@@ -61,17 +64,18 @@ impl Stamp {
 /// Watches some files.
 #[derive(Debug)]
 pub struct Watch {
-    /// None where the system has none to give.
+    /// `None` if the system has none available.
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
     files: BTreeMap<PathBuf, Option<Stamp>>,
     stirred: Arc<Notify>,
-    /// Files that were written and not closed since, by their name alone: a folder may have several paths.
+    /// Files that were written to and not closed since, by name alone: a folder may have several
+    /// paths.
     open: Arc<Mutex<HashSet<OsString>>>,
 }
 
 impl Watch {
-    /// Watches nothing yet.
+    /// A watch of nothing.
     pub fn new() -> Self {
         let (stirred, open) = (Arc::new(Notify::new()), Arc::default());
         let (tell, writing) = (stirred.clone(), Arc::clone(&open));
@@ -95,13 +99,14 @@ impl Watch {
         }
     }
 
-    /// From here on these files and no others, as they are now.
+    /// Watches these files and no others, from their present state.
     pub fn begin(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         self.files.clear();
         self.also(files);
     }
 
-    /// These files as well, as they are now; one that is watched already stays as it was seen.
+    /// Watches these files as well, from their present state. One that is watched already keeps its
+    /// recorded state.
     pub fn also(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         for file in files {
             let stamp = Stamp::of(&file);
@@ -119,15 +124,14 @@ impl Watch {
             // It may be gone itself.
             let _ = watcher.unwatch(gone);
         }
-        // One that is watched already is asked for again: another folder may have its name by now.
+        // A folder that is watched already is added again: another one may have its name by now.
         self.folders = wanted
             .into_iter()
             .filter(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok())
             .collect();
     }
 
-    /// Waits until one of the files is another than it was seen, and nothing moves any more. May be
-    /// dropped while it waits; nothing is lost by that.
+    /// Waits until one of the files has changed and all are quiet again. Cancel safe.
     pub async fn changed(&mut self) {
         loop {
             if self.differs().await {
@@ -159,7 +163,7 @@ impl Watch {
         }
     }
 
-    /// Whether somebody is in the middle of one of the files.
+    /// Whether one of the files is being written.
     fn is_being_written(&self) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let name = |file: &PathBuf| file.file_name().map(OsStr::to_owned);
@@ -173,7 +177,7 @@ impl Watch {
 
     async fn differs(&self) -> bool {
         let files = self.files.clone();
-        // A file system may take its time.
+        // A file system may be slow.
         let looked = tokio::task::spawn_blocking(move || {
             files.iter().any(|(path, seen)| Stamp::of(path) != *seen)
         });
@@ -181,8 +185,8 @@ impl Watch {
     }
 }
 
-/// Whether an event tells of no change: looking at a file is none, and would be noticed for ever. Notes
-/// which files are being written.
+/// Whether an event reports no change: looking at a file causes events too, and would trigger
+/// forever. Records which files are being written.
 fn only_looks(event: &notify::Event, open: &Mutex<HashSet<OsString>>) -> bool {
     let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
     let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
@@ -209,8 +213,8 @@ impl Default for Watch {
     }
 }
 
-/// The folders in which a change may make a file another one: its own, and that of what it links to.
-/// Of one that is not there, the nearest above it that is.
+/// The folders in which a change may replace a file: its own, and that of its link target. For a
+/// missing folder, the nearest existing one above.
 fn folders_of(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let parent = |path: &Path| {
         let parent = path.parent().unwrap_or(path);
@@ -228,7 +232,7 @@ fn folders_of(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
         }
     }
     let target = file.canonicalize().ok().map(|real| parent(&real));
-    // Where a link leads through another (`..data` of a mounted configuration), that one is swapped.
+    // If a link leads through another (`..data` of a mounted configuration), that one is swapped.
     let link = file.read_link().ok().map(|to| parent(&own.join(to)));
     let between = link.as_deref().map(parent);
     [Some(own), link, between, target]
@@ -241,8 +245,8 @@ fn folders_of(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 mod tests {
     use super::*;
 
-    /// Wide, so that only what hangs meets it, and below the time after which files are looked at
-    /// without being told.
+    /// Long, so that only a hang exceeds it, and below the interval at which files are checked
+    /// anyway.
     const PATIENCE: Duration = Duration::from_secs(4);
 
     struct Ground {
@@ -301,7 +305,7 @@ mod tests {
         ground.notices("a rename over it").await;
         ground.begin("plugin.wasm");
 
-        // As an editor that keeps a backup.
+        // Like an editor that keeps a backup.
         std::fs::rename(&file, ground.path("plugin.wasm~")).unwrap();
         std::fs::write(&file, "fourth").unwrap();
         ground.notices("a new file in its place").await;
@@ -348,7 +352,8 @@ mod tests {
             std::fs::create_dir(at(version)).unwrap();
             std::fs::write(at(version).join("lucid.toml"), version).unwrap();
         }
-        // As an orchestrator mounts a configuration: a file that links through a link to a folder.
+        // Like an orchestrator that mounts a configuration: the file is a link through a link to a
+        // folder.
         std::os::unix::fs::symlink("one", at("..data")).unwrap();
         std::os::unix::fs::symlink("..data/lucid.toml", at("lucid.toml")).unwrap();
         ground.begin("lucid.toml");
@@ -367,7 +372,7 @@ mod tests {
         ground.begin("plugins/deep/plugin.wasm");
         std::fs::create_dir_all(ground.path("plugins/deep")).unwrap();
         std::fs::write(ground.path("plugins/deep/plugin.wasm"), "first").unwrap();
-        // Nobody tells of a folder below one that is not watched yet.
+        // There are no notifications for a folder below one that is not watched yet.
         let changed = tokio::time::timeout(UNTOLD * 2, ground.watch.changed()).await;
         assert!(changed.is_ok(), "it was not noticed");
     }

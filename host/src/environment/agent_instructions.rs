@@ -1,18 +1,21 @@
-//! Owns what a repository tells agents: which files say so, and in which order.
+//! A repository's instructions for agents: which files they are read from, and in which order.
 //!
-//! What always holds: the weightiest file comes first, each begins with its name, and what is longer
-//! than the bound is cut with a sentence that says so. A file that cannot be read says nothing.
+//! # Invariants
+//!
+//! - The file with the highest priority comes first, each begins with its name, and text beyond the
+//!   limit is cut with a sentence that says so.
+//! - A file that cannot be read is skipped.
 
 use std::io::Read as _;
 
 use crate::sandbox::workspace::Workspace;
 
-/// Where a repository says how agents are to work in it, in order of weight.
+/// Files with a repository's instructions for agents, in order of priority.
 const FILES: [&str; 3] = ["AGENTS.md", "CLAUDE.md", ".cursorrules"];
-/// The most of one of them, in bytes.
+/// The maximum size of one of them, in bytes.
 const LONGEST: u64 = 32 * 1024;
 
-/// What the repository in a workspace tells agents: a text for each file that is there.
+/// The instructions for agents in a workspace's repository: a text for each file that exists.
 pub(super) fn of(workspace: &Workspace) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
     let mut said: Vec<String> = Vec::new();
@@ -37,7 +40,7 @@ fn read(workspace: &Workspace, name: &str) -> Option<String> {
     file.take(LONGEST).read_to_end(&mut bytes).ok()?;
     let mut text = String::from_utf8_lossy(&bytes).into_owned();
     if length > LONGEST {
-        // A character may be cut in two.
+        // The limit may have split a character.
         while text.ends_with(char::REPLACEMENT_CHARACTER) {
             text.pop();
         }

@@ -1,7 +1,10 @@
-//! Owns an open place: what runs in it, what of that is shown, and what a person should know of it.
+//! A session's open environment: runs its tools, and reports what they do and what the user should
+//! know.
 //!
-//! What always holds: a box that died is replaced by the next tool; one that was closed stays closed; a
-//! tool that fails is a result, and only the host's own failures are errors.
+//! # Invariants
+//!
+//! - A sandbox that died is replaced by the next tool call. One that was closed stays closed.
+//! - A failed tool is a result. Only the host's own failures are errors.
 
 pub(crate) mod agent_instructions;
 pub(crate) mod disk_guard;
@@ -28,21 +31,22 @@ use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceS
 use crate::types::unicode::Pieces;
 use crate::types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
 
-/// What a command may take where neither its call nor the policy says.
+/// The time limit of a command for which neither its call nor the policy sets one.
 const COMMAND_TIME: Duration = Duration::from_secs(120);
 
-/// A box that runs, and what belongs to it.
+/// A running sandbox, and what belongs to it.
 pub(super) struct Opened {
     pub(super) tools: ToolBox,
     /// Closes when dropped.
     pub(super) gateway: Option<Gateway>,
 }
 
-/// What a person should know of a place, from wherever it is noticed. Few, since each is of one box.
+/// A channel for what the user should know about an environment. There are few, since each concerns
+/// one sandbox.
 #[derive(Clone)]
 pub(super) struct Notices {
     sender: mpsc::UnboundedSender<String>,
-    /// The session closes the place: an end is no news.
+    /// Whether the session closed the environment: its end is then not reported.
     closed: Arc<AtomicBool>,
 }
 
@@ -53,66 +57,67 @@ impl Notices {
         (Self { sender, closed }, receiver)
     }
 
-    /// Whether the session closed the place.
+    /// Whether the session closed the environment.
     pub(super) fn are_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn give(&self, notice: String) {
-        // Fails where the place is gone, and nobody asks.
+        // Fails if the environment is gone and nobody listens.
         let _ = self.sender.send(notice);
     }
 }
 
-/// An open place: a workspace, and the box that is over it now.
+/// An open environment: a workspace, and its current sandbox.
 pub(super) struct Room {
     pub(super) ground: Ground,
     pub(super) spec: PlaceSpec,
     pub(super) workspace: Arc<Workspace>,
     pub(super) files: Arc<Files>,
-    /// The workspace, as commands see it.
+    /// The workspace's path, as commands see it.
     pub(super) root: String,
-    /// What a model has to know of the clone that was put into the workspace.
+    /// What a model has to know about the clone in the workspace.
     pub(super) clone_said: OnceLock<String>,
-    /// The box that is over it now, for whoever must not wait for one that is being made; none once it was
-    /// closed.
+    /// The current sandbox, for code that must not wait for one being created. `None` once the
+    /// environment was closed.
     pub(super) sandbox: std::sync::Mutex<Option<Sandbox>>,
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
-    /// None once it was closed.
+    /// `None` once it was closed.
     pub(super) opened: Mutex<Option<Opened>>,
 }
 
 impl Room {
-    /// Whose it is.
+    /// The id of its session.
     pub(super) fn session(&self) -> &str {
         &self.spec.session
     }
 
-    /// The files, and what they may take.
+    /// The files and their quota.
     pub(super) fn files(&self) -> (Arc<Workspace>, Arc<Quota>) {
         (self.workspace.clone(), self.files.quota().clone())
     }
 
-    /// Ends the box with all that runs in it, and says why. The next tool gets another.
+    /// Ends the sandbox with everything running in it, and records why. The next tool call gets a
+    /// new one.
     pub(super) async fn end_box(&self, why: &str) {
         if let Some(sandbox) = self.sandbox().filter(Sandbox::is_alive) {
             sandbox.end(why).await;
         }
     }
 
-    /// The box that is over it now, which may have died.
+    /// The current sandbox, which may have died.
     pub(super) fn sandbox(&self) -> Option<Sandbox> {
         let sandbox = self.sandbox.lock();
         sandbox.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it is this session's and open.
+    /// Whether it belongs to this session and is open.
     pub(super) fn is_of(&self, session: &str) -> bool {
         self.spec.session == session && self.kind().is_some()
     }
 
-    /// What keeps commands in.
+    /// The kind of its sandbox.
     pub(super) fn kind(&self) -> Option<Kind> {
         self.sandbox().map(|sandbox| sandbox.kind())
     }
@@ -121,7 +126,7 @@ impl Room {
         *self.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = sandbox;
     }
 
-    /// The tools, in a new box where the old one died.
+    /// The tools, in a new sandbox if the old one died.
     async fn tools(&self) -> Result<ToolBox, String> {
         let mut opened = self.opened.lock().await;
         let Some(present) = opened.as_ref() else {
@@ -167,7 +172,7 @@ impl Room {
         let full = self.files.after_tool(&mut outcome).await;
         let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
         let view = describe_call(&call.name, &call.arguments);
-        // A command that ran has an exit code, whatever became of it; without one nothing was done.
+        // A command that ran has an exit code, whatever its outcome. Without one nothing was done.
         let undone = outcome.is_error && outcome.exit_code.is_none();
         let shown = EventDraft {
             event_type: if undone {
@@ -183,7 +188,7 @@ impl Room {
             diff: outcome.diff,
             ..EventDraft::default()
         };
-        // Adapters hand a model the text alone, so that says how a command ended.
+        // Adapters pass only the text to a model, so the text has to say how a command ended.
         let mut text = outcome.text;
         if let Some(code) = outcome.exit_code {
             let line_break = if text.is_empty() || text.ends_with('\n') {
@@ -213,7 +218,7 @@ impl Room {
 }
 
 impl Room {
-    /// Runs a program of one of the deployment's tools, which says itself what became of it.
+    /// Runs a program for one of the deployment's tools, which interprets the outcome itself.
     async fn exec(
         &self,
         request: ExecRequest,
@@ -221,7 +226,7 @@ impl Room {
     ) -> Result<ExecResult, SandboxError> {
         let tools = self.tools().await.map_err(SandboxError::Gone)?;
         let ran = tools.sandbox().exec(request, output).await;
-        // What it wrote to the workspace counts, as what any command writes.
+        // What it wrote to the workspace counts towards the quota, as with any command.
         let mut outcome = ToolOutcome {
             exit_code: Some(0),
             ..ToolOutcome::default()
@@ -232,8 +237,8 @@ impl Room {
         ran
     }
 
-    /// The picture of a tool's outcome, as the conversation names it. One that cannot be kept makes the
-    /// outcome a failure that says why.
+    /// Stores the image of a tool's outcome and returns the reference for the conversation. If it
+    /// cannot be stored, the outcome becomes a failure that says why.
     async fn keep_picture(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
         let Some(picture) = outcome.picture.take() else {
             return Vec::new();
@@ -252,7 +257,7 @@ impl Room {
     }
 }
 
-/// The engine's hold of a room; work that is under way holds it too.
+/// The engine's handle of an environment. Work in progress holds it too.
 pub(super) struct Shared(pub(super) Arc<Room>);
 
 impl Place for Shared {
@@ -307,7 +312,8 @@ impl Place for Shared {
             input_schema: tool.input_schema.to_string(),
         };
         let mut all: Vec<_> = tools::definitions().into_iter().map(definition).collect();
-        // Git is called in the terminal, whatever the policy, so that is where it is told of.
+        // Git is called in the terminal, whatever the policy, so the terminal's description
+        // mentions the clone.
         if let Some(said) = self.0.clone_said.get()
             && let Some(terminal) = all.iter_mut().find(|tool| tool.name == "terminal")
         {
@@ -378,7 +384,7 @@ impl Place for Shared {
     }
 }
 
-/// The host's own failure, as a policy is told of it.
+/// The host's own failure, as a policy sees it.
 fn fault(message: impl Into<String>) -> Error {
     Error {
         kind: ErrorKind::Internal,

@@ -1,9 +1,11 @@
-//! Owns what is known of a session's files beside them: their tree, whether it changed, and how much
-//! of the disk they may take.
+//! Tracks a workspace's file tree, its changes and its disk quota.
 //!
-//! What always holds: files are touched off the async threads. Between two trees that nobody asked
-//! for is half a second, and more where a tree is large or takes long to make: trees are kept in the
-//! log, and a workspace that changes all the time must not fill it.
+//! # Invariants
+//!
+//! - The file system is accessed off the async threads.
+//! - Unrequested trees are at least half a second apart, and more if a tree is large or takes long
+//!   to build: trees are kept in the log, and a workspace that changes all the time must not fill
+//!   it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,34 +16,34 @@ use super::factory::blocking;
 use crate::sandbox::tools::ToolOutcome;
 use crate::sandbox::workspace::{Quota, Watched, Watcher, Workspace};
 
-/// Between two trees.
+/// The minimum pause between two trees.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How much longer than a tree took to make is waited for the next one.
+/// The pause before the next tree, as a multiple of the time the last one took to build.
 const REST: u32 = 9;
-/// How much of trees a workspace may add to the log, in bytes a second.
+/// The rate at which a workspace's trees may fill the log, in bytes per second.
 const LOG_RATE: usize = 64 * 1024;
 
 /// The files of one session.
 pub(crate) struct Files {
     workspace: Arc<Workspace>,
     quota: Arc<Quota>,
-    /// None where this machine does not let the host watch folders.
+    /// `None` if this machine does not let the host watch folders.
     watched: Option<Watched>,
     pace: Mutex<Pace>,
 }
 
 #[derive(Default)]
 struct Pace {
-    /// Of the last tree.
+    /// The digest of the last tree.
     digest: Option<[u8; 32]>,
-    /// When that was another than the one before it; at first never.
+    /// When the tree last changed. At first never.
     changed_at: Option<Instant>,
-    /// Before this no tree is made that nobody asks for.
+    /// The earliest time of the next unrequested tree.
     next: Option<Instant>,
 }
 
 impl Files {
-    /// Of a workspace that may take so much of the disk.
+    /// The files of a workspace with a disk quota.
     pub(super) fn new(workspace: Arc<Workspace>, watcher: Option<&Watcher>, quota: Quota) -> Self {
         Self {
             workspace,
@@ -51,7 +53,7 @@ impl Files {
         }
     }
 
-    /// What they may take.
+    /// Their disk quota.
     pub(super) fn quota(&self) -> &Arc<Quota> {
         &self.quota
     }
@@ -60,7 +62,7 @@ impl Files {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tree, as the JSON of a list of nodes.
+    /// The tree, as a JSON list of nodes.
     pub(super) async fn tree(self: Arc<Self>) -> Option<String> {
         let made = blocking(move || {
             let begun = Instant::now();
@@ -88,14 +90,15 @@ impl Files {
         pace.digest = digest;
     }
 
-    /// Waits until the tree may be another, and may be made. False where that cannot be known.
+    /// Waits until the tree may have changed and may be built again. Returns false if changes
+    /// cannot be detected.
     pub(super) async fn changed(self: Arc<Self>) -> bool {
         let Some(watched) = &self.watched else {
             return false;
         };
         watched.changed().await;
         loop {
-            // A tool may put it off meanwhile.
+            // A tool call may postpone it meanwhile.
             let next = self.pace().next;
             match next.and_then(|next| next.checked_duration_since(Instant::now())) {
                 Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
@@ -104,7 +107,7 @@ impl Files {
         }
     }
 
-    /// Whether a tree was shown just now, and the next change will be noticed by itself.
+    /// Whether a tree was shown just now, and the next change will be noticed anyway.
     pub(super) fn tree_can_wait(&self) -> bool {
         let noticed = self.watched.as_ref().is_some_and(Watched::is_complete);
         let pace = self.pace();
@@ -114,8 +117,8 @@ impl Files {
             && pace.changed_at.is_some_and(|at| at.elapsed() < PAUSE)
     }
 
-    /// After a tool: the model is told for as long as the workspace is full, and the user once, with
-    /// what this returns.
+    /// Checks the quota after a tool call: the model is told for as long as the workspace is full,
+    /// and the user once, with the returned sentence.
     pub(super) async fn after_tool(&self, outcome: &mut ToolOutcome) -> Option<String> {
         let (workspace, quota) = (self.workspace.clone(), self.quota.clone());
         let command = outcome.exit_code.is_some();

@@ -1,7 +1,10 @@
-//! Owns the git accounts that users connected: their tokens, and what is done with them.
+//! The git accounts that users connected: their tokens, and the operations made with them.
 //!
-//! What always holds: a token is tried before it is kept, kept sealed, and in no answer and no log line; it
-//! goes to the server it was saved for and to no other, whatever a later request names.
+//! # Invariants
+//!
+//! - A token is validated before it is stored, is stored encrypted, and is in no response and no
+//!   log line.
+//! - It goes to the server it was saved for and to no other, whatever a later request names.
 
 use std::sync::Arc;
 
@@ -15,30 +18,30 @@ use crate::types::wit::types::{Error, ErrorKind};
 
 pub use super::token_cipher::{Cipher, Sealed, Unopened};
 
-/// What stands between a token's scopes and the address of a server of one's own, in their column.
+/// The separator between a token's scopes and the address of a self-hosted server, in their column.
 const SEPARATOR: &str = "||";
-/// What an old client calls the address of one's own server of this provider.
+/// The provider for which old clients send the address of a self-hosted server.
 const OWN_SERVERS: &str = "gitlab";
 
-/// Why something was not done with an account.
+/// An error of an account operation.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
-    /// The provider, or the address of a server.
+    /// The provider, or the server's address, is invalid.
     #[error("{0}")]
     Site(#[from] SiteError),
-    /// The token was tried, and is not taken.
+    /// The token was validated and refused.
     #[error("Token validation failed: {0}")]
     Token(String),
     /// The user has no account there.
     #[error("No {0} token saved. Connect the account first.")]
     NotSaved(String),
-    /// The provider said no, or nothing.
+    /// The provider refused, or did not respond.
     #[error("{}", .0.message)]
     Provider(Error),
-    /// The row does not open.
+    /// The row cannot be decrypted.
     #[error(transparent)]
     Unopened(#[from] Unopened),
-    /// The account is of one server, and another one is meant.
+    /// The account is for a server other than the requested one.
     #[error("{0}")]
     OtherServer(String),
     /// The rows cannot be read or written.
@@ -46,20 +49,20 @@ pub enum AccountError {
     Store(#[from] RecordError),
 }
 
-/// A change that a user wants to be opened.
+/// A pull request that a user wants to open.
 #[derive(Debug, Clone)]
 pub struct WantedChange {
-    /// The repository, as git knows it.
+    /// The repository's URL, as git uses it.
     pub repository: String,
-    /// The branch that has the work.
+    /// The branch with the changes.
     pub head: String,
-    /// Where it is to go; the repository's default branch where not given.
+    /// The target branch. Defaults to the repository's default branch.
     pub base: Option<String>,
-    /// One line.
+    /// The title, one line.
     pub title: String,
-    /// Markdown.
+    /// The description, in Markdown.
     pub body: String,
-    /// Not ready for review.
+    /// Whether it is not ready for review.
     pub draft: bool,
 }
 
@@ -79,17 +82,17 @@ impl WantedChange {
 /// An account, as its user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountView {
-    /// The row.
+    /// The database row.
     pub row: Integration,
-    /// The provider's name in this deployment, in small letters.
+    /// The provider's name in this deployment, in lower case.
     pub provider: String,
-    /// What the token may do, as far as the provider said.
+    /// The token's scopes, as far as the provider reported them.
     pub scopes: String,
-    /// Where a server of one's own is.
+    /// The address of a self-hosted server.
     pub own_url: Option<String>,
 }
 
-/// Users' git accounts. Cheap to clone.
+/// The users' git accounts. Cheap to clone.
 #[derive(Clone)]
 pub struct Accounts {
     rows: Arc<dyn Integrations>,
@@ -98,7 +101,7 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Over these rows. `providers` gives those of the deployment as it is by then.
+    /// Accounts over these rows. `providers` returns those of the current deployment.
     pub fn new(
         rows: Arc<dyn Integrations>,
         cipher: Cipher,
@@ -111,7 +114,7 @@ impl Accounts {
         }
     }
 
-    /// Tries a token, and keeps it in the place of the one before. Gives the account's name.
+    /// Validates a token, and stores it in place of the previous one. Returns the account's name.
     pub async fn connect(
         &self,
         who: &Identity,
@@ -119,7 +122,7 @@ impl Accounts {
         own: Option<&str>,
         token: &Secret,
     ) -> Result<String, AccountError> {
-        // An old client sends the address along, whichever provider it is.
+        // An old client sends the address along, whichever provider is meant.
         let own = own.filter(|_| provider == OWN_SERVERS);
         let site = (self.providers)().site(provider, own)?;
         if !token_cipher::is_token(token.expose().as_bytes()) {
@@ -161,13 +164,13 @@ impl Accounts {
         Ok(rows.into_iter().map(view).collect())
     }
 
-    /// Forgets an account. False where there is none.
+    /// Deletes an account. Returns false if there is none.
     pub async fn disconnect(&self, who: &Identity, provider: &str) -> Result<bool, AccountError> {
         let provider = provider.to_ascii_uppercase();
         Ok(self.rows.delete(who, &provider).await?)
     }
 
-    /// All repositories that an account reaches.
+    /// All repositories that an account can access.
     pub async fn repositories(
         &self,
         who: &Identity,
@@ -179,7 +182,8 @@ impl Accounts {
             .map_err(AccountError::Provider)
     }
 
-    /// Opens a change with an account's token. `own` is the server that the client means, where it says so.
+    /// Opens a pull request with an account's token. `own` is the server that the client means, if
+    /// given.
     pub async fn open_change(
         &self,
         who: &Identity,
@@ -208,8 +212,8 @@ impl Accounts {
             .map_err(AccountError::Provider)
     }
 
-    /// Opens a change of a session's: with the token that the session has, else with the account that the
-    /// user connected at the repository's server.
+    /// Opens a session's pull request: with the session's token, else with the account that the
+    /// user connected for the repository's server.
     pub async fn open_for_session(
         &self,
         who: &Identity,
@@ -254,7 +258,7 @@ impl Accounts {
         who: &Identity,
         provider: &str,
     ) -> Result<(Site, Secret), AccountError> {
-        // A provider that is none is said before a missing token.
+        // An unknown provider is reported before a missing token.
         (self.providers)().site(provider, None)?;
         let row = self.rows.get(who, &provider.to_ascii_uppercase()).await?;
         let row = row.ok_or_else(|| AccountError::NotSaved(provider.to_owned()))?;
@@ -288,7 +292,7 @@ fn view(row: Integration) -> AccountView {
     }
 }
 
-/// A token's scopes, and where its server is.
+/// Splits the column into a token's scopes and the server's address.
 fn parts(scopes: &str) -> (&str, Option<&str>) {
     match scopes.split_once(SEPARATOR) {
         Some((scopes, own)) => (scopes, Some(own).filter(|own| !own.trim().is_empty())),

@@ -1,10 +1,12 @@
-//! Owns the deployment's git providers: where each one's servers are, which repositories are there, and
-//! how an operation of one is carried out.
+//! The deployment's git providers: where each one's servers are, which repositories they have, and
+//! how an operation is carried out.
 //!
-//! What always holds: a token goes to the server it is for and to no other; the deployment's servers are
-//! asked where the manifest says, a user's own where the user says, and that one in a private network only
-//! where repositories may be at private addresses too. What an integration gives is looked at before anybody
-//! sees it.
+//! # Invariants
+//!
+//! - A token goes to the server it is for and to no other.
+//! - The deployment's servers are at the addresses in the manifest. A user's own is where the user
+//!   says, and may be in a private network only if repositories may be at private addresses too.
+//! - A plugin's output is checked before anything else sees it.
 
 pub mod accounts;
 mod instance;
@@ -31,17 +33,17 @@ use crate::types::wit::git::{Account, Change, NewChange, Repository};
 use crate::types::wit::types::Error;
 use crate::wasm::GitPlugin;
 
-/// How many operations are carried out at once, and as many at servers that users name: one that never
-/// answers holds up nobody at the deployment's own.
+/// The maximum number of concurrent operations, and as many at servers that users name: one that
+/// never responds does not delay the deployment's own.
 const AT_ONCE: usize = 16;
 
-/// The git providers of a deployment. It never changes.
+/// The git providers of a deployment. Immutable.
 pub struct GitProviders {
     all: BTreeMap<String, Arc<Served>>,
     egress: Egress,
-    /// For servers that users name.
+    /// The egress for servers that users name.
     open: Egress,
-    /// Those may be at private addresses, and without TLS.
+    /// Whether those may be at private addresses, and without TLS.
     private: bool,
     slots: Arc<Semaphore>,
     open_slots: Arc<Semaphore>,
@@ -55,20 +57,21 @@ struct Served {
     place: Place,
 }
 
-/// One server of a provider, ready to be asked.
+/// One server of a provider, ready for operations.
 #[derive(Clone)]
 pub struct Site {
     served: Arc<Served>,
     place: Place,
-    /// A user named it.
+    /// Whether a user named it.
     own: bool,
     egress: Egress,
     slots: Arc<Semaphore>,
 }
 
 impl GitProviders {
-    /// The providers that were loaded; of each that cannot be, its name and why not. `private` lets users
-    /// name servers at private addresses. Connections of those `before` are used again where they may.
+    /// The loaded providers, and the name and error of each that cannot be used. `private` lets
+    /// users name servers at private addresses. Connections of those `before` are reused where
+    /// possible.
     pub fn new(
         loaded: Vec<LoadedGit>,
         private: bool,
@@ -78,8 +81,8 @@ impl GitProviders {
         for one in loaded {
             let name = one.plugin.name().to_owned();
             let stated = one.base_url.is_some() || one.web_url.is_some();
-            // The next build of such a component could name another server, and users' tokens would go
-            // there.
+            // The next build of such a component could name another server, and users' tokens would
+            // go there.
             if !stated && !one.builtin {
                 let why = "its component is none of the built-in ones, and no token goes to an address that such a component chooses: `base_url` must say where it is";
                 wrong.push((name, why.to_owned()));
@@ -129,7 +132,7 @@ impl GitProviders {
         self.all.keys().map(String::as_str)
     }
 
-    /// Where a provider's API and its repositories are.
+    /// The addresses of a provider's API and of its repositories.
     pub fn addresses(&self, name: &str) -> Option<(String, String)> {
         let place = &self.all.get(name)?.place;
         Some((place.api.base_url().to_string(), place.web.to_string()))
@@ -151,19 +154,19 @@ impl GitProviders {
         Ok(self.at(served, place, true))
     }
 
-    /// The deployment's server that a repository is on.
+    /// The deployment's server that hosts a repository.
     pub fn of_repository(&self, url: &str) -> Option<Site> {
         let served = self.all.values();
         let mut found: Vec<_> = served
             .filter(|served| path_below(&served.place.web, url).is_some())
             .collect();
-        // One below a path is nearer than one at its host's root.
+        // The longest path is the most specific.
         found.sort_by_key(|served| std::cmp::Reverse(served.place.web.path().len()));
         let served = found.first()?;
         Some(self.at(served, served.place.clone(), false))
     }
 
-    /// The user name that git sends along with a token for this repository.
+    /// The user name that git sends with a token for this repository.
     pub fn git_user(&self, url: &str) -> Option<String> {
         let site = self.of_repository(url)?;
         Some(site.served.plugin.descriptor().git_user.clone())
@@ -186,37 +189,37 @@ impl Site {
         self.served.plugin.name()
     }
 
-    /// What a token must be allowed to do here.
+    /// The scopes that a token needs here.
     pub fn scopes(&self) -> &[String] {
         &self.served.plugin.descriptor().scopes
     }
 
-    /// The web address of a user's own server; none for the deployment's.
+    /// The web address of a user's own server. `None` for the deployment's.
     pub fn own_url(&self) -> Option<&Url> {
         self.own.then_some(&self.place.web)
     }
 
-    /// The server's name, for people.
+    /// The server's host name, for display.
     pub fn host(&self) -> &str {
         self.place.web.host_str().unwrap_or_default()
     }
 
-    /// The path that a repository of this server has; none for one that is elsewhere.
+    /// The path of a repository on this server. `None` for one hosted elsewhere.
     pub fn path_of(&self, url: &str) -> Option<String> {
         path_below(&self.place.web, &repository_url(url).ok()?)
     }
 
-    /// Whose token it is.
+    /// The account that a token belongs to.
     pub async fn account(&self, token: &Secret) -> Result<Account, Error> {
         operation::account(self, &sendable(token)).await
     }
 
-    /// All repositories that the token reaches.
+    /// All repositories that the token can access.
     pub async fn repositories(&self, token: &Secret) -> Result<Vec<Repository>, Error> {
         operation::repositories(self, &sendable(token)).await
     }
 
-    /// Opens a change, or finds the open one of the same branches.
+    /// Opens a pull request, or finds the open one of the same branches.
     pub async fn open_change(&self, token: &Secret, change: NewChange) -> Result<Change, Error> {
         operation::open_change(self, &sendable(token), change).await
     }
@@ -226,7 +229,7 @@ fn sendable(token: &Secret) -> SecretString {
     SecretString::from(token.expose().to_owned())
 }
 
-/// A page of a hundred repositories has some hundred kilobytes.
+/// The limits of a response: a page of a hundred repositories has some hundred kilobytes.
 fn limits() -> EgressLimits {
     EgressLimits {
         first_byte: operation::LONGEST,

@@ -1,8 +1,10 @@
-//! Owns how an operation is carried out: a step, a request, its answer, and the next step.
+//! Runs an operation: a step, a request, its response, and the next step.
 //!
-//! What always holds: an operation makes a few requests and takes a bounded time, a list comes to its end,
-//! and what comes out is fit to be shown: an address is one of the web, texts are plain and short. Whatever
-//! an integration does, no other operation is harmed.
+//! # Invariants
+//!
+//! - An operation makes a bounded number of requests in a bounded time, and a list terminates.
+//! - The result is fit for display: an address is an http(s) URL, texts are plain and short.
+//! - Whatever a plugin does, no other operation is affected.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
@@ -18,23 +20,23 @@ use crate::types::wit::git::{
 };
 use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
-/// How long one operation may take.
+/// The time limit of one operation.
 pub(super) const LONGEST: Duration = Duration::from_secs(30);
-/// How long a list may take, with all its pages.
+/// The time limit of a list, with all its pages.
 const LONGEST_LIST: Duration = Duration::from_secs(120);
-/// The longest pause that a provider asks for and gets, and how long one operation pauses in all. A
-/// longer one is the caller's to wait for.
+/// The longest pause granted to a provider, and the total for one operation. A longer wait is left
+/// to the caller.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const ALL_PAUSES: Duration = Duration::from_secs(20);
-/// How often one request is sent.
+/// The maximum number of times one request is sent.
 const MOST_TRIES: usize = 4;
-/// How many requests one operation may make; an honest one makes four.
+/// The maximum number of requests in one operation. An honest plugin makes four.
 const MOST_REQUESTS: usize = 8;
-/// What may be known between two of them, in bytes.
+/// The maximum size of the state between two requests, in bytes.
 const LARGEST_STATE: usize = 64 << 10;
-/// What is asked for at once.
+/// The page size of a list.
 const PAGE: u32 = 100;
-/// How many pages a list may have, and how many repositories a page.
+/// The maximum number of pages in a list, and of repositories in a page.
 const MOST_PAGES: usize = 200;
 const LARGEST_PAGE: usize = 1_000;
 
@@ -117,7 +119,7 @@ async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Resu
     let (plugin, settings) = (&site.served.plugin, &site.served.settings);
     let (mut state, mut answer) = (None, None);
     let mut pauses_left = ALL_PAUSES;
-    // The last step has nothing more to send.
+    // The last step has no request to send.
     for _ in 0..=MOST_REQUESTS {
         let next = plugin.step(settings, operation, state, answer).await;
         match next.result? {
@@ -137,7 +139,7 @@ async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Resu
     Err(endless(site))
 }
 
-/// Sends a request, and sends it again where the provider asks for a short pause first.
+/// Sends a request, and repeats it if the provider asks for a short pause first.
 async fn exchange(
     site: &Site,
     token: &SecretString,
@@ -164,19 +166,19 @@ async fn exchange(
     }
 }
 
-/// How long to wait before the same request is sent again; none where its answer stands. A request that
-/// is refused for its rate changed nothing, whatever its method; of one that met a server's failure that
-/// is sure only where it only reads.
+/// The pause before the same request is repeated. `None` if its response is final. A rate-limited
+/// request changed nothing, whatever its method. After a server error that is certain only for a
+/// request that reads.
 fn pause(method: &str, response: &HttpResponse, now: SystemTime) -> Option<Duration> {
     let again = match response.status {
-        // GitHub says 403 where it means 429.
+        // GitHub responds with 403 for 429.
         403 | 429 => true,
         502..=504 => method == "GET",
         _ => false,
     };
     let wanted = retry_after_ms(&response.headers, now).filter(|_| again)?;
     let pause = Duration::from_millis(wanted);
-    // None at all would be asking as fast as the network is.
+    // Without a minimum, requests would be repeated as fast as the network allows.
     (pause <= LONGEST_PAUSE).then(|| pause.max(Duration::from_millis(100)))
 }
 
@@ -217,7 +219,7 @@ fn fit_change(mut change: Change) -> Result<Change, Error> {
     Ok(change)
 }
 
-/// What a browser opens as a page: nothing with a script or a credential in it.
+/// Validates an address that a browser opens as a page: no script and no credential in it.
 fn web_address(text: &str) -> Result<String, Error> {
     let url = Url::parse(text).ok().filter(|url| {
         matches!(url.scheme(), "http" | "https")

@@ -1,8 +1,10 @@
-//! Owns how a session's change is opened: with the session's own token, or its user's account.
+//! Opens a session's pull request, with the session's own token or its user's account.
 //!
-//! What always holds: what goes wrong is a sentence, and no token is in it. The user is not here when a
-//! change is opened: the store is asked as by a server that acts for them, or, where the deployment has no
-//! key for that, with the token that they brought lately.
+//! # Invariants
+//!
+//! - A failure is a sentence, and no token is in it.
+//! - The user is not connected when a pull request is opened: the store is accessed by the server
+//!   on their behalf, or, if the deployment has no key for that, with the token the user last sent.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -13,10 +15,10 @@ use crate::session::{ChangeOpened, ChangeRequest, Changes};
 use crate::store::{Outbox, RecordError};
 use crate::types::user::UserId;
 
-/// Opens changes for sessions.
+/// Opens pull requests for sessions.
 pub(crate) struct Opener {
     pub(crate) accounts: Accounts,
-    /// Knows the tokens of users who were here lately.
+    /// Holds the tokens of recently connected users.
     pub(crate) outbox: Option<Outbox>,
 }
 
@@ -41,7 +43,7 @@ impl Changes for Opener {
             };
             let own = request.token.as_ref();
             let mut opened = accounts.open_for_session(&who, own, wanted.clone()).await;
-            // Nothing was asked for yet.
+            // Nothing was sent yet.
             if let Err(AccountError::Store(RecordError::NoServiceKey)) = opened {
                 who.token = outbox.and_then(|outbox| outbox.token_of(&who.user));
                 if who.token.is_some() {

@@ -1,5 +1,5 @@
-//! Owns the tests of how an operation is carried out: the built-in integrations and hostile ones, against
-//! servers on the loopback.
+//! Tests of operations: the built-in plugins and hostile ones, against servers on the loopback
+//! interface.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +18,7 @@ use crate::wasm::{Engine, EngineOptions, Limits};
 
 const TOKEN: &str = "ghp_0123456789abcdefghij";
 
-/// What a server was asked.
+/// A request that a server received.
 #[derive(Debug, Clone)]
 struct Asked {
     method: String,
@@ -180,7 +180,7 @@ async fn servers_of_users_that_never_answer_hold_up_nobody_elsewhere() {
     let waiting = futures::future::join_all((0..AT_ONCE).map(|_| stuck.account(&token)));
     let deployments = all.site("github", None).unwrap();
     let served = async {
-        // Each of them is there, or nothing is shown.
+        // Either all of them are available, or nothing is shown.
         let mut open = Vec::new();
         for _ in 0..AT_ONCE {
             open.push(silent.accept().await.unwrap());
@@ -232,7 +232,7 @@ async fn all_pages_of_an_enterprise_server_are_read_with_the_token_and_each_once
     let found = site.repositories(&token()).await.unwrap();
     assert_eq!(found.len(), 300);
     let seen = server.seen();
-    // The link is read for its page alone: where it leads is the deployment's.
+    // Only the page number is read from the link: the server's address is the deployment's.
     assert_eq!(seen.len(), 3);
     assert!(
         seen.iter()
@@ -268,7 +268,8 @@ async fn a_short_pause_that_a_provider_asks_for_is_made_and_the_same_request_sen
     assert_eq!(seen[3].body, seen[4].body);
     assert_eq!(seen.len(), 5);
 
-    // A long one is not, and the caller reads what is wrong; one that never ends neither.
+    // A long pause is not waited for, and the caller gets the error. Neither is one that never
+    // ends.
     for (after, times) in [("11", 1), ("0", 4)] {
         let server = Server::start(move |_, _| later(429, after)).await;
         let all = providers(false, &[("github", Some(&server.url))]).await;
@@ -462,7 +463,7 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
         all.site("gitea", None),
         Err(SiteError::Unknown { .. })
     ));
-    // A name that leads to a private address is found out when it is resolved.
+    // A name that resolves to a private address is rejected when it is resolved.
     let local = all.site("gitlab", Some("https://localhost:1")).unwrap();
     let error = local.account(&token()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Forbidden, "{}", error.message);
@@ -518,7 +519,8 @@ async fn a_repository_is_found_at_its_server_and_nowhere_else() {
     );
 }
 
-/// What comes of an operation of the component that misbehaves, and what the server was asked meanwhile.
+/// The result of an operation of the misbehaving component, and the requests the server received
+/// meanwhile.
 async fn misbehaves(act: &str) -> (Result<Change, Error>, Vec<Asked>) {
     let server = Server::start(|_, _| answer(200, &json!({"token": TOKEN}))).await;
     let site = misbehaving(act, &server).await.site("evil", None).unwrap();
@@ -567,7 +569,7 @@ async fn a_component_that_misbehaves_harms_its_own_operation_alone() {
         assert!(error.message.contains(words), "{act}: {}", error.message);
         assert_eq!(asked.len(), requests, "{act}: {asked:?}");
     }
-    // It never sees the token: a server that repeats it is blanked before.
+    // The plugin never sees the token: a server that repeats it is redacted before.
     let (result, asked) = misbehaves("tell").await;
     let said = result.unwrap_err().message;
     assert!(!said.contains(TOKEN) && said.contains("[secret]"), "{said}");
@@ -584,7 +586,7 @@ async fn what_it_says_is_made_fit_to_be_shown_and_a_list_without_an_end_is_given
     assert!(account.login.chars().count() <= 255);
     assert!(!account.login.contains(['\u{202e}', '\n', '\u{1b}']));
     assert_eq!(account.scopes.len(), 50);
-    // What would be taken for a server's address in the row.
+    // A scope that would be taken for a server's address in the row.
     assert!(account.scopes.iter().all(|scope| !scope.contains('|')));
     let site = misbehaving("many", &server)
         .await

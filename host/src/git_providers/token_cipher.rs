@@ -1,9 +1,13 @@
-//! Owns how a git token is kept in its row: in the form that frontends read and write as well.
+//! Encryption of git tokens in their database rows, in the format that frontends read and write as
+//! well.
 //!
-//! What always holds: what is written is AES-256-CBC with PKCS#7 under the SHA-256 of ENCRYPTION_KEY's
-//! text, with a fresh random IV, both in lower-case hex, as the wire contract says. That form does not
-//! tell a changed row from a right one, so what opens to something that no token is counts as not opened,
-//! and is sent to nobody. Plain text and key are wiped.
+//! # Invariants
+//!
+//! - The format is that of the wire contract: AES-256-CBC with PKCS#7 under the SHA-256 of
+//!   ENCRYPTION_KEY's text, with a fresh random IV, both in lower-case hex.
+//! - The format is not authenticated, so a changed row cannot be told from a right one. A plaintext
+//!   that is not a token therefore counts as a failed decryption and is sent to nobody.
+//! - Plaintext and key are wiped.
 
 use std::fmt::Write as _;
 
@@ -16,19 +20,19 @@ use sha2::{Digest, Sha256};
 
 use crate::types::secret::Secret;
 
-/// A block of AES, and an IV.
+/// The size of an AES block, and of an IV.
 const BLOCK: usize = 16;
-/// No provider's token is near it.
+/// The maximum length of a token in bytes. No provider's token comes near it.
 const LONGEST: usize = 4_096;
 
-/// Why a token cannot be had from its row.
+/// The token in a row cannot be decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "The saved token cannot be opened: ENCRYPTION_KEY is not the one it was saved with, or its row was changed. Connect the account again, or put the old key back"
 )]
 pub struct Unopened;
 
-/// A token as its row has it.
+/// An encrypted token as stored in its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
     /// `access_token_encrypted`, in lower-case hex.
@@ -37,7 +41,7 @@ pub struct Sealed {
     pub iv: String,
 }
 
-/// Seals and opens git tokens.
+/// Encrypts and decrypts git tokens.
 #[derive(Clone)]
 pub struct Cipher {
     key: Zeroizing<[u8; 32]>,
@@ -50,7 +54,7 @@ impl std::fmt::Debug for Cipher {
 }
 
 impl Cipher {
-    /// With the text of ENCRYPTION_KEY.
+    /// Creates a cipher from the text of ENCRYPTION_KEY.
     pub fn new(key: &Secret) -> Self {
         let key = Sha256::digest(key.expose().as_bytes()).into();
         Self {
@@ -58,7 +62,7 @@ impl Cipher {
         }
     }
 
-    /// Seals a token under an IV of its own.
+    /// Encrypts a token under a fresh IV.
     pub fn seal(&self, token: &Secret) -> Sealed {
         let mut iv = [0; BLOCK];
         rand::rng().fill(&mut iv);
@@ -70,7 +74,7 @@ impl Cipher {
         }
     }
 
-    /// Opens a row's token.
+    /// Decrypts a row's token.
     pub fn open(&self, sealed: &Sealed) -> Result<Secret, Unopened> {
         if sealed.token.len() > 2 * (LONGEST + BLOCK) {
             return Err(Unopened);
@@ -84,7 +88,7 @@ impl Cipher {
             .decrypt_padded_vec_mut::<Pkcs7>(&body)
             .map(Zeroizing::new)
             .map_err(|_| Unopened)?;
-        // Another key gives noise, and one time in 256 its end looks like padding.
+        // Another key yields noise, and one time in 256 its end looks like padding.
         if !is_token(&plain) {
             return Err(Unopened);
         }
@@ -102,13 +106,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing into a string cannot fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "{byte:02x}");
             text
         })
 }
 
-/// Upper case is read as well.
+/// Decodes hex, in lower or upper case.
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| {
         char::from(byte)
@@ -132,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    /// Written by `node_rows.js`, which is beside it.
+    /// Written by `node_rows.js` in the same folder.
     const NODE: &str = include_str!("node_rows.json");
 
     #[derive(Deserialize)]

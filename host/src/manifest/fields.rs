@@ -1,7 +1,9 @@
-//! Owns how single values are read from TOML, and what is said of those that are not what they must be.
+//! Reads single values from TOML, and reports invalid ones.
 //!
-//! What always holds: what is wrong is noted with its place and reading goes on, so that one run says
-//! all of it; what is given is repeated only where it cannot be a key.
+//! # Invariants
+//!
+//! - A problem is recorded with its position and reading continues, so one run reports all of them.
+//! - A value is repeated only if it cannot be a key.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,15 +18,15 @@ use super::model::{Located, Settings};
 use super::problem::{At, Lines, Problem, Problems, instead};
 use crate::config::time;
 
-/// A text as TOML keys and strings have it.
+/// A key with its span.
 pub(super) type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
-/// A value and its place.
+/// A value with its span.
 pub(super) type Item<'i> = Spanned<DeValue<'i>>;
 
-/// The most bytes that a plugin's settings have as JSON: they are in the log of each session.
+/// The maximum size of a plugin's settings as JSON, in bytes: they are in the log of each session.
 const LARGEST_SETTINGS: usize = 64 << 10;
 
-/// Reads one manifest, and notes what is wrong with it.
+/// Reads one manifest, and collects its problems.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a Path,
     lines: Lines<'a>,
@@ -40,7 +42,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Fails where anything was wrong.
+    /// Fails if there was any problem.
     pub(super) fn finish(self) -> Result<(), Problems> {
         Problems::unless_none(self.problems)
     }
@@ -62,7 +64,7 @@ impl<'a> Reader<'a> {
         self.problems.push(Problem::at(Some(self.file), at, what));
     }
 
-    /// Notes that a value is of another kind.
+    /// Reports a value of the wrong type.
     fn must_be(&mut self, item: &Item<'_>, name: &str, what: &str) {
         let kind = kind(item.get_ref());
         self.say(
@@ -71,7 +73,7 @@ impl<'a> Reader<'a> {
         );
     }
 
-    /// A table with no other fields than these.
+    /// Reads a table with no other fields than these.
     pub(super) fn table<'d, 'i>(
         &mut self,
         item: &'d Item<'i>,
@@ -83,7 +85,7 @@ impl<'a> Reader<'a> {
         Some(table)
     }
 
-    /// A table whose fields are names.
+    /// Reads a table whose fields are names.
     pub(super) fn any_table<'d, 'i>(
         &mut self,
         item: &'d Item<'i>,
@@ -96,7 +98,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// Notes each field that is none of these.
+    /// Reports each field that is none of these.
     pub(super) fn no_others(&mut self, table: &DeTable<'_>, name: &str, fields: &[&'static str]) {
         for key in table.keys() {
             let given = key.get_ref().as_ref();
@@ -124,7 +126,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A text that a test lets through; `what` ends the sentence for one that it does not.
+    /// Reads a text that passes a test. `what` ends the sentence for one that does not.
     pub(super) fn fitting<'d>(
         &mut self,
         item: &'d Item<'_>,
@@ -140,7 +142,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A list of texts that a test lets through.
+    /// Reads a list of texts that pass a test.
     pub(super) fn texts(
         &mut self,
         item: &Item<'_>,
@@ -153,7 +155,7 @@ impl<'a> Reader<'a> {
         Some(texts.into_iter().map(owned).collect())
     }
 
-    /// The same, each with its place.
+    /// [`Self::texts`], each with its position.
     pub(super) fn located_texts<'d>(
         &mut self,
         item: &'d Item<'_>,
@@ -173,7 +175,7 @@ impl<'a> Reader<'a> {
         let texts = array
             .iter()
             .map(|item| self.fitting(item, name, what, &fits));
-        // To its end, so that all that is wrong is noted.
+        // Collected to the end, so that every problem is reported.
         let texts: Vec<_> = texts.collect();
         texts.into_iter().collect()
     }
@@ -186,7 +188,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A whole number within bounds, or a size such as `64m` where that is one.
+    /// Reads an integer within bounds, or a size such as `64m` where one is accepted.
     pub(super) fn amount(
         &mut self,
         item: &Item<'_>,
@@ -219,11 +221,11 @@ impl<'a> Reader<'a> {
         given
     }
 
-    /// A number that need not be whole.
+    /// Reads a number that need not be an integer.
     pub(super) fn number(&mut self, item: &Item<'_>, name: &str) -> Option<f64> {
         match item.get_ref() {
             DeValue::Float(number) => float(number),
-            // What is lost of a number with more than 15 digits is no price and no time.
+            // The precision lost beyond 15 digits does not matter for a price or a time.
             DeValue::Integer(number) => whole(number).map(|number| number as f64),
             _ => {
                 self.must_be(item, name, "a number");
@@ -240,7 +242,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A time within bounds: a number of seconds, or a text such as `"5m"`.
+    /// Reads a duration within bounds: a number of seconds, or a text such as `"5m"`.
     pub(super) fn seconds(
         &mut self,
         item: &Item<'_>,
@@ -270,7 +272,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A plugin's settings, as the JSON they become.
+    /// Reads a plugin's settings and converts them to JSON.
     pub(super) fn settings(
         &mut self,
         key: &Key<'_>,
@@ -313,7 +315,7 @@ impl<'a> Reader<'a> {
         all
     }
 
-    /// The parser limits how deep values are in each other, so this ends.
+    /// Converts a value to JSON. The recursion ends, since the parser limits the nesting depth.
     fn json(
         &mut self,
         item: &Item<'_>,
@@ -336,7 +338,7 @@ impl<'a> Reader<'a> {
                         _ => all = None,
                     }
                 }
-                // What is wrong in it was said there.
+                // A problem in it was reported there.
                 return all.map(Value::Array);
             }
             DeValue::Table(table) => return self.object(table, pointer, places).map(Value::Object),

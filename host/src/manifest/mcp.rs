@@ -1,7 +1,11 @@
-//! Owns `[mcp.NAME]`: MCP servers whose tools sessions get.
+//! `[mcp.NAME]`: MCP servers whose tools sessions get.
 //!
-//! What always holds: which tools may be called is said for each server, since what a server lists is the
-//! server's to change; a key stands in a variable and not in the manifest, and beside the URL it is for.
+//! # Invariants
+//!
+//! - The tools that may be called are listed for each server, since what a server lists can change
+//!   at any time.
+//! - A key is in an environment variable, not in the manifest, and is named beside the URL it is
+//!   for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,30 +31,30 @@ pub(super) const MCP: &[&str] = &[
     "policies",
 ];
 
-/// What one call may take, in seconds, and what a start may.
+/// The range of the time limits of a call and of a start, in seconds.
 const TIME: [f64; 2] = [1.0, 3600.0];
 const START_TIME: [f64; 2] = [0.1, 60.0];
-/// The most characters of an argument, a value, or a tool's name.
+/// The maximum length of an argument, a value, or a tool's name, in characters.
 const LONGEST: usize = 32 << 10;
 
 /// An MCP server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct McpEntry {
-    /// Where its table begins.
+    /// The position of its table.
     pub at: At,
-    /// Where it is.
+    /// How it is reached.
     pub way: McpWay,
     /// `tools`.
     pub tools: AllowedTools,
-    /// `time`: what one call may take.
+    /// `time`: the time limit of one call.
     pub time: Option<Duration>,
-    /// `start_time`: what its start may take.
+    /// `start_time`: the time limit of its start.
     pub start_time: Option<Duration>,
-    /// `policies`: those whose sessions have the tools; none for all of them.
+    /// `policies`: the policies whose sessions have the tools. `None` for all.
     pub policies: Option<Vec<String>>,
 }
 
-/// Where an MCP server is.
+/// How an MCP server is reached.
 #[derive(Debug, Clone, PartialEq)]
 pub enum McpWay {
     /// A program in each session's sandbox.
@@ -60,13 +64,13 @@ pub enum McpWay {
         /// `env`.
         env: BTreeMap<String, String>,
     },
-    /// On the network.
+    /// A server on the network.
     Http {
         /// `url`.
         url: Located<Url>,
-        /// `key`: the variable that holds one.
+        /// `key`: the variable that holds the key.
         key: Option<Located<String>>,
-        /// `key_place`; a bearer token without it.
+        /// `key_place`. The default is a bearer token.
         key_place: Option<Injection>,
     },
 }
@@ -74,14 +78,14 @@ pub enum McpWay {
 /// The tools of a server that may be called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedTools {
-    /// `["*"]`: all that it lists when a session begins.
+    /// `["*"]`: all tools that it lists when a session begins.
     All,
-    /// Those with these names, as the server calls them.
+    /// Tools by the server's own names.
     These(Vec<String>),
 }
 
 impl AllowedTools {
-    /// Whether it may be called.
+    /// Whether a tool may be called.
     pub fn has(&self, tool: &str) -> bool {
         match self {
             Self::All => true,

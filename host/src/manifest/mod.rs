@@ -1,15 +1,21 @@
-//! Owns the deployment's manifest, `lucid.toml`: which policies, model providers, git providers and tools there are, from
-//! which components, with which settings, limits, addresses and prices, and who gets which policy.
+//! The deployment's manifest, `lucid.toml`: the policies, model providers, git providers and tools,
+//! with their components, settings, limits, addresses and prices, and the assignment of policies to
+//! users.
 //!
-//! What always holds: a [`Manifest`] that exists was checked in full, and never changes; where it is
-//! wrong all that is wrong is said, each thing with file, line and column and with what to do. No key
-//! ever stands in it: a field names the variable that holds one. What it leaves open, the environment
-//! says, in the words it has without a manifest. [`load`] can be called again at any time, and gives
-//! the plugins of a whole manifest or none.
+//! `fields` reads single values of TOML, `plugins` the entry of one plugin, `mcp` and `registries`
+//! the tables of those names, and `read` combines them into the `model`. `settings_schema`
+//! validates a plugin's settings, `overrides` holds uploaded components that replace the
+//! manifest's, and `problem` reports errors with their positions. `deployment::load` fetches the
+//! components.
 //!
-//! `fields` reads single values of TOML, `entries` what is said of one plugin, `read` puts them together to a `manifest`, `load` brings the
-//! components, `registries` those from elsewhere, `settings` checks what a plugin takes,
-//! `uploads` has what takes the place of a manifest's component, `problem` has the sentences' places.
+//! # Invariants
+//!
+//! - A [`Manifest`] that exists was validated in full, and never changes.
+//! - All problems of an invalid manifest are reported, each with file, line and column and with
+//!   what to do.
+//! - No key is ever in it: a field names the variable that holds one.
+//! - What it leaves open is read from the environment, under the same names as without a manifest.
+//! - [`load`] can be called again at any time, and returns the plugins of a whole manifest or none.
 
 mod fields;
 mod mcp;
@@ -45,42 +51,42 @@ pub use crate::deployment::watch::Watch;
 
 /// The schema of a manifest, for editors.
 pub const SCHEMA: &str = include_str!("lucid.schema.json");
-/// A manifest with every field and its reason.
+/// An example manifest with every field and its explanation.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
-/// Where a manifest is looked for when `LUCID_MANIFEST` names none.
+/// The default file if `LUCID_MANIFEST` names none.
 const USUAL: &str = "lucid.toml";
-/// A manifest is written by people.
+/// The maximum size in bytes. A manifest is written by people.
 const LARGEST: u64 = 1 << 20;
 
 impl Manifest {
-    /// The manifest that `LUCID_MANIFEST` names, or `./lucid.toml` where that is there, or an empty
-    /// one, which stands for the built-in plugins and the environment.
+    /// Reads the manifest that `LUCID_MANIFEST` names, or `./lucid.toml` if it exists, or returns
+    /// an empty one, which stands for the built-in plugins and the environment.
     pub fn find(config: &Config) -> Result<Self, Problems> {
         if let Some(path) = &config.manifest {
             return Self::read(path);
         }
         let usual = Self::place(config);
-        // Any error but its absence is to be said, not passed over.
+        // Any error other than its absence must be reported.
         match usual.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             _ => Self::read(&usual),
         }
     }
 
-    /// Where it is looked for.
+    /// The path of the manifest.
     pub fn place(config: &Config) -> PathBuf {
         let named = config.manifest.clone();
         named.unwrap_or_else(|| PathBuf::from(USUAL))
     }
 
-    /// The manifest in a file.
+    /// Reads a manifest from a file.
     pub fn read(path: &Path) -> Result<Self, Problems> {
         let wrong = |what: String| Problems::from(Problem::of_file(path, what));
         let text =
             text(path).map_err(|why| wrong(format!("the manifest cannot be read: {why}")))?;
         if text.trim().is_empty() {
-            // Cut off by an editor or a full disk, most likely, and it would mean other providers.
+            // Most likely truncated by an editor or a full disk, and it would mean other providers.
             return Err(wrong(
                 "the manifest is empty: put back what was in it, or remove the file to run without one".to_owned(),
             ));
@@ -88,14 +94,15 @@ impl Manifest {
         Self::parse(path, &text)
     }
 
-    /// A manifest's text. Paths in it are below the folder of `path`, which is not opened.
+    /// Parses a manifest's text. Paths in it are relative to the folder of `path`, which is not
+    /// opened.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Problems> {
         read::manifest(path, text)
     }
 }
 
 fn text(path: &Path) -> io::Result<String> {
-    // Asked before it is opened: opening a pipe would wait for somebody to write.
+    // Checked before it is opened: opening a pipe would wait for a writer.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is no file"));
     }

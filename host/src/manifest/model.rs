@@ -1,7 +1,10 @@
-//! Owns what a manifest says, once it was read and checked.
+//! The contents of a manifest after reading and validation.
 //!
-//! What always holds: nothing here changes; what names something else of the manifest (a default, an
-//! assignment) names something that is there; each value that can turn out wrong later knows its place.
+//! # Invariants
+//!
+//! - Nothing here changes.
+//! - A reference within the manifest (a default, an assignment) points to something that exists.
+//! - Every value that can turn out to be wrong later knows its position in the file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,48 +22,48 @@ use crate::net::oci::{Brought, Reference, Registry};
 use crate::types::wit::llm::Prices;
 use crate::wasm::Limits;
 
-/// A value and where it was written.
+/// A value and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Where it stands.
+    /// Its position.
     pub at: At,
 }
 
-/// A deployment, as its manifest describes it. The default one is empty.
+/// A deployment, as described by its manifest. The default one is empty.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Manifest {
-    /// Which file it was read from; none for the empty one.
+    /// The file it was read from. `None` for the empty one.
     pub path: Option<PathBuf>,
-    /// `[policies.NAME]`. None at all stand for the built-in ones.
+    /// `[policies.NAME]`. If empty, the built-in ones.
     pub policies: BTreeMap<String, PluginEntry>,
-    /// `[providers.NAME]`. None at all stand for the built-in ones.
+    /// `[providers.NAME]`. If empty, the built-in ones.
     pub providers: BTreeMap<String, ProviderEntry>,
     /// `[tools.NAME]`.
     pub tools: BTreeMap<String, ToolsEntry>,
     /// `[mcp.NAME]`.
     pub mcp: BTreeMap<String, McpEntry>,
-    /// `[git.NAME]`. None at all stand for the built-in ones.
+    /// `[git.NAME]`. If empty, the built-in ones.
     pub git: BTreeMap<String, GitEntry>,
     /// `policy` of `[defaults]`, which may be `auto`: the one that fits.
     pub default_policy: Option<Located<String>>,
     /// `provider` of `[defaults]`.
     pub default_provider: Option<Located<String>>,
-    /// `[[assign]]`, in their order.
+    /// `[[assign]]`, in order.
     pub assignments: Vec<Assignment>,
     /// `[registries.HOST]`.
     pub registries: BTreeMap<Registry, RegistryEntry>,
-    /// What came of the components that it names in registries; nothing as it is read.
+    /// The components fetched from registries, and the failures. Empty after reading.
     pub brought: Brought,
-    /// What was uploaded in place of components that it names; nothing as it is read.
+    /// The uploads that replace components. Empty after reading.
     pub uploads: Uploads,
 }
 
 /// A component and what it is given.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PluginEntry {
-    /// Where its table begins.
+    /// The position of its table.
     pub at: At,
     /// `component`.
     pub component: Located<Source>,
@@ -72,12 +75,12 @@ pub struct PluginEntry {
     pub limits: Bounds,
 }
 
-/// Where a component comes from.
+/// The origin of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// `builtin:NAME`, which is in this binary.
+    /// `builtin:NAME`, embedded in this binary.
     Builtin(&'static str),
-    /// A file, below the manifest's folder where its path is not absolute.
+    /// A file. A relative path is resolved against the manifest's folder.
     File(PathBuf),
     /// `oci://…`: an artifact in a registry.
     Registry(Reference),
@@ -86,22 +89,22 @@ pub enum Source {
 /// The SHA-256 of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
-    /// In lower-case hex.
+    /// Lower-case hex.
     pub hex: String,
 }
 
 /// A plugin's settings.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Settings {
-    /// What is set.
+    /// The configured values.
     pub values: serde_json::Map<String, serde_json::Value>,
-    /// Where it begins.
+    /// The position of the table.
     pub at: At,
-    /// Where each value in it is, by JSON pointer.
+    /// The position of each value in it, by JSON pointer.
     pub places: BTreeMap<String, At>,
 }
 
-/// What of the usual limits of a call is set to something else.
+/// The configured limits of a call, in place of the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
     /// `fuel`.
@@ -115,7 +118,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// The limits of one call.
+    /// The resulting limits of one call.
     pub fn limits(self) -> Limits {
         let usual = Limits::default();
         Limits {
@@ -132,85 +135,87 @@ impl Bounds {
 pub struct ProviderEntry {
     /// Its adapter.
     pub plugin: PluginEntry,
-    /// `base_url`, where it is not the adapter's own.
+    /// `base_url`, if it is not the adapter's own.
     pub base_url: Option<Located<Url>>,
-    /// `key`, or the name that a provider's variable usually has.
+    /// `key`, or the default variable of the provider.
     pub key: KeyVariable,
-    /// `key_place`, where it is not the adapter's own.
+    /// `key_place`, if it is not the adapter's own.
     pub key_place: Option<Injection>,
-    /// `models`: those that may be chosen, none for what the environment or the adapter says.
+    /// `models`: the models that may be chosen. `None` leaves this to the environment or the
+    /// adapter.
     pub models: Option<Vec<String>>,
-    /// `model`: for a session that names none.
+    /// `model`: the model for a session that names none.
     pub model: Option<String>,
-    /// `small_model`: a cheaper one, for summaries and the like.
+    /// `small_model`: a cheaper model, for summaries and the like.
     pub small_model: Option<String>,
     /// `prices`.
     pub prices: PriceOf,
-    /// `silence`: how long its server may say nothing, before its answer and within it.
+    /// `silence`: how long its server may send nothing, before its response and during it.
     pub silence: Option<Duration>,
 }
 
-/// A component with tools.
+/// A tool component.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolsEntry {
     /// The component.
     pub plugin: PluginEntry,
-    /// `base_url`, where its requests go; without one where the component says, and never with a key.
+    /// `base_url`, the server its requests go to. Without one the component decides, and is given
+    /// no key.
     pub base_url: Option<Located<Url>>,
-    /// `key`: the variable that holds one. No other stands in for it.
+    /// `key`: the variable that holds one. There is no fallback.
     pub key: Option<Located<String>>,
-    /// `key_place`, where it is not the component's own.
+    /// `key_place`, if it is not the component's own.
     pub key_place: Option<Injection>,
-    /// `time`: what one call of a tool may take, all its commands and requests together.
+    /// `time`: the time limit of one tool call, all its commands and requests together.
     pub time: Option<Duration>,
-    /// `policies`: those whose sessions have the tools; none for all of them.
+    /// `policies`: the policies whose sessions have the tools. `None` for all.
     pub policies: Option<Vec<String>>,
 }
 
 /// A git provider.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GitEntry {
-    /// Its integration.
+    /// Its plugin.
     pub plugin: PluginEntry,
-    /// `base_url`: where its API is, where not where the integration says.
+    /// `base_url`: the address of its API, if not the plugin's own.
     pub base_url: Option<Located<Url>>,
-    /// `web_url`: where its repositories are.
+    /// `web_url`: the address of its repositories.
     pub web_url: Option<Located<Url>>,
 }
 
 /// The environment variable that holds a provider's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVariable {
-    /// Its name; empty where no key is needed.
+    /// Its name. Empty if no key is needed.
     pub name: String,
-    /// Where `key` names it. Without one the variable is the usual one, and `LLM_API_KEY` may stand in.
+    /// The position of `key`. `None` for the default variable, with `LLM_API_KEY` as a fallback.
     pub stated: Option<At>,
-    /// False for `key = false`: the server wants no key, and none is sent but a user's own.
+    /// False for `key = false`: the server needs no key, and none is sent except a user's own.
     pub is_needed: bool,
 }
 
-/// What models cost, in millionths of a US dollar for a million tokens.
+/// Model prices, in millionths of a US dollar per million tokens.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PriceOf {
-    /// By the model's name.
+    /// Prices by model name.
     pub by_model: BTreeMap<String, Prices>,
-    /// `"*"`: of all models whose price nobody else says.
+    /// `"*"`: the price of all models without one from elsewhere.
     pub others: Option<Prices>,
 }
 
-/// Who gets a policy when they name none.
+/// A policy for users and projects that name none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assignment {
     /// The policy.
     pub policy: Located<String>,
-    /// Users by their ids, as their tokens have them (`sub`).
+    /// Users by their ids, as in their tokens (`sub`).
     pub users: Vec<String>,
-    /// Projects by their ids, as requests name them.
+    /// Projects by their ids, as in requests.
     pub projects: Vec<String>,
 }
 
 impl Manifest {
-    /// The names of the policies there are.
+    /// The names of the policies.
     pub fn policy_names(&self) -> Vec<&str> {
         if self.policies.is_empty() {
             return builtin::POLICIES.iter().map(|(name, _)| *name).collect();
@@ -218,7 +223,7 @@ impl Manifest {
         self.policies.keys().map(String::as_str).collect()
     }
 
-    /// The files that components are in.
+    /// The files of components.
     pub fn files(&self) -> Vec<PathBuf> {
         self.entries()
             .filter_map(|plugin| match &plugin.component.value {
@@ -228,7 +233,7 @@ impl Manifest {
             .collect()
     }
 
-    /// All components that it names, with what each is given.
+    /// All components, with what each is given.
     pub(super) fn entries(&self) -> impl Iterator<Item = &PluginEntry> {
         let providers = self.providers.values().map(|provider| &provider.plugin);
         let tools = self.tools.values().map(|tools| &tools.plugin);
@@ -237,7 +242,7 @@ impl Manifest {
         all.chain(tools).chain(git)
     }
 
-    /// The names of the git providers there are.
+    /// The names of the git providers.
     pub fn git_names(&self) -> Vec<&str> {
         if self.git.is_empty() {
             return builtin::GIT.iter().map(|(name, _)| *name).collect();
@@ -245,7 +250,7 @@ impl Manifest {
         self.git.keys().map(String::as_str).collect()
     }
 
-    /// The names of the providers there are.
+    /// The names of the model providers.
     pub fn provider_names(&self) -> Vec<&str> {
         if self.providers.is_empty() {
             return builtin::PROVIDERS.iter().map(|(name, _)| *name).collect();
@@ -253,7 +258,8 @@ impl Manifest {
         self.providers.keys().map(String::as_str).collect()
     }
 
-    /// The policy that a user, or else a project, is given: that of the first entry which names either.
+    /// The policy assigned to a user, or else to a project: that of the first entry which names
+    /// either.
     pub fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
         let given = self.assignments.iter().find(|one| {
             let of_project = |project: &str| one.projects.iter().any(|named| named == project);
@@ -269,7 +275,7 @@ impl PluginEntry {
         Self::plain(Source::Builtin(name))
     }
 
-    /// A component with nothing set.
+    /// A component with nothing configured.
     pub(super) fn plain(value: Source) -> Self {
         let at = At::default();
         Self {

@@ -1,11 +1,15 @@
-//! Owns what of a deployment was uploaded: components that take the place of those the manifest names.
+//! Uploaded components that replace those the manifest names.
 //!
-//! What always holds: an upload changes the component and nothing else; settings, limits, address and
-//! key stay the manifest's. A policy may be there by an upload alone, with no settings and the usual
-//! limits; a provider or tools may not, since only a manifest says which server they ask, with which key.
+//! # Invariants
 //!
-//! A policy may have a second build beside the one that is active: a candidate, which a share of new
-//! sessions gets, or the build before, for as long as the active one is on probation.
+//! - An upload changes the component and nothing else: settings, limits, address and key stay the
+//!   manifest's.
+//! - A policy may exist by an upload alone, with no settings and the default limits. A provider or
+//!   a tool component may not, since only a manifest says which server they send requests to and
+//!   with which key.
+//!
+//! A policy may have a second build beside the active one: a candidate, which gets a share of new
+//! sessions, or the previous build, for as long as the active one is on probation.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +20,7 @@ use super::model::{Digest, Manifest, PluginEntry, Source};
 use crate::builtin;
 use crate::wasm::{Kind, Limits};
 
-/// The uploads of a deployment, by the name of what they take the place of.
+/// The uploads of a deployment, by the name of the plugin that they replace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Uploads {
     policies: BTreeMap<String, Upload>,
@@ -29,39 +33,40 @@ pub struct Uploads {
 /// A component that was uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {
-    /// Where it is.
+    /// The path of the file.
     pub file: PathBuf,
-    /// What it must be.
+    /// The expected digest.
     pub digest: Digest,
-    /// It is there also where the manifest has no such name; only policies are.
+    /// Whether it exists even if the manifest has no such name. Only policies can.
     pub added: bool,
-    /// Since when it is on probation; none where it is not. Only policies are.
+    /// The start of its probation. `None` if it is on none. Only policies can be.
     pub probation: Option<DateTime<Utc>>,
 }
 
 /// A second build of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beside {
-    /// What it is there for.
+    /// Its purpose.
     pub role: Role,
-    /// The build; none for the manifest's own component.
+    /// The build. `None` for the manifest's own component.
     pub upload: Option<Upload>,
 }
 
-/// What a second build is there for.
+/// The purpose of a second build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// So many of a hundred new sessions get it, 1 to 99, and keep it.
+    /// A percentage of new sessions, 1 to 99, get it and keep it.
     Candidate {
-        /// How many.
+        /// The percentage.
         share: u8,
     },
-    /// It was active before the one that is on probation now, and steps in where that fails.
+    /// It was active before the build that is on probation now, and takes over where that one
+    /// fails.
     Before,
 }
 
 impl Uploads {
-    /// Those of one kind.
+    /// The uploads of one kind.
     pub fn of(&self, kind: Kind) -> &BTreeMap<String, Upload> {
         match kind {
             Kind::Policy => &self.policies,
@@ -71,7 +76,7 @@ impl Uploads {
         }
     }
 
-    /// Puts one in the place of the one before, or none.
+    /// Replaces or removes an upload.
     pub fn set(&mut self, kind: Kind, name: &str, upload: Option<Upload>) {
         let of_kind = match kind {
             Kind::Policy => &mut self.policies,
@@ -85,7 +90,7 @@ impl Uploads {
         };
     }
 
-    /// Puts a second build of a policy in the place of the one before, or none.
+    /// Replaces or removes a policy's second build.
     pub fn set_beside(&mut self, name: &str, beside: Option<Beside>) {
         match beside {
             Some(beside) => self.beside.insert(name.to_owned(), beside),
@@ -93,7 +98,7 @@ impl Uploads {
         };
     }
 
-    /// Each of them that is active.
+    /// All active uploads.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Upload)> {
         let all = Kind::ALL.iter().copied();
         all.flat_map(|kind| {
@@ -104,7 +109,7 @@ impl Uploads {
 }
 
 impl Manifest {
-    /// The same with these uploads and no others.
+    /// A copy with these uploads and no others.
     #[must_use]
     pub fn with(&self, uploads: Uploads) -> Self {
         Self {
@@ -113,7 +118,7 @@ impl Manifest {
         }
     }
 
-    /// Whether the manifest itself, or this build where there is none, has a plugin of this name.
+    /// Whether the manifest itself, or this binary if there is none, has a plugin of this name.
     pub fn names(&self, kind: Kind, name: &str) -> bool {
         match kind {
             Kind::Policy => self.policy_names().contains(&name),
@@ -123,7 +128,7 @@ impl Manifest {
         }
     }
 
-    /// The upload that takes the place of a plugin.
+    /// The upload that replaces a plugin.
     pub fn upload(&self, kind: Kind, name: &str) -> Option<&Upload> {
         self.uploads.of(kind).get(name)
     }
@@ -133,7 +138,7 @@ impl Manifest {
         self.uploads.beside.get(name)
     }
 
-    /// What the manifest, or this build, has for a name.
+    /// The entry of the manifest, or of this binary, for a name.
     pub fn entry(&self, kind: Kind, name: &str) -> Option<PluginEntry> {
         let (stated, none, builtins) = match kind {
             Kind::Policy => (
@@ -151,7 +156,7 @@ impl Manifest {
                 self.git.is_empty(),
                 builtin::GIT,
             ),
-            // None is built in, so there is none without the manifest.
+            // No tool component is built in, so there is none without the manifest.
             Kind::Tools => return self.tools.get(name).map(|tools| tools.plugin.clone()),
         };
         let known = || builtins.iter().find(|(known, _)| none && *known == name);
@@ -159,8 +164,8 @@ impl Manifest {
         stated.cloned().or_else(built_in)
     }
 
-    /// The widest limits that any plugin of a kind has here: whether an upload fits its own is said
-    /// when it is activated.
+    /// The widest limits of any plugin of a kind here: whether an upload fits its own limits is
+    /// checked when it is activated.
     pub fn widest_limits(&self) -> Limits {
         self.entries()
             .map(|entry| entry.limits.limits())
@@ -172,7 +177,7 @@ impl Manifest {
             })
     }
 
-    /// All policies with what they are made of, those among them that were only uploaded.
+    /// All policies with their entries, including those that were only uploaded.
     pub(crate) fn all_policies(&self) -> Vec<(String, PluginEntry)> {
         let names = self.policy_names();
         let stated = names.iter().filter_map(|name| {
@@ -189,7 +194,7 @@ impl Manifest {
         stated.chain(added).collect()
     }
 
-    /// Uploads that are active for a name which the manifest no longer has. A sentence each.
+    /// Active uploads for a name that the manifest no longer has. A sentence each.
     pub fn idle_uploads(&self) -> Vec<String> {
         let idle = self
             .uploads

@@ -1,7 +1,9 @@
-//! Owns how a manifest's entry for one plugin is read: its component, and what that is given.
+//! Reads a manifest's entry for one plugin: its component, and what the plugin is given.
 //!
-//! What always holds: what was given for a key, or for an address that one may stand in, is never
-//! repeated; no variable with a secret of the host's own is taken for a key.
+//! # Invariants
+//!
+//! - A value given for a key, or for a URL that may contain one, is never repeated in a message.
+//! - A variable that holds a secret of the host's own is never accepted as a key.
 
 use std::path::{Path, PathBuf};
 
@@ -59,16 +61,17 @@ pub(super) const LIMITS: &[&str] = &["fuel", "memory", "output", "time"];
 pub(super) const KEY_PLACE: &[&str] = &["header"];
 pub(super) const PRICE: &[&str] = &["input", "output", "cache_read", "cache_write"];
 
-/// What a call may be given on any host. The host's engine has no more memory than this for one.
+/// The permitted ranges of a call's limits on any host. The host's engine has no more memory than
+/// this for one call.
 const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
 const TIME: [f64; 2] = [0.1, 60.0];
-/// How long a provider's server may say nothing, in seconds.
+/// How long a provider's server may send nothing, in seconds.
 const SILENCE: (f64, f64) = (1.0, 86_400.0);
-/// What one call of a tool may take, in seconds.
+/// The range of a tool call's time limit, in seconds.
 const CALL_TIME: [f64; 2] = [1.0, 3600.0];
-/// What a million tokens may cost, in dollars.
+/// The highest price of a million tokens, in dollars.
 const DEAREST: f64 = 1_000_000.0;
 const MODEL: &str = "a model's name, at most 200 characters and none of them a space";
 
@@ -235,7 +238,8 @@ pub(super) fn provider(
     })
 }
 
-/// Tools: where their requests go and with which key is the deployment's to say.
+/// Reads a tool component's entry. The address of its requests and the key are up to the
+/// deployment.
 pub(super) fn tools(
     reader: &mut Reader<'_>,
     key: &Key<'_>,
@@ -280,7 +284,7 @@ pub(super) fn tools(
     })
 }
 
-/// Which policies' sessions have tools, where that is said.
+/// Reads the list of policies whose sessions have the tools, if there is one.
 pub(super) fn policies(
     reader: &mut Reader<'_>,
     table: &DeTable<'_>,
@@ -293,7 +297,7 @@ pub(super) fn policies(
     let known = names
         .iter()
         .map(|name| one_of(reader, name, root, "policies", builtin::POLICIES));
-    // To its end, so that all that is wrong is noted.
+    // Collected to the end, so that every problem is reported.
     let known: Vec<_> = known.collect();
     let owned = |name: Option<Located<String>>| name.map(|name| name.value);
     known.into_iter().map(owned).collect()
@@ -303,7 +307,7 @@ fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Locate
     address(reader, item, &format!("{of}.base_url"))
 }
 
-/// A model provider's, as people paste it.
+/// A model provider's URL, as people paste it.
 fn pasted_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
     read_url(reader, item, &format!("{of}.base_url"), pasted)
 }
@@ -318,7 +322,7 @@ fn read_url(
     match read(text.value) {
         Ok(value) => usable(reader, Located { value, at: text.at }),
         Err(why) => {
-            // What was given is not repeated: a key may stand in it.
+            // The value is not repeated: it may contain a key.
             let what = match why {
                 PastedError::NoUrl => format!(
                     "`{name}` must begin with http:// or https:// and a host's name, such as \"https://api.example.com/v1\""
@@ -331,7 +335,7 @@ fn read_url(
     }
 }
 
-/// A URL that may be asked.
+/// A URL that requests may be sent to.
 fn usable(reader: &mut Reader<'_>, url: Located<Url>) -> Option<Located<Url>> {
     if let Err(why) = Endpoint::new(url.value.clone(), Injection::Bearer) {
         reader.say_at(url.at, why.to_string());
@@ -340,7 +344,7 @@ fn usable(reader: &mut Reader<'_>, url: Located<Url>) -> Option<Located<Url>> {
     Some(url)
 }
 
-/// A git provider.
+/// Reads a git provider's entry.
 pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Option<GitEntry> {
     let of = format!("git.{}", key.get_ref());
     let table = reader.table(item, &of, GIT)?;
@@ -364,7 +368,7 @@ pub(super) fn address(
     read_url(reader, item, name, without_query)
 }
 
-/// Which variable holds the key.
+/// The variable that holds the key.
 fn key_variable(
     reader: &mut Reader<'_>,
     table: &DeTable<'_>,
@@ -408,7 +412,7 @@ pub(super) fn stated_key(
     item: &Item<'_>,
     of: &str,
 ) -> Option<Located<String>> {
-    // What was given is not repeated: it may be the key itself.
+    // The value is not repeated: it may be the key itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the key itself never stands in a manifest";
     let text = reader.fitting(item, &format!("{of}.key"), what, is_variable)?;
     if is_host_secret(text.value) {
@@ -498,7 +502,7 @@ fn prices(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<PriceOf>
         let prices = Prices {
             input,
             output,
-            // Where a cache is not said to be cheaper, it is not.
+            // Without a price of its own, cached input costs the same as other input.
             cache_read: cache_read.unwrap_or(input),
             cache_write: cache_write.unwrap_or(input),
         };
@@ -511,7 +515,7 @@ fn prices(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<PriceOf>
     Some(all)
 }
 
-/// Dollars for a million tokens, in millionths of a dollar.
+/// Converts dollars per million tokens to millionths of a dollar.
 fn price(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<u64> {
     let dollars = reader.number(item, name)?;
     if !(0.0..=DEAREST).contains(&dollars) {
@@ -521,6 +525,6 @@ fn price(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<u64> {
         );
         return None;
     }
-    // Within what a number holds exactly: at most 10^12.
+    // Within the exact range of an f64: at most 10^12.
     Some((dollars * 1e6).round() as u64)
 }

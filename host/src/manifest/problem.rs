@@ -1,7 +1,10 @@
-//! Owns how it is said what is wrong with a deployment, and where.
+//! Problems of a deployment, and their positions.
 //!
-//! What always holds: each problem is one line that begins with its place, as compilers write it, so
-//! that an editor finds it; [`Problems`] holds at least one.
+//! # Invariants
+//!
+//! - Each problem is one line that begins with its position in the format compilers use, so that
+//!   editors can jump to it.
+//! - [`Problems`] holds at least one.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,10 +12,10 @@ use std::path::Path;
 
 use crate::types::sanitize::clean;
 
-/// How much of one problem is shown, in characters.
+/// The maximum length of a displayed problem, in characters.
 const LONGEST: usize = 1_000;
 
-/// A place in a manifest, both from 1; the column counts characters.
+/// A position in a manifest, both from 1. The column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, serde::Serialize)]
 pub struct At {
     /// The line.
@@ -21,29 +24,29 @@ pub struct At {
     pub column: usize,
 }
 
-/// One thing that is wrong.
+/// One problem of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
-    /// The manifest, as it was named; none where no manifest is to blame.
+    /// The manifest's path, as it was given. `None` if no manifest is to blame.
     pub file: Option<String>,
-    /// Where in it; none where it is the file as a whole.
+    /// The position in it. `None` if the file as a whole is meant.
     pub at: Option<At>,
     /// What is wrong and what to do, without a full stop.
     pub what: String,
 }
 
 impl Problem {
-    /// Of the environment, or of this build.
+    /// A problem of the environment, or of this binary.
     pub fn plain(what: impl AsRef<str>) -> Self {
         Self::new(None, None, what.as_ref())
     }
 
-    /// Of a file as a whole.
+    /// A problem of a file as a whole.
     pub fn of_file(file: &Path, what: impl AsRef<str>) -> Self {
         Self::new(Some(shown(file)), None, what.as_ref())
     }
 
-    /// At a place in a file; of no file where there is none.
+    /// A problem at a position in a file, or of no file if `file` is `None`.
     pub fn at(file: Option<&Path>, at: At, what: impl AsRef<str>) -> Self {
         Self::new(file.map(shown), file.map(|_| at), what.as_ref())
     }
@@ -71,12 +74,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong, in the order of the file. A line each.
+/// All problems, in the order of the file. A line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Nothing where nothing is wrong. More than a person reads at once are not kept.
+    /// Succeeds if there is no problem. Only as many are kept as a person reads at once.
     pub fn unless_none(mut all: Vec<Problem>) -> Result<(), Self> {
         if all.is_empty() {
             return Ok(());
@@ -87,7 +90,7 @@ impl Problems {
         Err(Self(all))
     }
 
-    /// Each of them.
+    /// Iterates over the problems.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
@@ -113,10 +116,10 @@ impl fmt::Display for Problems {
     }
 }
 
-/// From bytes of a text to lines and columns.
+/// Converts byte offsets in a text to lines and columns.
 pub(super) struct Lines<'a> {
     text: &'a str,
-    /// Where each line begins.
+    /// The offset of each line.
     starts: Vec<usize>,
 }
 
@@ -129,13 +132,13 @@ impl<'a> Lines<'a> {
         Self { text, starts }
     }
 
-    /// Where a span begins.
+    /// The position of a span's beginning.
     pub(super) fn at(&self, span: &Range<usize>) -> At {
         let byte = span.start.min(self.text.len());
         let line = self.starts.partition_point(|start| *start <= byte).max(1);
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
         let before = self.text.as_bytes().get(start..byte).unwrap_or_default();
-        // A character's first byte is none that continues one.
+        // Counts bytes that do not continue a character.
         let column = 1 + before.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
         At { line, column }
     }
@@ -146,7 +149,7 @@ pub(super) fn nearest<'n>(
     given: &str,
     known: impl IntoIterator<Item = &'n str>,
 ) -> Option<&'n str> {
-    // Names are short; what is long is no misspelling of one, and costs.
+    // Names are short: a long text is not a misspelling of one, and is expensive to compare.
     if given.len() > 100 {
         return None;
     }
@@ -158,7 +161,7 @@ pub(super) fn nearest<'n>(
         .map(|(_, name)| name)
 }
 
-/// The end of a sentence about a name that is not known: what was probably meant, and what there is.
+/// The end of a sentence about an unknown name: what was probably meant, and what is available.
 pub(crate) fn instead<'n>(given: &str, known: impl IntoIterator<Item = &'n str> + Clone) -> String {
     let all: Vec<&str> = known.clone().into_iter().collect();
     let there = match all.as_slice() {

@@ -1,8 +1,10 @@
-//! Owns what fields a manifest has, and what each may hold.
+//! The fields of a manifest, and the values each may hold.
 //!
-//! What always holds: every field that is there was looked at; a name that means nothing is an error
-//! that says which name was probably meant; the schema for editors takes what is taken here, which a
-//! test checks.
+//! # Invariants
+//!
+//! - Every field present was looked at. An unknown name is an error that suggests the name probably
+//!   meant.
+//! - The schema for editors accepts what is accepted here, which a test checks.
 
 use std::path::Path;
 
@@ -30,7 +32,7 @@ pub(super) const ROOT: &[&str] = &[
 pub(super) const DEFAULTS: &[&str] = &["policy", "provider"];
 pub(super) const ASSIGN: &[&str] = &["policy", "users", "projects"];
 
-/// A name of the manifest's own; others are ids from elsewhere.
+/// Describes a name of the manifest's own. Others are ids from elsewhere.
 const NAME: &str =
     "1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit";
 const ID: &str = "an id of 1 to 255 characters";
@@ -43,7 +45,7 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
         let span = error.span().unwrap_or(0..0);
         reader.say(&span, format!("this is not TOML: {}", error.message()));
     }
-    // What follows from a wrong line would be blamed for it.
+    // Otherwise problems that follow from a wrong line would be reported as well.
     if !reader.is_fine() {
         return reader.finish().map(|()| Manifest::default());
     }
@@ -115,7 +117,7 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
     Ok(manifest)
 }
 
-/// The entries of a table of plugins.
+/// Reads the entries of a table of plugins.
 fn named<'d, 'i>(
     reader: &mut Reader<'_>,
     root: &'d DeTable<'i>,
@@ -146,7 +148,7 @@ fn named<'d, 'i>(
     all
 }
 
-/// The entries of a table of sources of tools.
+/// Reads the entries of a table of tool sources.
 fn sources<'d, 'i>(
     reader: &mut Reader<'_>,
     root: &'d DeTable<'i>,
@@ -165,7 +167,7 @@ fn sources<'d, 'i>(
     all
 }
 
-/// Whether a policy, a provider or tools can have this name.
+/// Whether a policy, a provider or a tool source can have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let first = name.bytes().next();
@@ -176,10 +178,11 @@ pub(crate) fn is_name(name: &str) -> bool {
             .all(|byte| plain(byte) || b"-_".contains(&byte))
 }
 
-/// The most characters of a source's name: models are told of `SOURCE__TOOL`, of which they take 64.
+/// The maximum length of a source's name in characters: models see `SOURCE__TOOL`, of which they
+/// accept 64.
 const LONGEST_SOURCE: usize = 32;
 
-/// Whether a source of tools can have this name: the first `__` of a tool's whole name ends it.
+/// Whether a tool source can have this name: the first `__` of a tool's full name ends it.
 pub(crate) fn is_source_name(name: &str) -> bool {
     is_name(name)
         && name.len() <= LONGEST_SOURCE
@@ -255,8 +258,8 @@ fn assignments(
     }
 }
 
-/// A name of the deployment's: one that the manifest has, or a built-in one where it has none. What
-/// the manifest has counts although something else is wrong with it, which is said there.
+/// Reads a name of the deployment's: one in the manifest, or a built-in one if the manifest has
+/// none of that kind. An entry counts even if it has other problems, which are reported there.
 pub(super) fn one_of(
     reader: &mut Reader<'_>,
     text: &Located<&str>,

@@ -1,8 +1,10 @@
-//! Owns `[registries]`: how registries are asked for the components that a manifest names, and what came
-//! of that.
+//! `[registries]`: how registries are accessed for the components that a manifest names, and the
+//! outcome.
 //!
-//! What always holds: a password stands in a variable and not in the manifest; a registry without an
-//! entry is asked as anybody may, over https unless it is on this machine.
+//! # Invariants
+//!
+//! - A password is in an environment variable, not in the manifest.
+//! - A registry without an entry is accessed anonymously, over https unless it is on this machine.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +18,10 @@ use crate::net::oci::{Access, Components, Registry, Tags, Wanted};
 
 pub(super) const REGISTRY: &[&str] = &["user", "password", "plain_http"];
 
-/// How one registry is asked.
+/// How a registry is accessed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryEntry {
-    /// Where its table begins.
+    /// The position of its table.
     pub at: At,
     /// `user` and `password`.
     pub login: Option<Login>,
@@ -27,7 +29,7 @@ pub struct RegistryEntry {
     pub plain_http: Option<bool>,
 }
 
-/// Who asks a registry.
+/// Credentials for a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     /// `user`.
@@ -105,7 +107,7 @@ fn entry(reader: &mut Reader<'_>, key: &Key<'_>, table: &DeTable<'_>, of: &str) 
 }
 
 fn password(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<KeyVariable> {
-    // What was given is not repeated: it may be the password itself.
+    // The value is not repeated: it may be the password itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the password itself never stands in a manifest";
     let Located { value, at } =
         reader.fitting(item, &format!("{of}.password"), what, is_variable)?;
@@ -122,8 +124,8 @@ fn password(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<KeyVar
 }
 
 impl Manifest {
-    /// The same, with the components that it names in registries fetched, or the reasons why not. Asks
-    /// registries, and may take as long as they do.
+    /// Fetches the components that the manifest names in registries, and returns a copy with them,
+    /// or with the reasons why they are missing. Takes as long as the registries take.
     pub async fn bring(
         self,
         components: &Components,
@@ -153,7 +155,7 @@ impl Manifest {
             .collect()
     }
 
-    /// How the registries are asked, and which of their passwords are not set. A sentence each.
+    /// The credentials for each registry, and a sentence for each password that is not set.
     fn access(
         &self,
         variables: &Variables,

@@ -1,8 +1,11 @@
-//! Owns the check of a plugin's settings against the JSON schema that the plugin gives.
+//! Validates a plugin's settings against the JSON schema that the plugin provides.
 //!
-//! What always holds: a schema comes from a third party, so it is small, refers to nothing but itself
-//! and not in circles, and its patterns are matched in linear time; whatever it says, a check ends soon
-//! and asks nobody. One that cannot be used is a fault of its plugin, found when that is loaded.
+//! # Invariants
+//!
+//! - A schema comes from a third party, so it must be small, may refer only to itself and without
+//!   cycles, and its patterns are matched in linear time. Whatever it says, validation terminates
+//!   soon and makes no requests.
+//! - A schema that cannot be used is an error of its plugin, found when the plugin is loaded.
 
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{PatternOptions, ValidationError, Validator};
@@ -11,27 +14,27 @@ use serde_json::{Map, Value};
 use super::model::Settings;
 use super::problem::{At, instead};
 
-/// The most bytes of a schema.
+/// The maximum size of a schema in bytes.
 const LARGEST: usize = 64 << 10;
-/// How deep values in a schema may be in each other, what is referred to counted where it is used.
+/// The maximum nesting depth of a schema, with references expanded.
 const DEEPEST: usize = 64;
-/// How many values a schema may have, counted in the same way.
+/// The maximum number of values in a schema, with references expanded.
 const MOST: usize = 20_000;
-/// The most bytes that one compiled pattern takes.
+/// The maximum size of a compiled pattern in bytes.
 const PATTERN: usize = 1 << 20;
-/// What would lead out of the schema, or in circles.
+/// Keywords that could refer outside of the schema, or in cycles.
 const FORBIDDEN: &[&str] = &["$id", "id", "$dynamicRef", "$recursiveRef"];
 
 /// A schema that can be used.
 #[derive(Debug)]
 pub(crate) struct Schema {
     validator: Validator,
-    /// The fields it names at its top.
+    /// The field names at its top level.
     names: Vec<String>,
 }
 
 impl Schema {
-    /// Fails with the end of a sentence.
+    /// Compiles a schema. The error is the end of a sentence.
     pub(crate) fn new(text: &str) -> Result<Self, String> {
         if text.len() > LARGEST {
             let size = text.len();
@@ -59,7 +62,7 @@ impl Schema {
         })
     }
 
-    /// What is wrong with settings, and where.
+    /// The problems of some settings, with their positions.
     pub(crate) fn check(&self, settings: &Settings) -> Vec<(At, String)> {
         let values = Value::Object(settings.values.clone());
         let errors = self.validator.iter_errors(&values);
@@ -80,7 +83,7 @@ impl Schema {
         let field = pointer.trim_start_matches('/').replace('/', ".");
         let unexpected = match error.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => unexpected.clone(),
-            // Of an object that may have no fields at all.
+            // The error for an object that may have no fields at all.
             ValidationErrorKind::FalseSchema
                 if error
                     .schema_path()
@@ -126,8 +129,8 @@ impl Schema {
     }
 }
 
-/// Whether a plugin's schema can be used and takes these settings; the end of a sentence where not.
-/// For a plugin's author: nothing has a place.
+/// Checks that a plugin's schema can be used and accepts these settings, for a plugin's author, so
+/// without positions. The error is the end of a sentence.
 pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<(), String> {
     let usable = Schema::new(schema);
     let schema = usable.map_err(|why| format!("its schema cannot be used: {why}"))?;
@@ -143,7 +146,7 @@ pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<
     Err(format!("the plugin {}", wrong.join("; it ")))
 }
 
-/// Visits a schema as a check would, references followed.
+/// Visits a schema as a validation would, following references.
 fn bounded(root: &Value, value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
     let too_much = || {
         format!(
@@ -185,7 +188,7 @@ fn refers(
     let outside =
         || format!("it refers to `{reference}`, and only `#/…` within itself is supported");
     let pointer = reference.strip_prefix('#').ok_or_else(outside)?;
-    // An escape could hide where it leads.
+    // An escape could hide where the reference points.
     if pointer.contains('%') {
         return Err(outside());
     }
@@ -253,7 +256,7 @@ mod tests {
         for _ in 0..100 {
             deep = json!({ "not": deep });
         }
-        // Each doubles the one before it.
+        // Each one doubles the one before it.
         let mut doubling = serde_json::Map::new();
         doubling.insert("a0".into(), json!(true));
         for n in 1..40 {

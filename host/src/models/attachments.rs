@@ -1,8 +1,10 @@
-//! Owns how files get into a request's body, without passing through a plugin.
+//! Inlines files into a request's body without passing them through a plugin.
 //!
-//! What always holds: only a file that the conversation names is placed, and only one of its session;
-//! what is placed is base64, so it cannot change what is around it; the body is gone through once, however
-//! many files there are, and not on a thread that others wait for.
+//! # Invariants
+//!
+//! - Only a file that the conversation names is inlined, and only one of its own session.
+//! - Inlined content is base64, so it cannot change the text around it.
+//! - The body is scanned once, however many files there are, and not on an async thread.
 
 use aho_corasick::AhoCorasick;
 use base64::Engine as _;
@@ -13,14 +15,15 @@ use crate::store::blobs::SessionBlobs;
 use crate::types::wit::llm::{CompletionRequest, Encoded, Placed};
 use crate::types::wit::types::{Error, ErrorKind};
 
-/// What the files of one request may have together, in bytes, before base64: providers take no more.
+/// The maximum total size of a request's files, in bytes before base64: providers accept no more.
 const MOST: usize = 20 << 20;
-/// How many files a request may have.
+/// The maximum number of files in a request.
 const MOST_FILES: usize = 1_000;
-/// The longest marker, in bytes. It and the number of files bound what the search takes.
+/// The longest marker, in bytes. Together with the number of files it bounds the cost of the
+/// search.
 const LONGEST_MARKER: usize = 256;
 
-/// Puts the files in place. Gives the adapter's request back as it is where there are none.
+/// Inlines the files. Returns the adapter's request unchanged if there are none.
 pub(super) async fn place(
     mut encoded: Encoded,
     request: &CompletionRequest,
@@ -46,7 +49,7 @@ pub(super) async fn place(
                 format!("A picture cannot be sent: {cause}."),
             )
         })?;
-        // What is really there, whatever the adapter says of it, and each time that it is placed.
+        // The real size, whatever the adapter says it is, counted each time the file is inlined.
         size = size.saturating_add(bytes.len());
         if size > MOST {
             return Err(too_much(&format!("have more than {MOST} bytes")));
@@ -54,7 +57,7 @@ pub(super) async fn place(
         pieces.push(Piece { marker, bytes });
     }
     let body = std::mem::take(&mut encoded.request.body);
-    // The body has up to some tens of megabytes, which would hold up everything else on this thread.
+    // The body can have tens of megabytes, which would block everything else on this thread.
     let placed = tokio::task::spawn_blocking(move || placed(&body, &pieces)).await;
     encoded.request.body = placed
         .map_err(|cause| {
@@ -65,14 +68,14 @@ pub(super) async fn place(
     Ok(encoded)
 }
 
-/// A file, and the text whose place it takes.
+/// A file, and the text that it replaces.
 struct Piece {
     marker: String,
     bytes: Vec<u8>,
 }
 
-/// The body with each file in base64 in place of its marker; none where a marker is not there exactly
-/// once, or shares a place with another one.
+/// The body with each marker replaced by its file in base64. `None` if a marker does not occur
+/// exactly once, or overlaps another one.
 fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
     let mut markers = pieces.iter().map(|piece| piece.marker.len());
     if markers.any(|length| length == 0 || length > LONGEST_MARKER) {
@@ -80,7 +83,7 @@ fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
     }
     let search = AhoCorasick::new(pieces.iter().map(|piece| &piece.marker)).ok()?;
     let mut found = vec![None; pieces.len()];
-    // It ends at the first marker that is there twice, so it never finds more than there are files.
+    // It stops at the first marker that occurs twice, so there are never more hits than files.
     for hit in search.try_find_overlapping_iter(body).ok()? {
         let before = found.get_mut(hit.pattern().as_usize())?;
         if before.replace(hit.range()).is_some() {
@@ -95,7 +98,7 @@ fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
     let mut placed = Vec::with_capacity(body.len() + more);
     let mut from = 0;
     for (range, piece) in places {
-        // None where it begins within the one before.
+        // `None` if it begins within the previous one.
         placed.extend_from_slice(body.get(from..range.start)?);
         placed.extend_from_slice(STANDARD.encode(&piece.bytes).as_bytes());
         from = range.end;
@@ -104,7 +107,7 @@ fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
     Some(placed)
 }
 
-/// A policy can make a conversation shorter.
+/// The error for too many files. A policy can respond by shortening the conversation.
 fn too_much(what: &str) -> Error {
     let message =
         format!("The pictures of the conversation {what}, which is what can be sent at once.");
@@ -215,7 +218,7 @@ mod tests {
         let large = vec![7; 3 << 20];
         let mut blob = files.put("image/png", large).await.unwrap();
         let asked = request(Some(&blob));
-        // Whatever the adapter says of its size, and however often it places it.
+        // Whatever size the adapter gives, and however often it inlines the file.
         blob.size = 0;
         let often = |count: usize| {
             let marker = |number: usize| format!("<{number}>");
@@ -243,7 +246,7 @@ mod tests {
         assert_eq!(placed.unwrap_err().kind, ErrorKind::ContextTooLong);
     }
 
-    /// Where a marker stands, every place of it.
+    /// All positions of a marker.
     fn places(body: &str, marker: &str) -> Vec<Range<usize>> {
         (0..body.len())
             .filter(|at| body[*at..].starts_with(marker))
@@ -282,7 +285,7 @@ mod tests {
         fn many_files_are_placed_in_any_order(
             order in Just((0..40_usize).collect::<Vec<_>>()).prop_shuffle(),
         ) {
-            // One marker begins another one, but for what ends it.
+            // One marker is a prefix of another, except for its terminator.
             let marker = |number: usize| format!("<{number}>");
             let body: String = (0..40).map(|number| format!("-{}", marker(number))).collect();
             let pieces: Vec<Piece> = order

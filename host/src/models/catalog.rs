@@ -1,8 +1,11 @@
-//! Owns which models of one provider there are to choose from, and what is known of each.
+//! The models of one provider that may be chosen, and what is known about each.
 //!
-//! What always holds: no I/O. A model that is not allowed is never given out; the one that the
-//! operator named is always allowed; of a model that nobody knows nothing is claimed, its price first
-//! of all.
+//! # Invariants
+//!
+//! - No I/O.
+//! - A model that is not allowed is never returned. The one that the operator named is always
+//!   allowed.
+//! - Nothing is claimed about an unknown model, least of all a price.
 
 use crate::config::{ModelSettings, ProviderSettings};
 use crate::manifest::{PriceOf, ProviderEntry};
@@ -11,53 +14,54 @@ use crate::types::wit::llm::{Descriptor, ModelInfo, Prices};
 use crate::types::wit::policy::ModelOffer;
 use crate::types::wit::types::Usage;
 
-/// The longest name of a model that is sent on.
+/// The maximum length of a model name that is sent.
 const LONGEST: usize = 200;
-/// How many models a refusal names.
+/// The maximum number of models that a refusal lists.
 const NAMED: usize = 20;
 
 /// The models of one provider.
 #[derive(Debug)]
 pub(super) struct Choice {
     provider: String,
-    /// None where the list allows none of this provider's.
+    /// `None` if the list allows none of this provider's models.
     default: Option<String>,
     small: String,
-    /// The operator named the small one.
+    /// Whether the operator named the small model.
     small_stated: bool,
     known: Vec<ModelInfo>,
     allowed: Allowed,
-    /// What the operator says that models cost.
+    /// The operator's prices.
     prices: PriceOf,
 }
 
 #[derive(Debug)]
 enum Allowed {
-    /// A server of the operator's own, whose models nobody here knows.
+    /// A server of the operator's own, whose models are unknown here.
     Any,
-    /// What the adapter knows.
+    /// The models the adapter knows.
     Known,
-    /// These, without the provider's name before them.
+    /// These, without the provider's prefix.
     Listed(Vec<String>),
 }
 
-/// What a provider's choice is made of.
+/// The inputs from which a provider's choice is made.
 pub(super) struct Basis<'a> {
-    /// What the deployment calls it.
+    /// The deployment's name for the provider.
     pub(super) name: &'a str,
     pub(super) descriptor: &'a Descriptor,
     pub(super) known: &'a [ModelInfo],
     pub(super) settings: &'a ModelSettings,
     pub(super) own: Option<&'a ProviderSettings>,
-    /// What the manifest says of it, which comes before the environment.
+    /// The provider's manifest entry, which takes precedence over the environment.
     pub(super) entry: Option<&'a ProviderEntry>,
-    /// The names of all providers, this one too.
+    /// The names of all providers, including this one.
     pub(super) others: &'a [String],
-    /// Sessions that name no provider get it, so `LLM_MODEL` is about it, and what somebody typed.
+    /// Whether it serves sessions that name no provider. If so, `LLM_MODEL` and a model given on
+    /// the command line refer to it.
     pub(super) is_default: bool,
-    /// It is at `LLM_BASE_URL`, so `LLM_MODEL` is about it too.
+    /// Whether it is at `LLM_BASE_URL`, so that `LLM_MODEL` refers to it too.
     pub(super) general: bool,
-    /// Its base URL leads to another server than the adapter's own.
+    /// Whether its base URL points to a server other than the adapter's own.
     pub(super) elsewhere: bool,
 }
 
@@ -111,8 +115,8 @@ impl Choice {
         choice
     }
 
-    /// What of the list is about this provider: entries with its name before them, and those with no
-    /// provider's name that it may have.
+    /// The entries of the list for this provider: those with its prefix, and those without any
+    /// provider's prefix if it may have that model.
     fn listed(
         &self,
         list: &[String],
@@ -127,7 +131,7 @@ impl Choice {
         list.iter().filter_map(fits).collect()
     }
 
-    /// The model for a session that names none; none where none is allowed.
+    /// The model for a session that names none. `None` if none is allowed.
     pub(super) fn default(&self) -> Option<&str> {
         self.default.as_deref()
     }
@@ -147,7 +151,7 @@ impl Choice {
             }
     }
 
-    /// The names of all that are known to be there, the default one first.
+    /// The names of all models known to be available, the default first.
     pub(super) fn names(&self) -> Vec<String> {
         let others: Vec<&str> = match &self.allowed {
             Allowed::Any => Vec::new(),
@@ -163,7 +167,7 @@ impl Choice {
         names
     }
 
-    /// Names some of them, as a sentence.
+    /// Lists some of them in a sentence.
     pub(super) fn sentence(&self) -> String {
         let names = self.names();
         if names.is_empty() {
@@ -178,10 +182,10 @@ impl Choice {
         format!("There are: {}{more}.", some.join(", "))
     }
 
-    /// What a policy is told of a session's models; where there is a limit for the cost, `priced`, of
-    /// those alone whose price is known.
+    /// The models a policy is offered. With a cost limit (`priced`), only those with a known price.
     pub(super) fn offers(&self, model: &str, priced: bool) -> Offers {
-        // On a server of the operator's own nobody knows whether the adapter's cheap one is there.
+        // On the operator's own server it is unknown whether the adapter's cheap model is
+        // available.
         let small = match self.allowed {
             Allowed::Any if !self.small_stated => model,
             _ if priced && !self.is_priced(&self.small) => model,
@@ -201,7 +205,7 @@ impl Choice {
         }
     }
 
-    /// The names of those that a policy may call.
+    /// The names of the models that a policy may call.
     pub(super) fn offered(&self, priced: bool) -> Vec<String> {
         let mut names = self.names();
         names.retain(|name| !priced || self.is_priced(name));
@@ -218,7 +222,7 @@ impl Choice {
         }
     }
 
-    /// What a call cost, in millionths of a US dollar; none where the prices are not known.
+    /// A call's cost, in millionths of a US dollar. `None` if the prices are unknown.
     pub(super) fn cost(&self, model: &str, usage: &Usage) -> Option<u64> {
         let prices = self.prices(model)?;
         let sum: u128 = [
@@ -233,7 +237,7 @@ impl Choice {
         Some(u64::try_from(sum.div_ceil(1_000_000)).unwrap_or(u64::MAX))
     }
 
-    /// Whether somebody knows what a model costs.
+    /// Whether a model's price is known.
     pub(super) fn is_priced(&self, model: &str) -> bool {
         self.prices(model).is_some()
     }
@@ -244,7 +248,7 @@ impl Choice {
         stated.or_else(known).or(self.prices.others.as_ref())
     }
 
-    /// What the adapter knows of a model. A dated name is the model without its date.
+    /// The adapter's information about a model. A dated name refers to the model without its date.
     fn info(&self, model: &str) -> Option<&ModelInfo> {
         let dated = |info: &&ModelInfo| {
             let rest = model
@@ -322,7 +326,7 @@ mod tests {
         })
     }
 
-    /// As the manifest says it, which the environment says otherwise.
+    /// A choice made from a manifest entry that contradicts the environment.
     fn stated(fields: &str, elsewhere: bool) -> Choice {
         let text = format!("[providers.anthropic]\ncomponent = \"builtin:anthropic\"\n{fields}");
         let manifest = Manifest::parse(Path::new("lucid.toml"), &text).unwrap();
@@ -360,7 +364,7 @@ mod tests {
         assert_eq!(choice.names(), ["b", "a"]);
         assert!(!choice.allows("large") && !choice.allows("of-the-environment"));
         assert_eq!(choice.offers("b", false).small.name, "a");
-        // A small one that is named is there, also on a server whose models nobody knows.
+        // A small model that is named is available, even on a server whose models are unknown.
         let choice = stated("model = \"b\"\nsmall_model = \"tiny\"", true);
         assert!(choice.allows("tiny"));
         assert_eq!(choice.offers("b", false).small.name, "tiny");
@@ -466,9 +470,10 @@ mod tests {
         assert_eq!(some.default(), Some("small"));
         assert_eq!(some.names(), ["small", "new"]);
         assert!(some.allows("new") && !some.allows("large") && !some.allows("gpt-2"));
-        // The bare name of a model that it knows is about it too.
+        // The bare name of a model that it knows refers to it too.
         assert_eq!(choice_of(&["x", "large"]).names(), ["large"]);
-        // On a server of one's own a name may have any slashes but another provider's.
+        // On the operator's own server a name may contain slashes, except with another provider's
+        // prefix.
         let own = choice(
             &listed(&["openai/gpt", "meta/x", "anthropic/openai/y"]),
             true,
@@ -477,7 +482,7 @@ mod tests {
         let none = choice_of(&["openai/gpt"]);
         assert_eq!(none.default(), None);
         assert!(!none.allows("large") && none.sentence().contains("LLM_MODELS"));
-        // What the operator named beside the list is allowed too.
+        // A model that the operator named beside the list is allowed too.
         let mut named = listed(&["small"]);
         named.model = Some("mine".into());
         let named = choice(&named, false);

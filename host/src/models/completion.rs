@@ -1,10 +1,12 @@
-//! Owns one model call from end to end: encode, send, decode, and try again where that may help: later,
-//! for as long as the deployment's patience lasts, or once without the pictures where the provider says
-//! that the request is wrong. What the model calls is mended before anybody sees it.
+//! One model call from end to end: encode, send, decode, and retry where that may help, either
+//! later, within the deployment's retry budget, or once without the images if the provider says
+//! that the request is invalid. Tool calls are repaired before anything else sees them.
 //!
-//! What always holds: before anything is asked a second time, viewers are told to forget what they
-//! were shown of the first answer; nothing that comes back contains the key; dropping the future drops
-//! the request and the decoder with it.
+//! # Invariants
+//!
+//! - Before a retry, viewers are told to discard what they were shown of the first response.
+//! - Nothing that comes back contains the key.
+//! - Dropping the future drops the request and the decoder with it.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,65 +29,65 @@ use crate::types::wit::types::{Content, Error, ErrorKind, Usage};
 use crate::wasm::limits::Figures;
 use crate::wasm::llm::LlmPlugin;
 
-/// How many frames that are there already go into the decoder at once.
+/// The maximum number of buffered frames passed to the decoder at once.
 const BATCH: usize = 64;
 
-/// Tells people that the provider is down, or answers again; done when that is written down.
+/// Notifies users that the provider is down, or responds again. Resolves when that is logged.
 pub type Notify<'a> = &'a (dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync);
 
-/// Who is asked, and with what.
+/// The destination of a model call, and its settings.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    /// What sends.
+    /// The egress that sends it.
     pub egress: &'a Egress,
-    /// Where to.
+    /// The provider's endpoint.
     pub endpoint: &'a Endpoint,
-    /// With which key, where there is one.
+    /// The key, if there is one.
     pub key: Option<&'a SecretString>,
     /// The deployment's settings for the adapter, a JSON object.
     pub settings: &'a str,
-    /// Where the conversation's files are; none where it can hold none.
+    /// The conversation's files. `None` if it cannot have any.
     pub files: Option<&'a SessionBlobs>,
-    /// How long it is tried again after failures that pass.
+    /// How long transient failures are retried.
     pub patience: Duration,
-    /// Who hears of an outage.
+    /// Receives the announcements of an outage.
     pub notify: Notify<'a>,
 }
 
-/// What a viewer is shown of an answer before it is whole.
+/// A part of a response, shown to viewers before it is complete.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shown<'a> {
-    /// More of it.
+    /// The next part.
     Delta(&'a Delta),
-    /// It broke off and is asked for again: all that was shown of it is void.
+    /// The response broke off and is requested again: everything shown of it is void.
     Reset,
 }
 
-/// A model's answer, and what it took.
+/// A model's response, and what it cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completed {
-    /// The answer. Its usage is its own: it tells how long the prompt was.
+    /// The response. Its usage is that of the last try only and tells how long the prompt was.
     pub completion: Completion,
     /// Tokens of all tries together.
     pub spent: Usage,
-    /// What the adapter used, all tries together.
+    /// The adapter's resource usage over all tries.
     pub figures: Figures,
-    /// How often the provider was asked.
+    /// The number of requests sent to the provider.
     pub tries: u32,
 }
 
-/// Why there is no answer.
+/// A model call that failed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failed {
-    /// What went wrong with the last try.
+    /// The error of the last try.
     pub error: Error,
-    /// Tokens of tries that broke off, as far as they were told: they are paid for.
+    /// Tokens of tries that broke off, as far as they were reported: they are billed.
     pub wasted: Option<Box<Usage>>,
-    /// How often the provider was asked.
+    /// The number of requests sent to the provider.
     pub tries: u32,
 }
 
-/// Asks a model, and shows what comes of the answer as it comes.
+/// Calls a model, and streams its response as it arrives.
 pub async fn complete(
     llm: &LlmPlugin,
     target: Target<'_>,
@@ -111,7 +113,7 @@ pub async fn complete(
     let blanker = Blanker::new(target.key);
     match answered {
         Ok(mut completed) => {
-            // A key that came in pieces is whole only here.
+            // A key that arrived in pieces is whole only here.
             for content in &mut completed.completion.message.content {
                 blanker.content(content);
             }
@@ -141,7 +143,7 @@ struct Call<'a, F> {
     request: &'a CompletionRequest,
     show: F,
     shown: bool,
-    /// Tokens of tries that broke off, as far as they were told.
+    /// Tokens of tries that broke off, as far as they were reported.
     wasted: Option<Usage>,
     tries: u32,
     figures: Figures,
@@ -182,14 +184,14 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                 pictures.refused().await;
                 Ok(completed)
             }
-            // It was not the pictures.
+            // The images were not the reason.
             Err(second) if blames_request(&second) => Err(error),
             Err(second) => Err(second),
         }
     }
 
-    /// Asks in the form that this server turned out to want, and in another one where a refusal speaks
-    /// of that.
+    /// Sends the request in the form this server is known to want, and in another one if a refusal
+    /// asks for it.
     async fn in_its_form(
         &mut self,
         origin: &Origin,
@@ -220,7 +222,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         }
     }
 
-    /// Asks until there is an answer, or an error that does not pass.
+    /// Retries until there is a response, or an error that is not transient.
     async fn answered(&mut self, request: &CompletionRequest) -> Result<Completed, Error> {
         let encoded = self.llm.encode(self.target.settings, request).await;
         self.figures += encoded.figures;
@@ -260,7 +262,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         }
     }
 
-    /// What was shown of the answer is void: it is asked for again.
+    /// Discards what was shown of the response before it is requested again.
     fn again(&mut self, error: &Error, pause: Duration) {
         tracing::info!(
             plugin = self.llm.name(),
@@ -315,7 +317,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
                     if let Delta::Usage(usage) = &delta {
                         told = Some(*usage);
                     }
-                    // What may be the beginning of a key waits for more.
+                    // A possible beginning of a key waits for more.
                     if let Some(delta) = showing.next(delta) {
                         self.show(delta, &mut watch);
                     }
@@ -337,7 +339,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         let own = whole.message.content.iter().any(calls);
         leaked_calls::take(&mut whole, &self.request.tools);
         let rest = watch.rest();
-        // What became a call is shown as one.
+        // Text that became a call is shown as one.
         if (own || !whole.message.content.iter().any(calls)) && !rest.is_empty() {
             self.shown = true;
             (self.show)(Shown::Delta(&Delta::Text(rest)));
@@ -345,7 +347,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         Ok(whole)
     }
 
-    /// Shows what came, but for text that may be a call.
+    /// Shows what arrived, except for text that may be a call.
     fn show(&mut self, delta: Delta, watch: &mut Watch) {
         let delta = match delta {
             Delta::Text(text) => match watch.next(&text) {
@@ -358,7 +360,8 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         (self.show)(Shown::Delta(&delta));
     }
 
-    /// What was generated of an answer is paid for, also where it never became whole.
+    /// Records the usage of a response that broke off: it is billed even though it never became
+    /// complete.
     fn broke_off(&mut self, told: Option<Usage>, error: Error) -> Error {
         if let Some(told) = told {
             let nothing = Usage {
@@ -372,7 +375,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         error
     }
 
-    /// What a refusal means. Where the adapter does not read it, the provider's header says when.
+    /// Classifies a refusal. If the adapter gives no time for a retry, the provider's header does.
     async fn refused(&mut self, refusal: &Refusal) -> Error {
         let classified = self
             .llm

@@ -1,9 +1,12 @@
-//! Owns where a provider is asked, and with which key of the deployment's.
+//! The address a provider is reached at, and the deployment's key for it.
 //!
-//! What always holds: a key goes to the address it was set for and to no other; never to one that a
-//! component chose which is not built in, since another build of it could choose another. A variable that a
-//! manifest names is that provider's and nobody stands in for it; `LLM_API_KEY` is never sent to an
-//! address of a manifest's that does not name it; the rest is as the environment says.
+//! # Invariants
+//!
+//! - A key goes to the address it was set for and to no other, and never to an address chosen by a
+//!   component that is not built in, since another build of it could choose another.
+//! - A variable that a manifest names belongs to that provider and has no fallback. `LLM_API_KEY`
+//!   is never sent to an address in a manifest entry that does not name it. Everything else is as
+//!   the environment says.
 
 use secrecy::SecretString;
 use url::Url;
@@ -15,52 +18,53 @@ use crate::net::egress::{EgressError, Endpoint, Injection, is_loopback, places};
 use crate::types::secret::Secret;
 use crate::types::wit::llm::KeyPlace;
 
-/// The provider that `LLM_BASE_URL` stands in for.
+/// The provider that `LLM_BASE_URL` replaces.
 pub(super) const COMPATIBLE: &str = "openai";
-/// The key for any provider.
+/// The variable with a key for any provider.
 const ANY_KEY: &str = "LLM_API_KEY";
 
-/// Why a provider cannot be asked at all.
+/// An error that makes a provider unusable.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SiteError {
-    /// Its adapter names an address that is none.
+    /// The adapter names an invalid URL.
     #[error("the adapter of `{0}` has a base URL that cannot be read; report it to its author")]
     BaseUrl(String),
-    /// Nobody but its component says where it is.
+    /// Only the component says where the provider is.
     #[error(
         "the provider `{name}` needs a `base_url`: its component is none of the built-in ones, and no key goes to an address that such a component chooses (this one names {address})"
     )]
     OwnAddress {
-        /// The provider.
+        /// The provider's name.
         name: String,
-        /// What its component says.
+        /// The component's own address.
         address: String,
     },
-    /// The endpoint, or the place for the key.
+    /// The endpoint, or the placement of the key, is invalid.
     #[error("the provider `{0}` cannot be used: {1}")]
     Egress(String, EgressError),
-    /// Its key.
+    /// The key is invalid.
     #[error("{0}")]
     Key(#[from] ConfigError),
 }
 
-/// Where a provider is asked.
+/// A provider's endpoint and key.
 pub(super) struct Site {
     pub(super) endpoint: Endpoint,
-    /// The deployment's.
+    /// The deployment's key.
     pub(super) key: Option<SecretString>,
     /// The variable that the key is from, or is missing from.
     pub(super) variable: String,
-    /// It is another server than the adapter's own.
+    /// Whether it is a server other than the adapter's own.
     pub(super) elsewhere: bool,
-    /// It is at `LLM_BASE_URL`.
+    /// Whether it is at `LLM_BASE_URL`.
     pub(super) general: bool,
-    /// Nothing but its name was set for it, neither an address nor, in a manifest, a variable for its key:
-    /// where it has no key, `LLM_BASE_URL` serves who names it.
+    /// Whether only its name was set, neither an address nor, in a manifest, a variable for its
+    /// key. If it has no key, `LLM_BASE_URL` then serves requests for it.
     pub(super) replaceable: bool,
-    /// It may want no key: it is another server, it is on this machine, or the manifest says so.
+    /// Whether it may work without a key: it is another server, it is on this machine, or the
+    /// manifest says so.
     pub(super) keyless: bool,
-    /// What the operator should know.
+    /// Warnings for the operator.
     pub(super) warnings: Vec<String>,
 }
 
@@ -132,7 +136,7 @@ impl Site {
             }
             general_key().or(spare)
         } else {
-            // Where there is LLM_BASE_URL, LLM_API_KEY is for that one alone.
+            // If LLM_BASE_URL is set, LLM_API_KEY is for that address only.
             let general = general_key()
                 .filter(|_| settings.base_url.is_none() && !(from_manifest && elsewhere));
             from_variable(own_key.as_ref(), &own_variable).or(general)
@@ -161,13 +165,14 @@ impl Site {
         })
     }
 
-    /// Whether it can be asked by a session that brings no key.
+    /// Whether a session without a key of its own can call it.
     pub(super) fn usable(&self) -> bool {
         self.keyless || self.key.is_some()
     }
 }
 
-/// Where a key goes that nobody says more of: Azure takes one in a header of its own.
+/// The placement of a key where nothing else is configured: Azure expects one in a header of its
+/// own.
 fn key_place(place: &KeyPlace, url: Option<&Url>) -> Result<Injection, EgressError> {
     let azure = |url: &Url| {
         url.domain()

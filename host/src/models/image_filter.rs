@@ -1,8 +1,11 @@
-//! Owns which pictures of a conversation a model is sent, and what stands where one was left out.
+//! Decides which images of a conversation a model is sent, and replaces those left out.
 //!
-//! What always holds: a picture that this model's provider refused is not sent again; what is left out
-//! leaves a sentence in its place; and what a provider took before is not blamed for a refusal as long as
-//! there is something that it never took.
+//! # Invariants
+//!
+//! - An image that this model's provider refused is not sent again.
+//! - An omitted image leaves a sentence in its place.
+//! - An image the provider accepted before is not blamed for a refusal as long as there is one it
+//!   never accepted.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -11,20 +14,20 @@ use crate::store::blobs::{SessionBlobs, Verdict, Verdicts};
 use crate::types::wit::llm::CompletionRequest;
 use crate::types::wit::types::{BlobRef, Content, Error, ErrorKind};
 
-/// What the model reads in place of a picture.
+/// The text that replaces an image for the model.
 const LEFT_OUT: &str = "[A picture that the provider refused was left out.]";
 
-/// The pictures of one request, and what is known of them.
+/// The images of one request, and the verdicts on them.
 pub(super) struct Pictures<'a> {
     request: &'a CompletionRequest,
     files: Option<&'a SessionBlobs>,
-    /// Whom the verdicts are of.
+    /// The model that the verdicts are about.
     model: String,
     known: Verdicts,
 }
 
 impl<'a> Pictures<'a> {
-    /// Those of a request to a provider.
+    /// The images of a request to a provider.
     pub(super) async fn of(
         request: &'a CompletionRequest,
         provider: &str,
@@ -46,14 +49,14 @@ impl<'a> Pictures<'a> {
         self.known.is(verdict, &self.model, digest)
     }
 
-    /// Those that are sent.
+    /// The digests of the images that are sent.
     fn sent(&self) -> BTreeSet<&'a str> {
         let mut sent = named(self.request);
         sent.retain(|digest| !self.was(Verdict::Refused, digest));
         sent
     }
 
-    /// The request as it is sent: without what was refused before.
+    /// The request as it is sent: without the images that were refused before.
     pub(super) fn request(&self) -> Cow<'a, CompletionRequest> {
         if self.sent().len() == named(self.request).len() {
             return Cow::Borrowed(self.request);
@@ -63,24 +66,24 @@ impl<'a> Pictures<'a> {
         }))
     }
 
-    /// The request without any picture, where an error may be about those that were sent.
+    /// The request without any image, if an error may be about those that were sent.
     pub(super) fn without_all(&self, error: &Error) -> Option<CompletionRequest> {
         (blames_request(error) && !self.sent().is_empty()).then(|| without(self.request, |_| true))
     }
 
-    /// The provider answered what was sent.
+    /// Records that the provider accepted what was sent.
     pub(super) async fn taken(&self) {
         let mut news = self.sent();
         news.retain(|digest| !self.was(Verdict::Taken, digest));
         self.judge(Verdict::Taken, news).await;
     }
 
-    /// The provider refused what was sent, and answered when no picture was in it.
+    /// Records that the provider refused what was sent, and accepted it without images.
     pub(super) async fn refused(&self) {
         let sent = self.sent();
         let mut suspects = sent.clone();
         suspects.retain(|digest| !self.was(Verdict::Taken, digest));
-        // Each was taken once, so it is something about them together: all are left out.
+        // Each was accepted before, so it is their combination: all are left out.
         let blamed = if suspects.is_empty() { sent } else { suspects };
         self.judge(Verdict::Refused, blamed).await;
     }
@@ -93,16 +96,16 @@ impl<'a> Pictures<'a> {
     }
 }
 
-/// Whether an error says that the request itself is wrong, so that another one may pass.
+/// Whether an error says that the request itself is invalid, so that another one may succeed.
 pub(super) fn blames_request(error: &Error) -> bool {
-    // A server whose model sees nothing says 400, 404 or that it cannot do that.
+    // A server whose model cannot see responds with 400, 404 or that it cannot do that.
     matches!(
         error.kind,
         ErrorKind::InvalidInput | ErrorKind::NotFound | ErrorKind::Unsupported
     )
 }
 
-/// The digests of all pictures in the conversation.
+/// The digests of all images in the conversation.
 pub(super) fn named(request: &CompletionRequest) -> BTreeSet<&str> {
     let mut all = BTreeSet::new();
     for content in request.messages.iter().flat_map(|message| &message.content) {

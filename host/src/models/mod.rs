@@ -1,11 +1,14 @@
-//! Owns which model providers this deployment has, and how a model is asked.
+//! The model providers of this deployment, and calls to them.
 //!
-//! What always holds: each adapter that was loaded is a provider, called by the name it was loaded under.
-//! A user's own key comes before the deployment's, and goes to the provider it came for and to no other.
-//! A provider that is named and can be asked with no key at all is served by the one at `LLM_BASE_URL`,
-//! with that one's key and models; in records it keeps the name it was asked for by.
-//! A model that the deployment does not allow is not asked, whoever names it, and where there is a limit
-//! for the cost none is whose price nobody knows.
+//! # Invariants
+//!
+//! - Each loaded provider adapter is a provider, named by the name it was loaded under.
+//! - A user's own key takes precedence over the deployment's, and goes to the provider it came for
+//!   and to no other.
+//! - A named provider for which there is no key at all is served by the one at `LLM_BASE_URL`, with
+//!   that one's key and models. In records it keeps the name that was requested.
+//! - A model that the deployment does not allow is not called, whoever names it. Where there is a
+//!   cost limit, a model without a known price is not called.
 
 pub(crate) mod argument_repair;
 pub(crate) mod attachments;
@@ -45,39 +48,39 @@ use crate::types::secret::Secret;
 use crate::types::wit::llm::{CompletionRequest, Delta};
 use crate::types::wit::types::{Error, ErrorKind, Usage};
 
-/// A name that was sent is repeated only so far, in characters.
+/// The maximum length at which a requested name is repeated in a message, in characters.
 const SHOWN: usize = 64;
 
 /// The model providers of this deployment.
 pub(super) struct Providers {
     egress: Egress,
     blobs: Blobs,
-    /// How long a call is tried again after failures that pass.
+    /// How long transient failures of a call are retried.
     patience: Duration,
-    /// In the order of their names.
+    /// All providers, ordered by name.
     all: Vec<Arc<Served>>,
     default: String,
-    /// The one at `LLM_BASE_URL`, which serves who names a provider that nobody has a key for.
+    /// The provider at `LLM_BASE_URL`, which serves requests for a provider that has no key.
     stand_in: Option<Arc<Served>>,
 }
 
-/// Who answers a policy's call.
+/// The provider that answers a policy's call.
 struct Called {
     served: Arc<Served>,
-    /// As which model.
+    /// The model that is called.
     model: String,
-    /// Its provider's name in records.
+    /// The name of its provider in records.
     label: String,
 }
 
-/// How a provider stands before any session asks it.
+/// A provider's status before any session has called it.
 pub(crate) struct Standing {
     pub(crate) name: String,
     pub(crate) base_url: String,
-    /// The variable that holds the deployment's key, or is to hold it.
+    /// The variable that holds the deployment's key, or should.
     pub(crate) variable: String,
     pub(crate) has_key: bool,
-    /// It can be asked by a session that brings no key.
+    /// Whether a session without a key of its own can call it.
     pub(crate) is_usable: bool,
 }
 
@@ -115,13 +118,14 @@ pub(super) struct Grants {
     /// The variable that holds the deployment's key, or would.
     pub(super) variable: String,
     pub(super) has_key: bool,
-    /// Those that can be chosen by name; on a server of the operator's own others may work as well.
+    /// The models that can be chosen by name. On a server of the operator's own, others may work as
+    /// well.
     pub(super) models: Vec<String>,
 }
 
 impl Providers {
-    /// The providers that were loaded, and what the operator should know of them. `blobs` has the
-    /// files of conversations; connections of those `before` are used again where they may.
+    /// The loaded providers, and warnings for the operator. `blobs` has the files of conversations.
+    /// Connections of those `before` are reused where possible.
     pub(super) fn new(
         loaded: Vec<LoadedProvider>,
         manifest: &Manifest,
@@ -184,12 +188,12 @@ impl Providers {
         Ok((providers, warnings))
     }
 
-    /// Whether a session that brings no key could ask a model.
+    /// Whether a session without a key of its own could call a model.
     pub(super) fn any_usable(&self) -> bool {
         self.all.iter().any(|served| served.usable(false))
     }
 
-    /// The default provider's model; empty where there is no such provider.
+    /// The default provider's model. Empty if there is no such provider.
     pub(super) fn default_model(&self) -> String {
         let model = self
             .named(&self.default)
@@ -197,7 +201,11 @@ impl Providers {
         model.unwrap_or_default().to_owned()
     }
 
-    /// The default provider and its model, or why a session that brings no key of its own cannot ask it.
+    /// The default provider and its model.
+    ///
+    /// # Errors
+    ///
+    /// Says why a session without a key of its own cannot call it.
     pub(super) fn default_to_ask(&self) -> Result<(&str, &str), String> {
         let Some(served) = self.named(&self.default) else {
             return Err(format!("there is no provider `{}`", self.default));
@@ -211,7 +219,7 @@ impl Providers {
         }
     }
 
-    /// Why the default provider does not answer a session that brings no key of its own.
+    /// Checks that the default provider answers a session without a key of its own.
     pub(super) async fn default_answers(&self) -> Result<(), String> {
         let named = self.named(&self.default);
         match named.map(|named| self.serving(named, false)) {
@@ -220,7 +228,7 @@ impl Providers {
         }
     }
 
-    /// What a provider is given: where it is asked, with which key, and for which models.
+    /// What a provider is given: its endpoint, its key, and its models.
     pub(super) fn grants(&self, name: &str) -> Option<Grants> {
         let served = self.named(name)?;
         Some(Grants {
@@ -232,8 +240,8 @@ impl Providers {
         })
     }
 
-    /// How each provider stands, the default one first: its name, where it is asked, and which key it
-    /// has or lacks.
+    /// The status of each provider, the default first: its name, its address, and the key it has or
+    /// lacks.
     pub(super) fn standings(&self) -> Vec<Standing> {
         let standing = |named: &Arc<Served>| Standing {
             name: named.name.clone(),
@@ -250,7 +258,7 @@ impl Providers {
             .find(|served| served.name.eq_ignore_ascii_case(name))
     }
 
-    /// Who serves a session of this provider, which has a key of its own or none.
+    /// The provider that serves a session of this provider, which has a key of its own or none.
     fn serving<'a>(&'a self, named: &'a Arc<Served>, has_key: bool) -> &'a Arc<Served> {
         match &self.stand_in {
             Some(stand_in) if named.replaceable && !named.usable(has_key) => stand_in,
@@ -258,8 +266,8 @@ impl Providers {
         }
     }
 
-    /// Which provider a request means, and which of its models. A model may bring its provider's name
-    /// along, as `provider/model`, where none is named beside it.
+    /// Resolves a request to a provider and one of its models. A model may carry its provider's
+    /// name, as `provider/model`, if none is given separately.
     fn meant<'a>(
         &'a self,
         provider: Option<&str>,
@@ -284,7 +292,7 @@ impl Providers {
         Ok((default.ok_or_else(|| unknown(&self.default))?, model))
     }
 
-    /// Who answers a policy's call, and as which model.
+    /// Resolves a policy's call to a provider and a model.
     fn called(&self, request: &ModelRequest) -> Result<Called, Error> {
         let called = self.wanted(request)?;
         let Called { served, model, .. } = &called;
@@ -336,8 +344,8 @@ impl Providers {
     }
 }
 
-/// Whom a session asks that names nobody: the one that is set; else `openai`, unless only another one
-/// has a key; else one that needs none.
+/// The provider of a session that names none: the configured one, else `openai`, unless only
+/// another one has a key, else one that needs none.
 fn default_provider(
     sites: &[(LoadedProvider, Site)],
     manifest: &Manifest,
@@ -365,7 +373,7 @@ fn default_provider(
         .unwrap_or_default()
 }
 
-/// What becomes of sessions that get the default provider, which has no key.
+/// Describes what happens to sessions with the default provider if it has no key.
 fn without_key(name: &str, variable: &str, served: bool) -> String {
     let then = if served {
         "sessions that name no provider are served by LLM_BASE_URL"
@@ -375,7 +383,7 @@ fn without_key(name: &str, variable: &str, served: bool) -> String {
     format!("DEFAULT_MODEL_PROVIDER is {name}, which has no key: {variable} is not set; {then}.")
 }
 
-/// What is set and does nothing.
+/// Warnings about settings that have no effect.
 fn warnings(
     sites: &[(LoadedProvider, Site)],
     names: &[String],
@@ -429,7 +437,8 @@ impl Models for Providers {
         has_key: bool,
     ) -> Result<Provider, CreateError> {
         let (named, rest) = self.meant(name, model)?;
-        // Another one's model that is asked for as `provider/model` is no model of the one that stands in.
+        // A model requested as `provider/model` of another provider does not exist at the one that
+        // replaces it.
         let served = if rest == model {
             self.serving(named, has_key)
         } else {
@@ -496,7 +505,7 @@ impl Models for Providers {
                 return Ok(());
             };
             let checked = served.check(&egress, api_key).await;
-            // In the words of whoever asked, also where another one serves them.
+            // In terms of the requested name, even if another provider serves it.
             checked.map_err(|error| match error {
                 CreateError::KeyRefused(_) => CreateError::KeyRefused(label),
                 other => other,
@@ -596,7 +605,7 @@ async fn ask(
     })
 }
 
-/// What a policy asked for and may not have.
+/// The error for a request of a policy that is not permitted.
 fn refused(code: &str, message: String) -> Error {
     Error {
         kind: ErrorKind::Forbidden,
@@ -606,15 +615,15 @@ fn refused(code: &str, message: String) -> Error {
     }
 }
 
-/// What a call that is still going on took, as far as the provider told: all that is known of one that
-/// is given up.
+/// The usage so far of a call in progress, as reported by the provider: all that is known of a
+/// cancelled one.
 #[derive(Default)]
 struct SoFar {
-    /// Of tries that broke off.
+    /// The usage of tries that broke off.
     before: Vec<Usage>,
-    /// Of this one: each word of it stands for those before.
+    /// The usage of the current try. Each report replaces the one before.
     now: Option<Usage>,
-    /// How often it began again after something was shown.
+    /// How often it restarted after something had been shown.
     resets: u32,
 }
 
@@ -642,7 +651,7 @@ fn sendable(secret: &Secret) -> SecretString {
     SecretString::from(secret.expose().to_owned())
 }
 
-/// A session outlived the provider it was made with.
+/// The error for a session that outlived its provider.
 fn no_longer(name: &str) -> Error {
     Error {
         kind: ErrorKind::Unsupported,

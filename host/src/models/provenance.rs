@@ -1,10 +1,13 @@
-//! Owns which server an answer came from, and what of it goes to another one.
+//! Records which server a response came from, and decides what of it may be sent to another one.
 //!
-//! A server may want back what it gave with an answer: reasoning, signatures, ids. Another server, or another
-//! model of the same one, refuses that or has no use for it.
+//! A server may want back what it gave with a response: reasoning, signatures, ids. Another server,
+//! or another model of the same one, refuses that or has no use for it.
 //!
-//! What always holds: a vendor's own pieces and reasoning go back to the server and model that gave them, and
-//! to nobody else; an adapter never sees the mark.
+//! # Invariants
+//!
+//! - Vendor-specific items and reasoning go back to the server and model that gave them, and to
+//!   nobody else.
+//! - A provider adapter never sees the mark.
 
 use std::borrow::Cow;
 
@@ -14,22 +17,22 @@ use crate::net::egress::Endpoint;
 use crate::types::wit::llm::CompletionRequest;
 use crate::types::wit::types::{Content, Custom, Message, Role};
 
-/// What an answer is marked with, at its end. The body is JSON text: a digest of who gave it.
+/// The kind of the mark at the end of a response. Its body is JSON text: a digest of the origin.
 const KIND: &str = "lucid.origin";
 
-/// Who is asked.
+/// The origin of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Origin(String);
 
 impl Origin {
-    /// A model, behind an adapter, at a server.
+    /// The origin for a model, behind an adapter, at a server.
     pub(super) fn new(provider: &str, endpoint: &Endpoint, model: &str) -> Self {
         let mut digest = Sha256::new();
         for part in [provider, &endpoint.server(), model] {
             digest.update(part.len().to_le_bytes());
             digest.update(part);
         }
-        // Enough to tell the servers of one deployment apart.
+        // Enough to distinguish the servers of one deployment.
         let digest = digest.finalize();
         Self(
             digest
@@ -40,12 +43,12 @@ impl Origin {
         )
     }
 
-    /// A digest of it.
+    /// Its digest.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Marks an answer that has something its server may want back.
+    /// Marks a response with a piece that its server may want back.
     pub(super) fn mark(&self, message: &mut Message) {
         if message.content.iter().any(is_vendors) {
             message.content.push(Content::Other(Custom {
@@ -55,8 +58,8 @@ impl Origin {
         }
     }
 
-    /// The request as this one is sent it. An answer without a mark is older than marks are: its adapter
-    /// knows its own pieces.
+    /// The request as it is sent to this origin. A response without a mark predates marks: its
+    /// adapter recognises its own pieces.
     pub(super) fn own<'a>(&self, request: &'a CompletionRequest) -> Cow<'a, CompletionRequest> {
         let marked = |message: &Message| origin(message).is_some();
         if !request.messages.iter().any(marked) {
@@ -74,7 +77,7 @@ impl Origin {
     }
 }
 
-/// The request without anything of a vendor's; none where there is nothing.
+/// The request without vendor-specific pieces. `None` if it has none.
 pub(super) fn bare(request: &CompletionRequest) -> Option<CompletionRequest> {
     let answers = |message: &&Message| message.role == Role::Assistant;
     let pieces = request
@@ -94,7 +97,7 @@ pub(super) fn bare(request: &CompletionRequest) -> Option<CompletionRequest> {
     Some(request)
 }
 
-/// Whether a piece is of use to nobody but its server.
+/// Whether a piece is of use only to the server it came from.
 fn is_vendors(piece: &Content) -> bool {
     matches!(piece, Content::Thinking(_) | Content::Other(_))
 }
@@ -171,7 +174,7 @@ mod tests {
             bare(&here.own(&asked)).unwrap().messages,
             [answer(vec![text])]
         );
-        // From before there were marks.
+        // A response without a mark.
         let old = request(vec![given.clone()]);
         assert_eq!(here.own(&old).messages, [given]);
     }

@@ -1,6 +1,9 @@
-//! Owns one model provider of this deployment, and whether a key is good for it.
+//! One model provider of this deployment, and validation of keys for it.
 //!
-//! What always holds: it is asked at its own place; of a key that was asked about only a digest is kept.
+//! # Invariants
+//!
+//! - It is called at its own address.
+//! - Only a digest is kept of a key that was validated.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,33 +24,33 @@ use crate::types::wit::llm::Framing;
 use crate::types::wit::types::ErrorKind;
 use crate::wasm::LlmPlugin;
 
-/// How long a session waits to hear whether its key is good.
+/// How long a session waits for its key to be validated.
 const CHECK: Duration = Duration::from_secs(5);
-/// How many good keys are remembered for each provider.
+/// How many valid keys are remembered for each provider.
 const REMEMBERED: usize = 1024;
 
-/// A provider.
+/// A model provider.
 pub(super) struct Served {
     pub(super) name: String,
     pub(super) llm: LlmPlugin,
     /// The deployment's settings for the adapter, as JSON.
     pub(super) settings: String,
     pub(super) endpoint: Endpoint,
-    /// The deployment's.
+    /// The deployment's key.
     pub(super) key: Option<SecretString>,
-    /// The variable that `key` is missing from, where it is.
+    /// The variable that `key` is missing from, if it is.
     pub(super) variable: String,
     pub(super) choice: Choice,
-    /// `LLM_BASE_URL` serves who names it, where it has no key.
+    /// Whether `LLM_BASE_URL` serves requests for this provider if it has no key.
     pub(super) replaceable: bool,
-    /// It may want no key.
+    /// Whether it may work without a key.
     keyless: bool,
-    /// Digests of keys the provider took, so that each is asked about once.
+    /// Digests of keys the provider accepted, so that each is validated once.
     taken: Mutex<HashSet<[u8; 32]>>,
 }
 
 impl Served {
-    /// A provider at its place. `others` are the names of all of them.
+    /// A provider at its endpoint. `others` are the names of all providers.
     pub(super) fn new(
         provider: LoadedProvider,
         site: Site,
@@ -83,12 +86,12 @@ impl Served {
         }
     }
 
-    /// Whether it can be asked, by a session with a key of its own or without.
+    /// Whether it can be called, by a session with or without a key of its own.
     pub(super) fn usable(&self, own_key: bool) -> bool {
         own_key || self.keyless || self.key.is_some()
     }
 
-    /// How it stands before any session asks it.
+    /// Its status before any session has called it.
     pub(super) fn standing(&self) -> Standing {
         Standing {
             name: self.name.clone(),
@@ -99,8 +102,12 @@ impl Served {
         }
     }
 
-    /// Fails where the provider says that it does not know the key. A provider that is slow, down or
-    /// answers oddly is no reason to refuse a session: the first call says more.
+    /// Validates a key.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the provider says that it does not know the key. A provider that is slow, down or
+    /// responds oddly is no reason to refuse a session: the first call says more.
     pub(super) async fn check(
         &self,
         egress: &Egress,
@@ -144,8 +151,8 @@ impl Served {
         }
     }
 
-    /// Why it cannot be asked with the deployment's key, for the operator: what `check` passes over is said
-    /// here. A server that has no such address as the probe's is one that answers.
+    /// Says why the provider cannot be called with the deployment's key, for the operator: what
+    /// `check` ignores is reported here. A server without the probe's path counts as reachable.
     pub(super) async fn reach(&self, egress: &Egress) -> Result<(), String> {
         let asked = tokio::time::timeout(CHECK, async {
             let Ok(Some(request)) = self.llm.probe(&self.settings).await.result else {

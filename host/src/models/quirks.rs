@@ -1,12 +1,16 @@
-//! Owns what a server turned out to want that its API does not tell: learned from its refusals.
+//! Undocumented requirements of a server, learned from its refusals.
 //!
-//! Servers that speak one API differ in which roles may follow each other and in what must, or must not, come
-//! back with an answer. Nobody can ask them, and a setting for it would have to be found by whoever sees the
-//! refusal. So a refusal that names such a thing is answered once with a request in the other form, and what
-//! was learned holds for that server and model as long as the component is loaded.
+//! Servers that speak one API differ in which roles may follow each other and in what must, or must
+//! not, be sent back with a response. There is no way to query this, and a setting for it would
+//! have to be found by whoever sees the refusal. So a refusal that names such a requirement is
+//! followed once by a request in the other form, and the lesson holds for that server and model as
+//! long as the component is loaded.
 //!
-//! What always holds: a request is asked in another form only where the refusal speaks of that form; each is
-//! tried once; an adapter that does not know of it passes over what it is told in `params`.
+//! # Invariants
+//!
+//! - A request is sent in another form only if the refusal mentions that form, and each form is
+//!   tried once.
+//! - A provider adapter that does not know a form ignores it in `params`.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,32 +21,32 @@ use super::provenance::{Origin, bare};
 use crate::types::wit::llm::CompletionRequest;
 use crate::types::wit::types::{Error, ErrorKind};
 
-/// So many servers and models are remembered.
+/// The maximum number of remembered pairs of server and model.
 const MOST: usize = 1_000;
 
-/// What one server wants.
+/// The requirements of one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Quirks {
-    /// The model's answer between a tool's message and the user's.
+    /// A model message is required between a tool message and a user message.
     alternate: bool,
-    /// No system message.
+    /// No system message is accepted.
     no_system: bool,
-    /// Reasoning with each answer that has calls, also where there was none.
+    /// Reasoning is required with each response that has calls, even if there was none.
     reasoning: bool,
-    /// Nobody asks for the token counts of a stream.
+    /// The token counts of a stream must not be requested.
     uncounted: bool,
-    /// Nothing that is not the API's own.
+    /// Only members of the API itself are accepted.
     bare: bool,
-    /// The same, for this conversation alone: something in it is no longer good.
+    /// As `bare`, but for this conversation only: something in it is no longer valid.
     bare_now: bool,
 }
 
-/// What all servers of one adapter turned out to want.
+/// The learned requirements of all servers of one adapter.
 #[derive(Debug, Default)]
 pub(crate) struct Learned(Mutex<BTreeMap<String, Quirks>>);
 
 impl Learned {
-    /// What this one wants.
+    /// The requirements of this origin.
     pub(super) fn of(&self, origin: &Origin) -> Quirks {
         self.lock()
             .get(origin.as_str())
@@ -50,7 +54,7 @@ impl Learned {
             .unwrap_or_default()
     }
 
-    /// It took a request in this form.
+    /// Remembers the form in which a request was accepted.
     pub(super) fn keep(&self, origin: &Origin, quirks: Quirks) {
         let quirks = Quirks {
             bare_now: false,
@@ -68,7 +72,7 @@ impl Learned {
 }
 
 impl Quirks {
-    /// The request in the form that is wanted.
+    /// The request in the required form.
     pub(super) fn applied(self, request: &CompletionRequest) -> CompletionRequest {
         let without = if self.bare || self.bare_now {
             bare(request)
@@ -100,12 +104,12 @@ impl Quirks {
         request
     }
 
-    /// Whether the request is sent as it was made.
+    /// Whether the request is sent unchanged.
     pub(super) fn are_none(self) -> bool {
         self == Self::default()
     }
 
-    /// What a refusal asks for besides; none where it speaks of nothing that could be changed.
+    /// The additional requirement that a refusal names. `None` if nothing in it could be changed.
     pub(super) fn asked_for(self, error: &Error, request: &CompletionRequest) -> Option<Self> {
         let code = error.code.as_deref().unwrap_or_default();
         let said = format!("{code} {}", error.message).to_lowercase();
@@ -139,7 +143,7 @@ impl Quirks {
                 "must be provided",
             ])
         {
-            // Where it was sent and is not enough, nothing more can be.
+            // If reasoning was sent and is not enough, nothing more can be done.
             wanted.reasoning = true;
         } else if has(&["stream_options", "include_usage"]) && has(&FORBIDDEN) {
             wanted.uncounted = true;
@@ -161,7 +165,7 @@ const REFUSED: [&str; 6] = [
     "invalid role",
     "unknown role",
 ];
-/// Words for what a vendor's own pieces are.
+/// Words for vendor-specific pieces.
 const VENDORS: [&str; 6] = [
     "reasoning",
     "thinking",
@@ -170,7 +174,7 @@ const VENDORS: [&str; 6] = [
     "provider_specific_fields",
     "signature",
 ];
-/// Words for members that must not be there.
+/// Words for members that are not allowed.
 const FORBIDDEN: [&str; 9] = [
     "not permitted",
     "extra_forbidden",
@@ -183,8 +187,8 @@ const FORBIDDEN: [&str; 9] = [
     "additional propert",
 ];
 
-/// Whether a refusal is about the form of the request, whatever its status says: some servers call it
-/// a fault of their own, and asking again in the same form would not help.
+/// Whether a refusal is about the form of the request, whatever its status: some servers report an
+/// internal error, and repeating the request in the same form would not help.
 pub(super) fn is_about_form(error: &Error, request: &CompletionRequest) -> bool {
     Quirks::default().asked_for(error, request).is_some()
 }

@@ -1,8 +1,10 @@
-//! How long a model call is tried again after failures that pass, and what people are told of it.
+//! How long a model call is retried after transient failures, and what users are told meanwhile.
 //!
-//! What always holds: no pause reaches past the end of the patience; time is monotonic, so a clock that
-//! is set changes nothing; an outage is announced once, and whoever heard that it began hears that it
-//! ended.
+//! # Invariants
+//!
+//! - No pause reaches past the end of the retry budget.
+//! - Time is monotonic, so setting the clock changes nothing.
+//! - An outage is announced once, and whoever was told that it began is told that it ended.
 
 use std::time::{Duration, Instant};
 
@@ -11,24 +13,26 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use crate::types::plural;
 use crate::types::wit::types::{Error, ErrorKind};
 
-/// The first pause, about; each further one is about twice as long.
+/// The first pause, before jitter. Each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause, unless the provider asks for a longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// An outage that is over sooner is nobody's concern.
+/// The minimum length of an outage before it is announced.
 const UNANNOUNCED: Duration = Duration::from_secs(1);
-/// How often an answer is asked for again that no adapter can read: that hardly ever passes.
+/// How often a request is repeated after a response that no adapter can read, which hardly ever
+/// passes.
 const UNREADABLE: u32 = 3;
-/// How often an answer is asked for again that broke off: what was generated of it is paid for each time.
+/// How often a request is repeated after a response that broke off: what was generated of it is
+/// billed each time.
 const BROKEN_OFF: u32 = 3;
 
 /// The retries of one model call.
 pub(super) struct Retries {
     patience: Duration,
     pauses: ExponentialBackoff,
-    /// When the first try began that failed.
+    /// When the first failed try began.
     since: Option<Instant>,
-    /// When it was first known that it failed: the patience counts from here.
+    /// When it was known to have failed: the retry budget counts from here.
     failed_at: Option<Instant>,
     unreadable: u32,
     broken_off: u32,
@@ -54,13 +58,14 @@ impl Retries {
         }
     }
 
-    /// An answer had begun. Whether it may be asked for again.
+    /// Records that a response broke off after it had begun. Returns whether it may be requested
+    /// again.
     pub(super) fn broke_off(&mut self) -> bool {
         self.broken_off += 1;
         self.broken_off <= BROKEN_OFF
     }
 
-    /// How long to wait before the next try, after one that began at that time and failed now; none if
+    /// The pause before the next try, after one that began at that time and failed now. `None` if
     /// there is to be none.
     pub(super) fn pause(
         &mut self,
@@ -75,7 +80,7 @@ impl Retries {
         let failed_at = *self.failed_at.get_or_insert(now);
         let left = self.patience.saturating_sub(now - failed_at);
         let wanted = Duration::from_millis(error.retry_after_ms.unwrap_or(0));
-        // Asking before the time that the provider names is of no use.
+        // There is no point in a retry before the time that the provider names.
         if left.is_zero() || wanted > left {
             return None;
         }
@@ -86,12 +91,12 @@ impl Retries {
             }
         }
         let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
-        // The last try is at the end of the patience.
+        // The last try is at the end of the retry budget.
         Some(pause.min(LONGEST_PAUSE).max(wanted).min(left))
     }
 
-    /// The error as people are told it: where the provider wants a longer wait than there is patience, it
-    /// says so.
+    /// The error as users see it: if the provider wants a longer wait than the retry budget allows,
+    /// it says so.
     pub(super) fn told(&self, mut error: Error) -> Error {
         let wanted = Duration::from_millis(error.retry_after_ms.unwrap_or(0));
         if passes(&error) && wanted > self.patience {
@@ -101,7 +106,7 @@ impl Retries {
         error
     }
 
-    /// What to tell people before this pause; none where they know already, or need not know.
+    /// The announcement before this pause. `None` if users know already, or need not know.
     pub(super) fn begins(
         &mut self,
         error: &Error,
@@ -120,7 +125,7 @@ impl Retries {
         ))
     }
 
-    /// What to tell people when the call is over; none where they heard of no outage.
+    /// The announcement at the end of the call. `None` if no outage was announced.
     pub(super) fn ends(&mut self, answered: bool, now: Instant) -> Option<String> {
         if !std::mem::take(&mut self.announced) {
             return None;
@@ -134,7 +139,7 @@ impl Retries {
     }
 }
 
-/// Whether the same request may be answered later.
+/// Whether repeating the request may succeed.
 fn passes(error: &Error) -> bool {
     matches!(
         error.kind,
@@ -146,7 +151,7 @@ fn is(error: &Error, code: &str) -> bool {
     error.code.as_deref() == Some(code)
 }
 
-/// A duration as a sentence has it.
+/// A duration in words.
 fn spoken(time: Duration) -> String {
     let seconds = time.as_secs_f64().round() as u64;
     let (amount, unit) = match seconds {
@@ -247,7 +252,7 @@ mod tests {
         assert!(Retries::new(QUARTER).pause(&late, now, now).is_some());
         let none = Retries::new(Duration::ZERO).pause(&overloaded(), now, now);
         assert_eq!(none, None);
-        // What nobody can read is not asked for again for long.
+        // An unreadable response is not retried for long.
         let mut retries = Retries::new(QUARTER);
         let page = error(ErrorKind::Upstream, Some("unreadable"), None);
         let tries = std::iter::from_fn(|| retries.pause(&page, now, now)).count();
@@ -278,7 +283,7 @@ mod tests {
             ends.starts_with("The model answers again, after "),
             "{ends}"
         );
-        // A moment's failure is not.
+        // A momentary failure is not announced.
         let mut retries = Retries::new(QUARTER);
         let shortly = Duration::from_millis(500);
         retries.pause(&overloaded(), began, began).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of which provider is asked, as which model, and with whose key.
+//! Tests of which provider is called, for which model, and with whose key.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use crate::types::wit::policy::ModelCall;
 use crate::wasm::tests::{engine, guests};
 use crate::wasm::{Limits, LlmPlugin};
 
-/// Two providers, `google` and `openai`, of which the adapters know no model but `m`.
+/// Two providers, `google` and `openai`, whose adapters know only the model `m`.
 async fn providers(settings: &[(&str, &str)]) -> Providers {
     deployed(settings, "").await.unwrap().0
 }
 
-/// The providers of a manifest, or those two; and what the operator is told.
+/// The providers of a manifest, or those two, and the warnings for the operator.
 async fn deployed(
     settings: &[(&str, &str)],
     manifest: &str,
@@ -106,7 +106,8 @@ async fn a_model_of_a_provider_without_a_key_of_the_deployment_is_not_called_wit
     let providers = providers(&[]).await;
     assert_eq!(providers.offers("google", "m", false, true).names, ["m"]);
     assert_eq!(called(&providers, "openai/m"), Err(ErrorKind::Forbidden));
-    // The session's own provider is asked with the user's key, which the deployment needs none for.
+    // The session's own provider is called with the user's key, although the deployment has none
+    // for it.
     assert_eq!(called(&providers, "m").as_deref(), Ok("google m"));
 }
 
@@ -197,7 +198,7 @@ async fn the_base_url_serves_a_named_provider_that_nobody_has_a_key_for() {
         ("qwen", "qwen")
     );
 
-    // Whoever has a key or an address of its own is asked there, or is refused.
+    // A provider with a key or an address of its own is called there, or the session is refused.
     let own = ("GOOGLE_API_KEY", "own");
     let all = providers(&[at, llm, model, own]).await;
     assert_eq!(found(&all, google, None, false).unwrap(), "google m");
@@ -208,7 +209,7 @@ async fn the_base_url_serves_a_named_provider_that_nobody_has_a_key_for() {
             .unwrap_err()
             .contains("GOOGLE_API_KEY")
     );
-    // A key without an address is for no address.
+    // A key without an address applies to no address.
     let all = providers(&[("OPENAI_API_KEY", "k")]).await;
     assert!(
         found(&all, google, None, false)
@@ -259,7 +260,7 @@ async fn a_default_provider_without_a_key_is_told_of_and_served_by_the_base_url(
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
-/// The key that a provider is asked with.
+/// The key that a provider is called with.
 fn key_of(providers: &Providers, name: &str) -> Option<String> {
     use secrecy::ExposeSecret;
     let served = providers.named(name).unwrap();
@@ -276,7 +277,7 @@ async fn a_key_belongs_to_the_address_it_was_set_beside() {
     let llm = ("LLM_API_KEY", "any");
     let own = ("OPENAI_API_KEY", "own");
     let at = ("LLM_BASE_URL", "http://127.0.0.1:1");
-    // Where the guests say that their provider is.
+    // The address in the test guests' own description.
     let at_its_own = ("LLM_BASE_URL", "https://example.org/v2");
     let own_at = ("OPENAI_BASE_URL", "http://127.0.0.1:2");
     for (settings, name, expected) in [
@@ -362,7 +363,8 @@ async fn a_manifests_provider_has_its_own_key_and_no_key_goes_where_it_was_not_m
         "`key` names another variable"
     );
     assert_eq!(all.default, "vllm");
-    // What a header cannot hold is found before anybody asks, at its place and without the value.
+    // A value that a header cannot hold is found before any request, and reported with its position
+    // and without the value.
     let settings = [("SOME_KEY", "secret with spaces")];
     let wrong = deployed(&settings, manifest)
         .await
@@ -507,7 +509,7 @@ fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {
         told(10, 5),
         "a try that broke off is paid for"
     );
-    // A try that told nothing.
+    // A try that reported nothing.
     so_far.again();
     so_far.now = Some(told(10, 2));
     let sum = so_far.sum();

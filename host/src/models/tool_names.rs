@@ -1,8 +1,10 @@
-//! Names of tools as every provider takes them.
+//! Tool names in a form that every provider accepts.
 //!
 //! # Invariants
-//! - A name depends on the tool's own name and on nothing else, and a plain one stays as it is.
-//! - What a policy hears of is its own name for a tool, never the one that was sent.
+//!
+//! - A sent name depends on the tool's own name and on nothing else, and a plain one stays as it
+//!   is.
+//! - A policy only sees its own name for a tool, never the one that was sent.
 
 use std::borrow::Cow;
 
@@ -11,12 +13,13 @@ use sha2::{Digest as _, Sha256};
 use crate::types::wit::llm::CompletionRequest;
 use crate::types::wit::types::{Content, Message, ToolDefinition};
 
-/// The most characters of a name that providers take.
+/// The maximum length of a name that providers accept, in characters.
 pub(crate) const LONGEST: usize = 64;
-/// How many digits of its digest stand behind a name that had to be changed.
+/// The number of digest digits appended to a name that had to be changed.
 const DIGITS: usize = 8;
 
-/// A name of at most so many letters, digits, `-` and `_`; none where there is no room for one.
+/// Converts a name to at most `room` letters, digits, `-` and `_`. `None` if there is no room for
+/// one.
 pub(crate) fn plain(name: &str, room: usize) -> Option<Cow<'_, str>> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !name.is_empty() && name.len() <= room && name.chars().all(is_plain) {
@@ -30,7 +33,7 @@ pub(crate) fn plain(name: &str, room: usize) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(format!("{kept}_{}", &digits[..DIGITS])))
 }
 
-/// The name of a tool as it is sent. Some providers want a letter first.
+/// A tool's name as it is sent. Some providers require a letter first.
 fn sent(name: &str) -> Cow<'_, str> {
     match name.chars().next() {
         Some(first) if first.is_ascii_alphabetic() || first == '_' => {
@@ -43,7 +46,7 @@ fn sent(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// The request with names that every provider takes. A policy's own tools may have any.
+/// The request with names that every provider accepts. A policy's own tools may have any.
 pub(super) fn send(request: &CompletionRequest) -> Cow<'_, CompletionRequest> {
     let is_odd = |tool: &ToolDefinition| sent(&tool.name) != tool.name;
     if !request.tools.iter().any(is_odd) {
@@ -67,7 +70,7 @@ pub(super) fn send(request: &CompletionRequest) -> Cow<'_, CompletionRequest> {
     Cow::Owned(renamed)
 }
 
-/// Gives the calls of an answer the names that these tools have of their own.
+/// Restores the tools' own names in the calls of a response.
 pub(super) fn receive(message: &mut Message, tools: &[ToolDefinition]) {
     for piece in &mut message.content {
         let Content::ToolCall(call) = piece else {

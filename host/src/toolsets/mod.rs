@@ -1,10 +1,12 @@
-//! Owns the tools that a deployment's sessions have beside what their sandbox has: sources of them, each
-//! under its name.
+//! The tools that sessions have in addition to their sandbox's: tool sources, each under its name.
 //!
-//! What always holds: a tool is called `SOURCE__TOOL`, and the first `__` ends the source's name, so no
-//! two sources can be taken for each other. Each source is on its own: one that does not open, takes too
-//! long or comes to grief is left out, which the user and the operator are told, and is tried again when
-//! one of its tools is called. What a source says is bounded before it reaches a model or the log.
+//! # Invariants
+//!
+//! - A tool is called `SOURCE__TOOL`, and the first `__` ends the source's name, so no two sources
+//!   can be confused.
+//! - Sources are independent: one that does not open, takes too long or fails is left out, which
+//!   the user and the operator are told, and is tried again when one of its tools is called.
+//! - A source's output is bounded before it reaches a model or the log.
 
 pub mod component;
 pub(crate) mod input_schema;
@@ -26,33 +28,34 @@ use crate::session::{
 use crate::types::sanitize::clean;
 use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 
-/// The most characters of a tool's whole name that model providers take.
+/// The maximum length of a tool's full name that model providers accept, in characters.
 const LONGEST_NAME: usize = 64;
-/// The most tools of one source.
+/// The maximum number of tools of one source.
 pub(crate) const MOST_TOOLS: usize = 128;
-/// The most bytes of a tool's description.
+/// The maximum size of a tool's description, in bytes.
 const LARGEST_DESCRIPTION: usize = 4 << 10;
-/// The most bytes of all that one source says of its tools: the log keeps it with each session.
+/// The maximum size of all of a source's tool definitions, in bytes: the log keeps them with each
+/// session.
 const LARGEST_ALL: usize = 256 << 10;
-/// The most characters of a reason.
+/// The maximum length of a reason, in characters.
 const REASON: usize = 500;
-/// How long a source may take to open, whatever it says itself.
+/// How long a source may take to open, whatever its own limit.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Where tools come from: a component, a server. Tools are called here by their own names, without the
+/// A source of tools: a component or an MCP server. Tools have their own names here, without the
 /// source's.
 pub(crate) trait Source: Send + Sync {
-    /// As [`is_source_name`] has it.
+    /// A name that [`is_source_name`] accepts.
     fn name(&self) -> &str;
-    /// All that makes it what it is: another source of the same name that says the same here may take its
-    /// place unnoticed. It is compared, and shown to nobody.
+    /// Everything that defines it: another source of the same name with an equal identity may
+    /// replace it unnoticed. It is compared, and never shown.
     fn identity(&self) -> String;
     /// Whether sessions of this policy get its tools.
     fn serves(&self, policy: &str) -> bool;
-    /// What a call looks like before it runs, whatever a model may have written. Pure.
+    /// The event that shows a call before it runs, whatever a model may have written. Pure.
     fn describe(&self, tool: &str, arguments: &str) -> EventDraft;
-    /// Opens it for a session, or says in a sentence why it cannot be. The place outlives what is
-    /// opened; there is none where no sandbox is to be had. Dropping the future leaves nothing behind.
+    /// Opens it for a session. The error is a sentence. The environment outlives what is opened,
+    /// and is `None` if there is no sandbox. Dropping the future leaves nothing behind.
     fn open(
         &self,
         spec: ToolsSpec,
@@ -62,33 +65,34 @@ pub(crate) trait Source: Send + Sync {
 
 /// A source that was opened for a session.
 pub(crate) trait Toolset: Send + Sync {
-    /// What it can do. Names are of letters, digits, - and _; what is said is bounded by whoever asks.
+    /// Its tools. Names consist of letters, digits, - and _. The caller limits their number and
+    /// size.
     fn definitions(&self) -> Vec<ToolDefinition>;
-    /// What a person is to know of it. What was given once is not given again.
+    /// New messages for the user. Each is returned once.
     fn notices(&self) -> Vec<String> {
         Vec::new()
     }
-    /// Runs a tool. A tool that fails is a result, an error is the host's own. Dropping the future gives
-    /// the call up.
+    /// Runs a tool. A failed tool is a result, an error is the host's own. Dropping the future
+    /// cancels the call.
     fn run(
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
         showing: Showing,
     ) -> BoxFuture<'static, Result<ToolDone, Error>>;
-    /// Ends all that it holds. Twice is once. Dropping it does the same.
+    /// Releases everything it holds. Idempotent. Dropping it does the same.
     fn close(&self) -> BoxFuture<'static, ()>;
 }
 
-/// The sources of a deployment.
+/// The tool sources of a deployment.
 pub(super) struct Toolsets {
     sources: BTreeMap<String, Arc<dyn Source>>,
 }
 
 impl Toolsets {
-    /// Of these, whose names differ.
+    /// A deployment with these sources, whose names differ.
     pub(super) fn new(sources: Vec<Arc<dyn Source>>) -> Self {
-        // The manifest is read so.
+        // The manifest ensures it.
         debug_assert!(sources.iter().all(|source| is_source_name(source.name())));
         let by_name = |source: Arc<dyn Source>| (source.name().to_owned(), source);
         Self {
@@ -96,7 +100,7 @@ impl Toolsets {
         }
     }
 
-    /// Made of the same, they would do the same.
+    /// Whether both are made of the same sources, and so behave the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         let same = |(one, two): (&Arc<dyn Source>, &Arc<dyn Source>)| {
             one.name() == two.name() && one.identity() == two.identity()
@@ -106,7 +110,7 @@ impl Toolsets {
     }
 }
 
-/// The source's name and the tool's own.
+/// Splits a full name into the source's name and the tool's own.
 fn split(name: &str) -> Option<(&str, &str)> {
     name.split_once(SEPARATOR)
 }
@@ -158,22 +162,22 @@ impl Tools for Toolsets {
     }
 }
 
-/// The sources of one session.
+/// The tool sources of one session.
 struct Opened(Arc<Inner>);
 
 struct Inner {
     shelves: BTreeMap<String, Shelf>,
     spec: ToolsSpec,
     place: Option<Arc<dyn Place>>,
-    /// Fixed when the session began: its policy was told of these.
+    /// Fixed when the session began: its policy was given these.
     definitions: Mutex<Vec<ToolDefinition>>,
     notices: Mutex<Vec<String>>,
 }
 
-/// One source, as this session has it.
+/// One source of a session.
 struct Shelf {
     source: Arc<dyn Source>,
-    /// None before it opened, where it did not open, and once it was closed.
+    /// `None` before it opened, if it did not open, and once it was closed.
     opened: tokio::sync::Mutex<Option<Arc<dyn Toolset>>>,
 }
 
@@ -182,7 +186,7 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    /// Opens a source at the session's start, and says what it has.
+    /// Opens a source at the session's start, and returns its tools.
     async fn first(&self, shelf: &Shelf) -> Option<Vec<ToolDefinition>> {
         let name = shelf.source.name();
         match self.open(shelf).await {
@@ -282,7 +286,7 @@ impl Inner {
         let close = |shelf: &Shelf| {
             let opened = shelf.opened.try_lock().map(|mut opened| opened.take());
             async move {
-                // One that is being opened goes when whoever opens it does.
+                // A source that is being opened is dropped with the future that opens it.
                 if let Ok(Some(toolset)) = opened {
                     toolset.close().await;
                 }
@@ -292,7 +296,7 @@ impl Inner {
     }
 }
 
-/// A source's answer, cut to what any tool may say, under the call's own id.
+/// A source's result, truncated to the limit for any tool, under the call's own id.
 fn bounded(id: String, mut done: ToolDone) -> ToolDone {
     let cut = |text: &mut String| {
         if text.len() > MAX_RESULT {
@@ -305,7 +309,7 @@ fn bounded(id: String, mut done: ToolDone) -> ToolDone {
     done
 }
 
-/// What of a source's tools a model is told, under whole names, and a sentence on what is left out.
+/// The tools that fit the limits, under full names, and a sentence about those left out.
 fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Option<String>) {
     let count = tools.len();
     let (mut fit, mut left, mut size) = (Vec::<ToolDefinition>::new(), 0_usize, 0_usize);

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::wit::types::ToolResult;
 
-/// A source that the test governs.
+/// A source controlled by the test.
 #[derive(Clone, Default)]
 struct Fake {
     name: &'static str,

@@ -1,5 +1,5 @@
-//! Types and helpers that every part of the host shares: users, secrets, the types of the WIT packages, and
-//! text made safe to show.
+//! Types and helpers shared by every part of the host: users, secrets, the types of the WIT
+//! packages, and text sanitizing.
 
 pub mod plural;
 pub mod sanitize;

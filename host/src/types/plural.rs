@@ -1,8 +1,8 @@
-//! Counts things in words that a person reads: "1 line", "2 lines".
+//! Counts in words for a person to read: "1 line", "2 lines".
 
 use std::fmt::Display;
 
-/// A number and what is counted, which is named in the singular and makes its plural with an s.
+/// A number and a noun, given in the singular, whose plural is formed with an s.
 pub fn count<N: Copy + Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
     let s = if number == N::from(1) { "" } else { "s" };
     format!("{number} {what}{s}")

@@ -1,9 +1,11 @@
-//! Owns how a text from a guest or a provider is made fit to be shown.
+//! Sanitizes text from a guest or a provider for display.
 //!
-//! What always holds: what comes out has no control characters (line breaks and tabs become
-//! spaces) and none that turn the reading direction, and is no longer than was asked for.
+//! # Invariants
+//!
+//! - The result has no control characters (line breaks and tabs become spaces), no bidirectional
+//!   overrides, and no more than the requested length.
 
-/// Cleans a text and cuts it to `most` characters, the mark of the cut among them.
+/// Sanitizes a text and truncates it to `most` characters, including the truncation mark.
 pub fn clean(text: &str, most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     let mut count = 0;
@@ -24,7 +26,7 @@ pub fn clean(text: &str, most: usize) -> String {
     shown
 }
 
-/// Whether a character changes how its neighbours are read rather than being read itself.
+/// Whether a character changes how its neighbours are displayed rather than being visible itself.
 fn turns(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

@@ -1,8 +1,12 @@
-//! Owns the one type that a key, a token or a password is kept in.
+//! The one type for keys, tokens and passwords.
 //!
-//! What always holds: a [`Secret`] cannot be printed, logged or serialised by accident (its `Debug`
-//! and `Display` are `[secret]`, and it has no `Serialize`), it is wiped when it is dropped, and the
-//! text is reached only through [`Secret::expose`], a word that is easy to look for in a review.
+//! # Invariants
+//!
+//! - A [`Secret`] cannot be printed, logged or serialised by accident: its `Debug` and `Display`
+//!   are `[secret]`, and it has no `Serialize`.
+//! - It is wiped when dropped.
+//! - The text is reached only through [`Secret::expose`], a name that is easy to search for in a
+//!   review.
 
 use std::fmt;
 
@@ -16,7 +20,7 @@ use subtle::ConstantTimeEq;
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes a text in; the caller keeps no other copy.
+    /// Takes ownership of a text. The caller keeps no other copy.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
@@ -26,18 +30,18 @@ impl Secret {
         self.0.expose_secret()
     }
 
-    /// How many bytes the text has.
+    /// The length of the text in bytes.
     pub fn len(&self) -> usize {
         self.expose().len()
     }
 
-    /// Whether there is no text at all.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.expose().is_empty()
     }
 
-    /// Compares with what a caller sent. Digests are compared, in constant time, so the time taken
-    /// tells neither the text nor its length.
+    /// Compares with a caller's input. Digests are compared, in constant time, so the time taken
+    /// reveals neither the text nor its length.
     pub fn matches(&self, given: &[u8]) -> bool {
         let ours = Sha256::digest(self.expose().as_bytes());
         let theirs = Sha256::digest(given);

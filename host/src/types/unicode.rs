@@ -1,15 +1,17 @@
-//! Makes Unicode of what is nearly Unicode: bytes of programs, and JSON of other people's servers.
+//! Converts almost-Unicode input to Unicode: output of programs, and JSON of other people's
+//! servers.
 //!
 //! # Invariants
-//! - Two halves of a surrogate pair that stand together become their character, and whatever is no
-//!   character becomes U+FFFD; all else stays as it is.
-//! - Where the bytes are cut makes no difference, and no more than twelve of them are held back.
+//!
+//! - Two adjacent halves of a surrogate pair become their character, and anything that is not a
+//!   character becomes U+FFFD. All else stays as it is.
+//! - Where the input is split makes no difference, and no more than twelve bytes are held back.
 
 use std::borrow::Cow;
 
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// A text of bytes that may be none, such as what a program prints.
+/// Decodes bytes that may not be UTF-8, such as a program's output.
 pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Cow::Borrowed(text),
@@ -22,17 +24,17 @@ pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// What stands at the beginning of some bytes.
+/// The beginning of a byte sequence.
 enum Next {
-    /// A character, and how many bytes it is.
+    /// A character, and its length in bytes.
     Char(char, usize),
-    /// Bytes that are no character: so many.
+    /// This many bytes that are not a character.
     Bad(usize),
-    /// The beginning of a character or of a surrogate pair, which may go on.
+    /// The beginning of a character or of a surrogate pair, which may be continued.
     Cut,
 }
 
-/// Half of a surrogate pair, written as UTF-8 would write it if it were a character.
+/// Decodes half of a surrogate pair that is encoded as if it were a character in UTF-8.
 fn surrogate(bytes: &[u8]) -> Option<u16> {
     match *bytes {
         [0xed, two @ 0xa0..=0xbf, three @ 0x80..=0xbf, ..] => {
@@ -42,7 +44,7 @@ fn surrogate(bytes: &[u8]) -> Option<u16> {
     }
 }
 
-/// Reads one character of bytes that are not empty.
+/// Decodes the first character of a non-empty byte sequence.
 fn next(bytes: &[u8]) -> Next {
     if let Some(first) = surrogate(bytes) {
         let rest = &bytes[3..];
@@ -61,7 +63,7 @@ fn next(bytes: &[u8]) -> Next {
             _ => Next::Bad(3),
         };
     }
-    // Never split where it is the beginning of half a pair.
+    // Never split here if it is the beginning of half a pair.
     if matches!(*bytes, [0xed] | [0xed, 0xa0..=0xbf]) {
         return Next::Cut;
     }
@@ -86,14 +88,14 @@ fn first_of(text: &str) -> Next {
     }
 }
 
-/// Decodes bytes that come in pieces.
+/// Decodes bytes that arrive in pieces.
 #[derive(Debug, Default)]
 pub struct Pieces {
     held: Vec<u8>,
 }
 
 impl Pieces {
-    /// What is known after some more bytes.
+    /// Decodes what is complete after more bytes.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.held);
         all.extend_from_slice(bytes);
@@ -118,28 +120,29 @@ impl Pieces {
         text
     }
 
-    /// What is left when there are no more bytes.
+    /// Decodes the remainder when there are no more bytes.
     pub fn finish(&mut self) -> String {
         match std::mem::take(&mut self.held).as_slice() {
             [] => String::new(),
-            // Half a pair, with the beginning of what is not its other half.
+            // Half a pair, followed by the beginning of something that is not its other half.
             [0xed, 0xa0..=0xaf, _, _, ..] => [REPLACEMENT, REPLACEMENT].iter().collect(),
             _ => REPLACEMENT.to_string(),
         }
     }
 }
 
-/// Makes JSON readable that others wrote and that comes in pieces: escapes of half a surrogate pair, and
-/// bytes that are not UTF-8.
+/// Repairs foreign JSON that arrives in pieces: escapes of half a surrogate pair, and bytes that
+/// are not UTF-8.
 #[derive(Debug, Default)]
 pub struct JsonPieces {
     held: Vec<u8>,
-    /// Bytes that are not UTF-8 stay, unless they are half of a pair: whoever wrote them is told.
+    /// Keep bytes that are not UTF-8, unless they are half of a pair, so that their author gets an
+    /// error.
     is_strict: bool,
 }
 
 impl JsonPieces {
-    /// What is known after some more bytes.
+    /// Returns what is complete after more bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.held);
         all.extend_from_slice(bytes);
@@ -152,7 +155,7 @@ impl JsonPieces {
                     None => break,
                 },
                 (_, Next::Char(c, length)) if length == c.len_utf8() => (&rest[..length], length),
-                // A pair whose halves were written as characters.
+                // A pair whose halves were encoded as characters.
                 (_, Next::Char(c, length)) => {
                     json.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
                     (&[][..], length)
@@ -170,18 +173,19 @@ impl JsonPieces {
         json
     }
 
-    /// What is left when there are no more bytes: nothing that could be JSON, so it stays as it is.
+    /// Returns the remainder when there are no more bytes. It cannot be JSON, so it stays as it is.
     pub fn finish(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Whole JSON, made readable.
+/// Repairs a complete JSON text.
 pub fn readable_json(json: &[u8]) -> Cow<'_, [u8]> {
     whole(json, JsonPieces::default())
 }
 
-/// Whole JSON without halves of pairs. It stays unreadable if it is not UTF-8 for another reason.
+/// Repairs only halves of pairs in a complete JSON text. It stays unreadable if it is not UTF-8 for
+/// another reason.
 pub fn paired_json(json: &[u8]) -> Cow<'_, [u8]> {
     let is_strict = true;
     let pieces = JsonPieces {
@@ -191,7 +195,7 @@ pub fn paired_json(json: &[u8]) -> Cow<'_, [u8]> {
     whole(json, pieces)
 }
 
-/// The same of a text.
+/// [`paired_json`] for a `str`.
 pub fn paired_text(json: &str) -> Cow<'_, str> {
     match paired_json(json.as_bytes()) {
         Cow::Borrowed(_) => Cow::Borrowed(json),
@@ -212,7 +216,7 @@ fn whole(json: &[u8], mut pieces: JsonPieces) -> Cow<'_, [u8]> {
     Cow::Owned(readable)
 }
 
-/// What takes the place of an escape at the beginning, and how many bytes that is read for; none where
+/// The replacement for an escape at the beginning, and the number of bytes it replaces. `None` if
 /// that is not known yet.
 fn escape(json: &[u8]) -> Option<(&[u8], usize)> {
     const LONE: &[u8] = b"\\ufffd";
@@ -224,7 +228,7 @@ fn escape(json: &[u8]) -> Option<(&[u8], usize)> {
         u16::from_str_radix(digits, 16).ok()
     };
     if json.len() < 6 {
-        // An escape that cannot be one is the parser's to refuse.
+        // A malformed escape is left for the parser to reject.
         let is_hex = json[2..].iter().all(u8::is_ascii_hexdigit);
         return (!is_hex).then_some((&json[..2], 2));
     }
@@ -304,7 +308,7 @@ mod tests {
         let read: serde_json::Value =
             serde_json::from_str(&paired_text(r#"{"\ud83d":["\udc00"]}"#)).unwrap();
         assert_eq!(read, serde_json::json!({"\u{fffd}": ["\u{fffd}"]}));
-        // Another encoding is no JSON, whoever sends it.
+        // JSON in another encoding is invalid, whoever sends it.
         assert_eq!(&*paired_json(b"\"\xff\xe9\""), b"\"\xff\xe9\"");
         assert_eq!(
             &*paired_json(b"\"\xff\xed\xa0\xbd\""),

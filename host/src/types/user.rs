@@ -1,16 +1,18 @@
-//! Owns how users are named.
+//! User ids.
 //!
-//! What always holds: an id that came from outside was checked once, where a caller's identity was
-//! found; what makes one of text inside the host vouches for it.
+//! # Invariants
+//!
+//! - An id from outside was validated once, where the caller's identity was established. Code that
+//!   makes one from text inside the host vouches for it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A user id ends up in rows, labels and logs.
+/// The maximum length of a user id in bytes: it ends up in rows, labels and logs.
 const LONGEST_USER: usize = 255;
 
-/// The id of a user, as the identity provider names them.
+/// A user's id, as assigned by the identity provider.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserId(pub String);
@@ -21,7 +23,7 @@ impl UserId {
         &self.0
     }
 
-    /// An id from outside: not empty, not long, and without control characters.
+    /// Validates an id from outside: not empty, not too long, and without control characters.
     pub fn checked(text: &str) -> Option<Self> {
         let fits =
             !text.is_empty() && text.len() <= LONGEST_USER && !text.chars().any(char::is_control);

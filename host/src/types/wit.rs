@@ -1,8 +1,11 @@
-//! Owns the Rust side of the WIT packages: one set of types for every plugin kind.
+//! The Rust side of the WIT packages: one set of types for every plugin kind.
 //!
-//! What always holds: nothing here is written by hand that the WIT could say, and `lucid:types` is
-//! generated once, so an error, a message or a usage is the same Rust type whichever plugin it came
-//! from. All of them can be written as JSON and read back, since the session engine logs them.
+//! # Invariants
+//!
+//! - Nothing here is written by hand that the WIT could say.
+//! - `lucid:types` is generated once, so an error, a message or a usage is the same Rust type
+//!   whichever plugin it came from.
+//! - All of them can be written as JSON and read back, since the session engine logs them.
 
 pub mod policy_world {
     #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
@@ -58,12 +61,12 @@ pub mod git_world {
 
 pub use policy_world::lucid::host::log;
 
-/// The vocabulary that all plugins share, as in `wit/types`.
+/// The vocabulary that all plugins share, from `wit/types`.
 pub mod types {
     pub use super::policy_world::lucid::types::types::*;
 }
 
-/// What the host and a policy tell each other, as in `wit/policy`.
+/// The types between the host and a policy, from `wit/policy`.
 pub mod policy {
     pub use super::policy_world::exports::lucid::policy::policy::{
         Answer, Command, Context, Descriptor, Event, Failure, Input, ModelCall, ModelOffer,
@@ -72,7 +75,7 @@ pub mod policy {
     };
 }
 
-/// What the host and a model adapter tell each other, as in `wit/llm`.
+/// The types between the host and a provider adapter, from `wit/llm`.
 pub mod llm {
     pub use super::llm_world::exports::lucid::llm::provider::{
         Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, Framing, KeyPlace,
@@ -98,14 +101,14 @@ impl From<tools::KeyPlace> for llm::KeyPlace {
     }
 }
 
-/// What the host and a component with tools tell each other, as in `wit/tools`.
+/// The types between the host and a tool component, from `wit/tools`.
 pub mod tools {
     pub use super::tools_world::exports::lucid::tools::tools::{
         Action, Answer, Command, Descriptor, KeyPlace, Output, Program, Progress, Reply, Turn,
     };
 }
 
-/// What the host and a git provider's integration tell each other, as in `wit/git`.
+/// The types between the host and a git provider plugin, from `wit/git`.
 pub mod git {
     pub use super::git_world::exports::lucid::git::provider::{
         Account, Change, Descriptor, KeyPlace, NewChange, Next, Operation, Page, Reply, Repository,

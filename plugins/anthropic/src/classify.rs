@@ -1,13 +1,15 @@
-//! What a refusal means: from status and body to an error the host can act on.
+//! Classifies refusals: from status and body to an error the host can act on.
 //!
-//! Always holds: the API's own type of error decides before the status does.
+//! # Invariants
+//!
+//! - The API's own error type takes precedence over the status.
 
 use lucid_plugin::llm::json;
 use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
 use lucid_plugin::types::{Error, ErrorKind, Header};
 use serde_json::Value;
 
-/// An answer whose status is not a success.
+/// The error for a response without a success status.
 pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let body = String::from_utf8_lossy(body);
     let report = Report::of(&json::whole(&body).unwrap_or(Value::Null));
@@ -15,7 +17,7 @@ pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     refusal(status, headers, &body, kind, report.code, &report.said)
 }
 
-/// An error in the middle of an answer.
+/// The error for one in the middle of a response.
 pub(crate) fn midway(report: &Report) -> Error {
     report.error(kind(report.code.as_deref(), &report.said))
 }

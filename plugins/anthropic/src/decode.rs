@@ -1,7 +1,10 @@
-//! From an answer, streamed or whole, to a completion.
+//! Decodes a response, streamed or whole, to a completion.
 //!
-//! Always holds: blocks stay in the order they began; how a body was cut into frames makes no
-//! difference; an answer is whole only when the API said that it stopped.
+//! # Invariants
+//!
+//! - Blocks stay in the order they began.
+//! - How a body was split into frames makes no difference.
+//! - A response is complete only when the API said that it stopped.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};
@@ -16,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{LONGEST_ID, REDACTED, UNSIGNED, Unsigned, classify, is_in_id};
 
-/// What an event or a whole answer has, one of them at least: what has none may be an error.
+/// Members of which every event and response has at least one. One that has none may be an error.
 const MEMBERS: [&str; 8] = [
     "type",
     "content",
@@ -28,18 +31,18 @@ const MEMBERS: [&str; 8] = [
     "stop_reason",
 ];
 
-/// Reads one answer.
+/// Decodes one response.
 pub struct EventDecoder {
-    /// By the API's index.
+    /// Blocks by the API's index.
     blocks: Vec<(u64, Open)>,
     begun: Begun,
     stop: Option<StopReason>,
     usage: Usage,
-    /// An answer that is not streamed, until it is there as a whole.
+    /// The body of a response that is not streamed, until it is complete.
     body: Vec<u8>,
 }
 
-/// A block, and the end of its text that may go on within a character.
+/// A block, and the end of its text, which may continue within a character.
 struct Open {
     block: Block,
     joiner: Joiner,
@@ -49,7 +52,7 @@ enum Block {
     Text(Spoken),
     Thinking {
         text: String,
-        /// None where the server has no member for it.
+        /// `None` if the server has no member for it.
         signature: Option<String>,
     },
     Redacted(String),
@@ -105,7 +108,7 @@ impl Decoder for EventDecoder {
                 role: Role::Assistant,
                 content,
             },
-            // Servers that stand in for the API do not always say that they wait for tools.
+            // Imitating servers do not always say that they wait for tools.
             stop: if calls && stop == StopReason::EndTurn {
                 StopReason::ToolUse
             } else {
@@ -150,9 +153,9 @@ impl EventDecoder {
                 self.stopped(event.get("delta").unwrap_or(&Value::Null));
                 self.count(event, deltas);
             }
-            // Servers that stand in for the API do not always say why.
+            // Imitating servers do not always say why.
             "message_stop" => self.stop = self.stop.or(Some(StopReason::EndTurn)),
-            // A whole message as the one event of a stream.
+            // A whole message as the only event of a stream.
             "message" => self.whole(event)?,
             _ => {}
         }
@@ -221,8 +224,8 @@ impl EventDecoder {
             id: call.id.clone(),
             name: call.name.clone(),
         }));
-        // The API begins with an empty object and sends the text of the real one behind it;
-        // a whole answer has the real one here.
+        // The API begins with an empty object and sends the text of the real one after it. A whole
+        // response has the real one here.
         let given = match block.get("input") {
             Some(input @ Value::Object(members)) if !members.is_empty() => {
                 mended(input.clone(), marked).to_string()
@@ -257,7 +260,7 @@ impl EventDecoder {
 
     fn grow(&mut self, index: u64, delta: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let kind = text_at(delta, "type").unwrap_or_default();
-        // Some servers do not say that a block begins.
+        // Some servers do not announce a block.
         if self.open(index).is_none()
             && let Some(kind) = ["text", "thinking"]
                 .into_iter()
@@ -308,7 +311,8 @@ impl EventDecoder {
         }
     }
 
-    /// Counts are of the whole answer so far, and the later event does not repeat all of them.
+    /// Reads token counts. They cover the whole response so far, and a later event does not repeat
+    /// all of them.
     fn count(&mut self, holder: &Value, deltas: &mut Vec<Delta>) {
         let Some(usage) = holder.get("usage").filter(|usage| usage.is_object()) else {
             return;
@@ -336,7 +340,7 @@ impl Open {
         let rest = joiner.rest();
         match block {
             Block::Text(spoken) => spoken.into_content(),
-            // Newer models hide the text, and their proof alone must come back.
+            // Newer models hide the text, and only their signature must come back.
             Block::Thinking { text, signature } => thinking(text + rest, signature),
             Block::Redacted(data) => vec![custom(REDACTED, &data)],
             Block::Call {

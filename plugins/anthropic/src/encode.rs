@@ -1,7 +1,10 @@
-//! From the shared vocabulary to a Messages request.
+//! Encodes the shared vocabulary to a Messages request.
 //!
-//! Always holds: at most four blocks carry `cache_control`; a `thinking` setting that the model or
-//! the conversation does not allow is left out rather than refused.
+//! # Invariants
+//!
+//! - At most four blocks carry `cache_control`.
+//! - A `thinking` setting that the model or the conversation does not allow is left out rather than
+//!   refused.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::extra::{CallExtra, kept};
@@ -21,16 +24,17 @@ const RULES: Rules = Rules {
     in_ids: is_in_id,
     longest_id: LONGEST_ID,
 };
-/// The same, for a model that takes reasoning without a proof.
+/// The rules for a model that accepts reasoning without a signature.
 const LENIENT: Rules = Rules {
     sent_back: goes_back_unsigned,
     ..RULES
 };
-/// What a model writes where the policy sets no limit: the API wants one.
+/// The output limit where the policy sets none: the API requires one.
 const OUTPUT: u32 = 32_000;
-/// The API takes no less.
+/// The API's minimum.
 const LEAST_BUDGET: u32 = 1_024;
-/// Lets a request say what becomes of reasoning that no longer fits the conversation before it.
+/// The beta header that lets a request say what happens to reasoning that no longer fits the
+/// conversation before it.
 const BINDING: &str = "thinking-binding-controls-2026-08-01";
 
 pub(crate) fn encode(request: &CompletionRequest) -> Result<Encoded, Error> {
@@ -73,8 +77,8 @@ fn body(
         .iter()
         .map(|turn| message(turn, files))
         .collect();
-    // What is most likely to be the same next time: tools and system, and the last two user turns,
-    // of which the earlier one was the last in the request before.
+    // The parts most likely to be the same next time: tools and system, and the last two user
+    // turns, of which the earlier one was the last in the previous request.
     let users = messages.iter_mut().rev().filter(|m| m["role"] == "user");
     for message in users.take(2) {
         if let Some(last) = message["content"].as_array_mut().and_then(|c| c.last_mut()) {
@@ -118,7 +122,8 @@ fn body(
     Ok(Value::Object(body))
 }
 
-/// A breakpoint of the provider's prompt cache: all up to here is kept for some minutes.
+/// Sets a breakpoint of the provider's prompt cache: everything up to here is cached for some
+/// minutes.
 fn keep(block: &mut Value) {
     block["cache_control"] = json!({ "type": "ephemeral" });
 }
@@ -131,7 +136,7 @@ fn tool(tool: &Tool) -> Value {
     })
 }
 
-/// What the API lets a member of a tool's arguments be called.
+/// Whether the API accepts a name for a member of a tool's arguments.
 fn is_member(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     (1..=64).contains(&name.len()) && name.chars().all(fits)
@@ -141,7 +146,7 @@ fn message(turn: &Turn, files: &mut Files) -> Value {
     match turn {
         Turn::User(turn) => json!({ "role": "user", "content": user(turn, files) }),
         Turn::Model(pieces) => {
-            // The API refuses an answer that ends in reasoning.
+            // The API refuses a response that ends in reasoning.
             let ends = |piece: &Content| matches!(piece, Content::Text(_) | Content::ToolCall(_));
             let end = pieces.iter().rposition(ends).map_or(0, |last| last + 1);
             json!({ "role": "assistant", "content": model(&pieces[..end]) })
@@ -165,7 +170,7 @@ fn user(turn: &UserTurn, files: &mut Files) -> Vec<Value> {
 fn result(result: &ToolResult, files: &mut Files) -> Value {
     let text = json!({ "type": "text", "text": result.text });
     let mut content = vec![text];
-    // The API takes nothing but text with an error.
+    // The API accepts only text with an error.
     content.extend(result.blobs.iter().map(|blob| {
         if result.is_error {
             json!({ "type": "text", "text": Files::tell(blob) })
@@ -194,7 +199,7 @@ fn picture(blob: &BlobRef, files: &mut Files) -> Value {
     }
 }
 
-/// Reasoning without a proof is another provider's, or was cut off, and would be refused.
+/// Reasoning without a signature is another provider's, or was truncated, and would be refused.
 fn goes_back(piece: &Content) -> bool {
     match piece {
         Content::Thinking(thinking) => thinking.signature.is_some(),
@@ -203,7 +208,7 @@ fn goes_back(piece: &Content) -> bool {
     }
 }
 
-/// Where a server gives reasoning without a proof it wants it back so.
+/// A server that sends reasoning without a signature accepts it back in that form.
 fn goes_back_unsigned(piece: &Content) -> bool {
     match piece {
         Content::Thinking(_) => true,
@@ -266,7 +271,7 @@ fn model(pieces: &[Content]) -> Vec<Value> {
     content
 }
 
-/// What the request says of reasoning, as the model's generation wants it said.
+/// The `thinking` setting, in the form of the model's generation.
 fn thinking(
     wanted: Option<Thinking>,
     ways: Ways,
@@ -296,7 +301,7 @@ fn thinking(
         (Reasons::Either | Reasons::Asked, None | Some(Thinking::Off)) => return,
         (Reasons::Unasked, Some(Thinking::Off)) => json!({ "type": "disabled" }),
         (Reasons::Either, _) => json!({ "type": "adaptive" }),
-        // These hide what they think unless told to show it.
+        // These hide their reasoning unless told to show it.
         _ => json!({ "type": "adaptive", "display": "summarized" }),
     };
     if ways.bound {
@@ -320,7 +325,7 @@ fn thinking(
     }
 }
 
-/// Whether the answer that waits for results began with reasoning. None waits: fine as well.
+/// Whether the response that waits for results began with reasoning. True if none waits.
 fn led_by_reasoning(conversation: &Conversation) -> bool {
     let mut turns = conversation.turns.iter().rev();
     match (turns.next(), turns.next()) {

@@ -1,8 +1,10 @@
-//! Anthropic's Messages API.
+//! The provider adapter for Anthropic's Messages API.
 //!
-//! Always holds: a request carries no credential and no host (both are the deployment's); a model's
-//! reasoning goes back as it came, unread and in its place, or not at all; an event, block or member
-//! that is not known here is passed over.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A model's reasoning goes back unmodified and in its place, or not at all.
+//! - An unknown event, block or member is ignored.
 
 mod classify;
 mod decode;
@@ -17,23 +19,23 @@ use serde::{Deserialize, Serialize};
 
 pub use decode::EventDecoder;
 
-/// The version of the API that this adapter was written for.
+/// The API version that this adapter was written for.
 const VERSION: &str = "2023-06-01";
-/// What a block of reasoning that may not be read is kept as; the body is its data as JSON text.
+/// The kind of a redacted reasoning block. Its body is the block's data as JSON text.
 const REDACTED: &str = "anthropic.redacted-thinking";
-/// What stands behind reasoning that came without a proof; the body is an [`Unsigned`].
+/// The kind of the piece after reasoning without a signature. Its body is an [`Unsigned`].
 const UNSIGNED: &str = "anthropic.unsigned-thinking";
-/// How long the API lets a call's id be.
+/// The API's maximum length of a call's id.
 const LONGEST_ID: usize = 64;
 
-/// Reasoning came without a proof.
+/// A mark for reasoning without a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Unsigned {
-    /// There was a member for it, with nothing in it.
+    /// Whether the member was present but empty.
     blank: bool,
 }
 
-/// What the API lets a call's id be made of.
+/// Whether the API accepts a character in a call's id.
 fn is_in_id(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_' || c == '-'
 }

@@ -1,42 +1,48 @@
-//! The models, and how each wants to be asked.
+//! The known models, and the request options each one takes.
 //!
-//! Always holds: a Claude that is not in the list is asked as the newest ones are, since what a name
-//! stands for tomorrow is newer than this file; other people's models behind the same API are told
-//! nothing that a policy did not ask for. Figures are those of the provider's public pages of
-//! November 2026; a price that rises with the length of the prompt stands at its lowest.
+//! Figures are those of the provider's public pages of November 2026. A price that rises with the
+//! length of the prompt is given at its lowest.
+//!
+//! # Invariants
+//!
+//! - A Claude that is not in the list is treated like the newest ones, since a new name is newer
+//!   than this file.
+//! - Other vendors' models behind the same API are sent no option that a policy did not ask for.
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 
-/// How a model is told to reason.
+/// How a model's reasoning is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reasons {
-    /// By a number of tokens, when asked.
+    /// By a number of tokens, on request.
     Budget,
-    /// As it sees fit, when asked, or by a number of tokens.
+    /// Adaptive, on request, or by a number of tokens.
     Either,
-    /// As it sees fit, when asked.
+    /// Adaptive, on request.
     Asked,
-    /// As it sees fit, unless told not to.
+    /// Adaptive, unless turned off.
     Unasked,
-    /// As it sees fit; told not to, it would refuse the request or the reasoning of its earlier answers.
+    /// Adaptive. If turned off, it would refuse the request or the reasoning of its earlier
+    /// responses.
     Always,
 }
 
-/// How a model wants to be asked.
+/// The request options of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ways {
     pub(crate) reasons: Reasons,
-    /// Whether its reasoning is bound to all that came before it, so that the API has to be told to
-    /// leave out what a condensed conversation no longer fits.
+    /// Whether its reasoning is bound to everything before it, so that the API has to be told to
+    /// drop what no longer fits a condensed conversation.
     pub(crate) bound: bool,
-    /// The most it writes.
+    /// The maximum number of output tokens.
     pub(crate) output: u32,
-    /// Its reasoning has a proof, and is refused without one: a model of Anthropic's, wherever it is served.
+    /// Whether its reasoning is signed, and refused without a signature: true of Anthropic's
+    /// models, wherever they are served.
     pub(crate) proves: bool,
 }
 
 impl Ways {
-    /// Whether it takes `temperature` and `top_p`.
+    /// Whether it accepts `temperature` and `top_p`.
     pub(crate) fn sampling(self) -> bool {
         matches!(self.reasons, Reasons::Budget | Reasons::Either)
     }
@@ -200,7 +206,7 @@ pub(crate) fn all() -> Vec<ModelInfo> {
         .collect()
 }
 
-/// By the model's name, with or without a date behind it and a route before it.
+/// The options by the model's name, with or without a date suffix and a route prefix.
 pub(crate) fn ways(model: &str) -> Ways {
     let name = model.rsplit('/').next().unwrap_or(model);
     let known = MODELS.iter().find(|m| {

@@ -1,8 +1,13 @@
 //! Builds plugin crates to WebAssembly components, for build scripts and for `lucid plugin build`.
 //!
-//! Owns the nested cargo call and what it needs around it. A component that comes out imports
-//! nothing but Lucid's own interfaces: the target has no WASI, so std cannot pull it in. It names no folder
-//! of whoever built it, and is the same bytes wherever it is built.
+//! This crate wraps the nested cargo call and everything it needs.
+//!
+//! # Invariants
+//!
+//! - A component imports nothing but Lucid's own interfaces: the target has no WASI, so std cannot
+//!   pull it in.
+//! - A component contains no path of the machine it was built on, and is byte for byte the same
+//!   wherever it is built.
 
 mod project;
 mod remap;
@@ -13,28 +18,29 @@ pub use project::Project;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The target every guest is built for.
+/// The target that every guest is built for.
 pub const WASM: &str = "wasm32-unknown-unknown";
 
-/// What cargo takes flags for guests from.
+/// The variable from which cargo takes flags for guests.
 const FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
 
-/// Why a guest could not be built. The text is for the person who runs cargo.
+/// The reason why a guest could not be built. The text is for the person who runs cargo.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Builds guests of one cargo workspace, into a target folder beside the outer build's own.
+/// Builds guests of one cargo workspace, in a target folder beside the outer build's own.
 pub struct Builder {
     workspace: PathBuf,
     target: PathBuf,
 }
 
 impl Builder {
-    /// For the build script of a crate in `workspace`. `OUT_DIR` says where the outer build works.
+    /// A builder for the build script of a crate in `workspace`. `OUT_DIR` gives the outer build's
+    /// folder.
     pub fn new(workspace: impl Into<PathBuf>) -> Result<Self, Error> {
         let workspace = workspace.into().canonicalize()?;
         let out = PathBuf::from(std::env::var("OUT_DIR")?);
-        // OUT_DIR is <target>/<profile>/build/<crate>-<hash>/out. The nested build shares <target>,
-        // not its lock: a folder of its own.
+        // OUT_DIR is <target>/<profile>/build/<crate>-<hash>/out. The nested build shares <target>
+        // but not its lock, so it has a folder of its own.
         let target = out
             .ancestors()
             .nth(4)
@@ -45,7 +51,7 @@ impl Builder {
         })
     }
 
-    /// Builds `package` and makes a component of it. Returns the component's bytes.
+    /// Builds `package` as a component. Returns the component's bytes.
     pub fn component(&self, package: &str) -> Result<Vec<u8>, Error> {
         let std = sysroot::find(&self.target, &|text| {
             println!("cargo::warning=guests: {text}");
@@ -79,7 +85,7 @@ impl Builder {
         )?)
     }
 
-    /// Tells cargo to run the build script again when anything below these folders of the workspace
+    /// Tells cargo to rerun the build script when anything below these folders of the workspace
     /// changes, and only then.
     pub fn watch(&self, folders: &[&str]) {
         for folder in folders {
@@ -101,8 +107,8 @@ impl Builder {
 
     fn cargo(&self, package: &str, target: &str) -> Command {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        // What the outer cargo says of the outer build (its flags, its clippy wrapper, its features)
-        // is not for the nested one.
+        // The outer cargo's variables for its own build (flags, clippy wrapper, features) are not
+        // for the nested one.
         for (name, _) in std::env::vars() {
             let kept = matches!(
                 name.as_str(),
@@ -136,7 +142,7 @@ impl Builder {
     }
 }
 
-/// How guests are compiled: with which standard library, and what takes the place of folders.
+/// The compiler flags of guests: the standard library, and the remapped folders.
 fn flags(sysroot: Option<&Path>, project: &Path, target: &Path) -> String {
     let mut folders = Vec::new();
     let mut all = String::new();
@@ -144,7 +150,8 @@ fn flags(sysroot: Option<&Path>, project: &Path, target: &Path) -> String {
         all = format!("--sysroot={} ", sysroot.display());
         folders.push((sysroot, "/rustc"));
     }
-    // What a build script wrote is below the target folder, which may be in the project or elsewhere.
+    // Files from build scripts are below the target folder, which may be in the project or
+    // elsewhere.
     folders.extend([(project, "/project"), (target, "/target")]);
     all + &remap::flags(folders)
 }
@@ -159,7 +166,7 @@ pub fn workspace_root(up: usize) -> Result<PathBuf, Error> {
         .to_path_buf())
 }
 
-/// Makes a component of a core module that the WIT bindings are linked into.
+/// Converts a core module with the WIT bindings linked in to a component.
 fn encode(module: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(wit_component::ComponentEncoder::default()
         .validate(true)

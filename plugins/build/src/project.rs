@@ -1,7 +1,9 @@
-//! An author's own project: a crate somewhere, built by whoever writes it.
+//! Builds an author's own project: a crate anywhere on the author's machine.
 //!
-//! Always holds: the module is the one that cargo says it made, wherever that is; an author's flags
-//! for the machine are not used for the guest.
+//! # Invariants
+//!
+//! - The module is the one that cargo reports, wherever that is.
+//! - The author's compiler flags for the native target are not used for the guest.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +19,8 @@ pub struct Project {
 }
 
 impl Project {
-    /// The crate in `folder`. What a build from source makes is kept in `cache`, for all projects.
+    /// The crate in `folder`. A standard library built from source is kept in `cache`, for all
+    /// projects.
     pub fn new(folder: impl Into<PathBuf>, cache: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
@@ -25,8 +28,8 @@ impl Project {
         }
     }
 
-    /// Builds it as a release and makes a component of it. Returns the component's bytes. What cargo
-    /// and the compiler have to say goes to stderr; `say` tells what takes longer.
+    /// Builds it in release mode as a component. Returns the component's bytes. Messages of cargo
+    /// and the compiler go to stderr. `say` reports steps that take longer.
     pub fn component(&self, say: &dyn Fn(&str)) -> Result<Vec<u8>, Error> {
         let manifest = self.folder.join("Cargo.toml");
         if !manifest.is_file() {
@@ -40,7 +43,7 @@ impl Project {
             .arg("--message-format=json-render-diagnostics")
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());
-        // They come before those of the target, and are for another one.
+        // They take precedence over those of the target, and are for another one.
         for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
             cargo.env_remove(name);
         }
@@ -64,7 +67,7 @@ impl Project {
     }
 }
 
-/// The module that cargo made of the library of this manifest.
+/// The library module that cargo built for this manifest.
 fn module(messages: &str, manifest: &Path) -> Result<PathBuf, Error> {
     let own = manifest.canonicalize()?;
     let of_crate = |message: &Value| {

@@ -1,12 +1,14 @@
-//! Owns what a component does not tell: where on the builder's machine it was built.
+//! Removes build machine paths from components.
 //!
-//! What always holds: where a panic names a source, its path begins with a name that is the same on every
-//! machine, in place of the folder of the project, of cargo, or of the compiler; so a component is the
-//! same bytes wherever it is built, by the same compiler from the same sources.
+//! # Invariants
+//!
+//! - In the source path of a panic message, a name that is the same on every machine replaces the
+//!   folder of the project, of cargo, or of the compiler. The same compiler therefore builds the
+//!   same sources to the same bytes everywhere.
 
 use std::path::{Path, PathBuf};
 
-/// Flags for the compiler, separated by spaces. Of two that fit a path the later one holds.
+/// Compiler flags, separated by spaces. Of two that match a path the later one applies.
 pub(crate) fn flags<'a>(folders: impl IntoIterator<Item = (&'a Path, &'a str)>) -> String {
     let mut all = String::new();
     let cargo = cargo_home();
@@ -15,7 +17,8 @@ pub(crate) fn flags<'a>(folders: impl IntoIterator<Item = (&'a Path, &'a str)>) 
         places.extend(from.canonicalize().ok().filter(|real| real != from));
         for place in places {
             let text = place.display().to_string();
-            // Flags in a variable cannot hold a space, and a folder's name is no reason not to build.
+            // Flags in a variable cannot contain a space, and a folder's name is no reason to
+            // refuse a build.
             if !text.contains(char::is_whitespace) && text.len() > 1 {
                 all += &format!(" --remap-path-prefix={text}={to}");
             }
@@ -26,7 +29,7 @@ pub(crate) fn flags<'a>(folders: impl IntoIterator<Item = (&'a Path, &'a str)>) 
     }
     if let Some(cargo) = cargo {
         add(&cargo, "/cargo");
-        // By which registry a crate came says nothing of it.
+        // The registry a crate came from makes no difference.
         let sources = cargo.join("registry/src");
         let mut registries: Vec<PathBuf> = std::fs::read_dir(sources)
             .into_iter()
@@ -52,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_named_in_both_its_ways_and_one_with_a_space_is_left() {
-        // A link that every Linux has, to a folder.
+        // A link to a folder that every Linux has.
         let (link, real) = (
             Path::new("/proc/self/cwd"),
             std::env::current_dir().unwrap(),

@@ -1,8 +1,9 @@
-//! Finds a wasm standard library, or makes one.
+//! Finds a wasm standard library, or builds one.
 //!
-//! In this order: the toolchain's own, `rustup target add`, std from source (Debian's `rust-src` of
-//! exactly the compiler's version). The library from source is kept below the target folder under a
-//! hash of the compiler, and only moved to its final name when it is whole.
+//! Tried in this order: the toolchain's own, `rustup target add`, std from source (Debian's
+//! `rust-src` of exactly the compiler's version). A library built from source is kept below the
+//! target folder under a hash of the compiler, and only moved to its final name when it is
+//! complete.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +12,14 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, WASM, remap};
 
-/// `source` skips the toolchain's own library and rustup: for machines that may not download one.
+/// `source` skips the toolchain's own library and rustup, for machines that may not download one.
 pub(crate) const CHOICE: &str = "LUCID_WASM_STD";
 
-/// How a library from source is made; another way is another library.
+/// A description of how a library from source is built. Changing it invalidates earlier ones.
 const MADE: &str = "folders are remapped";
 
-/// A sysroot to build with; none where the toolchain's own will do.
-/// `target` is the folder that one from source is kept in; `say` tells the person who waits.
+/// A sysroot to build with. `None` if the toolchain's own works. `target` is the folder for one
+/// from source. `say` informs the person who waits.
 pub(crate) fn find(target: &Path, say: &dyn Fn(&str)) -> Result<Option<PathBuf>, Error> {
     if has_std(Path::new(print("target-libdir")?.trim())) {
         return Ok(None);
@@ -74,7 +75,7 @@ fn from_source(target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
     let made = make(&work, &release, &host);
     let result = made.and_then(|sysroot| {
         match std::fs::rename(&sysroot, &done) {
-            // Another build was faster: its library is as good.
+            // Another build was faster, and its library is just as good.
             Err(_) if has_std(&done.join("lib/rustlib").join(WASM).join("lib")) => {}
             other => other?,
         }
@@ -84,7 +85,7 @@ fn from_source(target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
     result
 }
 
-/// Everything below `work`; returns the sysroot's folder in it.
+/// Builds a sysroot below `work`, and returns its folder.
 fn make(work: &Path, release: &str, host: &str) -> Result<PathBuf, Error> {
     let library = sources(work, release)?;
     let built = work.join("build");
@@ -107,7 +108,7 @@ fn make(work: &Path, release: &str, host: &str) -> Result<PathBuf, Error> {
     output(
         cargo
             .current_dir(&library)
-            // std is built by a stable compiler: this is what its own build sets.
+            // std is built by a stable compiler: its own build sets this too.
             .env("RUSTC_BOOTSTRAP", "1")
             // Without the bitcode a guest with LTO does not link.
             .env(
@@ -145,8 +146,8 @@ fn make(work: &Path, release: &str, host: &str) -> Result<PathBuf, Error> {
     Ok(sysroot)
 }
 
-/// The `library` folder of the compiler's sources: rustup's component where it is installed, else
-/// Debian's package, fetched with an apt configuration of its own so that the system is not touched.
+/// The `library` folder of the compiler's sources: rustup's component if installed, else Debian's
+/// package, fetched with a separate apt configuration so that the system is not touched.
 fn sources(work: &Path, release: &str) -> Result<PathBuf, Error> {
     let own = PathBuf::from(output(Command::new(rustc()).args(["--print", "sysroot"]))?.trim())
         .join("lib/rustlib/src/rust/library");

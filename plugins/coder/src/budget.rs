@@ -1,13 +1,15 @@
-//! What is left of the budgets: model calls, tokens, money and time.
+//! The remaining budgets: model calls, tokens, money and time.
 //!
-//! Always holds: a budget that is used up ends the task with a sentence that names it, and the model
-//! is told before, while it can still finish.
+//! # Invariants
+//!
+//! - An exhausted budget ends the task with a sentence that names it, and the model is warned
+//!   before, while it can still finish.
 
 use lucid_plugin::policy::Context;
 use lucid_plugin::types::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-/// What was left when the model was asked last: the difference is what a turn takes.
+/// The remaining budgets at the last model call: the difference is the cost of a turn.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Spent {
     tokens_left: Option<u64>,
@@ -16,19 +18,19 @@ pub(crate) struct Spent {
 }
 
 impl Spent {
-    /// The model is asked now.
+    /// Records the budgets at a model call.
     pub(crate) fn note(&mut self, ctx: &Context) {
         self.tokens_left = ctx.tokens_left;
         self.cost_left = ctx.cost_left;
         self.millis_left = ctx.millis_left;
     }
 
-    /// How many more model calls there are, if each takes what the last turn took.
+    /// The number of further model calls, if each costs as much as the last turn.
     pub(crate) fn calls_left(&self, ctx: &Context) -> u64 {
         let calls = |before: Option<u64>, left: Option<u64>| {
             let left = left?;
             let turn = before?.saturating_sub(left);
-            // What is not used up is enough for one.
+            // A remainder is enough for one more call.
             left.checked_div(turn)
                 .map(|calls| calls.max(u64::from(left > 0)))
         };
@@ -45,7 +47,7 @@ impl Spent {
     }
 }
 
-/// What the model is told when the end is near.
+/// The message to the model when the end is near.
 pub(crate) fn wrap_up(calls_left: u64) -> Option<&'static str> {
     match calls_left {
         1 => Some(
@@ -60,7 +62,7 @@ pub(crate) fn wrap_up(calls_left: u64) -> Option<&'static str> {
     }
 }
 
-/// The budget that is used up, as the error that ends the task.
+/// The exhausted budget, as the error that ends the task.
 pub(crate) fn used_up(ctx: &Context) -> Option<Error> {
     let (code, what) = if ctx.iterations_left == 0 {
         ("iterations", "task's budget of model calls")
@@ -73,8 +75,8 @@ pub(crate) fn used_up(ctx: &Context) -> Option<Error> {
     } else {
         return None;
     };
-    // Another message opens a task with its own calls; the session's budgets stay. A task that takes
-    // too long takes its session along: the host ends it.
+    // Another message starts a task with its own call budget, but the session's budgets remain. A
+    // task that takes too long ends its session: the host closes it.
     let then = match code {
         "iterations" => "a further message goes on from there",
         "time" => "the session ends with it",

@@ -1,39 +1,41 @@
-//! Sees that a model goes round in circles: the same calls with the same results, over and over.
+//! Detects a model that repeats the same calls with the same results.
 //!
-//! Always holds: a circle is up to [`LONGEST`] turns long; and the model is told once, as long as it
-//! stays in the same one.
+//! # Invariants
+//!
+//! - A repeated sequence is up to [`LONGEST`] turns long.
+//! - The model is told once for as long as it stays in the same loop.
 
 use serde::{Deserialize, Serialize};
 
-/// So many rounds, and the model is told.
+/// The number of rounds after which the model is told.
 pub(crate) const TELL_AT: usize = 3;
-/// So many, and it is taken to be stuck.
+/// The number of rounds after which it counts as stuck.
 pub(crate) const STUCK_AT: usize = 5;
-/// The most turns of a circle.
+/// The maximum length of a circle, in turns.
 const LONGEST: usize = 4;
 
-/// The latest turns' marks.
+/// The hashes of the latest turns.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Circles {
     marks: Vec<u64>,
     told: bool,
-    /// The user was asked for help once.
+    /// Whether the user was asked for help once.
     pub(crate) asked: bool,
 }
 
-/// What a turn shows.
+/// What a turn reveals.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Found {
-    /// Something new, or a circle that the model knows of.
+    /// Something new, or a circle that the model knows about.
     Nothing,
-    /// A circle of this many turns that the model should know of.
+    /// A circle of this many turns that the model should be told about.
     Circle(usize),
-    /// A circle of this many turns that the model does not get out of.
+    /// A circle of this many turns that the model does not leave.
     Stuck(usize),
 }
 
 impl Circles {
-    /// Takes a turn's mark.
+    /// Adds a turn's hash.
     pub(crate) fn turn(&mut self, mark: u64) -> Found {
         if self.marks.len() == LONGEST * STUCK_AT {
             self.marks.remove(0);
@@ -54,13 +56,13 @@ impl Circles {
         }
     }
 
-    /// Something new is known, so what was before is no circle any more.
+    /// Something new is known, so earlier turns no longer form a circle.
     pub(crate) fn forget(&mut self) {
         self.marks.clear();
         self.told = false;
     }
 
-    /// How often in a row the latest turns were the same, in circles of a length.
+    /// How often in a row the latest turns repeat, in circles of this length.
     fn rounds(&self, length: usize) -> usize {
         let mut rounds = self.marks.rchunks_exact(length);
         match rounds.next() {
@@ -102,7 +104,7 @@ mod tests {
     fn what_changes_now_and_then_is_no_circle() {
         let marks: Vec<u64> = (0..40).map(|n| n / 2).collect();
         assert!(found(&marks).iter().all(|f| *f == Found::Nothing));
-        // The same test result behind each of several edits.
+        // The same test result after each of several edits.
         let marks: Vec<u64> = (0..40)
             .map(|n| if n % 2 == 0 { 1 } else { 100 + n })
             .collect();

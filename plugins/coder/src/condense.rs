@@ -1,8 +1,10 @@
-//! Makes a long transcript fit the model: the older part is summarised by a model, and the latest
-//! turns stay word for word.
+//! Makes a long transcript fit the model: a model summarises the older part, and the latest turns
+//! are kept verbatim.
 //!
-//! Always holds: each time the word-for-word part loses at least one turn, so it ends; and where no
-//! model gives a summary the part is left out, and the model that works is told so.
+//! # Invariants
+//!
+//! - Each time the verbatim part loses at least one turn, so condensing terminates.
+//! - If no model gives a summary the older part is left out, and the working model is told so.
 
 use lucid_plugin::cut as cut_text;
 use lucid_plugin::policy::{Context, ModelCall, ModelReply, Part};
@@ -13,22 +15,22 @@ use crate::conversation::BYTES_A_TOKEN;
 use crate::prompt;
 use crate::state::{Model, State};
 
-/// The longest summary that is kept, in characters.
+/// The maximum length of a summary, in characters.
 const LONGEST: usize = 24_000;
-/// The most tokens of a summary.
+/// The maximum number of tokens of a summary.
 const SUMMARY_TOKENS: u64 = 6_000;
-/// What an answer is given where nobody knows how much the model writes.
+/// The tokens reserved for a reply if the model's output limit is unknown.
 const ANSWER_TOKENS: u64 = 4_096;
 
-/// Who writes the next summary.
+/// The model that writes the next summary.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Summariser {
     /// The small model.
     #[default]
     Small,
-    /// The one that works.
+    /// The working model.
     Working,
-    /// None could: the part is left out.
+    /// None: the older part is left out.
     Nobody,
 }
 
@@ -51,19 +53,19 @@ const REQUEST: &str = "\
 Here the older part ends. Write the notes now, as text, without calling a tool. Where notes from \
 an earlier time are given above, take over from them what still matters.";
 
-/// What the conversation needs before the model can be asked.
+/// What has to happen before the model can be called.
 pub(crate) enum Need {
     Nothing,
-    /// A summary of what stands before the entry.
+    /// A summary of everything before the entry.
     Summary {
         call: ModelCall,
         cut: u64,
     },
-    /// Nothing can be taken away any more.
+    /// Nothing more can be removed.
     Hopeless(Error),
 }
 
-/// Looks whether the next prompt fits, and condenses what can be condensed at once.
+/// Checks whether the next prompt fits, and condenses what can be condensed at once.
 pub(crate) fn need(ctx: &Context, s: &mut State, effect: &str) -> Need {
     loop {
         let cut = if s.task.too_long {
@@ -82,7 +84,7 @@ pub(crate) fn need(ctx: &Context, s: &mut State, effect: &str) -> Need {
                 None => return Need::Nothing,
             }
         };
-        // The last calls of a budget are for the work.
+        // The last calls of a budget are for the work itself.
         if s.task.summariser == Summariser::Nobody || ctx.iterations_left <= 2 {
             apply(s, cut, None);
             continue;
@@ -104,7 +106,7 @@ fn hopeless(model: &Model) -> Error {
     Error::new(ErrorKind::ContextTooLong, text)
 }
 
-/// How many tokens a prompt may have, where that is known.
+/// The maximum number of tokens of a prompt, if known.
 fn most(s: &State) -> Option<u64> {
     let context = s.model.context;
     let answer = match (s.settings.max_output_tokens, s.model.output) {
@@ -116,8 +118,8 @@ fn most(s: &State) -> Option<u64> {
     (context > 0).then(|| (context - answer.min(context / 4)) / 10 * 9)
 }
 
-/// Where to cut when the next prompt is near the limit: about a third of it stays. None where it is
-/// not, or where too little would be gained.
+/// Where to cut when the next prompt is near the limit: about a third of it is kept. `None` if it
+/// is not, or if too little would be gained.
 fn cut_when_near(s: &State) -> Option<u64> {
     let most = most(s)?;
     if s.conversation.tokens(prompt::fixed_bytes(s)) <= most {
@@ -128,7 +130,7 @@ fn cut_when_near(s: &State) -> Option<u64> {
     (all - kept >= all / 4).then_some(cut)
 }
 
-/// Where to cut when the model refused the prompt: at most half stays, and in the end nothing.
+/// Where to cut when the model refused the prompt: at most half is kept, and eventually nothing.
 fn cut_in_half(s: &State) -> Option<u64> {
     let all: u64 = s.conversation.turns.iter().map(|turn| turn.bytes).sum();
     match s.conversation.turns.len() {
@@ -167,14 +169,14 @@ fn call(s: &State, cut: u64, effect: &str) -> ModelCall {
     };
     ModelCall {
         model: writer.name.clone(),
-        // Some providers want the tools of the calls that a prompt holds.
+        // Some providers require the tools of the calls that a prompt contains.
         max_output_tokens: u32::try_from(most).ok(),
         aside: true,
         ..ModelCall::new(effect, parts, prompt::tools(s))
     }
 }
 
-/// The small model where there is one that reads this much.
+/// The small model if there is one that can read this much.
 fn writer(s: &State, cut: u64) -> &Model {
     let shown = s.conversation.turns.iter().filter(|t| t.entry < cut);
     let tokens = shown.map(|turn| turn.bytes).sum::<u64>() / BYTES_A_TOKEN + SUMMARY_TOKENS;
@@ -189,7 +191,7 @@ fn writer(s: &State, cut: u64) -> &Model {
     }
 }
 
-/// A summary came. What was written is in the transcript, and stays out of every prompt.
+/// Handles a summary. What was written is in the transcript, and stays out of every prompt.
 pub(crate) fn replied(s: &mut State, cut: u64, reply: &ModelReply) {
     s.conversation.skip(reply.entry);
     let text = reply.message.joined_text();
@@ -201,7 +203,7 @@ pub(crate) fn replied(s: &mut State, cut: u64, reply: &ModelReply) {
     apply(s, cut, Some(cut_text(text.trim(), LONGEST)));
 }
 
-/// No summary came: the next one is asked, if there is one.
+/// Handles a failed summary: the next model is asked, if there is one.
 pub(crate) fn failed(s: &mut State, cut: u64) {
     s.task.summariser = match s.task.summariser {
         Summariser::Small if writer(s, cut).name != s.model.name => Summariser::Working,

@@ -1,46 +1,49 @@
-//! Which part of the transcript a prompt holds, and how large that part is.
+//! Selects the part of the transcript that a prompt contains, and tracks its size.
 //!
-//! Always holds: entries are kept by number and size, never by text. The part that is kept word for
-//! word begins at a model's reply, or behind all there is: what stands behind a reply up to the next
-//! one belongs to it, so no tool result is without its call. Entries that are passed over are in no
-//! prompt.
+//! # Invariants
+//!
+//! - Entries are stored by number and size, never by text.
+//! - The verbatim part begins at a model's reply, or after the last entry. Whatever follows a reply
+//!   up to the next one belongs to it, so no tool result is without its call.
+//! - Skipped entries are in no prompt.
 
 use lucid_plugin::policy::{Command, Part};
 use lucid_plugin::types::{Content, Message, ToolResult, Usage};
 use serde::{Deserialize, Serialize};
 
-/// So many bytes are about a token; most text has more.
+/// The assumed number of bytes per token. Most text has more.
 pub(crate) const BYTES_A_TOKEN: u64 = 3;
-/// What a picture counts for, in bytes of text. Providers bill its pixels, mostly 1500 tokens for a
-/// screenshot and at most about 5000; nobody says here how many pixels it has.
+/// The assumed size of an image, in bytes of text. Providers bill its pixels, mostly 1500 tokens
+/// for a screenshot and at most about 5000, and the number of pixels is unknown here.
 const PICTURE: u64 = 3000 * BYTES_A_TOKEN;
-/// What the user said earlier is kept word for word up to this size, in bytes; the first task always.
+/// Earlier user messages are kept verbatim up to this size, in bytes. The first task always is.
 const USER_BYTES: u64 = 48 * 1024;
 
-/// What the agent knows of the transcript.
+/// The agent's index of the transcript.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Conversation {
-    /// What the user said.
+    /// The user's messages.
     pub(crate) users: Vec<Stretch>,
-    /// The model's turns, as far as they are in the prompt word for word.
+    /// The model's turns that are in the prompt verbatim.
     pub(crate) turns: Vec<Stretch>,
-    /// From here on the prompt holds everything; before it, what the user said and the summary.
+    /// The entry from which the prompt contains everything. Before it, only the user's messages and
+    /// the summary.
     pub(crate) whole_from: Option<u64>,
-    /// What stands for the part before `whole_from`.
+    /// The summary of the part before `whole_from`.
     pub(crate) summary: Option<String>,
-    /// Something before `whole_from` is in no summary.
+    /// Whether something before `whole_from` is in no summary.
     pub(crate) left_out: bool,
     /// Entries from `whole_from` on that are in no prompt.
     pub(crate) skipped: Vec<u64>,
-    /// Tokens of the last prompt and its answer; 0 where nobody knows.
+    /// Tokens of the last prompt and its reply. 0 if unknown.
     pub(crate) used: u64,
-    /// Bytes that came since.
+    /// Bytes added since.
     pub(crate) since: u64,
-    /// Number of the next entry.
+    /// The number of the next entry.
     pub(crate) next: u64,
 }
 
-/// A part of the transcript: from one entry on, with a size in bytes.
+/// A part of the transcript: its first entry, and its size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stretch {
     pub(crate) entry: u64,
@@ -48,13 +51,13 @@ pub(crate) struct Stretch {
 }
 
 impl Conversation {
-    /// The user said something.
+    /// Adds a user message.
     pub(crate) fn user(&mut self, entry: u64, bytes: u64) {
         self.users.push(Stretch { entry, bytes });
         self.came(entry, bytes);
     }
 
-    /// The model's next turn begins.
+    /// Begins the model's next turn.
     pub(crate) fn turn(&mut self, entry: u64, message: &Message, usage: &Usage) {
         self.turns.push(Stretch { entry, bytes: 0 });
         self.came(entry, size(message));
@@ -66,13 +69,13 @@ impl Conversation {
         self.since = 0;
     }
 
-    /// Something that belongs to the turn came into the transcript.
+    /// Adds an entry that belongs to the turn.
     pub(crate) fn came(&mut self, entry: u64, bytes: u64) {
         self.next = self.next.max(entry.saturating_add(1));
         self.grew(bytes);
     }
 
-    /// An entry that no prompt is to hold.
+    /// Excludes an entry from all prompts.
     pub(crate) fn skip(&mut self, entry: u64) {
         self.next = self.next.max(entry.saturating_add(1));
         self.skipped.push(entry);
@@ -95,20 +98,21 @@ impl Conversation {
         }
     }
 
-    /// How many tokens the next prompt has, about; `fixed` is what it has besides, in bytes.
+    /// The estimated number of tokens of the next prompt. `fixed` is its size besides the
+    /// transcript, in bytes.
     pub(crate) fn tokens(&self, fixed: u64) -> u64 {
         if self.used > 0 {
             return self.used.saturating_add(self.since / BYTES_A_TOKEN);
         }
         let summary = self.summary.as_ref().map_or(0, |text| text.len() as u64);
-        // What the user said within a turn is counted with it.
+        // User messages within a turn are counted with it.
         let first = self.turns.first().map_or(self.next, |turn| turn.entry);
         let said = self.said_before(first);
         let bytes = self.turns.iter().chain(&said).map(|part| part.bytes);
         (bytes.sum::<u64>() + summary + fixed) / BYTES_A_TOKEN
     }
 
-    /// What the user said before an entry, as far as it is kept word for word, in order.
+    /// The user's messages before an entry that are kept verbatim, in order.
     fn said_before(&self, entry: u64) -> Vec<Stretch> {
         let before = self.users.partition_point(|said| said.entry < entry);
         let Some((first, rest)) = self.users[..before].split_first() else {
@@ -128,8 +132,8 @@ impl Conversation {
         kept
     }
 
-    /// Makes the word-for-word part begin at `cut`. `summary` stands for all before it; without one
-    /// the part is left out.
+    /// Makes the verbatim part begin at `cut`. `summary` replaces everything before it. Without one
+    /// that part is left out.
     pub(crate) fn condense(&mut self, cut: u64, summary: Option<String>) {
         match summary {
             Some(text) => self.summary = Some(text),
@@ -138,11 +142,11 @@ impl Conversation {
         self.turns.retain(|turn| turn.entry >= cut);
         self.skipped.retain(|entry| *entry >= cut);
         self.whole_from = Some(cut);
-        // The numbers of the last prompt say nothing of the next one.
+        // The token count of the last prompt does not apply to the next one.
         self.used = 0;
     }
 
-    /// What the user said before the word-for-word part.
+    /// The user's messages before the verbatim part.
     pub(crate) fn earlier_words(&self) -> Vec<Part> {
         let from = self.whole_from.unwrap_or(0);
         self.said_before(from)
@@ -151,14 +155,14 @@ impl Conversation {
             .collect()
     }
 
-    /// The word-for-word part, to its end.
+    /// The verbatim part, to its end.
     pub(crate) fn latest(&self) -> Vec<Part> {
         let (mut parts, from) = self.between(u64::MAX);
         parts.push(Part::history_from(from));
         parts
     }
 
-    /// The word-for-word part up to an entry, which is not part of it.
+    /// The verbatim part up to an entry, exclusive.
     pub(crate) fn before(&self, cut: u64) -> Vec<Part> {
         let (mut parts, from) = self.between(cut);
         if from < cut {
@@ -167,7 +171,7 @@ impl Conversation {
         parts
     }
 
-    /// What lies between skipped entries before `cut`, and where the rest begins.
+    /// The ranges between skipped entries before `cut`, and where the rest begins.
     fn between(&self, cut: u64) -> (Vec<Part>, u64) {
         let mut from = self.whole_from.unwrap_or(0);
         let mut parts = Vec::new();
@@ -181,12 +185,12 @@ impl Conversation {
     }
 }
 
-/// How large a message is for a model, in bytes of text.
+/// A message's size for a model, in bytes of text.
 pub(crate) fn size(message: &Message) -> u64 {
     message.content.iter().map(size_of_content).sum()
 }
 
-/// How large a piece is for a model, in bytes of text.
+/// A piece's size for a model, in bytes of text.
 pub(crate) fn size_of_content(content: &Content) -> u64 {
     match content {
         Content::Text(text) => text.len() as u64,
@@ -198,7 +202,7 @@ pub(crate) fn size_of_content(content: &Content) -> u64 {
     }
 }
 
-/// How large a tool's result is for a model, in bytes of text.
+/// A tool result's size for a model, in bytes of text.
 pub(crate) fn size_of_result(result: &ToolResult) -> u64 {
     result.text.len() as u64 + PICTURE * result.blobs.len() as u64
 }

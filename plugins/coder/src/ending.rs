@@ -1,7 +1,10 @@
-//! How a task ends: what stands in its way, and what is said at the end.
+//! The end of a task: what prevents it, and the final message.
 //!
-//! Always holds: the model is sent back once for each reason that it could not know or forgot, never
-//! again for the same, and not when the budget has no room for it. A task that was given up ends.
+//! # Invariants
+//!
+//! - The model is sent back once for each reason that it could not know or forgot, never again for
+//!   the same one, and not when the budget has no room for it.
+//! - A task that was given up ends.
 
 use lucid_plugin::policy::{Commands, Context, Outcome};
 use lucid_plugin::types::{Error, ErrorKind, Message, ToolCall, ToolResult};
@@ -12,15 +15,15 @@ use crate::state::{Ending, State, Waits};
 use crate::worktree::{LOOK, Worktree};
 
 pub(crate) const TERMINAL: &str = "terminal";
-/// So many model calls must be left to send the model back: one to act, one to finish.
+/// The number of model calls that must be left to send the model back: one to act, one to finish.
 const ROOM: u64 = 2;
 
-/// The model wants to end the task, and all that it called along with that is answered.
+/// Handles the model's wish to end the task, once everything it called along with that is answered.
 pub(crate) fn settle(ctx: &Context, s: &mut State, ending: Ending, out: &mut Commands) {
     let looked = s.task.worktree.take();
     if s.task.unread && ending.call_id.is_none() {
-        // Without it the prompt would end with the model's own text, and the user's words, which
-        // came while it was written, stand before that.
+        // Otherwise the prompt would end with the model's own text, and the user's message, which
+        // arrived while it was written, precedes that.
         return out.append(Message::user(
             "[While you wrote your last answer the user sent another message; it stands above \
              that answer. Go on with it.]",
@@ -74,12 +77,13 @@ fn objection(
 fn send_back(ending: Ending, why: &str, out: &mut Commands) {
     match ending.call_id {
         Some(id) => out.append_result(ToolResult::failed(id, why)),
-        // The text stands as the model's last word; without a note it would be the prompt's too.
+        // The text is the model's last message. Without a note it would also be the end of the
+        // prompt.
         None => out.append(Message::user(format!("[{why}]"))),
     }
 }
 
-/// Whether git is asked what became of the work.
+/// Whether git is asked for the state of the work.
 fn looks(s: &State) -> bool {
     s.branch.is_some() && s.task.worked && s.has_host_tool(TERMINAL)
 }
@@ -95,7 +99,7 @@ fn look(ctx: &Context, s: &mut State, out: &mut Commands) {
     s.task.waits = Waits::Worktree(effect);
 }
 
-/// Git answered, or could not.
+/// Handles git's answer, or its failure.
 pub(crate) fn looked(s: &mut State, result: Option<&ToolResult>) {
     s.task.waits = Waits::Nothing;
     let read = result.filter(|result| !result.is_bad());
@@ -119,7 +123,7 @@ fn end(s: &mut State, ending: Ending, looked: Option<&Worktree>, out: &mut Comma
         message.push_str(&said);
     }
     if called {
-        // A text is shown as it arrives; what is said with the call is not.
+        // A reply's text is streamed to the user, but the text within the call is not.
         out.emit("AgentMessageAction", message.as_str(), &json!({}));
     }
     close(s, Outcome::Succeeded(message));

@@ -1,11 +1,14 @@
-//! The default agent: it asks a model, runs the tools the model calls, and goes on until the task
-//! is done, given up, or out of budget.
+//! The default agent: it calls a model, runs the tools the model calls, and continues until the
+//! task is done, given up, or out of budget.
 //!
-//! Always holds, at the end of every step of an open task: it waits for exactly one model call, one
-//! look at the workspace or one answer of the user, or for at least one tool run of the model, never
-//! two of these and never nothing. Every tool call in a prompt has its one answer there, so a prompt
-//! is always one that a provider accepts. An effect that is not waited for changes nothing, and what
-//! it put into the transcript is in no prompt.
+//! # Invariants
+//!
+//! - At the end of every step of an open task, the agent waits for exactly one model call, one
+//!   inspection of the workspace or one answer of the user, or for at least one of the model's tool
+//!   runs, never two of these and never nothing.
+//! - Every tool call in a prompt has exactly one result there, so a provider always accepts the
+//!   prompt.
+//! - An effect that is not waited for changes nothing, and its transcript entries are in no prompt.
 
 mod budget;
 mod circles;
@@ -34,7 +37,7 @@ use crate::state::Waits;
 
 pub use state::State;
 
-/// The agent.
+/// The default agent.
 pub struct Coder;
 
 impl Policy for Coder {
@@ -120,7 +123,7 @@ fn begin(ctx: &Context, s: &mut State, mut start: Start) -> Result<(), Error> {
     Ok(())
 }
 
-/// `answers` is the question that the host has closed with this.
+/// Handles a user message. `answers` is the question that the host closed with it.
 fn user_spoke(
     s: &mut State,
     answers: Option<&str>,
@@ -131,18 +134,18 @@ fn user_spoke(
     let bytes = content.iter().map(size_of_content).sum();
     s.conversation.user(entry, bytes);
     if !s.open {
-        // One that ended in this very step was open when the user spoke: it goes on.
+        // A task that ended in this very step was open when the user spoke: it continues.
         s.over = None;
         return s.open_task();
     }
     if let Waits::Answer { effect, .. } = &s.task.waits {
-        // The host hands over what the user says as the answer; a message is taken for it as well.
+        // The host passes the user's message as the answer. A separate message counts as one too.
         if answers != Some(effect) {
             out.cancel(effect.clone());
         }
         question::answered(s, out);
     }
-    // In the transcript already; only an end of the task must not pass over it.
+    // Already in the transcript: an end of the task just must not ignore it.
     s.task.unread = true;
 }
 
@@ -154,7 +157,7 @@ fn model_replied(ctx: &Context, s: &mut State, reply: ModelReply, out: &mut Comm
             s.task.waits = Waits::Nothing;
             condense::replied(s, cut, &reply);
         }
-        // It was faster than our `cancel`. Nobody answers its calls, so no prompt may hold it.
+        // It was faster than our `cancel`. Nothing answers its calls, so no prompt may contain it.
         _ => s.conversation.skip(reply.entry),
     }
 }
@@ -167,19 +170,19 @@ fn tool_replied(s: &mut State, reply: &ToolReply) {
         s.conversation
             .came(reply.entry, size_of_result(&reply.outcome));
     } else {
-        // Its call has an answer already.
+        // Its call has a result already.
         s.conversation.skip(reply.entry);
     }
 }
 
-/// The host found the session's files gone, and says so.
+/// Handles the host's report that the session's files are lost.
 fn workspace_lost(body: &str, out: &mut Commands) {
     let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
     let text = body["text"].as_str().unwrap_or("The workspace is gone.");
     out.append(Message::user(format!("[{text}]")));
 }
 
-/// Asks the model for the next turn, or for a summary, unless a budget is used up.
+/// Calls the model for the next turn, or for a summary, unless a budget is exhausted.
 fn ask(ctx: &Context, s: &mut State, out: &mut Commands) {
     if let Some(error) = budget::used_up(ctx) {
         return close(s, Outcome::Failed(error));
@@ -201,7 +204,7 @@ fn ask(ctx: &Context, s: &mut State, out: &mut Commands) {
     }
 }
 
-/// Ends the task, unless the user says more within this step: then it goes on with that.
+/// Ends the task, unless the user says more within this step: then it continues with that.
 fn close(s: &mut State, outcome: Outcome) {
     s.close_task();
     s.over = Some(outcome);
@@ -214,7 +217,7 @@ fn effect_failed(s: &mut State, failure: Failure, out: &mut Commands) {
         return turn::host_gave_no_result(s, &effect, text, out);
     }
     match std::mem::take(&mut s.task.waits) {
-        // The host has tried again where that helps. A prompt that is too long can be made shorter.
+        // The host has retried where that helps. A prompt that is too long can be shortened.
         Waits::Reply(_) => match error.kind {
             ErrorKind::ContextTooLong => s.task.too_long = true,
             ErrorKind::Refused => turn::refused(s, &error.message, out),
@@ -234,7 +237,7 @@ fn effect_lost(s: &mut State, effect: &str, out: &mut Commands) {
         return turn::host_gave_no_result(s, effect, text.into(), out);
     }
     match std::mem::take(&mut s.task.waits) {
-        // Nothing of the answer was seen, so asking once more repeats nothing.
+        // Nothing of the reply was seen, so another call repeats nothing.
         Waits::Nothing | Waits::Reply(_) | Waits::Summary { .. } => {}
         Waits::Worktree(_) => ending::looked(s, None),
         Waits::Answer { call_id, .. } => {

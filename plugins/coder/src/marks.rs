@@ -1,12 +1,14 @@
-//! Marks of tool calls and their results, to see that a model goes in circles.
+//! Hashes of tool calls and their results, for detecting a model that goes in circles.
 //!
-//! Always holds: a mark is the same on every machine and in every build (it is kept in the state,
-//! so std's hasher, which may change, is no use), and arguments that differ only in how their JSON
-//! is written have the same mark.
+//! # Invariants
+//!
+//! - A hash is the same on every machine and in every build. It is kept in the state, so std's
+//!   hasher, which may change, cannot be used.
+//! - Arguments that differ only in how their JSON is written have the same hash.
 
 use lucid_plugin::types::ToolResult;
 
-/// Mark of a tool and its arguments.
+/// The hash of a tool and its arguments.
 pub(crate) fn of_call(name: &str, arguments: &str) -> u64 {
     let same =
         serde_json::from_slice::<serde_json::Value>(arguments.as_bytes()).map(|v| v.to_string());
@@ -14,7 +16,7 @@ pub(crate) fn of_call(name: &str, arguments: &str) -> u64 {
     hash(hash(START, name.as_bytes()), arguments.as_bytes())
 }
 
-/// Mark of a call with its result.
+/// The hash of a call with its result.
 pub(crate) fn with_result(call: u64, result: &ToolResult) -> u64 {
     let ending = format!("{}{:?}", result.is_error, result.exit_code);
     hash(hash(call, result.text.as_bytes()), ending.as_bytes())
@@ -22,7 +24,7 @@ pub(crate) fn with_result(call: u64, result: &ToolResult) -> u64 {
 
 const START: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a, with the length in front so that neighbours do not run into each other.
+/// FNV-1a, with a length prefix so that adjacent fields do not run into each other.
 fn hash(start: u64, bytes: &[u8]) -> u64 {
     let length = (bytes.len() as u64).to_le_bytes();
     length.iter().chain(bytes).fold(start, |h, byte| {

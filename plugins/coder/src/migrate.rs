@@ -1,19 +1,21 @@
-//! Takes over a session from an older build.
+//! Migrates a session's state from an older build.
 //!
-//! Always holds: an older layout is read by its own names, and what it did not know is set so that
-//! nothing is done behind the back of a user who was promised otherwise: such a session does not
-//! push, and condenses only when its model refuses the prompt.
+//! # Invariants
+//!
+//! - An older layout is read by its own field names. What it did not know is set so that nothing
+//!   happens that its user was not told of: such a session does not push, and condenses only when
+//!   its model refuses the prompt.
 
 use lucid_plugin::types::Error;
 use serde_json::{Value, json};
 
 use crate::state::State;
 
-/// What a turn is taken to be long, in bytes.
+/// The assumed size of a turn, in bytes.
 const TURN: u64 = 4096;
 
-/// From schema 1, which had one flat object. It goes through JSON, since a second set of readers for
-/// the same types would be a quarter of the component.
+/// Migrates schema 1, which was one flat object. It goes through JSON, since a second set of
+/// deserializers for the same types would be a quarter of the component.
 pub(crate) fn from_first(mut old: Value) -> Result<State, Error> {
     let unreadable = |why: String| {
         Error::internal(format!(

@@ -1,7 +1,9 @@
-//! The agent's own tools: those that need no sandbox, because they only concern the agent.
+//! The agent's own tools, which need no sandbox because they only concern the agent.
 //!
-//! Always holds: an own tool is carried out within the step that the model called it in. Two are
-//! answered later: `finish` when the whole turn is known, `ask_user` when the user has spoken.
+//! # Invariants
+//!
+//! - An own tool is carried out within the step in which the model called it. Two are answered
+//!   later: `finish` when the whole turn is known, `ask_user` when the user has answered.
 
 use lucid_plugin::policy::Commands;
 use lucid_plugin::types::ToolDefinition;
@@ -17,10 +19,10 @@ pub(crate) const FINISH: &str = "finish";
 
 pub(crate) const ASK_USER: &str = "ask_user";
 
-/// Their names.
+/// The names of the agent's own tools.
 pub(crate) const NAMES: [&str; 4] = [THINK, TASK_TRACKER, ASK_USER, FINISH];
 
-/// One entry of the agent's plan.
+/// An item of the agent's plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PlanItem {
     title: String,
@@ -65,7 +67,7 @@ fn yes() -> bool {
     true
 }
 
-/// How the model is told of them; of `ask_user` only where the user may be asked.
+/// Their definitions for the model. `ask_user` is included only if the user may be asked.
 pub(crate) fn definitions(ask: bool) -> impl Iterator<Item = ToolDefinition> {
     let all = [
         ToolDefinition::new(
@@ -143,7 +145,7 @@ pub(crate) fn definitions(ask: bool) -> impl Iterator<Item = ToolDefinition> {
         .filter(move |tool| ask || tool.name != ASK_USER)
 }
 
-/// Carries out an own tool. `None`: the answer comes later, when the whole turn is known.
+/// Runs an own tool. `None` if the result follows when the whole turn is known.
 pub(crate) fn call(
     s: &mut State,
     name: &str,
@@ -204,7 +206,7 @@ pub(crate) fn call(
     }
 }
 
-/// As a snapshot is read: one JSON reader in the component, not two.
+/// Parsed like a snapshot: one JSON reader in the component, not two.
 fn read<T: DeserializeOwned>(arguments: &str) -> Result<T, serde_json::Error> {
     serde_json::from_slice(arguments.as_bytes())
 }

@@ -1,7 +1,9 @@
-//! What the model is told in a call: the stretches of the transcript, and the notes around them.
+//! The prompt of a model call: the selected parts of the transcript, and the notes around them.
 //!
-//! Always holds: the system prompt does not change within a session, and notes stand behind the
-//! transcript, so that a provider's prompt cache fits as far as possible.
+//! # Invariants
+//!
+//! - The system prompt does not change within a session, and notes come after the transcript, so
+//!   that as much as possible of a provider's prompt cache is used.
 
 use lucid_plugin::policy::{Context, ModelCall, Part};
 use lucid_plugin::types::{Message, ToolDefinition};
@@ -33,7 +35,7 @@ fn parts(ctx: &Context, s: &State) -> Vec<Part> {
     parts
 }
 
-/// What stands for the part of the conversation that is not word for word in the prompt.
+/// The text that replaces the part of the conversation that is not in the prompt verbatim.
 pub(crate) fn condensed(s: &State) -> String {
     let mut text = String::new();
     if let Some(summary) = &s.conversation.summary {
@@ -41,7 +43,7 @@ pub(crate) fn condensed(s: &State) -> String {
             "[The conversation became too long. These are your own notes of its earlier part; they \
              are not the user's words.]\n<notes>\n",
         );
-        // What was summarised may be anybody's text: it must not be able to close the block.
+        // A summary may contain anybody's text, which must not be able to close the block.
         text.push_str(&summary.replace("</notes", "<\\/notes"));
         text.push_str("\n</notes>");
     }
@@ -61,7 +63,7 @@ pub(crate) fn condensed(s: &State) -> String {
     text
 }
 
-/// What the model may call.
+/// The tools that the model may call.
 pub(crate) fn tools(s: &State) -> Vec<ToolDefinition> {
     let host = s.host_tools.iter().map(|tool| ToolDefinition {
         name: tool.name.clone(),
@@ -71,7 +73,7 @@ pub(crate) fn tools(s: &State) -> Vec<ToolDefinition> {
     host.chain(own::definitions(s.settings.ask)).collect()
 }
 
-/// What every prompt has besides the transcript, in bytes.
+/// The size of a prompt besides the transcript, in bytes.
 pub(crate) fn fixed_bytes(s: &State) -> u64 {
     let tools = tools(s);
     let tools = tools

@@ -1,7 +1,9 @@
 //! Asks the user, and takes the answer.
 //!
-//! Always holds: at most one question is open, and while it is nothing else is waited for. Whatever
-//! the user says next is the answer; it stands in the transcript as a message of theirs.
+//! # Invariants
+//!
+//! - At most one question is open, and while it is, nothing else is waited for.
+//! - The user's next message is the answer, and is a user message in the transcript.
 
 use lucid_plugin::policy::{Command, Commands, Context, Question as Ask};
 use lucid_plugin::types::ToolResult;
@@ -11,7 +13,7 @@ use crate::state::{Question, State, Waits};
 
 const ANSWERED: &str = "The user answered. The answer is their next message.";
 
-/// Puts a question, unless the user has said something that is not read yet.
+/// Asks a question, unless there is an unread user message.
 pub(crate) fn put(ctx: &Context, s: &mut State, question: Question, out: &mut Commands) {
     if s.task.unread {
         let why = "Not asked: the user said something meanwhile. Read it first, and ask again only \
@@ -34,7 +36,7 @@ pub(crate) fn put(ctx: &Context, s: &mut State, question: Question, out: &mut Co
     };
 }
 
-/// The user said something while a question was open.
+/// Handles a user message while a question is open.
 pub(crate) fn answered(s: &mut State, out: &mut Commands) {
     if let Waits::Answer { call_id, .. } = std::mem::take(&mut s.task.waits) {
         s.task.circles.forget();
@@ -44,7 +46,7 @@ pub(crate) fn answered(s: &mut State, out: &mut Commands) {
     }
 }
 
-/// The host could not put the question.
+/// Handles the host's failure to ask the question.
 pub(crate) fn failed(call_id: Option<String>, why: &str, out: &mut Commands) {
     let text = format!(
         "The user could not be asked: {why} Decide it yourself, and say at the end how you did."

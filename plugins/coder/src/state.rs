@@ -1,7 +1,9 @@
-//! What the agent remembers from step to step.
+//! The agent's state from step to step.
 //!
-//! Always holds: only what later steps need; the conversation itself is the host's. What concerns
-//! one task is in [`Task`], and a task that is closed leaves nothing of it.
+//! # Invariants
+//!
+//! - The state holds only what later steps need. The conversation itself is the host's.
+//! - Everything about one task is in [`Task`], and a closed task leaves nothing of it behind.
 
 use lucid_plugin::policy::{ModelOffer, Outcome, Start};
 use lucid_plugin::types::ToolDefinition;
@@ -14,27 +16,27 @@ use crate::conversation::Conversation;
 use crate::own::{self, PlanItem};
 use crate::worktree::Worktree;
 
-/// What a deployment may set.
+/// The deployment's settings.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Settings {
-    /// Said to the model behind the system prompt.
+    /// Instructions to the model, after the system prompt.
     pub(crate) instructions: Option<String>,
-    /// Where the provider's own limit is not wanted.
+    /// The output limit, if not the provider's own.
     pub(crate) max_output_tokens: Option<u32>,
-    /// For the adapter, such as a temperature.
+    /// Options for the adapter, such as a temperature.
     pub(crate) params: serde_json::Map<String, serde_json::Value>,
-    /// Which model works, where it is not the session's.
+    /// The working model, if not the session's.
     pub(crate) model: Option<String>,
-    /// Which model writes summaries, where it is not the session's small one.
+    /// The model for summaries, if not the session's small one.
     pub(crate) summary_model: Option<String>,
-    /// Whether work goes to a branch of its own where a repository was cloned.
+    /// Whether work is pushed to a branch of its own if a repository was cloned.
     pub(crate) push: bool,
     /// Whether the user may be asked.
     pub(crate) ask: bool,
 }
 
-/// What [`Settings`] takes, for whoever writes them.
+/// The JSON schema of [`Settings`].
 pub(crate) const SETTINGS: &str = r#"{
   "type": "object",
   "additionalProperties": false,
@@ -88,24 +90,24 @@ impl Default for Settings {
     }
 }
 
-/// The agent's memory.
+/// The agent's state.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct State {
     pub(crate) system: String,
     pub(crate) settings: Settings,
     pub(crate) host_tools: Vec<HostTool>,
-    /// The model that works.
+    /// The working model.
     pub(crate) model: Model,
-    /// The model that writes summaries; none where that is the one that works.
+    /// The model for summaries. `None` for the working model.
     pub(crate) small_model: Option<Model>,
-    /// The branch for this session's work, where it is to be pushed.
+    /// The branch for this session's work, if it is to be pushed.
     pub(crate) branch: Option<String>,
     pub(crate) conversation: Conversation,
     pub(crate) plan: Vec<PlanItem>,
-    /// A task is open.
+    /// Whether a task is open.
     pub(crate) open: bool,
     pub(crate) task: Task,
-    /// How the task ended in the step that is made; never kept.
+    /// The outcome of a task that ends in the current step. Never stored.
     #[serde(skip)]
     pub(crate) over: Option<Outcome>,
 }
@@ -113,62 +115,62 @@ pub struct State {
 /// A model and its sizes.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Model {
-    /// Empty for the session's own.
+    /// Its name. Empty for the session's own.
     pub(crate) name: String,
-    /// How much it reads, in tokens; 0 where nobody knows.
+    /// Its context size in tokens. 0 if unknown.
     pub(crate) context: u64,
-    /// How much it writes, in tokens; 0 where nobody knows.
+    /// Its output limit in tokens. 0 if unknown.
     pub(crate) output: u64,
 }
 
-/// What concerns the open task alone.
+/// The state of the open task.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub(crate) waits: Waits,
-    /// The tool runs that are waited for.
+    /// The pending tool runs.
     pub(crate) runs: Vec<Run>,
-    /// The model wants the task to end.
+    /// Set when the model wants the task to end.
     pub(crate) ending: Option<Ending>,
-    /// The model, or the agent itself, wants to ask the user.
+    /// Set when the model, or the agent itself, wants to ask the user.
     pub(crate) question: Option<Question>,
-    /// What git says of the workspace, asked when the model wanted the task to end.
+    /// Git's view of the workspace, requested when the model wanted the task to end.
     pub(crate) worktree: Option<Worktree>,
-    /// The user said something that no model call has shown the model yet.
+    /// Whether there is a user message that no model call has shown the model yet.
     pub(crate) unread: bool,
-    /// The model said that its prompt is too long.
+    /// Whether the model said that its prompt is too long.
     pub(crate) too_long: bool,
     pub(crate) summariser: Summariser,
-    /// Answers in a row that brought nothing.
+    /// The number of consecutive replies without effect.
     pub(crate) idle: u32,
-    /// Turns in a row of whose calls none could be run.
+    /// The number of consecutive turns of whose calls none could be run.
     pub(crate) malformed: u32,
-    /// Refusals in a row.
+    /// The number of consecutive refusals.
     pub(crate) refusals: u32,
     pub(crate) turn: Turn,
     pub(crate) circles: Circles,
-    /// A file was changed since the last command ran.
+    /// Whether a file was changed since the last command ran.
     pub(crate) unverified: bool,
-    /// Something ran that may have changed the workspace.
+    /// Whether something ran that may have changed the workspace.
     pub(crate) worked: bool,
-    /// The model was told once to verify its work.
+    /// Whether the model was told once to verify its work.
     pub(crate) told_to_verify: bool,
-    /// The model was told once to commit and push its work.
+    /// Whether the model was told once to commit and push its work.
     pub(crate) told_to_push: bool,
     pub(crate) spent: Spent,
 }
 
-/// What is waited for besides tool runs of the model.
+/// What is pending besides the model's tool runs.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Waits {
     #[default]
     Nothing,
     /// The model's next turn.
     Reply(String),
-    /// A summary of the transcript up to `cut`, which is not part of it.
+    /// A summary of the transcript up to `cut`, exclusive.
     Summary { effect: String, cut: u64 },
-    /// What git says of the workspace.
+    /// Git's view of the workspace.
     Worktree(String),
-    /// The user's answer; `call_id` is the call that asked, where it was the model.
+    /// The user's answer. `call_id` is the call that asked, if the model did.
     Answer {
         effect: String,
         call_id: Option<String>,
@@ -176,7 +178,7 @@ pub(crate) enum Waits {
 }
 
 impl Waits {
-    /// The effect that is waited for.
+    /// The pending effect.
     pub(crate) fn effect(&self) -> Option<&str> {
         match self {
             Self::Nothing => None,
@@ -188,7 +190,7 @@ impl Waits {
     }
 }
 
-/// A tool of the host, as the model is told of it.
+/// A tool of the host, as the model sees it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct HostTool {
     pub(crate) name: String,
@@ -196,17 +198,17 @@ pub(crate) struct HostTool {
     pub(crate) schema: String,
 }
 
-/// A tool run that is waited for.
+/// A pending tool run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) effect: String,
     pub(crate) call_id: String,
-    /// Mark of the tool and its arguments.
+    /// The hash of the tool and its arguments.
     pub(crate) mark: u64,
     pub(crate) touches: Touches,
 }
 
-/// What a tool run does to the workspace.
+/// A tool run's effect on the workspace.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Touches {
     /// It only reads.
@@ -214,23 +216,23 @@ pub(crate) enum Touches {
     Nothing,
     /// It changes a file.
     File,
-    /// It runs a command: that may change anything, and may verify what was changed.
+    /// It runs a command, which may change anything, and may verify earlier changes.
     Anything,
 }
 
-/// How the model wants the task to end.
+/// The model's wish to end the task.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ending {
-    /// The `finish` call; none where a text was the end.
+    /// The `finish` call. `None` if the model ended with a text.
     pub(crate) call_id: Option<String>,
     pub(crate) message: String,
     pub(crate) success: bool,
 }
 
-/// A question that is to be put to the user.
+/// A question to the user.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Question {
-    /// The call that asks; none where the agent itself does.
+    /// The call that asks. `None` if the agent itself does.
     pub(crate) call_id: Option<String>,
     pub(crate) text: String,
     pub(crate) options: Vec<String>,
@@ -239,20 +241,20 @@ pub(crate) struct Question {
 /// The tool calls of one reply, taken together.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Turn {
-    /// How many have their result.
+    /// The number of calls with a result.
     pub(crate) results: u32,
-    /// Mark of all calls and results.
+    /// The combined hash of all calls and results.
     pub(crate) mark: u64,
-    /// One of them ended badly.
+    /// Whether one of them failed.
     pub(crate) bad: bool,
-    /// One of them could be run.
+    /// Whether one of them could be run.
     pub(crate) runnable: bool,
-    /// The first of them, for people.
+    /// The first of them, for display.
     pub(crate) shown: String,
 }
 
 impl State {
-    /// Keeps the models that this session works with.
+    /// Stores the models that this session works with.
     pub(crate) fn take_models(&mut self, start: &Start) {
         let offers = [&start.model, &start.small_model];
         let named = |name: &str| {
@@ -278,7 +280,7 @@ impl State {
         self.small_model = (!small.is_empty() && small != works).then(|| named(small));
     }
 
-    /// Keeps the host's tools. Where one has the name of an own tool, the own one holds.
+    /// Stores the host's tools. An own tool takes precedence over one of the same name.
     pub(crate) fn take_host_tools(&mut self, tools: Vec<ToolDefinition>) {
         self.host_tools = tools
             .into_iter()
@@ -305,7 +307,7 @@ impl State {
         self.open = false;
     }
 
-    /// Whether an open task has nothing under way.
+    /// Whether an open task has nothing pending.
     pub(crate) fn is_due(&self) -> bool {
         self.open && self.task.waits == Waits::Nothing && self.task.runs.is_empty()
     }

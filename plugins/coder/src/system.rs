@@ -1,7 +1,9 @@
-//! The system prompt: who the model is, how it works, and what the session is about.
+//! The system prompt: the model's role, its working method, and the session's subject.
 //!
-//! Always holds: what a repository says of itself stands in a block of its own that it cannot close,
-//! is bounded, and is never given out as the user's words.
+//! # Invariants
+//!
+//! - A repository's own instructions are in a block that they cannot close, are bounded, and are
+//!   never presented as the user's words.
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::Start;
@@ -9,9 +11,9 @@ use lucid_plugin::types::ToolDefinition;
 
 use crate::state::Settings;
 
-/// The most of one instruction file, in characters.
+/// The maximum length of one instruction file, in characters.
 const LONGEST_FILE: usize = 24_000;
-/// The most of all of them, in characters.
+/// The maximum length of all of them, in characters.
 const LONGEST_FILES: usize = 40_000;
 
 const RULES: &str = "\
@@ -58,12 +60,13 @@ Asking
 - `ask_user` is for a choice that the task leaves open, that changes the result, and that you can \
 neither find out nor take back later. Everything else you decide yourself, and say so at the end.";
 
-/// What the host says of the clone begins so, behind what it says of its terminal.
+/// The beginning of the host's text about the clone, after its description of the terminal.
 const CLONE: &str = "\n\nThe workspace is a git clone. ";
 
-/// Takes what the host says of the session's clone out of the tools' descriptions.
+/// Moves the host's text about the session's clone out of the tools' descriptions.
 pub(crate) fn take_clone(tools: &mut [ToolDefinition]) -> Option<String> {
-    // No tool of the deployment's is called so: what others describe does not get into the prompt.
+    // No tool of the deployment can have this name, so descriptions from others do not get into the
+    // prompt.
     let terminal = tools.iter_mut().find(|tool| tool.name == "terminal")?;
     let (tools_own, said) = terminal.description.split_once(CLONE)?;
     let said = said.to_owned();
@@ -71,8 +74,8 @@ pub(crate) fn take_clone(tools: &mut [ToolDefinition]) -> Option<String> {
     Some(said)
 }
 
-/// The system prompt of a session. `branch` is where its work goes, if it is to be pushed; `clone` is
-/// what the host says of its clone.
+/// The system prompt of a session. `branch` is where its work goes, if it is to be pushed. `clone`
+/// is the host's text about its clone.
 pub(crate) fn prompt(
     start: &Start,
     settings: &Settings,
@@ -123,7 +126,7 @@ fn git(start: &Start, own: Option<&str>) -> String {
     )
 }
 
-/// The repository's own words to agents, the weightiest first.
+/// The repository's own instructions to agents, in order of priority.
 fn repository_instructions(files: &[String]) -> String {
     let mut room = LONGEST_FILES;
     let mut blocks = String::new();
@@ -133,7 +136,7 @@ fn repository_instructions(files: &[String]) -> String {
         }
         let one = cut(one, LONGEST_FILE.min(room));
         room = room.saturating_sub(one.chars().count());
-        // The text is the repository's own: it must not be able to close its block.
+        // The text is the repository's own, and must not be able to close its block.
         let one = one.replace("</repository-instructions", "<\\/repository-instructions");
         blocks.push_str(&format!(
             "\n<repository-instructions>\n{one}\n</repository-instructions>"

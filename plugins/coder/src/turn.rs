@@ -1,7 +1,10 @@
-//! One turn of the model: its reply, the tools it called, and what follows from their results.
+//! One turn of the model: its reply, the tools it called, and how the task continues after their
+//! results.
 //!
-//! Always holds: every tool call of a reply is either run by the host or answered here, once; and
-//! how the task goes on is decided only when all answers of the turn are there.
+//! # Invariants
+//!
+//! - Every tool call of a reply is either run by the host or answered here, exactly once.
+//! - How the task continues is decided only when all results of the turn are in.
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::{Commands, Context, ModelReply, Outcome};
@@ -12,16 +15,16 @@ use crate::circles::{Found, STUCK_AT, TELL_AT};
 use crate::state::{Ending, Question, Run, State, Touches, Turn, Waits};
 use crate::{close, ending, marks, own, question};
 
-/// So many answers in a row that bring nothing, and the task is given up.
+/// The number of consecutive replies without effect after which the task is given up.
 const IDLE_LIMIT: u32 = 3;
-/// So many turns in a row whose calls cannot be run, and the task is given up.
+/// The number of consecutive turns without a runnable call after which the task is given up.
 const MALFORMED_LIMIT: u32 = 5;
-/// How much of a call is shown to people, in characters.
+/// How much of a call is displayed, in characters.
 const SHOWN: usize = 200;
 
 pub(crate) const CANCELLED: &str = "The user cancelled this before it ended.";
 
-/// The model gave its next turn.
+/// Handles the model's next turn.
 pub(crate) fn model_replied(ctx: &Context, s: &mut State, reply: ModelReply, out: &mut Commands) {
     s.conversation
         .turn(reply.entry, &reply.message, &reply.usage);
@@ -60,7 +63,7 @@ fn shown(call: &ToolCall) -> String {
     cut(&format!("{} {}", call.name, call.arguments), SHOWN)
 }
 
-/// The model, or a filter before it, declined. It is asked once more.
+/// Handles a refusal by the model, or by a filter before it. It is called once more.
 pub(crate) fn refused(s: &mut State, why: &str, out: &mut Commands) {
     s.task.refusals += 1;
     if s.task.refusals == 1 {
@@ -77,7 +80,7 @@ pub(crate) fn refused(s: &mut State, why: &str, out: &mut Commands) {
     close(s, Outcome::Failed(Error::new(ErrorKind::Refused, text)));
 }
 
-/// A reply without tool calls: the end of the task, or nothing to go by.
+/// Handles a reply without tool calls: the end of the task, or an unusable reply.
 fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Commands) {
     let text = text.trim();
     let note = match stop {
@@ -122,7 +125,7 @@ fn answered_in_text(s: &mut State, text: &str, stop: StopReason, out: &mut Comma
     out.append(Message::user(note));
 }
 
-/// One tool call: run by the host, or answered at once.
+/// Handles one tool call: run by the host, or answered at once.
 fn take_call(
     ctx: &Context,
     s: &mut State,
@@ -186,7 +189,8 @@ fn known(s: &State) -> String {
     host.chain(own).collect::<Vec<_>>().join(", ")
 }
 
-/// A tool's arguments as an object. Nothing at all means none; some models wrap them in a string.
+/// A tool's arguments as an object. An empty text means none, and some models wrap them in a
+/// string.
 fn read_arguments(text: &str, stop: StopReason) -> Result<Value, String> {
     if text.trim().is_empty() {
         if matches!(stop, StopReason::MaxTokens | StopReason::Other) {
@@ -213,7 +217,8 @@ fn touches(tool: &str, arguments: &Value) -> Touches {
     }
 }
 
-/// The host ran a tool; its result is in the transcript. False where nobody waits for it.
+/// Handles the result of a tool run, which is in the transcript. Returns false if it is not
+/// pending.
 pub(crate) fn tool_replied(s: &mut State, effect: &str, result: &ToolResult) -> bool {
     let Some(run) = take_run(s, effect) else {
         return false;
@@ -227,7 +232,7 @@ pub(crate) fn tool_replied(s: &mut State, effect: &str, result: &ToolResult) -> 
         }
         Touches::Anything => {
             s.task.worked = true;
-            // A command that was refused tells nothing of the change.
+            // A refused command verifies nothing.
             s.task.unverified &= result.is_error && result.exit_code.is_none();
         }
     }
@@ -235,7 +240,7 @@ pub(crate) fn tool_replied(s: &mut State, effect: &str, result: &ToolResult) -> 
     true
 }
 
-/// The host has no result for a tool run, so the transcript gets one from here.
+/// Handles a tool run without a result from the host, so the transcript gets one from here.
 pub(crate) fn host_gave_no_result(s: &mut State, effect: &str, text: String, out: &mut Commands) {
     if let Some(run) = take_run(s, effect) {
         s.task.worked |= run.touches != Touches::Nothing;
@@ -253,7 +258,7 @@ fn answer(s: &mut State, mark: u64, result: ToolResult, out: &mut Commands) {
     out.append_result(result);
 }
 
-/// Takes a result into the turn. Marks are added up: the order that results come in is no change.
+/// Adds a result to the turn. Hashes are summed, so the order of results makes no difference.
 fn count(s: &mut State, mark: u64, result: &ToolResult) {
     s.task.turn.results += 1;
     let mark = marks::with_result(mark, result);
@@ -261,8 +266,8 @@ fn count(s: &mut State, mark: u64, result: &ToolResult) {
     s.task.turn.bad |= result.is_bad();
 }
 
-/// All answers of the turn are there: ends the task, asks the user, or leaves it open for the next
-/// model call.
+/// Handles the end of a turn with all results: ends the task, asks the user, or leaves it open for
+/// the next model call.
 pub(crate) fn settle(ctx: &Context, s: &mut State, out: &mut Commands) {
     let ended = s.task.ending.take();
     if let Some(asked) = s.task.question.take() {
@@ -306,7 +311,7 @@ fn look_for_circles(ctx: &Context, s: &mut State, out: &mut Commands) {
     }
 }
 
-/// The model does not get out of a circle: the user is asked once, then the task is given up.
+/// Handles a model that does not leave a circle: the user is asked once, then the task is given up.
 fn stuck(ctx: &Context, s: &mut State, what: &str, out: &mut Commands) {
     if s.settings.ask && !std::mem::replace(&mut s.task.circles.asked, true) {
         let text = format!(

@@ -1,18 +1,21 @@
-//! The session's own branch, and what git says of the workspace when the model wants to finish.
+//! The session's own branch, and git's view of the workspace when the model wants to finish.
 //!
-//! Always holds: what is said of a branch at the end is what git said, not what the model claims;
-//! and a workspace that is no repository, or a git that fails, stands in nobody's way.
+//! # Invariants
+//!
+//! - What the final message says of a branch comes from git, not from the model.
+//! - A workspace that is not a repository, or a git command that fails, does not prevent the end.
 
 use serde::{Deserialize, Serialize};
 
-/// How many changed files are named.
+/// The maximum number of changed files that are named.
 const NAMED: usize = 12;
-/// The longest part of a branch's name that is made of the task, in characters.
+/// The maximum length of the part of a branch name that is derived from the task, in characters.
 const SLUG: usize = 32;
-/// A longer word is no word: it may be a key or an address, which has no place in a branch's name.
+/// The maximum length of a word in it: a longer one may be a key or an address, which has no place
+/// in a branch name.
 const LONGEST_WORD: usize = 14;
 
-/// Prints what [`Worktree::read`] reads. The ends of all lines are what git prints.
+/// The command whose output [`Worktree::read`] parses. The ends of all lines are what git prints.
 pub(crate) const LOOK: &str = "git rev-parse --git-dir >/dev/null 2>&1 || exit 0; \
     echo \"branch $(git symbolic-ref --short -q HEAD)\"; \
     echo \"commit $(git rev-parse --short -q --verify HEAD)\"; \
@@ -20,23 +23,23 @@ pub(crate) const LOOK: &str = "git rev-parse --git-dir >/dev/null 2>&1 || exit 0
     echo \"unpushed $(git rev-list --count HEAD --not --remotes 2>/dev/null)\"; \
     git --no-optional-locks status --porcelain | head -n 50";
 
-/// What git says of the workspace.
+/// Git's view of the workspace.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Worktree {
-    /// The branch that is checked out; empty for none.
+    /// The checked-out branch. Empty if there is none.
     branch: String,
-    /// What it stands at, in short; empty where there is no commit.
+    /// Its abbreviated commit. Empty if there is none.
     commit: String,
-    /// The branch on the server that it goes to; empty for none.
+    /// Its upstream branch on the server. Empty if there is none.
     upstream: String,
-    /// Commits that no branch of the server has.
+    /// The number of commits that no branch of the server has.
     unpushed: u64,
-    /// Files that are not as they are in the commit.
+    /// Files that differ from the commit.
     changed: Vec<String>,
 }
 
 impl Worktree {
-    /// Reads what [`LOOK`] printed. What cannot be read is nothing.
+    /// Parses the output of [`LOOK`]. Anything unreadable counts as empty.
     pub(crate) fn read(output: &str) -> Self {
         let mut read = Self::default();
         for line in output.lines() {
@@ -56,7 +59,7 @@ impl Worktree {
         read
     }
 
-    /// What the model is told where work would be left behind.
+    /// The message to the model if work would be left behind.
     pub(crate) fn objection(&self, own: &str) -> Option<String> {
         let mut left = Vec::new();
         if !self.changed.is_empty() {
@@ -78,7 +81,8 @@ impl Worktree {
         ))
     }
 
-    /// What is said of the work behind the model's last message; nothing where there is nothing to say.
+    /// The sentence about the work after the model's last message. `None` if there is nothing to
+    /// say.
     pub(crate) fn said(&self, message: &str, own: &str) -> Option<String> {
         let mut said = Vec::new();
         let pushed = self.unpushed == 0 && self.upstream.ends_with(&format!("/{}", self.branch));
@@ -134,7 +138,7 @@ fn capital(text: &str) -> String {
     }
 }
 
-/// The name of a session's own branch: a few words of the task, and the end of the session's name,
+/// The name of a session's own branch: a few words of the task, and the end of the session's id,
 /// which is the part that differs.
 pub(crate) fn branch(task: &str, session: &str) -> String {
     let mut slug = String::new();

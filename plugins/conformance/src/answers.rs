@@ -1,6 +1,8 @@
-//! Answers: from recorded bodies to what they mean.
+//! Response checks: recorded bodies and what they mean.
 //!
-//! Always holds: where a body is cut makes no difference to the deltas or to the completion.
+//! # Invariants
+//!
+//! - Where a body is split makes no difference to the deltas or to the completion.
 
 use std::convert::Infallible;
 
@@ -18,10 +20,10 @@ use crate::{Expected, Suite};
 /// A completion, and the deltas that led to it.
 pub type Answer = (Completion, Vec<Delta>);
 
-/// Why a model may stop; each must be recorded.
+/// The stop reasons. Each must be recorded.
 const STOPS: [&str; 5] = ["end-turn", "tool-use", "max-tokens", "refusal", "other"];
 
-/// Cuts a body that arrives in these pieces into events, as the host does.
+/// Splits a body that arrives in these pieces into events, as the host does.
 pub fn cut(pieces: &[&[u8]]) -> Vec<Frame> {
     let pieces: Vec<_> = pieces
         .iter()
@@ -42,7 +44,7 @@ pub fn cut(pieces: &[&[u8]]) -> Vec<Frame> {
         .collect()
 }
 
-/// Reads frames with the adapter's decoder.
+/// Decodes frames with the adapter's decoder.
 pub fn decode<A: Adapter>(frames: Vec<Frame>) -> Result<Answer, Error> {
     let mut decoder = A::Decoder::new(A::describe().default_model);
     let mut deltas = Vec::new();
@@ -53,8 +55,8 @@ pub fn decode<A: Adapter>(frames: Vec<Frame>) -> Result<Answer, Error> {
 }
 
 impl<A: Adapter> Suite<A> {
-    /// Every recorded answer means what is written beside it, however it is cut, with members and
-    /// events that nobody knows, and goes back to the provider in a valid request.
+    /// Checks that every recorded response has the recorded meaning, however it is split, also with
+    /// unknown members and events, and that it goes back to the provider in a valid request.
     pub fn answers(&self) {
         let mut all = Vec::new();
         for name in self.names() {
@@ -122,7 +124,7 @@ impl<A: Adapter> Suite<A> {
             "{name}, CRLF"
         );
 
-        // Broken off anywhere, it is an error or as good as whole.
+        // Truncated anywhere, it is an error or equivalent to the whole.
         for n in 0..frames.len() {
             match decode::<A>(frames[..n].to_vec()) {
                 Ok((completion, _)) => {
@@ -160,8 +162,8 @@ impl<A: Adapter> Suite<A> {
     }
 }
 
-/// The same answer by a provider that has grown: every object has a member more, and there are
-/// events that nobody knows.
+/// The same response from a newer version of the provider: every object has an additional member,
+/// and there are unknown events.
 fn with_news(frames: &[Frame]) -> Vec<Frame> {
     let event = |data: &str| {
         Frame::Sse(Sse {
@@ -200,7 +202,8 @@ const WHOLE: [&str; 6] = [
 fn grow(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(grow),
-        // A tool's arguments are not the provider's to grow, and what is kept whole would be kept so.
+        // A tool's arguments are not the provider's to extend, and members that are kept whole
+        // would be kept with the addition.
         Value::Object(members) => {
             for (name, member) in members.iter_mut() {
                 if !WHOLE.contains(&name.as_str()) {
@@ -213,7 +216,7 @@ fn grow(value: &mut Value) {
     }
 }
 
-/// What the deltas show is what the completion says.
+/// Checks that the deltas show the same as the completion.
 fn agree(name: &str, (completion, deltas): &Answer) {
     let (mut text, mut thinking) = (String::new(), String::new());
     let mut shown: Vec<ToolCall> = Vec::new();
@@ -249,7 +252,7 @@ fn agree(name: &str, (completion, deltas): &Answer) {
     assert_eq!(text, said, "{name}");
     assert_eq!(thinking, thought, "{name}");
     for (shown, call) in shown.iter_mut().zip(&calls) {
-        // A call without arguments shows none.
+        // A call without arguments has no deltas for them.
         if shown.arguments.is_empty() && call.arguments == "{}" {
             shown.arguments = "{}".into();
         }

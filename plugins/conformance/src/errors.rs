@@ -1,6 +1,6 @@
-//! Errors that come with the status of a success.
+//! Errors sent with a success status.
 //!
-//! Always holds: these are forms that servers, and what stands before them, have whatever API they speak.
+//! The forms checked here are used by servers and the proxies before them, whatever API they speak.
 
 use lucid_plugin::llm::{Adapter, Frame};
 use lucid_plugin::types::ErrorKind;
@@ -10,7 +10,7 @@ use crate::{Suite, cut, decode};
 
 const SAID: &str = "The server had a hiccup.";
 
-/// Each says [`SAID`] somewhere.
+/// Errors that each contain [`SAID`] somewhere.
 fn errors() -> Vec<Value> {
     vec![
         json!({"object": "error", "message": SAID, "type": "ServerError", "param": null, "code": 500}),
@@ -33,7 +33,8 @@ fn errors() -> Vec<Value> {
 }
 
 impl<A: Adapter> Suite<A> {
-    /// An error is told as one, with its server's sentence, wherever in an answer it stands.
+    /// Checks that an error is reported as one, with its server's message, wherever it is in a
+    /// response.
     pub(crate) fn errors_within(&self) {
         for error in errors() {
             self.told_everywhere(&error, SAID, None);
@@ -95,7 +96,7 @@ impl<A: Adapter> Suite<A> {
         }
     }
 
-    /// The beginning of an answer, as it is streamed.
+    /// The beginning of a response, as it is streamed.
     fn words(&self) -> String {
         let body = self.read("text.sse");
         let ends = body.match_indices("\n\n").map(|(at, _)| at + 2);

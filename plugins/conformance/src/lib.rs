@@ -1,12 +1,12 @@
-//! What every model adapter must pass, as dev-dependency of its crate.
+//! The conformance suite for provider adapters, a dev-dependency of each adapter's crate.
 //!
-//! Always holds: the suite knows no provider. What a provider sends is in a folder of recorded bodies,
-//! written after its public documentation; what it takes is a function that says what is wrong with a
-//! request. Events are cut by the crate the host cuts them with.
+//! The suite knows no provider. What a provider sends is in a folder of recorded bodies, written
+//! after its public documentation. What it accepts is a function that says what is wrong with a
+//! request. Events are split by the same crate that the host uses.
 //!
 //! The folder holds
-//! - `NAME.json`, what an answer means (see [`Expected`]), and beside it `NAME.sse`, the answer
-//!   streamed, or `NAME.whole.json`, the answer in one piece, or both;
+//! - `NAME.json`, the meaning of a response (see [`Expected`]), and beside it `NAME.sse`, the
+//!   response streamed, or `NAME.whole.json`, the response in one piece, or both;
 //! - `errors.json`, a list of refusals (see [`Refusal`]).
 //!
 //! ```no_run
@@ -47,39 +47,39 @@ pub struct Suite<A> {
     adapter: PhantomData<A>,
 }
 
-/// What an answer means.
+/// The meaning of a response.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
     /// In order: `{"text"}`, `{"thinking","signature"?}`, `{"call":{"id","name","arguments"}}` or
     /// `{"other":{"kind","body"}}`.
     pub content: Vec<Value>,
-    /// As in the WIT, such as `end-turn`.
+    /// The stop reason as in the WIT, such as `end-turn`.
     pub stop: String,
-    /// Input, output, read from a cache, written to one.
+    /// Tokens: input, output, read from a cache, written to a cache.
     pub usage: [u64; 4],
 }
 
-/// What a refusal means.
+/// The meaning of a refusal.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refusal {
-    /// The HTTP status; 0 for an error in the middle of a stream, whose event is `body`.
+    /// The HTTP status. 0 for an error in the middle of a stream, whose event is `body`.
     pub status: u16,
-    /// Name and value.
+    /// Headers by name.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// JSON, or a text that is none.
+    /// The body: JSON, or a text that is not JSON.
     pub body: Value,
-    /// As in the WIT, such as `rate-limited`.
+    /// The error kind as in the WIT, such as `rate-limited`.
     pub kind: String,
-    /// The provider's own word, where the adapter must find it.
+    /// The provider's own code, if the adapter must find it.
     pub code: Option<String>,
-    /// When to try again, where the provider says so.
+    /// The delay of a retry in milliseconds, if the provider names one.
     pub retry_after_ms: Option<u64>,
 }
 
-/// Kinds of refusal that each provider has, and an adapter must tell apart.
+/// Kinds of refusal that each provider has, and that an adapter must distinguish.
 const KINDS: [&str; 8] = [
     "invalid-input",
     "unauthenticated",
@@ -94,7 +94,7 @@ const KINDS: [&str; 8] = [
 const KEY: &str = "sk-the-key-of-the-tests-0123456789";
 
 impl<A: Adapter> Suite<A> {
-    /// Over a folder of recorded bodies; the path is from the crate's own folder.
+    /// A suite over a folder of recorded bodies. The path is relative to the crate's own folder.
     pub fn new(folder: impl AsRef<Path>, valid: Valid) -> Self {
         Self {
             folder: folder.as_ref().into(),
@@ -103,7 +103,7 @@ impl<A: Adapter> Suite<A> {
         }
     }
 
-    /// Every refusal is told for what it is, and none repeats the key.
+    /// Checks that every refusal is classified correctly, and that none repeats the key.
     pub fn refusals(&self) {
         let text = self.read("errors.json");
         let refusals: Vec<Refusal> = serde_json::from_str(&text).unwrap();

@@ -1,6 +1,8 @@
-//! Requests: what an adapter makes of transcripts, held against the provider's rules.
+//! Request checks: an adapter's encoding of transcripts, validated against the provider's rules.
 //!
-//! Always holds: any transcript is encoded; what cannot be sent is repaired or left out.
+//! # Invariants
+//!
+//! - Any transcript can be encoded. What cannot be sent is repaired or left out.
 
 use lucid_plugin::llm::{Adapter, Completion, CompletionRequest, Encoded};
 use lucid_plugin::types::{BlobRef, Content, ErrorKind, Message, Role, ToolDefinition, ToolResult};
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{Suite, request, transcript};
 
-/// Headers that are the host's own.
+/// Headers that only the host may set.
 const HOSTS: [&str; 6] = [
     "authorization",
     "host",
@@ -18,11 +20,11 @@ const HOSTS: [&str; 6] = [
     "x-goog-api-key",
     "proxy-authorization",
 ];
-/// So many transcripts are tried.
+/// The number of transcripts that are tried.
 const CASES: u32 = 2_000;
 
 impl<A: Adapter> Suite<A> {
-    /// What must hold of requests whatever the provider.
+    /// Checks that hold for requests to any provider.
     pub fn requests(&self) {
         self.knows_its_models();
         self.sends_tools_and_params();
@@ -39,7 +41,7 @@ impl<A: Adapter> Suite<A> {
         self.takes_any_tool();
     }
 
-    /// Any transcript, as far as two thousand of them tell.
+    /// Checks any transcript, by two thousand samples.
     pub fn any_transcript(&self) {
         let mut runner = TestRunner::new(Config {
             cases: CASES,
@@ -59,7 +61,7 @@ impl<A: Adapter> Suite<A> {
         }
     }
 
-    /// An answer goes back, its calls answered, and the conversation goes on.
+    /// Checks that a response goes back, with its calls answered, and the conversation continues.
     pub(crate) fn goes_back(&self, name: &str, completion: &Completion) {
         let mut messages = vec![
             Message::system("Be good."),
@@ -74,7 +76,7 @@ impl<A: Adapter> Suite<A> {
         let body = self.encode(request::<A>(messages.clone()));
         messages.push(Message::user("And now?"));
         self.encode(request::<A>(messages));
-        // What a provider must find again is in there.
+        // The parts that the provider must receive again.
         let body = body.to_string();
         for piece in &completion.message.content {
             let kept = match piece {
@@ -154,7 +156,7 @@ impl<A: Adapter> Suite<A> {
         }
     }
 
-    /// A tool whose schema is not to be used is offered without one, beside the others.
+    /// Checks that a tool with an unusable schema is offered without one, beside the others.
     fn takes_any_tool(&self) {
         for schema in schemas() {
             let tool = |name: &str, schema: &str| ToolDefinition {
@@ -209,7 +211,7 @@ impl<A: Adapter> Suite<A> {
         let placed: Vec<_> = encoded.files.iter().map(|f| f.blob.clone()).collect();
         assert_eq!(placed, [picture('a'), picture('b')], "each once");
         marks_occur_once(&encoded);
-        // Whoever writes a mark into a text gets no picture there.
+        // A placeholder written into a text is not replaced by an image.
         let mark = encoded.files[0].marker.clone();
         messages.push(Message::user(format!("What is {mark}? And {mark}:1?")));
         let encoded = A::encode("", request::<A>(messages)).unwrap();
@@ -218,7 +220,7 @@ impl<A: Adapter> Suite<A> {
     }
 }
 
-/// Schemas as tools of MCP servers have them, and worse.
+/// Schemas as in tools of MCP servers, and worse ones.
 fn schemas() -> Vec<String> {
     let object =
         |a: Value| json!({"type": "object", "properties": {"a": a}, "required": ["a", "b"]});
@@ -248,7 +250,7 @@ fn schemas() -> Vec<String> {
             json!({"$ref": "#/$defs/me", "$defs": {"me": object(json!({"$ref": "#/$defs/me"}))}}),
             json!({"$ref": "#"}),
             json!({"enum": [{}], "not": {}, "if": {}, "type": "object"}),
-            // References to references: written out it would be larger than any machine.
+            // References to references: expanded it would be larger than any machine.
             {
                 let mut definitions = json!({"d0": {"type": "string"}});
                 for n in 1..40 {

@@ -1,6 +1,6 @@
-//! Any transcript: what a session may hold after crashes, lost effects and odd models.
+//! Arbitrary transcripts: what a session may contain after crashes, lost effects and odd models.
 //!
-//! Always holds: nothing here is made valid; that is the adapters' work.
+//! Nothing here is made valid, since that is the adapters' work.
 
 use lucid_plugin::types::{
     BlobRef, Content, Custom, Message, Role, Thinking, ToolCall, ToolResult,
@@ -9,7 +9,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-/// Few, so that calls and results meet, twice too; some as no provider takes them.
+/// Few ids, so that calls and results match, even repeatedly. Some are in a form that no provider
+/// accepts.
 const IDS: [&str; 8] = [
     "a",
     "toolu_01",

@@ -1,4 +1,4 @@
-//! What is sent of a transcript, beyond what the adapters' suites see.
+//! The conversation sent for a transcript, beyond the checks of the adapters' suites.
 
 use lucid_conformance::transcript;
 use lucid_plugin::llm::conversation::{Conversation, GO_ON, NO_RESULT, Rules, Said, Turn};

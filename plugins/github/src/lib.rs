@@ -1,7 +1,10 @@
-//! GitHub's REST API, that of GitHub Enterprise too.
+//! The git provider plugin for GitHub's REST API, including GitHub Enterprise.
 //!
-//! Always holds: a request carries no credential and no host, both are the deployment's; what GitHub
-//! means by a refusal is told from its words before its status, since one status means many things.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A refusal is classified by its message before its status, since GitHub uses one status for
+//!   many things.
 
 mod refusal;
 
@@ -14,26 +17,26 @@ use lucid_plugin::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The version of the API that is spoken.
+/// The API version that requests name.
 const VERSION: &str = "2022-11-28";
-/// What GitHub gives at once at the most.
+/// GitHub's maximum page size.
 const LONGEST_PAGE: u32 = 100;
-/// For a repository that does not say, as an empty one.
+/// The branch of a repository that names none, such as an empty one.
 const DEFAULT_BRANCH: &str = "main";
 
-/// The integration.
+/// The plugin.
 pub struct GitHub;
 
-/// What was asked.
+/// The request that was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
-    /// All that an operation takes, where that is one request.
+    /// The only request of an operation.
     It,
-    /// What the repository's default branch is.
+    /// The query for the repository's default branch.
     Repository,
-    /// To open the change to this branch.
+    /// The request that opens the pull request to this branch.
     Open(String),
-    /// Which change to this branch there is already.
+    /// The search for an existing pull request to this branch.
     Existing(String),
 }
 
@@ -70,7 +73,7 @@ impl Provider for GitHub {
     }
 }
 
-/// A request of GitHub's kind.
+/// Adds GitHub's headers to a request.
 fn ask(request: HttpRequest) -> Next<Asked> {
     send(request, Asked::It)
 }
@@ -101,7 +104,8 @@ fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
     })))
 }
 
-/// All that the user can push to or was invited to, which is what people expect in a list of theirs.
+/// Lists all repositories that the user can push to or was invited to, which is what people expect
+/// in a list of theirs.
 fn list(page: &Page) -> Result<HttpRequest, Error> {
     let number = page_number(page)?.to_string();
     let limit = page.limit.clamp(1, LONGEST_PAGE).to_string();

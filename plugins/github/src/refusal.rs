@@ -1,17 +1,19 @@
-//! What GitHub means when it refuses: from status, headers and words to an error the host can act on.
+//! Classifies GitHub's refusals: from status, headers and message to an error the host can act on.
 //!
-//! Always holds: a limit is told from a missing permission, though both are 403; a branch that is not
-//! there is named.
+//! # Invariants
+//!
+//! - A rate limit is distinguished from a missing permission, though both are 403.
+//! - A missing branch is named.
 
 use lucid_plugin::git::{NewChange, header, json, refusal, said, text_at};
 use lucid_plugin::types::{Error, ErrorKind, HttpResponse};
 
-/// Whether a pull request of these branches is there already.
+/// Whether a pull request of these branches exists already.
 pub(crate) fn says_exists(response: &HttpResponse) -> bool {
     response.status == 422 && said(response).contains("pull request already exists")
 }
 
-/// Of any request.
+/// Classifies a refusal of any request.
 pub(crate) fn of(response: &HttpResponse) -> Error {
     let mut error = refusal("GitHub", response);
     if is_limit(response) {
@@ -26,7 +28,8 @@ pub(crate) fn of(response: &HttpResponse) -> Error {
     error
 }
 
-/// The primary limit says that nothing remains; the secondary one says when to come again, or what it is.
+/// Whether a refusal is a rate limit. The primary limit says that nothing remains. The secondary
+/// one says when to retry, or names itself.
 fn is_limit(response: &HttpResponse) -> bool {
     let headers = &response.headers;
     matches!(response.status, 403 | 429)
@@ -35,7 +38,7 @@ fn is_limit(response: &HttpResponse) -> bool {
             || said(response).to_ascii_lowercase().contains("rate limit"))
 }
 
-/// Of a pull request that was to be opened.
+/// Classifies a refusal to open a pull request.
 pub(crate) fn of_change(change: &NewChange, base: &str, response: &HttpResponse) -> Error {
     let mut error = of(response);
     let not_found =
@@ -87,7 +90,7 @@ pub(crate) fn of_change(change: &NewChange, base: &str, response: &HttpResponse)
     }
 }
 
-/// Whether a field of the request is what GitHub does not take.
+/// Whether GitHub rejects this field of the request.
 fn is_invalid(response: &HttpResponse, field: &str) -> bool {
     let Ok(body) = json(response) else {
         return false;

@@ -1,4 +1,4 @@
-//! GitHub's answers, in the shapes that it gives them, and what comes of each.
+//! GitHub's responses, in their real formats, and the result of each.
 
 use lucid_github::GitHub;
 use lucid_plugin::git::{Change, NewChange, Operation, Page, Provider, Reply};

@@ -1,8 +1,11 @@
-//! GitLab's REST API, version 4, wherever a GitLab is.
+//! The git provider plugin for GitLab's REST API, version 4, on any instance.
 //!
-//! Always holds: a request carries no credential and no host, both are the deployment's; a project is
-//! named by its whole path, groups in groups included, as one escaped part. GitLab opens a merge request
-//! of a branch that is not there, so branches are asked for before.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A project is identified by its full path, including nested groups, as one escaped segment.
+//! - Branches are looked up before a merge request is opened, since GitLab opens one for a branch
+//!   that does not exist.
 
 use lucid_plugin::git::{
     Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,
@@ -13,30 +16,30 @@ use lucid_plugin::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// What GitLab gives at once at the most.
+/// GitLab's maximum page size.
 const LONGEST_PAGE: u32 = 100;
-/// For a project that does not say, as an empty one.
+/// The branch of a project that names none, such as an empty one.
 const DEFAULT_BRANCH: &str = "main";
-/// How a title says that a merge request is a draft.
+/// The title prefix that marks a merge request as a draft.
 const DRAFT: &str = "Draft: ";
 
-/// The integration.
+/// The plugin.
 pub struct GitLab;
 
-/// What was asked.
+/// The request that was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
-    /// All that an operation takes, where that is one request.
+    /// The only request of an operation.
     It,
-    /// Whether the branch that has the work is there.
+    /// The lookup of the source branch.
     Head,
-    /// What the project's default branch is.
+    /// The query for the project's default branch.
     Project,
-    /// Whether this branch, which it goes to, is there.
+    /// The lookup of the target branch.
     Base(String),
-    /// To open the change to this branch.
+    /// The request that opens the merge request to this branch.
     Open(String),
-    /// Which change there is already.
+    /// The search for an existing merge request.
     Existing,
 }
 
@@ -80,12 +83,12 @@ fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
         login: required(&user, "username")?.into(),
         name: text_at(&user, "name").map(str::to_owned),
         email: text_at(&user, "email").map(str::to_owned),
-        // Said nowhere that every token may ask.
+        // No endpoint that every token may call returns its scopes.
         scopes: Vec::new(),
     })))
 }
 
-/// All projects that the user is a member of, by themselves or by a group.
+/// Lists all projects that the user is a member of, directly or through a group.
 fn list(page: &Page) -> Result<HttpRequest, Error> {
     let number = page_number(page)?.to_string();
     let limit = page.limit.clamp(1, LONGEST_PAGE).to_string();
@@ -120,7 +123,7 @@ fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
             default_branch: text_at(value, "default_branch")
                 .unwrap_or(DEFAULT_BRANCH)
                 .into(),
-            // `internal` is for all who have an account there, and for nobody else.
+            // `internal` projects are visible to all who have an account there, and to nobody else.
             private: text_at(value, "visibility") != Some("public"),
             description: text_at(value, "description").map(str::to_owned),
         })
@@ -246,7 +249,7 @@ fn says_exists(response: &HttpResponse) -> bool {
     matches!(response.status, 409 | 422) && said(response).contains("already exists")
 }
 
-/// A refusal of something about this change's project.
+/// Classifies a refusal about this merge request's project.
 fn refused(change: &NewChange, response: &HttpResponse) -> Error {
     let mut error = of(response);
     match error.kind {
@@ -268,10 +271,10 @@ fn refused(change: &NewChange, response: &HttpResponse) -> Error {
     error
 }
 
-/// A refusal of anything.
+/// Classifies any refusal.
 fn of(response: &HttpResponse) -> Error {
     let mut error = refusal("GitLab", response);
-    // `insufficient_scope` is the token's fault, and 401 in some versions.
+    // `insufficient_scope` is a problem of the token, and has status 401 in some versions.
     if said(response).contains("insufficient_scope") {
         error.kind = ErrorKind::Forbidden;
         error.message = "The token has not the scope that this needs: `api`.".into();

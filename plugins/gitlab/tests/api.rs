@@ -1,4 +1,4 @@
-//! GitLab's answers, in the shapes that it gives them, and what comes of each.
+//! GitLab's responses, in their real formats, and the result of each.
 
 use lucid_gitlab::GitLab;
 use lucid_plugin::git::{Change, NewChange, Operation, Page, Reply};

@@ -1,14 +1,15 @@
-//! What a refusal means: from status and body to an error the host can act on.
+//! Classifies refusals: from status and body to an error the host can act on.
 //!
-//! Always holds: when the body says when to try again, that is passed on; the headers of this API
-//! mostly do not.
+//! # Invariants
+//!
+//! - If the body says when to retry, that is passed on. The headers of this API mostly do not.
 
 use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
 use lucid_plugin::llm::{json, text_at};
 use lucid_plugin::types::{Error, ErrorKind, Header};
 use serde_json::Value;
 
-/// An answer whose status is not a success.
+/// The error for a response without a success status.
 pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let body = String::from_utf8_lossy(body);
     let value = json::whole(&body).unwrap_or(Value::Null);
@@ -21,7 +22,7 @@ pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     refused
 }
 
-/// An error in the middle of an answer.
+/// The error for one in the middle of a response.
 pub(crate) fn midway(value: &Value) -> Error {
     let error = error_in(value);
     let report = Report::of(value);
@@ -31,13 +32,13 @@ pub(crate) fn midway(value: &Value) -> Error {
     broken
 }
 
-/// The API wraps it in a list where it was to answer with one.
+/// Unwraps an error. The API wraps it in a list where the response would be one.
 fn error_in(value: &Value) -> Value {
     let value = value.get(0).unwrap_or(value);
     value.get("error").unwrap_or(value).clone()
 }
 
-/// The most telling word: a detail's reason, else the status.
+/// The most specific code: a detail's reason, else the status.
 fn code(error: &Value) -> Option<String> {
     reason(error)
         .or_else(|| text_at(error, "status"))
@@ -66,7 +67,7 @@ fn kind(error: &Value, said: &str) -> Option<ErrorKind> {
     Some(match text_at(error, "status").unwrap_or_default() {
         "INVALID_ARGUMENT" | "OUT_OF_RANGE" if says_too_long(said) => ErrorKind::ContextTooLong,
         "INVALID_ARGUMENT" | "OUT_OF_RANGE" => ErrorKind::InvalidInput,
-        // A region or an account without billing.
+        // An unsupported region or an account without billing.
         "FAILED_PRECONDITION" | "PERMISSION_DENIED" => ErrorKind::Forbidden,
         "UNAUTHENTICATED" => ErrorKind::Unauthenticated,
         "NOT_FOUND" => ErrorKind::NotFound,
@@ -80,7 +81,7 @@ fn kind(error: &Value, said: &str) -> Option<ErrorKind> {
     })
 }
 
-/// Such as `"retryDelay": "34.074s"`.
+/// Parses a delay such as `"retryDelay": "34.074s"`.
 fn retry_delay_ms(error: &Value) -> Option<u64> {
     let delay = details(error).find_map(|detail| text_at(detail, "retryDelay"))?;
     let seconds: f64 = delay.strip_suffix('s')?.parse().ok()?;

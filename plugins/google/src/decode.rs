@@ -1,7 +1,10 @@
-//! From an answer, streamed or whole, to a completion.
+//! Decodes a response, streamed or whole, to a completion.
 //!
-//! Always holds: a part that came with the proof of a thought stays a piece of its own, with the
-//! proof before it; an answer is whole only when the API said why it ended, or why it did not begin.
+//! # Invariants
+//!
+//! - A part that came with a thought signature stays a separate piece, with the signature before
+//!   it.
+//! - A response is complete only when the API said why it ended, or why it did not begin.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::extra::{CallExtra, custom};
@@ -16,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{LONGEST_ID, OWN_ID, SIGNATURE, classify};
 
-/// What pieces of an answer have, one of them at least: what has none may be an error.
+/// Members of which every piece of a response has at least one. One that has none may be an error.
 const MEMBERS: [&str; 5] = [
     "candidates",
     "usageMetadata",
@@ -25,19 +28,19 @@ const MEMBERS: [&str; 5] = [
     "modelVersion",
 ];
 
-/// Reads one answer.
+/// Decodes one response.
 pub struct ChunkDecoder {
     content: Vec<Content>,
     begun: Begun,
     thought_joiner: Joiner,
-    /// The text that goes on.
+    /// The text that continues.
     spoken: Spoken,
     calls: usize,
-    /// The API's name for the answer, from which missing ids are made.
+    /// The API's id of the response, from which missing ids are derived.
     response: String,
     stop: Option<StopReason>,
     usage: Usage,
-    /// An answer that is not streamed, until it is there as a whole.
+    /// The body of a response that is not streamed, until it is complete.
     body: Vec<u8>,
 }
 
@@ -103,7 +106,7 @@ impl Decoder for ChunkDecoder {
                 role: Role::Assistant,
                 content: self.content,
             },
-            // The API has no reason of its own for it.
+            // The API has no stop reason of its own for it.
             stop: if self.calls > 0 && stop == StopReason::EndTurn {
                 StopReason::ToolUse
             } else {
@@ -153,7 +156,7 @@ impl ChunkDecoder {
         let signature = text_at(part, "thoughtSignature");
         let thought = part.get("thought").and_then(Value::as_bool) == Some(true);
         let mut text = text_at(part, "text").unwrap_or_default();
-        // A blank text is not sent back, and must not leave its proof to the piece behind it.
+        // A blank text is not sent back, and must not leave its signature to the piece after it.
         if signature.is_some() && text.trim().is_empty() {
             text = "";
         }
@@ -174,7 +177,7 @@ impl ChunkDecoder {
             self.content.push(custom(SIGNATURE, &proof));
         }
         self.spoken.push(text, marked, deltas);
-        // Text behind one that was proven is another.
+        // Text after a signed one is a separate piece.
         if signature.is_some() || call.is_some() {
             self.end_text(deltas);
         }
@@ -183,7 +186,7 @@ impl ChunkDecoder {
         }
     }
 
-    /// The text does not go on.
+    /// Ends the current text.
     fn end_text(&mut self, deltas: &mut Vec<Delta>) {
         let mut spoken = std::mem::take(&mut self.spoken);
         spoken.end(deltas);
@@ -201,7 +204,7 @@ impl ChunkDecoder {
         }));
     }
 
-    /// A call comes whole.
+    /// Takes a call, which arrives whole.
     fn call(&mut self, call: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let taken = |id: &&str| {
             self.content
@@ -219,7 +222,7 @@ impl ChunkDecoder {
             name: text_at(call, "name").unwrap_or_default().into(),
             arguments: match call.get("args") {
                 Some(args @ Value::Object(_)) => mended(args.clone(), marked).to_string(),
-                // Gateways pass on what another API had as a text.
+                // Gateways pass on another API's arguments as a text.
                 Some(Value::String(text)) if !text.is_empty() => text.clone(),
                 _ => "{}".into(),
             },
@@ -232,7 +235,7 @@ impl ChunkDecoder {
             id: call.id.clone(),
             fragment: call.arguments.clone(),
         }));
-        // A gateway may keep something in an id that it made so long.
+        // A gateway may encode something in an id that it made this long.
         let extra = CallExtra {
             own_id: call.id.len() > LONGEST_ID,
             ..CallExtra::default()
@@ -259,7 +262,8 @@ fn stop(reason: &str) -> Option<StopReason> {
     })
 }
 
-/// The prompt's count holds what came from the cache, the answer's does not hold the thoughts.
+/// Reads the token counts. The prompt's includes cached tokens, but the response's does not include
+/// the thoughts.
 fn read_usage(usage: &Value) -> Usage {
     let number = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
     let read = number("promptTokenCount") + number("toolUsePromptTokenCount");

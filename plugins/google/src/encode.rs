@@ -1,8 +1,10 @@
-//! From the shared vocabulary to a `generateContent` request.
+//! Encodes the shared vocabulary to a `generateContent` request.
 //!
-//! Always holds: the turn behind one with calls begins with as many answers, in the calls' order;
-//! nothing is filtered for safety by the provider beyond what cannot be turned off, because an agent
-//! that reads a security report must not fall silent.
+//! # Invariants
+//!
+//! - The turn after one with calls begins with as many results, in the calls' order.
+//! - The provider's safety filters are turned off as far as possible, because an agent that reads a
+//!   security report must not fall silent.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::extra::kept;
@@ -28,7 +30,7 @@ const FILTERS: [&str; 4] = [
     "HARM_CATEGORY_SEXUALLY_EXPLICIT",
     "HARM_CATEGORY_DANGEROUS_CONTENT",
 ];
-/// The documented stand-in for the proof of a call that this API did not make.
+/// The documented placeholder for the signature of a call that this API did not make.
 const UNPROVEN: &str = "skip_thought_signature_validator";
 
 pub(crate) fn encode(request: &CompletionRequest) -> Result<Encoded, Error> {
@@ -115,7 +117,7 @@ fn config(request: &CompletionRequest, params: &Params, ways: Option<Ways>) -> M
         }
     }
     if !params.stop.is_empty() {
-        // The API takes five.
+        // The API accepts five.
         let stop: Vec<_> = params.stop.iter().take(5).cloned().collect();
         config.insert("stopSequences".into(), stop.into());
     }
@@ -154,7 +156,7 @@ fn call(piece: &Content) -> Option<&ToolCall> {
     }
 }
 
-/// Each proof goes to the piece behind it.
+/// Encodes a model turn. Each signature goes to the piece after it.
 fn model(pieces: &[Content], ways: Option<Ways>) -> Vec<Value> {
     let mut parts: Vec<Value> = Vec::new();
     let mut proof: Option<String> = None;
@@ -223,7 +225,7 @@ fn user(turn: &UserTurn, calls: &[&ToolCall], files: &mut Files) -> Vec<Value> {
 fn answer(result: &ToolResult, calls: &[&ToolCall]) -> Value {
     let call = calls.iter().find(|call| call.id == result.call_id);
     let name = call.map_or("unknown", |call| call.name.as_str());
-    // The two names that the API tells the model about.
+    // The two names that the API documents to the model.
     let said = if result.is_error { "error" } else { "output" };
     let mut answer = json!({ "name": name, "response": { said: result.text } });
     if !result.call_id.starts_with(OWN_ID) {

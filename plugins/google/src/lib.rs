@@ -1,8 +1,10 @@
-//! Google's Gemini API.
+//! The provider adapter for Google's Gemini API.
 //!
-//! Always holds: a request carries no credential and no host (both are the deployment's); the proof
-//! of a thought goes back with the piece it came with; a part, reason or member that is not known
-//! here is passed over.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - A thought signature goes back with the piece it came with.
+//! - An unknown part, reason or member is ignored.
 
 mod classify;
 mod decode;
@@ -17,12 +19,13 @@ use lucid_plugin::types::{Error, Header, HttpRequest};
 
 pub use decode::ChunkDecoder;
 
-/// What the proof of a thought is kept as, before the piece it belongs to. The body is a JSON object:
-/// `signature`, and `alone` where it came with an empty text.
+/// The kind of the piece that keeps a thought signature, before the piece it belongs to. The body
+/// is a JSON object: `signature`, and `alone` if it came with an empty text.
 const SIGNATURE: &str = "google.thought-signature";
-/// How long an id may be that was made elsewhere.
+/// The maximum length of an id that was made elsewhere.
 const LONGEST_ID: usize = 256;
-/// How the ids begin that this adapter makes, since most models send none. The API never sees them.
+/// The prefix of the ids that this adapter makes, since most models send none. The API never sees
+/// them.
 const OWN_ID: &str = "lucid_";
 
 /// The adapter.

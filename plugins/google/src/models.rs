@@ -1,27 +1,31 @@
-//! The models, and how each wants to be asked.
+//! The known models, and the request options each one takes.
 //!
-//! Always holds: a model that is not in the list is asked as the newest ones are. Figures are those of
-//! the provider's public pages of November 2026; a price that rises with the length of the prompt
-//! stands at its lowest, and one that is lowered for a season stands at its usual height.
+//! Figures are those of the provider's public pages of November 2026. A price that rises with the
+//! length of the prompt is given at its lowest, and one that is temporarily lowered at its usual
+//! level.
+//!
+//! # Invariants
+//!
+//! - A model that is not in the list is treated like the newest ones.
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 
-/// How a model is told to reason.
+/// How a model's reasoning is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reasons {
-    /// By a number of tokens, of which it takes no fewer than these.
+    /// By a number of tokens, with this minimum.
     Budget { least: u32 },
-    /// By a word; `minimal` where it knows that one.
+    /// By a level, with `minimal` if the model knows it.
     Level { minimal: bool },
 }
 
-/// How a model wants to be asked.
+/// The request options of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ways {
     pub(crate) reasons: Reasons,
-    /// Whether it takes `temperature` and `topP`.
+    /// Whether it accepts `temperature` and `topP`.
     pub(crate) sampling: bool,
-    /// Whether it refuses a call that comes back without the proof of its thought.
+    /// Whether it refuses a call that comes back without its thought signature.
     pub(crate) signed: bool,
 }
 
@@ -64,7 +68,7 @@ const fn model(id: &'static str, name: &'static str, ways: Ways, prices: Prices)
     }
 }
 
-// The API writes its own cache, for nothing.
+// The API writes its own cache, at no cost.
 const MODELS: [Model; 9] = [
     model(
         "gemini-3.8-flash",
@@ -138,7 +142,7 @@ pub(crate) fn all() -> Vec<ModelInfo> {
         .collect()
 }
 
-/// None for a model of somebody else's behind the same API, of which nothing is assumed.
+/// `None` for another vendor's model behind the same API, about which nothing is assumed.
 pub(crate) fn ways(model: &str) -> Option<Ways> {
     let name = model.rsplit('/').next().unwrap_or(model);
     let known = MODELS.iter().find(|m| m.id == name).map(|m| m.ways);

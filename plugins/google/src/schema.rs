@@ -1,13 +1,16 @@
-//! From a JSON schema to what Gemini takes of one.
+//! Converts a JSON schema to the subset that Gemini accepts.
 //!
-//! Always holds: what comes out has only members that the API knows, whatever went in, and says at
-//! most less than the original: what cannot be said is left out, never said otherwise.
+//! # Invariants
+//!
+//! - The result has only members that the API knows, whatever went in.
+//! - The result says no more than the original: what cannot be expressed is left out, never
+//!   replaced.
 
 use serde_json::{Map, Value, json};
 
-/// Deeper than this, or round in a circle, anything goes.
+/// The depth below which, or in a cycle, anything is allowed.
 const DEEPEST: usize = 16;
-/// Taken over as they are.
+/// Keywords that are copied unchanged.
 const KEPT: [&str; 14] = [
     "title",
     "description",
@@ -24,7 +27,7 @@ const KEPT: [&str; 14] = [
     "default",
     "example",
 ];
-/// The only ones the API does not refuse.
+/// The only formats that the API does not refuse.
 const FORMATS: [&str; 7] = [
     "enum",
     "date-time",
@@ -35,7 +38,7 @@ const FORMATS: [&str; 7] = [
     "byte",
 ];
 
-/// A tool's parameters. None where it has none: an object without properties is refused.
+/// A tool's parameters. `None` if it has none: an object without properties is refused.
 pub(crate) fn parameters(schema: &Value) -> Option<Value> {
     let cleaned = clean(schema, schema, 0);
     cleaned.get("properties").is_some().then_some(cleaned)
@@ -115,14 +118,14 @@ fn children(schema: &Map<String, Value>, root: &Value, depth: usize, out: &mut M
     }
 }
 
-/// One of several: values, or schemas.
+/// Converts alternatives: values, or schemas.
 fn choices(schema: &Map<String, Value>, root: &Value, depth: usize, out: &mut Map<String, Value>) {
     let values = match (schema.get("enum"), schema.get("const")) {
         (Some(Value::Array(values)), _) => values.as_slice(),
         (_, Some(value)) => std::slice::from_ref(value),
         _ => &[],
     };
-    // The API takes texts alone.
+    // The API accepts only texts.
     let texts: Vec<Value> = values
         .iter()
         .filter(|value| value.as_str().is_some_and(|text| !text.is_empty()))
@@ -152,7 +155,7 @@ fn choices(schema: &Map<String, Value>, root: &Value, depth: usize, out: &mut Ma
     }
 }
 
-/// Exactly one type, or several schemas; an array has items.
+/// Reduces a schema to exactly one type, or several schemas. Adds items to an array.
 fn kind(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
     let mut kinds: Vec<&str> = match schema.get("type") {
         Some(Value::String(one)) => vec![one],
@@ -165,7 +168,7 @@ fn kind(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
         out.insert("nullable".into(), true.into());
     }
     if out.contains_key("anyOf") {
-        // The API takes nothing beside it that says what the value is.
+        // The API accepts no other keyword about the value beside it.
         for name in ["type", "properties", "required", "items", "enum"] {
             out.remove(name);
         }
@@ -210,7 +213,7 @@ fn kind(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
     }
 }
 
-/// What is said of a value of one kind, among several.
+/// The keywords that apply to one type, among several.
 fn of_kind(kind: &str, all: &Map<String, Value>) -> Value {
     let mut one = Map::new();
     one.insert("type".into(), kind.into());
@@ -230,8 +233,8 @@ fn of_kind(kind: &str, all: &Map<String, Value>) -> Value {
     Value::Object(one)
 }
 
-/// Where both say something of the same, the later one holds as a whole: half of one schema and half
-/// of another would be none.
+/// Merges two schemas. Where both have the same keyword, the later one wins as a whole: half of one
+/// schema and half of another would not be a schema.
 fn merge(into: &mut Map<String, Value>, from: Value) {
     let Value::Object(from) = from else { return };
     for (name, value) in from {

@@ -1,9 +1,13 @@
-//! The mock agent: the fixed script that a frontend is developed against.
+//! The mock agent: a fixed script for frontend development.
 //!
-//! Always holds: the script's events come in the wire contract's order, whether a sandbox plays
-//! them for real or the mock tells them itself; every task that was opened is finished, and every
-//! follow-up is answered by exactly one `MockResponse`. It calls no model. Each of its tools does the same
-//! however often it runs, so one that was lost is run again.
+//! It calls no model. Each of its tools does the same however often it runs, so one that was lost
+//! is run again.
+//!
+//! # Invariants
+//!
+//! - The script's events come in the wire contract's order, whether a sandbox really runs them or
+//!   the mock emits them itself.
+//! - Every opened task is finished, and every follow-up gets exactly one `MockResponse`.
 
 mod script;
 
@@ -19,15 +23,15 @@ use script::Scene;
 /// The mock agent.
 pub struct Mock;
 
-/// What a deployment may set.
+/// The deployment's settings.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Settings {
-    /// Between two events.
+    /// The delay between two events, in milliseconds.
     delay_ms: u64,
 }
 
-/// What [`Settings`] takes, for whoever writes them.
+/// The JSON schema of [`Settings`].
 const SETTINGS: &str = r#"{
   "type": "object",
   "additionalProperties": false,
@@ -47,22 +51,22 @@ impl Default for Settings {
     }
 }
 
-/// Where the script stands.
+/// The state of the script.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct State {
     workspace: String,
     delay_ms: u64,
-    /// There is a terminal: commands are run instead of told.
+    /// Whether there is a terminal, so that commands are run instead of emitted.
     live: bool,
-    /// The scene that comes next.
+    /// The index of the next scene.
     next: usize,
-    /// A task is open.
+    /// Whether a task is open.
     open: bool,
-    /// The timer or tool run that the script waits for.
+    /// The pending timer or tool run.
     waiting: Option<Waiting>,
-    /// Follow-ups that came while the script ran.
+    /// Follow-ups that arrived while the script ran.
     queue: Vec<String>,
-    /// The first thing that went wrong.
+    /// The first failure.
     trouble: Option<Trouble>,
 }
 
@@ -74,7 +78,7 @@ enum Waiting {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Trouble {
-    /// Of the host or plugin (`internal`), rather than of a command (`upstream`).
+    /// Whether it is of the host or plugin (`internal`), rather than of a command (`upstream`).
     internal: bool,
     text: String,
 }
@@ -164,7 +168,7 @@ fn begin(ctx: &Context, s: &mut State, start: &Start, out: &mut Commands) {
     pause(ctx, s, out);
 }
 
-/// Waits before the next scene, or plays it at once where no delay is wanted.
+/// Waits before the next scene, or plays it at once without a delay.
 fn pause(ctx: &Context, s: &mut State, out: &mut Commands) {
     if s.delay_ms == 0 {
         return play(ctx, s, out);
@@ -208,8 +212,8 @@ fn play(ctx: &Context, s: &mut State, out: &mut Commands) {
     }
 }
 
-/// The host restarted while an effect ran. Making the folder, writing the file and running it may all
-/// happen twice.
+/// Continues after the host restarted during an effect. Creating the folder, writing the file and
+/// running it may all happen twice.
 fn again(ctx: &Context, s: &mut State, out: &mut Commands) {
     if let Some(Waiting::Tool(_)) = s.waiting {
         s.next = s.next.saturating_sub(1);
@@ -217,7 +221,7 @@ fn again(ctx: &Context, s: &mut State, out: &mut Commands) {
     play(ctx, s, out);
 }
 
-/// A tool came to its end; `complaint` says what was wrong with it.
+/// Handles the end of a tool run. `complaint` says what failed.
 fn tool_ended(
     ctx: &Context,
     s: &mut State,
@@ -230,7 +234,7 @@ fn tool_ended(
     if let Some(why) = complaint {
         let text = format!("{step} failed: {why}");
         s.trouble.get_or_insert(Trouble { internal, text });
-        // A folder that could not be made may be there; without the file there is nothing to run.
+        // A folder that could not be created may exist. Without the file there is nothing to run.
         if s.next >= 2 {
             return finish(s, out);
         }
@@ -242,7 +246,8 @@ fn tool_ended(
     }
 }
 
-/// An effect ended without a result: a tool's is a failure, a timer's only means to go on.
+/// Handles an effect that ended without a result: for a tool that is a failure, for a timer it only
+/// means to continue.
 fn effect_ended(ctx: &Context, s: &mut State, effect: &str, why: String, out: &mut Commands) {
     if !s.waits_for(effect) {
         return;

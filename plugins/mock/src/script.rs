@@ -1,6 +1,9 @@
-//! The script itself: what is run where there is a terminal, and what is told where there is none.
+//! The script itself: what is run where there is a terminal, and what is emitted where there is
+//! none.
 //!
-//! Always holds: both forms name the same commands, the same file and the same content.
+//! # Invariants
+//!
+//! - Both forms name the same commands, the same file and the same content.
 
 use lucid_plugin::cut;
 use lucid_plugin::types::ToolResult;
@@ -8,20 +11,20 @@ use serde_json::{Value, json};
 
 const PROGRAM: &str = r#"print("Hello, World!")"#;
 
-/// What each step of the live script is called when it fails.
+/// The name of each step of the live script, for failures.
 pub(crate) const LIVE_STEPS: [&str; 3] =
     ["Making the folder", "Writing hello.py", "Running hello.py"];
 
-/// One event of the told script.
+/// One event of the emitted script.
 pub(crate) struct Scene {
     pub(crate) event_type: &'static str,
     pub(crate) content: String,
     pub(crate) fields: Value,
-    /// Nothing comes behind it.
+    /// Whether it is the last one.
     pub(crate) last: bool,
 }
 
-/// The tool run at a place of the live script, if there is one.
+/// The tool run at a position of the live script, if there is one.
 pub(crate) fn live(workspace: &str, at: usize) -> Option<(&'static str, Value)> {
     match at {
         0 => Some(("terminal", json!({ "command": make_folder(workspace) }))),
@@ -34,7 +37,7 @@ pub(crate) fn live(workspace: &str, at: usize) -> Option<(&'static str, Value)> 
     }
 }
 
-/// The event at a place of the told script; behind its end, the last one.
+/// The event at a position of the emitted script. Beyond its end, the last one.
 pub(crate) fn told(workspace: &str, at: usize) -> Scene {
     let command = |content: String| Scene {
         event_type: "CmdRunAction",
@@ -69,7 +72,7 @@ pub(crate) fn told(workspace: &str, at: usize) -> Scene {
     }
 }
 
-/// What a tool had to say about its failure.
+/// A tool's message about its failure.
 pub(crate) fn complaint(result: &ToolResult) -> String {
     let text = result.text.trim();
     match (result.exit_code, text.is_empty()) {
@@ -93,7 +96,7 @@ fn file(workspace: &str) -> String {
     format!("{workspace}/hello.py")
 }
 
-/// For a shell. A plain path stays as it is, since a frontend shows the command.
+/// Quotes a path for a shell. A plain path stays as it is, since a frontend shows the command.
 fn quoted(path: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     if !path.is_empty() && path.chars().all(plain) {

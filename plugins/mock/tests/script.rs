@@ -1,6 +1,6 @@
 //! The mock's script, step by step, with and without a sandbox.
 //!
-//! Always holds: the tests hand each step's snapshot to the next, as the host does.
+//! The tests pass each step's snapshot to the next, as the host does.
 
 use lucid_mock::Mock;
 use lucid_plugin::policy::{

@@ -1,14 +1,16 @@
-//! What a refusal means: from status and body to an error the host can act on.
+//! Classifies refusals: from status and body to an error the host can act on.
 //!
-//! Always holds: the provider's own code decides before the status does, because the same status
-//! means "wait" for one code and "never" for another.
+//! # Invariants
+//!
+//! - The provider's own code takes precedence over the status, because the same status means "wait"
+//!   for one code and "never" for another.
 
 use lucid_plugin::llm::json;
 use lucid_plugin::llm::refusal::{Report, kind_of_status, refusal, says_too_long};
 use lucid_plugin::types::{Error, ErrorKind, Header};
 use serde_json::Value;
 
-/// An answer whose status is not a success.
+/// The error for a response without a success status.
 pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     let body = String::from_utf8_lossy(body);
     let report = Report::of(&json::whole(&body).unwrap_or(Value::Null));
@@ -17,7 +19,7 @@ pub(crate) fn response(status: u16, headers: &[Header], body: &[u8]) -> Error {
     refusal(status, headers, &body, kind, report.code, &report.said)
 }
 
-/// An error in the middle of a response that began as a success.
+/// The error for one in the middle of a response that began as a success.
 pub(crate) fn midway(report: &Report) -> Error {
     report.error(of_words(report.code.as_deref(), &report.said))
 }
@@ -34,7 +36,7 @@ fn of_words(code: Option<&str>, said: &str) -> Option<ErrorKind> {
             Some(ErrorKind::Unauthenticated)
         }
         "rate_limit_exceeded" | "rate_limit_error" | "tokens" | "requests" => {
-            // A single request above the limit a minute never passes.
+            // A single request above the limit per minute never succeeds.
             (!says_too_long(said)).then_some(ErrorKind::RateLimited)
         }
         "model_not_found" => Some(ErrorKind::NotFound),

@@ -1,7 +1,10 @@
-//! From a response, streamed or whole, to a completion.
+//! Decodes a response, streamed or whole, to a completion.
 //!
-//! Always holds: how a body was cut into frames makes no difference to the completion; a delta is
-//! never taken back; an answer is whole only if the server said so, with a finish reason or `[DONE]`.
+//! # Invariants
+//!
+//! - How a body was split into frames makes no difference to the completion.
+//! - A delta is never taken back.
+//! - A response is complete only if the server said so, with a finish reason or `[DONE]`.
 
 mod calls;
 mod said;
@@ -18,10 +21,10 @@ use crate::kept::{Members, Place, text_of_parts};
 use calls::Calls;
 use said::Said;
 
-/// What pieces of an answer have, one of them at least: what has none may be an error.
+/// Members of which every piece of a response has at least one. One that has none may be an error.
 const MEMBERS: [&str; 3] = ["choices", "usage", "object"];
 
-/// Reads one response.
+/// Decodes one response.
 pub struct ChunkDecoder {
     said: Said,
     members: Members,
@@ -31,7 +34,7 @@ pub struct ChunkDecoder {
     refused: bool,
     done: bool,
     usage: Usage,
-    /// A response that is not streamed, until it is there as a whole.
+    /// The body of a response that is not streamed, until it is complete.
     body: Vec<u8>,
 }
 
@@ -77,7 +80,7 @@ impl Decoder for ChunkDecoder {
             None if self.done => StopReason::EndTurn,
             None => return Err(self.begun.broke_off()),
         };
-        // Some servers say `stop` where they mean that they wait for tools.
+        // Some servers say `stop` where they wait for tools.
         let stop = match stop {
             StopReason::EndTurn if !self.calls.is_empty() => StopReason::ToolUse,
             other => other,
@@ -114,7 +117,7 @@ impl ChunkDecoder {
         self.chunk(&piece, deltas)
     }
 
-    /// A response in one piece; some servers answer with a stream to whoever asked for none.
+    /// Decodes a response in one piece. Some servers send a stream although none was requested.
     fn whole(&mut self, body: &[u8]) -> Result<(), Error> {
         let text = String::from_utf8_lossy(body);
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -138,7 +141,7 @@ impl ChunkDecoder {
         self.chunk(&piece, &mut Vec::new())
     }
 
-    /// A chunk of a stream, or a whole response: they differ in `delta` and `message` alone.
+    /// Decodes a chunk of a stream, or a whole response: they differ only in `delta` and `message`.
     fn chunk(&mut self, piece: &Piece, deltas: &mut Vec<Delta>) -> Result<(), Error> {
         let chunk = &piece.value;
         if let Some(report) = Report::within(chunk, &MEMBERS) {
@@ -148,7 +151,7 @@ impl ChunkDecoder {
         if let Some(id) = text_at(chunk, "id") {
             self.calls.name_response(id);
         }
-        // With one choice asked for there is one at most; the last chunk of a stream has none.
+        // One choice was requested, so there is at most one. The last chunk of a stream has none.
         if let Some(choice) = chunk.get("choices").and_then(|c| c.get(0)) {
             self.choice(choice, piece.marked, deltas)?;
         }
@@ -209,7 +212,7 @@ impl ChunkDecoder {
     }
 
     fn said(&mut self, said: &Value, marked: bool, deltas: &mut Vec<Delta>) {
-        // Not OpenAI's own, but what most servers with reasoning models send.
+        // Not OpenAI's own, but sent by most servers with reasoning models.
         let member = ["reasoning_content", "reasoning"]
             .into_iter()
             .find_map(|name| Some((name, text_at(said, name)?)));
@@ -222,7 +225,7 @@ impl ChunkDecoder {
         }
         match said.get("content") {
             Some(Value::String(text)) => self.said.say(text, marked, deltas),
-            // Some servers give the content in parts.
+            // Some servers send the content in parts.
             Some(Value::Array(parts)) => {
                 for part in parts {
                     self.part(part, marked, deltas);
@@ -258,7 +261,7 @@ impl ChunkDecoder {
     }
 }
 
-/// The calls in what is said; of a server that has the older form, the one `function_call`.
+/// The calls in a message. From a server with the older form, the single `function_call`.
 fn calls_in(said: &Value) -> impl Iterator<Item = &Value> {
     let calls = said.get("tool_calls").and_then(Value::as_array);
     let calls = calls.filter(|calls| !calls.is_empty());

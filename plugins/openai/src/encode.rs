@@ -1,8 +1,10 @@
-//! From the shared vocabulary to a chat completions request.
+//! Encodes the shared vocabulary to a chat completions request.
 //!
-//! Always holds: system messages come first and are one; every tool call is sent with arguments that
-//! are an object, and answered right behind, since some servers refuse the whole conversation for one
-//! that is not.
+//! # Invariants
+//!
+//! - System messages come first and are merged into one.
+//! - Every tool call is sent with arguments that are an object, and is followed directly by its
+//!   result, since some servers refuse the whole conversation otherwise.
 
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
 use lucid_plugin::llm::extra::CallExtra;
@@ -19,19 +21,19 @@ use crate::kept::{LONGEST_ID, Members, Place, is_kept};
 use crate::models::{Effort, Ways, ways};
 use crate::roles::Roles;
 
-/// What a deployment may set.
+/// The deployment's settings.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Settings {
-    /// The field for the output limit, where the model's name does not tell it.
+    /// The field for the output limit, if the model's name does not determine it.
     max_tokens_field: Option<String>,
-    /// Whether to ask for token counts of a stream; a few servers refuse the question.
+    /// Whether to request the token counts of a stream, which a few servers refuse.
     stream_usage: bool,
-    /// Whether reasoning goes back as `reasoning_content` also where the server did not give it there.
+    /// Whether reasoning goes back as `reasoning_content` even if the server did not send it there.
     send_reasoning: bool,
 }
 
-/// What [`Settings`] takes, for whoever writes them.
+/// The JSON schema of [`Settings`].
 pub(crate) const SETTINGS: &str = r#"{
   "type": "object",
   "additionalProperties": false,
@@ -64,8 +66,8 @@ impl Default for Settings {
     }
 }
 
-/// Some servers' ids hold the tool's name, and their models read them: only what is not plain text
-/// is left out.
+/// Some servers' ids contain the tool's name, and their models read them, so only characters that
+/// are not plain text are removed.
 fn rules(settings: &Settings) -> Rules {
     Rules {
         sent_back: if settings.send_reasoning {
@@ -78,7 +80,7 @@ fn rules(settings: &Settings) -> Rules {
     }
 }
 
-/// Reasoning goes back where the piece behind it says in which place.
+/// Reasoning goes back only if the piece after it says in which place.
 fn goes_back(piece: &Content) -> bool {
     match piece {
         Content::Thinking(_) => true,
@@ -148,7 +150,7 @@ fn body(
             }
         }
         if !params.stop.is_empty() {
-            // The API takes four.
+            // The API accepts four.
             let stop: Vec<_> = params.stop.iter().take(4).cloned().collect();
             body.insert("stop".into(), stop.into());
         }
@@ -187,16 +189,16 @@ fn tool(tool: &Tool) -> Value {
 /// Which reasoning goes back as a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reasoning {
-    /// Such as came in one.
+    /// Reasoning that came in one.
     Given,
-    /// Any.
+    /// Any reasoning.
     All,
-    /// The same, and where there was none it is said that there was none.
+    /// Any reasoning, and a placeholder where there was none.
     Always,
 }
 
-/// Whether the host learned this of the server: that it wants reasoning with each answer that has calls,
-/// also with those that another model gave; that it refuses to be asked for token counts.
+/// Whether the host learned this about the server: that it requires reasoning with each response
+/// that has calls, even those from another model, or that it refuses a request for token counts.
 fn learned(params: &str, name: &str, word: &str) -> bool {
     let params: Map<String, Value> = serde_json::from_str(params).unwrap_or_default();
     params.get(name).and_then(Value::as_str) == Some(word)
@@ -214,7 +216,7 @@ fn messages(conversation: &Conversation, reasoning: Reasoning, files: &mut Files
             Turn::User(turn) => user(turn, files, &mut out),
         }
     }
-    // A server that gives it with one answer wants it with all that have calls.
+    // A server that sends it with one response requires it with all that have calls.
     let given = out.iter().any(|message| message.get(REASONING).is_some());
     if given || reasoning == Reasoning::Always {
         let open = out
@@ -230,11 +232,11 @@ fn messages(conversation: &Conversation, reasoning: Reasoning, files: &mut Files
 /// DeepSeek's member, and Kimi's.
 const REASONING: &str = "reasoning_content";
 
-/// A model's message, put together.
+/// A model's message under construction.
 #[derive(Default)]
 struct Draft {
     text: String,
-    /// The content in parts, where reasoning was one of them.
+    /// The content in parts, if reasoning was one of them.
     parts: Vec<Value>,
     in_parts: bool,
     members: Map<String, Value>,
@@ -299,7 +301,7 @@ impl Draft {
             () if self.text.is_empty() => Value::Null,
             () => self.text.into(),
         };
-        // Where nothing was called, servers pass over it, and some refuse it.
+        // Without a call, servers ignore it, and some refuse it.
         if !self.calls.is_empty() || reasoning != Reasoning::Given {
             for (name, text) in self.reasoning {
                 let before = message
@@ -325,8 +327,8 @@ fn sent(piece: &ToolCall, extra: Option<CallExtra>) -> Value {
     sent
 }
 
-/// Each result is a message of its own, of text alone: its pictures come in the user's message
-/// behind all of them.
+/// Encodes a user turn. Each result is a message of its own, with text only: its images follow in
+/// the user message after all of them.
 fn user(turn: &UserTurn, files: &mut Files, out: &mut Vec<Value>) {
     out.extend(turn.results.iter().map(result));
     let mut parts: Vec<Value> = turn
@@ -342,7 +344,7 @@ fn user(turn: &UserTurn, files: &mut Files, out: &mut Vec<Value>) {
     if parts.is_empty() {
         return;
     }
-    // Not every server takes a list where a text does.
+    // Not every server accepts a list in place of a text.
     let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
     let content = match texts {
         Some(texts) => texts.join("\n\n").into(),
@@ -369,7 +371,7 @@ fn paragraph(text: &mut String, piece: &str) {
 }
 
 fn call(call: &ToolCall) -> Value {
-    // What is an object already goes back letter by letter.
+    // An object goes back byte for byte.
     let arguments = match arguments(call) {
         Value::Object(_)
             if call.arguments.trim_start().starts_with('{') && is_json(&call.arguments) =>

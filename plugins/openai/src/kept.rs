@@ -1,11 +1,13 @@
-//! What a server wants back, as it is kept in a conversation.
+//! Members that a server wants back, as they are kept in a conversation.
 //!
-//! Servers have members of their own in an answer, and refuse the next request, or forget what they thought,
-//! where those do not come back. Each is kept as a piece of the vendor's own beside what it belongs to, as is
-//! what a call has (`lucid_plugin::llm::extra`).
+//! Servers have members of their own in a response, and refuse the next request, or lose their
+//! reasoning, if those do not come back. Each is kept as a vendor-specific piece beside what it
+//! belongs to, and so are those of a call (`lucid_plugin::llm::extra`).
 //!
-//! Always holds: what is kept is not read, and goes back as it came, in the member in which it came. The
-//! host takes such pieces out of a conversation that goes to another server or model.
+//! # Invariants
+//!
+//! - A kept member is not interpreted, and goes back unmodified under the name it came with.
+//! - The host removes such pieces from a conversation that goes to another server or model.
 
 use lucid_plugin::llm::extra::{custom, kept, take_members};
 use lucid_plugin::llm::json;
@@ -13,19 +15,19 @@ use lucid_plugin::types::{Content, Custom};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Before all that the message says: its members.
+/// The kind of the piece before a message's content: its members.
 const MESSAGE: &str = "openai.message";
-/// Behind reasoning: where in the message it stood.
+/// The kind of the piece after reasoning: its position in the message.
 const THINKING: &str = "openai.thinking";
 
-/// Members of a message whose value is a list of parts, which a stream sends in pieces.
+/// Members of a message whose value is a list of parts, which a stream sends in fragments.
 const LISTS: [&str; 2] = ["reasoning_details", "thinking_blocks"];
-/// Of a part, what grows.
+/// The members of a part that grow.
 const GROWING: [&str; 5] = ["text", "summary", "data", "thinking", "signature"];
 /// OpenAI's own limit, for ids that are not its own.
 pub(crate) const LONGEST_ID: usize = 40;
 
-/// Where reasoning stood.
+/// The position of reasoning in a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Place {
@@ -45,7 +47,7 @@ impl Place {
     }
 }
 
-/// Whether an id is one that only its own server takes.
+/// Whether only its own server accepts this id.
 pub(crate) fn is_special(id: &str) -> bool {
     id.len() > LONGEST_ID || !id.chars().all(|c| c.is_ascii_graphic())
 }
@@ -55,16 +57,16 @@ pub(crate) fn is_kept(custom: &Custom) -> bool {
     [MESSAGE, THINKING].contains(&custom.kind.as_str())
 }
 
-/// The members of one message, as they come.
+/// The collected members of one message.
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     all: Map<String, Value>,
-    /// Halves of characters are marked in them.
+    /// Whether surrogate halves are marked in them.
     marked: bool,
 }
 
 impl Members {
-    /// Takes what one piece of a stream has.
+    /// Takes the members of one fragment of a stream.
     pub(crate) fn take_piece(&mut self, delta: &Value, marked: bool) {
         self.marked |= marked;
         for name in LISTS {
@@ -81,7 +83,7 @@ impl Members {
         take_members(delta, &mut self.all);
     }
 
-    /// Takes what a whole message has.
+    /// Takes the members of a whole message.
     pub(crate) fn take_whole(&mut self, message: &Value) {
         for name in LISTS {
             if !parts(message, name).is_empty() {
@@ -91,23 +93,23 @@ impl Members {
         take_members(message, &mut self.all);
     }
 
-    /// What is kept of them.
+    /// The piece that keeps them.
     pub(crate) fn piece(self) -> Option<Content> {
         if self.all.is_empty() {
             return None;
         }
-        // Halves of characters met where pieces did.
+        // Surrogate halves were joined along with the fragments.
         let members = json::mended(Value::Object(self.all), self.marked);
         Some(custom(MESSAGE, &members))
     }
 
-    /// What was kept.
+    /// The members that a piece keeps.
     pub(crate) fn of(custom: &Custom) -> Option<Map<String, Value>> {
         kept(MESSAGE, custom)
     }
 }
 
-/// Reasoning as a person may read it, where a message has it in parts alone.
+/// Readable reasoning, if a message has it in parts only.
 pub(crate) fn text_of_parts(said: &Value) -> String {
     let parts = LISTS.iter().flat_map(|name| parts(said, name));
     let texts = parts.filter_map(|part| {
@@ -125,7 +127,7 @@ fn parts<'a>(said: &'a Value, name: &str) -> &'a [Value] {
         .map_or(&[], Vec::as_slice)
 }
 
-/// Goes on with the part that a piece belongs to, or begins one.
+/// Extends the part that a fragment belongs to, or begins one.
 fn add(all: &mut Vec<Value>, piece: &Value) {
     let same = |part: &&mut Value| {
         let agree = |name: &str| {
@@ -137,7 +139,7 @@ fn add(all: &mut Vec<Value>, piece: &Value) {
     let numbered = piece.get("index").is_some_and(Value::is_number);
     let found = match numbered {
         true => all.iter_mut().rev().find(same),
-        // What hides its text comes whole, and a signature ends what it signs.
+        // A part with hidden text arrives whole, and a signature ends the part that it signs.
         false => all.last_mut().filter(same).filter(|part| {
             let whole = |part: &Value| part.get("data").is_some_and(Value::is_string);
             let signed = part

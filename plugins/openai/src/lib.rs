@@ -1,7 +1,9 @@
-//! OpenAI chat completions, and the many servers that imitate them.
+//! The provider adapter for OpenAI chat completions, and the many servers that imitate them.
 //!
-//! Always holds: a request carries no credential and no host (both are the deployment's), and what
-//! comes back is read leniently, since the imitators differ in what they leave out.
+//! # Invariants
+//!
+//! - A request carries no credential and no host, since both are the deployment's.
+//! - Responses are read leniently, since the imitators differ in what they leave out.
 
 mod classify;
 mod decode;

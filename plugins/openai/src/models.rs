@@ -1,31 +1,35 @@
-//! The models, and how each wants to be asked.
+//! The known models, and the request options each one takes.
 //!
-//! Always holds: of a model that is not in the list nothing is assumed, since most of them are other
-//! people's behind the same API. Figures are those of OpenAI's public pages of November 2026; a price
-//! that rises with the length of the prompt stands at its lowest.
+//! Figures are those of OpenAI's public pages of November 2026. A price that rises with the length
+//! of the prompt is given at its lowest.
+//!
+//! # Invariants
+//!
+//! - Nothing is assumed about a model that is not in the list, since most of those are other
+//!   vendors' models behind the same API.
 
 use lucid_plugin::llm::{ModelInfo, Prices, prices};
 
-/// How a model takes `reasoning_effort`.
+/// How a model accepts `reasoning_effort`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effort {
-    /// Not at all.
+    /// Never.
     Never,
     /// Always.
     Any,
-    /// Not beside tools: there it reasons, or not, as it is.
+    /// Only without tools. With tools the model decides.
     Alone,
-    /// Beside tools `none` must be said, or the request is refused.
+    /// With tools `none` must be sent, or the request is refused.
     NoneWithTools,
 }
 
-/// How a model wants to be asked.
+/// The request options of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ways {
     pub(crate) effort: Effort,
-    /// Whether it takes `temperature`, `top_p` and `stop`.
+    /// Whether it accepts `temperature`, `top_p` and `stop`.
     pub(crate) sampling: bool,
-    /// It is OpenAI's, by its name, and not somebody else's behind the same API.
+    /// Whether it is OpenAI's, by its name, and not another vendor's behind the same API.
     pub(crate) own: bool,
 }
 
@@ -213,14 +217,14 @@ pub(crate) fn all() -> Vec<ModelInfo> {
             output_tokens: m.output,
             tools: true,
             images: true,
-            // It may, but this API does not say what.
+            // It may reason, but this API does not return the reasoning.
             thinking: false,
             prices: Some(m.prices),
         })
         .collect()
 }
 
-/// By the model's name, with or without a date behind it and a route before it.
+/// The options by the model's name, with or without a date suffix and a route prefix.
 pub(crate) fn ways(model: &str) -> Ways {
     let name = model.rsplit('/').next().unwrap_or(model);
     let known = MODELS.iter().find(|m| {
@@ -235,7 +239,7 @@ pub(crate) fn ways(model: &str) -> Ways {
     }
 }
 
-/// Whether a name is of OpenAI's making though it is not in the list: `gpt-4-turbo`, `o4-mini`,
+/// Whether a name is OpenAI's although it is not in the list: `gpt-4-turbo`, `o4-mini`,
 /// `chatgpt-4o-latest`, and not `gpt-oss-120b`, which others serve.
 fn is_own(name: &str) -> bool {
     let numbered = |rest: &str| rest.bytes().next().is_some_and(|b| b.is_ascii_digit());
@@ -244,14 +248,14 @@ fn is_own(name: &str) -> bool {
         || name.strip_prefix('o').is_some_and(numbered)
 }
 
-/// Such as `-2025-08-07`.
+/// Whether it is a date suffix such as `-2025-08-07`.
 fn is_date(rest: &str) -> bool {
     rest.len() == 11
         && rest.starts_with('-')
         && rest.bytes().all(|b| b.is_ascii_digit() || b == b'-')
 }
 
-/// Of the same maker, since this file was written: asked as the newest here.
+/// The effort of an OpenAI model that is newer than this file: treated like the newest here.
 fn newer(name: &str) -> Option<Effort> {
     let version = name.strip_prefix("gpt-")?;
     let number: String = version

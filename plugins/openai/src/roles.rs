@@ -1,17 +1,20 @@
-//! Which order of roles a server takes.
+//! The order of roles that a server accepts.
 //!
-//! OpenAI and most others take a user's message behind a tool's; Mistral, and the chat templates of many
-//! local models, want the model's answer between them. Nobody can ask a server for it: it is told by the
-//! model's name, or the host learned it from a refusal and says so in `params`. An answer is only put in
-//! where it is wanted, since a model reads it as its own words.
+//! OpenAI and most others accept a user message after a tool message. Mistral, and the chat
+//! templates of many local models, want a reply of the model between them. A server cannot be asked
+//! about this: it is recognised by the model's name, or the host learned it from a refusal and says
+//! so in `params`. A reply is inserted only where it is required, since a model reads it as its own
+//! words.
 //!
-//! Always holds: for a strict server the answer to the last tool's message is not the user's.
+//! # Invariants
+//!
+//! - For a strict server the message that follows the last tool message is not the user's.
 
 use serde_json::{Map, Value, json};
 
-/// What stands for the model's answer between a tool's message and the user's.
+/// The inserted model reply between a tool message and a user message.
 const BETWEEN: &str = "I have read the results.";
-/// Models of Mistral's, whose servers and templates are strict.
+/// Mistral's models, whose servers and templates are strict.
 const STRICT: [&str; 10] = [
     "mistral",
     "ministral",
@@ -24,22 +27,23 @@ const STRICT: [&str; 10] = [
     "mathstral",
     "leanstral",
 ];
-/// How long an id is for them, of letters and digits alone.
+/// The length of their ids, which consist of letters and digits.
 const ID: usize = 9;
 
-/// What a server wants of roles and ids.
+/// A server's requirements for roles and ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Roles {
-    /// The model's answer stands between a tool's message and the user's.
+    /// Whether a model reply is required between a tool message and a user message.
     between: bool,
-    /// A system message is none of those it knows.
+    /// Whether it does not know system messages.
     no_system: bool,
-    /// Ids are of nine letters and digits.
+    /// Whether ids must have nine letters and digits.
     short_ids: bool,
 }
 
 impl Roles {
-    /// By the model's name, and by what the host has learned: `roles` is `alternate` or `no-system`.
+    /// The requirements by the model's name, and by what the host has learned: `roles` is
+    /// `alternate` or `no-system`.
     pub(crate) fn of(model: &str, params: &str) -> Self {
         let params: Map<String, Value> = serde_json::from_str(params).unwrap_or_default();
         let learned = params.get("roles").and_then(Value::as_str);
@@ -53,7 +57,7 @@ impl Roles {
         }
     }
 
-    /// The same messages as such a server takes them.
+    /// Converts the messages to the order that such a server accepts.
     pub(crate) fn order(self, messages: Vec<Value>) -> Vec<Value> {
         let mut out: Vec<Value> = Vec::with_capacity(messages.len());
         let mut system = None;
@@ -78,7 +82,7 @@ impl Roles {
     }
 }
 
-/// Puts words before a message's own.
+/// Prepends text to a message's own.
 fn before(content: &mut Value, words: &str) {
     match content {
         Value::Array(parts) => parts.insert(0, json!({ "type": "text", "text": words })),
@@ -97,7 +101,7 @@ fn shorten(message: &mut Value) {
     }
 }
 
-/// An id of another server's making becomes one that this one could have made, always the same.
+/// Converts another server's id to one that this server could have made, deterministically.
 fn short(id: &mut Value) {
     let Some(given) = id.as_str() else { return };
     if given.len() == ID && given.bytes().all(|b| b.is_ascii_alphanumeric()) {

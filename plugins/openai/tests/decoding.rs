@@ -1,7 +1,7 @@
-//! Responses as servers send them, streamed and whole, in the variations that are out there.
+//! Responses as servers send them, streamed and whole, in the variations found in practice.
 //!
-//! Always holds: the stream is cut into events by a small reader of its own here, since in a
-//! session that is the host's work.
+//! The stream is split into events by a small reader of its own here, since in a session that is
+//! the host's work.
 
 use lucid_openai::ChunkDecoder;
 use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, Sse};

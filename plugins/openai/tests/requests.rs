@@ -1,6 +1,6 @@
-//! What the adapter sends, and what it makes of refusals.
+//! Requests that the adapter sends, and its classification of refusals.
 //!
-//! Always holds: no request has a header that is the host's own.
+//! No request has a header that only the host may set.
 
 use lucid_openai::OpenAi;
 use lucid_plugin::llm::{Adapter, CompletionRequest, Framing};

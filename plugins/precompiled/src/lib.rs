@@ -1,24 +1,28 @@
-//! Owns the folder of compiled components, and the one `unsafe` call that loading them takes.
+//! The cache folder of compiled components, and the one `unsafe` call that loading them takes.
 //!
-//! What always holds: nothing is loaded as native code that this program, under this user, did not
-//! write itself. [`Shelf::component`] is a safe function on these grounds:
+//! # Safety
 //!
-//! - The folder was made by this user for nobody else: it is opened without following a link, and
-//!   its owner and its mode (0700) are checked on the open handle. Every file is reached through
-//!   that handle, so renaming a parent folder later changes nothing.
-//! - A file is opened without following a link; that it is a plain file, its owner and its mode
+//! Nothing is loaded as native code that this program, under this user, did not write itself.
+//! [`Shelf::component`] is a safe function on these grounds:
+//!
+//! - The folder was created by this user for nobody else: it is opened without following a link,
+//!   and its owner and its mode (0700) are checked on the open handle. Every file is reached
+//!   through that handle, so renaming a parent folder later changes nothing.
+//! - A file is opened without following a link. That it is a regular file, its owner and its mode
 //!   (0600) are checked on the handle it is read through.
 //! - Its name is the digest of the component and of everything wasmtime says two engines must share
 //!   ([`Engine::precompile_compatibility_hash`]: version, target, settings, CPU features).
-//! - It starts with the digest of its name and of what follows, so a torn or damaged file, and one that
-//!   came under another's name, is compiled anew.
+//! - It starts with the digest of its name and of what follows, so a torn or damaged file, and one
+//!   that came under another's name, is recompiled.
 //! - It is read into memory once, and the bytes that were checked are the bytes that are loaded:
 //!   nobody can change them between the two, as they could in a mapped file.
 //!
-//! Who can get round these is root, or this user, who can change this program as well.
+//! Only root or this user can get round these, and both can change this program as well.
 //!
-//! And the folder has a size: what is put on a full shelf takes the place of what was not taken for
-//! the longest time. Two processes may share a folder, since a file that is gone is compiled anew.
+//! # Eviction
+//!
+//! The folder's size is limited: a new entry in a full folder replaces the least recently used
+//! ones. Two processes may share a folder, since a missing file is recompiled.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -37,62 +41,62 @@ const NOW: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: UTIME_NOW,
 };
-/// No compiled component is larger; what is, is not read.
+/// The maximum size of a compiled component, in bytes. A larger file is not read.
 const LARGEST: u64 = 1 << 30;
-/// What a file on the shelf ends in.
+/// The file name extension.
 const KIND: &str = ".cwasm";
-/// How long a draft may lie until whoever wrote it counts as dead.
+/// How long an incomplete file is kept until its writer counts as dead.
 const DRAFT: Duration = Duration::from_secs(60 * 60);
 
-/// A folder of compiled components.
+/// A cache folder of compiled components.
 #[derive(Debug)]
 pub struct Shelf {
     folder: OwnedFd,
-    /// In bytes.
+    /// Its maximum size in bytes.
     size: u64,
 }
 
-/// Why a folder cannot be used.
+/// A folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ShelfError {
-    /// It cannot be made or opened.
+    /// It cannot be created or opened.
     #[error("the folder {} for compiled plugins cannot be opened: {cause}", .path.display())]
     Io {
-        /// Which folder.
+        /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         cause: io::Error,
     },
-    /// Others could put native code there.
+    /// Other users could put native code there.
     #[error(
         "the folder {} for compiled plugins belongs to user {owner} with mode {mode:04o}; it must belong to this user with mode 0700, because what lies there is run",
         .path.display()
     )]
     Shared {
-        /// Which folder.
+        /// The folder.
         path: PathBuf,
-        /// Whose it is.
+        /// The user id of its owner.
         owner: u32,
-        /// What others may do.
+        /// Its permission bits.
         mode: u32,
     },
 }
 
-/// Where a component came from.
+/// The origin of a component.
 #[derive(Debug)]
 pub enum Origin {
-    /// It lay on the shelf.
+    /// It was in the cache.
     Shelf,
-    /// It was compiled, and lies on the shelf now.
+    /// It was compiled, and is in the cache now.
     Compiled,
-    /// It was compiled, and could not be put on the shelf: the next start compiles it again.
+    /// It was compiled, and could not be stored in the cache: the next start compiles it again.
     NotKept(io::Error),
 }
 
 impl Shelf {
-    /// Opens the folder, and makes it where it is not there. It holds `size` bytes, and where that is
-    /// less than one component takes, the one that was put there last.
+    /// Opens the folder, and creates it if it does not exist. It holds `size` bytes, but always at
+    /// least the component that was stored last.
     pub fn open(path: &Path, size: u64) -> Result<Self, ShelfError> {
         let io = |cause: io::Error| ShelfError::Io {
             path: path.to_owned(),
@@ -119,13 +123,17 @@ impl Shelf {
         Ok(Self { folder, size })
     }
 
-    /// The component, from the shelf or compiled. Compiling takes a core for a while: call this
-    /// where that is no harm. An error is the component's own.
+    /// Returns a component, from the cache or compiled. Compiling occupies a core for a while, so
+    /// call this where that does no harm.
+    ///
+    /// # Errors
+    ///
+    /// An error is the component's own.
     pub fn component(&self, engine: &Engine, wasm: &[u8]) -> wasmtime::Result<(Component, Origin)> {
         self.component_noting(engine, wasm, || {})
     }
 
-    /// The same; `compiles` is called before it is compiled, which takes a while.
+    /// As [`Self::component`], and calls `compiles` before a compilation, which takes a while.
     pub fn component_noting(
         &self,
         engine: &Engine,
@@ -134,7 +142,7 @@ impl Shelf {
     ) -> wasmtime::Result<(Component, Origin)> {
         let name = name_of(engine, wasm);
         if let Some(component) = self.take(engine, &name) {
-            // When it was last taken; one that cannot be marked is only compiled sooner again.
+            // The time of last use. If it cannot be set, the component is only recompiled sooner.
             let now = Timestamps {
                 last_access: NOW,
                 last_modification: NOW,
@@ -161,14 +169,14 @@ impl Shelf {
     )]
     fn take(&self, engine: &Engine, name: &str) -> Option<Component> {
         let code = self.read(name).ok()??;
-        // SAFETY: `code` is what `Component::serialize` gave to a process of this user for an engine
-        // of the same compatibility hash: the folder and the file belong to this user and can be
-        // written by nobody else, the file's name says component and engine, and the digest in front
-        // of it matches these very bytes, which nobody else holds.
+        // SAFETY: `code` is what `Component::serialize` gave to a process of this user for an
+        // engine of the same compatibility hash: the folder and the file belong to this user and
+        // can be written by nobody else, the file's name identifies component and engine, and the
+        // digest in front of it matches these very bytes, which nobody else holds.
         unsafe { Component::deserialize(engine, code) }.ok()
     }
 
-    /// The checked bytes of a file, none where there is no such file or it cannot be trusted.
+    /// The verified bytes of a file. `None` if the file does not exist or cannot be trusted.
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = rustix::fs::openat(&self.folder, name, flags, Mode::empty())?;
@@ -190,9 +198,10 @@ impl Shelf {
         Ok(matches.then_some(code))
     }
 
-    /// Writes a file beside its place and moves it there, so that a crash leaves no half of one.
+    /// Writes a temporary file and moves it into place, so that a crash leaves no half-written one.
     fn put(&self, name: &str, code: &[u8]) -> io::Result<()> {
-        // Drawn, since processes that share the folder may have one number, in containers of their own.
+        // Random, since processes that share the folder may have the same process id, each in its
+        // own container.
         let drawn = RandomState::new().build_hasher().finish();
         let draft = format!(".{drawn:016x}.draft");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -210,7 +219,7 @@ impl Shelf {
         written
     }
 
-    /// Removes what was not taken for the longest time until the rest fits, and never `kept`.
+    /// Removes the least recently used files until the rest fits, and never `kept`.
     fn shrink(&self, kept: &str) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.folder)? {
@@ -246,23 +255,23 @@ impl Shelf {
     }
 }
 
-/// How long ago that is, in seconds since 1970.
+/// The time elapsed since then, given in seconds since 1970.
 fn age(then: i64) -> Duration {
     let then = UNIX_EPOCH + Duration::from_secs(u64::try_from(then).unwrap_or(0));
     SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
-/// What a file of that name begins with.
+/// The header of a file of that name.
 fn seal(name: &str, code: &[u8]) -> [u8; DIGEST] {
     let mut digest = Sha256::new();
     digest.update(name);
-    // No name has it.
+    // No name contains it.
     digest.update([0]);
     digest.update(code);
     digest.finalize().into()
 }
 
-/// Says both what was compiled and what for.
+/// A name that identifies both the component and the engine it was compiled for.
 fn name_of(engine: &Engine, wasm: &[u8]) -> String {
     struct Feed(Sha256);
     impl Hasher for Feed {
@@ -288,7 +297,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// The smallest component there is: a header and nothing else.
+    /// The smallest possible component: a header and nothing else.
     const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
 
     fn shelf() -> (tempfile::TempDir, Shelf) {
@@ -297,7 +306,7 @@ mod tests {
         (folder, shelf)
     }
 
-    /// The empty component with a section of its own, which no other number gives.
+    /// The empty component with a custom section, which is different for each number.
     fn numbered(number: u8) -> Vec<u8> {
         [EMPTY, &[0, 3, 1, b'n', number]].concat()
     }
@@ -385,7 +394,7 @@ mod tests {
         origin(&shelf, 0);
         let one = only_file(&folder).metadata().unwrap().len();
         origin(&shelf, 1);
-        // As if both had lain there, and only the first had been taken since.
+        // As if both had been there, and only the first had been used since.
         let path = folder.path().join("cwasm");
         for entry in std::fs::read_dir(&path).unwrap() {
             let long_ago = SystemTime::now() - Duration::from_secs(3600);

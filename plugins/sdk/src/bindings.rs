@@ -1,8 +1,11 @@
 //! The Rust form of the WIT packages, generated when the crate is built.
 //!
-//! Always holds: `types` and `log` are generated once and all worlds point at that one copy, so a
-//! message a policy builds is the same type an adapter reads. The interfaces are exported only
-//! where a plugin calls one of the `export_…!` macros: linking this crate exports nothing.
+//! # Invariants
+//!
+//! - `types` and `log` are generated once and all worlds point at that one copy, so a message a
+//!   policy builds is the same type an adapter reads.
+//! - The interfaces are exported only where a plugin calls one of the `export_…!` macros: linking
+//!   this crate exports nothing.
 
 #![allow(
     unreachable_pub,
@@ -10,7 +13,7 @@
     reason = "generated; documented in the WIT"
 )]
 
-/// What all plugin kinds share.
+/// The interfaces that all plugin kinds share.
 pub mod shared {
     wit_bindgen::generate!({
         inline: "
@@ -28,7 +31,7 @@ pub mod shared {
     });
 }
 
-/// The world of an agent.
+/// The world of a policy.
 pub mod policy {
     wit_bindgen::generate!({
         path: ["../../wit/types", "../../wit/host", "../../wit/policy"],
@@ -45,7 +48,7 @@ pub mod policy {
     });
 }
 
-/// The world of a model provider's adapter.
+/// The world of a provider adapter.
 pub mod llm {
     wit_bindgen::generate!({
         path: ["../../wit/types", "../../wit/host", "../../wit/llm"],
@@ -62,7 +65,7 @@ pub mod llm {
     });
 }
 
-/// The world of a git provider.
+/// The world of a git provider plugin.
 pub mod git {
     wit_bindgen::generate!({
         path: ["../../wit/types", "../../wit/host", "../../wit/git"],
@@ -79,7 +82,7 @@ pub mod git {
     });
 }
 
-/// The world of a component with tools.
+/// The world of a tool component.
 pub mod tools {
     wit_bindgen::generate!({
         path: ["../../wit/types", "../../wit/host", "../../wit/tools"],

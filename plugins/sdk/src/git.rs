@@ -1,8 +1,10 @@
-//! The git side: the trait that a provider's integration implements, what integrations share, and the
-//! glue to the exported interface.
+//! Git provider plugins: the trait they implement, shared helpers, and the glue to the exported
+//! interface.
 //!
-//! Always holds: an operation is a chain of requests, and what is known between two of them is the
-//! integration's own state, which the host carries. So a step depends on nothing but its arguments.
+//! # Invariants
+//!
+//! - An operation is a chain of requests, and the state between two of them is the plugin's own,
+//!   carried by the host. So a step depends on nothing but its arguments.
 
 use std::marker::PhantomData;
 
@@ -21,33 +23,33 @@ pub use wit::{
     RepositoryPage,
 };
 
-/// What is next in an operation.
+/// The next action of an operation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next<S> {
-    /// Send this, and step again with the answer and this state.
+    /// Send this request, and step again with the response and this state.
     Send(HttpRequest, S),
-    /// That was all.
+    /// The operation is complete.
     Done(Reply),
 }
 
-/// A request's answer, and what the step that asked wanted to be known.
+/// A request's response, and the state from the step that sent it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered<S> {
-    /// What the step before left.
+    /// The state from the previous step.
     pub state: S,
-    /// What came back, whatever its status.
+    /// The response, whatever its status.
     pub response: HttpResponse,
 }
 
-/// A git provider's API: it says what to send and what came back means.
+/// A git provider's API: encodes requests and interprets responses.
 pub trait Provider: 'static {
-    /// What is known between two requests of an operation.
+    /// The state between two requests of an operation.
     type State: Serialize + DeserializeOwned;
 
-    /// What this integration is.
+    /// Describes this plugin.
     fn describe() -> Descriptor;
 
-    /// One step of an operation; the first has no answer.
+    /// One step of an operation. The first has no response.
     fn step(
         settings: &str,
         operation: &Operation,
@@ -55,7 +57,7 @@ pub trait Provider: 'static {
     ) -> Result<Next<Self::State>, Error>;
 }
 
-/// A GET of JSON.
+/// A GET request for JSON.
 pub fn get(path: impl Into<String>, query: &[(&str, &str)]) -> HttpRequest {
     let query = query.iter();
     HttpRequest {
@@ -70,7 +72,7 @@ pub fn get(path: impl Into<String>, query: &[(&str, &str)]) -> HttpRequest {
     }
 }
 
-/// A POST of JSON, answered with JSON.
+/// A POST request with a JSON body and a JSON response.
 pub fn post(path: impl Into<String>, body: &Value) -> HttpRequest {
     let mut request = get(path, &[]);
     request.method = "POST".into();
@@ -82,7 +84,8 @@ pub fn post(path: impl Into<String>, body: &Value) -> HttpRequest {
     request
 }
 
-/// A text as one part of a path: all but letters, digits, `-`, `.`, `_` and `~` is escaped, a slash too.
+/// Escapes a text as one path segment: everything except letters, digits, `-`, `.`, `_` and `~`,
+/// including slashes.
 pub fn path_part(text: &str) -> String {
     let mut part = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -95,26 +98,26 @@ pub fn path_part(text: &str) -> String {
     part
 }
 
-/// A success as JSON; an error of kind `upstream` for what is none.
+/// The JSON of a successful response. An error of kind `upstream` if it is not JSON.
 pub fn json(response: &HttpResponse) -> Result<Value, Error> {
     serde_json::from_slice(&response.body)
         .map_err(|_| Error::upstream("The git provider's answer is not JSON."))
 }
 
-/// Whether it is a success.
+/// Whether the status is a success.
 pub fn is_success(response: &HttpResponse) -> bool {
     (200..300).contains(&response.status)
 }
 
-/// What an error's body says, every text of `message`, `error` … in it, joined: providers put them in
-/// many places. Short, and nothing where it is no JSON.
+/// The message in an error body: every text of `message`, `error` … in it, joined, since providers
+/// put them in many places. Truncated, and empty if the body is not JSON.
 pub fn said(response: &HttpResponse) -> String {
     fn texts(value: &Value, into: &mut Vec<String>) {
         match value {
             Value::String(text) if !into.contains(text) => into.push(text.clone()),
             Value::Array(all) => all.iter().for_each(|value| texts(value, into)),
             Value::Object(fields) => fields.iter().for_each(|(name, value)| {
-                // An address of the documentation tells a user nothing.
+                // The address of a documentation page tells a user nothing.
                 if !name.contains("url") {
                     texts(value, into);
                 }
@@ -130,8 +133,8 @@ pub fn said(response: &HttpResponse) -> String {
     cut(&all.join("; "), 500)
 }
 
-/// An answer that is no success, where its words need not be looked at: what its status means, and
-/// when to try again. `provider` is a name for people.
+/// The error for an unsuccessful response whose message need not be interpreted: classified by
+/// status, with the time of a retry. `provider` is a display name.
 pub fn refusal(provider: &str, response: &HttpResponse) -> Error {
     let (status, said) = (response.status, said(response));
     let why = match said.trim_end_matches('.') {
@@ -180,7 +183,7 @@ pub fn refusal(provider: &str, response: &HttpResponse) -> Error {
     }
 }
 
-/// What the `Link` header (RFC 8288) says of the next page: one parameter of its address.
+/// A parameter of the next page's address in the `Link` header (RFC 8288).
 pub fn next_in_link(headers: &[Header], parameter: &str) -> Option<String> {
     let links = header(headers, "link")?;
     let next = links.split(',').find(|link| {
@@ -194,7 +197,7 @@ pub fn next_in_link(headers: &[Header], parameter: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
-/// A cursor that is the number of a page; none is the first.
+/// A cursor that is a page number. Without one, the first page.
 pub fn page_number(page: &Page) -> Result<u32, Error> {
     let Some(cursor) = &page.cursor else {
         return Ok(1);
@@ -203,13 +206,13 @@ pub fn page_number(page: &Page) -> Result<u32, Error> {
     number.ok_or_else(|| Error::invalid("The cursor of the next page is none of this provider's."))
 }
 
-/// A member that must be there.
+/// A member that must be present.
 pub fn required<'a>(value: &'a Value, name: &str) -> Result<&'a str, Error> {
     text_at(value, name)
         .ok_or_else(|| Error::upstream(format!("The git provider's answer has no `{name}`.")))
 }
 
-/// The provider's number for something, as text.
+/// The provider's numeric id of something, as text.
 pub fn id(value: &Value) -> Result<String, Error> {
     match &value["id"] {
         Value::Number(number) => Ok(number.to_string()),
@@ -218,7 +221,7 @@ pub fn id(value: &Value) -> Result<String, Error> {
     }
 }
 
-/// What `export_git!` exports in the name of a provider.
+/// The type that `export_git!` exports for a provider.
 #[doc(hidden)]
 pub struct Exported<P>(PhantomData<P>);
 
@@ -239,7 +242,7 @@ impl<P: Provider> wit::Guest for Exported<P> {
     }
 }
 
-/// A step as the host sees it.
+/// A step as the host runs it.
 pub(crate) fn step<P: Provider>(
     settings: &str,
     operation: &Operation,
@@ -269,7 +272,7 @@ pub(crate) fn step<P: Provider>(
     })
 }
 
-/// Exports a [`Provider`] as the component's own. Once in a crate; natively it does nothing.
+/// Exports a [`Provider`] as the component's own. Used once in a crate. Does nothing natively.
 #[macro_export]
 macro_rules! export_git {
     ($provider:ty) => {

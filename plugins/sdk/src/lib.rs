@@ -1,12 +1,13 @@
-//! What a Lucid plugin is written with: the WIT bindings, and a thin layer that takes away what
-//! every plugin would write again.
+//! The SDK for Lucid plugins: the WIT bindings, and a thin layer over what every plugin would
+//! otherwise write itself.
 //!
-//! Always holds: nothing here reads a clock, randomness, a file or the network, so a plugin built
-//! on it imports at most `lucid:host/log`. Everything runs natively as well, which is how plugins
-//! are tested: [`testing::Session`] plays a session with a policy, [`testing::Call`] a call of a tool,
-//! [`testing::decode`] reads a recorded answer with an adapter.
+//! Nothing here reads a clock, randomness, a file or the network, so a plugin built on it imports
+//! at most `lucid:host/log`. Everything also runs natively, which is how plugins are tested:
+//! [`testing::Session`] plays a session with a policy, [`testing::Call`] a tool call, and
+//! [`testing::decode`] decodes a recorded response with an adapter.
 //!
-//! [`turns`] has the loop that most agents are: model, tools, model. An agent is a type that implements [`policy::Policy`]:
+//! [`turns`] has the loop that most agents are: model, tools, model. An agent is a type that
+//! implements [`policy::Policy`]:
 //!
 //! ```
 //! use lucid_plugin::policy::{Commands, Context, Descriptor, Input, Policy};
@@ -34,19 +35,20 @@
 //! lucid_plugin::export_policy!(Parrot);
 //! ```
 //!
-//! Tools for agents implement [`tools::Tools`], and end in `export_tools!`: they turn a call into commands
-//! and requests, which the host carries out.
+//! Tool components implement [`tools::Tools`] and end in `export_tools!`: they turn a call into
+//! commands and requests, which the host carries out.
 //!
-//! An adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`. What every
-//! adapter needs is there: [`llm::conversation`] makes any transcript one that a provider takes,
-//! [`llm::files`] writes a body with pictures, [`llm::Params`] reads a policy's settings,
-//! [`llm::refusal`] tells errors, [`llm::Sse::json`] reads an event. The crate `lucid-conformance` holds it to what all adapters promise.
+//! A provider adapter implements [`llm::Adapter`] and [`llm::Decoder`], and ends in `export_llm!`.
+//! What every adapter needs is provided: [`llm::conversation`] makes any transcript one that a
+//! provider accepts, [`llm::files`] writes a body with images, [`llm::Params`] reads a policy's
+//! options, [`llm::refusal`] classifies errors, [`llm::Sse::json`] parses an event. The crate
+//! `lucid-conformance` tests that an adapter keeps the promises of all adapters.
 //!
-//! A panic is a fault of the plugin's: its message and its place are written to the host's log, and are
-//! part of what the host says of the call that broke down.
+//! A panic is a bug of the plugin: its message and location are written to the host's log, and are
+//! part of the host's error for the failed call.
 //!
-//! A git provider's integration implements [`git::Provider`], a chain of requests for each operation, and
-//! ends in `export_git!`; [`testing::Exchange`] plays the provider's server.
+//! A git provider plugin implements [`git::Provider`], a chain of requests for each operation, and
+//! ends in `export_git!`. [`testing::Exchange`] plays the provider's server.
 
 pub mod bindings;
 pub mod git;
@@ -70,10 +72,11 @@ pub mod types {
 
 pub use messages::{NO_USAGE, cut, joined_text};
 
-/// How much a log line matters.
+/// The severity of a log line.
 pub use bindings::shared::lucid::host::log::Level;
 
-/// Writes a line to the host's log, under the plugin's name. Off wasm there is no host to hear it.
+/// Writes a line to the host's log, under the plugin's name. Does nothing off wasm, where there is
+/// no host.
 pub fn log(level: Level, message: &str) {
     #[cfg(target_arch = "wasm32")]
     bindings::shared::lucid::host::log::log(level, message);

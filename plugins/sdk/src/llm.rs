@@ -1,8 +1,9 @@
-//! The adapter side: the traits a provider's adapter implements, and the glue to the exported
-//! interface.
+//! Provider adapters: the traits they implement, and the glue to the exported interface.
 //!
-//! Always holds: one decoder reads one response, and `finish` ends it: whatever comes behind
-//! `finish` or behind an error is answered with an error, so a decoder needs no such care itself.
+//! # Invariants
+//!
+//! - One decoder reads one response, and `finish` ends it: any call after `finish` or after an
+//!   error returns an error, so a decoder need not guard against that itself.
 
 pub mod conversation;
 pub mod extra;
@@ -28,45 +29,45 @@ pub use wit::{
     Placed, Prices, Sse, ToolCallArguments, ToolCallStart,
 };
 
-/// A model provider's API: it says what to send and what came back means.
+/// A model provider's API: encodes requests and interprets responses.
 pub trait Adapter: 'static {
-    /// Reads one response.
+    /// The decoder of one response.
     type Decoder: Decoder;
 
-    /// What this adapter is.
+    /// Describes this adapter.
     fn describe() -> Descriptor;
 
-    /// The models it knows; others may work as well.
+    /// The known models. Others may work as well.
     fn models(settings: &str) -> Vec<ModelInfo>;
 
-    /// A cheap request that only a good key passes; none where the provider has none such.
+    /// A cheap request that succeeds only with a valid key. `None` if the provider has none.
     fn probe(_settings: &str) -> Option<HttpRequest> {
         None
     }
 
-    /// Puts a request into the provider's form.
+    /// Encodes a request in the provider's format.
     fn encode(settings: &str, request: CompletionRequest) -> Result<Encoded, Error>;
 
-    /// What a refusal means.
+    /// Classifies a refusal.
     fn classify(status: u16, headers: &[Header], body: &[u8]) -> Error;
 }
 
-/// Reads one response, frame by frame.
+/// Decodes one response, frame by frame.
 pub trait Decoder: Sized + 'static {
-    /// For an answer of this model.
+    /// A decoder for a response of this model.
     fn new(model: String) -> Self;
 
     /// Takes the next frame. An error ends the response.
     fn push(&mut self, frame: Frame, deltas: &mut Vec<Delta>) -> Result<(), Error>;
 
-    /// The response is over; an answer that is not whole is an error of kind `upstream`.
+    /// Ends the response. An incomplete one is an error of kind `upstream`.
     fn finish(self) -> Result<Completion, Error>;
 }
 
-/// The schema of an adapter that takes no settings.
+/// The schema of an adapter without settings.
 pub const NO_SETTINGS: &str = r#"{"type": "object", "additionalProperties": false}"#;
 
-/// An adapter's settings; none at all are the defaults.
+/// Parses an adapter's settings. An empty text gives the defaults.
 pub fn parse_settings<T: DeserializeOwned + Default>(settings: &str) -> Result<T, Error> {
     let text = settings.trim();
     if text.is_empty() || text == "null" {
@@ -76,7 +77,7 @@ pub fn parse_settings<T: DeserializeOwned + Default>(settings: &str) -> Result<T
         .map_err(|e| Error::invalid(format!("The adapter's settings cannot be read: {e}.")))
 }
 
-/// A header's value, whatever its case.
+/// A header's value, by its case-insensitive name.
 pub fn header<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
     headers
         .iter()
@@ -84,8 +85,8 @@ pub fn header<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
         .map(|h| h.value.as_str())
 }
 
-/// A tool call's arguments as an object, which is the only thing providers take. What a model wrote
-/// that is none, it sees again inside one.
+/// A tool call's arguments as an object, the only form providers accept. Anything else that a model
+/// wrote is wrapped in one, so the model sees it again.
 pub fn arguments(call: &ToolCall) -> serde_json::Value {
     match serde_json::from_str(&call.arguments) {
         Ok(object @ serde_json::Value::Object(_)) => object,
@@ -94,7 +95,7 @@ pub fn arguments(call: &ToolCall) -> serde_json::Value {
     }
 }
 
-/// What a model costs, in millionths of a dollar for a million tokens.
+/// A model's prices, in millionths of a dollar per million tokens.
 pub const fn prices(input: u64, output: u64, cache_read: u64, cache_write: u64) -> Prices {
     Prices {
         input,
@@ -104,7 +105,7 @@ pub const fn prices(input: u64, output: u64, cache_read: u64, cache_write: u64) 
     }
 }
 
-/// A GET that needs a good key.
+/// A GET request that needs a valid key.
 pub fn get(path: &str) -> HttpRequest {
     HttpRequest {
         method: "GET".into(),
@@ -115,7 +116,7 @@ pub fn get(path: &str) -> HttpRequest {
     }
 }
 
-/// A POST whose headers and body [`files::encoded`] fills in.
+/// A POST request whose headers and body [`files::encoded`] fills in.
 pub fn post(path: impl Into<String>) -> HttpRequest {
     HttpRequest {
         method: "POST".into(),
@@ -124,7 +125,7 @@ pub fn post(path: impl Into<String>) -> HttpRequest {
     }
 }
 
-/// A JSON member that is a text with something in it.
+/// A JSON member that is a non-empty text.
 pub fn text_at<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a str> {
     value
         .get(name)
@@ -132,7 +133,7 @@ pub fn text_at<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a str> 
         .filter(|text| !text.is_empty())
 }
 
-/// A whole body as JSON, or the error that stands in its place.
+/// A whole body as JSON, or the error that it contains instead.
 pub fn whole_json(body: &[u8]) -> Result<serde_json::Value, Error> {
     let text = String::from_utf8_lossy(body);
     json::whole(&text).map_err(|error| {
@@ -143,7 +144,7 @@ pub fn whole_json(body: &[u8]) -> Result<serde_json::Value, Error> {
     })
 }
 
-/// Whether an event is told as an error by its name alone, whatever it holds.
+/// Whether an event is an error by its name alone, whatever its data.
 fn is_error_event(sse: &Sse) -> bool {
     sse.event
         .as_deref()
@@ -151,15 +152,15 @@ fn is_error_event(sse: &Sse) -> bool {
 }
 
 impl Sse {
-    /// What an event says: none for one that has nothing to say (`[DONE]`, or no data), an error of
-    /// kind `upstream` for what is not JSON.
+    /// The event's JSON. `None` for an event without content (`[DONE]`, or no data), an error of
+    /// kind `upstream` if it is not JSON.
     pub fn json(&self) -> Result<Option<serde_json::Value>, Error> {
         let piece = self.piece()?;
         Ok(piece.map(|piece| json::mended(piece.value, piece.marked)))
     }
 
-    /// The same as a piece of a response, whose texts may end within a character: see [`json`]. What is
-    /// named an error and is no JSON is one all the same.
+    /// As [`Self::json`], for a piece of a response, whose texts may end within a character: see
+    /// [`json`]. An event named an error is an error even if it is not JSON.
     pub fn piece(&self) -> Result<Option<json::Piece>, Error> {
         let data = self.data.trim();
         if data.is_empty() || data == "[DONE]" {
@@ -178,17 +179,17 @@ impl Sse {
         }
     }
 
-    /// Whether the event is named an error: what it says is one, in whatever form.
+    /// Whether the event is named an error, in whatever form its data is.
     pub fn is_error(&self) -> bool {
         is_error_event(self)
     }
 }
 
-/// What `export_llm!` exports in the name of an adapter.
+/// The type that `export_llm!` exports for an adapter.
 #[doc(hidden)]
 pub struct Exported<A>(PhantomData<A>);
 
-/// A decoder behind the shared reference that a resource's methods get. Empty once it ended.
+/// A decoder behind the shared reference that a resource's methods get. `None` once it has ended.
 #[doc(hidden)]
 pub struct ExportedDecoder<D>(RefCell<Option<D>>);
 
@@ -249,7 +250,7 @@ fn over() -> Error {
     Error::internal("This response is over already.")
 }
 
-/// Exports an [`Adapter`] as the component's own. Once in a crate; natively it does nothing.
+/// Exports an [`Adapter`] as the component's own. Used once in a crate. Does nothing natively.
 #[macro_export]
 macro_rules! export_llm {
     ($adapter:ty) => {

@@ -1,11 +1,11 @@
-//! Ways to build and read the shared vocabulary in one call.
+//! Convenience functions to build and read the shared vocabulary.
 //!
-//! Always holds: these are conveniences over public fields; nothing here keeps state or decides.
+//! They work on public fields, keep no state and make no decisions.
 
 use crate::types::{Content, Error, ErrorKind, Message, Role, ToolDefinition, ToolResult, Usage};
 
 impl Message {
-    /// A message of one text.
+    /// A message with one text.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
         Self {
             role,
@@ -13,22 +13,22 @@ impl Message {
         }
     }
 
-    /// What the deployment says.
+    /// A system message.
     pub fn system(text: impl Into<String>) -> Self {
         Self::text(Role::System, text)
     }
 
-    /// What the person says.
+    /// A user message.
     pub fn user(text: impl Into<String>) -> Self {
         Self::text(Role::User, text)
     }
 
-    /// What the model says.
+    /// A model's message.
     pub fn assistant(text: impl Into<String>) -> Self {
         Self::text(Role::Assistant, text)
     }
 
-    /// What a tool answers.
+    /// A tool message.
     pub fn tool(result: ToolResult) -> Self {
         Self {
             role: Role::Tool,
@@ -36,13 +36,13 @@ impl Message {
         }
     }
 
-    /// All text of the message, pieces joined by a line break.
+    /// All text of the message, joined by line breaks.
     pub fn joined_text(&self) -> String {
         joined_text(&self.content)
     }
 }
 
-/// All text among some content, pieces joined by a line break.
+/// All text among some content, joined by line breaks.
 pub fn joined_text(content: &[Content]) -> String {
     let mut joined = String::new();
     for piece in content {
@@ -57,7 +57,7 @@ pub fn joined_text(content: &[Content]) -> String {
 }
 
 impl ToolResult {
-    /// A call that went well.
+    /// The result of a successful call.
     pub fn ok(call_id: impl Into<String>, text: impl Into<String>) -> Self {
         Self {
             call_id: call_id.into(),
@@ -68,7 +68,7 @@ impl ToolResult {
         }
     }
 
-    /// A call that was refused or failed.
+    /// The result of a call that was refused or failed.
     pub fn failed(call_id: impl Into<String>, text: impl Into<String>) -> Self {
         Self {
             is_error: true,
@@ -76,14 +76,14 @@ impl ToolResult {
         }
     }
 
-    /// Whether the tool refused, or the command it ran ended badly.
+    /// Whether the tool refused, or the command it ran failed.
     pub fn is_bad(&self) -> bool {
         self.is_error || self.exit_code.is_some_and(|code| code != 0)
     }
 }
 
 impl Error {
-    /// An error of a kind, with a sentence.
+    /// An error of a kind, with a message.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -93,14 +93,14 @@ impl Error {
         }
     }
 
-    /// The same, with the other side's own word for it.
+    /// Adds the other side's own code.
     #[must_use]
     pub fn with_code(mut self, code: impl Into<String>) -> Self {
         self.code = Some(code.into());
         self
     }
 
-    /// A fault of the plugin itself.
+    /// A bug of the plugin itself.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
     }
@@ -110,14 +110,14 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, message)
     }
 
-    /// The other side failed.
+    /// A failure of the other side.
     pub fn upstream(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Upstream, message)
     }
 }
 
 impl ToolDefinition {
-    /// A tool, its schema given as JSON.
+    /// A tool with its schema as JSON.
     pub fn new(
         name: impl Into<String>,
         description: impl Into<String>,
@@ -139,7 +139,7 @@ pub const NO_USAGE: Usage = Usage {
     cache_write_tokens: 0,
 };
 
-/// The first `limit` characters, with a mark where something was cut off.
+/// The first `limit` characters, with a mark if something was cut off.
 pub fn cut(text: &str, limit: usize) -> String {
     match text.char_indices().nth(limit) {
         None => text.to_string(),

@@ -1,15 +1,15 @@
-//! Says in the host's log why a plugin panicked, before it traps: what a trap leaves to the host is no
-//! more than the name of a function.
+//! Logs why a plugin panicked, before it traps: the trap itself gives the host no more than the
+//! name of a function.
 
 #[cfg(target_arch = "wasm32")]
 use std::sync::Once;
 
-/// The most bytes of a message that are told.
+/// The maximum length of a logged message, in bytes.
 #[cfg(target_arch = "wasm32")]
 const LONGEST: usize = 2_000;
 
-/// Has panics told from here on. Each exported function begins with it; only the first one does
-/// anything, and natively none.
+/// Enables logging of panics. Each exported function begins with it. Only the first call has an
+/// effect, and natively none has.
 pub(crate) fn tell() {
     #[cfg(target_arch = "wasm32")]
     {

@@ -1,8 +1,11 @@
-//! The policy side: the trait an agent implements, the commands it gives, and the glue to the
-//! exported interface.
+//! Policies: the trait an agent implements, the commands it issues, and the glue to the exported
+//! interface.
 //!
-//! Always holds: the state goes into the snapshot as JSON under `SCHEMA`, and a snapshot of another
-//! schema is never read as if it were this one. An error in a step gives no commands at all.
+//! # Invariants
+//!
+//! - The state is stored in the snapshot as JSON under `SCHEMA`, and a snapshot of another schema
+//!   is never read as if it were this one.
+//! - An error in a step discards all its commands.
 
 use std::marker::PhantomData;
 
@@ -17,21 +20,21 @@ pub use wit::{
     UserMessage,
 };
 
-/// An agent: it decides what happens next, and never does anything itself.
+/// An agent: decides what happens next, and never does anything itself.
 pub trait Policy: 'static {
-    /// What it remembers from one step to the next.
+    /// The state from one step to the next.
     type State: Serialize + DeserializeOwned + Default;
 
-    /// The layout of the state. Count it up when a build could not read the older JSON.
+    /// The version of the state's layout. Increment it if a build could not read the older JSON.
     const SCHEMA: u32;
 
-    /// The oldest layout [`Policy::migrate`] takes.
+    /// The oldest layout that [`Policy::migrate`] accepts.
     const OLDEST_SCHEMA: u32 = Self::SCHEMA;
 
-    /// What this policy is; [`describe`] fills in the usual.
+    /// Describes this policy. [`describe`] fills in the defaults.
     fn describe() -> Descriptor;
 
-    /// Takes one input. Must be pure: all that varies is in `ctx`.
+    /// Handles one input. Must be pure: everything that varies is in `ctx`.
     fn step(
         ctx: &Context,
         state: &mut Self::State,
@@ -39,14 +42,14 @@ pub trait Policy: 'static {
         out: &mut Commands,
     ) -> Result<(), Error>;
 
-    /// Called once behind all inputs of a step: the place for what must happen once however many
+    /// Called once after all inputs of a step: the place for what must happen once however many
     /// inputs came together, such as the next model call.
     fn settle(ctx: &Context, state: &mut Self::State, out: &mut Commands) -> Result<(), Error> {
         let _ = (ctx, state, out);
         Ok(())
     }
 
-    /// Turns an older state into this build's. Never called for [`Policy::SCHEMA`] itself.
+    /// Converts an older state to this build's. Never called for [`Policy::SCHEMA`] itself.
     fn migrate(schema: u32, old: serde_json::Value) -> Result<Self::State, Error> {
         let _ = old;
         Err(Error::new(
@@ -56,7 +59,7 @@ pub trait Policy: 'static {
     }
 }
 
-/// A descriptor for a policy that calls no model and needs no sandbox; set what differs.
+/// A descriptor for a policy that calls no model and needs no sandbox. Set what differs.
 pub fn describe<P: Policy>(name: &str, version: &str, description: &str) -> Descriptor {
     Descriptor {
         name: name.into(),
@@ -70,22 +73,22 @@ pub fn describe<P: Policy>(name: &str, version: &str, description: &str) -> Desc
     }
 }
 
-/// The commands of a step, in the order they were given.
+/// The commands of a step, in order.
 #[derive(Debug, Default)]
 pub struct Commands(Vec<Command>);
 
 impl Commands {
-    /// None yet.
+    /// No commands.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Any command.
+    /// Adds any command.
     pub fn push(&mut self, command: Command) {
         self.0.push(command);
     }
 
-    /// Asks a model.
+    /// Calls a model.
     pub fn call_model(&mut self, call: ModelCall) {
         self.push(Command::CallModel(call));
     }
@@ -108,7 +111,7 @@ impl Commands {
         }));
     }
 
-    /// Wakes the policy up later.
+    /// Sets a timer.
     pub fn set_timer(&mut self, effect: impl Into<EffectId>, delay_ms: u64) {
         self.push(Command::SetTimer(Timer {
             effect: effect.into(),
@@ -116,7 +119,7 @@ impl Commands {
         }));
     }
 
-    /// Gives an effect up.
+    /// Cancels an effect.
     pub fn cancel(&mut self, effect: impl Into<EffectId>) {
         self.push(Command::Cancel(effect.into()));
     }
@@ -126,12 +129,12 @@ impl Commands {
         self.push(Command::Append(message));
     }
 
-    /// Adds a tool's answer to the transcript.
+    /// Adds a tool's result to the transcript.
     pub fn append_result(&mut self, result: ToolResult) {
         self.append(Message::tool(result));
     }
 
-    /// Shows something; `fields` is a JSON object.
+    /// Shows an event. `fields` is a JSON object.
     pub fn emit(
         &mut self,
         event_type: impl Into<String>,
@@ -145,34 +148,34 @@ impl Commands {
         }));
     }
 
-    /// Closes the task: done.
+    /// Ends the task successfully.
     pub fn succeed(&mut self, text: impl Into<String>) {
         self.push(Command::Finish(Outcome::Succeeded(text.into())));
     }
 
-    /// Closes the task: given up.
+    /// Ends the task with an error.
     pub fn fail(&mut self, error: Error) {
         self.push(Command::Finish(Outcome::Failed(error)));
     }
 
-    /// Closes the task: the user wanted that.
+    /// Ends the task as cancelled by the user.
     pub fn cancelled(&mut self) {
         self.push(Command::Finish(Outcome::Cancelled));
     }
 
-    /// What was given so far.
+    /// The commands so far.
     pub fn as_slice(&self) -> &[Command] {
         &self.0
     }
 
-    /// All of them.
+    /// All commands.
     pub fn into_vec(self) -> Vec<Command> {
         self.0
     }
 }
 
 impl ModelCall {
-    /// A call of the session's own model with nothing set.
+    /// A call of the session's own model with default options.
     pub fn new(effect: impl Into<EffectId>, prompt: Vec<Part>, tools: Vec<ToolDefinition>) -> Self {
         Self {
             effect: effect.into(),
@@ -187,7 +190,7 @@ impl ModelCall {
 }
 
 impl ModelOffer {
-    /// A model of which no more than the name is known.
+    /// A model of which only the name is known.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -204,7 +207,7 @@ impl Part {
         Self::History(Span { first, last: None })
     }
 
-    /// Some entries of the transcript, the last one among them.
+    /// The entries of the transcript from `first` to `last`, inclusive.
     pub fn history(first: u64, last: u64) -> Self {
         Self::History(Span {
             first,
@@ -214,13 +217,13 @@ impl Part {
 }
 
 impl Start {
-    /// The deployment's settings; none at all are the defaults.
+    /// The deployment's settings. An empty text gives the defaults.
     pub fn parsed_settings<T: DeserializeOwned + Default>(&self) -> Result<T, Error> {
         let text = self.settings.trim();
         if text.is_empty() || text == "null" {
             return Ok(T::default());
         }
-        // As a snapshot is read: one JSON reader in a component, not two.
+        // Parsed like a snapshot: one JSON reader in a component, not two.
         serde_json::from_slice(text.as_bytes())
             .map_err(|e| Error::invalid(format!("The policy's settings cannot be read: {e}.")))
     }
@@ -231,8 +234,8 @@ impl Start {
     }
 }
 
-/// One step as the host makes it: reads the state, takes the inputs, writes the state. For tests,
-/// too: hand the snapshot of one step to the next.
+/// One step as the host runs it: reads the state, handles the inputs, writes the state. Also for
+/// tests: pass the snapshot of one step to the next.
 pub fn run<P: Policy>(
     ctx: &Context,
     snapshot: Option<Snapshot>,
@@ -260,7 +263,7 @@ pub fn run<P: Policy>(
     })
 }
 
-/// A take-over as the host makes it.
+/// A migration as the host runs it.
 pub fn migrate<P: Policy>(old: Snapshot) -> Result<Snapshot, Error> {
     if old.schema == P::SCHEMA {
         return Ok(old);
@@ -293,7 +296,7 @@ fn write<P: Policy>(state: &P::State) -> Result<Snapshot, Error> {
     })
 }
 
-/// What `export_policy!` exports in the name of a policy.
+/// The type that `export_policy!` exports for a policy.
 #[doc(hidden)]
 pub struct Exported<P>(PhantomData<P>);
 
@@ -318,7 +321,7 @@ impl<P: Policy> wit::Guest for Exported<P> {
     }
 }
 
-/// Exports a [`Policy`] as the component's own. Once in a crate; natively it does nothing.
+/// Exports a [`Policy`] as the component's own. Used once in a crate. Does nothing natively.
 #[macro_export]
 macro_rules! export_policy {
     ($policy:ty) => {

@@ -1,10 +1,10 @@
-//! For tests, natively: a host that plays a session with a policy, one that carries out a tool's call, a
-//! reader of recorded answers for an adapter, and a server that a git provider's integration asks.
+//! Native test harnesses: a host that plays a session with a policy, one that carries out a tool
+//! call, a decoder of recorded responses for an adapter, and a server for a git provider plugin.
 //!
-//! Always holds: what the real host holds a policy to is held here with a failed assertion. Each step
-//! is made twice and must give the same; its state goes through its bytes; no effect is named like
-//! one that is open; a prompt names entries that there are; what is shown has a JSON object for its
-//! fields. Entries are numbered as the host numbers them.
+//! What the real host requires of a policy is asserted here. Each step is run twice and must give
+//! the same result, its state is serialised and restored, no effect has the name of one that is
+//! open, a prompt refers to entries that exist, and an event has a JSON object for its fields.
+//! Entries are numbered as the host numbers them.
 //!
 //! ```no_run
 //! # fn test<MyAgent: lucid_plugin::policy::Policy>() {
@@ -39,13 +39,13 @@ use crate::types::{
 
 pub use calls::{Call, definitions};
 
-/// A session of a policy, played by a test.
+/// A session with a policy, driven by a test.
 pub struct Session<P> {
-    /// What the next step is told. The step's number is counted by the session.
+    /// The context of the next step. The session counts the steps.
     pub context: Context,
-    /// The transcript; an entry's number is its place.
+    /// The transcript. An entry's number is its index.
     pub transcript: Vec<Message>,
-    /// What the policy remembers.
+    /// The policy's state.
     pub state: Option<Snapshot>,
     commands: Vec<Command>,
     shown: Vec<Event>,
@@ -65,7 +65,8 @@ impl<P: Policy> Session<P> {
         Self::start_with(task, |_| {})
     }
 
-    /// The same, with what `change` makes of its start: other settings, tools, models.
+    /// As [`Self::start`], with the start input modified by `change`: other settings, tools,
+    /// models.
     #[track_caller]
     pub fn start_with(task: &str, change: impl FnOnce(&mut Start)) -> Self {
         let mut session = Self {
@@ -110,7 +111,8 @@ impl<P: Policy> Session<P> {
         session
     }
 
-    /// One step with these inputs: for what the methods below do not do, such as several at once.
+    /// Runs one step with these inputs, for cases that the methods below do not cover, such as
+    /// several inputs at once.
     #[track_caller]
     pub fn send(&mut self, inputs: Vec<Input>) -> &[Command] {
         let before = self.state.take();
@@ -132,7 +134,7 @@ impl<P: Policy> Session<P> {
         &self.commands
     }
 
-    /// What the last step gave.
+    /// The commands of the last step.
     pub fn commands(&self) -> &[Command] {
         &self.commands
     }
@@ -142,35 +144,35 @@ impl<P: Policy> Session<P> {
         &self.shown
     }
 
-    /// The model call that is waited for.
+    /// The pending model call.
     #[track_caller]
     pub fn model_call(&self) -> &ModelCall {
         let none = || panic!("no model call is waited for, but {}", self.waits());
         self.models.first().unwrap_or_else(none)
     }
 
-    /// The messages of the prompt of the model call that is waited for.
+    /// The messages in the prompt of the pending model call.
     #[track_caller]
     pub fn prompt(&self) -> Vec<Message> {
         self.messages(&self.model_call().prompt)
     }
 
-    /// The tool runs that are waited for.
+    /// The pending tool runs.
     pub fn runs(&self) -> &[ToolRun] {
         &self.runs
     }
 
-    /// The questions that are waited for.
+    /// The pending questions.
     pub fn questions(&self) -> &[Question] {
         &self.questions
     }
 
-    /// How the last task ended; none while one is open.
+    /// The outcome of the last task. `None` while one is open.
     pub fn outcome(&self) -> Option<&Outcome> {
         self.ended.as_ref()
     }
 
-    /// What the user was told when the task ended well.
+    /// The final text of a task that succeeded.
     #[track_caller]
     pub fn ended(&self) -> &str {
         match &self.ended {
@@ -180,7 +182,7 @@ impl<P: Policy> Session<P> {
         }
     }
 
-    /// The model answers in words.
+    /// The model replies with text.
     #[track_caller]
     pub fn model_says(&mut self, text: &str) -> &[Command] {
         self.model_replies(vec![Content::Text(text.into())], StopReason::EndTurn)
@@ -201,7 +203,7 @@ impl<P: Policy> Session<P> {
         self.model_replies(content, StopReason::ToolUse)
     }
 
-    /// The model answers.
+    /// The model replies.
     #[track_caller]
     pub fn model_replies(&mut self, content: Vec<Content>, stop: StopReason) -> &[Command] {
         let effect = self.model_call().effect.clone();
@@ -220,7 +222,7 @@ impl<P: Policy> Session<P> {
         })])
     }
 
-    /// The first tool run that is waited for ends with this output.
+    /// The first pending tool run ends with this output.
     #[track_caller]
     pub fn tool_gives(&mut self, text: &str, exit_code: i32) -> &[Command] {
         assert!(!self.runs.is_empty(), "no tool runs, but {}", self.waits());
@@ -237,7 +239,7 @@ impl<P: Policy> Session<P> {
         })])
     }
 
-    /// The user says something.
+    /// The user sends a message.
     #[track_caller]
     pub fn user_says(&mut self, text: &str) -> &[Command] {
         let entry = self.enter(Message::user(text));
@@ -248,7 +250,7 @@ impl<P: Policy> Session<P> {
         })])
     }
 
-    /// The user answers the first question that is waited for.
+    /// The user answers the first pending question.
     #[track_caller]
     pub fn user_answers(&mut self, text: &str) -> &[Command] {
         assert!(
@@ -265,7 +267,7 @@ impl<P: Policy> Session<P> {
         })])
     }
 
-    /// The first timer that is waited for runs out.
+    /// The first pending timer fires.
     #[track_caller]
     pub fn timer_fires(&mut self) -> &[Command] {
         assert!(
@@ -278,13 +280,13 @@ impl<P: Policy> Session<P> {
         self.send(vec![Input::TimerFired(timer.effect)])
     }
 
-    /// The user wants the task to end.
+    /// The user cancels the task.
     #[track_caller]
     pub fn cancel(&mut self) -> &[Command] {
         self.send(vec![Input::CancelRequested(String::new())])
     }
 
-    /// An effect that is waited for cannot be carried out.
+    /// A pending effect fails.
     #[track_caller]
     pub fn fails(&mut self, effect: &str, kind: ErrorKind, message: &str) -> &[Command] {
         self.forget(effect);
@@ -294,7 +296,7 @@ impl<P: Policy> Session<P> {
         })])
     }
 
-    /// The host was restarted: of all model calls and tool runs that are waited for nothing is known.
+    /// The host restarts: the results of all pending model calls and tool runs are lost.
     #[track_caller]
     pub fn restarts(&mut self) -> &[Command] {
         let models = self.models.drain(..).map(|call| call.effect);
@@ -412,7 +414,7 @@ pub fn request<A: Adapter>(messages: Vec<Message>) -> CompletionRequest {
     }
 }
 
-/// Reads frames with an adapter's decoder.
+/// Decodes frames with an adapter's decoder.
 pub fn decode<A: Adapter>(frames: Vec<Frame>) -> Result<(Completion, Vec<Delta>), Error> {
     let mut decoder = A::Decoder::new(A::describe().default_model);
     let mut deltas = Vec::new();
@@ -422,7 +424,7 @@ pub fn decode<A: Adapter>(frames: Vec<Frame>) -> Result<(Completion, Vec<Delta>)
     Ok((decoder.finish()?, deltas))
 }
 
-/// Cuts a recorded `text/event-stream` into events. For a whole body `vec![Frame::Body(…)]` does.
+/// Splits a recorded `text/event-stream` into events. For a whole body use `vec![Frame::Body(…)]`.
 pub fn events(body: &str) -> Vec<Frame> {
     let body = body.replace("\r\n", "\n");
     let blocks = body.split("\n\n").map(|block| {
@@ -443,8 +445,8 @@ pub fn events(body: &str) -> Vec<Frame> {
     blocks.flatten().collect()
 }
 
-/// An operation of a git provider's integration, whose server the test plays. Each step is made twice,
-/// and must give the same.
+/// An operation of a git provider plugin, with the server played by the test. Each step is run
+/// twice and must give the same result.
 pub struct Exchange<P> {
     operation: git::Operation,
     settings: String,
@@ -455,7 +457,7 @@ pub struct Exchange<P> {
 }
 
 impl<P: git::Provider> Exchange<P> {
-    /// Begins an operation, with no settings.
+    /// Starts an operation, with no settings.
     #[track_caller]
     pub fn begin(operation: git::Operation) -> Self {
         let mut exchange = Self {
@@ -470,7 +472,7 @@ impl<P: git::Provider> Exchange<P> {
         exchange
     }
 
-    /// The request that waits for its answer.
+    /// The pending request.
     #[track_caller]
     pub fn asked(&self) -> &HttpRequest {
         match &self.asked {
@@ -479,7 +481,7 @@ impl<P: git::Provider> Exchange<P> {
         }
     }
 
-    /// A value of the waiting request's query.
+    /// A value of the pending request's query.
     #[track_caller]
     pub fn query(&self, name: &str) -> Option<&str> {
         let mut query = self.asked().query.iter();
@@ -488,13 +490,13 @@ impl<P: git::Provider> Exchange<P> {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The waiting request's body.
+    /// The pending request's body.
     #[track_caller]
     pub fn body(&self) -> serde_json::Value {
         serde_json::from_slice(&self.asked().body).expect("the body is JSON")
     }
 
-    /// The server answers. Gives the exchange back, so that answers can be written one after the other.
+    /// The server responds. Returns the exchange, so that responses can be chained.
     #[track_caller]
     pub fn answers(mut self, status: u16, headers: &[(&str, &str)], body: &str) -> Self {
         self.asked();
@@ -512,7 +514,7 @@ impl<P: git::Provider> Exchange<P> {
         self
     }
 
-    /// What came of it.
+    /// The operation's result.
     #[track_caller]
     pub fn ended(self) -> Result<git::Reply, Error> {
         match self.ended {

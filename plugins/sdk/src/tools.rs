@@ -1,8 +1,10 @@
-//! The side of tools: the trait that a component with tools implements, what it wants done, and the
-//! glue to the exported interface.
+//! Tool components: the trait they implement, the actions they request, and the glue to the
+//! exported interface.
 //!
-//! Always holds: what a call remembers goes from one step to the next as JSON; arguments that a model
-//! wrote wrongly are an error that the model can read and mend.
+//! # Invariants
+//!
+//! - A call's state is carried from one step to the next as JSON.
+//! - Invalid arguments from a model are an error that the model can read and correct.
 
 use std::marker::PhantomData;
 
@@ -15,24 +17,25 @@ pub use wit::{
     Action, Answer, Command, Descriptor, KeyPlace, Output, Program, Progress, Reply, Turn,
 };
 
-/// The tools of a component. It says what is to be run or asked, and never does anything itself.
+/// The tools of a component. It says what to run or send, and never does anything itself.
 pub trait Tools: 'static {
-    /// What a deployment sets.
+    /// The deployment's settings.
     type Settings: DeserializeOwned + Default;
 
-    /// What a call remembers while it waits for a command or a server.
+    /// A call's state while it waits for a command or a server.
     type State: Serialize + DeserializeOwned;
 
-    /// What this component is; [`describe`] fills in the usual.
+    /// Describes this component. [`describe`] fills in the defaults.
     fn describe() -> Descriptor;
 
-    /// The tools there are. An error is one of the settings: the deployment is not taken.
+    /// The tools that exist with these settings. An error is a problem of the settings, and the
+    /// deployment is refused.
     fn definitions(settings: &Self::Settings) -> Result<Vec<ToolDefinition>, Error>;
 
-    /// A model calls one of them. An error ends the call, and the model reads its message.
+    /// A model calls a tool. An error ends the call, and the model reads its message.
     fn call(settings: &Self::Settings, call: &ToolCall) -> Result<Next<Self::State>, Error>;
 
-    /// What the call wanted was done, or could not be.
+    /// The requested action was carried out, or failed.
     fn resume(
         settings: &Self::Settings,
         call: &ToolCall,
@@ -41,19 +44,19 @@ pub trait Tools: 'static {
     ) -> Result<Next<Self::State>, Error>;
 }
 
-/// What a call wants next.
+/// The next action of a call.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next<S> {
-    /// A command, and what to remember meanwhile.
+    /// A command, and the state meanwhile.
     Run(Command, S),
-    /// A request, and what to remember meanwhile.
+    /// A request, and the state meanwhile.
     Send(HttpRequest, S),
-    /// Nothing more.
+    /// The reply: the call is complete.
     Done(Reply),
 }
 
 impl<S> Next<S> {
-    /// The model reads this.
+    /// A reply to the model.
     pub fn done(text: impl Into<String>) -> Self {
         Self::Done(Reply {
             is_error: false,
@@ -61,7 +64,7 @@ impl<S> Next<S> {
         })
     }
 
-    /// The model reads that it did not work, and why.
+    /// A reply that tells the model what failed.
     pub fn failed(text: impl Into<String>) -> Self {
         Self::Done(Reply {
             is_error: true,
@@ -70,7 +73,8 @@ impl<S> Next<S> {
     }
 }
 
-/// A descriptor of tools that take no settings and ask no server of their own choice; set what differs.
+/// A descriptor for tools without settings and without a server address of their own. Set what
+/// differs.
 pub fn describe(name: &str, version: &str, description: &str) -> Descriptor {
     Descriptor {
         name: name.into(),
@@ -83,7 +87,11 @@ pub fn describe(name: &str, version: &str, description: &str) -> Descriptor {
 }
 
 impl ToolCall {
-    /// The arguments, if the model wrote them as the tool's schema says.
+    /// Parses the arguments.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the model did not follow the tool's schema.
     pub fn parsed<T: DeserializeOwned>(&self) -> Result<T, Error> {
         let text = match self.arguments.trim() {
             "" => "{}",
@@ -97,20 +105,20 @@ impl ToolCall {
         })
     }
 
-    /// That there is no such tool, which a model may well call.
+    /// The error for an unknown tool, which a model may well call.
     pub fn unknown(&self) -> Error {
         Error::invalid(format!("There is no tool `{}`.", self.name))
     }
 }
 
 impl Command {
-    /// A command line for the sandbox's shell. What a model wrote does not belong in it: see
+    /// A command line for the sandbox's shell. Text from a model does not belong in it: see
     /// [`Command::argv`].
     pub fn shell(line: impl Into<String>) -> Self {
         Self::new(Program::Shell(line.into()))
     }
 
-    /// A program and its arguments, which no shell reads.
+    /// A program and its arguments, without a shell.
     pub fn argv<I: IntoIterator<Item = S>, S: Into<String>>(argv: I) -> Self {
         Self::new(Program::Argv(argv.into_iter().map(Into::into).collect()))
     }
@@ -125,28 +133,28 @@ impl Command {
         }
     }
 
-    /// In this folder of the workspace.
+    /// Sets the working directory, a folder of the workspace.
     #[must_use]
     pub fn folder(mut self, folder: impl Into<String>) -> Self {
         self.folder = Some(folder.into());
         self
     }
 
-    /// With one more variable in its environment.
+    /// Adds an environment variable.
     #[must_use]
     pub fn variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// With this to read from standard input.
+    /// Sets the standard input.
     #[must_use]
     pub fn stdin(mut self, text: impl Into<String>) -> Self {
         self.stdin = Some(text.into());
         self
     }
 
-    /// Killed after so many milliseconds.
+    /// Sets the time after which it is killed, in milliseconds.
     #[must_use]
     pub fn timeout_ms(mut self, millis: u32) -> Self {
         self.timeout_ms = Some(millis);
@@ -155,7 +163,7 @@ impl Command {
 }
 
 impl Output {
-    /// It ran to its end, and its exit code says that all went well.
+    /// Whether it ran to its end with a successful exit code.
     pub fn is_success(&self) -> bool {
         self.exit_code == 0 && !self.timed_out
     }
@@ -173,19 +181,19 @@ impl HttpRequest {
         }
     }
 
-    /// The usual question.
+    /// A GET request.
     pub fn get(path: impl Into<String>) -> Self {
         Self::new("GET", path)
     }
 
-    /// With one more name and value in the query; the host encodes them.
+    /// Adds a query parameter. The host encodes it.
     #[must_use]
     pub fn query(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.query.push((name.into(), value.into()));
         self
     }
 
-    /// With one more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push(Header {
@@ -195,7 +203,7 @@ impl HttpRequest {
         self
     }
 
-    /// With this as its body.
+    /// Sets a JSON body.
     #[must_use]
     pub fn json(mut self, body: &serde_json::Value) -> Self {
         self.body = body.to_string().into_bytes();
@@ -204,12 +212,12 @@ impl HttpRequest {
 }
 
 impl HttpResponse {
-    /// Its status is one of success.
+    /// Whether the status is a success.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// The body as text, bytes that are not UTF-8 replaced.
+    /// The body as text, with invalid UTF-8 replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -221,7 +229,7 @@ impl HttpResponse {
     }
 }
 
-/// A text as one segment of a path, escaped. One that a host would not send, since it could lead
+/// Escapes a text as one path segment. A segment that a host would not send, since it could lead
 /// elsewhere, is an error that a model can read.
 pub fn segment(text: &str) -> Result<String, Error> {
     let leads_away = |c: char| matches!(c, '/' | '\\' | '%') || c.is_control();
@@ -241,7 +249,7 @@ pub fn segment(text: &str) -> Result<String, Error> {
     Ok(escaped)
 }
 
-/// One step as the host makes it. For tests, too: see [`crate::testing::Call`].
+/// One step as the host runs it. For tests, too: see [`crate::testing::Call`].
 pub fn run<T: Tools>(
     settings: &str,
     call: &ToolCall,
@@ -280,7 +288,7 @@ fn settings_of<T: Tools>(text: &str) -> Result<T::Settings, Error> {
         .map_err(|e| Error::invalid(format!("The settings of the tools cannot be read: {e}.")))
 }
 
-/// What `export_tools!` exports in the name of a component.
+/// The type that `export_tools!` exports for a component.
 #[doc(hidden)]
 pub struct Exported<T>(PhantomData<T>);
 
@@ -301,7 +309,7 @@ impl<T: Tools> wit::Guest for Exported<T> {
     }
 }
 
-/// Exports [`Tools`] as the component's own. Once in a crate; natively it does nothing.
+/// Exports [`Tools`] as the component's own. Used once in a crate. Does nothing natively.
 #[macro_export]
 macro_rules! export_tools {
     ($tools:ty) => {

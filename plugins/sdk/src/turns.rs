@@ -1,12 +1,15 @@
-//! The loop that most agents are: the model answers, what it calls is run, the results go back to
-//! it, until it calls nothing more.
+//! The loop that most agents are: the model replies, the tools it calls are run, and the results go
+//! back to it, until it calls none.
 //!
-//! Always holds: while a task is open, [`Turns`] waits for one model call, for one answer of the
-//! user or for at least one tool run, or it is the model's turn, which [`Turns::settle`] gives it.
-//! Every call of the model that was handed to [`Turns::run`] has one answer in the transcript, also
-//! where the host has none. A message of the user is never passed over: a task that ends in the step
-//! in which the user says more goes on with that. An effect that the loop did not begin is not its
-//! own, and comes back as [`Turn::Other`].
+//! # Invariants
+//!
+//! - While a task is open, [`Turns`] waits for one model call, for one answer of the user or for at
+//!   least one tool run, or it is the model's turn, which [`Turns::settle`] starts.
+//! - Every call of the model that was passed to [`Turns::run`] has exactly one result in the
+//!   transcript, even if the host has none.
+//! - A user message is never ignored: a task that ends in the step in which the user says more
+//!   continues with that.
+//! - An effect that the loop did not start is not its own, and is returned as [`Turn::Other`].
 //!
 //! ```
 //! use lucid_plugin::policy::{Commands, Context, Descriptor, Input, Policy};
@@ -56,40 +59,40 @@ use crate::types::{
     Content, EffectId, Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
 };
 
-/// What stands for the result of a tool run that the host lost.
+/// The result of a tool run that the host lost.
 const LOST: &str = "The host stopped while this ran: it may or may not have happened. Look at how \
                     things stand before you do it again.";
-/// What stands for the result of a tool run that the user ended.
+/// The result of a tool run that the user cancelled.
 const CANCELLED: &str = "The user cancelled this before it ended.";
 
-/// What the model is told whose answer waits for tools and calls none: it wrote the call as text.
+/// The message to a model that waits for tools but called none: it wrote the call as text.
 const NO_CALL: &str = "No tool call arrived with your answer: what you may have written as one was taken \
                        for text. Call the tool again, with one of the names you were given and its \
                        arguments as one JSON object, or answer without.";
-/// So often in a row; then it is an answer.
+/// How often that is repeated in a row. Then the text counts as an answer.
 const NO_CALLS: u32 = 3;
 
-/// Where the loop stands. It belongs into a policy's state; by default no task is open.
+/// The state of the loop, a part of a policy's state. By default no task is open.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Turns {
-    /// A task is open.
+    /// Whether a task is open.
     open: bool,
     /// The entry that prompts begin with.
     first: u64,
-    /// The model call that is waited for.
+    /// The pending model call.
     asked: Option<EffectId>,
-    /// The tool runs that are waited for.
+    /// The pending tool runs.
     runs: Vec<Run>,
-    /// The question that is waited for.
+    /// The pending question.
     question: Option<EffectId>,
-    /// The user said something that the model has not read.
+    /// Whether the user said something that the model has not read.
     unread: bool,
-    /// How many answers in a row waited for tools and called none.
+    /// How many replies in a row waited for tools and called none.
     #[serde(default)]
     uncalled: u32,
-    /// How many effects were named so far.
+    /// The number of effects named so far.
     named: u64,
-    /// How the task ends with this step.
+    /// The outcome of a task that ends with this step.
     #[serde(skip)]
     over: Option<Outcome>,
 }
@@ -100,44 +103,44 @@ struct Run {
     call: String,
 }
 
-/// What an input means for the loop.
+/// The meaning of an input for the loop.
 #[expect(
     clippy::large_enum_variant,
     reason = "there is one at a time, and what is boxed cannot be matched"
 )]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Turn {
-    /// Nothing is to be decided: it waits for more, or [`Turns::settle`] asks the model.
+    /// Nothing to decide: it waits for more, or [`Turns::settle`] calls the model.
     Waits,
-    /// The model calls tools. Each is for [`Turns::run`], or for [`Turns::answer`] where it is the
-    /// policy's own tool or is not to be run. A call that is passed over is told to the model as one
-    /// that was not run.
+    /// The model calls tools. Pass each to [`Turns::run`], or to [`Turns::answer`] if it is the
+    /// policy's own tool or is not to be run. A call that is ignored is reported to the model as
+    /// not run.
     Calls(Vec<ToolCall>),
-    /// The model answered and calls nothing. Where the task is not ended now, with
-    /// [`Turns::succeed`] or [`Turns::fail`], the model is asked again.
+    /// The model replied without a call. Unless the task is ended now, with [`Turns::succeed`] or
+    /// [`Turns::fail`], the model is called again.
     Answered(Said),
-    /// The model could not be asked: the provider failed for good, or a budget is used up. Where the
-    /// task is not ended now, the model is asked again.
+    /// The model could not be called: the provider failed permanently, or a budget is exhausted.
+    /// Unless the task is ended now, the model is called again.
     Failed(Error),
-    /// The user wants the task to end; what ran is given up, and the task ends with this step.
+    /// The user cancels the task. Pending runs are cancelled, and the task ends with this step.
     Cancelled(String),
     /// Not the loop's: an effect of the policy's own, a timer, a newer build.
     Other(Input),
 }
 
-/// An answer of the model in which it calls nothing.
+/// A reply of the model without a call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Said {
-    /// All its text; empty where it said nothing.
+    /// All its text, possibly empty.
     pub text: String,
-    /// Why it stopped: at [`StopReason::MaxTokens`] the text is cut off.
+    /// Why it stopped. With [`StopReason::MaxTokens`] the text is truncated.
     pub stop: StopReason,
-    /// What it cost.
+    /// Its token usage.
     pub usage: Usage,
 }
 
 impl Turns {
-    /// Takes an input. Look at [`Input::Started`] before: it is taken here as well.
+    /// Handles an input. Read [`Input::Started`] before, since it is handled here as well.
     pub fn take(&mut self, input: Input, out: &mut Commands) -> Turn {
         match input {
             Input::Started(start) => {
@@ -172,7 +175,7 @@ impl Turns {
                     return Turn::Waits;
                 }
                 self.uncalled = 0;
-                // It did not know yet what the user said meanwhile.
+                // The model did not know yet what the user said meanwhile.
                 if self.unread {
                     return Turn::Waits;
                 }
@@ -202,7 +205,7 @@ impl Turns {
             }
             Input::EffectLost(effect) => {
                 if self.asked.as_ref() == Some(&effect) {
-                    // Nothing happened but that it was paid for: it is asked again.
+                    // Only tokens were spent: it is called again.
                     self.asked = None;
                 } else if self.question.as_ref() == Some(&effect) {
                     self.question = None;
@@ -224,7 +227,7 @@ impl Turns {
         }
     }
 
-    /// Has the host run a tool that the model called; its result goes into the transcript.
+    /// Runs a tool that the model called. Its result goes into the transcript.
     pub fn run(&mut self, call: ToolCall, out: &mut Commands) {
         let effect = self.name("tool");
         self.runs.push(Run {
@@ -239,7 +242,7 @@ impl Turns {
         out.append_result(result);
     }
 
-    /// Asks the user, and waits for what they say. It goes into the transcript, and the model's turn
+    /// Asks the user, and waits for the answer. It goes into the transcript, and the model's turn
     /// comes next.
     pub fn ask(&mut self, question: impl Into<String>, out: &mut Commands) {
         let effect = self.name("ask");
@@ -247,15 +250,15 @@ impl Turns {
         out.ask(effect, question);
     }
 
-    /// The task is done; the text is for the user. Where they said something that the model has not
-    /// read yet, it goes on with that instead.
+    /// Ends the task successfully, with a text for the user. If the user said something that the
+    /// model has not read yet, the task continues with that instead.
     pub fn succeed(&mut self, text: impl Into<String>) {
         if !self.unread {
             self.end(Outcome::Succeeded(text.into()));
         }
     }
 
-    /// The task is given up.
+    /// Ends the task with an error.
     pub fn fail(&mut self, error: Error) {
         self.end(Outcome::Failed(error));
     }
@@ -265,14 +268,15 @@ impl Turns {
         self.open
     }
 
-    /// Whether nothing is waited for, so that the model is asked next.
+    /// Whether nothing is pending, so that the model is called next.
     pub fn is_models_turn(&self) -> bool {
         self.open && self.asked.is_none() && self.runs.is_empty() && self.question.is_none()
     }
 
-    /// Once at the end of each step, in [`Policy::settle`](crate::policy::Policy::settle): ends the
-    /// task where it is over, and asks the session's model where it is its turn, with this system
-    /// message, the whole conversation, and these tools.
+    /// To be called once at the end of each step, in
+    /// [`Policy::settle`](crate::policy::Policy::settle): ends the task if it is over, and calls
+    /// the session's model if it is its turn, with this system message, the whole conversation, and
+    /// these tools.
     pub fn settle(&mut self, system: &str, tools: &[ToolDefinition], out: &mut Commands) {
         self.settle_with(out, |effect, conversation| {
             let prompt = vec![Part::Inline(Message::system(system)), conversation];
@@ -280,8 +284,8 @@ impl Turns {
         });
     }
 
-    /// The same, for a call that is built by hand. `call` is given the name it must have, and the
-    /// conversation so far.
+    /// As [`Self::settle`], for a call that is built by hand. `call` is given the name it must
+    /// have, and the conversation so far.
     pub fn settle_with(
         &mut self,
         out: &mut Commands,
@@ -295,14 +299,14 @@ impl Turns {
             out.call_model(call);
         }
         if let Some(outcome) = self.over.take() {
-            // A question, say, that was put in the same step.
+            // For example a question asked in the same step.
             self.give_up(out);
             out.push(crate::policy::Command::Finish(outcome));
         }
     }
 
     fn user_spoke(&mut self) -> Turn {
-        // One that ended in this very step was open when the user spoke: it goes on.
+        // A task that ended in this very step was open when the user spoke: it continues.
         self.over = None;
         self.open = true;
         self.unread = true;
@@ -314,7 +318,7 @@ impl Turns {
         self.over = Some(outcome);
     }
 
-    /// Whoever is cancelled gets an answer here: the transcript holds no open call.
+    /// Cancelled calls get a result here: the transcript holds no open call.
     fn give_up(&mut self, out: &mut Commands) {
         for effect in self.asked.take().into_iter().chain(self.question.take()) {
             out.cancel(effect);
@@ -330,7 +334,7 @@ impl Turns {
         Some(self.runs.remove(at).call)
     }
 
-    /// No name is used twice, so that late news of one effect is never taken for another's.
+    /// No name is used twice, so that a late result of one effect is never taken for another's.
     fn name(&mut self, kind: &str) -> EffectId {
         self.named += 1;
         format!("{kind}-{}", self.named)

@@ -1,6 +1,6 @@
-//! The kit as a plugin author meets it: a small policy and a small adapter, run natively.
+//! The SDK from a plugin author's view: a small policy and a small adapter, run natively.
 //!
-//! Always holds: these tests use only what the crate makes public.
+//! These tests use only the crate's public API.
 
 use lucid_plugin::bindings::llm::exports::lucid::llm::provider::{Guest, GuestDecoder};
 use lucid_plugin::llm::{

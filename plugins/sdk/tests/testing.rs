@@ -1,4 +1,4 @@
-//! The harness for policies and adapters: it fails where a host would refuse, and says why.
+//! The test harness for policies and adapters: it fails where a host would refuse, and says why.
 
 use std::cell::Cell;
 

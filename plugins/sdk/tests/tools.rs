@@ -1,4 +1,4 @@
-//! Tools as their author meets them: a small component, run natively.
+//! Tools from their author's view: a small component, run natively.
 
 use std::cell::Cell;
 

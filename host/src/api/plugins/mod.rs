@@ -1,8 +1,12 @@
-//! Owns the routes over the deployment's plugins: what is loaded and how it does, uploads, which build
-//! is active, and loading again.
+//! The admin routes over the deployment's plugins: status and statistics, uploads, activation of a
+//! build, and reloading.
 //!
-//! What always holds: nobody but an administrator gets past the first line, and before a byte of a body
-//! is read; one upload is read at a time; an answer holds no key.
+//! # Invariants
+//!
+//! - Only an administrator gets past the first line, and that is checked before any of the body is
+//!   read.
+//! - One upload is read at a time.
+//! - No response contains a key.
 
 pub(crate) mod shadow;
 pub(crate) mod status;
@@ -24,9 +28,9 @@ use crate::deployment::uploads::is_digest;
 use crate::manifest;
 use crate::wasm::{AnyPlugin, CallFigures, EngineOptions, Kind, Limits};
 
-/// How long a body may take to arrive.
+/// How long an upload's body may take to arrive.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(300);
-/// What components are sent as.
+/// The accepted media types of components.
 const MEDIA_TYPES: [&str; 2] = ["application/wasm", "application/octet-stream"];
 
 /// The deployment's plugins.
@@ -359,7 +363,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     _who: Admin,
 ) -> Result<Json<PluginsView>, Problem> {
-    // Reads the depot's folder.
+    // Reads the upload store's folder.
     let listed = tokio::task::spawn_blocking(move || {
         let parts = &api.parts;
         parts.generations.overview(&parts.sessions)
@@ -436,7 +440,7 @@ pub(super) async fn upload(
         let full = Problem::new(StatusCode::INSUFFICIENT_STORAGE, shortage);
         return Err(full.retry_after(DISK_AGAIN));
     }
-    // Held until it is kept: each takes its size in memory.
+    // Held until it is stored: each upload takes its size in memory.
     let Ok(_turn) = api.parts.uploads.acquire().await else {
         return Err(Problem::unavailable("The server is about to restart."));
     };
@@ -458,7 +462,7 @@ pub(super) async fn upload(
     Ok(Json(UploadedView::from(&kept)))
 }
 
-/// Whether what the headers say of a body can be a component.
+/// Whether a body can be a component, by its headers.
 fn announced(headers: &HeaderMap, largest: usize) -> Result<(), Problem> {
     let named = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let media_type = named(header::CONTENT_TYPE).and_then(|value| value.split(';').next());
@@ -654,7 +658,7 @@ pub(super) async fn reload(
     _who: Admin,
 ) -> Result<Json<ReloadedView>, Problem> {
     let generations = api.parts.generations.clone();
-    // To its end, also where the client goes.
+    // Runs to completion even if the client disconnects.
     let loaded = tokio::spawn(async move {
         let loaded = generations.reload().await;
         loaded.map(|generation| ReloadedView {
@@ -717,7 +721,7 @@ impl From<UploadError> for Problem {
     }
 }
 
-/// An administrator may know which file it is about.
+/// An administrator may know which file is concerned.
 fn depot(cause: &crate::deployment::uploads::DepotError, detail: String) -> Problem {
     use crate::deployment::uploads::DepotError;
     tracing::error!(%cause, "the depot of uploaded plugins failed");

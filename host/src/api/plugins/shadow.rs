@@ -1,8 +1,11 @@
-//! Owns the routes over shadows: an uploaded build of a policy takes the last sessions' steps again, and
-//! what it does differently is shown.
+//! The admin routes over shadow runs: an uploaded build of a policy repeats the steps of recent
+//! sessions, and the differences are reported.
 //!
-//! What always holds: nobody but an administrator gets past the first line; an answer holds what the log
-//! has of the steps that differ, cut, and no key, since no policy is ever given one.
+//! # Invariants
+//!
+//! - Only an administrator gets past the first line.
+//! - A response contains excerpts from the log for the steps that differ, truncated. It contains no
+//!   key, since no policy is ever given one.
 
 use std::time::SystemTime;
 
@@ -20,9 +23,9 @@ use crate::deployment::rollout::shadow::{Shadow, ShadowError};
 use crate::session::{Difference, Differs};
 use crate::wasm::Kind;
 
-/// Sessions that are replayed where nobody says how many.
+/// The default number of sessions to replay.
 const SESSIONS: u64 = 20;
-/// The most of them.
+/// The maximum number of sessions to replay.
 const MOST_SESSIONS: u64 = 200;
 
 /// What to shadow.
@@ -127,7 +130,7 @@ impl From<Difference> for DifferenceView {
 }
 
 fn view(name: String, shadow: &Shadow) -> ShadowView {
-    // In this order: what has ended does not go on.
+    // In this order: a run that has ended makes no further progress.
     let end = shadow.end();
     let told = shadow.told();
     let (until, problem) = match end {
@@ -236,7 +239,8 @@ pub(crate) async fn report(
     }
 }
 
-/// What other plugins were called with is not in the log, so there is nothing to replay.
+/// Only policies can be shadowed: calls of other plugins are not in the log, so there is nothing to
+/// replay.
 fn of_policy(kind: &str) -> Result<(), Problem> {
     match kind_of(kind)? {
         Kind::Policy => Ok(()),

@@ -1,7 +1,9 @@
-//! Owns what an administrator sees of the deployment's plugins.
+//! The administrator's view of the deployment's plugins.
 //!
-//! What always holds: it shows what runs, not what the manifest's file says by now; no key is in it,
-//! only the name of the variable that holds one.
+//! # Invariants
+//!
+//! - It shows what is running, not what the manifest file says by now.
+//! - No key is in it, only the name of the variable that holds one.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -20,7 +22,7 @@ use crate::session::{Runs, Sessions};
 use crate::wasm::{AnyPlugin, Kind, Work};
 
 impl Generations {
-    /// All of it. Reads the depot's folder: not for an executor thread.
+    /// The complete view. Reads the upload store's folder, so it is not for an executor thread.
     pub(crate) fn overview(&self, sessions: &Sessions) -> PluginsView {
         let now = self.now();
         let depot = self.depot();
@@ -45,7 +47,7 @@ impl Generations {
         }
     }
 
-    /// The plugin of a name as it is by now, and where it is from.
+    /// The currently loaded plugin of a name, and its origin.
     pub(crate) fn loaded(&self, kind: Kind, name: &str) -> Option<(AnyPlugin, &'static str)> {
         let now = self.now();
         let found = all(&now).into_iter();
@@ -62,13 +64,13 @@ impl Generations {
         Some((upload.digest.hex.clone(), share))
     }
 
-    /// Why the last load came to nothing, where it did.
+    /// The problems of the last load, if it failed.
     pub(crate) fn last_error(&self) -> Option<LastErrorView> {
         last_error(&self.now())
     }
 }
 
-/// What a share of a policy's new sessions gets, and the share.
+/// A policy's candidate, and its share of new sessions.
 fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m Upload, u8)> {
     let beside = manifest.beside(policy)?;
     match beside.role {
@@ -151,7 +153,7 @@ fn work(work: Work) -> LoadingView {
     }
 }
 
-/// A policy's candidate, whose sessions are taken out of those on other builds.
+/// A policy's candidate, whose sessions are removed from those on other builds.
 fn candidate_view(
     now: &Now,
     name: &str,
@@ -176,7 +178,7 @@ fn candidate_view(
     })
 }
 
-/// Where a plugin is from, and what the manifest names.
+/// The origin of a plugin, and the component the manifest names.
 fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<String>) {
     let stated = manifest.entry(kind, name);
     let stated = stated.map(|entry| match entry.component.value {
@@ -192,8 +194,8 @@ fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<
     }
 }
 
-/// How many sessions are on this very build, and which other ones sessions have. Tools are in the sessions
-/// of the policies that have them.
+/// The number of sessions on this very build, and the other builds that sessions have. Tools count
+/// the sessions of the policies that have them.
 fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usize, Vec<BuildView>) {
     let name = plugin.name();
     let count = |theirs: &dyn Fn(&Runs) -> bool| {
@@ -203,7 +205,7 @@ fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usiz
     let policy = match plugin {
         AnyPlugin::Policy(policy) => policy,
         AnyPlugin::Llm(_) => return count(&|runs| runs.provider == name),
-        // Of users, whatever sessions they have.
+        // It serves users, independently of their sessions.
         AnyPlugin::Git(_) => return count(&|_| false),
         AnyPlugin::Tools(_) => {
             let tools = now.deployed.components.named(name);

@@ -1,8 +1,12 @@
-//! Owns one client's connection to its session: frames out, messages in, until either side ends it.
+//! One client's connection to its session: frames out, messages in, until either side closes it.
 //!
-//! What always holds: only what fits into the socket is taken from the log; the two directions do not
-//! wait for each other, so a client that does not read can still stop its session; whichever way this
-//! ends, the client is detached, and how far it came is known where it does not count frames itself.
+//! # Invariants
+//!
+//! - No more is taken from the log than fits into the socket.
+//! - The two directions do not wait for each other, so a client that does not read can still stop
+//!   its session.
+//! - However the connection ends, the client is detached, and the position it reached is recorded
+//!   if it does not count frames itself.
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -23,17 +27,18 @@ use super::{Admitted, GOODBYE, STALLED, closing};
 use crate::api::Api;
 use crate::session::{Batch, CloseReason, Features, Loss, Position, Session, Subscription, render};
 
-/// How often the protocol's own ping is sent.
+/// The interval of the protocol's pings.
 const PING: Duration = Duration::from_secs(20);
-/// A client that sent nothing for this long, not even the answer to a ping, is gone.
+/// A client that sent nothing for this long, not even a pong, is gone.
 const SILENT: Duration = Duration::from_secs(75);
-/// Answers that wait for the socket. A client that asks without reading waits too.
+/// The maximum number of replies that wait for the socket. A client that sends requests without
+/// reading then waits too.
 const ANSWERS: usize = 8;
 
-/// Of at most so many frames at once each is followed by a ping, of more the last alone.
+/// Up to this many frames at once are each followed by a ping. Of more, only the last one is.
 const ASKED_EACH: usize = 32;
 
-/// What the reader has for the writer.
+/// What the reader passes to the writer.
 enum Answer {
     /// A frame of this connection.
     Frame(String),
@@ -41,7 +46,7 @@ enum Answer {
     Close(Fault),
 }
 
-/// Serves a client until it leaves, the session ends, or the server stops.
+/// Serves a client until it disconnects, the session ends, or the server stops.
 pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
     let Admitted {
         session,
@@ -71,8 +76,9 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
         biased;
         left = &mut reading => left.loss(),
         closed = &mut writing => {
-            // The close was sent; reading on lets the client take it before the connection goes. Where
-            // nothing can be read any more, a reset could overtake the close, so there is time as well.
+            // The close was sent. Continuing to read lets the client receive it before the
+            // connection ends. If nothing can be read any more, a reset could overtake the close,
+            // so there is a delay as well.
             let left = timeout(GOODBYE, reading).await;
             left.map_or(Some(Loss::Broken), |left| left.loss_after(closed))
         }
@@ -83,19 +89,19 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
     tracing::debug!(session = %session.id(), ?loss, "a client is detached");
 }
 
-/// How nothing more came of a client.
+/// How a client's messages ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     /// It closed the connection, or answered a close.
     Closed,
     /// It ended the connection without a close.
     Ended,
-    /// The connection broke, or nothing comes any more.
+    /// The connection broke, or the client is silent.
     Broken,
 }
 
 impl Left {
-    /// Whether the connection was lost, where the host did not close it.
+    /// The kind of loss, if the host did not close the connection.
     fn loss(self) -> Option<Loss> {
         match self {
             Self::Closed => None,
@@ -104,8 +110,8 @@ impl Left {
         }
     }
 
-    /// The same after the writer's end: a client that answers the host's close has read all before it,
-    /// and comes back as a lost one does.
+    /// As `loss`, after the writer has ended: a client that answers the host's close has read
+    /// everything before it, and comes back like one that was lost.
     fn loss_after(self, closed: bool) -> Option<Loss> {
         match self {
             Self::Closed if closed => Some(Loss::Ended),
@@ -115,7 +121,7 @@ impl Left {
     }
 }
 
-/// Takes what the client says.
+/// Handles the client's messages.
 async fn read(
     mut stream: SplitStream<WebSocket>,
     session: &Arc<Session>,
@@ -157,7 +163,7 @@ async fn read(
                     };
                 };
                 let _ = answers.send(Answer::Close(fault)).await;
-                // The writer ends the connection, once the client could take the close.
+                // The writer ends the connection, once the client could read the close.
                 return std::future::pending().await;
             }
             Err(_) => {
@@ -210,30 +216,30 @@ async fn until_gone(stream: &mut SplitStream<WebSocket>) {
     .await;
 }
 
-/// Nobody takes answers once the writer is done, and then nobody waits for them.
+/// Once the writer has ended nobody receives replies, and then nobody waits for them.
 async fn answer(answers: &mpsc::Sender<Answer>, frame: &Own<'_>) {
     let _ = answers.send(Answer::Frame(frame.text())).await;
 }
 
 /// Why nothing more is written.
 enum End {
-    /// The client takes nothing.
+    /// The client reads nothing.
     Gone,
-    /// It is told so.
+    /// The client is sent this close.
     Close(u16, Cow<'static, str>),
 }
 
 type Sink = SplitSink<WebSocket, Message>;
 
-/// What a client is shown.
+/// A client's view of the session.
 struct View {
     subscription: Subscription,
     features: Features,
-    /// Where it does not count frames itself.
+    /// The recorded position of a client that does not count frames itself.
     position: Option<Arc<Position>>,
 }
 
-/// Shows the client what happens. Says whether it was sent a close.
+/// Sends the session's frames. Returns whether the client was sent a close.
 async fn write(
     mut sink: Sink,
     mut view: View,
@@ -288,7 +294,7 @@ async fn pump(
                     }
                 }
                 Batch::Delta(frame) | Batch::Notice(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
-                // Who does not count cannot miss what is not there.
+                // A client that does not count cannot notice a gap.
                 Batch::Gap(from, to) if features.seq => {
                     feed(sink, Message::Text(Own::Gap { from, to }.text().into())).await?;
                 }

@@ -1,7 +1,10 @@
-//! Owns what a client is told whose bytes cannot be read as messages.
+//! The close frame sent to a client whose bytes cannot be read as messages.
 //!
-//! What always holds: the close code says what was wrong (RFC 6455, section 7.4.1), the reason what to
-//! do about it; a connection that merely broke has nobody to tell.
+//! # Invariants
+//!
+//! - The close code says what was wrong (RFC 6455, section 7.4.1), the reason says what to do about
+//!   it.
+//! - Nothing is sent on a connection that merely broke, since nobody is left to read it.
 
 use std::error::Error as _;
 
@@ -22,17 +25,17 @@ pub(super) fn is_end(error: &axum::Error) -> bool {
     )
 }
 
-/// Why nothing more can be read from a client that is there.
+/// Why nothing more can be read from a connected client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// A close code.
+    /// The close code.
     pub(super) code: u16,
-    /// A sentence.
+    /// The reason, a sentence.
     pub(super) reason: String,
 }
 
 impl Fault {
-    /// What the client did, none if the connection is gone.
+    /// Classifies an error. `None` if the connection is gone.
     pub(super) fn of(error: &axum::Error) -> Option<Self> {
         let (code, reason) = match error.source()?.downcast_ref::<Error>()? {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => (

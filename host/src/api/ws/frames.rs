@@ -1,13 +1,16 @@
-//! Owns the frames that are this connection's own, and what a client may ask for by name.
+//! The frames that belong to one connection rather than to its session, and the names of the
+//! requests a client may make.
 //!
-//! What always holds: a frame made here is in no log and has no number.
+//! # Invariants
+//!
+//! - A frame made here is in no log and has no number.
 
 use serde::Serialize;
 
 use crate::session::Features;
 
-/// Reads `features`. Names that are not known are passed over. Who wants numbers gets every row of
-/// the log: a hole would mean a loss.
+/// Reads `features`. Unknown names are ignored. A client that wants numbers gets every row of the
+/// log, since a hole would look like a loss.
 pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Features {
     let mut features = Features::default();
     for name in names {
@@ -26,18 +29,18 @@ pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Features {
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(super) enum Own<'a> {
-    /// The answer to a ping.
+    /// The reply to a ping.
     Pong,
-    /// The frames from one number to another, both taken, cannot be had.
+    /// The frames from one number to another, inclusive, are unavailable.
     Gap {
-        /// The first.
+        /// The first number.
         from: u64,
-        /// The last.
+        /// The last number.
         to: u64,
     },
-    /// Something that failed.
+    /// An error.
     Error {
-        /// What.
+        /// The message.
         message: &'a str,
     },
 }

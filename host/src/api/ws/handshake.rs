@@ -1,7 +1,10 @@
-//! Owns what a client's messages mean: the first one, and those that follow.
+//! Parsing of a client's messages: the first one, and those that follow.
 //!
-//! What always holds: reading a message decides nothing about who sent it, and no message, however
-//! it is written, is worse than an answer that says what is wrong with it.
+//! # Invariants
+//!
+//! - Parsing a message decides nothing about who sent it.
+//! - No message, however malformed, has a worse effect than a response that says what is wrong with
+//!   it.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,47 +19,47 @@ use crate::types::unicode::paired_text;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Hello {
-    /// The session that is asked for, where none is named.
+    /// The requested session, if none is named.
     #[serde(flatten)]
     pub(super) request: SessionRequest,
-    /// Who is there, unless the address said so.
+    /// The token, unless it was in the URL.
     token: Option<Secret>,
-    /// A session that exists.
+    /// The id of an existing session.
     session_id: Option<String>,
-    /// The last number the client has; everything after it is sent again.
+    /// The number of the last frame that the client has. Everything after it is sent again.
     pub(super) last_seq: Option<u64>,
     features: Option<Vec<String>>,
 }
 
 impl Hello {
-    /// The token that came with the message.
+    /// The token in the message.
     pub(super) fn token(&self) -> Option<Secret> {
         unless_empty(self.token.clone())
     }
 
-    /// The session that is named.
+    /// The id of the session.
     pub(super) fn session_id(&self) -> Option<String> {
         unless_blank(self.session_id.clone())
     }
 
-    /// What the client asked for.
+    /// The requested features.
     pub(super) fn features(&self) -> Features {
         named(self.features.iter().flatten().map(String::as_str))
     }
 }
 
-/// What the first message turned out to be.
+/// The first message after parsing.
 #[derive(Debug)]
 pub(super) enum First {
     /// The handshake.
     Hello(Box<Hello>),
-    /// A client that pings before it says what it wants.
+    /// A ping before the handshake.
     Ping,
-    /// Not a handshake; the sentence says why.
+    /// Not a handshake. The sentence says why.
     Wrong(String),
 }
 
-/// Reads the first message.
+/// Parses the first message.
 pub(super) fn first(text: &str) -> First {
     let value: Value = match serde_json::from_str(&paired_text(text)) {
         Ok(value @ Value::Object(_)) => value,
@@ -68,31 +71,31 @@ pub(super) fn first(text: &str) -> First {
     }
     match serde_json::from_value(value) {
         Ok(hello) => First::Hello(Box::new(hello)),
-        // The parser's own words repeat what was sent, which may be a secret in the wrong place.
+        // The parser's own message repeats the input, which may contain a misplaced secret.
         Err(_) => {
             First::Wrong("A member of the first message has a type that does not fit.".to_owned())
         }
     }
 }
 
-/// What a later message asks for.
+/// A later message after parsing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Later {
     /// A follow-up.
     Message(String),
-    /// A follow-up that says nothing.
+    /// A blank follow-up.
     Empty,
-    /// The session is to end.
+    /// A request to end the session.
     Stop,
-    /// An answer is wanted.
+    /// A ping.
     Ping,
-    /// Of a kind that is not known here; passed over.
+    /// A message of an unknown kind, which is ignored.
     Unknown,
-    /// Not JSON, or no object.
+    /// Not a JSON object.
     Wrong,
 }
 
-/// Reads a later message.
+/// Parses a later message.
 pub(super) fn later(text: &str) -> Later {
     let Ok(Value::Object(mut message)) = serde_json::from_str(&paired_text(text)) else {
         return Later::Wrong;
@@ -148,7 +151,7 @@ mod tests {
             Features {
                 seq: true,
                 deltas: true,
-                // Numbers come without a hole.
+                // Numbers have no holes.
                 usage: true,
                 ..Features::default()
             }

@@ -1,9 +1,14 @@
-//! Owns the WebSocket: who is there, which session they get, and the two directions afterwards.
+//! The WebSocket endpoint: authentication, the choice of a session, then both directions of the
+//! connection.
 //!
-//! What always holds: nothing is done for a client before its token is checked; another user's
-//! session looks like one that is not there; frames are read from the log at the pace the client
-//! takes them, so a slow client loses nothing and nothing piles up for it here; a client that is gone
-//! is noticed and detached, and its session runs on for the grace time.
+//! # Invariants
+//!
+//! - Nothing is done for a client before its token is checked.
+//! - Another user's session is indistinguishable from one that does not exist.
+//! - Frames are read from the log at the client's pace, so a slow client loses nothing and nothing
+//!   is buffered for it here.
+//! - A client that is gone is noticed and detached, and its session keeps running for the grace
+//!   period.
 
 mod connection;
 mod fault;
@@ -35,17 +40,17 @@ use crate::session::{Features, Session, SessionId};
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 /// How long a client may take to accept one more frame before it counts as gone.
 const STALLED: Duration = Duration::from_secs(60);
-/// What a connection reads and writes at once, in bytes; a larger message takes several turns. Each
-/// connection keeps its buffers, and fills the one for reading with zeros before each read.
+/// The read and write buffer size of a connection, in bytes. A larger message takes several reads.
+/// Each connection keeps its buffers, and zeroes the one for reading before each read.
 const BUFFER: usize = 4 * 1024;
 /// How long a closing client has to answer.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// No or bad authentication; final for the client.
+/// The close code for missing or invalid authentication, which is final for the client.
 const CLOSE_UNAUTHENTICATED: u16 = 4010;
-/// No task; final for the client.
+/// The close code for a missing task, which is final for the client.
 const CLOSE_NO_TASK: u16 = 4001;
-/// The session that was named is not there.
+/// The close code for an unknown session.
 const CLOSE_NO_SESSION: u16 = 4004;
 
 const UNAUTHENTICATED: &str = "Authentication required. Provide a valid JWT token.";
@@ -105,23 +110,23 @@ pub(super) async fn open(
     Ok(upgrade.on_upgrade(move |socket| tracker.track_future(serve(api, socket, token))))
 }
 
-/// A client that is served, and what it gets.
+/// A client that is served, and its session.
 struct Admitted {
     session: Arc<Session>,
-    /// It gets everything after this one.
+    /// The client gets everything after this number.
     from: u64,
     features: Features,
-    /// It does not count frames itself, and comes back by its task.
+    /// The client does not count frames itself, and is recognised by its task when it comes back.
     uncounted: bool,
 }
 
-/// A client that is not served.
+/// A client that is refused.
 struct Refused {
     code: u16,
     reason: String,
-    /// It is told in a frame as well.
+    /// Whether the client is sent an error frame as well.
     aloud: bool,
-    /// Nothing more can be read from it, not even its answer to the close.
+    /// Whether nothing more can be read from it, not even its answer to the close.
     unreadable: bool,
 }
 
@@ -152,7 +157,7 @@ impl From<Fault> for Refused {
     }
 }
 
-/// Why there is no conversation: the client is gone, or it was refused.
+/// Why there is no connection to serve: the client is gone, or it was refused.
 enum Left {
     Gone,
     Refused(Refused),
@@ -183,7 +188,7 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
     }
 }
 
-/// Who is there, and which session they get.
+/// Authenticates a client and finds its session.
 async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Admitted, Left> {
     let known = match token {
         Some(token) => {
@@ -226,16 +231,16 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
     })
 }
 
-/// A client whose token nobody can check now. It is not told in a frame, which would be final; the code
-/// makes it come back.
+/// Refuses a client whose token cannot be verified now. It is sent no error frame, which would be
+/// final. The close code makes it come back.
 fn unchecked() -> Refused {
     Refused::quietly(close_code::AGAIN, AuthError::NoKeys.to_string())
 }
 
-/// The first message that is no ping.
+/// Reads messages up to the first one that is not a ping.
 async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
     let deadline = Instant::now() + FIRST_MESSAGE;
-    // What a client must put right first decides the code.
+    // The close code is decided by what the client must correct first.
     let code = if known {
         CLOSE_NO_TASK
     } else {
@@ -279,11 +284,11 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
     }
 }
 
-/// The session that is named, the one that does the same work already, or a new one.
+/// The named session, the one that does the same work already, or a new one.
 async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Session>, Refused> {
     let sessions = &api.parts.sessions;
     if let Some(id) = hello.session_id() {
-        // Another user's is refused like one that is not there.
+        // Another user's session is refused like one that does not exist.
         let session = id
             .parse::<SessionId>()
             .ok()
@@ -293,19 +298,19 @@ async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Sess
     let Some(new) = hello.request.for_user(who) else {
         return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK));
     };
-    // 1000, not an error's code: the same message would fail in the same way, so the client is not to
-    // try again by itself.
+    // 1000, not an error code: the same message would fail in the same way, so the client should
+    // not retry by itself.
     sessions
         .find_or_create(new)
         .await
         .map_err(|error| match error.passes() {
-            // Not told in a frame, which would be final: the code makes the client come back.
+            // No error frame, which would be final: the close code makes the client come back.
             true => Refused::quietly(close_code::AGAIN, error.to_string()),
             false => Refused::aloud(close_code::NORMAL, error.to_string()),
         })
 }
 
-/// Says why, closes, and waits until the client has read it.
+/// Sends the reason, closes, and waits until the client has read it.
 async fn refuse(mut socket: WebSocket, refused: Refused) {
     if refused.aloud {
         let _ = socket
@@ -319,13 +324,14 @@ async fn refuse(mut socket: WebSocket, refused: Refused) {
     }
     let _ = socket.send(closing(refused.code, &refused.reason)).await;
     if refused.unreadable {
-        // A reset could overtake the close, so the connection stays until the caller's time is up.
+        // A reset could overtake the close, so the connection stays open until the caller's
+        // timeout.
         std::future::pending::<()>().await;
     }
     while let Some(Ok(_)) = socket.recv().await {}
 }
 
-/// A close with a reason of at most the 123 bytes that the protocol has room for.
+/// A close frame with a reason of at most the 123 bytes that the protocol allows.
 fn closing(code: u16, reason: &str) -> Message {
     let mut end = reason.len().min(123);
     while !reason.is_char_boundary(end) {

@@ -1,4 +1,4 @@
-//! Tokens that an identity provider signs with keys of its own, and what is tried against them.
+//! Tokens signed with an identity provider's own keys, and attacks on them.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::auth::keys::KeySet;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Asks once, and not again whatever comes.
+/// Fetches once, and never again.
 const ONCE: Pace = Pace {
     fetch: Duration::from_secs(60),
     refresh: HOUR,
@@ -24,7 +24,7 @@ const ONCE: Pace = Pace {
     rest: HOUR,
     stale: HOUR,
 };
-/// Asks again for each token whose key is not known.
+/// Fetches again for each token whose key is unknown.
 const EAGER: Pace = Pace {
     rest: Duration::ZERO,
     ..ONCE
@@ -37,8 +37,8 @@ struct Site {
 }
 
 impl Site {
-    /// A provider that publishes these keys, and a host that takes them, and a shared secret beside them
-    /// where there is one.
+    /// A provider that publishes these keys, and a host that accepts them, with an optional shared
+    /// secret besides.
     async fn with(keys: &[Value], pace: Pace, secret: Option<&str>) -> Self {
         let provider = IdentityProvider::start(keys).await;
         let url = provider.jwks_url().parse().unwrap();
@@ -173,7 +173,7 @@ async fn each_algorithm_goes_with_its_own_kind_of_key() {
             "{head}"
         );
     }
-    // What only one of them is configured for, only that one takes.
+    // A token is accepted only by the host that is configured for its kind.
     let keys_only = Site::new(&[rsa.jwk("r")], ONCE).await;
     assert_eq!(keys_only.refused(&shared).await, AuthError::InvalidToken);
     let secret_only = authenticator();
@@ -191,7 +191,7 @@ async fn claims_are_read_as_they_are_of_any_token() {
     for good in [
         json!({"sub": "alice", "aud": "another", "iss": "https://elsewhere.example/auth/v1"}),
         json!({"sub": "alice", "aud": ["a", "b"], "iss": 7}),
-        // The clock of whoever signed may be fast by a minute.
+        // The issuer's clock may be fast by a minute.
         json!({"sub": "alice", "nbf": now() + 30, "iat": now() + 30}),
         json!({"userId": "alice"}),
     ] {
@@ -306,7 +306,7 @@ async fn no_change_of_a_good_token_is_taken() {
     }
 }
 
-/// The reasons why keys are not used, and how many are.
+/// The reasons why keys are not used, and the number of usable ones.
 fn read(keys: &[Value]) -> (usize, Vec<&'static str>) {
     let document = json!({ "keys": keys }).to_string();
     let set = KeySet::read(document.as_bytes()).unwrap();
@@ -423,14 +423,14 @@ async fn a_token_signed_with_a_weak_key_is_refused_though_it_is_published() {
 #[tokio::test]
 async fn what_leaves_open_which_key_is_meant_is_refused() {
     let (rsa, ec, other) = (SigningKey::rsa(), SigningKey::ec(), SigningKey::ec());
-    // One id for keys of two algorithms leaves nothing open, nor does one key twice.
+    // One id for keys of two algorithms is not ambiguous, and neither is a repeated key.
     let site = Site::new(&[rsa.jwk("k"), ec.jwk("k"), ec.jwk("k")], ONCE).await;
     assert_eq!(site.user(&rsa.token("k", alice())).await, "alice");
     assert_eq!(site.user(&ec.token("k", alice())).await, "alice");
     // A token need not name the only key of its algorithm.
     let nameless = json!({"alg": "ES256"});
     assert_eq!(site.user(&ec.token_with(&nameless, alice())).await, "alice");
-    // Two keys of one algorithm with one id, whatever comes between and behind them.
+    // Two keys of one algorithm with one id, whatever comes between and after them.
     let keys = [ec.jwk("k"), rsa.jwk("k"), other.jwk("k"), ec.jwk("k")];
     let (usable, unused) = read(&keys);
     assert_eq!(usable, 1);
@@ -492,7 +492,7 @@ async fn keys_are_fetched_again_without_a_reason_too() {
 #[tokio::test]
 async fn a_flood_of_made_up_keys_is_no_flood_of_requests() {
     let (key, forger) = (SigningKey::ec(), SigningKey::ec());
-    // All at once: one request for all of them.
+    // Concurrently: one request for all of them.
     let site = Site::new(&[key.jwk("e")], EAGER).await;
     assert_eq!(site.user(&key.token("e", alice())).await, "alice");
     let flood: Vec<String> = (0..200)
@@ -504,7 +504,7 @@ async fn a_flood_of_made_up_keys_is_no_flood_of_requests() {
             .all(|told| told.as_ref().err() == Some(&AuthError::InvalidToken))
     );
     assert_eq!(site.provider.asked(), 2);
-    // One after the other: none while it rests.
+    // Sequentially: none within the minimum interval.
     let site = Site::new(&[key.jwk("e")], ONCE).await;
     assert_eq!(site.user(&key.token("e", alice())).await, "alice");
     for token in &flood {
@@ -557,7 +557,7 @@ async fn while_there_are_no_keys_no_token_is_called_invalid() {
         (200, "{}"),
         (200, "{\"keys\":{}}"),
     ] {
-        // A host of its own, whose first try this is.
+        // Another host, whose first fetch this is.
         let site = Site::new(&[], ONCE).await;
         site.provider.answer(status, document);
         assert_eq!(site.refused(&token).await, AuthError::NoKeys, "{document}");
@@ -584,7 +584,7 @@ async fn the_last_keys_serve_on_while_the_provider_is_down_but_not_for_ever() {
         let site = Site::new(&[key.jwk("e")], EAGER).await;
         assert_eq!(site.user(&key.token("e", alice())).await, "alice");
         site.provider.answer(status, document);
-        // It may be a good one: nobody knows.
+        // The token may be valid: it cannot be verified.
         assert_eq!(
             site.refused(&new.token("new", alice())).await,
             AuthError::NoKeys

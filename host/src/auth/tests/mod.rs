@@ -1,4 +1,4 @@
-//! What callers send, and what they are taken for.
+//! Credentials that callers send, and the identity derived from them.
 
 mod jwks;
 
@@ -20,7 +20,7 @@ fn authenticator() -> Authenticator {
     Authenticator::new(Some(&Secret::new(KEY)), Some(Secret::new("internal")))
 }
 
-/// A token that a shared secret is for waits for nothing.
+/// A token signed with a shared secret is verified without waiting.
 trait AtOnce {
     fn token_now(&self, token: &str) -> Result<Identity, AuthError>;
     fn headers_now(&self, headers: &HeaderMap) -> Result<Identity, AuthError>;

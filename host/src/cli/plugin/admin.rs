@@ -1,8 +1,11 @@
-//! Owns `lucid plugin list`, `upload`, `activate`, `rollback` and `reload`: a running server's plugins.
+//! `lucid plugin list`, `upload`, `activate`, `rollback` and `reload`: administration of a running
+//! server's plugins.
 //!
-//! What always holds: a token of this machine's own making is sent to this machine alone; one for another
-//! server comes from the environment, since what stands on a command line others can read. What a
-//! server answers cannot move the cursor.
+//! # Invariants
+//!
+//! - A token signed on this machine is sent to this machine only. A token for another server comes
+//!   from the environment, since other users can read a command line.
+//! - A server's response cannot move the cursor.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,13 +28,13 @@ use crate::wasm::Kind;
 
 /// The variable that holds a token for another server.
 const TOKEN: &str = "LUCID_TOKEN";
-/// Who a token that is made here stands for.
+/// The user of a token that is made here.
 const OPERATOR: &str = "command-line";
-/// Who rolls back where no server is asked.
+/// The author of an offline rollback.
 const OFFLINE: &str = "command-line --offline";
-/// How long such a token is good.
+/// The lifetime of such a token.
 const TOKEN_TIME: Duration = Duration::from_secs(120);
-/// A component may take a while to arrive and to compile.
+/// The request timeout: a component may take a while to arrive and to compile.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// Which server.
@@ -93,7 +96,7 @@ pub(super) struct RollbackArgs {
     server: ServerArgs,
 }
 
-/// What is there.
+/// Lists the plugins.
 pub(super) async fn list(args: &ServerArgs) -> ExitCode {
     let answer = async {
         let server = Server::find(args)?;
@@ -102,7 +105,7 @@ pub(super) async fn list(args: &ServerArgs) -> ExitCode {
     shown(args, answer.await, listed)
 }
 
-/// Sends a component.
+/// Uploads a component.
 pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
     let answer = async {
         let wasm = component(&args.file)?;
@@ -125,7 +128,7 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
     shown(&args.server, answer.await, show)
 }
 
-/// Makes a build the active one.
+/// Activates a build.
 pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
     let answer = async {
         let server = Server::find(&args.server)?;
@@ -137,7 +140,7 @@ pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
     shown(&args.server, answer.await, changed)
 }
 
-/// Takes the active build back.
+/// Rolls back the active build.
 pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
     let kind = Kind::from(args.kind);
     if args.offline {
@@ -159,7 +162,7 @@ pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
     shown(&args.server, answer.await, changed)
 }
 
-/// Loads everything again.
+/// Reloads everything.
 pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
     let answer = async {
         let server = Server::find(args)?;
@@ -172,7 +175,7 @@ pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
     })
 }
 
-/// In the depot of this machine.
+/// Rolls back in this machine's upload store.
 fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
     let config = Config::load().map_err(|error| error.to_string())?;
     let depot = server::depot(&Folders::below(&config.workspace_base_path));
@@ -210,7 +213,7 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
     }
 }
 
-/// A running server, and who asks it.
+/// A running server, and the credentials for it.
 pub(super) struct Server {
     base: Url,
     token: String,
@@ -282,7 +285,7 @@ impl Server {
         if let Some(share) = share {
             body["share"] = share.into();
         }
-        // Left out where it says nothing: an older server does not know it.
+        // Omitted if false: an older server does not know it.
         if new {
             body["new"] = true.into();
         }
@@ -313,7 +316,7 @@ impl Server {
     }
 }
 
-/// The server of these settings. Whoever reads them can sign tokens.
+/// The server of these settings. Whoever can read them can sign tokens.
 fn here() -> Result<(Url, Option<String>), String> {
     let config = Config::load().map_err(|error| error.to_string())?;
     if config.port == 0 {
@@ -335,8 +338,8 @@ fn here() -> Result<(Url, Option<String>), String> {
     let auth = Authenticator::new(keys.jwt.as_ref(), None);
     let issued = auth.issue_admin(&UserId::from(OPERATOR), TOKEN_TIME);
     let token = issued.map_err(|error| match error {
-        // INTERNAL_API_KEY would do, and is not sent: whoever listens there while the server is down
-        // would have it for good.
+        // INTERNAL_API_KEY would work, but is not sent: a process that listens there while the
+        // server is down would keep it.
         IssueError::NoSecret => format!(
             "There is no token: {error}. Set {TOKEN} to an administrator's token of the identity provider."
         ),
@@ -385,7 +388,7 @@ fn shown(
     ExitCode::SUCCESS
 }
 
-/// A number of the answer's, with what it counts.
+/// A number from the response, with its unit.
 fn counted(number: &Value, what: &str) -> String {
     plural::count(number.as_u64().unwrap_or_default(), what)
 }
@@ -461,7 +464,7 @@ fn listed(answer: &Value) -> String {
     text + &last_error(answer)
 }
 
-/// What else there is of its builds.
+/// The other builds of a plugin.
 fn rollout(plugin: &Value) -> String {
     let mut text = String::new();
     let candidate = &plugin["candidate"];

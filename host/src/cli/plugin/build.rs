@@ -1,8 +1,12 @@
-//! Owns `lucid plugin build`: from a project's folder to one component.
+//! `lucid plugin build`: builds a project's folder into one component.
 //!
-//! What always holds: a Rust component is put in its place whole, by a rename, so a host that watches
-//! the file never reads half of it; a build that fails leaves the last one. The tools of other languages
-//! write theirs in place: a host finds half of one broken, keeps the one before, and looks again.
+//! # Invariants
+//!
+//! - A Rust component is put in place by a rename, so a host that watches the file never reads half
+//!   of it. A failed build leaves the previous one.
+//!
+//! The tools of other languages write their component in place: a host that reads half of one
+//! rejects it as broken, keeps the previous one, and looks again.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -14,7 +18,7 @@ use super::cache;
 use crate::cli::failed;
 use crate::cli::report::{Level, say};
 
-/// Builds, and says where the component is.
+/// Builds, and prints the component's path.
 pub(super) fn main(folder: &Path) -> ExitCode {
     match build(folder) {
         Ok(file) => {
@@ -26,8 +30,8 @@ pub(super) fn main(folder: &Path) -> ExitCode {
     }
 }
 
-/// Builds the project in a folder by the tools of its language. Gives the component's file, or the end
-/// of a sentence.
+/// Builds the project in a folder with the tools of its language, and returns the component's path.
+/// The error is the end of a sentence.
 pub(super) fn build(folder: &Path) -> Result<PathBuf, String> {
     let there = |name: &str| folder.join(name).is_file();
     if there("Cargo.toml") {
@@ -67,7 +71,7 @@ fn place(folder: &Path, name: &str, component: &[u8]) -> Result<PathBuf, String>
         use std::io::Write as _;
         use std::os::unix::fs::PermissionsExt as _;
         draft.write_all(component)?;
-        // A host under another user may read it.
+        // A host under another user may need to read it.
         draft
             .as_file()
             .set_permissions(std::fs::Permissions::from_mode(0o644))?;
@@ -86,12 +90,12 @@ fn javascript(folder: &Path) -> Result<PathBuf, String> {
     let install = "install Node.js 20 or newer with its npm";
     let locked = folder.join("package-lock.json").is_file();
     let installed = folder.join("node_modules/.package-lock.json");
-    // What is there is not asked for again, unless the lock is another by now.
+    // Dependencies are not installed again, unless the lock file has changed.
     let written = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let lock = written(&folder.join("package-lock.json"));
     if written(&installed).is_none_or(|then| lock.is_some_and(|lock| lock > then)) {
         let how = if locked { "ci" } else { "install" };
-        // What a package wants to run when it is installed is nobody's here.
+        // Packages' install scripts are not run.
         let quiet = [
             how,
             "--ignore-scripts",
@@ -129,11 +133,11 @@ fn python(folder: &Path) -> Result<PathBuf, String> {
     run(folder, ".venv/bin/python", &quiet, install)?;
     let begun = SystemTime::now();
     run(folder, "sh", &["build.sh"], install)?;
-    // The name stands in the script alone.
+    // The name is only in the script.
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let components = entries.map(|entry| entry.path()).filter(|path| {
         let written = path.metadata().and_then(|data| data.modified());
-        // Some file systems count in whole seconds.
+        // Some file systems have a resolution of whole seconds.
         let fresh = written.is_ok_and(|then| then + Duration::from_secs(2) >= begun);
         path.extension().is_some_and(|end| end == "wasm") && fresh
     });
@@ -145,9 +149,9 @@ fn python(folder: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// Runs a tool in the project's folder; what it prints goes to stderr.
+/// Runs a tool in the project's folder. Its output goes to stderr.
 fn run(folder: &Path, program: &str, args: &[&str], install: &str) -> Result<(), String> {
-    // A path is from the project's folder, wherever this process is.
+    // A path is relative to the project's folder, whatever this process's working directory.
     let found = if program.contains('/') {
         folder
             .canonicalize()

@@ -1,7 +1,10 @@
-//! Owns `lucid plugin check`: a component before a host takes it.
+//! `lucid plugin check`: tests a component before it is deployed.
 //!
-//! What always holds: it is let in as a host lets it in, and called as a host calls it, with the
-//! limits of a deployment that sets none. Nothing it asks for is carried out.
+//! # Invariants
+//!
+//! - The component is admitted and called as by a host, with the limits of a deployment that sets
+//!   none.
+//! - Nothing it requests is carried out.
 
 mod git;
 mod llm;
@@ -21,7 +24,7 @@ use crate::cli::failed;
 use crate::manifest::settings_fit;
 use crate::wasm::{AnyError, AnyPlugin, Limits};
 
-/// Checks it, and prints what was found.
+/// Checks a component, and prints the findings.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {
     let settings = match serde_json::from_str::<serde_json::Value>(&args.settings) {
         Ok(serde_json::Value::Object(settings)) => settings,

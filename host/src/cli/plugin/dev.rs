@@ -1,7 +1,10 @@
-//! Owns `lucid plugin dev`: builds and checks whenever a source is saved.
+//! `lucid plugin dev`: builds and checks whenever a source file is saved.
 //!
-//! What always holds: what changes while it builds is built next; what a build itself writes starts no
-//! other; a build or a check that fails is said and ends nothing.
+//! # Invariants
+//!
+//! - A change made during a build triggers the next build. Files that the build itself writes do
+//!   not.
+//! - A build or a check that fails is reported and ends nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +15,7 @@ use super::{CheckArgs, build, check};
 use crate::cli::{failed, interrupted};
 use crate::manifest::{Manifest, Watch};
 
-/// What tools make.
+/// Folders and files that build tools create.
 const MADE: &[&str] = &[
     "target",
     "node_modules",
@@ -21,13 +24,13 @@ const MADE: &[&str] = &[
     "dist",
     "Cargo.lock",
 ];
-/// More sources than a project has.
+/// The maximum number of sources, more than a project has.
 const MOST: usize = 5_000;
 
-/// The sources of a project, and when each was written.
+/// The sources of a project, with their modification times and sizes.
 type Sources = BTreeMap<PathBuf, Option<(SystemTime, u64)>>;
 
-/// Until it is interrupted.
+/// Runs until it is interrupted.
 pub(super) async fn dev(folder: &Path) -> ExitCode {
     if !folder.is_dir() {
         return failed(&format!("There is no folder {}.", folder.display()));
@@ -38,7 +41,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
     loop {
         let seen = sources(folder);
         let work = folder.to_owned();
-        // Cargo has the terminal's interrupt as well, and ends by it.
+        // Cargo receives the terminal's interrupt as well, and exits.
         let built = tokio::task::spawn_blocking(move || build::build(&work)).await;
         match built.unwrap_or_else(|_| Err("it broke off".to_owned())) {
             Ok(file) => {
@@ -58,7 +61,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
         }
         outln!("Waiting for a change in {}; Ctrl-C ends.", folder.display());
         loop {
-            // Watched first and looked at then, so that nothing falls between.
+            // Watching starts before the scan, so that no change is missed.
             let now = sources(folder);
             watch.begin(now.keys().cloned());
             if sources(folder) != seen {
@@ -102,7 +105,7 @@ fn look(folder: &Path, found: &mut Sources) {
     }
 }
 
-/// Whether a manifest beside the project names the component.
+/// Says whether a manifest beside the project names the component.
 fn who_takes_it(folder: &Path, file: &Path) -> String {
     let own = file.canonicalize().ok();
     for manifest in [folder.join("lucid.toml"), "lucid.toml".into()] {

@@ -1,7 +1,9 @@
-//! Owns `lucid plugin new`: a project that builds at once.
+//! `lucid plugin new`: creates a project that builds right away.
 //!
-//! What always holds: a folder that is there is never written to; what is half written is removed; the
-//! project holds all that it needs of Lucid, so it builds without a checkout.
+//! # Invariants
+//!
+//! - An existing folder is never written to, and a half-written project is removed.
+//! - The project contains everything it needs of Lucid, so it builds without a checkout.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,9 @@ use super::{KindArg, Lang, NewArgs, refused, scaffold};
 use crate::cli::failed;
 use crate::wasm::Kind;
 
-/// A name becomes a crate's and a plugin's.
+/// The maximum length of a name, which becomes a crate's and a plugin's.
 const LONGEST: usize = 64;
-/// Names that a crate cannot have, or that would hide one that the project needs.
+/// Names that a crate cannot have, or that would shadow one that the project needs.
 const TAKEN: &[&str] = &[
     "alloc",
     "as",
@@ -78,10 +80,10 @@ component = "my-agent.wasm"
 [defaults]
 policy = "my-agent"
 "#;
-/// What their builds leave.
+/// Files left by their builds.
 const IGNORED: &str = "/node_modules\n/.venv\n__pycache__\n/*.wasm\n/.env\n/storage\n";
 
-/// Writes the project.
+/// Creates the project.
 pub(super) fn new(args: &NewArgs) -> ExitCode {
     if let Err(why) = check_name(&args.name) {
         return refused(&why);
@@ -142,7 +144,7 @@ fn template(kind: KindArg, lang: Lang) -> Option<&'static str> {
     }
 }
 
-/// All files of a project, by their paths in it.
+/// All files of a project, by their relative paths.
 fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for (path, text) in scaffold::below(&format!("plugins/templates/{template}")) {
@@ -153,7 +155,7 @@ fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf,
         for (path, text) in scaffold::below("plugins/sdk") {
             files.push((Path::new("vendor/lucid-plugin").join(path), text.to_owned()));
         }
-        // All of them: the SDK is made against all.
+        // All of them, since the SDK is built against all.
         for (path, text) in scaffold::below("wit") {
             files.push((Path::new("wit").join(path), text.to_owned()));
         }
@@ -185,7 +187,7 @@ fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf,
     files
 }
 
-/// A template's text with the author's name in the place of `my-agent`, as each language writes it.
+/// A template's text with the author's name in place of `my-agent`, in each language's spelling.
 fn named(text: &str, name: &str) -> String {
     let words: Vec<&str> = name.split('-').collect();
     let camel: String = words
@@ -203,7 +205,7 @@ fn named(text: &str, name: &str) -> String {
 }
 
 fn write(folder: &Path, name: &str, template: &str, lang: Lang, kind: KindArg) -> io::Result<()> {
-    // Fails where there is anything of this name, also a link that leads nowhere.
+    // Fails if anything of this name exists, including a dangling link.
     std::fs::create_dir(folder)?;
     let written = files(name, template, lang, kind)
         .into_iter()

@@ -1,8 +1,10 @@
-//! Owns `lucid plugin replay`: a recorded session as a test of a policy.
+//! `lucid plugin replay`: runs a recorded session as a test of a policy.
 //!
-//! What always holds: the log is only read, also while a server writes to it; nothing is carried out.
-//! Each step is given the logged context and inputs, and the state that this very build left in the
-//! step before.
+//! # Invariants
+//!
+//! - The log is only read, even while a server writes to it, and nothing is carried out.
+//! - Each step is given the logged context and inputs, and the state that this same build produced
+//!   in the step before.
 
 use std::process::ExitCode;
 
@@ -17,10 +19,10 @@ use crate::types::plural;
 use crate::types::wit::policy::{Context, Input, Snapshot};
 use crate::wasm::{Limits, PolicyPlugin};
 
-/// So many steps that differ are shown.
+/// The maximum number of differing steps that are shown.
 const SHOWN: u64 = 3;
 
-/// Replays it, and says what differs.
+/// Replays a session, and prints the differences.
 pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
     match Box::pin(compare(config, args)).await {
         Ok(outcome) => outcome,
@@ -70,7 +72,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
                     out!("{}", clean(&difference(&then, &now)));
                 }
             }
-            // A step that failed left the state as it was.
+            // A failed step left the state unchanged.
             state = after.or(state);
         }
     }
@@ -92,7 +94,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     Ok(ExitCode::FAILURE)
 }
 
-/// The commands of one step as text, and the state behind it; a step that fails has none.
+/// The commands of one step as text, and the resulting state. A failed step has none.
 async fn again(
     policy: &PolicyPlugin,
     logged: &LoggedStep,

@@ -1,7 +1,9 @@
-//! Owns how findings look: a line each, the bad ones marked.
+//! Output of findings: a line each, with the failures marked.
 //!
-//! What always holds: nothing that a plugin said can move the cursor or change colours; what is bad
-//! makes the exit code 1.
+//! # Invariants
+//!
+//! - Nothing that a plugin returned can move the cursor or change colours.
+//! - A failure makes the exit code 1.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -11,10 +13,10 @@ use owo_colors::Style;
 use crate::cli::render::{Screen, clean, colours};
 use crate::wasm::{CallFigures, Limits};
 
-/// How wide the name of what was looked at is.
+/// The width of the column with the checked item's name.
 const NAME: usize = 10;
 
-/// What was found.
+/// The findings of a check.
 pub(super) struct Report {
     screen: Screen,
     bad: bool,
@@ -36,7 +38,7 @@ impl Report {
         self.line("ok", Style::new().green(), what, text);
     }
 
-    /// Worth knowing, and nothing to fail for.
+    /// A note that is worth knowing but does not fail the check.
     pub(super) fn note(&self, what: &str, text: &str) {
         self.line("--", Style::new().yellow(), what, text);
     }
@@ -46,7 +48,7 @@ impl Report {
         self.line("!!", Style::new().red(), what, text);
     }
 
-    /// Good, or what is wrong.
+    /// A success, or a failure with its reason.
     pub(super) fn result(&mut self, what: &str, result: Result<String, String>) {
         match result {
             Ok(text) => self.good(what, &text),
@@ -64,7 +66,7 @@ impl Report {
         );
     }
 
-    /// A line for each function, and how near the limits it came.
+    /// A line for each function, with its usage relative to the limits.
     pub(super) fn figures(&mut self, figures: &[CallFigures], limits: &Limits) {
         outln!(
             "  {:<12}{:>7}{:>11}{:>11}  {:<26}most memory",
@@ -92,12 +94,12 @@ impl Report {
         }
     }
 
-    /// Whether anything was bad.
+    /// Whether there was a failure.
     pub(super) fn is_bad(&self) -> bool {
         self.bad
     }
 
-    /// 1 where anything was bad.
+    /// 1 if there was a failure.
     pub(super) fn exit_code(&self) -> ExitCode {
         if self.is_bad() {
             outln!(

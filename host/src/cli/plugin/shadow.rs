@@ -1,7 +1,12 @@
-//! Owns `lucid plugin shadow`: what an uploaded build would have done in a server's last sessions.
+//! `lucid plugin shadow`: shows what an uploaded build would have done in a server's recent
+//! sessions.
 //!
-//! What always holds: it waits until the server is done, and no longer; what a server answers cannot
-//! move the cursor. 0 is no difference, 1 some (as `diff` has it) or a shadow that could not be.
+//! # Invariants
+//!
+//! - It waits until the server is done, and no longer.
+//! - A server's response cannot move the cursor.
+//! - The exit code is 0 if there is no difference, 1 if there is one (as with `diff`) or if the
+//!   shadow run failed.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -16,7 +21,7 @@ use crate::cli::failed;
 use crate::cli::render::{clean, one_line};
 use crate::types::plural;
 
-/// Between two looks at how far it is.
+/// The interval between progress queries.
 const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
@@ -32,7 +37,7 @@ pub(super) struct ShadowArgs {
     server: ServerArgs,
 }
 
-/// Begins it, waits, and shows what it showed.
+/// Starts a shadow run, waits, and prints its result.
 pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
     match done(args).await {
         Ok(report) => {
@@ -77,7 +82,7 @@ async fn done(args: &ShadowArgs) -> Result<Value, String> {
     }
 }
 
-/// Whether all was replayed, and nothing of it differed.
+/// Whether everything was replayed without a difference.
 fn is_clean(report: &Value) -> bool {
     let none = |name: &str| report[name] == 0;
     report["problem"].is_null()

@@ -1,8 +1,11 @@
-//! Owns which policy a session gets, and how the engine reaches a policy's component.
+//! Assigns policies to sessions, and connects the engine to a policy's component.
 //!
-//! What always holds: a name that is not offered is an error before anything is made; a step that
-//! fails, fails with the sentence that the plugin's front made of it. A session keeps the build it has
-//! where that is still there, and else goes on with the active one.
+//! # Invariants
+//!
+//! - A name that is not offered is an error before anything is created.
+//! - A step that fails returns the message that the plugin's front made of the failure.
+//! - A session keeps its build while that is still available, and otherwise continues with the
+//!   active one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,11 +23,11 @@ use crate::wasm::{Kind, PolicyPlugin};
 
 /// The policy that plays a script and calls no model.
 const REHEARSAL: &str = "mock";
-/// The agent.
+/// The default agent.
 const AGENT: &str = "coder";
-/// The default that is none: the one that fits.
+/// The value that selects the default automatically.
 const AUTO: &str = "auto";
-/// A name that was sent is repeated only so far, in characters.
+/// The maximum length at which a requested name is repeated, in characters.
 const SHOWN: usize = 64;
 
 /// The policies of this deployment.
@@ -39,7 +42,7 @@ struct Builds {
     active: Arc<Component>,
     counts: Arc<Counts>,
     beside: Option<Second>,
-    /// Of the candidate, or else of the active build.
+    /// The probation of the candidate, or else of the active build.
     trial: Option<Trial>,
 }
 
@@ -47,13 +50,16 @@ struct Builds {
 struct Second {
     build: Arc<Component>,
     counts: Arc<Counts>,
-    /// The turns of a candidate; none of the build before.
+    /// The traffic split of a candidate. `None` for a previous build.
     share: Option<Arc<Share>>,
 }
 
 impl Offered {
-    /// All that were loaded. `models` says whether there is a model to ask. Fails where nothing says
-    /// which of them is the default.
+    /// Registers all loaded policies. `models` says whether a model can be called.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the default policy is ambiguous.
     pub(crate) fn new(
         loaded: Vec<LoadedPolicy>,
         manifest: &Arc<Manifest>,
@@ -81,7 +87,7 @@ impl Offered {
             let probation = manifest
                 .upload(Kind::Policy, &name)
                 .and_then(|one| one.probation);
-            // Without a build before there is nothing to set it beside.
+            // Without a previous build there is nothing to compare it with.
             let is_before = |one: &LoadedBeside| one.role == Role::Before;
             let probation = probation.filter(|_| policy.beside.as_ref().is_some_and(is_before));
             let counts = trials.counts(&of(&active, probation));
@@ -94,7 +100,7 @@ impl Offered {
                     ..
                 } = second;
                 let build = component(plugin, settings, builtin);
-                // The turns go on when its probation is over.
+                // The traffic split continues after its probation.
                 let (since, share) = match role {
                     Role::Candidate { share } => {
                         let turns = trials.share(&of(&build, None), share);
@@ -141,19 +147,19 @@ impl Offered {
         &self.default
     }
 
-    /// That policy is a real agent.
+    /// Whether that policy is a real agent.
     pub(crate) fn default_is_real(&self) -> bool {
         let default = self.by_name.get(&self.default);
         default.is_some_and(|policy| !policy.active.info.mock)
     }
 
-    /// The figures of a policy's build on probation, and of the one that it is set beside.
+    /// The counts of a policy's build on probation, and of the one it is compared with.
     pub(crate) fn tried(&self, name: &str) -> Option<(Tried, Tried)> {
         Some(self.by_name.get(name)?.trial.as_ref()?.tried())
     }
 }
 
-/// What the manifest says comes first, then the environment, then what fits.
+/// The default policy: the manifest's, else the environment's, else the one that fits.
 fn default(
     by_name: &BTreeMap<String, Builds>,
     manifest: &Manifest,
@@ -181,8 +187,8 @@ fn of_environment(by_name: &BTreeMap<String, Builds>, name: &str) -> Result<Stri
     )))
 }
 
-/// The agent where a model can be asked, else the rehearsal; of others the only one that does the same,
-/// or the only one.
+/// The agent if a model can be called, else the rehearsal. Among custom policies, the only one with
+/// the same requirements, or the only one.
 fn fitting(
     by_name: &BTreeMap<String, Builds>,
     manifest: &Manifest,
@@ -293,7 +299,7 @@ impl Policies for Offered {
     }
 }
 
-/// A build that no session has, as the engine reaches one.
+/// A build that no session has, for the engine.
 pub(super) fn build(plugin: PolicyPlugin) -> Arc<dyn Policy> {
     let info = info(&plugin, String::new(), false);
     Arc::new(Component { plugin, info })

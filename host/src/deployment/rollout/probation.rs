@@ -1,9 +1,12 @@
-//! Owns what is counted of a policy's builds while one of them is on probation, and the rule by which it
-//! is taken back or settled.
+//! Statistics of a policy's builds while one of them is on probation, and the rule by which it is
+//! rolled back or confirmed.
 //!
-//! What always holds: a step is counted once, for the build that took it or was to blame for it; the
-//! same figures give the same verdict; a verdict is told once, and again only where nothing could be
-//! done about it. Counts begin with the activation, or with the server's start.
+//! # Invariants
+//!
+//! - A step is counted once, for the build that completed it or was to blame for it.
+//! - The same counts give the same decision.
+//! - A decision is reported once, and again only if it could not be applied.
+//! - Counts begin with the activation, or with the server's start.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,55 +18,55 @@ use tokio::sync::mpsc;
 use crate::session::{Share, Took};
 use crate::types::plural;
 
-/// Fewer failed steps may be a matter of chance.
+/// Fewer failed steps may be coincidence.
 const FEWEST_FAILED: u64 = 3;
-/// In fewer sessions they may be the matter of one user's task.
+/// In fewer sessions they may be due to one user's task.
 const FEWEST_FAILED_IN: u64 = 2;
-/// So many times as often as the build before, at least, a build must fail to be taken back: a little
-/// more than that may be a matter of the hour.
+/// How many times as often as the previous build a build must fail to be rolled back: a slightly
+/// higher rate may be due to the time of day.
 const TIMES: u64 = 2;
-/// A build that has taken fewer steps is judged as if the others had gone well: one bad step out of two
-/// says little.
+/// A build with fewer steps is judged as if the missing ones had succeeded: one failed step out of
+/// two says little.
 const FEWEST_STEPS: u64 = 50;
-/// After so many steps,
+/// The minimum number of steps before a build is confirmed.
 const SETTLED_STEPS: u64 = 1_000;
-/// and in so many sessions, a build has shown what it does.
+/// The minimum number of sessions before a build is confirmed.
 const SETTLED_SESSIONS: u64 = 5;
-/// So many sessions are told apart.
+/// The maximum number of sessions that are distinguished.
 const MOST_SESSIONS: usize = 10_000;
 
-/// What is counted of a build.
+/// The counts of a build.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tried {
-    /// Steps, also those that failed.
+    /// All steps, including failed ones.
     pub(crate) steps: u64,
-    /// Steps that failed, and did so by the build's fault.
+    /// Failed steps that were the build's fault.
     pub(crate) failed: u64,
-    /// Sessions that took a step with it, up to 10,000; none of a build that is on no probation.
+    /// Sessions that took a step with it, up to 10,000. Zero for a build that is not on probation.
     pub(crate) sessions: u64,
-    /// Those among them in which a step failed.
+    /// Those of them in which a step failed.
     pub(crate) failed_in: u64,
 }
 
-/// What becomes of a build on probation.
+/// The decision about a build on probation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nobody knows yet.
+    /// Undecided.
     Open,
-    /// It is as good as the one before.
+    /// As good as the previous build.
     Settled,
-    /// It is worse.
+    /// Worse.
     TakenBack,
 }
 
-/// The rule. A build on probation is taken back when at least three of its steps failed, in at least two
-/// sessions, and it fails more than twice as often as the build before. It is settled when it has taken
-/// a thousand steps in at least five sessions without that.
+/// Decides about a build on probation. It is rolled back when at least three of its steps failed,
+/// in at least two sessions, and it fails more than twice as often as the previous build. It is
+/// confirmed when it has taken a thousand steps in at least five sessions without that.
 ///
-/// A step counts as failed only where the build before took the same inputs well, or could not be asked:
-/// then one is enough to show that something is wrong, and three in two sessions that it is no accident.
-/// No share of all steps is asked for beside that, since a bug in a rare place is a bug; a thousand steps
-/// is where the looking ends.
+/// A step counts as failed only if the previous build handled the same inputs, or could not be run
+/// on them: then one is enough to show that something is wrong, and three in two sessions that it
+/// is no accident. No minimum rate of failed steps is required besides, since a bug in a rare place
+/// is a bug. After a thousand steps the observation ends.
 pub(crate) fn judge(new: &Tried, before: &Tried) -> Verdict {
     let enough = new.failed >= FEWEST_FAILED && new.failed_in >= FEWEST_FAILED_IN;
     // failed / steps > TIMES · before.failed / before.steps, without a division.
@@ -78,7 +81,7 @@ pub(crate) fn judge(new: &Tried, before: &Tried) -> Verdict {
     }
 }
 
-/// The figures of both builds, in a sentence.
+/// The counts of both builds, in a sentence.
 pub(crate) fn sentence(new: &Tried, before: &Tried) -> String {
     format!(
         "It failed {} of {}, in {} of {}, and the build before it {} of {}.",
@@ -99,7 +102,7 @@ pub(super) struct Counts(Mutex<Counted>);
 struct Counted {
     steps: u64,
     failed: u64,
-    /// Its sessions are told apart: only those of a build on probation are.
+    /// Whether its sessions are distinguished: only those of a build on probation are.
     of_probation: bool,
     sessions: HashSet<String>,
     failed_in: HashSet<String>,
@@ -150,11 +153,11 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A build of a policy, as it is counted: its name, its digest, and since when it is on probation, where
-/// it is.
+/// The key under which a policy's build is counted: its name, its digest, and the start of its
+/// probation, if it is on probation.
 pub(super) type Counting = (String, String, Option<DateTime<Utc>>);
 
-/// All that is counted, over the generations of the deployment.
+/// All counts, across the generations of the deployment.
 #[derive(Debug)]
 pub(crate) struct Trials {
     counts: Mutex<HashMap<Counting, Weak<Counts>>>,
@@ -162,31 +165,31 @@ pub(crate) struct Trials {
     rulings: mpsc::UnboundedSender<Ruling>,
 }
 
-/// A verdict that something is to be done about.
+/// A decision to be applied.
 #[derive(Debug)]
 pub(crate) struct Ruling {
     /// The policy.
     pub(crate) name: String,
     /// The build.
     pub(crate) digest: String,
-    /// Since when it is on probation.
+    /// The start of its probation.
     pub(crate) since: DateTime<Utc>,
-    /// Settled or taken back.
+    /// Confirmed or rolled back.
     pub(crate) verdict: Verdict,
-    /// The figures.
+    /// The counts, in a sentence.
     pub(crate) why: String,
     told: Arc<AtomicBool>,
 }
 
 impl Ruling {
-    /// Nothing could be done about it: it is told again with the next step.
+    /// Records that it could not be applied: it is reported again with the next step.
     pub(crate) fn is_open_again(&self) {
         self.told.store(false, Ordering::Relaxed);
     }
 }
 
 impl Trials {
-    /// Nothing was counted yet. Rulings come out at the other end.
+    /// Creates empty counts, and the receiver of decisions.
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Ruling>) {
         let (rulings, receiver) = mpsc::unbounded_channel();
         let trials = Self {
@@ -197,17 +200,17 @@ impl Trials {
         (trials, receiver)
     }
 
-    /// The counts of a build, which go on from one generation to the next.
+    /// The counts of a build, which continue from one generation to the next.
     pub(super) fn counts(&self, of: &Counting) -> Arc<Counts> {
         kept(&self.counts, of.clone(), || Counts::new(of.2.is_some()))
     }
 
-    /// The turns of a candidate, which go on in the same way.
+    /// The traffic split of a candidate, which continues in the same way.
     pub(super) fn share(&self, of: &Counting, percent: u8) -> Arc<Share> {
         kept(&self.shares, (of.clone(), percent), || Share::new(percent))
     }
 
-    /// A build on probation, beside the one before.
+    /// A build on probation, with the previous one.
     pub(super) fn trial(&self, of: &Counting, since: DateTime<Utc>, before: &Arc<Counts>) -> Trial {
         Trial {
             of: of.clone(),
@@ -220,7 +223,7 @@ impl Trials {
     }
 }
 
-/// What is there, or something new, for as long as anybody has it.
+/// The existing entry, or a new one, kept for as long as anybody holds it.
 fn kept<K: Eq + std::hash::Hash, T>(
     all: &Mutex<HashMap<K, Weak<T>>>,
     key: K,
@@ -248,12 +251,12 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    /// The figures of the build, and of the one before.
+    /// The counts of the build, and of the previous one.
     pub(super) fn tried(&self) -> (Tried, Tried) {
         (self.new.tried(), self.before.tried())
     }
 
-    /// Looks at the figures, and tells the verdict where there is one.
+    /// Evaluates the counts, and reports a decision if there is one.
     pub(super) fn look(&self) {
         let (new, before) = self.tried();
         let verdict = judge(&new, &before);
@@ -261,7 +264,7 @@ impl Trial {
             return;
         }
         let (name, digest, _) = self.of.clone();
-        // Fails where nobody judges, as in a look at the deployment.
+        // Fails if nobody listens, as when a deployment is only inspected.
         let _ = self.rulings.send(Ruling {
             name,
             digest,
@@ -304,7 +307,7 @@ mod tests {
         ] {
             assert_eq!(judge(&new, &good), verdict, "{new:?}");
         }
-        // Nothing is known of the build before.
+        // Nothing is known about the previous build.
         let none = Tried::default();
         assert_eq!(judge(&tried(3, 3, 2, 2), &none), Verdict::TakenBack);
     }
@@ -320,7 +323,7 @@ mod tests {
         ] {
             assert_eq!(judge(&new, &bad), verdict, "{new:?}");
         }
-        // One bad step of two is no rate of a half.
+        // One failed step of two is not a rate of a half.
         let unknown = tried(2, 1, 1, 1);
         assert_eq!(judge(&tried(30, 3, 5, 2), &unknown), Verdict::TakenBack);
     }
@@ -349,7 +352,7 @@ mod tests {
         ruling.is_open_again();
         trial.look();
         assert!(rulings.try_recv().is_ok(), "it was not told again");
-        // Another activation of the same build begins anew.
+        // Another activation of the same build starts afresh.
         drop(trial);
         let later = DateTime::from_timestamp(1, 0).unwrap();
         let again = ("coder".to_owned(), "b".to_owned(), Some(later));

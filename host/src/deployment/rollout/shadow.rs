@@ -1,9 +1,12 @@
-//! Owns the shadows of this server: which build is being shadowed, and what the last one of each policy
-//! showed.
+//! The shadow runs of this server: which build is being shadowed, and the result of the last run of
+//! each policy.
 //!
-//! What always holds: one runs at a time, in the background; it ends with the server, and what it showed
-//! is there until the next one of its policy or the server's end. A build that is shadowed was uploaded,
-//! and is loaded beside what runs, so its calls are in no plugin's figures.
+//! # Invariants
+//!
+//! - One runs at a time, in the background. It ends with the server, and its result is kept until
+//!   the next run of its policy or the server's end.
+//! - A shadowed build was uploaded, and is loaded beside the running deployment, so its calls are
+//!   in no plugin's statistics.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,13 +19,13 @@ use crate::deployment::manager::{ChangeError, Generations};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
 use crate::wasm::{Caller, Kind, PolicyPlugin};
 
-/// The shadows. A clone is a handle of the same.
+/// The shadow runs. A clone is a handle of the same.
 #[derive(Clone, Default)]
 pub struct Shadows(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    /// The last of each policy.
+    /// The last run of each policy.
     last: BTreeMap<String, Arc<Shadow>>,
     running: Option<Running>,
 }
@@ -33,50 +36,50 @@ struct Running {
     task: AbortOnDropHandle<()>,
 }
 
-/// One shadow.
+/// One shadow run.
 pub(crate) struct Shadow {
-    /// What is shadowed, in lower-case hex.
+    /// The digest of the shadowed build, in lower-case hex.
     pub(crate) digest: String,
-    /// What new sessions had when it began.
+    /// The build that new sessions had when it began.
     pub(crate) beside: String,
-    /// Who wanted it.
+    /// Who requested it.
     pub(crate) by: String,
-    /// When.
+    /// When it began.
     pub(crate) begun: SystemTime,
-    /// How far it is.
+    /// Its progress and result so far.
     pub(crate) told: Mutex<Shadowed>,
-    /// When it came to its end, and why that was no good one.
+    /// When it ended, and the reason if it failed.
     end: Mutex<Option<(SystemTime, Option<String>)>>,
 }
 
 impl Shadow {
-    /// How far it is, and what it showed so far.
+    /// Its progress and result so far.
     pub(crate) fn told(&self) -> Shadowed {
         held(&self.told).clone()
     }
 
-    /// When it came to its end; with a sentence where that was none that says anything of the build.
+    /// When it ended, with a sentence if its result says nothing about the build.
     pub(crate) fn end(&self) -> Option<(SystemTime, Option<String>)> {
         held(&self.end).clone()
     }
 }
 
-/// Why no build is shadowed.
+/// A shadow run could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ShadowError {
-    /// As it could not be activated.
+    /// The build could not be activated.
     #[error(transparent)]
     Change(#[from] ChangeError),
-    /// One runs already.
+    /// Another run is in progress.
     #[error(
         "A build of the policy `{name}` is being shadowed ({done} of {wanted} sessions so far), and one is at a time: wait until it is done"
     )]
     Busy {
-        /// Whose.
+        /// Its policy.
         name: String,
-        /// Sessions that were replayed.
+        /// The number of sessions replayed.
         done: u64,
-        /// Sessions that will be.
+        /// The number of sessions to replay.
         wanted: u64,
     },
 }
@@ -86,12 +89,12 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shadows {
-    /// The last one of a policy, which may still run.
+    /// The last run of a policy, which may still be in progress.
     pub(crate) fn last(&self, name: &str) -> Option<Arc<Shadow>> {
         held(&self.0).last.get(name).cloned()
     }
 
-    /// Begins to shadow an uploaded build with so many sessions of a policy.
+    /// Starts a shadow run of an uploaded build over a number of a policy's sessions.
     pub(crate) fn begin(
         &self,
         (generations, sessions): (&Generations, &Sessions),
@@ -176,7 +179,7 @@ async fn run(
     ending.is(failed);
 }
 
-/// Lets nobody wait for a shadow that came to grief.
+/// Marks a run as ended if it panics, so that nobody waits for it.
 struct Ending(Arc<Shadow>);
 
 impl Ending {
@@ -193,7 +196,7 @@ impl Drop for Ending {
     }
 }
 
-/// The build with the limits that it would have in its place.
+/// Loads the build with the limits that it would have when active.
 async fn load(generations: &Generations, name: &str, digest: &str) -> Result<PolicyPlugin, String> {
     let file = generations.depot().file(digest);
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;

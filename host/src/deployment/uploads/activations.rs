@@ -1,8 +1,12 @@
-//! Owns the record of which uploaded builds are active, which can be gone back to, and which have a share.
+//! The record of uploaded builds: which are active, which can be rolled back to, and which have a
+//! share of new sessions.
 //!
-//! What always holds: a host that does not know a record's form does not guess; what says nothing new is
-//! written as the version before wrote it. A build is taken back or settled only while it is on the very
-//! probation that the figures are of.
+//! # Invariants
+//!
+//! - A host that does not know a record's format does not guess. A record without new features is
+//!   written in the previous format.
+//! - A build is rolled back or confirmed only while it is on the very probation that the counts are
+//!   from.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,14 +17,14 @@ use super::is_digest;
 use crate::manifest::is_name;
 use crate::wasm::Kind;
 
-/// How the record is written. A host that does not know its form must not guess.
+/// The format version of the record. A host that does not know it must not guess.
 const VERSION: u32 = 1;
-/// How many builds of one plugin can be gone back through.
+/// How many builds of one plugin can be rolled back through.
 const DEEPEST: usize = 10;
-/// How many builds that were taken back, and how many that were rolled back, are remembered of one plugin.
+/// How many automatic, and how many manual, rollbacks are remembered for one plugin.
 const REMEMBERED: usize = 5;
 
-/// Which builds are active, by what they take the place of.
+/// The active builds, by the plugin they replace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
@@ -29,7 +33,7 @@ pub(crate) struct Record {
     policies: BTreeMap<String, Activated>,
     #[serde(default)]
     providers: BTreeMap<String, Activated>,
-    /// Left out where there is none, so that an older host reads a record that says nothing of it.
+    /// Omitted if empty, so that an older host can read a record without it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tools: BTreeMap<String, Activated>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -40,18 +44,18 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Activated {
-    /// The manifest had no such name when the first was activated.
+    /// Whether the manifest had no such name when the first was activated.
     #[serde(default)]
     added: bool,
-    /// The last one is active; those before it can be gone back to.
+    /// The last one is active. Those before it can be rolled back to.
     builds: Vec<Activation>,
-    /// What a share of new sessions gets beside it. Only policies have one.
+    /// The candidate that a share of new sessions gets. Only policies have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     candidate: Option<Candidate>,
-    /// What was taken back by itself, the last one last.
+    /// Automatic rollbacks, the most recent last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     taken_back: Vec<TakenBack>,
-    /// What somebody rolled back, the last one last.
+    /// Manual rollbacks, the most recent last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rolled_back: Vec<RolledBack>,
 }
@@ -60,14 +64,14 @@ struct Activated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Activation {
-    /// In lower-case hex.
+    /// Its digest, in lower-case hex.
     pub(crate) digest: String,
-    /// Who did it.
+    /// Who activated it.
     pub(crate) by: String,
-    /// When.
+    /// When it was activated.
     pub(crate) at: DateTime<Utc>,
-    /// It is on probation: where it fails it is taken back. A host that knew of none wrote nothing, and
-    /// what it activated is settled.
+    /// Whether it is on probation, and is rolled back if it fails. Older hosts did not write this,
+    /// and what they activated is confirmed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) probation: bool,
 }
@@ -78,19 +82,19 @@ pub(crate) struct Activation {
 pub(crate) struct Candidate {
     /// The build.
     pub(crate) build: Activation,
-    /// Of a hundred new sessions, 1 to 99.
+    /// A percentage of new sessions, 1 to 99.
     pub(crate) share: u8,
 }
 
-/// A build that was taken back by itself.
+/// A build that was rolled back automatically.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TakenBack {
-    /// In lower-case hex.
+    /// Its digest, in lower-case hex.
     pub(crate) digest: String,
-    /// When.
+    /// When it was rolled back.
     pub(crate) at: DateTime<Utc>,
-    /// A sentence with the figures.
+    /// A sentence with the counts.
     pub(crate) why: String,
 }
 
@@ -98,18 +102,18 @@ pub(crate) struct TakenBack {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RolledBack {
-    /// In lower-case hex.
+    /// Its digest, in lower-case hex.
     pub(crate) digest: String,
-    /// Who did it.
+    /// Who rolled it back.
     pub(crate) by: String,
-    /// When.
+    /// When it was rolled back.
     pub(crate) at: DateTime<Utc>,
 }
 
-/// What a rollback took off.
+/// The build that a rollback removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TakenOff {
-    /// A candidate; the active build stays.
+    /// A candidate. The active build stays.
     Candidate(Activation),
     /// The active build.
     Active(Activation),
@@ -171,23 +175,23 @@ impl Record {
         self.of(kind).get(name).map_or(&[], |one| &one.builds)
     }
 
-    /// What a share of new sessions gets.
+    /// The candidate that a share of new sessions gets.
     pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<&Candidate> {
         self.of(kind).get(name)?.candidate.as_ref()
     }
 
-    /// What was taken back by itself, the last one last.
+    /// Automatic rollbacks, the most recent last.
     pub(crate) fn taken_back(&self, kind: Kind, name: &str) -> &[TakenBack] {
         self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
     }
 
-    /// What was rolled back, the last one last.
+    /// Manual rollbacks, the most recent last.
     pub(crate) fn rolled_back(&self, kind: Kind, name: &str) -> &[RolledBack] {
         self.of(kind).get(name).map_or(&[], |one| &one.rolled_back)
     }
 
-    /// Makes a build the active one, and ends what a candidate had. `added` says that the manifest has
-    /// no such name.
+    /// Activates a build, which also ends the candidate. `added` says that the manifest has no such
+    /// name.
     pub(crate) fn push(&mut self, kind: Kind, name: &str, added: bool, build: Activation) {
         let one = self.of_mut(kind).entry(name.to_owned()).or_default();
         if one.builds.is_empty() {
@@ -207,8 +211,9 @@ impl Record {
         }
     }
 
-    /// Gives a build a share of a policy's new sessions, beside the active one. That is what it is set
-    /// beside, so its own probation is over. The same candidate with another share stays what it is.
+    /// Gives a build a share of a policy's new sessions, beside the active one. That one is the
+    /// baseline, so its own probation is over. The same candidate with another share keeps its
+    /// state.
     pub(crate) fn share(&mut self, name: &str, candidate: Candidate) {
         let one = self.policies.entry(name.to_owned()).or_default();
         if let Some(active) = one.builds.last_mut() {
@@ -222,7 +227,7 @@ impl Record {
         }
     }
 
-    /// Takes the candidate of a plugin back, or else its active build, and remembers who did.
+    /// Rolls back the candidate of a plugin, or else its active build, and records who did it.
     pub(crate) fn roll_back(
         &mut self,
         kind: Kind,
@@ -246,7 +251,7 @@ impl Record {
         Some(taken)
     }
 
-    /// Takes a build that is on probation back, and remembers why. False where it is none any more.
+    /// Rolls back a build on probation, and records why. Returns false if it is on none any more.
     pub(crate) fn take_back(&mut self, name: &str, since: DateTime<Utc>, taken: TakenBack) -> bool {
         let Some(one) = self.policies.get_mut(name) else {
             return false;
@@ -270,7 +275,7 @@ impl Record {
         true
     }
 
-    /// Ends a build's probation. False where it is on none.
+    /// Ends a build's probation. Returns false if it is on none.
     pub(crate) fn settle(&mut self, name: &str, digest: &str, since: DateTime<Utc>) -> bool {
         let Some(one) = self.policies.get_mut(name) else {
             return false;
@@ -391,7 +396,7 @@ mod tests {
             "it is the same"
         );
 
-        // Another's figures, or those of an earlier time, take nothing back.
+        // Counts of another build, or of an earlier time, roll nothing back.
         let untouched = record.clone();
         assert!(!record.take_back("coder", since(1), taken(&b)));
         assert!(!record.take_back("coder", since(2), taken(&a)));
@@ -452,7 +457,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list for each name.
+        /// Compared with a plain list for each name.
         #[test]
         fn a_rollback_undoes_the_last_activation(
             steps in proptest::collection::vec((0..3_u8, 0..4_u8, any::<bool>()), 0..60)

@@ -1,9 +1,13 @@
-//! Owns what was uploaded: components by their digest, and which of them are active, in one folder.
+//! The store of uploads: components by their digest, and the record of which are active, in one
+//! folder.
 //!
-//! What always holds: a file there is whole or not there, also after a crash or on a full disk; whoever
-//! writes holds the folder's lock, so a server and a command line beside it do not undo each other's
-//! work; what is active, or may be rolled back to, is never removed to make room. A record that cannot
-//! be understood is an error, never an empty one.
+//! # Invariants
+//!
+//! - A file there is complete or absent, even after a crash or on a full disk.
+//! - A writer holds the folder's lock, so a server and a command line beside it do not undo each
+//!   other's work.
+//! - A build that is active or can be rolled back to is never removed to make room.
+//! - A record that cannot be understood is an error, never an empty one.
 
 mod activations;
 
@@ -21,50 +25,50 @@ pub(crate) use self::activations::{Activation, Candidate, Record, TakenBack, Tak
 use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
 use crate::wasm::Kind;
 
-/// Which builds are active.
+/// The file with the record of active builds.
 const RECORD: &str = "active.json";
-/// Before the name of what is not whole yet.
+/// The prefix of files that are not complete yet.
 const DRAFT: &str = ".draft-";
 const LOCK: &str = ".lock";
-/// The most bytes of a record.
+/// The maximum size of a record, in bytes.
 const LARGEST_RECORD: u64 = 4 << 20;
 
-/// Why the depot did not do something.
+/// An error of the upload store.
 #[derive(Debug, thiserror::Error)]
 pub enum DepotError {
-    /// The record is not one.
+    /// The record is invalid.
     #[error(
         "{path} cannot be understood ({why}), so nobody knows which uploaded builds are active: put it right, or remove it to run what the manifest names"
     )]
     Damaged {
-        /// Which file.
+        /// Its path.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// A file.
+    /// A file operation failed.
     #[error("{path} cannot be {what}: {cause}")]
     File {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// `read`, `written` or so.
+        /// The operation: `read`, `written` or so.
         what: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// There is no room, and nothing that could go.
+    /// There is no room, and nothing that may be removed.
     #[error(
         "there is no room for another build: {kept} are active or can be rolled back to, and they are all that is kept"
     )]
     Full {
-        /// How many there are.
+        /// The number of stored builds that must stay.
         kept: usize,
     },
 }
 
 impl DepotError {
-    /// The disk has no room left.
+    /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::File { cause, .. } if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
@@ -83,36 +87,36 @@ struct Bounds {
     bytes: u64,
 }
 
-/// The folder. A clone is the same one; to look at it makes nothing.
+/// The upload store's folder. A clone is the same store. Looking at it creates nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Depot {
     folder: PathBuf,
     bounds: Bounds,
 }
 
-/// What was said of a build when it was uploaded.
+/// The metadata of an uploaded build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Label {
     /// `policy`, `llm`, `tools` or `git`.
     pub(crate) kind: String,
-    /// What it calls itself.
+    /// The component's own name.
     pub(crate) name: String,
-    /// Its own version.
+    /// The component's own version.
     pub(crate) version: String,
     /// Who uploaded it.
     pub(crate) by: String,
-    /// When.
+    /// When it was uploaded.
     pub(crate) at: DateTime<Utc>,
 }
 
-/// A build that is kept.
+/// A stored build.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    /// In lower-case hex.
+    /// Its digest, in lower-case hex.
     pub(crate) digest: String,
-    /// Bytes.
+    /// Its size in bytes.
     pub(crate) size: u64,
-    /// None where its label was lost.
+    /// `None` if its label was lost.
     pub(crate) label: Option<Label>,
     written: SystemTime,
 }
@@ -124,7 +128,7 @@ pub(crate) fn is_digest(text: &str) -> bool {
 }
 
 impl Depot {
-    /// The one in this folder.
+    /// The store in this folder.
     pub(crate) fn new(folder: PathBuf) -> Self {
         Self {
             folder,
@@ -140,7 +144,7 @@ impl Depot {
         self.folder.join(RECORD)
     }
 
-    /// Where a build is, or would be.
+    /// The path of a build, whether it exists or not.
     pub(crate) fn file(&self, digest: &str) -> PathBuf {
         self.folder.join(format!("{digest}.wasm"))
     }
@@ -149,12 +153,12 @@ impl Depot {
         self.folder.join(format!("{digest}.json"))
     }
 
-    /// Whether a build is kept.
+    /// Whether a build is stored.
     pub(crate) fn has(&self, digest: &str) -> bool {
         is_digest(digest) && self.file(digest).is_file()
     }
 
-    /// Which builds are active; none where nothing was ever activated.
+    /// The record of active builds. Empty if none was ever activated.
     pub(crate) fn record(&self) -> Result<Record, DepotError> {
         let path = self.record_file();
         let mut text = String::new();
@@ -178,7 +182,7 @@ impl Depot {
         checked.map_err(|why| DepotError::Damaged { path, why })
     }
 
-    /// What a deployment is made with: each plugin's active build, and what is beside it.
+    /// The uploads of a deployment: each plugin's active build, and its second build.
     pub(crate) fn uploads(&self, record: &Record) -> Uploads {
         let mut uploads = Uploads::default();
         for (kind, name, _) in record.all() {
@@ -187,7 +191,7 @@ impl Depot {
         uploads
     }
 
-    /// Puts a plugin's active build in its place, and what is beside it.
+    /// Adds a plugin's active build, and its second build, to the uploads.
     pub(crate) fn place(&self, record: &Record, kind: Kind, name: &str, uploads: &mut Uploads) {
         let active = record.builds(kind, name).len().checked_sub(1);
         self.place_build(record, (kind, name), active, uploads);
@@ -200,8 +204,8 @@ impl Depot {
         }
     }
 
-    /// Puts one of a plugin's builds in its place, by where it is among them; the manifest's component
-    /// where there is none. While it is on probation the one before it stays beside it.
+    /// Adds one of a plugin's builds to the uploads, by its index. The manifest's component is used
+    /// if there is none. While it is on probation the previous one stays beside it.
     pub(crate) fn place_build(
         &self,
         record: &Record,
@@ -223,7 +227,7 @@ impl Depot {
         uploads.set_beside(name, before);
     }
 
-    /// One build in a plugin's place.
+    /// The upload for one build of a plugin.
     fn upload(&self, record: &Record, kind: Kind, name: &str, build: &Activation) -> Upload {
         Upload {
             file: self.file(&build.digest),
@@ -235,7 +239,7 @@ impl Depot {
         }
     }
 
-    /// All that is kept, the newest first. What cannot be read is left out.
+    /// All stored builds, the newest first. Unreadable ones are left out.
     pub(crate) fn kept(&self) -> Vec<Kept> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
         let mut all: Vec<Kept> = entries
@@ -257,7 +261,7 @@ impl Depot {
         all
     }
 
-    /// Makes the folder, where that can be.
+    /// Creates the folder, if possible.
     pub(crate) fn prepare(&self) {
         if let Err(error) = self.make() {
             tracing::warn!("no plugin can be uploaded: {error}");
@@ -270,7 +274,7 @@ impl Depot {
         made.map_err(|cause| failed(&self.folder, "made", cause))
     }
 
-    /// Waits until nobody else writes here. May wait a while: not for an executor thread.
+    /// Waits for the folder's lock. May block for a while, so not for an executor thread.
     pub(crate) fn lock(&self) -> Result<Writer, DepotError> {
         self.make()?;
         let path = self.folder.join(LOCK);
@@ -295,14 +299,14 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Keeps a build, and returns its digest. Makes room by removing the oldest of those that are not
-    /// active and cannot be rolled back to.
+    /// Stores a build, and returns its digest. Makes room by removing the oldest of those that are
+    /// neither active nor can be rolled back to.
     pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, DepotError> {
         let digest = Sha256::digest(wasm);
         let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         self.sweep();
         self.make_room(&digest, wasm.len() as u64)?;
-        // The label first: a build is there when its component is.
+        // The label first: a build exists when its component does.
         let text = serde_json::to_vec(label).unwrap_or_default();
         self.put(&self.depot.label_file(&digest), &text)?;
         let path = self.depot.file(&digest);
@@ -315,24 +319,24 @@ impl Writer {
         Ok(digest)
     }
 
-    /// Writes down which builds are active.
+    /// Writes the record of active builds.
     pub(crate) fn write(&self, record: &Record) -> Result<(), DepotError> {
         let path = self.depot.record_file();
         let text = serde_json::to_vec_pretty(record);
         let text = text.map_err(|error| failed(&path, "written", error.into()))?;
         if text.len() as u64 > LARGEST_RECORD {
-            // One that cannot be read again would keep the server from starting.
+            // A record that cannot be read again would keep the server from starting.
             let cause = io::Error::other("it would be too large; roll back what is not used");
             return Err(failed(&path, "written", cause));
         }
         self.put(&path, &text)
     }
 
-    /// A file that is whole or not there.
+    /// Writes a file completely or not at all.
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), DepotError> {
         let folder = &self.depot.folder;
         let put = || {
-            // Its mode is 0600; where this fails it is removed.
+            // Its mode is 0600. On failure it is removed.
             let mut draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(folder)?;
             draft.write_all(bytes)?;
             draft.as_file().sync_all()?;
@@ -342,7 +346,7 @@ impl Writer {
         put().map_err(|cause| failed(path, "written", cause))
     }
 
-    /// What a crash left half written: nobody else writes now.
+    /// Removes incomplete files after a crash. Nobody else is writing now.
     fn sweep(&self) {
         for entry in std::fs::read_dir(&self.depot.folder).into_iter().flatten() {
             let Ok(entry) = entry else { continue };
@@ -411,7 +415,7 @@ mod tests {
             self.depot.lock()?.keep(wasm, &label())
         }
 
-        /// The same, at a time of its own: a file system's clock may be slow.
+        /// Stores a build with an explicit time, since a file system's clock may be coarse.
         fn keep_at(&self, wasm: &[u8], seconds: u64) -> String {
             let digest = self.keep(wasm).unwrap();
             let file = File::options().write(true).open(self.depot.file(&digest));
@@ -460,7 +464,7 @@ mod tests {
         let kept = ground.depot.kept();
         assert_eq!((kept.len(), kept[0].size), (1, 11));
         assert_eq!(kept[0].label, Some(label()));
-        // Its bytes were damaged on the disk: the same upload heals it.
+        // Its bytes were damaged on the disk: the same upload repairs it.
         std::fs::write(&path, b"a comp").unwrap();
         assert_eq!(ground.keep(b"a component").unwrap(), digest);
         assert_eq!(std::fs::read(&path).unwrap(), b"a component");
@@ -486,7 +490,7 @@ mod tests {
         let writer = ground.depot.lock().unwrap();
         writer.write(&record).unwrap();
         drop(writer);
-        // A folder in the file's place fails the last step, whatever the disk and the user.
+        // A folder in the file's place makes the last step fail, on any disk and for any user.
         let other: String = Sha256::digest(b"two")
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -570,7 +574,7 @@ mod tests {
             (digest.as_str(), "../../../etc/passwd"),
             ("coder", "../coder"),
             ("\"version\": 1", "\"version\": 2"),
-            // Of a later host, which meant something by it.
+            // From a later host, which gave it a meaning.
             ("\"added\"", "\"share\""),
         ] {
             std::fs::write(&path, good.replace(from, to)).unwrap();
@@ -612,7 +616,7 @@ mod tests {
         assert!(!record.builds(Kind::Policy, "coder")[0].probation);
         let uploads = ground.depot.uploads(&record);
         assert!(uploads.of(Kind::Policy)["coder"].probation.is_none());
-        // As long as nothing new is said, the version before reads what this one writes.
+        // As long as no new feature is used, the previous version reads what this one writes.
         record.push(Kind::Policy, "coder", false, activation(&"b".repeat(64)));
         let text = serde_json::to_string(&record).unwrap();
         for word in ["probation", "candidate", "taken_back"] {

@@ -1,4 +1,4 @@
-//! What a manifest may say of MCP servers.
+//! MCP servers in a manifest.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
 }
 
-/// The example's entries, which are comments there since their servers are nobody's.
+/// The example's entries, uncommented: they are comments there since their servers do not exist.
 fn example() -> String {
     let begin = EXAMPLE.find("#   [mcp.files]").unwrap();
     let lines = EXAMPLE[begin..]

@@ -1,4 +1,4 @@
-//! What a manifest may say, what is said of one that is wrong, and what is loaded of one that is not.
+//! Valid manifests, the problems reported for invalid ones, and what is loaded from valid ones.
 
 #[cfg(test)]
 pub(crate) mod mcp;
@@ -23,7 +23,7 @@ fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
 }
 
-/// The lines of what is wrong with it.
+/// The reported problems, a line each.
 fn wrong(text: &str) -> Vec<String> {
     match parse(text) {
         Ok(manifest) => panic!("taken: {text}\n{manifest:?}"),
@@ -344,7 +344,7 @@ fn each_thing_that_is_wrong_is_said_with_its_place_and_what_to_do() {
             "3:18",
             "has no field `in`",
         ),
-        // What names something else.
+        // References to something else.
         (
             "[defaults]\npolicy = \"codr\"".into(),
             "2:10",
@@ -423,7 +423,7 @@ fn no_manifest_can_have_the_hosts_own_secrets_sent_to_a_provider() {
         let lines = wrong(&format!("{V}key = \"{variable}\"")).join("\n");
         assert!(lines.contains("this host's own secret"), "{lines}");
     }
-    // Nor by a name that makes such a variable the usual one.
+    // Nor a name that makes such a variable the default one.
     let lines = wrong("[providers.internal]\ncomponent = \"builtin:openai\"").join("\n");
     assert!(
         lines.starts_with("etc/lucid.toml:1:12: INTERNAL_API_KEY"),
@@ -433,7 +433,7 @@ fn no_manifest_can_have_the_hosts_own_secrets_sent_to_a_provider() {
 
 #[test]
 fn what_is_hostile_about_a_file_is_a_sentence() {
-    // Deeper than the parser goes, and longer than a name is.
+    // Deeper than the parser allows, and longer than a name may be.
     let deep = format!(
         "{P}settings = {{ a = {}1{} }}",
         "[".repeat(5_000),
@@ -487,7 +487,7 @@ fn who_is_named_first_gets_that_policy_and_others_none() {
     assert_eq!(manifest.assigned("x", Some("u")), None);
 }
 
-/// Loads it from a folder with a component that is a file.
+/// Loads a manifest from a folder with a component in a file.
 async fn loaded(text: &str) -> Result<Loaded, Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("own.wasm"), builtin::MOCK).unwrap();
@@ -647,9 +647,9 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
     }
 }
 
-/// JSON as TOML, all of it inline.
+/// JSON as inline TOML.
 fn as_toml(value: &Value) -> String {
-    // JSON lets one control character stand as it is.
+    // JSON leaves one control character unescaped.
     let text = |text: &str| Value::from(text).to_string().replace('\u{7f}', "\\u007f");
     match value {
         Value::String(all) => text(all),
@@ -668,7 +668,7 @@ fn as_toml(value: &Value) -> String {
     }
 }
 
-/// What a manifest says, in its own fields.
+/// A manifest as a document of its own fields.
 fn as_document(manifest: &Manifest) -> Value {
     let plugin = |entry: &PluginEntry| {
         let mut all = Map::new();
@@ -834,7 +834,7 @@ fn as_document(manifest: &Manifest) -> Value {
     Value::Object(root)
 }
 
-/// A field that may be there.
+/// An optional field.
 fn maybe(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Option<Value>> {
     proptest::option::of(value)
 }
@@ -958,7 +958,7 @@ fn any_git() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A manifest as JSON: any fields, names that fit each other.
+/// A manifest as JSON: any fields, with consistent names.
 fn any_manifest() -> impl Strategy<Value = Value> {
     let name = "[a-z0-9][a-z0-9_-]{0,12}";
     let not_auto = |name: &String| name != "auto";
@@ -1073,13 +1073,13 @@ proptest! {
     fn any_text_is_a_manifest_or_gets_places_that_are_in_it(
         text in prop_oneof![
             any::<String>(),
-            // What looks like one.
+            // Text that resembles one.
             proptest::collection::vec(proptest::sample::select(&[
                 "[policies", "[providers", "[git", ".p", "]", "[[assign]]", "[defaults]", "\n", " = ", "\"", "{", "}",
                 "component", "settings", "limits", "prices", "key", "model", "builtin:coder", "sha256:", "1e9",
                 "-7", "0x", "[", ",", "true", "#", "ä", "\\u0000", "'''", "time", "2020-01-01", "inf", "\r",
             ][..]), 0..40).prop_map(|parts| parts.concat()),
-            // A good one that was cut, or had something put into it.
+            // A valid one, truncated or with something inserted.
             (0..EXAMPLE.len(), 0..60_usize, ".{0,3}").prop_map(|(at, cut, put)| {
                 let (at, end) = (EXAMPLE.floor_char_boundary(at), (at + cut).min(EXAMPLE.len()));
                 let end = EXAMPLE.floor_char_boundary(end).max(at);

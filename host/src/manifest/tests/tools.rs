@@ -1,4 +1,4 @@
-//! What a manifest may say of tools, and what is loaded of it.
+//! Tools in a manifest, and what is loaded from it.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
 }
 
-/// The example's entry, which is a comment there since its component is nobody's.
+/// The example's entry, uncommented: it is a comment there since its component does not exist.
 fn example() -> String {
     let begin = EXAMPLE.find("#   [tools.tickets]").unwrap();
     let lines = EXAMPLE[begin..].lines();
@@ -163,7 +163,7 @@ proptest! {
     }
 }
 
-/// Loads a manifest beside the guest of the tests, and says what is wrong without the folder.
+/// Loads a manifest beside the tests' guest, and returns problems without the folder's path.
 async fn loaded(text: &str) -> Result<Loaded, String> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("t.wasm"), TOOLING).unwrap();

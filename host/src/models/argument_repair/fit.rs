@@ -1,20 +1,22 @@
-//! Values that are written in another type than a tool's schema has.
+//! Converts values whose JSON type differs from the one in the tool's schema.
 //!
-//! What always holds: a value whose type the schema allows stays as it is, but that a whole number is
-//! written as one; another becomes what it says, where it says exactly one thing.
+//! # Invariants
+//!
+//! - A value whose type the schema allows stays as it is, except that an integer is written as one.
+//!   Any other value is converted to what it says, if it says exactly one thing.
 
 use serde_json::{Map, Number, Value};
 
 use super::{alike, json};
 
-/// How deep a schema is followed.
+/// The depth to which a schema is followed.
 const DEPTH: usize = 32;
-/// Whole numbers up to here are exact, however they are written.
+/// The largest number up to which integers are exact, however they are written.
 const EXACT: f64 = 9_007_199_254_740_992.0;
-/// What models put all arguments into.
+/// Members in which models wrap all arguments.
 const WRAPPERS: &[&str] = &["arguments", "parameters", "args", "input"];
 
-/// The arguments of a tool as its schema has them, as far as they can be.
+/// Converts a tool's arguments to what its schema requires, as far as possible.
 pub(super) fn fit(arguments: Value, tool: &str, schema: &Value) -> Value {
     let Value::Object(given) = arguments else {
         return arguments;
@@ -23,7 +25,7 @@ pub(super) fn fit(arguments: Value, tool: &str, schema: &Value) -> Value {
     Fit { root: schema }.value(Value::Object(given), schema, 0)
 }
 
-/// All arguments, where they are in one of their own: `{"name": "terminal", "arguments": {…}}`.
+/// Unwraps arguments that are all in one of their own: `{"name": "terminal", "arguments": {…}}`.
 fn unwrapped(given: Map<String, Value>, tool: &str, schema: &Value) -> Map<String, Value> {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
         return given;
@@ -109,7 +111,7 @@ struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    /// A schema, or the one of the same document that it stands for.
+    /// Resolves a reference within the same document.
     fn resolved(&self, schema: &'a Value) -> &'a Value {
         let mut schema = schema;
         for _ in 0..DEPTH {
@@ -149,7 +151,7 @@ impl<'a> Fit<'a> {
                     for choice in Self::choices(schema) {
                         let other = self.types(choice, depth + 1);
                         if other.is_any() {
-                            // One that takes anything.
+                            // It accepts anything.
                             return Types::default();
                         }
                         types = Types {
@@ -203,7 +205,8 @@ impl<'a> Fit<'a> {
         }
     }
 
-    /// A part of a schema that is not one of several choices, or of the only choice that has it.
+    /// A keyword of a schema, from outside its alternatives or from the only alternative that has
+    /// it.
     fn part(&self, schema: &'a Value, name: &str) -> Option<&'a Value> {
         if let Some(part) = schema.get(name) {
             return Some(part);
@@ -247,7 +250,7 @@ impl<'a> Fit<'a> {
                 continue;
             };
             let types = self.types(of, 0);
-            // Not to be there is how what is optional has no value.
+            // For an optional member, absence is the way to have no value.
             if value.is_null() && !types.null && !types.is_any() && !required(&name) {
                 continue;
             }
@@ -257,13 +260,13 @@ impl<'a> Fit<'a> {
         fitted
     }
 
-    /// A value in another type, where it says exactly one thing there.
+    /// Converts a value to another type, if it has exactly one meaning there.
     fn converted(&self, value: Value, types: Types, schema: &'a Value, depth: usize) -> Value {
         let found = match &value {
             Value::Number(number) => of_number(number, types),
             Value::String(text) => of_string(text, types),
             Value::Array(list) if list.len() == 1 => {
-                // A list of one is that one.
+                // A list of one element stands for that element.
                 list.first().filter(|one| types.take(one)).cloned()
             }
             Value::Object(_) if types.array => {
@@ -328,7 +331,7 @@ fn of_string(text: &str, types: Types) -> Option<Value> {
     found.is_empty().then_some(only)
 }
 
-/// A text as a list of allowed ones spells it.
+/// Respells a text as in the schema's list of allowed ones.
 fn listed(text: String, schema: &Value) -> String {
     let Some(allowed) = schema.get("enum").and_then(Value::as_array) else {
         return text;

@@ -1,14 +1,16 @@
-//! JSON as models write it: line breaks within strings, commas too many, comments, Python's words, names
-//! without quotes, a fence around it, or all of it in a string.
+//! Parses JSON as models write it: line breaks within strings, superfluous commas, comments,
+//! Python's keywords, unquoted names, a code fence around it, or all of it in a string.
 //!
-//! What always holds: nothing is read of a text that ends in the middle of a value, and of two values that
-//! say different things neither.
+//! # Invariants
+//!
+//! - A text that ends in the middle of a value yields nothing, and so do two values that contradict
+//!   each other.
 
 use serde_json::{Map, Number, Value};
 
-/// How deep values may be in each other.
+/// The maximum nesting depth of values.
 const DEPTH: usize = 100;
-/// How often a value may be written as a string within a string.
+/// How many times a value may be encoded as a string within a string.
 const LAYERS: usize = 3;
 
 /// The one object that a text means.
@@ -16,21 +18,21 @@ pub(super) fn object(text: &str) -> Option<Value> {
     layer(text, 0)
 }
 
-/// The one value of a text.
+/// The one value that a text means.
 pub(super) fn value(text: &str) -> Option<Value> {
     let mut values = Reader::new(text).all()?;
     let only = values.pop()?;
     values.is_empty().then_some(only)
 }
 
-/// The value at a text's beginning, and what is behind it.
+/// Parses the value at the beginning of a text, and returns it with the rest.
 pub(crate) fn first(text: &str) -> Option<(Value, &str)> {
     let mut reader = Reader::new(text);
     let value = reader.value(0)?;
     Some((value, reader.rest))
 }
 
-/// What a text means, in so many strings within each other.
+/// Parses a text that is in this many layers of strings.
 fn layer(text: &str, number: usize) -> Option<Value> {
     let text = unfenced(text.trim_start_matches('\u{feff}').trim());
     if text.is_empty() {
@@ -67,7 +69,7 @@ fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_object().is_some_and(Map::is_empty)
 }
 
-/// What is within a fence of Markdown, where all of a text is in one.
+/// The content of a Markdown fence that encloses the whole text.
 fn unfenced(text: &str) -> &str {
     let fence = if text.starts_with("```") { "```" } else { "`" };
     let inner = text
@@ -79,7 +81,7 @@ fn unfenced(text: &str) -> &str {
     let inner = inner.trim_start();
     let word = inner.find(|c: char| !c.is_ascii_alphanumeric());
     let rest = word.map_or(inner, |end| &inner[end..]).trim();
-    // A language's name is no value.
+    // The name of a language is not a value.
     if rest.starts_with(['{', '[', '"']) {
         rest
     } else {
@@ -87,7 +89,7 @@ fn unfenced(text: &str) -> &str {
     }
 }
 
-/// Reads values from a text.
+/// Parses values from a text.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -97,7 +99,7 @@ impl<'a> Reader<'a> {
         Self { rest: text }
     }
 
-    /// All values to the text's end; closing brackets too many behind them are passed over.
+    /// Parses all values up to the end. Superfluous closing brackets after them are ignored.
     fn all(mut self) -> Option<Vec<Value>> {
         let mut values = Vec::new();
         loop {
@@ -113,7 +115,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over blanks, and over comments as JavaScript has them.
+    /// Skips blanks and JavaScript comments.
     fn space(&mut self) {
         loop {
             self.rest = self.rest.trim_start();
@@ -167,7 +169,7 @@ impl<'a> Reader<'a> {
         Some(Value::Object(members))
     }
 
-    /// A member's name without quotes.
+    /// Parses a member's unquoted name.
     fn name(&mut self) -> Option<String> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let end = self.rest.find(|c| !is_name(c))?;
@@ -188,7 +190,7 @@ impl<'a> Reader<'a> {
         Some(Value::Array(items))
     }
 
-    /// A number or a word, Python's words too.
+    /// Parses a number or a keyword, including Python's.
     fn word(&mut self) -> Option<Value> {
         let ends = |c: char| !(c.is_ascii_alphanumeric() || "+-.".contains(c));
         let end = self.rest.find(ends).unwrap_or(self.rest.len());
@@ -204,11 +206,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string, in which characters may stand that should have been escaped.
+    /// Parses a string, which may contain unescaped characters that JSON would escape.
     fn string(&mut self, quote: char) -> Option<String> {
         let mut text = String::new();
         let mut chars = self.rest.char_indices();
-        // The quote that begins it.
+        // The opening quote.
         chars.next()?;
         loop {
             let (at, c) = chars.next()?;
@@ -220,7 +222,7 @@ impl<'a> Reader<'a> {
                 '\\' => {
                     let (escape, length) = escaped(&self.rest[at..])?;
                     text.push(escape);
-                    // All of an escape is ASCII, or one character behind the backslash.
+                    // All of an escape is ASCII, or one character after the backslash.
                     for _ in 1..length {
                         chars.next()?;
                     }
@@ -231,7 +233,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The character that an escape at a text's beginning stands for, and how many characters it has.
+/// Decodes the escape at a text's beginning, and returns its length in characters.
 fn escaped(text: &str) -> Option<(char, usize)> {
     let plain = |c| Some((c, 2));
     match text.chars().nth(1)? {
@@ -246,7 +248,7 @@ fn escaped(text: &str) -> Option<(char, usize)> {
     }
 }
 
-/// `\u` and four digits, or two of them that are one character.
+/// Decodes `\u` and four digits, or two of them that form one character.
 fn unicode(text: &str) -> Option<(char, usize)> {
     let unit = |at: usize| {
         let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
@@ -259,7 +261,7 @@ fn unicode(text: &str) -> Option<(char, usize)> {
     }
     match unit(6).and_then(pair) {
         Some(one) => Some((one, 12)),
-        // Half of a pair is no character.
+        // Half of a pair is not a character.
         None => Some((char::REPLACEMENT_CHARACTER, 6)),
     }
 }

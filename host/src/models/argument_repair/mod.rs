@@ -1,9 +1,11 @@
-//! Tool calls that a model wrote slightly wrong, mended before anybody sees them: what is logged, shown
-//! and run is one and the same call.
+//! Repairs tool calls that a model wrote slightly wrong, before anything else sees them: the call
+//! that is logged, shown and run is one and the same.
 //!
-//! What always holds: a call that fits its tool's schema is not changed, to the letter. A repair only ever
-//! writes in another way what the model wrote; where two things could be meant the call stays as it is,
-//! and whoever runs it tells the model what is wrong.
+//! # Invariants
+//!
+//! - A call that fits its tool's schema is not changed by a single byte.
+//! - A repair only rewrites what the model wrote in another form. An ambiguous call stays as it is,
+//!   and whoever runs it tells the model what is wrong.
 
 mod fit;
 mod json;
@@ -15,7 +17,7 @@ use serde_json::Value;
 
 use crate::types::wit::types::{Content, Message, StopReason, ToolCall, ToolDefinition};
 
-/// What models write before a tool's name, from the formats that they were trained on.
+/// Prefixes that models put before a tool's name, from the formats they were trained on.
 const NAMESPACES: &[&str] = &[
     "functions",
     "function",
@@ -25,7 +27,7 @@ const NAMESPACES: &[&str] = &[
     "namespace",
 ];
 
-/// Mends the calls of an answer to a request that offered these tools.
+/// Repairs the calls of a response to a request that offered these tools.
 pub(super) fn mend(message: &mut Message, tools: &[ToolDefinition], stop: StopReason) {
     let cut_off = matches!(stop, StopReason::MaxTokens | StopReason::Other);
     for content in &mut message.content {
@@ -43,7 +45,7 @@ fn mend_call(call: &mut ToolCall, tools: &[ToolDefinition], cut_off: bool) {
         tracing::debug!(tool = tool.name, "a tool was called by another name");
         call.name.clone_from(&tool.name);
     }
-    // Of an answer that was cut off, what is missing may be all that was meant.
+    // In a truncated response the missing part may be everything that was meant.
     if cut_off && call.arguments.trim().is_empty() {
         return;
     }
@@ -54,7 +56,7 @@ fn mend_call(call: &mut ToolCall, tools: &[ToolDefinition], cut_off: bool) {
     }
 }
 
-/// The tool that a name means: the one of that name, or the only one that it can stand for.
+/// Finds the tool that a name means: the one of that name, or the only one it can stand for.
 fn meant<'a>(name: &str, tools: &'a [ToolDefinition]) -> Option<&'a ToolDefinition> {
     if let Some(exact) = tools.iter().find(|tool| tool.name == name) {
         return Some(exact);
@@ -74,7 +76,7 @@ fn meant<'a>(name: &str, tools: &'a [ToolDefinition]) -> Option<&'a ToolDefiniti
     })
 }
 
-/// A name without what some formats leave around it: quotes, brackets, a channel, a call's number.
+/// Strips what some formats leave around a name: quotes, brackets, a channel, a call's number.
 fn bare(name: &str) -> &str {
     let name = name.split("<|").next().unwrap_or_default();
     let name = name.trim().trim_matches(['`', '"', '\'', '*']);
@@ -89,13 +91,13 @@ fn bare(name: &str) -> &str {
     }
 }
 
-/// What two names have in common that differ in their spelling alone.
+/// A key that is equal for two names that differ only in spelling.
 fn alike(name: &str) -> String {
     let name = name.chars().filter(|c| c.is_alphanumeric());
     name.flat_map(char::to_lowercase).collect()
 }
 
-/// The arguments as they are meant; none where they are fine as they are, or cannot be mended.
+/// Repairs arguments. `None` if they are fine as they are, or cannot be repaired.
 fn mended(text: &str, tool: &str, schema: &Value) -> Option<String> {
     let strict = serde_json::from_str::<Value>(text).ok();
     let read = match strict {

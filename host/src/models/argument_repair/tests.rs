@@ -1,4 +1,4 @@
-//! What models write, and what becomes of it.
+//! Tool calls as models write them, and their repaired forms.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -87,7 +87,7 @@ fn a_tool_is_found_by_every_name_that_can_only_mean_it() {
         ("FileEditor", "file_editor"),
         ("files.read_file", "files__read_file"),
         ("files_read_file", "files__read_file"),
-        // Nobody knows what these mean.
+        // Their meaning is unknown.
         ("bash", "bash"),
         ("my.terminal", "my.terminal"),
         ("read_file", "read_file"),
@@ -100,7 +100,7 @@ fn a_tool_is_found_by_every_name_that_can_only_mean_it() {
             "{name}"
         );
     }
-    // Of two that it could mean it is neither.
+    // It could mean either of two, so it means neither.
     let two = ["run", "RUN"].map(|name| ToolDefinition {
         name: name.to_owned(),
         description: String::new(),
@@ -130,7 +130,7 @@ fn arguments_in_another_type_become_what_they_say() {
         ("file_text", json!(12), json!("12")),
         ("command", json!("View"), json!("view")),
         ("command", json!("str-replace"), json!("str_replace")),
-        // Nobody knows what these mean.
+        // Their meaning is unknown.
         ("insert_line", json!(1.5), json!(1.5)),
         ("insert_line", json!("many"), json!("many")),
         ("file_text", json!({"a": 1}), json!({"a": 1})),
@@ -199,7 +199,7 @@ fn arguments_in_another_type_become_what_they_say() {
             json!({"path": "a", "tags": "x"}),
             json!({"path": "a", "tags": "x"}),
         ),
-        // This schema takes other members.
+        // This schema accepts other members.
         (
             json!({"path": "a", "Lines": 3}),
             json!({"path": "a", "Lines": 3}),
@@ -275,7 +275,7 @@ fn what_could_mean_two_things_or_is_not_whole_stays_as_it_is() {
     ] {
         assert_eq!(arguments("terminal", text), text);
     }
-    // Nothing of what was meant may have come.
+    // Possibly nothing of what was meant has arrived.
     for stop in [StopReason::MaxTokens, StopReason::Other] {
         assert_eq!(called("terminal", "", stop).arguments, "");
     }
@@ -327,7 +327,7 @@ proptest! {
             7 => json!({"arguments": given}).to_string(),
             _ => format!("{text}}}"),
         };
-        // A backslash before an n is no line break.
+        // A backslash before an n is not a line break.
         prop_assume!(how != 5 || !text.contains("\\\\"));
         let found = arguments("file_editor", &damaged);
         prop_assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), given);

@@ -1,9 +1,13 @@
-//! Owns one call of a component's tool from end to end: a step, what it wants carried out, and the next
+//! One call of a component's tool from end to end: a step, the actions it requests, and the next
 //! step, until it is done.
 //!
-//! What always holds: a call ends, after so many steps or so much time whatever the component says; what
-//! it wants is looked at before anybody carries it out; whatever goes wrong is what the model reads, and
-//! nobody else's matter. Dropping the future gives up what is being carried out.
+//! # Invariants
+//!
+//! - A call terminates, after a bounded number of steps and a bounded time, whatever the component
+//!   says.
+//! - A requested action is checked before it is carried out.
+//! - Any failure becomes text for the model and concerns nobody else.
+//! - Dropping the future cancels the action in progress.
 
 use std::time::{Duration, Instant};
 
@@ -17,28 +21,29 @@ use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, Tool
 use crate::wasm::limits::Figures;
 use crate::wasm::tools::ToolsPlugin;
 
-/// How many steps a call may take.
+/// The maximum number of steps in a call.
 pub(crate) const MOST_STEPS: usize = 32;
-/// The most bytes that a component may have kept for it from one step to the next.
+/// The maximum size of a component's state between two steps, in bytes.
 pub(crate) const LARGEST_STATE: usize = 1 << 20;
-/// The most bytes of a command as JSON: the sandbox takes no frame that is much larger.
+/// The maximum size of a command as JSON, in bytes: the sandbox accepts no frame that is much
+/// larger.
 const LARGEST_COMMAND: usize = 512 << 10;
 const MOST_VARIABLES: usize = 64;
-/// The most bytes of a request's body.
+/// The maximum size of a request's body, in bytes.
 const LARGEST_BODY: usize = 4 << 20;
-/// The most bytes of the rest of a request.
+/// The maximum size of the rest of a request, in bytes.
 const LARGEST_HEAD: usize = 32 << 10;
 
-/// Who carries out what a component wants. An error is what the component is told.
+/// Carries out what a component requests. An error is passed to the component.
 pub trait Hands: Send + Sync {
-    /// Runs a command, for no longer than this.
+    /// Runs a command, with a time limit.
     fn run<'a>(
         &'a self,
         command: &'a Command,
         most: Duration,
     ) -> BoxFuture<'a, Result<Output, Error>>;
 
-    /// Sends a request, and waits no longer than this.
+    /// Sends a request, with a time limit.
     fn send<'a>(
         &'a self,
         request: &'a HttpRequest,
@@ -46,18 +51,19 @@ pub trait Hands: Send + Sync {
     ) -> BoxFuture<'a, Result<HttpResponse, Error>>;
 }
 
-/// A call that is over.
+/// The outcome of a call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Called {
-    /// What the model reads, as long as the component made it.
+    /// The model's reply, as the component made it.
     pub reply: Reply,
-    /// What the component used, all steps together.
+    /// The component's resource usage over all steps.
     pub figures: Figures,
-    /// How many steps there were.
+    /// The number of steps.
     pub steps: usize,
 }
 
-/// Carries a call out. `time` is for all that is run and sent together; the call has its tool's own name.
+/// Runs a call to completion. `time` is the total for everything that is run and sent. The call has
+/// the tool's own name.
 pub async fn call_tool(
     plugin: &ToolsPlugin,
     settings: &str,
@@ -78,7 +84,7 @@ pub async fn call_tool(
         };
         let turn = match called.result {
             Ok(turn) => turn,
-            // A component's own words as they are, and the host's where it broke down.
+            // A component's own message as it is, and the host's if the component failed.
             Err(error) => return over(failed(Error::from(error).message)),
         };
         if let Action::Done(reply) = turn.action {
@@ -138,7 +144,7 @@ async fn carried_out(hands: &dyn Hands, action: Action, left: Duration) -> Resul
             };
             sent.map_err(late)?.map(Answer::Responded)
         }
-        // The caller ended before.
+        // The caller returned before.
         Action::Done(reply) => Err(Error {
             kind: ErrorKind::Internal,
             code: None,
@@ -148,8 +154,8 @@ async fn carried_out(hands: &dyn Hands, action: Action, left: Duration) -> Resul
     }
 }
 
-/// Whether what a component wants is within bounds. What of a request is the host's own is the egress's
-/// to refuse.
+/// Checks that a requested action is within bounds. The parts of a request that belong to the host
+/// are refused by the egress.
 pub(crate) fn check(action: &Action) -> Result<(), String> {
     match action {
         Action::Run(command) => check_command(command),
@@ -213,7 +219,7 @@ fn within(what: &str, size: usize, most: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// As JSON, which is how it travels.
+/// The size as JSON, the format it is sent in.
 fn size(value: &impl Serialize) -> usize {
     struct Count(usize);
     impl std::io::Write for Count {

@@ -1,8 +1,11 @@
-//! Owns how what a component wants is carried out in a session: its commands in the session's sandbox, its
-//! requests to its own server.
+//! Carries out a component's requested actions in a session: commands in the session's sandbox,
+//! requests to the component's own server.
 //!
-//! What always holds: each command and each request is shown and written down before it is carried out, and
-//! how it ended after it; what is shown has no header and no key, since those are not the component's.
+//! # Invariants
+//!
+//! - Each command and each request is shown and logged before it is carried out, and its outcome
+//!   afterwards.
+//! - What is shown has no header and no key, since those are not the component's.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,13 +24,13 @@ use crate::types::unicode::{Pieces, readable_json};
 use crate::types::wit::tools::{Command, Output, Program};
 use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
-/// How many of the first and of the last bytes of a command's output it is handed.
+/// How many of the first and of the last bytes of a command's output are passed to the component.
 const KEPT_OUTPUT: usize = 64 << 10;
-/// The most bytes of what a command wrote that a person is shown, and of a body that is sent.
+/// The maximum displayed size of a command's output, and of a request's body, in bytes.
 const SHOWN_OUTPUT: usize = 30_000;
 const SHOWN_BODY: usize = 2_000;
 
-/// Carries out what a component wants in one call.
+/// Carries out what a component requests in one call.
 pub(super) struct HandsOf {
     pub(super) component: Arc<Component>,
     pub(super) place: Option<Arc<dyn Place>>,
@@ -35,7 +38,7 @@ pub(super) struct HandsOf {
 }
 
 impl HandsOf {
-    /// Fails where the call is not to go on.
+    /// Fails if the call is not to continue.
     async fn show(&self, event: EventDraft) -> Result<(), Error> {
         if (self.showing.events)(event).await {
             return Ok(());
@@ -128,7 +131,7 @@ impl Hands for HandsOf {
     }
 }
 
-/// An answer whose JSON can be read in every language: some servers write half a surrogate pair.
+/// Makes a response's JSON readable in every language: some servers write half a surrogate pair.
 fn readable(answer: HttpResponse) -> HttpResponse {
     let is_json = answer.headers.iter().any(|header| {
         header.name.eq_ignore_ascii_case("content-type")
@@ -150,7 +153,7 @@ fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
     }
 }
 
-/// A command as a person reads it.
+/// A command for display.
 fn line_of(program: &Program) -> String {
     match program {
         Program::Shell(line) => line.clone(),
@@ -161,7 +164,7 @@ fn line_of(program: &Program) -> String {
     }
 }
 
-/// A word as a shell would take it for one.
+/// Quotes a word for a shell, if necessary.
 fn quoted(word: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -194,7 +197,7 @@ fn request_of(command: &Command, root: &str, most: Duration) -> ExecRequest {
     request
 }
 
-/// A request as a person reads it: no header is shown, and the key is in none of this.
+/// A request for display: no header is shown, and the key is in none of this.
 fn shown_request(endpoint: &Endpoint, request: &HttpRequest) -> String {
     let HttpRequest {
         method,
@@ -296,7 +299,7 @@ mod tests {
     }
 
     proptest! {
-        /// A person who copies the line runs what the component ran.
+        /// A user who copies the line runs the same command as the component.
         #[test]
         fn a_shell_reads_a_shown_line_as_the_words_it_was_made_of(
             words in prop::collection::vec("[a-z '\"\\\\$`*;&|<>()#~!\\[\\]{}?=äß-]{0,12}", 1..5)

@@ -1,8 +1,11 @@
-//! Owns the components with tools of a deployment: where each sends its requests, with which key, who has
-//! its tools, and how a call of one is carried out in a session.
+//! The tool components of a deployment: where each sends its requests, with which key, which
+//! sessions have its tools, and how a call is carried out in a session.
 //!
-//! What always holds: a key is the one that the manifest names for that very entry, and goes to the base URL
-//! that stands beside it; an address that a component brings itself is on the public network.
+//! # Invariants
+//!
+//! - A key is the one that the manifest names for that very entry, and goes to the base URL beside
+//!   it.
+//! - An address that a component supplies itself must be on the public network.
 
 pub mod call;
 mod host;
@@ -25,40 +28,40 @@ use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec}
 use crate::types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 use crate::wasm::ToolsPlugin;
 
-/// What a call may take where the manifest says nothing.
+/// The default time limit of a call.
 const CALL_TIME: Duration = Duration::from_secs(120);
-/// The most bytes of an answer that a component is handed.
+/// The maximum size of a response passed to a component, in bytes.
 const LARGEST_ANSWER: u64 = 4 << 20;
 
-/// The components with tools of this deployment.
+/// The tool components of this deployment.
 pub(crate) struct Components {
-    /// In the order of their names.
+    /// Ordered by name.
     all: Vec<Arc<Component>>,
     egress: Egress,
 }
 
-/// One of them, and what it is given.
+/// A tool component and what it is given.
 pub(crate) struct Component {
     pub(super) plugin: ToolsPlugin,
-    /// As JSON.
+    /// Its settings, as JSON.
     settings: String,
-    /// By their own names.
+    /// Its tools, by their own names.
     definitions: Vec<ToolDefinition>,
-    /// Where its requests go; none where it can make none.
+    /// The endpoint of its requests. `None` if it can make none.
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) key: Option<SecretString>,
     /// The variable that the key is from, or is missing from.
     pub(crate) variable: Option<String>,
     pub(crate) time: Duration,
-    /// Those whose sessions have the tools; none for all.
+    /// The policies whose sessions have the tools. `None` for all.
     pub(crate) policies: Option<Vec<String>>,
-    /// Shared by all of them.
+    /// Shared by all components.
     egress: Egress,
 }
 
 impl Components {
-    /// Those that were loaded, and what the operator should know of them. Connections of those `before`
-    /// are used again where they may.
+    /// The loaded components, and warnings for the operator. Connections of those `before` are
+    /// reused where possible.
     pub(crate) fn new(
         loaded: Vec<LoadedTools>,
         manifest: &Manifest,
@@ -116,14 +119,14 @@ impl Components {
         Ok((Self { all, egress }, warnings))
     }
 
-    /// All of them, for sessions.
+    /// All components, as tool sources for sessions.
     pub(crate) fn sources(&self) -> Vec<Arc<dyn Source>> {
         let all = self.all.iter().cloned();
         all.map(|one| Arc::new(Offered(one)) as Arc<dyn Source>)
             .collect()
     }
 
-    /// The one of this name.
+    /// The component of this name.
     pub(crate) fn named(&self, name: &str) -> Option<&Arc<Component>> {
         self.all.iter().find(|one| one.plugin.name() == name)
     }
@@ -136,7 +139,7 @@ impl Component {
         named.is_none_or(|names| names.iter().any(|name| name == policy))
     }
 
-    /// The names that models call its tools by.
+    /// The names under which models call its tools.
     pub(crate) fn tool_names(&self) -> Vec<String> {
         let names = self.definitions.iter().map(|tool| &tool.name);
         names.map(|name| self.whole_name(name)).collect()
@@ -147,10 +150,11 @@ impl Component {
     }
 }
 
-/// What sessions open.
+/// A component as a tool source.
 struct Offered(Arc<Component>);
 
-/// A component is shared by all sessions: what one holds of it is its place.
+/// A component for one session. The component is shared by all sessions, so only the environment is
+/// the session's own.
 struct OfSession {
     component: Arc<Component>,
     place: Option<Arc<dyn Place>>,
@@ -257,13 +261,13 @@ impl Toolset for OfSession {
     }
 }
 
-/// Where a component's requests go, and what goes along.
+/// The endpoint of a component's requests, and its key.
 struct Site {
     endpoint: Option<Endpoint>,
     key: Option<SecretString>,
 }
 
-/// Fails with a sentence.
+/// The error is a sentence.
 fn site(tools: &LoadedTools, config: &Config) -> Result<Site, String> {
     let LoadedTools { plugin, entry, .. } = tools;
     let name = plugin.name();

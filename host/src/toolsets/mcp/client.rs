@@ -1,8 +1,11 @@
-//! Owns a session's hold of one server: its start, its tools, its calls, and its end.
+//! A session's connection to one MCP server: start, tools, calls and end.
 //!
-//! What always holds: a server that is gone is started again by the next call, a few times a minute at most;
-//! the call it was lost under is not made again. A call that is given up is said to be to the server. With
-//! the client the server goes.
+//! # Invariants
+//!
+//! - A server that died is restarted by the next call, a few times a minute at most. The call
+//!   during which it was lost is not repeated.
+//! - The server is notified of a cancelled call.
+//! - The server ends with the client.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -36,46 +39,46 @@ use crate::types::wit::types::{ToolCall, ToolDefinition, ToolResult};
 #[cfg(test)]
 mod tests;
 
-/// The most pages of a list of tools.
+/// The maximum number of pages in a tool list.
 const PAGES: usize = 32;
-/// The most tools that are looked at.
+/// The maximum number of tools that are looked at.
 const TOOLS: usize = 1024;
-/// How often a server may be started in a minute, the first time included.
+/// How often a server may be started in a minute, including the first time.
 const STARTS: usize = 4;
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a server may take to end before it is left to itself.
 const END: Duration = Duration::from_secs(3);
-/// How long the reason why a server is gone is waited for.
+/// How long to wait for the reason why a server is gone.
 const REASON: Duration = Duration::from_millis(500);
-/// The most characters of what a server says of an error.
+/// The maximum length of a server's error message, in characters.
 const SHOWN: usize = 500;
 
-/// One server, for one session.
+/// The connection to one server, for one session.
 pub(crate) struct Client {
     server: Server,
     place: Option<Arc<dyn Place>>,
     definitions: Vec<ToolDefinition>,
-    /// The tools' own names, by what they are called.
+    /// The tools' own names, by the names models use.
     own: HashMap<String, String>,
     state: Mutex<State>,
 }
 
 struct State {
-    /// None where the server is gone, or was ended.
+    /// `None` if the server is gone, or was closed.
     connected: Option<Connected>,
     starts: VecDeque<Instant>,
     closed: bool,
 }
 
-/// A server that answered the handshake.
+/// A server that completed the handshake.
 struct Connected {
     running: RunningService<RoleClient, Host>,
-    /// Of a program alone.
+    /// For a program only.
     program: Option<(Allowance, ProcessEnd)>,
 }
 
-/// What a server is told of its client: that it has nothing to offer. What it asks for all the same is
-/// refused, as the protocol says.
+/// The client side of the protocol, which offers no capabilities. A server's requests are refused,
+/// as the protocol says.
 struct Host;
 
 impl ClientHandler for Host {
@@ -87,7 +90,7 @@ impl ClientHandler for Host {
 }
 
 impl Client {
-    /// Starts a server for a session and asks for its tools, or says in a sentence why there are none.
+    /// Starts a server for a session and lists its tools. The error is a sentence.
     pub(crate) async fn open(
         server: Server,
         place: Option<Arc<dyn Place>>,
@@ -117,12 +120,12 @@ impl Client {
         })
     }
 
-    /// What it can do, under names without the server's.
+    /// Its tools, under names without the server's.
     pub(crate) fn definitions(&self) -> Vec<ToolDefinition> {
         self.definitions.clone()
     }
 
-    /// Calls a tool. What goes wrong is its result.
+    /// Calls a tool. A failure is its result.
     pub(crate) async fn call(&self, call: ToolCall, limit: Option<Duration>) -> ToolDone {
         match self.try_call(&call, limit).await {
             Ok((text, is_error)) => ToolDone {
@@ -167,7 +170,7 @@ impl Client {
                 call.name
             )
         })?;
-        // Calls of a session come one after the other.
+        // A session's calls are sequential.
         let mut state = self.state.lock().await;
         let limit = limit.map_or(self.server.time, |limit| limit.min(self.server.time));
         let connected = self.connected(&mut state).await?;
@@ -175,7 +178,7 @@ impl Client {
             allowance.renew();
         }
         let params = CallToolRequestParams::new(own.clone()).with_arguments(arguments);
-        // Given up, it says so to the server.
+        // When dropped, it notifies the server of the cancellation.
         let answered = timeout(limit, connected.running.call_tool_once(params)).await;
         match answered {
             Ok(Ok(CallToolResponse::Complete(result))) => Ok(result::text(result)),
@@ -199,7 +202,7 @@ impl Client {
         }
     }
 
-    /// The server, started again where it is gone.
+    /// The server, restarted if it is gone.
     async fn connected<'a>(&self, state: &'a mut State) -> Result<&'a Connected, String> {
         let name = &self.server.name;
         if state.closed {
@@ -230,13 +233,13 @@ impl Client {
         there.ok_or_else(|| format!("The server {name} is gone."))
     }
 
-    /// Ends the server. Twice is once.
+    /// Closes the server. Idempotent.
     pub(crate) fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {
         async move {
             let mut state = self.state.lock().await;
             state.closed = true;
             if let Some(mut connected) = state.connected.take() {
-                // What does not end in time ends when it is dropped.
+                // If it does not end in time, dropping it ends it.
                 let _ = connected.running.close_with_timeout(END).await;
             }
         }
@@ -245,12 +248,12 @@ impl Client {
 }
 
 impl Connected {
-    /// Whether nothing can be asked any more.
+    /// Whether no request can be sent any more.
     fn is_gone(&self) -> bool {
         self.running.is_closed() || self.running.peer().is_transport_closed()
     }
 
-    /// What went wrong, in a sentence.
+    /// The cause of a failure, in a sentence.
     async fn why(&self, error: &ServiceError) -> String {
         if let ServiceError::McpError(error) = error {
             return said(&error.message);
@@ -269,7 +272,7 @@ fn not_ready(limit: Duration) -> String {
     )
 }
 
-/// What the egress says where it is to blame, and else the client.
+/// The egress's message if it is to blame, else the client's.
 fn words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut next = Some(error);
     while let Some(cause) = next {
@@ -283,7 +286,7 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
-/// How a program came to its end, where it did. The end of what it prints may come a moment before.
+/// How a program ended, if it did. Its output may end a moment earlier.
 async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<String> {
     let (allowance, end) = program.as_ref()?;
     if allowance.is_used_up() {
@@ -303,7 +306,7 @@ async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<String> {
     }
 }
 
-/// What a server says, as a sentence.
+/// A server's message, as a sentence.
 fn said(text: &str) -> String {
     let text = clean(text, SHOWN);
     match text.trim() {
@@ -313,7 +316,7 @@ fn said(text: &str) -> String {
     }
 }
 
-/// Starts a server and shakes hands.
+/// Starts a server and completes the handshake.
 async fn connect(server: &Server, place: Option<&dyn Place>) -> Result<Connected, String> {
     match &server.way {
         Way::Program { argv, env } => {
@@ -345,7 +348,7 @@ async fn connect(server: &Server, place: Option<&dyn Place>) -> Result<Connected
     }
 }
 
-/// Why the handshake came to nothing. What a server sent is repeated only where it is its own words.
+/// Why the handshake failed. Only a server's own error message is repeated.
 async fn unstarted(
     error: &ClientInitializeError,
     program: &Option<(Allowance, ProcessEnd)>,
@@ -398,7 +401,7 @@ async fn list(server: &Server, connected: &Connected) -> Result<Listed, ServiceE
         let Some(name) = names::told(&server.name, &tool.name) else {
             continue;
         };
-        // Of two that are called alike the first is there.
+        // Of two tools with the same name the first is kept.
         let first = own.get(&name).is_some_and(|own| *own == *tool.name);
         let again = definitions
             .iter()

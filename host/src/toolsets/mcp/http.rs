@@ -1,9 +1,11 @@
-//! Owns the way to a server on the network: the protocol's HTTP over the host's egress.
+//! The HTTP transport to an MCP server on the network, over the host's egress.
 //!
-//! What always holds: everything goes to the one URL that the manifest names, with the key that stands beside
-//! it there, by the egress' rules for addresses, redirects and sizes; the key is taken out of what comes back
-//! before anybody reads it. A server is asked, and never asks: no stream is held open for what it may want
-//! to say by itself.
+//! # Invariants
+//!
+//! - Everything goes to the one URL that the manifest names, with the key beside it there, under
+//!   the egress rules for addresses, redirects and sizes.
+//! - The key is redacted from a response before anything reads it.
+//! - Only the host sends requests: no stream is held open for messages that a server initiates.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,21 +29,21 @@ use crate::types::wit::llm::Frame;
 use crate::types::wit::types::Header;
 
 const SESSION: &str = "mcp-session-id";
-/// The most bytes of a session's name.
+/// The maximum length of a session id, in bytes.
 const LONGEST_SESSION: usize = 1024;
-/// The most characters of a refusal.
+/// The maximum length of a displayed refusal, in characters.
 const SHOWN: usize = 300;
 
 type Failure = StreamableHttpError<EgressError>;
 
-/// Sends what the protocol wants sent.
+/// The protocol's HTTP client.
 #[derive(Clone)]
 pub(crate) struct Http {
-    /// Who sends.
+    /// The egress that sends its requests.
     pub(crate) egress: Egress,
-    /// Where to.
+    /// The server's endpoint.
     pub(crate) endpoint: Endpoint,
-    /// With which key.
+    /// The key.
     pub(crate) key: Option<SecretString>,
 }
 
@@ -116,7 +118,7 @@ impl StreamableHttpClient for Http {
         headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), Failure> {
         let sent = self.send("DELETE", Some(session), headers, Vec::new());
-        // A server need not let its sessions be ended: then it ends them itself.
+        // A server need not support ending a session: it then ends it itself.
         sent.await.map(drop).map_err(Failure::Client)
     }
 
@@ -150,7 +152,7 @@ fn unexpected(what: impl Into<Cow<'static, str>>) -> Failure {
     Failure::UnexpectedServerResponse(what.into())
 }
 
-/// A refusal may be an answer of the protocol; else it is said with its status.
+/// A refusal may be a protocol message. Otherwise its status is reported.
 fn refused(refusal: &Refusal) -> Result<StreamableHttpPostResponse, Failure> {
     if let Ok(error @ JsonRpcMessage::Error(_)) =
         serde_json::from_slice::<ServerJsonRpcMessage>(&readable_json(&refusal.body))
@@ -168,7 +170,7 @@ fn refused(refusal: &Refusal) -> Result<StreamableHttpPostResponse, Failure> {
     )))
 }
 
-/// One JSON message, or a stream of events.
+/// Reads one JSON message, or a stream of events.
 async fn taken(
     mut frames: Frames,
     session: Option<String>,

@@ -1,8 +1,9 @@
-//! The tools that a server lists, each read on its own.
+//! The tools that a server lists, each parsed on its own.
 //!
 //! # Invariants
-//! - A tool that the protocol does not allow hides no other one: what it lacks is left open, and one without a
-//!   name is left out.
+//!
+//! - An invalid tool hides no other one: what it lacks is left open, and one without a name is left
+//!   out.
 
 use rmcp::RoleClient;
 use rmcp::model::{
@@ -11,7 +12,7 @@ use rmcp::model::{
 use rmcp::service::{Peer, ServiceError};
 use serde_json::{Map, Value, json};
 
-/// A page of the list.
+/// Requests a page of the list.
 pub(super) async fn page(
     server: &Peer<RoleClient>,
     page: Option<PaginatedRequestParams>,
@@ -20,7 +21,7 @@ pub(super) async fn page(
         Err(ServiceError::UnexpectedResponse) => {}
         listed => return listed,
     }
-    // Asked again, since the answer is not told with the error.
+    // Requested again, since the response is not part of the error.
     let request = ClientRequest::ListToolsRequest(ListToolsRequest {
         method: Default::default(),
         params: page,
@@ -35,7 +36,7 @@ pub(super) async fn page(
     }
 }
 
-/// What can be read of a list.
+/// The parts of a list that can be read.
 fn readable(listed: &Value) -> Option<ListToolsResult> {
     let tools = listed.get("tools")?.as_array()?;
     let tools: Vec<Value> = tools.iter().filter_map(tool).collect();

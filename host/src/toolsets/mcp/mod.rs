@@ -1,7 +1,9 @@
-//! Owns the MCP servers of a deployment, as sources of tools.
+//! The MCP servers of a deployment, as tool sources.
 //!
-//! What always holds: a key is the one that the manifest names for that very server, and goes to the URL that
-//! stands beside it. Each session has its own connection, and its own program.
+//! # Invariants
+//!
+//! - A key is the one that the manifest names for that very server, and goes to the URL beside it.
+//! - Each session has its own connection, and its own process.
 
 pub(crate) mod client;
 pub(crate) mod http;
@@ -27,19 +29,19 @@ use crate::net::egress::{Egress, EgressLimits, Endpoint, Injection};
 use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
 use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
 
-/// What one call may take where the manifest says nothing.
+/// The default time limit of one call.
 const CALL_TIME: Duration = Duration::from_secs(60);
-/// What a start may take where it says nothing.
+/// The default time limit of a start.
 const START_TIME: Duration = Duration::from_secs(20);
-/// The most bytes of one answer.
+/// The maximum size of one response, in bytes.
 const LARGEST_ANSWER: u64 = 4 << 20;
-/// The longest that anything may take here; a call's own time ends it long before.
+/// The longest that any request may take here. A call's own time limit ends it long before.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Servers, and warnings.
 type Found = (Vec<Arc<dyn Source>>, Vec<String>);
 
-/// The servers that a manifest names, and what the operator should know of them.
+/// The servers that a manifest names, and warnings for the operator.
 pub(crate) fn sources(manifest: &Manifest, config: &Config) -> Result<Found, Problems> {
     let (mut all, mut warnings, mut wrong) =
         (Vec::<Arc<dyn Source>>::new(), Vec::new(), Vec::new());
@@ -59,7 +61,7 @@ fn source(
     config: &Config,
     warnings: &mut Vec<String>,
 ) -> Result<Mcp, String> {
-    // Without places, so that a line more above it is no change.
+    // Without positions, so that moving it within the file is not a change.
     let mut identity = format!(
         "{:?} {:?} {:?} {:?}",
         entry.tools, entry.time, entry.start_time, entry.policies
@@ -121,7 +123,7 @@ fn source(
     })
 }
 
-/// One server.
+/// One server, as a tool source.
 struct Mcp {
     server: Server,
     identity: String,
@@ -161,7 +163,7 @@ impl Source for Mcp {
     }
 }
 
-/// A session's hold of one.
+/// A session's open connection to one.
 struct Tools(Arc<Client>);
 
 impl Toolset for Tools {

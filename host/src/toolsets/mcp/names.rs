@@ -1,8 +1,11 @@
-//! Owns what the tools of a server are called where a model hears of them.
+//! The names under which a model sees a server's tools.
 //!
-//! What always holds: a name is of letters, digits, `-` and `_` and fits beside its server's; it depends on
-//! the tool's own name and on nothing else, so it is the same whenever the server is asked; and of two tools
-//! that would be called alike the first one listed is there.
+//! # Invariants
+//!
+//! - A name consists of letters, digits, `-` and `_` and fits beside its server's.
+//! - It depends on the tool's own name and on nothing else, so it is the same each time the server
+//!   is asked.
+//! - Of two tools whose names would collide, the first one listed is kept.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,10 +13,11 @@ use std::collections::HashMap;
 use crate::models::tool_names::{LONGEST, plain};
 use crate::session::SEPARATOR;
 
-/// The most bytes of a server's own name for a tool.
+/// The maximum length of a server's own name for a tool, in bytes.
 const LONGEST_OWN: usize = 256;
 
-/// What a tool of a server is called, without the server's name; none where it has no proper name at all.
+/// The name of a server's tool, without the server's own name. `None` if it has no valid name at
+/// all.
 pub(super) fn told(server: &str, tool: &str) -> Option<String> {
     let room = LONGEST.checked_sub(server.len() + SEPARATOR.len())?;
     if tool.is_empty() || tool.len() > LONGEST_OWN || tool.contains(char::is_control) {
@@ -22,7 +26,7 @@ pub(super) fn told(server: &str, tool: &str) -> Option<String> {
     plain(tool, room).map(Cow::into_owned)
 }
 
-/// The tools' own names by what they are called.
+/// The tools' own names, by the names models use.
 pub(super) fn told_of<'a>(
     server: &str,
     tools: impl Iterator<Item = &'a str>,

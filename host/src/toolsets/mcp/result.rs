@@ -1,20 +1,23 @@
-//! Owns what becomes of a server's result and of what it says of its tools: texts for a model.
+//! Converts a server's results and tool descriptions to text for a model.
 //!
-//! What always holds: what is no text is named in a sentence, never passed on; nothing that changes how
-//! other text is read, and no control character but line breaks and tabs, comes through.
+//! # Invariants
+//!
+//! - Content that is not text is described in a sentence, never passed on.
+//! - No character that changes how other text is displayed comes through, and no control character
+//!   except line breaks and tabs.
 
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 
 use crate::types::sanitize::clean;
 
-/// The most characters of one line.
+/// The maximum length of one line, in characters.
 const LINE: usize = 100_000;
-/// The most characters of a name in a sentence.
+/// The maximum length of a name in a sentence, in characters.
 const NAME: usize = 200;
-/// The most blocks of a result that are looked at.
+/// The maximum number of blocks of a result that are read.
 const BLOCKS: usize = 1_000;
 
-/// A text of more than one line, cleaned.
+/// Sanitizes a text of several lines.
 pub(super) fn tidy(text: &str) -> String {
     let line = |line: &str| {
         let parts: Vec<_> = line.split('\t').map(|part| clean(part, LINE)).collect();
@@ -24,7 +27,7 @@ pub(super) fn tidy(text: &str) -> String {
     lines.join("\n")
 }
 
-/// What a model reads of a result, and whether the tool failed.
+/// A result's text for a model, and whether the tool failed.
 pub(super) fn text(result: CallToolResult) -> (String, bool) {
     let failed = result.is_error == Some(true);
     let count = result.content.len();
@@ -32,7 +35,7 @@ pub(super) fn text(result: CallToolResult) -> (String, bool) {
     if count > BLOCKS {
         parts.push(format!("[{} more parts are left out.]", count - BLOCKS));
     }
-    // Where there is a text it says the same, as the protocol wants it.
+    // If there is text, it says the same, as the protocol requires.
     if parts.is_empty() {
         parts.extend(
             result

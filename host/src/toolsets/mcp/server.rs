@@ -1,13 +1,19 @@
-//! Owns the client of MCP servers: programs in a session's sandbox, or servers on the network.
+//! The configuration of an MCP server: a program in a session's sandbox, or a server on the
+//! network.
 //!
-//! What always holds: a server is not trusted. What it says is bounded in number, size and time before
-//! anything is made of it; it is given nothing but the calls of its own session, and asks nothing back:
-//! sampling, roots and elicitation are refused. Of its tools those that the deployment allows are told of,
-//! as it listed them when the session began; that its list changed is not followed, since an agent must
-//! not be handed what nobody has seen. A call is never made twice.
+//! `client` is a session's connection to a server, `stdio` and `http` are the two transports,
+//! `names` makes names that model providers accept, `result` converts results to text.
 //!
-//! `client` is a session's hold of one server, `stdio` and `http` are the two ways to one, `names` makes
-//! names that model providers take, `content` makes texts of results.
+//! # Invariants
+//!
+//! - A server is not trusted. Its output is bounded in number, size and time before it is
+//!   interpreted.
+//! - A server receives only the calls of its own session and cannot make requests: sampling, roots
+//!   and elicitation are refused.
+//! - Only the tools that the deployment allows are offered, as the server listed them when the
+//!   session began. A changed list is not followed, since an agent must not be given tools that
+//!   nobody has seen.
+//! - A call is never repeated.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,33 +23,33 @@ use crate::manifest::AllowedTools;
 pub(crate) use super::client::Client;
 pub(crate) use super::http::Http;
 
-/// The most bytes that a server may say from one call to the next, its answer included. The same holds for
-/// its start.
+/// The maximum output of a server between two calls, including its response, in bytes. The same
+/// limit applies to its start.
 pub(crate) const MOST_SAID: usize = 4 << 20;
 
-/// A server, as the deployment names it.
+/// A server, as the deployment configures it.
 #[derive(Clone)]
 pub(crate) struct Server {
-    /// What its tools' names begin with.
+    /// The prefix of its tools' names.
     pub(crate) name: String,
-    /// Where it is.
+    /// The transport.
     pub(crate) way: Way,
-    /// Which of its tools are told of.
+    /// The tools that are offered.
     pub(crate) allowed: AllowedTools,
-    /// What one call may take.
+    /// The time limit of one call.
     pub(crate) time: Duration,
-    /// What its start may take.
+    /// The time limit of its start.
     pub(crate) start_time: Duration,
 }
 
-/// The way to a server.
+/// The transport to a server.
 #[derive(Clone)]
 pub(crate) enum Way {
-    /// A program in the session's sandbox, which speaks on its standard input and output.
+    /// A program in the session's sandbox, which communicates over its standard input and output.
     Program {
         /// The program and its arguments.
         argv: Vec<String>,
-        /// Added to its environment. Nothing secret: the agent can read it.
+        /// Variables added to its environment. Not secret: the agent can read them.
         env: BTreeMap<String, String>,
     },
     /// Streamable HTTP, at exactly the endpoint's URL.

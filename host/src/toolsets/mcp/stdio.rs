@@ -1,7 +1,9 @@
-//! Owns the way to a server that is a program in the session's sandbox.
+//! The stdio transport to an MCP server that runs in the session's sandbox.
 //!
-//! What always holds: what it prints is counted, and one that says more than it may from one call to the next
-//! is not listened to any longer, which ends it.
+//! # Invariants
+//!
+//! - Its output is counted. A server that exceeds the limit between two calls is no longer read,
+//!   which ends it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,36 +22,36 @@ use crate::sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use crate::session::Place;
 use crate::types::unicode::JsonPieces;
 
-/// How many of the last bytes of what it complains are kept.
+/// How many of the last bytes of its stderr are kept.
 const COMPLAINT: usize = 4 << 10;
 
-/// How much is read of it at once.
+/// The read size, in bytes.
 const PIECE: usize = 8 << 10;
 
-/// How much a program may still say before the next call.
+/// How much a program may still print before the next call.
 #[derive(Clone, Default)]
 pub(super) struct Allowance(Arc<AtomicUsize>);
 
 impl Allowance {
-    /// A call begins.
+    /// Resets it at the beginning of a call.
     pub(super) fn renew(&self) {
         self.0.store(MOST_SAID, Ordering::Relaxed);
     }
 
-    /// Whether it said all that it may.
+    /// Whether it is used up.
     pub(super) fn is_used_up(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
     }
 }
 
-/// A program that was started.
+/// A running server program.
 pub(super) struct Program {
     pub(super) transport: AsyncRwTransport<RoleClient, Counted, ProcessInput>,
     pub(super) allowance: Allowance,
     pub(super) end: ProcessEnd,
 }
 
-/// Starts one.
+/// Starts a program.
 pub(super) async fn start(
     place: &dyn Place,
     argv: &[String],
@@ -76,7 +78,7 @@ pub(super) async fn start(
     })
 }
 
-/// What a program prints, counted, and made readable where it is nearly JSON.
+/// A program's output, counted, and repaired where it is almost JSON.
 pub(super) struct Counted {
     output: ProcessOutput,
     allowance: Allowance,
@@ -106,7 +108,7 @@ impl AsyncRead for Counted {
                 }
             } else {
                 let take = |left: usize| Some(left.saturating_sub(said.len()));
-                // Never fails: there is always something to put in its place.
+                // Never fails: there is always a replacement.
                 let left = &this.allowance.0;
                 let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
                 this.readable = this.pieces.push(said).into();

@@ -1,4 +1,4 @@
-//! The adapter against the suite that every adapter must pass, and what is its own.
+//! Runs the conformance suite on the adapter, and its own tests.
 
 mod own;
 mod valid;

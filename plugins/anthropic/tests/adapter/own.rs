@@ -1,4 +1,5 @@
-//! What only this provider has: order of blocks, proofs, cache breakpoints, ways to reason.
+//! Features of this provider only: the order of blocks, signatures, cache breakpoints, reasoning
+//! modes.
 
 use lucid_anthropic::Anthropic;
 use lucid_conformance::request;

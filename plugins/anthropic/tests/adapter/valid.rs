@@ -1,6 +1,6 @@
-//! What the Messages API takes, after its public documentation.
+//! The Messages API's rules for requests, after its public documentation.
 //!
-//! Always holds: this knows nothing of the adapter.
+//! This file is independent of the adapter.
 
 use serde_json::Value;
 

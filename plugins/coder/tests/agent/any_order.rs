@@ -1,8 +1,13 @@
-//! The agent under inputs in any order: what models, tools, users and a host that stops may do.
+//! The agent under inputs in any order: whatever models, tools, users and a stopping host may do.
 //!
-//! Always holds, and is checked behind every step: an open task waits for exactly one thing, or for
-//! tool runs alone; every prompt is one that a provider takes (see `host`); no effect's name is used
-//! twice; a task ends once.
+//! # Invariants
+//!
+//! Checked after every step:
+//!
+//! - An open task waits for exactly one thing, or for tool runs alone.
+//! - A provider accepts every prompt (see `host`).
+//! - No effect's name is used twice.
+//! - A task ends once.
 
 use lucid_plugin::policy::{Answer, Command, Failure, Input, ToolReply, ToolRun};
 use lucid_plugin::types::{Content, Error, ErrorKind, Message, StopReason, ToolResult, Usage};

@@ -1,6 +1,6 @@
 //! The agent's loop, behaviour by behaviour.
 //!
-//! Always holds: each test drives the policy only through inputs, as the host does.
+//! Each test drives the policy only through inputs, as the host does.
 
 use crate::host::*;
 use lucid_coder::Coder;

@@ -1,4 +1,4 @@
-//! Long conversations: what is summarised, by whom, and what stays word for word.
+//! Long conversations: what is summarised, by which model, and what is kept verbatim.
 
 use crate::host::*;
 use lucid_plugin::NO_USAGE;

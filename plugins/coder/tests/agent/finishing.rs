@@ -1,4 +1,4 @@
-//! What stands between the model's `finish` and the end of a task.
+//! Conditions between the model's `finish` and the end of a task.
 
 use crate::host::*;
 use lucid_plugin::policy::{Command, Input, ModelCall, Outcome};

@@ -1,8 +1,10 @@
-//! A host for the agent's tests: it keeps a transcript as the real one does, and hands each step's
+//! A host for the agent's tests: keeps a transcript like the real one, and passes each step's
 //! snapshot to the next.
 //!
-//! Always holds: entries are numbered without gaps, and each input that adds to the transcript
-//! carries its entry's number.
+//! # Invariants
+//!
+//! - Entries are numbered without gaps, and each input that adds to the transcript carries its
+//!   entry's number.
 
 use std::collections::BTreeSet;
 

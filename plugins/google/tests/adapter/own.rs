@@ -1,4 +1,4 @@
-//! What only this provider has: proofs of thoughts, ids it does not have, schemas, filters.
+//! Features of this provider only: thought signatures, missing ids, schemas, filters.
 
 use lucid_conformance::{cut, decode, request};
 use lucid_google::Google;

@@ -1,6 +1,6 @@
-//! What the Gemini API takes, after its public documentation.
+//! The Gemini API's rules for requests, after its public documentation.
 //!
-//! Always holds: this knows nothing of the adapter. Calls are held to the rules of a model that wants
+//! This file is independent of the adapter. Calls must follow the rules of a model that requires
 //! thought signatures.
 
 use serde_json::Value;

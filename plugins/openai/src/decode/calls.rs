@@ -1,7 +1,10 @@
-//! Puts tool calls together from the fragments that servers send them in.
+//! Assembles tool calls from the fragments that servers send.
 //!
-//! Always holds: a call keeps the id it was first shown with; ids within a response differ; the
-//! same response gives the same ids, also where the server sends none.
+//! # Invariants
+//!
+//! - A call keeps the id it was first shown with.
+//! - Ids within a response differ, and the same response gives the same ids, even if the server
+//!   sends none.
 
 use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::llm::json::{self, Joiner};
@@ -15,13 +18,13 @@ use crate::kept::is_special;
 #[derive(Default)]
 pub(super) struct Calls {
     calls: Vec<Call>,
-    /// The server's name for the response, from which missing ids are made.
+    /// The server's id of the response, from which missing ids are derived.
     response: String,
 }
 
 struct Call {
     index: Option<u64>,
-    /// What the server calls it, if it does.
+    /// The server's id of the call, if there is one.
     given: Option<String>,
     call: ToolCall,
     joiner: Joiner,
@@ -33,7 +36,7 @@ impl Calls {
         self.calls.is_empty()
     }
 
-    /// As pieces of the message, each with what its server wants back.
+    /// The message's pieces, each with what its server wants back.
     pub(super) fn into_content(self) -> impl Iterator<Item = Content> {
         self.calls.into_iter().flat_map(|c| {
             let Call {
@@ -60,7 +63,7 @@ impl Calls {
         }
     }
 
-    /// Takes a fragment of a stream; `place` is where it stood in its chunk.
+    /// Takes a fragment of a stream. `place` is its position in the chunk.
     pub(super) fn take(
         &mut self,
         place: usize,
@@ -77,7 +80,7 @@ impl Calls {
         self.add(at, &fragment, marked, deltas);
     }
 
-    /// Takes a call of a response that is not streamed: always a whole one.
+    /// Takes a call of a response that is not streamed, which is always complete.
     pub(super) fn take_whole(&mut self, value: &Value, marked: bool, deltas: &mut Vec<Delta>) {
         let call = Fragment::read(value);
         let at = self.begin(&call, deltas);
@@ -101,9 +104,9 @@ impl Calls {
         }));
     }
 
-    /// Which call a fragment goes on with; none where it begins one.
+    /// The call that a fragment continues. `None` if it begins one.
     fn goes_on_with(&self, place: usize, fragment: &Fragment<'_>) -> Option<usize> {
-        // Some servers give several calls one id, which their places tell apart.
+        // Some servers give several calls one id, and only their positions distinguish them.
         let elsewhere = |c: &Call| match (c.index, fragment.index) {
             (Some(one), Some(other)) => one != other && fragment.name.is_some(),
             _ => false,
@@ -119,8 +122,8 @@ impl Calls {
             None if place > 0 && place < self.calls.len() => place,
             None => self.calls.len().checked_sub(1)?,
         };
-        // What has no name cannot begin a call. What has one mostly does, but some servers repeat
-        // the name in every fragment, and some give every call the index 0 or none.
+        // A fragment without a name cannot begin a call. One with a name mostly does, but some
+        // servers repeat the name in every fragment, and some give every call the index 0 or none.
         let known = &self.calls[at];
         let begins = match (fragment.name, fragment.id, &known.given) {
             (None, ..) => false,
@@ -161,7 +164,7 @@ impl Calls {
     }
 }
 
-/// What a server sends of a call at once.
+/// A fragment of a call.
 struct Fragment<'a> {
     index: Option<u64>,
     id: Option<&'a str>,
@@ -171,7 +174,7 @@ struct Fragment<'a> {
 
 impl<'a> Fragment<'a> {
     fn read(value: &'a Value) -> Self {
-        // In the older form a call is nothing but its function.
+        // In the older form a call consists of its function only.
         let function = value.get("function").unwrap_or(value);
         Self {
             index: value.get("index").and_then(Value::as_u64),

@@ -1,7 +1,10 @@
-//! What a model says and thinks, put together from the pieces that servers send.
+//! Assembles a model's text and reasoning from the fragments that servers send.
 //!
-//! Always holds: what is shown of a text is what the message has of it, but for reasoning that only its
-//! end gave away; the order of both is the model's.
+//! # Invariants
+//!
+//! - The text shown is the text of the message, except for reasoning that only its closing tag
+//!   revealed.
+//! - The order of both is the model's.
 
 use lucid_plugin::llm::Delta;
 use lucid_plugin::llm::json::Joiner;
@@ -22,7 +25,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Takes reasoning. `place` is where it stands; none where it is only to be shown.
+    /// Takes reasoning. `place` is its position. `None` if it is only to be shown.
     pub(super) fn think(
         &mut self,
         text: &str,
@@ -49,14 +52,14 @@ impl Said {
         self.spoken.push(text, marked, deltas);
     }
 
-    /// All of it is there.
+    /// Ends all texts.
     pub(super) fn end(&mut self, deltas: &mut Vec<Delta>) {
         let rest = self.thinking_joiner.rest();
         self.thought(rest, deltas);
         self.spoken.end(deltas);
     }
 
-    /// As pieces of the message.
+    /// The message's pieces.
     pub(super) fn into_content(self) -> Vec<Content> {
         let mut content = Vec::new();
         if !self.thinking.is_empty() {

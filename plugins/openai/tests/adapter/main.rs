@@ -1,4 +1,4 @@
-//! The adapter against the suite that every adapter must pass.
+//! Runs the conformance suite on the adapter.
 
 mod valid;
 

@@ -1,7 +1,7 @@
-//! What chat completions take, after OpenAI's public documentation, and what the stricter of its
-//! imitators refuse.
+//! The rules of chat completions for requests, after OpenAI's public documentation, and those of
+//! its stricter imitators.
 //!
-//! Always holds: this knows nothing of the adapter.
+//! This file is independent of the adapter.
 
 use serde_json::Value;
 

@@ -1,13 +1,17 @@
-//! Makes of any transcript a conversation that a provider takes.
+//! Turns any transcript into a conversation that a provider accepts.
 //!
-//! What always holds of what comes out: user and model take turns, the user first and last; each
-//! tool call is answered exactly once, at the beginning of the turn behind it, in the calls' order;
-//! no id occurs twice, and no text is blank. The same transcript gives the same conversation, and one
-//! that goes on begins with the same turns but for the last two: a provider's cache stays.
+//! A transcript may hold what no provider accepts: a call whose effect was lost, two results for
+//! one call, a result for none, two model turns in a row. What cannot be sent is left out, and what
+//! is missing is inserted.
 //!
-//! A transcript may hold what no provider takes: a call whose effect was lost, two answers to one
-//! call, an answer to none, a model's turn behind another. What cannot be sent is left out, what is
-//! missing is put in.
+//! # Invariants
+//!
+//! - User and model alternate, and the user is first and last.
+//! - Each tool call has exactly one result, at the beginning of the following turn, in the calls'
+//!   order.
+//! - No id occurs twice, and no text is blank.
+//! - The same transcript gives the same conversation, and a longer one begins with the same turns
+//!   except for the last two, which preserves a provider's cache.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -16,64 +20,64 @@ use super::extra::CallExtra;
 use super::spoken;
 use crate::types::{BlobRef, Content, Message, Role, ToolCall, ToolResult};
 
-/// What one provider takes.
+/// The requirements of one provider.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// Whether a model's reasoning, or a vendor's own piece, is sent back. Text and calls always are, and what
-    /// belongs to them.
+    /// Whether a model's reasoning, or a vendor-specific piece, is sent back. Text and calls always
+    /// are, with what belongs to them.
     pub sent_back: fn(&Content) -> bool,
-    /// What a call's id may be made of, if no [`CallExtra`] says that it is the server's own.
+    /// The characters allowed in a call's id, if no [`CallExtra`] marks it as the server's own.
     pub in_ids: fn(char) -> bool,
-    /// How long such an id may be.
+    /// The maximum length of such an id.
     pub longest_id: usize,
 }
 
-/// What is sent.
+/// A conversation to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversation {
-    /// What the deployment says, wherever in the transcript it stood.
+    /// The deployment's system messages, wherever they were in the transcript.
     pub system: Vec<String>,
-    /// Who says what: see the module.
+    /// The alternating turns: see the module.
     pub turns: Vec<Turn>,
 }
 
-/// What one side says at once.
+/// One side's turn.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Turn {
-    /// The person, and the tools.
+    /// The user, and the tools.
     User(UserTurn),
     /// The model: text, calls, and what the rules send back.
     Model(Vec<Content>),
 }
 
-/// What the model reads at once.
+/// A user turn.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct UserTurn {
-    /// One for each call of the turn before.
+    /// One result for each call of the previous turn.
     pub results: Vec<ToolResult>,
-    /// What comes behind them.
+    /// The content after the results.
     pub said: Vec<Said>,
 }
 
-/// What a person says.
+/// Content from the user.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Said {
     /// Never blank.
     Text(String),
-    /// A picture.
+    /// An image.
     Image(BlobRef),
 }
 
-/// What stands in a place where the provider wants a user and there was none.
+/// The text of an inserted user turn, where the provider requires one.
 pub const GO_ON: &str = "Continue.";
-/// What a call without an answer is answered with.
+/// The result of a call without one.
 pub const NO_RESULT: &str =
     "There is no result: the call was not carried out, or its result was lost.";
-/// The text of a result that has none.
+/// The text of an empty result.
 pub const NO_OUTPUT: &str = "(no output)";
 
 impl Conversation {
-    /// What is sent of a transcript.
+    /// Builds the conversation from a transcript.
     pub fn new(messages: &[Message], rules: &Rules) -> Self {
         let mut draft = Draft::default();
         for message in messages {
@@ -83,12 +87,12 @@ impl Conversation {
     }
 }
 
-/// A turn whose calls may still be answered.
+/// A turn whose calls may still get results.
 enum Open {
     User(Vec<Said>),
     Model {
         pieces: Vec<Content>,
-        /// The answer to each call among the pieces, in their order.
+        /// The result of each call among the pieces, in order.
         answers: Vec<Option<ToolResult>>,
     },
 }
@@ -130,7 +134,7 @@ impl Draft {
             }
         }
         self.user(said);
-        // Reasoning that led to nothing is not taken back by itself.
+        // Reasoning without a following answer is not accepted back on its own.
         let leads = |piece: &Content| match piece {
             Content::Text(text) => !text.trim().is_empty(),
             other => matches!(other, Content::ToolCall(_)),
@@ -140,7 +144,7 @@ impl Draft {
         }
     }
 
-    /// The latest open call of this id is the one that was meant: a server may use an id again.
+    /// The latest pending call with this id is the one that was meant: a server may reuse an id.
     fn answer(&mut self, result: &ToolResult) {
         for turn in self.turns.iter_mut().rev() {
             let Open::Model { pieces, answers } = turn else {
@@ -173,7 +177,8 @@ impl Draft {
             answers: open,
         }) = self.turns.last_mut()
         {
-            // A provider checks reasoning against the answer it came in: two answers stay two.
+            // A provider verifies reasoning against the response it came in, so two responses stay
+            // two.
             let whole = |pieces: &[Content]| {
                 pieces
                     .iter()
@@ -194,7 +199,7 @@ impl Draft {
             taken: BTreeSet::new(),
         };
         let mut turns: Vec<Turn> = Vec::new();
-        // Of the model's turn before: they come first in the user's next.
+        // From the previous model turn: they come first in the next user turn.
         let mut results: Vec<ToolResult> = Vec::new();
         for turn in self.turns {
             match turn {
@@ -236,7 +241,7 @@ impl Draft {
     }
 }
 
-/// A user's turn that the transcript does not have.
+/// A user turn that the transcript does not have.
 fn answered(results: Vec<ToolResult>) -> UserTurn {
     let said = if results.is_empty() {
         vec![Said::Text(GO_ON.into())]
@@ -277,7 +282,7 @@ fn calls(pieces: &[Content]) -> impl Iterator<Item = &ToolCall> {
     })
 }
 
-/// Ids as the provider takes them, none twice.
+/// Unique ids that the provider accepts.
 struct Ids<'a> {
     rules: &'a Rules,
     taken: BTreeSet<String>,
@@ -311,7 +316,7 @@ impl Ids<'_> {
     }
 }
 
-/// A tool's name as all providers take it; a model may have called one that cannot exist.
+/// A tool's name that all providers accept. A model may have called one that cannot exist.
 pub fn tool_name(given: &str) -> String {
     const LONGEST: usize = 64;
     let fits = |c: char| {

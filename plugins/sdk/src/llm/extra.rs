@@ -1,23 +1,25 @@
-//! What a server gives beside an answer's own members, and wants back with the next request.
+//! Members that a server adds to a response, and wants back with the next request.
 //!
 //! # Invariants
-//! - What is kept is not read, and goes back as it came.
-//! - The host takes such pieces out of a conversation that goes to another server or model.
+//!
+//! - They are not interpreted, and go back unmodified.
+//! - The host removes such pieces from a conversation that goes to another server or model.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::types::{Content, Custom};
 
-/// Stands before a call.
+/// The kind of the piece before a call.
 const CALL: &str = "server.call";
-/// Members that gateways add to a message or a call, whose value goes back as it is.
+/// Members that gateways add to a message or a call, and that go back unmodified.
 const MEMBERS: [&str; 2] = ["extra_content", "provider_specific_fields"];
 
-/// What a call has beside its name and arguments.
+/// What a call has besides its name and arguments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CallExtra {
-    /// Its id goes back whole, whatever it is made of: the server may keep something in it.
+    /// Whether its id goes back unmodified, whatever its form: the server may encode something in
+    /// it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_id: bool,
     /// Members of the server's own.
@@ -26,22 +28,22 @@ pub struct CallExtra {
 }
 
 impl CallExtra {
-    /// Takes what a call has, or one piece of it.
+    /// Collects the members of a call, or of a fragment of it.
     pub fn take(&mut self, call: &Value) {
         take_members(call, &mut self.members);
     }
 
-    /// The piece that stands before the call; none where there is nothing to keep.
+    /// The piece that precedes the call. `None` if there is nothing to keep.
     pub fn piece(&self) -> Option<Content> {
         (*self != Self::default()).then(|| custom(CALL, self))
     }
 
-    /// What such a piece keeps.
+    /// Parses such a piece.
     pub fn of(piece: &Custom) -> Option<Self> {
         kept(CALL, piece)
     }
 
-    /// Gives a call its members back.
+    /// Restores a call's members.
     pub fn put(self, call: &mut Value) {
         for (name, value) in self.members {
             call[name] = value;
@@ -49,8 +51,8 @@ impl CallExtra {
     }
 }
 
-/// Takes the members that gateways add to a message or a call. What comes later is said beside what came
-/// before.
+/// Collects the members that gateways add to a message or a call. Later ones are added to the
+/// earlier ones.
 pub fn take_members(from: &Value, into: &mut Map<String, Value>) {
     for name in MEMBERS {
         match from.get(name) {
@@ -79,7 +81,7 @@ pub fn custom(kind: &str, body: &impl Serialize) -> Content {
     })
 }
 
-/// What a piece keeps, if it is of this kind.
+/// The content of a piece, if it is of this kind.
 pub fn kept<T: serde::de::DeserializeOwned>(kind: &str, piece: &Custom) -> Option<T> {
     (piece.kind == kind).then(|| serde_json::from_str(&piece.body).ok())?
 }

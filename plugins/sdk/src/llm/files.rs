@@ -1,34 +1,36 @@
-//! Pictures in a request: the plugin writes a mark, the host puts the bytes in its place.
+//! Images in a request: the plugin writes a placeholder, and the host replaces it with the bytes.
 //!
-//! Always holds: a mark occurs once in the body, whatever a model or a user has written.
+//! # Invariants
+//!
+//! - A placeholder occurs once in the body, whatever a model or a user has written.
 
 use super::{Encoded, Framing, Placed};
 use crate::types::{BlobRef, Error, Header, HttpRequest};
 
-/// What every provider here shows to its models.
+/// The image types that every provider here accepts.
 const PICTURES: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
-/// So often another mark is tried before a request is given up as not to be encoded.
+/// The number of placeholders that are tried before a request counts as impossible to encode.
 const TRIES: u32 = 16;
 
-/// The pictures of a request that is being written.
+/// The images of a request that is being written.
 #[derive(Debug, Default)]
 pub struct Files {
     placed: Vec<Placed>,
-    /// Tells marks from the same words in a text.
+    /// Distinguishes placeholders from the same words in a text.
     salt: u32,
 }
 
-/// How a picture is shown.
+/// How an image is sent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// By this mark, where the base64 of its bytes goes.
+    /// By this placeholder, which the base64 of its bytes replaces.
     Marked(String),
     /// By this sentence in its place.
     Told(String),
 }
 
 impl Files {
-    /// What to write for a file. One that is in the request already is not sent twice.
+    /// Decides what to write for a file. A file that is in the request already is not sent twice.
     pub fn show(&mut self, blob: &BlobRef) -> Shown {
         let media_type = &blob.media_type;
         if !PICTURES.contains(&media_type.as_str()) {
@@ -48,7 +50,7 @@ impl Files {
         Shown::Marked(marker)
     }
 
-    /// The same for a model that sees nothing.
+    /// The sentence for a model that cannot see images.
     pub fn tell(blob: &BlobRef) -> String {
         format!("[a file, {}, not shown]", blob.media_type)
     }
@@ -60,8 +62,8 @@ impl Files {
     }
 }
 
-/// A request with a JSON body. `write` may be called more than once, and must write the same except
-/// for the marks.
+/// A request with a JSON body. `write` may be called more than once, and must write the same each
+/// time except for the placeholders.
 pub fn encoded(
     mut request: HttpRequest,
     framing: Framing,

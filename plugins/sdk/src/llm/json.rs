@@ -1,18 +1,22 @@
-//! Reads a provider's JSON, also where a string holds half a surrogate pair.
+//! Reads a provider's JSON, even if a string holds half a surrogate pair.
 //!
-//! Servers cut an answer between code units and write what is left of a pair as an escape of its own, so
-//! that one piece ends with the first half and the next one begins with the second. Strings of Rust cannot
-//! hold a half, and `serde_json` refuses it.
+//! Servers split a response between code units and write each half of a pair as an escape of its
+//! own, so that one fragment ends with the first half and the next one begins with the second. A
+//! Rust string cannot hold a half, and `serde_json` refuses it.
 //!
-//! Always holds: two halves that follow each other in one text become their character, wherever the text
-//! was cut; a half that stays alone becomes U+FFFD; neither is an error.
+//! # Invariants
+//!
+//! - Two halves that follow each other in one text become their character, wherever the text was
+//!   split.
+//! - A lone half becomes U+FFFD.
+//! - Neither is an error.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// Stands for the first of the 2048 halves: the last characters of the last private plane. They are read
-/// as halves only in a text in which halves were found.
+/// The mark for the first of the 2048 surrogate halves: the last characters of the last private
+/// plane. They are read as halves only in a text in which halves were found.
 const FIRST_MARK: u32 = 0x10_F800;
 const FIRST_HALF: u32 = 0xD800;
 const FIRST_LOW: u32 = 0xDC00;
@@ -21,13 +25,13 @@ const LAST_HALF: u32 = 0xDFFF;
 /// A piece of a response.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// What it says. Its texts are for a [`Joiner`], or for [`mended`].
+    /// Its value, whose texts are to be passed to a [`Joiner`] or to [`mended`].
     pub value: Value,
     /// Whether halves are marked in it.
     pub marked: bool,
 }
 
-/// Reads a piece of a response.
+/// Parses a piece of a response.
 pub fn piece(text: &str) -> Result<Piece, serde_json::Error> {
     match serde_json::from_str(text) {
         Ok(value) => Ok(Piece {
@@ -44,12 +48,12 @@ pub fn piece(text: &str) -> Result<Piece, serde_json::Error> {
     }
 }
 
-/// Reads JSON that is whole, or of whose texts none goes on elsewhere.
+/// Parses JSON that is complete, or none of whose texts continues elsewhere.
 pub fn whole(text: &str) -> Result<Value, serde_json::Error> {
     piece(text).map(|piece| mended(piece.value, piece.marked))
 }
 
-/// A tool's arguments, which are JSON within a JSON string: a half that is alone in them is replaced.
+/// A tool's arguments, which are JSON within a JSON string: a lone half in them is replaced.
 pub fn arguments(text: String) -> String {
     match without_halves(&text, |_| char::REPLACEMENT_CHARACTER) {
         Cow::Borrowed(_) => text,
@@ -57,7 +61,7 @@ pub fn arguments(text: String) -> String {
     }
 }
 
-/// The same value with pairs put together, and without halves.
+/// The value with pairs joined and lone halves replaced.
 pub fn mended(value: Value, marked: bool) -> Value {
     if !marked {
         return value;
@@ -80,15 +84,15 @@ fn joined(text: &str) -> String {
     joined
 }
 
-/// Puts one text together that comes in pieces.
+/// Joins a text that arrives in pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Joiner {
-    /// The first half of a pair, which waits for the second.
+    /// The first half of a pair, waiting for the second.
     high: Option<u32>,
 }
 
 impl Joiner {
-    /// What is known of the text with this piece. `marked` is as in [`Piece`].
+    /// Returns what is complete of the text after this piece. `marked` is as in [`Piece`].
     pub fn push(&mut self, piece: &str, marked: bool) -> String {
         if self.high.is_none() && !marked {
             return piece.to_owned();
@@ -113,7 +117,7 @@ impl Joiner {
         known
     }
 
-    /// What is left when the text is over.
+    /// Returns the remainder at the end of the text.
     pub fn rest(&mut self) -> &'static str {
         match self.high.take() {
             Some(_) => "\u{FFFD}",
@@ -137,14 +141,14 @@ fn pair(high: u32, low: u32) -> char {
     char::from_u32(c).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-/// JSON text with each escape of a half that has no other one beside it replaced.
+/// JSON text in which each escape of an unpaired half is replaced.
 fn without_halves(text: &str, replaced: fn(u32) -> char) -> Cow<'_, str> {
     let mut out = String::new();
     let (mut from, mut at) = (0, 0);
     while let Some(next) = text[at..].find('\\') {
         at += next;
         let Some(unit) = escaped(&text[at..]) else {
-            // An escape of another kind, of which the second byte may be a backslash.
+            // Another escape, whose second byte may be a backslash.
             at += 1;
             at += text[at..].chars().next().map_or(0, char::len_utf8);
             continue;

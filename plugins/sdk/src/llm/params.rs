@@ -1,55 +1,56 @@
-//! What a policy may set for a model call, read once for all adapters.
+//! A policy's options for a model call, parsed once for all adapters.
 //!
-//! Always holds: what is not known here is passed over, so that a policy can name a setting that
-//! only some adapters have.
+//! # Invariants
+//!
+//! - An unknown option is ignored, so that a policy can set one that only some adapters have.
 
 use serde_json::{Map, Value};
 
 use super::parse_settings;
 use crate::types::Error;
 
-/// A policy's settings: `temperature`, `top_p`, `stop`, `thinking`.
+/// A policy's options: `temperature`, `top_p`, `stop`, `thinking`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Params {
-    /// Where a model still takes it.
+    /// The sampling temperature, if the model still accepts it.
     pub temperature: Option<f64>,
-    /// Where a model still takes it.
+    /// The nucleus sampling threshold, if the model still accepts it.
     pub top_p: Option<f64>,
-    /// Texts that end the answer.
+    /// Stop sequences.
     pub stop: Vec<String>,
-    /// None: as the provider has it.
+    /// The amount of reasoning. `None` for the provider's default.
     pub thinking: Option<Thinking>,
 }
 
-/// How much a model shall reason: `false`, a number of tokens, a word such as `high`, or an object
-/// with `budget_tokens` or `effort`.
+/// The amount of reasoning: `false`, a number of tokens, a word such as `high`, or an object with
+/// `budget_tokens` or `effort`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Thinking {
     /// As little as the model allows.
     Off,
-    /// At most so many tokens.
+    /// A maximum number of tokens.
     Budget(u32),
-    /// By the provider's own measure.
+    /// A level on the provider's own scale.
     Effort(Effort),
 }
 
-/// How hard a model shall try.
+/// The reasoning effort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effort {
-    /// Hardly.
+    /// Almost none.
     Minimal,
-    /// Little.
+    /// Low.
     Low,
-    /// In between.
+    /// Medium.
     Medium,
-    /// Much.
+    /// High.
     High,
-    /// As much as it can.
+    /// The maximum.
     Max,
 }
 
 impl Params {
-    /// Reads them from the text of a JSON object.
+    /// Parses the text of a JSON object.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let all: Map<String, Value> = parse_settings(text)
             .map_err(|_| Error::invalid("The params of the model call are not a JSON object."))?;
@@ -114,7 +115,7 @@ impl Thinking {
         }))
     }
 
-    /// For a model that is told a number of tokens; 0 for off.
+    /// The number of tokens, for a model that takes one. 0 for off.
     pub fn as_budget(self) -> u32 {
         match self {
             Self::Off => 0,
@@ -127,7 +128,7 @@ impl Thinking {
         }
     }
 
-    /// For a model that is told a word; none for off.
+    /// The level, for a model that takes one. `None` for off.
     pub fn as_effort(self) -> Option<Effort> {
         match self {
             Self::Off => None,

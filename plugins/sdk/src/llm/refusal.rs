@@ -1,6 +1,8 @@
-//! What providers' refusals have in common.
+//! Classification of refusals that providers have in common.
 //!
-//! Always holds: the text of a refused key is never passed on, because servers repeat the key in it.
+//! # Invariants
+//!
+//! - The message about a rejected key is never passed on, because servers repeat the key in it.
 
 use serde_json::Value;
 
@@ -8,10 +10,10 @@ use super::header;
 use crate::cut;
 use crate::types::{Error, ErrorKind, Header};
 
-/// What a refused key is told as.
+/// The message for a rejected key.
 const BAD_KEY: &str = "The provider does not accept the API key.";
 
-/// What a status means where the body does not say more.
+/// The error kind of a status, if the body does not say more.
 pub fn kind_of_status(status: u16) -> ErrorKind {
     match status {
         401 => ErrorKind::Unauthenticated,
@@ -26,8 +28,8 @@ pub fn kind_of_status(status: u16) -> ErrorKind {
     }
 }
 
-/// Whether a sentence says that the prompt does not fit. Few servers have a code for it, and a policy
-/// can act on it.
+/// Whether a message says that the prompt does not fit. Few servers have a code for it, and a
+/// policy can act on it.
 pub fn says_too_long(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     [
@@ -59,15 +61,16 @@ pub fn says_too_long(message: &str) -> bool {
     .any(|words| message.contains(words))
 }
 
-/// When to try again, by the headers. A date, the header's other form, would need a clock: it counts
-/// as not given.
+/// The time of a retry, from the headers. A date, the header's other form, would need a clock, so
+/// it is ignored.
 pub fn retry_after_ms(headers: &[Header]) -> Option<u64> {
     let number = |name| header(headers, name)?.trim().parse::<f64>().ok();
     let ms = number("retry-after-ms").or_else(|| number("retry-after").map(|s| s * 1_000.0))?;
     (ms.is_finite() && ms >= 0.0).then_some(ms as u64)
 }
 
-/// An answer whose status is not a success. `said` is the provider's sentence, where its body has one.
+/// The error for a response without a success status. `said` is the provider's message, if its body
+/// has one.
 pub fn refusal(
     status: u16,
     headers: &[Header],
@@ -80,7 +83,7 @@ pub fn refusal(
     let message = match () {
         () if kind == ErrorKind::Unauthenticated => BAD_KEY.into(),
         () if !said.trim().is_empty() => cut(said.trim(), 1_000),
-        // Some proxy's page, most likely.
+        // Most likely a proxy's page.
         () if body.starts_with('<') || body.is_empty() || body == "null" => {
             format!("The provider answered with status {status} and gave no reason.")
         }
@@ -97,19 +100,19 @@ pub fn refusal(
     }
 }
 
-/// What a server says of what went wrong, wherever in its JSON that stands.
+/// A server's error report, wherever it is in its JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
-    /// Its word for it: a code that is a word, else a type, else a number.
+    /// The server's code: a textual code, else a type, else a number.
     pub code: Option<String>,
-    /// An HTTP status among what it says.
+    /// An HTTP status in the report.
     pub status: Option<u16>,
-    /// Its sentence.
+    /// The message.
     pub said: String,
 }
 
 impl Report {
-    /// Reads what is known to be an error.
+    /// Parses JSON that is known to be an error.
     pub fn of(value: &Value) -> Self {
         let outer = value.get(0).unwrap_or(value);
         let error = match outer.get("error") {
@@ -127,7 +130,7 @@ impl Report {
             .filter_map(|word| word.parse().ok())
             .find(|status| (400..600).contains(status));
         let is_word = |code: &String| code.parse::<u64>().is_err();
-        // `error` says as much as nothing.
+        // `error` says nothing.
         let kind = word("type").filter(|kind| kind != "error");
         let code = word("code")
             .filter(is_word)
@@ -142,8 +145,8 @@ impl Report {
         }
     }
 
-    /// Reads a piece of an answer that began as a success, if it is no answer but an error: one that
-    /// says so, or that has a server's sentence and none of the `members` which an answer has.
+    /// Parses a piece of a response that began as a success, if it is an error instead: one that
+    /// says so, or that has a server's message and none of a response's `members`.
     pub fn within(value: &Value, members: &[&str]) -> Option<Self> {
         let value = value.get(0).unwrap_or(value);
         let object = value.as_object()?;
@@ -167,7 +170,7 @@ impl Report {
         (!report.said.is_empty()).then_some(report)
     }
 
-    /// The error that this is, `kind` where the words do not say more.
+    /// The resulting error, of this kind if the message does not say more.
     pub fn error(&self, kind: Option<ErrorKind>) -> Error {
         let kind = kind.or(self.status.map(kind_of_status));
         let kind = kind.or(lasts(&self.said).then_some(ErrorKind::InvalidInput));
@@ -179,14 +182,14 @@ impl Report {
     }
 }
 
-/// Whether a piece has one of the members that an answer has, with something in it.
+/// Whether a piece has a non-empty member of a response.
 pub fn is_answer(value: &Value, members: &[&str]) -> bool {
     let value = value.get(0).unwrap_or(value);
     let has = |name: &&str| value.get(*name).is_some_and(|member| !member.is_null());
     members.iter().any(has)
 }
 
-/// Words for what passes by itself.
+/// Words for transient errors.
 const PASSES: [&str; 21] = [
     "502",
     "503",
@@ -210,7 +213,7 @@ const PASSES: [&str; 21] = [
     "rate limit",
     "too many requests",
 ];
-/// Words for what asking again does not mend.
+/// Words for errors that a retry does not fix.
 const LASTS: [&str; 17] = [
     "balance",
     "billing",
@@ -235,13 +238,13 @@ fn passes(said: &str) -> bool {
     PASSES.iter().any(|word| said.contains(word))
 }
 
-/// Whether a sentence without a code says that the same request fails again.
+/// Whether a message without a code says that the same request would fail again.
 fn lasts(said: &str) -> bool {
     let said = said.to_ascii_lowercase();
     LASTS.iter().any(|words| said.contains(words)) && !passes(&said)
 }
 
-/// Whether a member `error` is one: some servers have it in each answer.
+/// Whether a member `error` is a real one: some servers have it in each response.
 fn is_told(error: &Value) -> bool {
     match error {
         Value::Null | Value::Bool(false) => false,
@@ -252,7 +255,7 @@ fn is_told(error: &Value) -> bool {
     }
 }
 
-/// Where a server may put its sentence, the best place first.
+/// Members in which a server may put its message, the best first.
 const SENTENCES: [&str; 13] = [
     "message",
     "detail",
@@ -268,7 +271,7 @@ const SENTENCES: [&str; 13] = [
     "errors",
     "error",
 ];
-/// A sentence within a sentence is looked for so deep.
+/// The maximum depth of nested messages.
 const DEEPEST: usize = 6;
 
 fn sentence(value: &Value, depth: usize) -> Option<String> {
@@ -278,7 +281,7 @@ fn sentence(value: &Value, depth: usize) -> Option<String> {
     match value {
         Value::String(text) => {
             let text = text.trim();
-            // A gateway may hand on what it was told as it was.
+            // A gateway may forward the original error text.
             let inner = text
                 .starts_with(['{', '['])
                 .then(|| super::json::whole(text).ok());
@@ -300,7 +303,7 @@ fn sentence(value: &Value, depth: usize) -> Option<String> {
                 .iter()
                 .filter_map(|name| sentence(members.get(*name)?, depth + 1));
             let said = said.next()?;
-            // What a gateway's own server said, and where a wrong member stands.
+            // The message of a gateway's upstream server, and the position of an invalid member.
             if let Some(raw) = value.pointer("/metadata/raw")
                 && let Some(raw) = sentence(raw, depth + 1)
             {
@@ -322,17 +325,17 @@ fn sentence(value: &Value, depth: usize) -> Option<String> {
     }
 }
 
-/// What is known of an answer that may not come to its end.
+/// The state of a response that may not be completed.
 #[derive(Debug, Default)]
 pub struct Begun {
-    /// It had a piece of an answer.
+    /// Whether it had a piece of a response.
     is_answer: bool,
     /// The first piece that was none.
     other: String,
 }
 
 impl Begun {
-    /// Takes one piece. `members` are those that an answer has.
+    /// Takes one piece. `members` are those of a response.
     pub fn take(&mut self, piece: &Value, members: &[&str]) {
         if is_answer(piece, members) {
             self.is_answer = true;
@@ -341,7 +344,7 @@ impl Begun {
         }
     }
 
-    /// The error that an answer without an end is.
+    /// The error for a response without an end.
     pub fn broke_off(&self) -> Error {
         match self.is_answer {
             true => Error::upstream("The answer broke off before its end."),
@@ -350,7 +353,7 @@ impl Begun {
     }
 }
 
-/// A body that was to be an answer and is no JSON.
+/// The error for a body that should be a response but is not JSON.
 pub fn no_json(body: &str) -> Error {
     let text = body.trim();
     if text.is_empty() {
@@ -371,7 +374,7 @@ pub fn no_json(body: &str) -> Error {
     let lower = words.to_ascii_lowercase();
     let (kind, advice) = match passes(&lower) {
         true => (ErrorKind::Upstream, ""),
-        // Trying again will not make one of another page.
+        // Retrying will not turn the wrong page into a response.
         false => (ErrorKind::InvalidInput, " Check the provider's base URL."),
     };
     let said = match words.is_empty() {
@@ -418,7 +421,7 @@ fn plain(page: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// An error in the middle of an answer that began as a success.
+/// An error in the middle of a response that began as a success.
 pub fn broken_off(kind: ErrorKind, code: Option<String>, said: &str) -> Error {
     let message = match () {
         () if kind == ErrorKind::Unauthenticated => BAD_KEY.into(),

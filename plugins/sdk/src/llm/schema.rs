@@ -1,12 +1,14 @@
-//! Makes of any tool's schema one that providers take.
+//! Converts any tool's schema to one that providers accept.
 //!
-//! A provider refuses the whole request for one schema that it does not like, and schemas of MCP servers are
-//! whatever their authors' generators write.
+//! A provider refuses the whole request for one schema that it does not like, and schemas of MCP
+//! servers are whatever their authors' generators write.
 //!
-//! Always holds: what comes out is an object's schema with `properties`, valid by the latest draft, without
-//! references, without a choice at its root, without boolean schemas, without keywords that nobody has to
-//! know, and of a bounded size, whatever went in; and it allows at least what the original allowed, as far
-//! as names of members let it be said.
+//! # Invariants
+//!
+//! - The result is an object schema with `properties`, valid by the latest draft, without
+//!   references, without alternatives at its root, without boolean schemas, without optional
+//!   keywords, and of a bounded size, whatever went in.
+//! - The result allows at least what the original allowed, as far as member names can express it.
 
 use std::collections::BTreeSet;
 
@@ -15,10 +17,10 @@ use serde_json::{Map, Value, json};
 use super::conversation::tool_name;
 use crate::types::ToolDefinition;
 
-/// Deeper than this anything goes.
+/// The depth below which anything is allowed.
 const DEEPEST: usize = 24;
-/// A schema that grows larger than so many parts, where its references are written out, is left open
-/// from there on.
+/// The maximum number of parts after expanding references. A larger schema is left open from there
+/// on.
 const LARGEST: usize = 1_000;
 const TYPES: [&str; 7] = [
     "object", "array", "string", "number", "integer", "boolean", "null",
@@ -52,18 +54,18 @@ const COUNTS: [&str; 6] = [
     "maxProperties",
 ];
 
-/// A tool as it is told to a provider.
+/// A tool as it is sent to a provider.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
-    /// Of the characters that all providers take, and no other tool's.
+    /// A unique name of characters that all providers accept.
     pub name: String,
-    /// When to use it.
+    /// The description of when to use it.
     pub description: String,
-    /// See the module.
+    /// The converted schema: see the module.
     pub schema: Value,
 }
 
-/// The tools of a request. `named` says which names members of arguments may have.
+/// The tools of a request. `named` says which member names arguments may have.
 pub fn tools(definitions: &[ToolDefinition], named: fn(&str) -> bool) -> Vec<Tool> {
     let mut names = BTreeSet::new();
     let tools = definitions.iter().map(|definition| Tool {
@@ -76,12 +78,12 @@ pub fn tools(definitions: &[ToolDefinition], named: fn(&str) -> bool) -> Vec<Too
         .collect()
 }
 
-/// Any name will do.
+/// Accepts any name.
 pub fn any_name(_: &str) -> bool {
     true
 }
 
-/// The schema of a tool; one that is none is an open object's.
+/// The converted schema of a tool. An invalid one becomes that of an open object.
 pub fn of(tool: &ToolDefinition, named: fn(&str) -> bool) -> Value {
     let root = super::json::whole(&tool.input_schema).unwrap_or(Value::Null);
     let mut cleaner = Cleaner {
@@ -113,8 +115,8 @@ pub fn of(tool: &ToolDefinition, named: fn(&str) -> bool) -> Value {
     Value::Object(schema)
 }
 
-/// No provider takes a choice at the root: all members of all its ways are taken together, and those are
-/// wanted which each way wants.
+/// No provider accepts alternatives at the root: the members of all alternatives are merged, and
+/// only those required by each are required.
 fn flatten(schema: &mut Map<String, Value>) {
     let Some(Value::Array(ways)) = schema.remove("anyOf") else {
         return;
@@ -153,11 +155,11 @@ fn flatten(schema: &mut Map<String, Value>) {
             all.extend(more);
         }
     }
-    // What one way forbids another may want.
+    // What one alternative forbids another may require.
     schema.remove("additionalProperties");
 }
 
-/// A member that two ways have is as either of them says.
+/// A member that two alternatives have may match either.
 fn either(all: &mut Value, name: String, property: Value) {
     let Value::Object(all) = all else { return };
     match all.get_mut(&name) {
@@ -179,14 +181,14 @@ fn either(all: &mut Value, name: String, property: Value) {
 struct Cleaner<'a> {
     root: &'a Value,
     named: fn(&str) -> bool,
-    /// How many more parts there may be.
+    /// The number of parts that may still be added.
     left: usize,
-    /// The references that are being written out.
+    /// The references that are being expanded.
     within: Vec<&'a str>,
 }
 
 impl<'a> Cleaner<'a> {
-    /// None for a schema that nothing fits.
+    /// `None` for a schema that nothing matches.
     fn clean(&mut self, schema: &'a Value, depth: usize) -> Option<Value> {
         if self.left == 0 || depth > DEEPEST {
             return Some(json!({}));
@@ -218,7 +220,7 @@ impl<'a> Cleaner<'a> {
         Some(Value::Object(out))
     }
 
-    /// What a reference refers to, written out. One that goes round in a circle is left open.
+    /// Expands a reference. A cyclic one is left open.
     fn referenced(&mut self, schema: &'a Map<String, Value>, depth: usize) -> Map<String, Value> {
         let path = schema.get("$ref").and_then(Value::as_str);
         let Some(path) = path.filter(|path| !self.within.contains(path)) else {
@@ -253,7 +255,7 @@ impl<'a> Cleaner<'a> {
                     continue;
                 }
                 if let Some(clean) = self.clean(property, depth + 1) {
-                    // As old drafts have it.
+                    // As in old drafts.
                     if property.get("required") == Some(&Value::Bool(true)) {
                         required.push(name.as_str().into());
                     }
@@ -283,7 +285,7 @@ impl<'a> Cleaner<'a> {
         }
     }
 
-    /// What is said of each place of a list is said of all of them together.
+    /// The schemas of a list's positions are merged into one for all items.
     fn items(
         &mut self,
         schema: &'a Map<String, Value>,
@@ -331,7 +333,7 @@ impl<'a> Cleaner<'a> {
                 ways.push(way);
             }
         }
-        // A way that only wants members is a condition on what is there already.
+        // An alternative that only requires members is a condition on what is there already.
         let adds = |way: &Value| {
             way.as_object()
                 .is_some_and(|way| way.keys().any(|name| name != "required"))
@@ -348,7 +350,7 @@ impl<'a> Cleaner<'a> {
         if ways.is_empty() {
             return;
         }
-        // Some providers take no type beside a choice, so each way says its own.
+        // Some providers accept no type beside alternatives, so each alternative has its own.
         let structured = ["properties", "items"]
             .iter()
             .any(|name| out.contains_key(*name));
@@ -367,7 +369,7 @@ impl<'a> Cleaner<'a> {
     }
 }
 
-/// What is said in words and figures, as far as it is what its keyword wants.
+/// Copies annotations and limits, if they have the type that their keyword requires.
 fn said(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
     let mut keep = |name: &str, good: fn(&Value) -> bool| {
         if let Some(value) = schema.get(name).filter(|value| good(value)) {
@@ -384,7 +386,7 @@ fn said(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
             .as_str()
             .is_some_and(|format| FORMATS.contains(&format))
     });
-    // What looks around itself few servers can build a grammar from.
+    // Few servers can build a grammar from lookarounds.
     keep("pattern", |pattern| {
         pattern
             .as_str()
@@ -396,7 +398,7 @@ fn said(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
     for name in COUNTS {
         keep(name, Value::is_u64);
     }
-    // As old drafts have it.
+    // As in old drafts.
     for (old, limit) in [
         ("exclusiveMinimum", "minimum"),
         ("exclusiveMaximum", "maximum"),
@@ -409,7 +411,7 @@ fn said(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
     }
 }
 
-/// The type, or several; says whether null is one that the schema names in another way.
+/// The type, or several. Returns whether the schema allows null in another way.
 fn kinds(schema: &Map<String, Value>, out: &mut Map<String, Value>) -> bool {
     let known = |kind: &&Value| kind.as_str().is_some_and(|kind| TYPES.contains(&kind));
     let kinds: Vec<Value> = match schema.get("type") {
@@ -425,7 +427,7 @@ fn kinds(schema: &Map<String, Value>, out: &mut Map<String, Value>) -> bool {
     schema.get("nullable") == Some(&Value::Bool(true))
 }
 
-/// The values that there are, of the type that they have to have.
+/// The enumerated values, restricted to those of the required type.
 fn values(schema: &Map<String, Value>, out: &mut Map<String, Value>) {
     let values = match (schema.get("const"), schema.get("enum")) {
         (Some(one), _) => std::slice::from_ref(one),
@@ -481,7 +483,8 @@ fn or_null(out: &mut Map<String, Value>) {
     }
 }
 
-/// A list has items and an object has properties; nothing is wanted that is not there.
+/// Adds missing items to a list and properties to an object, and drops required members that are
+/// not defined.
 fn complete(out: &mut Map<String, Value>) {
     if !out.contains_key("type") && !out.contains_key("anyOf") {
         if out.contains_key("properties") {
@@ -505,7 +508,7 @@ fn complete(out: &mut Map<String, Value>) {
     let Some(Value::Array(required)) = out.remove("required") else {
         return;
     };
-    // One alone is a condition, for whoever merges it.
+    // A single one is a condition, which the caller merges.
     let known = |name: &Value| match (out.get("properties"), name.as_str()) {
         (Some(properties), Some(name)) => properties.get(name).is_some(),
         (None, _) => true,
@@ -517,7 +520,8 @@ fn complete(out: &mut Map<String, Value>) {
     }
 }
 
-/// Both hold: members are taken together, and of anything else the later is said.
+/// Combines two schemas that both apply: members are merged, and for everything else the later one
+/// wins.
 fn merge(into: &mut Map<String, Value>, from: Map<String, Value>) {
     for (name, value) in from {
         match (into.get_mut(&name), value) {

@@ -1,8 +1,10 @@
-//! The text of an answer, with the reasoning told apart that a server left between tags in it.
+//! The text of a response, separated from reasoning that a server left in it between tags.
 //!
 //! # Invariants
-//! - What is shown of a text is what the message has of it, but for reasoning that only its end gave away.
-//! - What goes back to the server is the text as it gave it, tags and all.
+//!
+//! - The text shown is the text of the message, except for reasoning that only its closing tag
+//!   revealed.
+//! - The text goes back to the server as it came, tags included.
 
 use std::borrow::Cow;
 
@@ -14,23 +16,23 @@ use super::thoughts::{Piece, Thoughts};
 use super::wit::Delta;
 use crate::types::{Content, Thinking};
 
-/// Stands behind reasoning that stood in a text; the body are its [`Tags`].
+/// The kind of the piece after reasoning that was in a text. Its body is [`Tags`].
 const TAGS: &str = "server.tags";
 
-/// What reasoning stood between in its text.
+/// The tags around reasoning that was in a text.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Tags {
     open: String,
     close: String,
-    /// The text began with it.
+    /// The text began with the reasoning.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     begins: bool,
-    /// The text ended with it.
+    /// The text ended with the reasoning.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     ends: bool,
 }
 
-/// One text of an answer, put together from the pieces that servers send.
+/// A text of a response, assembled from the fragments that servers send.
 #[derive(Debug, Default)]
 pub struct Spoken {
     joiner: Joiner,
@@ -46,7 +48,7 @@ enum Part {
 }
 
 impl Spoken {
-    /// Takes more of it. `marked` is as in [`super::json::Piece`].
+    /// Takes a fragment. `marked` is as in [`super::json::Piece`].
     pub fn push(&mut self, text: &str, marked: bool, deltas: &mut Vec<Delta>) {
         let text = self.joiner.push(text, marked);
         let mut pieces = Vec::new();
@@ -54,7 +56,7 @@ impl Spoken {
         self.take(pieces, deltas);
     }
 
-    /// All of it is there.
+    /// Ends the text.
     pub fn end(&mut self, deltas: &mut Vec<Delta>) {
         let mut pieces = Vec::new();
         self.thoughts.push(self.joiner.rest(), &mut pieces);
@@ -87,7 +89,7 @@ impl Spoken {
                 Piece::WasThought(_, close) => {
                     for piece in &mut self.pieces {
                         if let Part::Text(text) = piece {
-                            // It had no beginning, and goes back without one.
+                            // It had no opening tag, and goes back without one.
                             let tags = Some((String::new(), close.clone()));
                             *piece = Part::Thought(std::mem::take(text), tags);
                         }
@@ -97,7 +99,7 @@ impl Spoken {
         }
     }
 
-    /// As pieces of the message.
+    /// The message's pieces.
     pub fn into_content(mut self) -> Vec<Content> {
         self.end(&mut Vec::new());
         let mut content = Vec::new();
@@ -125,14 +127,14 @@ impl Spoken {
     }
 }
 
-/// The pieces of an answer with its texts as their server gave them: reasoning that stood in one is a part
-/// of it again.
+/// The pieces of a response with the texts as their server sent them: reasoning that was in one is
+/// part of it again.
 pub(super) fn as_given(content: &[Content]) -> Cow<'_, [Content]> {
     if !content.iter().any(|piece| tags(Some(piece)).is_some()) {
         return Cow::Borrowed(content);
     }
     let mut given: Vec<Content> = Vec::with_capacity(content.len());
-    // The last of them is a text that goes on.
+    // Whether the last piece is a text that continues.
     let mut open = false;
     let mut pieces = content.iter().peekable();
     while let Some(piece) = pieces.next() {
@@ -161,7 +163,7 @@ pub(super) fn as_given(content: &[Content]) -> Cow<'_, [Content]> {
     Cow::Owned(given)
 }
 
-/// What the reasoning before this piece stood between.
+/// The tags around the reasoning before this piece.
 fn tags(piece: Option<&Content>) -> Option<Tags> {
     match piece {
         Some(Content::Other(piece)) => kept(TAGS, piece),

@@ -1,12 +1,16 @@
-//! Tells a model's reasoning from its answer where a server sends both as one text, with tags around the
-//! reasoning.
+//! Separates a model's reasoning from its answer where a server sends both as one text, with tags
+//! around the reasoning.
 //!
-//! Always holds: where the text was cut makes no difference; a tag is shown neither whole nor in part;
-//! what was told as one of the two is never told as the other later, except for reasoning that only its
-//! end gives away, which is said so. A tag counts at the beginning of a line and outside of code: an
-//! answer that speaks of such tags keeps them.
+//! # Invariants
+//!
+//! - Where the text was split makes no difference.
+//! - No tag is shown, neither whole nor in part.
+//! - Text reported as one of the two is never reported as the other later, except for reasoning
+//!   that only its closing tag revealed, which is reported as such.
+//! - A tag counts only at the beginning of a line and outside of code, so an answer about such tags
+//!   keeps them.
 
-/// What reasoning stands between.
+/// The tags around reasoning.
 const TAGS: [(&str, &str); 6] = [
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -16,39 +20,39 @@ const TAGS: [(&str, &str); 6] = [
     ("◁think▷", "◁/think▷"),
 ];
 
-/// So much of an answer is looked at again with what comes.
+/// The number of bytes of an answer that are looked at again with the next fragment.
 const TAIL: usize = 8;
 
-/// A piece of what a model said.
+/// A piece of a model's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
     /// More of the answer.
     Text(String),
     /// More reasoning.
     Thought(String),
-    /// The reasoning is over; it stood between these.
+    /// The end of the reasoning, and its tags.
     End(&'static str, String),
-    /// All text so far was reasoning: its beginning was written by the server, into the prompt.
+    /// All text so far was reasoning: its opening tag was in the prompt, written by the server.
     WasThought(&'static str, String),
 }
 
 /// Splits one text.
 #[derive(Debug, Default)]
 pub struct Thoughts {
-    /// What is not decided.
+    /// Text that is undecided yet.
     held: String,
     state: State,
-    /// Some of the answer was told.
+    /// Whether some of the answer was returned.
     answered: bool,
-    /// The blanks that the answer may begin with.
+    /// Blanks that the answer may begin with.
     blank: String,
-    /// Some reasoning was there.
+    /// Whether there was reasoning.
     thought: bool,
-    /// The answer speaks of such tags.
+    /// Whether the answer is about such tags.
     speaks: bool,
-    /// The end of what was told.
+    /// The end of the returned text.
     tail: String,
-    /// So much of what is held was searched for an end.
+    /// How much of the held text was searched for a closing tag.
     searched: usize,
     line: Line,
 }
@@ -57,20 +61,20 @@ pub struct Thoughts {
 enum State {
     #[default]
     Text,
-    /// Within the tags of this number.
+    /// Within the tags of this index.
     Thought(usize),
-    /// The same, in the middle of the answer: it is text if it has no end.
+    /// The same, in the middle of the answer: it is text if it is not closed.
     Perhaps(usize),
 }
 
-/// Where in its line the answer stands.
+/// The answer's position in its line.
 #[derive(Debug, Default)]
 struct Line {
-    /// Something else than blanks is in it.
+    /// Whether the line has anything but blanks.
     begun: bool,
-    /// How many of a fence's characters it begins with.
+    /// The number of fence characters that it begins with.
     fence: usize,
-    /// It is within a block of code.
+    /// Whether it is within a code block.
     in_code: bool,
 }
 
@@ -105,7 +109,7 @@ impl Thoughts {
         self.decide(false, out);
     }
 
-    /// The text is over.
+    /// Ends the text.
     pub fn finish(&mut self, out: &mut Vec<Piece>) {
         self.decide(true, out);
     }
@@ -124,7 +128,7 @@ impl Thoughts {
         }
     }
 
-    /// Tells text up to a tag, or to what may become one.
+    /// Returns text up to a tag, or to what may become one.
     fn text(&mut self, over: bool, out: &mut Vec<Piece>) {
         let mut end = self.held.len();
         let mut found = None;
@@ -179,12 +183,12 @@ impl Thoughts {
         self.held = rest;
     }
 
-    /// Whether the answer speaks of such tags, up to here in what is held.
+    /// Whether the answer mentions such tags before this position.
     fn spoke(&self, at: usize) -> bool {
         self.speaks || speaks(&format!("{}{}", self.tail, &self.held[..at]))
     }
 
-    /// Blanks before an answer wait for it: before reasoning they are none.
+    /// Blanks before an answer are held back: before reasoning they are dropped.
     fn tell(&mut self, mut text: String, out: &mut Vec<Piece>) {
         if !self.answered {
             self.blank.push_str(&text);
@@ -209,7 +213,7 @@ impl Thoughts {
         let close = TAGS[tag].1;
         if let Some(at) = self.held.find(close) {
             let after = at + close.len();
-            // What is blank behind it goes along, and may not all be here.
+            // Blanks after it are removed too, and may be incomplete.
             if !over && !ends_blank(&self.held[after..]) {
                 self.told_up_to(at, out);
                 return;
@@ -237,7 +241,7 @@ impl Thoughts {
         think(std::mem::replace(&mut self.held, rest), out);
     }
 
-    /// Reasoning in the middle of an answer is told when its end is there.
+    /// Reasoning in the middle of an answer is returned once its end is there.
     fn perhaps(&mut self, tag: usize, over: bool, out: &mut Vec<Piece>) {
         let close = TAGS[tag].1;
         let from = self.searched.saturating_sub(close.len());
@@ -262,7 +266,7 @@ impl Thoughts {
     }
 }
 
-/// Whether an answer speaks of such tags, as one does that explains them.
+/// Whether an answer is about such tags, like one that explains them.
 fn speaks(text: &str) -> bool {
     text.contains("<think") || text.contains("`</")
 }
@@ -275,7 +279,7 @@ fn think(thought: String, out: &mut Vec<Piece>) {
 
 enum Begins {
     Open(usize),
-    /// The end of reasoning, alone in its line.
+    /// A closing tag alone in its line.
     Close(usize),
     /// It may become one of them.
     Unknown,
@@ -290,7 +294,7 @@ fn begins(text: &str, over: bool) -> Begins {
         if let Some(after) = text.strip_prefix(close) {
             return match after.chars().next() {
                 Some(next) if !matches!(next, '\n' | '\r') => Begins::No,
-                // What is blank behind it goes along.
+                // Blanks after it are removed too.
                 _ if over || ends_blank(after) => Begins::Close(tag),
                 _ => Begins::Unknown,
             };
@@ -307,7 +311,7 @@ fn ends_blank(text: &str) -> bool {
     !text.trim_start().is_empty() || text.bytes().filter(|b| *b == b'\n').count() >= 2
 }
 
-/// Takes the blanks off a text's beginning, up to an empty line.
+/// Removes leading blanks, up to an empty line.
 fn blank_lines(text: &mut String) -> String {
     let mut lines = 0;
     let end = text.char_indices().find(|(_, c)| {
@@ -319,7 +323,7 @@ fn blank_lines(text: &mut String) -> String {
     std::mem::replace(text, rest)
 }
 
-/// How many bytes at a text's end are the beginning of this.
+/// The length of the longest suffix of a text, in bytes, that is a prefix of `of`.
 fn beginning_at_end(text: &str, of: &str) -> usize {
     let ends = of.char_indices().map(|(at, _)| at).skip(1);
     ends.filter(|end| text.ends_with(&of[..*end]))
@@ -331,7 +335,7 @@ fn beginning_at_end(text: &str, of: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// What it says in the end: reasoning, and answer.
+    /// The resulting reasoning and answer.
     fn split(pieces: &[&str]) -> (String, String) {
         let mut thoughts = Thoughts::default();
         let mut out = Vec::new();

@@ -1,16 +1,19 @@
-//! A call of a tool, played by a test: what it wants is looked at and answered.
+//! A tool call driven by a test, which checks and answers the requested actions.
 //!
-//! Always holds: each step is made twice and must give the same, and what a call remembers goes through
-//! its bytes; a request that the host would not send fails the test.
+//! # Invariants
+//!
+//! - Each step is run twice and must give the same result, and a call's state is serialised in
+//!   between.
+//! - A request that the host would not send fails the test.
 
 use std::marker::PhantomData;
 
 use crate::tools::{self, Action, Answer, Command, Output, Progress, Reply, Tools, Turn};
 use crate::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall, ToolDefinition};
 
-/// More steps than a host gives a call.
+/// The maximum number of steps that a host grants a call.
 const MOST_STEPS: u32 = 32;
-/// Headers that are the host's own.
+/// Headers that only the host may set.
 const HOSTS: [&str; 4] = ["authorization", "host", "cookie", "content-length"];
 
 /// A call of one of a component's tools.
@@ -40,7 +43,7 @@ impl<T: Tools> Call<T> {
         Self::begin_with("{}", tool, arguments)
     }
 
-    /// The same with settings, a JSON object. The tool must be one that there is with them.
+    /// As [`Self::begin`], with settings, a JSON object. The tool must exist with them.
     #[track_caller]
     pub fn begin_with(settings: &str, tool: &str, arguments: &str) -> Self {
         let there = definitions::<T>(settings);
@@ -64,7 +67,7 @@ impl<T: Tools> Call<T> {
         begun
     }
 
-    /// The command that is waited for.
+    /// The pending command.
     #[track_caller]
     pub fn command(&self) -> &Command {
         match self.action() {
@@ -73,7 +76,7 @@ impl<T: Tools> Call<T> {
         }
     }
 
-    /// The request that is waited for.
+    /// The pending request.
     #[track_caller]
     pub fn request(&self) -> &HttpRequest {
         match self.action() {
@@ -82,7 +85,7 @@ impl<T: Tools> Call<T> {
         }
     }
 
-    /// What the model is told.
+    /// The reply to the model.
     #[track_caller]
     pub fn reply(&self) -> &Reply {
         match self.action() {
@@ -91,7 +94,7 @@ impl<T: Tools> Call<T> {
         }
     }
 
-    /// What went wrong with the last step.
+    /// The error of the last step.
     #[track_caller]
     pub fn error(&self) -> &Error {
         match &self.turn {
@@ -100,7 +103,7 @@ impl<T: Tools> Call<T> {
         }
     }
 
-    /// The command ran to its end.
+    /// The command ends with this output.
     #[track_caller]
     pub fn prints(&mut self, text: &str, exit_code: i32) {
         self.command();
@@ -112,7 +115,7 @@ impl<T: Tools> Call<T> {
         }));
     }
 
-    /// The server answered.
+    /// The server responds.
     #[track_caller]
     pub fn responds(&mut self, status: u16, body: &str) {
         self.request();
@@ -123,13 +126,13 @@ impl<T: Tools> Call<T> {
         }));
     }
 
-    /// It could not be done.
+    /// The action fails.
     #[track_caller]
     pub fn fails(&mut self, kind: ErrorKind, message: &str) {
         self.answer(Answer::Failed(Error::new(kind, message)));
     }
 
-    /// Any answer: one with headers, a command that was killed.
+    /// Any outcome, such as a response with headers or a command that was killed.
     #[track_caller]
     pub fn answer(&mut self, answer: Answer) {
         let state = match &self.turn {
@@ -187,7 +190,7 @@ impl<T: Tools> Call<T> {
     }
 }
 
-/// The tools there are with these settings, a JSON object.
+/// The tools that exist with these settings, a JSON object.
 #[track_caller]
 pub fn definitions<T: Tools>(settings: &str) -> Vec<ToolDefinition> {
     let settings = match serde_json::from_str(settings) {

@@ -1,8 +1,9 @@
-//! An integration of a git provider: whose token is it, what does it reach, open a change.
+//! A git provider plugin: identifies a token's user, lists repositories, opens a pull request.
 //!
-//! It sends nothing itself. An operation is a chain of requests: `step` gives the next one, the host sends
-//! it with the user's token, and calls again with the answer. A request has a path and no host, and no
-//! token. This one speaks a small API; put your provider's own paths and fields in their place.
+//! It sends nothing itself. An operation is a chain of requests: `step` returns the next one, the
+//! host sends it with the user's token, and calls again with the response. A request has a path but
+//! no host and no token. This one speaks a small API: replace it with your provider's own paths and
+//! fields.
 
 use lucid_plugin::git::{
     Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,
@@ -13,15 +14,15 @@ use lucid_plugin::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The integration.
+/// The plugin.
 pub struct MyAgent;
 
-/// What was asked, which comes back with the answer.
+/// The request that was sent, which comes back with the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
     /// The first request of an operation.
     First,
-    /// Which change there is already.
+    /// The search for an existing pull request.
     Existing,
 }
 
@@ -35,7 +36,7 @@ impl Provider for MyAgent {
             description: "Repositories and changes of Example.".into(),
             default_base_url: "https://git.example.org/api/v1".into(),
             default_web_url: "https://git.example.org".into(),
-            // On a server of somebody's own, the API is here below its web address.
+            // On a self-hosted server, the API is at this path below its web address.
             api_path: "/api/v1".into(),
             key: KeyPlace::Bearer,
             git_user: "token".into(),
@@ -63,7 +64,7 @@ impl Provider for MyAgent {
     }
 }
 
-/// What went well, as JSON.
+/// The JSON of a successful response.
 fn success(response: &HttpResponse) -> Result<Value, Error> {
     if is_success(response) {
         json(response)
@@ -117,7 +118,7 @@ fn repositories(page: &Page, response: &HttpResponse) -> Result<Next<Asked>, Err
     })))
 }
 
-/// Where a repository is: `/repos/OWNER/NAME`.
+/// The path of a repository: `/repos/OWNER/NAME`.
 fn path(change: &NewChange) -> Result<String, Error> {
     match change.repository.split('/').collect::<Vec<_>>()[..] {
         [owner, name] if !owner.is_empty() && !name.is_empty() && !owner.starts_with('.') => {
@@ -137,7 +138,7 @@ fn open(change: &NewChange) -> Result<HttpRequest, Error> {
         "head": change.head,
         "draft": change.draft,
     });
-    // Without one, this provider takes the repository's default branch.
+    // Without one, this provider uses the repository's default branch.
     if let Some(base) = &change.base {
         body["base"] = base.as_str().into();
     }
@@ -147,7 +148,7 @@ fn open(change: &NewChange) -> Result<HttpRequest, Error> {
 fn opened(change: &NewChange, answered: &Answered<Asked>) -> Result<Next<Asked>, Error> {
     let response = &answered.response;
     match answered.state {
-        // Whoever opens a change that is there already gets that one.
+        // If the pull request exists already, it is the result.
         Asked::First if response.status == 409 && said(response).contains("already exists") => {
             let query = [("state", "open"), ("head", change.head.as_str())];
             let request = get(format!("{}/pulls", path(change)?), &query);

@@ -1,4 +1,4 @@
-//! What is asked and what comes of it, without a network: the test plays the provider's server.
+//! Requests and results of each operation, without a network: the test plays the provider's server.
 
 use lucid_plugin::git::{NewChange, Operation, Page, Reply};
 use lucid_plugin::testing::Exchange;

@@ -1,8 +1,8 @@
-//! An adapter for a model provider: it says what to send, and what came back means.
+//! A provider adapter: it encodes requests to a model and decodes the responses.
 //!
-//! It sends nothing itself. A request has a path and no host, and no key: where the API is and which
-//! key goes along are the deployment's, so a key is never in here. This one speaks a small API of
-//! chat completions; put your provider's own fields in the place of `messages`, `chunk` and `refusal`.
+//! It sends nothing itself. A request has a path but no host and no key: where the API is and which
+//! key is used are the deployment's, so a key is never in here. This one speaks a small chat
+//! completions API: replace `messages`, `chunk` and `refusal` with your provider's own fields.
 
 use lucid_plugin::NO_USAGE;
 use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
@@ -46,7 +46,7 @@ impl Adapter for MyAgent {
             tools: true,
             images: false,
             thinking: false,
-            // Millionths of a dollar for a million tokens: read, written, from a cache, to a cache.
+            // Millionths of a dollar per million tokens: input, output, cache read, cache write.
             prices: Some(prices(200_000, 800_000, 20_000, 0)),
         }]
     }
@@ -57,8 +57,8 @@ impl Adapter for MyAgent {
 
     fn encode(_: &str, request: CompletionRequest) -> Result<Encoded, Error> {
         let params = Params::parse(&request.params)?;
-        // Whatever a session went through, this is a conversation that a provider takes: turns
-        // alternate, and each call has its one answer.
+        // Whatever a session went through, this is a conversation that a provider accepts: turns
+        // alternate, and each call has exactly one result.
         let conversation = Conversation::new(
             &request.messages,
             &Rules {
@@ -79,7 +79,7 @@ impl Adapter for MyAgent {
                 "stream": request.streaming,
             });
             if !request.tools.is_empty() {
-                // Schemas as any provider takes them: one that it refuses would end the session.
+                // Schemas that any provider accepts: one that it refuses would end the session.
                 let tools = schema::tools(&request.tools, schema::any_name);
                 let tools = tools.into_iter().map(|tool| {
                     json!({ "type": "function", "function": {
@@ -105,7 +105,7 @@ impl Adapter for MyAgent {
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
         let said = text_at(&value["error"], "message").unwrap_or_default();
         let code = text_at(&value["error"], "code").map(str::to_owned);
-        // The kind decides whether the host tries again.
+        // The kind decides whether the host retries.
         refusal(status, headers, &text, kind_of_status(status), code, said)
     }
 }
@@ -135,7 +135,7 @@ fn user(turn: &UserTurn, messages: &mut Vec<Value>) {
     }
     let said = turn.said.iter().map(|said| match said {
         Said::Text(text) => text.clone(),
-        // For models that see pictures, `Files::show` gives a mark that the host fills in.
+        // For models that see images, `Files::show` returns a placeholder that the host replaces.
         Said::Image(picture) => Files::tell(picture),
     });
     let said: Vec<String> = said.collect();
@@ -161,13 +161,13 @@ fn model(pieces: &[Content]) -> Value {
     message
 }
 
-/// Reads one answer, streamed or whole.
+/// The decoder of one response, streamed or whole.
 pub struct Answer {
     text: String,
     calls: Vec<ToolCall>,
     stop: Option<StopReason>,
     usage: Usage,
-    /// Of an answer that is not streamed, until it is there as a whole.
+    /// The body of a response that is not streamed, until it is complete.
     body: Vec<u8>,
 }
 
@@ -201,7 +201,7 @@ impl Decoder for Answer {
             let whole = whole_json(&std::mem::take(&mut self.body))?;
             self.chunk(&whole, "message", &mut Vec::new())?;
         }
-        // Only an answer that came to its end is one; what broke off is asked for again.
+        // Only a complete response counts: one that broke off is requested again.
         let stop = self
             .stop
             .ok_or_else(|| Error::upstream("The answer broke off before its end."))?;
@@ -255,7 +255,7 @@ impl Answer {
         Ok(())
     }
 
-    /// A call begins with an id and a name; its arguments come in pieces behind them.
+    /// A call begins with an id and a name, and its arguments follow in fragments.
     fn call(&mut self, call: &Value, deltas: &mut Vec<Delta>) {
         let function = &call["function"];
         if let Some(name) = text_at(function, "name") {

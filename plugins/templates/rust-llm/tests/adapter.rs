@@ -1,4 +1,4 @@
-//! What goes out and what comes back, without a network: answers of the provider are in `recorded`.
+//! Requests and decoded responses, without a network: the provider's responses are in `recorded`.
 
 use lucid_plugin::llm::{Adapter as _, Frame};
 use lucid_plugin::testing::{decode, events, request};

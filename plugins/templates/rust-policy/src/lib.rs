@@ -1,8 +1,8 @@
-//! An agent: it asks a model, has the tools run that the model calls, and ends when it calls none.
+//! An agent: it calls a model, runs the tools that the model calls, and ends when it calls none.
 //!
-//! It decides and never acts. All it knows comes in as [`Input`]s, all it wants goes out as
-//! [`Commands`]; the host writes both down, and only then carries them out. So there is no clock, no
-//! file and no network here, and the same inputs always give the same commands.
+//! It decides and never acts. All it knows arrives as [`Input`]s and all it wants leaves as
+//! [`Commands`]. The host logs both, and only then carries them out. So there is no clock, no file
+//! and no network here, and the same inputs always give the same commands.
 
 use lucid_plugin::cut;
 use lucid_plugin::policy::{self, Commands, Context, Descriptor, Input, Policy, Start};
@@ -14,28 +14,28 @@ use serde_json::{Value, json};
 /// The agent.
 pub struct MyAgent;
 
-/// What it remembers from one step to the next. The host keeps it, also over a crash.
+/// The state from one step to the next. The host keeps it, even over a crash.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct State {
-    /// Where the loop of model and tools stands.
+    /// The state of the loop of model and tools.
     turns: Turns,
     /// The first message of each prompt.
     system: String,
-    /// What the model may call: the host's tools, and `remember`.
+    /// The tools the model may call: the host's, and `remember`.
     tools: Vec<ToolDefinition>,
-    /// What the model noted.
+    /// The model's notes.
     notes: Vec<String>,
 }
 
-/// What a deployment may set, under `settings` in `lucid.toml`.
+/// The deployment's settings, under `settings` in `lucid.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// How to speak.
+    /// The manner of speaking.
     manner: String,
 }
 
-/// The same for whoever writes them: the host checks settings against this.
+/// Their JSON schema: the host validates settings against it.
 const SETTINGS: &str = r#"{
   "type": "object",
   "additionalProperties": false,
@@ -46,7 +46,7 @@ const SETTINGS: &str = r#"{
 
 impl Policy for MyAgent {
     type State = State;
-    /// Count it up when a build cannot read the older state, and write `migrate` for that.
+    /// Increment it when a build cannot read the older state, and write `migrate` for that.
     const SCHEMA: u32 = 1;
 
     fn describe() -> Descriptor {
@@ -61,7 +61,7 @@ impl Policy for MyAgent {
         }
     }
 
-    /// Once for each thing that happened.
+    /// Called once for each input.
     fn step(_: &Context, s: &mut State, input: Input, out: &mut Commands) -> Result<(), Error> {
         if let Input::Started(start) = &input {
             begin(s, start)?;
@@ -86,7 +86,7 @@ impl Policy for MyAgent {
         Ok(())
     }
 
-    /// Once behind all that happened: the model is asked where it is its turn.
+    /// Called once after all inputs of a step: calls the model if it is its turn.
     fn settle(_: &Context, s: &mut State, out: &mut Commands) -> Result<(), Error> {
         let mut system = s.system.clone();
         for note in &s.notes {
@@ -119,7 +119,7 @@ fn begin(s: &mut State, start: &Start) -> Result<(), Error> {
     Ok(())
 }
 
-/// A tool of the agent's own: the host does not hear of it, so it is answered here, and shown.
+/// A tool of the agent's own: the host does not know it, so it is answered here, and shown.
 fn remember(s: &mut State, call: &ToolCall, out: &mut Commands) {
     let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
     let result = match arguments["note"].as_str() {

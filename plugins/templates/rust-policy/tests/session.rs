@@ -1,4 +1,4 @@
-//! Sessions, played without a host and without a model.
+//! Sessions played without a host and without a model.
 
 use lucid_plugin::policy::Outcome;
 use lucid_plugin::testing::Session;

@@ -1,8 +1,9 @@
-//! Tools for agents: one looks through the session's files, one asks a server for a ticket.
+//! Tools for agents: one searches the session's files, one fetches a ticket from a server.
 //!
-//! A call is turned into what is to be done, a [`Command`] in the session's sandbox or an [`HttpRequest`]
-//! to the deployment's server, and then into what the model reads. The host does it, shows it and adds the
-//! key. So there is no clock, no file and no network here, and the same arguments always give the same.
+//! A call is turned into actions, a [`Command`] in the session's sandbox or an [`HttpRequest`] to
+//! the deployment's server, and then into the text the model reads. The host carries the actions
+//! out, shows them and adds the key. So there is no clock, no file and no network here, and the
+//! same arguments always give the same result.
 
 use lucid_plugin::cut;
 use lucid_plugin::tools::{self, Answer, Command, Descriptor, Next, Tools, segment};
@@ -13,11 +14,11 @@ use serde_json::json;
 /// The tools.
 pub struct MyAgent;
 
-/// What a deployment may set, under `settings` in `lucid.toml`.
+/// The deployment's settings, under `settings` in `lucid.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// What marks a line with work that is left.
+    /// The word that marks a line with remaining work.
     word: String,
 }
 
@@ -28,7 +29,7 @@ impl Default for Settings {
     }
 }
 
-/// The same for whoever writes them: the host checks settings against this.
+/// Their JSON schema: the host validates settings against it.
 const SETTINGS: &str = r#"{
   "type": "object",
   "additionalProperties": false,
@@ -37,26 +38,26 @@ const SETTINGS: &str = r#"{
   }
 }"#;
 
-/// What a call remembers while it waits. The host keeps it.
+/// A call's state while it waits. The host keeps it.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Waits {
-    /// For `grep`.
+    /// Waiting for `grep`.
     ForLines,
-    /// For the server, which was asked so often.
+    /// Waiting for the server.
     ForTicket {
-        /// From 1.
+        /// The number of requests so far, from 1.
         times: u32,
     },
 }
 
-/// What a model may ask `open_work`.
+/// The arguments of `open_work`.
 #[derive(Debug, Deserialize)]
 struct Where {
     #[serde(default)]
     folder: Option<String>,
 }
 
-/// What a model must say to `ticket`.
+/// The arguments of `ticket`.
 #[derive(Debug, Deserialize)]
 struct Which {
     id: String,
@@ -77,7 +78,7 @@ impl Tools for MyAgent {
         }
     }
 
-    /// What models are told. They know these as `my-agent__open_work` and `my-agent__ticket`.
+    /// The tools as models see them, under the names `my-agent__open_work` and `my-agent__ticket`.
     fn definitions(settings: &Settings) -> Result<Vec<ToolDefinition>, Error> {
         Ok(vec![
             ToolDefinition::new(
@@ -102,13 +103,14 @@ impl Tools for MyAgent {
         ])
     }
 
-    /// A model calls one of them.
+    /// Starts a call.
     fn call(settings: &Settings, call: &ToolCall) -> Result<Next<Waits>, Error> {
         match call.name.as_str() {
             "open_work" => {
                 let wanted: Where = call.parsed()?;
                 let folder = wanted.folder.unwrap_or_else(|| ".".into());
-                // No shell reads this, so whatever a model writes is a word and never a command.
+                // No shell reads this, so whatever a model writes is an argument and never a
+                // command.
                 let grep = Command::argv(["grep", "-rnIF", "-e", &settings.word, "--", &folder]);
                 Ok(Next::Run(grep.timeout_ms(30_000), Waits::ForLines))
             }
@@ -121,7 +123,7 @@ impl Tools for MyAgent {
         }
     }
 
-    /// What the call wanted was done, or could not be.
+    /// Continues a call after its action was carried out, or failed.
     fn resume(
         _: &Settings,
         call: &ToolCall,
@@ -132,7 +134,7 @@ impl Tools for MyAgent {
             (Waits::ForLines, Answer::Ran(output)) if output.is_success() => {
                 Ok(Next::done(cut(&output.text, 10_000)))
             }
-            // That is how grep says that there is nothing.
+            // grep's exit code for no match.
             (Waits::ForLines, Answer::Ran(output)) if output.exit_code == 1 => {
                 Ok(Next::done("There are none."))
             }

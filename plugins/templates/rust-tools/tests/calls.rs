@@ -1,4 +1,4 @@
-//! Calls, played without a host, a sandbox or a server.
+//! Calls played without a host, a sandbox or a server.
 
 use lucid_plugin::testing::{Call, definitions};
 use lucid_plugin::tools::Program;

@@ -1,9 +1,10 @@
-//! Owns the trial of a git provider's integration: each operation to its end, against a server that
-//! answers in all the ways a server can.
+//! The check of a git provider plugin: runs each operation to completion against a server that
+//! responds in every way a server can.
 //!
-//! What always holds: nothing is asked. What a provider really answers is in the plugin's own tests; here
-//! is what holds for all: a step gives the same when it is made again, an operation comes to an end, no
-//! request is one that a host would not send, a refusal is an error of the kind that it is, and no nonsense traps.
+//! No real provider is contacted: its responses are covered by the plugin's own tests. Checked here
+//! is what holds for every plugin: repeating a step gives the same result, an operation terminates,
+//! every request is one that a host would send, a refusal becomes an error of the right kind, and
+//! no malformed response causes a trap.
 
 use super::super::report::Report;
 use crate::net::egress::{Endpoint, Injection, refusal_of};
@@ -11,11 +12,12 @@ use crate::types::wit::git::{NewChange, Next, Operation, Page, Reply};
 use crate::types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 use crate::wasm::{CallError, GitPlugin};
 
-/// How many requests an operation may take before it is called endless; a host gives up at as many.
+/// The number of requests after which an operation counts as endless. A host stops at the same
+/// number.
 const MOST_REQUESTS: usize = 8;
 /// A token that a server repeats in its refusal.
 const TOKEN: &str = "token-of-the-check-0123456789";
-/// Tries all of it.
+/// Runs all checks.
 pub(super) async fn check(report: &mut Report, git: &GitPlugin, settings: &str) {
     report.result("addresses", addresses(git));
     report.result("requests", requests(git, settings).await);
@@ -39,7 +41,7 @@ fn addresses(git: &GitPlugin) -> Result<String, String> {
     ))
 }
 
-/// Each kind of operation, and what it may be asked with.
+/// Each kind of operation, with sample arguments.
 fn operations() -> Vec<(&'static str, Operation)> {
     let change = |repository: &str, base: Option<&str>, draft| {
         Operation::OpenChange(NewChange {
@@ -92,7 +94,7 @@ async fn requests(git: &GitPlugin, settings: &str) -> Result<String, String> {
             Ok(Next::Done(_)) => {
                 return Err(format!("{name}: it is done before anything was asked"));
             }
-            // It may refuse what cannot be.
+            // It may refuse invalid input.
             Err(error) if error.kind == ErrorKind::InvalidInput => {}
             Err(error) => {
                 return Err(format!(
@@ -183,7 +185,7 @@ async fn nonsense(git: &GitPlugin, settings: &str) -> Result<String, String> {
             }
         }
     }
-    // A host never gives these, and a plugin is still no worse for it.
+    // A host never passes these, and a plugin must still cope.
     for (state, answer) in [
         (Some(b"not a state".to_vec()), None),
         (None, Some(response(200, None, b"{}"))),
@@ -200,8 +202,8 @@ async fn nonsense(git: &GitPlugin, settings: &str) -> Result<String, String> {
     ))
 }
 
-/// Carries an operation out with the same answer each time. None where it did not come to an end, as
-/// with a list that has the same next page again and again.
+/// Runs an operation with the same response each time. `None` if it did not terminate, like a list
+/// that has the same next page again and again.
 async fn ended(
     git: &GitPlugin,
     settings: &str,
@@ -224,7 +226,8 @@ async fn ended(
     ))
 }
 
-/// One step, made twice. The outer error is a sentence about the plugin, the inner one is the plugin's.
+/// Runs one step twice. The outer error is a sentence about the plugin, the inner one is the
+/// plugin's.
 async fn step(
     git: &GitPlugin,
     settings: &str,
@@ -247,7 +250,7 @@ async fn step(
     Ok(said.swap_remove(0))
 }
 
-/// Whether a host would send it.
+/// Checks that a host would send a request.
 fn request(git: &GitPlugin, request: &HttpRequest) -> Result<(), String> {
     let place = git.descriptor().key.clone().into();
     match refusal_of(request, &place, true) {

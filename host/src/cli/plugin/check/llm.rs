@@ -1,8 +1,12 @@
-//! Owns the trial of an adapter: conversations to encode, refusals to classify, and answers to decode,
-//! recorded ones and ones that are none.
+//! The check of a provider adapter: conversations to encode, refusals to classify, and responses to
+//! decode, both recorded and malformed.
 //!
-//! What always holds: no provider is known here and none is asked. A request is held to what the egress
-//! takes; a recorded answer is cut at every byte, and must come out the same.
+//! No provider is known here and none is contacted.
+//!
+//! # Invariants
+//!
+//! - A request must be one that the egress accepts.
+//! - A recorded response is split at every byte, and must decode to the same result each time.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -20,7 +24,7 @@ use crate::types::wit::types::{
 };
 use crate::wasm::{CallError, LlmPlugin};
 
-/// Headers that are the host's own.
+/// Headers that only the host may set.
 const HOSTS: [&str; 5] = [
     "authorization",
     "host",
@@ -30,12 +34,12 @@ const HOSTS: [&str; 5] = [
 ];
 /// A key that a server repeats in its refusal.
 const KEY: &str = "sk-the-key-of-the-check-0123456789";
-/// A longer recorded answer is not cut everywhere, but so often.
+/// The number of places at which a longer recorded response is split, instead of everywhere.
 const MOST_CUTS: usize = 4_000;
-/// A recorded answer has a few kilobytes.
+/// The maximum size of a recorded response in bytes. A real one has a few kilobytes.
 const LARGEST: u64 = 1 << 20;
 
-/// Tries all of it.
+/// Runs all checks.
 pub(super) async fn check(
     report: &mut Report,
     llm: &LlmPlugin,
@@ -116,7 +120,7 @@ fn picture() -> BlobRef {
     }
 }
 
-/// What sessions hold after crashes, lost effects and odd models.
+/// Conversations as sessions have them after crashes, lost effects and odd models.
 fn conversations() -> Vec<(&'static str, Vec<Message>)> {
     let asks = |content| Message {
         role: Role::Assistant,
@@ -233,7 +237,8 @@ async fn encode(llm: &LlmPlugin, settings: &str) -> Result<String, String> {
     refuses(llm, settings, &wrong, "params that are no JSON").await?;
     wrong.params = "{}".into();
     wrong.tools[0].input_schema = "{".into();
-    // One bad tool should not end a session; an adapter that refuses it is no worse than those of 0.1.0.
+    // One bad tool should not end a session, but an adapter that refuses it is no worse than those
+    // of 0.1.0.
     if encode_one(llm, settings, &wrong).await.is_err() {
         refuses(llm, settings, &wrong, "a tool's schema that is no JSON").await?;
     }
@@ -330,7 +335,7 @@ async fn classify(llm: &LlmPlugin) -> Result<String, String> {
             if status == 401 && error.message.contains(KEY) {
                 return Err("it repeats the key that a server repeated to it".into());
             }
-            // What the host does hangs on these, whatever a body says of them.
+            // The host's reaction depends on these, whatever a body says.
             let kinds: &[ErrorKind] = match status {
                 401 => &[ErrorKind::Unauthenticated],
                 429 => &[ErrorKind::RateLimited, ErrorKind::Overloaded],
@@ -351,12 +356,12 @@ async fn classify(llm: &LlmPlugin) -> Result<String, String> {
     ))
 }
 
-/// A plugin's answer; its own "no" is a failed check as well.
+/// A plugin's result. An error of its own fails the check as well.
 fn answer<T>(result: Result<T, CallError>) -> Result<T, String> {
     result.map_err(|error| error.to_string())
 }
 
-/// What is no answer at all.
+/// Decodes input that is not a response at all.
 async fn nonsense(llm: &LlmPlugin) -> Result<String, String> {
     let event = |data: &str| {
         Frame::Sse(Sse {
@@ -385,7 +390,7 @@ async fn nonsense(llm: &LlmPlugin) -> Result<String, String> {
             Err(CallError::Plugin { .. }) => {}
             Err(error) => return Err(format!("{shown}: {error}")),
             Ok((completion, _)) if frames.is_empty() || completion.message.content.is_empty() => {
-                // `[DONE]` alone may be an answer in which nothing was said.
+                // `[DONE]` alone may be an empty response.
                 if frames.is_empty() {
                     return Err("an answer of which nothing came must be an error of kind upstream, and is a completion".into());
                 }
@@ -403,7 +408,7 @@ async fn nonsense(llm: &LlmPlugin) -> Result<String, String> {
     ))
 }
 
-/// Reads batches of frames.
+/// Decodes batches of frames.
 async fn decode(
     llm: &LlmPlugin,
     batches: &[Vec<Frame>],
@@ -417,7 +422,7 @@ async fn decode(
     Ok((decoder.finish().await.result?, deltas))
 }
 
-/// Recorded answers, cut everywhere.
+/// Decodes recorded responses, split everywhere.
 async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
     let cannot = |error| format!("{} cannot be read: {error}", folder.display());
     let mut files: Vec<_> = std::fs::read_dir(folder)
@@ -446,7 +451,7 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
         let whole = decode(llm, &batches(&[&body], streamed).await.map_err(wrong)?)
             .await
             .map_err(|error| wrong(error.to_string()))?;
-        // A refusal may say nothing.
+        // A refusal may have no text.
         let said = matches!(whole.0.stop, StopReason::EndTurn | StopReason::ToolUse);
         if said && whole.0.message.content.is_empty() {
             return Err(wrong("the answer has nothing in it".into()));
@@ -490,7 +495,7 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
     ))
 }
 
-/// Frames as the host cuts them from a body that arrives in these pieces, a batch for each event.
+/// Frames as the host splits them from a body that arrives in these pieces, a batch for each event.
 async fn batches(pieces: &[&[u8]], streamed: bool) -> Result<Vec<Vec<Frame>>, String> {
     if !streamed {
         return Ok(pieces

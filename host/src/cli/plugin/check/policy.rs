@@ -1,9 +1,11 @@
-//! Owns the trial of a policy: sessions that are played to it, as a host would, with a model, tools and
-//! a user that follow a script.
+//! The check of a policy: plays sessions to it as a host would, with a scripted model, tools and
+//! user.
 //!
-//! What always holds: every step is made twice and must give the same bytes; what a host would pass
-//! over or refuse among its commands is said; a policy that goes round in circles ends after so many
-//! steps.
+//! # Invariants
+//!
+//! - Every step is run twice and must give the same bytes.
+//! - Commands that a host would ignore or refuse are reported.
+//! - A policy that loops is stopped after a fixed number of steps.
 
 use std::collections::VecDeque;
 
@@ -21,29 +23,29 @@ use crate::types::wit::types::{
 };
 use crate::wasm::PolicyPlugin;
 
-/// A task with a scripted model takes a dozen.
+/// The maximum number of steps. A task with a scripted model takes a dozen.
 const MOST_STEPS: u32 = 200;
 
-/// What happens in a session besides that everything goes well.
+/// An event besides the regular course of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Nothing else.
+    /// No event.
     Nothing,
-    /// The user says something while the first effect is open.
+    /// The user sends a message while the first effect is pending.
     Message,
-    /// The host restarts while the first effect is open.
+    /// The host restarts while the first effect is pending.
     Restart,
     /// Each effect fails.
     Failures,
-    /// The user ends the task while the first effect is open.
+    /// The user cancels the task while the first effect is pending.
     Cancel,
-    /// The model calls a tool that there is not, with arguments that are no JSON.
+    /// The model calls a nonexistent tool, with arguments that are not JSON.
     OddModel,
-    /// What this version has no name for, and news of effects that nobody began.
+    /// An input unknown to this version, and results of effects that nobody started.
     Strange,
 }
 
-/// All of them, and what they are called in a report.
+/// All events, and their names in a report.
 const PLAYED: [(Event, &str, &str); 7] = [
     (Event::Nothing, "a task", "from the start to its end"),
     (
@@ -79,14 +81,14 @@ pub(super) async fn check(report: &mut Report, policy: &PolicyPlugin, settings: 
     }
 }
 
-/// How a session went.
+/// The outcome of a session.
 #[derive(Debug)]
 pub(super) struct Played {
     pub(super) steps: u32,
     pub(super) notes: Vec<String>,
 }
 
-/// Plays one session. Fails with a sentence.
+/// Plays one session. The error is a sentence.
 pub(super) async fn play(
     policy: &PolicyPlugin,
     settings: &str,
@@ -135,7 +137,7 @@ pub(super) async fn play(
         _ => {}
     }
     session.play_on().await?;
-    // A second task, by a message.
+    // A second task, started by a message.
     if session.ended {
         session.ended = false;
         let said = session.user_says("And now?");
@@ -148,14 +150,14 @@ pub(super) async fn play(
     })
 }
 
-/// What a policy waits for.
+/// An effect that a policy waits for.
 #[derive(Debug, Clone)]
 enum Open {
     Model(ModelCall),
     Tool(ToolRun),
     Question(String),
     Timer(String),
-    /// Given up.
+    /// It was cancelled.
     Cancelled(String),
 }
 
@@ -178,7 +180,7 @@ struct Session<'a> {
     open: VecDeque<Open>,
     ended: bool,
     steps: u32,
-    /// Model calls that were answered.
+    /// The number of answered model calls.
     answered: u32,
     notes: Vec<String>,
 }
@@ -253,7 +255,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Gives the policy what it waits for, until the task is over.
+    /// Provides the results that the policy waits for, until the task is over.
     async fn play_on(&mut self) -> Result<(), String> {
         while let Some(open) = self.open.pop_front() {
             let given_up = matches!(open, Open::Cancelled(_));
@@ -280,7 +282,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// What became of an effect.
+    /// The result of an effect.
     fn news(&mut self, open: Open) -> Input {
         let failed = |effect: String, kind, message: &str| {
             Input::EffectFailed(Failure {
@@ -321,7 +323,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The model calls a tool once, where it may, and is done then.
+    /// The model calls a tool once, if it may, and is done then.
     fn model_replies(&mut self, call: &ModelCall) -> Input {
         self.answered += 1;
         let tool = call.tools.first().filter(|_| self.answered == 1);
@@ -359,7 +361,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// One step, made twice.
+    /// Runs one step twice.
     async fn step(&mut self, inputs: Vec<Input>) -> Result<(), String> {
         let at = self.context.step;
         let before = self.state.as_ref();
@@ -490,7 +492,7 @@ fn object(what: &str, json: &str) -> Result<(), String> {
     }
 }
 
-/// Inputs for a sentence.
+/// The inputs' names, for a sentence.
 fn names(inputs: &[Input]) -> String {
     let name = |input: &Input| match input {
         Input::Started(_) => "started",

@@ -1,4 +1,4 @@
-//! The trials, over the built-in plugins and guests written by hand.
+//! Runs the checks on the built-in plugins and on hand-written guests.
 
 use super::policy::{Event, play};
 use super::tools::{self, Tried, World};
@@ -100,7 +100,7 @@ async fn an_adapter_that_sets_the_hosts_header_or_makes_answers_of_nothing_fails
         let adapter = LlmPlugin::load(&engine, "test", &wasm, &limits);
         let mut report = Report::new();
         llm::check(&mut report, &adapter.await.unwrap(), "{}", None).await;
-        // It also knows no models, and says `done` whatever was pushed.
+        // It also knows no models, and returns `done` whatever was pushed.
         assert!(report.is_bad(), "{header} passed");
     }
 }

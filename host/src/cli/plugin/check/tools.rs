@@ -1,8 +1,11 @@
-//! Owns the trial of a component with tools: what it offers, and calls of each tool as models make them,
-//! well and badly, with a sandbox and a server that follow a script.
+//! The check of a tool component: the tools it offers, and calls of each one as models make them,
+//! valid and invalid, with a scripted sandbox and server.
 //!
-//! What always holds: every step is made twice and must give the same; nothing is run or sent; what a
-//! host would not carry out is said.
+//! # Invariants
+//!
+//! - Every step is run twice and must give the same result.
+//! - No command is run and no request is sent.
+//! - Anything a host would refuse to carry out is reported.
 
 use serde_json::{Map, Value, json};
 
@@ -14,20 +17,20 @@ use crate::types::wit::tools::{Action, Answer, Output, Progress};
 use crate::types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 use crate::wasm::{CallError, ToolsPlugin};
 
-/// How the world answers a call.
+/// How the environment responds to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum World {
-    /// Commands print something and end well, servers answer with a small object.
+    /// Commands print something and succeed, servers respond with a small object.
     Kind,
-    /// Commands end badly, servers refuse.
+    /// Commands fail, servers refuse.
     Unkind,
     /// Nothing can be carried out.
     Gone,
-    /// What comes back is no text, or much.
+    /// Responses are not text, or are large.
     Odd,
 }
 
-/// All of them, and what they are called in a report.
+/// All of them, and their names in a report.
 const WORLDS: [(World, &str, &str); 4] = [
     (World::Kind, "calls", "each tool, where all goes well"),
     (
@@ -43,7 +46,7 @@ const WORLDS: [(World, &str, &str); 4] = [
     ),
 ];
 
-/// Tries all of it.
+/// Runs all checks.
 pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &str) {
     let tools = match plugin.definitions(settings).await.result {
         Ok(tools) => tools,
@@ -75,7 +78,7 @@ pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &
     report.result("arguments", arguments(plugin, settings, &tools).await);
 }
 
-/// What came of some calls.
+/// The outcome of some calls.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     steps: usize,
@@ -101,7 +104,7 @@ impl Tried {
     }
 }
 
-/// What models write that read no schema.
+/// Arguments from models that did not read the schema.
 async fn arguments(
     plugin: &ToolsPlugin,
     settings: &str,
@@ -131,7 +134,7 @@ async fn arguments(
     ))
 }
 
-/// One call to its end. Fails with a sentence.
+/// Runs one call to completion. The error is a sentence.
 pub(super) async fn play(
     plugin: &ToolsPlugin,
     settings: &str,
@@ -227,7 +230,7 @@ fn answer(action: &Action, world: World) -> Answer {
     })
 }
 
-/// Arguments that a schema allows, as far as its properties say what they are.
+/// Arguments that a schema allows, as far as its properties are typed.
 fn example(tool: &ToolDefinition) -> String {
     let schema: Value = serde_json::from_str(&tool.input_schema).unwrap_or_default();
     let properties = schema["properties"].as_object().cloned();

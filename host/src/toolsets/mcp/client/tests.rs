@@ -1,4 +1,4 @@
-//! A server in a real sandbox, and what is not asked of it.
+//! A server in a real sandbox, and requests that are not sent to it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::types::wit::types::{Error, ErrorKind};
 
 const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
 
-/// A place that starts programs, and does nothing else.
+/// An environment that starts programs, and does nothing else.
 struct Room(Sandbox);
 
 impl Place for Room {
@@ -115,7 +115,7 @@ async fn what_may_not_be_asked_never_reaches_the_server() {
         let (text, failed) = said(&client, tool, arguments).await;
         assert!(failed && text.contains(why), "{tool} {arguments}: {text}");
     }
-    // No arguments at all are none.
+    // Missing arguments are the same as none.
     assert_eq!(
         said(&client, "count", "").await,
         ("count 1".to_owned(), false)
