@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use lucid::store::{
-    Caller, Chat, ChatMessage, LocalRecords, Records, Store, Supabase as Project, SupabaseRecords,
-    SupabaseSettings, Totals,
+    Chat, ChatMessage, ChatStore, LocalRecords, Principal, Store, Supabase as Project,
+    SupabaseRecords, SupabaseSettings, Totals,
 };
 use lucid::types::secret::Secret;
 use lucid_tests::{Supabase, anon_key, service_key, token};
@@ -32,7 +32,7 @@ fn show(store: &str, what: &str, mut times: Vec<Duration>) {
     );
 }
 
-async fn measure(store: &str, records: &dyn Records, caller: &Caller) {
+async fn measure(store: &str, records: &dyn ChatStore, caller: &Principal) {
     let mut times = Vec::new();
     for call in 0..CALLS {
         let began = Instant::now();
@@ -129,7 +129,7 @@ async fn main() {
     let folder = tempfile::tempdir().unwrap();
     fill_local(folder.path(), "ann");
     let local = LocalRecords::new(Store::open(folder.path()).unwrap());
-    measure("local", &local, &Caller::service("ann")).await;
+    measure("local", &local, &Principal::service("ann")).await;
 
     let Some(supabase) = Supabase::start().await else {
         return;
@@ -142,7 +142,7 @@ async fn main() {
         service_key: Some(Secret::new(service_key())),
     };
     let records = SupabaseRecords::new(Project::new(&settings).unwrap());
-    let by_token = Caller::User {
+    let by_token = Principal::User {
         id: ann.as_str().into(),
         token: Secret::new(token(&ann)),
     };
@@ -150,7 +150,7 @@ async fn main() {
     measure(
         "Supabase, service key",
         &records,
-        &Caller::service(ann.as_str()),
+        &Principal::service(ann.as_str()),
     )
     .await;
 }

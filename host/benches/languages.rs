@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lucid::builtin;
-use lucid::session::Offers;
+use lucid::session::AvailableModels;
 use lucid::types::wit::policy::{Context, Input, Start};
 use lucid::wasm::{Engine, EngineOptions, Limits, PolicyPlugin};
 use sha2::{Digest as _, Sha256};
@@ -85,7 +85,7 @@ fn step(runtime: &Runtime, plugin: &PolicyPlugin) -> Duration {
         cost_left: None,
         millis_left: None,
     };
-    let models = Offers::only("m");
+    let models = AvailableModels::only("m");
     let inputs = [Input::Started(Start {
         task: "Look around.".to_owned(),
         entry: 0,

@@ -12,7 +12,7 @@ use lucid::config::Config;
 use lucid::server::App;
 use lucid::session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
 use lucid::store::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow, Store,
+    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status, Store,
     frames_after,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -64,7 +64,7 @@ impl Writer {
     }
 
     /// Its next round: two frames, which are two lines of the chat, and one message.
-    fn round(&mut self) -> StepRow {
+    fn round(&mut self) -> RoundRow {
         let (row, effect) = (self.next, |row: u64| format!("tool-{row}"));
         self.next += 1;
         let output = "test result: ok. 12 passed; 0 failed; 0 ignored. ".repeat(4);
@@ -81,7 +81,7 @@ impl Writer {
         };
         let kinds = ["CmdOutputObservation", "CmdRunAction"];
         let text = |name: &str| format!(r#"{{"{name}":"{output}"}}"#);
-        StepRow {
+        RoundRow {
             session: self.session.clone(),
             chat: self.chat.clone(),
             row,

@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lucid::builtin;
-use lucid::session::Offers;
+use lucid::session::AvailableModels;
 use lucid::types::wit::llm::CompletionRequest;
 use lucid::types::wit::policy::{Context, Input, Start};
 use lucid::types::wit::types::{Content, Message, Role, ToolDefinition};
@@ -43,7 +43,7 @@ fn step(c: &mut Criterion) {
         cost_left: None,
         millis_left: None,
     };
-    let models = Offers::only("m");
+    let models = AvailableModels::only("m");
     let inputs = [Input::Started(Start {
         task: "Fix the failing test.".to_owned(),
         entry: 0,

@@ -5,20 +5,24 @@
 //!
 //! # Layout
 //!
-//! From the top down. A module uses what stands below it.
+//! From the top down. A module uses what stands below it, with a few exceptions that are on their way out:
+//! `manifest` re-exports `deployment`'s loading, and `wasm` and `store` take a type each of `models` and `config`.
 //!
 //! - [`cli`]: the command line. [`server`]: puts the parts together.
-//! - [`api`]: REST and WebSocket. [`auth`]: who a caller is.
-//! - [`deployment`]: what is loaded, how it is replaced and rolled out. [`manifest`]: `lucid.toml`.
+//! - [`api`]: REST and WebSocket.
+//! - [`deployment`]: what is loaded, how it is replaced and rolled out.
 //! - [`environment`]: where a session works: its workspace, its sandbox, its way to git.
-//! - [`models`]: model providers and calls. [`toolsets`]: tools of components and of MCP servers.
+//! - [`toolsets`]: tools of components and of MCP servers. [`models`]: model providers and calls.
 //!   [`git_providers`]: accounts, repositories and pull requests.
+//! - [`manifest`] reads `lucid.toml`.
 //! - [`session`]: the session engine.
+//! - [`config`] reads the settings.
 //! - [`sandbox`]: sandboxes, workspaces, the tools that work in them, and the git gateway.
 //! - [`store`]: the log, chats, blobs.
-//! - [`net`]: everything that leaves the host over HTTP.
-//! - [`wasm`]: runs components.
-//! - [`config`]: settings. [`disk_reserve`]: room that is kept for the log. [`types`]: what all of them speak of. [`builtin`]: what the build put into the binary.
+//! - [`wasm`]: runs components. [`auth`]: who a caller is.
+//! - [`net`]: addresses, egress for plugins, documents, registries.
+//! - [`disk_reserve`]: room that is kept for the log. [`types`]: what all of them speak of. [`builtin`]: what
+//!   the build put into the binary.
 
 #![forbid(unsafe_code)]
 

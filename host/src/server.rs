@@ -1,8 +1,11 @@
-//! Owns how the parts are put together: settings, deployment, store, sandboxes, sessions, routes.
+//! The composition root: settings, deployment, store, sandboxes, sessions and routes become one server.
 //!
-//! What always holds: nothing is served before all of them are there; what does not start says which
-//! part it was and why. Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that
-//! no user's folder has.
+//! Each part's folder is below `WORKSPACE_BASE_PATH`, in `.lucid`, a name that no user's folder has.
+//!
+//! # Invariants
+//!
+//! - Nothing is served before all parts are there.
+//! - A start that fails says which part failed and why.
 
 mod origin;
 
@@ -33,17 +36,17 @@ use crate::session::{Deps, Limits, Paused, Sessions};
 use crate::store::blobs::Blobs;
 use crate::store::seal::Sealer;
 use crate::store::{
-    self, Chats, Integrations, Outbox, RecordError, Store, StoreError, Supabase, SupabaseRecords,
-    Transient,
+    self, ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase,
+    SupabaseRecords, Transient,
 };
 use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 
-use crate::deployment::manager::Generations;
-use crate::deployment::snapshot::Deployed;
-use crate::deployment::uploads::Depot;
-use crate::environment::disk_guard::Open;
-use crate::environment::factory::Ground;
-use crate::git_providers::pull_requests::Opener;
+use crate::deployment::manager::DeploymentManager;
+use crate::deployment::snapshot::DeploymentSnapshot;
+use crate::deployment::uploads::UploadStore;
+use crate::environment::disk_guard::OpenEnvironments;
+use crate::environment::factory::EnvironmentFactory;
+use crate::git_providers::pull_requests::PullRequestOpener;
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
 /// chats, and the sandboxes.
@@ -71,7 +74,7 @@ pub enum StartError {
     Store(#[from] StoreError),
     /// Supabase.
     #[error("SUPABASE_URL cannot be used: {0}")]
-    Supabase(#[from] RecordError),
+    Supabase(#[from] ChatStoreError),
     /// Git's gateway.
     #[error("{0}.")]
     Git(#[from] GatewayError),
@@ -112,7 +115,7 @@ pub struct App {
     reserve: Reserve,
     /// What of it never changes.
     about: About,
-    generations: Generations,
+    generations: DeploymentManager,
     /// How the last start was on another machine or in another folder; empty until this one is noted.
     elsewhere: OnceCell<Option<String>>,
 }
@@ -216,7 +219,7 @@ impl App {
             deployed.now().deployed.git.clone()
         });
         let git = generations.clone();
-        let ground = Ground {
+        let ground = EnvironmentFactory {
             sandboxes: sandboxes.clone(),
             base: storage.to_owned(),
             blobs,
@@ -235,7 +238,7 @@ impl App {
             disk_limit: config.sandbox_disk_limit,
             quota_reserve: reserve.on(storage),
             reserve: reserve.clone(),
-            rooms: Open::default(),
+            rooms: OpenEnvironments::default(),
         };
         disk_guard::watch(storage, ground.disk_limit, &ground.rooms);
         log_reserve::watch(reserve.clone(), store.clone(), &ground.rooms);
@@ -244,7 +247,7 @@ impl App {
             sealer: Sealer::new(&keys.seal),
             deployment: generations.deployment(),
             places: Arc::new(ground),
-            changes: Arc::new(Opener {
+            changes: Arc::new(PullRequestOpener {
                 accounts: accounts.clone(),
                 outbox: outbox.clone(),
             }),
@@ -366,7 +369,7 @@ impl App {
     }
 
     /// What the deployment is by now.
-    pub fn generations(&self) -> &Generations {
+    pub fn generations(&self) -> &DeploymentManager {
         &self.generations
     }
 
@@ -483,17 +486,17 @@ async fn generations(
     config: &Config,
     folders: &Folders,
     blobs: Blobs,
-) -> Result<Generations, StartError> {
+) -> Result<DeploymentManager, StartError> {
     let engine = engine(folders)?;
     let largest = EngineOptions::default().largest_component as u64;
     let components = Components::new(folders.data.join("components"), largest);
-    let first = Generations::start(config, engine, blobs, depot(folders), components);
+    let first = DeploymentManager::start(config, engine, blobs, depot(folders), components);
     Ok(Box::pin(first).await?)
 }
 
 /// What was uploaded on this machine.
-pub(crate) fn depot(folders: &Folders) -> Depot {
-    Depot::new(folders.data.join("plugins"))
+pub(crate) fn depot(folders: &Folders) -> UploadStore {
+    UploadStore::new(folders.data.join("plugins"))
 }
 
 /// The same for a look at it: nothing takes its place.
@@ -501,7 +504,7 @@ pub(crate) async fn deploy(
     config: &Config,
     folders: &Folders,
     blobs: Blobs,
-) -> Result<Arc<Deployed>, StartError> {
+) -> Result<Arc<DeploymentSnapshot>, StartError> {
     let now = generations(config, folders, blobs).await?.now();
     match now.refused {
         // A server would start without it, and whoever looks is to know.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lucid::builtin::{MOCK, OPENAI};
-use lucid::session::Offers;
+use lucid::session::AvailableModels;
 use lucid::types::wit::llm::CompletionRequest;
 use lucid::types::wit::policy::{Command, Context, Input, Start, Transition, UserMessage};
 use lucid::types::wit::types::{Content, Message, Role};
@@ -26,7 +26,7 @@ fn limits() -> Limits {
 }
 
 fn started(task: &str) -> Input {
-    let models = Offers::only("");
+    let models = AvailableModels::only("");
     Input::Started(Start {
         task: task.into(),
         entry: 0,

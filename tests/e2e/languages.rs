@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use lucid::session::Offers;
+use lucid::session::AvailableModels;
 use lucid::types::wit::policy::{Context, Input, Start, Transition};
 use lucid::wasm::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid_tests::{Host, Socket, Template, event, kinds};
@@ -119,7 +119,7 @@ async fn load(engine: &Engine, built: &Template) -> PolicyPlugin {
 }
 
 async fn begin(plugin: &PolicyPlugin, now_ms: u64) -> Called<Transition> {
-    let models = Offers::only("");
+    let models = AvailableModels::only("");
     let context = Context {
         session: "0198c0de-0000-7000-8000-000000000000".into(),
         step: 0,

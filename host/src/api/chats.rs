@@ -14,7 +14,7 @@ use super::Api;
 use super::problem::{Json, Path, Problem, Query};
 use super::sessions::UsageView;
 use crate::auth::Identity;
-use crate::store::{Caller, Chat, ChatMessage, RecordError};
+use crate::store::{Chat, ChatMessage, ChatStoreError, Principal};
 
 /// Which chats are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -159,7 +159,7 @@ pub(super) async fn list(
     let chats = api
         .parts
         .chats
-        .list(&Caller::from(&who), limit, offset)
+        .list(&Principal::from(&who), limit, offset)
         .await?;
     Ok(Json(ChatsView {
         chats: chats.into_iter().map(ChatView::from).collect(),
@@ -182,7 +182,7 @@ pub(super) async fn get(
     let (chat, messages) = api
         .parts
         .chats
-        .get(&Caller::from(&who), &id)
+        .get(&Principal::from(&who), &id)
         .await?
         .ok_or_else(no_chat)?;
     Ok(Json(WholeChatView {
@@ -234,7 +234,7 @@ pub(super) async fn rename(
     let title = api
         .parts
         .chats
-        .rename(&Caller::from(&who), &id, title)
+        .rename(&Principal::from(&who), &id, title)
         .await?
         .ok_or_else(no_chat)?;
     Ok(Json(RenamedView {
@@ -266,7 +266,7 @@ pub(super) async fn delete(
     who: Identity,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedView>, Problem> {
-    let deleted = api.parts.chats.delete(&Caller::from(&who), &id).await?;
+    let deleted = api.parts.chats.delete(&Principal::from(&who), &id).await?;
     for session in deleted.sessions {
         api.parts.sessions.remove_files(&who.user, session).await;
     }
@@ -283,18 +283,18 @@ fn no_chat() -> Problem {
     Problem::not_found("Chat not found")
 }
 
-impl From<RecordError> for Problem {
-    fn from(error: RecordError) -> Self {
+impl From<ChatStoreError> for Problem {
+    fn from(error: ChatStoreError) -> Self {
         let sentence = error.to_string();
         match error {
-            RecordError::Unavailable { .. }
-            | RecordError::NoServiceKey
-            | RecordError::Key { .. }
-            | RecordError::Schema(_) => Self::unavailable(sentence),
-            RecordError::NoUser => Self::conflict(sentence),
-            RecordError::Token => Self::unauthorized(sentence),
-            RecordError::Refused { .. } => Self::bad_gateway(sentence),
-            RecordError::Local(error) => Self::store(&error),
+            ChatStoreError::Unavailable { .. }
+            | ChatStoreError::NoServiceKey
+            | ChatStoreError::Key { .. }
+            | ChatStoreError::Schema(_) => Self::unavailable(sentence),
+            ChatStoreError::NoUser => Self::conflict(sentence),
+            ChatStoreError::Token => Self::unauthorized(sentence),
+            ChatStoreError::Refused { .. } => Self::bad_gateway(sentence),
+            ChatStoreError::Local(error) => Self::store(&error),
         }
     }
 }

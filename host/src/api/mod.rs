@@ -54,7 +54,7 @@ use self::problem::Problem;
 pub use self::root::{About, PluginView};
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
-use crate::deployment::manager::Generations;
+use crate::deployment::manager::DeploymentManager;
 use crate::deployment::rollout::shadow::Shadows;
 use crate::git_providers::accounts::Accounts;
 use crate::session::Sessions;
@@ -74,7 +74,7 @@ struct Parts {
     sessions: Sessions,
     chats: Chats,
     accounts: Accounts,
-    generations: Generations,
+    generations: DeploymentManager,
     /// Allows one upload at a time.
     uploads: Semaphore,
     shadows: Shadows,
@@ -91,7 +91,7 @@ impl Api {
         sessions: Sessions,
         chats: Chats,
         accounts: Accounts,
-        generations: Generations,
+        generations: DeploymentManager,
         about: impl Fn() -> About + Send + Sync + 'static,
     ) -> Self {
         let parts = Parts {

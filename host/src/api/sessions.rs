@@ -1,7 +1,8 @@
-//! Owns the routes over live work: make a session, list the caller's, look at one, stop one.
+//! The routes over live sessions: create one, list the caller's, look at one, stop one.
 //!
-//! What always holds: a session is looked up together with its user, so another user's is never
-//! shown or touched.
+//! # Invariants
+//!
+//! - A session is looked up together with its user, so another user's is never shown or touched.
 
 use std::time::Duration;
 

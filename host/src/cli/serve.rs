@@ -1,9 +1,11 @@
-//! Owns `lucid serve`: from the settings to a listening server, and its end.
+//! `lucid serve`: from the settings to a listening server, and its end.
 //!
-//! What always holds: `listening on http://…` is printed once everything works, with the real port;
-//! on SIGINT, SIGTERM or SIGHUP clients are told, sessions are left in the log for the next start, all
-//! within `SHUTDOWN_TIMEOUT`, and a second signal ends the process at once, also while the server starts.
-//! A start that fails for a reason that may pass is made again for a while; any other ends the process.
+//! # Invariants
+//!
+//! - `listening on http://…` is printed, with the real port, once everything works.
+//! - On SIGINT, SIGTERM or SIGHUP clients are told and sessions are left in the log for the next start, all
+//!   within `SHUTDOWN_TIMEOUT`. A second signal ends the process at once, also while the server starts.
+//! - A start that fails for a reason that may pass is tried again for a while; any other ends the process.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;

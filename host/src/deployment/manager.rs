@@ -25,9 +25,11 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::rollout::probation::{Ruling, Trials, Verdict};
-use super::snapshot::Deployed;
-use super::uploads::{Activation, Candidate, Depot, DepotError, Label, Record, TakenBack, Writer};
+use super::rollout::probation::{ProbationDecision, Probations, Verdict};
+use super::snapshot::DeploymentSnapshot;
+use super::uploads::{
+    Activation, AutoRollback, Candidate, Label, Record, UploadStore, UploadStoreError, Writer,
+};
 use crate::config::Config;
 use crate::manifest::{Manifest, Problem, Problems, Uploads, Watch, instead, is_name};
 use crate::net::oci::{Components, Tags};
@@ -37,30 +39,30 @@ use crate::wasm::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugins, Pol
 
 /// The generations of this server's deployment. A clone is a handle of the same.
 #[derive(Clone)]
-pub struct Generations(Arc<Inner>);
+pub struct DeploymentManager(Arc<Inner>);
 
 struct Inner {
     config: Config,
     engine: Engine,
     blobs: Blobs,
-    depot: Depot,
+    depot: UploadStore,
     components: Components,
     published: watch::Sender<Arc<Generation>>,
-    now: Mutex<Now>,
+    now: Mutex<DeploymentStatus>,
     /// Held while a generation is loaded.
     turn: tokio::sync::Mutex<()>,
-    trials: Trials,
+    trials: Probations,
     /// Decisions about builds on probation. Taken by the task that applies them.
-    rulings: Mutex<Option<mpsc::UnboundedReceiver<Ruling>>>,
+    rulings: Mutex<Option<mpsc::UnboundedReceiver<ProbationDecision>>>,
 }
 
 /// The current state of the deployment.
 #[derive(Clone)]
-pub struct Now {
+pub struct DeploymentStatus {
     /// The generation's number, counted from 1 with each change since the server's start.
     pub number: u64,
     /// The deployment that new sessions get.
-    pub(crate) deployed: Arc<Deployed>,
+    pub(crate) deployed: Arc<DeploymentSnapshot>,
     /// When it was published.
     pub since: SystemTime,
     /// The problems of the last load and its time. `None` if the current deployment was loaded
@@ -185,7 +187,7 @@ pub enum ChangeError {
     Refused(Arc<Problems>),
     /// It could not be recorded, so it did not take effect.
     #[error("The deployment stays as it is: {0}")]
-    Depot(#[from] DepotError),
+    Depot(#[from] UploadStoreError),
     /// The server is shutting down.
     #[error("The server goes down, and the deployment may be the one before or the one after")]
     Interrupted,
@@ -199,7 +201,7 @@ pub enum UploadError {
     NotLetIn(#[from] AnyError),
     /// It cannot be written.
     #[error("The component was not kept: {0}")]
-    Depot(#[from] DepotError),
+    Depot(#[from] UploadStoreError),
     /// The server is shutting down.
     #[error("The server goes down, and the component may not have been kept")]
     Interrupted,
@@ -229,13 +231,13 @@ fn shown(problems: &Problems) -> String {
     all.join("; ")
 }
 
-impl Generations {
+impl DeploymentManager {
     /// Loads the first generation, from the current manifest, environment and upload store.
     pub(crate) async fn start(
         config: &Config,
         engine: Engine,
         blobs: Blobs,
-        depot: Depot,
+        depot: UploadStore,
         components: Components,
     ) -> Result<Self, Problems> {
         let manifest = Manifest::find(config)?;
@@ -245,9 +247,10 @@ impl Generations {
         let record = depot.record().map_err(Problem::from)?;
         let uploads = depot.uploads(&record);
         let has_uploads = uploads != Uploads::default();
-        let (trials, rulings) = Trials::new();
+        let (trials, rulings) = Probations::new();
         let whole = Arc::new(manifest.with(uploads));
-        let made = Deployed::new(whole, config, &engine, blobs.clone(), None, None, &trials);
+        let made =
+            DeploymentSnapshot::new(whole, config, &engine, blobs.clone(), None, None, &trials);
         let (deployed, refused) = match Box::pin(made).await {
             Ok(deployed) => (deployed, None),
             Err(problems) if !has_uploads => return Err(problems),
@@ -271,7 +274,7 @@ impl Generations {
             depot,
             components,
             published: watch::Sender::new(generation(1, &deployed)),
-            now: Mutex::new(Now {
+            now: Mutex::new(DeploymentStatus {
                 number: 1,
                 deployed,
                 since: SystemTime::now(),
@@ -289,7 +292,7 @@ impl Generations {
     }
 
     /// The current state.
-    pub fn now(&self) -> Now {
+    pub fn now(&self) -> DeploymentStatus {
         let now = self.0.now.lock();
         now.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -340,7 +343,7 @@ impl Generations {
         }))
     }
 
-    async fn carry_out(&self, ruling: Ruling) {
+    async fn carry_out(&self, ruling: ProbationDecision) {
         let (digest, since) = (ruling.digest.clone(), ruling.since);
         let why = ruling.why.clone();
         let change = match ruling.verdict {
@@ -365,7 +368,7 @@ impl Generations {
     }
 
     /// The upload store.
-    pub(crate) fn depot(&self) -> &Depot {
+    pub(crate) fn depot(&self) -> &UploadStore {
         &self.0.depot
     }
 
@@ -494,7 +497,7 @@ impl Generations {
             Change::TakeBack { digest, since, why } => {
                 let what = format!("taken back by itself (sha256:{digest}): {why}");
                 let at = Utc::now();
-                let taken = TakenBack { digest, at, why };
+                let taken = AutoRollback { digest, at, why };
                 if !record.take_back(name, since, taken) {
                     return Ok(before.number);
                 }
@@ -516,7 +519,8 @@ impl Generations {
             depot.place(&record, kind, name, &mut uploads);
             let (next, known) = (Arc::new(manifest.with(uploads)), Some(&*before.deployed));
             let only = Some((kind, name));
-            let made = Deployed::new(next, config, engine, blobs.clone(), known, only, trials);
+            let made =
+                DeploymentSnapshot::new(next, config, engine, blobs.clone(), known, only, trials);
             match Box::pin(made).await {
                 Ok(deployed) => break (deployed, digest),
                 // The purpose of a rollback is to get away from a build, so it goes to the nearest
@@ -617,7 +621,15 @@ impl Generations {
         };
         let make = async |uploads: Uploads| {
             let manifest = Arc::new(manifest.with(uploads));
-            let made = Deployed::new(manifest, config, engine, blobs.clone(), known, None, trials);
+            let made = DeploymentSnapshot::new(
+                manifest,
+                config,
+                engine,
+                blobs.clone(),
+                known,
+                None,
+                trials,
+            );
             Box::pin(made).await
         };
         let running = before.deployed.manifest.uploads.clone();
@@ -637,11 +649,11 @@ impl Generations {
 
     fn publish(
         &self,
-        before: Now,
-        deployed: Deployed,
+        before: DeploymentStatus,
+        deployed: DeploymentSnapshot,
         refused: Option<(SystemTime, Arc<Problems>)>,
     ) -> u64 {
-        let mut now = Now { refused, ..before };
+        let mut now = DeploymentStatus { refused, ..before };
         if !now.deployed.is_like(&deployed) {
             now.number += 1;
             now.since = SystemTime::now();
@@ -671,7 +683,7 @@ impl Generations {
         number
     }
 
-    fn refuse(&self, before: &Now, problems: Problems) -> Arc<Problems> {
+    fn refuse(&self, before: &DeploymentStatus, problems: Problems) -> Arc<Problems> {
         let known = before.refused.as_ref();
         let problems = match known.filter(|(_, known)| **known == problems) {
             Some((_, known)) => known.clone(),
@@ -716,13 +728,14 @@ fn shareable(
 /// build that can, or the manifest's component. `None` if that cannot be loaded either.
 async fn fall_back(
     manifest: &Manifest,
-    depot: &Depot,
+    depot: &UploadStore,
     record: &Record,
-    (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Trials),
-) -> Option<Deployed> {
-    let make = async |uploads: Uploads, known: Option<&Deployed>, only| {
+    (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Probations),
+) -> Option<DeploymentSnapshot> {
+    let make = async |uploads: Uploads, known: Option<&DeploymentSnapshot>, only| {
         let manifest = Arc::new(manifest.with(uploads));
-        let made = Deployed::new(manifest, config, engine, blobs.clone(), known, only, trials);
+        let made =
+            DeploymentSnapshot::new(manifest, config, engine, blobs.clone(), known, only, trials);
         Box::pin(made).await.ok()
     };
     let sound = async |kind, build: &Activation| {
@@ -783,7 +796,7 @@ async fn loads(engine: &Engine, kind: Kind, file: &Path, digest: &str) -> bool {
     loaded.is_ok_and(|plugin| plugin.kind() == kind && plugin.digest() == digest)
 }
 
-fn generation(number: u64, deployed: &Deployed) -> Arc<Generation> {
+fn generation(number: u64, deployed: &DeploymentSnapshot) -> Arc<Generation> {
     Arc::new(Generation {
         number,
         policies: deployed.policies.clone(),

@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use super::rollout::policies::Offered;
-use super::rollout::probation::Trials;
+use super::rollout::policies::PolicyRegistry;
+use super::rollout::probation::Probations;
 use crate::config::Config;
 use crate::git_providers::GitProviders;
 use crate::manifest::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
@@ -16,27 +16,27 @@ use crate::models::{Providers, Standing};
 use crate::session::Policies;
 use crate::store::blobs::Blobs;
 use crate::toolsets::Toolsets;
-use crate::toolsets::component::Components;
+use crate::toolsets::component::ToolComponents;
 use crate::toolsets::mcp;
 use crate::wasm::{Engine, Kind, Plugins};
 
 /// A deployment, ready for sessions.
-pub(crate) struct Deployed {
+pub(crate) struct DeploymentSnapshot {
     /// The manifest it was built from.
     pub(crate) manifest: Arc<Manifest>,
     /// All components.
     pub(crate) plugins: Plugins,
-    pub(crate) policies: Arc<Offered>,
+    pub(crate) policies: Arc<PolicyRegistry>,
     pub(crate) providers: Arc<Providers>,
     /// The git providers.
     pub(crate) git: Arc<GitProviders>,
     pub(super) toolsets: Arc<Toolsets>,
-    pub(crate) components: Arc<Components>,
+    pub(crate) components: Arc<ToolComponents>,
     /// Warnings for the operator, such as unused variables and missing keys. A sentence each.
     pub(crate) warnings: Vec<String>,
 }
 
-impl Deployed {
+impl DeploymentSnapshot {
     /// Loads everything that the manifest and the environment configure, or reports every problem.
     /// `blobs` has the files of conversations. What is unchanged since `before` is reused. If
     /// `only` names one plugin, no other is looked at. `trials` counts how builds perform.
@@ -47,7 +47,7 @@ impl Deployed {
         blobs: Blobs,
         before: Option<&Self>,
         only: Option<(Kind, &str)>,
-        trials: &Trials,
+        trials: &Probations,
     ) -> Result<Self, Problems> {
         let none = Plugins::default();
         let known = before.map_or(&none, |before| &before.plugins);
@@ -72,7 +72,7 @@ impl Deployed {
         let made = Providers::new(providers, &manifest, config, blobs, providers_before)?;
         let (providers, mut warnings) = made;
         let tools_before = before.map(|before| &*before.components);
-        let (components, of_tools) = Components::new(tools, &manifest, config, tools_before)?;
+        let (components, of_tools) = ToolComponents::new(tools, &manifest, config, tools_before)?;
         warnings.extend(of_tools);
         warnings.extend(manifest.idle_uploads());
         let (servers, of_servers) = mcp::sources(&manifest, config)?;
@@ -81,7 +81,7 @@ impl Deployed {
         warnings.extend(manifest.brought.warnings.iter().cloned());
         warnings.extend(policies.iter().filter_map(|one| one.warning.clone()));
         let usable = providers.any_usable();
-        let policies = Offered::new(policies, &manifest, config, usable, trials)?;
+        let policies = PolicyRegistry::new(policies, &manifest, config, usable, trials)?;
         Ok(Self {
             manifest,
             plugins,

@@ -1,14 +1,15 @@
-//! Owns the disk below all workspaces: one session must not fill it for the others, nor for the log.
+//! Watches the disk below all workspaces: none may take more than its limit. The log's reserve is
+//! `log_reserve`'s.
 //!
-//! What always holds: while the disk's free space does not fall, looking is one system call. When it
-//! fell, workspaces are counted; a sandbox whose workspace takes clearly more than it may is ended with
-//! every process in it. Its files stay, and its next command may remove some.
+//! While the disk's free space does not fall, a look is one system call. When it fell, workspaces are counted; a
+//! sandbox whose workspace takes clearly more than it may is ended with every process in it. Its files stay, and
+//! its next command may remove some.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use super::Room;
+use super::SessionEnvironment;
 use super::factory::blocking;
 use crate::sandbox::Kind;
 use crate::sandbox::workspace::Excess;
@@ -20,11 +21,11 @@ const FALL: u64 = 256 << 20;
 
 /// The places that are open. Clones are handles of the same ones.
 #[derive(Clone, Default)]
-pub(crate) struct Open(Arc<Mutex<Vec<Weak<Room>>>>);
+pub(crate) struct OpenEnvironments(Arc<Mutex<Vec<Weak<SessionEnvironment>>>>);
 
-impl Open {
+impl OpenEnvironments {
     /// One more, until it is dropped.
-    pub(super) fn add(&self, room: &Arc<Room>) {
+    pub(super) fn add(&self, room: &Arc<SessionEnvironment>) {
         let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         rooms.retain(|room| room.strong_count() > 0);
         rooms.push(Arc::downgrade(room));
@@ -37,7 +38,7 @@ impl Open {
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> Vec<Arc<Room>> {
+    pub(super) fn all(&self) -> Vec<Arc<SessionEnvironment>> {
         let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         rooms.iter().filter_map(Weak::upgrade).collect()
     }
@@ -49,17 +50,17 @@ impl Open {
 }
 
 /// The places that are open, as one sees them that lives no longer than they do.
-pub(super) struct WeakOpen(Weak<Mutex<Vec<Weak<Room>>>>);
+pub(super) struct WeakOpen(Weak<Mutex<Vec<Weak<SessionEnvironment>>>>);
 
 impl WeakOpen {
     /// The places, while somebody else holds them.
-    pub(super) fn upgrade(&self) -> Option<Open> {
-        self.0.upgrade().map(Open)
+    pub(super) fn upgrade(&self) -> Option<OpenEnvironments> {
+        self.0.upgrade().map(OpenEnvironments)
     }
 }
 
 /// Looks after the disk that `base` is on, for as long as somebody else holds `open`.
-pub(crate) fn watch(base: &Path, disk_limit: u64, open: &Open) {
+pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
     let base = base.to_owned();
     let rooms = Arc::downgrade(&open.0);
     tokio::spawn(async move {
@@ -72,7 +73,7 @@ pub(crate) fn watch(base: &Path, disk_limit: u64, open: &Open) {
             if let Some(free) = free_of(base.clone()).await
                 && disk.is_to_be_counted(free)
             {
-                disk.unsure = !end_what_is_too_large(&Open(rooms)).await;
+                disk.unsure = !end_what_is_too_large(&OpenEnvironments(rooms)).await;
             }
         }
     });
@@ -113,7 +114,7 @@ async fn free_of(base: PathBuf) -> Option<u64> {
 }
 
 /// Whether all could be counted.
-async fn end_what_is_too_large(open: &Open) -> bool {
+async fn end_what_is_too_large(open: &OpenEnvironments) -> bool {
     let mut sure = true;
     for room in open.all() {
         let (workspace, quota) = room.files();

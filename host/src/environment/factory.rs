@@ -1,8 +1,11 @@
-//! Owns how a session gets its place to work: a workspace, a sandbox over it, git's way out. What
-//! happens in the place is `room`'s.
+//! Creates a session's environment: a workspace, a sandbox over it, git's way out. What happens in it
+//! afterwards is [`SessionEnvironment`](super::SessionEnvironment)'s.
 //!
-//! What always holds: files are touched off the async threads; the git token goes to the gateway and
-//! nowhere else; whatever fails, fails with a sentence and leaves no sandbox behind.
+//! # Invariants
+//!
+//! - Files are touched off the async threads.
+//! - The git token goes to the gateway and nowhere else.
+//! - A failure is one sentence and leaves no sandbox behind.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,13 +20,15 @@ use crate::sandbox::git::{self, Gateway, Login};
 use crate::sandbox::tools::{ToolBox, describe_call};
 use crate::sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
 use crate::sandbox::{Sandboxes, Spec};
-use crate::session::{EventDraft, Place, PlaceError, PlaceSpec, Places};
+use crate::session::{
+    Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
+};
 use crate::store::blobs::Blobs;
 use crate::types::wit::types::ToolCall;
 
-use super::disk_guard::Open;
+use super::disk_guard::OpenEnvironments;
 use super::tree_watch::Files;
-use super::{Notices, Opened, Room, Shared};
+use super::{Notices, RunningSandbox, SessionEnvironment, Shared};
 
 /// Said of containers that commands reach by `docker exec` only.
 const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
@@ -33,7 +38,7 @@ pub(super) type GitUser = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// What all places have in common.
 #[derive(Clone)]
-pub(crate) struct Ground {
+pub(crate) struct EnvironmentFactory {
     /// Boxes.
     pub(crate) sandboxes: Sandboxes,
     /// Workspaces are below it.
@@ -57,11 +62,11 @@ pub(crate) struct Ground {
     /// The log's reserve. Its size decides on every disk when files that nobody works on go.
     pub(crate) reserve: Reserve,
     /// The places that are open.
-    pub(crate) rooms: Open,
+    pub(crate) rooms: OpenEnvironments,
 }
 
-impl Ground {
-    fn folder_of(&self, spec: &PlaceSpec) -> PathBuf {
+impl EnvironmentFactory {
+    fn folder_of(&self, spec: &EnvironmentSpec) -> PathBuf {
         self.base
             .join(safe_name(&spec.user))
             .join(safe_name(&spec.session))
@@ -70,9 +75,9 @@ impl Ground {
     /// The workspace of a session, made where it is not there.
     async fn workspace_of(
         &self,
-        spec: &PlaceSpec,
+        spec: &EnvironmentSpec,
         fresh: bool,
-    ) -> Result<Arc<Workspace>, PlaceError> {
+    ) -> Result<Arc<Workspace>, EnvironmentError> {
         let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
         let sandboxes = self.sandboxes.clone();
         blocking(move || {
@@ -88,25 +93,25 @@ impl Ground {
         })
         .await
         .map(Arc::new)
-        .map_err(|error| PlaceError::of(&error))
+        .map_err(|error| EnvironmentError::of(&error))
     }
 
     async fn open(
         &self,
-        spec: &PlaceSpec,
+        spec: &EnvironmentSpec,
         workspace: Arc<Workspace>,
-    ) -> Result<Opened, PlaceError> {
+    ) -> Result<RunningSandbox, EnvironmentError> {
         let repository = spec
             .repo_url
             .as_deref()
             .map(git::repository_url)
             .transpose();
-        let repository = repository.map_err(|error| PlaceError::of(&error))?;
+        let repository = repository.map_err(|error| EnvironmentError::of(&error))?;
         let reach = repository
             .as_deref()
             .map(|url| git::reach(url, self.git.allow_owner))
             .transpose();
-        let reach = reach.map_err(|error| PlaceError::of(&error))?;
+        let reach = reach.map_err(|error| EnvironmentError::of(&error))?;
         let wanted = Spec {
             session: &spec.session,
             workspace: workspace.host_path(),
@@ -116,7 +121,7 @@ impl Ground {
             .sandboxes
             .start(wanted)
             .await
-            .map_err(|error| PlaceError::of(&error))?;
+            .map_err(|error| EnvironmentError::of(&error))?;
         if repository.is_some() && !sandbox.reaches_sockets() {
             return Err(NO_WAY_FOR_GIT.to_owned().into());
         }
@@ -137,10 +142,10 @@ impl Ground {
                     self.git.clone(),
                     self.client.clone(),
                 );
-                Some(opened.map_err(|error| PlaceError::of(&error))?)
+                Some(opened.map_err(|error| EnvironmentError::of(&error))?)
             }
         };
-        Ok(Opened {
+        Ok(RunningSandbox {
             tools: ToolBox::new(sandbox, workspace),
             gateway,
         })
@@ -149,10 +154,10 @@ impl Ground {
     /// A box, and word of it where a person should know something of it.
     pub(super) async fn open_and_watch(
         &self,
-        spec: &PlaceSpec,
+        spec: &EnvironmentSpec,
         workspace: Arc<Workspace>,
         notices: &Notices,
-    ) -> Result<Opened, PlaceError> {
+    ) -> Result<RunningSandbox, EnvironmentError> {
         let opened = self.open(spec, workspace).await?;
         let sandbox = opened.tools.sandbox();
         if let Some(notice) = sandbox.notice() {
@@ -170,21 +175,24 @@ impl Ground {
         Ok(opened)
     }
 
-    async fn provision(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, PlaceError> {
+    async fn provision(
+        self,
+        spec: EnvironmentSpec,
+    ) -> Result<Arc<dyn Environment>, EnvironmentError> {
         let workspace = self.workspace_of(&spec, true).await?;
         self.place(spec, workspace).await
     }
 
-    async fn reopen(self, spec: PlaceSpec) -> Result<Arc<dyn Place>, PlaceError> {
+    async fn reopen(self, spec: EnvironmentSpec) -> Result<Arc<dyn Environment>, EnvironmentError> {
         let workspace = self.workspace_of(&spec, false).await?;
         self.place(spec, workspace).await
     }
 
     async fn place(
         self,
-        spec: PlaceSpec,
+        spec: EnvironmentSpec,
         workspace: Arc<Workspace>,
-    ) -> Result<Arc<dyn Place>, PlaceError> {
+    ) -> Result<Arc<dyn Environment>, EnvironmentError> {
         let (notices, noticed) = Notices::new();
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
@@ -193,7 +201,7 @@ impl Ground {
         let quota = Quota::new(self.disk_limit).with_reserve(self.quota_reserve.clone());
         let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
-        let room = Room {
+        let room = SessionEnvironment {
             ground: self,
             spec,
             workspace,
@@ -211,7 +219,7 @@ impl Ground {
     }
 }
 
-impl Places for Ground {
+impl EnvironmentProvider for EnvironmentFactory {
     fn refusal(&self) -> Option<String> {
         self.sandboxes.refusal()
     }
@@ -227,16 +235,22 @@ impl Places for Ground {
         }
     }
 
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>> {
+    fn provision(
+        &self,
+        spec: EnvironmentSpec,
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, EnvironmentError>> {
         self.clone().provision(spec).boxed()
     }
 
-    fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
+    fn reopen(
+        &self,
+        spec: EnvironmentSpec,
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>> {
         let opened = self.clone().reopen(spec);
         opened.map_err(|error| error.to_string()).boxed()
     }
 
-    fn lives(&self, spec: &PlaceSpec) -> bool {
+    fn lives(&self, spec: &EnvironmentSpec) -> bool {
         self.sandboxes.holds(&spec.session)
     }
 
@@ -244,7 +258,7 @@ impl Places for Ground {
         self.rooms.kind_of(session).map(|kind| kind.to_string())
     }
 
-    fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+    fn workspace(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>> {
         if !self.folder_of(spec).is_dir() {
             return None;
         }
@@ -253,16 +267,16 @@ impl Places for Ground {
             .map(Arc::new)
     }
 
-    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+    fn has_workspace(&self, spec: &EnvironmentSpec) -> bool {
         self.folder_of(spec).is_dir()
     }
 
-    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+    fn renew(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>> {
         let made = Workspace::create(&self.base, &spec.user, &spec.session);
         made.ok().map(Arc::new)
     }
 
-    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+    fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()> {
         let sandboxes = self.sandboxes.clone();
         async move { sandboxes.discard(&spec.session).await }.boxed()
     }
@@ -276,7 +290,7 @@ impl Places for Ground {
         .boxed()
     }
 
-    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
         let ground = self.clone();
         async move {
             ground.sandboxes.discard(&spec.session).await;

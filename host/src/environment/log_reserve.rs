@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use super::Room;
-use super::disk_guard::Open;
+use super::SessionEnvironment;
+use super::disk_guard::OpenEnvironments;
 use crate::disk_reserve::Reserve;
 use crate::sandbox::Processes;
 use crate::store::{Store, Transient};
@@ -29,7 +29,7 @@ const PROBE: Duration = Duration::from_secs(1);
 const FILLED: &str = "The server's disk is nearly full, and what ran here went on filling it.";
 
 /// Looks after the reserve for as long as somebody else holds `open`.
-pub(crate) fn watch(reserve: Reserve, store: Store, open: &Open) {
+pub(crate) fn watch(reserve: Reserve, store: Store, open: &OpenEnvironments) {
     let open = open.downgrade();
     tokio::spawn(async move {
         let mut guard = Guard {
@@ -65,7 +65,7 @@ struct Guard {
 
 impl Guard {
     /// Looks once, does what is to be done, and says when to look again.
-    async fn turn(&mut self, open: &Open) -> Duration {
+    async fn turn(&mut self, open: &OpenEnvironments) -> Duration {
         let failure = self.store.health().failure();
         if failure.is_some() && self.probed.elapsed() >= PROBE {
             self.probed = Instant::now();
@@ -105,7 +105,7 @@ impl Guard {
     }
 
     /// Counts all workspaces, and ends the sandboxes of those that grew while the disk is short.
-    async fn count(&mut self, open: &Open) {
+    async fn count(&mut self, open: &OpenEnvironments) {
         let Ok(processes) = tokio::task::spawn_blocking(Processes::now).await else {
             return;
         };
@@ -154,7 +154,10 @@ fn at_fault<'a>(before: &Sizes, now: &'a Sizes) -> HashSet<&'a str> {
 }
 
 /// What a session takes of the disk; none where it cannot be told.
-async fn count(room: Arc<Room>, processes: Arc<Processes>) -> (Arc<Room>, Option<u64>) {
+async fn count(
+    room: Arc<SessionEnvironment>,
+    processes: Arc<Processes>,
+) -> (Arc<SessionEnvironment>, Option<u64>) {
     let ((workspace, _), sandbox) = (room.files(), room.sandbox());
     let counted = tokio::task::spawn_blocking(move || {
         let beside = match sandbox {

@@ -22,12 +22,14 @@ use tokio::sync::{Mutex, mpsc};
 
 use self::tree_watch::Files;
 
-use self::factory::{Ground, blocking};
+use self::factory::{EnvironmentFactory, blocking};
 use crate::sandbox::git::{self, Gateway};
 use crate::sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
 use crate::sandbox::workspace::{Quota, Workspace};
 use crate::sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
-use crate::session::{DeltaKind, DeltaSink, EventDraft, OutputSink, Place, PlaceSpec, ToolDone};
+use crate::session::{
+    DeltaKind, DeltaSink, Environment, EnvironmentSpec, EventDraft, OutputSink, ToolResultWithEvent,
+};
 use crate::types::unicode::Pieces;
 use crate::types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
 
@@ -35,7 +37,7 @@ use crate::types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefiniti
 const COMMAND_TIME: Duration = Duration::from_secs(120);
 
 /// A running sandbox, and what belongs to it.
-pub(super) struct Opened {
+pub(super) struct RunningSandbox {
     pub(super) tools: ToolBox,
     /// Closes when dropped.
     pub(super) gateway: Option<Gateway>,
@@ -69,9 +71,9 @@ impl Notices {
 }
 
 /// An open environment: a workspace, and its current sandbox.
-pub(super) struct Room {
-    pub(super) ground: Ground,
-    pub(super) spec: PlaceSpec,
+pub(super) struct SessionEnvironment {
+    pub(super) ground: EnvironmentFactory,
+    pub(super) spec: EnvironmentSpec,
     pub(super) workspace: Arc<Workspace>,
     pub(super) files: Arc<Files>,
     /// The workspace's path, as commands see it.
@@ -84,10 +86,10 @@ pub(super) struct Room {
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// `None` once it was closed.
-    pub(super) opened: Mutex<Option<Opened>>,
+    pub(super) opened: Mutex<Option<RunningSandbox>>,
 }
 
-impl Room {
+impl SessionEnvironment {
     /// The id of its session.
     pub(super) fn session(&self) -> &str {
         &self.spec.session
@@ -151,7 +153,7 @@ impl Room {
         call: ToolCall,
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
-    ) -> Result<ToolDone, Error> {
+    ) -> Result<ToolResultWithEvent, Error> {
         let tools = self.tools().await.map_err(fault)?;
         let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
@@ -205,7 +207,7 @@ impl Room {
             exit_code: outcome.exit_code,
             blobs,
         };
-        Ok(ToolDone {
+        Ok(ToolResultWithEvent {
             result,
             shown,
             notices: full
@@ -217,7 +219,7 @@ impl Room {
     }
 }
 
-impl Room {
+impl SessionEnvironment {
     /// Runs a program for one of the deployment's tools, which interprets the outcome itself.
     async fn exec(
         &self,
@@ -258,9 +260,9 @@ impl Room {
 }
 
 /// The engine's handle of an environment. Work in progress holds it too.
-pub(super) struct Shared(pub(super) Arc<Room>);
+pub(super) struct Shared(pub(super) Arc<SessionEnvironment>);
 
-impl Place for Shared {
+impl Environment for Shared {
     fn workspace(&self) -> Option<Arc<Workspace>> {
         Some(self.0.workspace.clone())
     }
@@ -327,7 +329,7 @@ impl Place for Shared {
         call: ToolCall,
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let room = self.0.clone();
         async move { room.run(call, timeout_ms, deltas).await }.boxed()
     }

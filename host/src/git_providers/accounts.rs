@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::token_cipher;
 use crate::auth::Identity;
 use crate::git_providers::{GitProviders, Site, SiteError};
-use crate::store::{Integration, Integrations, NewIntegration, RecordError};
+use crate::store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use crate::types::secret::Secret;
 use crate::types::wit::git::{Change, NewChange, Repository};
 use crate::types::wit::types::{Error, ErrorKind};
@@ -46,7 +46,7 @@ pub enum AccountError {
     OtherServer(String),
     /// The rows cannot be read or written.
     #[error(transparent)]
-    Store(#[from] RecordError),
+    Store(#[from] ChatStoreError),
 }
 
 /// A pull request that a user wants to open.

@@ -1,7 +1,10 @@
-//! Owns where a git provider is: its web address, below which its repositories are, and its API.
+//! Where a git provider is: its web address, below which its repositories are, and its API.
 //!
-//! What always holds: one is told from the other in one way only, by the path that the integration names;
-//! no address holds a credential; of a repository only a path is known further in, whose parts are plain.
+//! # Invariants
+//!
+//! - The one is derived from the other in one way only, by the path that the integration names.
+//! - No address holds a credential.
+//! - Of a repository only its path is known further in, and the parts of that are plain.
 
 use url::Url;
 

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::Site;
-use crate::net::egress::{Blanker, EgressError, retry_after_ms};
+use crate::net::egress::{EgressError, Redactor, retry_after_ms};
 use crate::types::sanitize::clean;
 use crate::types::wit::git::{
     Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,
@@ -102,7 +102,7 @@ async fn operation(
     let Ok(_slot) = site.slots.acquire().await else {
         return Err(fault(ErrorKind::Internal, "The server goes down."));
     };
-    let blanker = Blanker::new(Some(token));
+    let blanker = Redactor::new(Some(token));
     let done = tokio::time::timeout(LONGEST, steps(site, token, operation)).await;
     let mut done = done.unwrap_or_else(|_| Err(too_slow(site, LONGEST)));
     if let Err(error) = &mut done {

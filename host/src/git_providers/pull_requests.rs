@@ -11,19 +11,22 @@ use futures::future::BoxFuture;
 
 use super::accounts::{AccountError, Accounts, WantedChange};
 use crate::auth::Identity;
-use crate::session::{ChangeOpened, ChangeRequest, Changes};
-use crate::store::{Outbox, RecordError};
+use crate::session::{Changes, NewPullRequest, OpenedPullRequest};
+use crate::store::{ChatStoreError, Outbox};
 use crate::types::user::UserId;
 
 /// Opens pull requests for sessions.
-pub(crate) struct Opener {
+pub(crate) struct PullRequestOpener {
     pub(crate) accounts: Accounts,
     /// Holds the tokens of recently connected users.
     pub(crate) outbox: Option<Outbox>,
 }
 
-impl Changes for Opener {
-    fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>> {
+impl Changes for PullRequestOpener {
+    fn open(
+        &self,
+        request: NewPullRequest,
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>> {
         let (accounts, outbox) = (self.accounts.clone(), self.outbox.clone());
         async move {
             let mut who = Identity {
@@ -44,14 +47,14 @@ impl Changes for Opener {
             let own = request.token.as_ref();
             let mut opened = accounts.open_for_session(&who, own, wanted.clone()).await;
             // Nothing was sent yet.
-            if let Err(AccountError::Store(RecordError::NoServiceKey)) = opened {
+            if let Err(AccountError::Store(ChatStoreError::NoServiceKey)) = opened {
                 who.token = outbox.and_then(|outbox| outbox.token_of(&who.user));
                 if who.token.is_some() {
                     opened = accounts.open_for_session(&who, own, wanted).await;
                 }
             }
             let change = opened.map_err(|error| error.to_string())?;
-            Ok(ChangeOpened {
+            Ok(OpenedPullRequest {
                 number: change.number,
                 title: change.title,
                 url: change.web_url,

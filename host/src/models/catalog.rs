@@ -9,7 +9,7 @@
 
 use crate::config::{ModelSettings, ProviderSettings};
 use crate::manifest::{PriceOf, ProviderEntry};
-use crate::session::Offers;
+use crate::session::AvailableModels;
 use crate::types::wit::llm::{Descriptor, ModelInfo, Prices};
 use crate::types::wit::policy::ModelOffer;
 use crate::types::wit::types::Usage;
@@ -183,7 +183,7 @@ impl Choice {
     }
 
     /// The models a policy is offered. With a cost limit (`priced`), only those with a known price.
-    pub(super) fn offers(&self, model: &str, priced: bool) -> Offers {
+    pub(super) fn offers(&self, model: &str, priced: bool) -> AvailableModels {
         // On the operator's own server it is unknown whether the adapter's cheap model is
         // available.
         let small = match self.allowed {
@@ -198,7 +198,7 @@ impl Choice {
                 names.insert(0, name.to_owned());
             }
         }
-        Offers {
+        AvailableModels {
             model: self.offer(model),
             small: self.offer(small),
             names,

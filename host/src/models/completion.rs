@@ -22,11 +22,13 @@ use super::provenance::Origin;
 use super::quirks::is_about_form;
 use super::retry::Retries;
 use super::{argument_repair, tool_names};
-use crate::net::egress::{Answer, Blanker, Egress, Endpoint, Refusal, Showing, retry_after_ms};
+use crate::net::egress::{
+    Answer, Egress, Endpoint, Redactor, Refusal, StreamRedactor, retry_after_ms,
+};
 use crate::store::blobs::SessionBlobs;
 use crate::types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
 use crate::types::wit::types::{Content, Error, ErrorKind, Usage};
-use crate::wasm::limits::Figures;
+use crate::wasm::limits::CallUsage;
 use crate::wasm::llm::LlmPlugin;
 
 /// The maximum number of buffered frames passed to the decoder at once.
@@ -56,7 +58,7 @@ pub struct Target<'a> {
 
 /// A part of a response, shown to viewers before it is complete.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Shown<'a> {
+pub enum StreamEvent<'a> {
     /// The next part.
     Delta(&'a Delta),
     /// The response broke off and is requested again: everything shown of it is void.
@@ -71,7 +73,7 @@ pub struct Completed {
     /// Tokens of all tries together.
     pub spent: Usage,
     /// The adapter's resource usage over all tries.
-    pub figures: Figures,
+    pub figures: CallUsage,
     /// The number of requests sent to the provider.
     pub tries: u32,
 }
@@ -92,7 +94,7 @@ pub async fn complete(
     llm: &LlmPlugin,
     target: Target<'_>,
     request: &CompletionRequest,
-    show: impl FnMut(Shown<'_>) + Send,
+    show: impl FnMut(StreamEvent<'_>) + Send,
 ) -> Result<Completed, Failed> {
     let sent = tool_names::send(request);
     let mut call = Call {
@@ -103,14 +105,14 @@ pub async fn complete(
         shown: false,
         wasted: None,
         tries: 0,
-        figures: Figures::default(),
+        figures: CallUsage::default(),
         retries: Retries::new(target.patience),
     };
     let answered = Box::pin(call.run()).await;
     if let Some(end) = call.retries.ends(answered.is_ok(), Instant::now()) {
         (target.notify)(end).await;
     }
-    let blanker = Blanker::new(target.key);
+    let blanker = Redactor::new(target.key);
     match answered {
         Ok(mut completed) => {
             // A key that arrived in pieces is whole only here.
@@ -146,11 +148,11 @@ struct Call<'a, F> {
     /// Tokens of tries that broke off, as far as they were reported.
     wasted: Option<Usage>,
     tries: u32,
-    figures: Figures,
+    figures: CallUsage,
     retries: Retries,
 }
 
-impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
+impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     async fn run(&mut self) -> Result<Completed, Error> {
         let Target { endpoint, .. } = self.target;
         let origin = Origin::new(self.llm.name(), endpoint, &self.request.model);
@@ -255,7 +257,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             };
             self.again(&error, pause);
             if let Some(begin) = self.retries.begins(&error, pause, now) {
-                let begin = Blanker::new(self.target.key).text(&begin).into_owned();
+                let begin = Redactor::new(self.target.key).text(&begin).into_owned();
                 (self.target.notify)(begin).await;
             }
             tokio::time::sleep(pause).await;
@@ -269,10 +271,10 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             tries = self.tries,
             pause_ms = pause.as_millis(),
             "the model call is tried again: {}",
-            Blanker::new(self.target.key).text(&error.message)
+            Redactor::new(self.target.key).text(&error.message)
         );
         if std::mem::take(&mut self.shown) {
-            (self.show)(Shown::Reset);
+            (self.show)(StreamEvent::Reset);
         }
     }
 
@@ -294,7 +296,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         self.figures += decoder.figures;
         let mut decoder = decoder.result?;
         let mut told = None;
-        let mut showing = Showing::new(Blanker::new(key));
+        let mut showing = StreamRedactor::new(Redactor::new(key));
         let mut watch = Watch::default();
         let mut batches = frames.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
@@ -342,7 +344,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
         // Text that became a call is shown as one.
         if (own || !whole.message.content.iter().any(calls)) && !rest.is_empty() {
             self.shown = true;
-            (self.show)(Shown::Delta(&Delta::Text(rest)));
+            (self.show)(StreamEvent::Delta(&Delta::Text(rest)));
         }
         Ok(whole)
     }
@@ -357,7 +359,7 @@ impl<F: FnMut(Shown<'_>) + Send> Call<'_, F> {
             other => other,
         };
         self.shown = true;
-        (self.show)(Shown::Delta(&delta));
+        (self.show)(StreamEvent::Delta(&delta));
     }
 
     /// Records the usage of a response that broke off: it is billed even though it never became

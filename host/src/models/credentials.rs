@@ -48,7 +48,7 @@ pub(super) enum SiteError {
 }
 
 /// A provider's endpoint and key.
-pub(super) struct Site {
+pub(super) struct ProviderEndpoint {
     pub(super) endpoint: Endpoint,
     /// The deployment's key.
     pub(super) key: Option<SecretString>,
@@ -68,7 +68,7 @@ pub(super) struct Site {
     pub(super) warnings: Vec<String>,
 }
 
-impl Site {
+impl ProviderEndpoint {
     pub(super) fn new(provider: &LoadedProvider, config: &Config) -> Result<Self, SiteError> {
         let name = provider.plugin.name();
         let descriptor = provider.plugin.descriptor();

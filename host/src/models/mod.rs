@@ -33,15 +33,15 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 use url::Url;
 
-use self::completion::{Shown, Target, complete};
-use self::credentials::{COMPATIBLE, Site};
-use self::provider::Served;
+use self::completion::{StreamEvent, Target, complete};
+use self::credentials::{COMPATIBLE, ProviderEndpoint};
+use self::provider::ModelProvider;
 use crate::config::{Config, ModelSettings};
 use crate::manifest::{At, LoadedProvider, Manifest, Problem, Problems, instead};
 use crate::net::egress::{Egress, EgressLimits, Injection, is_loopback};
 use crate::session::{
-    CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest, Models, Offers,
-    Provider, Spent,
+    AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
+    ModelRequest, Models, Provider,
 };
 use crate::store::blobs::Blobs;
 use crate::types::secret::Secret;
@@ -58,15 +58,15 @@ pub(super) struct Providers {
     /// How long transient failures of a call are retried.
     patience: Duration,
     /// All providers, ordered by name.
-    all: Vec<Arc<Served>>,
+    all: Vec<Arc<ModelProvider>>,
     default: String,
     /// The provider at `LLM_BASE_URL`, which serves requests for a provider that has no key.
-    stand_in: Option<Arc<Served>>,
+    stand_in: Option<Arc<ModelProvider>>,
 }
 
 /// The provider that answers a policy's call.
 struct Called {
-    served: Arc<Served>,
+    served: Arc<ModelProvider>,
     /// The model that is called.
     model: String,
     /// The name of its provider in records.
@@ -112,7 +112,7 @@ fn is_on_this_machine(base_url: &str) -> bool {
 }
 
 /// What a provider is given.
-pub(super) struct Grants {
+pub(super) struct ProviderStatus {
     pub(super) base_url: String,
     pub(super) key_place: Injection,
     /// The variable that holds the deployment's key, or would.
@@ -136,7 +136,7 @@ impl Providers {
         let mut wrong = Vec::new();
         let mut sites = Vec::new();
         for provider in loaded {
-            match Site::new(&provider, config) {
+            match ProviderEndpoint::new(&provider, config) {
                 Ok(site) => sites.push((provider, site)),
                 Err(why) => {
                     let entry = provider.entry.as_deref();
@@ -151,11 +151,12 @@ impl Providers {
             .iter()
             .map(|(provider, _)| provider.plugin.name().to_owned())
             .collect();
-        let general = |(_, site): &&(LoadedProvider, Site)| site.general && site.usable();
+        let general =
+            |(_, site): &&(LoadedProvider, ProviderEndpoint)| site.general && site.usable();
         let general = sites.iter().find(general);
         let general = general.map(|(provider, _)| provider.plugin.name().to_owned());
         let mut warnings = warnings(&sites, &names, manifest, &config.models);
-        let keyless = |(provider, site): &&(LoadedProvider, Site)| {
+        let keyless = |(provider, site): &&(LoadedProvider, ProviderEndpoint)| {
             provider.plugin.name() == default && !site.usable()
         };
         let keyless = sites.iter().find(keyless).map(|(_, site)| site);
@@ -168,7 +169,7 @@ impl Providers {
         for (provider, site) in sites {
             let name = provider.plugin.name();
             let is_default = name == default || (replaced && general.as_deref() == Some(name));
-            let served = Served::new(provider, site, &config.models, &names, is_default);
+            let served = ModelProvider::new(provider, site, &config.models, &names, is_default);
             all.push(Arc::new(served));
         }
         let stand_in =
@@ -229,9 +230,9 @@ impl Providers {
     }
 
     /// What a provider is given: its endpoint, its key, and its models.
-    pub(super) fn grants(&self, name: &str) -> Option<Grants> {
+    pub(super) fn grants(&self, name: &str) -> Option<ProviderStatus> {
         let served = self.named(name)?;
-        Some(Grants {
+        Some(ProviderStatus {
             base_url: served.endpoint.base_url().to_string(),
             key_place: served.endpoint.injection().clone(),
             variable: served.variable.clone(),
@@ -243,7 +244,7 @@ impl Providers {
     /// The status of each provider, the default first: its name, its address, and the key it has or
     /// lacks.
     pub(super) fn standings(&self) -> Vec<Standing> {
-        let standing = |named: &Arc<Served>| Standing {
+        let standing = |named: &Arc<ModelProvider>| Standing {
             name: named.name.clone(),
             ..self.serving(named, false).standing()
         };
@@ -252,14 +253,18 @@ impl Providers {
         all
     }
 
-    fn named(&self, name: &str) -> Option<&Arc<Served>> {
+    fn named(&self, name: &str) -> Option<&Arc<ModelProvider>> {
         self.all
             .iter()
             .find(|served| served.name.eq_ignore_ascii_case(name))
     }
 
     /// The provider that serves a session of this provider, which has a key of its own or none.
-    fn serving<'a>(&'a self, named: &'a Arc<Served>, has_key: bool) -> &'a Arc<Served> {
+    fn serving<'a>(
+        &'a self,
+        named: &'a Arc<ModelProvider>,
+        has_key: bool,
+    ) -> &'a Arc<ModelProvider> {
         match &self.stand_in {
             Some(stand_in) if named.replaceable && !named.usable(has_key) => stand_in,
             _ => named,
@@ -272,7 +277,7 @@ impl Providers {
         &'a self,
         provider: Option<&str>,
         model: Option<&'a str>,
-    ) -> Result<(&'a Arc<Served>, Option<&'a str>), CreateError> {
+    ) -> Result<(&'a Arc<ModelProvider>, Option<&'a str>), CreateError> {
         let unknown = |name: &str| {
             let there = self.all.iter().map(|served| served.name.as_str());
             let name: String = name.chars().take(SHOWN).collect();
@@ -347,7 +352,7 @@ impl Providers {
 /// The provider of a session that names none: the configured one, else `openai`, unless only
 /// another one has a key, else one that needs none.
 fn default_provider(
-    sites: &[(LoadedProvider, Site)],
+    sites: &[(LoadedProvider, ProviderEndpoint)],
     manifest: &Manifest,
     settings: &ModelSettings,
 ) -> String {
@@ -356,9 +361,10 @@ fn default_provider(
     if let Some(named) = named.or(settings.default_provider.as_ref()) {
         return named.clone();
     }
-    let compatible = |site: &&(LoadedProvider, Site)| site.0.plugin.name() == COMPATIBLE;
-    let keyed = |site: &&(LoadedProvider, Site)| site.1.key.is_some();
-    let keyless = |site: &&(LoadedProvider, Site)| site.1.keyless;
+    let compatible =
+        |site: &&(LoadedProvider, ProviderEndpoint)| site.0.plugin.name() == COMPATIBLE;
+    let keyed = |site: &&(LoadedProvider, ProviderEndpoint)| site.1.key.is_some();
+    let keyless = |site: &&(LoadedProvider, ProviderEndpoint)| site.1.keyless;
     let own = sites.iter().find(compatible);
     let general = settings.base_url.is_some();
     let found = own
@@ -385,7 +391,7 @@ fn without_key(name: &str, variable: &str, served: bool) -> String {
 
 /// Warnings about settings that have no effect.
 fn warnings(
-    sites: &[(LoadedProvider, Site)],
+    sites: &[(LoadedProvider, ProviderEndpoint)],
     names: &[String],
     manifest: &Manifest,
     settings: &ModelSettings,
@@ -476,9 +482,9 @@ impl Models for Providers {
         self.named(provider).map(|served| served.endpoint.server())
     }
 
-    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> Offers {
+    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> AvailableModels {
         let Some(named) = self.named(provider) else {
-            return Offers::only(model);
+            return AvailableModels::only(model);
         };
         let own = self.serving(named, has_key);
         let mut offers = own.choice.offers(model, priced);
@@ -560,7 +566,7 @@ async fn ask(
         params: call.params,
         streaming: true,
     };
-    let spent = |usage: Usage, tries| Spent {
+    let spent = |usage: Usage, tries| CallCost {
         cost: served.choice.cost(&wanted.model, &usage),
         usage,
         provider: label.clone(),
@@ -568,15 +574,15 @@ async fn ask(
         tries,
     };
     let mut so_far = SoFar::default();
-    let show = |shown: Shown<'_>| match shown {
-        Shown::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
-        Shown::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
-        Shown::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
-        Shown::Delta(Delta::Usage(usage)) => {
+    let show = |shown: StreamEvent<'_>| match shown {
+        StreamEvent::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
+        StreamEvent::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
+        StreamEvent::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
+        StreamEvent::Delta(Delta::Usage(usage)) => {
             so_far.now = Some(*usage);
             request.meter.tell(spent(so_far.sum(), so_far.resets + 1));
         }
-        Shown::Reset => {
+        StreamEvent::Reset => {
             so_far.again();
             deltas(DeltaKind::Reset, "");
         }

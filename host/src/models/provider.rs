@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use super::catalog::{Basis, Choice};
-use super::credentials::Site;
+use super::credentials::ProviderEndpoint;
 use super::{Standing, sendable};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
@@ -30,7 +30,7 @@ const CHECK: Duration = Duration::from_secs(5);
 const REMEMBERED: usize = 1024;
 
 /// A model provider.
-pub(super) struct Served {
+pub(super) struct ModelProvider {
     pub(super) name: String,
     pub(super) llm: LlmPlugin,
     /// The deployment's settings for the adapter, as JSON.
@@ -49,11 +49,11 @@ pub(super) struct Served {
     taken: Mutex<HashSet<[u8; 32]>>,
 }
 
-impl Served {
+impl ModelProvider {
     /// A provider at its endpoint. `others` are the names of all providers.
     pub(super) fn new(
         provider: LoadedProvider,
-        site: Site,
+        site: ProviderEndpoint,
         settings: &ModelSettings,
         others: &[String],
         is_default: bool,

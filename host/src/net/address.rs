@@ -2,13 +2,14 @@
 //!
 //! # Invariants
 //!
-//! - Addresses of cloud metadata services, unspecified, multicast and link-local ones are refused always.
+//! - Addresses of cloud metadata services, unspecified, multicast and link-local ones are refused always. The
+//!   one exception, a base URL that is itself a link-local address, is `resolver::literal_allowed`'s.
 //! - Private addresses and this machine are refused unless the caller allows private ones.
 //! - An IPv6 address that stands for an IPv4 address (mapped, NAT64, 6to4) is judged by that one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether a gateway may connect to an address.
+/// Whether the host may connect to an address. `allow_private` also allows private addresses and this machine.
 #[must_use]
 pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
     let v4 = match address {

@@ -1,5 +1,5 @@
-//! Outgoing HTTP on behalf of plugins and operators: requests to providers, documents, and OCI
-//! registries.
+//! Outgoing HTTP on behalf of plugins and operators: which addresses may be contacted, requests to
+//! providers, documents, and OCI registries.
 
 pub mod address;
 pub mod egress;

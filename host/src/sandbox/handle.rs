@@ -1,7 +1,9 @@
-//! A box that runs: commands in it, and its end.
+//! A running sandbox: commands in it, and its end.
 //!
-//! What always holds: when its last handle goes, every process of it is killed and its folder removed,
-//! in that order.
+//! # Invariants
+//!
+//! - When the last handle is dropped, every process of the sandbox is killed and its folder removed, in that
+//!   order.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -110,7 +112,7 @@ impl Sandbox {
             }
             (Kind::None | Kind::Docker, _) => {
                 return Err(SandboxError::Start(
-                    "there is no kind of box here.".to_owned(),
+                    "no sandbox backend works here.".to_owned(),
                 ));
             }
             (Kind::Landlock | Kind::Local, _) => {

@@ -24,9 +24,9 @@ use crate::wasm::Caller;
 use super::actor;
 use super::actor::budget::{Budget, lower};
 use super::actor::task_clock;
-use super::handle::{About, Launch, Session};
-use super::ports::{Drawn, Generation, Models, Policy, PolicyInfo, Provider};
-use super::round::{Draft, Scene};
+use super::handle::{Launch, Session, SessionInfo};
+use super::ports::{BuildAssignment, Generation, Models, Policy, PolicyInfo, Provider};
+use super::round::{RoundBuilder, RoundContext};
 use super::stream::frames::EventDraft;
 use super::{SessionId, Sessions, Shared};
 
@@ -277,7 +277,7 @@ impl Sessions {
             }
             (fits, _) => fits?,
         };
-        let Drawn { policy, turn } = drawn;
+        let BuildAssignment { policy, turn } = drawn;
         let info = policy.info();
         let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
         let id = SessionId::new();
@@ -422,7 +422,7 @@ impl Shared {
     pub(super) fn assemble(self: &Arc<Self>, id: SessionId, found: Found) -> Arc<Session> {
         let (mailbox, news) = mpsc::channel(MAILBOX);
         let fixed = &found.fixed;
-        let about = About {
+        let about = SessionInfo {
             id,
             user: UserId::from(fixed.user.as_str()),
             project_id: fixed.project_id.clone(),
@@ -449,16 +449,16 @@ impl Shared {
 }
 
 /// The first round: the task, and the start of the session.
-fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> store::StepRow {
+fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> store::RoundRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();
-    let scene = Scene::new(&names, fixed, info, nothing, &|_| EventDraft::default());
+    let scene = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());
     let counters = Counters {
         next_seq: 1,
         uptime_ms,
         ..Counters::default()
     };
-    let mut draft = Draft::new(&scene, counters, BTreeMap::new(), fixed.created_at);
+    let mut draft = RoundBuilder::new(&scene, counters, BTreeMap::new(), fixed.created_at);
     draft.open_session();
     draft.close_round(Status::Created, None).row
 }

@@ -16,7 +16,7 @@ use crate::store::{self, Store, StoreError};
 use crate::types::user::UserId;
 
 use super::actor::idle::Standing;
-use super::ports::{Mailbox, News, PolicyInfo};
+use super::ports::{ActorMessage, Mailbox, PolicyInfo};
 use super::stream::feed::Feed;
 use super::stream::frames::Features;
 use super::stream::positions::{Loss, Position, Positions};
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A session that is live or has just ended.
 pub struct Session {
-    pub(super) about: About,
+    pub(super) about: SessionInfo,
     pub(super) store: Store,
     pub(super) mailbox: Mailbox,
     pub(super) workspace: OnceLock<Arc<Workspace>>,
@@ -49,12 +49,12 @@ pub struct Session {
     pub(super) launch: Mutex<Option<Launch>>,
     attached: Mutex<Attached>,
     pub(super) positions: Positions,
-    runs: Mutex<Runs>,
+    runs: Mutex<SessionPlugins>,
 }
 
 /// The plugins that a session works with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Runs {
+pub struct SessionPlugins {
     /// The policy's name.
     pub policy: String,
     /// The SHA-256 of the policy's component, in lower-case hex.
@@ -72,7 +72,7 @@ struct Attached {
 }
 
 /// The immutable facts about a session.
-pub(super) struct About {
+pub(super) struct SessionInfo {
     pub(super) id: SessionId,
     pub(super) user: UserId,
     pub(super) project_id: Option<String>,
@@ -97,7 +97,7 @@ pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Session {
     /// Creates a session whose last frame so far is `seq`.
     pub(super) fn new(
-        about: About,
+        about: SessionInfo,
         seq: u64,
         store: Store,
         mailbox: Mailbox,
@@ -152,13 +152,13 @@ impl Session {
     }
 
     /// The plugins that the session works with now.
-    pub fn runs(&self) -> Runs {
+    pub fn runs(&self) -> SessionPlugins {
         held(&self.runs).clone()
     }
 
     /// Sets the plugins that the session works with from here on.
     pub(super) fn set_runs(&self, policy: &PolicyInfo, provider: &str) {
-        *held(&self.runs) = Runs {
+        *held(&self.runs) = SessionPlugins {
             policy: policy.name.clone(),
             digest: policy.digest.clone(),
             provider: if policy.calls_models {
@@ -196,7 +196,7 @@ impl Session {
         let kept = tokio::spawn(async move {
             let written = store.write_within(PATIENCE, move |connection| {
                 let number = store::keep_message(connection, &id, &text)?;
-                Ok(number.map(|number| News::Message(number, text)))
+                Ok(number.map(|number| ActorMessage::Message(number, text)))
             });
             let news = written.await?;
             Ok::<_, StoreError>(news.map(|news| {

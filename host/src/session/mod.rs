@@ -23,9 +23,9 @@ pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use self::handle::{AttachGuard, Runs, Session};
+pub use self::handle::{AttachGuard, Session, SessionPlugins};
 pub use self::ports::tools::{
-    EventSink, NoTools, SEPARATOR, SessionTools, Showing, Tools, ToolsSpec,
+    EventSink, NoTools, SEPARATOR, SessionTools, ToolOutput, Tools, ToolsSpec,
 };
 pub(crate) use self::replay::diff::{difference, readable};
 pub use self::replay::shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
@@ -34,14 +34,15 @@ pub use self::stream::frames::{
 };
 pub use self::stream::positions::{Loss, Position};
 pub use self::stream::subscription::{Batch, Subscription};
-pub use self::traffic_split::{Share, Turn};
+pub use self::traffic_split::{SplitSlot, TrafficSplit};
 pub use create::{CreateError, NewSession, OpenChange};
 pub use details::{Details, DetailsError};
 pub use ports::{
-    ChangeOpened, ChangeRequest, Changes, DeltaKind, DeltaSink, Deployment, Drawn, Generation,
-    Meter, ModelAnswer, ModelFailure, ModelRequest, Models, NoticeSink, Offers, OutputSink, Place,
-    PlaceError, PlaceSpec, Places, Policies, Policy, PolicyInfo, Provider, Spent, Stepped, Took,
-    ToolDone,
+    AvailableModels, BuildAssignment, CallCost, Changes, DeltaKind, DeltaSink, Deployment,
+    Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, Generation, ModelAnswer,
+    ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, OpenedPullRequest, OutputSink,
+    Policies, Policy, PolicyInfo, Provider, StepOutcome, StepVerdict, ToolResultWithEvent,
+    UsageMeter,
 };
 pub use replay::{Replay, ReplayError};
 pub use retention::WorkspaceLookupError;
@@ -227,7 +228,7 @@ pub struct Deps {
     /// The current policies and models.
     pub deployment: Deployment,
     /// The provider of execution environments.
-    pub places: Arc<dyn Places>,
+    pub places: Arc<dyn EnvironmentProvider>,
     /// Opens the pull requests that users request.
     pub changes: Arc<dyn Changes>,
     /// The disk space that is reserved for the log.
@@ -411,10 +412,10 @@ impl Sessions {
 
     /// Removes any remaining files of a session that is over and no longer in the log.
     pub async fn remove_files(&self, user: &UserId, session: String) {
-        let spec = PlaceSpec {
+        let spec = EnvironmentSpec {
             session,
             user: user.to_string(),
-            ..PlaceSpec::default()
+            ..EnvironmentSpec::default()
         };
         let session = spec.session.clone();
         if let Err(cause) = self.shared.deps.places.wipe(spec).await {
@@ -442,7 +443,7 @@ impl Sessions {
     }
 
     /// The number of live sessions for each set of plugins.
-    pub fn count_by_plugins(&self) -> HashMap<Runs, usize> {
+    pub fn count_by_plugins(&self) -> HashMap<SessionPlugins, usize> {
         let mut counts = HashMap::new();
         for session in held(&self.shared.registry).by_id.values() {
             *counts.entry(session.runs()).or_default() += 1;

@@ -16,7 +16,7 @@ use crate::store::{self, Retained, StoreError};
 use crate::types::plural;
 use crate::types::user::UserId;
 
-use super::{LookupError, PlaceSpec, SessionId, Sessions, Shared};
+use super::{EnvironmentSpec, LookupError, SessionId, Sessions, Shared};
 
 /// After how long one that could not be removed is tried again.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
@@ -37,11 +37,11 @@ pub enum WorkspaceLookupError {
     NotRemoved,
 }
 
-fn spec_of(kept: Retained) -> PlaceSpec {
-    PlaceSpec {
+fn spec_of(kept: Retained) -> EnvironmentSpec {
+    EnvironmentSpec {
         session: kept.session,
         user: kept.user,
-        ..PlaceSpec::default()
+        ..EnvironmentSpec::default()
     }
 }
 

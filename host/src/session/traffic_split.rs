@@ -11,7 +11,7 @@ use super::handle::held;
 
 /// The traffic split of one candidate.
 #[derive(Debug)]
-pub struct Share {
+pub struct TrafficSplit {
     /// The candidate's share, in percent.
     percent: u8,
     turns: Mutex<Turns>,
@@ -23,7 +23,7 @@ struct Turns {
     candidates: u64,
 }
 
-impl Share {
+impl TrafficSplit {
     /// Creates a split in which no slot has been assigned.
     pub fn new(percent: u8) -> Self {
         Self {
@@ -33,7 +33,7 @@ impl Share {
     }
 
     /// Assigns the next slot.
-    pub fn take(self: &Arc<Self>) -> Turn {
+    pub fn take(self: &Arc<Self>) -> SplitSlot {
         let mut turns = held(&self.turns);
         turns.all += 1;
         // The candidate gets this slot if it is owed more than it has had.
@@ -41,7 +41,7 @@ impl Share {
         let is_candidates = turns.candidates < owed;
         turns.candidates += u64::from(is_candidates);
         drop(turns);
-        Turn {
+        SplitSlot {
             share: self.clone(),
             is_candidates,
             is_kept: false,
@@ -51,13 +51,13 @@ impl Share {
 
 /// A slot; released if it is dropped before it is kept.
 #[derive(Debug)]
-pub struct Turn {
-    share: Arc<Share>,
+pub struct SplitSlot {
+    share: Arc<TrafficSplit>,
     is_candidates: bool,
     is_kept: bool,
 }
 
-impl Turn {
+impl SplitSlot {
     /// Returns whether the slot is the candidate's.
     pub fn is_candidates(&self) -> bool {
         self.is_candidates
@@ -69,7 +69,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for SplitSlot {
     fn drop(&mut self) {
         if !self.is_kept {
             let mut turns = held(&self.share.turns);
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn of_a_hundred_sessions_a_candidate_gets_exactly_its_share_wherever_one_begins_to_count() {
         for percent in 1..=99 {
-            let share = Arc::new(Share::new(percent));
+            let share = Arc::new(TrafficSplit::new(percent));
             let turns: Vec<bool> = (0..300)
                 .map(|_| {
                     let turn = share.take();
@@ -110,7 +110,7 @@ mod tests {
             percent in 1..=99_u8,
             made in proptest::collection::vec(any::<bool>(), 0..400),
         ) {
-            let share = Arc::new(Share::new(percent));
+            let share = Arc::new(TrafficSplit::new(percent));
             let (mut all, mut candidates) = (0_u64, 0_u64);
             for made in made {
                 let turn = share.take();
@@ -130,13 +130,13 @@ mod tests {
             percent in 1..=99_u8,
             steps in proptest::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..200),
         ) {
-            let share = Arc::new(Share::new(percent));
+            let share = Arc::new(TrafficSplit::new(percent));
             let (mut open, mut kept) = (Vec::new(), Vec::new());
             for (take, which) in steps {
                 if take || open.is_empty() {
                     open.push(share.take());
                 } else {
-                    let turn: Turn = open.swap_remove(which.index(open.len()));
+                    let turn: SplitSlot = open.swap_remove(which.index(open.len()));
                     kept.push(turn.is_candidates());
                     turn.keep();
                 }

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
-use super::{RecordError, Store, StoreError};
+use super::{ChatStoreError, Store, StoreError};
 use crate::auth::Identity;
 
 /// A git account that a user connected.
@@ -54,7 +54,7 @@ pub struct NewIntegration {
 }
 
 /// The future result of a call.
-pub type Kept<T> = BoxFuture<'static, Result<T, RecordError>>;
+pub type Kept<T> = BoxFuture<'static, Result<T, ChatStoreError>>;
 
 /// A store of users' git accounts. `who` is the caller: with their own token if row-level security
 /// is to decide, otherwise the user that a server acts for.

@@ -32,11 +32,11 @@ mod tests;
 pub use self::accounts::{Integration, Integrations, Kept, NewIntegration};
 pub use self::chats::sqlite::{LocalRecords, last_line};
 pub use self::chats::store::{
-    Caller, Chat, ChatMessage, Lack, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
+    Chat, ChatMessage, ChatStore, ChatStoreError, Lack, Principal, Progress, Recorded, TITLE_LENGTH,
 };
 pub use self::log::model::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
-    SessionRow, Status, StepRow, cut,
+    RoundRow, SessionRow, Status, cut,
 };
 pub use self::log::positions::{PositionRow, keep_positions, kept_positions};
 pub use self::log::read::{
@@ -145,7 +145,7 @@ struct Inner {
     folder: PathBuf,
     uptime: uptime::Uptime,
     /// Set if chats are sent to another store; notified of new ones.
-    news: OnceLock<Arc<outbox::News>>,
+    news: OnceLock<Arc<outbox::OutboxSignal>>,
     _lock: File,
 }
 
@@ -229,7 +229,7 @@ impl Store {
     }
 
     /// Turns on sending of chats, and returns the notifier for new ones.
-    fn announce(&self) -> Arc<outbox::News> {
+    fn announce(&self) -> Arc<outbox::OutboxSignal> {
         self.inner.news.get_or_init(Arc::default).clone()
     }
 

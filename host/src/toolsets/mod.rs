@@ -23,7 +23,8 @@ use futures::future::{BoxFuture, join_all};
 use crate::manifest::is_source_name;
 use crate::sandbox::tools::{MAX_RESULT, middle_left_out};
 use crate::session::{
-    EventDraft, Place, SEPARATOR, SessionTools, Showing, ToolDone, Tools, ToolsSpec,
+    Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolResultWithEvent, Tools,
+    ToolsSpec,
 };
 use crate::types::sanitize::clean;
 use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
@@ -44,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A source of tools: a component or an MCP server. Tools have their own names here, without the
 /// source's.
-pub(crate) trait Source: Send + Sync {
+pub(crate) trait ToolSource: Send + Sync {
     /// A name that [`is_source_name`] accepts.
     fn name(&self) -> &str;
     /// Everything that defines it: another source of the same name with an equal identity may
@@ -59,12 +60,12 @@ pub(crate) trait Source: Send + Sync {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Place>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>>;
+        place: Option<Arc<dyn Environment>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>>;
 }
 
 /// A source that was opened for a session.
-pub(crate) trait Toolset: Send + Sync {
+pub(crate) trait OpenToolSource: Send + Sync {
     /// Its tools. Names consist of letters, digits, - and _. The caller limits their number and
     /// size.
     fn definitions(&self) -> Vec<ToolDefinition>;
@@ -78,23 +79,23 @@ pub(crate) trait Toolset: Send + Sync {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>>;
+        showing: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>>;
     /// Releases everything it holds. Idempotent. Dropping it does the same.
     fn close(&self) -> BoxFuture<'static, ()>;
 }
 
 /// The tool sources of a deployment.
 pub(super) struct Toolsets {
-    sources: BTreeMap<String, Arc<dyn Source>>,
+    sources: BTreeMap<String, Arc<dyn ToolSource>>,
 }
 
 impl Toolsets {
     /// A deployment with these sources, whose names differ.
-    pub(super) fn new(sources: Vec<Arc<dyn Source>>) -> Self {
+    pub(super) fn new(sources: Vec<Arc<dyn ToolSource>>) -> Self {
         // The manifest ensures it.
         debug_assert!(sources.iter().all(|source| is_source_name(source.name())));
-        let by_name = |source: Arc<dyn Source>| (source.name().to_owned(), source);
+        let by_name = |source: Arc<dyn ToolSource>| (source.name().to_owned(), source);
         Self {
             sources: sources.into_iter().map(by_name).collect(),
         }
@@ -102,7 +103,7 @@ impl Toolsets {
 
     /// Whether both are made of the same sources, and so behave the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        let same = |(one, two): (&Arc<dyn Source>, &Arc<dyn Source>)| {
+        let same = |(one, two): (&Arc<dyn ToolSource>, &Arc<dyn ToolSource>)| {
             one.name() == two.name() && one.identity() == two.identity()
         };
         self.sources.len() == other.sources.len()
@@ -131,13 +132,13 @@ impl Tools for Toolsets {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Place>>,
+        place: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>> {
         let of_policy = self.sources.values();
         let of_policy = of_policy.filter(|source| source.serves(&spec.policy));
         let shelves: BTreeMap<_, _> = of_policy
             .map(|source| {
-                let shelf = Shelf {
+                let shelf = SourceSlot {
                     source: source.clone(),
                     opened: tokio::sync::Mutex::default(),
                 };
@@ -156,29 +157,29 @@ impl Tools for Toolsets {
             let all = join_all(all.map(|shelf| opened.first(shelf))).await;
             let said = all.into_iter().flatten().flatten().collect();
             *held(&opened.definitions) = said;
-            Arc::new(Opened(opened)) as Arc<dyn SessionTools>
+            Arc::new(OpenedSources(opened)) as Arc<dyn SessionTools>
         }
         .boxed()
     }
 }
 
 /// The tool sources of one session.
-struct Opened(Arc<Inner>);
+struct OpenedSources(Arc<Inner>);
 
 struct Inner {
-    shelves: BTreeMap<String, Shelf>,
+    shelves: BTreeMap<String, SourceSlot>,
     spec: ToolsSpec,
-    place: Option<Arc<dyn Place>>,
+    place: Option<Arc<dyn Environment>>,
     /// Fixed when the session began: its policy was given these.
     definitions: Mutex<Vec<ToolDefinition>>,
     notices: Mutex<Vec<String>>,
 }
 
 /// One source of a session.
-struct Shelf {
-    source: Arc<dyn Source>,
+struct SourceSlot {
+    source: Arc<dyn ToolSource>,
     /// `None` before it opened, if it did not open, and once it was closed.
-    opened: tokio::sync::Mutex<Option<Arc<dyn Toolset>>>,
+    opened: tokio::sync::Mutex<Option<Arc<dyn OpenToolSource>>>,
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -187,7 +188,7 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Inner {
     /// Opens a source at the session's start, and returns its tools.
-    async fn first(&self, shelf: &Shelf) -> Option<Vec<ToolDefinition>> {
+    async fn first(&self, shelf: &SourceSlot) -> Option<Vec<ToolDefinition>> {
         let name = shelf.source.name();
         match self.open(shelf).await {
             Ok(toolset) => {
@@ -211,7 +212,7 @@ impl Inner {
         held(&self.notices).push(what);
     }
 
-    async fn open(&self, shelf: &Shelf) -> Result<Arc<dyn Toolset>, String> {
+    async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, String> {
         let mut opened = shelf.opened.lock().await;
         if let Some(there) = opened.as_ref() {
             return Ok(there.clone());
@@ -238,8 +239,8 @@ impl Inner {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: Showing,
-    ) -> Result<ToolDone, Error> {
+        showing: ToolOutput,
+    ) -> Result<ToolResultWithEvent, Error> {
         let named = split(&call.name).and_then(|(source, tool)| {
             let shelf = self.shelves.get(source)?;
             Some((shelf, tool.to_owned()))
@@ -247,7 +248,7 @@ impl Inner {
         let Some((shelf, tool)) = named else {
             let name = clean(&call.name, LONGEST_NAME);
             let what = format!("There is no tool {name:?} in this session.");
-            return Ok(ToolDone::failed(&call, what));
+            return Ok(ToolResultWithEvent::failed(&call, what));
         };
         let toolset = match self.open(shelf).await {
             Ok(toolset) => toolset,
@@ -260,7 +261,7 @@ impl Inner {
                     "a source of tools could not be opened"
                 );
                 let what = format!("The tools of {source} are not there: {reason}");
-                return Ok(ToolDone::failed(&call, what));
+                return Ok(ToolResultWithEvent::failed(&call, what));
             }
         };
         let id = call.id.clone();
@@ -283,7 +284,7 @@ impl Inner {
     }
 
     async fn close(&self) {
-        let close = |shelf: &Shelf| {
+        let close = |shelf: &SourceSlot| {
             let opened = shelf.opened.try_lock().map(|mut opened| opened.take());
             async move {
                 // A source that is being opened is dropped with the future that opens it.
@@ -297,7 +298,7 @@ impl Inner {
 }
 
 /// A source's result, truncated to the limit for any tool, under the call's own id.
-fn bounded(id: String, mut done: ToolDone) -> ToolDone {
+fn bounded(id: String, mut done: ToolResultWithEvent) -> ToolResultWithEvent {
     let cut = |text: &mut String| {
         if text.len() > MAX_RESULT {
             *text = middle_left_out(std::mem::take(text), MAX_RESULT);
@@ -342,7 +343,7 @@ fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Op
     (fit, left_out)
 }
 
-impl SessionTools for Opened {
+impl SessionTools for OpenedSources {
     fn definitions(&self) -> Vec<ToolDefinition> {
         held(&self.0.definitions).clone()
     }
@@ -355,8 +356,8 @@ impl SessionTools for Opened {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        showing: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let inner = self.0.clone();
         async move { inner.run(call, timeout_ms, showing).await }.boxed()
     }

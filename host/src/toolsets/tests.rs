@@ -34,7 +34,7 @@ fn fake(name: &'static str, tools: &[&str]) -> Fake {
     }
 }
 
-impl Source for Fake {
+impl ToolSource for Fake {
     fn name(&self) -> &str {
         self.name
     }
@@ -54,8 +54,8 @@ impl Source for Fake {
     fn open(
         &self,
         _: ToolsSpec,
-        _: Option<Arc<dyn Place>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>> {
+        _: Option<Arc<dyn Environment>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>> {
         let this = self.clone();
         async move {
             this.opened.fetch_add(1, Ordering::SeqCst);
@@ -63,13 +63,13 @@ impl Source for Fake {
             if this.broken.load(Ordering::SeqCst) {
                 return Err("It is broken.".to_owned());
             }
-            Ok(Arc::new(this) as Arc<dyn Toolset>)
+            Ok(Arc::new(this) as Arc<dyn OpenToolSource>)
         }
         .boxed()
     }
 }
 
-impl Toolset for Fake {
+impl OpenToolSource for Fake {
     fn definitions(&self) -> Vec<ToolDefinition> {
         self.tools.clone()
     }
@@ -78,14 +78,14 @@ impl Toolset for Fake {
         &self,
         call: ToolCall,
         _: Option<u32>,
-        _: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        _: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let text = match call.name.as_str() {
             "grief" => panic!("a test panics on purpose"),
             "much" => "x".repeat(10 * MAX_RESULT),
             name => format!("{name} of {}", self.name),
         };
-        let done = ToolDone {
+        let done = ToolResultWithEvent {
             shown: EventDraft::text("CmdOutputObservation", &text),
             result: ToolResult {
                 call_id: "somebody else's".to_owned(),
@@ -108,7 +108,7 @@ impl Toolset for Fake {
 fn toolsets(sources: &[Fake]) -> Toolsets {
     let all = sources.iter().cloned();
     Toolsets::new(
-        all.map(|source| Arc::new(source) as Arc<dyn Source>)
+        all.map(|source| Arc::new(source) as Arc<dyn ToolSource>)
             .collect(),
     )
 }
@@ -122,13 +122,13 @@ async fn open(toolsets: &Toolsets) -> Arc<dyn SessionTools> {
     toolsets.open(spec, None).await
 }
 
-async fn run(tools: &Arc<dyn SessionTools>, name: &str) -> Result<ToolDone, Error> {
+async fn run(tools: &Arc<dyn SessionTools>, name: &str) -> Result<ToolResultWithEvent, Error> {
     let call = ToolCall {
         id: "c".to_owned(),
         name: name.to_owned(),
         arguments: "{}".to_owned(),
     };
-    let showing = Showing {
+    let showing = ToolOutput {
         deltas: Arc::new(|_, _: &str| {}),
         events: Arc::new(|_| std::future::ready(true).boxed()),
     };

@@ -1,5 +1,5 @@
 //! Types and helpers shared by every part of the host: users, secrets, the types of the WIT
-//! packages, and text sanitizing.
+//! packages, text sanitizing, Unicode repair, and counts in words.
 
 pub mod plural;
 pub mod sanitize;

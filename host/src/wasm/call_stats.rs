@@ -10,14 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::limits::{CallError, Figures};
+use super::limits::{CallError, CallUsage};
 
 /// Upper bound of a call's duration, in microseconds: the call's deadline ends it before.
 const LONGEST: u64 = 10 * 60 * 1_000_000;
 
 /// Counts the calls of one plugin.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<BTreeMap<&'static str, OfCall>>);
+pub(super) struct CallStats(Mutex<BTreeMap<&'static str, OfCall>>);
 
 #[derive(Debug)]
 struct OfCall {
@@ -51,12 +51,12 @@ pub struct CallFigures {
     pub most_memory: u64,
 }
 
-impl Tally {
+impl CallStats {
     /// Counts a call that ended, successfully or not.
     pub(super) fn count<T>(
         &self,
         call: &'static str,
-        used: &Figures,
+        used: &CallUsage,
         result: &Result<T, CallError>,
     ) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,19 +117,19 @@ impl OfCall {
 
 #[cfg(test)]
 mod tests {
-    use super::super::limits::Place;
+    use super::super::limits::CallSite;
     use super::*;
     use crate::types::wit::types::{Error, ErrorKind};
 
     #[test]
     fn calls_are_counted_by_function_and_a_refusal_is_no_failure() {
-        let tally = Tally::default();
-        let at = || Place {
+        let tally = CallStats::default();
+        let at = || CallSite {
             plugin: "coder".into(),
             call: "step",
         };
         for number in 1..=100 {
-            let used = Figures {
+            let used = CallUsage {
                 fuel: number,
                 memory_bytes: 1_000 - number,
                 micros: number * 1_000,
@@ -149,10 +149,10 @@ mod tests {
             };
             tally.count("step", &used, &result);
         }
-        let endless = Figures {
+        let endless = CallUsage {
             micros: u64::MAX,
             fuel: u64::MAX,
-            ..Figures::default()
+            ..CallUsage::default()
         };
         tally.count("migrate", &endless, &Ok(()));
         tally.count("migrate", &endless, &Ok(()));

@@ -79,7 +79,7 @@ pub enum EngineError {
 /// The part of the pool that an instance is taken from. The parts are separate, so that a short
 /// call never waits for a model that streams for minutes.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Lane {
+pub(super) enum PoolClass {
     Call,
     Stream,
 }
@@ -177,10 +177,10 @@ impl Engine {
     }
 
     /// Waits for a free slot. `None` only if the engine is being torn down.
-    pub(super) async fn slot(&self, lane: Lane) -> Option<OwnedSemaphorePermit> {
+    pub(super) async fn slot(&self, lane: PoolClass) -> Option<OwnedSemaphorePermit> {
         let semaphore = match lane {
-            Lane::Call => &self.0.calls,
-            Lane::Stream => &self.0.streams,
+            PoolClass::Call => &self.0.calls,
+            PoolClass::Stream => &self.0.streams,
         };
         semaphore.clone().acquire_owned().await.ok()
     }

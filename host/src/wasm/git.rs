@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use super::admission::{Kind, LoadError, other_types};
-use super::engine::{Engine, Lane};
+use super::engine::{Engine, PoolClass};
 use super::host_state::Guest;
-use super::instance::{Loaded, boxed, call, front, not_begun};
+use super::instance::{PluginCore, boxed, call, front, not_begun};
 use super::limits::{Called, Limits};
 use super::{compile, described};
 use crate::types::sanitize::clean;
@@ -24,7 +24,7 @@ const MOST_SCOPES: usize = 20;
 pub struct GitPlugin(Arc<Inner>);
 
 struct Inner {
-    loaded: Loaded,
+    loaded: PluginCore,
     pre: GitPluginPre<Guest>,
     descriptor: Descriptor,
 }
@@ -42,7 +42,7 @@ impl GitPlugin {
         let admitted = compile(engine, Kind::Git, name, wasm).await?;
         let pre = GitPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Git, &error))?;
-        let loaded = Loaded::new(engine, name, admitted.digest, limits);
+        let loaded = PluginCore::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -72,7 +72,7 @@ impl GitPlugin {
         let Inner { loaded, pre, .. } = &*self.0;
         let settings = settings.to_owned();
         boxed(async move {
-            let mut live = match loaded.open(Lane::Call, "step").await {
+            let mut live = match loaded.open(PoolClass::Call, "step").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
@@ -94,9 +94,9 @@ impl GitPlugin {
     }
 }
 
-async fn describe(loaded: &Loaded, pre: &GitPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+async fn describe(loaded: &PluginCore, pre: &GitPluginPre<Guest>) -> Result<Descriptor, LoadError> {
     boxed(async move {
-        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let mut live = loaded.open(PoolClass::Call, "describe").await?;
         let called = call!(loaded, live, "describe", {
             let plugin = pre.instantiate_async(&mut live.store).await?;
             let provider = plugin.lucid_git_provider();

@@ -12,7 +12,7 @@ use wasmtime::ResourceLimiter;
 
 use super::log_label::Label;
 use super::stdio::Printed;
-use super::wasi::{Moment, Wasi};
+use super::wasi::{CallClock, Wasi};
 use crate::types::sanitize::clean;
 use crate::types::wit::log::{Host, Level};
 
@@ -42,13 +42,13 @@ pub(super) struct Guest {
     memory: usize,
     elements: usize,
     refused: bool,
-    moment: Moment,
+    moment: CallClock,
     /// Created on first use.
     wasi: Option<Box<(Wasi, Printed)>>,
 }
 
 impl Guest {
-    pub(super) fn new(label: Arc<Label>, memory_limit: usize, moment: Moment) -> Self {
+    pub(super) fn new(label: Arc<Label>, memory_limit: usize, moment: CallClock) -> Self {
         Self {
             label,
             lines: 0,

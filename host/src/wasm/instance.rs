@@ -14,12 +14,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
-use super::call_stats::Tally;
-use super::engine::{Engine, Lane};
+use super::call_stats::CallStats;
+use super::engine::{Engine, PoolClass};
 use super::host_state::{Guest, LastWords};
-use super::limits::{CallError, Called, Figures, Limits, Place, cleaned};
+use super::limits::{CallError, CallSite, CallUsage, Called, Limits, cleaned};
 use super::log_label::{Caller, Label};
-use super::wasi::Moment;
+use super::wasi::CallClock;
 use crate::types::sanitize::clean;
 use crate::types::wit::types;
 
@@ -33,15 +33,15 @@ const MOST_HANDLES: usize = 1_000;
 
 /// The state common to admitted plugins of every kind.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(super) struct PluginCore {
     pub(super) engine: Engine,
     pub(super) name: Arc<str>,
     pub(super) digest: Arc<str>,
     pub(super) limits: Limits,
-    pub(super) tally: Tally,
+    pub(super) tally: CallStats,
 }
 
-impl Loaded {
+impl PluginCore {
     /// A plugin that was not called yet.
     pub(super) fn new(engine: &Engine, name: &str, digest: String, limits: &Limits) -> Self {
         Self {
@@ -49,13 +49,17 @@ impl Loaded {
             name: name.into(),
             digest: digest.into(),
             limits: limits.clone(),
-            tally: Tally::default(),
+            tally: CallStats::default(),
         }
     }
 
     /// Waits for a slot and creates a store in it. The instance is created by the first call.
-    pub(super) async fn open(&self, lane: Lane, call: &'static str) -> Result<Live, CallError> {
-        self.open_at(lane, call, Moment::default(), Caller::current())
+    pub(super) async fn open(
+        &self,
+        lane: PoolClass,
+        call: &'static str,
+    ) -> Result<PluginInstance, CallError> {
+        self.open_at(lane, call, CallClock::default(), Caller::current())
             .await
     }
 
@@ -63,11 +67,11 @@ impl Loaded {
     /// somebody.
     pub(super) async fn open_at(
         &self,
-        lane: Lane,
+        lane: PoolClass,
         call: &'static str,
-        moment: Moment,
+        moment: CallClock,
         caller: Caller,
-    ) -> Result<Live, CallError> {
+    ) -> Result<PluginInstance, CallError> {
         let Some(slot) = self.engine.slot(lane).await else {
             return Err(self.internal(call, "the engine is shutting down"));
         };
@@ -83,7 +87,7 @@ impl Loaded {
         store.set_max_component_handles(MOST_HANDLES);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
-        Ok(Live { store, _slot: slot })
+        Ok(PluginInstance { store, _slot: slot })
     }
 
     pub(super) fn internal(&self, call: &'static str, detail: &str) -> CallError {
@@ -93,8 +97,8 @@ impl Loaded {
         }
     }
 
-    pub(super) fn place(&self, call: &'static str) -> Place {
-        Place {
+    pub(super) fn place(&self, call: &'static str) -> CallSite {
+        CallSite {
             plugin: self.name.clone(),
             call,
         }
@@ -102,7 +106,7 @@ impl Loaded {
 }
 
 /// A store and the slot it occupies. The store is dropped first.
-pub(super) struct Live {
+pub(super) struct PluginInstance {
     pub(super) store: Store<Guest>,
     _slot: OwnedSemaphorePermit,
 }
@@ -176,7 +180,7 @@ macro_rules! call {
 pub(super) use call;
 
 /// Begins a call.
-pub(super) fn begin(loaded: &Loaded, store: &mut Store<Guest>) -> Instant {
+pub(super) fn begin(loaded: &PluginCore, store: &mut Store<Guest>) -> Instant {
     store.data_mut().begin();
     // Fails only where fuel is off. Then no fuel is left, and the call ends at once.
     if let Err(error) = store.set_fuel(loaded.limits.fuel) {
@@ -190,14 +194,14 @@ type Outcome<T> = Result<wasmtime::Result<Result<T, types::Error>>, tokio::time:
 
 /// Ends a call: classifies its outcome, logs a failure and counts it.
 pub(super) fn settle<T>(
-    loaded: &Loaded,
+    loaded: &PluginCore,
     store: &Store<Guest>,
     call: &'static str,
     begun: Instant,
     outcome: Outcome<T>,
 ) -> Called<T> {
     let left = store.get_fuel().unwrap_or(0);
-    let figures = Figures {
+    let figures = CallUsage {
         fuel: loaded.limits.fuel.saturating_sub(left),
         memory_bytes: store.data().memory() as u64,
         micros: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -228,12 +232,12 @@ pub(super) fn settle<T>(
 pub(super) fn not_begun<T>(error: CallError) -> Called<T> {
     Called {
         result: Err(error),
-        figures: Figures::default(),
+        figures: CallUsage::default(),
     }
 }
 
 fn broken(
-    loaded: &Loaded,
+    loaded: &PluginCore,
     store: &Store<Guest>,
     call: &'static str,
     error: &wasmtime::Error,

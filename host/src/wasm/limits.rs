@@ -38,7 +38,7 @@ impl Default for Limits {
 
 /// The usage of one call, or of several together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Figures {
+pub struct CallUsage {
     /// Fuel; roughly, instructions. The same arguments use the same amount.
     pub fuel: u64,
     /// Linear memory in bytes at the end of the call, which never shrinks. Of several calls, the
@@ -48,7 +48,7 @@ pub struct Figures {
     pub micros: u64,
 }
 
-impl std::ops::AddAssign for Figures {
+impl std::ops::AddAssign for CallUsage {
     fn add_assign(&mut self, other: Self) {
         self.fuel = self.fuel.saturating_add(other.fuel);
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
@@ -62,7 +62,7 @@ pub struct Called<T> {
     /// The result.
     pub result: Result<T, CallError>,
     /// The usage, whether the call succeeded or not.
-    pub figures: Figures,
+    pub figures: CallUsage,
 }
 
 impl<T> Called<T> {
@@ -77,14 +77,14 @@ impl<T> Called<T> {
 
 /// A plugin and one of its functions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct CallSite {
     /// The plugin's name.
     pub plugin: Arc<str>,
     /// The function's name.
     pub call: &'static str,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for CallSite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "`{}` of the plugin `{}`", self.call, self.plugin)
     }
@@ -99,7 +99,7 @@ pub enum CallError {
     )]
     OutOfFuel {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The limit in units of fuel.
         limit: u64,
     },
@@ -109,7 +109,7 @@ pub enum CallError {
     )]
     OutOfMemory {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The limit in bytes.
         limit: usize,
     },
@@ -119,7 +119,7 @@ pub enum CallError {
     )]
     TooMuchOutput {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The limit in bytes.
         limit: usize,
     },
@@ -130,7 +130,7 @@ pub enum CallError {
     )]
     Deadline {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The time limit.
         limit: Duration,
     },
@@ -138,7 +138,7 @@ pub enum CallError {
     #[error("{at} broke down ({detail}); this is a fault of the plugin: report it to its author")]
     Trap {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The trap, sanitized and truncated.
         detail: String,
     },
@@ -146,7 +146,7 @@ pub enum CallError {
     #[error("{at} refused: {}", .error.message)]
     Plugin {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The plugin's error, sanitized and truncated.
         error: types::Error,
     },
@@ -154,7 +154,7 @@ pub enum CallError {
     #[error("{at} could not be called ({detail}); this is a fault of the host: report it")]
     Internal {
         /// The call.
-        at: Place,
+        at: CallSite,
         /// The cause, sanitized and truncated.
         detail: String,
     },

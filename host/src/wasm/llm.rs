@@ -10,10 +10,10 @@ use std::sync::Arc;
 use wasmtime::component::ResourceAny;
 
 use super::admission::{Kind, LoadError, other_types};
-use super::engine::{Engine, Lane};
+use super::engine::{Engine, PoolClass};
 use super::host_state::Guest;
-use super::instance::{Live, Loaded, boxed, call, front, not_begun};
-use super::limits::{CallError, Called, Figures, Limits, cleaned};
+use super::instance::{PluginCore, PluginInstance, boxed, call, front, not_begun};
+use super::limits::{CallError, CallUsage, Called, Limits, cleaned};
 use super::{compile, described};
 use crate::models::quirks::Learned;
 use crate::types::wit::llm::{
@@ -27,7 +27,7 @@ use crate::types::wit::types;
 pub struct LlmPlugin(Arc<Inner>);
 
 struct Inner {
-    loaded: Loaded,
+    loaded: PluginCore,
     pre: LlmPluginPre<Guest>,
     descriptor: Descriptor,
     models: Vec<ModelInfo>,
@@ -42,7 +42,7 @@ macro_rules! fresh {
     ($plugin:expr, $call:literal, |$provider:ident, $store:ident| $run:expr) => {{
         let Inner { loaded, pre, .. } = &*$plugin.0;
         boxed(async move {
-            let mut live = match loaded.open(Lane::Call, $call).await {
+            let mut live = match loaded.open(PoolClass::Call, $call).await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
@@ -68,7 +68,7 @@ impl LlmPlugin {
         let admitted = compile(engine, Kind::Llm, name, wasm).await?;
         let pre = LlmPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Llm, &error))?;
-        let loaded = Loaded::new(engine, name, admitted.digest, limits);
+        let loaded = PluginCore::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -139,7 +139,7 @@ impl LlmPlugin {
     pub async fn decoder(&self, model: &str) -> Called<DecoderSession> {
         let Inner { loaded, pre, .. } = &*self.0;
         boxed(async move {
-            let mut live = match loaded.open(Lane::Stream, "decoder").await {
+            let mut live = match loaded.open(PoolClass::Stream, "decoder").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
@@ -169,11 +169,11 @@ pub struct DecoderSession {
     plugin: LlmPlugin,
     /// `None` once a call failed.
     state: Option<State>,
-    figures: Figures,
+    figures: CallUsage,
 }
 
 struct State {
-    live: Live,
+    live: PluginInstance,
     instance: Instance,
     decoder: ResourceAny,
 }
@@ -189,7 +189,7 @@ impl std::fmt::Debug for DecoderSession {
 
 impl DecoderSession {
     /// The usage of all calls for this response so far, including the decoder's creation.
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self) -> CallUsage {
         self.figures
     }
 
@@ -243,13 +243,13 @@ impl DecoderSession {
     }
 }
 
-fn over(loaded: &Loaded, call: &'static str) -> CallError {
+fn over(loaded: &PluginCore, call: &'static str) -> CallError {
     loaded.internal(call, "this response has come to its end")
 }
 
-async fn describe(loaded: &Loaded, pre: &LlmPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+async fn describe(loaded: &PluginCore, pre: &LlmPluginPre<Guest>) -> Result<Descriptor, LoadError> {
     boxed(async move {
-        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let mut live = loaded.open(PoolClass::Call, "describe").await?;
         let called = call!(loaded, live, "describe", {
             let plugin = pre.instantiate_async(&mut live.store).await?;
             let provider = plugin.lucid_llm_provider();
@@ -262,11 +262,11 @@ async fn describe(loaded: &Loaded, pre: &LlmPluginPre<Guest>) -> Result<Descript
 
 /// Pure, so it is called once, without settings.
 async fn known_models(
-    loaded: &Loaded,
+    loaded: &PluginCore,
     pre: &LlmPluginPre<Guest>,
 ) -> Result<Vec<ModelInfo>, LoadError> {
     boxed(async move {
-        let mut live = loaded.open(Lane::Call, "models").await?;
+        let mut live = loaded.open(PoolClass::Call, "models").await?;
         let settings = "{}".to_owned();
         let called = call!(loaded, live, "models", {
             let plugin = pre.instantiate_async(&mut live.store).await?;

@@ -2,7 +2,9 @@
 //! loaded.
 //!
 //! A plugin computes and the host acts. `engine` has the engine, its pool and its epoch clock,
-//! `admission` the checks before a component runs, `instance` and `limits` a call, `log_label` the
+//! `admission` the checks before a component runs, `instance` and `limits` a call,
+//! `host_state` the host's data for one instance, `call_stats` the statistics, `progress` what is being
+//! compiled, `log_label` the
 //! label of its log lines, `wasi` and `stdio` what a guest of another toolchain finds, `policy`,
 //! `llm`, `tools` and `git` the API of each kind, `tool_schema` the rules for a plugin's tools, and
 //! `any_plugin` a plugin of unknown kind.
@@ -39,13 +41,10 @@ pub use self::any_plugin::{AnyError, AnyPlugin};
 pub use self::call_stats::CallFigures;
 pub use self::log_label::{Caller, LOG_TARGET};
 pub use self::progress::{Doing, Work};
-pub use crate::types::wit::{
-    git as git_types, llm as llm_types, policy as policy_types, tools as tools_types, types,
-};
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use git::GitPlugin;
-pub use limits::{CallError, Called, Figures, Limits, Place};
+pub use limits::{CallError, CallSite, CallUsage, Called, Limits};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tools::ToolsPlugin;

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use super::admission::{Kind, LoadError, other_types};
-use super::engine::{Engine, Lane};
+use super::engine::{Engine, PoolClass};
 use super::host_state::Guest;
-use super::instance::{Loaded, boxed, call, front, not_begun};
+use super::instance::{PluginCore, boxed, call, front, not_begun};
 use super::limits::{Called, Limits};
 use super::log_label::Caller;
-use super::wasi::Moment;
+use super::wasi::CallClock;
 use super::{compile, described};
 use crate::types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
 use crate::types::wit::policy_world::PolicyPluginPre;
@@ -22,7 +22,7 @@ use crate::types::wit::policy_world::PolicyPluginPre;
 pub struct PolicyPlugin(Arc<Inner>);
 
 struct Inner {
-    loaded: Loaded,
+    loaded: PluginCore,
     pre: PolicyPluginPre<Guest>,
     descriptor: Descriptor,
 }
@@ -40,7 +40,7 @@ impl PolicyPlugin {
         let admitted = compile(engine, Kind::Policy, name, wasm).await?;
         let pre = PolicyPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Policy, &error))?;
-        let loaded = Loaded::new(engine, name, admitted.digest, limits);
+        let loaded = PluginCore::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -74,12 +74,14 @@ impl PolicyPlugin {
     ) -> Called<Transition> {
         let Inner { loaded, pre, .. } = &*self.0;
         boxed(async move {
-            let moment = Moment {
+            let moment = CallClock {
                 now_ms: ctx.now_ms,
                 seed: ctx.seed,
             };
             let caller = Caller::current().in_session(&ctx.session).at_step(ctx.step);
-            let opened = loaded.open_at(Lane::Call, "step", moment, caller).await;
+            let opened = loaded
+                .open_at(PoolClass::Call, "step", moment, caller)
+                .await;
             let mut live = match opened {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
@@ -97,7 +99,7 @@ impl PolicyPlugin {
     pub async fn migrate(&self, old: &Snapshot) -> Called<Snapshot> {
         let Inner { loaded, pre, .. } = &*self.0;
         boxed(async move {
-            let mut live = match loaded.open(Lane::Call, "migrate").await {
+            let mut live = match loaded.open(PoolClass::Call, "migrate").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
@@ -111,9 +113,12 @@ impl PolicyPlugin {
     }
 }
 
-async fn describe(loaded: &Loaded, pre: &PolicyPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+async fn describe(
+    loaded: &PluginCore,
+    pre: &PolicyPluginPre<Guest>,
+) -> Result<Descriptor, LoadError> {
     boxed(async move {
-        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let mut live = loaded.open(PoolClass::Call, "describe").await?;
         let called = call!(loaded, live, "describe", {
             let plugin = pre.instantiate_async(&mut live.store).await?;
             let policy = plugin.lucid_policy_policy();

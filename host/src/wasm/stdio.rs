@@ -30,9 +30,9 @@ const LAST_WORDS: usize = 400;
 const PERMIT: usize = 64 << 10;
 
 /// The output of one instance.
-pub(super) struct Printed(Arc<Mutex<Page>>);
+pub(super) struct Printed(Arc<Mutex<StdioBuffer>>);
 
-struct Page {
+struct StdioBuffer {
     label: Arc<Label>,
     out: Vec<u8>,
     err: Vec<u8>,
@@ -41,7 +41,7 @@ struct Page {
 }
 
 #[derive(Clone, Copy)]
-enum Pen {
+enum StdioPipe {
     Out,
     Err,
 }
@@ -49,13 +49,13 @@ enum Pen {
 /// Standard output or standard error.
 #[derive(Clone)]
 pub(super) struct Stream {
-    page: Arc<Mutex<Page>>,
-    pen: Pen,
+    page: Arc<Mutex<StdioBuffer>>,
+    pen: StdioPipe,
 }
 
 impl Printed {
     pub(super) fn new(label: Arc<Label>) -> Self {
-        Self(Arc::new(Mutex::new(Page {
+        Self(Arc::new(Mutex::new(StdioBuffer {
             label,
             out: Vec::new(),
             err: Vec::new(),
@@ -65,14 +65,14 @@ impl Printed {
     }
 
     pub(super) fn out(&self) -> Stream {
-        self.stream(Pen::Out)
+        self.stream(StdioPipe::Out)
     }
 
     pub(super) fn err(&self) -> Stream {
-        self.stream(Pen::Err)
+        self.stream(StdioPipe::Err)
     }
 
-    fn stream(&self, pen: Pen) -> Stream {
+    fn stream(&self, pen: StdioPipe) -> Stream {
         Stream {
             page: self.0.clone(),
             pen,
@@ -89,7 +89,7 @@ impl Printed {
     /// Ends a call and its unfinished line. Returns the end of its standard error.
     pub(super) fn end(&self) -> String {
         let mut page = lock(&self.0);
-        for pen in [Pen::Out, Pen::Err] {
+        for pen in [StdioPipe::Out, StdioPipe::Err] {
             if !page.half(pen).is_empty() {
                 page.line(pen);
             }
@@ -99,19 +99,19 @@ impl Printed {
 }
 
 /// A poisoned lock is used all the same: no holder panics half-way through a change that matters.
-fn lock(page: &Mutex<Page>) -> MutexGuard<'_, Page> {
+fn lock(page: &Mutex<StdioBuffer>) -> MutexGuard<'_, StdioBuffer> {
     page.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Page {
-    fn half(&mut self, pen: Pen) -> &mut Vec<u8> {
+impl StdioBuffer {
+    fn half(&mut self, pen: StdioPipe) -> &mut Vec<u8> {
         match pen {
-            Pen::Out => &mut self.out,
-            Pen::Err => &mut self.err,
+            StdioPipe::Out => &mut self.out,
+            StdioPipe::Err => &mut self.err,
         }
     }
 
-    fn write(&mut self, pen: Pen, bytes: &[u8]) {
+    fn write(&mut self, pen: StdioPipe, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             self.add(pen, &rest[..end]);
@@ -122,14 +122,14 @@ impl Page {
     }
 
     /// Appends to the current line. What exceeds the longest line is dropped.
-    fn add(&mut self, pen: Pen, bytes: &[u8]) {
+    fn add(&mut self, pen: StdioPipe, bytes: &[u8]) {
         let half = self.half(pen);
         let room = LONGEST_RAW.saturating_sub(half.len());
         half.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
     /// Ends a line.
-    fn line(&mut self, pen: Pen) {
+    fn line(&mut self, pen: StdioPipe) {
         let raw = std::mem::take(self.half(pen));
         self.lines = self.lines.saturating_add(1);
         if self.lines > MOST_LINES {
@@ -143,8 +143,8 @@ impl Page {
         }
         let line = clean(&String::from_utf8_lossy(&raw), LONGEST_LINE);
         match pen {
-            Pen::Out => self.label.line(Level::Info, &line),
-            Pen::Err => {
+            StdioPipe::Out => self.label.line(Level::Info, &line),
+            StdioPipe::Err => {
                 self.label.line(Level::Warn, &line);
                 self.last_words.push_str(line.trim());
                 self.last_words.push(' ');

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use super::admission::{Kind, LoadError, other_types};
-use super::engine::{Engine, Lane};
+use super::engine::{Engine, PoolClass};
 use super::host_state::Guest;
-use super::instance::{Loaded, boxed, call, front, not_begun};
+use super::instance::{PluginCore, boxed, call, front, not_begun};
 use super::limits::{CallError, Called, Limits};
 use super::tool_schema;
 use super::{compile, described};
@@ -23,7 +23,7 @@ use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 pub struct ToolsPlugin(Arc<Inner>);
 
 struct Inner {
-    loaded: Loaded,
+    loaded: PluginCore,
     pre: ToolsPluginPre<Guest>,
     descriptor: Descriptor,
 }
@@ -41,7 +41,7 @@ impl ToolsPlugin {
         let admitted = compile(engine, Kind::Tools, name, wasm).await?;
         let pre = ToolsPluginPre::new(admitted.pre)
             .map_err(|error| other_types(name, Kind::Tools, &error))?;
-        let loaded = Loaded::new(engine, name, admitted.digest, limits);
+        let loaded = PluginCore::new(engine, name, admitted.digest, limits);
         let mut descriptor = describe(&loaded, &pre).await?;
         described(
             name,
@@ -62,7 +62,7 @@ impl ToolsPlugin {
         let Inner { loaded, pre, .. } = &*self.0;
         let settings = settings.to_owned();
         let called = boxed(async move {
-            let mut live = match loaded.open(Lane::Call, "definitions").await {
+            let mut live = match loaded.open(PoolClass::Call, "definitions").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
@@ -105,7 +105,7 @@ impl ToolsPlugin {
         let Inner { loaded, pre, .. } = &*self.0;
         let settings = settings.to_owned();
         boxed(async move {
-            let mut live = match loaded.open(Lane::Call, "step").await {
+            let mut live = match loaded.open(PoolClass::Call, "step").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
@@ -120,9 +120,12 @@ impl ToolsPlugin {
     }
 }
 
-async fn describe(loaded: &Loaded, pre: &ToolsPluginPre<Guest>) -> Result<Descriptor, LoadError> {
+async fn describe(
+    loaded: &PluginCore,
+    pre: &ToolsPluginPre<Guest>,
+) -> Result<Descriptor, LoadError> {
     boxed(async move {
-        let mut live = loaded.open(Lane::Call, "describe").await?;
+        let mut live = loaded.open(PoolClass::Call, "describe").await?;
         let called = call!(loaded, live, "describe", {
             let plugin = pre.instantiate_async(&mut live.store).await?;
             let tools = plugin.lucid_tools_tools();

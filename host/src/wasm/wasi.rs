@@ -84,7 +84,7 @@ pub(super) fn provides(import: &str) -> bool {
 /// A call's time and random seed: everything a guest can observe that is not in its arguments. A
 /// call that is given none happens at time 0, with seed 0.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Moment {
+pub(super) struct CallClock {
     pub(super) now_ms: u64,
     pub(super) seed: u64,
 }
@@ -94,11 +94,11 @@ pub(super) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
     now_ms: u64,
-    chance: Chance,
+    chance: SeededRandom,
 }
 
 impl Wasi {
-    pub(super) fn new(moment: Moment, printed: &Printed) -> Self {
+    pub(super) fn new(moment: CallClock, printed: &Printed) -> Self {
         // A context is created empty; only TCP and UDP have to be disabled.
         let ctx = WasiCtx::builder()
             .stdout(printed.out())
@@ -113,7 +113,7 @@ impl Wasi {
             ctx,
             table,
             now_ms: moment.now_ms,
-            chance: Chance::new(moment.seed),
+            chance: SeededRandom::new(moment.seed),
         }
     }
 
@@ -305,20 +305,20 @@ impl io::poll::HostPollable for Poll<'_> {
 struct Random;
 
 impl HasData for Random {
-    type Data<'a> = &'a mut Chance;
+    type Data<'a> = &'a mut SeededRandom;
 }
 
 /// Random bytes derived from a seed: SHA-256 over the seed and a counter, so that a session
 /// replayed by a later version of this host draws the same. They are not secret, and nothing is
 /// protected with them.
-struct Chance {
+struct SeededRandom {
     seed: u64,
     blocks: u64,
     block: [u8; 32],
     used: usize,
 }
 
-impl Chance {
+impl SeededRandom {
     fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -360,7 +360,7 @@ impl Chance {
     }
 }
 
-impl random::random::Host for Chance {
+impl random::random::Host for SeededRandom {
     fn get_random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
         self.bytes(length)
     }
@@ -370,7 +370,7 @@ impl random::random::Host for Chance {
     }
 }
 
-impl random::insecure::Host for Chance {
+impl random::insecure::Host for SeededRandom {
     fn get_insecure_random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
         self.bytes(length)
     }
@@ -380,7 +380,7 @@ impl random::insecure::Host for Chance {
     }
 }
 
-impl random::insecure_seed::Host for Chance {
+impl random::insecure_seed::Host for SeededRandom {
     fn insecure_seed(&mut self) -> wasmtime::Result<(u64, u64)> {
         Ok((self.number(), self.number()))
     }

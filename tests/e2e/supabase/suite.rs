@@ -4,7 +4,7 @@
 use chrono::{DateTime, Duration, Utc};
 use lucid::auth::Identity;
 use lucid::store::{
-    Caller, Chat, ChatMessage, Integrations, LocalRecords, NewIntegration, Progress, Records,
+    Chat, ChatMessage, ChatStore, Integrations, LocalRecords, NewIntegration, Principal, Progress,
     Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
 };
 use lucid::types::secret::Secret;
@@ -52,7 +52,7 @@ fn used(calls: u64) -> Totals {
 }
 
 /// What every store of records does, for two users of it.
-async fn suite(records: &dyn Records, ann: &Caller, bob: &Caller) {
+async fn suite(records: &dyn ChatStore, ann: &Principal, bob: &Principal) {
     // Made once, however often it is said.
     let chat = new_chat("First");
     for _ in 0..2 {
@@ -231,10 +231,10 @@ async fn suite(records: &dyn Records, ann: &Caller, bob: &Caller) {
     assert!(records.list(ann, 50, 0).await.unwrap().is_empty());
 }
 
-fn who(caller: &Caller) -> Identity {
+fn who(caller: &Principal) -> Identity {
     let token = match caller {
-        Caller::User { token, .. } => Some(token.clone()),
-        Caller::Service { .. } => None,
+        Principal::User { token, .. } => Some(token.clone()),
+        Principal::Service { .. } => None,
     };
     Identity {
         user: caller.user().clone(),
@@ -257,7 +257,7 @@ fn account(provider: &str, token: &str) -> NewIntegration {
 }
 
 /// What every store of git accounts does, for two users of it.
-async fn accounts(kept: &dyn Integrations, ann: &Caller, bob: &Caller) {
+async fn accounts(kept: &dyn Integrations, ann: &Principal, bob: &Principal) {
     let (ann, bob) = (&who(ann), &who(bob));
     for token in ["aa", "bb"] {
         kept.put(ann, account("GITHUB", token)).await.unwrap();
@@ -306,8 +306,8 @@ fn records(supabase: &Supabase) -> SupabaseRecords {
     SupabaseRecords::new(Project::new(&settings).unwrap())
 }
 
-fn by_token(user: &str) -> Caller {
-    Caller::User {
+fn by_token(user: &str) -> Principal {
+    Principal::User {
         id: user.into(),
         token: Secret::new(token(user)),
     }
@@ -317,9 +317,19 @@ fn by_token(user: &str) -> Caller {
 async fn the_local_database_keeps_chats() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    accounts(&store, &Caller::service("ann"), &Caller::service("bob")).await;
+    accounts(
+        &store,
+        &Principal::service("ann"),
+        &Principal::service("bob"),
+    )
+    .await;
     let records = LocalRecords::new(store);
-    suite(&records, &Caller::service("ann"), &Caller::service("bob")).await;
+    suite(
+        &records,
+        &Principal::service("ann"),
+        &Principal::service("bob"),
+    )
+    .await;
     // A token changes nothing here.
     suite(&records, &by_token("ann"), &by_token("bob")).await;
 }
@@ -336,16 +346,16 @@ async fn supabase_keeps_chats_by_users_tokens_and_by_the_service_key() {
     let by_token_alone = supabase.passed().len();
     suite(
         &records,
-        &Caller::service(ann.as_str()),
-        &Caller::service(bob.as_str()),
+        &Principal::service(ann.as_str()),
+        &Principal::service(bob.as_str()),
     )
     .await;
-    suite(&records, &by_token(&ann), &Caller::service(bob.as_str())).await;
+    suite(&records, &by_token(&ann), &Principal::service(bob.as_str())).await;
 
     accounts(
         &records,
-        &Caller::service(ann.as_str()),
-        &Caller::service(bob.as_str()),
+        &Principal::service(ann.as_str()),
+        &Principal::service(bob.as_str()),
     )
     .await;
 
@@ -382,7 +392,7 @@ async fn what_supabase_cannot_hold_or_do_is_a_sentence() {
         return;
     };
     let client = records(&supabase);
-    let records: &dyn Records = &client;
+    let records: &dyn ChatStore = &client;
     let ann = by_token(&supabase.sign_up("ann"));
     let chat = new_chat("With a \0 in it");
     records.create(&ann, chat.clone()).await.unwrap();
@@ -426,13 +436,14 @@ async fn what_supabase_cannot_hold_or_do_is_a_sentence() {
     assert_eq!(numbers, expected);
 
     // Callers who may not.
-    let refusal = async |caller: &Caller| records.list(caller, 1, 0).await.unwrap_err().to_string();
-    let expired = Caller::User {
+    let refusal =
+        async |caller: &Principal| records.list(caller, 1, 0).await.unwrap_err().to_string();
+    let expired = Principal::User {
         id: ann.user().clone(),
         token: Secret::new(lucid_tests::expired_token(ann.user().as_str())),
     };
     assert_eq!(refusal(&expired).await, "Invalid token");
-    let garbage = Caller::User {
+    let garbage = Principal::User {
         id: ann.user().clone(),
         token: Secret::new("no\r\nheader: value"),
     };
@@ -443,7 +454,7 @@ async fn what_supabase_cannot_hold_or_do_is_a_sentence() {
         refused.to_string(),
         "The record of chats did not take this."
     );
-    let local = Caller::service("no-uuid");
+    let local = Principal::service("no-uuid");
     assert!(records.list(&local, 1, 0).await.unwrap().is_empty());
 
     // A database of another version, and one that is not there.

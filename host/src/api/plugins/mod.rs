@@ -722,10 +722,10 @@ impl From<UploadError> for Problem {
 }
 
 /// An administrator may know which file is concerned.
-fn depot(cause: &crate::deployment::uploads::DepotError, detail: String) -> Problem {
-    use crate::deployment::uploads::DepotError;
-    tracing::error!(%cause, "the depot of uploaded plugins failed");
-    let full = cause.is_disk_full() || matches!(cause, DepotError::Full { .. });
+fn depot(cause: &crate::deployment::uploads::UploadStoreError, detail: String) -> Problem {
+    use crate::deployment::uploads::UploadStoreError;
+    tracing::error!(%cause, "the store of uploaded plugins failed");
+    let full = cause.is_disk_full() || matches!(cause, UploadStoreError::Full { .. });
     let status = if full {
         StatusCode::INSUFFICIENT_STORAGE
     } else {

@@ -14,14 +14,14 @@ use crate::api::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LoadedView,
     LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView, TakenBackView,
 };
-use crate::deployment::manager::{Generations, Now};
+use crate::deployment::manager::{DeploymentManager, DeploymentStatus};
 use crate::deployment::uploads::{Activation, Kept, Record};
 use crate::manifest::{Manifest, Role, Source, Upload};
 use crate::net::egress::Injection;
-use crate::session::{Runs, Sessions};
+use crate::session::{SessionPlugins, Sessions};
 use crate::wasm::{AnyPlugin, Kind, Work};
 
-impl Generations {
+impl DeploymentManager {
     /// The complete view. Reads the upload store's folder, so it is not for an executor thread.
     pub(crate) fn overview(&self, sessions: &Sessions) -> PluginsView {
         let now = self.now();
@@ -79,7 +79,7 @@ fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m Upload, u8
     }
 }
 
-fn all(now: &Now) -> Vec<AnyPlugin> {
+fn all(now: &DeploymentStatus) -> Vec<AnyPlugin> {
     let plugins = &now.deployed.plugins;
     let policies = plugins.policies().cloned().map(AnyPlugin::Policy);
     let llms = plugins.llms().cloned().map(AnyPlugin::Llm);
@@ -89,10 +89,10 @@ fn all(now: &Now) -> Vec<AnyPlugin> {
 }
 
 fn loaded(
-    now: &Now,
+    now: &DeploymentStatus,
     plugin: &AnyPlugin,
     record: &Record,
-    runs: &HashMap<Runs, usize>,
+    runs: &HashMap<SessionPlugins, usize>,
 ) -> LoadedView {
     let (kind, name) = (plugin.kind(), plugin.name());
     let (source, component) = source(&now.deployed.manifest, kind, name);
@@ -155,7 +155,7 @@ fn work(work: Work) -> LoadingView {
 
 /// A policy's candidate, whose sessions are removed from those on other builds.
 fn candidate_view(
-    now: &Now,
+    now: &DeploymentStatus,
     name: &str,
     record: &Record,
     others: &mut Vec<BuildView>,
@@ -196,9 +196,13 @@ fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<
 
 /// The number of sessions on this very build, and the other builds that sessions have. Tools count
 /// the sessions of the policies that have them.
-fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usize, Vec<BuildView>) {
+fn sessions(
+    now: &DeploymentStatus,
+    plugin: &AnyPlugin,
+    runs: &HashMap<SessionPlugins, usize>,
+) -> (usize, Vec<BuildView>) {
     let name = plugin.name();
-    let count = |theirs: &dyn Fn(&Runs) -> bool| {
+    let count = |theirs: &dyn Fn(&SessionPlugins) -> bool| {
         let theirs = runs.iter().filter(|(runs, _)| theirs(runs));
         (theirs.map(|(_, count)| count).sum(), Vec::new())
     };
@@ -228,7 +232,7 @@ fn sessions(now: &Now, plugin: &AnyPlugin, runs: &HashMap<Runs, usize>) -> (usiz
     (own, others)
 }
 
-fn grants(now: &Now, plugin: &AnyPlugin) -> GrantsView {
+fn grants(now: &DeploymentStatus, plugin: &AnyPlugin) -> GrantsView {
     match plugin {
         AnyPlugin::Policy(policy) => GrantsView {
             calls_models: Some(policy.descriptor().calls_models),
@@ -302,7 +306,7 @@ fn kept(kept: Kept) -> KeptView {
     }
 }
 
-fn last_error(now: &Now) -> Option<LastErrorView> {
+fn last_error(now: &DeploymentStatus) -> Option<LastErrorView> {
     let (at, problems) = now.refused.as_ref()?;
     Some(LastErrorView {
         at: shown(*at),

@@ -21,9 +21,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::fault::{Fault, is_end};
-use super::frames::Own;
-use super::handshake::{Later, later};
-use super::{Admitted, GOODBYE, STALLED, closing};
+use super::frames::ServerMessage;
+use super::handshake::{ClientMessage, later};
+use super::{Accepted, GOODBYE, STALLED, closing};
 use crate::api::Api;
 use crate::session::{Batch, CloseReason, Features, Loss, Position, Session, Subscription, render};
 
@@ -47,8 +47,8 @@ enum Answer {
 }
 
 /// Serves a client until it disconnects, the session ends, or the server stops.
-pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Admitted) {
-    let Admitted {
+pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Accepted) {
+    let Accepted {
         session,
         from,
         features,
@@ -134,7 +134,7 @@ async fn read(
             Ok(Some(Ok(Message::Binary(_)))) => {
                 answer(
                     &answers,
-                    &Own::Error {
+                    &ServerMessage::Error {
                         message: "Messages must be text.",
                     },
                 )
@@ -172,33 +172,33 @@ async fn read(
             }
         };
         match later(&text) {
-            Later::Message(content) => {
+            ClientMessage::Message(content) => {
                 if let Err(error) = session.message(content).await {
                     answer(
                         &answers,
-                        &Own::Error {
+                        &ServerMessage::Error {
                             message: &error.to_string(),
                         },
                     )
                     .await;
                 }
             }
-            Later::Empty => {
+            ClientMessage::Empty => {
                 answer(
                     &answers,
-                    &Own::Error {
+                    &ServerMessage::Error {
                         message: "Empty content",
                     },
                 )
                 .await
             }
-            Later::Stop => session.stop(CloseReason::stopped()),
-            Later::Ping => answer(&answers, &Own::Pong).await,
-            Later::Unknown => {}
-            Later::Wrong => {
+            ClientMessage::Stop => session.stop(CloseReason::stopped()),
+            ClientMessage::Ping => answer(&answers, &ServerMessage::Pong).await,
+            ClientMessage::Unknown => {}
+            ClientMessage::Wrong => {
                 answer(
                     &answers,
-                    &Own::Error {
+                    &ServerMessage::Error {
                         message: "The message is not a JSON object.",
                     },
                 )
@@ -217,7 +217,7 @@ async fn until_gone(stream: &mut SplitStream<WebSocket>) {
 }
 
 /// Once the writer has ended nobody receives replies, and then nobody waits for them.
-async fn answer(answers: &mpsc::Sender<Answer>, frame: &Own<'_>) {
+async fn answer(answers: &mpsc::Sender<Answer>, frame: &ServerMessage<'_>) {
     let _ = answers.send(Answer::Frame(frame.text())).await;
 }
 
@@ -296,7 +296,7 @@ async fn pump(
                 Batch::Delta(frame) | Batch::Notice(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
                 // A client that does not count cannot notice a gap.
                 Batch::Gap(from, to) if features.seq => {
-                    feed(sink, Message::Text(Own::Gap { from, to }.text().into())).await?;
+                    feed(sink, Message::Text(ServerMessage::Gap { from, to }.text().into())).await?;
                 }
                 Batch::Gap(..) => continue,
                 Batch::Ended(close) => return Ok(End::Close(close.code, close.reason.into())),

@@ -28,7 +28,7 @@ pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Features {
 /// A frame of this connection alone.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub(super) enum Own<'a> {
+pub(super) enum ServerMessage<'a> {
     /// The reply to a ping.
     Pong,
     /// The frames from one number to another, inclusive, are unavailable.
@@ -45,7 +45,7 @@ pub(super) enum Own<'a> {
     },
 }
 
-impl Own<'_> {
+impl ServerMessage<'_> {
     /// Its JSON.
     pub(super) fn text(&self) -> String {
         serde_json::to_string(self)
@@ -79,9 +79,9 @@ mod tests {
 
     #[test]
     fn own_frames_are_the_contracts() {
-        assert_eq!(Own::Pong.text(), r#"{"type":"pong"}"#);
+        assert_eq!(ServerMessage::Pong.text(), r#"{"type":"pong"}"#);
         let error: Value = serde_json::from_str(
-            &Own::Error {
+            &ServerMessage::Error {
                 message: "Empty content",
             }
             .text(),

@@ -18,7 +18,7 @@ use crate::types::unicode::paired_text;
 /// The first message.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Hello {
+pub(super) struct ConnectRequest {
     /// The requested session, if none is named.
     #[serde(flatten)]
     pub(super) request: SessionRequest,
@@ -31,7 +31,7 @@ pub(super) struct Hello {
     features: Option<Vec<String>>,
 }
 
-impl Hello {
+impl ConnectRequest {
     /// The token in the message.
     pub(super) fn token(&self) -> Option<Secret> {
         unless_empty(self.token.clone())
@@ -50,9 +50,9 @@ impl Hello {
 
 /// The first message after parsing.
 #[derive(Debug)]
-pub(super) enum First {
+pub(super) enum Handshake {
     /// The handshake.
-    Hello(Box<Hello>),
+    Hello(Box<ConnectRequest>),
     /// A ping before the handshake.
     Ping,
     /// Not a handshake. The sentence says why.
@@ -60,27 +60,27 @@ pub(super) enum First {
 }
 
 /// Parses the first message.
-pub(super) fn first(text: &str) -> First {
+pub(super) fn first(text: &str) -> Handshake {
     let value: Value = match serde_json::from_str(&paired_text(text)) {
         Ok(value @ Value::Object(_)) => value,
-        Ok(_) => return First::Wrong("The first message must be a JSON object.".to_owned()),
-        Err(_) => return First::Wrong("The first message is not JSON.".to_owned()),
+        Ok(_) => return Handshake::Wrong("The first message must be a JSON object.".to_owned()),
+        Err(_) => return Handshake::Wrong("The first message is not JSON.".to_owned()),
     };
     if value.get("type").and_then(Value::as_str) == Some("ping") && value.get("task").is_none() {
-        return First::Ping;
+        return Handshake::Ping;
     }
     match serde_json::from_value(value) {
-        Ok(hello) => First::Hello(Box::new(hello)),
+        Ok(hello) => Handshake::Hello(Box::new(hello)),
         // The parser's own message repeats the input, which may contain a misplaced secret.
-        Err(_) => {
-            First::Wrong("A member of the first message has a type that does not fit.".to_owned())
-        }
+        Err(_) => Handshake::Wrong(
+            "A member of the first message has a type that does not fit.".to_owned(),
+        ),
     }
 }
 
 /// A later message after parsing.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Later {
+pub(super) enum ClientMessage {
     /// A follow-up.
     Message(String),
     /// A blank follow-up.
@@ -96,20 +96,20 @@ pub(super) enum Later {
 }
 
 /// Parses a later message.
-pub(super) fn later(text: &str) -> Later {
+pub(super) fn later(text: &str) -> ClientMessage {
     let Ok(Value::Object(mut message)) = serde_json::from_str(&paired_text(text)) else {
-        return Later::Wrong;
+        return ClientMessage::Wrong;
     };
     let content = match message.remove("content") {
         Some(Value::String(content)) => content,
         _ => String::new(),
     };
     match message.get("type").and_then(Value::as_str) {
-        Some("message") if content.trim().is_empty() => Later::Empty,
-        Some("message") => Later::Message(content),
-        Some("stop") => Later::Stop,
-        Some("ping") => Later::Ping,
-        _ => Later::Unknown,
+        Some("message") if content.trim().is_empty() => ClientMessage::Empty,
+        Some("message") => ClientMessage::Message(content),
+        Some("stop") => ClientMessage::Stop,
+        Some("ping") => ClientMessage::Ping,
+        _ => ClientMessage::Unknown,
     }
 }
 
@@ -117,9 +117,9 @@ pub(super) fn later(text: &str) -> Later {
 mod tests {
     use super::*;
 
-    fn hello(text: &str) -> Hello {
+    fn hello(text: &str) -> ConnectRequest {
         match first(text) {
-            First::Hello(hello) => *hello,
+            Handshake::Hello(hello) => *hello,
             other => panic!("{other:?}"),
         }
     }
@@ -174,7 +174,7 @@ mod tests {
             r#"{"task":["hunter2"]}"#,
             r#"{"lastSeq":-1}"#,
         ] {
-            let First::Wrong(why) = first(text) else {
+            let Handshake::Wrong(why) = first(text) else {
                 panic!("{text}")
             };
             assert!(why.ends_with('.') && !why.contains("hunter2"));
@@ -183,10 +183,10 @@ mod tests {
 
     #[test]
     fn a_ping_before_the_handshake_is_a_ping() {
-        assert!(matches!(first(r#"{"type":"ping"}"#), First::Ping));
+        assert!(matches!(first(r#"{"type":"ping"}"#), Handshake::Ping));
         assert!(matches!(
             first(r#"{"type":"start","task":"t"}"#),
-            First::Hello(_)
+            Handshake::Hello(_)
         ));
     }
 
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(read.request.task(), Some("fix \u{fffd}"));
         assert_eq!(
             later(r#"{"type":"message","content":"\ud83d\ude00 or \ud83d"}"#),
-            Later::Message("😀 or \u{fffd}".into())
+            ClientMessage::Message("😀 or \u{fffd}".into())
         );
     }
 
@@ -204,22 +204,25 @@ mod tests {
     fn later_messages_are_told_apart() {
         assert_eq!(
             later(r#"{"type":"message","content":"go on"}"#),
-            Later::Message("go on".into())
+            ClientMessage::Message("go on".into())
         );
         for empty in [
             r#"{"type":"message"}"#,
             r#"{"type":"message","content":" \n"}"#,
             r#"{"type":"message","content":3}"#,
         ] {
-            assert_eq!(later(empty), Later::Empty, "{empty}");
+            assert_eq!(later(empty), ClientMessage::Empty, "{empty}");
         }
-        assert_eq!(later(r#"{"type":"stop","content":"enough"}"#), Later::Stop);
-        assert_eq!(later(r#"{"type":"stop"}"#), Later::Stop);
-        assert_eq!(later(r#"{"type":"ping"}"#), Later::Ping);
-        assert_eq!(later(r#"{"type":"dance"}"#), Later::Unknown);
-        assert_eq!(later("{}"), Later::Unknown);
+        assert_eq!(
+            later(r#"{"type":"stop","content":"enough"}"#),
+            ClientMessage::Stop
+        );
+        assert_eq!(later(r#"{"type":"stop"}"#), ClientMessage::Stop);
+        assert_eq!(later(r#"{"type":"ping"}"#), ClientMessage::Ping);
+        assert_eq!(later(r#"{"type":"dance"}"#), ClientMessage::Unknown);
+        assert_eq!(later("{}"), ClientMessage::Unknown);
         for wrong in ["", "nonsense", "[1]", "{"] {
-            assert_eq!(later(wrong), Later::Wrong, "{wrong}");
+            assert_eq!(later(wrong), ClientMessage::Wrong, "{wrong}");
         }
     }
 }

@@ -28,8 +28,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::IntoParams;
 
 use self::fault::Fault;
-use self::frames::Own;
-use self::handshake::{First, Hello};
+use self::frames::ServerMessage;
+use self::handshake::{ConnectRequest, Handshake};
 use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
@@ -111,7 +111,7 @@ pub(super) async fn open(
 }
 
 /// A client that is served, and its session.
-struct Admitted {
+struct Accepted {
     session: Arc<Session>,
     /// The client gets everything after this number.
     from: u64,
@@ -189,7 +189,7 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
 }
 
 /// Authenticates a client and finds its session.
-async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Admitted, Left> {
+async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Accepted, Left> {
     let known = match token {
         Some(token) => {
             let checked = api.parts.auth.token(&token).await;
@@ -223,7 +223,7 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
         None
     };
     api.parts.sessions.start(&session);
-    Ok(Admitted {
+    Ok(Accepted {
         session,
         from: last_seq.or(lost).unwrap_or(0),
         features,
@@ -238,7 +238,7 @@ fn unchecked() -> Refused {
 }
 
 /// Reads messages up to the first one that is not a ping.
-async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
+async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest, Left> {
     let deadline = Instant::now() + FIRST_MESSAGE;
     // The close code is decided by what the client must correct first.
     let code = if known {
@@ -274,18 +274,22 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<Hello, Left> {
             }
         };
         match handshake::first(&text) {
-            First::Hello(hello) => return Ok(*hello),
-            First::Ping => socket
-                .send(Message::text(Own::Pong.text()))
+            Handshake::Hello(hello) => return Ok(*hello),
+            Handshake::Ping => socket
+                .send(Message::text(ServerMessage::Pong.text()))
                 .await
                 .map_err(|_| Left::Gone)?,
-            First::Wrong(why) => return Err(Refused::aloud(code, why).into()),
+            Handshake::Wrong(why) => return Err(Refused::aloud(code, why).into()),
         }
     }
 }
 
 /// The named session, the one that does the same work already, or a new one.
-async fn session_for(api: &Api, who: &Identity, hello: Hello) -> Result<Arc<Session>, Refused> {
+async fn session_for(
+    api: &Api,
+    who: &Identity,
+    hello: ConnectRequest,
+) -> Result<Arc<Session>, Refused> {
     let sessions = &api.parts.sessions;
     if let Some(id) = hello.session_id() {
         // Another user's session is refused like one that does not exist.
@@ -315,7 +319,7 @@ async fn refuse(mut socket: WebSocket, refused: Refused) {
     if refused.aloud {
         let _ = socket
             .send(Message::text(
-                Own::Error {
+                ServerMessage::Error {
                     message: &refused.reason,
                 }
                 .text(),

@@ -20,7 +20,7 @@ use crate::auth::{Authenticator, IssueError};
 use crate::cli::failed;
 use crate::cli::render::{clean, one_line};
 use crate::config::Config;
-use crate::deployment::uploads::{DepotError, TakenOff};
+use crate::deployment::uploads::{TakenOff, UploadStoreError};
 use crate::server::{self, Folders};
 use crate::types::plural;
 use crate::types::user::UserId;
@@ -188,7 +188,7 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
         writer.write(&record)?;
         let before = record.builds(kind, name).last();
         let before = before.map(|build| build.digest.clone());
-        Ok::<_, DepotError>(Some((off, before)))
+        Ok::<_, UploadStoreError>(Some((off, before)))
     };
     match roll_back() {
         Ok(Some((TakenOff::Candidate(build), _))) => Ok(format!(

@@ -14,10 +14,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 
-use super::probation::{Counts, Trial, Trials, Tried};
+use super::probation::{Counts, Probation, ProbationStats, Probations};
 use crate::config::{Config, DefaultPolicy};
 use crate::manifest::{LoadedBeside, LoadedPolicy, Manifest, Problem, Role, instead};
-use crate::session::{CreateError, Drawn, Policies, Policy, PolicyInfo, Share, Stepped, Took};
+use crate::session::{
+    BuildAssignment, CreateError, Policies, Policy, PolicyInfo, StepOutcome, StepVerdict,
+    TrafficSplit,
+};
 use crate::types::wit::policy::{Context, Input, Snapshot};
 use crate::wasm::{Kind, PolicyPlugin};
 
@@ -31,7 +34,7 @@ const AUTO: &str = "auto";
 const SHOWN: usize = 64;
 
 /// The policies of this deployment.
-pub(crate) struct Offered {
+pub(crate) struct PolicyRegistry {
     by_name: BTreeMap<String, Builds>,
     default: String,
     manifest: Arc<Manifest>,
@@ -39,22 +42,22 @@ pub(crate) struct Offered {
 
 /// The builds of one policy.
 struct Builds {
-    active: Arc<Component>,
+    active: Arc<PolicyBuild>,
     counts: Arc<Counts>,
     beside: Option<Second>,
     /// The probation of the candidate, or else of the active build.
-    trial: Option<Trial>,
+    trial: Option<Probation>,
 }
 
 /// A second build.
 struct Second {
-    build: Arc<Component>,
+    build: Arc<PolicyBuild>,
     counts: Arc<Counts>,
     /// The traffic split of a candidate. `None` for a previous build.
-    share: Option<Arc<Share>>,
+    share: Option<Arc<TrafficSplit>>,
 }
 
-impl Offered {
+impl PolicyRegistry {
     /// Registers all loaded policies. `models` says whether a model can be called.
     ///
     /// # Errors
@@ -65,7 +68,7 @@ impl Offered {
         manifest: &Arc<Manifest>,
         config: &Config,
         models: bool,
-        trials: &Trials,
+        trials: &Probations,
     ) -> Result<Self, Problem> {
         let delay = u64::try_from(config.mock_step_delay.as_millis()).unwrap_or(u64::MAX);
         let component = |plugin: PolicyPlugin, settings: &Map<String, Value>, builtin| {
@@ -77,13 +80,13 @@ impl Offered {
                     .or_insert_with(|| Value::from(delay));
             }
             let info = info(&plugin, Value::Object(settings).to_string(), mock);
-            Arc::new(Component { plugin, info })
+            Arc::new(PolicyBuild { plugin, info })
         };
         let builds = |policy: LoadedPolicy| {
             let settings = &policy.settings;
             let active = component(policy.plugin, settings, policy.builtin);
             let name = active.info.name.clone();
-            let of = |build: &Component, since| (name.clone(), build.info.digest.clone(), since);
+            let of = |build: &PolicyBuild, since| (name.clone(), build.info.digest.clone(), since);
             let probation = manifest
                 .upload(Kind::Policy, &name)
                 .and_then(|one| one.probation);
@@ -154,7 +157,7 @@ impl Offered {
     }
 
     /// The counts of a policy's build on probation, and of the one it is compared with.
-    pub(crate) fn tried(&self, name: &str) -> Option<(Tried, Tried)> {
+    pub(crate) fn tried(&self, name: &str) -> Option<(ProbationStats, ProbationStats)> {
         Some(self.by_name.get(name)?.trial.as_ref()?.tried())
     }
 }
@@ -198,7 +201,7 @@ fn fitting(
     if by_name.contains_key(usual) {
         return Ok(usual.to_owned());
     }
-    let only = |fits: &dyn Fn(&Component) -> bool| {
+    let only = |fits: &dyn Fn(&PolicyBuild) -> bool| {
         let mut names = by_name.iter().filter(|(_, one)| fits(&one.active));
         let first = names.next().map(|(name, _)| name.clone());
         first.filter(|_| names.next().is_none())
@@ -217,7 +220,7 @@ fn fitting(
     })
 }
 
-impl Offered {
+impl PolicyRegistry {
     fn builds(&self, name: Option<&str>) -> Result<&Builds, CreateError> {
         let name = name.unwrap_or(&self.default);
         let unknown = || {
@@ -230,12 +233,12 @@ impl Offered {
     }
 }
 
-impl Policies for Offered {
+impl Policies for PolicyRegistry {
     fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
         Ok(self.builds(name)?.active.clone())
     }
 
-    fn draw(&self, name: Option<&str>) -> Result<Drawn, CreateError> {
+    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
         let Builds { active, beside, .. } = self.builds(name)?;
         let candidate = beside
             .as_ref()
@@ -250,7 +253,7 @@ impl Policies for Offered {
         } else {
             active
         };
-        Ok(Drawn {
+        Ok(BuildAssignment {
             policy: policy.clone(),
             turn: Some(turn),
         })
@@ -280,7 +283,7 @@ impl Policies for Offered {
         (new.info.digest == digest).then(|| before.clone() as Arc<dyn Policy>)
     }
 
-    fn took(&self, name: &str, digest: &str, session: &str, took: Took) {
+    fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict) {
         let Some(builds) = self.by_name.get(name) else {
             return;
         };
@@ -302,7 +305,7 @@ impl Policies for Offered {
 /// A build that no session has, for the engine.
 pub(super) fn build(plugin: PolicyPlugin) -> Arc<dyn Policy> {
     let info = info(&plugin, String::new(), false);
-    Arc::new(Component { plugin, info })
+    Arc::new(PolicyBuild { plugin, info })
 }
 
 fn info(plugin: &PolicyPlugin, settings: String, mock: bool) -> PolicyInfo {
@@ -319,12 +322,12 @@ fn info(plugin: &PolicyPlugin, settings: String, mock: bool) -> PolicyInfo {
     }
 }
 
-struct Component {
+struct PolicyBuild {
     plugin: PolicyPlugin,
     info: PolicyInfo,
 }
 
-impl Policy for Component {
+impl Policy for PolicyBuild {
     fn info(&self) -> &PolicyInfo {
         &self.info
     }
@@ -334,10 +337,10 @@ impl Policy for Component {
         context: &'a Context,
         state: Option<&'a Snapshot>,
         inputs: &'a [Input],
-    ) -> BoxFuture<'a, Stepped> {
+    ) -> BoxFuture<'a, StepOutcome> {
         async move {
             let called = self.plugin.step(context, state, inputs).await;
-            Stepped {
+            StepOutcome {
                 result: called.result.map_err(|error| error.to_string()),
                 fuel: called.figures.fuel,
                 memory: called.figures.memory_bytes,

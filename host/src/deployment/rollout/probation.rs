@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
-use crate::session::{Share, Took};
+use crate::session::{StepVerdict, TrafficSplit};
 use crate::types::plural;
 
 /// Fewer failed steps may be coincidence.
@@ -37,7 +37,7 @@ const MOST_SESSIONS: usize = 10_000;
 
 /// The counts of a build.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Tried {
+pub(crate) struct ProbationStats {
     /// All steps, including failed ones.
     pub(crate) steps: u64,
     /// Failed steps that were the build's fault.
@@ -67,7 +67,7 @@ pub(crate) enum Verdict {
 /// on them: then one is enough to show that something is wrong, and three in two sessions that it
 /// is no accident. No minimum rate of failed steps is required besides, since a bug in a rare place
 /// is a bug. After a thousand steps the observation ends.
-pub(crate) fn judge(new: &Tried, before: &Tried) -> Verdict {
+pub(crate) fn judge(new: &ProbationStats, before: &ProbationStats) -> Verdict {
     let enough = new.failed >= FEWEST_FAILED && new.failed_in >= FEWEST_FAILED_IN;
     // failed / steps > TIMES · before.failed / before.steps, without a division.
     let own = u128::from(new.failed) * u128::from(before.steps.max(FEWEST_STEPS));
@@ -82,7 +82,7 @@ pub(crate) fn judge(new: &Tried, before: &Tried) -> Verdict {
 }
 
 /// The counts of both builds, in a sentence.
-pub(crate) fn sentence(new: &Tried, before: &Tried) -> String {
+pub(crate) fn sentence(new: &ProbationStats, before: &ProbationStats) -> String {
     format!(
         "It failed {} of {}, in {} of {}, and the build before it {} of {}.",
         new.failed,
@@ -119,22 +119,22 @@ impl Counts {
         }))
     }
 
-    pub(super) fn count(&self, session: &str, took: Took) {
+    pub(super) fn count(&self, session: &str, took: StepVerdict) {
         let mut counted = held(&self.0);
         counted.steps += 1;
-        counted.failed += u64::from(took == Took::Badly);
+        counted.failed += u64::from(took == StepVerdict::Badly);
         if counted.of_probation {
             remember(&mut counted.sessions, session);
-            if took == Took::Badly {
+            if took == StepVerdict::Badly {
                 remember(&mut counted.failed_in, session);
             }
         }
     }
 
-    pub(super) fn tried(&self) -> Tried {
+    pub(super) fn tried(&self) -> ProbationStats {
         let counted = held(&self.0);
         let count = |set: &HashSet<String>| u64::try_from(set.len()).unwrap_or(u64::MAX);
-        Tried {
+        ProbationStats {
             steps: counted.steps,
             failed: counted.failed,
             sessions: count(&counted.sessions),
@@ -159,15 +159,15 @@ pub(super) type Counting = (String, String, Option<DateTime<Utc>>);
 
 /// All counts, across the generations of the deployment.
 #[derive(Debug)]
-pub(crate) struct Trials {
+pub(crate) struct Probations {
     counts: Mutex<HashMap<Counting, Weak<Counts>>>,
-    shares: Mutex<HashMap<(Counting, u8), Weak<Share>>>,
-    rulings: mpsc::UnboundedSender<Ruling>,
+    shares: Mutex<HashMap<(Counting, u8), Weak<TrafficSplit>>>,
+    rulings: mpsc::UnboundedSender<ProbationDecision>,
 }
 
 /// A decision to be applied.
 #[derive(Debug)]
-pub(crate) struct Ruling {
+pub(crate) struct ProbationDecision {
     /// The policy.
     pub(crate) name: String,
     /// The build.
@@ -181,16 +181,16 @@ pub(crate) struct Ruling {
     told: Arc<AtomicBool>,
 }
 
-impl Ruling {
+impl ProbationDecision {
     /// Records that it could not be applied: it is reported again with the next step.
     pub(crate) fn is_open_again(&self) {
         self.told.store(false, Ordering::Relaxed);
     }
 }
 
-impl Trials {
+impl Probations {
     /// Creates empty counts, and the receiver of decisions.
-    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Ruling>) {
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<ProbationDecision>) {
         let (rulings, receiver) = mpsc::unbounded_channel();
         let trials = Self {
             counts: Mutex::default(),
@@ -206,13 +206,20 @@ impl Trials {
     }
 
     /// The traffic split of a candidate, which continues in the same way.
-    pub(super) fn share(&self, of: &Counting, percent: u8) -> Arc<Share> {
-        kept(&self.shares, (of.clone(), percent), || Share::new(percent))
+    pub(super) fn share(&self, of: &Counting, percent: u8) -> Arc<TrafficSplit> {
+        kept(&self.shares, (of.clone(), percent), || {
+            TrafficSplit::new(percent)
+        })
     }
 
     /// A build on probation, with the previous one.
-    pub(super) fn trial(&self, of: &Counting, since: DateTime<Utc>, before: &Arc<Counts>) -> Trial {
-        Trial {
+    pub(super) fn trial(
+        &self,
+        of: &Counting,
+        since: DateTime<Utc>,
+        before: &Arc<Counts>,
+    ) -> Probation {
+        Probation {
             of: of.clone(),
             since,
             new: self.counts(of),
@@ -241,18 +248,18 @@ fn kept<K: Eq + std::hash::Hash, T>(
 
 /// A build on probation.
 #[derive(Debug)]
-pub(super) struct Trial {
+pub(super) struct Probation {
     of: Counting,
     since: DateTime<Utc>,
     new: Arc<Counts>,
     before: Arc<Counts>,
-    rulings: mpsc::UnboundedSender<Ruling>,
+    rulings: mpsc::UnboundedSender<ProbationDecision>,
     told: Arc<AtomicBool>,
 }
 
-impl Trial {
+impl Probation {
     /// The counts of the build, and of the previous one.
-    pub(super) fn tried(&self) -> (Tried, Tried) {
+    pub(super) fn tried(&self) -> (ProbationStats, ProbationStats) {
         (self.new.tried(), self.before.tried())
     }
 
@@ -265,7 +272,7 @@ impl Trial {
         }
         let (name, digest, _) = self.of.clone();
         // Fails if nobody listens, as when a deployment is only inspected.
-        let _ = self.rulings.send(Ruling {
+        let _ = self.rulings.send(ProbationDecision {
             name,
             digest,
             since: self.since,
@@ -282,8 +289,8 @@ mod tests {
 
     use super::*;
 
-    fn tried(steps: u64, failed: u64, sessions: u64, failed_in: u64) -> Tried {
-        Tried {
+    fn tried(steps: u64, failed: u64, sessions: u64, failed_in: u64) -> ProbationStats {
+        ProbationStats {
             steps,
             failed,
             sessions,
@@ -308,7 +315,7 @@ mod tests {
             assert_eq!(judge(&new, &good), verdict, "{new:?}");
         }
         // Nothing is known about the previous build.
-        let none = Tried::default();
+        let none = ProbationStats::default();
         assert_eq!(judge(&tried(3, 3, 2, 2), &none), Verdict::TakenBack);
     }
 
@@ -330,16 +337,16 @@ mod tests {
 
     #[test]
     fn a_verdict_is_told_once_and_again_only_where_nothing_came_of_it() {
-        let (trials, mut rulings) = Trials::new();
+        let (trials, mut rulings) = Probations::new();
         let since = DateTime::UNIX_EPOCH;
         let of = ("coder".to_owned(), "b".to_owned(), Some(since));
         let before = trials.counts(&("coder".to_owned(), "a".to_owned(), None));
         let trial = trials.trial(&of, since, &before);
-        before.count("s0", Took::Well);
+        before.count("s0", StepVerdict::Well);
         for number in 0..4 {
             trials
                 .counts(&of)
-                .count(&format!("s{}", number % 2), Took::Badly);
+                .count(&format!("s{}", number % 2), StepVerdict::Badly);
             trial.look();
         }
         let ruling = rulings.try_recv().unwrap();
@@ -356,15 +363,15 @@ mod tests {
         drop(trial);
         let later = DateTime::from_timestamp(1, 0).unwrap();
         let again = ("coder".to_owned(), "b".to_owned(), Some(later));
-        assert_eq!(trials.counts(&again).tried(), Tried::default());
+        assert_eq!(trials.counts(&again).tried(), ProbationStats::default());
     }
 
     #[test]
     fn counts_and_turns_go_on_for_as_long_as_anybody_has_them() {
-        let (trials, _rulings) = Trials::new();
+        let (trials, _rulings) = Probations::new();
         let of = ("coder".to_owned(), "b".to_owned(), None);
         let (counts, share) = (trials.counts(&of), trials.share(&of, 10));
-        counts.count("s", Took::Badly);
+        counts.count("s", StepVerdict::Badly);
         assert!(Arc::ptr_eq(&counts, &trials.counts(&of)));
         assert!(Arc::ptr_eq(&share, &trials.share(&of, 10)));
         assert!(
@@ -372,7 +379,7 @@ mod tests {
             "another share begins anew"
         );
         drop(counts);
-        assert_eq!(trials.counts(&of).tried(), Tried::default());
+        assert_eq!(trials.counts(&of).tried(), ProbationStats::default());
     }
 
     prop_compose! {
@@ -381,7 +388,7 @@ mod tests {
             failed in 0..3_000_u64,
             sessions in 0..60_u64,
             failed_in in 0..60_u64,
-        ) -> Tried {
+        ) -> ProbationStats {
             let failed = failed.min(steps);
             let sessions = sessions.min(steps);
             tried(steps, failed, sessions, failed_in.min(failed).min(sessions))
@@ -391,27 +398,27 @@ mod tests {
     proptest! {
         #[test]
         fn a_build_without_a_failed_step_is_never_taken_back(new in any_tried(), before in any_tried()) {
-            let new = Tried { failed: 0, failed_in: 0, ..new };
+            let new = ProbationStats { failed: 0, failed_in: 0, ..new };
             prop_assert_ne!(judge(&new, &before), Verdict::TakenBack);
         }
 
         #[test]
         fn one_more_failed_step_never_saves_a_build(new in any_tried(), before in any_tried()) {
-            let worse = Tried { steps: new.steps + 1, failed: new.failed + 1, ..new };
+            let worse = ProbationStats { steps: new.steps + 1, failed: new.failed + 1, ..new };
             let taken_back = judge(&new, &before) == Verdict::TakenBack;
             prop_assert!(!taken_back || judge(&worse, &before) == Verdict::TakenBack);
         }
 
         #[test]
         fn a_better_build_before_never_saves_one(new in any_tried(), before in any_tried()) {
-            let better = Tried { failed: before.failed.saturating_sub(1), ..before };
+            let better = ProbationStats { failed: before.failed.saturating_sub(1), ..before };
             let taken_back = judge(&new, &before) == Verdict::TakenBack;
             prop_assert!(!taken_back || judge(&new, &better) == Verdict::TakenBack);
         }
 
         #[test]
         fn a_build_is_not_taken_back_for_failing_as_often_as_the_one_before(both in any_tried()) {
-            let both = Tried { steps: both.steps + FEWEST_STEPS, ..both };
+            let both = ProbationStats { steps: both.steps + FEWEST_STEPS, ..both };
             prop_assert_ne!(judge(&both, &both), Verdict::TakenBack);
         }
 

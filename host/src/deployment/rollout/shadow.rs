@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::policies;
-use crate::deployment::manager::{ChangeError, Generations};
+use crate::deployment::manager::{ChangeError, DeploymentManager};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
 use crate::wasm::{Caller, Kind, PolicyPlugin};
 
@@ -97,7 +97,7 @@ impl Shadows {
     /// Starts a shadow run of an uploaded build over a number of a policy's sessions.
     pub(crate) fn begin(
         &self,
-        (generations, sessions): (&Generations, &Sessions),
+        (generations, sessions): (&DeploymentManager, &Sessions),
         name: &str,
         digest: &str,
         most: u64,
@@ -148,7 +148,7 @@ impl Shadows {
 }
 
 async fn run(
-    generations: Generations,
+    generations: DeploymentManager,
     sessions: Sessions,
     name: String,
     most: u64,
@@ -197,7 +197,11 @@ impl Drop for Ending {
 }
 
 /// Loads the build with the limits that it would have when active.
-async fn load(generations: &Generations, name: &str, digest: &str) -> Result<PolicyPlugin, String> {
+async fn load(
+    generations: &DeploymentManager,
+    name: &str,
+    digest: &str,
+) -> Result<PolicyPlugin, String> {
     let file = generations.depot().file(digest);
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let wasm = read.map_err(|_| "The server goes down.".to_owned())?;

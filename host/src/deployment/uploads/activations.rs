@@ -54,7 +54,7 @@ struct Activated {
     candidate: Option<Candidate>,
     /// Automatic rollbacks, the most recent last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    taken_back: Vec<TakenBack>,
+    taken_back: Vec<AutoRollback>,
     /// Manual rollbacks, the most recent last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rolled_back: Vec<RolledBack>,
@@ -89,7 +89,7 @@ pub(crate) struct Candidate {
 /// A build that was rolled back automatically.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct TakenBack {
+pub(crate) struct AutoRollback {
     /// Its digest, in lower-case hex.
     pub(crate) digest: String,
     /// When it was rolled back.
@@ -181,7 +181,7 @@ impl Record {
     }
 
     /// Automatic rollbacks, the most recent last.
-    pub(crate) fn taken_back(&self, kind: Kind, name: &str) -> &[TakenBack] {
+    pub(crate) fn taken_back(&self, kind: Kind, name: &str) -> &[AutoRollback] {
         self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
     }
 
@@ -252,7 +252,12 @@ impl Record {
     }
 
     /// Rolls back a build on probation, and records why. Returns false if it is on none any more.
-    pub(crate) fn take_back(&mut self, name: &str, since: DateTime<Utc>, taken: TakenBack) -> bool {
+    pub(crate) fn take_back(
+        &mut self,
+        name: &str,
+        since: DateTime<Utc>,
+        taken: AutoRollback,
+    ) -> bool {
         let Some(one) = self.policies.get_mut(name) else {
             return false;
         };
@@ -361,8 +366,8 @@ mod tests {
         }
     }
 
-    fn taken(digest: &str) -> TakenBack {
-        TakenBack {
+    fn taken(digest: &str) -> AutoRollback {
+        AutoRollback {
             digest: digest.to_owned(),
             at: DateTime::UNIX_EPOCH,
             why: "It failed 3 of 9 steps.".to_owned(),

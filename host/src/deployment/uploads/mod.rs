@@ -21,7 +21,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::activations::{Activation, Candidate, Record, TakenBack, TakenOff};
+pub(crate) use self::activations::{Activation, AutoRollback, Candidate, Record, TakenOff};
 use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
 use crate::wasm::Kind;
 
@@ -35,7 +35,7 @@ const LARGEST_RECORD: u64 = 4 << 20;
 
 /// An error of the upload store.
 #[derive(Debug, thiserror::Error)]
-pub enum DepotError {
+pub enum UploadStoreError {
     /// The record is invalid.
     #[error(
         "{path} cannot be understood ({why}), so nobody knows which uploaded builds are active: put it right, or remove it to run what the manifest names"
@@ -67,15 +67,15 @@ pub enum DepotError {
     },
 }
 
-impl DepotError {
+impl UploadStoreError {
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::File { cause, .. } if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 }
 
-impl From<DepotError> for Problem {
-    fn from(error: DepotError) -> Self {
+impl From<UploadStoreError> for Problem {
+    fn from(error: UploadStoreError) -> Self {
         Self::plain(error.to_string())
     }
 }
@@ -89,7 +89,7 @@ struct Bounds {
 
 /// The upload store's folder. A clone is the same store. Looking at it creates nothing.
 #[derive(Debug, Clone)]
-pub(crate) struct Depot {
+pub(crate) struct UploadStore {
     folder: PathBuf,
     bounds: Bounds,
 }
@@ -127,7 +127,7 @@ pub(crate) fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(hex)
 }
 
-impl Depot {
+impl UploadStore {
     /// The store in this folder.
     pub(crate) fn new(folder: PathBuf) -> Self {
         Self {
@@ -159,7 +159,7 @@ impl Depot {
     }
 
     /// The record of active builds. Empty if none was ever activated.
-    pub(crate) fn record(&self) -> Result<Record, DepotError> {
+    pub(crate) fn record(&self) -> Result<Record, UploadStoreError> {
         let path = self.record_file();
         let mut text = String::new();
         let read = File::open(&path).and_then(|file| {
@@ -173,13 +173,13 @@ impl Depot {
             }
             Err(cause) => {
                 let why = cause.to_string();
-                return Err(DepotError::Damaged { path, why });
+                return Err(UploadStoreError::Damaged { path, why });
             }
             Ok(_) => {}
         }
         let parsed = serde_json::from_str::<Record>(&text).map_err(|error| error.to_string());
         let checked = parsed.and_then(|record| record.check().map(|()| record));
-        checked.map_err(|why| DepotError::Damaged { path, why })
+        checked.map_err(|why| UploadStoreError::Damaged { path, why })
     }
 
     /// The uploads of a deployment: each plugin's active build, and its second build.
@@ -268,14 +268,14 @@ impl Depot {
         }
     }
 
-    fn make(&self) -> Result<(), DepotError> {
+    fn make(&self) -> Result<(), UploadStoreError> {
         let mut builder = DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(&self.folder);
         made.map_err(|cause| failed(&self.folder, "made", cause))
     }
 
     /// Waits for the folder's lock. May block for a while, so not for an executor thread.
-    pub(crate) fn lock(&self) -> Result<Writer, DepotError> {
+    pub(crate) fn lock(&self) -> Result<Writer, UploadStoreError> {
         self.make()?;
         let path = self.folder.join(LOCK);
         let mut options = File::options();
@@ -294,14 +294,14 @@ impl Depot {
 /// The right to write, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    depot: Depot,
+    depot: UploadStore,
     _lock: File,
 }
 
 impl Writer {
     /// Stores a build, and returns its digest. Makes room by removing the oldest of those that are
     /// neither active nor can be rolled back to.
-    pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, DepotError> {
+    pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, UploadStoreError> {
         let digest = Sha256::digest(wasm);
         let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         self.sweep();
@@ -320,7 +320,7 @@ impl Writer {
     }
 
     /// Writes the record of active builds.
-    pub(crate) fn write(&self, record: &Record) -> Result<(), DepotError> {
+    pub(crate) fn write(&self, record: &Record) -> Result<(), UploadStoreError> {
         let path = self.depot.record_file();
         let text = serde_json::to_vec_pretty(record);
         let text = text.map_err(|error| failed(&path, "written", error.into()))?;
@@ -333,7 +333,7 @@ impl Writer {
     }
 
     /// Writes a file completely or not at all.
-    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), DepotError> {
+    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), UploadStoreError> {
         let folder = &self.depot.folder;
         let put = || {
             // Its mode is 0600. On failure it is removed.
@@ -360,7 +360,7 @@ impl Writer {
         }
     }
 
-    fn make_room(&self, digest: &str, size: u64) -> Result<(), DepotError> {
+    fn make_room(&self, digest: &str, size: u64) -> Result<(), UploadStoreError> {
         let Bounds { builds, bytes } = self.depot.bounds;
         let record = self.depot.record()?;
         let held = record.digests();
@@ -370,7 +370,7 @@ impl Writer {
         while kept.len() >= builds || total.saturating_add(size) > bytes {
             let idle = kept.iter().rposition(|one| !held.contains(&*one.digest));
             let Some(oldest) = idle.map(|at| kept.remove(at)) else {
-                return Err(DepotError::Full { kept: kept.len() });
+                return Err(UploadStoreError::Full { kept: kept.len() });
             };
             let path = self.depot.file(&oldest.digest);
             std::fs::remove_file(&path).map_err(|cause| failed(&path, "removed", cause))?;
@@ -381,8 +381,8 @@ impl Writer {
     }
 }
 
-fn failed(path: &Path, what: &'static str, cause: io::Error) -> DepotError {
-    DepotError::File {
+fn failed(path: &Path, what: &'static str, cause: io::Error) -> UploadStoreError {
+    UploadStoreError::File {
         path: path.to_owned(),
         what,
         cause,
@@ -397,13 +397,13 @@ mod tests {
 
     struct Ground {
         _folder: tempfile::TempDir,
-        depot: Depot,
+        depot: UploadStore,
     }
 
     impl Ground {
         fn new(builds: usize, bytes: u64) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let mut depot = Depot::new(folder.path().join("data/plugins"));
+            let mut depot = UploadStore::new(folder.path().join("data/plugins"));
             depot.bounds = Bounds { builds, bytes };
             Self {
                 _folder: folder,
@@ -411,7 +411,7 @@ mod tests {
             }
         }
 
-        fn keep(&self, wasm: &[u8]) -> Result<String, DepotError> {
+        fn keep(&self, wasm: &[u8]) -> Result<String, UploadStoreError> {
             self.depot.lock()?.keep(wasm, &label())
         }
 
@@ -535,7 +535,10 @@ mod tests {
         record.push(Kind::Policy, "coder", false, activation(&fourth));
         ground.depot.lock().unwrap().write(&record).unwrap();
         let error = ground.keep(&[5]).unwrap_err();
-        assert!(matches!(error, DepotError::Full { kept: 3 }), "{error}");
+        assert!(
+            matches!(error, UploadStoreError::Full { kept: 3 }),
+            "{error}"
+        );
         assert!(
             ground.keep(&[4]).is_ok(),
             "one that is there takes no more room"
@@ -580,14 +583,14 @@ mod tests {
             std::fs::write(&path, good.replace(from, to)).unwrap();
             let error = ground.depot.record().unwrap_err();
             assert!(
-                matches!(error, DepotError::Damaged { .. }),
+                matches!(error, UploadStoreError::Damaged { .. }),
                 "{from}: {error}"
             );
         }
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(matches!(
             ground.depot.record(),
-            Err(DepotError::Damaged { .. })
+            Err(UploadStoreError::Damaged { .. })
         ));
         std::fs::write(&path, good).unwrap();
         assert_eq!(ground.depot.record().unwrap(), record);
@@ -639,7 +642,7 @@ mod tests {
             std::fs::write(&path, good.replace("42", share)).unwrap();
             let error = ground.depot.record().unwrap_err();
             assert!(
-                matches!(error, DepotError::Damaged { .. }),
+                matches!(error, UploadStoreError::Damaged { .. }),
                 "{share}: {error}"
             );
         }
@@ -652,7 +655,7 @@ mod tests {
 
     #[test]
     fn only_a_digest_names_a_file() {
-        let depot = Depot::new(PathBuf::from("/"));
+        let depot = UploadStore::new(PathBuf::from("/"));
         for text in [
             "",
             "..",
@@ -691,7 +694,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_record_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let folder = tempfile::tempdir().unwrap();
-            let depot = Depot::new(folder.path().to_owned());
+            let depot = UploadStore::new(folder.path().to_owned());
             std::fs::write(depot.record_file(), &bytes).unwrap();
             prop_assert!(depot.record().is_err(), "{:?}", depot.record());
         }

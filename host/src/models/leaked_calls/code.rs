@@ -1,4 +1,4 @@
-//! Owns where a text is code: between fences, between backticks, and where a paragraph is indented.
+//! Which parts of a text are code: between fences, between backticks, and in indented paragraphs.
 
 use std::ops::Range;
 

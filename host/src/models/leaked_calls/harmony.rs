@@ -1,4 +1,4 @@
-//! Owns answers in OpenAI's harmony format, whose channels a server should have told apart.
+//! Answers in OpenAI's harmony format, whose channels the server should have separated.
 
 use super::{Arguments, Found, Written, code};
 use crate::types::wit::types::{Content, Thinking};

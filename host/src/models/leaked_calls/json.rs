@@ -1,4 +1,4 @@
-//! Owns calls that are written as JSON: as the whole answer, or in a fence at its end.
+//! Calls that are written as JSON: as the whole answer, or in a fence at its end.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Owns the markup in which models write calls: one reader for all of them, since they mix it.
+//! The markup in which models write calls: one reader for all of it, since models mix it.
 
 use serde_json::Value;
 

@@ -1,12 +1,15 @@
-//! Owns tool calls that a model wrote as text.
+//! Tool calls that a model wrote as text.
 //!
-//! A server that does not know its model's own markup passes a call on as part of the answer: then nobody
-//! carries it out, and an answer without calls ends a task. What is unambiguous becomes the call that it was
-//! meant to be. What is not is told to the policy as an answer that waits for tools and has none.
+//! A server that does not know its model's own markup passes a call on as part of the answer. Then nobody carries
+//! it out, and an answer without calls ends a task. What is unambiguous becomes the call that was meant. What is
+//! not is reported to the policy as an answer that waits for tools and has none.
 //!
-//! What always holds: a call is made only of markup that stands outside of code, is not quoted, behind
-//! other words of its line or as Markdown quotes, and goes on to the answer's end, only for a tool that was
-//! offered, and only where the answer has no call of its own; every other text stays as it is.
+//! # Invariants
+//!
+//! - A call is made only from markup that stands outside of code, is not quoted, neither behind other words of
+//!   its line nor as Markdown quotes, and continues to the end of the answer.
+//! - It is made only for a tool that was offered, and only if the answer has no call of its own.
+//! - Every other text stays as it is.
 
 mod code;
 mod harmony;

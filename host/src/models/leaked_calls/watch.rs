@@ -1,7 +1,9 @@
-//! Owns which of an answer's text is shown while it comes: not what may be a call that is written as text.
+//! How much of an answer's text can be shown while it arrives: not what may be a call written as text.
 //!
-//! What always holds: what is shown is the beginning of the text; what is held back is shown at the end,
-//! unless it became a call.
+//! # Invariants
+//!
+//! - What is shown is the beginning of the text.
+//! - What is held back is shown at the end, unless it became a call.
 
 use super::code::Place;
 use super::markup::OPENERS;

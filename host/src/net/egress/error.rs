@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::redact::Blanker;
+use super::redact::Redactor;
 use crate::net::resolver;
 use crate::types::sanitize::clean;
 use crate::types::wit::types;
@@ -144,7 +144,7 @@ impl EgressError {
 
     /// The same error with the key redacted.
     #[must_use]
-    pub(super) fn blanked(mut self, blanker: &Blanker) -> Self {
+    pub(super) fn blanked(mut self, blanker: &Redactor) -> Self {
         match &mut self {
             Self::Client { detail: text }
             | Self::KeyHeader { name: text }

@@ -39,8 +39,8 @@ use crate::types::wit::llm::{Framing, KeyPlace};
 use crate::types::wit::types::{HttpRequest, HttpResponse};
 
 pub(crate) use self::raw::Opened;
-pub use self::redact::{Blanker, blank};
-pub use self::redact_stream::Showing;
+pub use self::redact::{Redactor, blank};
+pub use self::redact_stream::StreamRedactor;
 pub use self::response::{Answer, Frames, Refusal};
 pub use super::fetch::{Document, DocumentError, DocumentLimits};
 pub(crate) use super::resolver::{Resolver, literal_allowed, was_refused};
@@ -383,7 +383,7 @@ impl Egress {
         request: &HttpRequest,
         framing: Framing,
     ) -> Result<Answer, EgressError> {
-        let blanker = Blanker::new(key);
+        let blanker = Redactor::new(key);
         let response = self.respond(endpoint, key, request).await;
         let response = response.map_err(|error| error.blanked(&blanker))?;
         let limits = endpoint.limits(&self.limits);
@@ -404,7 +404,7 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
     ) -> Result<HttpResponse, EgressError> {
-        let blanker = Blanker::new(key);
+        let blanker = Redactor::new(key);
         let exchanged = async {
             let response = self.respond(endpoint, key, request).await?;
             response::response(response, &blanker, &self.limits).await

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use secrecy::SecretString;
 
 use super::response::{self, Frames, Refusal};
-use super::{Blanker, Call, Egress, EgressError, Endpoint, request};
+use super::{Call, Egress, EgressError, Endpoint, Redactor, request};
 use crate::types::wit::llm::Framing;
 use crate::types::wit::types::Header;
 
@@ -39,7 +39,7 @@ impl Egress {
         headers: &[Header],
         body: Vec<u8>,
     ) -> Result<Opened, EgressError> {
-        let blanker = Blanker::new(key);
+        let blanker = Redactor::new(key);
         let responded = async {
             let call = Call {
                 method: request::method(method)?,

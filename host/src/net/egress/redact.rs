@@ -29,18 +29,18 @@ const SHORTEST_PIECE: usize = 3;
 
 /// All forms in which one key may be written, wiped when dropped. Without a key it changes nothing.
 #[derive(Clone, Default)]
-pub struct Blanker {
+pub struct Redactor {
     /// The forms, the key itself first.
     forms: Vec<Zeroizing<String>>,
 }
 
-impl std::fmt::Debug for Blanker {
+impl std::fmt::Debug for Redactor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Blanker")
     }
 }
 
-impl Blanker {
+impl Redactor {
     /// Creates a redactor for this key.
     pub fn new(key: Option<&SecretString>) -> Self {
         let Some(key) = key.map(ExposeSecret::expose_secret) else {
@@ -179,7 +179,7 @@ impl Blanker {
 
 /// Redacts the key in a text.
 pub fn blank(text: &str, key: Option<&SecretString>) -> String {
-    Blanker::new(key).text(text).into_owned()
+    Redactor::new(key).text(text).into_owned()
 }
 
 /// Redacts a word in a text. `None` if it only occurs within other words, as `x` does in `maximum`.
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn no_part_of_a_key_is_left_wherever_a_body_is_cut() {
-        let blanker = Blanker::new(Some(&SecretString::from("sk-12345678")));
+        let blanker = Redactor::new(Some(&SecretString::from("sk-12345678")));
         let whole = b"sk-12345678 and again sk-12345678, that was it";
         for read in 0..=whole.len() {
             for most in 0..=read {
@@ -377,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_whole_body_keeps_an_end_that_looks_like_the_beginning_of_a_key() {
-        let blanker = Blanker::new(Some(&SecretString::from("sk-12345678")));
+        let blanker = Redactor::new(Some(&SecretString::from("sk-12345678")));
         assert_eq!(
             blanker.body(b"it begins with sk-", true, 100),
             b"it begins with sk-"
@@ -388,7 +388,7 @@ mod tests {
     fn a_placeholder_that_is_no_secret_stays_in_an_answer() {
         let said = |key: &str, text: &str| {
             let mut text = text.to_owned();
-            Blanker::new(Some(&SecretString::from(key))).answer(&mut text);
+            Redactor::new(Some(&SecretString::from(key))).answer(&mut text);
             text
         };
         assert_eq!(said("ollama", "ask ollama"), "ask ollama");

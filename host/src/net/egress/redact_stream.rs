@@ -2,14 +2,14 @@
 //! response.
 //!
 //! # Invariants
-//! - The pieces shown of one text, joined, contain the key in none of the forms that [`Blanker`]
+//! - The pieces shown of one text, joined, contain the key in none of the forms that [`Redactor`]
 //!   knows, wherever the provider cut it.
 //! - A text without the key is shown whole and in order.
 //! - Of a delta, no more is held back than a suffix that may still become a key.
 
 use std::collections::BTreeMap;
 
-use super::redact::{BLANK, Blanker};
+use super::redact::{BLANK, Redactor};
 use crate::types::wit::llm::{Delta, ToolCallArguments, ToolCallStart};
 use crate::types::wit::types::Content;
 
@@ -37,15 +37,15 @@ impl Part {
 
 /// Redacts the key in the deltas of one response. A retried response needs a new one.
 #[derive(Debug)]
-pub struct Showing {
-    blanker: Blanker,
+pub struct StreamRedactor {
+    blanker: Redactor,
     /// Undecided ends of texts; none of them is empty.
     held: BTreeMap<Part, String>,
 }
 
-impl Showing {
+impl StreamRedactor {
     /// Creates the state for one response.
-    pub fn new(blanker: Blanker) -> Self {
+    pub fn new(blanker: Redactor) -> Self {
         Self {
             blanker,
             held: BTreeMap::new(),
@@ -91,7 +91,7 @@ impl Showing {
     }
 }
 
-impl Blanker {
+impl Redactor {
     /// Splits a text into its beginning, with the key redacted, and the rest, which may still
     /// become a form of the key.
     fn decided<'a>(&self, text: &'a str) -> (String, &'a str) {
@@ -175,8 +175,8 @@ mod tests {
 
     const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
 
-    fn blanker(key: &str) -> Blanker {
-        Blanker::new(Some(&SecretString::from(key)))
+    fn blanker(key: &str) -> Redactor {
+        Redactor::new(Some(&SecretString::from(key)))
     }
 
     /// The text that a viewer has at the end.
@@ -188,7 +188,7 @@ mod tests {
         deltas.iter().filter_map(text).collect()
     }
 
-    fn shown(showing: &mut Showing, pieces: impl IntoIterator<Item = String>) -> String {
+    fn shown(showing: &mut StreamRedactor, pieces: impl IntoIterator<Item = String>) -> String {
         let mut deltas: Vec<Delta> = pieces
             .into_iter()
             .filter_map(|piece| showing.next(Delta::Text(piece)))
@@ -246,7 +246,7 @@ mod tests {
             let ways = written(&key);
             let (written, never) = way.get(&ways);
             let text = format!("{before} {written} {between} {written}{after}");
-            let seen = shown(&mut Showing::new(blanker(&key)), cut(&text, &places));
+            let seen = shown(&mut StreamRedactor::new(blanker(&key)), cut(&text, &places));
             prop_assert!(!seen.contains(never), "{text:?} was shown as {seen:?}");
             prop_assert!(seen.contains(BLANK), "{text:?} was shown as {seen:?}");
         }
@@ -263,7 +263,7 @@ mod tests {
             let text = words.join(" ");
             prop_assume!(!text.contains(KEY));
             let pieces = cut(&text, &places);
-            let mut showing = Showing::new(blanker(KEY));
+            let mut showing = StreamRedactor::new(blanker(KEY));
             let (mut came, mut seen) = (String::new(), String::new());
             for piece in pieces {
                 came.push_str(&piece);
@@ -287,7 +287,7 @@ mod tests {
             places in vec(any::<Index>(), 0..40),
         ) {
             let mut whole = words.concat();
-            let seen = shown(&mut Showing::new(blanker(KEY)), cut(&whole, &places));
+            let seen = shown(&mut StreamRedactor::new(blanker(KEY)), cut(&whole, &places));
             blanker(KEY).answer(&mut whole);
             prop_assert_eq!(seen, whole);
         }
@@ -308,7 +308,7 @@ mod tests {
             cache_read_tokens: 0,
             cache_write_tokens: 0,
         });
-        let mut showing = Showing::new(blanker(KEY));
+        let mut showing = StreamRedactor::new(blanker(KEY));
         for held in [
             Delta::Text(first.to_owned()),
             Delta::Thinking(first.to_owned()),
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_call_that_is_named_after_the_key_is_not_shown_so() {
-        let mut showing = Showing::new(blanker(KEY));
+        let mut showing = StreamRedactor::new(blanker(KEY));
         let started = Delta::ToolCallStarted(ToolCallStart {
             id: format!("call-{KEY}"),
             name: KEY.to_owned(),
@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_placeholder_that_is_no_secret_is_shown_at_once() {
-        let mut showing = Showing::new(blanker("ollama"));
+        let mut showing = StreamRedactor::new(blanker("ollama"));
         let said = || Delta::Text("ask oll".to_owned());
         assert_eq!(showing.next(said()), Some(said()));
     }

@@ -1,7 +1,10 @@
-//! Owns how an answer is read: a refusal as a short body, an answer as frames.
+//! How a response is read: a refusal as a short body, an answer as frames.
 //!
-//! What always holds: a decoder never sees half a frame, of events and lines alike, and never the key;
-//! each piece has a time limit and all of them together a size; after an error nothing more comes.
+//! # Invariants
+//!
+//! - A decoder never sees half a frame, neither of events nor of lines, and never the key.
+//! - Each piece has a time limit, and all of them together a size limit.
+//! - After an error nothing more comes.
 
 use std::borrow::Cow;
 use std::pin::Pin;
@@ -16,7 +19,7 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use sse_stream::SseStream;
 
 use super::error::words;
-use super::redact::Blanker;
+use super::redact::Redactor;
 use super::stream_start::by_its_beginning;
 use super::{EgressError, EgressLimits};
 use crate::types::sanitize::clean;
@@ -70,10 +73,10 @@ impl Stream for Frames {
 /// Reads as much of a refusal as is of use.
 pub(super) async fn refusal(
     mut response: Response,
-    blanker: &Blanker,
+    blanker: &Redactor,
     limits: &EgressLimits,
 ) -> Refusal {
-    let nothing = Blanker::default();
+    let nothing = Redactor::default();
     let blanker = if blanker.is_secret() {
         blanker
     } else {
@@ -114,7 +117,7 @@ pub(super) async fn refusal(
 /// All of an answer, whatever its status. A key of any length is taken out of it.
 pub(super) async fn response(
     response: Response,
-    blanker: &Blanker,
+    blanker: &Redactor,
     limits: &EgressLimits,
 ) -> Result<HttpResponse, EgressError> {
     let status = response.status().as_u16();
@@ -138,7 +141,7 @@ pub(super) async fn response(
 }
 
 /// An answer's headers without cookies, and without the key.
-pub(super) fn headers(response: &Response, blanker: &Blanker) -> Vec<Header> {
+pub(super) fn headers(response: &Response, blanker: &Redactor) -> Vec<Header> {
     let headers = response.headers().iter();
     let own = headers.filter(|(name, _)| !matches!(name.as_str(), "set-cookie" | "set-cookie2"));
     own.map(|(name, value)| Header {
@@ -165,7 +168,7 @@ fn is_encoded(response: &Response) -> bool {
 pub(super) fn frames(
     response: Response,
     framing: Framing,
-    blanker: Blanker,
+    blanker: Redactor,
     limits: &EgressLimits,
 ) -> Frames {
     let kind = response.headers().get(CONTENT_TYPE);

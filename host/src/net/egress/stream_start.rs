@@ -1,10 +1,12 @@
-//! Owns how an answer that was to be a stream of events is read when it is none, or not a clean one.
+//! How a response that should be a stream of events is read if it is none, or not a clean one.
 //!
-//! Servers, and what stands before them, answer with a success and a page, with one JSON value, or with
-//! lines of JSON among the events: mostly errors, which the adapter has to see.
+//! Servers, and proxies in front of them, report success and send a page, a single JSON value, or lines of JSON
+//! among the events. Most of these are errors, which the adapter has to see.
 //!
-//! What always holds: a stream of events passes through unchanged, line by line as it comes, but for bytes
-//! that are no UTF-8 and for lines of JSON that no event holds; each becomes an event of its own.
+//! # Invariants
+//!
+//! - A stream of events passes through unchanged, line by line as it comes, except for bytes that are not UTF-8
+//!   and for lines of JSON outside of any event; each of those becomes an event of its own.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};

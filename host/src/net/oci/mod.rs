@@ -5,8 +5,8 @@
 //! If a tag cannot be resolved, its last known digest is used and a warning says why.
 //!
 //! `reference` parses names, `client` makes the requests, `auth_challenge` reads how a registry
-//! asks for authentication, `manifest` reads an artifact's contents, and `cache` is the folder on
-//! disk.
+//! asks for authentication, `manifest` reads an artifact's contents, `cache` is the folder on
+//! disk, and `error` has the errors.
 //!
 //! # Invariants
 //! - A component has the digest that its manifest states, and the manifest the digest that the

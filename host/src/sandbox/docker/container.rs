@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::container_spec::{INSTANCE, OWNER, Plan, Wanted};
 use super::engine::{Engine, EngineError};
-use super::removal::{Doomed, remove};
+use super::removal::{PendingRemovals, remove};
 use super::state_dir::{BoxFolder, Identity, Record, Root};
 use super::transport::{Listener, Transport, attach};
 use crate::sandbox::SandboxError;
@@ -38,7 +38,7 @@ const LOG: usize = 1000;
 const AT_A_TIME: u32 = 6;
 
 /// The state shared by all containers.
-pub(super) struct Core {
+pub(super) struct DockerContext {
     pub(super) engine: Engine,
     pub(super) root: Root,
     pub(super) plan: Plan,
@@ -47,7 +47,7 @@ pub(super) struct Core {
     making: Semaphore,
     /// Set when no more containers may be created.
     ending: AtomicBool,
-    pub(super) doomed: Doomed,
+    pub(super) doomed: PendingRemovals,
 }
 
 /// A container that is ready.
@@ -59,13 +59,13 @@ pub(super) struct Opened {
 
 /// A container. Dropping it removes it.
 pub(super) struct Container {
-    core: Arc<Core>,
+    core: Arc<DockerContext>,
     id: String,
     folder: BoxFolder,
     removed: bool,
 }
 
-impl Core {
+impl DockerContext {
     pub(super) fn new(engine: Engine, root: Root, plan: Plan, python: Option<String>) -> Self {
         Self {
             engine,
@@ -74,7 +74,7 @@ impl Core {
             python,
             making: Semaphore::new(AT_A_TIME as usize),
             ending: AtomicBool::new(false),
-            doomed: Doomed::default(),
+            doomed: PendingRemovals::default(),
         }
     }
 
@@ -236,7 +236,7 @@ fn other_name(name: &str, folder: &BoxFolder) -> String {
     format!("{name}-{own}")
 }
 
-impl Core {
+impl DockerContext {
     /// The containers that any process of this host created.
     pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         let labels = [(INSTANCE, self.plan.instance.as_str())];
@@ -263,7 +263,7 @@ fn listener(folder: &BoxFolder, how: Option<Transport>) -> Result<Option<Listene
 
 impl Container {
     /// Wraps a container that was running before this host started.
-    pub(super) fn left(core: Arc<Core>, id: String, folder: BoxFolder) -> Self {
+    pub(super) fn left(core: Arc<DockerContext>, id: String, folder: BoxFolder) -> Self {
         Self {
             core,
             id,

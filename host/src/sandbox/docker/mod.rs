@@ -32,7 +32,7 @@ use self::container_spec::Plan;
 use self::state_dir::{BoxFolder, Identity, Owner, Root};
 use super::connection::Connection;
 use super::{SandboxError, Spec};
-use container::{Container, Core, Opened};
+use container::{Container, DockerContext, Opened};
 use engine::Engine;
 use pool::Pool;
 pub use transport::Transport;
@@ -112,7 +112,7 @@ impl Held {
 
 /// A working engine, and the containers of this host on it.
 pub(super) struct Backend {
-    core: Arc<Core>,
+    core: Arc<DockerContext>,
     transport: Transport,
     shell: &'static str,
     pool: Arc<Pool>,
@@ -165,7 +165,7 @@ impl Backend {
         let (root, life) = Root::open(&common.run_dir, exec)?;
         let owner = root.owner().clone();
         let plan = Plan::new(common, &own, root.instance()?, info.ncpu, &brought);
-        let core = Arc::new(Core::new(engine, root, plan, None));
+        let core = Arc::new(DockerContext::new(engine, root, plan, None));
         let tried = core
             .open(
                 Some((
@@ -185,7 +185,7 @@ impl Backend {
             plan.set_shell(bash);
         }
         let (engine, root) = (core.engine.clone(), core.root.clone());
-        let core = Arc::new(Core::new(engine, root, plan, image.python));
+        let core = Arc::new(DockerContext::new(engine, root, plan, image.python));
         Ok(Self {
             pool: Arc::new(Pool::new(Arc::clone(&core), own.pool)),
             core,

@@ -15,7 +15,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
 use tokio::sync::Notify;
 
-use super::container::{Container, Core, Opened};
+use super::container::{Container, DockerContext, Opened};
 use super::state_dir::{Identity, Record};
 use super::transport::Transport;
 use crate::sandbox::{SandboxError, io_error};
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// The waiting containers.
 pub(super) struct Pool {
-    core: Arc<Core>,
+    core: Arc<DockerContext>,
     size: usize,
     state: Mutex<State>,
     /// Notified when a container was taken, or the pool was closed.
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl Pool {
-    pub(super) fn new(core: Arc<Core>, size: usize) -> Self {
+    pub(super) fn new(core: Arc<DockerContext>, size: usize) -> Self {
         Self {
             core,
             size,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use super::container::Core;
+use super::container::DockerContext;
 use super::container_spec::{BOX, INSTANCE};
 use super::engine::EngineError;
 use super::state_dir::BoxFolder;
@@ -22,15 +22,15 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Folders of containers that could not be removed yet.
 #[derive(Default)]
-pub(super) struct Doomed(Mutex<Vec<BoxFolder>>);
+pub(super) struct PendingRemovals(Mutex<Vec<BoxFolder>>);
 
-impl Doomed {
+impl PendingRemovals {
     fn boxes(&self) -> MutexGuard<'_, Vec<BoxFolder>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Core {
+impl DockerContext {
     /// Removes what is left of a container whose creation failed. An engine that stopped answering
     /// may have created it all the same.
     pub(super) fn undo(self: &Arc<Self>, folder: BoxFolder, error: &SandboxError) {
@@ -114,7 +114,7 @@ impl Core {
 }
 
 /// Removes a container and its folder, now or when the engine answers again.
-pub(super) async fn remove(core: Arc<Core>, id: String, folder: BoxFolder) {
+pub(super) async fn remove(core: Arc<DockerContext>, id: String, folder: BoxFolder) {
     match core.engine.remove(&id).await {
         Ok(()) => folder.remove(),
         Err(error) => {

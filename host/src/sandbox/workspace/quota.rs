@@ -1,9 +1,12 @@
-//! Owns how much of the disk a workspace takes, and whether it may take more.
+//! How much of the disk a workspace takes, and whether it may take more.
 //!
-//! What always holds: what is counted is what the disk gives (blocks, so a sparse file is as large as
-//! what was written of it, and a file with several names counts once), of all entries, without
-//! following links. What cannot be counted is not taken for small. Counting takes a tenth of the
-//! time at most, except after a command in a workspace that is counted in a moment or is full.
+//! # Invariants
+//!
+//! - What counts is what the disk gives: blocks, so a sparse file is as large as what was written of it, and a
+//!   file with several names counts once. All entries count, and links are not followed.
+//! - What cannot be counted is not taken for small.
+//! - Counting takes a tenth of the time at most, except after a command in a workspace that is counted in a
+//!   moment or is full.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;

@@ -13,9 +13,9 @@ use std::collections::HashMap;
 use crate::store::{self, StoreError};
 use crate::types::wit::policy::{Command, ModelCall, ToolRun};
 
-use super::super::ports::News;
+use super::super::ports::ActorMessage;
 use super::{Actor, End};
-use crate::session::round::Begin;
+use crate::session::round::StartedWork;
 
 impl Actor {
     /// Waits for the running command and records its outcome.
@@ -42,7 +42,7 @@ impl Actor {
             };
             match news.map(|news| *news) {
                 None => return End::Halted,
-                Some(News::Tool(effect, Err(_), _) | News::Failed(effect, _))
+                Some(ActorMessage::Tool(effect, Err(_), _) | ActorMessage::Failed(effect, _))
                     if self.effects.is_tool(&effect) =>
                 {
                     return End::Halted;
@@ -73,9 +73,9 @@ impl Actor {
         self.effects.at_step(self.counters.step.saturating_sub(1));
         for effect in wanted {
             match begins.remove(&effect) {
-                Some(Begin::Model(call)) => self.effects.model(call, last_entry),
-                Some(Begin::Tool(run)) => self.effects.tool(run),
-                _ => self.queue.push_back(News::Lost(effect)),
+                Some(StartedWork::Model(call)) => self.effects.model(call, last_entry),
+                Some(StartedWork::Tool(run)) => self.effects.tool(run),
+                _ => self.queue.push_back(ActorMessage::Lost(effect)),
             }
         }
         self.effects.settle(&self.open);
@@ -83,7 +83,10 @@ impl Actor {
     }
 
     /// Looks up the commands that opened these effects.
-    async fn commands_of(&self, wanted: Vec<String>) -> Result<HashMap<String, Begin>, StoreError> {
+    async fn commands_of(
+        &self,
+        wanted: Vec<String>,
+    ) -> Result<HashMap<String, StartedWork>, StoreError> {
         let id = self.id.to_string();
         let read = move |connection: &rusqlite::Connection| {
             let mut found = HashMap::new();
@@ -91,12 +94,12 @@ impl Actor {
                 let commands: Vec<Command> = serde_json::from_str(commands).unwrap_or_default();
                 for command in commands {
                     let begin = match command {
-                        Command::CallModel(call) => Begin::Model(call),
-                        Command::RunTool(run) => Begin::Tool(run),
+                        Command::CallModel(call) => StartedWork::Model(call),
+                        Command::RunTool(run) => StartedWork::Tool(run),
                         _ => continue,
                     };
-                    let (Begin::Model(ModelCall { effect, .. })
-                    | Begin::Tool(ToolRun { effect, .. })) = &begin
+                    let (StartedWork::Model(ModelCall { effect, .. })
+                    | StartedWork::Tool(ToolRun { effect, .. })) = &begin
                     else {
                         continue;
                     };

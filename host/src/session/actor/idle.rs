@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::session::handle::{Session, held};
-use crate::session::{CloseReason, PlaceSpec, Shared};
+use crate::session::{CloseReason, EnvironmentSpec, Shared};
 
 /// How long a question waits for its answer with nobody attached.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -81,11 +81,11 @@ fn verdict(
 
 impl Session {
     /// The key of the session's files.
-    fn spec(&self) -> PlaceSpec {
-        PlaceSpec {
+    fn spec(&self) -> EnvironmentSpec {
+        EnvironmentSpec {
             session: self.about.id.to_string(),
             user: self.about.user.to_string(),
-            ..PlaceSpec::default()
+            ..EnvironmentSpec::default()
         }
     }
 

@@ -35,9 +35,12 @@ use super::effects::Effects;
 use super::handle::Session;
 use super::ports::tools::SEPARATOR;
 use super::ports::{
-    ChangeRequest, Deployment, Generation, News, Offers, Place, PlaceSpec, Policy, Started, Stepped,
+    ActorMessage, AvailableModels, Deployment, Environment, EnvironmentSpec, Generation,
+    NewPullRequest, Policy, Started, StepOutcome,
 };
-use super::round::{Begin, Draft, Round, STEPS_ALONE, Scene, ShownTree};
+use super::round::{
+    CommittedRound, RoundBuilder, RoundContext, STEPS_ALONE, ShownTree, StartedWork,
+};
 
 /// The maximum number of messages taken into one round.
 const ROUND: usize = 64;
@@ -79,7 +82,7 @@ pub(super) struct Actor {
     taken_over: Option<String>,
     /// The number of the generation that this session cannot move to.
     passed_over: Option<u64>,
-    offers: Arc<Offers>,
+    offers: Arc<AvailableModels>,
     id: Arc<str>,
     chat: Arc<str>,
     counters: Counters,
@@ -90,12 +93,12 @@ pub(super) struct Actor {
     shown: ShownTree,
     /// The agent's last message in the open task.
     said: Option<Arc<str>>,
-    queue: VecDeque<News>,
+    queue: VecDeque<ActorMessage>,
     /// Effects in the log that the previous host did not begin.
     paused: Vec<String>,
     /// The session was held until its user came back.
     was_held: bool,
-    news: mpsc::Receiver<Box<News>>,
+    news: mpsc::Receiver<Box<ActorMessage>>,
     effects: Effects,
     clock: TaskClock,
 }
@@ -108,12 +111,12 @@ pub(super) async fn live(
     shared: Arc<Shared>,
     session: Arc<Session>,
     found: Found,
-    news: mpsc::Receiver<Box<News>>,
+    news: mpsc::Receiver<Box<ActorMessage>>,
 ) {
     let _last = shutdown::Last::new(&shared, &session);
     let id: Arc<str> = found.fixed.id.as_str().into();
     let offers = offers_of(&found.generation, &found.fixed);
-    let spec = PlaceSpec {
+    let spec = EnvironmentSpec {
         images: offers.model.images,
         session: found.fixed.id.clone(),
         user: found.fixed.user.clone(),
@@ -177,7 +180,7 @@ pub(super) async fn live(
     let unread = found.unread.into_iter();
     actor
         .queue
-        .extend(unread.map(|(number, text)| News::Message(number, text)));
+        .extend(unread.map(|(number, text)| ActorMessage::Message(number, text)));
     let end = if found.status == Status::Stopping {
         End::Stopped
     } else {
@@ -197,7 +200,9 @@ impl Actor {
                 EffectKind::Model | EffectKind::Tool if !effect.begun => {
                     self.paused.push(effect.id);
                 }
-                EffectKind::Model | EffectKind::Tool => self.queue.push_back(News::Lost(effect.id)),
+                EffectKind::Model | EffectKind::Tool => {
+                    self.queue.push_back(ActorMessage::Lost(effect.id))
+                }
                 EffectKind::Timer => {
                     // Only the wall clock can say how long the host was away, and it may be wrong.
                     let left = effect.due_at.unwrap_or(0).saturating_sub(now());
@@ -268,9 +273,9 @@ impl Actor {
         let notices = self.add_tools(&mut started, room).await?;
         // The client reads first that the session exists, and then what it lacks.
         for notice in notices.into_iter().rev() {
-            self.queue.push_front(News::Notice(notice));
+            self.queue.push_front(ActorMessage::Notice(notice));
         }
-        self.queue.push_front(News::Started(started));
+        self.queue.push_front(ActorMessage::Started(started));
         Ok(())
     }
 
@@ -279,7 +284,7 @@ impl Actor {
     async fn add_tools(
         &mut self,
         started: &mut Started,
-        place: Option<Arc<dyn Place>>,
+        place: Option<Arc<dyn Environment>>,
     ) -> Result<Vec<String>, End> {
         let opened = tokio::select! {
             biased;
@@ -299,7 +304,7 @@ impl Actor {
         Ok(tools.notices())
     }
 
-    async fn describe_place(&mut self, place: &dyn Place) -> Started {
+    async fn describe_place(&mut self, place: &dyn Environment) -> Started {
         Started {
             workspace: place.root(),
             instructions: place.instructions().await,
@@ -380,7 +385,8 @@ impl Actor {
         // waits.
         if alone && self.effects.holds_place() {
             self.effects.put_away().await;
-            self.queue.push_back(News::Notice(PUT_AWAY.to_owned()));
+            self.queue
+                .push_back(ActorMessage::Notice(PUT_AWAY.to_owned()));
         }
     }
 
@@ -410,10 +416,10 @@ impl Actor {
         };
         let names = (self.id.clone(), self.chat.clone());
         let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
-        let scene = Scene::new(&names, &fixed, policy.info(), budget, &describe);
+        let scene = RoundContext::new(&names, &fixed, policy.info(), budget, &describe);
         let pushed = self.pushed.clone();
         let scene = scene.with_offers(&offers).with_pushed(pushed.as_deref());
-        let mut draft = Draft::new(&scene, counters, self.open.clone(), at);
+        let mut draft = RoundBuilder::new(&scene, counters, self.open.clone(), at);
         draft.shown = self.shown;
         draft.said = self.said.clone();
         if let Some(start) = self.start_again().await {
@@ -450,7 +456,7 @@ impl Actor {
             let result = Err(format!(
                 "The agent took {STEPS_ALONE} steps without a word of the user, and was stopped."
             ));
-            Stepped {
+            StepOutcome {
                 result,
                 fuel: 0,
                 memory: 0,
@@ -478,7 +484,7 @@ impl Actor {
     /// message: a policy without a state knows nothing of its task.
     async fn start_again(&self) -> Option<Input> {
         let begun = self.state.is_some() || self.counters.step == 0;
-        let said = |news: &News| matches!(news, News::Message(..));
+        let said = |news: &ActorMessage| matches!(news, ActorMessage::Message(..));
         if begun || !self.queue.iter().take(ROUND).any(said) {
             return None;
         }
@@ -497,8 +503,8 @@ impl Actor {
             .find(|input| matches!(input, Input::Started(_)))
     }
 
-    async fn commit(&mut self, round: Round) -> Result<(), End> {
-        let Round {
+    async fn commit(&mut self, round: CommittedRound) -> Result<(), End> {
+        let CommittedRound {
             row,
             open,
             state,
@@ -536,23 +542,23 @@ impl Actor {
         self.effects.at_step(self.counters.step.saturating_sub(1));
         for begin in begin {
             match begin {
-                Begin::Model(call) => self
+                StartedWork::Model(call) => self
                     .effects
                     .model(call, self.counters.next_entry.saturating_sub(1)),
-                Begin::Tool(run) => self.effects.tool(run),
-                Begin::Timer(effect, delay) => {
+                StartedWork::Tool(run) => self.effects.tool(run),
+                StartedWork::Timer(effect, delay) => {
                     self.effects.timer(effect, Duration::from_millis(delay));
                 }
-                Begin::Change(branch, said) => self.open_change(Some(branch), said),
-                Begin::Cancel(effect) => self.cancel(effect),
-                Begin::CancelAll => {
+                StartedWork::Change(branch, said) => self.open_change(Some(branch), said),
+                StartedWork::Cancel(effect) => self.cancel(effect),
+                StartedWork::CancelAll => {
                     let spent = self.effects.cancel_all().into_iter();
                     self.queue
-                        .extend(spent.map(|(effect, spent)| News::Spent(effect, spent)));
+                        .extend(spent.map(|(effect, spent)| ActorMessage::Spent(effect, spent)));
                 }
                 // The tool may be gone meanwhile.
-                Begin::Told(told) => drop(told.send(())),
-                Begin::News(news) => self.queue.push_back(news),
+                StartedWork::Told(told) => drop(told.send(())),
+                StartedWork::News(news) => self.queue.push_back(news),
             }
         }
         self.effects.settle(&self.open);
@@ -562,13 +568,13 @@ impl Actor {
     fn open_change(&mut self, branch: Option<String>, said: String) {
         let (Some(branch), Some(repository)) = (branch, self.fixed.repo_url.clone()) else {
             let gone = "what was pushed is not known any more".to_owned();
-            return self.queue.push_back(News::Change(Err(gone)));
+            return self.queue.push_back(ActorMessage::Change(Err(gone)));
         };
         let task = &self.fixed.task;
         let title = task.lines().find(|line| !line.trim().is_empty());
         let title = store::cut(title.unwrap_or_default().trim(), TITLE);
         let base = self.fixed.branch.clone();
-        self.effects.change(ChangeRequest {
+        self.effects.change(NewPullRequest {
             user: self.fixed.user.clone(),
             repository,
             token: None,
@@ -587,7 +593,8 @@ impl Actor {
     /// Cancels an effect, and reports it once: a second report could be taken for a later effect of
     /// the same name.
     fn cancel(&mut self, effect: String) {
-        let told = |news: &News| matches!(news, News::Failed(name, _) if *name == effect);
+        let told =
+            |news: &ActorMessage| matches!(news, ActorMessage::Failed(name, _) if *name == effect);
         if !self.queue.iter().any(told) {
             self.queue.extend(self.effects.cancel(effect));
         }

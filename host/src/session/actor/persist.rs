@@ -16,7 +16,7 @@ use rusqlite::Connection;
 
 use crate::store::{StoreError, Transient, Waiting};
 
-use super::super::ports::News;
+use super::super::ports::ActorMessage;
 use super::{Actor, End};
 use crate::session::stream::frames;
 
@@ -93,7 +93,7 @@ impl Actor {
     async fn give_back(&mut self) {
         let spent = self.effects.cancel_all().into_iter();
         self.queue
-            .extend(spent.map(|(effect, spent)| News::Spent(effect, spent)));
+            .extend(spent.map(|(effect, spent)| ActorMessage::Spent(effect, spent)));
         self.effects.close_place().await;
     }
 }

@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use crate::store::{Transient, pauses};
 
-use super::super::ports::Place;
+use super::super::ports::Environment;
 use super::{Actor, End};
 use crate::session::stream::frames;
 
 impl Actor {
     /// A new place, as soon as there can be one. From here on the end of the session closes it.
-    pub(super) async fn place(&mut self) -> Result<Arc<dyn Place>, End> {
+    pub(super) async fn place(&mut self) -> Result<Arc<dyn Environment>, End> {
         let mut pauses = pauses();
         let mut waits = false;
         loop {

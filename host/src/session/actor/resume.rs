@@ -13,7 +13,7 @@ use crate::store;
 use crate::types::wit::policy::Input;
 use crate::types::wit::types::Custom;
 
-use super::super::ports::News;
+use super::super::ports::ActorMessage;
 use super::{Actor, End};
 use crate::session::ports::tools::SEPARATOR;
 use crate::session::stream::frames::EventDraft;
@@ -37,7 +37,7 @@ impl Actor {
         if self.has_lost_workspace().await {
             tracing::warn!(session = %self.id, "the session's workspace is gone; it goes on in a new one");
             self.effects.renew_workspace();
-            self.queue.push_front(News::WorkspaceLost);
+            self.queue.push_front(ActorMessage::WorkspaceLost);
         }
         if self.counters.task_open {
             self.said = self.last_said().await;

@@ -1,8 +1,11 @@
-//! Owns how a session ends, or pauses until the host starts again, and gives back what it held.
+//! How a session ends, or pauses until the host starts again, and releases what it held.
 //!
-//! What always holds: a session is over for its clients however its actor ends, and they are told that it
-//! ended only when the log says so. What model calls took is counted before, as far as it is known. A
-//! workspace goes only when the log says that its session does.
+//! # Invariants
+//!
+//! - A session is over for its clients however its actor ends, and they are told that it ended only once the log
+//!   says so.
+//! - What model calls used is counted before, as far as it is known.
+//! - A workspace is removed only once the log says that its session is over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +14,14 @@ use std::time::Duration;
 use crate::store::Status;
 use crate::types::plural;
 
-use super::super::ports::{News, Spent};
+use super::super::ports::{ActorMessage, CallCost};
 use super::super::{CloseReason, Shared};
 use super::budget::Budget;
 use super::task_clock::now;
 use super::{Actor, End};
 use crate::session::handle::Session;
 use crate::session::round::inputs::change_event;
-use crate::session::round::{CHANGE, Draft, Scene};
+use crate::session::round::{CHANGE, RoundBuilder, RoundContext};
 use crate::session::stream::frames::{self, EventDraft};
 
 /// How long a session that is stopped waits for a change that is being opened.
@@ -148,7 +151,7 @@ impl Actor {
     }
 
     /// Ends the session, and leaves its files for the retention time.
-    async fn expire(mut self, spent: Vec<(String, Spent)>, shown: Shown, close: CloseReason) {
+    async fn expire(mut self, spent: Vec<(String, CallCost)>, shown: Shown, close: CloseReason) {
         // Before the log says that it ended: from then on its files may be removed at any time.
         self.effects.close_place().await;
         self.counters.uptime_ms = self.shared.deps.store.uptime();
@@ -173,7 +176,10 @@ impl Actor {
         let queue = &mut self.queue;
         let told = async {
             loop {
-                if let Some(at) = queue.iter().position(|n| matches!(n, News::Change(_))) {
+                if let Some(at) = queue
+                    .iter()
+                    .position(|n| matches!(n, ActorMessage::Change(_)))
+                {
                     return queue.remove(at);
                 }
                 queue.push_back(*news.recv().await?);
@@ -184,14 +190,14 @@ impl Actor {
             () = self.shared.halt.cancelled() => None,
         };
         match told {
-            Some(News::Change(result)) => Some(change_event(result)),
+            Some(ActorMessage::Change(result)) => Some(change_event(result)),
             _ => None,
         }
     }
 
     async fn last_round(
         &mut self,
-        spent: Vec<(String, Spent)>,
+        spent: Vec<(String, CallCost)>,
         shown: Shown,
         (status, retains_workspace): (Status, bool),
         close: &CloseReason,
@@ -199,10 +205,10 @@ impl Actor {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
-        let scene = Scene::new(&names, &fixed, policy.info(), nothing, &|_| {
+        let scene = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()
         });
-        let mut draft = Draft::new(&scene, self.counters, BTreeMap::new(), now());
+        let mut draft = RoundBuilder::new(&scene, self.counters, BTreeMap::new(), now());
         for (effect, spent) in spent {
             draft.spend(&effect, spent);
         }
@@ -220,14 +226,14 @@ impl Actor {
 
     /// Ends all effects, and returns what model calls took that no round has counted: those that are
     /// given up here, and those whose answer nobody will read.
-    fn unheard(&mut self) -> Vec<(String, Spent)> {
+    fn unheard(&mut self) -> Vec<(String, CallCost)> {
         let mut all = self.effects.cancel_all();
         let waiting = std::iter::from_fn(|| self.news.try_recv().ok());
         for news in self.queue.drain(..).chain(waiting.map(|news| *news)) {
             match news {
-                News::Spent(effect, spent) => all.push((effect, spent)),
-                News::Model(effect, Ok(answer)) => all.push((effect, answer.spent)),
-                News::Model(effect, Err(failure)) => {
+                ActorMessage::Spent(effect, spent) => all.push((effect, spent)),
+                ActorMessage::Model(effect, Ok(answer)) => all.push((effect, answer.spent)),
+                ActorMessage::Model(effect, Err(failure)) => {
                     all.extend(failure.spent.map(|spent| (effect, *spent)));
                 }
                 _ => {}
@@ -238,14 +244,14 @@ impl Actor {
 
     /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost, and
     /// begins those that are not begun.
-    async fn note(&mut self, spent: Vec<(String, Spent)>, not_begun: Vec<String>) {
+    async fn note(&mut self, spent: Vec<(String, CallCost)>, not_begun: Vec<String>) {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
-        let scene = Scene::new(&names, &fixed, policy.info(), nothing, &|_| {
+        let scene = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()
         });
-        let mut draft = Draft::new(&scene, self.counters, self.open.clone(), now());
+        let mut draft = RoundBuilder::new(&scene, self.counters, self.open.clone(), now());
         for (effect, spent) in spent {
             draft.spend(&effect, spent);
         }

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::session::ports::{
-    Deployment, Generation, Models, Offers, Policy, PolicyInfo, Stepped, Took,
+    AvailableModels, Deployment, Generation, Models, Policy, PolicyInfo, StepOutcome, StepVerdict,
 };
-use crate::session::round::Draft;
+use crate::session::round::RoundBuilder;
 use crate::store::NewSessionRow;
 use crate::types::wit::policy::{Context, Input, Snapshot};
 
@@ -35,11 +35,11 @@ pub(super) struct Next {
 }
 
 impl Next {
-    async fn step(&self, context: &Context, inputs: &[Input]) -> Stepped {
+    async fn step(&self, context: &Context, inputs: &[Input]) -> StepOutcome {
         let state = match &self.state {
             Ok(state) => state,
             Err(reason) => {
-                return Stepped {
+                return StepOutcome {
                     result: Err(reason.clone()),
                     fuel: 0,
                     memory: 0,
@@ -55,7 +55,7 @@ impl Next {
 
 /// A failed step.
 struct Failed {
-    stepped: Stepped,
+    stepped: StepOutcome,
     /// Whether the build was called at all.
     asked: bool,
 }
@@ -76,7 +76,7 @@ pub(super) async fn turn(
 }
 
 /// Returns the models that a generation offers to a session.
-pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<Offers> {
+pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<AvailableModels> {
     let priced = fixed.cost_limit.is_some();
     let (models, has_key) = (&generation.models, fixed.api_key.is_some());
     Arc::new(models.offers(&fixed.provider, &fixed.model, priced, has_key))
@@ -141,16 +141,16 @@ impl Actor {
     pub(super) async fn step(
         &mut self,
         context: &Context,
-        draft: &mut Draft<'_>,
+        draft: &mut RoundBuilder<'_>,
         next: Option<Next>,
-    ) -> Option<Stepped> {
+    ) -> Option<StepOutcome> {
         let (generation, policy, failed) = match next {
             Some(next) => {
                 let asked = next.state.is_ok();
                 let stepped = next.step(context, &draft.inputs).await;
                 match &stepped.result {
                     Ok(_) => {
-                        self.took(&next.generation, &*next.policy, Took::Well);
+                        self.took(&next.generation, &*next.policy, StepVerdict::Well);
                         draft.inputs.insert(0, Input::Upgraded(next.from));
                         draft.plugin.clone_from(&next.policy.info().digest);
                         self.adopt(next.generation, next.policy);
@@ -175,7 +175,7 @@ impl Actor {
                 let state = self.state.as_ref();
                 let stepped = policy.step(context, state, &draft.inputs).await;
                 if stepped.result.is_ok() {
-                    self.took(&generation, &*policy, Took::Well);
+                    self.took(&generation, &*policy, StepVerdict::Well);
                     return Some(stepped);
                 }
                 let asked = true;
@@ -192,19 +192,19 @@ impl Actor {
     async fn stay_with_a_step(
         &mut self,
         context: &Context,
-        draft: &Draft<'_>,
+        draft: &RoundBuilder<'_>,
         next: &Next,
-    ) -> Option<Stepped> {
+    ) -> Option<StepOutcome> {
         if draft.inputs.is_empty() {
-            self.took(&next.generation, &*next.policy, Took::Badly);
+            self.took(&next.generation, &*next.policy, StepVerdict::Badly);
             return None;
         }
         let state = self.state.as_ref();
         let stepped = self.policy.step(context, state, &draft.inputs).await;
         // If both fail, the newer one is not to blame.
         if stepped.result.is_ok() {
-            self.took(&next.generation, &*next.policy, Took::Badly);
-            self.took(&self.generation, &*self.policy, Took::Well);
+            self.took(&next.generation, &*next.policy, StepVerdict::Badly);
+            self.took(&self.generation, &*self.policy, StepVerdict::Well);
         }
         Some(stepped)
     }
@@ -214,10 +214,10 @@ impl Actor {
     async fn fall_back(
         &mut self,
         context: &Context,
-        draft: &mut Draft<'_>,
+        draft: &mut RoundBuilder<'_>,
         (generation, policy): (Arc<Generation>, Arc<dyn Policy>),
         failed: Failed,
-    ) -> Stepped {
+    ) -> StepOutcome {
         let Failed {
             stepped: failed,
             asked,
@@ -226,7 +226,7 @@ impl Actor {
         let older = generation.policies.older(&self.fixed.policy, &info.digest);
         let Some((older, state)) = self.taken_back(older, info).await else {
             if asked {
-                self.took(&generation, &*policy, Took::Badly);
+                self.took(&generation, &*policy, StepVerdict::Badly);
             }
             return failed;
         };
@@ -250,9 +250,9 @@ impl Actor {
             "a step failed with a build on probation, and the build before took it"
         );
         if asked {
-            self.took(&generation, &*policy, Took::Badly);
+            self.took(&generation, &*policy, StepVerdict::Badly);
         }
-        self.took(&generation, &*older, Took::Well);
+        self.took(&generation, &*older, StepVerdict::Well);
         draft.inputs = inputs;
         draft.plugin.clone_from(&older.info().digest);
         self.adopt(generation, older);
@@ -286,7 +286,7 @@ impl Actor {
         Some((older, Some((taken, Some(state.schema)))))
     }
 
-    fn took(&self, generation: &Generation, policy: &dyn Policy, took: Took) {
+    fn took(&self, generation: &Generation, policy: &dyn Policy, took: StepVerdict) {
         let (name, digest) = (&self.fixed.policy, &policy.info().digest);
         generation.policies.took(name, digest, &self.id, took);
     }

@@ -17,19 +17,19 @@ use tokio_util::sync::CancellationToken;
 use crate::session::Shared;
 use crate::session::handle::Session;
 use crate::session::ports::tools::{EventSink, SessionTools, Tools, ToolsSpec};
-use crate::session::ports::{Mailbox, News, Place, PlaceSpec, Tree};
+use crate::session::ports::{ActorMessage, Environment, EnvironmentSpec, Mailbox, Tree};
 
 /// Forwards an environment's unsolicited events to the session's mailbox.
 #[derive(Clone)]
-pub(super) struct Listener {
+pub(super) struct EnvironmentEvents {
     pub(super) mailbox: Mailbox,
     /// The number of the last file tree.
     pub(super) trees: Arc<AtomicU64>,
     pub(super) over: CancellationToken,
 }
 
-impl Listener {
-    pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
+impl EnvironmentEvents {
+    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<Tree> {
         // Taken before the tree is read: a tree with a larger number then includes everything that
         // a smaller one does.
         let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
@@ -38,11 +38,15 @@ impl Listener {
     }
 
     /// Listens until the end of the environment or of the session.
-    pub(super) fn listen(&self, place: Arc<dyn Place>) {
+    pub(super) fn listen(&self, place: Arc<dyn Environment>) {
         let (mailbox, of) = (self.mailbox.clone(), place.clone());
         tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
             while let Some(notice) = of.notice().await {
-                if mailbox.send(Box::new(News::Notice(notice))).await.is_err() {
+                if mailbox
+                    .send(Box::new(ActorMessage::Notice(notice)))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -54,7 +58,7 @@ impl Listener {
                 let Some(tree) = listener.tree(&*place).await else {
                     continue;
                 };
-                let news = Box::new(News::Tree(tree));
+                let news = Box::new(ActorMessage::Tree(tree));
                 if listener.mailbox.send(news).await.is_err() {
                     return;
                 }
@@ -65,12 +69,12 @@ impl Listener {
 
 /// The deployment's tools, as opened for one session. A clone is a handle to the same tools.
 #[derive(Clone)]
-pub(super) struct Shelf {
+pub(super) struct SessionToolsSlot {
     pub(super) tools: Arc<dyn Tools>,
     opened: Arc<OnceCell<Arc<dyn SessionTools>>>,
 }
 
-impl Shelf {
+impl SessionToolsSlot {
     pub(super) fn new(tools: Arc<dyn Tools>) -> Self {
         Self {
             tools,
@@ -86,20 +90,20 @@ impl Shelf {
 }
 
 /// Access to a session's environment and tools.
-pub(super) struct Door {
+pub(super) struct EnvironmentHandle {
     pub(super) shared: Arc<Shared>,
     pub(super) session: Arc<Session>,
-    pub(super) spec: PlaceSpec,
+    pub(super) spec: EnvironmentSpec,
     pub(super) policy: String,
-    pub(super) place: Arc<OnceCell<Arc<dyn Place>>>,
+    pub(super) place: Arc<OnceCell<Arc<dyn Environment>>>,
     pub(super) fetch: Arc<AtomicBool>,
-    pub(super) shelf: Shelf,
-    pub(super) listener: Listener,
+    pub(super) shelf: SessionToolsSlot,
+    pub(super) listener: EnvironmentEvents,
 }
 
-impl Door {
+impl EnvironmentHandle {
     /// Returns the session's environment, opening it first if necessary.
-    pub(super) async fn open(&self) -> Result<Arc<dyn Place>, String> {
+    pub(super) async fn open(&self) -> Result<Arc<dyn Environment>, String> {
         let places = &self.shared.deps.places;
         let opened = self.place.get_or_try_init(|| async {
             if let Some(reason) = places.refusal() {
@@ -124,7 +128,7 @@ impl Door {
     }
 
     /// Returns the environment if one can be opened; tools may not need it.
-    pub(super) async fn open_where_possible(&self) -> Result<Option<Arc<dyn Place>>, String> {
+    pub(super) async fn open_where_possible(&self) -> Result<Option<Arc<dyn Environment>>, String> {
         match self.shared.deps.places.refusal() {
             Some(_) => Ok(None),
             None => self.open().await.map(Some),
@@ -132,7 +136,7 @@ impl Door {
     }
 
     /// Returns the deployment's tools, opened over this environment.
-    pub(super) async fn tools(&self, place: Option<Arc<dyn Place>>) -> Arc<dyn SessionTools> {
+    pub(super) async fn tools(&self, place: Option<Arc<dyn Environment>>) -> Arc<dyn SessionTools> {
         let opened = self.shelf.opened.get_or_init(|| {
             let spec = ToolsSpec {
                 session: self.spec.session.clone(),
@@ -150,7 +154,7 @@ impl Door {
             let _ = self
                 .listener
                 .mailbox
-                .send(Box::new(News::Notice(notice)))
+                .send(Box::new(ActorMessage::Notice(notice)))
                 .await;
         }
     }
@@ -162,7 +166,7 @@ impl Door {
             let (mailbox, effect) = (mailbox.clone(), effect.clone());
             async move {
                 let (told, written) = oneshot::channel();
-                let news = Box::new(News::Shows(effect, Box::new(event), told));
+                let news = Box::new(ActorMessage::Shows(effect, Box::new(event), told));
                 mailbox.send(news).await.is_ok() && written.await.is_ok()
             }
             .boxed()

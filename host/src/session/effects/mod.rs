@@ -29,13 +29,13 @@ use crate::types::wit::types::{Error, ErrorKind, ToolCall};
 use crate::wasm::Caller;
 
 use self::deltas::Stream;
-use self::environment::{Door, Listener, Shelf};
+use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};
 use super::Shared;
 use super::handle::Session;
-use super::ports::tools::{SEPARATOR, SessionTools, Showing, Tools};
+use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, Tools};
 use super::ports::{
-    ChangeRequest, DeltaSink, Generation, Meter, ModelFailure, ModelRequest, Models, News,
-    NoticeSink, Place, PlaceError, PlaceSpec, Spent, Tree,
+    ActorMessage, CallCost, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, Generation,
+    ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, Tree, UsageMeter,
 };
 use super::round::fault;
 use super::round::prompt;
@@ -54,7 +54,7 @@ pub(super) struct Effects {
     fixed: Arc<NewSessionRow>,
     /// The models that answer requests from here on.
     models: Arc<dyn Models>,
-    spec: PlaceSpec,
+    spec: EnvironmentSpec,
     api_key: Option<Secret>,
     running: HashMap<String, Running>,
     waiting: VecDeque<ToolRun>,
@@ -67,14 +67,14 @@ pub(super) struct Effects {
     /// Model calls that did not begin because of that.
     held_back: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
-    place: Arc<tokio::sync::OnceCell<Arc<dyn Place>>>,
+    place: Arc<tokio::sync::OnceCell<Arc<dyn Environment>>>,
     /// Whether the repository must be cloned again when the environment is opened.
     fetch: Arc<AtomicBool>,
     /// The deployment's tools, for calls from here on.
-    shelf: Shelf,
+    shelf: SessionToolsSlot,
     /// Tools of older generations, which are closed before the next tool begins.
-    left: Vec<Shelf>,
-    listener: Listener,
+    left: Vec<SessionToolsSlot>,
+    listener: EnvironmentEvents,
     /// The task that opens a pull request, if one is to be opened.
     change: Option<AbortOnDropHandle<()>>,
     /// The step for which effects are started.
@@ -85,13 +85,13 @@ pub(super) struct Effects {
 struct Running {
     work: AbortHandle,
     stream: Arc<Stream>,
-    meter: Meter,
+    meter: UsageMeter,
 }
 
 impl Running {
     /// Cancels the effect and returns what it has cost so far. Returns `None` if its own report is
     /// in the mailbox or on its way there.
-    fn give_up(&self) -> Option<Option<Spent>> {
+    fn give_up(&self) -> Option<Option<CallCost>> {
         self.stream.finish(false).then(|| {
             self.work.abort();
             self.meter.told()
@@ -111,11 +111,11 @@ impl Effects {
         shared: Arc<Shared>,
         session: Arc<Session>,
         generation: &Generation,
-        spec: PlaceSpec,
+        spec: EnvironmentSpec,
         api_key: Option<Secret>,
         fixed: Arc<NewSessionRow>,
     ) -> Self {
-        let listener = Listener {
+        let listener = EnvironmentEvents {
             mailbox: session.mailbox.clone(),
             trees: Arc::default(),
             over: CancellationToken::new(),
@@ -126,7 +126,7 @@ impl Effects {
             session,
             fixed,
             models: generation.models.clone(),
-            shelf: Shelf::new(generation.tools.clone()),
+            shelf: SessionToolsSlot::new(generation.tools.clone()),
             left: Vec::new(),
             spec,
             api_key,
@@ -145,12 +145,12 @@ impl Effects {
 
     /// Opens a pull request with the session's token or its user's account. It is not an effect of
     /// the policy, and continues when those are cancelled.
-    pub(super) fn change(&mut self, request: ChangeRequest) {
+    pub(super) fn change(&mut self, request: NewPullRequest) {
         if self.paused {
             // It is open in the log, so the next start opens it.
             return;
         }
-        let request = ChangeRequest {
+        let request = NewPullRequest {
             token: self.spec.git_token.clone(),
             ..request
         };
@@ -161,7 +161,7 @@ impl Effects {
         let work = async move {
             let opened = AssertUnwindSafe(changes.open(request)).catch_unwind().await;
             let fell = || Err("the server's own work came to grief".to_owned());
-            let news = News::Change(opened.unwrap_or_else(|_| fell()));
+            let news = ActorMessage::Change(opened.unwrap_or_else(|_| fell()));
             let _ = mailbox.send(Box::new(news)).await;
         };
         let caller = Caller::session(&self.spec.session).at_step(self.step);
@@ -175,7 +175,7 @@ impl Effects {
 
     /// Creates a new, empty environment for the session, which is closed at the session's end from
     /// here on.
-    pub(super) async fn provision(&mut self) -> Result<Arc<dyn Place>, PlaceError> {
+    pub(super) async fn provision(&mut self) -> Result<Arc<dyn Environment>, EnvironmentError> {
         let place = self.shared.deps.places.provision(self.spec.clone()).await?;
         // Nothing else fills it: tools begin later.
         let _ = self.place.set(place.clone());
@@ -183,7 +183,7 @@ impl Effects {
     }
 
     /// Makes the workspace visible to clients, once the environment has its files.
-    pub(super) fn show_workspace(&self, place: &dyn Place) {
+    pub(super) fn show_workspace(&self, place: &dyn Environment) {
         if let Some(workspace) = place.workspace() {
             let _ = self.session.workspace.set(workspace);
         }
@@ -216,7 +216,7 @@ impl Effects {
     pub(super) fn adopt(&mut self, generation: &Generation) {
         self.models = generation.models.clone();
         if !Arc::ptr_eq(&self.shelf.tools, &generation.tools) {
-            let shelf = Shelf::new(generation.tools.clone());
+            let shelf = SessionToolsSlot::new(generation.tools.clone());
             self.left.push(std::mem::replace(&mut self.shelf, shelf));
         }
     }
@@ -229,7 +229,7 @@ impl Effects {
     /// Opens the tools for a session that begins; `None` if its policy has none.
     pub(super) fn open_tools(
         &self,
-        place: Option<Arc<dyn Place>>,
+        place: Option<Arc<dyn Environment>>,
     ) -> impl Future<Output = Option<Arc<dyn SessionTools>>> + Send + 'static {
         let any = self.shelf.tools.any_for(&self.fixed.policy);
         let door = any.then(|| self.door());
@@ -242,12 +242,12 @@ impl Effects {
     }
 
     /// Reads the current file tree.
-    pub(super) async fn tree(&self, place: &dyn Place) -> Option<Tree> {
+    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<Tree> {
         self.listener.tree(place).await
     }
 
     /// Shows changes of the file tree from here on, even while no tool runs.
-    pub(super) fn listen(&self, place: Arc<dyn Place>) {
+    pub(super) fn listen(&self, place: Arc<dyn Environment>) {
         self.listener.listen(place);
     }
 
@@ -255,8 +255,8 @@ impl Effects {
         &mut self,
         stream: Arc<Stream>,
         effect: String,
-        meter: Meter,
-        work: impl Future<Output = News> + Send + 'static,
+        meter: UsageMeter,
+        work: impl Future<Output = ActorMessage> + Send + 'static,
     ) {
         let mailbox = self.session.mailbox.clone();
         let running = (effect.clone(), stream.clone(), meter.clone());
@@ -271,7 +271,9 @@ impl Effects {
             };
             let stands = !matches!(
                 news,
-                News::Model(_, Err(_)) | News::Tool(_, Err(_), _) | News::Failed(..)
+                ActorMessage::Model(_, Err(_))
+                    | ActorMessage::Tool(_, Err(_), _)
+                    | ActorMessage::Failed(..)
             );
             if stream.finish(stands) {
                 // The session may be over.
@@ -295,11 +297,11 @@ impl Effects {
     pub(super) fn timer(&mut self, effect: String, left: Duration) {
         let name = effect.clone();
         let stream = self.stream(&effect);
-        self.spawn(stream, effect, Meter::default(), async move {
+        self.spawn(stream, effect, UsageMeter::default(), async move {
             if !left.is_zero() {
                 tokio::time::sleep(left).await;
             }
-            News::Timer(name)
+            ActorMessage::Timer(name)
         });
     }
 
@@ -315,7 +317,7 @@ impl Effects {
         } else {
             sink(&stream)
         };
-        let meter = Meter::default();
+        let meter = UsageMeter::default();
         let notices = self.notices(&call.effect);
         let api_key = self.api_key.clone();
         let effect = call.effect.clone();
@@ -342,7 +344,7 @@ impl Effects {
                     }
                     Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string()).into()),
                 };
-            News::Model(effect, answer)
+            ActorMessage::Model(effect, answer)
         });
     }
 
@@ -352,7 +354,7 @@ impl Effects {
         Arc::new(move |text| {
             let (mailbox, effect) = (mailbox.clone(), effect.clone());
             async move {
-                let news = Box::new(News::ModelNotice(effect, text));
+                let news = Box::new(ActorMessage::ModelNotice(effect, text));
                 let _ = mailbox.send(news).await;
             }
             .boxed()
@@ -423,8 +425,8 @@ impl Effects {
         }
     }
 
-    fn door(&self) -> Door {
-        Door {
+    fn door(&self) -> EnvironmentHandle {
+        EnvironmentHandle {
             shared: self.shared.clone(),
             session: self.session.clone(),
             spec: self.spec.clone(),
@@ -448,7 +450,7 @@ impl Effects {
         let (effect, deltas) = (run.effect.clone(), sink(&stream));
         let beside = self.is_beside(&run.call);
         let left = std::mem::take(&mut self.left);
-        self.spawn(stream, effect.clone(), Meter::default(), async move {
+        self.spawn(stream, effect.clone(), UsageMeter::default(), async move {
             for shelf in left {
                 shelf.close().await;
             }
@@ -460,7 +462,11 @@ impl Effects {
             let place = match opened {
                 Ok(place) => place,
                 Err(reason) => {
-                    return News::Tool(effect, Err(fault(ErrorKind::Unsupported, reason)), None);
+                    return ActorMessage::Tool(
+                        effect,
+                        Err(fault(ErrorKind::Unsupported, reason)),
+                        None,
+                    );
                 }
             };
             let done = match &place {
@@ -468,7 +474,7 @@ impl Effects {
                 _ => {
                     let tools = door.tools(place.clone()).await;
                     let events = door.events(&effect);
-                    let showing = Showing { deltas, events };
+                    let showing = ToolOutput { deltas, events };
                     let done = tools.run(run.call, run.timeout_ms, showing).await;
                     door.tell_notices(&*tools).await;
                     done
@@ -478,20 +484,20 @@ impl Effects {
             if let Some(place) = &place
                 && let Some(branch) = place.pushed().await
             {
-                let pushed = Box::new(News::Pushed(branch));
+                let pushed = Box::new(ActorMessage::Pushed(branch));
                 let _ = door.listener.mailbox.send(pushed).await;
             }
             let tree = match &place {
                 Some(place) if !place.tree_can_wait() => door.listener.tree(&**place).await,
                 _ => None,
             };
-            News::Tool(effect, done.map(Box::new), tree)
+            ActorMessage::Tool(effect, done.map(Box::new), tree)
         });
     }
 
     /// Cancels an effect. The returned messages go into the mailbox in this order; there are none
     /// if the effect finished first, since its own result is then in the mailbox already.
-    pub(super) fn cancel(&mut self, effect: String) -> Vec<News> {
+    pub(super) fn cancel(&mut self, effect: String) -> Vec<ActorMessage> {
         let mut spent = None;
         if let Some(running) = self.running.get(&effect) {
             let Some(told) = running.give_up() else {
@@ -506,7 +512,7 @@ impl Effects {
         if let Some(action) = self.actions.remove(&effect) {
             let (told, _) = oneshot::channel();
             let shown = Box::new(answer(action, CANCELLED));
-            news.push(News::Shows(effect.clone(), shown, told));
+            news.push(ActorMessage::Shows(effect.clone(), shown, told));
         }
         let error = fault(ErrorKind::Cancelled, "It was given up.");
         news.push(word_of(effect, error, spent));
@@ -525,7 +531,7 @@ impl Effects {
     }
 
     /// Cancels all effects, and returns what the model calls among them have cost so far.
-    pub(super) fn cancel_all(&mut self) -> Vec<(String, Spent)> {
+    pub(super) fn cancel_all(&mut self) -> Vec<(String, CallCost)> {
         self.waiting.clear();
         self.held_back.clear();
         self.tool = None;
@@ -561,7 +567,7 @@ impl Effects {
     pub(super) async fn put_away(&mut self) {
         self.close_place().await;
         self.place = Arc::default();
-        self.shelf = Shelf::new(self.shelf.tools.clone());
+        self.shelf = SessionToolsSlot::new(self.shelf.tools.clone());
         self.listener.over = CancellationToken::new();
     }
 
@@ -601,12 +607,12 @@ fn sink(stream: &Arc<Stream>) -> DeltaSink {
 }
 
 /// The report of an effect that has no result, with what it cost nevertheless.
-fn word_of(effect: String, error: Error, spent: Option<Spent>) -> News {
+fn word_of(effect: String, error: Error, spent: Option<CallCost>) -> ActorMessage {
     match spent {
-        None => News::Failed(effect, error),
+        None => ActorMessage::Failed(effect, error),
         Some(spent) => {
             let spent = Some(Box::new(spent));
-            News::Model(effect, Err(ModelFailure { error, spent }))
+            ActorMessage::Model(effect, Err(ModelFailure { error, spent }))
         }
     }
 }

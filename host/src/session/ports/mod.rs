@@ -1,9 +1,12 @@
-//! Owns what the engine needs of the rest of the host, as small traits; what it needs of tools beside the
-//! sandbox's own is in `tools`.
+//! What the engine needs of the rest of the host, as small traits. What it needs of tools beside the sandbox's
+//! own is in `tools`.
 //!
-//! What always holds: the engine reaches policies, models and places only through these, so it runs
-//! in a test with none of them. Whatever fails, fails with a sentence or an [`Error`]; nothing here
-//! panics. Dropping a returned future gives the work up.
+//! # Invariants
+//!
+//! - The engine reaches policies, models and environments only through these, so it runs in a test with none of
+//!   them.
+//! - A failure is a sentence or an [`Error`]; nothing here panics.
+//! - Dropping a returned future abandons the work.
 
 pub(crate) mod tools;
 
@@ -25,7 +28,7 @@ use self::tools::Tools;
 use super::CreateError;
 use super::handle::held;
 use super::stream::frames::EventDraft;
-use super::traffic_split::Turn;
+use super::traffic_split::SplitSlot;
 
 /// What the engine must know of a policy.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +53,7 @@ pub struct PolicyInfo {
 
 /// What a step gave, and what it cost.
 #[derive(Debug)]
-pub struct Stepped {
+pub struct StepOutcome {
     /// The transition, or a sentence.
     pub result: Result<Transition, String>,
     /// Instructions, roughly.
@@ -71,7 +74,7 @@ pub trait Policy: Send + Sync {
         context: &'a Context,
         state: Option<&'a Snapshot>,
         inputs: &'a [Input],
-    ) -> BoxFuture<'a, Stepped>;
+    ) -> BoxFuture<'a, StepOutcome>;
     /// What becomes of the state that an older build left, or a sentence.
     fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>>;
 }
@@ -87,8 +90,8 @@ pub trait Policies: Send + Sync {
         self.find(Some(name)).ok()
     }
     /// The build that a new session begins with: of a policy with a candidate, the one whose turn it is.
-    fn draw(&self, name: Option<&str>) -> Result<Drawn, CreateError> {
-        self.find(name).map(Drawn::from)
+    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
+        self.find(name).map(BuildAssignment::from)
     }
     /// The build that was there before the one of this digest, while that is on probation: it takes a
     /// step that this one fails.
@@ -97,7 +100,7 @@ pub trait Policies: Send + Sync {
         None
     }
     /// Tells how a step of a session went with the build of this digest.
-    fn took(&self, name: &str, digest: &str, session: &str, took: Took) {
+    fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict) {
         let _ = (name, digest, session, took);
     }
     /// The name of the one that this user or this project gets in place of the deployment's default.
@@ -108,14 +111,14 @@ pub trait Policies: Send + Sync {
 }
 
 /// The build for a new session.
-pub struct Drawn {
+pub struct BuildAssignment {
     /// The build.
     pub policy: Arc<dyn Policy>,
     /// Whose turn it was, where there are two.
-    pub turn: Option<Turn>,
+    pub turn: Option<SplitSlot>,
 }
 
-impl From<Arc<dyn Policy>> for Drawn {
+impl From<Arc<dyn Policy>> for BuildAssignment {
     fn from(policy: Arc<dyn Policy>) -> Self {
         Self { policy, turn: None }
     }
@@ -123,7 +126,7 @@ impl From<Arc<dyn Policy>> for Drawn {
 
 /// How a step went with a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Took {
+pub enum StepVerdict {
     /// Well.
     Well,
     /// It failed: it broke down, refused, or met a limit. No other build that was asked failed as well,
@@ -159,7 +162,7 @@ pub struct Provider {
 
 /// The models that a session's policy may call.
 #[derive(Debug, Clone)]
-pub struct Offers {
+pub struct AvailableModels {
     /// The session's own.
     pub model: ModelOffer,
     /// A cheaper one of the same provider; the session's own where there is none.
@@ -168,7 +171,7 @@ pub struct Offers {
     pub names: Vec<String>,
 }
 
-impl Offers {
+impl AvailableModels {
     /// One model, of which nothing is known but its name.
     pub fn only(model: &str) -> Self {
         let offer = ModelOffer {
@@ -202,22 +205,22 @@ pub struct ModelRequest {
     /// The conversation.
     pub messages: Vec<Message>,
     /// Where to say what it took so far.
-    pub meter: Meter,
+    pub meter: UsageMeter,
     /// Where to say that the provider is down, or answers again.
     pub notices: NoticeSink,
 }
 
 /// What a model call took as far as the provider has told: all that is known of one that is given up.
 #[derive(Debug, Clone, Default)]
-pub struct Meter(Arc<Mutex<Option<Spent>>>);
+pub struct UsageMeter(Arc<Mutex<Option<CallCost>>>);
 
-impl Meter {
+impl UsageMeter {
     /// So much it is by now, all tries together.
-    pub fn tell(&self, spent: Spent) {
+    pub fn tell(&self, spent: CallCost) {
         *held(&self.0) = Some(spent);
     }
 
-    pub(super) fn told(&self) -> Option<Spent> {
+    pub(super) fn told(&self) -> Option<CallCost> {
         held(&self.0).clone()
     }
 }
@@ -232,14 +235,14 @@ pub struct ModelAnswer {
     /// What the answer itself used: it tells a policy how long its prompt was.
     pub usage: Usage,
     /// What it took, tries that broke off included.
-    pub spent: Spent,
+    pub spent: CallCost,
     /// It is for the policy, not for the user.
     pub aside: bool,
 }
 
 /// What a model call took, whether or not an answer came of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Spent {
+pub struct CallCost {
     /// What it used, all tries together.
     pub usage: Usage,
     /// What that cost, in millionths of a US dollar; none where nobody knows the model's prices.
@@ -258,7 +261,7 @@ pub struct ModelFailure {
     /// What went wrong.
     pub error: Error,
     /// What tries that broke off took, as far as the provider said.
-    pub spent: Option<Box<Spent>>,
+    pub spent: Option<Box<CallCost>>,
 }
 
 impl From<Error> for ModelFailure {
@@ -307,7 +310,7 @@ pub trait Models: Send + Sync {
     }
     /// What the policy of a session with this provider and model may call; of models whose price is
     /// known alone where `priced` is set. The session has a key of its own, or none.
-    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> Offers;
+    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> AvailableModels;
     /// Asks the provider, where that is cheap, whether it takes the key. Only a clear no fails.
     fn check(
         &self,
@@ -324,7 +327,7 @@ pub trait Models: Send + Sync {
 
 /// What a place is made for.
 #[derive(Debug, Clone, Default)]
-pub struct PlaceSpec {
+pub struct EnvironmentSpec {
     /// The session.
     pub session: String,
     /// Whose it is.
@@ -346,13 +349,13 @@ pub struct PlaceSpec {
 /// Why there is no place.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{sentence}")]
-pub struct PlaceError {
+pub struct EnvironmentError {
     sentence: String,
     /// Why it failed now, where the same may succeed later.
     pub passing: Option<Transient>,
 }
 
-impl PlaceError {
+impl EnvironmentError {
     /// What an error says. It passes where an error of the operating system below it does; a disk that may
     /// not be written at all stays so.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
@@ -367,7 +370,7 @@ impl PlaceError {
     }
 }
 
-impl From<String> for PlaceError {
+impl From<String> for EnvironmentError {
     fn from(sentence: String) -> Self {
         Self {
             sentence,
@@ -377,19 +380,25 @@ impl From<String> for PlaceError {
 }
 
 /// Where work happens.
-pub trait Places: Send + Sync {
+pub trait EnvironmentProvider: Send + Sync {
     /// Why there can be none; none where there can.
     fn refusal(&self) -> Option<String>;
     /// What a tool call looks like before it runs. Pure.
     fn describe(&self, call: &ToolCall) -> EventDraft;
     /// A new, empty place: what was left of an earlier try is wiped. Takes moments, and is not given
     /// up half way.
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>>;
+    fn provision(
+        &self,
+        spec: EnvironmentSpec,
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, EnvironmentError>>;
     /// A sandbox over the workspace that is there.
-    fn reopen(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>>;
+    fn reopen(
+        &self,
+        spec: EnvironmentSpec,
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>>;
     /// Whether the session's sandbox lived on while the host was away, so that somebody must listen
     /// to it.
-    fn lives(&self, spec: &PlaceSpec) -> bool {
+    fn lives(&self, spec: &EnvironmentSpec) -> bool {
         let _ = spec;
         false
     }
@@ -399,18 +408,18 @@ pub trait Places: Send + Sync {
         None
     }
     /// The workspace alone, where it is there.
-    fn workspace(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>>;
+    fn workspace(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>>;
     /// Whether a session's files are there.
-    fn has_workspace(&self, spec: &PlaceSpec) -> bool {
+    fn has_workspace(&self, spec: &EnvironmentSpec) -> bool {
         self.workspace(spec).is_some()
     }
     /// A new, empty workspace alone, in the place of one that is gone.
-    fn renew(&self, spec: &PlaceSpec) -> Option<Arc<Workspace>> {
+    fn renew(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>> {
         let _ = spec;
         None
     }
     /// Gives back what is kept for a session that is over, and leaves its files.
-    fn release(&self, spec: PlaceSpec) -> BoxFuture<'static, ()> {
+    fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()> {
         let _ = spec;
         Box::pin(std::future::ready(()))
     }
@@ -419,12 +428,12 @@ pub trait Places: Send + Sync {
         Box::pin(std::future::ready(false))
     }
     /// Removes what a session left. Nothing left is fine.
-    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>>;
+    fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>>;
 }
 
 /// What a tool gave.
 #[derive(Debug)]
-pub struct ToolDone {
+pub struct ToolResultWithEvent {
     /// What the model reads.
     pub result: ToolResult,
     /// What a person sees.
@@ -433,7 +442,7 @@ pub struct ToolDone {
     pub notices: Vec<EventDraft>,
 }
 
-impl ToolDone {
+impl ToolResultWithEvent {
     /// A call that came to nothing; the sentence is for the model and the person alike.
     pub fn failed(call: &ToolCall, sentence: impl Into<String>) -> Self {
         let text = sentence.into();
@@ -455,7 +464,7 @@ impl ToolDone {
 pub type OutputSink = Box<dyn FnMut(&[u8]) + Send>;
 
 /// A sandbox over a workspace.
-pub trait Place: Send + Sync {
+pub trait Environment: Send + Sync {
     /// The folder, as the host sees it.
     fn workspace(&self) -> Option<Arc<Workspace>>;
     /// The folder, as commands see it.
@@ -478,7 +487,7 @@ pub trait Place: Send + Sync {
         call: ToolCall,
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>>;
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>>;
     /// Runs a program in the sandbox to its end, for one of the deployment's tools. Nobody is shown it:
     /// that is for whoever calls, and comes first. Dropping the future kills it.
     fn exec(
@@ -518,7 +527,7 @@ pub trait Place: Send + Sync {
 
 /// A change that a session's user wants to be opened of what was pushed.
 #[derive(Debug, Clone)]
-pub struct ChangeRequest {
+pub struct NewPullRequest {
     /// Whose session it is.
     pub user: String,
     /// The repository, as git knows it.
@@ -539,7 +548,7 @@ pub struct ChangeRequest {
 
 /// A change that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChangeOpened {
+pub struct OpenedPullRequest {
     /// For people.
     pub url: String,
     /// Its number in the repository.
@@ -553,24 +562,31 @@ pub struct ChangeOpened {
 /// Opens changes at the repositories' providers. Opening one twice gives the same one.
 pub trait Changes: Send + Sync {
     /// Opens it, or says why not in a sentence. Takes seconds.
-    fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>>;
+    fn open(
+        &self,
+        request: NewPullRequest,
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>>;
 }
 
 /// What a session's queue takes.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum ActorMessage {
     /// The place is ready, or none is needed.
     Started(Started),
     /// The user says something; its number in the inbox.
     Message(u64, String),
     /// A model call of which nobody waits to hear took this.
-    Spent(String, Spent),
+    Spent(String, CallCost),
     /// A model call ended.
     Model(String, Result<ModelAnswer, ModelFailure>),
     /// Something about a model call that goes on which a person should know.
     ModelNotice(String, String),
     /// A tool ended, and the tree after it.
-    Tool(String, Result<Box<ToolDone>, Error>, Option<Tree>),
+    Tool(
+        String,
+        Result<Box<ToolResultWithEvent>, Error>,
+        Option<Tree>,
+    ),
     /// A tool is about to do this; whoever waits is told once that is written down.
     Shows(String, Box<EventDraft>, oneshot::Sender<()>),
     /// Something about the place or its tools that a person should know.
@@ -580,7 +596,7 @@ pub(super) enum News {
     /// The server took a push of this branch.
     Pushed(String),
     /// The change that was to be opened.
-    Change(Result<ChangeOpened, String>),
+    Change(Result<OpenedPullRequest, String>),
     /// The tree, as it is now without any tool.
     Tree(Tree),
     /// A timer ran out.
@@ -610,7 +626,7 @@ pub(super) struct Tree {
 }
 
 /// Into a session's queue. Boxed, so that an idle queue is small.
-pub(super) type Mailbox = mpsc::Sender<Box<News>>;
+pub(super) type Mailbox = mpsc::Sender<Box<ActorMessage>>;
 
 #[cfg(test)]
 mod tests {
@@ -620,7 +636,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_passes_and_one_that_may_not_be_written_does_not() {
-        let passing = |cause: Errno| PlaceError::of(&std::io::Error::from(cause)).passing;
+        let passing = |cause: Errno| EnvironmentError::of(&std::io::Error::from(cause)).passing;
         assert_eq!(passing(Errno::NOSPC), Some(Transient::DiskFull));
         assert_eq!(passing(Errno::MFILE), Some(Transient::NoDescriptor));
         assert_eq!(passing(Errno::ROFS), None);

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 
 use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
 
-use super::{DeltaSink, Place, ToolDone};
+use super::{DeltaSink, Environment, ToolResultWithEvent};
 use crate::session::stream::frames::EventDraft;
 
 /// Separates the name of a tool's source from the tool's own name.
@@ -36,7 +36,7 @@ pub type EventSink = Arc<dyn Fn(EventDraft) -> BoxFuture<'static, bool> + Send +
 
 /// The channels through which a running call reports its progress.
 #[derive(Clone)]
-pub struct Showing {
+pub struct ToolOutput {
     /// Pieces of its output.
     pub deltas: DeltaSink,
     /// Its actions, each before it is carried out.
@@ -55,7 +55,7 @@ pub trait Tools: Send + Sync {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Place>>,
+        place: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>>;
 }
 
@@ -72,8 +72,8 @@ pub trait SessionTools: Send + Sync {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>>;
+        showing: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>>;
     /// Releases everything that the tools hold. Idempotent.
     fn close(&self) -> BoxFuture<'static, ()>;
 }
@@ -94,7 +94,7 @@ impl Tools for NoTools {
     fn open(
         &self,
         _: ToolsSpec,
-        _: Option<Arc<dyn Place>>,
+        _: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>> {
         std::future::ready(Arc::new(Self) as Arc<dyn SessionTools>).boxed()
     }
@@ -113,9 +113,9 @@ impl SessionTools for NoTools {
         &self,
         call: ToolCall,
         _: Option<u32>,
-        _: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
-        std::future::ready(Ok(ToolDone::failed(
+        _: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
+        std::future::ready(Ok(ToolResultWithEvent::failed(
             &call,
             "This deployment no longer has this tool.",
         )))

@@ -11,9 +11,11 @@ use crate::types::wit::policy::{
 };
 use crate::types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 
-use super::{CHANGE, Draft};
+use super::{CHANGE, RoundBuilder};
 use crate::session::actor::workspace_lost;
-use crate::session::ports::{ChangeOpened, ModelAnswer, News, Offers, Spent, Started};
+use crate::session::ports::{
+    ActorMessage, AvailableModels, CallCost, ModelAnswer, OpenedPullRequest, Started,
+};
 use crate::session::stream::frames::{self, EventDraft};
 
 /// The type of events that say that a model is unavailable or available again. Clients that do not
@@ -21,17 +23,17 @@ use crate::session::stream::frames::{self, EventDraft};
 /// a state for a failure.
 pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
 
-impl Draft<'_> {
+impl RoundBuilder<'_> {
     /// Takes one message from the mailbox.
-    pub(crate) fn take(&mut self, news: News) {
+    pub(crate) fn take(&mut self, news: ActorMessage) {
         match news {
-            News::Started(started) => self.started(started),
-            News::Message(number, text) => {
+            ActorMessage::Started(started) => self.started(started),
+            ActorMessage::Message(number, text) => {
                 self.takes(number);
                 self.message(text);
             }
-            News::Spent(effect, spent) => self.spend(&effect, spent),
-            News::Model(effect, result) => {
+            ActorMessage::Spent(effect, spent) => self.spend(&effect, spent),
+            ActorMessage::Model(effect, result) => {
                 let open = self.close(&effect, Some(EffectKind::Model));
                 match result {
                     Ok(answer) if open => self.model(effect, answer),
@@ -46,12 +48,12 @@ impl Draft<'_> {
                     }
                 }
             }
-            News::ModelNotice(effect, text) => {
+            ActorMessage::ModelNotice(effect, text) => {
                 if self.open.get(&effect) == Some(&EffectKind::Model) {
                     self.event(EventDraft::text(MODEL_NOTICE, text));
                 }
             }
-            News::Tool(effect, result, tree) => {
+            ActorMessage::Tool(effect, result, tree) => {
                 if self.close(&effect, Some(EffectKind::Tool)) {
                     match result {
                         Ok(done) => {
@@ -74,26 +76,28 @@ impl Draft<'_> {
                     }
                 }
             }
-            News::Shows(effect, event, told) => self.shows(&effect, *event, told),
-            News::Tree(tree) => self.tree(&tree),
-            News::Pushed(branch) => self.pushed = Some(Some(branch)),
-            News::Change(result) => {
+            ActorMessage::Shows(effect, event, told) => self.shows(&effect, *event, told),
+            ActorMessage::Tree(tree) => self.tree(&tree),
+            ActorMessage::Pushed(branch) => self.pushed = Some(Some(branch)),
+            ActorMessage::Change(result) => {
                 if self.close(CHANGE, Some(EffectKind::Change)) {
                     self.event(change_event(result));
                 }
             }
-            News::Notice(text) => self.event(EventDraft::text("AgentErrorObservation", text)),
-            News::WorkspaceLost => {
+            ActorMessage::Notice(text) => {
+                self.event(EventDraft::text("AgentErrorObservation", text))
+            }
+            ActorMessage::WorkspaceLost => {
                 let (text, input) = workspace_lost(self.scene.repository.is_some());
                 self.event(EventDraft::text("AgentErrorObservation", text));
                 self.inputs.push(input);
             }
-            News::Timer(effect) => {
+            ActorMessage::Timer(effect) => {
                 if self.close(&effect, Some(EffectKind::Timer)) {
                     self.inputs.push(Input::TimerFired(effect));
                 }
             }
-            News::Lost(effect) => {
+            ActorMessage::Lost(effect) => {
                 let said = match self.open.get(&effect) {
                     Some(EffectKind::Model) => {
                         "The server was restarted while the model answered, and the answer was lost."
@@ -107,7 +111,7 @@ impl Draft<'_> {
                     self.inputs.push(Input::EffectLost(effect));
                 }
             }
-            News::Failed(effect, error) => {
+            ActorMessage::Failed(effect, error) => {
                 if self.close(&effect, None) {
                     self.failed(effect, error);
                 }
@@ -128,7 +132,7 @@ impl Draft<'_> {
             self.tree(tree);
         }
         let offers = scene.offers.cloned();
-        let offers = offers.unwrap_or_else(|| Offers::only(scene.model));
+        let offers = offers.unwrap_or_else(|| AvailableModels::only(scene.model));
         self.inputs.push(Input::Started(Start {
             task: scene.task.to_owned(),
             entry: 0,
@@ -180,7 +184,7 @@ impl Draft<'_> {
     }
 
     /// Adds what a model call cost to the totals, and reports it.
-    pub(crate) fn spend(&mut self, effect: &str, spent: Spent) {
+    pub(crate) fn spend(&mut self, effect: &str, spent: CallCost) {
         let used = Totals {
             calls: 1,
             input_tokens: spent.usage.input_tokens,
@@ -265,7 +269,7 @@ fn tool_says(result: &ToolResult) -> Message {
 }
 
 /// The event that shows the outcome of opening a pull request.
-pub(crate) fn change_event(result: Result<ChangeOpened, String>) -> EventDraft {
+pub(crate) fn change_event(result: Result<OpenedPullRequest, String>) -> EventDraft {
     match result {
         Ok(change) => {
             let opened = if change.existed {
@@ -273,7 +277,7 @@ pub(crate) fn change_event(result: Result<ChangeOpened, String>) -> EventDraft {
             } else {
                 "Opened a change"
             };
-            let ChangeOpened {
+            let OpenedPullRequest {
                 number, title, url, ..
             } = change;
             // Clients that do not know a type show it in the chat if its name contains `Message`.

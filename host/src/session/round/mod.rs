@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use crate::store::{
-    CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, Status, StepRow,
+    CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status,
 };
 use crate::types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
@@ -29,14 +29,14 @@ use crate::types::wit::types::{Error, ErrorKind, Message, ToolCall};
 use self::final_message::last_words;
 use self::inputs::user_says;
 use super::actor::budget::Budget;
-use super::ports::{News, Offers, PolicyInfo, Stepped, Tree};
+use super::ports::{ActorMessage, AvailableModels, PolicyInfo, StepOutcome, Tree};
 use super::stream::frames::{self, EventDraft};
 
 /// Steps without a message from the user after which a policy is considered to be looping.
 pub(super) const STEPS_ALONE: u32 = 10_000;
 
 /// The context of a round: what does not change while a session lives, as far as a round needs it.
-pub(super) struct Scene<'a> {
+pub(super) struct RoundContext<'a> {
     pub(super) session: &'a Arc<str>,
     pub(super) chat: &'a Arc<str>,
     pub(super) task: &'a str,
@@ -50,12 +50,12 @@ pub(super) struct Scene<'a> {
     pub(super) mock: bool,
     pub(super) settings: &'a str,
     pub(super) policy_digest: &'a str,
-    pub(super) offers: Option<&'a Offers>,
+    pub(super) offers: Option<&'a AvailableModels>,
     pub(super) budget: Budget,
     pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
 }
 
-impl<'a> Scene<'a> {
+impl<'a> RoundContext<'a> {
     /// Creates the context of a session's round. `names` holds the ids of the session and of its
     /// chat.
     pub(super) fn new(
@@ -91,7 +91,7 @@ impl<'a> Scene<'a> {
 
     /// Sets the models that the policy may call. Without them, it is told only of the session's
     /// model.
-    pub(super) fn with_offers(mut self, offers: &'a Offers) -> Self {
+    pub(super) fn with_offers(mut self, offers: &'a AvailableModels) -> Self {
         self.offers = Some(offers);
         self
     }
@@ -102,7 +102,7 @@ pub(super) const CHANGE: &str = "lucid:change";
 
 /// Work that begins once the round is committed.
 #[derive(Debug)]
-pub(super) enum Begin {
+pub(super) enum StartedWork {
     Model(ModelCall),
     Tool(ToolRun),
     /// Start a timer with this delay in milliseconds.
@@ -116,7 +116,7 @@ pub(super) enum Begin {
     /// Allow a waiting tool to carry out the action that it announced.
     Told(oneshot::Sender<()>),
     /// Put this straight back into the mailbox.
-    News(News),
+    News(ActorMessage),
 }
 
 /// The last file tree that clients were shown.
@@ -145,8 +145,8 @@ impl ShownTree {
 }
 
 /// A round being built.
-pub(super) struct Draft<'a> {
-    pub(super) scene: &'a Scene<'a>,
+pub(super) struct RoundBuilder<'a> {
+    pub(super) scene: &'a RoundContext<'a>,
     pub(super) at: u64,
     row: u64,
     first_seq: u64,
@@ -173,17 +173,17 @@ pub(super) struct Draft<'a> {
     pub(super) not_begun: Vec<String>,
     /// Whether the session is over and its workspace is kept.
     pub(super) retains_workspace: bool,
-    begin: Vec<Begin>,
+    begin: Vec<StartedWork>,
 }
 
 /// A round that is ready to be written.
-pub(super) struct Round {
-    pub(super) row: StepRow,
+pub(super) struct CommittedRound {
+    pub(super) row: RoundRow,
     pub(super) open: BTreeMap<String, EffectKind>,
     pub(super) state: Option<Snapshot>,
     pub(super) shown: ShownTree,
     pub(super) said: Option<Arc<str>>,
-    pub(super) begin: Vec<Begin>,
+    pub(super) begin: Vec<StartedWork>,
     pub(super) pushed: Option<Option<String>>,
 }
 
@@ -197,9 +197,9 @@ pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
     }
 }
 
-impl<'a> Draft<'a> {
+impl<'a> RoundBuilder<'a> {
     pub(super) fn new(
-        scene: &'a Scene<'a>,
+        scene: &'a RoundContext<'a>,
         counters: Counters,
         open: BTreeMap<String, EffectKind>,
         at: u64,
@@ -261,7 +261,7 @@ impl<'a> Draft<'a> {
     pub(super) fn shows(&mut self, effect: &str, event: EventDraft, told: oneshot::Sender<()>) {
         if self.open.get(effect) == Some(&EffectKind::Tool) {
             self.event(event);
-            self.begin.push(Begin::Told(told));
+            self.begin.push(StartedWork::Told(told));
         }
     }
 
@@ -352,12 +352,12 @@ impl<'a> Draft<'a> {
     }
 
     /// Builds a round without a policy step: frames, and the session's status.
-    pub(super) fn close_round(self, status: Status, end_reason: Option<String>) -> Round {
+    pub(super) fn close_round(self, status: Status, end_reason: Option<String>) -> CommittedRound {
         self.round(None, None, status, end_reason)
     }
 
     /// Adds the policy's decision and builds the round.
-    pub(super) fn decide(mut self, context: &Context, stepped: Stepped) -> Round {
+    pub(super) fn decide(mut self, context: &Context, stepped: StepOutcome) -> CommittedRound {
         let mut decision = Decision {
             step: self.counters.step,
             context: serde_json::to_string(context).unwrap_or_default(),
@@ -413,7 +413,7 @@ impl<'a> Draft<'a> {
         }
         self.error(reason);
         self.counters.task_open = false;
-        self.begin.push(Begin::CancelAll);
+        self.begin.push(StartedWork::CancelAll);
         // A pull request that is being opened does not belong to a policy.
         let changes = self
             .open
@@ -453,17 +453,17 @@ impl<'a> Draft<'a> {
                     if let Some(reason) = self.scene.budget.refusal(&self.counters) {
                         let error = fault(ErrorKind::Deadline, reason);
                         self.begin
-                            .push(Begin::News(News::Failed(call.effect, error)));
+                            .push(StartedWork::News(ActorMessage::Failed(call.effect, error)));
                     } else {
                         self.counters.iterations += 1;
-                        self.begin.push(Begin::Model(call));
+                        self.begin.push(StartedWork::Model(call));
                     }
                 }
             }
             Command::RunTool(run) => {
                 if self.opens(&run.effect, EffectKind::Tool, None) {
                     self.event((self.scene.describe)(&run.call));
-                    self.begin.push(Begin::Tool(run));
+                    self.begin.push(StartedWork::Tool(run));
                 }
             }
             Command::Ask(question) => {
@@ -474,13 +474,13 @@ impl<'a> Draft<'a> {
             Command::SetTimer(timer) => {
                 let delay = timer.delay_ms;
                 if self.opens(&timer.effect, EffectKind::Timer, Some(delay)) {
-                    self.begin.push(Begin::Timer(timer.effect, delay));
+                    self.begin.push(StartedWork::Timer(timer.effect, delay));
                 }
             }
             Command::Cancel(effect) => {
                 let open = self.open.get(&effect);
                 if open.is_some_and(|kind| *kind != EffectKind::Change) {
-                    self.begin.push(Begin::Cancel(effect));
+                    self.begin.push(StartedWork::Cancel(effect));
                 }
             }
             Command::Append(message) => {
@@ -517,7 +517,7 @@ impl<'a> Draft<'a> {
                     && let Some(branch) = self.pushed_branch().map(str::to_owned)
                     && self.opens(CHANGE, EffectKind::Change, None)
                 {
-                    self.begin.push(Begin::Change(branch, text));
+                    self.begin.push(StartedWork::Change(branch, text));
                 }
             }
             Outcome::Failed(error) => self.error(&error.message),
@@ -533,13 +533,13 @@ impl<'a> Draft<'a> {
         state: Option<Snapshot>,
         status: Status,
         end_reason: Option<String>,
-    ) -> Round {
+    ) -> CommittedRound {
         self.counters.next_row += 1;
         // Opened and closed in the same round because the step failed: there was never anything to
         // store.
         self.opened
             .retain(|effect| self.open.contains_key(&effect.id));
-        let row = StepRow {
+        let row = RoundRow {
             session: self.scene.session.clone(),
             chat: self.scene.chat.clone(),
             row: self.row,
@@ -560,7 +560,7 @@ impl<'a> Draft<'a> {
             end_reason,
             retains_workspace: self.retains_workspace,
         };
-        Round {
+        CommittedRound {
             row,
             open: self.open,
             state,

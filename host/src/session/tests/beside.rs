@@ -1,7 +1,7 @@
 //! Deployment tools beside the sandbox's own.
 
 use super::*;
-use crate::session::ports::Place;
+use crate::session::ports::Environment;
 
 /// Tools that record their calls in the world's diary.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ impl Tools for Beside {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Place>>,
+        place: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>> {
         let this = self.clone();
         async move {
@@ -72,8 +72,8 @@ impl SessionTools for Beside {
         &self,
         call: ToolCall,
         _: Option<u32>,
-        showing: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        showing: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let this = self.clone();
         async move {
             let line = format!("beside {} {}", this.number, call.id);
@@ -86,7 +86,7 @@ impl SessionTools for Beside {
             while this.world.hold.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            Ok(ToolDone::failed(&call, "It came to nothing."))
+            Ok(ToolResultWithEvent::failed(&call, "It came to nothing."))
         }
         .boxed()
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::session::effects::deltas::Stream;
-use crate::session::handle::About;
+use crate::session::handle::SessionInfo;
 use crate::session::stream::feed::BEHIND;
 
 /// An action of the session or of its reader.
@@ -100,7 +100,7 @@ impl Client {
 
 fn session(store: &Store) -> Arc<Session> {
     let (mailbox, _) = tokio::sync::mpsc::channel(1);
-    let about = About {
+    let about = SessionInfo {
         id: SessionId::new(),
         user: "u".into(),
         project_id: None,

@@ -1,7 +1,7 @@
 //! A session from its creation to its end.
 
 use super::*;
-use crate::store::{Caller, Chats};
+use crate::store::{Chats, Principal};
 
 #[tokio::test]
 async fn what_a_model_says_aside_is_a_thought_and_no_message() {
@@ -55,13 +55,13 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
         ]
     );
     let chats = Chats::new(sessions.shared.deps.store.clone());
-    let listed = chats.list(&Caller::service("u"), 10, 0).await.unwrap();
+    let listed = chats.list(&Principal::service("u"), 10, 0).await.unwrap();
     assert_eq!(
         (listed.len(), listed[0].title.as_str(), listed[0].is_active),
         (1, "do it", true)
     );
     let (_, lines) = chats
-        .get(&Caller::service("u"), &listed[0].id)
+        .get(&Principal::service("u"), &listed[0].id)
         .await
         .unwrap()
         .unwrap();
@@ -88,7 +88,7 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
     );
     assert!(session.message("too late").await.is_err());
     let (chat, _) = chats
-        .get(&Caller::service("u"), &listed[0].id)
+        .get(&Principal::service("u"), &listed[0].id)
         .await
         .unwrap()
         .unwrap();
@@ -145,34 +145,34 @@ async fn two_users_do_not_see_each_other() {
     assert!(sessions.find_same(&ann, None, "do it", None).is_none());
     let chats = Chats::new(sessions.shared.deps.store.clone());
     let chat = chats
-        .list(&Caller::service("ann"), 1, 0)
+        .list(&Principal::service("ann"), 1, 0)
         .await
         .unwrap()
         .remove(0);
     assert!(
         chats
-            .get(&Caller::service("bob"), &chat.id)
+            .get(&Principal::service("bob"), &chat.id)
             .await
             .unwrap()
             .is_none()
     );
     assert!(
         chats
-            .rename(&Caller::service("bob"), &chat.id, "mine")
+            .rename(&Principal::service("bob"), &chat.id, "mine")
             .await
             .unwrap()
             .is_none()
     );
     assert!(
         !chats
-            .delete(&Caller::service("bob"), &chat.id)
+            .delete(&Principal::service("bob"), &chat.id)
             .await
             .unwrap()
             .chat
     );
     assert_eq!(
         chats
-            .rename(&Caller::service("ann"), &chat.id, &"é".repeat(300))
+            .rename(&Principal::service("ann"), &chat.id, &"é".repeat(300))
             .await
             .unwrap()
             .unwrap()
@@ -181,7 +181,7 @@ async fn two_users_do_not_see_each_other() {
         255
     );
     let deleted = chats
-        .delete(&Caller::service("ann"), &chat.id)
+        .delete(&Principal::service("ann"), &chat.id)
         .await
         .unwrap();
     assert!(deleted.chat);
@@ -366,7 +366,7 @@ async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
     ));
     let chats = crate::store::Chats::new(store.clone());
     assert_eq!(
-        chats.list(&Caller::service("u"), 1, 0).await.unwrap()[0].totals,
+        chats.list(&Principal::service("u"), 1, 0).await.unwrap()[0].totals,
         totals
     );
     let rows = store.read(|connection| {

@@ -11,7 +11,7 @@ async fn totals(sessions: &Sessions, id: SessionId) -> Totals {
     let store = sessions.shared.deps.store.clone();
     let chats = crate::store::Chats::new(store.clone());
     let chat = chats
-        .list(&crate::store::Caller::service("u"), 1, 0)
+        .list(&crate::store::Principal::service("u"), 1, 0)
         .await
         .unwrap()
         .remove(0);

@@ -11,12 +11,12 @@ const OLDER: Build = Build {
     refuses: false,
 };
 
-fn told_well(digest: &str) -> (String, Took) {
-    (digest.to_owned(), Took::Well)
+fn told_well(digest: &str) -> (String, StepVerdict) {
+    (digest.to_owned(), StepVerdict::Well)
 }
 
-fn told_badly(digest: &str) -> (String, Took) {
-    (digest.to_owned(), Took::Badly)
+fn told_badly(digest: &str) -> (String, StepVerdict) {
+    (digest.to_owned(), StepVerdict::Badly)
 }
 
 /// Fails when tools reply.
@@ -87,7 +87,7 @@ impl Ground {
         steps.map(|step| step.plugin).collect()
     }
 
-    fn took(&self) -> Vec<(String, Took)> {
+    fn took(&self) -> Vec<(String, StepVerdict)> {
         self.world.took.lock().unwrap().clone()
     }
 }
@@ -119,7 +119,7 @@ async fn a_step_that_fails_on_probation_is_taken_by_the_build_before_and_no_user
     let took = ground.took();
     let bad: Vec<_> = took
         .iter()
-        .filter(|(_, took)| *took == Took::Badly)
+        .filter(|(_, took)| *took == StepVerdict::Badly)
         .collect();
     assert_eq!(bad, [&told_badly("d")], "{took:?}");
     assert_eq!(took[0], told_well("d"));

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::ports::{News, Started, Tree};
+use super::super::ports::{ActorMessage, Started, Tree};
 use super::*;
 use crate::session::actor::budget::Budget;
-use crate::session::round::{Begin, Draft, Scene, fault, of_effect};
+use crate::session::round::{RoundBuilder, RoundContext, StartedWork, fault, of_effect};
 use crate::store::{Counters, EffectKind};
 
 fn tree(number: u64, json: &str) -> Tree {
@@ -17,7 +17,7 @@ fn tree(number: u64, json: &str) -> Tree {
     }
 }
 
-fn told(which: u8, effect: &str) -> News {
+fn told(which: u8, effect: &str) -> ActorMessage {
     let effect = effect.to_owned();
     let error = || Error {
         kind: ErrorKind::Upstream,
@@ -26,14 +26,14 @@ fn told(which: u8, effect: &str) -> News {
         retry_after_ms: None,
     };
     match which {
-        0 => News::Started(Started::default()),
-        1 | 2 => News::Message(1, "hi".to_owned()),
-        3 => News::Model(effect, Err(error().into())),
-        4 => News::Tool(effect, Err(error()), Some(tree(1, "[]"))),
-        5 => News::Timer(effect),
-        10 => News::Tree(tree(2, "[1]")),
-        6 => News::Lost(effect),
-        7 => News::Failed(effect, error()),
+        0 => ActorMessage::Started(Started::default()),
+        1 | 2 => ActorMessage::Message(1, "hi".to_owned()),
+        3 => ActorMessage::Model(effect, Err(error().into())),
+        4 => ActorMessage::Tool(effect, Err(error()), Some(tree(1, "[]"))),
+        5 => ActorMessage::Timer(effect),
+        10 => ActorMessage::Tree(tree(2, "[1]")),
+        6 => ActorMessage::Lost(effect),
+        7 => ActorMessage::Failed(effect, error()),
         8 => {
             let message = Message {
                 role: Role::Assistant,
@@ -45,13 +45,13 @@ fn told(which: u8, effect: &str) -> News {
                 cache_read_tokens: 0,
                 cache_write_tokens: 0,
             };
-            News::Model(
+            ActorMessage::Model(
                 effect,
                 Ok(ModelAnswer {
                     message,
                     stop: StopReason::EndTurn,
                     usage,
-                    spent: Spent {
+                    spent: CallCost {
                         usage,
                         cost: None,
                         provider: "p".to_owned(),
@@ -70,9 +70,9 @@ fn told(which: u8, effect: &str) -> News {
                 exit_code: None,
                 blobs: vec![],
             };
-            News::Tool(
+            ActorMessage::Tool(
                 effect,
-                Ok(Box::new(ToolDone {
+                Ok(Box::new(ToolResultWithEvent {
                     result,
                     shown: EventDraft::text("CmdOutputObservation", "t"),
                     notices: Vec::new(),
@@ -110,9 +110,9 @@ fn wanted(which: u8, effect: &str) -> Command {
     }
 }
 
-type Drawn = Vec<(Vec<(u8, u8)>, Vec<(u8, u8)>, bool)>;
+type BuildAssignment = Vec<(Vec<(u8, u8)>, Vec<(u8, u8)>, bool)>;
 
-fn rounds() -> impl Strategy<Value = Drawn> {
+fn rounds() -> impl Strategy<Value = BuildAssignment> {
     let some = |kinds| prop::collection::vec((kinds, 0u8..3), 0..6);
     prop::collection::vec(
         (
@@ -127,7 +127,7 @@ fn rounds() -> impl Strategy<Value = Drawn> {
 #[test]
 fn what_a_failed_model_call_took_counts_as_well() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = Scene {
+    let scene = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -144,8 +144,8 @@ fn what_a_failed_model_call_took_counts_as_well() {
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = Draft::new(&scene, Counters::default(), open, 10);
-    let spent = Spent {
+    let mut draft = RoundBuilder::new(&scene, Counters::default(), open, 10);
+    let spent = CallCost {
         usage: Usage {
             input_tokens: 40,
             output_tokens: 2,
@@ -157,7 +157,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
         model: "m".to_owned(),
         tries: 4,
     };
-    draft.take(News::Model(
+    draft.take(ActorMessage::Model(
         "e".to_owned(),
         Err(ModelFailure {
             error: fault(ErrorKind::Upstream, "It broke off."),
@@ -172,7 +172,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
 #[test]
 fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = Scene {
+    let scene = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -193,16 +193,16 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
     };
     let answer = || {
-        let News::Model(effect, Ok(mut answer)) = told(8, "e") else {
+        let ActorMessage::Model(effect, Ok(mut answer)) = told(8, "e") else {
             panic!("not an answer");
         };
         // A previous attempt broke off.
         answer.spent.usage.input_tokens = 48;
         (answer.spent.cost, answer.spent.tries) = (Some(9), 2);
-        News::Model(effect, Ok(answer))
+        ActorMessage::Model(effect, Ok(answer))
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = Draft::new(&scene, Counters::default(), open, 10);
+    let mut draft = RoundBuilder::new(&scene, Counters::default(), open, 10);
     draft.take(answer());
     let [Input::ModelReplied(reply)] = &draft.inputs[..] else {
         panic!("{:?}", draft.inputs);
@@ -231,7 +231,7 @@ proptest! {
     fn numbers_are_dense_and_a_policy_hears_once_of_each_effect_that_it_waits_for(drawn in rounds()) {
         let (session, chat) = ("s".into(), "c".into());
         let budget = Budget { iterations: 3, ..Budget::default() };
-        let scene = Scene {
+        let scene = RoundContext {
             session: &session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
             settings: "{}", policy_digest: "d", offers: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
@@ -243,14 +243,14 @@ proptest! {
             session: "s".to_owned(), step: 0, now_ms: 0, seed: 0, iterations_left: 0, tokens_left: None, cost_left: None, millis_left: None,
         };
         for (arrived, commands, good) in drawn {
-            let mut draft = Draft::new(&scene, counters, open.clone(), 10);
+            let mut draft = RoundBuilder::new(&scene, counters, open.clone(), 10);
             for (which, effect) in arrived {
                 draft.take(told(which, &effect.to_string()));
             }
             let commands: Vec<_> = commands.iter().map(|(which, effect)| wanted(*which, &effect.to_string())).collect();
             let transition = Transition { state: Snapshot { schema: 1, bytes: vec![] }, commands };
             let result = if good { Ok(transition) } else { Err("broke".to_owned()) };
-            let round = draft.decide(&context, Stepped { result, fuel: 0, memory: 0, micros: 0 });
+            let round = draft.decide(&context, StepOutcome { result, fuel: 0, memory: 0, micros: 0 });
             let row = &round.row;
             prop_assert_eq!(row.first_seq, counters.next_seq);
             prop_assert_eq!(row.counters.next_seq, row.first_seq + row.frames.len() as u64);
@@ -281,7 +281,7 @@ proptest! {
             }
             prop_assert!(waiting.iter().eq(round.open.keys()), "waits for {waiting:?}, open are {:?}", round.open);
             for begin in &round.begin {
-                if let Begin::Tool(run) = begin {
+                if let StartedWork::Tool(run) = begin {
                     prop_assert!(round.open.contains_key(&run.effect));
                 }
             }
@@ -293,7 +293,7 @@ proptest! {
 #[test]
 fn the_next_message_answers_an_open_question() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = Scene {
+    let scene = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -310,7 +310,7 @@ fn the_next_message_answers_an_open_question() {
         describe: &|_| EventDraft::default(),
     };
     let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
-    let mut draft = Draft::new(
+    let mut draft = RoundBuilder::new(
         &scene,
         Counters {
             next_entry: 4,
@@ -320,8 +320,8 @@ fn the_next_message_answers_an_open_question() {
         open,
         0,
     );
-    draft.take(News::Message(1, "yes".to_owned()));
-    draft.take(News::Message(2, "and more".to_owned()));
+    draft.take(ActorMessage::Message(1, "yes".to_owned()));
+    draft.take(ActorMessage::Message(2, "and more".to_owned()));
     assert!(
         matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
         if answer.effect == "q" && answer.entry == 4 && message.entry == 5)

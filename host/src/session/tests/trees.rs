@@ -1,9 +1,9 @@
 //! File trees that change without a tool's action.
 
-use super::super::ports::{News, Tree};
+use super::super::ports::{ActorMessage, Tree};
 use super::*;
 use crate::session::actor::budget::Budget;
-use crate::session::round::{Draft, Scene, ShownTree};
+use crate::session::round::{RoundBuilder, RoundContext, ShownTree};
 use crate::store::Counters;
 
 fn trees(frames: &[(u64, String)]) -> Vec<&str> {
@@ -99,7 +99,7 @@ async fn changes_while_tools_run_come_in_order_and_none_twice() {
 #[test]
 fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = Scene {
+    let scene = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -116,11 +116,11 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         describe: &|_| EventDraft::default(),
     };
     let shown = |start: ShownTree, trees: &[(u64, &str)]| {
-        let mut draft = Draft::new(&scene, Counters::default(), Default::default(), 0);
+        let mut draft = RoundBuilder::new(&scene, Counters::default(), Default::default(), 0);
         draft.shown = start;
         for (number, json) in trees {
             let json = (*json).to_owned();
-            draft.take(News::Tree(Tree {
+            draft.take(ActorMessage::Tree(Tree {
                 number: *number,
                 json,
             }));

@@ -21,7 +21,7 @@ impl Policy for Scripted {
         context: &'a Context,
         state: Option<&'a Snapshot>,
         inputs: &'a [Input],
-    ) -> BoxFuture<'a, Stepped> {
+    ) -> BoxFuture<'a, StepOutcome> {
         let result = (self.script)(context, state, inputs).map(|commands| {
             let mut bytes = state.map(|state| state.bytes.clone()).unwrap_or_default();
             bytes.push(inputs.len() as u8);
@@ -33,7 +33,7 @@ impl Policy for Scripted {
                 commands,
             }
         });
-        std::future::ready(Stepped {
+        std::future::ready(StepOutcome {
             result,
             fuel: 1,
             memory: 2,
@@ -83,7 +83,7 @@ pub(super) struct World {
     /// The previous build, while `build` is on probation.
     pub(super) older: Option<(Build, Script)>,
     /// The reported steps: which build took each, and its outcome.
-    pub(super) took: Arc<Mutex<Vec<(String, Took)>>>,
+    pub(super) took: Arc<Mutex<Vec<(String, StepVerdict)>>>,
     pub(super) server: &'static str,
     pub(super) mock: bool,
     pub(super) models: bool,
@@ -217,7 +217,7 @@ impl Policies for World {
         Some(self.policy(build, script))
     }
 
-    fn took(&self, _: &str, digest: &str, _: &str, took: Took) {
+    fn took(&self, _: &str, digest: &str, _: &str, took: StepVerdict) {
         self.took.lock().unwrap().push((digest.to_owned(), took));
     }
 }
@@ -249,8 +249,8 @@ impl Models for World {
         Some(self.server.to_owned())
     }
 
-    fn offers(&self, _: &str, model: &str, _: bool, _: bool) -> Offers {
-        Offers::only(model)
+    fn offers(&self, _: &str, model: &str, _: bool, _: bool) -> AvailableModels {
+        AvailableModels::only(model)
     }
 
     fn check(&self, _: &str, _: Option<Secret>) -> BoxFuture<'static, Result<(), CreateError>> {
@@ -270,7 +270,7 @@ impl Models for World {
         let (hold, aside) = (self.hold.clone(), request.call.aside);
         let grief = request.call.effect == "grief";
         if self.tells.load(Ordering::SeqCst) {
-            request.meter.tell(Spent {
+            request.meter.tell(CallCost {
                 usage: EARLY,
                 cost: Some(4),
                 provider: "fake".to_owned(),
@@ -300,7 +300,7 @@ impl Models for World {
                 message,
                 stop: StopReason::ToolUse,
                 usage,
-                spent: Spent {
+                spent: CallCost {
                     usage,
                     cost: Some(7),
                     provider: "fake".to_owned(),
@@ -314,7 +314,7 @@ impl Models for World {
     }
 }
 
-impl Places for World {
+impl EnvironmentProvider for World {
     fn refusal(&self) -> Option<String> {
         (!self.sandbox.load(Ordering::SeqCst)).then(|| "none here".to_owned())
     }
@@ -326,41 +326,47 @@ impl Places for World {
         }
     }
 
-    fn provision(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, PlaceError>> {
+    fn provision(
+        &self,
+        spec: EnvironmentSpec,
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, EnvironmentError>> {
         self.note(format!(
             "provision {}",
             spec.git_token.map_or(0, |token| token.len())
         ));
         if self.no_room.load(Ordering::SeqCst) {
             let full: std::io::Error = rustix::io::Errno::MFILE.into();
-            return std::future::ready(Err(PlaceError::of(&full))).boxed();
+            return std::future::ready(Err(EnvironmentError::of(&full))).boxed();
         }
-        std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
+        std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Environment>)).boxed()
     }
 
-    fn reopen(&self, _: PlaceSpec) -> BoxFuture<'static, Result<Arc<dyn Place>, String>> {
+    fn reopen(
+        &self,
+        _: EnvironmentSpec,
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>> {
         self.note("reopen".to_owned());
-        std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Place>)).boxed()
+        std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Environment>)).boxed()
     }
 
-    fn lives(&self, _: &PlaceSpec) -> bool {
+    fn lives(&self, _: &EnvironmentSpec) -> bool {
         self.lives.load(Ordering::SeqCst)
     }
 
-    fn workspace(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
+    fn workspace(&self, _: &EnvironmentSpec) -> Option<Arc<Workspace>> {
         None
     }
 
-    fn has_workspace(&self, _: &PlaceSpec) -> bool {
+    fn has_workspace(&self, _: &EnvironmentSpec) -> bool {
         !self.lost.load(Ordering::SeqCst)
     }
 
-    fn renew(&self, _: &PlaceSpec) -> Option<Arc<Workspace>> {
+    fn renew(&self, _: &EnvironmentSpec) -> Option<Arc<Workspace>> {
         self.note("renew".to_owned());
         None
     }
 
-    fn release(&self, _: PlaceSpec) -> BoxFuture<'static, ()> {
+    fn release(&self, _: EnvironmentSpec) -> BoxFuture<'static, ()> {
         self.note("release".to_owned());
         std::future::ready(()).boxed()
     }
@@ -369,7 +375,7 @@ impl Places for World {
         std::future::ready(self.short.load(Ordering::SeqCst)).boxed()
     }
 
-    fn wipe(&self, spec: PlaceSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
         self.note("wipe".to_owned());
         self.wiped.lock().unwrap().push(spec.session);
         let stuck = self.stuck.load(Ordering::SeqCst);
@@ -382,7 +388,7 @@ impl Places for World {
     }
 }
 
-impl Place for World {
+impl Environment for World {
     fn workspace(&self) -> Option<Arc<Workspace>> {
         None
     }
@@ -420,7 +426,7 @@ impl Place for World {
         call: ToolCall,
         _: Option<u32>,
         _: DeltaSink,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         self.note(format!("tool {}", call.id));
         let (hold, hold_tools) = (self.hold.clone(), self.hold_tools.clone());
         async move {
@@ -439,7 +445,7 @@ impl Place for World {
                 exit_code: Some(0),
                 blobs: Vec::new(),
             };
-            Ok(ToolDone {
+            Ok(ToolResultWithEvent {
                 result,
                 shown,
                 notices: Vec::new(),
@@ -489,14 +495,17 @@ impl Place for World {
 }
 
 impl Changes for World {
-    fn open(&self, request: ChangeRequest) -> BoxFuture<'static, Result<ChangeOpened, String>> {
+    fn open(
+        &self,
+        request: NewPullRequest,
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>> {
         let (world, hold) = (self.clone(), self.hold_changes.clone());
         async move {
             while hold.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             assert!(request.token.is_some(), "the session's token goes along");
-            let ChangeRequest {
+            let NewPullRequest {
                 branch,
                 base,
                 draft,
@@ -505,7 +514,7 @@ impl Changes for World {
             } = request;
             let (base, draft) = (base.unwrap(), if draft { " draft" } else { "" });
             world.note(format!("change {branch} to {base}{draft}: {body}"));
-            Ok(ChangeOpened {
+            Ok(OpenedPullRequest {
                 url: "https://git.example/changes/1".to_owned(),
                 number: 1,
                 title: request.title,

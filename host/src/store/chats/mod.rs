@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::log::discard;
 use super::outbox::Outbox;
-use super::{Caller, Chat, ChatMessage, LocalRecords, RecordError, Records, Store};
+use super::{Chat, ChatMessage, ChatStore, ChatStoreError, LocalRecords, Principal, Store};
 
 /// The result of deleting a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Deleted {
 pub struct Chats {
     /// The store that holds the logs of their sessions.
     store: Store,
-    records: Arc<dyn Records>,
+    records: Arc<dyn ChatStore>,
     outbox: Option<Outbox>,
 }
 
@@ -44,7 +44,7 @@ impl Chats {
     }
 
     /// Chats in another store, with the outbox that sends them there.
-    pub fn elsewhere(store: Store, records: Arc<dyn Records>, outbox: Outbox) -> Self {
+    pub fn elsewhere(store: Store, records: Arc<dyn ChatStore>, outbox: Outbox) -> Self {
         Self {
             store,
             records,
@@ -55,10 +55,10 @@ impl Chats {
     /// Lists the caller's chats, most recently changed first.
     pub async fn list(
         &self,
-        caller: &Caller,
+        caller: &Principal,
         limit: u32,
         offset: u32,
-    ) -> Result<Vec<Chat>, RecordError> {
+    ) -> Result<Vec<Chat>, ChatStoreError> {
         self.settle(caller).await;
         self.records.list(caller, limit, offset).await
     }
@@ -66,9 +66,9 @@ impl Chats {
     /// Returns one of the caller's chats, with its messages in the order they were written.
     pub async fn get(
         &self,
-        caller: &Caller,
+        caller: &Principal,
         id: &str,
-    ) -> Result<Option<(Chat, Vec<ChatMessage>)>, RecordError> {
+    ) -> Result<Option<(Chat, Vec<ChatMessage>)>, ChatStoreError> {
         self.settle(caller).await;
         let Some(chat) = self.records.find(caller, id).await? else {
             return self.absent(caller, id, None).await;
@@ -80,10 +80,10 @@ impl Chats {
     /// Renames a chat. Returns the new title, or `None` if the caller has no such chat.
     pub async fn rename(
         &self,
-        caller: &Caller,
+        caller: &Principal,
         id: &str,
         title: &str,
-    ) -> Result<Option<String>, RecordError> {
+    ) -> Result<Option<String>, ChatStoreError> {
         self.settle(caller).await;
         match self.records.rename(caller, id, title).await? {
             None => self.absent(caller, id, None).await,
@@ -92,7 +92,7 @@ impl Chats {
     }
 
     /// Deletes a chat, its messages and the log of its session.
-    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Deleted, RecordError> {
+    pub async fn delete(&self, caller: &Principal, id: &str) -> Result<Deleted, ChatStoreError> {
         self.settle(caller).await;
         let chat = match self.records.delete(caller, id).await? {
             true => true,
@@ -109,17 +109,17 @@ impl Chats {
     }
 
     /// Sends now what is waiting for this user.
-    async fn settle(&self, caller: &Caller) {
+    async fn settle(&self, caller: &Principal) {
         if let Some(outbox) = &self.outbox {
             outbox.settle(caller.user()).await;
         }
     }
 
     /// Handles a chat that the store does not have: it may still be waiting to be created there.
-    async fn absent<T>(&self, caller: &Caller, id: &str, none: T) -> Result<T, RecordError> {
+    async fn absent<T>(&self, caller: &Principal, id: &str, none: T) -> Result<T, ChatStoreError> {
         match &self.outbox {
             Some(outbox) if outbox.waits(caller.user(), id).await? => {
-                Err(RecordError::Unavailable { answered: true })
+                Err(ChatStoreError::Unavailable { answered: true })
             }
             _ => Ok(none),
         }

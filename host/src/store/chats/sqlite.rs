@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::store::{
-    Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records, TITLE_LENGTH,
+    Chat, ChatMessage, ChatStore, ChatStoreError, Principal, Progress, Recorded, TITLE_LENGTH,
 };
 use crate::store::log::texts::{self, Packed};
 use crate::store::log::usage;
@@ -36,7 +36,7 @@ impl LocalRecords {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        Box::pin(async { self.store.read(read).await.map_err(RecordError::from) })
+        Box::pin(async { self.store.read(read).await.map_err(ChatStoreError::from) })
     }
 
     fn write<T, F>(&self, write: F) -> Recorded<'_, T>
@@ -44,16 +44,16 @@ impl LocalRecords {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        Box::pin(async { self.store.write(write).await.map_err(RecordError::from) })
+        Box::pin(async { self.store.write(write).await.map_err(ChatStoreError::from) })
     }
 }
 
-fn user_of(caller: &Caller) -> String {
+fn user_of(caller: &Principal) -> String {
     caller.user().to_string()
 }
 
-impl Records for LocalRecords {
-    fn list(&self, caller: &Caller, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
+impl ChatStore for LocalRecords {
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
         let user = user_of(caller);
         self.read(move |connection| {
             let mut select = connection.prepare_cached(&format!(
@@ -65,17 +65,17 @@ impl Records for LocalRecords {
         })
     }
 
-    fn find(&self, caller: &Caller, id: &str) -> Recorded<'_, Option<Chat>> {
+    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.read(move |connection| find_chat(connection, Some(&user), &id))
     }
 
-    fn create(&self, caller: &Caller, chat: Chat) -> Recorded<'_, ()> {
+    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()> {
         let user = user_of(caller);
         self.write(move |connection| insert_chat(connection, &user, &chat))
     }
 
-    fn rename(&self, caller: &Caller, id: &str, title: &str) -> Recorded<'_, Option<String>> {
+    fn rename(&self, caller: &Principal, id: &str, title: &str) -> Recorded<'_, Option<String>> {
         let (user, id, title) = (
             user_of(caller),
             id.to_owned(),
@@ -89,7 +89,7 @@ impl Records for LocalRecords {
         })
     }
 
-    fn note(&self, caller: &Caller, id: &str, progress: Progress) -> Recorded<'_, bool> {
+    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.write(move |connection| {
             let changed = connection
@@ -102,7 +102,7 @@ impl Records for LocalRecords {
         })
     }
 
-    fn delete(&self, caller: &Caller, id: &str) -> Recorded<'_, bool> {
+    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.write(move |connection| {
             let deleted = connection
@@ -117,7 +117,12 @@ impl Records for LocalRecords {
         })
     }
 
-    fn append(&self, caller: &Caller, id: &str, messages: Vec<ChatMessage>) -> Recorded<'_, bool> {
+    fn append(
+        &self,
+        caller: &Principal,
+        id: &str,
+        messages: Vec<ChatMessage>,
+    ) -> Recorded<'_, bool> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.write(move |connection| {
             if find_chat(connection, Some(&user), &id)?.is_none() {
@@ -137,7 +142,7 @@ impl Records for LocalRecords {
         })
     }
 
-    fn messages(&self, caller: &Caller, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
+    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.read(move |connection| {
             let Some(chat) = find_chat(connection, Some(&user), &id)? else {

@@ -20,7 +20,7 @@ pub const TITLE_LENGTH: usize = 255;
 
 /// The user for whom a record is accessed, and the authority for it.
 #[derive(Debug, Clone)]
-pub enum Caller {
+pub enum Principal {
     /// The user themselves: their own token is sent along, so that the database decides too.
     User {
         /// The user.
@@ -35,7 +35,7 @@ pub enum Caller {
     },
 }
 
-impl Caller {
+impl Principal {
     /// Creates the caller for a server that acts for a user.
     pub fn service(id: impl Into<UserId>) -> Self {
         Self::Service { id: id.into() }
@@ -49,7 +49,7 @@ impl Caller {
     }
 }
 
-impl From<&Identity> for Caller {
+impl From<&Identity> for Principal {
     fn from(who: &Identity) -> Self {
         let id = who.user.clone();
         match who.token.clone() {
@@ -110,7 +110,7 @@ pub struct Progress {
 
 /// Why a record was not read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum RecordError {
+pub enum ChatStoreError {
     /// The store is unavailable at the moment.
     #[error("The record of chats cannot be reached at the moment. Try again in a moment.")]
     Unavailable {
@@ -186,28 +186,33 @@ fn named_column(column: Option<(&str, &str)>) -> String {
 }
 
 /// The future result of a call.
-pub type Recorded<'a, T> = BoxFuture<'a, Result<T, RecordError>>;
+pub type Recorded<'a, T> = BoxFuture<'a, Result<T, ChatStoreError>>;
 
 /// A store of chats and their messages. Cheap to share.
-pub trait Records: Send + Sync + fmt::Debug {
+pub trait ChatStore: Send + Sync + fmt::Debug {
     /// Lists the caller's chats, most recently changed first.
-    fn list(&self, caller: &Caller, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>>;
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>>;
     /// Returns one of the caller's chats.
-    fn find(&self, caller: &Caller, id: &str) -> Recorded<'_, Option<Chat>>;
+    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>>;
     /// Creates a chat. An existing one is left unchanged.
-    fn create(&self, caller: &Caller, chat: Chat) -> Recorded<'_, ()>;
+    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()>;
     /// Renames a chat, truncating the title to [`TITLE_LENGTH`]. Resolves to the new title, or to
     /// `None` if the caller has no such chat.
-    fn rename(&self, caller: &Caller, id: &str, title: &str) -> Recorded<'_, Option<String>>;
+    fn rename(&self, caller: &Principal, id: &str, title: &str) -> Recorded<'_, Option<String>>;
     /// Records the progress of a chat's session. Resolves to `false` if the caller has no such
     /// chat.
-    fn note(&self, caller: &Caller, id: &str, progress: Progress) -> Recorded<'_, bool>;
+    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool>;
     /// Deletes a chat and its messages. Resolves to `false` if the caller has no such chat.
-    fn delete(&self, caller: &Caller, id: &str) -> Recorded<'_, bool>;
+    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool>;
     /// Appends messages to a chat, in order. Existing ones are skipped. Resolves to `false` if the
     /// caller has no such chat.
-    fn append(&self, caller: &Caller, id: &str, messages: Vec<ChatMessage>) -> Recorded<'_, bool>;
+    fn append(
+        &self,
+        caller: &Principal,
+        id: &str,
+        messages: Vec<ChatMessage>,
+    ) -> Recorded<'_, bool>;
     /// Returns a chat's messages in the order they were written; none if the caller has no such
     /// chat.
-    fn messages(&self, caller: &Caller, id: &str) -> Recorded<'_, Vec<ChatMessage>>;
+    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>>;
 }

@@ -3,7 +3,7 @@
 //! These are plain values; they are written in `write` and read in `read`.
 //!
 //! # Invariants
-//! - One [`StepRow`] is everything that a round did.
+//! - One [`RoundRow`] is everything that a round did.
 
 use std::sync::Arc;
 
@@ -236,7 +236,7 @@ pub struct Decision {
 
 /// Everything that one round writes.
 #[derive(Debug, Clone)]
-pub struct StepRow {
+pub struct RoundRow {
     /// The session's id.
     pub session: Arc<str>,
     /// The chat's id.

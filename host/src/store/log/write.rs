@@ -1,14 +1,14 @@
 //! Log writes.
 //!
 //! # Invariants
-//! - A [`StepRow`] is written as a whole or not at all; the caller's savepoint ensures that.
+//! - A [`RoundRow`] is written as a whole or not at all; the caller's savepoint ensures that.
 //! - Frames are stored as the JSON that clients get, so a replay is byte for byte.
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::model::{Decision, NewSessionRow, Status, StepRow};
+use super::model::{Decision, NewSessionRow, RoundRow, Status};
 use super::texts::Texts;
 use super::{discard, retained, usage};
 use crate::store::chats::sqlite::{self, Line};
@@ -30,7 +30,7 @@ impl NewSessionRow {
         &self,
         connection: &Connection,
         title: &str,
-        first: &StepRow,
+        first: &RoundRow,
         sent: bool,
     ) -> Result<(), StoreError> {
         let counters = &first.counters;
@@ -132,7 +132,7 @@ pub fn keep_message(
     Ok((kept > 0).then_some(number))
 }
 
-impl StepRow {
+impl RoundRow {
     /// Writes the round. The caller's transaction makes it atomic.
     pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
         let counters = &self.counters;

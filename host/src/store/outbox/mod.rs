@@ -29,7 +29,7 @@ use tokio::time::timeout;
 pub(super) use self::progress::{add, changed};
 use self::relay::Deliverer;
 use self::user_tokens::Tokens;
-use super::{Caller, RecordError, Store, StoreError, SupabaseRecords};
+use super::{ChatStoreError, Principal, Store, StoreError, SupabaseRecords};
 use crate::auth::Identity;
 use crate::types::secret::Secret;
 use crate::types::user::UserId;
@@ -43,12 +43,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Signals that something was written that is to be sent.
 #[derive(Debug, Default)]
-pub(super) struct News {
+pub(super) struct OutboxSignal {
     lines: AtomicUsize,
     wake: Notify,
 }
 
-impl News {
+impl OutboxSignal {
     /// A step wrote this many messages of a chat.
     pub(super) fn lines(&self, lines: usize) {
         if self.lines.fetch_add(lines, Ordering::Relaxed) + lines >= BATCH {
@@ -70,7 +70,7 @@ pub struct Outbox {
 
 struct Shared {
     store: Store,
-    news: Arc<News>,
+    news: Arc<OutboxSignal>,
     tokens: Arc<Tokens>,
     /// Requests to send everything now, each with a channel to answer once that was tried.
     now: mpsc::Sender<oneshot::Sender<()>>,
@@ -113,8 +113,8 @@ impl Outbox {
     /// The token that a user presented last, if it is still valid.
     pub fn token_of(&self, user: &UserId) -> Option<Secret> {
         match self.shared.tokens.caller(user)? {
-            Caller::User { token, .. } => Some(token),
-            Caller::Service { .. } => None,
+            Principal::User { token, .. } => Some(token),
+            Principal::Service { .. } => None,
         }
     }
 
@@ -141,14 +141,14 @@ impl Outbox {
     }
 
     /// Returns whether a chat of the user is still to be created in the store.
-    pub(super) async fn waits(&self, user: &UserId, chat: &str) -> Result<bool, RecordError> {
+    pub(super) async fn waits(&self, user: &UserId, chat: &str) -> Result<bool, ChatStoreError> {
         let (user, chat) = (user.to_string(), chat.to_owned());
         let work = move |connection: &_| progress::any_of(connection, &user, Some(&chat));
         Ok(self.shared.store.read(work).await?)
     }
 
     /// Forgets a deleted chat: nothing more of it is sent, and nothing of it stays here.
-    pub(super) async fn forget(&self, chat: &str) -> Result<(), RecordError> {
+    pub(super) async fn forget(&self, chat: &str) -> Result<(), ChatStoreError> {
         let chat = chat.to_owned();
         let work = move |connection: &_| progress::remove(connection, &chat);
         Ok(self.shared.store.write(work).await?)

@@ -18,8 +18,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::progress::{self, Batch, Entry};
 use super::user_tokens::Tokens;
-use super::{INTERVAL, News};
-use crate::store::{Caller, Progress, RecordError, Records, Store, StoreError, SupabaseRecords};
+use super::{INTERVAL, OutboxSignal};
+use crate::store::{
+    ChatStore, ChatStoreError, Principal, Progress, Store, StoreError, SupabaseRecords,
+};
 use crate::types::user::UserId;
 
 /// Maximum number of chats sent at once.
@@ -30,22 +32,22 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 pub(super) struct Deliverer {
     store: Store,
     records: SupabaseRecords,
-    news: Arc<News>,
+    news: Arc<OutboxSignal>,
     tokens: Arc<Tokens>,
     /// The current pause of the store as a whole.
-    down: Option<Pause>,
+    down: Option<Backoff>,
     /// Pauses of chats that failed while others did not.
-    troubled: HashMap<String, Pause>,
+    troubled: HashMap<String, Backoff>,
 }
 
 /// A pause during which nothing is tried.
 #[derive(Debug, Clone, Copy)]
-struct Pause {
+struct Backoff {
     length: Duration,
     until: Instant,
 }
 
-impl Pause {
+impl Backoff {
     /// Returns a pause twice as long as the previous one, with some jitter so that hosts do not
     /// retry at the same time.
     fn after(before: Option<Self>) -> Self {
@@ -67,14 +69,14 @@ enum Outcome {
     /// The store permanently refuses it.
     Refused(String),
     /// It failed, and is retried later.
-    Failed(RecordError),
+    Failed(ChatStoreError),
 }
 
 impl Deliverer {
     pub(super) fn new(
         store: Store,
         records: SupabaseRecords,
-        news: Arc<News>,
+        news: Arc<OutboxSignal>,
         tokens: Arc<Tokens>,
     ) -> Self {
         Self {
@@ -157,7 +159,7 @@ impl Deliverer {
                 }
                 let chat = entry.chat.clone();
                 let outcome = self.deliver(entry).await;
-                if let Outcome::Failed(RecordError::Unavailable { answered: false }) = outcome {
+                if let Outcome::Failed(ChatStoreError::Unavailable { answered: false }) = outcome {
                     unreached.store(true, Ordering::Relaxed);
                 }
                 Some((chat, outcome))
@@ -175,7 +177,7 @@ impl Deliverer {
                     "the record of chats cannot be reached; what sessions say waits in the local database"
                 );
             }
-            self.down = Some(Pause::after(self.down));
+            self.down = Some(Backoff::after(self.down));
         } else if self.down.take().is_some() {
             tracing::info!("the record of chats is reached again");
         }
@@ -186,12 +188,12 @@ impl Deliverer {
         let before = self.troubled.remove(&chat);
         match outcome {
             Outcome::Sent | Outcome::Waits => {}
-            Outcome::Failed(RecordError::Unavailable { answered: false }) => {}
+            Outcome::Failed(ChatStoreError::Unavailable { answered: false }) => {}
             Outcome::Failed(why) => {
                 if before.is_none() {
                     tracing::warn!(chat, %why, "a chat could not be sent to the record; it is tried again");
                 }
-                self.troubled.insert(chat, Pause::after(before));
+                self.troubled.insert(chat, Backoff::after(before));
             }
             Outcome::Refused(why) => {
                 tracing::error!(
@@ -212,12 +214,12 @@ impl Deliverer {
         let service = self
             .records
             .has_service_key()
-            .then(|| Caller::service(user.clone()));
+            .then(|| Principal::service(user.clone()));
         if let Some(caller) = self.tokens.caller(&user) {
             match self.send(&caller, &mut entry).await {
                 // The token is not accepted, or no longer is.
-                Err(RecordError::Token) => self.tokens.drop_of(&caller),
-                Err(RecordError::Refused { .. }) if service.is_some() => {}
+                Err(ChatStoreError::Token) => self.tokens.drop_of(&caller),
+                Err(ChatStoreError::Refused { .. }) if service.is_some() => {}
                 outcome => return outcome_of(outcome),
             }
         }
@@ -228,7 +230,7 @@ impl Deliverer {
         outcome_of(self.send(&caller, &mut entry).await)
     }
 
-    async fn send(&self, caller: &Caller, entry: &mut Entry) -> Result<(), RecordError> {
+    async fn send(&self, caller: &Principal, entry: &mut Entry) -> Result<(), ChatStoreError> {
         let id = entry.chat.clone();
         let read = {
             let id = id.clone();
@@ -289,7 +291,7 @@ impl Deliverer {
     }
 
     /// The chat was deleted in the store: the rest of it is not needed.
-    async fn forget(&self, chat: String) -> Result<(), RecordError> {
+    async fn forget(&self, chat: String) -> Result<(), ChatStoreError> {
         tracing::debug!(chat, "a chat was deleted; what is left of it is dropped");
         self.store
             .write(move |connection| progress::remove(connection, &chat))
@@ -298,10 +300,10 @@ impl Deliverer {
     }
 }
 
-fn outcome_of(outcome: Result<(), RecordError>) -> Outcome {
+fn outcome_of(outcome: Result<(), ChatStoreError>) -> Outcome {
     match outcome {
         Ok(()) => Outcome::Sent,
-        Err(RecordError::Refused { code }) => Outcome::Refused(code),
+        Err(ChatStoreError::Refused { code }) => Outcome::Refused(code),
         Err(error) => Outcome::Failed(error),
     }
 }

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
 use crate::auth::Identity;
-use crate::store::Caller;
+use crate::store::Principal;
 use crate::types::secret::Secret;
 use crate::types::user::UserId;
 
@@ -91,18 +91,18 @@ impl Tokens {
     }
 
     /// Returns a caller with the user's token, if it is valid for a while.
-    pub(super) fn caller(&self, user: &UserId) -> Option<Caller> {
+    pub(super) fn caller(&self, user: &UserId) -> Option<Principal> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let held = inner.held.get(user)?;
-        (held.expires > now() + MARGIN).then(|| Caller::User {
+        (held.expires > now() + MARGIN).then(|| Principal::User {
             id: user.clone(),
             token: held.token.clone(),
         })
     }
 
     /// Drops a user's token that was rejected, unless another one has arrived meanwhile.
-    pub(super) fn drop_of(&self, caller: &Caller) {
-        let Caller::User { id, token } = caller else {
+    pub(super) fn drop_of(&self, caller: &Principal) {
+        let Principal::User { id, token } = caller else {
             return;
         };
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,7 +140,7 @@ mod tests {
         tokens.take(&who("ann", now() + 100));
         tokens.take(&who("bob", now() + 2));
         let ann = tokens.caller(&"ann".into()).unwrap();
-        let Caller::User { id, token } = &ann else {
+        let Principal::User { id, token } = &ann else {
             panic!("{ann:?}")
         };
         assert!(id.as_str() == "ann" && token.expose().ends_with(".ann"));

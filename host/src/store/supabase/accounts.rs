@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::SupabaseRecords;
 use super::rows::clean;
 use crate::auth::Identity;
-use crate::store::{Caller, Integration, Integrations, Kept, NewIntegration, RecordError};
+use crate::store::{ChatStoreError, Integration, Integrations, Kept, NewIntegration, Principal};
 
 /// PostgreSQL: a foreign key violation.
 const NO_SUCH_ROW: &str = "23503";
@@ -72,7 +72,7 @@ impl From<NewIntegration> for NewIntegrationRow {
 
 impl Integrations for SupabaseRecords {
     fn list(&self, who: &Identity) -> Kept<Vec<Integration>> {
-        let (records, caller) = (self.clone(), Caller::from(who));
+        let (records, caller) = (self.clone(), Principal::from(who));
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
                 return Ok(Vec::new());
@@ -84,7 +84,7 @@ impl Integrations for SupabaseRecords {
     }
 
     fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>> {
-        let (records, caller, provider) = (self.clone(), Caller::from(who), provider.to_owned());
+        let (records, caller, provider) = (self.clone(), Principal::from(who), provider.to_owned());
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
                 return Ok(None);
@@ -97,16 +97,16 @@ impl Integrations for SupabaseRecords {
     }
 
     fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()> {
-        let (records, caller) = (self.clone(), Caller::from(who));
+        let (records, caller) = (self.clone(), Principal::from(who));
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
-                return Err(RecordError::Refused {
+                return Err(ChatStoreError::Refused {
                     code: "a user whose id is no UUID".to_owned(),
                 });
             };
             let put = acting.put_integration(&new.into()).await;
             put.map_err(|error| match error {
-                RecordError::Refused { code } if code == NO_SUCH_ROW => RecordError::NoUser,
+                ChatStoreError::Refused { code } if code == NO_SUCH_ROW => ChatStoreError::NoUser,
                 other => other,
             })
         }
@@ -114,7 +114,7 @@ impl Integrations for SupabaseRecords {
     }
 
     fn delete(&self, who: &Identity, provider: &str) -> Kept<bool> {
-        let (records, caller, provider) = (self.clone(), Caller::from(who), provider.to_owned());
+        let (records, caller, provider) = (self.clone(), Principal::from(who), provider.to_owned());
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
                 return Ok(false);

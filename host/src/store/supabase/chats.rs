@@ -9,9 +9,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Supabase;
-use super::client::Acting;
+use super::client::AuthorizedClient;
 use super::rows::{ChatRow, MessageRow, ProgressRow, TitleRow, title};
-use crate::store::{Caller, Chat, ChatMessage, Progress, RecordError, Recorded, Records};
+use crate::store::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal, Progress, Recorded};
 
 /// Rows requested at once; a project returns 1,000 unless configured otherwise.
 const PAGE: usize = 1000;
@@ -47,20 +47,23 @@ impl SupabaseRecords {
     /// Returns an authorized client for a caller and one chat, or `None` if there cannot be one.
     fn to_chat(
         &self,
-        caller: &Caller,
+        caller: &Principal,
         id: &str,
-    ) -> Result<Option<(Acting<'_>, Uuid)>, RecordError> {
+    ) -> Result<Option<(AuthorizedClient<'_>, Uuid)>, ChatStoreError> {
         let acting = self.supabase.acting(caller)?;
         Ok(acting.zip(Uuid::parse_str(id).ok()))
     }
 }
 
-async fn find(acting: &Acting<'_>, id: Uuid) -> Result<Option<ChatRow>, RecordError> {
+async fn find(acting: &AuthorizedClient<'_>, id: Uuid) -> Result<Option<ChatRow>, ChatStoreError> {
     let rows = acting.chats(&[("id", &format!("eq.{id}"))]).await?;
     Ok(rows.into_iter().next())
 }
 
-async fn all_messages(acting: &Acting<'_>, id: Uuid) -> Result<Vec<ChatMessage>, RecordError> {
+async fn all_messages(
+    acting: &AuthorizedClient<'_>,
+    id: Uuid,
+) -> Result<Vec<ChatMessage>, ChatStoreError> {
     let (chat, limit) = (format!("eq.{id}"), PAGE.to_string());
     let mut messages: Vec<ChatMessage> = Vec::new();
     let mut size = 0;
@@ -89,7 +92,7 @@ async fn all_messages(acting: &Acting<'_>, id: Uuid) -> Result<Vec<ChatMessage>,
             messages.push(message);
         }
         if size > LARGEST_CHAT {
-            return Err(RecordError::Refused {
+            return Err(ChatStoreError::Refused {
                 code: format!("a chat of more than {LARGEST_CHAT} bytes"),
             });
         }
@@ -106,10 +109,10 @@ fn quoted(value: &str) -> String {
 
 /// Appends messages. Returns `false` if the chat does not exist or is not the user's.
 async fn append(
-    acting: &Acting<'_>,
+    acting: &AuthorizedClient<'_>,
     chat: Uuid,
     messages: &[ChatMessage],
-) -> Result<bool, RecordError> {
+) -> Result<bool, ChatStoreError> {
     // With the user's token, row-level security ensures this.
     if acting.service && find(acting, chat).await?.is_none() {
         return Ok(false);
@@ -118,7 +121,7 @@ async fn append(
         .iter()
         .map(|message| MessageRow::new(chat, message))
         .collect();
-    let rows = rows.ok_or_else(|| RecordError::Refused {
+    let rows = rows.ok_or_else(|| ChatStoreError::Refused {
         code: "a message whose id is no UUID".to_owned(),
     })?;
     if rows.is_empty() {
@@ -127,16 +130,16 @@ async fn append(
     match acting.insert_messages(&rows).await {
         Ok(()) => Ok(true),
         // Refused because the chat does not exist (any more), or for another reason.
-        Err(RecordError::Refused { code }) => match find(acting, chat).await? {
+        Err(ChatStoreError::Refused { code }) => match find(acting, chat).await? {
             None => Ok(false),
-            Some(_) => Err(RecordError::Refused { code }),
+            Some(_) => Err(ChatStoreError::Refused { code }),
         },
         Err(error) => Err(error),
     }
 }
 
-impl Records for SupabaseRecords {
-    fn list(&self, caller: &Caller, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
+impl ChatStore for SupabaseRecords {
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
         let caller = caller.clone();
         Box::pin(async move {
             let Some(acting) = self.supabase.acting(&caller)? else {
@@ -152,7 +155,7 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn find(&self, caller: &Caller, id: &str) -> Recorded<'_, Option<Chat>> {
+    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -162,11 +165,11 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn create(&self, caller: &Caller, chat: Chat) -> Recorded<'_, ()> {
+    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()> {
         let caller = caller.clone();
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &chat.id)? else {
-                return Err(RecordError::Refused {
+                return Err(ChatStoreError::Refused {
                     code: "an id that is no UUID".to_owned(),
                 });
             };
@@ -174,7 +177,7 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn rename(&self, caller: &Caller, id: &str, text: &str) -> Recorded<'_, Option<String>> {
+    fn rename(&self, caller: &Principal, id: &str, text: &str) -> Recorded<'_, Option<String>> {
         let (caller, id, title) = (caller.clone(), id.to_owned(), title(text));
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -185,7 +188,7 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn note(&self, caller: &Caller, id: &str, progress: Progress) -> Recorded<'_, bool> {
+    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -195,7 +198,7 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn delete(&self, caller: &Caller, id: &str) -> Recorded<'_, bool> {
+    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -205,7 +208,12 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn append(&self, caller: &Caller, id: &str, messages: Vec<ChatMessage>) -> Recorded<'_, bool> {
+    fn append(
+        &self,
+        caller: &Principal,
+        id: &str,
+        messages: Vec<ChatMessage>,
+    ) -> Recorded<'_, bool> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -215,7 +223,7 @@ impl Records for SupabaseRecords {
         })
     }
 
-    fn messages(&self, caller: &Caller, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
+    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {

@@ -19,7 +19,7 @@ use super::accounts::{IntegrationRow, NewIntegrationRow};
 use super::response::{self, no_answer};
 use super::rows::{ChatRow, MessageRow};
 use super::{Supabase, bearer};
-use crate::store::{Caller, RecordError};
+use crate::store::{ChatStoreError, Principal};
 
 const API_KEY: HeaderName = HeaderName::from_static("apikey");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -42,7 +42,7 @@ const NEEDED: [(&str, &str); 4] = [
 ];
 
 /// A client that acts for one caller.
-pub(super) struct Acting<'a> {
+pub(super) struct AuthorizedClient<'a> {
     supabase: &'a Supabase,
     user: Uuid,
     api_key: HeaderValue,
@@ -55,22 +55,25 @@ type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 impl Supabase {
     /// Returns a client for a caller, or `None` if the user is not one of the project's.
-    pub(super) fn acting(&self, caller: &Caller) -> Result<Option<Acting<'_>>, RecordError> {
+    pub(super) fn acting(
+        &self,
+        caller: &Principal,
+    ) -> Result<Option<AuthorizedClient<'_>>, ChatStoreError> {
         let Ok(user) = Uuid::parse_str(caller.user().as_str()) else {
             return Ok(None);
         };
         let (api_key, bearer, service) = match caller {
-            Caller::User { token, .. } => {
-                let bearer = bearer(token).map_err(|_| RecordError::Token)?;
+            Principal::User { token, .. } => {
+                let bearer = bearer(token).map_err(|_| ChatStoreError::Token)?;
                 (self.anon_key.clone(), bearer, false)
             }
-            Caller::Service { .. } => {
+            Principal::Service { .. } => {
                 let keys = self.service_key.clone();
-                let (api_key, bearer) = keys.ok_or(RecordError::NoServiceKey)?;
+                let (api_key, bearer) = keys.ok_or(ChatStoreError::NoServiceKey)?;
                 (api_key, bearer, true)
             }
         };
-        Ok(Some(Acting {
+        Ok(Some(AuthorizedClient {
             supabase: self,
             user,
             api_key,
@@ -82,14 +85,14 @@ impl Supabase {
 
 impl Supabase {
     /// Checks that the project responds and has what this version needs. Reads no row.
-    pub async fn probe(&self) -> Result<(), RecordError> {
+    pub async fn probe(&self) -> Result<(), ChatStoreError> {
         for (table, columns) in NEEDED {
             self.probe_table(table, columns).await?;
         }
         Ok(())
     }
 
-    async fn probe_table(&self, table: &str, columns: &str) -> Result<(), RecordError> {
+    async fn probe_table(&self, table: &str, columns: &str) -> Result<(), ChatStoreError> {
         let mut request = self.request(Method::GET, table, self.anon_key.clone());
         if let Some((key, bearer)) = &self.service_key {
             request = self.request(Method::GET, table, key.clone());
@@ -100,7 +103,7 @@ impl Supabase {
         match response::rows::<Id>(response, self.has_service_key()).await {
             // Only signed-in users may read rows, as it should be. A missing table or column is
             // reported all the same, because PostgreSQL checks for that first.
-            Ok(_) | Err(RecordError::Token) => Ok(()),
+            Ok(_) | Err(ChatStoreError::Token) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -112,9 +115,9 @@ impl Supabase {
     }
 }
 
-impl Acting<'_> {
+impl AuthorizedClient<'_> {
     /// Reads chats of the user.
-    pub(super) async fn chats(&self, narrow: Pairs<'_>) -> Result<Vec<ChatRow>, RecordError> {
+    pub(super) async fn chats(&self, narrow: Pairs<'_>) -> Result<Vec<ChatRow>, ChatStoreError> {
         let owner = self.owner();
         let request = self
             .request(Method::GET, "chat_sessions")
@@ -124,7 +127,10 @@ impl Acting<'_> {
     }
 
     /// Reads messages of the user's chats.
-    pub(super) async fn messages(&self, narrow: Pairs<'_>) -> Result<Vec<MessageRow>, RecordError> {
+    pub(super) async fn messages(
+        &self,
+        narrow: Pairs<'_>,
+    ) -> Result<Vec<MessageRow>, ChatStoreError> {
         let owner = self.owner();
         let request = self
             .request(Method::GET, "chat_messages")
@@ -135,7 +141,7 @@ impl Acting<'_> {
 
     /// Creates a chat for the user. An existing one with the same id is left unchanged, whoever
     /// owns it.
-    pub(super) async fn insert_chat(&self, row: &ChatRow) -> Result<(), RecordError> {
+    pub(super) async fn insert_chat(&self, row: &ChatRow) -> Result<(), ChatStoreError> {
         let row = Owned {
             user_id: self.user,
             row,
@@ -145,7 +151,7 @@ impl Acting<'_> {
 
     /// Appends messages to a chat; existing ones are left unchanged. The caller has checked that
     /// the chat is the user's, since the row itself does not say.
-    pub(super) async fn insert_messages(&self, rows: &[MessageRow]) -> Result<(), RecordError> {
+    pub(super) async fn insert_messages(&self, rows: &[MessageRow]) -> Result<(), ChatStoreError> {
         self.insert("chat_messages", &rows).await
     }
 
@@ -154,13 +160,13 @@ impl Acting<'_> {
         &self,
         chat: Uuid,
         change: &impl Serialize,
-    ) -> Result<bool, RecordError> {
+    ) -> Result<bool, ChatStoreError> {
         let request = self.one(Method::PATCH, chat).json(change);
         Ok(!self.rows::<Id>(request).await?.is_empty())
     }
 
     /// Deletes a chat of the user. Returns `false` if there is none.
-    pub(super) async fn remove(&self, chat: Uuid) -> Result<bool, RecordError> {
+    pub(super) async fn remove(&self, chat: Uuid) -> Result<bool, ChatStoreError> {
         let request = self.one(Method::DELETE, chat);
         Ok(!self.rows::<Id>(request).await?.is_empty())
     }
@@ -169,7 +175,7 @@ impl Acting<'_> {
     pub(super) async fn integrations(
         &self,
         narrow: Pairs<'_>,
-    ) -> Result<Vec<IntegrationRow>, RecordError> {
+    ) -> Result<Vec<IntegrationRow>, ChatStoreError> {
         let request = self
             .request(Method::GET, "integrations")
             .query(&[("select", INTEGRATION), ("user_id", &self.owner())])
@@ -178,7 +184,10 @@ impl Acting<'_> {
     }
 
     /// Stores a git account, replacing the user's previous one at that provider.
-    pub(super) async fn put_integration(&self, row: &NewIntegrationRow) -> Result<(), RecordError> {
+    pub(super) async fn put_integration(
+        &self,
+        row: &NewIntegrationRow,
+    ) -> Result<(), ChatStoreError> {
         let row = Owned {
             user_id: self.user,
             row,
@@ -193,7 +202,7 @@ impl Acting<'_> {
     }
 
     /// Deletes a git account of the user. Returns `false` if there is none.
-    pub(super) async fn remove_integration(&self, provider: &str) -> Result<bool, RecordError> {
+    pub(super) async fn remove_integration(&self, provider: &str) -> Result<bool, ChatStoreError> {
         let request = self
             .request(Method::DELETE, "integrations")
             .query(&[("select", "id"), ("user_id", &self.owner())])
@@ -210,7 +219,7 @@ impl Acting<'_> {
             .header(PREFER, "return=representation")
     }
 
-    async fn insert(&self, table: &str, rows: &impl Serialize) -> Result<(), RecordError> {
+    async fn insert(&self, table: &str, rows: &impl Serialize) -> Result<(), ChatStoreError> {
         let request = self
             .request(Method::POST, table)
             .query(&[("on_conflict", "id")])
@@ -223,7 +232,7 @@ impl Acting<'_> {
     async fn rows<T: DeserializeOwned>(
         &self,
         request: RequestBuilder,
-    ) -> Result<Vec<T>, RecordError> {
+    ) -> Result<Vec<T>, ChatStoreError> {
         let response = request.send().await.map_err(no_answer)?;
         response::rows(response, self.service).await
     }

@@ -6,7 +6,7 @@
 //! character. What is left of it is the syntax of a query, which takes a few lines here.
 //!
 //! # Invariants
-//! - Every request is made by [`client::Acting`], the client of one caller. It adds the key, the
+//! - Every request is made by [`client::AuthorizedClient`], the client of one caller. It adds the key, the
 //!   token and the filter by user, so none of them can be omitted or mixed up, and nothing is
 //!   carried over from one request to the next.
 //! - Another user's chat does not exist for a caller, whichever key is used.
@@ -26,7 +26,7 @@ use reqwest::{Client, redirect};
 use url::Url;
 
 pub use self::chats::SupabaseRecords;
-use super::RecordError;
+use super::ChatStoreError;
 use crate::types::secret::Secret;
 
 /// Timeout for a connection.
@@ -66,8 +66,8 @@ impl fmt::Debug for Supabase {
 impl Supabase {
     /// Creates a client for a project. The settings have been validated; a key that a header cannot
     /// carry is refused.
-    pub fn new(settings: &SupabaseSettings) -> Result<Self, RecordError> {
-        let unusable = |_| RecordError::Refused {
+    pub fn new(settings: &SupabaseSettings) -> Result<Self, ChatStoreError> {
+        let unusable = |_| ChatStoreError::Refused {
             code: "a key that no header can carry".to_owned(),
         };
         let key = |secret: &Secret| sensitive(secret.expose()).map_err(unusable);
@@ -82,7 +82,7 @@ impl Supabase {
             // A redirect would take the keys along to wherever it leads.
             .redirect(redirect::Policy::none())
             .build()
-            .map_err(|_| RecordError::Unavailable { answered: false })?;
+            .map_err(|_| ChatStoreError::Unavailable { answered: false })?;
         let mut rest = settings.url.clone();
         rest.set_path(&format!(
             "{}/rest/v1/",

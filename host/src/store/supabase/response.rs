@@ -1,7 +1,7 @@
 //! Interprets responses of the REST API.
 //!
 //! # Invariants
-//! - Every unsuccessful response becomes one of [`RecordError`]'s variants, whatever its body is.
+//! - Every unsuccessful response becomes one of [`ChatStoreError`]'s variants, whatever its body is.
 //! - What the database said goes to the log, truncated and without the rows that it quotes.
 //! - A response has a maximum size.
 
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::client::{CHAT, INTEGRATION};
-use crate::store::{Lack, RecordError, cut};
+use crate::store::{ChatStoreError, Lack, cut};
 
 /// The tables that this version uses.
 const TABLES: [&str; 4] = ["users", "chat_sessions", "chat_messages", "integrations"];
@@ -30,14 +30,14 @@ const LARGEST: usize = 64 << 20;
 const LARGEST_REFUSAL: usize = 64 << 10;
 
 /// Converts an error of a request that got no response.
-pub(super) fn no_answer(cause: reqwest::Error) -> RecordError {
+pub(super) fn no_answer(cause: reqwest::Error) -> ChatStoreError {
     // Without the URL: its query names users.
     tracing::debug!(cause = %cause.without_url(), "the REST API of the record of chats did not answer");
-    RecordError::Unavailable { answered: false }
+    ChatStoreError::Unavailable { answered: false }
 }
 
 /// Checks for a success without rows.
-pub(super) async fn done(response: Response, service: bool) -> Result<(), RecordError> {
+pub(super) async fn done(response: Response, service: bool) -> Result<(), ChatStoreError> {
     if response.status().is_success() {
         return Ok(());
     }
@@ -48,7 +48,7 @@ pub(super) async fn done(response: Response, service: bool) -> Result<(), Record
 pub(super) async fn rows<T: DeserializeOwned>(
     response: Response,
     service: bool,
-) -> Result<Vec<T>, RecordError> {
+) -> Result<Vec<T>, ChatStoreError> {
     match response.status() {
         // An offset past the end.
         StatusCode::RANGE_NOT_SATISFIABLE => return Ok(Vec::new()),
@@ -58,7 +58,7 @@ pub(super) async fn rows<T: DeserializeOwned>(
     let (body, whole) = body(response, LARGEST).await?;
     let unreadable = |why: String| {
         tracing::error!(%why, "the REST API of the record of chats answered what is no list of rows");
-        RecordError::Unavailable { answered: true }
+        ChatStoreError::Unavailable { answered: true }
     };
     if !whole {
         return Err(unreadable(format!("more than {LARGEST} bytes")));
@@ -67,14 +67,14 @@ pub(super) async fn rows<T: DeserializeOwned>(
         // Valid JSON, but rows of another shape: a column has another type.
         Category::Data => {
             tracing::error!(%why, "the REST API of the record of chats answered rows of another form");
-            RecordError::Schema(Lack::Form)
+            ChatStoreError::Schema(Lack::Form)
         }
         _ => unreadable(why.to_string()),
     })
 }
 
 /// Reads a body, and returns whether that is all of it.
-async fn body(response: Response, largest: usize) -> Result<(Vec<u8>, bool), RecordError> {
+async fn body(response: Response, largest: usize) -> Result<(Vec<u8>, bool), ChatStoreError> {
     let mut body = Vec::new();
     let mut stream = response.bytes_stream();
     while let Some(piece) = stream.next().await {
@@ -97,7 +97,7 @@ struct Said {
     message: Option<String>,
 }
 
-async fn refusal(response: Response, service: bool) -> RecordError {
+async fn refusal(response: Response, service: bool) -> ChatStoreError {
     let status = response.status();
     let body = match body(response, LARGEST_REFUSAL).await {
         Ok((body, _)) => body,
@@ -112,10 +112,10 @@ async fn refusal(response: Response, service: bool) -> RecordError {
     let error = meaning(status.as_u16(), &code, &message, service);
     match error {
         // Users' tokens expire all the time.
-        RecordError::Token => {
+        ChatStoreError::Token => {
             tracing::debug!(%status, code, message, "the record of chats does not take a token");
         }
-        RecordError::Unavailable { .. } => {
+        ChatStoreError::Unavailable { .. } => {
             tracing::debug!(%status, code, message, "the record of chats does not work");
         }
         _ => tracing::warn!(%status, code, message, "the record of chats refused a request"),
@@ -125,18 +125,18 @@ async fn refusal(response: Response, service: bool) -> RecordError {
 
 /// Maps a status and PostgREST's code to an error. Of the message, only names that this version
 /// knows are considered.
-fn meaning(status: u16, code: &str, message: &str, service: bool) -> RecordError {
-    let unavailable = |answered| RecordError::Unavailable { answered };
-    let key = |setting| RecordError::Key { setting };
+fn meaning(status: u16, code: &str, message: &str, service: bool) -> ChatStoreError {
+    let unavailable = |answered| ChatStoreError::Unavailable { answered };
+    let key = |setting| ChatStoreError::Key { setting };
     if let Some(lack) = lack(status, code, message) {
-        return RecordError::Schema(lack);
+        return ChatStoreError::Schema(lack);
     }
     match (status, code) {
         // The host's key is wrong: the operator can correct that, and nothing needs to be given up.
         (401, _) if service => key("SUPABASE_SERVICE_KEY"),
         // Expired, signed with another secret, or for a role that does not exist or has no
         // permissions.
-        (401, code) if code.starts_with("PGRST3") || code == "42501" => RecordError::Token,
+        (401, code) if code.starts_with("PGRST3") || code == "42501" => ChatStoreError::Token,
         // The gateway does not know the API key.
         (401, _) => key("SUPABASE_ANON_KEY"),
         (408 | 425 | 429 | 502..=504, _) => unavailable(false),
@@ -179,13 +179,13 @@ fn lack(status: u16, code: &str, message: &str) -> Option<Lack> {
     }
 }
 
-fn refused(status: u16, code: &str) -> RecordError {
+fn refused(status: u16, code: &str) -> ChatStoreError {
     let code = if code.is_empty() {
         format!("HTTP {status}")
     } else {
         cut(code, 20).to_owned()
     };
-    RecordError::Refused { code }
+    ChatStoreError::Refused { code }
 }
 
 #[cfg(test)]
@@ -249,7 +249,7 @@ mod tests {
         let refused = r#"new row violates row-level security policy for table "chat_sessions""#;
         assert!(matches!(
             meaning(403, "42501", refused, false),
-            RecordError::Refused { .. }
+            ChatStoreError::Refused { .. }
         ));
     }
 

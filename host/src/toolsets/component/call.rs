@@ -18,7 +18,7 @@ use crate::types::plural;
 use crate::types::sanitize::clean;
 use crate::types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
 use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
-use crate::wasm::limits::Figures;
+use crate::wasm::limits::CallUsage;
 use crate::wasm::tools::ToolsPlugin;
 
 /// The maximum number of steps in a call.
@@ -35,7 +35,7 @@ const LARGEST_BODY: usize = 4 << 20;
 const LARGEST_HEAD: usize = 32 << 10;
 
 /// Carries out what a component requests. An error is passed to the component.
-pub trait Hands: Send + Sync {
+pub trait ToolHost: Send + Sync {
     /// Runs a command, with a time limit.
     fn run<'a>(
         &'a self,
@@ -57,7 +57,7 @@ pub struct Called {
     /// The model's reply, as the component made it.
     pub reply: Reply,
     /// The component's resource usage over all steps.
-    pub figures: Figures,
+    pub figures: CallUsage,
     /// The number of steps.
     pub steps: usize,
 }
@@ -68,11 +68,11 @@ pub async fn call_tool(
     plugin: &ToolsPlugin,
     settings: &str,
     call: &ToolCall,
-    hands: &dyn Hands,
+    hands: &dyn ToolHost,
     time: Duration,
 ) -> Called {
     let begun = Instant::now();
-    let mut figures = Figures::default();
+    let mut figures = CallUsage::default();
     let mut progress: Option<Progress> = None;
     for step in 1..=MOST_STEPS {
         let called = plugin.step(settings, call, progress.as_ref()).await;
@@ -125,7 +125,11 @@ fn failed(text: String) -> Reply {
     }
 }
 
-async fn carried_out(hands: &dyn Hands, action: Action, left: Duration) -> Result<Answer, Error> {
+async fn carried_out(
+    hands: &dyn ToolHost,
+    action: Action,
+    left: Duration,
+) -> Result<Answer, Error> {
     check(&action).map_err(|message| Error {
         kind: ErrorKind::InvalidInput,
         code: Some("tool-action".to_owned()),

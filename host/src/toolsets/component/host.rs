@@ -14,12 +14,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::Component;
-use super::call::Hands;
+use super::ToolComponent;
+use super::call::ToolHost;
 use crate::net::egress::Endpoint;
 use crate::sandbox::tools::middle_left_out;
 use crate::sandbox::{ExecRequest, SandboxError};
-use crate::session::{DeltaKind, EventDraft, Place, Showing};
+use crate::session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use crate::types::unicode::{Pieces, readable_json};
 use crate::types::wit::tools::{Command, Output, Program};
 use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
@@ -31,13 +31,13 @@ const SHOWN_OUTPUT: usize = 30_000;
 const SHOWN_BODY: usize = 2_000;
 
 /// Carries out what a component requests in one call.
-pub(super) struct HandsOf {
-    pub(super) component: Arc<Component>,
-    pub(super) place: Option<Arc<dyn Place>>,
-    pub(super) showing: Showing,
+pub(super) struct SessionToolHost {
+    pub(super) component: Arc<ToolComponent>,
+    pub(super) place: Option<Arc<dyn Environment>>,
+    pub(super) showing: ToolOutput,
 }
 
-impl HandsOf {
+impl SessionToolHost {
     /// Fails if the call is not to continue.
     async fn show(&self, event: EventDraft) -> Result<(), Error> {
         if (self.showing.events)(event).await {
@@ -47,7 +47,7 @@ impl HandsOf {
     }
 }
 
-impl Hands for HandsOf {
+impl ToolHost for SessionToolHost {
     fn run<'a>(
         &'a self,
         command: &'a Command,
@@ -103,7 +103,7 @@ impl Hands for HandsOf {
         _: Duration,
     ) -> BoxFuture<'a, Result<HttpResponse, Error>> {
         async move {
-            let Component {
+            let ToolComponent {
                 endpoint,
                 egress,
                 key,

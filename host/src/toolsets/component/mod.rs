@@ -19,12 +19,14 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::call::call_tool;
-use self::host::HandsOf;
-use super::{Source, Toolset};
+use self::host::SessionToolHost;
+use super::{OpenToolSource, ToolSource};
 use crate::config::Config;
 use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
 use crate::net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
-use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
+use crate::session::{
+    Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
+};
 use crate::types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 use crate::wasm::ToolsPlugin;
 
@@ -34,14 +36,14 @@ const CALL_TIME: Duration = Duration::from_secs(120);
 const LARGEST_ANSWER: u64 = 4 << 20;
 
 /// The tool components of this deployment.
-pub(crate) struct Components {
+pub(crate) struct ToolComponents {
     /// Ordered by name.
-    all: Vec<Arc<Component>>,
+    all: Vec<Arc<ToolComponent>>,
     egress: Egress,
 }
 
 /// A tool component and what it is given.
-pub(crate) struct Component {
+pub(crate) struct ToolComponent {
     pub(super) plugin: ToolsPlugin,
     /// Its settings, as JSON.
     settings: String,
@@ -59,7 +61,7 @@ pub(crate) struct Component {
     egress: Egress,
 }
 
-impl Components {
+impl ToolComponents {
     /// The loaded components, and warnings for the operator. Connections of those `before` are
     /// reused where possible.
     pub(crate) fn new(
@@ -104,7 +106,7 @@ impl Components {
                     plugin.name()
                 ));
             }
-            all.push(Arc::new(Component {
+            all.push(Arc::new(ToolComponent {
                 plugin,
                 settings,
                 definitions,
@@ -120,19 +122,19 @@ impl Components {
     }
 
     /// All components, as tool sources for sessions.
-    pub(crate) fn sources(&self) -> Vec<Arc<dyn Source>> {
+    pub(crate) fn sources(&self) -> Vec<Arc<dyn ToolSource>> {
         let all = self.all.iter().cloned();
-        all.map(|one| Arc::new(Offered(one)) as Arc<dyn Source>)
+        all.map(|one| Arc::new(ComponentToolSource(one)) as Arc<dyn ToolSource>)
             .collect()
     }
 
     /// The component of this name.
-    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Component>> {
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<ToolComponent>> {
         self.all.iter().find(|one| one.plugin.name() == name)
     }
 }
 
-impl Component {
+impl ToolComponent {
     /// Whether sessions of this policy have its tools.
     pub(crate) fn is_for(&self, policy: &str) -> bool {
         let named = self.policies.as_ref();
@@ -151,16 +153,16 @@ impl Component {
 }
 
 /// A component as a tool source.
-struct Offered(Arc<Component>);
+struct ComponentToolSource(Arc<ToolComponent>);
 
 /// A component for one session. The component is shared by all sessions, so only the environment is
 /// the session's own.
 struct OfSession {
-    component: Arc<Component>,
-    place: Option<Arc<dyn Place>>,
+    component: Arc<ToolComponent>,
+    place: Option<Arc<dyn Environment>>,
 }
 
-impl Source for Offered {
+impl ToolSource for ComponentToolSource {
     fn name(&self) -> &str {
         self.0.plugin.name()
     }
@@ -192,17 +194,17 @@ impl Source for Offered {
     fn open(
         &self,
         _: ToolsSpec,
-        place: Option<Arc<dyn Place>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>> {
+        place: Option<Arc<dyn Environment>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>> {
         let opened = OfSession {
             component: self.0.clone(),
             place,
         };
-        std::future::ready(Ok(Arc::new(opened) as Arc<dyn Toolset>)).boxed()
+        std::future::ready(Ok(Arc::new(opened) as Arc<dyn OpenToolSource>)).boxed()
     }
 }
 
-impl Toolset for OfSession {
+impl OpenToolSource for OfSession {
     fn definitions(&self) -> Vec<ToolDefinition> {
         self.component.definitions.clone()
     }
@@ -211,10 +213,10 @@ impl Toolset for OfSession {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        showing: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let component = self.component.clone();
-        let hands = HandsOf {
+        let hands = SessionToolHost {
             component: component.clone(),
             place: self.place.clone(),
             showing,
@@ -223,7 +225,7 @@ impl Toolset for OfSession {
             let time = timeout_ms.map_or(component.time, |ms| {
                 component.time.min(Duration::from_millis(ms.into()))
             });
-            let Component {
+            let ToolComponent {
                 plugin, settings, ..
             } = &*component;
             let called = call_tool(plugin, settings, &call, &hands, time).await;
@@ -241,7 +243,7 @@ impl Toolset for OfSession {
             } else {
                 "CmdOutputObservation"
             };
-            Ok(ToolDone {
+            Ok(ToolResultWithEvent {
                 shown: EventDraft::text(event_type, &reply.text),
                 result: ToolResult {
                     call_id: call.id,
@@ -262,13 +264,13 @@ impl Toolset for OfSession {
 }
 
 /// The endpoint of a component's requests, and its key.
-struct Site {
+struct ToolEndpoint {
     endpoint: Option<Endpoint>,
     key: Option<SecretString>,
 }
 
 /// The error is a sentence.
-fn site(tools: &LoadedTools, config: &Config) -> Result<Site, String> {
+fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, String> {
     let LoadedTools { plugin, entry, .. } = tools;
     let name = plugin.name();
     let descriptor = plugin.descriptor();
@@ -294,7 +296,7 @@ fn site(tools: &LoadedTools, config: &Config) -> Result<Site, String> {
             .map_err(|why| why.to_string())?,
         None => None,
     };
-    Ok(Site {
+    Ok(ToolEndpoint {
         endpoint: endpoint.transpose().map_err(unusable)?,
         key: key.map(|key| SecretString::from(key.expose().to_owned())),
     })

@@ -31,7 +31,7 @@ use super::{listing, names, result};
 use crate::manifest::AllowedTools;
 use crate::net::egress::EgressError;
 use crate::sandbox::ProcessEnd;
-use crate::session::{EventDraft, Place, ToolDone};
+use crate::session::{Environment, EventDraft, ToolResultWithEvent};
 use crate::types::plural;
 use crate::types::sanitize::clean;
 use crate::types::wit::types::{ToolCall, ToolDefinition, ToolResult};
@@ -56,7 +56,7 @@ const SHOWN: usize = 500;
 /// The connection to one server, for one session.
 pub(crate) struct Client {
     server: Server,
-    place: Option<Arc<dyn Place>>,
+    place: Option<Arc<dyn Environment>>,
     definitions: Vec<ToolDefinition>,
     /// The tools' own names, by the names models use.
     own: HashMap<String, String>,
@@ -93,7 +93,7 @@ impl Client {
     /// Starts a server for a session and lists its tools. The error is a sentence.
     pub(crate) async fn open(
         server: Server,
-        place: Option<Arc<dyn Place>>,
+        place: Option<Arc<dyn Environment>>,
     ) -> Result<Self, String> {
         let limit = server.start_time;
         let begun = async {
@@ -126,9 +126,13 @@ impl Client {
     }
 
     /// Calls a tool. A failure is its result.
-    pub(crate) async fn call(&self, call: ToolCall, limit: Option<Duration>) -> ToolDone {
+    pub(crate) async fn call(
+        &self,
+        call: ToolCall,
+        limit: Option<Duration>,
+    ) -> ToolResultWithEvent {
         match self.try_call(&call, limit).await {
-            Ok((text, is_error)) => ToolDone {
+            Ok((text, is_error)) => ToolResultWithEvent {
                 shown: EventDraft::text(
                     if is_error {
                         "AgentErrorObservation"
@@ -146,7 +150,7 @@ impl Client {
                 },
                 notices: Vec::new(),
             },
-            Err(sentence) => ToolDone::failed(&call, sentence),
+            Err(sentence) => ToolResultWithEvent::failed(&call, sentence),
         }
     }
 
@@ -317,7 +321,7 @@ fn said(text: &str) -> String {
 }
 
 /// Starts a server and completes the handshake.
-async fn connect(server: &Server, place: Option<&dyn Place>) -> Result<Connected, String> {
+async fn connect(server: &Server, place: Option<&dyn Environment>) -> Result<Connected, String> {
     match &server.way {
         Way::Program { argv, env } => {
             let place = place.ok_or(

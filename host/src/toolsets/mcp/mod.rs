@@ -1,9 +1,21 @@
 //! The MCP servers of a deployment, as tool sources.
 //!
+//! `server` is a server's configuration, `client` a session's connection to one, `stdio` and `http` are the two
+//! transports, `listing` reads the tools it lists, `names` makes names that model providers accept, `result`
+//! converts results to text.
+//!
 //! # Invariants
 //!
 //! - A key is the one that the manifest names for that very server, and goes to the URL beside it.
 //! - Each session has its own connection, and its own process.
+//! - A server is not trusted. Its output is bounded in number, size and time before it is
+//!   interpreted.
+//! - A server receives only the calls of its own session and cannot make requests: sampling, roots
+//!   and elicitation are refused.
+//! - Only the tools that the deployment allows are offered, as the server listed them when the
+//!   session began. A changed list is not followed, since an agent must not be given tools that
+//!   nobody has seen.
+//! - A call is never repeated.
 
 pub(crate) mod client;
 pub(crate) mod http;
@@ -22,11 +34,13 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use self::server::{Client, Http, Server, Way};
-use super::{Source, Toolset};
+use super::{OpenToolSource, ToolSource};
 use crate::config::Config;
 use crate::manifest::{Manifest, McpEntry, McpWay, Problem, Problems};
 use crate::net::egress::{Egress, EgressLimits, Endpoint, Injection};
-use crate::session::{EventDraft, Place, SEPARATOR, Showing, ToolDone, ToolsSpec};
+use crate::session::{
+    Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
+};
 use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The default time limit of one call.
@@ -39,12 +53,12 @@ const LARGEST_ANSWER: u64 = 4 << 20;
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Servers, and warnings.
-type Found = (Vec<Arc<dyn Source>>, Vec<String>);
+type Found = (Vec<Arc<dyn ToolSource>>, Vec<String>);
 
 /// The servers that a manifest names, and warnings for the operator.
 pub(crate) fn sources(manifest: &Manifest, config: &Config) -> Result<Found, Problems> {
     let (mut all, mut warnings, mut wrong) =
-        (Vec::<Arc<dyn Source>>::new(), Vec::new(), Vec::new());
+        (Vec::<Arc<dyn ToolSource>>::new(), Vec::new(), Vec::new());
     for (name, entry) in &manifest.mcp {
         match source(name, entry, config, &mut warnings) {
             Ok(source) => all.push(Arc::new(source)),
@@ -130,7 +144,7 @@ struct Mcp {
     policies: Option<Vec<String>>,
 }
 
-impl Source for Mcp {
+impl ToolSource for Mcp {
     fn name(&self) -> &str {
         &self.server.name
     }
@@ -152,12 +166,12 @@ impl Source for Mcp {
     fn open(
         &self,
         _: ToolsSpec,
-        place: Option<Arc<dyn Place>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn Toolset>, String>> {
+        place: Option<Arc<dyn Environment>>,
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>> {
         let server = self.server.clone();
         async move {
             let client = Client::open(server, place).await?;
-            Ok(Arc::new(Tools(Arc::new(client))) as Arc<dyn Toolset>)
+            Ok(Arc::new(Tools(Arc::new(client))) as Arc<dyn OpenToolSource>)
         }
         .boxed()
     }
@@ -166,7 +180,7 @@ impl Source for Mcp {
 /// A session's open connection to one.
 struct Tools(Arc<Client>);
 
-impl Toolset for Tools {
+impl OpenToolSource for Tools {
     fn definitions(&self) -> Vec<ToolDefinition> {
         self.0.definitions()
     }
@@ -175,8 +189,8 @@ impl Toolset for Tools {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        _: Showing,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+        _: ToolOutput,
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let client = self.0.clone();
         let limit = timeout_ms.map(|ms| Duration::from_millis(ms.into()));
         async move { Ok(client.call(call, limit).await) }.boxed()

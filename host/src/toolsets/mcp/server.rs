@@ -1,19 +1,5 @@
 //! The configuration of an MCP server: a program in a session's sandbox, or a server on the
 //! network.
-//!
-//! `client` is a session's connection to a server, `stdio` and `http` are the two transports,
-//! `names` makes names that model providers accept, `result` converts results to text.
-//!
-//! # Invariants
-//!
-//! - A server is not trusted. Its output is bounded in number, size and time before it is
-//!   interpreted.
-//! - A server receives only the calls of its own session and cannot make requests: sampling, roots
-//!   and elicitation are refused.
-//! - Only the tools that the deployment allows are offered, as the server listed them when the
-//!   session began. A changed list is not followed, since an agent must not be given tools that
-//!   nobody has seen.
-//! - A call is never repeated.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

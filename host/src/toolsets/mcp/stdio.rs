@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::server::MOST_SAID;
 use crate::sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
-use crate::session::Place;
+use crate::session::Environment;
 use crate::types::unicode::JsonPieces;
 
 /// How many of the last bytes of its stderr are kept.
@@ -53,7 +53,7 @@ pub(super) struct Program {
 
 /// Starts a program.
 pub(super) async fn start(
-    place: &dyn Place,
+    place: &dyn Environment,
     argv: &[String],
     env: &BTreeMap<String, String>,
 ) -> Result<Program, String> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::types::wit::policy::{Context, Input, Snapshot};
+use crate::types::wit::{policy as policy_types, types};
 
 pub(crate) fn engine() -> Engine {
     Engine::new(EngineOptions {

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use lucid_tests::TOOLING;
 
 use super::*;
-use crate::toolsets::component::call::{Hands, call_tool};
+use crate::toolsets::component::call::{ToolHost, call_tool};
 use crate::types::wit::tools::{Command, Output, Reply};
 use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 
@@ -41,7 +41,7 @@ impl Diary {
     }
 }
 
-impl Hands for Diary {
+impl ToolHost for Diary {
     fn run<'a>(
         &'a self,
         command: &'a Command,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use futures::FutureExt;
 
 use super::*;
-use crate::models::completion::{Completed, Failed, Shown, Target, complete};
+use crate::models::completion::{Completed, Failed, StreamEvent, Target, complete};
 use crate::store::blobs::{Blobs, SessionBlobs};
 use crate::types::wit::llm::{CompletionRequest, Delta};
 use crate::types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
@@ -56,8 +56,8 @@ async fn asked_with(
     }
     let mut deltas = Vec::new();
     let call = complete(&llm, target, &request, |shown| match shown {
-        Shown::Delta(delta) => deltas.push(delta.clone()),
-        Shown::Reset => deltas.clear(),
+        StreamEvent::Delta(delta) => deltas.push(delta.clone()),
+        StreamEvent::Reset => deltas.clear(),
     });
     let result = sendable(call).await;
     (result, deltas)

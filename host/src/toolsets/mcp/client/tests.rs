@@ -14,7 +14,7 @@ const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
 /// An environment that starts programs, and does nothing else.
 struct Room(Sandbox);
 
-impl Place for Room {
+impl Environment for Room {
     fn workspace(&self) -> Option<Arc<Workspace>> {
         None
     }
@@ -40,7 +40,7 @@ impl Place for Room {
         _: ToolCall,
         _: Option<u32>,
         _: DeltaSink,
-    ) -> BoxFuture<'static, Result<ToolDone, Error>> {
+    ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let error = Error {
             kind: ErrorKind::Unsupported,
             code: None,
@@ -92,7 +92,7 @@ async fn said(client: &Client, tool: &str, arguments: &str) -> (String, bool) {
 #[tokio::test]
 async fn what_may_not_be_asked_never_reaches_the_server() {
     let ground = Ground::new(Choice::Landlock).await;
-    let room: Arc<dyn Place> = Arc::new(Room(ground.start("one", None).await));
+    let room: Arc<dyn Environment> = Arc::new(Room(ground.start("one", None).await));
     let client = Client::open(server(&["count", "no-such-tool"]), Some(room.clone())).await;
     let client = Arc::new(client.unwrap());
     let told: Vec<_> = client
@@ -131,7 +131,7 @@ async fn what_may_not_be_asked_never_reaches_the_server() {
 async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
     let ground = Ground::new(Choice::Landlock).await;
     let room = Arc::new(Room(ground.start("one", None).await));
-    let place: Arc<dyn Place> = room.clone();
+    let place: Arc<dyn Environment> = room.clone();
     let client = Client::open(server(&["count"]), Some(place)).await.unwrap();
     room.close().await;
     let (text, failed) = said(&client, "count", "{}").await;
