@@ -22,10 +22,15 @@ use crate::api::{self, About, Api, PluginView};
 use crate::auth::{Authenticator, Jwks, JwksError};
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
+use crate::deployment::manager::DeploymentManager;
+use crate::deployment::snapshot::DeploymentSnapshot;
+use crate::deployment::uploads::UploadStore;
 use crate::disk_reserve::Reserve;
-use crate::environment::disk_guard;
+use crate::environment::disk_guard::{self, OpenEnvironments};
+use crate::environment::factory::EnvironmentFactory;
 use crate::environment::log_reserve;
 use crate::git_providers::accounts::{Accounts, Cipher};
+use crate::git_providers::pull_requests::PullRequestOpener;
 use crate::manifest::Problems;
 use crate::net::oci::Components;
 use crate::sandbox::docker::{self, TakenOver, Transport};
@@ -40,13 +45,6 @@ use crate::store::{
     SupabaseRecords, Transient,
 };
 use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
-
-use crate::deployment::manager::DeploymentManager;
-use crate::deployment::snapshot::DeploymentSnapshot;
-use crate::deployment::uploads::UploadStore;
-use crate::environment::disk_guard::OpenEnvironments;
-use crate::environment::factory::EnvironmentFactory;
-use crate::git_providers::pull_requests::PullRequestOpener;
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
 /// chats, and the sandboxes.

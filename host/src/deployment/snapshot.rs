@@ -15,9 +15,8 @@ use crate::manifest::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
 use crate::models::{Providers, Standing};
 use crate::session::Policies;
 use crate::store::blobs::Blobs;
-use crate::toolsets::Toolsets;
 use crate::toolsets::component::ToolComponents;
-use crate::toolsets::mcp;
+use crate::toolsets::{Toolsets, mcp};
 use crate::wasm::{Engine, Kind, Plugins};
 
 /// A deployment, ready for sessions.

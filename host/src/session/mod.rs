@@ -61,8 +61,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use self::actor::idle;
-use self::actor::task_clock;
+use self::actor::{idle, task_clock};
 use self::stream::frames;
 use crate::disk_reserve::Reserve;
 use crate::store::seal::Sealer;

@@ -49,13 +49,10 @@ pub use self::log::retained::{
 pub use self::log::usage::{CallRow, Totals};
 pub use self::log::write::{keep_message, mark_begun, mark_started};
 pub use self::sqlite::failure::Transient;
-use self::sqlite::health;
 pub(crate) use self::sqlite::health::pauses;
 pub use self::sqlite::health::{Health, Waiting};
 pub use self::sqlite::origin::{Origin, begin, origin, release_sessions};
-use self::sqlite::readers;
-use self::sqlite::uptime;
-use self::sqlite::writer;
+use self::sqlite::{health, readers, uptime, writer};
 pub use chats::{Chats, Deleted};
 pub use outbox::Outbox;
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};

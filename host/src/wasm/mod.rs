@@ -34,7 +34,6 @@ mod tool_schema;
 pub(crate) mod tools;
 mod wasi;
 
-use crate::types::sanitize;
 use std::collections::BTreeMap;
 
 pub use self::any_plugin::{AnyError, AnyPlugin};
@@ -48,6 +47,8 @@ pub use limits::{CallError, CallSite, CallUsage, Called, Limits};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tools::ToolsPlugin;
+
+use crate::types::sanitize;
 
 /// The loaded plugins, by kind and name. Immutable once built.
 #[derive(Debug, Clone, Default)]

@@ -4,9 +4,10 @@
 //! - An error names hosts, never a whole URL, which may hold a token.
 //! - An error does not repeat what a server said.
 
-use crate::types::plural;
 use std::io;
 use std::time::Duration;
+
+use crate::types::plural;
 
 /// An error in fetching a component. The message ends a sentence that names the component.
 #[derive(Debug, thiserror::Error)]

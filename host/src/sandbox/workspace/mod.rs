@@ -17,7 +17,6 @@ mod tree;
 mod walk;
 mod watch;
 
-use crate::types::plural;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -34,11 +33,13 @@ pub use self::quota::{Excess, Quota};
 pub(crate) use self::remove_tree::erase;
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};
+use crate::types::plural;
 
 /// A prefix that every path may have, whatever the sandbox.
 const MOUNT: &str = "/workspace";
 /// The user that owns what a sandbox may write, if the host is root.
 const BOX_USER: u32 = 1000;
+
 /// The owner of sandboxes' files: a user of their own if the host is root, otherwise `None`, for
 /// the host's user.
 #[must_use]

@@ -37,8 +37,7 @@ use super::ports::{
     ActorMessage, CallCost, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, Generation,
     ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, Tree, UsageMeter,
 };
-use super::round::fault;
-use super::round::prompt;
+use super::round::{fault, prompt};
 use super::stream::frames::EventDraft;
 
 /// Maximum length of a call in the host's log, in characters.
