@@ -10,8 +10,8 @@ use lucid::store::{
     Chat, ChatMessage, ChatStore, LocalRecords, Principal, Store, Supabase as Project,
     SupabaseRecords, SupabaseSettings, Totals,
 };
-use lucid::types::secret::Secret;
 use lucid_tests::{Supabase, anon_key, service_key, token};
+use lucid_types::secret::Secret;
 use rusqlite::Connection;
 use uuid::Uuid;
 

@@ -43,5 +43,4 @@ pub mod server;
 pub mod session;
 pub mod store;
 pub mod toolsets;
-pub mod types;
 pub mod wasm;

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lucid::auth::Authenticator;
-use lucid::types::secret::Secret;
-use lucid::types::user::UserId;
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// Signs the tokens. As long as the server wants it at least.
 const SECRET: &str = "a secret that is only good for benchmarks";

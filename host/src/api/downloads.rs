@@ -31,7 +31,7 @@ use super::files::{NOT_YOURS, no_file, not_yet, off_thread};
 use super::problem::{Problem, Query};
 use crate::auth::Identity;
 use crate::sandbox::workspace::Workspace;
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 /// The size of a chunk that is read and sent, in bytes.
 const PIECE: usize = 64 * 1024;

@@ -16,7 +16,7 @@ use super::Api;
 use super::problem::{Json, Problem, Query};
 use crate::auth::Identity;
 use crate::sandbox::workspace::{Node, Workspace, WorkspaceError};
-use crate::types::plural;
+use lucid_types::plural;
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
 /// The maximum size of a displayed file, in bytes.

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::api::problem::Problem;
 use crate::auth::{Admin, AuthError, Authenticator, Identity};
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
 const KEY_HEADER: HeaderName = HeaderName::from_static("x-internal-key");

@@ -18,8 +18,8 @@ use crate::git_providers::SiteError;
 use crate::git_providers::accounts::{AccountError, AccountView, WantedChange};
 use crate::sandbox::git::pasted_repository;
 use crate::store::cut;
-use crate::types::secret::Secret;
-use crate::types::wit::git::Repository;
+use lucid_types::secret::Secret;
+use lucid_types::wit::git::Repository;
 
 /// The maximum length of a title, in characters. It has one line, and no provider accepts a longer
 /// one.

@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 
 use crate::auth::AuthError;
 use crate::store::StoreError;
-use crate::types::unicode::paired_json;
+use lucid_types::unicode::paired_json;
 
 /// A parser's message may repeat the input. More than this many characters help nobody.
 const LONGEST_REASON: usize = 300;

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::auth::Identity;
 use crate::session::{NewSession, OpenChange};
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// What a session that is asked for should be.
 #[derive(Debug, Default, Deserialize, ToSchema)]

@@ -21,7 +21,7 @@ use url::Url;
 use super::AuthError;
 use super::keys::{Found, KeySet, KeySetError};
 use crate::net::egress::{Document, DocumentError, DocumentLimits};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// The maximum size of a key set in bytes, with certificates beside the keys.
 const LARGEST: usize = 256 * 1024;

@@ -31,8 +31,8 @@ pub use self::jwks::{Jwks, JwksError, Look};
 pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
 use self::tokens::Shared;
-use crate::types::secret::Secret;
-pub use crate::types::user::UserId;
+use lucid_types::secret::Secret;
+pub use lucid_types::user::UserId;
 
 /// The proven identity of a caller.
 #[derive(Debug, Clone)]

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{AuthError, Identity};
-use crate::types::secret::Secret;
-use crate::types::user::UserId;
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// The maximum length of a token in bytes. A longer one is refused before it is decoded.
 pub(super) const LONGEST_TOKEN: usize = 16 * 1024;

@@ -61,8 +61,8 @@ use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::manifest::{self, Problems};
 use crate::server::Resume;
-use crate::types::user::UserId;
 use crate::wasm::LOG_TARGET;
+use lucid_types::user::UserId;
 
 use self::signals::interrupted;
 

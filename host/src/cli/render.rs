@@ -6,7 +6,7 @@
 //!   title: control characters are removed.
 //! - Colours are used only on a terminal that did not decline them.
 
-use crate::types::plural;
+use lucid_types::plural;
 use owo_colors::{OwoColorize, Style};
 use serde_json::Value;
 

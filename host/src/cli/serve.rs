@@ -19,7 +19,7 @@ use super::report::announce;
 use super::{DAY, failed, interrupted, wrong, wrong_manifest};
 use crate::config::Config;
 use crate::server::{App, Resume, StartError};
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 /// Which part of the time for a shutdown requests that are under way may take.
 const LAST_REQUESTS: f64 = 0.2;

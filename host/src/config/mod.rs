@@ -47,7 +47,7 @@ use self::secret_file::secret_file;
 pub use self::variables::Variables;
 use crate::sandbox::git::Branches;
 use crate::store::SupabaseSettings;
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 use secrecy::zeroize::Zeroizing;
 use url::Url;
 

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::ConfigError;
 use super::parse::{Values, is_model, seconds};
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// The settings of one provider under its own name.
 #[derive(Debug, Clone, Default)]

@@ -14,7 +14,7 @@ use url::Url;
 use super::ConfigError;
 use super::enums::{AllowedOrigins, Choice};
 use crate::net::egress::pasted;
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// The values that are set, by name. None is empty.
 pub(super) struct Values(HashMap<String, String>);

@@ -16,7 +16,7 @@ use rand::rngs::OsRng;
 use secrecy::zeroize::Zeroizing;
 
 use super::ConfigError;
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// Reads the secret in a file of this machine. Creates it, from 32 random bytes, if it does not
 /// exist.

@@ -21,7 +21,7 @@ use super::parse::{
 };
 use super::{Config, ConfigError, Variables, supabase};
 use crate::sandbox::git::Branches;
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 const DAY: f64 = 86_400.0;
 const MIB: u64 = 1024 * 1024;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::ConfigError;
 use super::known::{is_host_secret, is_variable};
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// Variables by name, as of the start of the process.
 #[derive(Debug, Clone, Default)]

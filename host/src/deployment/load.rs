@@ -27,11 +27,11 @@ use crate::manifest::problem::{At, Problem, Problems};
 use crate::manifest::settings_schema::Schema;
 use crate::net::oci::{Brought, Reference};
 use crate::session::SEPARATOR;
-use crate::types::wit::llm::ModelInfo;
-use crate::types::wit::types::ToolDefinition;
 use crate::wasm::{
     Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
 };
+use lucid_types::wit::llm::ModelInfo;
+use lucid_types::wit::types::ToolDefinition;
 
 /// How many components are compiled at once. A single one uses all processors only part of the
 /// time.

@@ -24,7 +24,7 @@ use crate::session::{
     Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
 };
 use crate::store::blobs::Blobs;
-use crate::types::wit::types::ToolCall;
+use lucid_types::wit::types::ToolCall;
 
 use super::disk_guard::OpenEnvironments;
 use super::tree_watch::Files;

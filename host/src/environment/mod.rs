@@ -30,8 +30,8 @@ use crate::sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, 
 use crate::session::{
     DeltaKind, DeltaSink, Environment, EnvironmentSpec, EventDraft, OutputSink, ToolResultWithEvent,
 };
-use crate::types::unicode::Pieces;
-use crate::types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
+use lucid_types::unicode::Pieces;
+use lucid_types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
 
 /// The time limit of a command for which neither its call nor the policy sets one.
 const COMMAND_TIME: Duration = Duration::from_secs(120);

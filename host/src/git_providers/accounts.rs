@@ -12,9 +12,9 @@ use super::token_cipher;
 use crate::auth::Identity;
 use crate::git_providers::{GitProviders, Site, SiteError};
 use crate::store::{ChatStoreError, Integration, Integrations, NewIntegration};
-use crate::types::secret::Secret;
-use crate::types::wit::git::{Change, NewChange, Repository};
-use crate::types::wit::types::{Error, ErrorKind};
+use lucid_types::secret::Secret;
+use lucid_types::wit::git::{Change, NewChange, Repository};
+use lucid_types::wit::types::{Error, ErrorKind};
 
 pub use super::token_cipher::{Cipher, Sealed, Unopened};
 

@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::net::egress::{EgressError, Endpoint, Injection, PastedError, server};
 use crate::sandbox::git::pasted_repository;
-use crate::types::wit::git::Descriptor;
+use lucid_types::wit::git::Descriptor;
 
 /// Why a server cannot be asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

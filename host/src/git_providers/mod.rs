@@ -28,10 +28,10 @@ use self::instance::{Place, path_below};
 use crate::manifest::LoadedGit;
 use crate::net::egress::{Egress, EgressError, EgressLimits, Endpoint};
 use crate::sandbox::git::repository_url;
-use crate::types::secret::Secret;
-use crate::types::wit::git::{Account, Change, NewChange, Repository};
-use crate::types::wit::types::Error;
 use crate::wasm::GitPlugin;
+use lucid_types::secret::Secret;
+use lucid_types::wit::git::{Account, Change, NewChange, Repository};
+use lucid_types::wit::types::Error;
 
 /// The maximum number of concurrent operations, and as many at servers that users name: one that
 /// never responds does not delay the deployment's own.

@@ -14,11 +14,11 @@ use url::Url;
 
 use super::Site;
 use crate::net::egress::{EgressError, Redactor, retry_after_ms};
-use crate::types::sanitize::clean;
-use crate::types::wit::git::{
+use lucid_types::sanitize::clean;
+use lucid_types::wit::git::{
     Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,
 };
-use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
+use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
 /// The time limit of one operation.
 pub(super) const LONGEST: Duration = Duration::from_secs(30);
@@ -276,7 +276,7 @@ fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::wit::types::Header;
+    use lucid_types::wit::types::Header;
 
     #[test]
     fn a_short_pause_is_waited_for_and_a_long_one_is_not() {

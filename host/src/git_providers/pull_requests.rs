@@ -13,7 +13,7 @@ use super::accounts::{AccountError, Accounts, WantedChange};
 use crate::auth::Identity;
 use crate::session::{Changes, NewPullRequest, OpenedPullRequest};
 use crate::store::{ChatStoreError, Outbox};
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 /// Opens pull requests for sessions.
 pub(crate) struct PullRequestOpener {

@@ -18,7 +18,7 @@ use rand::Rng;
 use secrecy::zeroize::Zeroizing;
 use sha2::{Digest, Sha256};
 
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// The size of an AES block, and of an IV.
 const BLOCK: usize = 16;

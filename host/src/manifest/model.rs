@@ -19,8 +19,8 @@ use super::registries::RegistryEntry;
 use crate::builtin;
 use crate::net::egress::Injection;
 use crate::net::oci::{Brought, Reference, Registry};
-use crate::types::wit::llm::Prices;
 use crate::wasm::Limits;
+use lucid_types::wit::llm::Prices;
 
 /// A value and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
 use crate::net::egress::{Endpoint, Injection, PastedError, pasted, without_query};
 use crate::net::oci::{Reference, SCHEME};
-use crate::types::wit::llm::{KeyPlace, Prices};
+use lucid_types::wit::llm::{KeyPlace, Prices};
 
 pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];
 pub(super) const PROVIDER: &[&str] = &[

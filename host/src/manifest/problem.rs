@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 /// The maximum length of a displayed problem, in characters.
 const LONGEST: usize = 1_000;

@@ -12,8 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::image_filter::named;
 use crate::store::blobs::SessionBlobs;
-use crate::types::wit::llm::{CompletionRequest, Encoded, Placed};
-use crate::types::wit::types::{Error, ErrorKind};
+use lucid_types::wit::llm::{CompletionRequest, Encoded, Placed};
+use lucid_types::wit::types::{Error, ErrorKind};
 
 /// The maximum total size of a request's files, in bytes before base64: providers accept no more.
 const MOST: usize = 20 << 20;
@@ -130,14 +130,14 @@ fn error(kind: ErrorKind, code: &str, message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use crate::types::wit::llm::Framing;
+    use lucid_types::wit::llm::Framing;
     use std::ops::Range;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::store::blobs::Blobs;
-    use crate::types::wit::types::{BlobRef, Content, HttpRequest, Message, Role};
+    use lucid_types::wit::types::{BlobRef, Content, HttpRequest, Message, Role};
 
     fn request(blob: Option<&BlobRef>) -> CompletionRequest {
         let content = blob.cloned().map(Content::Image).into_iter().collect();

@@ -10,9 +10,9 @@
 use crate::config::{ModelSettings, ProviderSettings};
 use crate::manifest::{PriceOf, ProviderEntry};
 use crate::session::AvailableModels;
-use crate::types::wit::llm::{Descriptor, ModelInfo, Prices};
-use crate::types::wit::policy::ModelOffer;
-use crate::types::wit::types::Usage;
+use lucid_types::wit::llm::{Descriptor, ModelInfo, Prices};
+use lucid_types::wit::policy::ModelOffer;
+use lucid_types::wit::types::Usage;
 
 /// The maximum length of a model name that is sent.
 const LONGEST: usize = 200;
@@ -277,7 +277,7 @@ mod tests {
 
     use super::*;
     use crate::manifest::Manifest;
-    use crate::types::wit::llm::KeyPlace;
+    use lucid_types::wit::llm::KeyPlace;
 
     fn descriptor() -> Descriptor {
         Descriptor {

@@ -26,10 +26,10 @@ use crate::net::egress::{
     Answer, Egress, Endpoint, Redactor, Refusal, StreamRedactor, retry_after_ms,
 };
 use crate::store::blobs::SessionBlobs;
-use crate::types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
-use crate::types::wit::types::{Content, Error, ErrorKind, Usage};
 use crate::wasm::limits::CallUsage;
 use crate::wasm::llm::LlmPlugin;
+use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
+use lucid_types::wit::types::{Content, Error, ErrorKind, Usage};
 
 /// The maximum number of buffered frames passed to the decoder at once.
 const BATCH: usize = 64;

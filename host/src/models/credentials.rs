@@ -15,8 +15,8 @@ use super::sendable;
 use crate::config::{Config, ConfigError};
 use crate::manifest::LoadedProvider;
 use crate::net::egress::{EgressError, Endpoint, Injection, is_loopback, places};
-use crate::types::secret::Secret;
-use crate::types::wit::llm::KeyPlace;
+use lucid_types::secret::Secret;
+use lucid_types::wit::llm::KeyPlace;
 
 /// The provider that `LLM_BASE_URL` replaces.
 pub(super) const COMPATIBLE: &str = "openai";

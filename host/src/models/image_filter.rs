@@ -11,8 +11,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::store::blobs::{SessionBlobs, Verdict, Verdicts};
-use crate::types::wit::llm::CompletionRequest;
-use crate::types::wit::types::{BlobRef, Content, Error, ErrorKind};
+use lucid_types::wit::llm::CompletionRequest;
+use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind};
 
 /// The text that replaces an image for the model.
 const LEFT_OUT: &str = "[A picture that the provider refused was left out.]";
@@ -144,7 +144,7 @@ fn without(request: &CompletionRequest, out: impl Fn(&str) -> bool) -> Completio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::wit::types::{Message, Role, ToolResult};
+    use lucid_types::wit::types::{Message, Role, ToolResult};
 
     fn blob(digest: &str) -> BlobRef {
         BlobRef {

@@ -44,9 +44,9 @@ use crate::session::{
     ModelRequest, Models, Provider,
 };
 use crate::store::blobs::Blobs;
-use crate::types::secret::Secret;
-use crate::types::wit::llm::{CompletionRequest, Delta};
-use crate::types::wit::types::{Error, ErrorKind, Usage};
+use lucid_types::secret::Secret;
+use lucid_types::wit::llm::{CompletionRequest, Delta};
+use lucid_types::wit::types::{Error, ErrorKind, Usage};
 
 /// The maximum length at which a requested name is repeated in a message, in characters.
 const SHOWN: usize = 64;

@@ -14,8 +14,8 @@ use std::borrow::Cow;
 use sha2::{Digest as _, Sha256};
 
 use crate::net::egress::Endpoint;
-use crate::types::wit::llm::CompletionRequest;
-use crate::types::wit::types::{Content, Custom, Message, Role};
+use lucid_types::wit::llm::CompletionRequest;
+use lucid_types::wit::types::{Content, Custom, Message, Role};
 
 /// The kind of the mark at the end of a response. Its body is JSON text: a digest of the origin.
 const KIND: &str = "lucid.origin";
@@ -119,7 +119,7 @@ mod tests {
 
     use super::*;
     use crate::net::egress::Injection;
-    use crate::types::wit::types::Thinking;
+    use lucid_types::wit::types::Thinking;
 
     fn origin_of(provider: &str, server: &str, model: &str) -> Origin {
         let url = Url::parse(server).unwrap();

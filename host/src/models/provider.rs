@@ -19,10 +19,10 @@ use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
 use crate::net::egress::{Answer, Egress, Endpoint};
 use crate::session::CreateError;
-use crate::types::secret::Secret;
-use crate::types::wit::llm::Framing;
-use crate::types::wit::types::ErrorKind;
 use crate::wasm::LlmPlugin;
+use lucid_types::secret::Secret;
+use lucid_types::wit::llm::Framing;
+use lucid_types::wit::types::ErrorKind;
 
 /// How long a session waits for its key to be validated.
 const CHECK: Duration = Duration::from_secs(5);

@@ -18,8 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value};
 
 use super::provenance::{Origin, bare};
-use crate::types::wit::llm::CompletionRequest;
-use crate::types::wit::types::{Error, ErrorKind};
+use lucid_types::wit::llm::CompletionRequest;
+use lucid_types::wit::types::{Error, ErrorKind};
 
 /// The maximum number of remembered pairs of server and model.
 const MOST: usize = 1_000;
@@ -196,7 +196,7 @@ pub(super) fn is_about_form(error: &Error, request: &CompletionRequest) -> bool 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::wit::types::{Content, Message, Role, Thinking};
+    use lucid_types::wit::types::{Content, Message, Role, Thinking};
 
     fn request() -> CompletionRequest {
         let thought = Content::Thinking(Thinking {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-use crate::types::plural;
-use crate::types::wit::types::{Error, ErrorKind};
+use lucid_types::plural;
+use lucid_types::wit::types::{Error, ErrorKind};
 
 /// The first pause, before jitter. Each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

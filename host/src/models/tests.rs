@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::*;
 use crate::manifest::Source;
-use crate::types::wit::policy::ModelCall;
 use crate::wasm::tests::{engine, guests};
 use crate::wasm::{Limits, LlmPlugin};
+use lucid_types::wit::policy::ModelCall;
 
 /// Two providers, `google` and `openai`, whose adapters know only the model `m`.
 async fn providers(settings: &[(&str, &str)]) -> Providers {

@@ -10,8 +10,8 @@ use std::borrow::Cow;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::types::wit::llm::CompletionRequest;
-use crate::types::wit::types::{Content, Message, ToolDefinition};
+use lucid_types::wit::llm::CompletionRequest;
+use lucid_types::wit::types::{Content, Message, ToolDefinition};
 
 /// The maximum length of a name that providers accept, in characters.
 pub(crate) const LONGEST: usize = 64;
@@ -89,7 +89,7 @@ pub(super) fn receive(message: &mut Message, tools: &[ToolDefinition]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::wit::types::{Role, ToolCall};
+    use lucid_types::wit::types::{Role, ToolCall};
 
     fn call(name: &str) -> Content {
         Content::ToolCall(ToolCall {

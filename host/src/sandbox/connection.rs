@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::{SandboxError, io_error};
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 #[cfg(test)]
 mod tests;

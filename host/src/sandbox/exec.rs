@@ -12,8 +12,8 @@ use lucid_exec::protocol::{Exit, Start};
 
 use super::SandboxError;
 use super::connection::{Connection, Event};
-use crate::types::plural;
-use crate::types::unicode::lossy;
+use lucid_types::plural;
+use lucid_types::unicode::lossy;
 
 /// How much longer than its timeout a command may take before the sandbox counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);

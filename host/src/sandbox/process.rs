@@ -14,7 +14,7 @@ use lucid_exec::protocol::Exit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{Event, Input, Running};
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 #[cfg(test)]
 mod tests;

@@ -15,11 +15,11 @@ use uuid::Uuid;
 
 use crate::sandbox::git::{pasted_repository, repository_url};
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
-use crate::types::plural;
-use crate::types::secret::Secret;
-use crate::types::user::UserId;
-use crate::types::wit::policy::Snapshot;
 use crate::wasm::Caller;
+use lucid_types::plural;
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
+use lucid_types::wit::policy::Snapshot;
 
 use super::actor;
 use super::actor::budget::{Budget, lower};

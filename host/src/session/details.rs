@@ -5,7 +5,7 @@
 //! - No secret is included.
 
 use crate::store::{SessionRow, Status, StoreError, Totals};
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 use super::stream::frames::timestamp;
 use super::{LookupError, SessionId, Sessions};

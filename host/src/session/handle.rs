@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::workspace::Workspace;
 use crate::store::{self, Store, StoreError};
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 use super::actor::idle::Standing;
 use super::ports::{ActorMessage, Mailbox, PolicyInfo};

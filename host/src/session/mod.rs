@@ -66,7 +66,7 @@ use self::stream::frames;
 use crate::disk_reserve::Reserve;
 use crate::store::seal::Sealer;
 use crate::store::{Store, Transient};
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 use self::handle::held;
 use registry::{Registry, Work};

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
-use crate::types::wit::policy::Snapshot;
+use lucid_types::wit::policy::Snapshot;
 
 use super::actor::idle::Standing;
 use super::actor::takes_over;

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 use super::handle::{Session, held};
 use super::{CreateError, SessionId, Shared};

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::workspace::Workspace;
 use crate::store::{self, Retained, StoreError};
-use crate::types::plural;
-use crate::types::user::UserId;
+use lucid_types::plural;
+use lucid_types::user::UserId;
 
 use super::{EnvironmentSpec, LookupError, SessionId, Sessions, Shared};
 

@@ -16,7 +16,7 @@ use rand::Rng;
 use secrecy::zeroize::{Zeroize, Zeroizing};
 use sha2::{Digest, Sha256};
 
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// Separates this key from every other use of the same text.
 const DOMAIN: &[u8] = b"lucid session secrets v1";

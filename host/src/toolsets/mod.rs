@@ -26,8 +26,8 @@ use crate::session::{
     Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolResultWithEvent, Tools,
     ToolsSpec,
 };
-use crate::types::sanitize::clean;
-use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 
 /// The maximum length of a tool's full name that model providers accept, in characters.
 const LONGEST_NAME: usize = 64;

@@ -17,7 +17,7 @@ use super::engine::Engine;
 use super::host_state::Guest;
 use super::limits::CallError;
 use super::wasi;
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 /// The interfaces that a plugin may import, besides the parts of WASI 0.2 that lead nowhere.
 pub const ALLOWED_IMPORTS: &[&str] = &["lucid:host/log@0.1.0", "lucid:types/types@0.1.0"];

@@ -119,7 +119,7 @@ impl OfCall {
 mod tests {
     use super::super::limits::CallSite;
     use super::*;
-    use crate::types::wit::types::{Error, ErrorKind};
+    use lucid_types::wit::types::{Error, ErrorKind};
 
     #[test]
     fn calls_are_counted_by_function_and_a_refusal_is_no_failure() {

@@ -20,7 +20,7 @@ use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationCo
 use super::host_state::Guest;
 use super::progress::{Doing, Works};
 use super::wasi;
-use crate::types::wit::log;
+use lucid_types::wit::log;
 
 /// How long a guest computes before it yields to other tasks of its executor thread.
 const TICK: Duration = Duration::from_millis(10);

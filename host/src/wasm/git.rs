@@ -11,10 +11,10 @@ use super::host_state::Guest;
 use super::instance::{PluginCore, boxed, call, front, not_begun};
 use super::limits::{Called, Limits};
 use super::{compile, described};
-use crate::types::sanitize::clean;
-use crate::types::wit::git::{Descriptor, Next, Operation};
-use crate::types::wit::git_world::GitPluginPre;
-use crate::types::wit::types;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::git::{Descriptor, Next, Operation};
+use lucid_types::wit::git_world::GitPluginPre;
+use lucid_types::wit::types;
 
 /// The most scopes that an integration may name for its token.
 const MOST_SCOPES: usize = 20;

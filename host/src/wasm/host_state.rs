@@ -13,8 +13,8 @@ use wasmtime::ResourceLimiter;
 use super::log_label::Label;
 use super::stdio::Printed;
 use super::wasi::{CallClock, Wasi};
-use crate::types::sanitize::clean;
-use crate::types::wit::log::{Host, Level};
+use lucid_types::sanitize::clean;
+use lucid_types::wit::log::{Host, Level};
 
 /// The most lines that one call may log.
 const MOST_LINES: u32 = 32;

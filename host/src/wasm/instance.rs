@@ -20,8 +20,8 @@ use super::host_state::{Guest, LastWords};
 use super::limits::{CallError, CallSite, CallUsage, Called, Limits, cleaned};
 use super::log_label::{Caller, Label};
 use super::wasi::CallClock;
-use crate::types::sanitize::clean;
-use crate::types::wit::types;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types;
 
 /// Wasmtime's message for a call that copied out more than it may. The error type is private to
 /// wasmtime; a test fails if a new version changes the message.

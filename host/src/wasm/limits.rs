@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::types::sanitize::clean;
-use crate::types::wit::types;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types;
 
 /// The limits of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]

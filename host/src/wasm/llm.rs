@@ -16,11 +16,11 @@ use super::instance::{PluginCore, PluginInstance, boxed, call, front, not_begun}
 use super::limits::{CallError, CallUsage, Called, Limits, cleaned};
 use super::{compile, described};
 use crate::models::quirks::Learned;
-use crate::types::wit::llm::{
+use lucid_types::wit::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
 };
-use crate::types::wit::llm_world::{LlmPlugin as Instance, LlmPluginPre};
-use crate::types::wit::types;
+use lucid_types::wit::llm_world::{LlmPlugin as Instance, LlmPluginPre};
+use lucid_types::wit::types;
 
 /// An admitted provider adapter. A clone is the same adapter.
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::limits::CallError;
-use crate::types::wit::log::Level;
+use lucid_types::wit::log::Level;
 
 /// The log target of plugins' own lines, for filtering.
 pub const LOG_TARGET: &str = "plugin";

@@ -48,7 +48,7 @@ pub use llm::{DecoderSession, LlmPlugin};
 pub use policy::PolicyPlugin;
 pub use tools::ToolsPlugin;
 
-use crate::types::sanitize;
+use lucid_types::sanitize;
 
 /// The loaded plugins, by kind and name. Immutable once built.
 #[derive(Debug, Clone, Default)]

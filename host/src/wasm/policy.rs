@@ -14,8 +14,8 @@ use super::limits::{Called, Limits};
 use super::log_label::Caller;
 use super::wasi::CallClock;
 use super::{compile, described};
-use crate::types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
-use crate::types::wit::policy_world::PolicyPluginPre;
+use lucid_types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
+use lucid_types::wit::policy_world::PolicyPluginPre;
 
 /// An admitted policy. A clone is the same policy.
 #[derive(Clone)]

@@ -16,8 +16,8 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::log_label::Label;
-use crate::types::sanitize::clean;
-use crate::types::wit::log::Level;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::log::Level;
 
 /// The most lines that one call may print. A stack trace has several.
 const MOST_LINES: u32 = 64;

@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use crate::types::sanitize::clean;
-use crate::types::wit::types::ToolDefinition;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types::ToolDefinition;
 
 /// The most tools that one plugin may have. Each is in the prompt of every model call.
 const MOST: usize = 128;

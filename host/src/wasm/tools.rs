@@ -13,10 +13,10 @@ use super::instance::{PluginCore, boxed, call, front, not_begun};
 use super::limits::{CallError, Called, Limits};
 use super::tool_schema;
 use super::{compile, described};
-use crate::types::unicode::paired_text;
-use crate::types::wit::tools::{Descriptor, Progress, Turn};
-use crate::types::wit::tools_world::ToolsPluginPre;
-use crate::types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
+use lucid_types::unicode::paired_text;
+use lucid_types::wit::tools::{Descriptor, Progress, Turn};
+use lucid_types::wit::tools_world::ToolsPluginPre;
+use lucid_types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 
 /// An admitted component with tools. A clone is the same one.
 #[derive(Clone)]

@@ -7,8 +7,8 @@ use lucid::store::{
     Chat, ChatMessage, ChatStore, Integrations, LocalRecords, NewIntegration, Principal, Progress,
     Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
 };
-use lucid::types::secret::Secret;
 use lucid_tests::{Supabase, anon_key, service_key, token};
+use lucid_types::secret::Secret;
 use uuid::Uuid;
 
 fn at(seconds: i64) -> DateTime<Utc> {

@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::frames::named;
 use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
 use crate::session::Features;
-use crate::types::secret::Secret;
-use crate::types::unicode::paired_text;
+use lucid_types::secret::Secret;
+use lucid_types::unicode::paired_text;
 
 /// The first message.
 #[derive(Debug, Default, Deserialize)]

@@ -22,9 +22,9 @@ use crate::cli::render::{clean, one_line};
 use crate::config::Config;
 use crate::deployment::uploads::{TakenOff, UploadStoreError};
 use crate::server::{self, Folders};
-use crate::types::plural;
-use crate::types::user::UserId;
 use crate::wasm::Kind;
+use lucid_types::plural;
+use lucid_types::user::UserId;
 
 /// The variable that holds a token for another server.
 const TOKEN: &str = "LUCID_TOKEN";

@@ -15,9 +15,9 @@ use crate::config::Config;
 use crate::server::Folders;
 use crate::session::{difference, readable};
 use crate::store::{self, LoggedStep, SessionRow};
-use crate::types::plural;
-use crate::types::wit::policy::{Context, Input, Snapshot};
 use crate::wasm::{Limits, PolicyPlugin};
+use lucid_types::plural;
+use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 /// The maximum number of differing steps that are shown.
 const SHOWN: u64 = 3;

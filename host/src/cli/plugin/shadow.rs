@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::admin::{Server, ServerArgs, text_of};
 use crate::cli::failed;
 use crate::cli::render::{clean, one_line};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// The interval between progress queries.
 const PAUSE: Duration = Duration::from_millis(200);

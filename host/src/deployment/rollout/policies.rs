@@ -21,8 +21,8 @@ use crate::session::{
     BuildAssignment, CreateError, Policies, Policy, PolicyInfo, StepOutcome, StepVerdict,
     TrafficSplit,
 };
-use crate::types::wit::policy::{Context, Input, Snapshot};
 use crate::wasm::{Kind, PolicyPlugin};
+use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 /// The policy that plays a script and calls no model.
 const REHEARSAL: &str = "mock";

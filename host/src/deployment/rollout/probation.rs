@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
 use crate::session::{StepVerdict, TrafficSplit};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// Fewer failed steps may be coincidence.
 const FEWEST_FAILED: u64 = 3;

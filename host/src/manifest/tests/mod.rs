@@ -726,7 +726,7 @@ fn as_document(manifest: &Manifest) -> Value {
     );
     let provider = |entry: &ProviderEntry| {
         let mut all = plugin(&entry.plugin);
-        let price = |prices: &crate::types::wit::llm::Prices| {
+        let price = |prices: &lucid_types::wit::llm::Prices| {
             let dollars = |millionths: u64| millionths / 1_000_000;
             json!({
                 "input": dollars(prices.input), "output": dollars(prices.output),

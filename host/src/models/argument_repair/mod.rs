@@ -15,7 +15,7 @@ mod tests;
 pub(super) use json::first as first_value;
 use serde_json::Value;
 
-use crate::types::wit::types::{Content, Message, StopReason, ToolCall, ToolDefinition};
+use lucid_types::wit::types::{Content, Message, StopReason, ToolCall, ToolDefinition};
 
 /// Prefixes that models put before a tool's name, from the formats they were trained on.
 const NAMESPACES: &[&str] = &[

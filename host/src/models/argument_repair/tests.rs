@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::types::wit::types::{Role, StopReason};
+use lucid_types::wit::types::{Role, StopReason};
 
 fn tools() -> Vec<ToolDefinition> {
     let own = crate::sandbox::tools::definitions()

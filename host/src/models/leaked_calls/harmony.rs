@@ -1,7 +1,7 @@
 //! Answers in OpenAI's harmony format, whose channels the server should have separated.
 
 use super::{Arguments, Found, Written, code};
-use crate::types::wit::types::{Content, Thinking};
+use lucid_types::wit::types::{Content, Thinking};
 
 const CHANNEL: &str = "<|channel|>";
 const MESSAGE: &str = "<|message|>";

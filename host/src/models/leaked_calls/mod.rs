@@ -22,8 +22,8 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use crate::types::wit::llm::Completion;
-use crate::types::wit::types::{Content, StopReason, Thinking, ToolCall, ToolDefinition};
+use lucid_types::wit::llm::Completion;
+use lucid_types::wit::types::{Content, StopReason, Thinking, ToolCall, ToolDefinition};
 
 pub(super) use watch::Watch;
 

@@ -1,7 +1,7 @@
 //! Calls as models write them, and texts that only speak of them.
 
 use super::*;
-use crate::types::wit::types::{Message, Role, Usage};
+use lucid_types::wit::types::{Message, Role, Usage};
 
 fn tools() -> Vec<ToolDefinition> {
     let tool = |name: &str, schema: &str| ToolDefinition {

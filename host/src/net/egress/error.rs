@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::redact::Redactor;
 use crate::net::resolver;
-use crate::types::sanitize::clean;
-use crate::types::wit::types;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types;
 
 /// A request without a response, or without a complete one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -35,8 +35,8 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::resolver;
-use crate::types::wit::llm::{Framing, KeyPlace};
-use crate::types::wit::types::{HttpRequest, HttpResponse};
+use lucid_types::wit::llm::{Framing, KeyPlace};
+use lucid_types::wit::types::{HttpRequest, HttpResponse};
 
 pub(crate) use self::raw::Opened;
 pub use self::redact::{Redactor, blank};

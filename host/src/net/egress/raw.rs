@@ -9,8 +9,8 @@ use secrecy::SecretString;
 
 use super::response::{self, Frames, Refusal};
 use super::{Call, Egress, EgressError, Endpoint, Redactor, request};
-use crate::types::wit::llm::Framing;
-use crate::types::wit::types::Header;
+use lucid_types::wit::llm::Framing;
+use lucid_types::wit::types::Header;
 
 /// A response.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use url::form_urlencoded::byte_serialize;
 
-use crate::types::wit::llm::{Frame, Sse};
+use lucid_types::wit::llm::{Frame, Sse};
 
 /// The replacement for a key.
 pub(super) const BLANK: &str = "[secret]";

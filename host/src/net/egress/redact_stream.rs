@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 
 use super::redact::{BLANK, Redactor};
-use crate::types::wit::llm::{Delta, ToolCallArguments, ToolCallStart};
-use crate::types::wit::types::Content;
+use lucid_types::wit::llm::{Delta, ToolCallArguments, ToolCallStart};
+use lucid_types::wit::types::Content;
 
 /// The texts of one response that may end within a key. Each is concatenated on its own by the
 /// client, so each has a held-back end of its own.
@@ -171,7 +171,7 @@ mod tests {
     use url::form_urlencoded::byte_serialize;
 
     use super::*;
-    use crate::types::wit::types::{BlobRef, Custom, Thinking, ToolCall, ToolResult, Usage};
+    use lucid_types::wit::types::{BlobRef, Custom, Thinking, ToolCall, ToolResult, Usage};
 
     const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
 

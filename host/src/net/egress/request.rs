@@ -15,8 +15,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use super::EgressError;
-use crate::types::sanitize::clean;
-use crate::types::wit::types::Header;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types::Header;
 
 const LONGEST_PATH: usize = 2_048;
 const MOST_HEADERS: usize = 64;

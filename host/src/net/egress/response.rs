@@ -22,9 +22,9 @@ use super::error::words;
 use super::redact::Redactor;
 use super::stream_start::by_its_beginning;
 use super::{EgressError, EgressLimits};
-use crate::types::sanitize::clean;
-use crate::types::wit::llm::{Frame, Framing, Sse};
-use crate::types::wit::types::{Header, HttpResponse};
+use lucid_types::sanitize::clean;
+use lucid_types::wit::llm::{Frame, Framing, Sse};
+use lucid_types::wit::types::{Header, HttpResponse};
 
 /// How long a refusal may pause: nobody thinks about one, however long its model may.
 const REFUSAL_SILENCE: Duration = Duration::from_secs(30);

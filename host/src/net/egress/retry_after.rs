@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use crate::types::wit::types::Header;
+use lucid_types::wit::types::Header;
 
 /// Milliseconds to wait, from `retry-after-ms`, or from `retry-after` in seconds or as a date.
 pub(crate) fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {

@@ -155,7 +155,7 @@ mod tests {
     use futures::executor::block_on;
 
     use super::*;
-    use crate::types::wit::llm::{Frame, Sse};
+    use lucid_types::wit::llm::{Frame, Sse};
 
     fn read(body: &[u8], at: usize) -> Vec<Frame> {
         let (head, tail) = body.split_at(at);

@@ -28,7 +28,7 @@ use super::error::OciError;
 use super::manifest::{self, Layer};
 use super::reference::{Reference, Registry};
 use crate::net::egress::{Resolver, literal_allowed, was_refused, words};
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// Timeouts and size limits.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::types::plural;
+use lucid_types::plural;
 
 /// An error in fetching a component. The message ends a sentence that names the component.
 #[derive(Debug, thiserror::Error)]

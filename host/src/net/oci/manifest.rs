@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::error::OciError;
 use super::reference::digest;
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 /// The media type that a registry is asked for.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json";

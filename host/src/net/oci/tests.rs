@@ -12,7 +12,7 @@ use url::Url;
 
 use super::client::{Client, Limits};
 use super::*;
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 const WASM: &[u8] = b"what the registry has to give";
 const LARGEST: u64 = 1_000;

@@ -24,7 +24,7 @@ use super::state_dir::{BoxFolder, Identity, Record, Root};
 use super::transport::{Listener, Transport, attach};
 use crate::sandbox::SandboxError;
 use crate::sandbox::connection::{Connection, Inquiry};
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 /// How long a running container may take to become ready.
 const READY: Duration = Duration::from_secs(20);

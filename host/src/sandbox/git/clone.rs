@@ -13,7 +13,7 @@ use super::connection::size;
 use super::tracking::{self, Cloned};
 use super::{GatewayError, Rules, repository_url};
 use crate::sandbox::{ExecRequest, ExecResult, Sandbox, SandboxError};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// Bytes that a file takes on disk beside its content, for estimating a checkout's size.
 const FILE: u64 = 4096;

@@ -24,7 +24,7 @@ use super::receive_pack::Commands;
 use super::upstream::{Remote, next_part, too_slow};
 use super::url::{neighbour, permitted, plain};
 use crate::sandbox::read_frame;
-use crate::types::plural;
+use lucid_types::plural;
 
 /// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
 const MAX_KEPT: usize = 16 << 20;

@@ -24,7 +24,7 @@ use url::Url;
 
 use super::Rules;
 use super::http::check_literal;
-use crate::types::plural;
+use lucid_types::plural;
 
 /// Maximum size of the response to the first request, in bytes: for a push it lists all branches.
 const MAX_ADVERTISEMENT: usize = 16 << 20;

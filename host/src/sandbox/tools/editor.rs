@@ -13,7 +13,7 @@ use super::present::{MAX_FILE, Present, Side, diff};
 use super::text_file::{TextFile, Unencodable};
 use super::{ToolOutcome, image, match_hint};
 use crate::sandbox::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// How many lines around a change are shown.
 const AROUND: usize = 4;

@@ -30,8 +30,8 @@ use history::History;
 
 use super::workspace::{Quota, Workspace};
 use crate::sandbox::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
-use crate::types::plural;
-use crate::types::unicode::lossy;
+use lucid_types::plural;
+use lucid_types::unicode::lossy;
 
 /// Maximum size of a result, in bytes.
 pub(crate) const MAX_RESULT: usize = 30_000;

@@ -19,7 +19,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::walk::{DEEPEST, Found, MOST_ENTRIES, Step, Walk};
 use super::{Workspace, WorkspaceError, WorkspacePath, explain};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// The top-level folder of the archive.
 const TOP: &str = "workspace";

@@ -33,7 +33,7 @@ pub use self::quota::{Excess, Quota};
 pub(crate) use self::remove_tree::erase;
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// A prefix that every path may have, whatever the sandbox.
 const MOUNT: &str = "/workspace";

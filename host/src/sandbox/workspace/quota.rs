@@ -21,7 +21,7 @@ use rustix::fs::FileType;
 use super::Workspace;
 use super::walk::{DEEPEST, MOST_ENTRIES, Step, Walk};
 use crate::disk_reserve::Reserve;
-use crate::types::plural;
+use lucid_types::plural;
 
 /// By which part of the limit it may be passed before a sandbox is ended for it.
 const MARGIN: u64 = 10;

@@ -9,7 +9,7 @@
 //!   policy is told in time how much is left.
 
 use crate::store::{Counters, NewSessionRow};
-use crate::types::plural;
+use lucid_types::plural;
 
 /// The limits of a session.
 #[derive(Debug, Clone, Copy, Default)]

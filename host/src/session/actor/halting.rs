@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use crate::store::{self, StoreError};
-use crate::types::wit::policy::{Command, ModelCall, ToolRun};
+use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
 use super::super::ports::ActorMessage;
 use super::{Actor, End};

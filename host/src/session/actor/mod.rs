@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
 use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
-use crate::types::wit::policy::{Context, Input, Snapshot};
+use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use self::budget::Budget;
 use self::idle::{PUT_AWAY, Standing};

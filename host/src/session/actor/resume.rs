@@ -10,8 +10,8 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::store;
-use crate::types::wit::policy::Input;
-use crate::types::wit::types::Custom;
+use lucid_types::wit::policy::Input;
+use lucid_types::wit::types::Custom;
 
 use super::super::ports::ActorMessage;
 use super::{Actor, End};

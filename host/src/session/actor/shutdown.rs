@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::store::Status;
-use crate::types::plural;
+use lucid_types::plural;
 
 use super::super::ports::{ActorMessage, CallCost};
 use super::super::{CloseReason, Shared};

@@ -21,7 +21,7 @@ use crate::session::ports::{
 };
 use crate::session::round::RoundBuilder;
 use crate::store::NewSessionRow;
-use crate::types::wit::policy::{Context, Input, Snapshot};
+use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use super::Actor;
 

@@ -23,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::{EffectKind, NewSessionRow, cut};
-use crate::types::secret::Secret;
-use crate::types::wit::policy::{ModelCall, ToolRun};
-use crate::types::wit::types::{Error, ErrorKind, ToolCall};
 use crate::wasm::Caller;
+use lucid_types::secret::Secret;
+use lucid_types::wit::policy::{ModelCall, ToolRun};
+use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
 
 use self::deltas::Stream;
 use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};

@@ -18,9 +18,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::sandbox::workspace::Workspace;
 use crate::sandbox::{ExecRequest, ExecResult, Process, SandboxError};
 use crate::store::Transient;
-use crate::types::secret::Secret;
-use crate::types::wit::policy::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
-use crate::types::wit::types::{
+use lucid_types::secret::Secret;
+use lucid_types::wit::policy::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
+use lucid_types::wit::types::{
     Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
 };
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
+use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 use super::{DeltaSink, Environment, ToolResultWithEvent};
 use crate::session::stream::frames::EventDraft;

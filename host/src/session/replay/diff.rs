@@ -9,7 +9,7 @@ use serde_json::Value;
 use similar::TextDiff;
 
 use crate::store::cut;
-use crate::types::plural;
+use lucid_types::plural;
 
 /// Maximum number of lines in a diff.
 const LINES: usize = 60;

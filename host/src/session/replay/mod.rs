@@ -9,8 +9,8 @@ pub(crate) mod diff;
 pub(crate) mod shadow;
 
 use crate::store::{self, LoggedStep, SessionRow, Store, StoreError};
-use crate::types::wit::policy::{Context, Input, Snapshot};
 use crate::wasm::Caller;
+use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use super::Sessions;
 use super::ports::Policy;

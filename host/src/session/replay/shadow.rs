@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::store::{self, LoggedStep, SessionRow, StoreError};
-use crate::types::plural;
-use crate::types::wit::policy::Snapshot;
 use crate::wasm::Caller;
+use lucid_types::plural;
+use lucid_types::wit::policy::Snapshot;
 
 use super::again;
 use super::diff::{difference, readable};

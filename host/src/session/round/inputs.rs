@@ -6,10 +6,8 @@
 //!   charged whether or not anybody waits for its answer.
 
 use crate::store::{CallRow, ChatLine, EffectKind, Totals};
-use crate::types::wit::policy::{
-    Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage,
-};
-use crate::types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
+use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
+use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 
 use super::{CHANGE, RoundBuilder};
 use crate::session::actor::workspace_lost;

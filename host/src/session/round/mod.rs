@@ -20,11 +20,11 @@ use tokio::sync::oneshot;
 use crate::store::{
     CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status,
 };
-use crate::types::wit::policy::{
+use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
     ToolRun,
 };
-use crate::types::wit::types::{Error, ErrorKind, Message, ToolCall};
+use lucid_types::wit::types::{Error, ErrorKind, Message, ToolCall};
 
 use self::final_message::last_words;
 use self::inputs::user_says;

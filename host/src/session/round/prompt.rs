@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 
 use crate::store::{self, Store, StoreError};
-use crate::types::wit::policy::Part;
-use crate::types::wit::types::{Content, Message, Role, ToolResult};
+use lucid_types::wit::policy::Part;
+use lucid_types::wit::types::{Content, Message, Role, ToolResult};
 
 /// The placeholder for a missing result.
 const NO_RESULT: &str = "There is no result of this call: it was not run, or it was given up.";

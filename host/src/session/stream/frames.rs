@@ -16,7 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::store::{CallRow, ChatLine, Counters, cut};
-use crate::types::wit::policy::Event;
+use lucid_types::wit::policy::Event;
 
 use crate::session::ports::DeltaKind;
 use crate::session::round::inputs::MODEL_NOTICE;

@@ -31,9 +31,9 @@ use tokio::sync::watch;
 use super::SessionId;
 use super::*;
 use crate::sandbox::workspace::Workspace;
-use crate::types::secret::Secret;
-use crate::types::wit::policy::*;
-use crate::types::wit::types::*;
+use lucid_types::secret::Secret;
+use lucid_types::wit::policy::*;
+use lucid_types::wit::types::*;
 use world::World;
 
 fn call(id: &str) -> ToolCall {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::types::wit::types::BlobRef;
+use lucid_types::wit::types::BlobRef;
 
 pub use self::image_verdicts::{Verdict, Verdicts};
 

@@ -12,8 +12,8 @@ use futures::future::BoxFuture;
 
 use crate::auth::Identity;
 use crate::store::{StoreError, Totals};
-use crate::types::secret::Secret;
-use crate::types::user::UserId;
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// Maximum length of a title, in characters.
 pub const TITLE_LENGTH: usize = 255;

@@ -31,8 +31,8 @@ use self::relay::Deliverer;
 use self::user_tokens::Tokens;
 use super::{ChatStoreError, Principal, Store, StoreError, SupabaseRecords};
 use crate::auth::Identity;
-use crate::types::secret::Secret;
-use crate::types::user::UserId;
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// Maximum number of messages sent at once, and the number that triggers sending.
 const BATCH: usize = 20;

@@ -22,7 +22,7 @@ use super::{INTERVAL, OutboxSignal};
 use crate::store::{
     ChatStore, ChatStoreError, Principal, Progress, Store, StoreError, SupabaseRecords,
 };
-use crate::types::user::UserId;
+use lucid_types::user::UserId;
 
 /// Maximum number of chats sent at once.
 const AT_ONCE: usize = 8;

@@ -15,8 +15,8 @@ use serde::Deserialize;
 
 use crate::auth::Identity;
 use crate::store::Principal;
-use crate::types::secret::Secret;
-use crate::types::user::UserId;
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// Maximum number of users whose tokens are kept.
 const MOST: usize = 4096;

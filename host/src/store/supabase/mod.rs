@@ -27,7 +27,7 @@ use url::Url;
 
 pub use self::chats::SupabaseRecords;
 use super::ChatStoreError;
-use crate::types::secret::Secret;
+use lucid_types::secret::Secret;
 
 /// Timeout for a connection.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-use crate::types::plural;
-use crate::types::sanitize::clean;
-use crate::types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
-use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 use crate::wasm::limits::CallUsage;
 use crate::wasm::tools::ToolsPlugin;
+use lucid_types::plural;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
+use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 
 /// The maximum number of steps in a call.
 pub(crate) const MOST_STEPS: usize = 32;
@@ -245,7 +245,7 @@ fn size(value: &impl Serialize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::wit::types::Header;
+    use lucid_types::wit::types::Header;
 
     fn command(program: Program) -> Command {
         Command {

@@ -20,9 +20,9 @@ use crate::net::egress::Endpoint;
 use crate::sandbox::tools::middle_left_out;
 use crate::sandbox::{ExecRequest, SandboxError};
 use crate::session::{DeltaKind, Environment, EventDraft, ToolOutput};
-use crate::types::unicode::{Pieces, readable_json};
-use crate::types::wit::tools::{Command, Output, Program};
-use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
+use lucid_types::unicode::{Pieces, readable_json};
+use lucid_types::wit::tools::{Command, Output, Program};
+use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
 /// How many of the first and of the last bytes of a command's output are passed to the component.
 const KEPT_OUTPUT: usize = 64 << 10;
@@ -230,7 +230,7 @@ mod tests {
 
     use super::*;
     use crate::net::egress::Injection;
-    use crate::types::wit::types::Header;
+    use lucid_types::wit::types::Header;
 
     #[test]
     fn a_request_is_shown_as_it_is_sent_and_a_long_body_is_cut() {

@@ -27,8 +27,8 @@ use crate::net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection}
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use crate::types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 use crate::wasm::ToolsPlugin;
+use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 
 /// The default time limit of a call.
 const CALL_TIME: Duration = Duration::from_secs(120);

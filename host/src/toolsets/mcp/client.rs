@@ -32,9 +32,9 @@ use crate::manifest::AllowedTools;
 use crate::net::egress::EgressError;
 use crate::sandbox::ProcessEnd;
 use crate::session::{Environment, EventDraft, ToolResultWithEvent};
-use crate::types::plural;
-use crate::types::sanitize::clean;
-use crate::types::wit::types::{ToolCall, ToolDefinition, ToolResult};
+use lucid_types::plural;
+use lucid_types::sanitize::clean;
+use lucid_types::wit::types::{ToolCall, ToolDefinition, ToolResult};
 
 #[cfg(test)]
 mod tests;

@@ -23,10 +23,10 @@ use secrecy::SecretString;
 use sse_stream::Sse;
 
 use crate::net::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
-use crate::types::sanitize::clean;
-use crate::types::unicode::{paired_text, readable_json};
-use crate::types::wit::llm::Frame;
-use crate::types::wit::types::Header;
+use lucid_types::sanitize::clean;
+use lucid_types::unicode::{paired_text, readable_json};
+use lucid_types::wit::llm::Frame;
+use lucid_types::wit::types::Header;
 
 const SESSION: &str = "mcp-session-id";
 /// The maximum length of a session id, in bytes.

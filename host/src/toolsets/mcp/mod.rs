@@ -41,7 +41,7 @@ use crate::net::egress::{Egress, EgressLimits, Endpoint, Injection};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use crate::types::wit::types::{Error, ToolCall, ToolDefinition};
+use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The default time limit of one call.
 const CALL_TIME: Duration = Duration::from_secs(60);

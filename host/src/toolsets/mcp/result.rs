@@ -8,7 +8,7 @@
 
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 
-use crate::types::sanitize::clean;
+use lucid_types::sanitize::clean;
 
 /// The maximum length of one line, in characters.
 const LINE: usize = 100_000;

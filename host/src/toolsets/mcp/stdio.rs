@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::server::MOST_SAID;
 use crate::sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use crate::session::Environment;
-use crate::types::unicode::JsonPieces;
+use lucid_types::unicode::JsonPieces;
 
 /// How many of the last bytes of its stderr are kept.
 const COMPLAINT: usize = 4 << 10;

@@ -9,8 +9,8 @@ mod work;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::types::wit::policy::{Context, Input, Snapshot};
-use crate::types::wit::{policy as policy_types, types};
+use lucid_types::wit::policy::{Context, Input, Snapshot};
+use lucid_types::wit::{policy as policy_types, types};
 
 pub(crate) fn engine() -> Engine {
     Engine::new(EngineOptions {

@@ -4,11 +4,11 @@
 //! runs what a team built back then.
 
 use super::*;
-use crate::types::wit::git::{Next, Operation, Reply};
-use crate::types::wit::llm::{CompletionRequest, Delta, Frame, Framing, Sse};
-use crate::types::wit::policy::{Command, ModelOffer, Outcome, Start};
-use crate::types::wit::tools::{Action, Answer, Output, Program, Progress};
-use crate::types::wit::types::{
+use lucid_types::wit::git::{Next, Operation, Reply};
+use lucid_types::wit::llm::{CompletionRequest, Delta, Frame, Framing, Sse};
+use lucid_types::wit::policy::{Command, ModelOffer, Outcome, Start};
+use lucid_types::wit::tools::{Action, Answer, Output, Program, Progress};
+use lucid_types::wit::types::{
     Content, ErrorKind, Header, HttpResponse, Message, Role, StopReason, ToolCall,
 };
 

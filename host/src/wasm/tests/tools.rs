@@ -9,8 +9,8 @@ use lucid_tests::TOOLING;
 
 use super::*;
 use crate::toolsets::component::call::{ToolHost, call_tool};
-use crate::types::wit::tools::{Command, Output, Reply};
-use crate::types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
+use lucid_types::wit::tools::{Command, Output, Reply};
+use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 
 /// A host side that performs every action and records it.
 #[derive(Default)]

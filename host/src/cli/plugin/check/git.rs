@@ -8,9 +8,9 @@
 
 use super::super::report::Report;
 use crate::net::egress::{Endpoint, Injection, refusal_of};
-use crate::types::wit::git::{NewChange, Next, Operation, Page, Reply};
-use crate::types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 use crate::wasm::{CallError, GitPlugin};
+use lucid_types::wit::git::{NewChange, Next, Operation, Page, Reply};
+use lucid_types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 
 /// The number of requests after which an operation counts as endless. A host stops at the same
 /// number.

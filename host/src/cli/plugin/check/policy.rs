@@ -12,16 +12,16 @@ use std::collections::VecDeque;
 use serde_json::{Map, Value};
 
 use super::super::report::Report;
-use crate::types::plural;
-use crate::types::wit::policy::{
+use crate::wasm::PolicyPlugin;
+use lucid_types::plural;
+use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Part, Snapshot,
     Start, ToolReply, ToolRun, UserMessage,
 };
-use crate::types::wit::types::{
+use lucid_types::wit::types::{
     Content, Custom, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition,
     ToolResult, Usage,
 };
-use crate::wasm::PolicyPlugin;
 
 /// The maximum number of steps. A task with a scripted model takes a dozen.
 const MOST_STEPS: u32 = 200;

@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use super::super::report::Report;
 use crate::net::egress::refusal_of;
 use crate::toolsets::component::call::{LARGEST_STATE, MOST_STEPS, check as check_action};
-use crate::types::plural;
-use crate::types::wit::tools::{Action, Answer, Output, Progress};
-use crate::types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 use crate::wasm::{CallError, ToolsPlugin};
+use lucid_types::plural;
+use lucid_types::wit::tools::{Action, Answer, Output, Progress};
+use lucid_types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 
 /// How the environment responds to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use futures::FutureExt;
 use super::*;
 use crate::models::completion::{Completed, Failed, StreamEvent, Target, complete};
 use crate::store::blobs::{Blobs, SessionBlobs};
-use crate::types::wit::llm::{CompletionRequest, Delta};
-use crate::types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
 use crate::wasm::tests::{engine, guests};
 use crate::wasm::{Limits, LlmPlugin};
+use lucid_types::wit::llm::{CompletionRequest, Delta};
+use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
 
 async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, Error>, Vec<Delta>) {
     let (result, deltas) = asked_with(guest, endpoint, vec![], None).await;

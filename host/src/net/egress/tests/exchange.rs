@@ -1,7 +1,7 @@
 //! Tests of complete responses, as tools and git providers receive them.
 
 use super::*;
-use crate::types::wit::types::HttpResponse;
+use lucid_types::wit::types::HttpResponse;
 
 async fn exchanged(
     answer: impl Fn(usize) -> Response + Send + Sync + 'static,

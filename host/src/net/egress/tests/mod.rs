@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::*;
-use crate::types::wit::llm::Frame;
-use crate::types::wit::types::Header;
+use lucid_types::wit::llm::Frame;
+use lucid_types::wit::types::Header;
 
 /// One request as the server saw it.
 #[derive(Debug, Clone)]
@@ -318,7 +318,7 @@ async fn only_what_is_compressed_is_refused_for_its_encoding() {
 async fn events_are_whole_wherever_the_stream_is_cut() {
     let stream = "\u{feff}: hello\r\n\r\nevent: a\r\ndata: {\"x\": \"ä\"}\r\nid: 1\r\n\r\ndata: one\ndata: two\n\nevent: empty\n\ndata: [DONE]\n\n";
     let event = |event: Option<&str>, data: &str, id: Option<&str>| {
-        Frame::Sse(crate::types::wit::llm::Sse {
+        Frame::Sse(lucid_types::wit::llm::Sse {
             event: event.map(Into::into),
             data: data.into(),
             id: id.map(Into::into),

@@ -9,7 +9,7 @@ mod screen;
 
 use screen::{BLANKS, Move, Screen};
 
-use crate::types::unicode::lossy;
+use lucid_types::unicode::lossy;
 
 /// The largest parameter of a control sequence.
 const LARGEST: usize = 9999;

@@ -7,7 +7,7 @@ use crate::sandbox::tests::Ground;
 use crate::sandbox::workspace::Workspace;
 use crate::sandbox::{Choice, ExecRequest, Process, Sandbox, SandboxError};
 use crate::session::DeltaSink;
-use crate::types::wit::types::{Error, ErrorKind};
+use lucid_types::wit::types::{Error, ErrorKind};
 
 const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
 

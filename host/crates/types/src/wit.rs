@@ -10,7 +10,7 @@
 pub mod policy_world {
     #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
     wasmtime::component::bindgen!({
-        path: ["../wit/types", "../wit/host", "../wit/policy"],
+        path: ["../../../wit/types", "../../../wit/host", "../../../wit/policy"],
         world: "lucid:policy/policy-plugin",
         exports: { default: async },
         additional_derives: [serde::Serialize, serde::Deserialize, PartialEq],
@@ -20,7 +20,7 @@ pub mod policy_world {
 pub mod llm_world {
     #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
     wasmtime::component::bindgen!({
-        path: ["../wit/types", "../wit/host", "../wit/llm"],
+        path: ["../../../wit/types", "../../../wit/host", "../../../wit/llm"],
         world: "lucid:llm/llm-plugin",
         exports: { default: async },
         additional_derives: [serde::Serialize, serde::Deserialize, PartialEq],
@@ -34,7 +34,7 @@ pub mod llm_world {
 pub mod tools_world {
     #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
     wasmtime::component::bindgen!({
-        path: ["../wit/types", "../wit/host", "../wit/tools"],
+        path: ["../../../wit/types", "../../../wit/host", "../../../wit/tools"],
         world: "lucid:tools/tools-plugin",
         exports: { default: async },
         additional_derives: [serde::Serialize, serde::Deserialize, PartialEq],
@@ -48,7 +48,7 @@ pub mod tools_world {
 pub mod git_world {
     #![allow(missing_docs, clippy::all, reason = "generated; documented in the WIT")]
     wasmtime::component::bindgen!({
-        path: ["../wit/types", "../wit/host", "../wit/git"],
+        path: ["../../../wit/types", "../../../wit/host", "../../../wit/git"],
         world: "lucid:git/git-plugin",
         exports: { default: async },
         additional_derives: [serde::Serialize, serde::Deserialize, PartialEq],
