@@ -37,7 +37,6 @@ pub mod environment;
 pub mod git_providers;
 pub mod manifest;
 pub mod models;
-pub mod net;
 pub mod sandbox;
 pub mod server;
 pub mod session;

@@ -32,7 +32,6 @@ use crate::environment::log_reserve;
 use crate::git_providers::accounts::{Accounts, Cipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
 use crate::manifest::Problems;
-use crate::net::oci::Components;
 use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::git::{self, GatewayError};
 use crate::sandbox::workspace::Watcher;
@@ -45,6 +44,7 @@ use crate::store::{
     SupabaseRecords, Transient,
 };
 use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
+use lucid_net::oci::Components;
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
 /// chats, and the sandboxes.

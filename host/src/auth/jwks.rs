@@ -20,7 +20,7 @@ use url::Url;
 
 use super::AuthError;
 use super::keys::{Found, KeySet, KeySetError};
-use crate::net::egress::{Document, DocumentError, DocumentLimits};
+use lucid_net::egress::{Document, DocumentError, DocumentLimits};
 use lucid_types::plural;
 
 /// The maximum size of a key set in bytes, with certificates beside the keys.

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::ConfigError;
 use super::enums::{AllowedOrigins, Choice};
-use crate::net::egress::pasted;
+use lucid_net::egress::pasted;
 use lucid_types::secret::Secret;
 
 /// The values that are set, by name. None is empty.

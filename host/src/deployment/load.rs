@@ -25,11 +25,11 @@ use crate::manifest::model::{
 use crate::manifest::overrides::{Role, Upload};
 use crate::manifest::problem::{At, Problem, Problems};
 use crate::manifest::settings_schema::Schema;
-use crate::net::oci::{Brought, Reference};
 use crate::session::SEPARATOR;
 use crate::wasm::{
     Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
 };
+use lucid_net::oci::{Brought, Reference};
 use lucid_types::wit::llm::ModelInfo;
 use lucid_types::wit::types::ToolDefinition;
 

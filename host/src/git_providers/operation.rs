@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::Site;
-use crate::net::egress::{EgressError, Redactor, retry_after_ms};
+use lucid_net::egress::{EgressError, Redactor, retry_after_ms};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::git::{
     Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,

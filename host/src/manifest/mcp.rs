@@ -17,7 +17,7 @@ use super::fields::{Item, Key, Reader, field};
 use super::model::Located;
 use super::plugins::{address, key_place, policies, stated_key};
 use super::problem::At;
-use crate::net::egress::Injection;
+use lucid_net::egress::Injection;
 
 pub(super) const MCP: &[&str] = &[
     "command",

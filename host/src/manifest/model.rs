@@ -17,9 +17,9 @@ use super::overrides::Uploads;
 use super::problem::At;
 use super::registries::RegistryEntry;
 use crate::builtin;
-use crate::net::egress::Injection;
-use crate::net::oci::{Brought, Reference, Registry};
 use crate::wasm::Limits;
+use lucid_net::egress::Injection;
+use lucid_net::oci::{Brought, Reference, Registry};
 use lucid_types::wit::llm::Prices;
 
 /// A value and its position.

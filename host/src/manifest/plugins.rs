@@ -19,8 +19,8 @@ use super::problem::instead;
 use super::read::one_of;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
-use crate::net::egress::{Endpoint, Injection, PastedError, pasted, without_query};
-use crate::net::oci::{Reference, SCHEME};
+use lucid_net::egress::{Endpoint, Injection, PastedError, pasted, without_query};
+use lucid_net::oci::{Reference, SCHEME};
 use lucid_types::wit::llm::{KeyPlace, Prices};
 
 pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];

@@ -14,7 +14,7 @@ use super::fields::{Item, Key, Reader, field};
 use super::model::{KeyVariable, Located, Manifest, PluginEntry, Source};
 use super::problem::{At, Problem, Problems};
 use crate::config::{Variables, is_host_secret, is_variable};
-use crate::net::oci::{Access, Components, Registry, Tags, Wanted};
+use lucid_net::oci::{Access, Components, Registry, Tags, Wanted};
 
 pub(super) const REGISTRY: &[&str] = &["user", "password", "plain_http"];
 

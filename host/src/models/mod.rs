@@ -38,12 +38,12 @@ use self::credentials::{COMPATIBLE, ProviderEndpoint};
 use self::provider::ModelProvider;
 use crate::config::{Config, ModelSettings};
 use crate::manifest::{At, LoadedProvider, Manifest, Problem, Problems, instead};
-use crate::net::egress::{Egress, EgressLimits, Injection, is_loopback};
 use crate::session::{
     AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
     ModelRequest, Models, Provider,
 };
 use crate::store::blobs::Blobs;
+use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{Error, ErrorKind, Usage};

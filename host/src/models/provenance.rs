@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::net::egress::Endpoint;
+use lucid_net::egress::Endpoint;
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{Content, Custom, Message, Role};
 
@@ -118,7 +118,7 @@ mod tests {
     use url::Url;
 
     use super::*;
-    use crate::net::egress::Injection;
+    use lucid_net::egress::Injection;
     use lucid_types::wit::types::Thinking;
 
     fn origin_of(provider: &str, server: &str, model: &str) -> Origin {

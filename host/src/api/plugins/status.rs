@@ -17,9 +17,9 @@ use crate::api::{
 use crate::deployment::manager::{DeploymentManager, DeploymentStatus};
 use crate::deployment::uploads::{Activation, Kept, Record};
 use crate::manifest::{Manifest, Role, Source, Upload};
-use crate::net::egress::Injection;
 use crate::session::{SessionPlugins, Sessions};
 use crate::wasm::{AnyPlugin, Kind, Work};
+use lucid_net::egress::Injection;
 
 impl DeploymentManager {
     /// The complete view. Reads the upload store's folder, so it is not for an executor thread.

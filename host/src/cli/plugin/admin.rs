@@ -229,7 +229,7 @@ impl Server {
         let token = token.ok_or_else(|| {
             format!("Set {TOKEN} to an administrator's token of that server: `lucid token --user NAME --admin` prints one there.")
         })?;
-        crate::net::egress::prepare_tls();
+        lucid_net::egress::prepare_tls();
         let mut client = Client::builder()
             .timeout(LONGEST)
             .redirect(reqwest::redirect::Policy::none());
@@ -581,7 +581,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_lead_to_another_route() {
-        crate::net::egress::prepare_tls();
+        lucid_net::egress::prepare_tls();
         let server = Server {
             base: Url::parse("http://127.0.0.1:8000/behind/").unwrap(),
             token: String::new(),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::as_json;
 use crate::manifest::*;
-use crate::net::egress::Injection;
+use lucid_net::egress::Injection;
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)

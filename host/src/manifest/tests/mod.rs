@@ -15,9 +15,9 @@ use super::fields::Reader;
 use super::*;
 use super::{plugins, read, registries};
 use crate::builtin;
-use crate::net::egress::Injection;
 use crate::wasm::tests::engine;
 use crate::wasm::{Kind, Plugins};
+use lucid_net::egress::Injection;
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)

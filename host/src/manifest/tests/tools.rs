@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::as_json;
 use crate::manifest::*;
-use crate::net::egress::Injection;
 use crate::wasm::Plugins;
 use crate::wasm::tests::engine;
+use lucid_net::egress::Injection;
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)

@@ -12,7 +12,7 @@ use reqwest::Client;
 use url::{Host, Url};
 
 use super::GatewayError;
-use crate::net::address::address_allowed;
+use lucid_net::address::address_allowed;
 
 /// The gateways' HTTP client: no redirects, no proxy, checked addresses, no decompression. The
 /// timeout is set for each request, since sending a push takes longer than the response to it.
@@ -20,7 +20,7 @@ use crate::net::address::address_allowed;
 /// # Errors
 /// If the HTTP client cannot be created.
 pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
-    crate::net::egress::prepare_tls();
+    lucid_net::egress::prepare_tls();
     Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

@@ -75,7 +75,7 @@ impl Supabase {
             Some(secret) => Some((key(secret)?, bearer(secret).map_err(unusable)?)),
             None => None,
         };
-        crate::net::egress::prepare_tls();
+        lucid_net::egress::prepare_tls();
         let client = Client::builder()
             .connect_timeout(CONNECT)
             .timeout(WHOLE)

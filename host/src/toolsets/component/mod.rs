@@ -23,11 +23,11 @@ use self::host::SessionToolHost;
 use super::{OpenToolSource, ToolSource};
 use crate::config::Config;
 use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
-use crate::net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
 use crate::wasm::ToolsPlugin;
+use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 
 /// The default time limit of a call.

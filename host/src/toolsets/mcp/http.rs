@@ -22,7 +22,7 @@ use rmcp::transport::streamable_http_client::{
 use secrecy::SecretString;
 use sse_stream::Sse;
 
-use crate::net::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
+use lucid_net::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
 use lucid_types::sanitize::clean;
 use lucid_types::unicode::{paired_text, readable_json};
 use lucid_types::wit::llm::Frame;

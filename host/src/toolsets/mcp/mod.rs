@@ -37,10 +37,10 @@ use self::server::{Client, Http, Server, Way};
 use super::{OpenToolSource, ToolSource};
 use crate::config::Config;
 use crate::manifest::{Manifest, McpEntry, McpWay, Problem, Problems};
-use crate::net::egress::{Egress, EgressLimits, Endpoint, Injection};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
+use lucid_net::egress::{Egress, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The default time limit of one call.

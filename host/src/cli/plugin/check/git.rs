@@ -7,8 +7,8 @@
 //! no malformed response causes a trap.
 
 use super::super::report::Report;
-use crate::net::egress::{Endpoint, Injection, refusal_of};
 use crate::wasm::{CallError, GitPlugin};
+use lucid_net::egress::{Endpoint, Injection, refusal_of};
 use lucid_types::wit::git::{NewChange, Next, Operation, Page, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 

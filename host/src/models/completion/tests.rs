@@ -2,15 +2,57 @@
 
 use std::time::Instant;
 
-use futures::FutureExt;
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::{FutureExt, TryStreamExt, stream};
+use lucid_net::egress::{Egress, EgressLimits, Endpoint, Injection};
+use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
+use url::Url;
 
 use super::*;
-use crate::models::completion::{Completed, Failed, StreamEvent, Target, complete};
 use crate::store::blobs::{Blobs, SessionBlobs};
 use crate::wasm::tests::{engine, guests};
 use crate::wasm::{Limits, LlmPlugin};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
+
+/// A server that records its requests, and responds by the request's number.
+async fn server(
+    answer: impl Fn(usize) -> Response + Send + Sync + 'static,
+) -> (Endpoint, RecordedRequests) {
+    server_of(move |_, number| answer(number)).await
+}
+
+/// The same, with the request as an argument too.
+async fn server_of(
+    answer: impl Fn(&RecordedRequest, usize) -> Response + Send + Sync + 'static,
+) -> (Endpoint, RecordedRequests) {
+    let (url, requests) = record_requests(answer).await;
+    let endpoint = Endpoint::new(Url::parse(&url).unwrap(), Injection::Bearer).unwrap();
+    (endpoint, requests)
+}
+
+fn egress() -> Egress {
+    let limits = EgressLimits {
+        connect: Duration::from_secs(2),
+        first_byte: Duration::from_millis(500),
+        idle: Duration::from_millis(500),
+        response: 10_000,
+        refusal: 100,
+    };
+    Egress::new(limits, []).unwrap()
+}
+
+fn key() -> SecretString {
+    SecretString::from("sk-very-secret")
+}
+
+fn sse(body: impl Into<Body>) -> Response {
+    ([(CONTENT, "text/event-stream")], body.into()).into_response()
+}
+
+const CONTENT: &str = "content-type";
 
 async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, Error>, Vec<Delta>) {
     let (result, deltas) = asked_with(guest, endpoint, vec![], None).await;
@@ -226,9 +268,9 @@ async fn pictured() -> (tempfile::TempDir, SessionBlobs, BlobRef) {
     (folder, files, blob)
 }
 
-fn bodies(log: &Log) -> Vec<String> {
+fn bodies(log: &RecordedRequests) -> Vec<String> {
     let log = log.lock().unwrap();
-    let body = |seen: &Seen| String::from_utf8_lossy(&seen.body).into_owned();
+    let body = |seen: &RecordedRequest| String::from_utf8_lossy(&seen.body).into_owned();
     log.iter().map(body).collect()
 }
 

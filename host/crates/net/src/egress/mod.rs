@@ -12,7 +12,7 @@
 //! - Nothing that comes back contains the key, whatever the provider echoes.
 
 mod base_url;
-pub(crate) mod error;
+pub mod error;
 mod raw;
 mod redact;
 mod redact_stream;
@@ -38,20 +38,21 @@ use super::resolver;
 use lucid_types::wit::llm::{Framing, KeyPlace};
 use lucid_types::wit::types::{HttpRequest, HttpResponse};
 
-pub(crate) use self::raw::Opened;
+pub use self::raw::Opened;
 pub use self::redact::{Redactor, blank};
 pub use self::redact_stream::StreamRedactor;
 pub use self::response::{Answer, Frames, Refusal};
 pub use super::fetch::{Document, DocumentError, DocumentLimits};
-pub(crate) use super::resolver::{Resolver, literal_allowed, was_refused};
-pub(crate) use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
+pub use super::resolver::Resolver;
+pub(crate) use super::resolver::{literal_allowed, was_refused};
+pub use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
 pub use error::EgressError;
-pub(crate) use error::words;
-pub(crate) use retry_after::retry_after_ms;
+pub use error::words;
+pub use retry_after::retry_after_ms;
 
 /// Installs the process-wide TLS crypto provider. Whoever creates an HTTP client calls it first:
 /// reqwest panics without one.
-pub(crate) fn prepare_tls() {
+pub fn prepare_tls() {
     // An error means that one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
@@ -142,11 +143,7 @@ impl Injection {
 /// The error with which every deployment would refuse this plugin request, whose key is sent as
 /// `place` says; `None` if one could send it. `slashes` is as in
 /// [`Endpoint::with_escaped_slashes`].
-pub(crate) fn refusal_of(
-    request: &HttpRequest,
-    place: &KeyPlace,
-    slashes: bool,
-) -> Option<EgressError> {
+pub fn refusal_of(request: &HttpRequest, place: &KeyPlace, slashes: bool) -> Option<EgressError> {
     let checked = || {
         let base = Url::parse("https://example.org").map_err(|_| EgressError::BaseUrl {
             reason: "it is none",

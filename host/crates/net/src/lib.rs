@@ -3,6 +3,6 @@
 
 pub mod address;
 pub mod egress;
-pub(crate) mod fetch;
+pub mod fetch;
 pub mod oci;
-pub(crate) mod resolver;
+pub mod resolver;

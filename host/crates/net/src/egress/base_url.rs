@@ -13,7 +13,7 @@ use url::{Host, Url};
 
 /// An error in parsing a base URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PastedError {
+pub enum PastedError {
     /// The text is not a URL.
     #[error("it is no http or https URL")]
     NoUrl,
@@ -45,7 +45,7 @@ const ENDS_OF_VERSIONS: &[&str] = &[
 const AZURE: &[&str] = &[".openai.azure.com", ".cognitiveservices.azure.com"];
 
 /// Parses the base URL of a model provider.
-pub(crate) fn pasted(text: &str) -> Result<Url, PastedError> {
+pub fn pasted(text: &str) -> Result<Url, PastedError> {
     let mut url = server(text)?;
     let path = above_requests(&url);
     url.set_path(&path);
@@ -53,7 +53,7 @@ pub(crate) fn pasted(text: &str) -> Result<Url, PastedError> {
 }
 
 /// Parses the address of a server that is not a model provider's.
-pub(crate) fn without_query(text: &str) -> Result<Url, PastedError> {
+pub fn without_query(text: &str) -> Result<Url, PastedError> {
     let url = server(text)?;
     match url.query() {
         None => Ok(url),
@@ -62,7 +62,7 @@ pub(crate) fn without_query(text: &str) -> Result<Url, PastedError> {
 }
 
 /// Parses the address of any server.
-pub(crate) fn server(text: &str) -> Result<Url, PastedError> {
+pub fn server(text: &str) -> Result<Url, PastedError> {
     let text = bare(text);
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(PastedError::NoUrl);
@@ -123,7 +123,7 @@ fn parsed(text: &str) -> Option<Url> {
 }
 
 /// Whether a URL leads to this machine.
-pub(crate) fn is_loopback(url: &Url) -> bool {
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {
             let name = name.trim_end_matches('.');
@@ -199,7 +199,7 @@ fn version(path: &str) -> Option<&str> {
 /// The base URL to try first, and a second one for a server at which the first leads nowhere. An
 /// adapter's requests go below a version, which is in its own base URL or in its requests, and
 /// people paste base URLs with a version as well as without. `usual` is the adapter's own base URL.
-pub(crate) fn places(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
+pub fn places(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
     let with = |path: &str| {
         let mut url = pasted.clone();
         url.set_path(path);

@@ -14,7 +14,7 @@ use lucid_types::wit::types::Header;
 
 /// A response.
 #[derive(Debug)]
-pub(crate) enum Opened {
+pub enum Opened {
     /// The request was accepted.
     Taken {
         /// The HTTP status.
@@ -31,7 +31,7 @@ pub(crate) enum Opened {
 impl Egress {
     /// Sends to the endpoint's URL itself, and reads events or one JSON body. Dropping the future
     /// drops the request, and dropping the frames ends the response.
-    pub(crate) async fn stream(
+    pub async fn stream(
         &self,
         endpoint: &Endpoint,
         key: Option<&SecretString>,

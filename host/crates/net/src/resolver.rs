@@ -64,7 +64,7 @@ fn plain_link_local(address: IpAddr) -> bool {
 }
 
 /// Resolves names to allowed addresses.
-pub(crate) struct Resolver {
+pub struct Resolver {
     /// Hosts that the deployment named itself, in lower case: they may be private.
     named: HashSet<String>,
     /// Whether any host may be private.
@@ -74,7 +74,7 @@ pub(crate) struct Resolver {
 impl Resolver {
     /// Creates a resolver that allows private addresses for these hosts, and for the proxies that
     /// the environment names, which are the operator's too.
-    pub(crate) fn new(named: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(named: impl IntoIterator<Item = String>) -> Self {
         let proxies = PROXIES.iter().filter_map(|name| {
             let value = std::env::var(name).ok()?;
             let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));

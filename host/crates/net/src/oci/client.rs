@@ -27,7 +27,7 @@ use super::auth_challenge::{self, Challenge};
 use super::error::OciError;
 use super::manifest::{self, Layer};
 use super::reference::{Reference, Registry};
-use crate::net::egress::{Resolver, literal_allowed, was_refused, words};
+use crate::egress::{Resolver, literal_allowed, was_refused, words};
 use lucid_types::secret::Secret;
 
 /// Timeouts and size limits.
@@ -96,7 +96,7 @@ impl Client {
             .collect();
         let hosts = named.values().filter_map(|(_, base)| base.host_str());
         let resolver = Resolver::new(hosts.map(str::to_owned));
-        crate::net::egress::prepare_tls();
+        crate::egress::prepare_tls();
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::redact::Redactor;
-use crate::net::resolver;
+use crate::resolver;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::types;
 
@@ -211,7 +211,7 @@ const LAYERS: [&str; 5] = [
 ];
 
 /// The client's error message, with its causes and without the URL.
-pub(crate) fn words(cause: reqwest::Error) -> String {
+pub fn words(cause: reqwest::Error) -> String {
     let cause = cause.without_url();
     words_of(&cause)
 }

@@ -5,7 +5,7 @@ use lucid_types::wit::types::HttpResponse;
 
 async fn exchanged(
     answer: impl Fn(usize) -> Response + Send + Sync + 'static,
-) -> (Result<HttpResponse, EgressError>, Vec<Seen>) {
+) -> (Result<HttpResponse, EgressError>, Vec<RecordedRequest>) {
     let (endpoint, log) = server(answer).await;
     let answer = egress().exchange(&endpoint, Some(&key()), &post()).await;
     let seen = log.lock().unwrap().clone();

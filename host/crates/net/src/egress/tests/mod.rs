@@ -1,84 +1,34 @@
 //! Tests of what is sent and how a response is read, against a server on the loopback interface.
 
-mod complete;
 mod exchange;
 
-use std::sync::{Arc, Mutex};
-
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::*;
+use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use lucid_types::wit::llm::Frame;
 use lucid_types::wit::types::Header;
 
-/// One request as the server saw it.
-#[derive(Debug, Clone)]
-pub(super) struct Seen {
-    pub(super) uri: String,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
-}
-
-impl Seen {
-    fn header(&self, name: &str) -> Vec<&str> {
-        let found = self.headers.iter().filter(|(n, _)| n == name);
-        found.map(|(_, value)| value.as_str()).collect()
-    }
-}
-
-type Answers = Arc<dyn Fn(&Seen, usize) -> Response + Send + Sync>;
-type Log = Arc<Mutex<Vec<Seen>>>;
-
 /// A server that records its requests, and responds by the request's number.
-pub(super) async fn server(
+async fn server(
     answer: impl Fn(usize) -> Response + Send + Sync + 'static,
-) -> (Endpoint, Log) {
+) -> (Endpoint, RecordedRequests) {
     server_of(move |_, number| answer(number)).await
 }
 
 /// The same, with the request as an argument too.
-pub(super) async fn server_of(
-    answer: impl Fn(&Seen, usize) -> Response + Send + Sync + 'static,
-) -> (Endpoint, Log) {
-    async fn take(State((answer, log)): State<(Answers, Log)>, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
-        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec();
-        let headers = parts.headers.iter().map(|(name, value)| {
-            (
-                name.to_string(),
-                value.to_str().unwrap_or_default().to_owned(),
-            )
-        });
-        let seen = Seen {
-            uri: parts.uri.to_string(),
-            headers: headers.collect(),
-            body,
-        };
-        let number = {
-            let mut log = log.lock().unwrap();
-            log.push(seen.clone());
-            log.len() - 1
-        };
-        answer(&seen, number)
-    }
-    let log = Log::default();
-    let answer: Answers = Arc::new(answer);
-    let router = Router::new()
-        .fallback(take)
-        .with_state((answer, log.clone()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router).await });
+async fn server_of(
+    answer: impl Fn(&RecordedRequest, usize) -> Response + Send + Sync + 'static,
+) -> (Endpoint, RecordedRequests) {
+    let (url, requests) = record_requests(answer).await;
     let endpoint = Endpoint::new(Url::parse(&url).unwrap(), Injection::Bearer).unwrap();
-    (endpoint, log)
+    (endpoint, requests)
 }
 
-pub(super) fn egress() -> Egress {
+fn egress() -> Egress {
     Egress::new(
         EgressLimits {
             connect: Duration::from_secs(2),
@@ -92,15 +42,15 @@ pub(super) fn egress() -> Egress {
     .unwrap()
 }
 
-pub(super) fn key() -> SecretString {
+fn key() -> SecretString {
     SecretString::from("sk-very-secret")
 }
 
-pub(super) fn sse(body: impl Into<Body>) -> Response {
+fn sse(body: impl Into<Body>) -> Response {
     ([(CONTENT, "text/event-stream")], body.into()).into_response()
 }
 
-pub(super) const CONTENT: &str = "content-type";
+const CONTENT: &str = "content-type";
 
 fn post() -> HttpRequest {
     HttpRequest {

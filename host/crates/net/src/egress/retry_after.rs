@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use lucid_types::wit::types::Header;
 
 /// Milliseconds to wait, from `retry-after-ms`, or from `retry-after` in seconds or as a date.
-pub(crate) fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
+pub fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
     let header = |name: &str| {
         let found = headers.iter().find(|header| header.name == name);
         found.map(|header| header.value.trim())
