@@ -47,6 +47,9 @@ pub use token::{
 };
 pub use wait::{DEADLINE, eventually, within};
 
+/// The exec server, a static executable.
+pub const EXEC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lucid-exec"));
+
 /// The component of `tests/guests/hostile`: a policy that misbehaves in the way its task names.
 pub const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.wasm"));
 

@@ -1,11 +1,12 @@
 //! Tests of a whole model call: a guest, the egress and a server on the loopback interface.
 
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use futures::{FutureExt, TryStreamExt, stream};
+use futures::{FutureExt, stream};
 use lucid_net::egress::{Egress, EgressLimits, Endpoint, Injection};
 use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use url::Url;
