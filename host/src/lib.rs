@@ -21,8 +21,7 @@
 //! - [`store`]: the log, chats, blobs.
 //! - [`wasm`]: runs components. [`auth`]: who a caller is.
 //! - [`net`]: addresses, egress for plugins, documents, registries.
-//! - [`disk_reserve`]: room that is kept for the log. [`types`]: what all of them speak of. [`builtin`]: what
-//!   the build put into the binary.
+//! - [`types`]: what all of them speak of. [`builtin`]: what the build put into the binary.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +31,6 @@ pub mod builtin;
 pub mod cli;
 pub mod config;
 pub mod deployment;
-pub mod disk_reserve;
 pub mod environment;
 pub mod git_providers;
 pub mod manifest;

@@ -25,7 +25,6 @@ use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
 use crate::deployment::manager::DeploymentManager;
 use crate::deployment::snapshot::DeploymentSnapshot;
 use crate::deployment::uploads::UploadStore;
-use crate::disk_reserve::Reserve;
 use crate::environment::disk_guard::{self, OpenEnvironments};
 use crate::environment::factory::EnvironmentFactory;
 use crate::environment::log_reserve;
@@ -36,15 +35,15 @@ use crate::sandbox::docker::{self, TakenOver, Transport};
 use crate::sandbox::git::{self, GatewayError};
 use crate::sandbox::workspace::Watcher;
 use crate::sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
-use crate::session::{Deps, Limits, Paused, Sessions};
+use crate::session::{Deps, Limits, Paused, Sealer, Sessions};
 use crate::store::blobs::Blobs;
-use crate::store::seal::Sealer;
 use crate::store::{
     self, ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase,
     SupabaseRecords, Transient,
 };
 use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 use lucid_net::oci::Components;
+use lucid_types::disk_reserve::Reserve;
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
 /// chats, and the sandboxes.

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::problem::{Json, Path, Problem, Query};
 use super::sessions::UsageView;
-use crate::auth::Identity;
+use crate::api::identity::Authenticated;
 use crate::store::{Chat, ChatMessage, ChatStoreError, Principal};
 
 /// Which chats are asked for.
@@ -152,7 +152,7 @@ impl From<ChatMessage> for MessageView {
 )]
 pub(super) async fn list(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<ChatsView>, Problem> {
     let (limit, offset) = page.checked()?;
@@ -176,7 +176,7 @@ pub(super) async fn list(
 )]
 pub(super) async fn get(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<WholeChatView>, Problem> {
     let (chat, messages) = api
@@ -221,7 +221,7 @@ pub(super) struct RenamedView {
 )]
 pub(super) async fn rename(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(id): Path<String>,
     Json(new): Json<NewTitle>,
 ) -> Result<Json<RenamedView>, Problem> {
@@ -263,7 +263,7 @@ pub(super) struct DeletedView {
 )]
 pub(super) async fn delete(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedView>, Problem> {
     let deleted = api.parts.chats.delete(&Principal::from(&who), &id).await?;

@@ -29,7 +29,7 @@ use utoipa::IntoParams;
 use super::Api;
 use super::files::{NOT_YOURS, no_file, not_yet, off_thread};
 use super::problem::{Problem, Query};
-use crate::auth::Identity;
+use crate::api::identity::Authenticated;
 use crate::sandbox::workspace::Workspace;
 use lucid_types::user::UserId;
 
@@ -77,7 +77,7 @@ pub(super) struct FileQuery {
 )]
 pub(super) async fn file(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Query(query): Query<FileQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -163,7 +163,7 @@ pub(super) struct ArchiveQuery {
 )]
 pub(super) async fn archive(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Query(query): Query<ArchiveQuery>,
 ) -> Result<Response, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;

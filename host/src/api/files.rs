@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::problem::{Json, Problem, Query};
-use crate::auth::Identity;
+use crate::api::identity::Authenticated;
 use crate::sandbox::workspace::{Node, Workspace, WorkspaceError};
 use lucid_types::plural;
 
@@ -79,7 +79,7 @@ enum NodeKindView {
 )]
 pub(super) async fn list(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Query(query): Query<TreeQuery>,
 ) -> Result<Json<TreeView>, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
@@ -127,7 +127,7 @@ pub(super) struct FileView {
 )]
 pub(super) async fn read(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Query(query): Query<FileQuery>,
 ) -> Result<Json<FileView>, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;

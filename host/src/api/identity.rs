@@ -12,7 +12,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::api::problem::Problem;
-use crate::auth::{Admin, AuthError, Authenticator, Identity};
+use crate::auth::{Admin, AuthError, Authenticator};
+use lucid_types::identity::Identity;
 use lucid_types::user::UserId;
 
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
@@ -50,8 +51,11 @@ impl Authenticator {
     }
 }
 
-/// A handler that takes an [`Identity`] runs only for authenticated callers.
-impl<S> FromRequestParts<S> for Identity
+/// The caller of a request. A handler that takes one runs only for authenticated callers.
+#[derive(Debug, Clone)]
+pub(crate) struct Authenticated(pub(crate) Identity);
+
+impl<S> FromRequestParts<S> for Authenticated
 where
     S: Send + Sync,
     Arc<Authenticator>: FromRef<S>,
@@ -60,7 +64,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let auth = Arc::<Authenticator>::from_ref(state);
-        Ok(auth.headers(&parts.headers).await?)
+        Ok(Self(auth.headers(&parts.headers).await?))
     }
 }
 

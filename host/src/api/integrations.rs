@@ -13,11 +13,11 @@ use utoipa::ToSchema;
 use super::Api;
 use super::problem::{Json, Path, Problem};
 use super::session_request::{unless_blank, unless_empty};
-use crate::auth::Identity;
+use crate::api::identity::Authenticated;
 use crate::git_providers::SiteError;
 use crate::git_providers::accounts::{AccountError, AccountView, WantedChange};
-use crate::sandbox::git::pasted_repository;
 use crate::store::cut;
+use lucid_types::repository_url::pasted_repository;
 use lucid_types::secret::Secret;
 use lucid_types::wit::git::Repository;
 
@@ -198,7 +198,7 @@ pub(super) struct ChangeView {
 )]
 pub(super) async fn connect(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Json(wanted): Json<Connect>,
 ) -> Result<Json<ConnectedView>, Problem> {
     let provider = wanted.provider.trim().to_ascii_lowercase();
@@ -230,7 +230,7 @@ pub(super) async fn connect(
 )]
 pub(super) async fn list(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
 ) -> Result<Json<IntegrationsView>, Problem> {
     let all = api.parts.accounts.list(&who).await?;
     Ok(Json(IntegrationsView {
@@ -252,7 +252,7 @@ pub(super) async fn list(
 )]
 pub(super) async fn disconnect(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(provider): Path<String>,
 ) -> Result<Json<DisconnectedView>, Problem> {
     let provider = provider.to_ascii_lowercase();
@@ -284,7 +284,7 @@ pub(super) async fn disconnect(
 )]
 pub(super) async fn repositories(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(provider): Path<String>,
 ) -> Result<Json<RepositoriesView>, Problem> {
     let provider = provider.to_ascii_lowercase();
@@ -315,7 +315,7 @@ pub(super) async fn repositories(
 )]
 pub(super) async fn open_change(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(provider): Path<String>,
     Json(wanted): Json<OpenChange>,
 ) -> Result<Json<ChangeView>, Problem> {

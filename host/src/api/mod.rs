@@ -6,7 +6,7 @@
 //!   that panicked.
 //! - No query string is logged, since a token may be in it.
 //! - A body is at most 1 MiB, except for an uploaded plugin.
-//! - `Identity` decides once who the caller is, and every lookup names that user.
+//! - `Authenticated` decides once who the caller is, and every lookup names that user.
 
 pub(crate) mod identity;
 pub mod problem;

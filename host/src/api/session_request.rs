@@ -10,8 +10,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
-use crate::auth::Identity;
 use crate::session::{NewSession, OpenChange};
+use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 
 /// What a session that is asked for should be.

@@ -13,13 +13,14 @@ use utoipa::ToSchema;
 use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
-use crate::auth::Identity;
+use crate::api::identity::Authenticated;
 use crate::sandbox::workspace::Workspace;
 use crate::session::{
     CloseReason, CreateError, Details, DetailsError, LookupError, SessionId, Summary,
     WorkspaceLookupError, dollars,
 };
 use crate::store::Totals;
+use lucid_types::identity::Identity;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
@@ -59,7 +60,7 @@ pub(super) struct CreatedView {
 )]
 pub(super) async fn create(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Json(request): Json<SessionRequest>,
 ) -> Result<Json<CreatedView>, Problem> {
     let new = request
@@ -117,7 +118,10 @@ impl From<Summary> for SessionView {
     responses((status = 200, body = SessionsView), (status = 401, body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
-pub(super) async fn list(State(api): State<Api>, who: Identity) -> Json<SessionsView> {
+pub(super) async fn list(
+    State(api): State<Api>,
+    Authenticated(who): Authenticated,
+) -> Json<SessionsView> {
     let sessions = api.parts.sessions.list(&who.user);
     Json(SessionsView {
         sessions: sessions.into_iter().map(SessionView::from).collect(),
@@ -230,7 +234,7 @@ impl From<Details> for DetailsView {
 )]
 pub(super) async fn get(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<DetailsView>, Problem> {
     let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
@@ -272,7 +276,7 @@ pub(super) struct StoppedView {
 )]
 pub(super) async fn stop(
     State(api): State<Api>,
-    who: Identity,
+    Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<StoppedView>, Problem> {
     let not_yours = "Not authorized to stop this session.";

@@ -31,25 +31,9 @@ pub use self::jwks::{Jwks, JwksError, Look};
 pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
 use self::tokens::Shared;
+use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 pub use lucid_types::user::UserId;
-
-/// The proven identity of a caller.
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// The user on whose behalf everything is done.
-    pub user: UserId,
-    /// The raw token, for a store with row-level security. `None` for a server that acts for a
-    /// user.
-    pub token: Option<Secret>,
-    /// The token's `projectId` claim.
-    pub project: Option<String>,
-    /// The token's `sessionId` claim.
-    pub session: Option<String>,
-    /// Whether the caller may change the deployment: the internal key, or a token with the claim
-    /// `lucid_admin`.
-    pub admin: bool,
-}
 
 /// A caller who may change the deployment. A handler that takes one runs for nobody else.
 #[derive(Debug, Clone)]

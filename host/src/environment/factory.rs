@@ -15,7 +15,6 @@ use futures::{FutureExt, TryFutureExt};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::disk_reserve::Reserve;
 use crate::sandbox::git::{self, Gateway, Login};
 use crate::sandbox::tools::{ToolBox, describe_call};
 use crate::sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
@@ -24,6 +23,8 @@ use crate::session::{
     Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
 };
 use crate::store::blobs::Blobs;
+use lucid_types::disk_reserve::Reserve;
+use lucid_types::repository_url::repository_url;
 use lucid_types::wit::types::ToolCall;
 
 use super::disk_guard::OpenEnvironments;
@@ -101,11 +102,7 @@ impl EnvironmentFactory {
         spec: &EnvironmentSpec,
         workspace: Arc<Workspace>,
     ) -> Result<RunningSandbox, EnvironmentError> {
-        let repository = spec
-            .repo_url
-            .as_deref()
-            .map(git::repository_url)
-            .transpose();
+        let repository = spec.repo_url.as_deref().map(repository_url).transpose();
         let repository = repository.map_err(|error| EnvironmentError::of(&error))?;
         let reach = repository
             .as_deref()

@@ -16,9 +16,9 @@ use futures::future::join_all;
 
 use super::SessionEnvironment;
 use super::disk_guard::OpenEnvironments;
-use crate::disk_reserve::Reserve;
 use crate::sandbox::Processes;
 use crate::store::{Store, Transient};
+use lucid_types::disk_reserve::Reserve;
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at
 /// fault, in bytes.

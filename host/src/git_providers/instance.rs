@@ -8,8 +8,8 @@
 
 use url::Url;
 
-use crate::sandbox::git::pasted_repository;
 use lucid_net::egress::{EgressError, Endpoint, Injection, PastedError, server};
+use lucid_types::repository_url::pasted_repository;
 use lucid_types::wit::git::Descriptor;
 
 /// Why a server cannot be asked.

@@ -10,9 +10,9 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::accounts::{AccountError, Accounts, WantedChange};
-use crate::auth::Identity;
 use crate::session::{Changes, NewPullRequest, OpenedPullRequest};
 use crate::store::{ChatStoreError, Outbox};
+use lucid_types::identity::Identity;
 use lucid_types::user::UserId;
 
 /// Opens pull requests for sessions.

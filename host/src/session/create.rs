@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use url::Url;
 use uuid::Uuid;
 
-use crate::sandbox::git::{pasted_repository, repository_url};
 use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
-use crate::wasm::Caller;
+use lucid_types::log_label::Caller;
 use lucid_types::plural;
+use lucid_types::repository_url::{RepositoryUrlError, pasted_repository, repository_url};
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 use lucid_types::wit::policy::Snapshot;
@@ -72,9 +72,9 @@ pub enum CreateError {
     /// The provider rejected the API key. Holds the provider's name.
     #[error("The model provider '{0}' refused the API key.")]
     KeyRefused(String),
-    /// The repository's URL is invalid. Holds the reason.
-    #[error("{0}")]
-    Repository(String),
+    /// The repository's URL is invalid.
+    #[error(transparent)]
+    Repository(#[from] RepositoryUrlError),
     /// The deployment has no such policy. Holds its name and the list of those that exist.
     #[error("Unknown policy '{0}': {1}.")]
     UnknownPolicy(String, String),
@@ -198,7 +198,7 @@ impl NewSession {
             return Ok(());
         };
         let text = pasted_repository(text);
-        let tidy = repository_url(&text).map_err(|why| CreateError::Repository(why.to_string()))?;
+        let tidy = repository_url(&text)?;
         if self.git_token.is_none() {
             self.git_token = credential(&text).map(Secret::new);
         }

@@ -17,6 +17,7 @@ mod registry;
 mod replay;
 mod retention;
 mod round;
+mod seal;
 mod traffic_split;
 
 pub(crate) mod stream;
@@ -29,6 +30,7 @@ pub use self::ports::tools::{
 };
 pub(crate) use self::replay::diff::{difference, readable};
 pub use self::replay::shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
+pub use self::seal::{SealError, Sealer};
 pub use self::stream::frames::{
     CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render,
 };
@@ -63,9 +65,8 @@ use uuid::Uuid;
 
 use self::actor::{idle, task_clock};
 use self::stream::frames;
-use crate::disk_reserve::Reserve;
-use crate::store::seal::Sealer;
 use crate::store::{Store, Transient};
+use lucid_types::disk_reserve::Reserve;
 use lucid_types::user::UserId;
 
 use self::handle::held;

@@ -13,7 +13,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::{ChatStoreError, Store, StoreError};
-use crate::auth::Identity;
+
+use lucid_types::identity::Identity;
 
 /// A git account that a user connected.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,6 @@ mod accounts;
 pub mod blobs;
 mod chats;
 mod outbox;
-pub mod seal;
 mod supabase;
 
 pub(crate) mod log;

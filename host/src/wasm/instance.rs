@@ -18,8 +18,9 @@ use super::call_stats::CallStats;
 use super::engine::{Engine, PoolClass};
 use super::host_state::{Guest, LastWords};
 use super::limits::{CallError, CallSite, CallUsage, Called, Limits, cleaned};
-use super::log_label::{Caller, Label};
+use super::log_label::Label;
 use super::wasi::CallClock;
+use lucid_types::log_label::Caller;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::types;
 

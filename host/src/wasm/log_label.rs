@@ -5,71 +5,14 @@
 //!   session and the step it was called for, where there are any.
 //! - A line from a replay of recorded calls says so.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use super::limits::CallError;
+use lucid_types::log_label::Caller;
 use lucid_types::wit::log::Level;
 
 /// The log target of plugins' own lines, for filtering.
 pub const LOG_TARGET: &str = "plugin";
-
-tokio::task_local! {
-    static CALLER: Caller;
-}
-
-/// On whose behalf a plugin is called.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Caller {
-    session: Option<Arc<str>>,
-    step: Option<u64>,
-    shadow: bool,
-}
-
-impl Caller {
-    /// A call for a session.
-    #[must_use]
-    pub fn session(id: &str) -> Self {
-        Self::default().in_session(id)
-    }
-
-    /// A call in a shadow run, whose results are only compared.
-    #[must_use]
-    pub fn shadow() -> Self {
-        Self {
-            shadow: true,
-            ..Self::default()
-        }
-    }
-
-    /// The same caller in this session.
-    #[must_use]
-    pub fn in_session(self, id: &str) -> Self {
-        Self {
-            session: Some(id.into()),
-            ..self
-        }
-    }
-
-    /// The same caller at this step of the session, or in work that the step began.
-    #[must_use]
-    pub fn at_step(self, step: u64) -> Self {
-        Self {
-            step: Some(step),
-            ..self
-        }
-    }
-
-    /// Runs `work` with this caller for the plugin calls in it.
-    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        CALLER.scope(self, work)
-    }
-
-    /// The caller of the current task.
-    pub(super) fn current() -> Self {
-        CALLER.try_with(Self::clone).unwrap_or_default()
-    }
-}
 
 /// The label of an instance's log lines.
 #[derive(Debug)]
@@ -88,9 +31,9 @@ impl Label {
                     target: LOG_TARGET,
                     plugin = &*self.plugin,
                     digest = &*self.digest,
-                    session = self.caller.session.as_deref(),
-                    step = self.caller.step,
-                    shadow = self.caller.shadow.then_some(true),
+                    session = self.caller.session_id(),
+                    step = self.caller.step(),
+                    shadow = self.caller.is_shadow().then_some(true),
                     "{text}"
                 )
             };
@@ -108,9 +51,9 @@ impl Label {
         tracing::warn!(
             plugin = &*self.plugin,
             digest = &*self.digest,
-            session = self.caller.session.as_deref(),
-            step = self.caller.step,
-            shadow = self.caller.shadow.then_some(true),
+            session = self.caller.session_id(),
+            step = self.caller.step(),
+            shadow = self.caller.is_shadow().then_some(true),
             call,
             "{error}"
         );

@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 
 pub use self::any_plugin::{AnyError, AnyPlugin};
 pub use self::call_stats::CallFigures;
-pub use self::log_label::{Caller, LOG_TARGET};
+pub use self::log_label::LOG_TARGET;
 pub use self::progress::{Doing, Work};
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
 pub use engine::{Engine, EngineError, EngineOptions};

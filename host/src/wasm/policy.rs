@@ -11,9 +11,9 @@ use super::engine::{Engine, PoolClass};
 use super::host_state::Guest;
 use super::instance::{PluginCore, boxed, call, front, not_begun};
 use super::limits::{Called, Limits};
-use super::log_label::Caller;
 use super::wasi::CallClock;
 use super::{compile, described};
+use lucid_types::log_label::Caller;
 use lucid_types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
 use lucid_types::wit::policy_world::PolicyPluginPre;
 

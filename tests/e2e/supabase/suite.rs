@@ -2,12 +2,12 @@
 //! and by the service key.
 
 use chrono::{DateTime, Duration, Utc};
-use lucid::auth::Identity;
 use lucid::store::{
     Chat, ChatMessage, ChatStore, Integrations, LocalRecords, NewIntegration, Principal, Progress,
     Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
 };
 use lucid_tests::{Supabase, anon_key, service_key, token};
+use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use uuid::Uuid;
 

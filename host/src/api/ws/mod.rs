@@ -33,8 +33,9 @@ use self::handshake::{ConnectRequest, Handshake};
 use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
-use crate::auth::{AuthError, Identity};
+use crate::auth::AuthError;
 use crate::session::{Features, Session, SessionId};
+use lucid_types::identity::Identity;
 
 /// How long a client has for its first message.
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);

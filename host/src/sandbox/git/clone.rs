@@ -9,11 +9,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::Rules;
 use super::connection::size;
 use super::tracking::{self, Cloned};
-use super::{GatewayError, Rules, repository_url};
 use crate::sandbox::{ExecRequest, ExecResult, Sandbox, SandboxError};
 use lucid_types::plural;
+use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// Bytes that a file takes on disk beside its content, for estimating a checkout's size.
 const FILE: u64 = 4096;
@@ -65,7 +66,7 @@ fn given(value: Option<&str>) -> Option<&str> {
 pub enum CloneError {
     /// The URL cannot be used.
     #[error(transparent)]
-    Url(#[from] GatewayError),
+    Url(#[from] RepositoryUrlError),
     /// The branch's name cannot be used.
     #[error("{0:?} is not the name of a branch.")]
     Branch(String),

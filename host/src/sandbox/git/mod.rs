@@ -15,7 +15,6 @@ mod branch_policy;
 mod clone;
 mod connection;
 mod http;
-mod pasted_url;
 mod receive_pack;
 #[cfg(test)]
 mod tests;
@@ -39,12 +38,12 @@ pub use self::branch_policy::Branches;
 pub use self::clone::{Checkout, CloneError, clone_into};
 use self::connection::serve;
 pub use self::http::client;
-pub use self::pasted_url::pasted_repository;
 pub use self::tracking::Cloned;
 pub use self::upstream::Login;
 use self::upstream::{Pushed, Remote};
-pub use self::url::{reach, repository_url};
+pub use self::url::reach;
 use super::workspace::box_user;
+use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// The most helpers that a session may have at a time.
 const MAX_HELPERS: usize = 4;
@@ -53,8 +52,8 @@ const MAX_HELPERS: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The repository's URL cannot be used.
-    #[error("{0}")]
-    Url(String),
+    #[error(transparent)]
+    Url(#[from] RepositoryUrlError),
     /// The socket could not be created.
     #[error("The git gateway's socket {path} cannot be made: {cause}")]
     Socket {

@@ -1,46 +1,14 @@
-//! Which repository URLs are accepted, how they are normalised, and which of them a session can
-//! reach.
+//! Which repositories a session can reach.
 //!
 //! # Invariants
-//! - A normalised URL is http or https and holds no user, password, query or fragment.
 //! - A session reaches its own repository and, where that is allowed, others beside it, never one
 //!   whose address could be read in two ways.
 
-use url::Url;
-
-use super::GatewayError;
-
-/// Validates a repository's URL and returns it as git is to see it: http or https, without user,
-/// password, query or fragment.
-///
-/// # Errors
-/// If the URL cannot be used.
-pub fn repository_url(text: &str) -> Result<String, GatewayError> {
-    let bad = |why: &str| Err(GatewayError::Url(format!("The repository URL {why}.")));
-    let text = text.trim();
-    let Ok(mut url) = Url::parse(text) else {
-        return bad("cannot be read: give one like https://github.com/owner/name");
-    };
-    if !matches!(url.scheme(), "http" | "https") {
-        return bad("must begin with https:// or http://");
-    }
-    if url.host().is_none() || url.path().trim_matches('/').is_empty() {
-        return bad("names no repository: give one like https://github.com/owner/name");
-    }
-    if text.chars().any(|c| c.is_control() || c.is_whitespace()) || text.len() > 2000 {
-        return bad("holds characters that do not belong there, or is too long");
-    }
-    // Neither can fail for a URL that has a host.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    Ok(url.as_str().trim_end_matches('/').to_owned())
-}
+use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// The URL prefix that git in the sandbox sends to the gateway: the repository, or everything of
 /// its owner.
-pub fn reach(repository: &str, allow_owner: bool) -> Result<String, GatewayError> {
+pub fn reach(repository: &str, allow_owner: bool) -> Result<String, RepositoryUrlError> {
     let url = repository_url(repository)?;
     Ok(match owner(&url) {
         // With its slash: another owner's name may have this one as a prefix.
@@ -91,31 +59,6 @@ pub(super) fn plain(url: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_repository_url_loses_its_user_and_must_be_http() {
-        assert_eq!(
-            repository_url(" https://u:p@github.com/a/b.git?x#y ").unwrap(),
-            "https://github.com/a/b.git"
-        );
-        assert_eq!(
-            repository_url("https://github.com/a/b/").unwrap(),
-            "https://github.com/a/b"
-        );
-        for text in [
-            "",
-            "-x",
-            "--upload-pack=touch",
-            "git@github.com:a/b",
-            "ssh://h/a",
-            "file:///etc",
-            "ext::sh",
-            "https://github.com/",
-            "https://h/a b",
-        ] {
-            assert!(repository_url(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn a_session_reaches_its_own_repository_only() {

@@ -7,7 +7,7 @@
 
 use super::ToolOutcome;
 use crate::sandbox::workspace::{Workspace, WorkspaceError, WorkspacePath};
-use crate::store::blobs::LARGEST;
+use lucid_types::limits::LARGEST_BLOB;
 
 /// The longest side that providers accept, in pixels.
 const LONGEST_SIDE: usize = 8_000;
@@ -73,7 +73,7 @@ pub(super) fn view(
             "{shown} is a picture ({media_type}, {size} bytes), and this model does not see pictures. Use the terminal to learn more of it."
         )));
     }
-    Some(match workspace.read(path, LARGEST) {
+    Some(match workspace.read(path, LARGEST_BLOB) {
         Ok(bytes) => fit(media_type, &bytes)
             .map_err(|why| format!("{shown} {why}"))
             .map(|(width, height)| ToolOutcome {
@@ -300,7 +300,7 @@ mod tests {
         let told = view(&workspace, &path, true).unwrap().unwrap_err();
         assert!(told.contains("a.png begins like a picture"), "{told}");
         let mut large = png;
-        large.resize(usize::try_from(LARGEST).unwrap() + 1, 0);
+        large.resize(usize::try_from(LARGEST_BLOB).unwrap() + 1, 0);
         workspace.write(&path, &large).unwrap();
         let told = view(&workspace, &path, true).unwrap().unwrap_err();
         assert!(told.contains("Make a smaller copy"), "{told}");

@@ -20,7 +20,7 @@ use rustix::fs::FileType;
 
 use super::Workspace;
 use super::walk::{DEEPEST, MOST_ENTRIES, Step, Walk};
-use crate::disk_reserve::Reserve;
+use lucid_types::disk_reserve::Reserve;
 use lucid_types::plural;
 
 /// By which part of the limit it may be passed before a sandbox is ended for it.

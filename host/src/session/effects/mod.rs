@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::{EffectKind, NewSessionRow, cut};
-use crate::wasm::Caller;
+use lucid_types::log_label::Caller;
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{ModelCall, ToolRun};
 use lucid_types::wit::types::{Error, ErrorKind, ToolCall};

@@ -9,7 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod shadow;
 
 use crate::store::{self, LoggedStep, SessionRow, Store, StoreError};
-use crate::wasm::Caller;
+use lucid_types::log_label::Caller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use super::Sessions;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::store::{self, LoggedStep, SessionRow, StoreError};
-use crate::wasm::Caller;
+use lucid_types::log_label::Caller;
 use lucid_types::plural;
 use lucid_types::wit::policy::Snapshot;
 

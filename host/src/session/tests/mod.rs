@@ -155,7 +155,7 @@ fn deployed(
         deployment,
         places: Arc::new(world.clone()),
         changes: Arc::new(world.clone()),
-        reserve: crate::disk_reserve::Reserve::none(),
+        reserve: lucid_types::disk_reserve::Reserve::none(),
         limits,
     })
 }

@@ -17,13 +17,11 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use lucid_types::limits::LARGEST_BLOB;
 use lucid_types::wit::types::BlobRef;
 
 pub use self::image_verdicts::{Verdict, Verdicts};
 
-/// The largest file that is stored, in bytes: providers accept an image of up to 5 MiB, and they
-/// count its base64 form.
-pub const LARGEST: u64 = (5 << 20) / 4 * 3;
 /// Maximum total size of a session's files, in bytes.
 const MOST: u64 = 64 << 20;
 /// The prefix of the digest in a reference.
@@ -33,7 +31,7 @@ const ALGORITHM: &str = "sha256:";
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The file is too large.
-    #[error("the file has {size} bytes, and at most {LARGEST} are kept")]
+    #[error("the file has {size} bytes, and at most {LARGEST_BLOB} are kept")]
     TooLarge {
         /// The file's size in bytes.
         size: u64,
@@ -87,7 +85,7 @@ impl SessionBlobs {
         let (folder, media_type) = (self.folder.clone(), media_type.to_owned());
         blocking(move || {
             let size = bytes.len() as u64;
-            if size > LARGEST {
+            if size > LARGEST_BLOB {
                 return Err(BlobError::TooLarge { size });
             }
             let name = hex(&bytes);
@@ -202,7 +200,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let one = Blobs::new(folder.path()).of(ONE).unwrap();
         let large = |first: u8| {
-            let mut bytes = vec![0; usize::try_from(LARGEST).unwrap()];
+            let mut bytes = vec![0; usize::try_from(LARGEST_BLOB).unwrap()];
             bytes[0] = first;
             bytes
         };
@@ -210,7 +208,7 @@ mod tests {
         too_large.push(0);
         let refused = one.put("image/png", too_large).await;
         assert!(matches!(refused, Err(BlobError::TooLarge { .. })));
-        let fit = u8::try_from(MOST / LARGEST).unwrap();
+        let fit = u8::try_from(MOST / LARGEST_BLOB).unwrap();
         for number in 0..fit {
             one.put("image/png", large(number)).await.unwrap();
         }

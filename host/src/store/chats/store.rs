@@ -10,8 +10,8 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
-use crate::auth::Identity;
 use crate::store::{StoreError, Totals};
+use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 

@@ -30,7 +30,7 @@ pub(super) use self::progress::{add, changed};
 use self::relay::Deliverer;
 use self::user_tokens::Tokens;
 use super::{ChatStoreError, Principal, Store, StoreError, SupabaseRecords};
-use crate::auth::Identity;
+use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 

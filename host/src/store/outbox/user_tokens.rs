@@ -13,8 +13,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
-use crate::auth::Identity;
 use crate::store::Principal;
+use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::SupabaseRecords;
 use super::rows::clean;
-use crate::auth::Identity;
 use crate::store::{ChatStoreError, Integration, Integrations, Kept, NewIntegration, Principal};
+use lucid_types::identity::Identity;
 
 /// PostgreSQL: a foreign key violation.
 const NO_SUCH_ROW: &str = "23503";

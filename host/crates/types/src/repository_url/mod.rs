@@ -1,0 +1,87 @@
+//! Which repository URLs are accepted, and how they are normalised.
+//!
+//! # Invariants
+//! - A normalised URL is http or https and holds no user, password, query or fragment.
+
+mod pasted;
+
+use url::Url;
+
+pub use self::pasted::pasted_repository;
+
+/// The longest URL that is accepted, in bytes.
+const LONGEST: usize = 2000;
+
+/// Why a text is not accepted as a repository's URL. Each message is a sentence for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RepositoryUrlError {
+    /// It is no URL.
+    #[error("The repository URL cannot be read: give one like https://github.com/owner/name.")]
+    Unreadable,
+    /// Its scheme is neither http nor https.
+    #[error("The repository URL must begin with https:// or http://.")]
+    Scheme,
+    /// It has no host or no path.
+    #[error("The repository URL names no repository: give one like https://github.com/owner/name.")]
+    NoRepository,
+    /// It holds white space or control characters, or is too long.
+    #[error("The repository URL holds characters that do not belong there, or is too long.")]
+    Characters,
+}
+
+/// Validates a repository's URL and returns it as git is to see it: http or https, without user,
+/// password, query or fragment.
+///
+/// # Errors
+/// If the URL cannot be used.
+pub fn repository_url(text: &str) -> Result<String, RepositoryUrlError> {
+    let text = text.trim();
+    let Ok(mut url) = Url::parse(text) else {
+        return Err(RepositoryUrlError::Unreadable);
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(RepositoryUrlError::Scheme);
+    }
+    if url.host().is_none() || url.path().trim_matches('/').is_empty() {
+        return Err(RepositoryUrlError::NoRepository);
+    }
+    if text.chars().any(|c| c.is_control() || c.is_whitespace()) || text.len() > LONGEST {
+        return Err(RepositoryUrlError::Characters);
+    }
+    // Neither can fail for a URL that has a host.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_url_loses_its_user_and_must_be_http() {
+        assert_eq!(
+            repository_url(" https://u:p@github.com/a/b.git?x#y ").unwrap(),
+            "https://github.com/a/b.git"
+        );
+        assert_eq!(
+            repository_url("https://github.com/a/b/").unwrap(),
+            "https://github.com/a/b"
+        );
+        for text in [
+            "",
+            "-x",
+            "--upload-pack=touch",
+            "git@github.com:a/b",
+            "ssh://h/a",
+            "file:///etc",
+            "ext::sh",
+            "https://github.com/",
+            "https://h/a b",
+        ] {
+            assert!(repository_url(text).is_err(), "{text}");
+        }
+    }
+}
