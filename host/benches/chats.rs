@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use lucid::store::{
+use lucid_store::{
     Chat, ChatMessage, ChatStore, LocalRecords, Principal, Store, Supabase as Project,
     SupabaseRecords, SupabaseSettings, Totals,
 };

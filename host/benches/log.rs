@@ -11,7 +11,7 @@ use futures::future::join_all;
 use lucid::config::Config;
 use lucid::server::App;
 use lucid::session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
-use lucid::store::{
+use lucid_store::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status, Store,
     frames_after,
 };

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lucid::builtin;
-use lucid::sandbox::docker::{self, Transport};
-use lucid::sandbox::workspace::Workspace;
-use lucid::sandbox::{Choice, ExecRequest, Network, Sandbox, Sandboxes, Settings, Spec};
+use lucid_sandbox::docker::{self, Transport};
+use lucid_sandbox::workspace::Workspace;
+use lucid_sandbox::{Choice, ExecRequest, Network, Sandbox, Sandboxes, Settings, Spec};
 use tokio::process::Command;
 use tokio::runtime::Builder;
 use uuid::Uuid;

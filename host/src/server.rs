@@ -31,18 +31,18 @@ use crate::environment::log_reserve;
 use crate::git_providers::accounts::{Accounts, Cipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
 use crate::manifest::Problems;
-use crate::sandbox::docker::{self, TakenOver, Transport};
-use crate::sandbox::git::{self, GatewayError};
-use crate::sandbox::workspace::Watcher;
-use crate::sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
 use crate::session::{Deps, Limits, Paused, Sealer, Sessions};
-use crate::store::blobs::Blobs;
-use crate::store::{
-    self, ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase,
-    SupabaseRecords, Transient,
-};
 use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 use lucid_net::oci::Components;
+use lucid_sandbox::docker::{self, TakenOver, Transport};
+use lucid_sandbox::git::{self, GatewayError};
+use lucid_sandbox::workspace::Watcher;
+use lucid_sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
+use lucid_store::blobs::Blobs;
+use lucid_store::{
+    ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase, SupabaseRecords,
+    Transient,
+};
 use lucid_types::disk_reserve::Reserve;
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
@@ -285,7 +285,7 @@ impl App {
         let begin = || origin::begin(&self.store, &self.config.workspace_base_path);
         let elsewhere = self.elsewhere.get_or_try_init(begin).await?;
         if resume == Resume::All {
-            let release = |connection: &_| store::release_sessions(connection, None);
+            let release = |connection: &_| lucid_store::release_sessions(connection, None);
             self.store.write(release).await?;
         }
         let alive = self.sessions.in_log().await?;

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use wit_parser::{
-    Case, Docs, EnumCase, Field, Interface, InterfaceId, Resolve, Type, TypeDef, TypeDefKind, TypeId,
-    TypeOwner,
+    Case, Docs, EnumCase, Field, Interface, InterfaceId, Resolve, Type, TypeDef, TypeDefKind,
+    TypeId, TypeOwner,
 };
 
 type Error = Box<dyn std::error::Error>;
@@ -69,7 +69,13 @@ impl Generator<'_> {
                 docs(code, &ty.docs);
                 derives(code, "record", copy);
                 writeln!(code, "pub struct {name} {{")?;
-                for Field { name, ty, docs: text, .. } in &record.fields {
+                for Field {
+                    name,
+                    ty,
+                    docs: text,
+                    ..
+                } in &record.fields
+                {
                     docs(code, text);
                     named(code, name);
                     writeln!(code, "pub {}: {},", snake(name), self.ty(ty))?;
@@ -80,7 +86,13 @@ impl Generator<'_> {
                 docs(code, &ty.docs);
                 derives(code, "variant", copy);
                 writeln!(code, "pub enum {name} {{")?;
-                for Case { name, ty, docs: text, .. } in &variant.cases {
+                for Case {
+                    name,
+                    ty,
+                    docs: text,
+                    ..
+                } in &variant.cases
+                {
                     docs(code, text);
                     named(code, name);
                     let payload = ty.as_ref().map(|ty| format!("({})", self.ty(ty)));
@@ -92,7 +104,10 @@ impl Generator<'_> {
                 docs(code, &ty.docs);
                 derives(code, "enum", true);
                 writeln!(code, "#[derive(Eq)] #[repr(u8)]\npub enum {name} {{")?;
-                for EnumCase { name, docs: text, .. } in &cases.cases {
+                for EnumCase {
+                    name, docs: text, ..
+                } in &cases.cases
+                {
                     docs(code, text);
                     named(code, name);
                     writeln!(code, "{},", camel(name))?;

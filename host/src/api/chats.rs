@@ -14,7 +14,7 @@ use super::Api;
 use super::problem::{Json, Path, Problem, Query};
 use super::sessions::UsageView;
 use crate::api::identity::Authenticated;
-use crate::store::{Chat, ChatMessage, ChatStoreError, Principal};
+use lucid_store::{Chat, ChatMessage, ChatStoreError, Principal};
 
 /// Which chats are asked for.
 #[derive(Debug, Deserialize, IntoParams)]

@@ -30,7 +30,7 @@ use super::Api;
 use super::files::{NOT_YOURS, no_file, not_yet, off_thread};
 use super::problem::{Problem, Query};
 use crate::api::identity::Authenticated;
-use crate::sandbox::workspace::Workspace;
+use lucid_sandbox::workspace::Workspace;
 use lucid_types::user::UserId;
 
 /// The size of a chunk that is read and sent, in bytes.

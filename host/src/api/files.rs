@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::problem::{Json, Problem, Query};
 use crate::api::identity::Authenticated;
-use crate::sandbox::workspace::{Node, Workspace, WorkspaceError};
+use lucid_sandbox::workspace::{Node, Workspace, WorkspaceError};
 use lucid_types::plural;
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";

@@ -20,7 +20,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::auth::AuthError;
-use crate::store::StoreError;
+use lucid_store::StoreError;
 use lucid_types::unicode::paired_json;
 
 /// A parser's message may repeat the input. More than this many characters help nobody.

@@ -14,12 +14,12 @@ use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
-use crate::sandbox::workspace::Workspace;
 use crate::session::{
     CloseReason, CreateError, Details, DetailsError, LookupError, SessionId, Summary,
     WorkspaceLookupError, dollars,
 };
-use crate::store::Totals;
+use lucid_sandbox::workspace::Workspace;
+use lucid_store::Totals;
 use lucid_types::identity::Identity;
 
 /// A list shows this much of a task, in characters.

@@ -14,7 +14,7 @@ use super::report::{Level, say};
 use super::{failed, wrong, wrong_manifest};
 use crate::config::Config;
 use crate::server::{self, Folders, StartError};
-use crate::store::blobs::Blobs;
+use lucid_store::blobs::Blobs;
 
 /// Loads the deployment and describes it.
 pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode {

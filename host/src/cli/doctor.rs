@@ -14,11 +14,11 @@ use owo_colors::Style;
 use super::render::{Screen, clean, colours};
 use crate::auth::{Jwks, Look};
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
-use crate::sandbox::docker::Transport;
-use crate::sandbox::{Kind, Sandboxes};
 use crate::server::{self, Folders, StartError};
-use crate::store::blobs::Blobs;
-use crate::store::{Store, StoreError, Supabase};
+use lucid_sandbox::docker::Transport;
+use lucid_sandbox::{Kind, Sandboxes};
+use lucid_store::blobs::Blobs;
+use lucid_store::{Store, StoreError, Supabase};
 
 /// The status of a finding.
 #[derive(Clone, Copy, PartialEq, Eq)]

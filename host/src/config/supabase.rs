@@ -7,7 +7,7 @@
 
 use super::parse::Values;
 use super::{ConfigError, Secret};
-use crate::store::SupabaseSettings;
+use lucid_store::SupabaseSettings;
 
 /// Reads the location of the chat store, if it is not the local database.
 pub(super) fn check(

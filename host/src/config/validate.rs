@@ -20,7 +20,7 @@ use super::parse::{
     size, unprintable,
 };
 use super::{Config, ConfigError, Variables, supabase};
-use crate::sandbox::git::Branches;
+use lucid_sandbox::git::Branches;
 use lucid_types::secret::Secret;
 
 const DAY: f64 = 86_400.0;

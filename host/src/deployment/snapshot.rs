@@ -14,10 +14,10 @@ use crate::git_providers::GitProviders;
 use crate::manifest::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
 use crate::models::{Providers, Standing};
 use crate::session::Policies;
-use crate::store::blobs::Blobs;
 use crate::toolsets::component::ToolComponents;
 use crate::toolsets::{Toolsets, mcp};
 use crate::wasm::{Engine, Kind, Plugins};
+use lucid_store::blobs::Blobs;
 
 /// A deployment, ready for sessions.
 pub(crate) struct DeploymentSnapshot {

@@ -8,7 +8,7 @@
 
 use std::io::Read as _;
 
-use crate::sandbox::workspace::Workspace;
+use lucid_sandbox::workspace::Workspace;
 
 /// Files with a repository's instructions for agents, in order of priority.
 const FILES: [&str; 3] = ["AGENTS.md", "CLAUDE.md", ".cursorrules"];

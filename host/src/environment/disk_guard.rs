@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::SessionEnvironment;
 use super::factory::blocking;
-use crate::sandbox::Kind;
-use crate::sandbox::workspace::Excess;
+use lucid_sandbox::Kind;
+use lucid_sandbox::workspace::Excess;
 
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);

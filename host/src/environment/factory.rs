@@ -15,14 +15,14 @@ use futures::{FutureExt, TryFutureExt};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::sandbox::git::{self, Gateway, Login};
-use crate::sandbox::tools::{ToolBox, describe_call};
-use crate::sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
-use crate::sandbox::{Sandboxes, Spec};
 use crate::session::{
     Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
 };
-use crate::store::blobs::Blobs;
+use lucid_sandbox::git::{self, Gateway, Login};
+use lucid_sandbox::tools::{ToolBox, describe_call};
+use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
+use lucid_sandbox::{Sandboxes, Spec};
+use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::Reserve;
 use lucid_types::repository_url::repository_url;
 use lucid_types::wit::types::ToolCall;

@@ -16,8 +16,8 @@ use futures::future::join_all;
 
 use super::SessionEnvironment;
 use super::disk_guard::OpenEnvironments;
-use crate::sandbox::Processes;
-use crate::store::{Store, Transient};
+use lucid_sandbox::Processes;
+use lucid_store::{Store, Transient};
 use lucid_types::disk_reserve::Reserve;
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at

@@ -23,13 +23,13 @@ use tokio::sync::{Mutex, mpsc};
 use self::tree_watch::Files;
 
 use self::factory::{EnvironmentFactory, blocking};
-use crate::sandbox::git::{self, Gateway};
-use crate::sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
-use crate::sandbox::workspace::{Quota, Workspace};
-use crate::sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
 use crate::session::{
     DeltaKind, DeltaSink, Environment, EnvironmentSpec, EventDraft, OutputSink, ToolResultWithEvent,
 };
+use lucid_sandbox::git::{self, Gateway};
+use lucid_sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
+use lucid_sandbox::workspace::{Quota, Workspace};
+use lucid_sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
 use lucid_types::unicode::Pieces;
 use lucid_types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::factory::blocking;
-use crate::sandbox::tools::ToolOutcome;
-use crate::sandbox::workspace::{Quota, Watched, Watcher, Workspace};
+use lucid_sandbox::tools::ToolOutcome;
+use lucid_sandbox::workspace::{Quota, Watched, Watcher, Workspace};
 
 /// The minimum pause between two trees.
 const PAUSE: Duration = Duration::from_millis(500);

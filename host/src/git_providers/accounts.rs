@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::token_cipher;
 use crate::git_providers::{GitProviders, Site, SiteError};
-use crate::store::{ChatStoreError, Integration, Integrations, NewIntegration};
+use lucid_store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::wit::git::{Change, NewChange, Repository};

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 
 use super::accounts::{AccountError, Accounts, WantedChange};
 use crate::session::{Changes, NewPullRequest, OpenedPullRequest};
-use crate::store::{ChatStoreError, Outbox};
+use lucid_store::{ChatStoreError, Outbox};
 use lucid_types::identity::Identity;
 use lucid_types::user::UserId;
 

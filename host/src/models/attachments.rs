@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::image_filter::named;
-use crate::store::blobs::SessionBlobs;
+use lucid_store::blobs::SessionBlobs;
 use lucid_types::wit::llm::{CompletionRequest, Encoded, Placed};
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -136,7 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::blobs::Blobs;
+    use lucid_store::blobs::Blobs;
     use lucid_types::wit::types::{BlobRef, Content, HttpRequest, Message, Role};
 
     fn request(blob: Option<&BlobRef>) -> CompletionRequest {

@@ -22,12 +22,12 @@ use super::provenance::Origin;
 use super::quirks::is_about_form;
 use super::retry::Retries;
 use super::{argument_repair, tool_names};
-use crate::store::blobs::SessionBlobs;
 use crate::wasm::limits::CallUsage;
 use crate::wasm::llm::LlmPlugin;
 use lucid_net::egress::{
     Answer, Egress, Endpoint, Redactor, Refusal, StreamRedactor, retry_after_ms,
 };
+use lucid_store::blobs::SessionBlobs;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
 use lucid_types::wit::types::{Content, Error, ErrorKind, Usage};
 

@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use crate::store::blobs::{SessionBlobs, Verdict, Verdicts};
+use lucid_store::blobs::{SessionBlobs, Verdict, Verdicts};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind};
 
@@ -230,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_taken_before_is_not_blamed_unless_there_is_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let files = crate::store::blobs::Blobs::new(folder.path())
+        let files = lucid_store::blobs::Blobs::new(folder.path())
             .of("0198c0de-0000-7000-8000-000000000001")
             .unwrap();
         files.put("image/png", b"any".to_vec()).await.unwrap();

@@ -42,8 +42,8 @@ use crate::session::{
     AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
     ModelRequest, Models, Provider,
 };
-use crate::store::blobs::Blobs;
 use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
+use lucid_store::blobs::Blobs;
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{Error, ErrorKind, Usage};

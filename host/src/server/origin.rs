@@ -15,7 +15,7 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::store::{self, Origin, Store};
+use lucid_store::{Origin, Store};
 
 use super::{Folders, StartError};
 
@@ -24,7 +24,7 @@ const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Notes this start, and says how the last one was elsewhere, where it was.
 pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String>, StartError> {
-    let last = store.read(store::origin).await?;
+    let last = store.read(lucid_store::origin).await?;
     let folder = Folders::below(storage).own.join("starts");
     let failed = |cause| StartError::Folder {
         path: folder.clone(),
@@ -36,7 +36,7 @@ pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String
     };
     let start = mark(storage, &folder).map_err(failed)?;
     let (row, moved) = (start.clone(), elsewhere.is_some());
-    let write = move |connection: &_| store::begin(connection, &row, moved);
+    let write = move |connection: &_| lucid_store::begin(connection, &row, moved);
     store.write(write).await?;
     // As after a crash here: the next start removes them. This one is noted, and must not be begun again,
     // since that would find nothing.
@@ -132,7 +132,7 @@ mod tests {
         // A program that another test starts just now has the last one's lock for a moment.
         let store = loop {
             match Store::open(Folders::below(storage).data()) {
-                Err(store::StoreError::InUse(_)) if tries < 200 => tries += 1,
+                Err(lucid_store::StoreError::InUse(_)) if tries < 200 => tries += 1,
                 opened => break opened.unwrap(),
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use url::Url;
 use uuid::Uuid;
 
-use crate::store::{self, Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
+use lucid_store::{Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
 use lucid_types::log_label::Caller;
 use lucid_types::plural;
 use lucid_types::repository_url::{RepositoryUrlError, pasted_repository, repository_url};
@@ -315,9 +315,9 @@ impl Sessions {
         });
         let first = first_round(&fixed, info, deps.store.uptime());
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
-        let title = store::cut(
+        let title = lucid_store::cut(
             fixed.task.lines().next().unwrap_or_default(),
-            store::TITLE_LENGTH,
+            lucid_store::TITLE_LENGTH,
         )
         .to_owned();
         let found = Found {
@@ -449,7 +449,7 @@ impl Shared {
 }
 
 /// The first round: the task, and the start of the session.
-fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> store::RoundRow {
+fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> lucid_store::RoundRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();
     let scene = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());

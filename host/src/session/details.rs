@@ -4,7 +4,7 @@
 //! - A session is looked up together with its user.
 //! - No secret is included.
 
-use crate::store::{SessionRow, Status, StoreError, Totals};
+use lucid_store::{SessionRow, Status, StoreError, Totals};
 use lucid_types::user::UserId;
 
 use super::stream::frames::timestamp;

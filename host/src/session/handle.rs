@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::sandbox::workspace::Workspace;
-use crate::store::{self, Store, StoreError};
+use lucid_sandbox::workspace::Workspace;
+use lucid_store::{Store, StoreError};
 use lucid_types::user::UserId;
 
 use super::actor::idle::Standing;
@@ -195,7 +195,7 @@ impl Session {
         // delivered.
         let kept = tokio::spawn(async move {
             let written = store.write_within(PATIENCE, move |connection| {
-                let number = store::keep_message(connection, &id, &text)?;
+                let number = lucid_store::keep_message(connection, &id, &text)?;
                 Ok(number.map(|number| ActorMessage::Message(number, text)))
             });
             let news = written.await?;

@@ -65,7 +65,7 @@ use uuid::Uuid;
 
 use self::actor::{idle, task_clock};
 use self::stream::frames;
-use crate::store::{Store, Transient};
+use lucid_store::{Store, Transient};
 use lucid_types::disk_reserve::Reserve;
 use lucid_types::user::UserId;
 

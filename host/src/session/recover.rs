@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::store::{self, EffectRow, SessionRow, Status, StoreError};
+use lucid_store::{EffectRow, SessionRow, Status, StoreError};
 use lucid_types::wit::policy::Snapshot;
 
 use super::actor::idle::Standing;
@@ -51,9 +51,9 @@ impl Sessions {
         let read = |connection: &rusqlite::Connection| {
             let rows = SessionRow::alive(connection)?;
             let with_effects = |row: SessionRow| {
-                let effects = store::open_effects(connection, &row.fixed.id)?;
-                let unread = store::unread(connection, &row.fixed.id)?;
-                let plugin = store::last_plugin(connection, &row.fixed.id)?;
+                let effects = lucid_store::open_effects(connection, &row.fixed.id)?;
+                let unread = lucid_store::unread(connection, &row.fixed.id)?;
+                let plugin = lucid_store::last_plugin(connection, &row.fixed.id)?;
                 Ok((row, effects, unread, plugin))
             };
             rows.into_iter()

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::sandbox::workspace::Workspace;
-use crate::store::{self, Retained, StoreError};
+use lucid_sandbox::workspace::Workspace;
+use lucid_store::{Retained, StoreError};
 use lucid_types::plural;
 use lucid_types::user::UserId;
 
@@ -119,7 +119,7 @@ impl Shared {
     }
 
     async fn retained_before(&self, uptime: u64) -> Result<Vec<Retained>, StoreError> {
-        let read = move |connection: &_| store::retained_before(connection, uptime);
+        let read = move |connection: &_| lucid_store::retained_before(connection, uptime);
         self.deps.store.read(read).await
     }
 
@@ -140,10 +140,10 @@ impl Shared {
         let begun = begun.saturating_sub(time(self.deps.limits.retention));
         let write = move |connection: &_| {
             if gone {
-                store::forget_retained(connection, &session)
+                lucid_store::forget_retained(connection, &session)
             } else {
                 // Its time is up again in a while, whatever it was kept for.
-                store::retain_longer(connection, &session, begun.max(1))
+                lucid_store::retain_longer(connection, &session, begun.max(1))
             }
         };
         self.deps.store.write(write).await?;
@@ -152,7 +152,7 @@ impl Shared {
 
     async fn retained(&self, id: &SessionId) -> Result<Option<Retained>, StoreError> {
         let session = id.to_string();
-        let read = move |connection: &_| store::retained(connection, &session);
+        let read = move |connection: &_| lucid_store::retained(connection, &session);
         self.deps.store.read(read).await
     }
 }

@@ -21,11 +21,11 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 
 use crate::manifest::is_source_name;
-use crate::sandbox::tools::{MAX_RESULT, middle_left_out};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolResultWithEvent, Tools,
     ToolsSpec,
 };
+use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 

@@ -2,7 +2,7 @@
 //! and by the service key.
 
 use chrono::{DateTime, Duration, Utc};
-use lucid::store::{
+use lucid_store::{
     Chat, ChatMessage, ChatStore, Integrations, LocalRecords, NewIntegration, Principal, Progress,
     Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
 };

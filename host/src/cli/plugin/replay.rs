@@ -14,8 +14,8 @@ use crate::cli::render::clean;
 use crate::config::Config;
 use crate::server::Folders;
 use crate::session::{difference, readable};
-use crate::store::{self, LoggedStep, SessionRow};
 use crate::wasm::{Limits, PolicyPlugin};
+use lucid_store::{LoggedStep, SessionRow};
 use lucid_types::plural;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
@@ -33,7 +33,7 @@ pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
 async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String> {
     let wasm = component(&args.file)?;
     let folders = Folders::below(&config.workspace_base_path);
-    let log = store::look(folders.data()).map_err(|error| {
+    let log = lucid_store::look(folders.data()).map_err(|error| {
         format!("The log cannot be read: {error}. WORKSPACE_BASE_PATH says where it is.")
     })?;
     let row = SessionRow::find(&log, &args.session).map_err(|error| error.to_string())?;
@@ -53,7 +53,8 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     let mut state: Option<Snapshot> = None;
     let (mut same, mut different, mut next) = (0_u64, 0_u64, 0);
     loop {
-        let steps = store::logged_steps(&log, &args.session, next).map_err(|e| e.to_string())?;
+        let steps =
+            lucid_store::logged_steps(&log, &args.session, next).map_err(|e| e.to_string())?;
         let Some(last) = steps.last() else { break };
         next = last.step + 1;
         for logged in steps {

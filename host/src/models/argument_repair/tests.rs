@@ -7,7 +7,7 @@ use super::*;
 use lucid_types::wit::types::{Role, StopReason};
 
 fn tools() -> Vec<ToolDefinition> {
-    let own = crate::sandbox::tools::definitions()
+    let own = lucid_sandbox::tools::definitions()
         .into_iter()
         .map(|tool| ToolDefinition {
             name: tool.name.to_owned(),

@@ -12,9 +12,9 @@ use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use url::Url;
 
 use super::*;
-use crate::store::blobs::{Blobs, SessionBlobs};
 use crate::wasm::tests::{engine, guests};
 use crate::wasm::{Limits, LlmPlugin};
+use lucid_store::blobs::{Blobs, SessionBlobs};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
 

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use crate::store::{self, StoreError};
+use lucid_store::StoreError;
 use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
 use super::super::ports::ActorMessage;
@@ -68,7 +68,7 @@ impl Actor {
         };
         // From here on the log says they have begun: after a crash they are lost like any other.
         let id = self.id.clone();
-        self.persist(move |connection| store::mark_begun(connection, &id))
+        self.persist(move |connection| lucid_store::mark_begun(connection, &id))
             .await?;
         self.effects.at_step(self.counters.step.saturating_sub(1));
         for effect in wanted {
@@ -90,7 +90,7 @@ impl Actor {
         let id = self.id.to_string();
         let read = move |connection: &rusqlite::Connection| {
             let mut found = HashMap::new();
-            store::visit_commands(connection, &id, |commands| {
+            lucid_store::visit_commands(connection, &id, |commands| {
                 let commands: Vec<Command> = serde_json::from_str(commands).unwrap_or_default();
                 for command in commands {
                     let begin = match command {

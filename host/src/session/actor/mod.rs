@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
-use crate::store::{self, Counters, EffectKind, EffectRow, NewSessionRow, Status};
+use lucid_store::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use self::budget::Budget;
@@ -250,7 +250,7 @@ impl Actor {
             // A clone takes time, and the host may stop meanwhile.
             let id = self.id.clone();
             let stop = self.session.stop.clone();
-            let noted = self.persist(move |connection| store::mark_started(connection, &id));
+            let noted = self.persist(move |connection| lucid_store::mark_started(connection, &id));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Err(End::Stopped),
@@ -494,7 +494,7 @@ impl Actor {
     /// Reads the input that began the session from the log.
     async fn first_input(&self) -> Option<Input> {
         let id = self.id.to_string();
-        let first = move |connection: &_| store::logged_steps(connection, &id, 0);
+        let first = move |connection: &_| lucid_store::logged_steps(connection, &id, 0);
         let store = &self.shared.deps.store;
         let steps = store.read_when_possible(first).await.ok()?;
         let inputs: Vec<Input> = serde_json::from_str(&steps.first()?.inputs).ok()?;
@@ -572,7 +572,7 @@ impl Actor {
         };
         let task = &self.fixed.task;
         let title = task.lines().find(|line| !line.trim().is_empty());
-        let title = store::cut(title.unwrap_or_default().trim(), TITLE);
+        let title = lucid_store::cut(title.unwrap_or_default().trim(), TITLE);
         let base = self.fixed.branch.clone();
         self.effects.change(NewPullRequest {
             user: self.fixed.user.clone(),

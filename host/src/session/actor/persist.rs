@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::store::{StoreError, Transient, Waiting};
+use lucid_store::{StoreError, Transient, Waiting};
 
 use super::super::ports::ActorMessage;
 use super::{Actor, End};

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use crate::store::{Transient, pauses};
+use lucid_store::{Transient, pauses};
 
 use super::super::ports::Environment;
 use super::{Actor, End};

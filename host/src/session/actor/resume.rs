@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::store;
+use lucid_store as store;
 use lucid_types::wit::policy::Input;
 use lucid_types::wit::types::Custom;
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::Status;
+use lucid_store::Status;
 use lucid_types::plural;
 
 use super::super::ports::{ActorMessage, CallCost};

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Counters, EffectKind};
+use lucid_store::{Counters, EffectKind};
 
 use crate::session::Shared;
 use crate::session::handle::held;

@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::store::{EffectKind, NewSessionRow, cut};
+use lucid_store::{EffectKind, NewSessionRow, cut};
 use lucid_types::log_label::Caller;
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{ModelCall, ToolRun};

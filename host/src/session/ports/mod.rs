@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::sandbox::workspace::Workspace;
-use crate::sandbox::{ExecRequest, ExecResult, Process, SandboxError};
-use crate::store::Transient;
+use lucid_sandbox::workspace::Workspace;
+use lucid_sandbox::{ExecRequest, ExecResult, Process, SandboxError};
+use lucid_store::Transient;
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
 use lucid_types::wit::types::{

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use similar::TextDiff;
 
-use crate::store::cut;
+use lucid_store::cut;
 use lucid_types::plural;
 
 /// Maximum number of lines in a diff.

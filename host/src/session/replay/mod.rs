@@ -8,7 +8,7 @@
 pub(crate) mod diff;
 pub(crate) mod shadow;
 
-use crate::store::{self, LoggedStep, SessionRow, Store, StoreError};
+use lucid_store::{LoggedStep, SessionRow, Store, StoreError};
 use lucid_types::log_label::Caller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
@@ -68,7 +68,7 @@ pub(super) async fn replay(
     loop {
         let name = session.to_owned();
         let steps = store
-            .read(move |connection| store::logged_steps(connection, &name, next))
+            .read(move |connection| lucid_store::logged_steps(connection, &name, next))
             .await?;
         let Some(last) = steps.last() else {
             return Ok(Replay {

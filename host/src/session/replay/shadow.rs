@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::store::{self, LoggedStep, SessionRow, StoreError};
+use lucid_store::{LoggedStep, SessionRow, StoreError};
 use lucid_types::log_label::Caller;
 use lucid_types::plural;
 use lucid_types::wit::policy::Snapshot;
@@ -126,7 +126,8 @@ impl Sessions {
         let until = Instant::now() + bounds.time;
         let store = &self.shared.deps.store;
         let name = name.to_owned();
-        let found = store.read(move |connection| store::last_sessions(connection, &name, most));
+        let found =
+            store.read(move |connection| lucid_store::last_sessions(connection, &name, most));
         let found = found.await?;
         held(told).wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
         if found.is_empty() {
@@ -205,7 +206,8 @@ impl One<'_> {
         let end = end.min(self.bounds.session_steps);
         while next < end {
             let id = self.session.clone();
-            let piece = store.read(move |connection| store::logged_steps(connection, &id, next));
+            let piece =
+                store.read(move |connection| lucid_store::logged_steps(connection, &id, next));
             let piece = piece.await?;
             let Some(last) = piece.last() else { break };
             next = last.step + 1;

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::store::{self, Store, StoreError};
+use lucid_store::{Store, StoreError};
 use lucid_types::wit::policy::Part;
 use lucid_types::wit::types::{Content, Message, Role, ToolResult};
 
@@ -30,7 +30,7 @@ pub(crate) async fn resolve(
                 let session = session.to_owned();
                 let end = span.last.unwrap_or(last);
                 let read = move |connection: &rusqlite::Connection| {
-                    store::transcript(connection, &session, span.first, end)
+                    lucid_store::transcript(connection, &session, span.first, end)
                 };
                 let rows = store.read_when_possible(read).await?;
                 for row in rows {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::store::{CallRow, ChatLine, Counters, cut};
+use lucid_store::{CallRow, ChatLine, Counters, cut};
 use lucid_types::wit::policy::Event;
 
 use crate::session::ports::DeltaKind;

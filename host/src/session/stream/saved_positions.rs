@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{self, PositionRow};
+use lucid_store::PositionRow;
 
 use super::frames::Features;
 use crate::session::handle::{Session, held};
@@ -60,7 +60,7 @@ impl Shared {
     /// Stores the positions, and returns whether that succeeded.
     async fn keep(&self, rows: Vec<PositionRow>) -> bool {
         let count = rows.len();
-        let write = move |connection: &_| store::keep_positions(connection, &rows);
+        let write = move |connection: &_| lucid_store::keep_positions(connection, &rows);
         tracing::debug!(count, "how far clients came is written down");
         match self.deps.store.write_within(PAUSE, write).await {
             Ok(()) => true,
@@ -84,7 +84,7 @@ impl Sessions {
     /// Loads the clients that the previous run left as lost ones, and starts tracking those of this
     /// run.
     pub(crate) async fn take_kept_positions(&self) {
-        let read = |connection: &rusqlite::Connection| store::kept_positions(connection);
+        let read = |connection: &rusqlite::Connection| lucid_store::kept_positions(connection);
         let kept = self.shared.deps.store.read_when_possible(read).await;
         let kept = kept.unwrap_or_else(|cause| {
             tracing::warn!(%cause, "how far clients came is not known any more, and they are shown all again");

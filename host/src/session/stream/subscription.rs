@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, watch};
 
-use crate::store;
+use lucid_store as store;
 
 use super::feed::{Head, Item};
 use super::frames;

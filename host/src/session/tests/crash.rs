@@ -43,7 +43,7 @@ async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice()
             assert!(world.done(effect) <= 1, "{effect} after {writes} writes");
         }
         let key = second.shared.deps.store.read(move |connection| {
-            let row = crate::store::SessionRow::find(connection, &id.to_string())?.unwrap();
+            let row = lucid_store::SessionRow::find(connection, &id.to_string())?.unwrap();
             Ok(row.fixed.api_key.unwrap())
         });
         assert!(!key.await.unwrap().windows(6).any(|part| part == b"sk-key"));
@@ -171,7 +171,7 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
             // It may be over before anybody could look at it.
             eventually("it ends", || second.count() == 0).await;
             let read = move |connection: &_| {
-                crate::store::frames_after(connection, &id.to_string(), 0, usize::MAX)
+                lucid_store::frames_after(connection, &id.to_string(), 0, usize::MAX)
             };
             let frames = second.shared.deps.store.read(read).await.unwrap().frames;
             let last = frames.last().map(|(_, frame)| frame.to_string());
@@ -257,7 +257,7 @@ async fn a_message_that_no_step_has_taken_yet_is_taken_once_after_a_crash() {
     assert_eq!(third.recover().await.unwrap(), 1);
     let name = id.to_string();
     let inputs = third.shared.deps.store.read(move |connection| {
-        let steps = crate::store::logged_steps(connection, &name, 0)?;
+        let steps = lucid_store::logged_steps(connection, &name, 0)?;
         Ok(steps
             .into_iter()
             .map(|step| step.inputs)

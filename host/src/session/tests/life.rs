@@ -1,7 +1,7 @@
 //! A session from its creation to its end.
 
 use super::*;
-use crate::store::{Chats, Principal};
+use lucid_store::{Chats, Principal};
 
 #[tokio::test]
 async fn what_a_model_says_aside_is_a_thought_and_no_message() {
@@ -364,7 +364,7 @@ async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
         other,
         Err(DetailsError::Lookup(LookupError::NotYours))
     ));
-    let chats = crate::store::Chats::new(store.clone());
+    let chats = lucid_store::Chats::new(store.clone());
     assert_eq!(
         chats.list(&Principal::service("u"), 1, 0).await.unwrap()[0].totals,
         totals
@@ -639,7 +639,7 @@ async fn a_session_whose_asker_goes_away_while_it_is_made_is_there_all_the_same(
                 .shared
                 .deps
                 .store
-                .read(|connection| Ok(crate::store::SessionRow::alive(connection)?.len()));
+                .read(|connection| Ok(lucid_store::SessionRow::alive(connection)?.len()));
             async { rows.await.unwrap() }
         };
         // The writer works in order: once this session exists, the earlier requests are done too.
@@ -680,7 +680,7 @@ async fn a_message_to_a_session_that_is_over_is_not_kept() {
     let store = sessions.shared.deps.store.clone();
     let keep = || {
         let id = session.id().to_string();
-        store.write(move |connection| crate::store::keep_message(connection, &id, "hello"))
+        store.write(move |connection| lucid_store::keep_message(connection, &id, "hello"))
     };
     assert!(keep().await.unwrap().is_some());
     sessions.stop(session.id()).await;

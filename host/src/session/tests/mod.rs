@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use super::SessionId;
 use super::*;
-use crate::sandbox::workspace::Workspace;
+use lucid_sandbox::workspace::Workspace;
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::*;
 use lucid_types::wit::types::*;
@@ -116,7 +116,7 @@ fn opened(folder: &Path) -> Store {
     let mut tries = 0;
     loop {
         match Store::open(folder) {
-            Err(crate::store::StoreError::InUse(_)) if tries < 200 => tries += 1,
+            Err(lucid_store::StoreError::InUse(_)) if tries < 200 => tries += 1,
             other => return other.unwrap(),
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -55,7 +55,7 @@ impl Ground {
     async fn steps(&self, session: &Session) -> Vec<(String, Vec<Input>)> {
         let id = session.id().to_string();
         let store = &self.sessions.shared.deps.store;
-        let steps = store.read(move |connection| crate::store::logged_steps(connection, &id, 0));
+        let steps = store.read(move |connection| lucid_store::logged_steps(connection, &id, 0));
         let steps = steps.await.unwrap().into_iter();
         steps
             .map(|step| {

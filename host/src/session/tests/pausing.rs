@@ -67,7 +67,7 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
     );
     assert!(matches!(
         sessions.create(new("v")).await.map(drop),
-        Err(CreateError::Paused(crate::store::Transient::DiskFull))
+        Err(CreateError::Paused(lucid_store::Transient::DiskFull))
     ));
 
     sessions.shared.deps.store.fill_disk(false);

@@ -2,16 +2,16 @@
 
 use super::world::EARLY;
 use super::*;
-use crate::store::Totals;
+use lucid_store::Totals;
 
 /// The totals of the session's row, its chat and the rows of its calls, which are equal.
 async fn totals(sessions: &Sessions, id: SessionId) -> Totals {
     let user = UserId::from("u");
     let totals = sessions.details(&id, &user).await.unwrap().totals;
     let store = sessions.shared.deps.store.clone();
-    let chats = crate::store::Chats::new(store.clone());
+    let chats = lucid_store::Chats::new(store.clone());
     let chat = chats
-        .list(&crate::store::Principal::service("u"), 1, 0)
+        .list(&lucid_store::Principal::service("u"), 1, 0)
         .await
         .unwrap()
         .remove(0);

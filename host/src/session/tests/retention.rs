@@ -169,7 +169,7 @@ async fn what_cannot_be_removed_is_put_off_also_where_its_chat_was_deleted() {
     assert_eq!(store.write(overdue).await.unwrap(), 1);
     let is_overdue = async || {
         let before = store.uptime() - 3_600_000;
-        let read = move |connection: &_| crate::store::retained_before(connection, before);
+        let read = move |connection: &_| lucid_store::retained_before(connection, before);
         !store.read(read).await.unwrap().is_empty()
     };
     let put_off = async {

@@ -16,10 +16,10 @@ use futures::future::BoxFuture;
 
 use super::ToolComponent;
 use super::call::ToolHost;
-use crate::sandbox::tools::middle_left_out;
-use crate::sandbox::{ExecRequest, SandboxError};
 use crate::session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_net::egress::Endpoint;
+use lucid_sandbox::tools::middle_left_out;
+use lucid_sandbox::{ExecRequest, SandboxError};
 use lucid_types::unicode::{Pieces, readable_json};
 use lucid_types::wit::tools::{Command, Output, Program};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};

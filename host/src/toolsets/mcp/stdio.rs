@@ -18,8 +18,8 @@ use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::server::MOST_SAID;
-use crate::sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use crate::session::Environment;
+use lucid_sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::unicode::JsonPieces;
 
 /// How many of the last bytes of its stderr are kept.

@@ -1,15 +1,43 @@
 //! A server in a real sandbox, and requests that are not sent to it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::sandbox::tests::Ground;
-use crate::sandbox::workspace::Workspace;
-use crate::sandbox::{Choice, ExecRequest, Process, Sandbox, SandboxError};
+use crate::builtin;
 use crate::session::DeltaSink;
+use lucid_sandbox::workspace::Workspace;
+use lucid_sandbox::{
+    Choice, ExecRequest, Network, Process, Sandbox, SandboxError, Sandboxes, Settings, Spec,
+};
 use lucid_types::wit::types::{Error, ErrorKind};
 
 const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
+
+/// A sandbox over a new workspace, and the folder that both live in.
+async fn sandbox() -> (tempfile::TempDir, Sandbox) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let settings = Settings {
+        run_dir: folder.path().join("run"),
+        memory_bytes: 512 << 20,
+        network: Network::None,
+        workspace_mount: "/workspace".to_owned(),
+        docker: None,
+    };
+    let sandboxes = Sandboxes::detect(Choice::Landlock, settings, builtin::EXEC);
+    let sandboxes = sandboxes
+        .await
+        .expect("this test needs a kernel with Landlock");
+    let workspace = Workspace::create(&folder.path().join("storage"), "user", "one").unwrap();
+    let spec = Spec {
+        session: "one",
+        workspace: workspace.host_path(),
+        repository: None,
+    };
+    let sandbox = sandboxes.start(spec).await.unwrap();
+    (folder, sandbox)
+}
 
 /// An environment that starts programs, and does nothing else.
 struct Room(Sandbox);
@@ -91,8 +119,8 @@ async fn said(client: &Client, tool: &str, arguments: &str) -> (String, bool) {
 
 #[tokio::test]
 async fn what_may_not_be_asked_never_reaches_the_server() {
-    let ground = Ground::new(Choice::Landlock).await;
-    let room: Arc<dyn Environment> = Arc::new(Room(ground.start("one", None).await));
+    let (_folder, sandbox) = sandbox().await;
+    let room: Arc<dyn Environment> = Arc::new(Room(sandbox));
     let client = Client::open(server(&["count", "no-such-tool"]), Some(room.clone())).await;
     let client = Arc::new(client.unwrap());
     let told: Vec<_> = client
@@ -129,8 +157,8 @@ async fn what_may_not_be_asked_never_reaches_the_server() {
 
 #[tokio::test]
 async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
-    let ground = Ground::new(Choice::Landlock).await;
-    let room = Arc::new(Room(ground.start("one", None).await));
+    let (_folder, sandbox) = sandbox().await;
+    let room = Arc::new(Room(sandbox));
     let place: Arc<dyn Environment> = room.clone();
     let client = Client::open(server(&["count"]), Some(place)).await.unwrap();
     room.close().await;

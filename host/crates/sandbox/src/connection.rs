@@ -1,0 +1,517 @@
+//! The host's end of the socket to an exec server.
+//!
+//! The server runs among hostile code, so nothing it sends is trusted.
+//!
+//! # Invariants
+//! - A frame out of turn, an empty frame, or more bytes than agreed end the connection.
+//! - Text from the server is sanitized and truncated.
+//! - When the connection ends, so does every command that waits on it.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc as std_mpsc};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, MAX_COMMAND, Start, VERSION};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::{SandboxError, io_error};
+use lucid_types::sanitize::clean;
+
+#[cfg(test)]
+mod tests;
+
+/// The longest message from a sandbox, in characters: the model and the log read it.
+const SENTENCE: usize = 500;
+/// How often to retry starting a program that is still open for writing, and the pause between
+/// tries.
+const BUSY_TRIES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// An event for a command's waiter.
+pub(super) enum Event {
+    Output(Vec<u8>),
+    Tail(Vec<u8>),
+    Exit(Exit),
+    Failed(String),
+    Full(String),
+}
+
+/// Asked why a sandbox ended, once its connection is lost. Resolves to a sentence, if a reason is
+/// known.
+pub(super) type Inquiry = BoxFuture<'static, Option<String>>;
+
+struct Waiter {
+    events: mpsc::UnboundedSender<Event>,
+    /// How many bytes the server may still send: only what was asked for, which bounds the channel
+    /// too.
+    head_left: usize,
+    tail_left: usize,
+}
+
+struct State {
+    last_id: u32,
+    waiting: HashMap<u32, Waiter>,
+    /// The reason for the connection's end, once it has ended.
+    gone: watch::Sender<Option<String>>,
+}
+
+/// An open connection.
+pub(super) struct Connection {
+    state: Arc<Mutex<State>>,
+    frames: mpsc::UnboundedSender<Vec<u8>>,
+    /// The two tasks that hold the ends of the connection; aborting them closes it.
+    tasks: [AbortHandle; 2],
+    /// The process id of the other end, if it has one here.
+    process: Option<u32>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the first frame. An error is a sentence.
+pub(super) async fn greet(
+    reader: &mut (impl AsyncRead + Unpin),
+    patience: Duration,
+) -> Result<(), String> {
+    match tokio::time::timeout(patience, read_frame(reader)).await {
+        Ok(Ok(Frame {
+            kind: Kind::Hello,
+            payload,
+            ..
+        })) => match serde_json::from_slice::<Hello>(&payload) {
+            Ok(hello) if hello.version == VERSION => Ok(()),
+            _ => Err("its exec server speaks another version.".to_owned()),
+        },
+        Ok(Ok(_)) => Err("its exec server did not say hello.".to_owned()),
+        Ok(Err(_)) => Err("it ended at once.".to_owned()),
+        Err(_) => Err(format!(
+            "it was not ready after {} seconds.",
+            patience.as_secs()
+        )),
+    }
+}
+
+impl Connection {
+    /// Starts the process of a sandbox and waits until its server is ready.
+    pub(super) async fn open(
+        mut command: Command,
+        patience: Duration,
+    ) -> Result<(Self, Child), SandboxError> {
+        let start = |cause: std::io::Error| match cause.kind() {
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+                SandboxError::Start(cause.to_string())
+            }
+            // The host is out of descriptors, processes or memory.
+            _ => io_error("The sandbox's process cannot be started")(cause),
+        };
+        let (ours, theirs) = StdStream::pair().map_err(start)?;
+        ours.set_nonblocking(true).map_err(start)?;
+        command
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut process = spawn(command).await.map_err(start)?;
+        let complaint = Arc::new(Mutex::new(String::new()));
+        let listening = process
+            .stderr
+            .take()
+            .map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
+        let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
+        if let Err(problem) = greet(&mut reader, patience).await {
+            drop((reader, writer));
+            if tokio::time::timeout(Duration::from_secs(2), process.wait())
+                .await
+                .is_err()
+            {
+                let _ = process.kill().await;
+            }
+            if let Some(listening) = listening {
+                let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
+            }
+            let said = complaint
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trim()
+                .to_owned();
+            return Err(SandboxError::Start(if said.is_empty() {
+                problem
+            } else {
+                format!("{problem} It said: {said}")
+            }));
+        }
+        let connection = Self::over(reader, writer, None).with(process.id());
+        Ok((connection, process))
+    }
+
+    /// Sets the process id of the other end.
+    pub(super) fn with(mut self, process: Option<u32>) -> Self {
+        self.process = process;
+        self
+    }
+
+    /// The process id of the other end, as long as it certainly still belongs to that process.
+    pub(super) fn process(&self) -> Option<u32> {
+        self.process.filter(|_| self.is_alive())
+    }
+
+    /// Takes over a connection whose server has sent its hello.
+    pub(super) fn over(
+        reader: impl AsyncRead + Unpin + Send + 'static,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+        inquiry: Option<Inquiry>,
+    ) -> Self {
+        let (frames, queue) = mpsc::unbounded_channel();
+        let state = Arc::new(Mutex::new(State {
+            last_id: 0,
+            waiting: HashMap::new(),
+            gone: watch::Sender::new(None),
+        }));
+        let writing = tokio::spawn(write_frames(writer, queue));
+        let shared = Arc::clone(&state);
+        let reading = tokio::spawn(async move {
+            let lost = read_frames(reader, &shared).await;
+            let known = match (&lost, inquiry) {
+                (Lost::Ended, Some(inquiry)) => inquiry.await,
+                _ => None,
+            };
+            end(&shared, &known.unwrap_or_else(|| lost.sentence()));
+        });
+        Self {
+            state,
+            frames,
+            tasks: [reading.abort_handle(), writing.abort_handle()],
+            process: None,
+        }
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        lock(&self.state).gone.borrow().is_none()
+    }
+
+    /// Waits until the connection is over, and returns the reason.
+    pub(super) fn ended(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut gone = lock(&self.state).gone.subscribe();
+        async move {
+            // The sender lives as long as the connection, so without it there is no reason to give.
+            match gone.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => "Its connection ended.".to_owned(),
+            }
+        }
+    }
+
+    /// The error that says why the sandbox is gone.
+    pub(super) fn gone(&self) -> SandboxError {
+        SandboxError::Gone(
+            lock(&self.state)
+                .gone
+                .borrow()
+                .clone()
+                .unwrap_or_else(|| "Its connection ended.".to_owned()),
+        )
+    }
+
+    /// Closes the connection; the first reason given stays.
+    pub(super) fn shut(&self, sentence: &str) {
+        end(&self.state, sentence);
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+
+    /// Sends a command.
+    pub(super) fn start(&self, start: &Start) -> Result<Running, SandboxError> {
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut state = lock(&self.state);
+        if state.gone.borrow().is_some() {
+            drop(state);
+            return Err(self.gone());
+        }
+        state.last_id = state.last_id.wrapping_add(1);
+        let id = state.last_id;
+        let frames = Frame::of_command(id, start).map_err(|_| {
+            SandboxError::Refused(format!(
+                "The command and its input are more than the {} MiB that can be run; write them to files first.",
+                MAX_COMMAND >> 20
+            ))
+        })?;
+        state.waiting.insert(
+            id,
+            Waiter {
+                events: sender,
+                head_left: start.output_head,
+                tail_left: start.output_tail,
+            },
+        );
+        drop(state);
+        // In one piece: no other command may come between its frames.
+        let _ = self.frames.send(frames);
+        Ok(Running {
+            state: Arc::clone(&self.state),
+            frames: self.frames.clone(),
+            id,
+            events,
+            over: false,
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shut("It was closed.");
+    }
+}
+
+fn end(state: &Mutex<State>, sentence: &str) {
+    let mut state = lock(state);
+    state.gone.send_if_modified(|gone| {
+        let first = gone.is_none();
+        gone.get_or_insert_with(|| sentence.to_owned());
+        first
+    });
+    state.waiting.clear();
+}
+
+/// A command that was sent. It is killed if this is dropped before its end.
+pub(super) struct Running {
+    state: Arc<Mutex<State>>,
+    frames: mpsc::UnboundedSender<Vec<u8>>,
+    id: u32,
+    events: mpsc::UnboundedReceiver<Event>,
+    over: bool,
+}
+
+impl Running {
+    /// The next event; `None` when the sandbox is gone.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same as a poll function.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let event = std::task::ready!(self.events.poll_recv(context));
+        self.over = matches!(
+            event,
+            None | Some(Event::Exit(_) | Event::Failed(_) | Event::Full(_))
+        );
+        Poll::Ready(event)
+    }
+
+    /// Grants a command that stays open `bytes` more of output.
+    pub(super) fn grant(&self, bytes: u32) {
+        // Counted before it is sent: output in response must not look like more than was granted.
+        if let Some(waiter) = lock(&self.state).waiting.get_mut(&self.id) {
+            waiter.head_left += bytes as usize;
+        }
+        let frame = Frame::new(Kind::More, self.id, bytes.to_be_bytes());
+        let _ = self.frames.send(frame.encode());
+    }
+
+    /// The standard input of a command that stays open.
+    pub(super) fn input(&self) -> Input {
+        Input {
+            frames: self.frames.clone(),
+            id: self.id,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = self
+                .frames
+                .send(Frame::new(Kind::Kill, self.id, Vec::new()).encode());
+        }
+    }
+}
+
+/// The standard input of a command that stays open.
+pub(super) struct Input {
+    frames: mpsc::UnboundedSender<Vec<u8>>,
+    id: u32,
+}
+
+impl Input {
+    /// Sends bytes. Fails if the sandbox is gone.
+    pub(super) fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        Frame::split(Kind::Input, self.id, bytes).try_for_each(|frame| self.send(&frame))
+    }
+
+    /// Closes the standard input.
+    pub(super) fn end(&self) -> std::io::Result<()> {
+        self.send(&Frame::new(Kind::Input, self.id, Vec::new()))
+    }
+
+    fn send(&self, frame: &Frame) -> std::io::Result<()> {
+        let gone = |_| std::io::Error::from(ErrorKind::BrokenPipe);
+        self.frames.send(frame.encode()).map_err(gone)
+    }
+}
+
+/// Reads one frame, whose length is checked before anything is allocated for it.
+pub async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
+    let mut header = [0; HEADER];
+    reader.read_exact(&mut header).await?;
+    let Header { kind, id, length } =
+        Header::parse(header).map_err(|bad| std::io::Error::new(ErrorKind::InvalidData, bad))?;
+    let mut payload = vec![0; length];
+    reader.read_exact(&mut payload).await?;
+    Ok(Frame { kind, id, payload })
+}
+
+/// The reason why reading stopped.
+enum Lost {
+    /// The other side is gone.
+    Ended,
+    /// The other side violated the protocol. A sentence.
+    Broke(String),
+}
+
+impl Lost {
+    fn sentence(self) -> String {
+        match self {
+            Self::Ended => "It ended on its own: it was killed, or ran out of memory.".to_owned(),
+            Self::Broke(sentence) => sentence,
+        }
+    }
+}
+
+/// Dispatches frames to the commands that wait for them, until the connection ends.
+async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -> Lost {
+    let broke = |sentence: &str| Lost::Broke(sentence.to_owned());
+    loop {
+        let frame = match read_frame(&mut reader).await {
+            Ok(frame) => frame,
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Lost::Broke(format!("{error}."));
+            }
+            Err(_) => return Lost::Ended,
+        };
+        let Frame { kind, id, payload } = frame;
+        let mut state = lock(state);
+        let Some(waiter) = state.waiting.get_mut(&id) else {
+            return broke("Its exec server spoke of a command that was never sent.");
+        };
+        let (event, last) = match kind {
+            // Empty frames use up none of the agreed bytes, so there could be any number of them.
+            Kind::Output | Kind::Tail if payload.is_empty() => {
+                return broke("Its exec server sent output without a byte in it.");
+            }
+            Kind::Output if payload.len() <= waiter.head_left => {
+                waiter.head_left -= payload.len();
+                (Event::Output(payload), false)
+            }
+            Kind::Tail if payload.len() <= waiter.tail_left => {
+                waiter.tail_left -= payload.len();
+                (Event::Tail(payload), false)
+            }
+            Kind::Exit => match serde_json::from_slice(&payload) {
+                Ok(exit) => (Event::Exit(exit), true),
+                Err(error) => {
+                    // The error repeats the input that it failed on.
+                    let error = clean(&error.to_string(), SENTENCE);
+                    return Lost::Broke(format!(
+                        "Its exec server reported an end that cannot be read: {error}."
+                    ));
+                }
+            },
+            Kind::Failed => (Event::Failed(sentence(&payload)), true),
+            Kind::Full => (Event::Full(sentence(&payload)), true),
+            Kind::Output | Kind::Tail => {
+                return broke("Its exec server sent more output than it was asked for.");
+            }
+            other => {
+                return Lost::Broke(format!(
+                    "Its exec server sent a {other:?} frame out of turn."
+                ));
+            }
+        };
+        // A waiter that is gone was dropped: its command is being killed.
+        let _ = waiter.events.send(event);
+        if last {
+            state.waiting.remove(&id);
+        }
+    }
+}
+
+/// A message from a sandbox, sanitized for other readers.
+fn sentence(payload: &[u8]) -> String {
+    clean(&String::from_utf8_lossy(payload), SENTENCE)
+}
+
+async fn write_frames(
+    mut writer: impl AsyncWrite + Unpin,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+) {
+    while let Some(frame) = queue.recv().await {
+        if writer.write_all(&frame).await.is_err() || writer.flush().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the beginning of the standard error of a sandbox's own processes, and drains the rest.
+async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<String>>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < 4096 {
+            kept.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Starts a process. A program written a moment ago may still be open for writing in a child of
+/// another thread that has not called exec yet.
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
+    for _ in 0..BUSY_TRIES {
+        match command.spawn() {
+            Err(error) if busy(&error) => std::thread::sleep(BUSY_PAUSE),
+            started => return started,
+        }
+    }
+    command.spawn()
+}
+
+/// Starts a process from a thread that never ends. The kernel sends the signal that `bwrap
+/// --die-with-parent` asks for when the starting *thread* ends, and the runtime's threads may.
+async fn spawn(mut command: Command) -> std::io::Result<Child> {
+    static STARTER: OnceLock<Option<std_mpsc::Sender<Job>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (sender, jobs) = std_mpsc::channel::<Job>();
+        let run = move || jobs.into_iter().for_each(|job| job());
+        std::thread::Builder::new()
+            .name("sandbox-starter".into())
+            .spawn(run)
+            .ok()
+            .map(|_| sender)
+    });
+    let lost = || std::io::Error::other("the thread that starts sandboxes is gone");
+    let runtime = tokio::runtime::Handle::current();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let job: Job = Box::new(move || {
+        let _runtime = runtime.enter();
+        let _ = sender.send(start(&mut command));
+    });
+    starter
+        .as_ref()
+        .ok_or_else(lost)?
+        .send(job)
+        .map_err(|_| lost())?;
+    receiver.await.map_err(|_| lost())?
+}

@@ -1,0 +1,142 @@
+//! Adopts what dead processes of this host left on the engine.
+//!
+//! # Invariants
+//! - The folder of a container outlives the container, so one that cannot be removed now is found
+//!   again, by this process or the next.
+//! - A container that has no folder is removed too.
+//! - A failure with one container does not keep the others from being handled.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
+use futures::StreamExt;
+
+use super::container::Container;
+use super::container_spec::{BOX, OWNER, SHAPE};
+use super::state_dir::{BoxFolder, Identity, Owner};
+use super::{Backend, Transport, locked, removal};
+use crate::SandboxError;
+
+/// The result of adopting a dead host's containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TakenOver {
+    /// Containers kept for sessions that go on.
+    pub kept: usize,
+    /// Containers removed. Those that the engine cannot remove now are not counted, and are
+    /// retried.
+    pub removed: usize,
+}
+
+impl Backend {
+    /// Adopts the containers of the previous host in this folder, and keeps a pool from now on.
+    ///
+    /// # Errors
+    /// If another process does so already.
+    pub(crate) async fn take_over(
+        &self,
+        lives: impl Fn(&str) -> bool,
+    ) -> Result<TakenOver, SandboxError> {
+        let Some(lock) = self.core.root.lock()? else {
+            return Err(SandboxError::Start(
+                "another process of this host looks after its containers.".to_owned(),
+            ));
+        };
+        *locked(&self.lock) = Some(lock);
+        let mut left = self.by_owner().await;
+        // After the engine was asked: by now every container in its answer has its folder.
+        let mut done = TakenOver::default();
+        for owner in self.core.root.others() {
+            let containers = left.remove(owner.name()).unwrap_or_default();
+            match owner.lock_if_dead() {
+                Ok(None) => {}
+                Ok(Some(life)) => {
+                    self.take_over_from(&owner, containers, &lives, &mut done)
+                        .await;
+                    owner.remove_if_empty();
+                    locked(&self.owned).push((owner, life));
+                }
+                Err(error) => {
+                    tracing::warn!(owner = owner.name(), %error, "what a process of this host left is not taken over");
+                }
+            }
+        }
+        left.remove(self.core.root.owner().name());
+        // Of processes that have no folder any more.
+        let orphans = left.into_values().flatten();
+        done.removed += self.remove_all(orphans.filter_map(|found| found.id)).await;
+        if self.transport == Transport::Socket {
+            self.pool.keep_full();
+        }
+        Ok(done)
+    }
+
+    /// This host's containers, by the names of the processes that created them.
+    async fn by_owner(&self) -> HashMap<String, Vec<ContainerSummary>> {
+        let mut left: HashMap<_, Vec<_>> = HashMap::new();
+        match self.core.containers().await {
+            Ok(all) => {
+                for found in all {
+                    let owner = label(&found, OWNER).unwrap_or_default().to_owned();
+                    left.entry(owner).or_default().push(found);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no container of the host before can be kept: they are removed later");
+            }
+        }
+        left
+    }
+
+    async fn take_over_from(
+        &self,
+        owner: &Owner,
+        containers: Vec<ContainerSummary>,
+        lives: impl Fn(&str) -> bool,
+        done: &mut TakenOver,
+    ) {
+        let (mut kept, mut without_folder) = (Vec::new(), Vec::new());
+        for found in containers {
+            let folder = label(&found, BOX).and_then(|name| owner.find(name));
+            let Some(folder) = folder else {
+                without_folder.extend(found.id);
+                continue;
+            };
+            if let Some((session, id)) = self.fit(&found, &folder, &lives) {
+                kept.push(folder.name().to_owned());
+                let container = Container::left(Arc::clone(&self.core), id, folder);
+                locked(&self.left).insert(session, container);
+            }
+        }
+        done.kept += kept.len();
+        done.removed += self.remove_all(without_folder).await;
+        let mut doomed = owner.boxes();
+        doomed.retain(|folder| !kept.iter().any(|name| name == folder.name()));
+        let removed = futures::stream::iter(doomed)
+            .map(|folder| self.core.remove_box_in_the_end(folder))
+            .buffer_unordered(removal::AT_A_TIME);
+        done.removed += removed.fold(0, async |sum, one| sum + one).await;
+    }
+
+    /// The session that can go on in a container, and the container's id.
+    fn fit(
+        &self,
+        found: &ContainerSummary,
+        folder: &BoxFolder,
+        lives: impl Fn(&str) -> bool,
+    ) -> Option<(String, String)> {
+        let id = found.id.clone()?;
+        let record = folder.recorded()?;
+        let fits = found.state == Some(ContainerSummaryStateEnum::RUNNING)
+            && label(found, SHAPE) == Some(self.core.plan.shape().as_str())
+            && folder.lucid().is_dir()
+            && Identity::of(&record.workspace).is_ok_and(|now| now == record.identity)
+            && lives(&record.session)
+            && !locked(&self.left).contains_key(&record.session);
+        fits.then_some((record.session, id))
+    }
+}
+
+fn label<'a>(found: &'a ContainerSummary, name: &str) -> Option<&'a str> {
+    found.labels.as_ref()?.get(name).map(String::as_str)
+}

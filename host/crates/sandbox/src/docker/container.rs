@@ -1,0 +1,395 @@
+//! The life of one container, from its creation to its removal.
+//!
+//! # Invariants
+//! - A container that was created is removed again, even if the caller that asked for it no longer
+//!   waits.
+//! - One that the engine cannot remove now is removed when the engine answers again.
+//! - The container's folder, by which a later host finds it, is removed after the container, though
+//!   its contents for the container may go before.
+//! - A host that is shutting down creates no more containers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bollard::models::ContainerSummary;
+use futures::FutureExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::container_spec::{INSTANCE, OWNER, Plan, Wanted};
+use super::engine::{Engine, EngineError};
+use super::removal::{PendingRemovals, remove};
+use super::state_dir::{BoxFolder, Identity, Record, Root};
+use super::transport::{Listener, Transport, attach};
+use crate::SandboxError;
+use crate::connection::{Connection, Inquiry};
+use lucid_types::sanitize::clean;
+
+/// How long a running container may take to become ready.
+const READY: Duration = Duration::from_secs(20);
+/// The same while it is unknown whether a socket passes between host and container.
+const FIRST_READY: Duration = Duration::from_secs(8);
+/// How long the engine may take to notice the end of a container whose connection was lost.
+const SEEN: Duration = Duration::from_secs(3);
+/// The most characters of a container's log that an error repeats.
+const LOG: usize = 1000;
+/// How many containers are created concurrently: an engine asked for fifty serves all of them late.
+const AT_A_TIME: u32 = 6;
+
+/// The state shared by all containers.
+pub(super) struct DockerContext {
+    pub(super) engine: Engine,
+    pub(super) root: Root,
+    pub(super) plan: Plan,
+    /// The target of `python` in containers whose image has it under another name only.
+    pub(super) python: Option<String>,
+    making: Semaphore,
+    /// Set when no more containers may be created.
+    ending: AtomicBool,
+    pub(super) doomed: PendingRemovals,
+}
+
+/// A container that is ready.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) container: Container,
+    pub(super) transport: Transport,
+}
+
+/// A container. Dropping it removes it.
+pub(super) struct Container {
+    core: Arc<DockerContext>,
+    id: String,
+    folder: BoxFolder,
+    removed: bool,
+}
+
+impl DockerContext {
+    pub(super) fn new(engine: Engine, root: Root, plan: Plan, python: Option<String>) -> Self {
+        Self {
+            engine,
+            root,
+            plan,
+            python,
+            making: Semaphore::new(AT_A_TIME as usize),
+            ending: AtomicBool::new(false),
+            doomed: PendingRemovals::default(),
+        }
+    }
+
+    /// Creates a container and waits until it is ready: for a session, over its workspace, or for
+    /// nobody yet, over a new one of its own. `how` is the transport known to work here.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        session: Option<(String, PathBuf)>,
+        how: Option<Transport>,
+    ) -> Result<Opened, SandboxError> {
+        let core = Arc::clone(self);
+        // In a task of its own: the caller may go away, and what was created by then must be
+        // removed.
+        let opening = tokio::spawn(async move { core.open_here(session, how).await });
+        opening.await.unwrap_or_else(|error| {
+            Err(SandboxError::Start(format!(
+                "the task that makes its container failed: {error}."
+            )))
+        })
+    }
+
+    async fn open_here(
+        self: Arc<Self>,
+        session: Option<(String, PathBuf)>,
+        how: Option<Transport>,
+    ) -> Result<Opened, SandboxError> {
+        let folder = self.root.make(self.python.as_deref())?;
+        let made = async {
+            let session = session
+                .as_ref()
+                .map(|(session, workspace)| (session.as_str(), workspace.as_path()));
+            let workspace = match session {
+                Some((session, workspace)) => {
+                    folder.record(&Record {
+                        session: session.to_owned(),
+                        workspace: workspace.to_owned(),
+                        identity: Identity::of(workspace)?,
+                    })?;
+                    workspace.to_owned()
+                }
+                None => folder.make_workspace()?,
+            };
+            let listener = listener(&folder, how)?;
+            let _turn = self.turn().await?;
+            let id = self
+                .create(
+                    &folder,
+                    session.map(|(session, _)| session),
+                    &workspace,
+                    how,
+                )
+                .await?;
+            Ok((id, listener))
+        };
+        let (id, listener) = match made.await {
+            Ok(made) => made,
+            Err(error) => {
+                self.undo(folder, &error);
+                return Err(error);
+            }
+        };
+        let container = Container {
+            core: Arc::clone(&self),
+            id,
+            folder,
+            removed: false,
+        };
+        let opened = async {
+            {
+                let _turn = self.turn().await?;
+                self.engine.start(&container.id).await?;
+            }
+            container.connect(listener, how).await
+        };
+        match opened.await {
+            Ok((connection, transport)) => Ok(Opened {
+                connection,
+                container,
+                transport,
+            }),
+            Err(error) => {
+                container.remove().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
+        match self.making.acquire().await {
+            Ok(turn) if !self.ending.load(Ordering::SeqCst) => Ok(turn),
+            _ => Err(SandboxError::Start("this host is ending.".to_owned())),
+        }
+    }
+
+    /// Creates no container from now on, and waits for those being created, so that the engine
+    /// knows them all.
+    pub(super) async fn stop_making(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        // Holding all permits means that nothing else is being created.
+        let _ = self.making.acquire_many(AT_A_TIME).await;
+    }
+
+    async fn create(
+        &self,
+        folder: &BoxFolder,
+        session: Option<&str>,
+        workspace: &Path,
+        how: Option<Transport>,
+    ) -> Result<String, SandboxError> {
+        let lucid = folder.lucid();
+        let wanted = Wanted {
+            name: folder.name(),
+            owner: self.root.owner().name(),
+            transport: how,
+            session,
+            lucid: &lucid,
+            workspace,
+        };
+        let body = self.plan.body(&wanted)?;
+        let name = match session {
+            Some(session) => self.plan.container_name(session),
+            None => self
+                .plan
+                .container_name(&format!("ready-{}", folder.name())),
+        };
+        match self.engine.create(&name, body.clone()).await {
+            Err(error) if error.is_conflict() => {}
+            other => return Ok(other?),
+        }
+        // The session's last container, which is being removed, or died with an earlier host.
+        self.clear(&name).await;
+        match self.engine.create(&name, body.clone()).await {
+            Err(error) if error.is_conflict() => {
+                let name = other_name(&name, folder);
+                Ok(self.engine.create(&name, body).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes the container of that name, if this host created it.
+    async fn clear(&self, name: &str) {
+        let Ok(found) = self.engine.inspect(name).await else {
+            return;
+        };
+        let labels = found.config.and_then(|config| config.labels);
+        let ours = labels.is_some_and(|labels| labels.get(INSTANCE) == Some(&self.plan.instance));
+        if let (true, Some(id)) = (ours, found.id)
+            && let Err(error) = self.engine.remove(&id).await
+        {
+            tracing::warn!(name, %error, "a container that is in the way cannot be removed");
+        }
+    }
+}
+
+/// The name to use when the first choice belongs to another container.
+fn other_name(name: &str, folder: &BoxFolder) -> String {
+    let own: String = folder.name().chars().take(8).collect();
+    format!("{name}-{own}")
+}
+
+impl DockerContext {
+    /// The containers that any process of this host created.
+    pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
+        let labels = [(INSTANCE, self.plan.instance.as_str())];
+        self.engine.labelled(&labels).await
+    }
+
+    /// The containers that one process of this host created.
+    pub(super) async fn containers_of(
+        &self,
+        owner: &str,
+    ) -> Result<Vec<ContainerSummary>, EngineError> {
+        let labels = [(INSTANCE, self.plan.instance.as_str()), (OWNER, owner)];
+        self.engine.labelled(&labels).await
+    }
+}
+
+/// A listening socket, unless frames are known not to pass through one.
+fn listener(folder: &BoxFolder, how: Option<Transport>) -> Result<Option<Listener>, SandboxError> {
+    match how {
+        Some(Transport::Exec) => Ok(None),
+        Some(Transport::Socket) | None => Listener::bind(&folder.lucid()).map(Some),
+    }
+}
+
+impl Container {
+    /// Wraps a container that was running before this host started.
+    pub(super) fn left(core: Arc<DockerContext>, id: String, folder: BoxFolder) -> Self {
+        Self {
+            core,
+            id,
+            folder,
+            removed: false,
+        }
+    }
+
+    pub(super) fn folder(&self) -> &BoxFolder {
+        &self.folder
+    }
+
+    /// Connects to the exec server of a running container that has already run commands.
+    pub(super) async fn reconnect(&self, how: Transport) -> Result<Connection, SandboxError> {
+        let listener = listener(&self.folder, Some(how))?.map(Listener::among_others);
+        let (connection, _) = self.connect(listener, Some(how)).await?;
+        Ok(connection)
+    }
+
+    async fn connect(
+        &self,
+        listener: Option<Listener>,
+        how: Option<Transport>,
+    ) -> Result<(Connection, Transport), SandboxError> {
+        let patience = if how.is_some() { READY } else { FIRST_READY };
+        if let Some(listener) = listener {
+            let accepted = tokio::select! {
+                accepted = tokio::time::timeout(patience, listener.accept(patience, self.inquiry())) => accepted,
+                () = self.core.engine.stopped(&self.id) => return Err(self.complaint("it ended at once.").await),
+            };
+            match accepted {
+                Ok(accepted) => return Ok((accepted?, Transport::Socket)),
+                Err(_) if how.is_some() => {
+                    let problem = format!("it was not ready after {} seconds.", patience.as_secs());
+                    return Err(self.complaint(&problem).await);
+                }
+                Err(_) => tracing::warn!(
+                    "no socket passes between this host and containers of the Docker engine: commands go through docker exec"
+                ),
+            }
+        }
+        let core = &self.core;
+        attach(&core.engine, &self.id, &core.plan, READY, self.inquiry())
+            .await
+            .map(|connection| (connection, Transport::Exec))
+    }
+
+    async fn complaint(&self, problem: &str) -> SandboxError {
+        // Commands may have written there as well.
+        let log = clean(&self.core.engine.log(&self.id).await, LOG);
+        SandboxError::Start(if log.is_empty() {
+            problem.to_owned()
+        } else {
+            format!("{problem} It said: {log}")
+        })
+    }
+
+    /// Asks the engine what became of the container, once its connection is lost.
+    fn inquiry(&self) -> Inquiry {
+        let (core, id) = (Arc::clone(&self.core), self.id.clone());
+        async move {
+            // Connection and engine notice the end independently, the engine later.
+            let _ = tokio::time::timeout(SEEN, core.engine.stopped(&id)).await;
+            match core.engine.inspect(&id).await {
+                Err(EngineError::Down { .. }) => {
+                    Some("The Docker engine is gone, and its containers with it.".to_owned())
+                }
+                Err(EngineError::Refused { .. }) => {
+                    Some("Its container was removed by somebody else.".to_owned())
+                }
+                Ok(found) => {
+                    let state = found.state?;
+                    if state.running == Some(true) {
+                        return None;
+                    }
+                    // The engine does not say whether memory was the cause, or ran out once before.
+                    let memory = match state.oom_killed {
+                        Some(true) => ", after it had run out of memory",
+                        _ => "",
+                    };
+                    Some(match state.exit_code {
+                        Some(137 | 143) => format!("Its container was killed{memory}."),
+                        Some(code) => format!("Its container ended with code {code}{memory}."),
+                        None => format!("Its container ended{memory}."),
+                    })
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// Renames the container after its session. Only for people's sake, so it may fail.
+    pub(super) fn rename_later(&self, session: &str) {
+        let (core, id) = (Arc::clone(&self.core), self.id.clone());
+        let name = core.plan.container_name(session);
+        let other = other_name(&name, &self.folder);
+        tokio::spawn(async move {
+            let mut renamed = core.engine.rename(&id, &name).await;
+            if renamed.as_ref().is_err_and(EngineError::is_conflict) {
+                renamed = core.engine.rename(&id, &other).await;
+            }
+            if let Err(error) = renamed
+                && !error.is_missing()
+            {
+                tracing::debug!(name, %error, "a container keeps its old name");
+            }
+        });
+    }
+
+    /// Kills everything that runs in it, and removes it and its folder.
+    pub(super) async fn remove(mut self) {
+        self.removed = true;
+        let (core, id, folder) = (Arc::clone(&self.core), self.id.clone(), self.folder.clone());
+        // In a task of its own: a caller that gives up must not leave it half done.
+        let _ = tokio::spawn(remove(core, id, folder)).await;
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let core = Arc::clone(&self.core);
+            runtime.spawn(remove(core, self.id.clone(), self.folder.clone()));
+        }
+    }
+}

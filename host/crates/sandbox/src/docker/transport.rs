@@ -1,0 +1,200 @@
+//! The transport between the host and the exec server in a container.
+//!
+//! The container connects to the host, never the other way round: the host listens on a socket of
+//! its own, in a folder the container cannot write to, accepts one connection and then stops
+//! listening. Where a socket does not pass between host and container, the same frames go through
+//! one attached `docker exec`.
+//!
+//! Commands run as the same user as the exec server, so once a container has run some, one of them
+//! may connect before it does; process ids tell the two apart. Only a host that itself runs in a
+//! container cannot see those ids. An impostor can then answer its own session's commands as it
+//! likes, within the bounds of [`super::super::connection`], and no other session's.
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::exec::{StartExecOptions, StartExecResults};
+use bollard::models::ExecConfig;
+use futures::{StreamExt, TryStreamExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::io::StreamReader;
+
+use super::container_spec::{EXEC, Plan};
+use super::engine::Engine;
+use crate::connection::{Connection, Inquiry, greet};
+use crate::runtime_dir::give_to_box_user;
+use crate::{SandboxError, io_error};
+
+/// How much of an attached stream is read at a time, in bytes.
+const BUFFER: usize = 64 << 10;
+
+/// The transport that carries the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// A Unix socket in a folder that host and container share.
+    Socket,
+    /// One attached `docker exec` for each container: for an engine on another kernel.
+    Exec,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Socket => "socket",
+            Self::Exec => "docker exec",
+        })
+    }
+}
+
+/// The host's socket for one container. Removed when dropped.
+pub(super) struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Whether processes other than the exec server may connect.
+    among_others: bool,
+}
+
+impl Listener {
+    /// Listens in the folder that the container sees.
+    pub(super) fn bind(lucid: &Path) -> Result<Self, SandboxError> {
+        let path = lucid.join("exec.sock");
+        let failed = || io_error(format!("The socket {} cannot be made", path.display()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).map_err(failed())?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed())?;
+        give_to_box_user(&path)?;
+        Ok(Self {
+            listener,
+            path,
+            among_others: false,
+        })
+    }
+
+    /// For a container that has run commands: one of them may connect instead of its exec server.
+    pub(super) fn among_others(mut self) -> Self {
+        self.among_others = true;
+        self
+    }
+
+    /// Waits for the container's exec server, without a timeout.
+    pub(super) async fn accept(
+        self,
+        patience: Duration,
+        inquiry: Inquiry,
+    ) -> Result<Connection, SandboxError> {
+        let mut told = false;
+        let stream = loop {
+            let (stream, _) = self
+                .listener
+                .accept()
+                .await
+                .map_err(io_error("No connection of a container could be taken"))?;
+            if !self.among_others || !is_a_commands(&stream) {
+                break stream;
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(socket = %self.path.display(), "a command in a container connects as if it were the exec server");
+            }
+        };
+        // From here on nobody else in the container is listened to.
+        drop(self);
+        let process = peer_of(&stream);
+        let (mut reader, writer) = stream.into_split();
+        greet(&mut reader, patience)
+            .await
+            .map_err(SandboxError::Start)?;
+        Ok(Connection::over(reader, writer, Some(inquiry)).with(process))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Whether this is certainly not a container's exec server, which is the only process that the
+/// container's first one has started: whatever a command leaves behind becomes a child of the exec
+/// server.
+fn is_a_commands(stream: &UnixStream) -> bool {
+    // Nothing is known of a process that has no id here.
+    let Some(peer) = peer_of(stream) else {
+        return false;
+    };
+    let parent = of_process(&peer.to_string(), "PPid:");
+    let number = parent.and_then(|parent| of_process(&parent, "NSpid:"));
+    number.as_deref() != Some("1")
+}
+
+/// The id of the process at the other end, if it has one here.
+fn peer_of(stream: &UnixStream) -> Option<u32> {
+    let peer = stream.peer_cred().ok()?.pid()?;
+    u32::try_from(peer).ok().filter(|peer| *peer > 0)
+}
+
+/// A field of a process's status in /proc, the last word of that line: of several process ids, the
+/// one in the innermost namespace.
+fn of_process(pid: &str, what: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what))?;
+    line.split_whitespace().next_back().map(str::to_owned)
+}
+
+/// Starts an exec server beside the main process, and connects to it over its standard streams.
+pub(super) async fn attach(
+    engine: &Engine,
+    id: &str,
+    plan: &Plan,
+    patience: Duration,
+    inquiry: Inquiry,
+) -> Result<Connection, SandboxError> {
+    let serve = serde_json::to_string(&plan.serve())
+        .map_err(|error| SandboxError::Start(error.to_string()))?;
+    let config = ExecConfig {
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        cmd: Some(vec![EXEC.to_owned(), "--serve-pipes".to_owned(), serve]),
+        working_dir: Some(plan.workspace_mount.clone()),
+        ..ExecConfig::default()
+    };
+    let api = engine.api();
+    let made = engine
+        .run("make an exec", api.create_exec(id, config))
+        .await?;
+    let options = StartExecOptions {
+        output_capacity: Some(BUFFER),
+        ..StartExecOptions::default()
+    };
+    let started = engine
+        .run("start an exec", api.start_exec(&made.id, Some(options)))
+        .await?;
+    let StartExecResults::Attached { output, input } = started else {
+        return Err(SandboxError::Start(
+            "the Docker engine did not attach to its exec server.".to_owned(),
+        ));
+    };
+    let bytes = output
+        .map_err(std::io::Error::other)
+        .try_filter_map(|part| async move {
+            Ok(match part {
+                LogOutput::StdOut { message } => Some(message),
+                LogOutput::StdErr { message } => {
+                    let message = String::from_utf8_lossy(&message).into_owned();
+                    tracing::debug!(message, "an exec server in a container complains");
+                    None
+                }
+                LogOutput::StdIn { .. } | LogOutput::Console { .. } => None,
+            })
+        })
+        .boxed();
+    let mut reader = StreamReader::new(bytes);
+    greet(&mut reader, patience)
+        .await
+        .map_err(SandboxError::Start)?;
+    Ok(Connection::over(reader, input, Some(inquiry)))
+}

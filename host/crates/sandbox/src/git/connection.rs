@@ -1,0 +1,338 @@
+//! The connection with one git helper in the sandbox.
+//!
+//! # Invariants
+//! - The helper counts as hostile until it presents the session's key, and reaches only
+//!   repositories that the session may have.
+//! - No byte of a push reaches the server before every change it asks for was read and allowed;
+//!   then every byte is forwarded unchanged.
+//! - Traffic in both directions is bounded in size and in time.
+//! - When the helper disconnects, its request to the server ends.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lucid_exec::protocol::{Frame, GitOpen, GitService, Kind, VERSION};
+use reqwest::{Body, Response};
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+
+use super::receive_pack::Commands;
+use super::upstream::{Remote, next_part, too_slow};
+use super::url::{neighbour, permitted, plain};
+use crate::read_frame;
+use lucid_types::plural;
+
+/// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
+const MAX_KEPT: usize = 16 << 20;
+/// A push up to this size in bytes is sent with its length: so does git, and some servers accept a
+/// small one in no other way.
+const SMALL_PUSH: usize = 1 << 20;
+/// How much of a server's response to a push is inspected, in bytes.
+const MAX_REPORT: usize = 64 << 10;
+/// How long a helper may be silent.
+const IDLE: Duration = Duration::from_secs(600);
+const GONE: &str = "the git helper went away";
+
+/// Serves one helper. An error is a sentence for git's user.
+pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), String> {
+    let (mut reader, writer) = connection.split();
+    let open = match tokio::time::timeout(Duration::from_secs(10), read_frame(&mut reader)).await {
+        Ok(Ok(Frame {
+            kind: Kind::GitOpen,
+            payload,
+            ..
+        })) => serde_json::from_slice::<GitOpen>(&payload).ok(),
+        _ => None,
+    };
+    let open = open.ok_or("the git helper did not say what it wants")?;
+    if open.version != VERSION {
+        return Err("the git helper speaks another version than the host".to_owned());
+    }
+    if !bool::from(open.key.as_bytes().ct_eq(remote.key.as_bytes())) {
+        return Err("the git helper does not belong to this session".to_owned());
+    }
+    let url = permitted(&remote.url, &open.url, remote.rules.allow_owner).ok_or_else(|| {
+        let others = if remote.rules.allow_owner {
+            "no repository but its owner's others"
+        } else {
+            "no other repository"
+        };
+        let around = neighbour(&remote.url, &open.url).map_or_else(String::new, |url| {
+            format!(
+                ": where the sandbox has a network, `git -c url.{url}.insteadOf={url} …` takes it"
+            )
+        });
+        format!("this session may reach {} and {others}{around}", remote.url)
+    })?;
+    let mut talk = Talk {
+        reader,
+        writer,
+        remote,
+    };
+    let start = remote.advertise(&url, open.service).await?;
+    talk.send(&start.bytes).await?;
+    talk.end().await?;
+    match open.service {
+        GitService::Fetch => talk.fetch(&start.url).await,
+        GitService::Push => {
+            let own = plain(&url) == plain(&remote.url);
+            talk.push(&start.url, own).await
+        }
+    }
+}
+
+/// A message from the helper.
+enum Sent {
+    /// A part of a request.
+    Part(Vec<u8>),
+    /// The request is complete.
+    Whole,
+    /// The helper closed the connection.
+    Nothing,
+}
+
+struct Talk<'a> {
+    reader: ReadHalf<'a>,
+    writer: WriteHalf<'a>,
+    remote: &'a Remote,
+}
+
+impl Talk<'_> {
+    async fn fetch(&mut self, url: &str) -> Result<(), String> {
+        loop {
+            let mut request = Vec::new();
+            loop {
+                match next_sent(&mut self.reader).await? {
+                    Sent::Part(part) if request.len() + part.len() <= MAX_KEPT => {
+                        request.extend(part);
+                    }
+                    Sent::Part(_) => return Err("git's request is too large".to_owned()),
+                    Sent::Whole => break,
+                    Sent::Nothing => return Ok(()),
+                }
+            }
+            let longest = self.remote.rules.longest;
+            let answered = async {
+                let answer = tokio::select! {
+                    answer = self.remote.post(url, GitService::Fetch, request.into()) => answer?,
+                    () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                };
+                self.pass_on(answer, None).await
+            };
+            tokio::time::timeout(longest, answered)
+                .await
+                .unwrap_or_else(|_| Err(too_slow(longest)))?;
+        }
+    }
+
+    /// `own` says whether this is the session's own repository.
+    async fn push(&mut self, url: &str, own: bool) -> Result<(), String> {
+        let mut first = Vec::new();
+        let mut commands = Commands::default();
+        let mut known = false;
+        let small = loop {
+            match next_sent(&mut self.reader).await? {
+                Sent::Part(part) => first.extend(part),
+                Sent::Whole if known => break true,
+                Sent::Whole => return Err("git's push ends within its commands".to_owned()),
+                Sent::Nothing if first.is_empty() => return Ok(()),
+                Sent::Nothing => return Err(GONE.to_owned()),
+            }
+            if !known && commands.read(&first)? {
+                known = true;
+                if let Some(sentence) = commands.refusal(&self.remote.rules.branches) {
+                    return self.refuse(&commands, sentence, first.len()).await;
+                }
+            }
+            // Until the command list is complete, it may be larger than a small push.
+            if known && first.len() > SMALL_PUSH {
+                break false;
+            }
+        };
+        let longest = self.remote.rules.longest;
+        let pushed = async {
+            let answer = if small {
+                tokio::select! {
+                    answer = self.remote.post(url, GitService::Push, first.into()) => answer?,
+                    () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                }
+            } else {
+                self.post_as_it_comes(url, first).await?
+            };
+            self.pass_on(answer, own.then_some(&commands)).await
+        };
+        tokio::time::timeout(longest, pushed)
+            .await
+            .unwrap_or_else(|_| Err(too_slow(longest)))
+    }
+
+    /// Reports to git, in the server's place, that nothing was changed, and why.
+    async fn refuse(
+        &mut self,
+        commands: &Commands,
+        sentence: String,
+        came: usize,
+    ) -> Result<(), String> {
+        let Some(report) = commands.report(&self.remote.rules.branches, &sentence) else {
+            return Err(sentence);
+        };
+        // The helper listens only after sending the pack.
+        let (most, longest) = (self.remote.rules.largest, self.remote.rules.longest);
+        let rest = async {
+            let mut came = came as u64;
+            loop {
+                match next_sent(&mut self.reader).await? {
+                    Sent::Part(part) => came += part.len() as u64,
+                    Sent::Whole => return Ok(()),
+                    Sent::Nothing => return Err(GONE.to_owned()),
+                }
+                if came > most {
+                    return Err(sentence.clone());
+                }
+            }
+        };
+        tokio::time::timeout(longest, rest)
+            .await
+            .unwrap_or_else(|_| Err(sentence.clone()))?;
+        self.send(&report).await?;
+        self.end().await
+    }
+
+    /// Forwards a push while the helper still sends it.
+    async fn post_as_it_comes(&mut self, url: &str, first: Vec<u8>) -> Result<Response, String> {
+        let most = self.remote.rules.largest;
+        let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
+        let parts = futures::stream::unfold(receiver, async |mut receiver| {
+            receiver.recv().await.map(|part| (part, receiver))
+        });
+        let answer = self
+            .remote
+            .post(url, GitService::Push, Body::wrap_stream(parts));
+        let reader = &mut self.reader;
+        let upload = async move {
+            let mut sent = first.len() as u64;
+            // Fails if the server has responded already. The rest is read nevertheless, since the
+            // helper reads the response only after sending it.
+            let _ = sender.send(Ok(first.into())).await;
+            let failed = loop {
+                match next_sent(reader).await {
+                    Ok(Sent::Part(part)) => {
+                        sent += part.len() as u64;
+                        if sent > most {
+                            break format!("this push is larger than {}", size(most));
+                        }
+                        let _ = sender.send(Ok(part.into())).await;
+                    }
+                    Ok(Sent::Whole) => return Ok(()),
+                    Ok(Sent::Nothing) => break GONE.to_owned(),
+                    Err(sentence) => break sentence,
+                }
+            };
+            // A request that simply ended here would look complete to the server.
+            let _ = sender.send(Err(io::ErrorKind::BrokenPipe.into())).await;
+            Err(failed)
+        };
+        tokio::pin!(answer, upload);
+        tokio::select! {
+            // A failed request ends at once; after a response the rest is still read.
+            early = &mut answer => {
+                let early = early?;
+                upload.await?;
+                Ok(early)
+            }
+            uploaded = &mut upload => {
+                uploaded?;
+                answer.await
+            }
+        }
+    }
+
+    /// Forwards a response to the helper. If it is to a push of the session's own repository, the
+    /// accepted branch is noted before the helper learns of it.
+    async fn pass_on(&mut self, answer: Response, push: Option<&Commands>) -> Result<(), String> {
+        let mut report = Vec::new();
+        let most = self.remote.rules.largest;
+        let mut body = answer.bytes_stream();
+        let mut received = 0;
+        loop {
+            let part = tokio::select! {
+                part = next_part(&mut body) => part?,
+                () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+            };
+            let Some(part) = part else {
+                return self.end().await;
+            };
+            received += part.len() as u64;
+            if received > most {
+                return Err(format!(
+                    "what the git server sends is larger than {}, the most that one clone or fetch may bring here",
+                    size(most)
+                ));
+            }
+            if let Some(commands) = push
+                && report.len() < MAX_REPORT
+            {
+                report.extend_from_slice(&part);
+                if let Some(branch) = commands.taken(&report) {
+                    self.remote.note(branch);
+                }
+            }
+            self.send(&part).await?;
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        for frame in Frame::split(Kind::GitData, 0, bytes) {
+            self.write(&frame).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), String> {
+        self.write(&Frame::new(Kind::GitEnd, 0, Vec::new())).await
+    }
+
+    async fn write(&mut self, frame: &Frame) -> Result<(), String> {
+        let written = tokio::time::timeout(IDLE, self.writer.write_all(&frame.encode())).await;
+        written
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| GONE.to_owned())
+    }
+}
+
+async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, String> {
+    match tokio::time::timeout(IDLE, read_frame(reader)).await {
+        Ok(Ok(Frame {
+            kind: Kind::GitBody,
+            payload,
+            ..
+        })) => Ok(Sent::Part(payload)),
+        Ok(Ok(Frame {
+            kind: Kind::GitPost,
+            ..
+        })) => Ok(Sent::Whole),
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => Ok(Sent::Nothing),
+        Ok(_) => Err("the git helper's request cannot be read".to_owned()),
+        Err(_) => Err("the git helper was silent for too long".to_owned()),
+    }
+}
+
+/// Completes when the helper disconnects, or sends when it should listen.
+async fn gone(reader: &mut ReadHalf<'_>) {
+    let _ = reader.read_u8().await;
+}
+
+/// Formats a number of bytes for people, rounded down.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x400 => plural::count(bytes, "byte"),
+        0x400..0x10_0000 => format!("{} KiB", bytes >> 10),
+        0x10_0000..0x2_8000_0000 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
+    }
+}

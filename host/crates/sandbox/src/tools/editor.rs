@@ -1,0 +1,446 @@
+//! The editor tool: views and changes files of a workspace, and undoes changes.
+//!
+//! # Invariants
+//! - A change is made completely or not at all.
+//! - `str_replace` replaces only a text that occurs exactly once.
+//! - An undo reverts the editor's own last change, byte for byte.
+
+use serde::Deserialize;
+
+use super::history::{Before, Change, History};
+use super::locate::locate;
+use super::present::{MAX_FILE, Present, Side, diff};
+use super::text_file::{TextFile, Unencodable};
+use super::{ToolOutcome, image, match_hint};
+use crate::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
+use lucid_types::plural;
+
+/// How many lines around a change are shown.
+const AROUND: usize = 4;
+/// The most names of a folder that are shown.
+const MAX_NAMES: usize = 1000;
+/// The most places of an ambiguous text that are shown.
+const PLACES: usize = 20;
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Command {
+    View,
+    Create,
+    StrReplace,
+    Insert,
+    UndoEdit,
+}
+
+/// One call of the editor.
+#[derive(Debug, Deserialize)]
+pub(super) struct Edit {
+    pub(super) command: Command,
+    pub(super) path: String,
+    #[serde(default)]
+    pub(super) file_text: Option<String>,
+    #[serde(default)]
+    pub(super) old_str: Option<String>,
+    #[serde(default)]
+    pub(super) new_str: Option<String>,
+    #[serde(default)]
+    insert_line: Option<usize>,
+    #[serde(default)]
+    view_range: Option<(i64, i64)>,
+}
+
+/// The result of a call, or a sentence that says why nothing was done.
+type Done = Result<ToolOutcome, String>;
+
+/// The context of one call.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    pub(super) workspace: &'a Workspace,
+    /// The workspace's path as commands see it.
+    pub(super) root: &'a str,
+    pub(super) history: &'a History,
+    pub(super) quota: Option<&'a Quota>,
+    /// Whether the model accepts images.
+    pub(super) pictures: bool,
+}
+
+impl Ground<'_> {
+    /// Replaces a file, if the workspace's quota allows its growth.
+    fn write(&self, path: &WorkspacePath, before: u64, after: &[u8]) -> Result<(), String> {
+        if let Some(quota) = self.quota {
+            quota.admit(self.workspace, (after.len() as u64).saturating_sub(before))?;
+        }
+        self.workspace.write(path, after).map_err(|error| match error {
+            WorkspaceError::NotFound(_) => format!(
+                "{} cannot be written: a part of the path is a file, a link that leads nowhere, or too long a name.",
+                path.relative()
+            ),
+            error => sentence(error),
+        })
+    }
+}
+
+pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
+    let workspace = ground.workspace;
+    let path = match locate(workspace, ground.root, &edit.path) {
+        Ok(path) => path,
+        Err(why) => return ToolOutcome::failed(why),
+    };
+    let done = match edit.command {
+        Command::View => image::view(workspace, &path, ground.pictures)
+            .unwrap_or_else(|| view(workspace, &path, edit.view_range)),
+        Command::Create => create(ground, &path, edit),
+        Command::StrReplace => replace(ground, &path, edit),
+        Command::Insert => insert(ground, &path, edit),
+        Command::UndoEdit => undo(ground, &path),
+    };
+    let shown = Some(path.shown());
+    match done {
+        Ok(outcome) => ToolOutcome {
+            path: shown,
+            ..outcome
+        },
+        Err(sentence) => ToolOutcome {
+            path: shown,
+            ..ToolOutcome::failed(sentence)
+        },
+    }
+}
+
+fn sentence(mut error: WorkspaceError) -> String {
+    use WorkspaceError::{Forbidden, Io, NotAFile, NotFound, TooLarge, Traversal};
+    // A model reads paths as its commands see them.
+    if let NotFound(path)
+    | NotAFile(path)
+    | Forbidden(path)
+    | TooLarge { path, .. }
+    | Io { path, .. } = &mut error
+        && path.len() > 1
+        && path.starts_with('/')
+    {
+        path.remove(0);
+    }
+    match error {
+        Traversal => "That path leads out of the workspace through a symbolic link.".to_owned(),
+        Io { path, cause } => format!("{path}: {cause}."),
+        other => other.to_string(),
+    }
+}
+
+fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<TextFile, String> {
+    let bytes = workspace.read(path, MAX_FILE).map_err(sentence)?;
+    TextFile::open(bytes).map_err(|_| {
+        format!(
+            "{} is a binary file. Use the terminal for it.",
+            path.relative()
+        )
+    })
+}
+
+fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) -> Done {
+    if workspace.is_folder(path).map_err(sentence)? {
+        if range.is_some() {
+            return Err(format!(
+                "{} is a folder: it has no lines to choose from.",
+                path.relative()
+            ));
+        }
+        let names = workspace.list(path, MAX_NAMES).map_err(sentence)?;
+        let more = if names.len() == MAX_NAMES {
+            "\n[… there are more …]"
+        } else {
+            ""
+        };
+        let text = if names.is_empty() {
+            "The folder is empty.".to_owned()
+        } else {
+            names.join("\n") + more
+        };
+        return Ok(ToolOutcome {
+            text,
+            ..ToolOutcome::default()
+        });
+    }
+    let file = read(workspace, path)?;
+    let content = file.text();
+    let count = content.lines().count();
+    let (first, last) = match range {
+        None => (1, count),
+        Some((first, last)) => {
+            let end = if last == -1 {
+                Some(count)
+            } else {
+                usize::try_from(last).ok()
+            };
+            match (usize::try_from(first), end) {
+                (Ok(first @ 1..), Some(last)) if first <= last && first <= count => {
+                    (first, last.min(count))
+                }
+                _ => {
+                    return Err(format!(
+                        "The lines {first} to {last} cannot be shown: {} has {}.",
+                        path.relative(),
+                        plural::count(count, "line")
+                    ));
+                }
+            }
+        }
+    };
+    let text = if count == 0 {
+        "The file is empty.".to_owned()
+    } else {
+        numbered(content, first, last)
+    };
+    Ok(ToolOutcome {
+        text,
+        ..ToolOutcome::default()
+    })
+}
+
+fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
+    let text = edit
+        .file_text
+        .as_deref()
+        .ok_or("`create` needs `file_text`.")?;
+    let present = Present::find(ground.workspace, path).map_err(sentence)?;
+    let mut said = match present {
+        Present::Absent => "was created",
+        _ => "was written anew",
+    }
+    .to_owned();
+    let model = present.model();
+    let text = match model {
+        Some(model) if model.has_mark() => text.trim_start_matches('\u{feff}'),
+        _ => text,
+    };
+    // Line endings that a model spells out are intended; LF alone stands for whatever the file has.
+    let written = model.map(|model| {
+        if text.contains('\r') {
+            model.with_text(text)
+        } else {
+            model.replace(0..model.text().len(), text)
+        }
+    });
+    let bytes = match written {
+        Some(Ok(bytes)) => bytes,
+        Some(Err(Unencodable { .. })) => {
+            said += " (in UTF-8: it was Windows-1252, which has not all of these characters)";
+            text.as_bytes().to_vec()
+        }
+        None => text.as_bytes().to_vec(),
+    };
+    if let Present::Large(size, _) = present {
+        said += &format!(" (its {size} bytes before are too many to be kept for `undo_edit`)");
+    }
+    let lines = text.lines().count();
+    let said = format!(
+        "{} {said}: {}.",
+        path.relative(),
+        plural::count(lines, "line")
+    );
+    let text = text.replace("\r\n", "\n");
+    change(ground, path, present, &bytes, &text, said)
+}
+
+fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
+    let old = edit
+        .old_str
+        .as_deref()
+        .ok_or("`str_replace` needs `old_str`.")?;
+    let new = edit.new_str.as_deref().unwrap_or_default();
+    let path_name = path.relative();
+    if old.is_empty() {
+        return Err(
+            "`old_str` is empty. Use `insert` to add text, or `create` to write a whole file."
+                .to_owned(),
+        );
+    }
+    if old == new {
+        return Err("`old_str` and `new_str` are the same: nothing to do.".to_owned());
+    }
+    let file = read(ground.workspace, path)?;
+    let (old, new) = (file.normalized(old), file.normalized(new));
+    let (old, new) = (old.as_str(), new.as_str());
+    if old == new {
+        return Err("`old_str` and `new_str` differ in line ends alone, and the editor keeps those of the file. Convert them with a command.".to_owned());
+    }
+    let before = file.text();
+    // Overlapping places count too: each of them could be meant.
+    let mut places = Vec::new();
+    let mut from = 0;
+    // The search ends once enough are found to show: a file of one repeated letter matches
+    // everywhere.
+    while places.len() <= PLACES
+        && let Some(at) = before[from..].find(old)
+    {
+        places.push(from + at);
+        from += at + before[from + at..].chars().next().map_or(1, char::len_utf8);
+    }
+    let line_of = |at: usize| before[..at].matches('\n').count() + 1;
+    match places.as_slice() {
+        [] => Err(match match_hint::explain(before, old) {
+            Some(why) => format!("`old_str` does not occur in {path_name}. {why}"),
+            None => format!(
+                "`old_str` does not occur in {path_name}. It must match exactly, spaces too: view the file first."
+            ),
+        }),
+        [at] => {
+            let end = at + old.len();
+            let after = [&before[..*at], new, &before[end..]].concat();
+            let first = line_of(*at);
+            let text = around(&after, first, first + new.matches('\n').count());
+            let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
+            let bytes = file
+                .replace(*at..end, new)
+                .map_err(|why| unencodable(&path_name, &why))?;
+            change(ground, path, Present::Text(file), &bytes, &after, text)
+        }
+        _ => {
+            let mut lines: Vec<String> = places
+                .iter()
+                .take(PLACES)
+                .map(|at| line_of(*at).to_string())
+                .collect();
+            let more = places.len() > lines.len();
+            if more {
+                lines.push("…".to_owned());
+            }
+            Err(format!(
+                "`old_str` occurs {}{} times in {}, at the lines {}. Add what is around the one you mean.",
+                if more { "more than " } else { "" },
+                places.len().min(PLACES),
+                path_name,
+                lines.join(", ")
+            ))
+        }
+    }
+}
+
+fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
+    let line = edit.insert_line.ok_or("`insert` needs `insert_line`.")?;
+    let new = edit.new_str.as_deref().ok_or("`insert` needs `new_str`.")?;
+    let file = read(ground.workspace, path)?;
+    let path_name = path.relative();
+    let before = file.text();
+    let lines: Vec<&str> = before.split_inclusive('\n').collect();
+    if line > lines.len() {
+        return Err(format!(
+            "Nothing can be inserted behind line {line}: {path_name} has {}.",
+            plural::count(lines.len(), "line")
+        ));
+    }
+    let at: usize = lines[..line].iter().map(|line| line.len()).sum();
+    let (head, rest) = before.split_at(at);
+    let mut inserted = String::new();
+    if !head.is_empty() && !head.ends_with('\n') {
+        inserted.push('\n');
+    }
+    inserted.push_str(&file.normalized(new));
+    if !inserted.ends_with('\n') && (!rest.is_empty() || before.ends_with('\n')) {
+        inserted.push('\n');
+    }
+    let after = [head, &inserted, rest].concat();
+    let text = around(&after, line + 1, line + new.lines().count().max(1));
+    let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
+    let bytes = file
+        .replace(at..at, &inserted)
+        .map_err(|why| unencodable(&path_name, &why))?;
+    change(ground, path, Present::Text(file), &bytes, &after, text)
+}
+
+fn unencodable(path: &str, why: &Unencodable) -> String {
+    format!(
+        "{path} was not changed: {why}. Convert the file to UTF-8 with a command first (`iconv -f WINDOWS-1252 -t UTF-8`)."
+    )
+}
+
+fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
+    let Some(change) = ground.history.pop(path) else {
+        return Err(format!(
+            "There is no change of {} to take back.",
+            path.relative()
+        ));
+    };
+    take_back(ground, path, &change).inspect_err(|_| {
+        // Put back, since undoing it may be possible later.
+        ground.history.push(path, change);
+    })
+}
+
+fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done {
+    let name = path.relative();
+    let limit = MAX_FILE.max(change.length() as u64);
+    let now = match ground.workspace.read(path, limit) {
+        Ok(now) if change.is_latest(&now) => now,
+        Ok(_) | Err(WorkspaceError::TooLarge { .. }) => {
+            return Err(format!(
+                "{name} was changed by something else since the editor changed it, and that would be lost. View it, and edit what it is now."
+            ));
+        }
+        Err(WorkspaceError::NotFound(_)) => {
+            return Err(format!(
+                "{name} was removed by something else since the editor changed it: there is nothing to take back."
+            ));
+        }
+        Err(error) => return Err(sentence(error)),
+    };
+    let length = now.len() as u64;
+    let (text, before) = match &change.before {
+        Before::Content(bytes) => {
+            ground.write(path, length, bytes)?;
+            let before = TextFile::open(bytes.clone()).map_or_else(Present::Binary, Present::Text);
+            (format!("The last change of {name} was taken back."), before)
+        }
+        Before::Absent => {
+            ground.workspace.remove_file(path).map_err(sentence)?;
+            (format!("{name} was removed again."), Present::Absent)
+        }
+        Before::TooLarge(size) => {
+            return Err(format!(
+                "{name} had {size} bytes before its last change, too many to be kept: that cannot be taken back."
+            ));
+        }
+    };
+    let now = TextFile::open(now).map_or_else(Present::Binary, Present::Text);
+    Ok(ToolOutcome {
+        text,
+        diff: Some(diff(path, now.side(), before.side())),
+        ..ToolOutcome::default()
+    })
+}
+
+/// Writes the result of an edit to a file.
+fn change(
+    ground: &Ground<'_>,
+    path: &WorkspacePath,
+    before: Present,
+    bytes: &[u8],
+    after: &str,
+    text: String,
+) -> Done {
+    ground.write(path, before.size(), bytes)?;
+    let diff = Some(diff(path, before.side(), Side::Text(after)));
+    ground.history.push(path, Change::new(before.kept(), bytes));
+    Ok(ToolOutcome {
+        text,
+        diff,
+        ..ToolOutcome::default()
+    })
+}
+
+fn numbered(content: &str, first: usize, last: usize) -> String {
+    let mut text = String::new();
+    for (number, line) in content
+        .lines()
+        .enumerate()
+        .skip(first - 1)
+        .take(last + 1 - first)
+    {
+        text.push_str(&format!("{:>6}\t{line}\n", number + 1));
+    }
+    text
+}
+
+fn around(content: &str, first: usize, last: usize) -> String {
+    numbered(content, first.saturating_sub(AROUND).max(1), last + AROUND)
+}

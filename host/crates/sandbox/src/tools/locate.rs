@@ -1,0 +1,156 @@
+//! Resolves which file of the workspace an edit means.
+//!
+//! # Invariants
+//! - The editor and the terminal mean the same file by the same path. A path that leads out of the
+//!   workspace is refused, never mapped to one of the same name inside.
+
+use crate::workspace::{Workspace, WorkspacePath};
+
+/// A path at which every workspace can be addressed, whatever its sandbox.
+const USUAL_ROOT: &str = "/workspace";
+
+/// The file that a model's path refers to: relative to the workspace's root, or absolute below
+/// `root`, the workspace's path as commands see it. The error is a sentence, if the file is
+/// outside.
+pub(super) fn locate(
+    workspace: &Workspace,
+    root: &str,
+    text: &str,
+) -> Result<WorkspacePath, String> {
+    // A file URL can hold absolute paths only.
+    let text = text.strip_prefix("file://").unwrap_or(text);
+    if is_elsewhere(text) {
+        return Err(outside(workspace, root, text));
+    }
+    if !text.starts_with('/') {
+        return workspace.path(text).map_err(|_| {
+            format!("{text} is not in the workspace. Relative paths begin at {root}.")
+        });
+    }
+    let wanted = plain(text);
+    let host = workspace.host_path().to_string_lossy();
+    let inside = [root, USUAL_ROOT, &host].into_iter().find_map(|root| {
+        let root = plain(root);
+        wanted
+            .starts_with(&root)
+            .then(|| wanted[root.len()..].join("/"))
+    });
+    inside
+        .and_then(|inside| workspace.path(&inside).ok())
+        .ok_or_else(|| outside(workspace, root, text))
+}
+
+/// Whether a path begins with something that only a shell or another system expands, and would
+/// create a stray folder here: `~/x`, `$HOME/x`, `${TMPDIR}/x`, `C:\\x`.
+fn is_elsewhere(text: &str) -> bool {
+    let name = text.split('/').next().unwrap_or_default();
+    let variable = name.strip_prefix('$').map(|name| {
+        let braced = name
+            .strip_prefix('{')
+            .and_then(|name| name.strip_suffix('}'));
+        braced.unwrap_or(name)
+    });
+    let is_upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    // In upper case, as environment variables are: `$id.tsx` is a name that frameworks use.
+    let is_variable = variable.is_some_and(|name| !name.is_empty() && name.chars().all(is_upper));
+    let is_drive =
+        matches!(text.as_bytes(), [drive, b':', b'\\' | b'/', ..] if drive.is_ascii_alphabetic());
+    name == "~" || is_variable || is_drive
+}
+
+/// An absolute path's names, without `.` and `..`.
+fn plain(path: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    names
+}
+
+/// Says which path to use. If its folder exists in the workspace, that was meant.
+fn outside(workspace: &Workspace, root: &str, text: &str) -> String {
+    let below = match text.split_once(['/', '\\']) {
+        _ if !is_elsewhere(text) => text.to_owned(),
+        Some((_, below)) => below.replace('\\', "/"),
+        None => String::new(),
+    };
+    let names = plain(&below);
+    let has = |names: &[&str]| {
+        let path = workspace.path(&names.join("/"));
+        path.is_ok_and(|path| workspace.is_folder(&path).is_ok())
+    };
+    let folder = names.split_last().map_or(&[][..], |(_, folder)| folder);
+    let meant = match names.last() {
+        None => String::new(),
+        Some(_) if has(&names) || (!folder.is_empty() && has(folder)) => {
+            format!("/{}", names.join("/"))
+        }
+        Some(name) => format!("/{name}"),
+    };
+    let root = root.trim_end_matches('/');
+    format!(
+        "{text} is outside the workspace, and the editor works in that alone. Use {root}{meant}, or the terminal for {text}."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_the_one_that_commands_mean_or_is_refused_with_the_one_to_use() {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        workspace
+            .write(&workspace.path("src/a.py").unwrap(), b"")
+            .unwrap();
+        let host = workspace.host_path().display().to_string();
+        let located = |text: &str| locate(&workspace, "/srv/code", text);
+        for text in [
+            "src/a.py",
+            "./src/../src/a.py",
+            "/workspace/src/a.py",
+            "/srv/code/src/a.py",
+            "/srv/code//./src/b/../a.py",
+            "/tmp/../srv/code/src/a.py",
+            "file:///workspace/src/a.py",
+            &format!("{host}/src/a.py"),
+        ] {
+            let path = located(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!(path.shown(), "/src/a.py", "{text}");
+        }
+        for text in ["/workspace", "/srv/code/", ".", ""] {
+            assert!(located(text).unwrap().is_root(), "{text}");
+        }
+        for (text, use_instead) in [
+            ("/tmp/repro.py", "Use /srv/code/repro.py,"),
+            ("/src/a.py", "Use /srv/code/src/a.py,"),
+            ("/src/new.py", "Use /srv/code/src/new.py,"),
+            ("/workspaces/x", "Use /srv/code/x,"),
+            ("/workspace/../etc/passwd", "Use /srv/code/passwd,"),
+            ("~/notes.txt", "Use /srv/code/notes.txt,"),
+            ("~", "Use /srv/code,"),
+            ("$HOME/..", "Use /srv/code,"),
+            ("$HOME/notes.txt", "Use /srv/code/notes.txt,"),
+            ("${TMPDIR}/src/a.py", "Use /srv/code/src/a.py,"),
+            ("C:\\Users\\me\\a.py", "Use /srv/code/a.py,"),
+            ("/", "Use /srv/code,"),
+        ] {
+            let why = located(text).unwrap_err();
+            assert!(why.contains(use_instead), "{text}: {why}");
+            assert!(why.contains(&format!("the terminal for {text}")), "{why}");
+        }
+        for text in ["$id.tsx", "routes/$HOME", "$", "~x", "c:x"] {
+            let path = located(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!(path.shown(), format!("/{text}"));
+        }
+        for text in ["..", "../x", "src/../../x", "a\0b"] {
+            assert!(located(text).is_err(), "{text}");
+        }
+        assert!(located("/workspace/a\0b").is_err());
+    }
+}

@@ -1,0 +1,315 @@
+//! Finds what processes hold of the disk in files that have no name any more, which no look into folders
+//! does.
+//!
+//! # Invariants
+//! - Looked at are the processes below one, by the parents that /proc tells; a file counts once, however
+//!   many of them hold it.
+//! - A file is held by who has it open, and by who has it mapped, be it closed.
+//! - What cannot be looked at is not taken for small, nor is more than a look has time for. What went
+//!   meanwhile counts as nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// How many descriptors and mappings of one sandbox are looked at.
+const MOST: u32 = 1 << 17;
+
+/// Which processes there were at one moment, by who started them.
+#[derive(Debug)]
+pub struct Processes {
+    children: HashMap<u32, Vec<u32>>,
+}
+
+impl Processes {
+    /// Those that there are now. Blocks shortly.
+    pub fn now() -> Self {
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if let Some(process) = name.to_str().and_then(|name| name.parse().ok())
+                && let Some(status) = Status::of(process)
+            {
+                children.entry(status.parent).or_default().push(process);
+            }
+        }
+        Self { children }
+    }
+
+    /// Bytes of nameless files that processes below `root`, and `root` itself, hold on the disk of a folder;
+    /// none where that cannot be counted. Blocks shortly.
+    pub(super) fn held_below(&self, root: u32, folder: &Path) -> Option<u64> {
+        let disk = match fs::metadata(folder) {
+            Ok(found) => found.dev(),
+            Err(error) => return (error.kind() == io::ErrorKind::NotFound).then_some(0),
+        };
+        let mut held = Held {
+            disk,
+            files: HashMap::new(),
+            left: MOST,
+        };
+        let processes = self.with_descendants(root);
+        // What is open is counted exactly, whoever has it mapped.
+        for process in &processes {
+            held.open(*process)?;
+        }
+        for process in &processes {
+            held.mapped(*process)?;
+        }
+        Some(held.files.into_values().fold(0, u64::saturating_add))
+    }
+
+    fn with_descendants(&self, root: u32) -> HashSet<u32> {
+        let (mut found, mut left) = (HashSet::new(), vec![root]);
+        while let Some(process) = left.pop() {
+            if found.insert(process) {
+                left.extend(self.children.get(&process).into_iter().flatten());
+            }
+        }
+        found
+    }
+}
+
+/// What /proc says to everybody of a process.
+struct Status {
+    parent: u32,
+    /// It ended, and holds nothing.
+    is_zombie: bool,
+}
+
+impl Status {
+    fn of(process: u32) -> Option<Self> {
+        let status = fs::read(format!("/proc/{process}/status")).ok()?;
+        // The name of a process, which stands before, has no line breaks of its own: they are escaped.
+        let value = |name: &[u8]| {
+            let mut lines = status.split(|byte| *byte == b'\n');
+            let line = lines.find_map(|line| line.strip_prefix(name))?;
+            std::str::from_utf8(line).ok().map(str::trim)
+        };
+        Some(Self {
+            parent: value(b"PPid:")?.parse().ok()?,
+            is_zombie: value(b"State:")?.starts_with(['Z', 'X']),
+        })
+    }
+}
+
+/// What was found so far, by the files' inodes.
+struct Held {
+    disk: u64,
+    files: HashMap<u64, u64>,
+    left: u32,
+}
+
+impl Held {
+    /// What a process has open.
+    fn open(&mut self, process: u32) -> Option<()> {
+        let descriptors = match fs::read_dir(format!("/proc/{process}/fd")) {
+            Ok(descriptors) => descriptors,
+            Err(error) => return passed_over(&error, process),
+        };
+        for file in descriptors.flatten() {
+            self.left = self.left.checked_sub(1)?;
+            if let Ok(file) = fs::metadata(file.path()) {
+                self.add(&file);
+            }
+        }
+        Some(())
+    }
+
+    /// What a process has mapped.
+    fn mapped(&mut self, process: u32) -> Option<()> {
+        let maps = match File::open(format!("/proc/{process}/maps")) {
+            Ok(maps) => maps,
+            Err(error) => return passed_over(&error, process),
+        };
+        // Names may hold any bytes but line breaks, which are escaped. An error is the process's end.
+        let lines = BufReader::new(maps).split(b'\n').map_while(Result::ok);
+        for line in lines {
+            self.left = self.left.checked_sub(1)?;
+            if let Some(mapping) = Mapping::of_nameless(&line) {
+                self.add_mapping(process, &mapping)?;
+            }
+        }
+        Some(())
+    }
+
+    fn add_mapping(&mut self, process: u32, mapping: &Mapping) -> Option<()> {
+        // Only a privileged host may look at the file itself.
+        if let Ok(file) = fs::metadata(format!("/proc/{process}/map_files/{}", mapping.range)) {
+            self.add(&file);
+            return Some(());
+        }
+        if mapping.disk != self.disk || self.files.contains_key(&mapping.inode) {
+            return Some(());
+        }
+        // Writing to a shared one takes more of the disk, and its length does not tell.
+        (!mapping.is_shared).then(|| {
+            self.files.insert(mapping.inode, mapping.length);
+        })
+    }
+
+    fn add(&mut self, file: &fs::Metadata) {
+        if file.is_file() && file.nlink() == 0 && file.dev() == self.disk {
+            self.files.insert(file.ino(), file.blocks() * 512);
+        }
+    }
+}
+
+/// Nothing, where a process that cannot be looked at is gone by now.
+fn passed_over(error: &io::Error, process: u32) -> Option<()> {
+    let gone = error.kind() != io::ErrorKind::PermissionDenied
+        || Status::of(process).is_none_or(|status| status.is_zombie);
+    gone.then_some(())
+}
+
+/// A file without a name in a process's memory, as a line of /proc/…/maps has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping {
+    range: String,
+    disk: u64,
+    inode: u64,
+    /// In bytes.
+    length: u64,
+    /// What is written to it goes to the file.
+    is_shared: bool,
+}
+
+impl Mapping {
+    fn of_nameless(line: &[u8]) -> Option<Self> {
+        let fields = line.strip_suffix(b" (deleted)")?;
+        let fields = String::from_utf8_lossy(fields);
+        let mut fields = fields.split_ascii_whitespace();
+        let (range, access) = (fields.next()?, fields.next()?);
+        let (disk, inode) = (fields.nth(1)?, fields.next()?);
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let (from, to) = range.split_once('-')?;
+        let (major, minor) = disk.split_once(':')?;
+        let device = |text| u32::from_str_radix(text, 16).ok();
+        Some(Self {
+            range: range.to_owned(),
+            disk: rustix::fs::makedev(device(major)?, device(minor)?),
+            inode: inode.parse().ok()?,
+            length: number(to)?.saturating_sub(number(from)?),
+            is_shared: access.ends_with('s'),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn held(process: &Child, folder: &Path) -> Option<u64> {
+        Processes::now().held_below(process.id(), folder)
+    }
+
+    /// Waits until a process holds as much, which it does at once but for its start.
+    fn wait_to_hold(process: &Child, folder: &Path, bytes: u64) {
+        let begun = Instant::now();
+        while held(process, folder).is_some_and(|held| held < bytes) {
+            let waited = begun.elapsed();
+            assert!(
+                waited < Duration::from_secs(30),
+                "{:?} after {waited:?}",
+                held(process, folder)
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_file_that_a_process_removed_and_goes_on_with_counts_for_whoever_started_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "exec 3<>big; rm big; head -c 300000 /dev/urandom >&3; (exec sleep 60) & read done; kill $!; exec 3>&-; read done";
+        let mut process = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&folder)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_to_hold(&process, folder.path(), 300_000);
+        let mine = Processes::now().held_below(std::process::id(), folder.path());
+        assert!(mine.is_none_or(|bytes| bytes >= 300_000), "{mine:?}");
+        let bytes = held(&process, folder.path()).unwrap();
+        assert!(bytes < 600_000, "held by two: {bytes}");
+        assert_eq!(held(&process, Path::new("/proc")), Some(0));
+        assert_eq!(held(&process, &folder.path().join("gone")), Some(0));
+
+        let mut input = process.stdin.take().unwrap();
+        input.write_all(b"\n").unwrap();
+        let begun = Instant::now();
+        while held(&process, folder.path()) != Some(0) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it is let go of");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        input.write_all(b"\n").unwrap();
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn a_removed_file_that_is_only_mapped_counts_or_cannot_be_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "import mmap, os, sys\nf = open('big', 'w+b'); f.write(os.urandom(300000)); f.flush(); m = mmap.mmap(os.dup(f.fileno()), 300000)\nos.closerange(3, 64); os.remove('big'); print(flush=True); sys.stdin.read()";
+        let started = Command::new("python3")
+            .args(["-c", script])
+            .current_dir(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let Ok(mut process) = started else {
+            eprintln!("SKIPPED: there is no python3");
+            return;
+        };
+        let mut line = String::new();
+        let output = process.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line, "\n", "it did not come so far");
+        let bytes = held(&process, folder.path());
+        assert!(bytes.is_none_or(|bytes| bytes >= 300_000), "{bytes:?}");
+        drop(process.stdin.take());
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn a_mapping_of_a_file_without_a_name_is_read_whatever_that_was() {
+        let line = "7f0000000000-7f0000004000 rw-s 00001000 08:11 4711                       /a b\\012 (x) (deleted)";
+        let found = Mapping::of_nameless(line.as_bytes()).unwrap();
+        let expected = Mapping {
+            range: "7f0000000000-7f0000004000".to_owned(),
+            disk: rustix::fs::makedev(8, 17),
+            inode: 4711,
+            length: 0x4000,
+            is_shared: true,
+        };
+        assert_eq!(found, expected);
+        let private = line.replace("rw-s", "r-xp");
+        assert!(!Mapping::of_nameless(private.as_bytes()).unwrap().is_shared);
+        for other in [
+            &line[..line.len() - 10],
+            "",
+            " (deleted)",
+            "7f00-8000 rw-p 0 0:0 0",
+        ] {
+            assert_eq!(Mapping::of_nameless(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_time_for_cannot_be_counted() {
+        let mut held = Held {
+            disk: 0,
+            files: HashMap::new(),
+            left: 1,
+        };
+        let mine = std::process::id();
+        assert_eq!(held.open(mine), None);
+        held.left = 1;
+        assert_eq!(held.mapped(mine), None);
+    }
+}

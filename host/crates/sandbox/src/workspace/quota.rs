@@ -1,0 +1,453 @@
+//! How much of the disk a workspace takes, and whether it may take more.
+//!
+//! # Invariants
+//!
+//! - What counts is what the disk gives: blocks, so a sparse file is as large as what was written of it, and a
+//!   file with several names counts once. All entries count, and links are not followed.
+//! - What cannot be counted is not taken for small.
+//! - Counting takes a tenth of the time at most, except after a command in a workspace that is counted in a
+//!   moment or is full.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use rustix::fs::FileType;
+
+use super::Workspace;
+use super::walk::{DEEPEST, MOST_ENTRIES, Step, Walk};
+use lucid_types::disk_reserve::Reserve;
+use lucid_types::plural;
+
+/// By which part of the limit it may be passed before a sandbox is ended for it.
+const MARGIN: u64 = 10;
+/// A count that takes less than this is made whenever it is wanted.
+const A_MOMENT: Duration = Duration::from_millis(100);
+/// How much longer than it took a count holds.
+const HOLDS: u32 = 9;
+
+/// What holds meanwhile.
+const UNTIL_THERE_IS_ROOM: &str = "Commands still run, so that files can be removed; until there is room again, the editor writes none.";
+
+/// How long a count holds at least while no command ran.
+const UNHEARD: Duration = Duration::from_secs(30);
+
+/// What a count of a workspace gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Usage {
+    /// So many bytes of the disk.
+    Bytes(u64),
+    /// It cannot be counted, and why, as the end of a sentence.
+    Unknown(String),
+}
+
+impl Workspace {
+    /// Counts what all of it takes on the disk. Blocks; two million entries take seconds.
+    pub(super) fn usage(&self) -> Usage {
+        let closed = |path: &Path, error: &std::io::Error| {
+            Usage::Unknown(format!(
+                "the folder /{} cannot be looked into ({error})",
+                path.display()
+            ))
+        };
+        let walk = match Walk::new(self) {
+            Ok(walk) => walk,
+            Err(error) => return closed(Path::new(""), &error),
+        };
+        let mut bytes: u64 = 0;
+        let mut seen = HashSet::new();
+        for step in walk {
+            let found = match step {
+                Step::Found(found) => found,
+                Step::Closed(path, error) => return closed(&path, &error),
+                Step::Deep(path) => {
+                    return Usage::Unknown(format!(
+                        "/{} is more than {DEEPEST} folders deep",
+                        shortened(&path)
+                    ));
+                }
+                Step::Many => {
+                    return Usage::Unknown(format!("it holds more than {MOST_ENTRIES} files"));
+                }
+            };
+            let again = found.kind() != FileType::Directory
+                && found.identity().is_some_and(|file| !seen.insert(file));
+            if !again {
+                bytes = bytes.saturating_add(found.allocated());
+            }
+        }
+        Usage::Bytes(bytes)
+    }
+
+    /// What all of it takes on the disk, in bytes; none where it cannot be counted. Blocks.
+    pub fn disk_usage(&self) -> Option<u64> {
+        match self.usage() {
+            Usage::Bytes(bytes) => Some(bytes),
+            Usage::Unknown(_) => None,
+        }
+    }
+}
+
+/// What a folder takes on the disk that commands write to and that is in no workspace, in bytes: nothing
+/// where it is not there, and none where it cannot be counted. Blocks.
+pub fn disk_usage_of(folder: &Path) -> Option<u64> {
+    let dir = match Dir::open_ambient_dir(folder, ambient_authority()) {
+        Ok(dir) => dir,
+        Err(error) => return (error.kind() == ErrorKind::NotFound).then_some(0),
+    };
+    let path = folder.to_owned();
+    Workspace { dir, path }.disk_usage()
+}
+
+/// The beginning of a path, which may be as long as hostile code likes.
+fn shortened(path: &Path) -> String {
+    path.to_string_lossy().chars().take(80).collect()
+}
+
+/// Whether a workspace takes so much that its sandbox must end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Excess {
+    /// It does not.
+    Within,
+    /// It does, as a sentence says.
+    Over(String),
+    /// It was counted too short a time ago to be counted again.
+    NotKnown,
+}
+
+/// How much a workspace may take, and what is known of what it takes.
+#[derive(Debug)]
+pub struct Quota {
+    limit: u64,
+    /// What of the disk no workspace may take, whatever its own limit.
+    reserve: Reserve,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    counted: Option<Counted>,
+    /// A command may have changed it since.
+    stale: bool,
+    /// The user knows that it is full.
+    told: bool,
+}
+
+#[derive(Debug)]
+struct Counted {
+    usage: Usage,
+    at: Instant,
+    took: Duration,
+}
+
+impl Quota {
+    /// A workspace may take `limit` bytes of the disk.
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            reserve: Reserve::none(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The same on a disk that has a reserve.
+    #[must_use]
+    pub fn with_reserve(mut self, reserve: Reserve) -> Self {
+        self.reserve = reserve;
+        self
+    }
+
+    /// Says that a command ran, so that what is known may be wrong.
+    pub fn changed(&self) {
+        self.known().stale = true;
+    }
+
+    /// Whether a file may become `growth` bytes larger, which it is then taken to be; else a
+    /// sentence. What makes nothing larger is always allowed: it may be what makes room. Blocks.
+    pub fn admit(&self, workspace: &Workspace, growth: u64) -> Result<(), String> {
+        if growth == 0 {
+            return Ok(());
+        }
+        if let Some(sentence) = self.short_disk() {
+            return Err(sentence);
+        }
+        let mut known = self.known();
+        self.count(&mut known, workspace);
+        let Some(counted) = &mut known.counted else {
+            return Ok(());
+        };
+        if let Some(sentence) = self.full(&counted.usage) {
+            return Err(sentence);
+        }
+        if let Usage::Bytes(bytes) = &mut counted.usage {
+            let after = bytes.saturating_add(growth);
+            if after > self.limit {
+                return Err(format!(
+                    "The workspace takes {} of the disk, and may take {}: {} more do not fit. Remove files that are not needed.",
+                    size(*bytes),
+                    size(self.limit),
+                    size(growth)
+                ));
+            }
+            *bytes = after;
+        }
+        Ok(())
+    }
+
+    /// A sentence where the workspace is full. Blocks.
+    pub fn fullness(&self, workspace: &Workspace) -> Option<String> {
+        let mut known = self.known();
+        self.count(&mut known, workspace);
+        let counted = known.counted.as_ref();
+        let full = counted.and_then(|counted| self.full(&counted.usage));
+        let full = full.or_else(|| self.short_disk());
+        known.told &= full.is_some();
+        full
+    }
+
+    /// A sentence where what is left of the disk is kept for the log.
+    fn short_disk(&self) -> Option<String> {
+        let shortage = self.reserve.shortage_now()?;
+        Some(format!("{shortage} {UNTIL_THERE_IS_ROOM}"))
+    }
+
+    /// The same, once: not again before there was room in between. For the user. Blocks.
+    pub fn newly_full(&self, workspace: &Workspace) -> Option<String> {
+        let full = self.fullness(workspace)?;
+        (!std::mem::replace(&mut self.known().told, true)).then_some(full)
+    }
+
+    /// Whether it takes more than it may by a tenth, or cannot be counted. Blocks.
+    pub fn excess(&self, workspace: &Workspace) -> Excess {
+        let mut known = self.known();
+        known.stale = true;
+        self.count(&mut known, workspace);
+        if known.stale {
+            return Excess::NotKnown;
+        }
+        let Some(counted) = &known.counted else {
+            return Excess::NotKnown;
+        };
+        let most = self.limit.saturating_add(self.limit / MARGIN);
+        let takes = match &counted.usage {
+            Usage::Bytes(bytes) if *bytes <= most => return Excess::Within,
+            Usage::Bytes(bytes) => format!("took {} of the disk", size(*bytes)),
+            Usage::Unknown(why) => format!("could not be counted, because {why}"),
+        };
+        Excess::Over(format!(
+            "The workspace {takes}; it may take {}.",
+            size(self.limit)
+        ))
+    }
+
+    fn full(&self, usage: &Usage) -> Option<String> {
+        let takes = match usage {
+            Usage::Bytes(bytes) if *bytes <= self.limit => return None,
+            Usage::Bytes(bytes) => format!("takes {} of the disk", size(*bytes)),
+            Usage::Unknown(why) => {
+                format!("cannot be counted, because {why}, and counts as full")
+            }
+        };
+        Some(format!(
+            "The workspace {takes}; it may take {}. {UNTIL_THERE_IS_ROOM}",
+            size(self.limit)
+        ))
+    }
+
+    /// Counts, where what is known is too old.
+    fn count(&self, known: &mut Known, workspace: &Workspace) {
+        let holds = known.counted.as_ref().is_some_and(|counted| {
+            let exact = counted.took < A_MOMENT || self.full(&counted.usage).is_some();
+            let holds = counted.took * HOLDS;
+            match known.stale {
+                true => !exact && counted.at.elapsed() < holds,
+                // What was started in the background may write as well.
+                false => counted.at.elapsed() < holds.max(UNHEARD),
+            }
+        });
+        if holds {
+            return;
+        }
+        let begun = Instant::now();
+        let usage = workspace.usage();
+        known.stale = false;
+        known.counted = Some(Counted {
+            usage,
+            at: Instant::now(),
+            took: begun.elapsed(),
+        });
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A size for people, with one place: `9.8 GiB`.
+fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return plural::count(bytes, "byte");
+    }
+    let power = (bytes.ilog2() / 10).min(4);
+    // For showing only: rounding is fine.
+    let amount = bytes as f64 / f64::from(1u32 << 10).powi(power as i32);
+    format!("{amount:.1} {}", units[power as usize - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn workspace() -> (tempfile::TempDir, Workspace) {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+        (base, workspace)
+    }
+
+    fn counted(workspace: &Workspace) -> u64 {
+        match workspace.usage() {
+            Usage::Bytes(bytes) => bytes,
+            Usage::Unknown(why) => panic!("{why}"),
+        }
+    }
+
+    fn fill(workspace: &Workspace, name: &str, bytes: u64) {
+        let content = vec![b'x'; usize::try_from(bytes).unwrap()];
+        let path = workspace.host_path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        fs::File::open(path).unwrap().sync_all().unwrap();
+    }
+
+    #[test]
+    fn blocks_are_counted_once_and_holes_and_what_links_lead_to_are_not() {
+        let (base, workspace) = workspace();
+        let root = workspace.host_path();
+        fill(&workspace, "deep/down/one", MIB);
+        let one = counted(&workspace);
+        assert!((MIB..MIB + 200_000).contains(&one), "{one}");
+
+        fs::create_dir(root.join("node_modules")).unwrap();
+        for number in 0..50 {
+            let name = root.join(format!("node_modules/{number}"));
+            fs::hard_link(root.join("deep/down/one"), name).unwrap();
+        }
+        let sparse = fs::File::create(root.join("sparse")).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+        fs::write(base.path().join("outside"), vec![1; 4 << 20]).unwrap();
+        std::os::unix::fs::symlink(base.path().join("outside"), root.join("link")).unwrap();
+        std::os::unix::fs::symlink(base.path(), root.join("above")).unwrap();
+        std::os::unix::fs::symlink(".", root.join("loop")).unwrap();
+        let all = counted(&workspace);
+        assert!(all < one + 200_000, "{one} became {all}");
+
+        fill(&workspace, ".git/objects/two", 2 * MIB);
+        assert!(counted(&workspace) >= 3 * MIB);
+    }
+
+    #[test]
+    fn a_full_workspace_takes_no_more_until_there_is_room_and_the_user_hears_of_it_once() {
+        let (_base, workspace) = workspace();
+        let quota = Quota::new(3 * MIB);
+        assert_eq!(quota.admit(&workspace, MIB), Ok(()));
+        fill(&workspace, "a", MIB);
+        assert_eq!(quota.newly_full(&workspace), None);
+        let refused = quota.admit(&workspace, 3 * MIB).unwrap_err();
+        assert!(
+            refused.contains("3.0 MiB more do not fit") && refused.contains("may take 3.0 MiB"),
+            "{refused}"
+        );
+
+        // A command writes past the limit; nobody could stop it.
+        fill(&workspace, "b", 4 * MIB);
+        quota.changed();
+        let told = quota.newly_full(&workspace).unwrap();
+        assert!(told.contains("may take 3.0 MiB"), "{told}");
+        assert_eq!(quota.newly_full(&workspace), None, "told twice");
+        assert!(quota.fullness(&workspace).is_some());
+        assert_eq!(quota.admit(&workspace, 1).unwrap_err(), told);
+        assert_eq!(
+            quota.admit(&workspace, 0),
+            Ok(()),
+            "what grows nothing may be what makes room"
+        );
+
+        fs::remove_file(workspace.host_path().join("b")).unwrap();
+        quota.changed();
+        assert_eq!(quota.admit(&workspace, 1), Ok(()));
+        assert_eq!(quota.fullness(&workspace), None);
+
+        fill(&workspace, "b", 4 * MIB);
+        quota.changed();
+        assert!(quota.newly_full(&workspace).is_some(), "full a second time");
+    }
+
+    #[test]
+    fn writes_are_added_up_without_counting_again() {
+        let (_base, workspace) = workspace();
+        let quota = Quota::new(3 * MIB);
+        assert_eq!(quota.admit(&workspace, MIB), Ok(()));
+        // Nothing was written, so a new count would find room.
+        assert_eq!(quota.admit(&workspace, MIB), Ok(()));
+        assert!(quota.admit(&workspace, MIB + 1).is_err());
+        quota.changed();
+        assert_eq!(quota.admit(&workspace, MIB + 1), Ok(()));
+    }
+
+    #[test]
+    fn what_is_too_deep_to_be_counted_is_not_taken_for_small() {
+        let (_base, workspace) = workspace();
+        let mut path = workspace.host_path().to_owned();
+        for _ in 0..DEEPEST {
+            path.push("d");
+        }
+        fs::create_dir_all(&path).unwrap();
+        let quota = Quota::new(1 << 40);
+        let full = quota.fullness(&workspace).unwrap();
+        assert!(
+            full.contains("folders deep") && full.contains("counts as full"),
+            "{full}"
+        );
+        fs::remove_dir(path).unwrap();
+        quota.changed();
+        assert_eq!(quota.fullness(&workspace), None);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_takes_nothing_and_one_that_cannot_be_counted_is_not_small() {
+        let (_base, workspace) = workspace();
+        let folder = workspace.host_path();
+        fill(&workspace, "a", MIB);
+        assert!(disk_usage_of(folder).unwrap() >= MIB);
+        assert_eq!(disk_usage_of(&folder.join("gone")), Some(0));
+        assert_eq!(disk_usage_of(&folder.join("a")), None, "it is no folder");
+        fs::create_dir_all(folder.join("d/".repeat(DEEPEST))).unwrap();
+        assert_eq!(disk_usage_of(folder), None);
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        let sizes = [0, 1023, 1024, 1536, 10 << 30, u64::MAX].map(size);
+        assert_eq!(
+            sizes,
+            [
+                "0 bytes",
+                "1023 bytes",
+                "1.0 KiB",
+                "1.5 KiB",
+                "10.0 GiB",
+                "16777216.0 TiB"
+            ]
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! The chat store in the local database.
+//!
+//! # Invariants
+//! - Every lookup and every change names the user, and another user's chat does not exist for it.
+//! - A session's messages are written in the session's own transaction, with the same statements.
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::store::{
+    Chat, ChatMessage, ChatStore, ChatStoreError, Principal, Progress, Recorded, TITLE_LENGTH,
+};
+use crate::log::texts::{self, Packed};
+use crate::log::usage;
+use crate::log::write::to_sql;
+use crate::{Store, StoreError, Totals, cut};
+
+/// The chats of all users in the local database; each call sees those of one user.
+#[derive(Debug, Clone)]
+pub struct LocalRecords {
+    store: Store,
+}
+
+const COLUMNS: &str =
+    "id, agent_session_id, project_id, title, model_provider, is_active, created_at, updated_at";
+const SUMS: &str = usage::COLUMNS;
+
+impl LocalRecords {
+    /// The chats in a store.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    fn read<T, F>(&self, read: F) -> Recorded<'_, T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        Box::pin(async { self.store.read(read).await.map_err(ChatStoreError::from) })
+    }
+
+    fn write<T, F>(&self, write: F) -> Recorded<'_, T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        Box::pin(async { self.store.write(write).await.map_err(ChatStoreError::from) })
+    }
+}
+
+fn user_of(caller: &Principal) -> String {
+    caller.user().to_string()
+}
+
+impl ChatStore for LocalRecords {
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
+        let user = user_of(caller);
+        self.read(move |connection| {
+            let mut select = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE user_id = ?1 ORDER BY updated_at DESC, id DESC
+                 LIMIT ?2 OFFSET ?3"
+            ))?;
+            let rows = select.query_map(params![user, limit, offset], chat)?;
+            rows.map(|row| row.map_err(StoreError::from)).collect()
+        })
+    }
+
+    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>> {
+        let (user, id) = (user_of(caller), id.to_owned());
+        self.read(move |connection| find_chat(connection, Some(&user), &id))
+    }
+
+    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()> {
+        let user = user_of(caller);
+        self.write(move |connection| insert_chat(connection, &user, &chat))
+    }
+
+    fn rename(&self, caller: &Principal, id: &str, title: &str) -> Recorded<'_, Option<String>> {
+        let (user, id, title) = (
+            user_of(caller),
+            id.to_owned(),
+            cut(title, TITLE_LENGTH).to_owned(),
+        );
+        self.write(move |connection| {
+            let changed = connection
+                .prepare_cached("UPDATE chat_sessions SET title = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
+                .execute(params![id, user, title, Utc::now().timestamp_millis()])?;
+            Ok((changed > 0).then_some(title))
+        })
+    }
+
+    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool> {
+        let (user, id) = (user_of(caller), id.to_owned());
+        self.write(move |connection| {
+            let changed = connection
+                .prepare_cached("UPDATE chat_sessions SET is_active = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
+                .execute(params![id, user, progress.is_active, Utc::now().timestamp_millis()])?;
+            if changed > 0 {
+                usage::set_sums(connection, "chat_sessions", &id, &progress.totals)?;
+            }
+            Ok(changed > 0)
+        })
+    }
+
+    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool> {
+        let (user, id) = (user_of(caller), id.to_owned());
+        self.write(move |connection| {
+            let deleted = connection
+                .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1 AND user_id = ?2")?
+                .execute(params![id, user])?;
+            if deleted > 0 {
+                connection
+                    .prepare_cached("DELETE FROM chat_messages WHERE session_id = ?1")?
+                    .execute([id])?;
+            }
+            Ok(deleted > 0)
+        })
+    }
+
+    fn append(
+        &self,
+        caller: &Principal,
+        id: &str,
+        messages: Vec<ChatMessage>,
+    ) -> Recorded<'_, bool> {
+        let (user, id) = (user_of(caller), id.to_owned());
+        self.write(move |connection| {
+            if find_chat(connection, Some(&user), &id)?.is_none() {
+                return Ok(false);
+            }
+            for message in &messages {
+                let known = connection
+                    .prepare_cached(
+                        "SELECT 1 FROM chat_messages WHERE session_id = ?1 AND id = ?2",
+                    )?
+                    .exists([&id, &message.id])?;
+                if !known {
+                    insert_message(connection, &id, &message.into())?;
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
+        let (user, id) = (user_of(caller), id.to_owned());
+        self.read(move |connection| {
+            let Some(chat) = find_chat(connection, Some(&user), &id)? else {
+                return Ok(Vec::new());
+            };
+            let session = chat.agent_session_id.unwrap_or_default();
+            let mut select = connection.prepare_cached(
+                "SELECT id, role, content, event_type, metadata_json, created_at FROM chat_messages
+                 WHERE session_id = ?1 ORDER BY n",
+            )?;
+            let mut rows = select.query([&id])?;
+            let mut messages = Vec::new();
+            while let Some(row) = rows.next()? {
+                messages.push(message(connection, &session, row)?);
+            }
+            Ok(messages)
+        })
+    }
+}
+
+/// Finds a chat by its id: the user's, or anybody's if no user is given.
+pub(crate) fn find_chat(
+    connection: &Connection,
+    user: Option<&str>,
+    id: &str,
+) -> Result<Option<Chat>, StoreError> {
+    let found = connection
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE id = ?1 AND user_id = coalesce(?2, user_id)"
+        ))?
+        .query_row(params![id, user], chat)
+        .optional()?;
+    Ok(found)
+}
+
+/// Inserts a chat. An existing one is left unchanged.
+pub(crate) fn insert_chat(
+    connection: &Connection,
+    user: &str,
+    chat: &Chat,
+) -> Result<(), StoreError> {
+    let made = connection
+        .prepare_cached(
+            "INSERT INTO chat_sessions (id, user_id, agent_session_id, project_id, title, model_provider,
+                 is_active, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            chat.id,
+            user,
+            chat.agent_session_id,
+            chat.project_id,
+            cut(&chat.title, TITLE_LENGTH),
+            chat.model_provider,
+            chat.is_active,
+            chat.created_at.timestamp_millis(),
+            chat.updated_at.timestamp_millis(),
+        ])?;
+    if made > 0 && chat.totals != Totals::default() {
+        usage::set_sums(connection, "chat_sessions", &chat.id, &chat.totals)?;
+    }
+    Ok(())
+}
+
+/// A chat message to be inserted.
+pub(crate) struct Line<'a> {
+    pub id: &'a str,
+    pub role: &'a str,
+    pub content: Packed<'a>,
+    pub event_type: Option<&'a str>,
+    pub metadata: Option<Packed<'a>>,
+    /// Milliseconds since 1970.
+    pub at: i64,
+}
+
+impl<'a> From<&'a ChatMessage> for Line<'a> {
+    fn from(message: &'a ChatMessage) -> Self {
+        Self {
+            id: &message.id,
+            role: &message.role,
+            content: Packed::Whole(&message.content),
+            event_type: message.event_type.as_deref(),
+            metadata: message.metadata_json.as_deref().map(Packed::Whole),
+            at: message.created_at.timestamp_millis(),
+        }
+    }
+}
+
+/// Inserts a chat message. Does nothing if the chat does not exist: its user may have deleted it.
+pub(crate) fn insert_message(
+    connection: &Connection,
+    chat: &str,
+    line: &Line<'_>,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO chat_messages (id, session_id, role, content, event_type, metadata_json, created_at)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM chat_sessions WHERE id = ?2)",
+        )?
+        .execute(params![
+            line.id,
+            chat,
+            line.role,
+            line.content,
+            line.event_type,
+            line.metadata,
+            line.at,
+        ])?;
+    Ok(())
+}
+
+/// Returns the text of the last message in a session's chat that has one of the wanted types and is
+/// no older than `since`.
+pub fn last_line(
+    connection: &Connection,
+    (session, chat): (&str, &str),
+    since: u64,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<Option<String>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT content, event_type FROM chat_messages
+         WHERE session_id = ?1 AND role = 'assistant' AND created_at >= ?2 ORDER BY n DESC",
+    )?;
+    let mut rows = select.query(params![chat, to_sql(since)])?;
+    while let Some(row) = rows.next()? {
+        let event_type: Option<String> = row.get(1)?;
+        if event_type.is_some_and(|event_type| is_wanted(&event_type)) {
+            return texts::whole(connection, session, row, 0).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<DateTime<Utc>> {
+    Ok(DateTime::from_timestamp_millis(row.get(column)?).unwrap_or_default())
+}
+
+fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
+    Ok(Chat {
+        id: row.get(0)?,
+        agent_session_id: row.get(1)?,
+        project_id: row.get(2)?,
+        title: row.get(3)?,
+        model_provider: row.get(4)?,
+        is_active: row.get(5)?,
+        totals: Totals::read(row)?,
+        created_at: time(row, 6)?,
+        updated_at: time(row, 7)?,
+    })
+}
+
+/// Reads a complete chat message from a row.
+pub(crate) fn message(
+    connection: &Connection,
+    session: &str,
+    row: &Row<'_>,
+) -> Result<ChatMessage, StoreError> {
+    Ok(ChatMessage {
+        id: row.get(0)?,
+        role: row.get(1)?,
+        content: texts::whole(connection, session, row, 2)?,
+        event_type: row.get(3)?,
+        metadata_json: texts::optional(connection, session, row, 4)?,
+        created_at: time(row, 5)?,
+    })
+}

@@ -1,0 +1,76 @@
+//! Deletes the log of sessions whose chats were deleted.
+//!
+//! # Invariants
+//!
+//! - The log of a session that is over is deleted with its chat. A live session keeps what it works
+//!   with, and is deleted in the transaction that ends it.
+//! - Another user's session is not touched, whatever chat is named.
+//! - The cost of model calls is kept: numbers, and the names of providers and models. It contains
+//!   no text and nothing that identifies a user.
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::model::Status;
+use crate::StoreError;
+
+/// Tables whose rows name their session in a column `session_id`.
+const OF_SESSION: &[&str] = &[
+    "steps",
+    "transcript",
+    "effects",
+    "inbox",
+    "texts",
+    "client_positions",
+];
+
+/// Deletes the log of the user's session that has this chat, or marks it for deletion at the
+/// session's end. Returns the sessions deleted now.
+pub(crate) fn of_chat(
+    connection: &Connection,
+    user: &str,
+    chat: &str,
+) -> Result<Vec<String>, StoreError> {
+    let mut mark = connection
+        .prepare_cached("UPDATE sessions SET discarded = 1 WHERE chat_id = ?1 AND user_id = ?2")?;
+    if mark.execute([chat, user])? == 0 {
+        return Ok(Vec::new());
+    }
+    let mut select = connection.prepare_cached(
+        "SELECT id FROM sessions WHERE chat_id = ?1 AND user_id = ?2 AND status = ?3",
+    )?;
+    let over = select.query_map(params![chat, user, Status::Ended.text()], |row| row.get(0))?;
+    let over = over.collect::<Result<Vec<String>, _>>()?;
+    for session in &over {
+        remove(connection, session)?;
+    }
+    Ok(over)
+}
+
+/// At a session's end, deletes its log if its chat has been deleted.
+pub(super) fn at_end(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    let discarded = connection
+        .prepare_cached("SELECT discarded FROM sessions WHERE id = ?1")?
+        .query_row([session], |row| row.get(0))
+        .optional()?;
+    match discarded {
+        Some(true) => remove(connection, session),
+        _ => Ok(()),
+    }
+}
+
+/// Removes everything that the log has of a session.
+fn remove(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    for table in OF_SESSION {
+        connection
+            .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
+            .execute([session])?;
+    }
+    // Any remaining files are due at once: the retention sweep removes them next.
+    connection
+        .prepare_cached("UPDATE retained_workspaces SET uptime_ms = 0 WHERE session_id = ?1")?
+        .execute([session])?;
+    connection
+        .prepare_cached("DELETE FROM sessions WHERE id = ?1")?
+        .execute([session])?;
+    Ok(())
+}

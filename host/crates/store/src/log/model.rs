@@ -1,0 +1,314 @@
+//! The row types of the log.
+//!
+//! These are plain values; they are written in `write` and read in `read`.
+//!
+//! # Invariants
+//! - One [`RoundRow`] is everything that a round did.
+
+use std::sync::Arc;
+
+use super::usage::{CallRow, Totals};
+use crate::StoreError;
+
+/// The status of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Written, and not started.
+    Created,
+    /// Provisioning, working, or waiting for the next message.
+    Running,
+    /// Over; its sandbox and workspace may still exist.
+    Stopping,
+    /// Over, and only this log is left of it.
+    Ended,
+}
+
+impl Status {
+    /// The status as the log and clients have it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Ended => "ended",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Self {
+        match text {
+            "created" => Self::Created,
+            "running" => Self::Running,
+            "stopping" => Self::Stopping,
+            _ => Self::Ended,
+        }
+    }
+}
+
+/// The kind of an effect, which waits for a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EffectKind {
+    /// A model call.
+    Model,
+    /// A tool call.
+    Tool,
+    /// A question to the user.
+    Ask,
+    /// A timer.
+    Timer,
+    /// Ended without its policy's knowledge: the step that was to be told of it failed, or ended
+    /// the task.
+    Orphan,
+    /// A pull request that the host opens for what was pushed.
+    Change,
+}
+
+impl EffectKind {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Tool => "tool",
+            Self::Ask => "ask",
+            Self::Timer => "timer",
+            Self::Orphan => "orphan",
+            Self::Change => "change",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, StoreError> {
+        match text {
+            "model" => Ok(Self::Model),
+            "tool" => Ok(Self::Tool),
+            "ask" => Ok(Self::Ask),
+            "timer" => Ok(Self::Timer),
+            "orphan" => Ok(Self::Orphan),
+            "change" => Ok(Self::Change),
+            other => Err(StoreError::Content(format!("an effect of kind {other:?}"))),
+        }
+    }
+}
+
+/// An effect that has no result yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectRow {
+    /// The effect's name, unique in its session.
+    pub id: String,
+    /// The effect's kind.
+    pub kind: EffectKind,
+    /// Expiry of a timer, in milliseconds since 1970.
+    pub due_at: Option<u64>,
+    /// Delay of a timer, in milliseconds.
+    pub delay_ms: Option<u64>,
+    /// `false` if the host came to rest before the effect began, so that the next start may begin
+    /// it.
+    pub begun: bool,
+}
+
+/// The counters of a session: everything beside the inputs that a step's record is computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// The number of the next policy step.
+    pub step: u64,
+    /// The number of the next row of the log.
+    pub next_row: u64,
+    /// The sequence number of the next frame; the first is 1.
+    pub next_seq: u64,
+    /// The number of the next transcript entry.
+    pub next_entry: u64,
+    /// Whether a task is open.
+    pub task_open: bool,
+    /// Start of the task, in milliseconds since 1970.
+    pub task_started_at: u64,
+    /// Time used by the task, in milliseconds.
+    pub task_used_ms: u64,
+    /// The host's uptime at the last round, in milliseconds.
+    pub uptime_ms: u64,
+    /// Model calls made in the task.
+    pub iterations: u32,
+    /// Tokens used in the task.
+    pub tokens: u64,
+    /// Usage totals of the session's model calls.
+    pub totals: Totals,
+    /// Steps since the user's last message.
+    pub steps_alone: u32,
+}
+
+/// The immutable configuration of a session.
+#[derive(Debug, Clone, Default)]
+pub struct NewSessionRow {
+    /// The session's id.
+    pub id: String,
+    /// The user that owns the session.
+    pub user: String,
+    /// The client's name for the project that the session belongs to.
+    pub project_id: Option<String>,
+    /// The task.
+    pub task: String,
+    /// The URL of the repository to clone.
+    pub repo_url: Option<String>,
+    /// The branch to check out.
+    pub branch: Option<String>,
+    /// Whether to open a pull request for what is pushed: `ready`, or as a `draft`.
+    pub open_change: Option<String>,
+    /// The author name for commits.
+    pub git_user_name: Option<String>,
+    /// The author email for commits.
+    pub git_user_email: Option<String>,
+    /// The policy's name.
+    pub policy: String,
+    /// The model provider's name; only a label if the policy makes no model calls.
+    pub provider: String,
+    /// The default model, used when the policy names none.
+    pub model: String,
+    /// The token limit, if any.
+    pub token_limit: Option<u64>,
+    /// The cost limit in millionths of a US dollar, if any.
+    pub cost_limit: Option<u64>,
+    /// The id of the chat that records the session.
+    pub chat_id: String,
+    /// The provider's API key, sealed.
+    pub api_key: Option<Vec<u8>>,
+    /// The git token, sealed.
+    pub git_token: Option<Vec<u8>>,
+    /// Creation time in milliseconds since 1970.
+    pub created_at: u64,
+}
+
+/// A session as the log has it.
+#[derive(Debug, Clone)]
+pub struct SessionRow {
+    /// The immutable configuration.
+    pub fixed: NewSessionRow,
+    /// The status.
+    pub status: Status,
+    /// The counters.
+    pub counters: Counters,
+    /// Schema and bytes of the policy's last state; `None` before the first step.
+    pub state: Option<(u32, Vec<u8>)>,
+    /// The branch that its last task pushed.
+    pub pushed: Option<String>,
+    /// The reason for the end, once it has ended.
+    pub end_reason: Option<String>,
+    /// Whether the session resumes only when its user comes back.
+    pub held: bool,
+    /// Time of the last round in milliseconds since 1970.
+    pub updated_at: u64,
+}
+
+/// A chat message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatLine {
+    /// `user` or `assistant`.
+    pub role: &'static str,
+    /// The full text.
+    pub content: String,
+    /// The event type of the wire contract.
+    pub event_type: String,
+    /// A JSON object.
+    pub metadata: Option<String>,
+}
+
+/// The policy's part of a round.
+#[derive(Debug, Clone, Default)]
+pub struct Decision {
+    /// The number of the step in its session.
+    pub step: u64,
+    /// The context, as JSON.
+    pub context: String,
+    /// The inputs, as JSON.
+    pub inputs: String,
+    /// The commands, as JSON; `None` if the step failed.
+    pub commands: Option<String>,
+    /// Why the step failed.
+    pub error: Option<String>,
+    /// Schema and bytes of the new state; `None` if the step failed.
+    pub state: Option<(u32, Arc<Vec<u8>>)>,
+    /// SHA-256 of the new state's bytes.
+    pub state_digest: Option<[u8; 32]>,
+    /// The digest of the component that decided.
+    pub plugin: String,
+    /// Fuel used by the step.
+    pub fuel: u64,
+    /// Memory used, in bytes.
+    pub memory: u64,
+    /// Duration in microseconds.
+    pub micros: u64,
+}
+
+/// Everything that one round writes.
+#[derive(Debug, Clone)]
+pub struct RoundRow {
+    /// The session's id.
+    pub session: Arc<str>,
+    /// The chat's id.
+    pub chat: Arc<str>,
+    /// The number of this row.
+    pub row: u64,
+    /// Time of the round in milliseconds since 1970.
+    pub at: u64,
+    /// The policy's part, if it had one.
+    pub decision: Option<Decision>,
+    /// Sequence number of the first frame.
+    pub first_seq: u64,
+    /// The frames, as clients get them.
+    pub frames: Vec<Arc<str>>,
+    /// New transcript entries: number, and message as JSON.
+    pub entries: Vec<(u64, String)>,
+    /// Model calls that were answered.
+    pub calls: Vec<CallRow>,
+    /// New chat messages.
+    pub chat_lines: Vec<ChatLine>,
+    /// Effects that begin after the commit.
+    pub opened: Vec<EffectRow>,
+    /// Open effects, of this round or older, that this host will not begin.
+    pub not_begun: Vec<String>,
+    /// Effects that have their result.
+    pub closed: Vec<String>,
+    /// Messages from the user that have been processed, by their numbers in the inbox.
+    pub taken: Vec<u64>,
+    /// The new value of the pushed branch, if it changed.
+    pub pushed: Option<Option<String>>,
+    /// The session's counters after the round.
+    pub counters: Counters,
+    /// The session's status after the round.
+    pub status: Status,
+    /// The reason for the end, once it has ended.
+    pub end_reason: Option<String>,
+    /// Whether the session is over and its workspace is kept for a while.
+    pub retains_workspace: bool,
+}
+
+/// Frames read from the log.
+#[derive(Debug, Default)]
+pub struct FrameChunk {
+    /// The frames in order, with their sequence numbers.
+    pub frames: Vec<(u64, Arc<str>)>,
+}
+
+/// A policy step read from the log, for a replay.
+#[derive(Debug, Clone)]
+pub struct LoggedStep {
+    /// The step's number.
+    pub step: u64,
+    /// The context, as JSON.
+    pub context: String,
+    /// The inputs, as JSON.
+    pub inputs: String,
+    /// The commands, as JSON; `None` if the step failed.
+    pub commands: Option<String>,
+    /// The digest of the component that decided.
+    pub plugin: String,
+    /// Fuel used by that component; 0 if the step failed before it was called.
+    pub fuel: u64,
+}
+
+/// Truncates a text to at most `most` characters.
+pub fn cut(text: &str, most: usize) -> &str {
+    // There are never fewer bytes than characters, so most texts need no counting.
+    if text.len() <= most {
+        text
+    } else {
+        text.char_indices()
+            .nth(most)
+            .map_or(text, |(at, _)| &text[..at])
+    }
+}

@@ -1,0 +1,48 @@
+//! Stores the positions of clients that do not count frames themselves, across a restart of the
+//! host.
+//!
+//! # Invariants
+//! - A stored position is never ahead of what a client has received.
+
+use rusqlite::{Connection, params};
+
+use super::write::to_sql;
+use crate::StoreError;
+
+/// The position of one client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PositionRow {
+    /// The client's session.
+    pub session: String,
+    /// The features that it requested, as a text by which it is recognised.
+    pub features: String,
+    /// The last frame that it has.
+    pub taken: u64,
+}
+
+/// Replaces the stored positions with these.
+pub fn keep_positions(connection: &Connection, rows: &[PositionRow]) -> Result<(), StoreError> {
+    connection.execute("DELETE FROM client_positions", [])?;
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO client_positions (session_id, features, taken) VALUES (?1, ?2, ?3)",
+    )?;
+    for row in rows {
+        insert.execute(params![row.session, row.features, to_sql(row.taken)])?;
+    }
+    Ok(())
+}
+
+/// Reads all stored positions.
+pub fn kept_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
+    let mut select =
+        connection.prepare("SELECT session_id, features, taken FROM client_positions")?;
+    let rows = select.query_map([], |row| {
+        let taken: i64 = row.get(2)?;
+        Ok(PositionRow {
+            session: row.get(0)?,
+            features: row.get(1)?,
+            taken: u64::try_from(taken).unwrap_or_default(),
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

@@ -1,0 +1,248 @@
+//! Log reads: sessions, open effects, transcripts, frames and steps.
+//!
+//! # Invariants
+//! - Only committed data is read.
+//! - Long data is read in pieces.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde_json::value::RawValue;
+
+use super::model::{
+    Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
+};
+use super::texts;
+use super::usage::Totals;
+use super::write::to_sql;
+use crate::StoreError;
+
+/// Approximate number of bytes of steps read at once.
+const PIECE: usize = 4 << 20;
+
+fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
+    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+}
+
+impl SessionRow {
+    /// Reads all sessions that have not ended, oldest first.
+    pub fn alive(connection: &Connection) -> Result<Vec<Self>, StoreError> {
+        let mut select = connection
+            .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
+        let rows = select.query_map([], Self::read)?;
+        rows.map(|row| row.map_err(StoreError::from)).collect()
+    }
+
+    /// Reads one session, whatever its status.
+    pub fn find(connection: &Connection, id: &str) -> Result<Option<Self>, StoreError> {
+        let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
+        Ok(select.query_row([id], Self::read).optional()?)
+    }
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let schema: Option<u32> = row.get("state_schema")?;
+        let bytes: Option<Vec<u8>> = row.get("state")?;
+        let limit = |column| -> rusqlite::Result<Option<u64>> {
+            let limit: Option<i64> = row.get(column)?;
+            Ok(limit.map(|limit| u64::try_from(limit).unwrap_or(0)))
+        };
+        Ok(Self {
+            updated_at: from_sql(row, "updated_at")?,
+            end_reason: row.get("end_reason")?,
+            held: row.get("held")?,
+            pushed: row.get("pushed_branch")?,
+            fixed: NewSessionRow {
+                id: row.get("id")?,
+                user: row.get("user_id")?,
+                project_id: row.get("project_id")?,
+                task: row.get("task")?,
+                repo_url: row.get("repo_url")?,
+                branch: row.get("branch")?,
+                open_change: row.get("open_change")?,
+                git_user_name: row.get("git_user_name")?,
+                git_user_email: row.get("git_user_email")?,
+                policy: row.get("policy")?,
+                provider: row.get("provider")?,
+                model: row.get("model")?,
+                token_limit: limit("token_limit")?,
+                cost_limit: limit("cost_limit")?,
+                chat_id: row.get("chat_id")?,
+                api_key: row.get("api_key_sealed")?,
+                git_token: row.get("git_token_sealed")?,
+                created_at: from_sql(row, "created_at")?,
+            },
+            status: Status::parse(&row.get::<_, String>("status")?),
+            counters: Counters {
+                step: from_sql(row, "step")?,
+                next_row: from_sql(row, "next_row")?,
+                next_seq: from_sql(row, "next_seq")?,
+                next_entry: from_sql(row, "next_entry")?,
+                task_open: row.get("task_open")?,
+                task_started_at: from_sql(row, "task_started_at")?,
+                task_used_ms: from_sql(row, "task_used_ms")?,
+                uptime_ms: from_sql(row, "uptime_ms")?,
+                iterations: row.get("iterations")?,
+                tokens: from_sql(row, "tokens")?,
+                totals: Totals::read(row)?,
+                steps_alone: row.get("steps_alone")?,
+            },
+            state: schema.zip(bytes),
+        })
+    }
+}
+
+/// Reads the effects of a session that have no result.
+pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1",
+    )?;
+    let mut rows = select.query([session])?;
+    let mut effects = Vec::new();
+    let number = |row: &Row<'_>, column| -> rusqlite::Result<Option<u64>> {
+        let number: Option<i64> = row.get(column)?;
+        Ok(number.map(|number| u64::try_from(number).unwrap_or(0)))
+    };
+    while let Some(row) = rows.next()? {
+        effects.push(EffectRow {
+            id: row.get(0)?,
+            kind: EffectKind::parse(&row.get::<_, String>(1)?)?,
+            due_at: number(row, 2)?,
+            begun: row.get(3)?,
+            delay_ms: number(row, 4)?,
+        });
+    }
+    Ok(effects)
+}
+
+/// Passes the commands of a session's steps, as JSON, to the visitor, newest step first, for as
+/// long as it wants more.
+pub fn visit_commands(
+    connection: &Connection,
+    session: &str,
+    mut visit: impl FnMut(&str) -> bool,
+) -> Result<(), StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT commands FROM steps WHERE session_id = ?1 AND commands IS NOT NULL ORDER BY row DESC",
+    )?;
+    let mut rows = select.query([session])?;
+    while let Some(row) = rows.next()?
+        && visit(&texts::whole(connection, session, row, 0)?)
+    {}
+    Ok(())
+}
+
+/// Reads the user's messages that no round has processed, with their numbers, in order.
+pub fn unread(connection: &Connection, session: &str) -> Result<Vec<(u64, String)>, StoreError> {
+    let mut select =
+        connection.prepare_cached("SELECT n, text FROM inbox WHERE session_id = ?1 ORDER BY n")?;
+    let rows = select.query_map([session], |row| Ok((from_sql(row, "n")?, row.get(1)?)))?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}
+
+/// Reads transcript entries, as JSON, from one number to another, inclusive.
+pub fn transcript(
+    connection: &Connection,
+    session: &str,
+    first: u64,
+    last: u64,
+) -> Result<Vec<String>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT message FROM transcript WHERE session_id = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry",
+    )?;
+    let mut rows = select.query(params![session, to_sql(first), to_sql(last)])?;
+    let mut entries = Vec::new();
+    while let Some(row) = rows.next()? {
+        entries.push(texts::whole(connection, session, row, 0)?);
+    }
+    Ok(entries)
+}
+
+/// Reads some of the frames after a sequence number; empty if there are no more.
+pub fn frames_after(
+    connection: &Connection,
+    session: &str,
+    seq: u64,
+    most_bytes: usize,
+) -> Result<FrameChunk, StoreError> {
+    let mut select = connection.prepare_cached(
+        // Sequence numbers rise with rows, so earlier rows need not be read: the newest row that
+        // holds nothing new is found from the end.
+        "SELECT first_seq, frames FROM steps
+         WHERE session_id = ?1 AND last_seq > ?2 AND last_seq >= first_seq
+             AND row > coalesce((SELECT row FROM steps WHERE session_id = ?1 AND last_seq <= ?2
+                 ORDER BY row DESC LIMIT 1), -1)
+         ORDER BY row",
+    )?;
+    let mut rows = select.query(params![session, to_sql(seq)])?;
+    let mut chunk = FrameChunk::default();
+    let mut bytes = 0;
+    while bytes < most_bytes
+        && let Some(row) = rows.next()?
+    {
+        let first = from_sql(row, "first_seq")?;
+        let text = texts::whole(connection, session, row, 1)?;
+        let frames: Vec<&RawValue> =
+            serde_json::from_str(&text).map_err(|cause| StoreError::Content(cause.to_string()))?;
+        for (number, frame) in (first..).zip(frames) {
+            if number > seq {
+                bytes += frame.get().len();
+                chunk.frames.push((number, Arc::from(frame.get())));
+            }
+        }
+    }
+    Ok(chunk)
+}
+
+/// Returns the digest of the component whose state a session has: the one that took the last
+/// successful step.
+pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<String>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT plugin FROM steps WHERE session_id = ?1 AND state_digest IS NOT NULL
+         ORDER BY row DESC LIMIT 1",
+    )?;
+    let found = select.query_row([session], |row| row.get(0)).optional()?;
+    Ok(found)
+}
+
+/// Reads policy steps from a number on: as many as fit in [`PIECE`], and at least one.
+pub fn logged_steps(
+    connection: &Connection,
+    session: &str,
+    from: u64,
+) -> Result<Vec<LoggedStep>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT step, context, inputs, commands, plugin, fuel FROM steps
+         WHERE session_id = ?1 AND step >= ?2 ORDER BY row LIMIT 64",
+    )?;
+    let mut rows = select.query(params![session, to_sql(from)])?;
+    let (mut steps, mut bytes) = (Vec::new(), 0);
+    while bytes < PIECE
+        && let Some(row) = rows.next()?
+    {
+        let step = LoggedStep {
+            step: from_sql(row, "step")?,
+            context: row.get(1)?,
+            inputs: texts::whole(connection, session, row, 2)?,
+            commands: texts::optional(connection, session, row, 3)?,
+            plugin: row.get(4)?,
+            fuel: from_sql(row, "fuel")?,
+        };
+        bytes += step.inputs.len() + step.commands.as_ref().map_or(0, String::len);
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+/// Returns the ids of a policy's most recent sessions that have stepped, newest first.
+pub fn last_sessions(
+    connection: &Connection,
+    policy: &str,
+    most: u64,
+) -> Result<Vec<String>, StoreError> {
+    // From the end of the table, so that the cost depends on what is found and no index is needed.
+    let mut select = connection.prepare_cached(
+        "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
+    )?;
+    let rows = select.query_map(params![policy, to_sql(most)], |row| row.get(0))?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}

@@ -1,0 +1,84 @@
+//! Workspaces that are kept for a while after their sessions end.
+//!
+//! # Invariants
+//! - A row is written in the transaction that ends its session, and deleted once the files are
+//!   gone, so the next sweep picks up whatever failed in between.
+//! - Age is counted in the host's uptime.
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::write::to_sql;
+use crate::StoreError;
+
+/// A workspace that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retained {
+    /// The id of its former session.
+    pub session: String,
+    /// The user that owned the session.
+    pub user: String,
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Retained> {
+    Ok(Retained {
+        session: row.get(0)?,
+        user: row.get(1)?,
+    })
+}
+
+/// Records that a session's workspace is kept, starting at this uptime of the host.
+pub(super) fn retain(
+    connection: &Connection,
+    session: &str,
+    uptime_ms: u64,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO retained_workspaces (session_id, user_id, uptime_ms)
+             SELECT id, user_id, ?2 FROM sessions WHERE id = ?1",
+        )?
+        .execute((session, to_sql(uptime_ms)))?;
+    Ok(())
+}
+
+/// Reads some of the workspaces that have been kept since before this uptime of the host, oldest
+/// first.
+pub fn retained_before(
+    connection: &Connection,
+    uptime_ms: u64,
+) -> Result<Vec<Retained>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT session_id, user_id FROM retained_workspaces WHERE uptime_ms <= ?1
+         ORDER BY uptime_ms LIMIT 64",
+    )?;
+    let rows = select.query_map([to_sql(uptime_ms)], read)?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}
+
+/// Reads the entry of one session, if its workspace is kept.
+pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retained>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT session_id, user_id FROM retained_workspaces WHERE session_id = ?1",
+    )?;
+    Ok(select.query_row([session], read).optional()?)
+}
+
+/// Postpones a removal, as if the workspace had been kept since this uptime of the host.
+pub fn retain_longer(
+    connection: &Connection,
+    session: &str,
+    uptime_ms: u64,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE retained_workspaces SET uptime_ms = ?2 WHERE session_id = ?1")?
+        .execute((session, to_sql(uptime_ms)))?;
+    Ok(())
+}
+
+/// Records that a workspace is gone.
+pub fn forget_retained(connection: &Connection, session: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("DELETE FROM retained_workspaces WHERE session_id = ?1")?
+        .execute([session])?;
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! Stores a large text once per session, however many rows contain it: a tool's output occurs in
+//! the policy's inputs, in the transcript and in the chat.
+//!
+//! # Invariants
+//!
+//! - What is read is byte for byte what was written.
+//! - A value without a large text is stored as it is, and so is everything that older builds wrote.
+//!   The type of the column's value (TEXT or BLOB) tells the two forms apart.
+//! - A text belongs to one session and is deleted with it.
+
+use std::borrow::Cow;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, Row, ToSql, params};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::StoreError;
+
+/// Minimum size in bytes of a text that is stored separately. A reference takes about 80.
+const LARGE: usize = 1024;
+
+/// The first half of a SHA-256.
+type Digest = [u8; 16];
+
+/// One part of a value.
+#[derive(Debug, Serialize, Deserialize)]
+enum Part<'a> {
+    /// Literal text.
+    #[serde(rename = "l", borrow)]
+    Literal(Cow<'a, str>),
+    /// A slice of a stored text, in its JSON-escaped form.
+    #[serde(rename = "j")]
+    Json(Place),
+    /// A slice of a stored text, unescaped.
+    #[serde(rename = "t")]
+    Plain(Place),
+}
+
+/// A slice: the text's digest, and the start and end offsets in bytes.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Place(Digest, usize, usize);
+
+/// A value as it is stored.
+#[derive(Debug)]
+pub(crate) enum Packed<'a> {
+    /// A value without a large text.
+    Whole(&'a str),
+    /// A serialized list of parts.
+    Parts(Vec<u8>),
+}
+
+impl ToSql for Packed<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let value = match self {
+            Self::Whole(text) => ValueRef::Text(text.as_bytes()),
+            Self::Parts(parts) => ValueRef::Blob(parts),
+        };
+        Ok(ToSqlOutput::Borrowed(value))
+    }
+}
+
+fn content(cause: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Content(cause.to_string())
+}
+
+fn parts(parts: &[Part<'_>]) -> Result<Packed<'static>, StoreError> {
+    let parts = serde_json::to_vec(parts).map_err(|cause| content(&cause))?;
+    Ok(Packed::Parts(parts))
+}
+
+/// The large texts of one round.
+pub(super) struct Texts<'a> {
+    connection: &'a Connection,
+    session: &'a str,
+    kept: Vec<(Digest, String)>,
+}
+
+impl<'a> Texts<'a> {
+    pub(super) fn new(connection: &'a Connection, session: &'a str) -> Self {
+        Self {
+            connection,
+            session,
+            kept: Vec::new(),
+        }
+    }
+
+    /// Packs JSON, storing its large strings separately.
+    pub(super) fn pack_json<'b>(&mut self, json: &'b str) -> Result<Packed<'b>, StoreError> {
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for (begin, end) in large_strings(json) {
+            let place = self.place(&json[begin..end])?;
+            pieces.push(Part::Literal(json[from..begin].into()));
+            pieces.push(Part::Json(place));
+            from = end;
+        }
+        if pieces.is_empty() {
+            return Ok(Packed::Whole(json));
+        }
+        pieces.push(Part::Literal(json[from..].into()));
+        parts(&pieces)
+    }
+
+    /// Packs a text that is not JSON; a large one is stored separately.
+    pub(super) fn pack_text<'b>(&mut self, text: &'b str) -> Result<Packed<'b>, StoreError> {
+        if text.len() < LARGE {
+            return Ok(Packed::Whole(text));
+        }
+        let quoted = serde_json::to_string(text).map_err(|cause| content(&cause))?;
+        let place = self.place(&quoted[1..quoted.len() - 1])?;
+        parts(&[Part::Plain(place)])
+    }
+
+    /// Returns the place of a string in the texts of this round, adding it if necessary. A string
+    /// that is the beginning of a stored text (a frame holds no more than that) is not stored
+    /// again.
+    fn place(&mut self, json: &str) -> Result<Place, StoreError> {
+        let found = self.kept.iter().find_map(|(digest, kept)| {
+            let at = kept.find(json)?;
+            Some(Place(*digest, at, at + json.len()))
+        });
+        if let Some(place) = found {
+            return Ok(place);
+        }
+        let whole: [u8; 32] = Sha256::digest(json).into();
+        let mut digest = Digest::default();
+        digest.copy_from_slice(&whole[..16]);
+        self.connection
+            .prepare_cached(
+                "INSERT INTO texts (session_id, digest, text) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![self.session, digest, json])?;
+        self.kept.push((digest, json.to_owned()));
+        Ok(Place(digest, 0, json.len()))
+    }
+}
+
+/// The start and end of each large string in a JSON text, without its quotation marks.
+fn large_strings(json: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let bytes = json.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let begin = at + bytes[at..].iter().position(|byte| *byte == b'"')? + 1;
+            let mut end = begin;
+            loop {
+                match bytes.get(end)? {
+                    b'"' => break,
+                    b'\\' => end += 2,
+                    _ => end += 1,
+                }
+            }
+            at = end + 1;
+            if end - begin >= LARGE {
+                return Some((begin, end));
+            }
+        }
+    })
+}
+
+/// Reassembles a value from a session's row.
+pub(crate) fn whole(
+    connection: &Connection,
+    session: &str,
+    row: &Row<'_>,
+    column: usize,
+) -> Result<String, StoreError> {
+    optional(connection, session, row, column)?.ok_or_else(|| content(&"a value is missing"))
+}
+
+/// Like [`whole`], for a column that may be null.
+pub(crate) fn optional(
+    connection: &Connection,
+    session: &str,
+    row: &Row<'_>,
+    column: usize,
+) -> Result<Option<String>, StoreError> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        ValueRef::Blob(parts) => unpack(connection, session, parts).map(Some),
+        _ => Ok(Some(row.get(column)?)),
+    }
+}
+
+fn unpack(connection: &Connection, session: &str, parts: &[u8]) -> Result<String, StoreError> {
+    let parts: Vec<Part<'_>> = serde_json::from_slice(parts).map_err(|cause| content(&cause))?;
+    let mut select = connection
+        .prepare_cached("SELECT text FROM texts WHERE session_id = ?1 AND digest = ?2")?;
+    let mut json_at = |Place(digest, from, to): Place| -> Result<String, StoreError> {
+        let text: String = select.query_row(params![session, digest], |row| row.get(0))?;
+        let json = text.get(from..to).map(str::to_owned);
+        json.ok_or_else(|| content(&"a part of a text is missing"))
+    };
+    let mut whole = String::new();
+    for part in parts {
+        match part {
+            Part::Literal(text) => whole.push_str(&text),
+            Part::Json(place) => whole.push_str(&json_at(place)?),
+            Part::Plain(place) => {
+                let quoted = format!("\"{}\"", json_at(place)?);
+                let plain: String =
+                    serde_json::from_str(&quoted).map_err(|cause| content(&cause))?;
+                whole.push_str(&plain);
+            }
+        }
+    }
+    Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn database() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(include_str!("../../../../../migrations/0013_texts.sql"))
+            .unwrap();
+        connection
+            .execute_batch("CREATE TABLE held (value)")
+            .unwrap();
+        connection
+    }
+
+    fn stored(connection: &Connection, session: &str, packed: &Packed<'_>) -> String {
+        connection.execute("DELETE FROM held", []).unwrap();
+        connection
+            .execute("INSERT INTO held VALUES (?1)", [packed])
+            .unwrap();
+        let mut select = connection.prepare("SELECT value FROM held").unwrap();
+        let mut rows = select.query([]).unwrap();
+        let row = rows.next().unwrap().unwrap();
+        whole(connection, session, row, 0).unwrap()
+    }
+
+    fn kept(connection: &Connection) -> (i64, i64) {
+        let sums = "SELECT count(*), coalesce(sum(length(text)), 0) FROM texts";
+        connection
+            .query_row(sums, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap()
+    }
+
+    #[test]
+    fn what_a_tool_printed_is_kept_once_and_read_from_everywhere() {
+        let connection = database();
+        let printed = "line \"one\"\n\tline\\two\u{1}\n".repeat(500) + "ïï";
+        let said = format!("{printed}[exit code 0]");
+        let entry = json!({"role": "tool", "content": [{"text": said}]}).to_string();
+        let frames = json!([{"content": &printed[..2000]}]).to_string();
+        let inputs = json!([{"tool-replied": {"outcome": {"text": said}, "entry": 3}}]).to_string();
+        let mut texts = Texts::new(&connection, "s");
+        let packed = [
+            texts.pack_json(&entry).unwrap(),
+            texts.pack_json(&inputs).unwrap(),
+            texts.pack_json(&frames).unwrap(),
+            texts.pack_text(&printed).unwrap(),
+            texts.pack_text("short").unwrap(),
+        ];
+        let whole = [&*entry, &*inputs, &*frames, &*printed, "short"];
+        for (packed, whole) in packed.iter().zip(whole) {
+            assert_eq!(stored(&connection, "s", packed), whole);
+            if let Packed::Parts(parts) = packed {
+                assert!(parts.len() < 300, "{}", parts.len());
+            }
+        }
+        assert_eq!(kept(&connection).0, 1);
+        // The same again in a later round, and in another session.
+        Texts::new(&connection, "s").pack_json(&entry).unwrap();
+        assert_eq!(kept(&connection).0, 1);
+        Texts::new(&connection, "other").pack_json(&entry).unwrap();
+        assert_eq!(kept(&connection).0, 2);
+    }
+
+    #[test]
+    fn what_an_older_build_wrote_is_read_as_it_is() {
+        let connection = database();
+        let old = json!({"text": "x".repeat(5000)}).to_string();
+        assert_eq!(stored(&connection, "s", &Packed::Whole(&old)), old);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_packed_is_read_byte_for_byte(
+            pieces in prop::collection::vec(("[\\PC\"\\\\\n\u{1}]{0,40}", 1_usize..80), 0..6),
+        ) {
+            let connection = database();
+            let mut texts = Texts::new(&connection, "s");
+            let strings: Vec<String> =
+                pieces.iter().map(|(text, times)| text.repeat(*times)).collect();
+            let json = json!({"all": strings, "again": strings}).to_string();
+            let packed = texts.pack_json(&json).unwrap();
+            prop_assert_eq!(stored(&connection, "s", &packed), json);
+            for text in &strings {
+                let packed = texts.pack_text(text).unwrap();
+                prop_assert_eq!(&stored(&connection, "s", &packed), text);
+            }
+        }
+    }
+}

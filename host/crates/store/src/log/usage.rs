@@ -1,0 +1,150 @@
+//! The usage of model calls: one row per call, and the totals of a session and of its chat.
+//!
+//! # Invariants
+//! - The totals equal the sum of the rows, since one transaction writes both.
+//! - Amounts of money are in millionths of a US dollar.
+
+use rusqlite::{Connection, Row, params};
+
+use super::write::to_sql;
+use crate::StoreError;
+
+/// Usage totals of a session's model calls so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// The number of calls.
+    pub calls: u64,
+    /// Tokens read by the model, excluding those from a cache.
+    pub input_tokens: u64,
+    /// Tokens written by the model.
+    pub output_tokens: u64,
+    /// Tokens read from a prompt cache.
+    pub cache_read_tokens: u64,
+    /// Tokens written to a prompt cache.
+    pub cache_write_tokens: u64,
+    /// Cost of the calls whose model has known prices, in millionths of a US dollar.
+    pub cost: u64,
+}
+
+/// A model call that was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CallRow {
+    /// The call's effect.
+    pub effect: String,
+    /// The provider's name.
+    pub provider: String,
+    /// The model's name.
+    pub model: String,
+    /// Usage of this call; `calls` is 1, and `cost` is 0 if it is unknown.
+    pub used: Totals,
+    /// Whether the model's prices are known.
+    pub priced: bool,
+    /// The number of requests made to the provider.
+    pub tries: u32,
+}
+
+/// The columns of the totals, in the order that [`Totals::read`] expects.
+pub(crate) const COLUMNS: &str =
+    "model_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost";
+
+impl Totals {
+    /// The sum of all tokens.
+    pub fn tokens(&self) -> u64 {
+        self.input_tokens
+            .saturating_add(self.output_tokens)
+            .saturating_add(self.cache_read_tokens)
+            .saturating_add(self.cache_write_tokens)
+    }
+
+    /// Adds other totals.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in [
+            (&mut self.calls, other.calls),
+            (&mut self.input_tokens, other.input_tokens),
+            (&mut self.output_tokens, other.output_tokens),
+            (&mut self.cache_read_tokens, other.cache_read_tokens),
+            (&mut self.cache_write_tokens, other.cache_write_tokens),
+            (&mut self.cost, other.cost),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
+    /// Reads the totals from a row that has their columns.
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let number = |column: &str| -> rusqlite::Result<u64> {
+            Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+        };
+        Ok(Self {
+            calls: number("model_calls")?,
+            input_tokens: number("input_tokens")?,
+            output_tokens: number("output_tokens")?,
+            cache_read_tokens: number("cache_read_tokens")?,
+            cache_write_tokens: number("cache_write_tokens")?,
+            cost: number("cost")?,
+        })
+    }
+}
+
+/// Writes the calls of a round, and the resulting totals.
+pub(super) fn write(
+    connection: &Connection,
+    (session, chat): (&str, &str),
+    row: u64,
+    calls: &[CallRow],
+    sums: &Totals,
+) -> Result<(), StoreError> {
+    if calls.is_empty() {
+        return Ok(());
+    }
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO model_calls (session_id, row, effect_id, provider, model, input_tokens, output_tokens,
+             cache_read_tokens, cache_write_tokens, cost, tries)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+    )?;
+    for call in calls {
+        let used = &call.used;
+        insert.execute(params![
+            session,
+            to_sql(row),
+            call.effect,
+            call.provider,
+            call.model,
+            to_sql(used.input_tokens),
+            to_sql(used.output_tokens),
+            to_sql(used.cache_read_tokens),
+            to_sql(used.cache_write_tokens),
+            call.priced.then(|| to_sql(used.cost)),
+            call.tries,
+        ])?;
+    }
+    // A session has one chat, so their totals are equal; the chat may have been deleted meanwhile.
+    for (table, id) in [("sessions", session), ("chat_sessions", chat)] {
+        set_sums(connection, table, id, sums)?;
+    }
+    Ok(())
+}
+
+/// Writes the totals of a row.
+pub(crate) fn set_sums(
+    connection: &Connection,
+    table: &str,
+    id: &str,
+    sums: &Totals,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(&format!(
+            "UPDATE {table} SET model_calls = ?2, input_tokens = ?3, output_tokens = ?4,
+                 cache_read_tokens = ?5, cache_write_tokens = ?6, cost = ?7 WHERE id = ?1"
+        ))?
+        .execute(params![
+            id,
+            to_sql(sums.calls),
+            to_sql(sums.input_tokens),
+            to_sql(sums.output_tokens),
+            to_sql(sums.cache_read_tokens),
+            to_sql(sums.cache_write_tokens),
+            to_sql(sums.cost),
+        ])?;
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! The relay: the one task that sends.
+//!
+//! # Invariants
+//! - A chat is sent by one worker at a time, its row before its messages and its messages in order.
+//! - What was sent is recorded before the next batch is sent. A failure leaves the chat where it
+//!   was.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use rand::Rng;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::progress::{self, Batch, Entry};
+use super::user_tokens::Tokens;
+use super::{INTERVAL, OutboxSignal};
+use crate::{ChatStore, ChatStoreError, Principal, Progress, Store, StoreError, SupabaseRecords};
+use lucid_types::user::UserId;
+
+/// Maximum number of chats sent at once.
+const AT_ONCE: usize = 8;
+/// The first pause after a failure, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+pub(super) struct Deliverer {
+    store: Store,
+    records: SupabaseRecords,
+    news: Arc<OutboxSignal>,
+    tokens: Arc<Tokens>,
+    /// The current pause of the store as a whole.
+    down: Option<Backoff>,
+    /// Pauses of chats that failed while others did not.
+    troubled: HashMap<String, Backoff>,
+}
+
+/// A pause during which nothing is tried.
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    length: Duration,
+    until: Instant,
+}
+
+impl Backoff {
+    /// Returns a pause twice as long as the previous one, with some jitter so that hosts do not
+    /// retry at the same time.
+    fn after(before: Option<Self>) -> Self {
+        let length = before.map_or(PAUSES.0, |before| (before.length * 2).min(PAUSES.1));
+        let about = length.mul_f64(rand::rng().random_range(0.8..1.2));
+        Self {
+            length,
+            until: Instant::now() + about,
+        }
+    }
+}
+
+/// The outcome of sending a chat.
+enum Outcome {
+    /// Everything that was there has been sent.
+    Sent,
+    /// It waits for its user.
+    Waits,
+    /// The store permanently refuses it.
+    Refused(String),
+    /// It failed, and is retried later.
+    Failed(ChatStoreError),
+}
+
+impl Deliverer {
+    pub(super) fn new(
+        store: Store,
+        records: SupabaseRecords,
+        news: Arc<OutboxSignal>,
+        tokens: Arc<Tokens>,
+    ) -> Self {
+        Self {
+            store,
+            records,
+            news,
+            tokens,
+            down: None,
+            troubled: HashMap::new(),
+        }
+    }
+
+    /// Sends until nothing is left that could write.
+    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
+        loop {
+            let next = self
+                .down
+                .map_or(Instant::now() + INTERVAL, |pause| pause.until);
+            let mut waiting = Vec::new();
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = self.news.wake.notified(), if self.down.is_none() => {}
+                one = asked.recv() => match one {
+                    Some(one) => waiting.push(one),
+                    None => return,
+                },
+            }
+            while let Ok(one) = asked.try_recv() {
+                waiting.push(one);
+            }
+            self.news.lines.store(0, Ordering::Relaxed);
+            if let Err(cause) = self.pass().await {
+                // The store itself reports a transient failure, once.
+                match cause.transient() {
+                    Some(_) => {
+                        tracing::debug!(%cause, "what waits for the record of chats waits on")
+                    }
+                    None => {
+                        tracing::error!(%cause, "what waits for the record of chats cannot be read")
+                    }
+                }
+            }
+            for one in waiting {
+                // The requester may have given up waiting.
+                let _ = one.send(());
+            }
+        }
+    }
+
+    /// Sends what is there.
+    async fn pass(&mut self) -> Result<(), StoreError> {
+        let (mut open, finished) = self
+            .store
+            .read(|connection| Ok((progress::open(connection)?, progress::finished(connection)?)))
+            .await?;
+        for chat in finished {
+            self.store
+                .write(move |connection| progress::done(connection, &chat))
+                .await?;
+        }
+        let now = Instant::now();
+        self.troubled
+            .retain(|chat, _| open.iter().any(|entry| entry.chat == *chat));
+        let troubled = &self.troubled;
+        open.retain(|entry| {
+            troubled
+                .get(&entry.chat)
+                .is_none_or(|pause| pause.until <= now)
+        });
+        if open.is_empty() {
+            return Ok(());
+        }
+        let waiting = open.len();
+        let unreached = AtomicBool::new(false);
+        let outcomes: Vec<_> = stream::iter(open)
+            .map(|entry| async {
+                // A store that could not be reached is not tried again for each chat.
+                if unreached.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let chat = entry.chat.clone();
+                let outcome = self.deliver(entry).await;
+                if let Outcome::Failed(ChatStoreError::Unavailable { answered: false }) = outcome {
+                    unreached.store(true, Ordering::Relaxed);
+                }
+                Some((chat, outcome))
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (chat, outcome) in outcomes.into_iter().flatten() {
+            self.note(chat, outcome).await?;
+        }
+        if unreached.into_inner() {
+            if self.down.is_none() {
+                tracing::warn!(
+                    chats = waiting,
+                    "the record of chats cannot be reached; what sessions say waits in the local database"
+                );
+            }
+            self.down = Some(Backoff::after(self.down));
+        } else if self.down.take().is_some() {
+            tracing::info!("the record of chats is reached again");
+        }
+        Ok(())
+    }
+
+    async fn note(&mut self, chat: String, outcome: Outcome) -> Result<(), StoreError> {
+        let before = self.troubled.remove(&chat);
+        match outcome {
+            Outcome::Sent | Outcome::Waits => {}
+            Outcome::Failed(ChatStoreError::Unavailable { answered: false }) => {}
+            Outcome::Failed(why) => {
+                if before.is_none() {
+                    tracing::warn!(chat, %why, "a chat could not be sent to the record; it is tried again");
+                }
+                self.troubled.insert(chat, Backoff::after(before));
+            }
+            Outcome::Refused(why) => {
+                tracing::error!(
+                    chat,
+                    why,
+                    "the record of chats does not take a chat; it stays in the local database until the next start"
+                );
+                let note = move |connection: &_| progress::refused(connection, &chat, &why);
+                self.store.write(note).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a chat, with the user's token or otherwise the service key.
+    async fn deliver(&self, mut entry: Entry) -> Outcome {
+        let user = UserId::from(entry.user.as_str());
+        let service = self
+            .records
+            .has_service_key()
+            .then(|| Principal::service(user.clone()));
+        if let Some(caller) = self.tokens.caller(&user) {
+            match self.send(&caller, &mut entry).await {
+                // The token is not accepted, or no longer is.
+                Err(ChatStoreError::Token) => self.tokens.drop_of(&caller),
+                Err(ChatStoreError::Refused { .. }) if service.is_some() => {}
+                outcome => return outcome_of(outcome),
+            }
+        }
+        let Some(caller) = service else {
+            self.tokens.miss(&user);
+            return Outcome::Waits;
+        };
+        outcome_of(self.send(&caller, &mut entry).await)
+    }
+
+    async fn send(&self, caller: &Principal, entry: &mut Entry) -> Result<(), ChatStoreError> {
+        let id = entry.chat.clone();
+        let read = {
+            let id = id.clone();
+            self.store
+                .read(move |connection| progress::chat(connection, &id))
+        };
+        let Some(chat) = read.await? else {
+            return self.forget(id).await;
+        };
+        let progress = Progress {
+            is_active: chat.is_active,
+            totals: chat.totals,
+        };
+        if !entry.made {
+            self.records.create(caller, chat).await?;
+            let (id, changes) = (id.clone(), entry.changed);
+            self.store
+                .write(move |connection| progress::made(connection, &id, changes))
+                .await?;
+            (entry.made, entry.told) = (true, changes);
+        }
+        loop {
+            let (chat, sent, sent_at) = (id.clone(), entry.sent, entry.sent_at);
+            let Batch {
+                messages,
+                sent,
+                sent_at,
+            } = self
+                .store
+                .read(move |connection| progress::next(connection, &chat, sent, sent_at))
+                .await?;
+            if messages.is_empty() {
+                break;
+            }
+            if !self.records.append(caller, &id, messages).await? {
+                return self.forget(id).await;
+            }
+            let chat = id.clone();
+            self.store
+                .write(move |connection| progress::sent(connection, &chat, (sent, sent_at)))
+                .await?;
+            (entry.sent, entry.sent_at) = (sent, sent_at);
+        }
+        if entry.told < entry.changed {
+            if !self.records.note(caller, &id, progress).await? {
+                return self.forget(id).await;
+            }
+            let (chat, changes) = (id.clone(), entry.changed);
+            self.store
+                .write(move |connection| progress::told(connection, &chat, changes))
+                .await?;
+            entry.told = entry.changed;
+        }
+        self.store
+            .write(move |connection| progress::done(connection, &id))
+            .await?;
+        Ok(())
+    }
+
+    /// The chat was deleted in the store: the rest of it is not needed.
+    async fn forget(&self, chat: String) -> Result<(), ChatStoreError> {
+        tracing::debug!(chat, "a chat was deleted; what is left of it is dropped");
+        self.store
+            .write(move |connection| progress::remove(connection, &chat))
+            .await?;
+        Ok(())
+    }
+}
+
+fn outcome_of(outcome: Result<(), ChatStoreError>) -> Outcome {
+    match outcome {
+        Ok(()) => Outcome::Sent,
+        Err(ChatStoreError::Refused { code }) => Outcome::Refused(code),
+        Err(error) => Outcome::Failed(error),
+    }
+}

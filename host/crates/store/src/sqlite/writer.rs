@@ -1,0 +1,401 @@
+//! The writer thread.
+//!
+//! Another process's lock is waited for in short turns, so that a write whose caller has run out of
+//! patience can be returned meanwhile.
+//!
+//! # Invariants
+//! - Writes are carried out in the order they arrive. Those that wait together form one
+//!   transaction, each in a savepoint of its own.
+//! - No caller is told of success before its transaction is committed, and every caller is told of
+//!   a failure.
+//! - The queue is bounded, so that sessions slow down before memory fills.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+#[cfg(any(test, feature = "testing"))]
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ffi};
+use tokio::sync::{mpsc, oneshot};
+
+use super::failure::of_sqlite;
+use crate::{Health, StoreError};
+
+/// The capacity of the queue.
+const QUEUE: usize = 1024;
+/// Maximum number of writes committed together. At about 100 µs each, a group takes well under 50
+/// ms.
+const GROUP: usize = 256;
+/// How long one turn of waiting for another process's lock lasts.
+const TURN: Duration = Duration::from_millis(200);
+
+/// Why a whole group was not committed.
+type Cause = Arc<rusqlite::Error>;
+/// Reports the result to the caller; called after the commit, with the reason if that failed.
+type Acknowledge = Box<dyn FnOnce(Option<Cause>) + Send>;
+
+/// A queued write.
+trait Write: Send {
+    /// Carries out the write, and returns how to report it.
+    fn run(self: Box<Self>, connection: &Connection) -> Done;
+    /// Reports to the caller that the write was not carried out.
+    fn refuse(self: Box<Self>, cause: Cause);
+    /// Returns whether the caller still waits for another process's lock.
+    fn is_patient(&self, now: Instant) -> bool;
+}
+
+/// A write that was carried out and is not yet committed.
+struct Done {
+    /// Whether its savepoint is kept.
+    good: bool,
+    /// SQLite's error code, if the write failed with one.
+    code: Option<ffi::Error>,
+    acknowledge: Acknowledge,
+}
+
+struct Job<T, F> {
+    work: F,
+    done: oneshot::Sender<Result<T, StoreError>>,
+    patient_until: Instant,
+}
+
+impl<T, F> Write for Job<T, F>
+where
+    T: Send + 'static,
+    F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+{
+    fn run(self: Box<Self>, connection: &Connection) -> Done {
+        let Self { work, done, .. } = *self;
+        let result = work(connection);
+        let code = match &result {
+            Err(StoreError::Database(cause)) => cause.sqlite_error().copied(),
+            _ => None,
+        };
+        let good = result.is_ok();
+        let acknowledge: Acknowledge = Box::new(move |failed| {
+            // The caller may be gone, and then nobody is waiting for the result.
+            let _ = done.send(match failed {
+                Some(cause) if good => Err(StoreError::Commit(cause)),
+                _ => result,
+            });
+        });
+        Done {
+            good,
+            code,
+            acknowledge,
+        }
+    }
+
+    fn refuse(self: Box<Self>, cause: Cause) {
+        let _ = self.done.send(Err(StoreError::Commit(cause)));
+    }
+
+    fn is_patient(&self, now: Instant) -> bool {
+        self.patient_until > now
+    }
+}
+
+pub(crate) struct Writer {
+    // `None` only while this is being dropped.
+    queue: Option<mpsc::Sender<Box<dyn Write>>>,
+    thread: Option<JoinHandle<()>>,
+    /// Set to empty SQLite's own log after the current group.
+    empty_log: Arc<AtomicBool>,
+    #[cfg(any(test, feature = "testing"))]
+    probe: Arc<Probe>,
+}
+
+/// State that tests observe and manipulate.
+#[cfg(any(test, feature = "testing"))]
+pub(super) struct Probe {
+    left: AtomicU64,
+    full: AtomicBool,
+    groups: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Writer {
+    pub(crate) fn start(connection: Connection, health: Health) -> Result<Self, StoreError> {
+        connection.busy_timeout(TURN)?;
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        #[cfg(any(test, feature = "testing"))]
+        let probe = Arc::new(Probe {
+            left: AtomicU64::new(u64::MAX),
+            full: AtomicBool::new(false),
+            groups: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+        });
+        let empty_log = Arc::new(AtomicBool::new(false));
+        let mut work = Work {
+            empty_log: empty_log.clone(),
+            connection,
+            waiting,
+            group: Vec::with_capacity(GROUP),
+            health,
+            #[cfg(any(test, feature = "testing"))]
+            probe: probe.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("lucid-store".to_owned())
+            .spawn(move || work.run())
+            .map_err(|cause| StoreError::Folder {
+                path: "the writer's thread".into(),
+                cause,
+            })?;
+        Ok(Self {
+            queue: Some(queue),
+            thread: Some(thread),
+            empty_log,
+            #[cfg(any(test, feature = "testing"))]
+            probe,
+        })
+    }
+
+    /// Runs a write. `patience` is how long to wait for another process's lock.
+    pub(crate) async fn write<T, F>(&self, patience: Duration, write: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (done, outcome) = oneshot::channel();
+        let job = Box::new(Job {
+            work: write,
+            done,
+            patient_until: Instant::now() + patience,
+        });
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
+        queue.send(job).await.map_err(|_| StoreError::Closed)?;
+        outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// A write that sets this flag has SQLite's own log emptied after its group.
+    pub(crate) fn empty_log(&self) -> Arc<AtomicBool> {
+        self.empty_log.clone()
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn crash_after(&self, writes: u64) {
+        self.probe.left.store(writes, Ordering::SeqCst);
+    }
+
+    /// Simulates a full disk, or ends the simulation.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn fill_disk(&self, full: bool) {
+        self.probe.full.store(full, Ordering::SeqCst);
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn written(&self) -> (u64, u64) {
+        (
+            self.probe.groups.load(Ordering::SeqCst),
+            self.probe.writes.load(Ordering::SeqCst),
+        )
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // What is queued is still written. The thread has nothing else to do, so this is short.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's state.
+struct Work {
+    connection: Connection,
+    waiting: mpsc::Receiver<Box<dyn Write>>,
+    group: Vec<Box<dyn Write>>,
+    empty_log: Arc<AtomicBool>,
+    health: Health,
+    #[cfg(any(test, feature = "testing"))]
+    probe: Arc<Probe>,
+}
+
+impl Work {
+    fn run(&mut self) {
+        while let Some(first) = self.waiting.blocking_recv() {
+            self.group.push(first);
+            self.fill();
+            #[cfg(any(test, feature = "testing"))]
+            self.look();
+            if self.begin() {
+                self.commit();
+            }
+            if self.empty_log.swap(false, Ordering::Relaxed) {
+                self.checkpoint();
+            }
+        }
+        // Leaves one file behind instead of three.
+        self.checkpoint();
+    }
+
+    /// Empties SQLite's own log. If a reader is in the way, that is left for another time.
+    fn checkpoint(&self) {
+        let _ = self
+            .connection
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+    }
+
+    /// Adds queued writes to the group.
+    fn fill(&mut self) {
+        while self.group.len() < GROUP
+            && let Ok(next) = self.waiting.try_recv()
+        {
+            self.group.push(next);
+        }
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    fn look(&mut self) {
+        let left = self.probe.left.load(Ordering::SeqCst);
+        let kept = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(self.group.len());
+        self.group.truncate(kept);
+        if left != u64::MAX {
+            self.probe.left.store(left - kept as u64, Ordering::SeqCst);
+        }
+        self.probe.groups.fetch_add(1, Ordering::SeqCst);
+        self.probe.writes.fetch_add(kept as u64, Ordering::SeqCst);
+    }
+
+    /// Begins the group's transaction. Returns `false` if no write is left in the group.
+    fn begin(&mut self) -> bool {
+        while !self.group.is_empty() {
+            let Err(cause) = self.try_begin() else {
+                return true;
+            };
+            let locked = of_sqlite(&cause) == Some(crate::Transient::Locked);
+            self.note(&cause);
+            let cause = Arc::new(cause);
+            let now = Instant::now();
+            for write in std::mem::take(&mut self.group) {
+                if locked && write.is_patient(now) {
+                    self.group.push(write);
+                } else {
+                    write.refuse(cause.clone());
+                }
+            }
+            self.fill();
+        }
+        false
+    }
+
+    fn try_begin(&self) -> rusqlite::Result<()> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.probe.full.load(Ordering::SeqCst) {
+            return Err(full());
+        }
+        self.connection
+            .prepare_cached("BEGIN IMMEDIATE")?
+            .execute([])
+            .map(drop)
+    }
+
+    fn commit(&mut self) {
+        let mut done: Vec<Acknowledge> = Vec::with_capacity(self.group.len());
+        let mut failed: Option<Cause> = None;
+        for write in std::mem::take(&mut self.group) {
+            if let Some(cause) = &failed {
+                write.refuse(cause.clone());
+                continue;
+            }
+            match one(&self.connection, write) {
+                Ok(acknowledge) => done.extend(acknowledge),
+                Err((cause, acknowledge)) => {
+                    done.extend(acknowledge);
+                    failed = Some(Arc::new(cause));
+                }
+            }
+        }
+        if failed.is_none() {
+            let committed = self
+                .connection
+                .prepare_cached("COMMIT")
+                .and_then(|mut commit| commit.execute([]));
+            failed = committed.err().map(Arc::new);
+        }
+        match &failed {
+            None => self.health.succeeded(),
+            Some(cause) => {
+                self.note(cause);
+                if !self.connection.is_autocommit() {
+                    let _ = self.connection.execute_batch("ROLLBACK");
+                }
+            }
+        }
+        for acknowledge in done {
+            acknowledge(failed.clone());
+        }
+    }
+
+    /// Records why nothing was written.
+    fn note(&self, cause: &rusqlite::Error) {
+        match of_sqlite(cause) {
+            Some(reason) => self.health.failed(reason),
+            None => tracing::error!(%cause, "the log could not be written"),
+        }
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+fn full() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)
+}
+
+/// Runs one write in its savepoint. Returns `None` for the acknowledgement if the write panicked:
+/// its changes are undone, and its caller is told that the store is closed. An error concerns the
+/// whole group.
+fn one(
+    connection: &Connection,
+    write: Box<dyn Write>,
+) -> Result<Option<Acknowledge>, (rusqlite::Error, Option<Acknowledge>)> {
+    let run = |sql: &str| -> rusqlite::Result<()> {
+        connection.prepare_cached(sql)?.execute([]).map(drop)
+    };
+    if let Err(cause) = run("SAVEPOINT one") {
+        let told = Arc::new(copy_of(&cause));
+        write.refuse(told);
+        return Err((cause, None));
+    }
+    // The closure shares nothing of ours but the connection, and that is rolled back.
+    let outcome = catch_unwind(AssertUnwindSafe(|| write.run(connection)));
+    let done = outcome.ok();
+    let undone = match done.as_ref().filter(|done| !done.good) {
+        // When it lacks space, memory or a working disk, SQLite rolls back the whole transaction.
+        Some(Done {
+            code: Some(code), ..
+        }) if connection.is_autocommit() || passes(*code) => {
+            Err(rusqlite::Error::SqliteFailure(*code, None))
+        }
+        None if done.is_some() => Ok(()),
+        _ => run("ROLLBACK TO one"),
+    };
+    let acknowledge = done.map(|done| done.acknowledge);
+    match undone.and_then(|()| run("RELEASE one")) {
+        Ok(()) => Ok(acknowledge),
+        Err(cause) => Err((cause, acknowledge)),
+    }
+}
+
+/// Returns whether a write failed for a reason that its neighbours would meet as well.
+fn passes(code: ffi::Error) -> bool {
+    of_sqlite(&rusqlite::Error::SqliteFailure(code, None)).is_some()
+}
+
+/// SQLite's errors cannot be cloned; only the code matters.
+fn copy_of(error: &rusqlite::Error) -> rusqlite::Error {
+    let code = error.sqlite_error().copied();
+    rusqlite::Error::SqliteFailure(
+        code.unwrap_or_else(|| ffi::Error::new(ffi::SQLITE_ERROR)),
+        None,
+    )
+}
