@@ -3,6 +3,11 @@
 //! Client and server share the machine, so a figure holds both. Machines differ and are noisy: read
 //! it beside `health`, one HTTP request to the same server in the same run.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a frontend's client, which is none of the host's"
+)]
+
 #[path = "common/client.rs"]
 mod client;
 #[path = "common/server.rs"]

@@ -9,6 +9,11 @@
 //! streams at once each sends its deltas at its own moments, once all of them have begun: what is
 //! measured is streams that run, and not the beginning of many sessions.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a frontend's client, which is none of the host's"
+)]
+
 #[path = "common/server.rs"]
 mod server;
 

@@ -14,8 +14,9 @@ use reqwest::StatusCode;
 use reqwest::header::ACCEPT;
 use url::Url;
 
+use super::client::ClientSpec;
 use super::egress::error::words;
-use super::resolver::{self, Reach};
+use super::resolver::{self, AddressPolicy};
 
 /// Time and size limits of a document.
 #[derive(Debug, Clone, Copy)]
@@ -101,21 +102,11 @@ impl Document {
     /// # Errors
     /// If the address cannot be used, or the HTTP client cannot be created.
     pub fn new(url: Url, limits: DocumentLimits) -> Result<Self, DocumentError> {
-        let reach = reach(&url).ok_or(DocumentError::Url)?;
-        super::egress::prepare_tls();
-        let mut client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .dns_resolver(resolver::OperatorResolver { reach })
-            .connect_timeout(limits.time)
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")));
-        if reach == Reach::Private {
-            // A proxy would resolve the address itself, without checking that it is a private one.
-            client = client.no_proxy();
-        }
-        let client = client.build().map_err(|cause| DocumentError::Client {
+        let addresses = addresses(&url).ok_or(DocumentError::Url)?;
+        let client = ClientSpec::new(addresses, limits.time)
+            .without_keep_alive()
+            .build();
+        let client = client.map_err(|cause| DocumentError::Client {
             detail: words(cause),
         })?;
         Ok(Self {
@@ -127,7 +118,7 @@ impl Document {
 
     /// Whether a document may be at an address. A host name is checked again when it is resolved.
     pub fn may_be_at(url: &Url) -> bool {
-        reach(url).is_some()
+        addresses(url).is_some()
     }
 
     /// The document's address.
@@ -192,14 +183,14 @@ impl Document {
 }
 
 /// Which addresses the host of a URL may have; `None` if the URL is refused.
-fn reach(url: &Url) -> Option<Reach> {
-    let reach = match url.scheme() {
-        "https" => Reach::Any,
-        "http" => Reach::Private,
+fn addresses(url: &Url) -> Option<AddressPolicy> {
+    let addresses = match url.scheme() {
+        "https" => AddressPolicy::PublicAndPrivate,
+        "http" => AddressPolicy::PrivateOnly,
         _ => return None,
     };
     let plain = url.username().is_empty() && url.password().is_none();
-    (url.has_host() && plain && reach.allows_literal(url)).then_some(reach)
+    (url.has_host() && plain && addresses.allows_literal(url)).then_some(addresses)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! Outgoing HTTP on behalf of plugins and operators: which addresses may be contacted, requests to
+//! Outgoing HTTP on behalf of plugins and operators: which addresses may be contacted, the one client, requests to
 //! providers, documents, and OCI registries.
 
 pub mod address;
+pub mod client;
 pub mod egress;
 pub mod fetch;
 pub mod oci;
 pub mod resolver;
+mod tls;

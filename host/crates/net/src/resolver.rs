@@ -1,15 +1,14 @@
-//! DNS resolver that decides which addresses model requests, and requests for the operator's
-//! documents, may connect to.
+//! The rule for which addresses a client may connect to, and the resolver that applies it.
 //!
-//! Where a proxy is set, the proxy resolves the address, and its checks apply instead.
+//! A client that uses a proxy sends it the name, so the proxy resolves it, and its checks apply instead.
 //!
 //! # Invariants
 //! - Cloud metadata, unspecified and multicast addresses are refused.
 //! - Link-local addresses are refused unless the deployment's base URL is that very address.
-//! - Private and loopback addresses are refused unless the deployment named the host.
+//! - Private and loopback addresses are refused unless the client's policy allows them.
 //! - A connection goes to the very addresses that were checked.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,23 +16,13 @@ use url::{Host, Url};
 
 use super::address::address_allowed;
 
-/// The environment variables that name proxies.
-const PROXIES: [&str; 6] = [
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-];
-
 /// A name resolves to no allowed address.
 #[derive(Debug, thiserror::Error)]
 #[error("its address is one that is not asked")]
 struct Refused;
 
 /// Whether a request was not sent because its host resolves to blocked addresses.
-pub(crate) fn was_refused(cause: &reqwest::Error) -> bool {
+pub fn was_refused(cause: &reqwest::Error) -> bool {
     let mut deeper = cause.source();
     while let Some(found) = deeper {
         if found.is::<Refused>() {
@@ -47,12 +36,18 @@ pub(crate) fn was_refused(cause: &reqwest::Error) -> bool {
 /// Whether a base URL that is a literal address may be used. Names are checked when they are
 /// resolved.
 pub(crate) fn literal_allowed(url: &Url, named: bool) -> bool {
-    let address = match url.host() {
-        Some(Host::Ipv4(address)) => IpAddr::V4(address),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address),
-        _ => return true,
-    };
-    address_allowed(address, named) || (named && plain_link_local(address))
+    literal(url).is_none_or(|address| {
+        address_allowed(address, named) || (named && plain_link_local(address))
+    })
+}
+
+/// The address that a URL's host is, if it is a literal one.
+fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(address.into()),
+        Host::Ipv6(address) => Some(address.into()),
+        Host::Domain(_) => None,
+    }
 }
 
 /// A link-local address, unless clouds hand out credentials there.
@@ -63,103 +58,84 @@ fn plain_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// Resolves names to allowed addresses.
-pub struct Resolver {
-    /// Hosts that the deployment named itself, in lower case: they may be private.
-    named: HashSet<String>,
-    /// Whether any host may be private.
-    private: bool,
-}
-
-impl Resolver {
-    /// Creates a resolver that allows private addresses for these hosts, and for the proxies that
-    /// the environment names, which are the operator's too.
-    pub fn new(named: impl IntoIterator<Item = String>) -> Self {
-        let proxies = PROXIES.iter().filter_map(|name| {
-            let value = std::env::var(name).ok()?;
-            let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));
-            url.ok()?.host_str().map(str::to_ascii_lowercase)
-        });
-        Self {
-            named: named.into_iter().chain(proxies).collect(),
-            private: false,
-        }
-    }
-
-    /// Creates a resolver for any host, with private addresses allowed if `private` is set.
-    pub(super) fn open(private: bool) -> Self {
-        Self {
-            private,
-            ..Self::new([])
-        }
-    }
-
-    fn is_named(&self, name: &str) -> bool {
-        self.private || self.named.contains(&name.to_ascii_lowercase())
-    }
-}
-
-fn allowed(named: bool, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    found
-        .filter(|address| address_allowed(address.ip(), named))
-        .collect()
-}
-
-/// Which addresses a document of the operator's may be at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
+/// Which addresses a client may connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddressPolicy {
+    /// Public addresses.
+    Public {
+        /// Hosts that may have private addresses too, in lower case: those that the deployment named itself.
+        private_hosts: BTreeSet<String>,
+    },
     /// Public and private addresses.
-    Any,
+    PublicAndPrivate,
     /// Private and loopback addresses only.
-    Private,
+    PrivateOnly,
 }
 
-impl Reach {
-    fn allows(self, address: IpAddr) -> bool {
-        let public = address_allowed(address, false);
-        address_allowed(address, true) && (self == Self::Any || !public)
-    }
-
-    /// Whether a URL's host is allowed, if it is a literal address. A name is checked when it is
-    /// resolved.
-    pub(super) fn allows_literal(self, url: &Url) -> bool {
-        match url.host() {
-            Some(Host::Ipv4(address)) => self.allows(address.into()),
-            Some(Host::Ipv6(address)) => self.allows(address.into()),
-            _ => true,
+impl AddressPolicy {
+    /// Public addresses, whatever the host.
+    #[must_use]
+    pub fn public_only() -> Self {
+        Self::Public {
+            private_hosts: BTreeSet::new(),
         }
     }
-}
 
-/// Resolves names that the operator configured.
-pub(super) struct OperatorResolver {
-    pub(super) reach: Reach,
-}
+    /// Public addresses, and private ones if `private` is set, whatever the host.
+    #[must_use]
+    pub fn public_or_private(private: bool) -> Self {
+        if private {
+            Self::PublicAndPrivate
+        } else {
+            Self::public_only()
+        }
+    }
 
-impl reqwest::dns::Resolve for OperatorResolver {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let reach = self.reach;
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> =
-                found.filter(|address| reach.allows(address.ip())).collect();
-            if allowed.is_empty() {
-                return Err(Refused.into());
+    /// Lets these hosts, in lower case, have private addresses.
+    pub(super) fn allow_private(&mut self, hosts: BTreeSet<String>) {
+        if let Self::Public { private_hosts } = self {
+            private_hosts.extend(hosts);
+        }
+    }
+
+    fn allows(&self, host: &str, address: IpAddr) -> bool {
+        match self {
+            Self::Public { private_hosts } => {
+                address_allowed(address, private_hosts.contains(&host.to_ascii_lowercase()))
             }
-            Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
-        })
+            Self::PublicAndPrivate => address_allowed(address, true),
+            Self::PrivateOnly => address_allowed(address, true) && !address_allowed(address, false),
+        }
+    }
+
+    /// Whether a URL's host is allowed, if it is a literal address, which no resolver sees. A name is checked when
+    /// it is resolved.
+    #[must_use]
+    pub fn allows_literal(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default();
+        literal(url).is_none_or(|address| self.allows(host, address))
+    }
+
+    fn allowed(&self, host: &str, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+        found
+            .filter(|address| self.allows(host, address.ip()))
+            .collect()
     }
 }
 
-impl reqwest::dns::Resolve for Resolver {
+/// Resolves names to the addresses that a policy allows.
+pub(super) struct PolicyResolver(pub(super) AddressPolicy);
+
+impl reqwest::dns::Resolve for PolicyResolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let named = self.is_named(name.as_str());
+        let policy = self.0.clone();
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed = allowed(named, found);
+            let allowed = policy.allowed(name.as_str(), found);
             if allowed.is_empty() {
                 return Err(Refused.into());
             }
+            // The client connects to these very addresses, so a name cannot resolve differently in between.
             Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
         })
     }
@@ -202,9 +178,8 @@ mod tests {
 
     #[test]
     fn a_name_is_connected_to_at_the_addresses_that_were_checked() {
-        let resolver = Resolver {
-            named: HashSet::from(["ollama".to_owned()]),
-            private: false,
+        let policy = AddressPolicy::Public {
+            private_hosts: BTreeSet::from(["ollama".to_owned()]),
         };
         let found = || {
             ["169.254.169.254", "10.0.0.7", "203.0.113.7"]
@@ -212,7 +187,7 @@ mod tests {
                 .into_iter()
         };
         let told = |name: &str| -> Vec<String> {
-            let allowed = allowed(resolver.is_named(name), found());
+            let allowed = policy.allowed(name, found());
             allowed.iter().map(|a| a.ip().to_string()).collect()
         };
         assert_eq!(told("Ollama"), ["10.0.0.7", "203.0.113.7"]);
@@ -221,22 +196,24 @@ mod tests {
 
     #[test]
     fn a_name_of_the_operators_leads_to_a_public_address_over_https_only() {
-        let allowed = |reach: Reach, address: &str| reach.allows(address.parse().unwrap());
+        let allowed =
+            |policy: &AddressPolicy, address: &str| policy.allows("auth", address.parse().unwrap());
+        let (any, private) = (AddressPolicy::PublicAndPrivate, AddressPolicy::PrivateOnly);
         for address in ["10.0.0.7", "127.0.0.1", "::1", "fd12::1"] {
             assert!(
-                allowed(Reach::Any, address) && allowed(Reach::Private, address),
+                allowed(&any, address) && allowed(&private, address),
                 "{address}"
             );
         }
         for address in ["203.0.113.7", "2001:db8::7", "64:ff9b::cb00:7107"] {
             assert!(
-                allowed(Reach::Any, address) && !allowed(Reach::Private, address),
+                allowed(&any, address) && !allowed(&private, address),
                 "{address}"
             );
         }
         for address in ["169.254.169.254", "fd00:ec2::254", "0.0.0.0"] {
             assert!(
-                !allowed(Reach::Any, address) && !allowed(Reach::Private, address),
+                !allowed(&any, address) && !allowed(&private, address),
                 "{address}"
             );
         }

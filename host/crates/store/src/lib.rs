@@ -283,7 +283,7 @@ impl Store {
     }
 
     /// Runs a write whose deletions must also disappear from the disk, including SQLite's own log.
-    pub(crate) async fn erase<T, F>(&self, erase: F) -> Result<T, StoreError>
+    pub async fn erase<T, F>(&self, erase: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,

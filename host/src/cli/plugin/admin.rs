@@ -23,6 +23,8 @@ use crate::config::Config;
 use crate::deployment::uploads::{TakenOff, UploadStoreError};
 use crate::server::{self, Folders};
 use crate::wasm::Kind;
+use lucid_net::client::ClientSpec;
+use lucid_net::resolver::AddressPolicy;
 use lucid_types::plural;
 use lucid_types::user::UserId;
 
@@ -34,6 +36,8 @@ const OPERATOR: &str = "command-line";
 const OFFLINE: &str = "command-line --offline";
 /// The lifetime of such a token.
 const TOKEN_TIME: Duration = Duration::from_secs(120);
+/// Timeout for a connection.
+const CONNECT: Duration = Duration::from_secs(15);
 /// The request timeout: a component may take a while to arrive and to compile.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -213,6 +217,11 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
     }
 }
 
+/// The server may be anywhere: whoever runs the command named it.
+fn client_spec() -> ClientSpec {
+    ClientSpec::new(AddressPolicy::PublicAndPrivate, CONNECT).timeout(LONGEST)
+}
+
 /// A running server, and the credentials for it.
 pub(super) struct Server {
     base: Url,
@@ -229,12 +238,9 @@ impl Server {
         let token = token.ok_or_else(|| {
             format!("Set {TOKEN} to an administrator's token of that server: `lucid token --user NAME --admin` prints one there.")
         })?;
-        lucid_net::egress::prepare_tls();
-        let mut client = Client::builder()
-            .timeout(LONGEST)
-            .redirect(reqwest::redirect::Policy::none());
+        let mut client = client_spec();
         if is_loopback(&base) {
-            client = client.no_proxy();
+            client = client.without_proxy();
         }
         let client = client
             .build()
@@ -581,11 +587,10 @@ mod tests {
 
     #[test]
     fn a_name_cannot_lead_to_another_route() {
-        lucid_net::egress::prepare_tls();
         let server = Server {
             base: Url::parse("http://127.0.0.1:8000/behind/").unwrap(),
             token: String::new(),
-            client: Client::new(),
+            client: client_spec().build().unwrap(),
         };
         let url = |name: &str| {
             server

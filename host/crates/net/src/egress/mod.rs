@@ -34,7 +34,8 @@ use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::resolver;
+use super::client::ClientSpec;
+use super::resolver::{self, AddressPolicy};
 use lucid_types::wit::llm::{Framing, KeyPlace};
 use lucid_types::wit::types::{HttpRequest, HttpResponse};
 
@@ -43,19 +44,10 @@ pub use self::redact::{Redactor, blank};
 pub use self::redact_stream::StreamRedactor;
 pub use self::response::{Answer, Frames, Refusal};
 pub use super::fetch::{Document, DocumentError, DocumentLimits};
-pub use super::resolver::Resolver;
-pub(crate) use super::resolver::{literal_allowed, was_refused};
 pub use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
 pub use error::EgressError;
 pub use error::words;
 pub use retry_after::retry_after_ms;
-
-/// Installs the process-wide TLS crypto provider. Whoever creates an HTTP client calls it first:
-/// reqwest panics without one.
-pub fn prepare_tls() {
-    // An error means that one is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
 
 /// Timeouts and size limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -320,8 +312,10 @@ impl Egress {
         endpoints: impl IntoIterator<Item = &'a Endpoint>,
     ) -> Result<Self, EgressError> {
         let named = named_hosts(endpoints);
-        let resolver = Resolver::new(named.iter().cloned());
-        Self::with(limits, resolver, Some(named))
+        let addresses = AddressPolicy::Public {
+            private_hosts: named.clone(),
+        };
+        Self::with(limits, addresses, Some(named))
     }
 
     /// For endpoints that are known only later, such as users' own servers. Their hosts may be
@@ -330,22 +324,15 @@ impl Egress {
     /// # Errors
     /// If the HTTP client cannot be created.
     pub fn open(limits: EgressLimits, private: bool) -> Result<Self, EgressError> {
-        Self::with(limits, Resolver::open(private), None)
+        Self::with(limits, AddressPolicy::public_or_private(private), None)
     }
 
     fn with(
         limits: EgressLimits,
-        resolver: Resolver,
+        addresses: AddressPolicy,
         named: Option<BTreeSet<String>>,
     ) -> Result<Self, EgressError> {
-        prepare_tls();
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .dns_resolver(resolver)
-            .connect_timeout(limits.connect)
-            .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")))
+        let client = ClientSpec::new(addresses, limits.connect)
             .build()
             .map_err(|cause| EgressError::Client {
                 detail: error::words(cause),

@@ -27,7 +27,9 @@ use super::auth_challenge::{self, Challenge};
 use super::error::OciError;
 use super::manifest::{self, Layer};
 use super::reference::{Reference, Registry};
-use crate::egress::{Resolver, literal_allowed, was_refused, words};
+use crate::client::ClientSpec;
+use crate::egress::words;
+use crate::resolver::{AddressPolicy, literal_allowed, was_refused};
 use lucid_types::secret::Secret;
 
 /// Timeouts and size limits.
@@ -95,16 +97,11 @@ impl Client {
             })
             .collect();
         let hosts = named.values().filter_map(|(_, base)| base.host_str());
-        let resolver = Resolver::new(hosts.map(str::to_owned));
-        crate::egress::prepare_tls();
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .dns_resolver(resolver)
-            .connect_timeout(limits.connect)
+        let addresses = AddressPolicy::Public {
+            private_hosts: hosts.map(str::to_owned).collect(),
+        };
+        let http = ClientSpec::new(addresses, limits.connect)
             .read_timeout(limits.idle)
-            .user_agent(concat!("lucid/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|cause| OciError::Client(words(cause)))?;
         Ok(Self {

@@ -33,10 +33,7 @@ impl Backend {
     ///
     /// # Errors
     /// If another process does so already.
-    pub(crate) async fn take_over(
-        &self,
-        lives: impl Fn(&str) -> bool,
-    ) -> Result<TakenOver, SandboxError> {
+    pub(crate) async fn take_over(&self, lives: impl Fn(&str) -> bool) -> Result<TakenOver, SandboxError> {
         let Some(lock) = self.core.root.lock()? else {
             return Err(SandboxError::Start(
                 "another process of this host looks after its containers.".to_owned(),

@@ -23,7 +23,8 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::Rules;
-use super::http::check_literal;
+use super::http::{check_literal, refused_address};
+use lucid_net::resolver::was_refused;
 use lucid_types::plural;
 
 /// Maximum size of the response to the first request, in bytes: for a push it lists all branches.
@@ -304,12 +305,16 @@ fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, String> {
 
 /// The innermost cause is the most specific, and none of them contains a header.
 fn broken(error: reqwest::Error) -> String {
+    let host = error.url().and_then(Url::host_str).map(str::to_owned);
     let error = error.without_url();
     let mut reason: &dyn std::error::Error = &error;
     while let Some(deeper) = reason.source() {
         reason = deeper;
     }
-    let reason = reason.to_string();
+    let reason = match host {
+        Some(host) if was_refused(&error) => refused_address(&host),
+        _ => reason.to_string(),
+    };
     let reason = reason.split(" (os error").next().unwrap_or_default();
     format!("the connection to the git server failed: {reason}")
 }

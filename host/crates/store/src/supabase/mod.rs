@@ -21,12 +21,14 @@ mod rows;
 use std::fmt;
 use std::time::Duration;
 
+use reqwest::Client;
 use reqwest::header::HeaderValue;
-use reqwest::{Client, redirect};
 use url::Url;
 
 pub use self::chats::SupabaseRecords;
 use super::ChatStoreError;
+use lucid_net::client::ClientSpec;
+use lucid_net::resolver::AddressPolicy;
 use lucid_types::secret::Secret;
 
 /// Timeout for a connection.
@@ -75,12 +77,9 @@ impl Supabase {
             Some(secret) => Some((key(secret)?, bearer(secret).map_err(unusable)?)),
             None => None,
         };
-        lucid_net::egress::prepare_tls();
-        let client = Client::builder()
-            .connect_timeout(CONNECT)
+        // The operator named the project, which may be in the operator's own network.
+        let client = ClientSpec::new(AddressPolicy::PublicAndPrivate, CONNECT)
             .timeout(WHOLE)
-            // A redirect would take the keys along to wherever it leads.
-            .redirect(redirect::Policy::none())
             .build()
             .map_err(|_| ChatStoreError::Unavailable { answered: false })?;
         let mut rest = settings.url.clone();
