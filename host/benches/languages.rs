@@ -126,10 +126,7 @@ fn component(language: &str) -> Result<PathBuf, String> {
         digest.update(bytes.len().to_le_bytes());
         digest.update(bytes);
     }
-    let digest: String = digest.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = hex::encode(&digest.finalize()[..8]);
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{language}-{digest}.wasm"));
     if !kept.is_file() {
         plugin(&project, &["build"])?;

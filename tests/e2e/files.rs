@@ -425,7 +425,7 @@ async fn a_full_workspace_is_said_once_refuses_the_editor_and_is_cleaned_up_by_t
     assert!(
         texts
             .iter()
-            .all(|text| text.contains("7.6 MiB") && text.contains("may take 5.0 MiB")),
+            .all(|text| text.contains("7.6 MiB") && text.contains("may take 5 MiB")),
         "{texts:#?}"
     );
     assert_eq!(told[1]["path"], "refused.py", "{}", told[1]);
@@ -479,7 +479,7 @@ async fn a_process_that_fills_the_disk_is_ended_and_its_session_cleans_up() {
             && frame["content"]
                 .as_str()
                 .unwrap()
-                .contains("it may take 20.0 MiB")
+                .contains("it may take 20 MiB")
     };
     if !socket.frames.iter().any(lost) {
         socket.until("the end of the sandbox", lost).await;

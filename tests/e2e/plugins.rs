@@ -25,10 +25,7 @@ fn admin() -> String {
 }
 
 fn digest(wasm: &[u8]) -> String {
-    Sha256::digest(wasm)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(Sha256::digest(wasm))
 }
 
 /// A deployment with the first build of the policy that counts, which its manifest pins.

@@ -17,8 +17,7 @@ fn admin() -> String {
 }
 
 fn digest(wasm: &[u8]) -> String {
-    let digest = Sha256::digest(wasm);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(wasm))
 }
 
 /// A deployment with the first build of the policy that counts.

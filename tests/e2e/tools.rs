@@ -529,14 +529,10 @@ async fn an_administrator_activates_a_build_sees_its_grants_and_rolls_back() {
 
     ask("POST", "/tools/house/rollback", None).await.ok();
     assert_eq!(build_of(&host).await, "build-0000");
-    assert_eq!(listed().await["digest"], hex(TOOLING));
-}
-
-fn hex(wasm: &[u8]) -> String {
-    Sha256::digest(wasm)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    assert_eq!(
+        listed().await["digest"],
+        hex::encode(Sha256::digest(TOOLING))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

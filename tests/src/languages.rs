@@ -49,10 +49,7 @@ impl Template {
             digest.update(bytes.len().to_le_bytes());
             digest.update(bytes);
         }
-        let digest: String = digest.finalize()[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digest = hex::encode(&digest.finalize()[..8]);
         let folder = binary()
             .with_file_name("lucid-tests-languages")
             .join(language);

@@ -44,9 +44,7 @@ pub struct Registry {
 
 /// The digest of something, as registries write it.
 pub fn digest_of(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 /// An answer of its own.

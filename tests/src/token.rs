@@ -89,10 +89,7 @@ mod tests {
 
     #[test]
     fn the_codes_are_those_of_rfc_4231() {
-        let code = |key: &[u8], message: &[u8]| -> String {
-            let code = hmac(key, message);
-            code.iter().map(|byte| format!("{byte:02x}")).collect()
-        };
+        let code = |key: &[u8], message: &[u8]| hex::encode(hmac(key, message));
         assert_eq!(
             code(b"Jefe", b"what do ya want for nothing?"),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"

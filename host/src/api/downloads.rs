@@ -13,13 +13,15 @@
 use std::collections::HashSet;
 use std::io::{self, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use http_range_header::parse_range_header;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
@@ -269,7 +271,7 @@ pub(super) struct Archives(Arc<Mutex<HashSet<UserId>>>);
 impl Archives {
     /// Reserves a slot: one for each user, and a few in all.
     fn turn(&self, user: &UserId) -> Result<Turn, Problem> {
-        let mut making = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut making = self.0.lock();
         if making.contains(user) {
             return Err(Problem::too_many(
                 "An archive is being made for you already. Try again when it is done.",
@@ -295,11 +297,7 @@ struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut making = self
-            .archives
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut making = self.archives.0.lock();
         making.remove(&self.user);
     }
 }
@@ -317,35 +315,16 @@ enum Range {
 
 impl Range {
     fn read(value: &HeaderValue, length: u64) -> Self {
-        let numbers = |value: &HeaderValue| {
-            let (first, last) = value
-                .to_str()
-                .ok()?
-                .strip_prefix("bytes=")?
-                .split_once('-')?;
-            let number = |text: &str| {
-                let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-                // A number that overflows is beyond every end.
-                digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
-            };
-            match (first.trim(), last.trim()) {
-                ("", "") => None,
-                ("", last) => Some((None, Some(number(last)?))),
-                (first, "") => Some((Some(number(first)?), None)),
-                (first, last) => Some((Some(number(first)?), Some(number(last)?))),
-            }
+        let header = value.to_str().unwrap_or_default();
+        // Several ranges would need a multipart response; a server may ignore them.
+        let Some(ranges) = parse_range_header(header).ok().filter(|all| all.len() == 1) else {
+            return Self::All;
         };
-        match numbers(value) {
-            None => Self::All,
-            Some((Some(first), Some(last))) if first > last => Self::All,
-            Some((Some(first), _)) if first >= length => Self::None,
-            Some((Some(first), last)) => {
-                Self::Part(first, last.map_or(length - 1, |last| last.min(length - 1)))
-            }
-            Some((None, count)) => match count.unwrap_or(0).min(length) {
-                0 => Self::None,
-                count => Self::Part(length - count, length - 1),
-            },
+        match ranges.validate(length) {
+            Ok(ranges) => ranges
+                .first()
+                .map_or(Self::None, |range| Self::Part(*range.start(), *range.end())),
+            Err(_) => Self::None,
         }
     }
 }

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -50,6 +51,17 @@ impl Default for Pace {
             rest: Duration::from_secs(10),
             stale: Duration::from_secs(86_400),
         }
+    }
+}
+
+impl Pace {
+    /// The delays after one failure and the next, without end.
+    fn retries(&self) -> ExponentialBackoff {
+        ExponentialBuilder::default()
+            .with_min_delay(self.retry)
+            .with_max_delay(self.refresh)
+            .without_max_times()
+            .build()
     }
 }
 
@@ -150,7 +162,7 @@ impl Jwks {
     /// Fetches the keys, and keeps them fresh forever. To be run once, for as long as tokens are
     /// verified.
     pub async fn follow(&self) {
-        let mut retry = self.pace.retry;
+        let mut retries = self.pace.retries();
         let mut said = None;
         let mut wanted = self.wanted.subscribe();
         let mut tries = 0;
@@ -160,14 +172,10 @@ impl Jwks {
             self.report(&fetched, &mut said);
             let pause = match &fetched {
                 Ok(_) => {
-                    retry = self.pace.retry;
+                    retries = self.pace.retries();
                     self.pace.refresh
                 }
-                Err(_) => {
-                    let pause = retry;
-                    retry = (retry * 2).min(self.pace.refresh);
-                    pause
-                }
+                Err(_) => retries.next().unwrap_or(self.pace.refresh),
             };
             tries += 1;
             self.known.send_modify(|known| {

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
-use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use crate::builtin;
@@ -30,6 +29,7 @@ use crate::wasm::{
     Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
 };
 use lucid_net::oci::{Brought, Reference};
+use lucid_types::digest::sha256_hex;
 use lucid_types::wit::llm::ModelInfo;
 use lucid_types::wit::types::ToolDefinition;
 
@@ -517,7 +517,7 @@ impl Blame<'_> {
     ) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
         if let Some(upload) = self.upload {
             let wasm = self.file_at(&upload.file).await?;
-            let found = digest(&wasm);
+            let found = sha256_hex(&wasm);
             if found != upload.digest.hex {
                 return Err(self.component_is(format!(
                     "it is not what was uploaded: the file has sha256:{found}"
@@ -535,7 +535,7 @@ impl Blame<'_> {
             Source::Registry(reference) => self.brought(reference).await?,
         };
         if let Some(stated) = &self.entry.digest {
-            let found = digest(&wasm);
+            let found = sha256_hex(&wasm);
             if found != stated.value.hex {
                 let name = self.name;
                 return Err(vec![Problem::at(
@@ -566,7 +566,7 @@ impl Blame<'_> {
             }
         };
         let wasm = self.file_at(&fetched.file).await?;
-        let found = digest(&wasm);
+        let found = sha256_hex(&wasm);
         if found != fetched.digest {
             return Err(self.component_is(format!(
                 "the component {reference} is not what came from its registry: {} has sha256:{found}. `lucid plugin reload` fetches it again",
@@ -620,12 +620,6 @@ impl Blame<'_> {
             .flat_map(|(at, what)| self.settings_are(at, format!("the plugin `{name}` {what}")));
         Err(said.collect())
     }
-}
-
-/// The SHA-256 in lower-case hex.
-fn digest(wasm: &[u8]) -> String {
-    let digest = Sha256::digest(wasm);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {

@@ -18,10 +18,11 @@
 //! - A generation is dropped when the last session leaves it.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -293,8 +294,7 @@ impl DeploymentManager {
 
     /// The current state.
     pub fn now(&self) -> DeploymentStatus {
-        let now = self.0.now.lock();
-        now.unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.now.lock().clone()
     }
 
     /// Reloads the manifest, the files and the registries' tags, and returns the number of the
@@ -333,8 +333,7 @@ impl DeploymentManager {
     /// is dropped.
     pub fn judge(&self) -> AbortOnDropHandle<()> {
         let generations = self.clone();
-        let rulings = generations.0.rulings.lock();
-        let rulings = rulings.unwrap_or_else(PoisonError::into_inner).take();
+        let rulings = generations.0.rulings.lock().take();
         AbortOnDropHandle::new(tokio::spawn(async move {
             let Some(mut rulings) = rulings else { return };
             while let Some(ruling) = rulings.recv().await {
@@ -672,7 +671,7 @@ impl DeploymentManager {
         }
         let number = now.number;
         let next = generation(number, &now.deployed);
-        *self.0.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *self.0.now.lock() = now;
         self.0.published.send_if_modified(|current| {
             let newer = current.number != number;
             if newer {
@@ -697,7 +696,7 @@ impl DeploymentManager {
                 Arc::new(problems)
             }
         };
-        let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.0.now.lock();
         now.refused = Some((SystemTime::now(), problems.clone()));
         problems
     }

@@ -14,11 +14,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -165,7 +166,7 @@ impl Watch {
 
     /// Whether one of the files is being written.
     fn is_being_written(&self) -> bool {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.lock();
         let name = |file: &PathBuf| file.file_name().map(OsStr::to_owned);
         let real = |file: &PathBuf| file.canonicalize().ok();
         !open.is_empty()
@@ -195,7 +196,7 @@ fn only_looks(event: &notify::Event, open: &Mutex<HashSet<OsString>>) -> bool {
         EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_)
     );
     if written || closed || replaced {
-        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = open.lock();
         for name in event.paths.iter().filter_map(|path| path.file_name()) {
             if !written {
                 open.remove(name);

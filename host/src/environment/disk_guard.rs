@@ -6,8 +6,10 @@
 //! its next command may remove some.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::SessionEnvironment;
 use super::factory::blocking;
@@ -26,7 +28,7 @@ pub(crate) struct OpenEnvironments(Arc<Mutex<Vec<Weak<SessionEnvironment>>>>);
 impl OpenEnvironments {
     /// One more, until it is dropped.
     pub(super) fn add(&self, room: &Arc<SessionEnvironment>) {
-        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rooms = self.0.lock();
         rooms.retain(|room| room.strong_count() > 0);
         rooms.push(Arc::downgrade(room));
     }
@@ -39,7 +41,7 @@ impl OpenEnvironments {
 
     /// All of them.
     pub(super) fn all(&self) -> Vec<Arc<SessionEnvironment>> {
-        let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rooms = self.0.lock();
         rooms.iter().filter_map(Weak::upgrade).collect()
     }
 

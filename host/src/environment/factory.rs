@@ -205,7 +205,7 @@ impl EnvironmentFactory {
             files: Arc::new(files),
             root,
             clone_said: std::sync::OnceLock::new(),
-            sandbox: std::sync::Mutex::new(Some(sandbox)),
+            sandbox: parking_lot::Mutex::new(Some(sandbox)),
             notices,
             noticed: Mutex::new(noticed),
             opened: Mutex::new(Some(opened)),

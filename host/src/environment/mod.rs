@@ -13,7 +13,7 @@ pub(crate) mod log_reserve;
 pub(crate) mod tree_watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -82,7 +82,7 @@ pub(super) struct SessionEnvironment {
     pub(super) clone_said: OnceLock<String>,
     /// The current sandbox, for code that must not wait for one being created. `None` once the
     /// environment was closed.
-    pub(super) sandbox: std::sync::Mutex<Option<Sandbox>>,
+    pub(super) sandbox: parking_lot::Mutex<Option<Sandbox>>,
     pub(super) notices: Notices,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// `None` once it was closed.
@@ -110,8 +110,7 @@ impl SessionEnvironment {
 
     /// The current sandbox, which may have died.
     pub(super) fn sandbox(&self) -> Option<Sandbox> {
-        let sandbox = self.sandbox.lock();
-        sandbox.unwrap_or_else(PoisonError::into_inner).clone()
+        self.sandbox.lock().clone()
     }
 
     /// Whether it belongs to this session and is open.
@@ -125,7 +124,7 @@ impl SessionEnvironment {
     }
 
     fn set_sandbox(&self, sandbox: Option<Sandbox>) {
-        *self.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = sandbox;
+        *self.sandbox.lock() = sandbox;
     }
 
     /// The tools, in a new sandbox if the old one died.

@@ -7,9 +7,10 @@
 //!   to build: trees are kept in the log, and a workspace that changes all the time must not fill
 //!   it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::factory::blocking;
@@ -58,10 +59,6 @@ impl Files {
         &self.quota
     }
 
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The tree, as a JSON list of nodes.
     pub(super) async fn tree(self: Arc<Self>) -> Option<String> {
         let made = blocking(move || {
@@ -81,7 +78,7 @@ impl Files {
     fn note(&self, json: Option<&str>, took: Duration, size: usize) {
         let now = Instant::now();
         let logged = Duration::from_millis(1000 * size as u64 / LOG_RATE as u64);
-        let mut pace = self.pace();
+        let mut pace = self.pace.lock();
         pace.next = Some(now + PAUSE.max(took * REST).max(logged));
         let digest = json.map(|json| Sha256::digest(json).into());
         if pace.digest.is_some() && digest != pace.digest {
@@ -99,7 +96,7 @@ impl Files {
         watched.changed().await;
         loop {
             // A tool call may postpone it meanwhile.
-            let next = self.pace().next;
+            let next = self.pace.lock().next;
             match next.and_then(|next| next.checked_duration_since(Instant::now())) {
                 Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
                 _ => return true,
@@ -110,7 +107,7 @@ impl Files {
     /// Whether a tree was shown just now, and the next change will be noticed anyway.
     pub(super) fn tree_can_wait(&self) -> bool {
         let noticed = self.watched.as_ref().is_some_and(Watched::is_complete);
-        let pace = self.pace();
+        let pace = self.pace.lock();
         noticed
             && pace.changed_at.is_some()
             && pace.next.is_some_and(|next| Instant::now() < next)
@@ -194,9 +191,9 @@ mod tests {
     async fn large_trees_come_seldom() {
         let (_base, files) = files(None, MIB);
         files.note(Some("[]"), Duration::ZERO, 2);
-        let small = files.pace().next.unwrap();
+        let small = files.pace.lock().next.unwrap();
         files.note(Some("[1]"), Duration::ZERO, 20 * LOG_RATE);
-        assert!(files.pace().next.unwrap() > small + Duration::from_secs(15));
+        assert!(files.pace.lock().next.unwrap() > small + Duration::from_secs(15));
     }
 
     #[tokio::test]
@@ -223,11 +220,11 @@ mod tests {
         assert_eq!(outcome, ran());
         std::fs::write(root.join("big"), vec![b'x'; 2 << 20]).unwrap();
         let told = files.after_tool(&mut outcome).await.unwrap();
-        assert!(told.starts_with("The workspace takes 2."), "{told}");
+        assert!(told.starts_with("The workspace takes 2"), "{told}");
         assert_eq!(outcome.text, format!("done\n[{told}]"));
         let mut outcome = ran();
         assert_eq!(files.after_tool(&mut outcome).await, None);
-        assert!(outcome.text.contains("may take 1.0 MiB"), "{outcome:?}");
+        assert!(outcome.text.contains("may take 1 MiB"), "{outcome:?}");
         std::fs::remove_file(root.join("big")).unwrap();
         let mut outcome = ran();
         assert_eq!(files.after_tool(&mut outcome).await, None);

@@ -9,8 +9,6 @@
 //!   that is not a token therefore counts as a failed decryption and is sent to nobody.
 //! - Plaintext and key are wiped.
 
-use std::fmt::Write as _;
-
 use aes::Aes256;
 use cbc::cipher::block_padding::Pkcs7;
 use cbc::cipher::{BlockDecryptMut, BlockEncryptMut, KeyIvInit};
@@ -69,8 +67,8 @@ impl Cipher {
         let cipher = cbc::Encryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
         let sealed = cipher.encrypt_padded_vec_mut::<Pkcs7>(token.expose().as_bytes());
         Sealed {
-            token: hex(&sealed),
-            iv: hex(&iv),
+            token: hex::encode(sealed),
+            iv: hex::encode(iv),
         }
     }
 
@@ -79,10 +77,9 @@ impl Cipher {
         if sealed.token.len() > 2 * (LONGEST + BLOCK) {
             return Err(Unopened);
         }
-        let iv: [u8; BLOCK] = unhex(&sealed.iv)
-            .and_then(|iv| iv.try_into().ok())
-            .ok_or(Unopened)?;
-        let body = unhex(&sealed.token).ok_or(Unopened)?;
+        let mut iv = [0; BLOCK];
+        hex::decode_to_slice(&sealed.iv, &mut iv).map_err(|_| Unopened)?;
+        let body = hex::decode(&sealed.token).map_err(|_| Unopened)?;
         let cipher = cbc::Decryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
         let plain = cipher
             .decrypt_padded_vec_mut::<Pkcs7>(&body)
@@ -100,33 +97,6 @@ impl Cipher {
 /// Whether a text may be a token: something that a header can hold.
 pub(crate) fn is_token(text: &[u8]) -> bool {
     (1..=LONGEST).contains(&text.len()) && text.iter().all(u8::is_ascii_graphic)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-}
-
-/// Decodes hex, in lower or upper case.
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
-    };
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if !rest.is_empty() {
-        return None;
-    }
-    pairs
-        .iter()
-        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
-        .collect()
 }
 
 #[cfg(test)]
@@ -176,10 +146,10 @@ mod tests {
     #[test]
     fn under_nodes_iv_the_same_bytes_are_written_as_node_wrote() {
         for (cipher, row) in node() {
-            let iv: [u8; BLOCK] = unhex(&row.iv).unwrap().try_into().unwrap();
+            let iv: [u8; BLOCK] = hex::decode(&row.iv).unwrap().try_into().unwrap();
             let written = cbc::Encryptor::<Aes256>::new((&*cipher.key).into(), (&iv).into())
                 .encrypt_padded_vec_mut::<Pkcs7>(row.token.as_bytes());
-            assert_eq!(hex(&written), row.access_token_encrypted);
+            assert_eq!(hex::encode(&written), row.access_token_encrypted);
         }
     }
 
@@ -200,7 +170,7 @@ mod tests {
         let (one, two) = (cipher.seal(&token), cipher.seal(&token));
         assert_ne!(one, two);
         assert_ne!(one.iv, two.iv);
-        assert!(!one.token.contains(&hex(b"ghp_")));
+        assert!(!one.token.contains(&hex::encode("ghp_")));
         assert_eq!(format!("{cipher:?}"), "Cipher([secret])");
     }
 

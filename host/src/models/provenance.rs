@@ -34,13 +34,7 @@ impl Origin {
         }
         // Enough to distinguish the servers of one deployment.
         let digest = digest.finalize();
-        Self(
-            digest
-                .iter()
-                .take(8)
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
+        Self(hex::encode(&digest[..8]))
     }
 
     /// Its digest.

@@ -6,9 +6,9 @@
 //! - Only a digest is kept of a key that was validated.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
@@ -118,7 +118,7 @@ impl ModelProvider {
             return Ok(());
         };
         let digest: [u8; 32] = Sha256::digest(key.expose_secret().as_bytes()).into();
-        if self.taken().contains(&digest) {
+        if self.taken.lock().contains(&digest) {
             return Ok(());
         }
         let asked = tokio::time::timeout(CHECK, async {
@@ -140,7 +140,7 @@ impl ModelProvider {
         match asked.await {
             Ok(Some(false)) => Err(CreateError::KeyRefused(self.name.clone())),
             Ok(Some(true)) => {
-                let mut taken = self.taken();
+                let mut taken = self.taken.lock();
                 if taken.len() >= REMEMBERED {
                     taken.clear();
                 }
@@ -180,9 +180,5 @@ impl ModelProvider {
             ))
         };
         asked.await.unwrap_or_else(late)
-    }
-
-    fn taken(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

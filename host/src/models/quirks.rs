@@ -13,8 +13,8 @@
 //! - A provider adapter that does not know a form ignores it in `params`.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::provenance::{Origin, bare};
@@ -48,7 +48,8 @@ pub(crate) struct Learned(Mutex<BTreeMap<String, Quirks>>);
 impl Learned {
     /// The requirements of this origin.
     pub(super) fn of(&self, origin: &Origin) -> Quirks {
-        self.lock()
+        self.0
+            .lock()
             .get(origin.as_str())
             .copied()
             .unwrap_or_default()
@@ -60,14 +61,10 @@ impl Learned {
             bare_now: false,
             ..quirks
         };
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         if all.len() < MOST || all.contains_key(origin.as_str()) {
             all.insert(origin.as_str().to_owned(), quirks);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Quirks>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

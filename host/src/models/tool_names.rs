@@ -8,8 +8,7 @@
 
 use std::borrow::Cow;
 
-use sha2::{Digest as _, Sha256};
-
+use lucid_types::digest::sha256_hex;
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{Content, Message, ToolDefinition};
 
@@ -25,8 +24,7 @@ pub(crate) fn plain(name: &str, room: usize) -> Option<Cow<'_, str>> {
     if !name.is_empty() && name.len() <= room && name.chars().all(is_plain) {
         return Some(Cow::Borrowed(name));
     }
-    let digest = Sha256::digest(name);
-    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = sha256_hex(name);
     let left = room.checked_sub(DIGITS + 1)?;
     let kept = name.chars().take(left);
     let kept: String = kept.map(|c| if is_plain(c) { c } else { '_' }).collect();

@@ -12,10 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use lucid_store::{Origin, Store};
+use lucid_types::digest::sha256_hex;
 
 use super::{Folders, StartError};
 
@@ -108,10 +108,7 @@ fn machine() -> Option<String> {
     let id = std::fs::read_to_string(MACHINE_ID).ok()?;
     let id = id.trim();
     let named = !id.is_empty() && id != "uninitialized";
-    named.then(|| {
-        let digest = Sha256::digest(format!("lucid/{id}"));
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    })
+    named.then(|| sha256_hex(format!("lucid/{id}")))
 }
 
 #[cfg(test)]

@@ -14,11 +14,12 @@ pub(crate) mod mcp;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
 
 use crate::manifest::is_source_name;
 use crate::session::{
@@ -156,7 +157,7 @@ impl Tools for Toolsets {
             let all = opened.shelves.values();
             let all = join_all(all.map(|shelf| opened.first(shelf))).await;
             let said = all.into_iter().flatten().flatten().collect();
-            *held(&opened.definitions) = said;
+            *opened.definitions.lock() = said;
             Arc::new(OpenedSources(opened)) as Arc<dyn SessionTools>
         }
         .boxed()
@@ -182,10 +183,6 @@ struct SourceSlot {
     opened: tokio::sync::Mutex<Option<Arc<dyn OpenToolSource>>>,
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Inner {
     /// Opens a source at the session's start, and returns its tools.
     async fn first(&self, shelf: &SourceSlot) -> Option<Vec<ToolDefinition>> {
@@ -196,7 +193,7 @@ impl Inner {
                 if let Some(why) = left_out {
                     self.notice(name, why);
                 }
-                held(&self.notices).extend(toolset.notices());
+                self.notices.lock().extend(toolset.notices());
                 Some(fit)
             }
             Err(reason) => {
@@ -209,7 +206,7 @@ impl Inner {
 
     fn notice(&self, source: &str, what: String) {
         tracing::warn!(session = self.spec.session, source, "{what}");
-        held(&self.notices).push(what);
+        self.notices.lock().push(what);
     }
 
     async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, String> {
@@ -279,7 +276,7 @@ impl Inner {
                     retry_after_ms: None,
                 })
             });
-        held(&self.notices).extend(toolset.notices());
+        self.notices.lock().extend(toolset.notices());
         done.map(|done| bounded(id, done))
     }
 
@@ -345,11 +342,11 @@ fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Op
 
 impl SessionTools for OpenedSources {
     fn definitions(&self) -> Vec<ToolDefinition> {
-        held(&self.0.definitions).clone()
+        self.0.definitions.lock().clone()
     }
 
     fn notices(&self) -> Vec<String> {
-        std::mem::take(&mut *held(&self.0.notices))
+        std::mem::take(&mut *self.0.notices.lock())
     }
 
     fn run(

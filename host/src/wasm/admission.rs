@@ -9,7 +9,6 @@
 //! - All of that is read from the component's type, before it is instantiated.
 //! - Each refusal is a [`LoadError`] that names what is wrong.
 
-use sha2::{Digest, Sha256};
 use wasmtime::component::types::{Component as ComponentType, ComponentItem};
 use wasmtime::component::{Component, InstancePre};
 
@@ -17,6 +16,7 @@ use super::engine::Engine;
 use super::host_state::Guest;
 use super::limits::CallError;
 use super::wasi;
+use lucid_types::digest::sha256_hex;
 use lucid_types::sanitize::clean;
 
 /// The interfaces that a plugin may import, besides the parts of WASI 0.2 that lead nowhere.
@@ -213,7 +213,7 @@ pub(super) fn admit(
         .linker()
         .instantiate_pre(&component)
         .map_err(|error| other_types(plugin, kind, &error))?;
-    let digest = digest(wasm);
+    let digest = sha256_hex(wasm);
     Ok(Admitted { pre, digest })
 }
 
@@ -222,14 +222,6 @@ pub(super) fn imports(engine: &Engine, component: &Component) -> Vec<String> {
     let shape = component.component_type();
     let imports = shape.imports(engine.wasmtime());
     imports.map(|(import, _)| clean(import, 200)).collect()
-}
-
-/// The digest of a component: its SHA-256, in lower-case hex.
-pub(super) fn digest(wasm: &[u8]) -> String {
-    Sha256::digest(wasm)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// The error for exports whose names fit and whose types do not.

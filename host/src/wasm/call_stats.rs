@@ -5,9 +5,9 @@
 //! - An error that the plugin returned is counted apart from a call that trapped or hit a limit.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::limits::{CallError, CallUsage};
@@ -59,7 +59,7 @@ impl CallStats {
         used: &CallUsage,
         result: &Result<T, CallError>,
     ) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let of = all.entry(call).or_insert_with(|| OfCall::new(call));
         let figures = &mut of.figures;
         figures.calls += 1;
@@ -78,7 +78,7 @@ impl CallStats {
 
     /// The statistics so far, by function.
     pub(super) fn figures(&self) -> Vec<CallFigures> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         all.values()
             .map(|of| {
                 let at = |part| {

@@ -146,7 +146,7 @@ macro_rules! front {
 
             /// Whether loading this component with these limits would give the same plugin.
             pub fn is(&self, wasm: &[u8], limits: &$crate::wasm::limits::Limits) -> bool {
-                self.limits() == limits && $crate::wasm::admission::digest(wasm) == self.digest()
+                self.limits() == limits && lucid_types::digest::sha256_hex(wasm) == self.digest()
             }
 
             /// The names of everything that the component imports.

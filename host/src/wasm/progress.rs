@@ -1,8 +1,10 @@
 //! The components being compiled and loaded now, for the log and for anyone who asks meanwhile.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
+
+use parking_lot::Mutex;
 
 /// A kind of long-running work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub(crate) struct Works(Arc<Mutex<(u64, BTreeMap<u64, Work>)>>);
 impl Works {
     /// Adds work to the list, where it stays until the returned guard is dropped.
     pub(crate) fn begin(&self, what: &str, doing: Doing) -> Going {
-        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.0.lock();
         let (next, all) = &mut *list;
         let number = *next;
         *next += 1;
@@ -62,7 +64,7 @@ impl Works {
     }
 
     pub(crate) fn list(&self) -> Vec<Work> {
-        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.0.lock();
         list.1.values().cloned().collect()
     }
 }
@@ -78,7 +80,7 @@ pub(crate) struct Going {
 impl Going {
     /// Changes what is being done.
     pub(crate) fn becomes(&self, doing: Doing) {
-        let mut list = self.works.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.works.0.lock();
         if let Some(work) = list.1.get_mut(&self.number) {
             work.doing = doing;
         }
@@ -92,7 +94,7 @@ impl Going {
 
 impl Drop for Going {
     fn drop(&mut self) {
-        let mut list = self.works.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.works.0.lock();
         list.1.remove(&self.number);
     }
 }

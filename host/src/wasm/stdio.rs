@@ -8,9 +8,10 @@
 //!   plugin's name.
 //! - Output beyond that is dropped, and never fails or blocks the guest.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
@@ -81,14 +82,14 @@ impl Printed {
 
     /// Begins a new call.
     pub(super) fn begin(&self) {
-        let mut page = lock(&self.0);
+        let mut page = self.0.lock();
         page.lines = 0;
         page.last_words.clear();
     }
 
     /// Ends a call and its unfinished line. Returns the end of its standard error.
     pub(super) fn end(&self) -> String {
-        let mut page = lock(&self.0);
+        let mut page = self.0.lock();
         for pen in [StdioPipe::Out, StdioPipe::Err] {
             if !page.half(pen).is_empty() {
                 page.line(pen);
@@ -96,11 +97,6 @@ impl Printed {
         }
         page.last_words.clone()
     }
-}
-
-/// A poisoned lock is used all the same: no holder panics half-way through a change that matters.
-fn lock(page: &Mutex<StdioBuffer>) -> MutexGuard<'_, StdioBuffer> {
-    page.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl StdioBuffer {
@@ -181,7 +177,7 @@ impl Pollable for Stream {
 
 impl OutputStream for Stream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        lock(&self.page).write(self.pen, &bytes);
+        self.page.lock().write(self.pen, &bytes);
         Ok(())
     }
 
@@ -226,7 +222,7 @@ mod tests {
         let page = printed(&[&[b'\n'; 10_000][..], b"too late\n"]);
         assert_eq!(page.end().trim(), "", "the budget was used up before");
         let page = printed(&vec![&[b'y'; 1_000][..]; 100]);
-        assert!(lock(&page.0).err.capacity() <= 2 * LONGEST_RAW);
+        assert!(page.0.lock().err.capacity() <= 2 * LONGEST_RAW);
     }
 
     proptest! {

@@ -52,11 +52,7 @@ pub(crate) fn find(target: &Path, say: &dyn Fn(&str)) -> Result<Option<PathBuf>,
 
 fn from_source(target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
     let version = output(Command::new(rustc()).arg("-vV"))?;
-    let hash: String = Sha256::digest(format!("{version}{MADE}"))
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let hash = hex::encode(&Sha256::digest(format!("{version}{MADE}"))[..8]);
     let done = target.join("wasm-sysroot").join(&hash);
     if has_std(&done.join("lib/rustlib").join(WASM).join("lib")) {
         return Ok(done);

@@ -284,12 +284,12 @@ fn name_of(engine: &Engine, wasm: &[u8]) -> String {
     }
     let mut feed = Feed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut feed);
-    let host = hex(&feed.0.finalize());
-    format!("{}-{}{KIND}", hex(&Sha256::digest(wasm)), &host[..32])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let host = hex::encode(feed.0.finalize());
+    format!(
+        "{}-{}{KIND}",
+        hex::encode(Sha256::digest(wasm)),
+        &host[..32]
+    )
 }
 
 #[cfg(test)]

@@ -117,10 +117,7 @@ impl Parts {
             let about = fs::metadata(path).unwrap();
             hash.update(format!("{path:?} {} {}\n", about.len(), about.mtime()));
         }
-        let hash: String = hash.finalize()[..6]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = hex::encode(&hash.finalize()[..6]);
         format!("lucid-test:{hash}")
     }
 

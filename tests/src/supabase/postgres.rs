@@ -231,10 +231,7 @@ fn template(programs: &Path, migrated: bool) -> PathBuf {
         digest.update(name);
         digest.update(sql);
     }
-    let digest: String = digest.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = hex::encode(&digest.finalize()[..8]);
     let kept = super::rest::kept("lucid-tests-postgres");
     std::fs::create_dir_all(&kept).unwrap();
     let lock = File::create(kept.join("lock")).unwrap();

@@ -12,12 +12,13 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc as std_mpsc};
+use std::sync::{Arc, OnceLock, mpsc as std_mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, MAX_COMMAND, Start, VERSION};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -73,10 +74,6 @@ pub(super) struct Connection {
     tasks: [AbortHandle; 2],
     /// The process id of the other end, if it has one here.
     process: Option<u32>,
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads the first frame. An error is a sentence.
@@ -139,11 +136,7 @@ impl Connection {
             if let Some(listening) = listening {
                 let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
             }
-            let said = complaint
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .trim()
-                .to_owned();
+            let said = complaint.lock().trim().to_owned();
             return Err(SandboxError::Start(if said.is_empty() {
                 problem
             } else {
@@ -196,12 +189,12 @@ impl Connection {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        lock(&self.state).gone.borrow().is_none()
+        self.state.lock().gone.borrow().is_none()
     }
 
     /// Waits until the connection is over, and returns the reason.
     pub(super) fn ended(&self) -> impl Future<Output = String> + Send + 'static {
-        let mut gone = lock(&self.state).gone.subscribe();
+        let mut gone = self.state.lock().gone.subscribe();
         async move {
             // The sender lives as long as the connection, so without it there is no reason to give.
             match gone.wait_for(Option::is_some).await {
@@ -214,7 +207,8 @@ impl Connection {
     /// The error that says why the sandbox is gone.
     pub(super) fn gone(&self) -> SandboxError {
         SandboxError::Gone(
-            lock(&self.state)
+            self.state
+                .lock()
                 .gone
                 .borrow()
                 .clone()
@@ -233,7 +227,7 @@ impl Connection {
     /// Sends a command.
     pub(super) fn start(&self, start: &Start) -> Result<Running, SandboxError> {
         let (sender, events) = mpsc::unbounded_channel();
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.gone.borrow().is_some() {
             drop(state);
             return Err(self.gone());
@@ -274,7 +268,7 @@ impl Drop for Connection {
 }
 
 fn end(state: &Mutex<State>, sentence: &str) {
-    let mut state = lock(state);
+    let mut state = state.lock();
     state.gone.send_if_modified(|gone| {
         let first = gone.is_none();
         gone.get_or_insert_with(|| sentence.to_owned());
@@ -311,7 +305,7 @@ impl Running {
     /// Grants a command that stays open `bytes` more of output.
     pub(super) fn grant(&self, bytes: u32) {
         // Counted before it is sent: output in response must not look like more than was granted.
-        if let Some(waiter) = lock(&self.state).waiting.get_mut(&self.id) {
+        if let Some(waiter) = self.state.lock().waiting.get_mut(&self.id) {
             waiter.head_left += bytes as usize;
         }
         let frame = Frame::new(Kind::More, self.id, bytes.to_be_bytes());
@@ -400,7 +394,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
             Err(_) => return Lost::Ended,
         };
         let Frame { kind, id, payload } = frame;
-        let mut state = lock(state);
+        let mut state = state.lock();
         let Some(waiter) = state.waiting.get_mut(&id) else {
             return broke("Its exec server spoke of a command that was never sent.");
         };
@@ -466,7 +460,7 @@ async fn write_frames(
 async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<String>>) {
     let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = kept.lock();
         if kept.len() < 4096 {
             kept.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }

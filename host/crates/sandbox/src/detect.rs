@@ -8,9 +8,11 @@
 //! - While the server runs, a weaker backend replaces the first only where the choice allows it;
 //!   otherwise sessions are refused until an acceptable backend works again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::backend::pick;
 use super::landlock::Isolation;
@@ -356,7 +358,7 @@ impl Shared {
     }
 
     pub(super) fn set_found(&self, found: Found) {
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+        *self.found.lock() = Arc::new(found);
     }
 }
 

@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lucid_exec::protocol::{Limits, Serve};
+use parking_lot::Mutex;
 
 use super::command_env::git_environment;
 use super::connection::Connection;
@@ -187,8 +188,7 @@ impl Sandbox {
     /// container is on another kernel, so that git has no way to its gateway there.
     #[must_use]
     pub fn reaches_sockets(&self) -> bool {
-        let keeper = self.0.keeper.lock();
-        match keeper.unwrap_or_else(PoisonError::into_inner).as_ref() {
+        match self.0.keeper.lock().as_ref() {
             Some(Keeper::Container(container)) => container.reaches_sockets(),
             Some(Keeper::Process(_)) | None => true,
         }
@@ -272,12 +272,7 @@ impl Sandbox {
     /// The same, for another reason, which commands that run and whoever waits for its end are told.
     pub async fn end(&self, why: &str) {
         self.0.connection.shut(why);
-        let keeper = self
-            .0
-            .keeper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let keeper = self.0.keeper.lock().take();
         if let Some(keeper) = keeper {
             see_out(keeper, self.0.kind).await;
         }
@@ -290,11 +285,7 @@ impl Sandbox {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.connection.shut("It was closed.");
-        let keeper = self
-            .keeper
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let keeper = self.keeper.get_mut().take();
         if let (Some(keeper), Ok(runtime)) = (keeper, tokio::runtime::Handle::try_current()) {
             let (dir, kind) = (Arc::clone(&self.dir), self.kind);
             runtime.spawn(async move {

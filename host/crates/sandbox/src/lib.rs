@@ -31,8 +31,8 @@ mod unlinked;
 pub mod workspace;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 pub use self::backend::{Choice, Finding, Kind};
 pub use self::handle::Sandbox;
@@ -40,6 +40,7 @@ use self::runtime_dir::Runtime;
 pub use connection::read_frame;
 use detect::Found;
 pub use exec::{ExecRequest, ExecResult, LimitHit};
+use parking_lot::Mutex;
 pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 pub use unlinked::Processes;
 
@@ -132,7 +133,7 @@ struct Shared {
 
 impl Shared {
     fn found(&self) -> Arc<Found> {
-        Arc::clone(&self.found.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.found.lock())
     }
 }
 

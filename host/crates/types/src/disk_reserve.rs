@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
+use crate::plural;
+
 /// The file that holds a part of the reserve.
 const HELD: &str = "reserve";
 /// So many times the reserve must be free for it to be made; with more than `NEAR` it is not needed.
@@ -96,7 +98,7 @@ impl Reserve {
         inner.is_short.load(Ordering::Relaxed).then(|| {
             format!(
                 "The server's disk is nearly full: the last {} of it are kept for its log.",
-                size(inner.bytes)
+                plural::size(inner.bytes)
             )
         })
     }
@@ -243,14 +245,6 @@ impl Inner {
     fn release_all(&self) {
         // Fails where there is none.
         let _ = std::fs::remove_file(self.path());
-    }
-}
-
-/// A size for people, in whole mebibytes where it has some.
-fn size(bytes: u64) -> String {
-    match bytes >> 20 {
-        0 => format!("{bytes} bytes"),
-        mebibytes => format!("{mebibytes} MiB"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Types and helpers shared by every part of the host: users, secrets, the types of the WIT
-//! packages, the disk reserve, text sanitizing, Unicode repair, and counts in words.
+//! packages, the disk reserve, text sanitizing, Unicode repair, digests, and counts and sizes in words.
 
+pub mod digest;
 pub mod disk_reserve;
 pub mod identity;
 pub mod limits;

@@ -16,13 +16,12 @@ mod tools;
 use std::path::Path;
 use std::process::ExitCode;
 
-use sha2::{Digest, Sha256};
-
 use super::report::Report;
 use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::manifest::settings_fit;
 use crate::wasm::{AnyError, AnyPlugin, Limits};
+use lucid_types::digest::sha256_hex;
 
 /// Checks a component, and prints the findings.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {
@@ -39,10 +38,7 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
         Err(why) => return failed(&why),
     };
     let mut report = Report::new();
-    let digest: String = Sha256::digest(&wasm)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = sha256_hex(&wasm);
     report.title(&format!(
         "{}, {} KB, sha256:{digest}",
         args.file.display(),

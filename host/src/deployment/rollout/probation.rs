@@ -10,9 +10,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::session::{StepVerdict, TrafficSplit};
@@ -120,7 +121,7 @@ impl Counts {
     }
 
     pub(super) fn count(&self, session: &str, took: StepVerdict) {
-        let mut counted = held(&self.0);
+        let mut counted = self.0.lock();
         counted.steps += 1;
         counted.failed += u64::from(took == StepVerdict::Badly);
         if counted.of_probation {
@@ -132,7 +133,7 @@ impl Counts {
     }
 
     pub(super) fn tried(&self) -> ProbationStats {
-        let counted = held(&self.0);
+        let counted = self.0.lock();
         let count = |set: &HashSet<String>| u64::try_from(set.len()).unwrap_or(u64::MAX);
         ProbationStats {
             steps: counted.steps,
@@ -147,10 +148,6 @@ fn remember(set: &mut HashSet<String>, session: &str) {
     if set.len() < MOST_SESSIONS && !set.contains(session) {
         set.insert(session.to_owned());
     }
-}
-
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The key under which a policy's build is counted: its name, its digest, and the start of its
@@ -236,7 +233,7 @@ fn kept<K: Eq + std::hash::Hash, T>(
     key: K,
     make: impl FnOnce() -> T,
 ) -> Arc<T> {
-    let mut all = held(all);
+    let mut all = all.lock();
     all.retain(|_, one| one.strong_count() > 0);
     if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
         return known;

@@ -9,9 +9,10 @@
 //!   in no plugin's statistics.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::policies;
@@ -48,7 +49,7 @@ pub(crate) struct Shadow {
     /// When it began.
     pub(crate) begun: SystemTime,
     /// Its progress and result so far.
-    pub(crate) told: Mutex<Shadowed>,
+    pub(crate) told: std::sync::Mutex<Shadowed>,
     /// When it ended, and the reason if it failed.
     end: Mutex<Option<(SystemTime, Option<String>)>>,
 }
@@ -56,12 +57,13 @@ pub(crate) struct Shadow {
 impl Shadow {
     /// Its progress and result so far.
     pub(crate) fn told(&self) -> Shadowed {
-        held(&self.told).clone()
+        let told = self.told.lock();
+        told.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When it ended, with a sentence if its result says nothing about the build.
     pub(crate) fn end(&self) -> Option<(SystemTime, Option<String>)> {
-        held(&self.end).clone()
+        self.end.lock().clone()
     }
 }
 
@@ -85,14 +87,10 @@ pub enum ShadowError {
     },
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shadows {
     /// The last run of a policy, which may still be in progress.
     pub(crate) fn last(&self, name: &str) -> Option<Arc<Shadow>> {
-        held(&self.0).last.get(name).cloned()
+        self.0.lock().last.get(name).cloned()
     }
 
     /// Starts a shadow run of an uploaded build over a number of a policy's sessions.
@@ -112,7 +110,7 @@ impl Shadows {
         if !generations.depot().has(digest) {
             return Err(ChangeError::NotUploaded(digest.to_owned()).into());
         }
-        let mut inner = held(&self.0);
+        let mut inner = self.0.lock();
         let runs = |one: &&Running| one.shadow.end().is_none() && !one.task.is_finished();
         if let Some(running) = inner.running.as_ref().filter(runs) {
             let told = running.shadow.told();
@@ -127,7 +125,7 @@ impl Shadows {
             beside: beside.digest().to_owned(),
             by: by.to_owned(),
             begun: SystemTime::now(),
-            told: Mutex::default(),
+            told: std::sync::Mutex::default(),
             end: Mutex::default(),
         });
         let task = run(
@@ -185,7 +183,7 @@ struct Ending(Arc<Shadow>);
 
 impl Ending {
     fn is(&self, failed: Option<String>) {
-        held(&self.0.end).get_or_insert((SystemTime::now(), failed));
+        self.0.end.lock().get_or_insert((SystemTime::now(), failed));
     }
 }
 

@@ -19,11 +19,11 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::activations::{Activation, AutoRollback, Candidate, Record, TakenOff};
 use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
 use crate::wasm::Kind;
+use lucid_types::digest::sha256_hex;
 
 /// The file with the record of active builds.
 const RECORD: &str = "active.json";
@@ -302,8 +302,7 @@ impl Writer {
     /// Stores a build, and returns its digest. Makes room by removing the oldest of those that are
     /// neither active nor can be rolled back to.
     pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, UploadStoreError> {
-        let digest = Sha256::digest(wasm);
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = sha256_hex(wasm);
         self.sweep();
         self.make_room(&digest, wasm.len() as u64)?;
         // The label first: a build exists when its component does.
@@ -491,10 +490,7 @@ mod tests {
         writer.write(&record).unwrap();
         drop(writer);
         // A folder in the file's place makes the last step fail, on any disk and for any user.
-        let other: String = Sha256::digest(b"two")
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let other = sha256_hex(b"two");
         std::fs::create_dir(ground.depot.file(&other)).unwrap();
         let error = ground.keep(b"two").unwrap_err().to_string();
         assert!(error.contains("cannot be written"), "{error}");

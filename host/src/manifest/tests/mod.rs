@@ -18,6 +18,7 @@ use crate::builtin;
 use crate::wasm::tests::engine;
 use crate::wasm::{Kind, Plugins};
 use lucid_net::egress::Injection;
+use lucid_types::digest::sha256_hex;
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
@@ -520,11 +521,7 @@ async fn the_example_loads() {
 
 #[tokio::test]
 async fn a_component_of_ones_own_is_loaded_with_its_digest_and_its_settings() {
-    use sha2::Digest as _;
-    let digest: String = sha2::Sha256::digest(builtin::MOCK)
-        .iter()
-        .map(|byte| format!("{byte:02X}"))
-        .collect();
+    let digest = sha256_hex(builtin::MOCK).to_uppercase();
     let text = format!(
         "[policies.mine]\ncomponent = \"own.wasm\"\ndigest = \"sha256:{digest}\"\nsettings = {{ delay_ms = 7 }}"
     );
@@ -537,12 +534,10 @@ async fn a_component_of_ones_own_is_loaded_with_its_digest_and_its_settings() {
 
 #[tokio::test]
 async fn an_upload_in_the_place_of_a_built_in_adapter_is_not_built_in() {
-    use sha2::Digest as _;
     let folder = tempfile::tempdir().unwrap();
     let (file, adapter) = (folder.path().join("own.wasm"), builtin::PROVIDERS[0].1);
     std::fs::write(&file, adapter).unwrap();
-    let digest = sha2::Sha256::digest(adapter);
-    let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = sha256_hex(adapter);
     let text = "[providers.google]\ncomponent = \"builtin:google\"\n";
     let manifest = Manifest::parse(Path::new("lucid.toml"), text).unwrap();
     let mut uploads = Uploads::default();

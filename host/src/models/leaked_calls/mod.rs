@@ -172,14 +172,9 @@ fn call(
         Arguments::Texts(texts) => typed(texts, &tool.input_schema).to_string(),
     };
     // The same answer gives the same ids, also where it is read again.
-    let mut id: String = digest
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    id.insert_str(0, "call_");
+    let id = hex::encode(&digest[..8]);
     Some(ToolCall {
-        id: format!("{id}_{number}"),
+        id: format!("call_{id}_{number}"),
         name: tool.name.clone(),
         arguments,
     })

@@ -7,7 +7,6 @@
 //!   afterwards.
 //! - What is shown has no header and no key, since those are not the component's.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,19 +157,11 @@ fn line_of(program: &Program) -> String {
     match program {
         Program::Shell(line) => line.clone(),
         Program::Argv(argv) => {
-            let words: Vec<Cow<'_, str>> = argv.iter().map(|word| quoted(word)).collect();
-            words.join(" ")
+            let words = argv.iter().map(String::as_str);
+            // Quoting fails for a NUL only, which no argument of a program can have.
+            shlex::try_join(words).unwrap_or_else(|_| argv.join(" "))
         }
     }
-}
-
-/// Quotes a word for a shell, if necessary.
-fn quoted(word: &str) -> Cow<'_, str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return Cow::Borrowed(word);
-    }
-    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
 }
 
 fn request_of(command: &Command, root: &str, most: Duration) -> ExecRequest {

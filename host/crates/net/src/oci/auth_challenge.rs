@@ -1,5 +1,8 @@
 //! Parses the `WWW-Authenticate` header with which a registry asks for authentication.
 //!
+//! The crate `http-auth` (0.1.10) was considered: it refuses parts of RFC 9110's grammar (more than one space behind a
+//! scheme, a `token68`), and with them every challenge that follows in the same header.
+//!
 //! # Invariants
 //! - Any header can be parsed; one that is not understood counts as no challenge.
 

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use super::client::hex;
 use super::reference::Reference;
+use lucid_types::digest::sha256_hex;
 
 /// Prefix of the names of unfinished files.
 const DRAFT: &str = ".draft-";
@@ -77,7 +77,7 @@ impl Folder {
     /// A manifest, if it is cached and intact.
     pub(super) fn manifest(&self, digest: &str) -> Option<Vec<u8>> {
         let text = read(&self.manifest_file(digest), LARGEST_TEXT).ok()?;
-        (hex(&Sha256::digest(&text)) == digest).then_some(text)
+        (sha256_hex(&text) == digest).then_some(text)
     }
 
     /// The path of a component, if it is cached and intact. Reads all of it.
@@ -86,7 +86,7 @@ impl Folder {
         let mut file = File::open(&path).ok()?;
         let mut found = Sha256::new();
         io::copy(&mut file, &mut Feed(&mut found)).ok()?;
-        (hex(&found.finalize()) == digest).then_some(path)
+        (hex::encode(found.finalize()) == digest).then_some(path)
     }
 
     /// The manifest digest that a tag last resolved to, if known.
@@ -173,7 +173,7 @@ impl Folder {
 
 /// The name of the file that stores a tag.
 pub(super) fn tag_name(reference: &Reference) -> String {
-    hex(&Sha256::digest(reference.to_string()))
+    sha256_hex(reference.to_string())
 }
 
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {

@@ -30,6 +30,7 @@ use super::reference::{Reference, Registry};
 use crate::client::ClientSpec;
 use crate::egress::words;
 use crate::resolver::{AddressPolicy, literal_allowed, was_refused};
+use lucid_types::digest::sha256_hex;
 use lucid_types::secret::Secret;
 
 /// Timeouts and size limits.
@@ -187,7 +188,7 @@ impl Pull<'_> {
             Ok((bytes, said))
         };
         let (bytes, said) = timeout(limit, asked).await.unwrap_or(Err(slow))?;
-        let found = hex(&Sha256::digest(&bytes));
+        let found = sha256_hex(&bytes);
         let said = said.as_ref().and_then(|said| said.to_str().ok());
         let said = said.and_then(super::reference::digest);
         let meant = self.reference.digest().map(str::to_owned).or(said);
@@ -243,7 +244,7 @@ impl Pull<'_> {
                 self.host, layer.size
             )));
         }
-        let found = hex(&digest.finalize());
+        let found = hex::encode(digest.finalize());
         if found != layer.digest {
             return Err(OciError::Wrong(format!(
                 "{} gave another component than its manifest says: sha256:{found} in place of sha256:{}",
@@ -436,9 +437,4 @@ impl Pull<'_> {
             limit,
         }
     }
-}
-
-/// Encodes bytes in lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -25,10 +25,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
+use parking_lot::Mutex;
 
 use self::cache::Folder;
 use self::client::{Client, Limits};
@@ -160,7 +161,7 @@ impl Components {
     ) -> Result<Found, String> {
         let reference = &wanted.reference;
         let meant = wanted.component.as_ref();
-        let before = self.asked().get(reference).cloned();
+        let before = self.asked.lock().get(reference).cloned();
         if let Some(found) = before.filter(|found| found.component.file.is_file())
             && tags == Tags::AsKnown
             // A different expected digest means that another build is wanted.
@@ -172,7 +173,7 @@ impl Components {
         let is_meant =
             |kept: &&Found| reference.digest().is_some() || Some(&kept.component.digest) == meant;
         if let Some(kept) = kept.as_ref().filter(is_meant) {
-            self.asked().insert(reference.clone(), kept.clone());
+            self.asked.lock().insert(reference.clone(), kept.clone());
             return Ok(kept.clone());
         }
         let came = match client {
@@ -194,7 +195,7 @@ impl Components {
             (Err(why), None) => return Err(why),
         };
         let found = Found { warning, ..found };
-        self.asked().insert(reference.clone(), found.clone());
+        self.asked.lock().insert(reference.clone(), found.clone());
         Ok(found)
     }
 
@@ -257,10 +258,6 @@ impl Components {
         let (folder, digest) = (self.folder.clone(), layer.digest.clone());
         let kept = tokio::task::spawn_blocking(move || folder.keep_component(draft, &digest));
         Ok(kept.await.map_err(std::io::Error::other)??)
-    }
-
-    fn asked(&self) -> std::sync::MutexGuard<'_, HashMap<Reference, Found>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

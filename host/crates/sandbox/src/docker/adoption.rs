@@ -15,7 +15,7 @@ use futures::StreamExt;
 use super::container::Container;
 use super::container_spec::{BOX, OWNER, SHAPE};
 use super::state_dir::{BoxFolder, Identity, Owner};
-use super::{Backend, Transport, locked, removal};
+use super::{Backend, Transport, removal};
 use crate::SandboxError;
 
 /// The result of adopting a dead host's containers.
@@ -33,13 +33,16 @@ impl Backend {
     ///
     /// # Errors
     /// If another process does so already.
-    pub(crate) async fn take_over(&self, lives: impl Fn(&str) -> bool) -> Result<TakenOver, SandboxError> {
+    pub(crate) async fn take_over(
+        &self,
+        lives: impl Fn(&str) -> bool,
+    ) -> Result<TakenOver, SandboxError> {
         let Some(lock) = self.core.root.lock()? else {
             return Err(SandboxError::Start(
                 "another process of this host looks after its containers.".to_owned(),
             ));
         };
-        *locked(&self.lock) = Some(lock);
+        *self.lock.lock() = Some(lock);
         let mut left = self.by_owner().await;
         // After the engine was asked: by now every container in its answer has its folder.
         let mut done = TakenOver::default();
@@ -51,7 +54,7 @@ impl Backend {
                     self.take_over_from(&owner, containers, &lives, &mut done)
                         .await;
                     owner.remove_if_empty();
-                    locked(&self.owned).push((owner, life));
+                    self.owned.lock().push((owner, life));
                 }
                 Err(error) => {
                     tracing::warn!(owner = owner.name(), %error, "what a process of this host left is not taken over");
@@ -102,7 +105,7 @@ impl Backend {
             if let Some((session, id)) = self.fit(&found, &folder, &lives) {
                 kept.push(folder.name().to_owned());
                 let container = Container::left(Arc::clone(&self.core), id, folder);
-                locked(&self.left).insert(session, container);
+                self.left.lock().insert(session, container);
             }
         }
         done.kept += kept.len();
@@ -129,7 +132,7 @@ impl Backend {
             && folder.lucid().is_dir()
             && Identity::of(&record.workspace).is_ok_and(|now| now == record.identity)
             && lives(&record.session)
-            && !locked(&self.left).contains_key(&record.session);
+            && !self.left.lock().contains_key(&record.session);
         fits.then_some((record.session, id))
     }
 }

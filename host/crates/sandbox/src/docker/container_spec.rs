@@ -156,10 +156,7 @@ impl Plan {
     /// A digest of the parameters, equal for all containers that are interchangeable.
     pub(super) fn shape(&self) -> String {
         let digest = Sha256::digest(format!("{VERSION} {self:?}"));
-        digest[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex::encode(&digest[..8])
     }
 
     /// The size of each in-memory file system, in bytes. They count as memory, and the kernel

@@ -21,11 +21,12 @@ mod transport;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use parking_lot::Mutex;
 
 pub use self::adoption::TakenOver;
 use self::container_spec::Plan;
@@ -130,10 +131,6 @@ pub(super) struct Backend {
     silent_since: Mutex<Option<Instant>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Backend {
     /// Looks for an engine and really runs a container on it. `exec` is the installed exec server,
     /// `workspace` an empty folder to try with. An error is a sentence that says what to do.
@@ -218,7 +215,7 @@ impl Backend {
             let session = (spec.session.to_owned(), spec.workspace.to_owned());
             self.core.open(Some(session), Some(self.transport))
         };
-        let kept = locked(&self.left).contains_key(spec.session);
+        let kept = self.left.lock().contains_key(spec.session);
         let waiting = self.waiting(spec).await;
         let lost = kept && waiting.is_none();
         let opened = match waiting {
@@ -228,7 +225,7 @@ impl Backend {
                 opened => {
                     let opened = opened?;
                     // Any outage is over: the next one is waited for anew.
-                    *locked(&self.silent_since) = None;
+                    *self.silent_since.lock() = None;
                     opened
                 }
             },
@@ -247,10 +244,10 @@ impl Backend {
 
     /// Waits a while for an engine that stopped answering, the first time that is noticed.
     async fn engine_is_back(&self) -> bool {
-        let since = *locked(&self.silent_since).get_or_insert_with(Instant::now);
+        let since = *self.silent_since.lock().get_or_insert_with(Instant::now);
         loop {
             if self.core.engine.ping().await.is_ok() {
-                *locked(&self.silent_since) = None;
+                *self.silent_since.lock() = None;
                 return true;
             }
             if since.elapsed() >= RESTART {
@@ -262,18 +259,18 @@ impl Backend {
 
     /// Whether a session has a prepared container, or one of the previous host.
     pub(super) fn holds(&self, session: &str) -> bool {
-        locked(&self.left).contains_key(session) || locked(&self.prepared).contains_key(session)
+        self.left.lock().contains_key(session) || self.prepared.lock().contains_key(session)
     }
 
     async fn waiting(&self, spec: Spec<'_>) -> Option<Opened> {
-        let prepared = locked(&self.prepared).remove(spec.session);
+        let prepared = self.prepared.lock().remove(spec.session);
         if let Some(opened) = prepared {
             if opened.connection.is_alive() && has(opened.container.folder(), spec) {
                 return Some(opened);
             }
             opened.container.remove().await;
         }
-        let container = locked(&self.left).remove(spec.session)?;
+        let container = self.left.lock().remove(spec.session)?;
         if !has(container.folder(), spec) {
             container.remove().await;
             return None;
@@ -303,7 +300,7 @@ impl Backend {
         match pool::give(&opened.container, session, workspace) {
             Ok(()) => {
                 opened.container.rename_later(session);
-                let before = locked(&self.prepared).insert(session.to_owned(), opened);
+                let before = self.prepared.lock().insert(session.to_owned(), opened);
                 drop(before);
                 true
             }
@@ -316,8 +313,8 @@ impl Backend {
 
     /// Removes what waits for a session that will not come.
     pub(super) async fn discard(&self, session: &str) {
-        let left = locked(&self.left).remove(session);
-        let prepared = locked(&self.prepared).remove(session);
+        let left = self.left.lock().remove(session);
+        let prepared = self.prepared.lock().remove(session);
         for container in left
             .into_iter()
             .chain(prepared.map(|opened| opened.container))
@@ -349,9 +346,11 @@ impl Backend {
         self.pool.close();
         // Containers being created now would be missed below.
         self.core.stop_making().await;
-        locked(&self.left).drain().for_each(drop);
-        locked(&self.prepared).drain().for_each(drop);
-        let owners: Vec<String> = locked(&self.owned)
+        self.left.lock().drain().for_each(drop);
+        self.prepared.lock().drain().for_each(drop);
+        let owners: Vec<String> = self
+            .owned
+            .lock()
             .iter()
             .map(|(owner, _)| owner.name().to_owned())
             .collect();
@@ -371,7 +370,7 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        for (owner, _life) in locked(&self.owned).drain(..) {
+        for (owner, _life) in self.owned.lock().drain(..) {
             owner.remove_if_empty();
         }
     }

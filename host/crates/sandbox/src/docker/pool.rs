@@ -8,11 +8,12 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::container::{Container, DockerContext, Opened};
@@ -49,13 +50,9 @@ impl Pool {
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Fills the pool in the background, until it is closed or dropped.
     pub(super) fn keep_full(self: &Arc<Self>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if self.size == 0 || state.filling || state.closed {
             return;
         }
@@ -84,7 +81,7 @@ impl Pool {
 
     async fn fill_one(&self) -> Step {
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if state.closed {
                 return Step::Closed;
             }
@@ -100,14 +97,14 @@ impl Pool {
         }
         match self.core.open(None, Some(Transport::Socket)).await {
             Ok(opened) => {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 if state.closed {
                     return Step::Closed;
                 }
                 state.waiting.push_back(opened);
                 Step::Added
             }
-            Err(_) if self.state().closed => Step::Closed,
+            Err(_) if self.state.lock().closed => Step::Closed,
             Err(error) => {
                 tracing::warn!(%error, "no container could be made to wait for a session");
                 Step::Failed
@@ -118,7 +115,7 @@ impl Pool {
     /// Takes a container out for good.
     pub(super) fn take(&self) -> Option<Opened> {
         let taken = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             loop {
                 match state.waiting.pop_front() {
                     Some(opened) if !opened.connection.is_alive() => drop(opened),
@@ -132,7 +129,7 @@ impl Pool {
 
     /// Removes all waiting containers, and stops refilling.
     pub(super) fn close(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.closed = true;
         state.waiting.clear();
         drop(state);

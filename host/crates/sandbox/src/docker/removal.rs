@@ -4,10 +4,11 @@
 //! - A container that may still exist is retried until the engine says it is gone, independently of
 //!   the others, and its folder stays until then.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use parking_lot::Mutex;
 
 use super::container::DockerContext;
 use super::container_spec::{BOX, INSTANCE};
@@ -17,18 +18,15 @@ use crate::SandboxError;
 
 /// How many containers are removed concurrently.
 pub(super) const AT_A_TIME: usize = 8;
-/// The pause before an engine that did not answer is asked again.
+/// The pause before an engine that did not answer is asked again. It is on this machine and asked for little, so the
+/// pause does not grow.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Folders of containers that could not be removed yet.
 #[derive(Default)]
 pub(super) struct PendingRemovals(Mutex<Vec<BoxFolder>>);
 
-impl PendingRemovals {
-    fn boxes(&self) -> MutexGuard<'_, Vec<BoxFolder>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl PendingRemovals {}
 
 impl DockerContext {
     /// Removes what is left of a container whose creation failed. An engine that stopped answering
@@ -43,7 +41,7 @@ impl DockerContext {
 
     /// Schedules a removal for when the engine can do it.
     fn doom(self: &Arc<Self>, folder: BoxFolder) {
-        let mut doomed = self.doomed.boxes();
+        let mut doomed = self.doomed.0.lock();
         doomed.push(folder);
         if doomed.len() > 1 {
             return;
@@ -67,20 +65,20 @@ impl DockerContext {
 
     /// Tries each once, and returns whether none is left.
     async fn remove_doomed(&self) -> bool {
-        let doomed = self.doomed.boxes().clone();
+        let doomed = self.doomed.0.lock().clone();
         let removing = futures::stream::iter(doomed);
         removing
             .for_each_concurrent(AT_A_TIME, async |folder| {
                 match self.remove_box(&folder).await {
                     Ok(_) => {
-                        let mut doomed = self.doomed.boxes();
+                        let mut doomed = self.doomed.0.lock();
                         doomed.retain(|other| other.name() != folder.name());
                     }
                     Err(error) => tracing::debug!(%error, "a container still cannot be removed"),
                 }
             })
             .await;
-        self.doomed.boxes().is_empty()
+        self.doomed.0.lock().is_empty()
     }
 
     /// Removes all containers that belong to a folder, and the folder: now, or when the engine can.

@@ -10,7 +10,6 @@
 use std::time::{Duration, Instant};
 
 use super::Rules;
-use super::connection::size;
 use super::tracking::{self, Cloned};
 use crate::{ExecRequest, ExecResult, Sandbox, SandboxError};
 use lucid_types::plural;
@@ -225,7 +224,7 @@ impl Git<'_> {
             .env("FILE", FILE.to_string());
         let counted = self.exec(request).await?;
         if counted.output.contains("too large") {
-            return Err(CloneError::TooLarge(size(most)));
+            return Err(CloneError::TooLarge(plural::size(most)));
         }
         if counted.exit_code != 0 {
             return Err(CloneError::Failed(sentence(&counted.output)));

@@ -223,7 +223,7 @@ impl Talk<'_> {
                     Ok(Sent::Part(part)) => {
                         sent += part.len() as u64;
                         if sent > most {
-                            break format!("this push is larger than {}", size(most));
+                            break format!("this push is larger than {}", plural::size(most));
                         }
                         let _ = sender.send(Ok(part.into())).await;
                     }
@@ -270,7 +270,7 @@ impl Talk<'_> {
             if received > most {
                 return Err(format!(
                     "what the git server sends is larger than {}, the most that one clone or fetch may bring here",
-                    size(most)
+                    plural::size(most)
                 ));
             }
             if let Some(commands) = push
@@ -325,14 +325,4 @@ async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, String> {
 /// Completes when the helper disconnects, or sends when it should listen.
 async fn gone(reader: &mut ReadHalf<'_>) {
     let _ = reader.read_u8().await;
-}
-
-/// Formats a number of bytes for people, rounded down.
-pub(super) fn size(bytes: u64) -> String {
-    match bytes {
-        0..0x400 => plural::count(bytes, "byte"),
-        0x400..0x10_0000 => format!("{} KiB", bytes >> 10),
-        0x10_0000..0x2_8000_0000 => format!("{} MiB", bytes >> 20),
-        _ => format!("{} GiB", bytes >> 30),
-    }
 }

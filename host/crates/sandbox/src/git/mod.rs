@@ -25,7 +25,7 @@ mod url;
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lucid_exec::protocol::{Frame, Kind};
@@ -149,7 +149,7 @@ impl Gateway {
     /// The branch of the session's repository that was pushed since the last call; the last one, if
     /// there were several.
     pub fn take_pushed(&self) -> Option<String> {
-        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pushed = self.pushed.lock();
         pushed.take()
     }
 }

@@ -7,13 +7,14 @@
 //! - A server's own words in a refusal are not passed on.
 //! - Waits are bounded, and so are responses.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
 use futures::StreamExt;
 use lucid_exec::protocol::GitService;
+use parking_lot::Mutex;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
     USER_AGENT,
@@ -161,7 +162,7 @@ impl Remote {
 
     /// Notes that the server accepted a push of this branch.
     pub(super) fn note(&self, branch: String) {
-        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pushed = self.pushed.lock();
         *pushed = Some(branch);
     }
 

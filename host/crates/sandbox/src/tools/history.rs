@@ -6,8 +6,8 @@
 //!   that.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::workspace::WorkspacePath;
@@ -80,13 +80,9 @@ struct Changes {
 }
 
 impl History {
-    fn lock(&self) -> MutexGuard<'_, Changes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a file's latest change.
     pub(super) fn push(&self, path: &WorkspacePath, change: Change) {
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         all.bytes += change.before.kept();
         let changes = all.files.entry(path.clone()).or_default();
         changes.push_back(change);
@@ -110,7 +106,7 @@ impl History {
 
     /// Removes and returns a file's latest change.
     pub(super) fn pop(&self, path: &WorkspacePath) -> Option<Change> {
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         let change = all.files.get_mut(path)?.pop_back()?;
         all.bytes -= change.before.kept();
         Some(change)

@@ -25,7 +25,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
 use rustix::fs::{AtFlags, Gid, OFlags, Uid};
-use sha2::{Digest, Sha256};
 
 pub use self::path::WorkspacePath;
 pub use self::quota::disk_usage_of;
@@ -33,6 +32,7 @@ pub use self::quota::{Excess, Quota};
 pub use self::remove_tree::erase;
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};
+use lucid_types::digest::sha256_hex;
 use lucid_types::plural;
 
 /// A prefix that every path may have, whatever the sandbox.
@@ -63,11 +63,7 @@ pub fn safe_name(text: &str) -> String {
         return "~".to_owned();
     }
     if name.len() > 100 {
-        let digest: String = Sha256::digest(text.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        return format!("~{digest}");
+        return format!("~{}", sha256_hex(text));
     }
     name
 }

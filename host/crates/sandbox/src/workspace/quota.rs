@@ -11,11 +11,11 @@
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
+use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use super::Workspace;
@@ -164,7 +164,7 @@ impl Quota {
 
     /// Says that a command ran, so that what is known may be wrong.
     pub fn changed(&self) {
-        self.known().stale = true;
+        self.known.lock().stale = true;
     }
 
     /// Whether a file may become `growth` bytes larger, which it is then taken to be; else a
@@ -176,7 +176,7 @@ impl Quota {
         if let Some(sentence) = self.short_disk() {
             return Err(sentence);
         }
-        let mut known = self.known();
+        let mut known = self.known.lock();
         self.count(&mut known, workspace);
         let Some(counted) = &mut known.counted else {
             return Ok(());
@@ -189,9 +189,9 @@ impl Quota {
             if after > self.limit {
                 return Err(format!(
                     "The workspace takes {} of the disk, and may take {}: {} more do not fit. Remove files that are not needed.",
-                    size(*bytes),
-                    size(self.limit),
-                    size(growth)
+                    plural::size(*bytes),
+                    plural::size(self.limit),
+                    plural::size(growth)
                 ));
             }
             *bytes = after;
@@ -201,7 +201,7 @@ impl Quota {
 
     /// A sentence where the workspace is full. Blocks.
     pub fn fullness(&self, workspace: &Workspace) -> Option<String> {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         self.count(&mut known, workspace);
         let counted = known.counted.as_ref();
         let full = counted.and_then(|counted| self.full(&counted.usage));
@@ -219,12 +219,12 @@ impl Quota {
     /// The same, once: not again before there was room in between. For the user. Blocks.
     pub fn newly_full(&self, workspace: &Workspace) -> Option<String> {
         let full = self.fullness(workspace)?;
-        (!std::mem::replace(&mut self.known().told, true)).then_some(full)
+        (!std::mem::replace(&mut self.known.lock().told, true)).then_some(full)
     }
 
     /// Whether it takes more than it may by a tenth, or cannot be counted. Blocks.
     pub fn excess(&self, workspace: &Workspace) -> Excess {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         known.stale = true;
         self.count(&mut known, workspace);
         if known.stale {
@@ -236,26 +236,26 @@ impl Quota {
         let most = self.limit.saturating_add(self.limit / MARGIN);
         let takes = match &counted.usage {
             Usage::Bytes(bytes) if *bytes <= most => return Excess::Within,
-            Usage::Bytes(bytes) => format!("took {} of the disk", size(*bytes)),
+            Usage::Bytes(bytes) => format!("took {} of the disk", plural::size(*bytes)),
             Usage::Unknown(why) => format!("could not be counted, because {why}"),
         };
         Excess::Over(format!(
             "The workspace {takes}; it may take {}.",
-            size(self.limit)
+            plural::size(self.limit)
         ))
     }
 
     fn full(&self, usage: &Usage) -> Option<String> {
         let takes = match usage {
             Usage::Bytes(bytes) if *bytes <= self.limit => return None,
-            Usage::Bytes(bytes) => format!("takes {} of the disk", size(*bytes)),
+            Usage::Bytes(bytes) => format!("takes {} of the disk", plural::size(*bytes)),
             Usage::Unknown(why) => {
                 format!("cannot be counted, because {why}, and counts as full")
             }
         };
         Some(format!(
             "The workspace {takes}; it may take {}. {UNTIL_THERE_IS_ROOM}",
-            size(self.limit)
+            plural::size(self.limit)
         ))
     }
 
@@ -282,22 +282,6 @@ impl Quota {
             took: begun.elapsed(),
         });
     }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A size for people, with one place: `9.8 GiB`.
-fn size(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB"];
-    if bytes < 1024 {
-        return plural::count(bytes, "byte");
-    }
-    let power = (bytes.ilog2() / 10).min(4);
-    // For showing only: rounding is fine.
-    let amount = bytes as f64 / f64::from(1u32 << 10).powi(power as i32);
-    format!("{amount:.1} {}", units[power as usize - 1])
 }
 
 #[cfg(test)]
@@ -364,7 +348,7 @@ mod tests {
         assert_eq!(quota.newly_full(&workspace), None);
         let refused = quota.admit(&workspace, 3 * MIB).unwrap_err();
         assert!(
-            refused.contains("3.0 MiB more do not fit") && refused.contains("may take 3.0 MiB"),
+            refused.contains("3 MiB more do not fit") && refused.contains("may take 3 MiB"),
             "{refused}"
         );
 
@@ -372,7 +356,7 @@ mod tests {
         fill(&workspace, "b", 4 * MIB);
         quota.changed();
         let told = quota.newly_full(&workspace).unwrap();
-        assert!(told.contains("may take 3.0 MiB"), "{told}");
+        assert!(told.contains("may take 3 MiB"), "{told}");
         assert_eq!(quota.newly_full(&workspace), None, "told twice");
         assert!(quota.fullness(&workspace).is_some());
         assert_eq!(quota.admit(&workspace, 1).unwrap_err(), told);
@@ -433,21 +417,5 @@ mod tests {
         assert_eq!(disk_usage_of(&folder.join("a")), None, "it is no folder");
         fs::create_dir_all(folder.join("d/".repeat(DEEPEST))).unwrap();
         assert_eq!(disk_usage_of(folder), None);
-    }
-
-    #[test]
-    fn sizes_are_for_people() {
-        let sizes = [0, 1023, 1024, 1536, 10 << 30, u64::MAX].map(size);
-        assert_eq!(
-            sizes,
-            [
-                "0 bytes",
-                "1023 bytes",
-                "1.0 KiB",
-                "1.5 KiB",
-                "10.0 GiB",
-                "16777216.0 TiB"
-            ]
-        );
     }
 }

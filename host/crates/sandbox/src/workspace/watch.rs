@@ -15,9 +15,10 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::Notify;
@@ -70,10 +71,6 @@ struct Slot {
     changed: Notify,
     events: AtomicU32,
     numbers: Mutex<HashSet<i32>>,
-}
-
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add(inotify: &OwnedFd, folder: BorrowedFd<'_>, what: WatchFlags) -> rustix::io::Result<i32> {
@@ -129,7 +126,7 @@ impl Watcher {
         let what =
             WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
         // Held over both, so that no event arrives for a watch that is not known yet.
-        let mut watches = held(&shared.events.watches);
+        let mut watches = shared.events.watches.lock();
         let added = if watches.len() < shared.most {
             add(&shared.events.inotify, folder, what)
         } else {
@@ -138,7 +135,7 @@ impl Watcher {
         match added {
             Ok(number) => {
                 watches.insert(number, slot.clone());
-                held(&slot.numbers).insert(number);
+                slot.numbers.lock().insert(number);
                 Some(number)
             }
             Err(cause) => {
@@ -186,7 +183,7 @@ fn read(events: &Events) {
 }
 
 fn tell(all: &Events, number: i32, events: ReadFlags) {
-    let mut watches = held(&all.watches);
+    let mut watches = all.watches.lock();
     if events.contains(ReadFlags::QUEUE_OVERFLOW) {
         // The queue overflowed: any workspace's events may be lost.
         for slot in watches.values() {
@@ -199,13 +196,13 @@ fn tell(all: &Events, number: i32, events: ReadFlags) {
     };
     if events.contains(ReadFlags::IGNORED) {
         watches.remove(&number);
-        held(&slot.numbers).remove(&number);
+        slot.numbers.lock().remove(&number);
         return;
     }
     slot.changed.notify_one();
     if slot.events.fetch_add(1, Ordering::Relaxed) >= FLOOD {
         // It is known to have changed, which is all there is to know until its next tree.
-        let numbers = std::mem::take(&mut *held(&slot.numbers));
+        let numbers = std::mem::take(&mut *slot.numbers.lock());
         forget(&all.inotify, &mut watches, numbers);
     }
 }
@@ -236,7 +233,7 @@ impl Watched {
 
     /// Begins a tree.
     pub(super) fn round(&self) -> Round<'_> {
-        let turn = held(&self.turn);
+        let turn = self.turn.lock();
         self.slot.events.store(0, Ordering::Relaxed);
         Round {
             watched: self,
@@ -250,8 +247,8 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         let events = &self.watcher.0.events;
-        let mut watches = held(&events.watches);
-        let numbers = std::mem::take(&mut *held(&self.slot.numbers));
+        let mut watches = events.watches.lock();
+        let numbers = std::mem::take(&mut *self.slot.numbers.lock());
         forget(&events.inotify, &mut watches, numbers);
     }
 }
@@ -284,8 +281,8 @@ impl Round<'_> {
 impl Drop for Round<'_> {
     fn drop(&mut self) {
         let (events, slot) = (&self.watched.watcher.0.events, &self.watched.slot);
-        let mut watches = held(&events.watches);
-        let mut numbers = held(&slot.numbers);
+        let mut watches = events.watches.lock();
+        let mut numbers = slot.numbers.lock();
         let gone: Vec<i32> = numbers.difference(&self.seen).copied().collect();
         numbers.retain(|number| self.seen.contains(number));
         forget(&events.inotify, &mut watches, gone);
@@ -322,7 +319,7 @@ mod tests {
         }
 
         fn watches(&self) -> usize {
-            held(&self.watcher.0.events.watches).len()
+            self.watcher.0.events.watches.lock().len()
         }
     }
 

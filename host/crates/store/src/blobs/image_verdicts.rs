@@ -9,7 +9,8 @@
 use std::collections::HashSet;
 use std::io::{self, Write};
 
-use super::{SessionBlobs, blocking, hex};
+use super::{SessionBlobs, blocking};
+use lucid_types::digest::sha256_hex;
 
 /// The file's name in the session's folder. It is not a digest, so it is never served as a blob.
 const NAME: &str = "verdicts";
@@ -89,7 +90,7 @@ impl SessionBlobs {
 /// A line of fixed length whatever the model's name is, since that is chosen by a user.
 fn line(verdict: Verdict, model: &str, digest: &str) -> String {
     let sign = verdict.sign();
-    format!("{sign}{}", hex(format!("{model}\0{digest}").as_bytes()))
+    format!("{sign}{}", sha256_hex(format!("{model}\0{digest}")))
 }
 
 #[cfg(test)]

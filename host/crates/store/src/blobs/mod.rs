@@ -14,9 +14,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use lucid_types::digest::sha256_hex;
 use lucid_types::limits::LARGEST_BLOB;
 use lucid_types::wit::types::BlobRef;
 
@@ -88,7 +88,7 @@ impl SessionBlobs {
             if size > LARGEST_BLOB {
                 return Err(BlobError::TooLarge { size });
             }
-            let name = hex(&bytes);
+            let name = sha256_hex(&bytes);
             let path = folder.join(&name);
             if !path.is_file() {
                 std::fs::DirBuilder::new()
@@ -137,11 +137,6 @@ impl SessionBlobs {
         })
         .await
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn held(folder: &Path) -> io::Result<u64> {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures::StreamExt;
 use futures::stream;
-use rand::Rng;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -24,8 +24,9 @@ use lucid_types::user::UserId;
 
 /// Maximum number of chats sent at once.
 const AT_ONCE: usize = 8;
-/// The first pause after a failure, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The first pause after a failure, and the longest, before up to as much again is added at random: hosts are not to
+/// retry at the same time.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(15));
 
 pub(super) struct Deliverer {
     store: Store,
@@ -39,23 +40,32 @@ pub(super) struct Deliverer {
 }
 
 /// A pause during which nothing is tried.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Backoff {
-    length: Duration,
+    pauses: ExponentialBackoff,
     until: Instant,
 }
 
 impl Backoff {
-    /// Returns a pause twice as long as the previous one, with some jitter so that hosts do not
-    /// retry at the same time.
+    /// Returns a pause about twice as long as the previous one.
     fn after(before: Option<Self>) -> Self {
-        let length = before.map_or(PAUSES.0, |before| (before.length * 2).min(PAUSES.1));
-        let about = length.mul_f64(rand::rng().random_range(0.8..1.2));
+        let mut pauses = before.map_or_else(pauses, |before| before.pauses);
+        let pause = pauses.next().unwrap_or(PAUSES.1);
         Self {
-            length,
-            until: Instant::now() + about,
+            pauses,
+            until: Instant::now() + pause,
         }
     }
+}
+
+/// The pauses between attempts, without end.
+fn pauses() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(PAUSES.0)
+        .with_max_delay(PAUSES.1)
+        .without_max_times()
+        .with_jitter()
+        .build()
 }
 
 /// The outcome of sending a chat.
@@ -92,6 +102,7 @@ impl Deliverer {
         loop {
             let next = self
                 .down
+                .as_ref()
                 .map_or(Instant::now() + INTERVAL, |pause| pause.until);
             let mut waiting = Vec::new();
             tokio::select! {
@@ -175,7 +186,7 @@ impl Deliverer {
                     "the record of chats cannot be reached; what sessions say waits in the local database"
                 );
             }
-            self.down = Some(Backoff::after(self.down));
+            self.down = Some(Backoff::after(self.down.take()));
         } else if self.down.take().is_some() {
             tracing::info!("the record of chats is reached again");
         }

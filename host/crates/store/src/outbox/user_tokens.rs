@@ -6,11 +6,11 @@
 //! - The number of tokens is limited.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::Principal;
@@ -74,7 +74,7 @@ impl Tokens {
         let Some(expires) = expiry(token.expose()) else {
             return false;
         };
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         if inner.held.len() >= MOST && !inner.held.contains_key(&who.user) {
             let now = now();
             inner.held.retain(|_, held| held.expires > now);
@@ -92,7 +92,7 @@ impl Tokens {
 
     /// Returns a caller with the user's token, if it is valid for a while.
     pub(super) fn caller(&self, user: &UserId) -> Option<Principal> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.lock();
         let held = inner.held.get(user)?;
         (held.expires > now() + MARGIN).then(|| Principal::User {
             id: user.clone(),
@@ -105,7 +105,7 @@ impl Tokens {
         let Principal::User { id, token } = caller else {
             return;
         };
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let same = |held: &Held| held.token.expose() == token.expose();
         if inner.held.get(id).is_some_and(same) {
             inner.held.remove(id);
@@ -114,7 +114,7 @@ impl Tokens {
 
     /// Records that a user's rows wait for a token.
     pub(super) fn miss(&self, user: &UserId) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         inner.missed.insert(user.clone());
     }
 }
@@ -176,7 +176,7 @@ mod tests {
         for number in 0..MOST as u64 + 10 {
             tokens.take(&who(&number.to_string(), now() + 100 + number));
         }
-        assert_eq!(tokens.inner.lock().unwrap().held.len(), MOST);
+        assert_eq!(tokens.inner.lock().held.len(), MOST);
         assert!(tokens.caller(&"0".into()).is_none(), "expires first");
         let garbage = Identity {
             token: Some(Secret::new("no token")),

@@ -7,10 +7,11 @@
 //! - The store counts as failing from the first write with a transient failure until a write
 //!   succeeds and no task waits for another attempt any more.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::Transient;
@@ -48,18 +49,14 @@ impl Default for Health {
 }
 
 impl Health {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns why the log cannot be written, or `None` if it can.
     pub fn failure(&self) -> Option<Transient> {
-        self.state().told
+        self.state.lock().told
     }
 
     /// Records a failed write.
     pub(super) fn failed(&self, reason: Transient) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.failing = Some(reason);
         let before = state.told.replace(reason);
         if before.is_none() {
@@ -69,7 +66,7 @@ impl Health {
 
     /// Records a successful write.
     pub(super) fn succeeded(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.failing.take().is_some() {
             self.recoveries.send_modify(|count| *count += 1);
         }
@@ -78,7 +75,7 @@ impl Health {
 
     /// Starts waiting to retry a failed write.
     pub fn wait(&self) -> Waiting {
-        self.state().waiting += 1;
+        self.state.lock().waiting += 1;
         Waiting {
             health: self.clone(),
             recoveries: self.recoveries.subscribe(),
@@ -126,7 +123,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut state = self.health.state();
+        let mut state = self.health.state.lock();
         state.waiting = state.waiting.saturating_sub(1);
         settle(&mut state);
     }

@@ -9,9 +9,10 @@
 //! - A connection on which a read panicked is not used again.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 
@@ -43,11 +44,7 @@ impl Shared {
 
     /// Takes a free connection, a new one or, if none can be opened, the next one returned.
     fn take(&self) -> Result<Connection, StoreError> {
-        let free = self
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let free = self.free.lock().pop();
         if let Some(connection) = free {
             return Ok(connection);
         }
@@ -55,16 +52,14 @@ impl Shared {
             Ok(connection) => return Ok(connection),
             Err(cause) => cause,
         };
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .came_back
-            .wait_timeout_while(free, PATIENCE, |free| free.is_empty());
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock();
+        self.came_back
+            .wait_while_for(&mut free, |free| free.is_empty(), PATIENCE);
         free.pop().ok_or(failed)
     }
 
     fn give_back(&self, connection: Connection) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock();
         free.push(connection);
         self.came_back.notify_one();
     }
