@@ -6,7 +6,7 @@
 //! # Layout
 //!
 //! From the top down. A module uses what stands below it, with a few exceptions that are on their way out:
-//! `manifest` re-exports `deployment`'s loading, and `wasm` and `store` take a type each of `models` and `config`.
+//! `manifest` re-exports `deployment`'s loading, and `store` takes a type of `config`.
 //!
 //! - [`cli`]: the command line. [`server`]: puts the parts together.
 //! - [`api`]: REST and WebSocket.

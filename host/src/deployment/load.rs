@@ -26,7 +26,8 @@ use crate::manifest::problem::{At, Problem, Problems};
 use crate::manifest::settings_schema::Schema;
 use crate::session::SEPARATOR;
 use crate::wasm::{
-    Engine, EngineOptions, GitPlugin, Kind, Limits, LlmPlugin, Plugins, PolicyPlugin, ToolsPlugin,
+    Engine, EngineOptions, GitPlugin, Kind, LlmPlugin, Plugin, Plugins, PolicyPlugin, ToolsPlugin,
+    TypedPlugin, World,
 };
 use lucid_net::oci::{Brought, Reference};
 use lucid_types::digest::sha256_hex;
@@ -222,21 +223,6 @@ impl<'a> From<'a> {
         self.only.is_some_and(|only| only != (kind, name))
     }
 
-    fn known_llm(&self, name: &str, limits: &Limits) -> Option<&'a LlmPlugin> {
-        let known = self.known.llm(name);
-        known.filter(|known| self.keeps(Kind::Llm, name) && known.limits() == limits)
-    }
-
-    fn known_tools(&self, name: &str, limits: &Limits) -> Option<&'a ToolsPlugin> {
-        let known = self.known.tools(name);
-        known.filter(|known| self.keeps(Kind::Tools, name) && known.limits() == limits)
-    }
-
-    fn known_git(&self, name: &str, limits: &Limits) -> Option<&'a GitPlugin> {
-        let known = self.known.git(name);
-        known.filter(|known| self.keeps(Kind::Git, name) && known.limits() == limits)
-    }
-
     fn blame(&self, kind: Kind, name: &'a str, entry: &'a PluginEntry) -> Blame<'a> {
         Blame {
             file: self.manifest.path.as_deref(),
@@ -270,7 +256,14 @@ async fn policy(
     entry: &PluginEntry,
 ) -> Result<LoadedPolicy, Vec<Problem>> {
     let blame = from.blame(Kind::Policy, name, entry);
-    let plugin = policy_build(from, &blame, from.known.policy(name)).await?;
+    let plugin = build(
+        from,
+        &blame,
+        builtin::POLICIES,
+        from.known.policy(name),
+        from.known.builds(name),
+    )
+    .await?;
     let (beside, warning) = match beside(from, name, entry).await {
         Ok(beside) => (
             beside.filter(|one| one.plugin.digest() != plugin.digest()),
@@ -309,7 +302,9 @@ async fn beside(
         upload: beside.upload.as_ref(),
         ..from.blame(Kind::Policy, name, entry)
     };
-    let plugin = policy_build(from, &blame, from.known.beside(name)).await;
+    let there = from.known.beside(name);
+    let builds = from.known.builds(name);
+    let plugin = build(from, &blame, builtin::POLICIES, there, builds).await;
     Ok(Some(LoadedBeside {
         plugin: plugin.map_err(|problems| (beside.role, problems))?,
         role: beside.role,
@@ -318,28 +313,30 @@ async fn beside(
     }))
 }
 
-/// One build of a policy, with settings that fit it. `there` is the one in its place at present.
-async fn policy_build(
+/// The plugin of an entry, with settings that fit it. `there` is the one in its place at present; a component that is
+/// among the `known` ones is not loaded again.
+async fn build<'a, W: World>(
     from: From<'_>,
     blame: &Blame<'_>,
-    there: Option<&PolicyPlugin>,
-) -> Result<PolicyPlugin, Vec<Problem>> {
+    builtin: &'static [(&'static str, &'static [u8])],
+    there: Option<&'a TypedPlugin<W>>,
+    mut known: impl Iterator<Item = &'a TypedPlugin<W>>,
+) -> Result<TypedPlugin<W>, Vec<Problem>> {
     let (name, limits) = (blame.name, blame.entry.limits.limits());
-    let stays = there.filter(|there| from.keeps(Kind::Policy, name) && there.limits() == &limits);
+    let stays = there.filter(|there| from.keeps(W::KIND, name) && there.limits() == &limits);
     let plugin = match stays {
-        Some(known) => known.clone(),
+        Some(there) => there.clone(),
         None => {
-            let wasm = blame.component(builtin::POLICIES).await?;
-            let mut known = from.known.builds(name);
+            let wasm = blame.component(builtin).await?;
             match known.find(|plugin| plugin.is(&wasm, &limits)) {
                 Some(plugin) => plugin.clone(),
-                None => PolicyPlugin::load(from.engine, name, &wasm, &limits)
+                None => TypedPlugin::load(from.engine, name, &wasm, &limits)
                     .await
                     .map_err(|why| blame.component_is(why.to_string()))?,
             }
         }
     };
-    let schema = plugin.descriptor().settings_schema.clone();
+    let schema = plugin.settings_schema().map(str::to_owned);
     blame.check_settings(schema).await?;
     Ok(plugin)
 }
@@ -351,22 +348,8 @@ async fn provider(
     entry: Option<Arc<ProviderEntry>>,
 ) -> Result<LoadedProvider, Vec<Problem>> {
     let blame = from.blame(Kind::Llm, name, plugin);
-    let limits = plugin.limits.limits();
-    let loaded = match from.known_llm(name, &limits) {
-        Some(known) => known.clone(),
-        None => {
-            let wasm = blame.component(builtin::PROVIDERS).await?;
-            let known = from.known.llm(name);
-            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
-                Some(plugin) => plugin.clone(),
-                None => LlmPlugin::load(from.engine, name, &wasm, &limits)
-                    .await
-                    .map_err(|why| blame.component_is(why.to_string()))?,
-            }
-        }
-    };
-    let schema = loaded.descriptor().settings_schema.clone();
-    blame.check_settings(schema).await?;
+    let known = from.known.llm(name);
+    let loaded = build(from, &blame, builtin::PROVIDERS, known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
     let models = if plugin.settings.values.is_empty() {
         loaded.known_models().to_vec()
@@ -390,22 +373,8 @@ async fn tools(
 ) -> Result<LoadedTools, Vec<Problem>> {
     let ToolsEntry { plugin, .. } = entry;
     let blame = from.blame(Kind::Tools, name, plugin);
-    let limits = plugin.limits.limits();
-    let loaded = match from.known_tools(name, &limits) {
-        Some(known) => known.clone(),
-        None => {
-            let wasm = blame.component(&[]).await?;
-            let known = from.known.tools(name);
-            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
-                Some(plugin) => plugin.clone(),
-                None => ToolsPlugin::load(from.engine, name, &wasm, &limits)
-                    .await
-                    .map_err(|why| blame.component_is(why.to_string()))?,
-            }
-        }
-    };
-    let schema = loaded.descriptor().settings_schema.clone();
-    blame.check_settings(schema).await?;
+    let known = from.known.tools(name);
+    let loaded = build(from, &blame, &[], known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
     let definitions = loaded.definitions(&settings).await.result;
     let at = if plugin.settings.values.is_empty() {
@@ -435,22 +404,8 @@ async fn tools(
 async fn git(from: From<'_>, name: &str, entry: &GitEntry) -> Result<LoadedGit, Vec<Problem>> {
     let GitEntry { plugin, .. } = entry;
     let blame = from.blame(Kind::Git, name, plugin);
-    let limits = plugin.limits.limits();
-    let loaded = match from.known_git(name, &limits) {
-        Some(known) => known.clone(),
-        None => {
-            let wasm = blame.component(builtin::GIT).await?;
-            let known = from.known.git(name);
-            match known.filter(|plugin| plugin.is(&wasm, &limits)) {
-                Some(plugin) => plugin.clone(),
-                None => GitPlugin::load(from.engine, name, &wasm, &limits)
-                    .await
-                    .map_err(|why| blame.component_is(why.to_string()))?,
-            }
-        }
-    };
-    let schema = loaded.descriptor().settings_schema.clone();
-    blame.check_settings(schema).await?;
+    let known = from.known.git(name);
+    let loaded = build(from, &blame, builtin::GIT, known, known.into_iter()).await?;
     let url = |url: &Option<Located<Url>>| url.as_ref().map(|url| url.value.clone());
     Ok(LoadedGit {
         plugin: loaded,

@@ -26,7 +26,7 @@ use url::Url;
 pub use self::instance::SiteError;
 use self::instance::{Place, path_below};
 use crate::manifest::LoadedGit;
-use crate::wasm::GitPlugin;
+use crate::wasm::{GitPlugin, Plugin};
 use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint};
 use lucid_types::repository_url::repository_url;
 use lucid_types::secret::Secret;

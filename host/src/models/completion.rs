@@ -9,6 +9,7 @@
 //! - Dropping the future drops the request and the decoder with it.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
@@ -19,11 +20,10 @@ use super::attachments::place;
 use super::image_filter::{Pictures, blames_request};
 use super::leaked_calls::{self, Watch};
 use super::provenance::Origin;
-use super::quirks::is_about_form;
+use super::quirks::{Learned, is_about_form};
 use super::retry::Retries;
 use super::{argument_repair, tool_names};
-use crate::wasm::limits::CallUsage;
-use crate::wasm::llm::LlmPlugin;
+use crate::wasm::{CallUsage, LlmPlugin, Plugin};
 use lucid_net::egress::{
     Answer, Egress, Endpoint, Redactor, Refusal, StreamRedactor, retry_after_ms,
 };
@@ -107,6 +107,7 @@ pub async fn complete(
         tries: 0,
         figures: CallUsage::default(),
         retries: Retries::new(target.patience),
+        learned: llm.extension(),
     };
     let answered = Box::pin(call.run()).await;
     if let Some(end) = call.retries.ends(answered.is_ok(), Instant::now()) {
@@ -150,6 +151,8 @@ struct Call<'a, F> {
     tries: u32,
     figures: CallUsage,
     retries: Retries,
+    /// What the adapter's servers turned out to require.
+    learned: Arc<Learned>,
 }
 
 impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
@@ -199,7 +202,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
         origin: &Origin,
         request: &CompletionRequest,
     ) -> Result<Completed, Error> {
-        let known = self.llm.learned().of(origin);
+        let known = self.learned.of(origin);
         let mut quirks = known;
         loop {
             let answered = if quirks.are_none() {
@@ -210,7 +213,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
             let error = match answered {
                 Ok(completed) => {
                     if quirks != known {
-                        self.llm.learned().keep(origin, quirks);
+                        self.learned.keep(origin, quirks);
                     }
                     return Ok(completed);
                 }

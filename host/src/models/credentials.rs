@@ -14,6 +14,7 @@ use url::Url;
 use super::sendable;
 use crate::config::{Config, ConfigError};
 use crate::manifest::LoadedProvider;
+use crate::wasm::Plugin;
 use lucid_net::egress::{EgressError, Endpoint, Injection, is_loopback, places};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::KeyPlace;

@@ -19,7 +19,7 @@ pub(crate) mod image_filter;
 pub(crate) mod leaked_calls;
 pub(crate) mod provenance;
 mod provider;
-pub(crate) mod quirks;
+mod quirks;
 pub(crate) mod retry;
 #[cfg(test)]
 mod tests;
@@ -42,6 +42,7 @@ use crate::session::{
     AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
     ModelRequest, Models, Provider,
 };
+use crate::wasm::Plugin;
 use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
 use lucid_store::blobs::Blobs;
 use lucid_types::secret::Secret;

@@ -18,7 +18,7 @@ use super::{Standing, sendable};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
 use crate::session::CreateError;
-use crate::wasm::LlmPlugin;
+use crate::wasm::{LlmPlugin, Plugin};
 use lucid_net::egress::{Answer, Egress, Endpoint};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::Framing;

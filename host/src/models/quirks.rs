@@ -43,7 +43,7 @@ pub(super) struct Quirks {
 
 /// The learned requirements of all servers of one adapter.
 #[derive(Debug, Default)]
-pub(crate) struct Learned(Mutex<BTreeMap<String, Quirks>>);
+pub(super) struct Learned(Mutex<BTreeMap<String, Quirks>>);
 
 impl Learned {
     /// The requirements of this origin.

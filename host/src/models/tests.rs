@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::manifest::Source;
-use crate::wasm::tests::{engine, guests};
+use crate::wasm::testing::{self, engine};
 use crate::wasm::{Limits, LlmPlugin};
 use lucid_types::wit::policy::ModelCall;
 
@@ -19,7 +19,7 @@ async fn deployed(
     manifest: &str,
 ) -> Result<(Providers, Vec<String>), Problems> {
     let manifest = Manifest::parse(Path::new("lucid.toml"), manifest)?;
-    let wasm = guests::llm(&guests::Llm::default());
+    let wasm = testing::llm(&testing::Llm::default());
     let names: Vec<&str> = match manifest.providers.len() {
         0 => vec!["google", "openai"],
         _ => manifest.provider_names(),

@@ -4,11 +4,11 @@
 //! - The component is admitted under the rules of its kind.
 
 use super::admission::{Kind, LoadError};
-use super::call_stats::CallFigures;
 use super::engine::Engine;
 use super::git::GitPlugin;
 use super::limits::Limits;
 use super::llm::LlmPlugin;
+use super::plugin::{Plugin, PluginCore};
 use super::policy::PolicyPlugin;
 use super::tools::ToolsPlugin;
 
@@ -85,104 +85,15 @@ impl AnyPlugin {
             }
         }
     }
+}
 
-    /// The plugin's kind.
-    pub fn kind(&self) -> Kind {
+impl Plugin for AnyPlugin {
+    fn core(&self) -> &PluginCore {
         match self {
-            Self::Policy(_) => Kind::Policy,
-            Self::Llm(_) => Kind::Llm,
-            Self::Tools(_) => Kind::Tools,
-            Self::Git(_) => Kind::Git,
-        }
-    }
-
-    /// The name it was loaded under.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Policy(plugin) => plugin.name(),
-            Self::Llm(plugin) => plugin.name(),
-            Self::Tools(plugin) => plugin.name(),
-            Self::Git(plugin) => plugin.name(),
-        }
-    }
-
-    /// The name in the plugin's own descriptor.
-    pub fn own_name(&self) -> &str {
-        match self {
-            Self::Policy(plugin) => &plugin.descriptor().name,
-            Self::Llm(plugin) => &plugin.descriptor().name,
-            Self::Tools(plugin) => &plugin.descriptor().name,
-            Self::Git(plugin) => &plugin.descriptor().name,
-        }
-    }
-
-    /// The version in the plugin's own descriptor.
-    pub fn version(&self) -> &str {
-        match self {
-            Self::Policy(plugin) => &plugin.descriptor().version,
-            Self::Llm(plugin) => &plugin.descriptor().version,
-            Self::Tools(plugin) => &plugin.descriptor().version,
-            Self::Git(plugin) => &plugin.descriptor().version,
-        }
-    }
-
-    /// The description in the plugin's own descriptor.
-    pub fn description(&self) -> &str {
-        match self {
-            Self::Policy(plugin) => &plugin.descriptor().description,
-            Self::Llm(plugin) => &plugin.descriptor().description,
-            Self::Tools(plugin) => &plugin.descriptor().description,
-            Self::Git(plugin) => &plugin.descriptor().description,
-        }
-    }
-
-    /// The JSON schema of the plugin's settings, if it has one.
-    pub fn settings_schema(&self) -> Option<&str> {
-        match self {
-            Self::Policy(plugin) => plugin.descriptor().settings_schema.as_deref(),
-            Self::Llm(plugin) => plugin.descriptor().settings_schema.as_deref(),
-            Self::Tools(plugin) => plugin.descriptor().settings_schema.as_deref(),
-            Self::Git(plugin) => plugin.descriptor().settings_schema.as_deref(),
-        }
-    }
-
-    /// The component's SHA-256, in lower-case hex.
-    pub fn digest(&self) -> &str {
-        match self {
-            Self::Policy(plugin) => plugin.digest(),
-            Self::Llm(plugin) => plugin.digest(),
-            Self::Tools(plugin) => plugin.digest(),
-            Self::Git(plugin) => plugin.digest(),
-        }
-    }
-
-    /// The names of everything that the component imports.
-    pub fn imports(&self) -> Vec<String> {
-        match self {
-            Self::Policy(plugin) => plugin.imports(),
-            Self::Llm(plugin) => plugin.imports(),
-            Self::Tools(plugin) => plugin.imports(),
-            Self::Git(plugin) => plugin.imports(),
-        }
-    }
-
-    /// The limits of one call.
-    pub fn limits(&self) -> &Limits {
-        match self {
-            Self::Policy(plugin) => plugin.limits(),
-            Self::Llm(plugin) => plugin.limits(),
-            Self::Tools(plugin) => plugin.limits(),
-            Self::Git(plugin) => plugin.limits(),
-        }
-    }
-
-    /// Statistics of the calls since the plugin was loaded, by function.
-    pub fn figures(&self) -> Vec<CallFigures> {
-        match self {
-            Self::Policy(plugin) => plugin.figures(),
-            Self::Llm(plugin) => plugin.figures(),
-            Self::Tools(plugin) => plugin.figures(),
-            Self::Git(plugin) => plugin.figures(),
+            Self::Policy(plugin) => plugin.core(),
+            Self::Llm(plugin) => plugin.core(),
+            Self::Tools(plugin) => plugin.core(),
+            Self::Git(plugin) => plugin.core(),
         }
     }
 }

@@ -18,18 +18,13 @@ use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 use super::host_state::Guest;
+use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::progress::{Doing, Works};
 use super::wasi;
 use lucid_types::wit::log;
 
 /// How long a guest computes before it yields to other tasks of its executor thread.
 const TICK: Duration = Duration::from_millis(10);
-/// Core instances in one component: a module, shims, and what a toolchain adds. A Python guest with
-/// stubs for WASI has 38. This is a maximum and reserves nothing, so small guests pay nothing for
-/// it.
-pub(super) const MOST_CORE_INSTANCES: u32 = 64;
-pub(super) const MOST_MEMORIES: u32 = 2;
-pub(super) const MOST_TABLES: u32 = 8;
 
 /// Options of an [`Engine`].
 #[derive(Debug, Clone)]

@@ -3,14 +3,14 @@
 //! # Invariants
 //! - Each step runs in a store of its own, so it knows its arguments and nothing else.
 
-use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component::InstancePre;
 
-use super::admission::{Kind, LoadError, other_types};
-use super::engine::{Engine, PoolClass};
+use super::admission::{Kind, LoadError};
 use super::host_state::Guest;
-use super::instance::{PluginCore, boxed, call, front, not_begun};
-use super::limits::{Called, Limits};
-use super::{compile, described};
+use super::instance::fresh;
+use super::limits::Called;
+use super::plugin::{About, PluginCore, TypedPlugin, World, about};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::git::{Descriptor, Next, Operation};
 use lucid_types::wit::git_world::GitPluginPre;
@@ -20,47 +20,41 @@ use lucid_types::wit::types;
 const MOST_SCOPES: usize = 20;
 
 /// An admitted git integration. A clone is the same integration.
-#[derive(Clone)]
-pub struct GitPlugin(Arc<Inner>);
+pub type GitPlugin = TypedPlugin<GitWorld>;
 
-struct Inner {
-    loaded: PluginCore,
-    pre: GitPluginPre<Guest>,
-    descriptor: Descriptor,
-}
+/// The world of git providers' integrations.
+#[derive(Debug)]
+pub enum GitWorld {}
 
-front!(GitPlugin);
+impl World for GitWorld {
+    const KIND: Kind = Kind::Git;
+    type Pre = GitPluginPre<Guest>;
+    type Descriptor = Descriptor;
+    type Known = ();
 
-impl GitPlugin {
-    /// Compiles a component, checks it, and calls for its descriptor.
-    pub async fn load(
-        engine: &Engine,
-        name: &str,
-        wasm: &[u8],
-        limits: &Limits,
-    ) -> Result<Self, LoadError> {
-        let admitted = compile(engine, Kind::Git, name, wasm).await?;
-        let pre = GitPluginPre::new(admitted.pre)
-            .map_err(|error| other_types(name, Kind::Git, &error))?;
-        let loaded = PluginCore::new(engine, name, admitted.digest, limits);
-        let mut descriptor = describe(&loaded, &pre).await?;
-        described(
-            name,
-            &descriptor.name,
-            &descriptor.version,
-            &mut descriptor.description,
-        )?;
-        check(&mut descriptor).map_err(|detail| LoadError::Descriptor {
-            plugin: name.to_owned(),
-            detail: detail.to_owned(),
-        })?;
-        Ok(Self(Arc::new(Inner {
-            loaded,
-            pre,
-            descriptor,
-        })))
+    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre> {
+        GitPluginPre::new(pre)
     }
 
+    async fn describe(pre: &Self::Pre, store: &mut Store<Guest>) -> wasmtime::Result<Descriptor> {
+        let plugin = pre.instantiate_async(&mut *store).await?;
+        plugin.lucid_git_provider().call_describe(store).await
+    }
+
+    fn about(descriptor: &mut Descriptor) -> About {
+        about!(descriptor)
+    }
+
+    fn check(descriptor: &mut Descriptor) -> Result<(), String> {
+        check(descriptor).map_err(str::to_owned)
+    }
+
+    async fn known(_: &PluginCore, _: &Self::Pre) -> Result<(), LoadError> {
+        Ok(())
+    }
+}
+
+impl GitPlugin {
     /// Runs one step of an operation, which yields the next request or the result.
     pub async fn step(
         &self,
@@ -69,42 +63,15 @@ impl GitPlugin {
         state: Option<Vec<u8>>,
         answer: Option<types::HttpResponse>,
     ) -> Called<Next> {
-        let Inner { loaded, pre, .. } = &*self.0;
         let settings = settings.to_owned();
-        boxed(async move {
-            let mut live = match loaded.open(PoolClass::Call, "step").await {
-                Ok(live) => live,
-                Err(error) => return not_begun(error),
-            };
-            call!(loaded, live, "step", {
-                let plugin = pre.instantiate_async(&mut live.store).await?;
-                let provider = plugin.lucid_git_provider();
-                provider
-                    .call_step(
-                        &mut live.store,
-                        &settings,
-                        operation,
-                        state.as_deref(),
-                        answer.as_ref(),
-                    )
-                    .await
-            })
-        })
-        .await
-    }
-}
-
-async fn describe(loaded: &PluginCore, pre: &GitPluginPre<Guest>) -> Result<Descriptor, LoadError> {
-    boxed(async move {
-        let mut live = loaded.open(PoolClass::Call, "describe").await?;
-        let called = call!(loaded, live, "describe", {
-            let plugin = pre.instantiate_async(&mut live.store).await?;
+        fresh!(self, "step", |plugin, store| {
             let provider = plugin.lucid_git_provider();
-            provider.call_describe(&mut live.store).await.map(Ok)
-        });
-        Ok(called.result?)
-    })
-    .await
+            let (state, answer) = (state.as_deref(), answer.as_ref());
+            provider
+                .call_step(store, &settings, operation, state, answer)
+                .await
+        })
+    }
 }
 
 /// Checks the rest of the descriptor. The addresses in it are checked where they are used.

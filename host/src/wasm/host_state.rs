@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use wasmtime::ResourceLimiter;
 
+use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::log_label::Label;
 use super::stdio::Printed;
-use super::wasi::{CallClock, Wasi};
+use super::wasi::{CallClock, HasWasi, Wasi};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::log::{Host, Level};
 
@@ -33,7 +34,7 @@ pub(super) struct LastWords {
 }
 
 /// The host's data for one instance.
-pub(super) struct Guest {
+pub struct Guest {
     label: Arc<Label>,
     lines: u32,
     /// The last line logged at error level, which explains a trap that follows.
@@ -86,15 +87,6 @@ impl Guest {
         &self.label
     }
 
-    /// The empty WASI.
-    pub(super) fn wasi(&mut self) -> &mut Wasi {
-        let parts = self.wasi.get_or_insert_with(|| {
-            let printed = Printed::new(self.label.clone());
-            Box::new((Wasi::new(self.moment, &printed), printed))
-        });
-        &mut parts.0
-    }
-
     /// Linear memory so far, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.memory
@@ -103,6 +95,16 @@ impl Guest {
     /// Whether this call was denied memory.
     pub(super) fn refused_memory(&self) -> bool {
         self.refused
+    }
+}
+
+impl HasWasi for Guest {
+    fn wasi(&mut self) -> &mut Wasi {
+        let parts = self.wasi.get_or_insert_with(|| {
+            let printed = Printed::new(self.label.clone());
+            Box::new((Wasi::new(self.moment, &printed), printed))
+        });
+        &mut parts.0
     }
 }
 
@@ -162,14 +164,14 @@ impl ResourceLimiter for Guest {
     }
 
     fn instances(&self) -> usize {
-        super::engine::MOST_CORE_INSTANCES as usize + 1
+        MOST_CORE_INSTANCES as usize + 1
     }
 
     fn tables(&self) -> usize {
-        super::engine::MOST_TABLES as usize
+        MOST_TABLES as usize
     }
 
     fn memories(&self) -> usize {
-        super::engine::MOST_MEMORIES as usize
+        MOST_MEMORIES as usize
     }
 }

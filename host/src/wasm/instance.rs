@@ -14,11 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
-use super::call_stats::CallStats;
-use super::engine::{Engine, PoolClass};
+use super::engine::PoolClass;
 use super::host_state::{Guest, LastWords};
-use super::limits::{CallError, CallSite, CallUsage, Called, Limits, cleaned};
+use super::limits::{CallError, CallSite, CallUsage, Called, cleaned};
 use super::log_label::Label;
+use super::plugin::PluginCore;
 use super::wasi::CallClock;
 use lucid_types::log_label::Caller;
 use lucid_types::sanitize::clean;
@@ -32,28 +32,7 @@ const LONGEST_DETAIL: usize = 1_200;
 /// The most resource handles that one instance may hold.
 const MOST_HANDLES: usize = 1_000;
 
-/// The state common to admitted plugins of every kind.
-#[derive(Debug)]
-pub(super) struct PluginCore {
-    pub(super) engine: Engine,
-    pub(super) name: Arc<str>,
-    pub(super) digest: Arc<str>,
-    pub(super) limits: Limits,
-    pub(super) tally: CallStats,
-}
-
 impl PluginCore {
-    /// A plugin that was not called yet.
-    pub(super) fn new(engine: &Engine, name: &str, digest: String, limits: &Limits) -> Self {
-        Self {
-            engine: engine.clone(),
-            name: name.into(),
-            digest: digest.into(),
-            limits: limits.clone(),
-            tally: CallStats::default(),
-        }
-    }
-
     /// Waits for a slot and creates a store in it. The instance is created by the first call.
     pub(super) async fn open(
         &self,
@@ -93,12 +72,12 @@ impl PluginCore {
 
     pub(super) fn internal(&self, call: &'static str, detail: &str) -> CallError {
         CallError::Internal {
-            at: self.place(call),
+            at: self.site(call),
             detail: clean(detail, 500),
         }
     }
 
-    pub(super) fn place(&self, call: &'static str) -> CallSite {
+    pub(super) fn site(&self, call: &'static str) -> CallSite {
         CallSite {
             plugin: self.name.clone(),
             call,
@@ -112,63 +91,6 @@ pub(super) struct PluginInstance {
     _slot: OwnedSemaphorePermit,
 }
 
-/// The methods common to every kind, for a type around an `Inner` with `loaded`, `pre` and
-/// `descriptor`.
-macro_rules! front {
-    ($plugin:ident) => {
-        impl std::fmt::Debug for $plugin {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(
-                    f,
-                    "{}({} {})",
-                    stringify!($plugin),
-                    self.name(),
-                    self.digest()
-                )
-            }
-        }
-
-        impl $plugin {
-            /// The name it was loaded under.
-            pub fn name(&self) -> &str {
-                &self.0.loaded.name
-            }
-
-            /// The plugin's own descriptor.
-            pub fn descriptor(&self) -> &Descriptor {
-                &self.0.descriptor
-            }
-
-            /// The component's SHA-256, in lower-case hex.
-            pub fn digest(&self) -> &str {
-                &self.0.loaded.digest
-            }
-
-            /// Whether loading this component with these limits would give the same plugin.
-            pub fn is(&self, wasm: &[u8], limits: &$crate::wasm::limits::Limits) -> bool {
-                self.limits() == limits && lucid_types::digest::sha256_hex(wasm) == self.digest()
-            }
-
-            /// The names of everything that the component imports.
-            pub fn imports(&self) -> Vec<String> {
-                let pre = self.0.pre.instance_pre();
-                $crate::wasm::admission::imports(&self.0.loaded.engine, pre.component())
-            }
-
-            /// The limits of one call.
-            pub fn limits(&self) -> &$crate::wasm::limits::Limits {
-                &self.0.loaded.limits
-            }
-
-            /// Statistics of the calls since the plugin was loaded, by function.
-            pub fn figures(&self) -> Vec<$crate::wasm::call_stats::CallFigures> {
-                self.0.loaded.tally.figures()
-            }
-        }
-    };
-}
-pub(super) use front;
-
 /// Makes one call: sets fresh fuel, applies the deadline, and classifies the outcome. `$run` is a
 /// block that may use `?` on wasmtime's errors and ends with the guest's own result.
 macro_rules! call {
@@ -179,6 +101,38 @@ macro_rules! call {
     }};
 }
 pub(super) use call;
+
+/// Makes one call in a fresh instance: waits for a slot, instantiates the component and runs `$run`, a block as in
+/// [`call!`], with the instance and its store.
+macro_rules! fresh {
+    ($plugin:expr, $call:literal, |$instance:ident, $store:ident| $run:block) => {
+        $crate::wasm::instance::fresh!(
+            $plugin,
+            $call,
+            at $crate::wasm::wasi::CallClock::default(),
+            for $crate::wasm::log_label::Caller::current(),
+            |$instance, $store| $run
+        )
+    };
+    ($plugin:expr, $call:literal, at $clock:expr, for $caller:expr, |$instance:ident, $store:ident| $run:block) => {{
+        let $crate::wasm::plugin::Inner { core, pre, .. } = &*$plugin.0;
+        let (clock, caller) = ($clock, $caller);
+        $crate::wasm::instance::boxed(async move {
+            let opened = core.open_at($crate::wasm::engine::PoolClass::Call, $call, clock, caller);
+            let mut live = match opened.await {
+                Ok(live) => live,
+                Err(error) => return $crate::wasm::instance::not_begun(error),
+            };
+            $crate::wasm::instance::call!(core, live, $call, {
+                let $store = &mut live.store;
+                let $instance = pre.instantiate_async(&mut *$store).await?;
+                $run
+            })
+        })
+        .await
+    }};
+}
+pub(super) use fresh;
 
 /// Begins a call.
 pub(super) fn begin(loaded: &PluginCore, store: &mut Store<Guest>) -> Instant {
@@ -211,12 +165,12 @@ pub(super) fn settle<T>(
     let result = match outcome {
         Ok(Ok(Ok(value))) => Ok(value),
         Ok(Ok(Err(error))) => Err(CallError::Plugin {
-            at: loaded.place(call),
+            at: loaded.site(call),
             error: cleaned(error),
         }),
         Ok(Err(error)) => Err(broken(loaded, store, call, &error, &last_words)),
         Err(_elapsed) => Err(CallError::Deadline {
-            at: loaded.place(call),
+            at: loaded.site(call),
             limit: loaded.limits.wall,
         }),
     };
@@ -244,7 +198,7 @@ fn broken(
     error: &wasmtime::Error,
     last_words: &LastWords,
 ) -> CallError {
-    let at = loaded.place(call);
+    let at = loaded.site(call);
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::OutOfFuel) {
         let limit = loaded.limits.fuel;

@@ -11,6 +11,15 @@ use std::time::Duration;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::types;
 
+/// Core instances in one component: a module, shims, and what a toolchain adds. A Python guest with
+/// stubs for WASI has 38. This is a maximum and reserves nothing, so small guests pay nothing for
+/// it.
+pub(super) const MOST_CORE_INSTANCES: u32 = 64;
+/// Linear memories in one component.
+pub(super) const MOST_MEMORIES: u32 = 2;
+/// Tables in one component.
+pub(super) const MOST_TABLES: u32 = 8;
+
 /// The limits of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {

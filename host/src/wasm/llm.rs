@@ -5,17 +5,15 @@
 //! - A response has one instance from its first frame to its end, and after a failed call that
 //!   instance is gone.
 
-use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component::{InstancePre, ResourceAny};
 
-use wasmtime::component::ResourceAny;
-
-use super::admission::{Kind, LoadError, other_types};
-use super::engine::{Engine, PoolClass};
+use super::admission::{Kind, LoadError};
+use super::engine::PoolClass;
 use super::host_state::Guest;
-use super::instance::{PluginCore, PluginInstance, boxed, call, front, not_begun};
-use super::limits::{CallError, CallUsage, Called, Limits, cleaned};
-use super::{compile, described};
-use crate::models::quirks::Learned;
+use super::instance::{PluginInstance, boxed, call, fresh, not_begun};
+use super::limits::{CallError, CallUsage, Called, cleaned};
+use super::plugin::{About, Inner, Plugin, PluginCore, TypedPlugin, World, about};
 use lucid_types::wit::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
 };
@@ -23,84 +21,63 @@ use lucid_types::wit::llm_world::{LlmPlugin as Instance, LlmPluginPre};
 use lucid_types::wit::types;
 
 /// An admitted provider adapter. A clone is the same adapter.
-#[derive(Clone)]
-pub struct LlmPlugin(Arc<Inner>);
+pub type LlmPlugin = TypedPlugin<LlmWorld>;
 
-struct Inner {
-    loaded: PluginCore,
-    pre: LlmPluginPre<Guest>,
-    descriptor: Descriptor,
-    models: Vec<ModelInfo>,
-    /// What the adapter's servers turned out to require.
-    learned: Learned,
-}
+/// The world of provider adapters.
+#[derive(Debug)]
+pub enum LlmWorld {}
 
-front!(LlmPlugin);
+impl World for LlmWorld {
+    const KIND: Kind = Kind::Llm;
+    type Pre = LlmPluginPre<Guest>;
+    type Descriptor = Descriptor;
+    /// The models that the adapter knows without settings. That is pure, so it is asked once.
+    type Known = Vec<ModelInfo>;
 
-/// Makes one call in a fresh instance.
-macro_rules! fresh {
-    ($plugin:expr, $call:literal, |$provider:ident, $store:ident| $run:expr) => {{
-        let Inner { loaded, pre, .. } = &*$plugin.0;
+    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre> {
+        LlmPluginPre::new(pre)
+    }
+
+    async fn describe(pre: &Self::Pre, store: &mut Store<Guest>) -> wasmtime::Result<Descriptor> {
+        let plugin = pre.instantiate_async(&mut *store).await?;
+        plugin.lucid_llm_provider().call_describe(store).await
+    }
+
+    fn about(descriptor: &mut Descriptor) -> About {
+        about!(descriptor)
+    }
+
+    fn check(_: &mut Descriptor) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn known(core: &PluginCore, pre: &Self::Pre) -> Result<Vec<ModelInfo>, LoadError> {
         boxed(async move {
-            let mut live = match loaded.open(PoolClass::Call, $call).await {
-                Ok(live) => live,
-                Err(error) => return not_begun(error),
-            };
-            call!(loaded, live, $call, {
-                let instance = pre.instantiate_async(&mut live.store).await?;
-                let $provider = instance.lucid_llm_provider();
-                let $store = &mut live.store;
-                $run
-            })
+            let mut live = core.open(PoolClass::Call, "models").await?;
+            let settings = "{}".to_owned();
+            let called = call!(core, live, "models", {
+                let plugin = pre.instantiate_async(&mut live.store).await?;
+                let provider = plugin.lucid_llm_provider();
+                let models = provider.call_models(&mut live.store, &settings).await;
+                models.map(Ok)
+            });
+            Ok(called.result?)
         })
         .await
-    }};
+    }
 }
 
 impl LlmPlugin {
-    /// Compiles a component, checks it, and calls for its descriptor.
-    pub async fn load(
-        engine: &Engine,
-        name: &str,
-        wasm: &[u8],
-        limits: &Limits,
-    ) -> Result<Self, LoadError> {
-        let admitted = compile(engine, Kind::Llm, name, wasm).await?;
-        let pre = LlmPluginPre::new(admitted.pre)
-            .map_err(|error| other_types(name, Kind::Llm, &error))?;
-        let loaded = PluginCore::new(engine, name, admitted.digest, limits);
-        let mut descriptor = describe(&loaded, &pre).await?;
-        described(
-            name,
-            &descriptor.name,
-            &descriptor.version,
-            &mut descriptor.description,
-        )?;
-        let mut inner = Inner {
-            loaded,
-            pre,
-            descriptor,
-            models: Vec::new(),
-            learned: Learned::default(),
-        };
-        inner.models = known_models(&inner.loaded, &inner.pre).await?;
-        Ok(Self(Arc::new(inner)))
-    }
-
-    /// What the adapter's servers turned out to require.
-    pub(crate) fn learned(&self) -> &Learned {
-        &self.0.learned
-    }
-
     /// The models that the adapter knows without settings; others may work as well.
     pub fn known_models(&self) -> &[ModelInfo] {
-        &self.0.models
+        &self.0.known
     }
 
     /// The models that the adapter knows with these settings.
     pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
         let settings = settings.to_owned();
-        fresh!(self, "models", |provider, store| {
+        fresh!(self, "models", |plugin, store| {
+            let provider = plugin.lucid_llm_provider();
             provider.call_models(store, &settings).await.map(Ok)
         })
     }
@@ -108,7 +85,8 @@ impl LlmPlugin {
     /// A cheap request that succeeds only with a valid key, where the provider has one.
     pub async fn probe(&self, settings: &str) -> Called<Option<types::HttpRequest>> {
         let settings = settings.to_owned();
-        fresh!(self, "probe", |provider, store| {
+        fresh!(self, "probe", |plugin, store| {
+            let provider = plugin.lucid_llm_provider();
             provider.call_probe(store, &settings).await.map(Ok)
         })
     }
@@ -116,7 +94,8 @@ impl LlmPlugin {
     /// Encodes a request in the provider's format.
     pub async fn encode(&self, settings: &str, request: &CompletionRequest) -> Called<Encoded> {
         let settings = settings.to_owned();
-        fresh!(self, "encode", |provider, store| {
+        fresh!(self, "encode", |plugin, store| {
+            let provider = plugin.lucid_llm_provider();
             provider.call_encode(store, &settings, request).await
         })
     }
@@ -128,7 +107,8 @@ impl LlmPlugin {
         headers: &[types::Header],
         body: &[u8],
     ) -> Called<types::Error> {
-        let called = fresh!(self, "classify", |provider, store| {
+        let called = fresh!(self, "classify", |plugin, store| {
+            let provider = plugin.lucid_llm_provider();
             let said = provider.call_classify(store, status, headers, body).await;
             said.map(Ok)
         });
@@ -137,13 +117,13 @@ impl LlmPlugin {
 
     /// Creates the decoder of one response.
     pub async fn decoder(&self, model: &str) -> Called<DecoderSession> {
-        let Inner { loaded, pre, .. } = &*self.0;
+        let Inner { core, pre, .. } = &*self.0;
         boxed(async move {
-            let mut live = match loaded.open(PoolClass::Stream, "decoder").await {
+            let mut live = match core.open(PoolClass::Stream, "decoder").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
-            let called = call!(loaded, live, "decoder", {
+            let called = call!(core, live, "decoder", {
                 let instance = pre.instantiate_async(&mut live.store).await?;
                 let maker = instance.lucid_llm_provider().decoder();
                 let decoder = maker.call_constructor(&mut live.store, model).await?;
@@ -195,10 +175,10 @@ impl DecoderSession {
 
     /// Decodes the next frames.
     pub async fn push(&mut self, frames: &[Frame]) -> Called<Vec<Delta>> {
-        let loaded = &self.plugin.0.loaded;
+        let core = self.plugin.core();
         // Taken out during the call: a future dropped half-way leaves no instance to call again.
         let Some(mut state) = self.state.take() else {
-            return not_begun(over(loaded, "push"));
+            return not_begun(over(core, "push"));
         };
         let (called, state) = boxed(async move {
             let State {
@@ -206,7 +186,7 @@ impl DecoderSession {
                 instance,
                 decoder,
             } = &mut state;
-            let called = call!(loaded, live, "push", {
+            let called = call!(core, live, "push", {
                 let guest = instance.lucid_llm_provider().decoder();
                 guest.call_push(&mut live.store, *decoder, frames).await
             });
@@ -222,9 +202,9 @@ impl DecoderSession {
 
     /// Finishes the response.
     pub async fn finish(&mut self) -> Called<Completion> {
-        let loaded = &self.plugin.0.loaded;
+        let core = self.plugin.core();
         let Some(mut state) = self.state.take() else {
-            return not_begun(over(loaded, "finish"));
+            return not_begun(over(core, "finish"));
         };
         let called = boxed(async move {
             let State {
@@ -232,7 +212,7 @@ impl DecoderSession {
                 instance,
                 decoder,
             } = &mut state;
-            call!(loaded, live, "finish", {
+            call!(core, live, "finish", {
                 let guest = instance.lucid_llm_provider().decoder();
                 guest.call_finish(&mut live.store, *decoder).await
             })
@@ -243,38 +223,6 @@ impl DecoderSession {
     }
 }
 
-fn over(loaded: &PluginCore, call: &'static str) -> CallError {
-    loaded.internal(call, "this response has come to its end")
-}
-
-async fn describe(loaded: &PluginCore, pre: &LlmPluginPre<Guest>) -> Result<Descriptor, LoadError> {
-    boxed(async move {
-        let mut live = loaded.open(PoolClass::Call, "describe").await?;
-        let called = call!(loaded, live, "describe", {
-            let plugin = pre.instantiate_async(&mut live.store).await?;
-            let provider = plugin.lucid_llm_provider();
-            provider.call_describe(&mut live.store).await.map(Ok)
-        });
-        Ok(called.result?)
-    })
-    .await
-}
-
-/// Pure, so it is called once, without settings.
-async fn known_models(
-    loaded: &PluginCore,
-    pre: &LlmPluginPre<Guest>,
-) -> Result<Vec<ModelInfo>, LoadError> {
-    boxed(async move {
-        let mut live = loaded.open(PoolClass::Call, "models").await?;
-        let settings = "{}".to_owned();
-        let called = call!(loaded, live, "models", {
-            let plugin = pre.instantiate_async(&mut live.store).await?;
-            let provider = plugin.lucid_llm_provider();
-            let models = provider.call_models(&mut live.store, &settings).await;
-            models.map(Ok)
-        });
-        Ok(called.result?)
-    })
-    .await
+fn over(core: &PluginCore, call: &'static str) -> CallError {
+    core.internal(call, "this response has come to its end")
 }

@@ -20,7 +20,6 @@ use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsCtxView};
 use wasmtime_wasi::{WasiCtx, async_trait};
 use wasmtime_wasi_io::bindings::wasi::io;
 
-use super::host_state::Guest;
 use super::stdio::Printed;
 
 /// The interfaces offered, in any version 0.2; none of them leads anywhere.
@@ -146,44 +145,50 @@ impl Wasi {
     }
 }
 
+/// Store data with the WASI state of its instance.
+pub(super) trait HasWasi: Send + 'static {
+    /// The instance's WASI state.
+    fn wasi(&mut self) -> &mut Wasi;
+}
+
 /// Adds all of [`INTERFACES`] to a linker.
-pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+pub(super) fn add_to_linker<T: HasWasi>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
     let l = linker;
-    cli::environment::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::exit::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::stderr::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::stdin::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::stdout::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::terminal_input::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::terminal_output::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::terminal_stderr::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::terminal_stdin::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
-    cli::terminal_stdout::add_to_linker::<_, WasiCli>(l, |guest| guest.wasi().cli())?;
+    cli::environment::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::exit::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::stderr::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::stdin::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::stdout::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(l, |data| data.wasi().cli())?;
 
-    clocks::monotonic_clock::add_to_linker::<_, Clocks>(l, |guest| guest.wasi().clock())?;
-    clocks::wall_clock::add_to_linker::<_, Clocks>(l, |guest| guest.wasi().clock())?;
+    clocks::monotonic_clock::add_to_linker::<_, Clocks>(l, |data| data.wasi().clock())?;
+    clocks::wall_clock::add_to_linker::<_, Clocks>(l, |data| data.wasi().clock())?;
 
-    random::insecure::add_to_linker::<_, Random>(l, |guest| &mut guest.wasi().chance)?;
-    random::insecure_seed::add_to_linker::<_, Random>(l, |guest| &mut guest.wasi().chance)?;
-    random::random::add_to_linker::<_, Random>(l, |guest| &mut guest.wasi().chance)?;
+    random::insecure::add_to_linker::<_, Random>(l, |data| &mut data.wasi().chance)?;
+    random::insecure_seed::add_to_linker::<_, Random>(l, |data| &mut data.wasi().chance)?;
+    random::random::add_to_linker::<_, Random>(l, |data| &mut data.wasi().chance)?;
 
-    io::error::add_to_linker::<_, Table>(l, |guest| &mut guest.wasi().table)?;
-    io::streams::add_to_linker::<_, Table>(l, |guest| &mut guest.wasi().table)?;
-    io::poll::add_to_linker::<_, Polls>(l, |guest| Poll(&mut guest.wasi().table))?;
+    io::error::add_to_linker::<_, Table>(l, |data| &mut data.wasi().table)?;
+    io::streams::add_to_linker::<_, Table>(l, |data| &mut data.wasi().table)?;
+    io::poll::add_to_linker::<_, Polls>(l, |data| Poll(&mut data.wasi().table))?;
 
     type Files = WasiFilesystem;
-    filesystem::preopens::add_to_linker::<_, Files>(l, |guest| guest.wasi().filesystem())?;
-    filesystem::types::add_to_linker::<_, Files>(l, |guest| guest.wasi().filesystem())?;
+    filesystem::preopens::add_to_linker::<_, Files>(l, |data| data.wasi().filesystem())?;
+    filesystem::types::add_to_linker::<_, Files>(l, |data| data.wasi().filesystem())?;
 
     type Net = WasiSockets;
     let released = sockets::network::LinkOptions::default();
-    sockets::instance_network::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
-    sockets::ip_name_lookup::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
-    sockets::network::add_to_linker::<_, Net>(l, &released, |guest| guest.wasi().sockets())?;
-    sockets::tcp::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
-    sockets::tcp_create_socket::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
-    sockets::udp::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())?;
-    sockets::udp_create_socket::add_to_linker::<_, Net>(l, |guest| guest.wasi().sockets())
+    sockets::instance_network::add_to_linker::<_, Net>(l, |data| data.wasi().sockets())?;
+    sockets::ip_name_lookup::add_to_linker::<_, Net>(l, |data| data.wasi().sockets())?;
+    sockets::network::add_to_linker::<_, Net>(l, &released, |data| data.wasi().sockets())?;
+    sockets::tcp::add_to_linker::<_, Net>(l, |data| data.wasi().sockets())?;
+    sockets::tcp_create_socket::add_to_linker::<_, Net>(l, |data| data.wasi().sockets())?;
+    sockets::udp::add_to_linker::<_, Net>(l, |data| data.wasi().sockets())?;
+    sockets::udp_create_socket::add_to_linker::<_, Net>(l, |data| data.wasi().sockets())
 }
 
 struct Table;

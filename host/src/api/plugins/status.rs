@@ -18,7 +18,7 @@ use crate::deployment::manager::{DeploymentManager, DeploymentStatus};
 use crate::deployment::uploads::{Activation, Kept, Record};
 use crate::manifest::{Manifest, Role, Source, Upload};
 use crate::session::{SessionPlugins, Sessions};
-use crate::wasm::{AnyPlugin, Kind, Work};
+use crate::wasm::{AnyPlugin, Kind, Plugin, Work};
 use lucid_net::egress::Injection;
 
 impl DeploymentManager {

@@ -20,7 +20,7 @@ use super::report::Report;
 use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::manifest::settings_fit;
-use crate::wasm::{AnyError, AnyPlugin, Limits};
+use crate::wasm::{AnyError, AnyPlugin, Limits, Plugin};
 use lucid_types::digest::sha256_hex;
 
 /// Checks a component, and prints the findings.

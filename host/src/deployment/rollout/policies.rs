@@ -21,7 +21,7 @@ use crate::session::{
     BuildAssignment, CreateError, Policies, Policy, PolicyInfo, StepOutcome, StepVerdict,
     TrafficSplit,
 };
-use crate::wasm::{Kind, PolicyPlugin};
+use crate::wasm::{Kind, Plugin, PolicyPlugin};
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 /// The policy that plays a script and calls no model.

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::policies;
 use crate::deployment::manager::{ChangeError, DeploymentManager};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
-use crate::wasm::{Kind, PolicyPlugin};
+use crate::wasm::{Kind, Plugin, PolicyPlugin};
 use lucid_types::log_label::Caller;
 
 /// The shadow runs. A clone is a handle of the same.

@@ -15,8 +15,8 @@ use super::fields::Reader;
 use super::*;
 use super::{plugins, read, registries};
 use crate::builtin;
-use crate::wasm::tests::engine;
-use crate::wasm::{Kind, Plugins};
+use crate::wasm::testing::engine;
+use crate::wasm::{Kind, Plugin, Plugins};
 use lucid_net::egress::Injection;
 use lucid_types::digest::sha256_hex;
 

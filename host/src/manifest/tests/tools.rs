@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::as_json;
 use crate::manifest::*;
-use crate::wasm::Plugins;
-use crate::wasm::tests::engine;
+use crate::wasm::testing::engine;
+use crate::wasm::{Plugin, Plugins};
 use lucid_net::egress::Injection;
 
 fn parse(text: &str) -> Result<Manifest, Problems> {

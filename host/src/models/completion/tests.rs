@@ -12,7 +12,7 @@ use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use url::Url;
 
 use super::*;
-use crate::wasm::tests::{engine, guests};
+use crate::wasm::testing::{self, engine};
 use crate::wasm::{Limits, LlmPlugin};
 use lucid_store::blobs::{Blobs, SessionBlobs};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
@@ -55,18 +55,21 @@ fn sse(body: impl Into<Body>) -> Response {
 
 const CONTENT: &str = "content-type";
 
-async fn called(guest: guests::Llm, endpoint: &Endpoint) -> (Result<Completed, Error>, Vec<Delta>) {
+async fn called(
+    guest: testing::Llm,
+    endpoint: &Endpoint,
+) -> (Result<Completed, Error>, Vec<Delta>) {
     let (result, deltas) = asked_with(guest, endpoint, vec![], None).await;
     (result.map_err(|failed| failed.error), deltas)
 }
 
 async fn asked_with(
-    guest: guests::Llm,
+    guest: testing::Llm,
     endpoint: &Endpoint,
     content: Vec<Content>,
     files: Option<&SessionBlobs>,
 ) -> (Result<Completed, Failed>, Vec<Delta>) {
-    let wasm = guests::llm(&guest);
+    let wasm = testing::llm(&guest);
     let llm = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default())
         .await
         .unwrap();
@@ -117,7 +120,7 @@ fn refusal(status: u16, headers: &[(&'static str, &'static str)], body: &'static
 #[tokio::test]
 async fn a_model_call_shows_deltas_and_gives_the_answer_with_its_figures() {
     let (endpoint, log) = server(|_| sse("data: a\n\n")).await;
-    let (result, deltas) = called(guests::Llm::default(), &endpoint).await;
+    let (result, deltas) = called(testing::Llm::default(), &endpoint).await;
     let completed = result.unwrap();
     assert_eq!(
         completed.completion.message.content,
@@ -144,7 +147,7 @@ async fn an_api_that_is_not_where_it_was_pasted_is_found_at_its_other_place_and_
         bare.set_path("");
         let endpoint = endpoint.or_at(Some(bare));
         for _ in 0..2 {
-            let (result, _) = called(guests::Llm::default(), &endpoint).await;
+            let (result, _) = called(testing::Llm::default(), &endpoint).await;
             assert_eq!(result.unwrap().tries, 1);
         }
         let asked: Vec<String> = log
@@ -169,7 +172,7 @@ async fn a_busy_provider_is_asked_again_after_the_pause_it_wants() {
     })
     .await;
     let begun = Instant::now();
-    let (result, _) = called(guests::Llm::default(), &endpoint).await;
+    let (result, _) = called(testing::Llm::default(), &endpoint).await;
     assert_eq!(result.unwrap().tries, 2);
     assert!(begun.elapsed() >= Duration::from_millis(1_500));
     assert_eq!(log.lock().unwrap().len(), 2);
@@ -178,7 +181,7 @@ async fn a_busy_provider_is_asked_again_after_the_pause_it_wants() {
 #[tokio::test]
 async fn a_pause_of_more_than_the_patience_is_not_waited_for() {
     let (endpoint, log) = server(|_| refusal(429, &[("retry-after", "61")], "later")).await;
-    let (result, _) = called(guests::Llm::default(), &endpoint).await;
+    let (result, _) = called(testing::Llm::default(), &endpoint).await;
     let error = result.unwrap_err();
     assert_eq!(
         (error.kind, error.retry_after_ms),
@@ -190,7 +193,7 @@ async fn a_pause_of_more_than_the_patience_is_not_waited_for() {
 #[tokio::test]
 async fn a_refusal_that_stays_one_is_not_asked_again_and_does_not_echo_the_key() {
     let (endpoint, log) = server(|_| refusal(401, &[], "bad key sk-very-secret")).await;
-    let (result, _) = called(guests::Llm::default(), &endpoint).await;
+    let (result, _) = called(testing::Llm::default(), &endpoint).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unauthenticated);
     assert_eq!(error.message, "bad key [secret]");
@@ -207,7 +210,7 @@ async fn an_answer_that_breaks_before_anything_was_shown_is_asked_for_again() {
         _ => sse("data: a\n\n"),
     })
     .await;
-    let (result, deltas) = called(guests::Llm::default(), &endpoint).await;
+    let (result, deltas) = called(testing::Llm::default(), &endpoint).await;
     assert_eq!((result.unwrap().tries, deltas.len()), (2, 1));
     assert_eq!(log.lock().unwrap().len(), 2);
 }
@@ -229,7 +232,7 @@ async fn an_answer_that_breaks_off_is_asked_for_again_and_what_was_shown_of_it_i
         _ => sse("data: a\n\n"),
     })
     .await;
-    let (result, deltas) = called(guests::Llm::default(), &endpoint).await;
+    let (result, deltas) = called(testing::Llm::default(), &endpoint).await;
     assert_eq!(result.unwrap().tries, 2);
     // `called` discards its deltas at a reset, as a client does.
     assert_eq!(deltas, [Delta::Text("x".into())]);
@@ -243,9 +246,9 @@ async fn what_a_try_that_broke_off_took_is_spent_and_is_not_the_answers_own_usag
         _ => sse("data: a\n\n"),
     })
     .await;
-    let guest = guests::Llm {
+    let guest = testing::Llm {
         told: Some([500, 3]),
-        ..guests::Llm::default()
+        ..testing::Llm::default()
     };
     let (result, _) = called(guest, &endpoint).await;
     let completed = result.unwrap();
@@ -287,7 +290,7 @@ async fn a_request_that_is_wrong_is_made_once_more_without_pictures_and_those_ar
     .await;
     let ask = async || {
         let content = vec![Content::Image(blob.clone())];
-        asked_with(guests::Llm::default(), &endpoint, content, Some(&files)).await
+        asked_with(testing::Llm::default(), &endpoint, content, Some(&files)).await
     };
     let (result, _) = ask().await;
     assert_eq!(result.unwrap().tries, 3);
@@ -311,7 +314,7 @@ async fn where_it_was_not_the_pictures_the_first_error_stands_and_they_are_sent_
     let content = vec![Content::Image(blob.clone())];
     for (tries, said) in [(2, "the tools are wrong"), (2, "who are you")] {
         let (result, _) = asked_with(
-            guests::Llm::default(),
+            testing::Llm::default(),
             &endpoint,
             content.clone(),
             Some(&files),
@@ -328,7 +331,7 @@ async fn where_it_was_not_the_pictures_the_first_error_stands_and_they_are_sent_
     // Without an image there is nothing to leave out.
     let content = vec![Content::Text("Hi".into())];
     let (endpoint, log) = server(|_| refusal(400, &[], "no")).await;
-    let (result, _) = asked_with(guests::Llm::default(), &endpoint, content, Some(&files)).await;
+    let (result, _) = asked_with(testing::Llm::default(), &endpoint, content, Some(&files)).await;
     assert_eq!(result.unwrap_err().tries, 1);
     assert_eq!(bodies(&log), ["Hi"]);
 }
@@ -343,10 +346,10 @@ async fn a_guest_that_wants_another_host_or_sets_a_key_is_not_sent() {
         ("/chat", "authorization"),
         ("/chat", "cookie"),
     ] {
-        let guest = guests::Llm {
+        let guest = testing::Llm {
             path,
             header,
-            ..guests::Llm::default()
+            ..testing::Llm::default()
         };
         let (result, _) = called(guest, &endpoint).await;
         assert_eq!(
@@ -372,7 +375,7 @@ async fn dropping_a_model_call_drops_its_request() {
         sse(Body::from_stream(endless))
     })
     .await;
-    let call = called(guests::Llm::default(), &endpoint);
+    let call = called(testing::Llm::default(), &endpoint);
     assert!(
         tokio::time::timeout(Duration::from_millis(1_500), call)
             .await

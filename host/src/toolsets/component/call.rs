@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-use crate::wasm::limits::CallUsage;
-use crate::wasm::tools::ToolsPlugin;
+use crate::wasm::{CallUsage, ToolsPlugin};
 use lucid_types::plural;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};

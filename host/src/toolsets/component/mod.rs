@@ -26,7 +26,7 @@ use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use crate::wasm::ToolsPlugin;
+use crate::wasm::{Plugin, ToolsPlugin};
 use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 
@@ -301,3 +301,6 @@ fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, String> {
         key: key.map(|key| SecretString::from(key.expose().to_owned())),
     })
 }
+
+#[cfg(test)]
+mod tests;

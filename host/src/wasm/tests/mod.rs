@@ -1,25 +1,15 @@
 //! Tests of admission, of a call's limits and of the set of plugins.
 
-pub(crate) mod guests;
 mod released;
-mod tools;
 mod wasi;
 mod work;
 
 use std::time::{Duration, Instant};
 
+use super::testing::engine;
 use super::*;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 use lucid_types::wit::{policy as policy_types, types};
-
-pub(crate) fn engine() -> Engine {
-    Engine::new(EngineOptions {
-        calls: 2,
-        streams: 2,
-        ..EngineOptions::default()
-    })
-    .unwrap()
-}
 
 fn context() -> Context {
     Context {
@@ -35,7 +25,7 @@ fn context() -> Context {
 }
 
 async fn policy_with(step: &str, limits: &Limits) -> PolicyPlugin {
-    let wasm = guests::policy(step);
+    let wasm = testing::policy(step);
     PolicyPlugin::load(&engine(), "test", &wasm, limits)
         .await
         .unwrap()
@@ -129,9 +119,30 @@ async fn what_is_no_component_or_too_large_is_refused() {
 
 #[tokio::test]
 async fn a_policy_of_another_kind_is_not_taken_for_an_adapter() {
-    let wasm = guests::policy("global.get $ok");
+    let wasm = testing::policy("global.get $ok");
     let error = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default()).await;
     assert!(matches!(error, Err(LoadError::MissingExport { .. })));
+}
+
+#[tokio::test]
+async fn a_component_of_another_kind_is_refused_and_one_of_tools_is_known_by_what_it_exports() {
+    let limits = Limits::default();
+    let error = ToolsPlugin::load(&engine(), "t", &testing::policy("global.get $ok"), &limits)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("is not a tools plugin"),
+        "{error}"
+    );
+    let any = AnyPlugin::load(&engine(), "t", released::TOOLS, &limits)
+        .await
+        .unwrap();
+    assert_eq!((any.kind(), any.own_name()), (Kind::Tools, "tooling"));
+    let imports = any.imports();
+    assert!(
+        imports.iter().all(|one| ALLOWED_IMPORTS.contains(&&**one)),
+        "{imports:?}"
+    );
 }
 
 #[tokio::test]
@@ -229,7 +240,7 @@ async fn memory_beyond_the_limit_is_denied_and_named() {
         memory_bytes: 1 << 20,
         ..Limits::default()
     };
-    let wasm = guests::policy("unreachable");
+    let wasm = testing::policy("unreachable");
     let error = PolicyPlugin::load(&engine(), "test", &wasm, &little).await;
     assert!(matches!(
         error,
@@ -287,7 +298,7 @@ async fn when_all_slots_are_taken_the_next_call_waits_and_does_not_fail() {
 
 #[tokio::test]
 async fn a_decoder_waits_for_a_decoder_and_a_short_call_for_neither() {
-    let wasm = guests::llm(&guests::Llm::default());
+    let wasm = testing::llm(&testing::Llm::default());
     let plugin = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default())
         .await
         .unwrap();
@@ -307,8 +318,8 @@ async fn a_decoder_waits_for_a_decoder_and_a_short_call_for_neither() {
 #[tokio::test]
 async fn plugins_are_found_by_name_and_listed_and_two_of_one_name_are_refused() {
     let (policy, llm) = (
-        guests::policy("global.get $ok"),
-        guests::llm(&guests::Llm::default()),
+        testing::policy("global.get $ok"),
+        testing::llm(&testing::Llm::default()),
     );
     let builder = || Plugins::builder(engine()).policy("coder", policy.clone());
     let plugins = builder().llm("coder", llm.clone()).build().await.unwrap();
@@ -329,7 +340,7 @@ async fn what_was_compiled_is_kept_and_taken_again() {
         cache: Some(folder.path().join("cwasm")),
         ..EngineOptions::default()
     };
-    let wasm = guests::policy("global.get $ok");
+    let wasm = testing::policy("global.get $ok");
     for _ in 0..2 {
         let engine = Engine::new(options.clone()).unwrap();
         let plugin = PolicyPlugin::load(&engine, "test", &wasm, &Limits::default())

@@ -19,7 +19,7 @@ const LLM: &[u8] = include_bytes!("../../../../wit/released/0.1.0/llm.wasm");
 /// `plugins/github`, at 0.1.0.
 const GIT: &[u8] = include_bytes!("../../../../wit/released/0.1.0/git.wasm");
 /// `tests/guests/tooling`, at 0.1.0.
-const TOOLS: &[u8] = include_bytes!("../../../../wit/released/0.1.0/tools.wasm");
+pub(super) const TOOLS: &[u8] = include_bytes!("../../../../wit/released/0.1.0/tools.wasm");
 
 fn model(name: &str) -> ModelOffer {
     ModelOffer {

@@ -5,7 +5,7 @@ use super::tools::{self, Tried, World};
 use super::{git, llm};
 use crate::builtin;
 use crate::cli::plugin::report::Report;
-use crate::wasm::tests::guests;
+use crate::wasm::testing;
 use crate::wasm::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin};
 
 const EVENTS: [Event; 7] = [
@@ -47,7 +47,7 @@ async fn a_policy_that_traps_refuses_or_waits_for_nothing_fails_with_the_reason(
         ("(loop $l (br $l)) (global.get $ok)", "fuel"),
         ("(global.get $ok)", "waits for nothing"),
     ] {
-        let policy = policy(&guests::policy(step)).await;
+        let policy = policy(&testing::policy(step)).await;
         let why = play(&policy, "{}", Event::Nothing).await.unwrap_err();
         assert!(why.contains(reason), "{step}: {why}");
     }
@@ -91,12 +91,12 @@ async fn the_built_in_git_providers_pass() {
 async fn an_adapter_that_sets_the_hosts_header_or_makes_answers_of_nothing_fails() {
     let engine = Engine::new(EngineOptions::default()).unwrap();
     for header in ["authorization", "content-type"] {
-        let guest = guests::Llm {
+        let guest = testing::Llm {
             header,
-            ..guests::Llm::default()
+            ..testing::Llm::default()
         };
         let limits = Limits::default();
-        let wasm = guests::llm(&guest);
+        let wasm = testing::llm(&guest);
         let adapter = LlmPlugin::load(&engine, "test", &wasm, &limits);
         let mut report = Report::new();
         llm::check(&mut report, &adapter.await.unwrap(), "{}", None).await;

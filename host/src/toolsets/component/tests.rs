@@ -2,13 +2,15 @@
 //! and misbehave.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use lucid_tests::TOOLING;
 
-use super::*;
-use crate::toolsets::component::call::{ToolHost, call_tool};
+use super::call::{ToolHost, call_tool};
+use crate::wasm::testing::engine;
+use crate::wasm::{Limits, ToolsPlugin};
 use lucid_types::wit::tools::{Command, Output, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 
@@ -178,26 +180,5 @@ async fn a_call_has_a_time_and_what_takes_longer_is_given_up() {
             .text
             .contains("did not answer before the call's time was over"),
         "{called:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_component_of_another_kind_is_refused_and_one_of_tools_is_known_by_what_it_exports() {
-    let limits = Limits::default();
-    let error = ToolsPlugin::load(&engine(), "t", crate::builtin::MOCK, &limits)
-        .await
-        .unwrap_err();
-    assert!(
-        error.to_string().contains("is not a tools plugin"),
-        "{error}"
-    );
-    let any = AnyPlugin::load(&engine(), "t", TOOLING, &limits)
-        .await
-        .unwrap();
-    assert_eq!((any.kind(), any.own_name()), (Kind::Tools, "tooling"));
-    let imports = any.imports();
-    assert!(
-        imports.iter().all(|one| ALLOWED_IMPORTS.contains(&&**one)),
-        "{imports:?}"
     );
 }

@@ -1,12 +1,28 @@
-//! Guests for this crate's tests: core modules written by hand and turned into components against
-//! the real WIT. They answer from memory laid out here, so each test can say what a guest does
-//! without a guest toolchain.
+//! What tests of this module and of its users are made of: an engine, and guests.
+//!
+//! The guests are core modules written by hand and turned into components against the real WIT. They answer from
+//! memory laid out here, so each test can say what a guest does without a guest toolchain.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::{Docs, Resolve, Span, Stability, WorldItem, WorldKey};
+
+use super::{Engine, EngineOptions};
+
+/// An engine with room for two short calls and two responses at once, and without a cache.
+///
+/// # Panics
+/// If this machine cannot have one.
+pub fn engine() -> Engine {
+    Engine::new(EngineOptions {
+        calls: 2,
+        streams: 2,
+        ..EngineOptions::default()
+    })
+    .unwrap()
+}
 
 /// The address from which a guest's initial memory begins.
 const BASE: u32 = 1024;
@@ -62,7 +78,10 @@ const MEMORY: &str = r#"
 /// A policy whose `step` has this body. In it, `$ok` is the address of a transition without
 /// commands and with the state `[1, 2, 3]`, `$err` that of the error `too\u{7} hot`; local 0 is
 /// free.
-pub(crate) fn policy(step: &str) -> Vec<u8> {
+///
+/// # Panics
+/// If the body is no WebAssembly text.
+pub fn policy(step: &str) -> Vec<u8> {
     policy_with("", step, Resolve::default())
 }
 
@@ -101,13 +120,16 @@ pub(super) fn policy_with(imports: &str, step: &str, also: Resolve) -> Vec<u8> {
 }
 
 /// The behaviour of an LLM guest.
-pub(crate) struct Llm {
-    pub(crate) path: &'static str,
-    pub(crate) framing: u32,
-    /// The value of the one header it sends.
-    pub(crate) header: &'static str,
+#[derive(Debug)]
+pub struct Llm {
+    /// The path it sends to.
+    pub path: &'static str,
+    /// The framing it expects, as the number of the case in the WIT.
+    pub framing: u32,
+    /// The name of the one header it sends.
+    pub header: &'static str,
     /// Token counts, read and written, that it also reports with each push.
-    pub(crate) told: Option<[u32; 2]>,
+    pub told: Option<[u32; 2]>,
 }
 
 impl Default for Llm {
@@ -124,7 +146,7 @@ impl Default for Llm {
 /// An adapter that posts `{}`, or the first text or digest of a conversation's first message; shows
 /// `x` for each push, and ends with `done`. A refusal's body is its error's message; status 429 is
 /// `rate-limited`, 401 `unauthenticated`, 400 `invalid-input`, anything else `upstream`.
-pub(crate) fn llm(guest: &Llm) -> Vec<u8> {
+pub fn llm(guest: &Llm) -> Vec<u8> {
     let mut image = Image::new();
     let [name, version, about, url, model] =
         ["test", "1.2.3", "A test.", "https://example.org", "m"].map(|text| image.text(text));
