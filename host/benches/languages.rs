@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use lucid::builtin;
 use lucid::session::AvailableModels;
-use lucid::wasm::{Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid_types::wit::policy::{Context, Input, Start};
+use lucid_wasm::{Engine, EngineOptions, Limits, PolicyPlugin};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Runtime};
 

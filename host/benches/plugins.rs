@@ -6,10 +6,10 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use lucid::builtin;
 use lucid::session::AvailableModels;
-use lucid::wasm::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Context, Input, Start};
 use lucid_types::wit::types::{Content, Message, Role, ToolDefinition};
+use lucid_wasm::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
 use tokio::runtime::{Builder, Runtime};
 
 fn runtime() -> Runtime {

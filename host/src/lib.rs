@@ -38,4 +38,3 @@ pub mod models;
 pub mod server;
 pub mod session;
 pub mod toolsets;
-pub mod wasm;

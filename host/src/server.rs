@@ -32,7 +32,6 @@ use crate::git_providers::accounts::{Accounts, Cipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
 use crate::manifest::Problems;
 use crate::session::{Deps, Limits, Paused, Sealer, Sessions};
-use crate::wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 use lucid_net::oci::Components;
 use lucid_sandbox::docker::{self, TakenOver, Transport};
 use lucid_sandbox::git::{self, GatewayError};
@@ -44,6 +43,7 @@ use lucid_store::{
     Transient,
 };
 use lucid_types::disk_reserve::Reserve;
+use lucid_wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
 /// chats, and the sandboxes.

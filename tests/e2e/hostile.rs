@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use lucid::builtin::{MOCK, OPENAI};
 use lucid::session::AvailableModels;
-use lucid::wasm::{
-    CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
-};
 use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, guest_memories, within};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Command, Context, Input, Start, Transition, UserMessage};
 use lucid_types::wit::types::{Content, Message, Role};
+use lucid_wasm::{
+    CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
+};
 use serde_json::json;
 
 fn limits() -> Limits {

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use lucid::session::AvailableModels;
-use lucid::wasm::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
 use lucid_tests::{Host, Socket, Template, event, kinds};
 use lucid_types::wit::policy::{Context, Input, Start, Transition};
+use lucid_wasm::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
 use serde_json::{Value, json};
 
 /// Leaves these tests out, where npm and PyPI cannot be reached.

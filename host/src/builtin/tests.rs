@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{ANTHROPIC, CODER, GOOGLE, MOCK, OPENAI};
-use crate::wasm::ALLOWED_IMPORTS;
+use lucid_wasm::ALLOWED_IMPORTS;
 
 #[test]
 fn no_component_in_this_binary_names_a_folder_of_who_built_it() {

@@ -61,8 +61,8 @@ use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::manifest::{self, Problems};
 use crate::server::Resume;
-use crate::wasm::LOG_TARGET;
 use lucid_types::user::UserId;
+use lucid_wasm::LOG_TARGET;
 
 use self::signals::interrupted;
 

@@ -27,7 +27,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{WRONG, failed, wrong};
 use crate::cli::report::{Level, is_json, say};
 use crate::config::Config;
-use crate::wasm::{Engine, EngineError, EngineOptions, Kind};
+use lucid_wasm::{Engine, EngineError, EngineOptions, Kind};
 
 /// What a plugin's author does.
 #[derive(Debug, Args)]

@@ -25,14 +25,14 @@ use crate::manifest::overrides::{Role, Upload};
 use crate::manifest::problem::{At, Problem, Problems};
 use crate::manifest::settings_schema::Schema;
 use crate::session::SEPARATOR;
-use crate::wasm::{
-    Engine, EngineOptions, GitPlugin, Kind, LlmPlugin, Plugin, Plugins, PolicyPlugin, ToolsPlugin,
-    TypedPlugin, World,
-};
 use lucid_net::oci::{Brought, Reference};
 use lucid_types::digest::sha256_hex;
 use lucid_types::wit::llm::ModelInfo;
 use lucid_types::wit::types::ToolDefinition;
+use lucid_wasm::{
+    Engine, EngineOptions, GitPlugin, Kind, LlmPlugin, Plugin, Plugins, PolicyPlugin, ToolsPlugin,
+    TypedPlugin, World,
+};
 
 /// How many components are compiled at once. A single one uses all processors only part of the
 /// time.

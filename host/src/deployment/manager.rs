@@ -34,11 +34,9 @@ use super::uploads::{
 use crate::config::Config;
 use crate::manifest::{Manifest, Problem, Problems, Uploads, Watch, instead, is_name};
 use crate::session::{Deployment, Generation};
-use crate::wasm::{
-    AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugin, Plugins, PolicyPlugin,
-};
 use lucid_net::oci::{Components, Tags};
 use lucid_store::blobs::Blobs;
+use lucid_wasm::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugin, Plugins, PolicyPlugin};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
 #[derive(Clone)]

@@ -16,8 +16,8 @@ use crate::models::{Providers, Standing};
 use crate::session::Policies;
 use crate::toolsets::component::ToolComponents;
 use crate::toolsets::{Toolsets, mcp};
-use crate::wasm::{Engine, Kind, Plugins};
 use lucid_store::blobs::Blobs;
+use lucid_wasm::{Engine, Kind, Plugins};
 
 /// A deployment, ready for sessions.
 pub(crate) struct DeploymentSnapshot {

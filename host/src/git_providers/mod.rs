@@ -26,12 +26,12 @@ use url::Url;
 pub use self::instance::SiteError;
 use self::instance::{Place, path_below};
 use crate::manifest::LoadedGit;
-use crate::wasm::{GitPlugin, Plugin};
 use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint};
 use lucid_types::repository_url::repository_url;
 use lucid_types::secret::Secret;
 use lucid_types::wit::git::{Account, Change, NewChange, Repository};
 use lucid_types::wit::types::Error;
+use lucid_wasm::{GitPlugin, Plugin};
 
 /// The maximum number of concurrent operations, and as many at servers that users name: one that
 /// never responds does not delay the deployment's own.

@@ -12,9 +12,9 @@ use url::Url;
 
 use super::*;
 use crate::builtin;
-use crate::wasm::{Engine, EngineOptions, Limits};
 use lucid_types::wit::git::Descriptor;
 use lucid_types::wit::types::ErrorKind;
+use lucid_wasm::{Engine, EngineOptions, Limits};
 
 const TOKEN: &str = "ghp_0123456789abcdefghij";
 

@@ -17,10 +17,10 @@ use super::overrides::Uploads;
 use super::problem::At;
 use super::registries::RegistryEntry;
 use crate::builtin;
-use crate::wasm::Limits;
 use lucid_net::egress::Injection;
 use lucid_net::oci::{Brought, Reference, Registry};
 use lucid_types::wit::llm::Prices;
+use lucid_wasm::Limits;
 
 /// A value and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 
 use super::model::{Digest, Manifest, PluginEntry, Source};
 use crate::builtin;
-use crate::wasm::{Kind, Limits};
+use lucid_wasm::{Kind, Limits};
 
 /// The uploads of a deployment, by the name of the plugin that they replace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

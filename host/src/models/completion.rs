@@ -23,13 +23,13 @@ use super::provenance::Origin;
 use super::quirks::{Learned, is_about_form};
 use super::retry::Retries;
 use super::{argument_repair, tool_names};
-use crate::wasm::{CallUsage, LlmPlugin, Plugin};
 use lucid_net::egress::{
     Answer, Egress, Endpoint, Redactor, Refusal, StreamRedactor, retry_after_ms,
 };
 use lucid_store::blobs::SessionBlobs;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
 use lucid_types::wit::types::{Content, Error, ErrorKind, Usage};
+use lucid_wasm::{CallUsage, LlmPlugin, Plugin};
 
 /// The maximum number of buffered frames passed to the decoder at once.
 const BATCH: usize = 64;

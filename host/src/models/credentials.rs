@@ -14,10 +14,10 @@ use url::Url;
 use super::sendable;
 use crate::config::{Config, ConfigError};
 use crate::manifest::LoadedProvider;
-use crate::wasm::Plugin;
 use lucid_net::egress::{EgressError, Endpoint, Injection, is_loopback, places};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::KeyPlace;
+use lucid_wasm::Plugin;
 
 /// The provider that `LLM_BASE_URL` replaces.
 pub(super) const COMPATIBLE: &str = "openai";

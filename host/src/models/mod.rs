@@ -42,12 +42,12 @@ use crate::session::{
     AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
     ModelRequest, Models, Provider,
 };
-use crate::wasm::Plugin;
 use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
 use lucid_store::blobs::Blobs;
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{Error, ErrorKind, Usage};
+use lucid_wasm::Plugin;
 
 /// The maximum length at which a requested name is repeated in a message, in characters.
 const SHOWN: usize = 64;

@@ -18,11 +18,11 @@ use super::{Standing, sendable};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
 use crate::session::CreateError;
-use crate::wasm::{LlmPlugin, Plugin};
 use lucid_net::egress::{Answer, Egress, Endpoint};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::Framing;
 use lucid_types::wit::types::ErrorKind;
+use lucid_wasm::{LlmPlugin, Plugin};
 
 /// How long a session waits for its key to be validated.
 const CHECK: Duration = Duration::from_secs(5);

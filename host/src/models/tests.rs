@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::*;
 use crate::manifest::Source;
-use crate::wasm::testing::{self, engine};
-use crate::wasm::{Limits, LlmPlugin};
 use lucid_types::wit::policy::ModelCall;
+use lucid_wasm::testing::{self, engine};
+use lucid_wasm::{Limits, LlmPlugin};
 
 /// Two providers, `google` and `openai`, whose adapters know only the model `m`.
 async fn providers(settings: &[(&str, &str)]) -> Providers {

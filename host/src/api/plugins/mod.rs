@@ -26,7 +26,7 @@ use crate::auth::Admin;
 use crate::deployment::manager::{Change, ChangeError, UploadError};
 use crate::deployment::uploads::is_digest;
 use crate::manifest;
-use crate::wasm::{AnyPlugin, CallFigures, EngineOptions, Kind, Limits, Plugin};
+use lucid_wasm::{AnyPlugin, CallFigures, EngineOptions, Kind, Limits, Plugin};
 
 /// How long an upload's body may take to arrive.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(300);

@@ -21,7 +21,7 @@ use crate::api::problem::{Json, Path, Problem};
 use crate::auth::Admin;
 use crate::deployment::rollout::shadow::{Shadow, ShadowError};
 use crate::session::{Difference, Differs};
-use crate::wasm::Kind;
+use lucid_wasm::Kind;
 
 /// The default number of sessions to replay.
 const SESSIONS: u64 = 20;

@@ -18,8 +18,8 @@ use crate::deployment::manager::{DeploymentManager, DeploymentStatus};
 use crate::deployment::uploads::{Activation, Kept, Record};
 use crate::manifest::{Manifest, Role, Source, Upload};
 use crate::session::{SessionPlugins, Sessions};
-use crate::wasm::{AnyPlugin, Kind, Plugin, Work};
 use lucid_net::egress::Injection;
+use lucid_wasm::{AnyPlugin, Kind, Plugin, Work};
 
 impl DeploymentManager {
     /// The complete view. Reads the upload store's folder, so it is not for an executor thread.

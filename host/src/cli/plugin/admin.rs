@@ -22,11 +22,11 @@ use crate::cli::render::{clean, one_line};
 use crate::config::Config;
 use crate::deployment::uploads::{TakenOff, UploadStoreError};
 use crate::server::{self, Folders};
-use crate::wasm::Kind;
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;
 use lucid_types::plural;
 use lucid_types::user::UserId;
+use lucid_wasm::Kind;
 
 /// The variable that holds a token for another server.
 const TOKEN: &str = "LUCID_TOKEN";

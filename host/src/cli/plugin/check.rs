@@ -20,8 +20,8 @@ use super::report::Report;
 use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::manifest::settings_fit;
-use crate::wasm::{AnyError, AnyPlugin, Limits, Plugin};
 use lucid_types::digest::sha256_hex;
+use lucid_wasm::{AnyError, AnyPlugin, Limits, Plugin};
 
 /// Checks a component, and prints the findings.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {

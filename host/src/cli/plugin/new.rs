@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use super::{KindArg, Lang, NewArgs, refused, scaffold};
 use crate::cli::failed;
-use crate::wasm::Kind;
+use lucid_wasm::Kind;
 
 /// The maximum length of a name, which becomes a crate's and a plugin's.
 const LONGEST: usize = 64;

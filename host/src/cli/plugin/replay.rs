@@ -14,10 +14,10 @@ use crate::cli::render::clean;
 use crate::config::Config;
 use crate::server::Folders;
 use crate::session::{difference, readable};
-use crate::wasm::{Limits, PolicyPlugin};
 use lucid_store::{LoggedStep, SessionRow};
 use lucid_types::plural;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
+use lucid_wasm::{Limits, PolicyPlugin};
 
 /// The maximum number of differing steps that are shown.
 const SHOWN: u64 = 3;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use owo_colors::Style;
 
 use crate::cli::render::{Screen, clean, colours};
-use crate::wasm::{CallFigures, Limits};
+use lucid_wasm::{CallFigures, Limits};
 
 /// The width of the column with the checked item's name.
 const NAME: usize = 10;

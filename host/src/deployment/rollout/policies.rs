@@ -21,8 +21,8 @@ use crate::session::{
     BuildAssignment, CreateError, Policies, Policy, PolicyInfo, StepOutcome, StepVerdict,
     TrafficSplit,
 };
-use crate::wasm::{Kind, Plugin, PolicyPlugin};
 use lucid_types::wit::policy::{Context, Input, Snapshot};
+use lucid_wasm::{Kind, Plugin, PolicyPlugin};
 
 /// The policy that plays a script and calls no model.
 const REHEARSAL: &str = "mock";

@@ -18,8 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::policies;
 use crate::deployment::manager::{ChangeError, DeploymentManager};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
-use crate::wasm::{Kind, Plugin, PolicyPlugin};
 use lucid_types::log_label::Caller;
+use lucid_wasm::{Kind, Plugin, PolicyPlugin};
 
 /// The shadow runs. A clone is a handle of the same.
 #[derive(Clone, Default)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::is_digest;
 use crate::manifest::is_name;
-use crate::wasm::Kind;
+use lucid_wasm::Kind;
 
 /// The format version of the record. A host that does not know it must not guess.
 const VERSION: u32 = 1;

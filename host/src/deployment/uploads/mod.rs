@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::activations::{Activation, AutoRollback, Candidate, Record, TakenOff};
 use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
-use crate::wasm::Kind;
 use lucid_types::digest::sha256_hex;
+use lucid_wasm::Kind;
 
 /// The file with the record of active builds.
 const RECORD: &str = "active.json";

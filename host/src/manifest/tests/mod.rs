@@ -15,10 +15,10 @@ use super::fields::Reader;
 use super::*;
 use super::{plugins, read, registries};
 use crate::builtin;
-use crate::wasm::testing::engine;
-use crate::wasm::{Kind, Plugin, Plugins};
 use lucid_net::egress::Injection;
 use lucid_types::digest::sha256_hex;
+use lucid_wasm::testing::engine;
+use lucid_wasm::{Kind, Plugin, Plugins};
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)

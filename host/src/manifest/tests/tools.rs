@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::as_json;
 use crate::manifest::*;
-use crate::wasm::testing::engine;
-use crate::wasm::{Plugin, Plugins};
 use lucid_net::egress::Injection;
+use lucid_wasm::testing::engine;
+use lucid_wasm::{Plugin, Plugins};
 
 fn parse(text: &str) -> Result<Manifest, Problems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)

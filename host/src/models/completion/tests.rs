@@ -12,11 +12,11 @@ use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use url::Url;
 
 use super::*;
-use crate::wasm::testing::{self, engine};
-use crate::wasm::{Limits, LlmPlugin};
 use lucid_store::blobs::{Blobs, SessionBlobs};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
+use lucid_wasm::testing::{self, engine};
+use lucid_wasm::{Limits, LlmPlugin};
 
 /// A server that records its requests, and responds by the request's number.
 async fn server(

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-use crate::wasm::{CallUsage, ToolsPlugin};
 use lucid_types::plural;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
+use lucid_wasm::{CallUsage, ToolsPlugin};
 
 /// The maximum number of steps in a call.
 pub(crate) const MOST_STEPS: usize = 32;

@@ -26,9 +26,9 @@ use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use crate::wasm::{Plugin, ToolsPlugin};
 use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
+use lucid_wasm::{Plugin, ToolsPlugin};
 
 /// The default time limit of a call.
 const CALL_TIME: Duration = Duration::from_secs(120);

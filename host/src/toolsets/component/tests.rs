@@ -9,10 +9,10 @@ use futures::future::BoxFuture;
 use lucid_tests::TOOLING;
 
 use super::call::{ToolHost, call_tool};
-use crate::wasm::testing::engine;
-use crate::wasm::{Limits, ToolsPlugin};
 use lucid_types::wit::tools::{Command, Output, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
+use lucid_wasm::testing::engine;
+use lucid_wasm::{Limits, ToolsPlugin};
 
 /// A host side that performs every action and records it.
 #[derive(Default)]

@@ -7,10 +7,10 @@
 //! no malformed response causes a trap.
 
 use super::super::report::Report;
-use crate::wasm::{CallError, GitPlugin};
 use lucid_net::egress::{Endpoint, Injection, refusal_of};
 use lucid_types::wit::git::{NewChange, Next, Operation, Page, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
+use lucid_wasm::{CallError, GitPlugin};
 
 /// The number of requests after which an operation counts as endless. A host stops at the same
 /// number.

@@ -16,13 +16,13 @@ use futures::{StreamExt, stream};
 use sse_stream::SseStream;
 
 use super::super::report::Report;
-use crate::wasm::{CallError, LlmPlugin};
 use lucid_types::plural;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Frame, Sse};
 use lucid_types::wit::types::{
     BlobRef, Content, Custom, ErrorKind, Header, Message, Role, StopReason, Thinking, ToolCall,
     ToolDefinition, ToolResult,
 };
+use lucid_wasm::{CallError, LlmPlugin};
 
 /// Headers that only the host may set.
 const HOSTS: [&str; 5] = [

@@ -12,7 +12,6 @@ use std::collections::VecDeque;
 use serde_json::{Map, Value};
 
 use super::super::report::Report;
-use crate::wasm::PolicyPlugin;
 use lucid_types::plural;
 use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Part, Snapshot,
@@ -22,6 +21,7 @@ use lucid_types::wit::types::{
     Content, Custom, Error, ErrorKind, Message, Role, StopReason, ToolCall, ToolDefinition,
     ToolResult, Usage,
 };
+use lucid_wasm::PolicyPlugin;
 
 /// The maximum number of steps. A task with a scripted model takes a dozen.
 const MOST_STEPS: u32 = 200;

@@ -5,8 +5,8 @@ use super::tools::{self, Tried, World};
 use super::{git, llm};
 use crate::builtin;
 use crate::cli::plugin::report::Report;
-use crate::wasm::testing;
-use crate::wasm::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin};
+use lucid_wasm::testing;
+use lucid_wasm::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin};
 
 const EVENTS: [Event; 7] = [
     Event::Nothing,

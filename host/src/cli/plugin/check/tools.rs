@@ -11,11 +11,11 @@ use serde_json::{Map, Value, json};
 
 use super::super::report::Report;
 use crate::toolsets::component::call::{LARGEST_STATE, MOST_STEPS, check as check_action};
-use crate::wasm::{CallError, ToolsPlugin};
 use lucid_net::egress::refusal_of;
 use lucid_types::plural;
 use lucid_types::wit::tools::{Action, Answer, Output, Progress};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
+use lucid_wasm::{CallError, ToolsPlugin};
 
 /// How the environment responds to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

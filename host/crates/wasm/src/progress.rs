@@ -41,11 +41,11 @@ pub struct Work {
 
 /// All work in progress, oldest first. A clone is the same list.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Works(Arc<Mutex<(u64, BTreeMap<u64, Work>)>>);
+pub struct Works(Arc<Mutex<(u64, BTreeMap<u64, Work>)>>);
 
 impl Works {
     /// Adds work to the list, where it stays until the returned guard is dropped.
-    pub(crate) fn begin(&self, what: &str, doing: Doing) -> Going {
+    pub fn begin(&self, what: &str, doing: Doing) -> Going {
         let mut list = self.0.lock();
         let (next, all) = &mut *list;
         let number = *next;
@@ -63,7 +63,7 @@ impl Works {
         }
     }
 
-    pub(crate) fn list(&self) -> Vec<Work> {
+    pub fn list(&self) -> Vec<Work> {
         let list = self.0.lock();
         list.1.values().cloned().collect()
     }
@@ -71,7 +71,7 @@ impl Works {
 
 /// One entry of the list.
 #[derive(Debug)]
-pub(crate) struct Going {
+pub struct Going {
     works: Works,
     number: u64,
     begun: Instant,

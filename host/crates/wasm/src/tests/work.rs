@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::wasm::Doing;
+use crate::Doing;
 
 /// A component that does nothing and whose code takes a while to compile.
 fn long() -> Vec<u8> {

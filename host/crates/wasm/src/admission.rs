@@ -9,11 +9,11 @@
 //! - All of that is read from the component's type, before it is instantiated.
 //! - Each refusal is a [`LoadError`] that names what is wrong.
 
-use wasmtime::component::types::{Component as ComponentType, ComponentItem};
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::Component;
+use wasmtime::component::types::Component as ComponentType;
 
 use super::engine::Engine;
-use super::host_state::Guest;
+use super::exports::{self, Exports};
 use super::limits::CallError;
 use super::wasi;
 use lucid_types::digest::sha256_hex;
@@ -53,7 +53,7 @@ impl Kind {
     }
 
     /// The interface that a plugin of this kind must export, and the functions that must be in it.
-    fn exports(self) -> (&'static str, &'static [&'static str]) {
+    pub(super) fn exports(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Policy => (
                 "lucid:policy/policy@0.1.0",
@@ -64,9 +64,9 @@ impl Kind {
                 &[
                     "describe",
                     "models",
+                    "probe",
                     "encode",
                     "classify",
-                    "decoder",
                     "[constructor]decoder",
                     "[method]decoder.push",
                     "[method]decoder.finish",
@@ -181,7 +181,7 @@ pub enum LoadError {
 
 /// A component that passed admission.
 pub(super) struct Admitted {
-    pub(super) pre: InstancePre<Guest>,
+    pub(super) exports: Exports,
     pub(super) digest: String,
 }
 
@@ -208,13 +208,19 @@ pub(super) fn admit(
         })?;
     let shape = component.component_type();
     check_imports(engine, plugin, &shape)?;
-    check_exports(engine, kind, plugin, &shape)?;
+    let functions =
+        exports::find(&component, kind).map_err(|missing| LoadError::MissingExport {
+            plugin: plugin.to_owned(),
+            kind,
+            missing,
+        })?;
     let pre = engine
         .linker()
         .instantiate_pre(&component)
         .map_err(|error| other_types(plugin, kind, &error))?;
     let digest = sha256_hex(wasm);
-    Ok(Admitted { pre, digest })
+    let exports = Exports::new(pre, functions);
+    Ok(Admitted { exports, digest })
 }
 
 /// The names of everything that a component imports.
@@ -240,30 +246,6 @@ fn check_imports(engine: &Engine, plugin: &str, shape: &ComponentType) -> Result
                 plugin: plugin.to_owned(),
                 import: clean(import, 200),
             });
-        }
-    }
-    Ok(())
-}
-
-fn check_exports(
-    engine: &Engine,
-    kind: Kind,
-    plugin: &str,
-    shape: &ComponentType,
-) -> Result<(), LoadError> {
-    let missing = |missing: String| LoadError::MissingExport {
-        plugin: plugin.to_owned(),
-        kind,
-        missing,
-    };
-    let (interface, items) = kind.exports();
-    let export = shape.get_export(engine.wasmtime(), interface);
-    let Some(ComponentItem::ComponentInstance(instance)) = export.map(|export| export.ty) else {
-        return Err(missing(interface.to_owned()));
-    };
-    for item in items {
-        if instance.get_export(engine.wasmtime(), item).is_none() {
-            return Err(missing(format!("{interface}#{item}")));
         }
     }
     Ok(())

@@ -6,19 +6,24 @@
 //!   instance is gone.
 
 use wasmtime::Store;
-use wasmtime::component::{InstancePre, ResourceAny};
+use wasmtime::component::{Instance, ResourceAny};
 
 use super::admission::{Kind, LoadError};
 use super::engine::PoolClass;
+use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::{PluginInstance, boxed, call, fresh, not_begun};
 use super::limits::{CallError, CallUsage, Called, cleaned};
-use super::plugin::{About, Inner, Plugin, PluginCore, TypedPlugin, World, about};
+use super::plugin::{About, Inner, PluginCore, TypedPlugin, World, about};
 use lucid_types::wit::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
 };
-use lucid_types::wit::llm_world::{LlmPlugin as Instance, LlmPluginPre};
 use lucid_types::wit::types;
+
+/// The functions of the decoder, which is a resource.
+const NEW_DECODER: &str = "[constructor]decoder";
+const PUSH: &str = "[method]decoder.push";
+const FINISH: &str = "[method]decoder.finish";
 
 /// An admitted provider adapter. A clone is the same adapter.
 pub type LlmPlugin = TypedPlugin<LlmWorld>;
@@ -29,18 +34,22 @@ pub enum LlmWorld {}
 
 impl World for LlmWorld {
     const KIND: Kind = Kind::Llm;
-    type Pre = LlmPluginPre<Guest>;
     type Descriptor = Descriptor;
     /// The models that the adapter knows without settings. That is pure, so it is asked once.
     type Known = Vec<ModelInfo>;
 
-    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre> {
-        LlmPluginPre::new(pre)
-    }
-
-    async fn describe(pre: &Self::Pre, store: &mut Store<Guest>) -> wasmtime::Result<Descriptor> {
-        let plugin = pre.instantiate_async(&mut *store).await?;
-        plugin.lucid_llm_provider().call_describe(store).await
+    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+        plugin.function::<(&str,), Vec<ModelInfo>>(store, "models")?;
+        plugin.function::<(&str,), Option<types::HttpRequest>>(store, "probe")?;
+        plugin.function::<(&str, &CompletionRequest), Result<Encoded, types::Error>>(
+            store, "encode",
+        )?;
+        plugin.function::<(u16, &[types::Header], &[u8]), types::Error>(store, "classify")?;
+        plugin.function::<(&str,), ResourceAny>(store, NEW_DECODER)?;
+        plugin
+            .function::<(ResourceAny, &[Frame]), Result<Vec<Delta>, types::Error>>(store, PUSH)?;
+        plugin.function::<(ResourceAny,), Result<Completion, types::Error>>(store, FINISH)?;
+        Ok(())
     }
 
     fn about(descriptor: &mut Descriptor) -> About {
@@ -51,14 +60,12 @@ impl World for LlmWorld {
         Ok(())
     }
 
-    async fn known(core: &PluginCore, pre: &Self::Pre) -> Result<Vec<ModelInfo>, LoadError> {
+    async fn known(core: &PluginCore, exports: &Exports) -> Result<Vec<ModelInfo>, LoadError> {
         boxed(async move {
             let mut live = core.open(PoolClass::Call, "models").await?;
-            let settings = "{}".to_owned();
             let called = call!(core, live, "models", {
-                let plugin = pre.instantiate_async(&mut live.store).await?;
-                let provider = plugin.lucid_llm_provider();
-                let models = provider.call_models(&mut live.store, &settings).await;
+                let plugin = exports.instantiate(&mut live.store).await?;
+                let models = plugin.call(&mut live.store, "models", ("{}",)).await;
                 models.map(Ok)
             });
             Ok(called.result?)
@@ -77,8 +84,8 @@ impl LlmPlugin {
     pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
         let settings = settings.to_owned();
         fresh!(self, "models", |plugin, store| {
-            let provider = plugin.lucid_llm_provider();
-            provider.call_models(store, &settings).await.map(Ok)
+            let models = plugin.call(store, "models", (settings.as_str(),)).await;
+            models.map(Ok)
         })
     }
 
@@ -86,8 +93,8 @@ impl LlmPlugin {
     pub async fn probe(&self, settings: &str) -> Called<Option<types::HttpRequest>> {
         let settings = settings.to_owned();
         fresh!(self, "probe", |plugin, store| {
-            let provider = plugin.lucid_llm_provider();
-            provider.call_probe(store, &settings).await.map(Ok)
+            let probe = plugin.call(store, "probe", (settings.as_str(),)).await;
+            probe.map(Ok)
         })
     }
 
@@ -95,8 +102,9 @@ impl LlmPlugin {
     pub async fn encode(&self, settings: &str, request: &CompletionRequest) -> Called<Encoded> {
         let settings = settings.to_owned();
         fresh!(self, "encode", |plugin, store| {
-            let provider = plugin.lucid_llm_provider();
-            provider.call_encode(store, &settings, request).await
+            plugin
+                .call(store, "encode", (settings.as_str(), request))
+                .await
         })
     }
 
@@ -108,26 +116,26 @@ impl LlmPlugin {
         body: &[u8],
     ) -> Called<types::Error> {
         let called = fresh!(self, "classify", |plugin, store| {
-            let provider = plugin.lucid_llm_provider();
-            let said = provider.call_classify(store, status, headers, body).await;
-            said.map(Ok)
+            let error = plugin
+                .call(store, "classify", (status, headers, body))
+                .await;
+            error.map(Ok)
         });
         called.map(cleaned)
     }
 
     /// Creates the decoder of one response.
     pub async fn decoder(&self, model: &str) -> Called<DecoderSession> {
-        let Inner { core, pre, .. } = &*self.0;
+        let Inner { core, exports, .. } = &*self.0;
         boxed(async move {
             let mut live = match core.open(PoolClass::Stream, "decoder").await {
                 Ok(live) => live,
                 Err(error) => return not_begun(error),
             };
             let called = call!(core, live, "decoder", {
-                let instance = pre.instantiate_async(&mut live.store).await?;
-                let maker = instance.lucid_llm_provider().decoder();
-                let decoder = maker.call_constructor(&mut live.store, model).await?;
-                Ok(Ok((instance, decoder)))
+                let plugin = exports.instantiate(&mut live.store).await?;
+                let decoder = plugin.call(&mut live.store, NEW_DECODER, (model,)).await?;
+                Ok(Ok((plugin.instance, decoder)))
             });
             let figures = called.figures;
             called.map(|(instance, decoder)| DecoderSession {
@@ -175,7 +183,7 @@ impl DecoderSession {
 
     /// Decodes the next frames.
     pub async fn push(&mut self, frames: &[Frame]) -> Called<Vec<Delta>> {
-        let core = self.plugin.core();
+        let Inner { core, exports, .. } = &*self.plugin.0;
         // Taken out during the call: a future dropped half-way leaves no instance to call again.
         let Some(mut state) = self.state.take() else {
             return not_begun(over(core, "push"));
@@ -187,8 +195,8 @@ impl DecoderSession {
                 decoder,
             } = &mut state;
             let called = call!(core, live, "push", {
-                let guest = instance.lucid_llm_provider().decoder();
-                guest.call_push(&mut live.store, *decoder, frames).await
+                let plugin = exports.of(*instance);
+                plugin.call(&mut live.store, PUSH, (*decoder, frames)).await
             });
             (called, state)
         })
@@ -202,7 +210,7 @@ impl DecoderSession {
 
     /// Finishes the response.
     pub async fn finish(&mut self) -> Called<Completion> {
-        let core = self.plugin.core();
+        let Inner { core, exports, .. } = &*self.plugin.0;
         let Some(mut state) = self.state.take() else {
             return not_begun(over(core, "finish"));
         };
@@ -213,8 +221,8 @@ impl DecoderSession {
                 decoder,
             } = &mut state;
             call!(core, live, "finish", {
-                let guest = instance.lucid_llm_provider().decoder();
-                guest.call_finish(&mut live.store, *decoder).await
+                let plugin = exports.of(*instance);
+                plugin.call(&mut live.store, FINISH, (*decoder,)).await
             })
         })
         .await;

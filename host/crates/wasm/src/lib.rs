@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //! - `engine`: the engine, its pool and its epoch clock. `progress`: what is being compiled.
-//! - `admission`: the checks before a component runs.
+//! - `admission`: the checks before a component runs. `exports`: its functions.
 //! - `plugin`: what plugins of all kinds have in common. `policy`, `llm`, `tools` and `git`: what each kind can be
 //!   asked for. `any_plugin`: a plugin of unknown kind. `plugin_set`: all that are loaded.
 //! - `instance`, `limits`: one call. `call_stats`: statistics of calls. `log_label`: the label of log lines.
@@ -22,6 +22,7 @@ mod admission;
 mod any_plugin;
 mod call_stats;
 mod engine;
+mod exports;
 mod extensions;
 mod git;
 mod host_state;
@@ -34,7 +35,7 @@ mod plugin_set;
 mod policy;
 mod progress;
 mod stdio;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ mod wasi;
 pub use self::any_plugin::{AnyError, AnyPlugin};
 pub use self::call_stats::CallFigures;
 pub use self::log_label::LOG_TARGET;
-pub use self::progress::{Doing, Work};
+pub use self::progress::{Doing, Going, Work, Works};
 pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use git::GitPlugin;

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn printed(pieces: &[&[u8]]) -> Printed {
-        let printed = Printed::new(crate::wasm::log_label::label());
+        let printed = Printed::new(crate::log_label::label());
         let mut err = printed.err();
         for piece in pieces {
             err.write(Bytes::copy_from_slice(piece)).unwrap();

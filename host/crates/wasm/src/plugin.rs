@@ -10,11 +10,12 @@ use std::future::Future;
 use std::sync::Arc;
 
 use wasmtime::Store;
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::{Component, Lift};
 
 use super::admission::{self, Admitted, Kind, LoadError, other_types};
 use super::call_stats::{CallFigures, CallStats};
 use super::engine::{Engine, PoolClass};
+use super::exports::{Exported, Exports};
 use super::extensions::Extensions;
 use super::host_state::Guest;
 use super::instance::{boxed, call};
@@ -120,7 +121,7 @@ pub struct About {
 macro_rules! about {
     ($descriptor:expr) => {{
         $descriptor.description = lucid_types::sanitize::clean(&$descriptor.description, 500);
-        $crate::wasm::plugin::About {
+        $crate::plugin::About {
             name: $descriptor.name.clone(),
             version: $descriptor.version.clone(),
             description: $descriptor.description.clone(),
@@ -134,21 +135,13 @@ pub(super) use about;
 pub trait World: Sized + 'static {
     /// The kind.
     const KIND: Kind;
-    /// A component whose types were checked against the world.
-    type Pre: Send + Sync;
     /// What the component says of itself.
-    type Descriptor: Send + Sync;
+    type Descriptor: Lift + Send + Sync;
     /// What else it is asked when it is loaded.
     type Known: Send + Sync;
 
-    /// Checks the component's types.
-    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre>;
-
-    /// Asks a fresh instance for the descriptor.
-    fn describe(
-        pre: &Self::Pre,
-        store: &mut Store<Guest>,
-    ) -> impl Future<Output = wasmtime::Result<Self::Descriptor>> + Send;
+    /// Checks the types of all functions but `describe`.
+    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()>;
 
     /// The part of the descriptor that all kinds have, sanitized in the descriptor as well.
     fn about(descriptor: &mut Self::Descriptor) -> About;
@@ -159,7 +152,7 @@ pub trait World: Sized + 'static {
     /// Asks what else is to be known.
     fn known(
         core: &PluginCore,
-        pre: &Self::Pre,
+        exports: &Exports,
     ) -> impl Future<Output = Result<Self::Known, LoadError>> + Send;
 }
 
@@ -169,7 +162,7 @@ pub struct TypedPlugin<W: World>(pub(super) Arc<Inner<W>>);
 /// What the clones of a plugin share.
 pub(super) struct Inner<W: World> {
     pub(super) core: PluginCore,
-    pub(super) pre: W::Pre,
+    pub(super) exports: Exports,
     pub(super) descriptor: W::Descriptor,
     pub(super) known: W::Known,
 }
@@ -182,9 +175,8 @@ impl<W: World> TypedPlugin<W> {
         wasm: &[u8],
         limits: &Limits,
     ) -> Result<Self, LoadError> {
-        let Admitted { pre, digest } = compile(engine, W::KIND, name, wasm).await?;
-        let component = pre.component().clone();
-        let pre = W::link(pre).map_err(|error| other_types(name, W::KIND, &error))?;
+        let Admitted { exports, digest } = compile(engine, W::KIND, name, wasm).await?;
+        let component = exports.component().clone();
         let mut core = PluginCore {
             engine: engine.clone(),
             kind: W::KIND,
@@ -196,15 +188,15 @@ impl<W: World> TypedPlugin<W> {
             about: About::default(),
             extensions: Extensions::default(),
         };
-        let mut descriptor = describe::<W>(&core, &pre).await?;
+        let mut descriptor = describe::<W>(&core, &exports).await?;
         core.about = checked::<W>(&mut descriptor).map_err(|detail| LoadError::Descriptor {
             plugin: name.to_owned(),
             detail,
         })?;
-        let known = W::known(&core, &pre).await?;
+        let known = W::known(&core, &exports).await?;
         Ok(Self(Arc::new(Inner {
             core,
-            pre,
+            exports,
             descriptor,
             known,
         })))
@@ -251,13 +243,22 @@ async fn compile(
         })
 }
 
-async fn describe<W: World>(core: &PluginCore, pre: &W::Pre) -> Result<W::Descriptor, LoadError> {
+async fn describe<W: World>(
+    core: &PluginCore,
+    exports: &Exports,
+) -> Result<W::Descriptor, LoadError> {
     boxed(async move {
         let mut live = core.open(PoolClass::Call, "describe").await?;
         let called = call!(core, live, "describe", {
-            W::describe(pre, &mut live.store).await.map(Ok)
+            let store = &mut live.store;
+            let plugin = exports.instantiate(store).await?;
+            let checked = plugin.function::<(), W::Descriptor>(store, "describe");
+            match checked.and_then(|_| W::check_types(&plugin, store)) {
+                Ok(()) => plugin.call(store, "describe", ()).await.map(|d| Ok(Ok(d))),
+                Err(error) => Ok(Ok(Err(other_types(&core.name, W::KIND, &error)))),
+            }
         });
-        Ok(called.result?)
+        called.result?
     })
     .await
 }

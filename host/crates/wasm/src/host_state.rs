@@ -9,13 +9,14 @@
 use std::sync::Arc;
 
 use wasmtime::ResourceLimiter;
+use wasmtime::component::Linker;
 
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::log_label::Label;
 use super::stdio::Printed;
 use super::wasi::{CallClock, HasWasi, Wasi};
 use lucid_types::sanitize::clean;
-use lucid_types::wit::log::{Host, Level};
+use lucid_types::wit::log::Level;
 
 /// The most lines that one call may log.
 const MOST_LINES: u32 = 32;
@@ -108,9 +109,19 @@ impl HasWasi for Guest {
     }
 }
 
-impl Host for Guest {
-    fn log(&mut self, level: Level, message: String) {
-        let message = clean(&message, LONGEST_LINE);
+/// Gives components the interface that they log through.
+pub(super) fn add_log_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    let mut instance = linker.instance("lucid:host/log@0.1.0")?;
+    instance.func_wrap("log", |mut store, (level, message): (Level, String)| {
+        let guest: &mut Guest = store.data_mut();
+        guest.log(level, &message);
+        Ok(())
+    })
+}
+
+impl Guest {
+    fn log(&mut self, level: Level, message: &str) {
+        let message = clean(message, LONGEST_LINE);
         self.lines += 1;
         if self.lines <= MOST_LINES {
             self.label.line(level, &message);

@@ -3,7 +3,7 @@
 use wit_parser::Resolve;
 
 use super::*;
-use crate::wasm::wasi::{INTERFACES, provides};
+use crate::wasi::{INTERFACES, provides};
 
 /// The parts of WASI that these guests import, as WASI's own WIT has them.
 const WIT: [&str; 5] = [

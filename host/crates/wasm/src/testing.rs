@@ -237,7 +237,7 @@ pub fn llm(guest: &Llm) -> Vec<u8> {
 
 fn component(module: &str, package: &str, world: &str, mut resolve: Resolve) -> Vec<u8> {
     let mut module = wat::parse_str(module).unwrap();
-    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
+    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../wit");
     let more: Vec<_> = resolve.interfaces.iter().map(|(id, _)| id).collect();
     for shared in ["types", "host"] {
         resolve.push_path(wit.join(shared)).unwrap();

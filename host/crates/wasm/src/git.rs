@@ -4,16 +4,15 @@
 //! - Each step runs in a store of its own, so it knows its arguments and nothing else.
 
 use wasmtime::Store;
-use wasmtime::component::InstancePre;
 
 use super::admission::{Kind, LoadError};
+use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
 use super::limits::Called;
 use super::plugin::{About, PluginCore, TypedPlugin, World, about};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::git::{Descriptor, Next, Operation};
-use lucid_types::wit::git_world::GitPluginPre;
 use lucid_types::wit::types;
 
 /// The most scopes that an integration may name for its token.
@@ -22,23 +21,25 @@ const MOST_SCOPES: usize = 20;
 /// An admitted git integration. A clone is the same integration.
 pub type GitPlugin = TypedPlugin<GitWorld>;
 
+type StepParams<'a> = (
+    &'a str,
+    &'a Operation,
+    Option<&'a [u8]>,
+    Option<&'a types::HttpResponse>,
+);
+
 /// The world of git providers' integrations.
 #[derive(Debug)]
 pub enum GitWorld {}
 
 impl World for GitWorld {
     const KIND: Kind = Kind::Git;
-    type Pre = GitPluginPre<Guest>;
     type Descriptor = Descriptor;
     type Known = ();
 
-    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre> {
-        GitPluginPre::new(pre)
-    }
-
-    async fn describe(pre: &Self::Pre, store: &mut Store<Guest>) -> wasmtime::Result<Descriptor> {
-        let plugin = pre.instantiate_async(&mut *store).await?;
-        plugin.lucid_git_provider().call_describe(store).await
+    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+        plugin.function::<StepParams<'_>, Result<Next, types::Error>>(store, "step")?;
+        Ok(())
     }
 
     fn about(descriptor: &mut Descriptor) -> About {
@@ -49,7 +50,7 @@ impl World for GitWorld {
         check(descriptor).map_err(str::to_owned)
     }
 
-    async fn known(_: &PluginCore, _: &Self::Pre) -> Result<(), LoadError> {
+    async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
         Ok(())
     }
 }
@@ -65,11 +66,9 @@ impl GitPlugin {
     ) -> Called<Next> {
         let settings = settings.to_owned();
         fresh!(self, "step", |plugin, store| {
-            let provider = plugin.lucid_git_provider();
             let (state, answer) = (state.as_deref(), answer.as_ref());
-            provider
-                .call_step(store, &settings, operation, state, answer)
-                .await
+            let params: StepParams<'_> = (&settings, operation, state, answer);
+            plugin.call(store, "step", params).await
         })
     }
 }

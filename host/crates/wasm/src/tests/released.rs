@@ -13,13 +13,13 @@ use lucid_types::wit::types::{
 };
 
 /// `tests/guests/counting`, at 0.1.0.
-const POLICY: &[u8] = include_bytes!("../../../../wit/released/0.1.0/policy.wasm");
+const POLICY: &[u8] = include_bytes!("../../../../../wit/released/0.1.0/policy.wasm");
 /// `plugins/openai`, at 0.1.0.
-const LLM: &[u8] = include_bytes!("../../../../wit/released/0.1.0/llm.wasm");
+const LLM: &[u8] = include_bytes!("../../../../../wit/released/0.1.0/llm.wasm");
 /// `plugins/github`, at 0.1.0.
-const GIT: &[u8] = include_bytes!("../../../../wit/released/0.1.0/git.wasm");
+const GIT: &[u8] = include_bytes!("../../../../../wit/released/0.1.0/git.wasm");
 /// `tests/guests/tooling`, at 0.1.0.
-pub(super) const TOOLS: &[u8] = include_bytes!("../../../../wit/released/0.1.0/tools.wasm");
+pub(super) const TOOLS: &[u8] = include_bytes!("../../../../../wit/released/0.1.0/tools.wasm");
 
 fn model(name: &str) -> ModelOffer {
     ModelOffer {

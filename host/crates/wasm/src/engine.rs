@@ -14,14 +14,13 @@ use std::time::Duration;
 
 use lucid_precompiled::{Origin, Shelf, ShelfError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
-use super::host_state::Guest;
+use super::host_state::{self, Guest};
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::progress::{Doing, Works};
 use super::wasi;
-use lucid_types::wit::log;
 
 /// How long a guest computes before it yields to other tasks of its executor thread.
 const TICK: Duration = Duration::from_millis(10);
@@ -104,8 +103,7 @@ impl Engine {
     pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
         let engine = wasmtime::Engine::new(&config(&options)).map_err(EngineError::Settings)?;
         let mut linker = Linker::new(&engine);
-        log::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)
-            .map_err(EngineError::Settings)?;
+        host_state::add_log_to_linker(&mut linker).map_err(EngineError::Settings)?;
         wasi::add_to_linker(&mut linker).map_err(EngineError::Settings)?;
         let shelf = options
             .cache
@@ -137,7 +135,7 @@ impl Engine {
     }
 
     /// The list of what is being loaded and compiled now.
-    pub(crate) fn works(&self) -> &Works {
+    pub fn works(&self) -> &Works {
         &self.0.works
     }
 

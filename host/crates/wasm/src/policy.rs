@@ -5,9 +5,9 @@
 //! - A step that fails leaves nothing behind.
 
 use wasmtime::Store;
-use wasmtime::component::InstancePre;
 
 use super::admission::{Kind, LoadError};
+use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
 use super::limits::Called;
@@ -15,10 +15,14 @@ use super::plugin::{About, PluginCore, TypedPlugin, World, about};
 use super::wasi::CallClock;
 use lucid_types::log_label::Caller;
 use lucid_types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
-use lucid_types::wit::policy_world::PolicyPluginPre;
+use lucid_types::wit::types::Error;
 
 /// An admitted policy. A clone is the same policy.
 pub type PolicyPlugin = TypedPlugin<PolicyWorld>;
+
+type StepParams<'a> = (&'a Context, Option<&'a Snapshot>, &'a [Input]);
+type Stepped = Result<Transition, Error>;
+type Migrated = Result<Snapshot, Error>;
 
 /// The world of policies.
 #[derive(Debug)]
@@ -26,17 +30,13 @@ pub enum PolicyWorld {}
 
 impl World for PolicyWorld {
     const KIND: Kind = Kind::Policy;
-    type Pre = PolicyPluginPre<Guest>;
     type Descriptor = Descriptor;
     type Known = ();
 
-    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre> {
-        PolicyPluginPre::new(pre)
-    }
-
-    async fn describe(pre: &Self::Pre, store: &mut Store<Guest>) -> wasmtime::Result<Descriptor> {
-        let plugin = pre.instantiate_async(&mut *store).await?;
-        plugin.lucid_policy_policy().call_describe(store).await
+    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+        plugin.function::<StepParams<'_>, Stepped>(store, "step")?;
+        plugin.function::<(&Snapshot,), Migrated>(store, "migrate")?;
+        Ok(())
     }
 
     fn about(descriptor: &mut Descriptor) -> About {
@@ -53,7 +53,7 @@ impl World for PolicyWorld {
         Ok(())
     }
 
-    async fn known(_: &PluginCore, _: &Self::Pre) -> Result<(), LoadError> {
+    async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
         Ok(())
     }
 }
@@ -73,15 +73,14 @@ impl PolicyPlugin {
         };
         let caller = Caller::current().in_session(&ctx.session).at_step(ctx.step);
         fresh!(self, "step", at clock, for caller, |plugin, store| {
-            let policy = plugin.lucid_policy_policy();
-            policy.call_step(store, ctx, state, inputs).await
+            plugin.call(store, "step", (ctx, state, inputs)).await
         })
     }
 
     /// Migrates the state that an older build left.
     pub async fn migrate(&self, old: &Snapshot) -> Called<Snapshot> {
         fresh!(self, "migrate", |plugin, store| {
-            plugin.lucid_policy_policy().call_migrate(store, old).await
+            plugin.call(store, "migrate", (old,)).await
         })
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::limits::CallError;
-pub use lucid_types::log_label::Caller;
+pub(crate) use lucid_types::log_label::Caller;
 use lucid_types::wit::log::Level;
 
 /// The log target of plugins' own lines, for filtering.

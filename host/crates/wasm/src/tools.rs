@@ -5,9 +5,9 @@
 //! - A list of tools that is returned was validated and is one that models accept.
 
 use wasmtime::Store;
-use wasmtime::component::InstancePre;
 
 use super::admission::{Kind, LoadError};
+use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
 use super::limits::{CallError, Called};
@@ -15,11 +15,12 @@ use super::plugin::{About, Plugin, PluginCore, TypedPlugin, World, about};
 use super::tool_schema;
 use lucid_types::unicode::paired_text;
 use lucid_types::wit::tools::{Descriptor, Progress, Turn};
-use lucid_types::wit::tools_world::ToolsPluginPre;
 use lucid_types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
 
 /// An admitted component with tools. A clone is the same one.
 pub type ToolsPlugin = TypedPlugin<ToolsWorld>;
+
+type StepParams<'a> = (&'a str, &'a ToolCall, Option<&'a Progress>);
 
 /// The world of components with tools.
 #[derive(Debug)]
@@ -27,17 +28,13 @@ pub enum ToolsWorld {}
 
 impl World for ToolsWorld {
     const KIND: Kind = Kind::Tools;
-    type Pre = ToolsPluginPre<Guest>;
     type Descriptor = Descriptor;
     type Known = ();
 
-    fn link(pre: InstancePre<Guest>) -> wasmtime::Result<Self::Pre> {
-        ToolsPluginPre::new(pre)
-    }
-
-    async fn describe(pre: &Self::Pre, store: &mut Store<Guest>) -> wasmtime::Result<Descriptor> {
-        let plugin = pre.instantiate_async(&mut *store).await?;
-        plugin.lucid_tools_tools().call_describe(store).await
+    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+        plugin.function::<(&str,), Result<Vec<ToolDefinition>, Error>>(store, "definitions")?;
+        plugin.function::<StepParams<'_>, Result<Turn, Error>>(store, "step")?;
+        Ok(())
     }
 
     fn about(descriptor: &mut Descriptor) -> About {
@@ -48,7 +45,7 @@ impl World for ToolsWorld {
         Ok(())
     }
 
-    async fn known(_: &PluginCore, _: &Self::Pre) -> Result<(), LoadError> {
+    async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
         Ok(())
     }
 }
@@ -59,8 +56,9 @@ impl ToolsPlugin {
     pub async fn definitions(&self, settings: &str) -> Called<Vec<ToolDefinition>> {
         let settings = settings.to_owned();
         let called = fresh!(self, "definitions", |plugin, store| {
-            let tools = plugin.lucid_tools_tools();
-            tools.call_definitions(store, &settings).await
+            plugin
+                .call(store, "definitions", (settings.as_str(),))
+                .await
         });
         let Called { result, figures } = called;
         let checked = |mut tools: Vec<ToolDefinition>| {
@@ -93,8 +91,9 @@ impl ToolsPlugin {
     ) -> Called<Turn> {
         let settings = settings.to_owned();
         fresh!(self, "step", |plugin, store| {
-            let tools = plugin.lucid_tools_tools();
-            tools.call_step(store, &settings, call, progress).await
+            plugin
+                .call(store, "step", (settings.as_str(), call, progress))
+                .await
         })
     }
 }

@@ -95,9 +95,9 @@ pub(super) struct PluginInstance {
 /// block that may use `?` on wasmtime's errors and ends with the guest's own result.
 macro_rules! call {
     ($loaded:expr, $live:expr, $call:literal, $run:block) => {{
-        let begun = $crate::wasm::instance::begin($loaded, &mut $live.store);
+        let begun = $crate::instance::begin($loaded, &mut $live.store);
         let outcome = tokio::time::timeout($loaded.limits.wall, async { $run }).await;
-        $crate::wasm::instance::settle($loaded, &$live.store, $call, begun, outcome)
+        $crate::instance::settle($loaded, &$live.store, $call, begun, outcome)
     }};
 }
 pub(super) use call;
@@ -106,26 +106,26 @@ pub(super) use call;
 /// [`call!`], with the instance and its store.
 macro_rules! fresh {
     ($plugin:expr, $call:literal, |$instance:ident, $store:ident| $run:block) => {
-        $crate::wasm::instance::fresh!(
+        $crate::instance::fresh!(
             $plugin,
             $call,
-            at $crate::wasm::wasi::CallClock::default(),
-            for $crate::wasm::log_label::Caller::current(),
+            at $crate::wasi::CallClock::default(),
+            for $crate::log_label::Caller::current(),
             |$instance, $store| $run
         )
     };
     ($plugin:expr, $call:literal, at $clock:expr, for $caller:expr, |$instance:ident, $store:ident| $run:block) => {{
-        let $crate::wasm::plugin::Inner { core, pre, .. } = &*$plugin.0;
+        let $crate::plugin::Inner { core, exports, .. } = &*$plugin.0;
         let (clock, caller) = ($clock, $caller);
-        $crate::wasm::instance::boxed(async move {
-            let opened = core.open_at($crate::wasm::engine::PoolClass::Call, $call, clock, caller);
+        $crate::instance::boxed(async move {
+            let opened = core.open_at($crate::engine::PoolClass::Call, $call, clock, caller);
             let mut live = match opened.await {
                 Ok(live) => live,
-                Err(error) => return $crate::wasm::instance::not_begun(error),
+                Err(error) => return $crate::instance::not_begun(error),
             };
-            $crate::wasm::instance::call!(core, live, $call, {
+            $crate::instance::call!(core, live, $call, {
                 let $store = &mut live.store;
-                let $instance = pre.instantiate_async(&mut *$store).await?;
+                let $instance = exports.instantiate($store).await?;
                 $run
             })
         })

@@ -1,0 +1,107 @@
+//! The functions that a component exports for its kind: found by name when it is admitted, checked for their
+//! types when it is loaded and whenever one is called.
+
+use wasmtime::Store;
+use wasmtime::component::{
+    Component, ComponentExportIndex, ComponentNamedList, Instance, InstancePre, Lift, Lower,
+    TypedFunc,
+};
+
+use super::admission::Kind;
+use super::host_state::Guest;
+
+/// The functions of an admitted component.
+pub struct Exports {
+    pre: InstancePre<Guest>,
+    functions: Functions,
+}
+
+/// Where each function of a kind is in a component.
+pub(super) type Functions = Vec<(&'static str, ComponentExportIndex)>;
+
+/// Finds the functions of a kind. An error is the first export that is missing.
+pub(super) fn find(component: &Component, kind: Kind) -> Result<Functions, String> {
+    let (interface, names) = kind.exports();
+    let instance = component.get_export_index(None, interface);
+    let instance = instance.ok_or_else(|| interface.to_owned())?;
+    let functions = names.iter().map(|name| {
+        let function = component.get_export_index(Some(&instance), *name);
+        let function = function.ok_or_else(|| format!("{interface}#{name}"))?;
+        Ok((*name, function))
+    });
+    functions.collect()
+}
+
+impl Exports {
+    pub(super) fn new(pre: InstancePre<Guest>, functions: Functions) -> Self {
+        Self { pre, functions }
+    }
+
+    /// The component.
+    pub(super) fn component(&self) -> &Component {
+        self.pre.component()
+    }
+
+    /// Makes a fresh instance.
+    pub(super) async fn instantiate(
+        &self,
+        store: &mut Store<Guest>,
+    ) -> wasmtime::Result<Exported<'_>> {
+        let instance = self.pre.instantiate_async(store).await?;
+        Ok(self.of(instance))
+    }
+
+    /// The functions of an instance that [`instantiate`](Self::instantiate) made.
+    pub(super) fn of(&self, instance: Instance) -> Exported<'_> {
+        Exported {
+            functions: &self.functions,
+            instance,
+        }
+    }
+}
+
+/// The functions of one instance.
+#[derive(Clone, Copy)]
+pub struct Exported<'a> {
+    functions: &'a Functions,
+    pub(super) instance: Instance,
+}
+
+impl Exported<'_> {
+    /// A function with the types that the host has for it. An error if the component's own are others.
+    pub(super) fn function<P, R>(
+        &self,
+        store: &mut Store<Guest>,
+        name: &str,
+    ) -> wasmtime::Result<TypedFunc<P, (R,)>>
+    where
+        P: ComponentNamedList + Lower,
+        R: Lift,
+    {
+        let found = self.functions.iter().find(|(known, _)| *known == name);
+        let Some((_, index)) = found else {
+            return Err(wasmtime::format_err!(
+                "no plugin of this kind has a function `{name}`"
+            ));
+        };
+        self.instance
+            .get_typed_func(store, index)
+            .map_err(|error| error.context(format!("the function `{name}` has another type")))
+    }
+
+    /// Calls a function.
+    pub(super) async fn call<P, R>(
+        &self,
+        store: &mut Store<Guest>,
+        name: &str,
+        params: P,
+    ) -> wasmtime::Result<R>
+    where
+        P: ComponentNamedList + Lower + Send + Sync,
+        R: Lift + Send + Sync + 'static,
+    {
+        let function = self.function::<P, R>(store, name)?;
+        let (result,) = function.call_async(store, params).await?;
+        Ok(result)
+    }
+}
