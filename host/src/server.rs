@@ -28,6 +28,7 @@ use crate::deployment::uploads::UploadStore;
 use crate::environment::disk_guard::{self, OpenEnvironments};
 use crate::environment::factory::EnvironmentFactory;
 use crate::environment::log_reserve;
+use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::{Accounts, Cipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
 use crate::manifest::Problems;
@@ -104,6 +105,7 @@ pub struct App {
     config: Config,
     auth: Arc<Authenticator>,
     sessions: Sessions,
+    workspaces: Workspaces,
     sandboxes: Sandboxes,
     chats: Chats,
     accounts: Accounts,
@@ -216,9 +218,10 @@ impl App {
             deployed.now().deployed.git.clone()
         });
         let git = generations.clone();
+        let workspaces = Workspaces::new(storage);
         let ground = EnvironmentFactory {
             sandboxes: sandboxes.clone(),
-            base: storage.to_owned(),
+            workspaces: workspaces.clone(),
             blobs,
             client: git::client(config.allow_private_repositories)?,
             git: git::Rules {
@@ -264,6 +267,7 @@ impl App {
             config,
             auth: Arc::new(auth),
             sessions,
+            workspaces,
             sandboxes,
             chats,
             accounts,
@@ -365,6 +369,11 @@ impl App {
         &self.sessions
     }
 
+    /// The sessions' workspaces.
+    pub(crate) fn workspaces(&self) -> &Workspaces {
+        &self.workspaces
+    }
+
     /// What the deployment is by now.
     pub fn generations(&self) -> &DeploymentManager {
         &self.generations
@@ -399,6 +408,7 @@ impl App {
         Api::new(
             self.auth.clone(),
             self.sessions.clone(),
+            self.workspaces.clone(),
             self.chats.clone(),
             self.accounts.clone(),
             self.generations.clone(),

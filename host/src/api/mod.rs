@@ -56,6 +56,7 @@ use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
 use crate::deployment::manager::DeploymentManager;
 use crate::deployment::rollout::shadow::Shadows;
+use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::Accounts;
 use crate::session::Sessions;
 use lucid_store::Chats;
@@ -72,6 +73,7 @@ pub struct Api {
 struct Parts {
     auth: Arc<Authenticator>,
     sessions: Sessions,
+    workspaces: Workspaces,
     chats: Chats,
     accounts: Accounts,
     generations: DeploymentManager,
@@ -89,6 +91,7 @@ impl Api {
     pub fn new(
         auth: Arc<Authenticator>,
         sessions: Sessions,
+        workspaces: Workspaces,
         chats: Chats,
         accounts: Accounts,
         generations: DeploymentManager,
@@ -97,6 +100,7 @@ impl Api {
         let parts = Parts {
             auth,
             sessions,
+            workspaces,
             chats,
             accounts,
             generations,

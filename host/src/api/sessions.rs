@@ -372,8 +372,15 @@ impl Api {
         not_yours: &str,
     ) -> Result<Option<std::sync::Arc<Workspace>>, Problem> {
         let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
-        let found = self.parts.sessions.workspace_of(&parsed, &who.user).await;
-        found.map_err(|error| of_lookup(&error, id, not_yours))
+        let known = self.parts.sessions.has_workspace(&parsed, &who.user).await;
+        if !known.map_err(|error| of_lookup(&error, id, not_yours))? {
+            return Ok(None);
+        }
+        let (workspaces, user) = (self.parts.workspaces.clone(), who.user.clone());
+        let open = move || workspaces.find(user.as_str(), &parsed.to_string());
+        let opened = tokio::task::spawn_blocking(open).await;
+        let opened = opened.map_err(|cause| Problem::internal(&cause))?;
+        Ok(opened.map(std::sync::Arc::new))
     }
 }
 

@@ -89,7 +89,9 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     };
     view.end();
     let workspace = session
-        .workspace()
+        .has_workspace()
+        .then(|| app.workspaces().find(LOCAL_USER, &session.id().to_string()))
+        .flatten()
         .map(|workspace| workspace.host_path().to_owned());
     // A second Ctrl-C does not wait.
     let again = interrupted();

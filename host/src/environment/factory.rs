@@ -7,7 +7,6 @@
 //! - The git token goes to the gateway and nowhere else.
 //! - A failure is one sentence and leaves no sandbox behind.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -20,7 +19,7 @@ use crate::session::{
 };
 use lucid_sandbox::git::{self, Gateway, Login};
 use lucid_sandbox::tools::{ToolBox, describe_call};
-use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError, safe_name};
+use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError};
 use lucid_sandbox::{Sandboxes, Spec};
 use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::Reserve;
@@ -29,6 +28,7 @@ use lucid_types::wit::types::ToolCall;
 
 use super::disk_guard::OpenEnvironments;
 use super::tree_watch::Files;
+use super::workspaces::Workspaces;
 use super::{Notices, RunningSandbox, SessionEnvironment, Shared};
 
 /// Said of containers that commands reach by `docker exec` only.
@@ -42,8 +42,8 @@ pub(super) type GitUser = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub(crate) struct EnvironmentFactory {
     /// Boxes.
     pub(crate) sandboxes: Sandboxes,
-    /// Workspaces are below it.
-    pub(crate) base: PathBuf,
+    /// The sessions' workspaces.
+    pub(crate) workspaces: Workspaces,
     /// Pictures that models see.
     pub(crate) blobs: Blobs,
     /// For git.
@@ -67,22 +67,17 @@ pub(crate) struct EnvironmentFactory {
 }
 
 impl EnvironmentFactory {
-    fn folder_of(&self, spec: &EnvironmentSpec) -> PathBuf {
-        self.base
-            .join(safe_name(&spec.user))
-            .join(safe_name(&spec.session))
-    }
-
     /// The workspace of a session, made where it is not there.
     async fn workspace_of(
         &self,
         spec: &EnvironmentSpec,
         fresh: bool,
     ) -> Result<Arc<Workspace>, EnvironmentError> {
-        let (base, user, session) = (self.base.clone(), spec.user.clone(), spec.session.clone());
+        let (user, session) = (spec.user.clone(), spec.session.clone());
+        let workspaces = self.workspaces.clone();
         let sandboxes = self.sandboxes.clone();
         blocking(move || {
-            let workspace = Workspace::create(&base, &user, &session)?;
+            let workspace = workspaces.create(&user, &session)?;
             if !fresh {
                 return Ok(workspace);
             }
@@ -90,7 +85,7 @@ impl EnvironmentFactory {
             workspace.remove()?;
             // The folder of a container that waits becomes this one, and that container the session's.
             let _is_warm = sandboxes.prepare(&session, &path);
-            Workspace::create(&base, &user, &session)
+            workspaces.create(&user, &session)
         })
         .await
         .map(Arc::new)
@@ -255,22 +250,12 @@ impl EnvironmentProvider for EnvironmentFactory {
         self.rooms.kind_of(session).map(|kind| kind.to_string())
     }
 
-    fn workspace(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>> {
-        if !self.folder_of(spec).is_dir() {
-            return None;
-        }
-        Workspace::create(&self.base, &spec.user, &spec.session)
-            .ok()
-            .map(Arc::new)
-    }
-
     fn has_workspace(&self, spec: &EnvironmentSpec) -> bool {
-        self.folder_of(spec).is_dir()
+        self.workspaces.contains(&spec.user, &spec.session)
     }
 
-    fn renew(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>> {
-        let made = Workspace::create(&self.base, &spec.user, &spec.session);
-        made.ok().map(Arc::new)
+    fn renew(&self, spec: &EnvironmentSpec) -> bool {
+        self.workspaces.create(&spec.user, &spec.session).is_ok()
     }
 
     fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()> {
@@ -279,9 +264,11 @@ impl EnvironmentProvider for EnvironmentFactory {
     }
 
     fn is_short(&self) -> BoxFuture<'static, bool> {
-        let (base, keep, reserve) = (self.base.clone(), self.keep, self.reserve.clone());
+        let (workspaces, keep) = (self.workspaces.clone(), self.keep);
+        let reserve = self.reserve.clone();
         async move {
-            let looked = tokio::task::spawn_blocking(move || reserve.has_little_room(&base));
+            let looked =
+                tokio::task::spawn_blocking(move || reserve.has_little_room(workspaces.base()));
             !keep && looked.await.unwrap_or(false)
         }
         .boxed()
@@ -298,10 +285,13 @@ impl EnvironmentProvider for EnvironmentFactory {
                 files.remove().await.map_err(|error| error.to_string())?;
             }
             let wiped = blocking(move || {
-                if !ground.folder_of(&spec).is_dir() {
+                if !ground.workspaces.contains(&spec.user, &spec.session) {
                     return Ok(());
                 }
-                Workspace::create(&ground.base, &spec.user, &spec.session)?.remove()
+                ground
+                    .workspaces
+                    .create(&spec.user, &spec.session)?
+                    .remove()
             });
             wiped.await.map_err(|error| error.to_string())
         }

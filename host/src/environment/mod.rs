@@ -11,6 +11,7 @@ pub(crate) mod disk_guard;
 pub(crate) mod factory;
 pub(crate) mod log_reserve;
 pub(crate) mod tree_watch;
+pub(crate) mod workspaces;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,7 +30,8 @@ use crate::session::{
 use lucid_sandbox::git::{self, Gateway};
 use lucid_sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
 use lucid_sandbox::workspace::{Quota, Workspace};
-use lucid_sandbox::{ExecRequest, ExecResult, Kind, LimitHit, Process, Sandbox, SandboxError};
+use lucid_sandbox::{Kind, Sandbox, SandboxError};
+use lucid_types::exec::{ExecError, ExecRequest, ExecResult, LimitHit, Process};
 use lucid_types::unicode::Pieces;
 use lucid_types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
 
@@ -262,10 +264,6 @@ impl SessionEnvironment {
 pub(super) struct Shared(pub(super) Arc<SessionEnvironment>);
 
 impl Environment for Shared {
-    fn workspace(&self) -> Option<Arc<Workspace>> {
-        Some(self.0.workspace.clone())
-    }
-
     fn root(&self) -> String {
         self.0.root.clone()
     }
@@ -337,16 +335,16 @@ impl Environment for Shared {
         &self,
         request: ExecRequest,
         output: OutputSink,
-    ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
+    ) -> BoxFuture<'static, Result<ExecResult, ExecError>> {
         let room = self.0.clone();
-        async move { room.exec(request, output).await }.boxed()
+        async move { Ok(room.exec(request, output).await?) }.boxed()
     }
 
-    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, ExecError>> {
         let room = self.0.clone();
         async move {
             let tools = room.tools().await.map_err(SandboxError::Gone)?;
-            tools.sandbox().spawn(request)
+            Ok(tools.sandbox().spawn(request)?)
         }
         .boxed()
     }

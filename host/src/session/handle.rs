@@ -5,13 +5,13 @@
 //! - A user's message is acknowledged only once it is written.
 //! - The first reason to end is the one that counts, as far as it could be written.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use lucid_sandbox::workspace::Workspace;
 use lucid_store::{Store, StoreError};
 use lucid_types::user::UserId;
 
@@ -32,7 +32,8 @@ pub struct Session {
     pub(super) about: SessionInfo,
     pub(super) store: Store,
     pub(super) mailbox: Mailbox,
-    pub(super) workspace: OnceLock<Arc<Workspace>>,
+    /// Whether the session's files can be read.
+    has_workspace: AtomicBool,
     pub(super) stop: CancellationToken,
     pub(super) feed: Feed,
     /// The current state; see [`Session::stands`].
@@ -107,7 +108,7 @@ impl Session {
             about,
             store,
             mailbox,
-            workspace: OnceLock::new(),
+            has_workspace: AtomicBool::new(false),
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
             standing: Mutex::new(Standing::Idle(Instant::now())),
@@ -169,9 +170,14 @@ impl Session {
         };
     }
 
-    /// The session's workspace, once it has one.
-    pub fn workspace(&self) -> Option<Arc<Workspace>> {
-        self.workspace.get().cloned()
+    /// Returns whether the session has a workspace whose files can be read.
+    pub fn has_workspace(&self) -> bool {
+        self.has_workspace.load(Ordering::Relaxed)
+    }
+
+    /// Makes the session's files readable.
+    pub(super) fn show_workspace(&self) {
+        self.has_workspace.store(true, Ordering::Relaxed);
     }
 
     /// Accepts a message from the user. When this returns, the message is written and will be

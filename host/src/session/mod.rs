@@ -456,7 +456,7 @@ impl Sessions {
         held(&self.shared.registry)
             .by_id
             .values()
-            .filter(|session| session.workspace.get().is_some())
+            .filter(|session| session.has_workspace())
             .count()
     }
 

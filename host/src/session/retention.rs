@@ -6,12 +6,11 @@
 //! the disk is short the oldest go first, before their time. A user who stops or deletes the session has it
 //! removed at once.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_sandbox::workspace::Workspace;
 use lucid_store::{Retained, StoreError};
 use lucid_types::plural;
 use lucid_types::user::UserId;
@@ -158,15 +157,15 @@ impl Shared {
 }
 
 impl Sessions {
-    /// The workspace of a session of this user: one that lives, which may have none yet, or one whose files
-    /// are kept.
-    pub async fn workspace_of(
+    /// Returns whether a session of this user has a workspace: one that lives may have none yet, and one that
+    /// ended has it as long as its files are kept.
+    pub async fn has_workspace(
         &self,
         id: &SessionId,
         user: &UserId,
-    ) -> Result<Option<Arc<Workspace>>, WorkspaceLookupError> {
+    ) -> Result<bool, WorkspaceLookupError> {
         match self.get(id, user) {
-            Ok(session) => return Ok(session.workspace()),
+            Ok(session) => return Ok(session.has_workspace()),
             Err(LookupError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
@@ -175,8 +174,11 @@ impl Sessions {
         if kept.user != user.as_str() {
             return Err(LookupError::NotYours.into());
         }
-        let workspace = self.shared.deps.places.workspace(&spec_of(kept));
-        Ok(Some(workspace.ok_or(LookupError::NotFound)?))
+        if self.shared.deps.places.has_workspace(&spec_of(kept)) {
+            Ok(true)
+        } else {
+            Err(LookupError::NotFound.into())
+        }
     }
 
     /// Removes what is kept of a session of this user that ended. False where nothing is.

@@ -1,4 +1,4 @@
-//! One command in a sandbox, as the rest of the host sees it.
+//! Runs one command in a sandbox, and collects its output.
 //!
 //! # Invariants
 //! - A command that was started is waited for or killed, even if the future that started it is
@@ -12,23 +12,12 @@ use lucid_exec::protocol::{Exit, Start};
 
 use super::SandboxError;
 use super::connection::{Connection, Event};
+use lucid_types::exec::{ExecProgram, ExecRequest, ExecResult, LimitHit};
 use lucid_types::plural;
 use lucid_types::unicode::lossy;
 
 /// How much longer than its timeout a command may take before the sandbox counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A command to run.
-#[derive(Debug, Clone)]
-pub struct ExecRequest {
-    what: What,
-    cwd: Option<String>,
-    env: BTreeMap<String, String>,
-    timeout: Duration,
-    stdin: Option<String>,
-    head: usize,
-    tail: usize,
-}
 
 /// The longest argument of a program, in bytes; Linux limits it to 128 KiB.
 const LONGEST_ARGUMENT: usize = 120_000;
@@ -36,168 +25,61 @@ const LONGEST_ARGUMENT: usize = 120_000;
 /// How many bytes a program that stays open may write before they are read.
 const WINDOW: usize = 256 << 10;
 
-#[derive(Debug, Clone)]
-enum What {
-    Shell(String),
-    Program(Vec<String>),
-}
-
-impl ExecRequest {
-    fn new(what: What) -> Self {
-        let timeout = Duration::from_secs(120);
-        Self {
-            what,
-            cwd: None,
-            env: BTreeMap::new(),
-            timeout,
-            stdin: None,
-            head: 64 << 10,
-            tail: 64 << 10,
+/// The message that starts a command, with the sandbox's environment.
+pub(super) fn start_message(
+    mut request: ExecRequest,
+    shell: &str,
+    workspace: &str,
+    environment: &BTreeMap<String, String>,
+) -> Start {
+    for (name, value) in environment {
+        request
+            .env
+            .entry(name.clone())
+            .or_insert_with(|| value.clone());
+    }
+    let (argv, script) = match request.program {
+        ExecProgram::Shell(command) if command.len() > LONGEST_ARGUMENT => {
+            (vec![shell.to_owned()], Some(command))
         }
-    }
-
-    /// A command line for the sandbox's shell.
-    #[must_use]
-    pub fn shell(command: impl Into<String>) -> Self {
-        Self::new(What::Shell(command.into()))
-    }
-
-    /// A program and its arguments, without a shell.
-    #[must_use]
-    pub fn argv<I: IntoIterator<Item = S>, S: Into<String>>(argv: I) -> Self {
-        Self::new(What::Program(argv.into_iter().map(Into::into).collect()))
-    }
-
-    /// Sets the working directory; the default is the workspace.
-    #[must_use]
-    pub fn cwd(mut self, cwd: impl Into<String>) -> Self {
-        self.cwd = Some(cwd.into());
-        self
-    }
-
-    /// Adds a variable to the environment.
-    #[must_use]
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.insert(name.into(), value.into());
-        self
-    }
-
-    /// Sets the time after which the process group is killed; the default is 120 seconds.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Sets the standard input; empty by default.
-    #[must_use]
-    pub fn stdin(mut self, text: impl Into<String>) -> Self {
-        self.stdin = Some(text.into());
-        self
-    }
-
-    /// Sets how many of the first and of the last bytes of the output are kept.
-    #[must_use]
-    pub fn keep(mut self, head: usize, tail: usize) -> Self {
-        (self.head, self.tail) = (head, tail);
-        self
-    }
-
-    pub(super) fn into_start(
-        mut self,
-        shell: &str,
-        workspace: &str,
-        environment: &BTreeMap<String, String>,
-    ) -> Start {
-        for (name, value) in environment {
-            self.env
-                .entry(name.clone())
-                .or_insert_with(|| value.clone());
-        }
-        let (argv, script) = match self.what {
-            What::Shell(command) if command.len() > LONGEST_ARGUMENT => {
-                (vec![shell.to_owned()], Some(command))
-            }
-            What::Shell(command) => (vec![shell.to_owned(), "-c".to_owned(), command], None),
-            What::Program(argv) => (argv, None),
-        };
-        Start {
-            argv,
-            script,
-            cwd: Some(self.cwd.unwrap_or_else(|| workspace.to_owned())),
-            env: self.env,
-            timeout_ms: Some(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)),
-            stdin: self.stdin,
-            output_head: self.head,
-            output_tail: self.tail,
-            live: false,
-        }
-    }
-
-    /// The same for a program that stays open: it has no timeout, and its output is granted piece
-    /// by piece.
-    pub(super) fn into_live(
-        self,
-        shell: &str,
-        workspace: &str,
-        environment: &BTreeMap<String, String>,
-    ) -> Start {
-        Start {
-            timeout_ms: None,
-            stdin: None,
-            output_head: WINDOW,
-            live: true,
-            ..self.into_start(shell, workspace, environment)
-        }
+        ExecProgram::Shell(command) => (vec![shell.to_owned(), "-c".to_owned(), command], None),
+        ExecProgram::Argv(argv) => (argv, None),
+    };
+    Start {
+        argv,
+        script,
+        cwd: Some(request.cwd.unwrap_or_else(|| workspace.to_owned())),
+        env: request.env,
+        timeout_ms: Some(u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX)),
+        stdin: request.stdin,
+        output_head: request.head,
+        output_tail: request.tail,
+        live: false,
     }
 }
 
-/// How a command ended and its output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecResult {
-    /// The exit code, or 128 plus the signal's number if a signal ended it.
-    pub exit_code: i32,
-    /// Whether the timeout killed it.
-    pub timed_out: bool,
-    /// Standard output and error, interleaved in order; a sentence stands for what was omitted.
-    pub output: String,
-    /// The output in bytes: its beginning, and its end after what was omitted.
-    pub bytes: (Vec<u8>, Vec<u8>),
-    /// Number of omitted bytes.
-    pub omitted: u64,
-    /// How long it ran.
-    pub duration: Duration,
-    /// A limit of the sandbox that was hit while it ran, or since the previous command ended. The
-    /// output then ends with a sentence about it.
-    pub limit: Option<LimitHit>,
-}
-
-/// A limit of a sandbox that was hit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LimitHit {
-    /// The kernel killed a process, since the sandbox's memory was used up.
-    Memory,
-    /// The kernel refused a new process, since the sandbox has as many as it may.
-    Processes,
-}
-
-impl LimitHit {
-    fn of(exit: &Exit) -> Option<Self> {
-        if exit.memory_kills > 0 {
-            Some(Self::Memory)
-        } else {
-            (exit.refused_processes > 0).then_some(Self::Processes)
-        }
+/// The same for a program that stays open: it has no timeout, and its output is granted piece
+/// by piece.
+pub(super) fn live_start_message(
+    request: ExecRequest,
+    shell: &str,
+    workspace: &str,
+    environment: &BTreeMap<String, String>,
+) -> Start {
+    Start {
+        timeout_ms: None,
+        stdin: None,
+        output_head: WINDOW,
+        live: true,
+        ..start_message(request, shell, workspace, environment)
     }
+}
 
-    /// The sentence that explains it.
-    pub fn sentence(self) -> &'static str {
-        match self {
-            Self::Memory => "[The sandbox reached its memory limit: the kernel ended a process.]",
-            Self::Processes => {
-                "[The sandbox reached its limit of processes: the kernel refused to start one.]"
-            }
-        }
+fn limit_of(exit: &Exit) -> Option<LimitHit> {
+    if exit.memory_kills > 0 {
+        Some(LimitHit::Memory)
+    } else {
+        (exit.refused_processes > 0).then_some(LimitHit::Processes)
     }
 }
 
@@ -231,7 +113,7 @@ pub(super) async fn run(
                     .or(exit.signal.map(|signal| 128_i32.saturating_add(signal)))
                     .unwrap_or(-1);
                 let mut output = joined(&head, &tail, exit.omitted);
-                let limit = LimitHit::of(&exit);
+                let limit = limit_of(&exit);
                 if let Some(limit) = limit {
                     if !output.is_empty() && !output.ends_with('\n') {
                         output.push('\n');

@@ -22,7 +22,7 @@ use super::workspace::{box_user, disk_usage_of};
 
 use super::{
     ExecRequest, ExecResult, Found, Kind, Process, Processes, SandboxError, Shared, Spec, docker,
-    exec, landlock,
+    exec, landlock, process,
 };
 
 /// What a user is told whose box ended without a host to notice.
@@ -233,7 +233,7 @@ impl Sandbox {
         mut on_output: impl FnMut(&[u8]) + Send,
     ) -> Result<ExecResult, SandboxError> {
         let inner = &self.0;
-        let start = request.into_start(inner.shell, &inner.workspace, &inner.environment);
+        let start = exec::start_message(request, inner.shell, &inner.workspace, &inner.environment);
         let begun = Instant::now();
         let mut ran = exec::run(&inner.connection, &start, &mut on_output).await;
         // Nothing was run. What was killed a moment ago may still be about to go, and nobody tells of
@@ -260,8 +260,9 @@ impl Sandbox {
     /// dropped, or with the box; one that cannot be started ends at once.
     pub fn spawn(&self, request: ExecRequest) -> Result<Process, SandboxError> {
         let inner = &self.0;
-        let start = request.into_live(inner.shell, &inner.workspace, &inner.environment);
-        Ok(Process::new(inner.connection.start(&start)?))
+        let start =
+            exec::live_start_message(request, inner.shell, &inner.workspace, &inner.environment);
+        Ok(process::open(inner.connection.start(&start)?))
     }
 
     /// Ends the box: every process in it is killed and its folder removed. Twice is once.

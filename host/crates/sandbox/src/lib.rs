@@ -39,9 +39,9 @@ pub use self::handle::Sandbox;
 use self::runtime_dir::Runtime;
 pub use connection::read_frame;
 use detect::Found;
-pub use exec::{ExecRequest, ExecResult, LimitHit};
+use lucid_types::exec::ExecError;
+pub use lucid_types::exec::{ExecRequest, ExecResult, LimitHit, Process};
 use parking_lot::Mutex;
-pub use process::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 pub use unlinked::Processes;
 
 /// The network that a sandbox can reach.
@@ -100,6 +100,15 @@ pub enum SandboxError {
         #[source]
         cause: std::io::Error,
     },
+}
+
+impl From<SandboxError> for ExecError {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            SandboxError::Refused(sentence) => Self::Refused(sentence),
+            error => Self::Sandbox(Box::new(error)),
+        }
+    }
 }
 
 pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> SandboxError {

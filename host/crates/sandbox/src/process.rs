@@ -7,13 +7,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use lucid_exec::protocol::Exit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{Event, Input, Running};
+use lucid_types::exec::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::sanitize::clean;
 
 #[cfg(test)]
@@ -24,33 +24,11 @@ const GRANT: usize = 64 << 10;
 /// The most characters of standard error that a sentence repeats.
 const SHOWN: usize = 300;
 
-/// A running program.
-pub struct Process {
-    /// Its standard input.
-    pub input: ProcessInput,
-    /// Its standard output.
-    pub output: ProcessOutput,
-    /// Its end.
-    pub end: ProcessEnd,
-}
-
-/// How a program ended. Clones share the result.
-#[derive(Debug, Clone, Default)]
-pub struct ProcessEnd(Arc<OnceLock<String>>);
-
-impl ProcessEnd {
-    /// A sentence, once the program's output has ended.
-    #[must_use]
-    pub fn sentence(&self) -> Option<&str> {
-        self.0.get().map(String::as_str)
-    }
-}
-
-/// A program's standard input. Writing never waits: a program that reads too slowly is killed.
-pub struct ProcessInput(Input);
+/// A program's standard input.
+struct Stdin(Input);
 
 /// A program's standard output.
-pub struct ProcessOutput {
+struct Stdout {
     running: Running,
     piece: Vec<u8>,
     /// How much of the current piece was read.
@@ -61,33 +39,24 @@ pub struct ProcessOutput {
     end: ProcessEnd,
 }
 
-impl std::fmt::Debug for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Process")
-            .field("end", &self.end)
-            .finish_non_exhaustive()
+/// The streams of a program that was started.
+pub(super) fn open(running: Running) -> Process {
+    let end = ProcessEnd::default();
+    Process {
+        input: ProcessInput::new(Stdin(running.input())),
+        output: ProcessOutput::new(Stdout {
+            running,
+            piece: Vec::new(),
+            at: 0,
+            read: 0,
+            complaint: Vec::new(),
+            end: end.clone(),
+        }),
+        end,
     }
 }
 
-impl Process {
-    pub(super) fn new(running: Running) -> Self {
-        let end = ProcessEnd::default();
-        Self {
-            input: ProcessInput(running.input()),
-            output: ProcessOutput {
-                running,
-                piece: Vec::new(),
-                at: 0,
-                read: 0,
-                complaint: Vec::new(),
-                end: end.clone(),
-            },
-            end,
-        }
-    }
-}
-
-impl ProcessOutput {
+impl Stdout {
     fn ended(&self, how: String) {
         let said = clean(&String::from_utf8_lossy(&self.complaint), usize::MAX);
         let said = said.trim();
@@ -97,8 +66,7 @@ impl ProcessOutput {
             "" => how,
             said => format!("{how} It said: {said}"),
         };
-        // The first result stays.
-        let _ = self.end.0.set(sentence);
+        self.end.set(sentence);
     }
 }
 
@@ -110,7 +78,7 @@ fn how(exit: &Exit) -> String {
     }
 }
 
-impl AsyncRead for ProcessOutput {
+impl AsyncRead for Stdout {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -129,7 +97,7 @@ impl AsyncRead for ProcessOutput {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if self.end.0.get().is_some() {
+            if self.end.sentence().is_some() {
                 return Poll::Ready(Ok(()));
             }
             match ready!(self.running.poll_next(context)) {
@@ -144,7 +112,7 @@ impl AsyncRead for ProcessOutput {
     }
 }
 
-impl AsyncWrite for ProcessInput {
+impl AsyncWrite for Stdin {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,

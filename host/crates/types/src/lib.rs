@@ -3,6 +3,7 @@
 
 pub mod digest;
 pub mod disk_reserve;
+pub mod exec;
 pub mod identity;
 pub mod limits;
 pub mod log_label;

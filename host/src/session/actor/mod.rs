@@ -265,7 +265,8 @@ impl Actor {
                 () = self.shared.halt.cancelled() => return Err(End::Halted),
                 fetched = place.fetch() => fetched.map_err(End::NoPlace)?,
             }
-            self.effects.show_workspace(&*place);
+            // Only now does the environment have its files.
+            self.session.show_workspace();
             started = self.describe_place(&*place).await;
             self.effects.listen(place.clone());
             room = Some(place);

@@ -60,7 +60,7 @@ impl Actor {
 
     /// Whether it had files, and they are not there any more.
     async fn has_lost_workspace(&self) -> bool {
-        let possible = self.shared.deps.places.refusal().is_none() && !self.effects.has_workspace();
+        let possible = self.shared.deps.places.refusal().is_none() && !self.session.has_workspace();
         possible
             && matches!(
                 self.first_input().await,

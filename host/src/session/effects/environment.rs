@@ -121,9 +121,7 @@ impl EnvironmentHandle {
             Ok(place)
         });
         let place = opened.await?.clone();
-        if let Some(workspace) = place.workspace() {
-            let _ = self.session.workspace.set(workspace);
-        }
+        self.session.show_workspace();
         Ok(place)
     }
 

@@ -181,31 +181,19 @@ impl Effects {
         Ok(place)
     }
 
-    /// Makes the workspace visible to clients, once the environment has its files.
-    pub(super) fn show_workspace(&self, place: &dyn Environment) {
-        if let Some(workspace) = place.workspace() {
-            let _ = self.session.workspace.set(workspace);
-        }
-    }
-
     /// Makes the files available at once after a restart; the sandbox is created for the first
     /// tool.
     pub(super) fn reopen_workspace(&mut self) {
-        if let Some(workspace) = self.shared.deps.places.workspace(&self.spec) {
-            let _ = self.session.workspace.set(workspace);
+        if self.shared.deps.places.has_workspace(&self.spec) {
+            self.session.show_workspace();
         }
-    }
-
-    /// Returns whether the session's files exist, as far as is known.
-    pub(super) fn has_workspace(&self) -> bool {
-        self.session.workspace.get().is_some() || self.shared.deps.places.has_workspace(&self.spec)
     }
 
     /// Replaces lost files: from here on the session has an empty folder, and its repository is
     /// cloned again.
     pub(super) fn renew_workspace(&mut self) {
-        if let Some(workspace) = self.shared.deps.places.renew(&self.spec) {
-            let _ = self.session.workspace.set(workspace);
+        if self.shared.deps.places.renew(&self.spec) {
+            self.session.show_workspace();
         }
         self.fetch.store(true, Ordering::Relaxed);
     }

@@ -15,9 +15,8 @@ use std::sync::{Arc, Mutex};
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use lucid_sandbox::workspace::Workspace;
-use lucid_sandbox::{ExecRequest, ExecResult, Process, SandboxError};
 use lucid_store::Transient;
+use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
 use lucid_types::wit::types::{
@@ -85,29 +84,16 @@ pub trait Policies: Send + Sync {
     fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError>;
     /// The one that goes on with a session of the policy of this name, which the component of this
     /// digest had so far: that very component where it is still there, or else its successor.
-    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
-        let _ = digest;
-        self.find(Some(name)).ok()
-    }
+    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>>;
     /// The build that a new session begins with: of a policy with a candidate, the one whose turn it is.
-    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
-        self.find(name).map(BuildAssignment::from)
-    }
+    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError>;
     /// The build that was there before the one of this digest, while that is on probation: it takes a
     /// step that this one fails.
-    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
-        let _ = (name, digest);
-        None
-    }
+    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>>;
     /// Tells how a step of a session went with the build of this digest.
-    fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict) {
-        let _ = (name, digest, session, took);
-    }
+    fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict);
     /// The name of the one that this user or this project gets in place of the deployment's default.
-    fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
-        let _ = (user, project);
-        None
-    }
+    fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str>;
 }
 
 /// The build for a new session.
@@ -304,10 +290,7 @@ pub trait Models: Send + Sync {
     /// there is no such provider.
     fn server(&self, provider: &str) -> Option<String>;
     /// Why a session with a limit for its cost cannot have this model: nobody knows its price.
-    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError> {
-        let _ = (provider, model, has_key);
-        None
-    }
+    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError>;
     /// What the policy of a session with this provider and model may call; of models whose price is
     /// known alone where `priced` is set. The session has a key of its own, or none.
     fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> AvailableModels;
@@ -398,35 +381,17 @@ pub trait EnvironmentProvider: Send + Sync {
     ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>>;
     /// Whether the session's sandbox lived on while the host was away, so that somebody must listen
     /// to it.
-    fn lives(&self, spec: &EnvironmentSpec) -> bool {
-        let _ = spec;
-        false
-    }
+    fn lives(&self, spec: &EnvironmentSpec) -> bool;
     /// What keeps a session's commands in now, such as `bubblewrap`; none while it has no sandbox.
-    fn sandbox_of(&self, session: &str) -> Option<String> {
-        let _ = session;
-        None
-    }
-    /// The workspace alone, where it is there.
-    fn workspace(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>>;
-    /// Whether a session's files are there.
-    fn has_workspace(&self, spec: &EnvironmentSpec) -> bool {
-        self.workspace(spec).is_some()
-    }
-    /// A new, empty workspace alone, in the place of one that is gone.
-    fn renew(&self, spec: &EnvironmentSpec) -> Option<Arc<Workspace>> {
-        let _ = spec;
-        None
-    }
+    fn sandbox_of(&self, session: &str) -> Option<String>;
+    /// Returns whether a session's workspace exists.
+    fn has_workspace(&self, spec: &EnvironmentSpec) -> bool;
+    /// Creates an empty workspace in place of one that is gone, and returns whether it exists.
+    fn renew(&self, spec: &EnvironmentSpec) -> bool;
     /// Gives back what is kept for a session that is over, and leaves its files.
-    fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()> {
-        let _ = spec;
-        Box::pin(std::future::ready(()))
-    }
+    fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()>;
     /// Whether the disk is so short of space that files of sessions that are over should go.
-    fn is_short(&self) -> BoxFuture<'static, bool> {
-        Box::pin(std::future::ready(false))
-    }
+    fn is_short(&self) -> BoxFuture<'static, bool>;
     /// Removes what a session left. Nothing left is fine.
     fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>>;
 }
@@ -465,8 +430,6 @@ pub type OutputSink = Box<dyn FnMut(&[u8]) + Send>;
 
 /// A sandbox over a workspace.
 pub trait Environment: Send + Sync {
-    /// The folder, as the host sees it.
-    fn workspace(&self) -> Option<Arc<Workspace>>;
     /// The folder, as commands see it.
     fn root(&self) -> String;
     /// Brings the session's repository into it, where it has one. Given up, it leaves a place that
@@ -474,9 +437,7 @@ pub trait Environment: Send + Sync {
     fn fetch(&self) -> BoxFuture<'static, Result<(), String>>;
     /// Waits for something about the place that a person should know: that its sandbox was lost, or is
     /// another kind than this deployment's. None where there is nothing more to come.
-    fn notice(&self) -> BoxFuture<'static, Option<String>> {
-        Box::pin(std::future::ready(None))
-    }
+    fn notice(&self) -> BoxFuture<'static, Option<String>>;
     /// What the repository tells agents.
     fn instructions(&self) -> BoxFuture<'static, Vec<String>>;
     /// What can be run.
@@ -494,33 +455,19 @@ pub trait Environment: Send + Sync {
         &self,
         request: ExecRequest,
         output: OutputSink,
-    ) -> BoxFuture<'static, Result<ExecResult, SandboxError>> {
-        let _ = (request, output);
-        let sentence = "No program can be run in this session.".to_owned();
-        Box::pin(std::future::ready(Err(SandboxError::Refused(sentence))))
-    }
+    ) -> BoxFuture<'static, Result<ExecResult, ExecError>>;
     /// Starts a program in the sandbox that stays open, for one of the deployment's tools. It ends when
     /// its output is dropped, and with the sandbox.
-    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
-        let _ = request;
-        let sentence = "No program can be run in this session.".to_owned();
-        Box::pin(std::future::ready(Err(SandboxError::Refused(sentence))))
-    }
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, ExecError>>;
     /// The branch of its repository that was pushed since this was last asked.
-    fn pushed(&self) -> BoxFuture<'static, Option<String>> {
-        Box::pin(std::future::ready(None))
-    }
+    fn pushed(&self) -> BoxFuture<'static, Option<String>>;
     /// The workspace's tree, as the JSON of a list of nodes.
     fn tree(&self) -> BoxFuture<'static, Option<String>>;
     /// Waits until the tree may be another than the last one that was given, and until another one
     /// may be given: two in a second, and fewer of a large one. False where that cannot be known.
-    fn changed(&self) -> BoxFuture<'static, bool> {
-        Box::pin(std::future::ready(false))
-    }
+    fn changed(&self) -> BoxFuture<'static, bool>;
     /// Whether another tree is not to be given yet, and `changed` will tell when it is.
-    fn tree_can_wait(&self) -> bool {
-        false
-    }
+    fn tree_can_wait(&self) -> bool;
     /// Ends all that runs, and the sandbox. The workspace stays.
     fn close(&self) -> BoxFuture<'static, ()>;
 }

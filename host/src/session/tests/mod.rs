@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use super::SessionId;
 use super::*;
-use lucid_sandbox::workspace::Workspace;
+use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::*;
 use lucid_types::wit::types::*;

@@ -114,7 +114,7 @@ async fn its_user_has_what_is_kept_removed_at_once_and_nobody_else_does() {
         not_his,
         Err(WorkspaceLookupError::Lookup(LookupError::NotYours))
     ));
-    let not_his = host.workspace_of(&id, &bob).await;
+    let not_his = host.has_workspace(&id, &bob).await;
     assert!(matches!(
         not_his,
         Err(WorkspaceLookupError::Lookup(LookupError::NotYours))

@@ -212,6 +212,18 @@ impl Policies for World {
         }
     }
 
+    fn successor(&self, name: &str, _: &str) -> Option<Arc<dyn Policy>> {
+        Policies::find(self, Some(name)).ok()
+    }
+
+    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
+        Policies::find(self, name).map(BuildAssignment::from)
+    }
+
+    fn assigned(&self, _: &str, _: Option<&str>) -> Option<&str> {
+        None
+    }
+
     fn older(&self, _: &str, digest: &str) -> Option<Arc<dyn Policy>> {
         let (build, script) = self.older.filter(|_| digest == self.build.digest)?;
         Some(self.policy(build, script))
@@ -243,6 +255,10 @@ impl Models for World {
                 model: "m".to_owned(),
             }),
         }
+    }
+
+    fn unpriced(&self, _: &str, _: &str, _: bool) -> Option<CreateError> {
+        None
     }
 
     fn server(&self, _: &str) -> Option<String> {
@@ -353,7 +369,7 @@ impl EnvironmentProvider for World {
         self.lives.load(Ordering::SeqCst)
     }
 
-    fn workspace(&self, _: &EnvironmentSpec) -> Option<Arc<Workspace>> {
+    fn sandbox_of(&self, _: &str) -> Option<String> {
         None
     }
 
@@ -361,9 +377,9 @@ impl EnvironmentProvider for World {
         !self.lost.load(Ordering::SeqCst)
     }
 
-    fn renew(&self, _: &EnvironmentSpec) -> Option<Arc<Workspace>> {
+    fn renew(&self, _: &EnvironmentSpec) -> bool {
         self.note("renew".to_owned());
-        None
+        true
     }
 
     fn release(&self, _: EnvironmentSpec) -> BoxFuture<'static, ()> {
@@ -388,11 +404,11 @@ impl EnvironmentProvider for World {
     }
 }
 
-impl Environment for World {
-    fn workspace(&self) -> Option<Arc<Workspace>> {
-        None
-    }
+fn no_program() -> ExecError {
+    ExecError::Refused("No program can be run in this world.".to_owned())
+}
 
+impl Environment for World {
     fn root(&self) -> String {
         "/workspace".to_owned()
     }
@@ -454,6 +470,22 @@ impl Environment for World {
         .boxed()
     }
 
+    fn exec(
+        &self,
+        _: ExecRequest,
+        _: OutputSink,
+    ) -> BoxFuture<'static, Result<ExecResult, ExecError>> {
+        std::future::ready(Err(no_program())).boxed()
+    }
+
+    fn spawn(&self, _: ExecRequest) -> BoxFuture<'static, Result<Process, ExecError>> {
+        std::future::ready(Err(no_program())).boxed()
+    }
+
+    fn notice(&self) -> BoxFuture<'static, Option<String>> {
+        std::future::ready(None).boxed()
+    }
+
     fn pushed(&self) -> BoxFuture<'static, Option<String>> {
         let diary = self.diary.lock().unwrap();
         let tool = diary
@@ -477,6 +509,10 @@ impl Environment for World {
             (0..self.grown.load(Ordering::SeqCst)).map(|n| format!(r#"{{"name":"g{n}"}}"#));
         let nodes: Vec<String> = by_tools.into_iter().chain(others).collect();
         std::future::ready(Some(format!("[{}]", nodes.join(",")))).boxed()
+    }
+
+    fn tree_can_wait(&self) -> bool {
+        false
     }
 
     fn changed(&self) -> BoxFuture<'static, bool> {

@@ -18,7 +18,7 @@ use super::call::ToolHost;
 use crate::session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_net::egress::Endpoint;
 use lucid_sandbox::tools::middle_left_out;
-use lucid_sandbox::{ExecRequest, SandboxError};
+use lucid_types::exec::{ExecError, ExecRequest};
 use lucid_types::unicode::{Pieces, readable_json};
 use lucid_types::wit::tools::{Command, Output, Program};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
@@ -74,7 +74,7 @@ impl ToolHost for SessionToolHost {
             let request = request_of(command, &place.root(), most);
             let ran = place.exec(request, Box::new(output)).await;
             let ran = ran.map_err(|why| match why {
-                SandboxError::Refused(sentence) => error(ErrorKind::InvalidInput, sentence),
+                ExecError::Refused(sentence) => error(ErrorKind::InvalidInput, sentence),
                 why => error(ErrorKind::Unsupported, why.to_string()),
             })?;
             self.show(EventDraft {

@@ -31,7 +31,7 @@ use super::{listing, names, result};
 use crate::manifest::AllowedTools;
 use crate::session::{Environment, EventDraft, ToolResultWithEvent};
 use lucid_net::egress::EgressError;
-use lucid_sandbox::ProcessEnd;
+use lucid_types::exec::ProcessEnd;
 use lucid_types::plural;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::types::{ToolCall, ToolDefinition, ToolResult};

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::server::MOST_SAID;
 use crate::session::Environment;
-use lucid_sandbox::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
+use lucid_types::exec::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::unicode::JsonPieces;
 
 /// How many of the last bytes of its stderr are kept.

@@ -47,7 +47,7 @@ pub(super) async fn look(connection: &Connection, workspace: &str) -> Result<Ima
     let command = "touch .lucid-probe && rm .lucid-probe || exit 1
         echo bash:$(command -v bash); echo python:$(command -v python); echo python3:$(command -v python3)";
     let request = ExecRequest::argv(["/bin/sh", "-c", command]);
-    let start = request.into_start("sh", workspace, &BTreeMap::new());
+    let start = exec::start_message(request, "sh", workspace, &BTreeMap::new());
     let ran = exec::run(connection, &start, |_| {}).await?;
     if ran.exit_code != 0 {
         return Err(SandboxError::Start(format!(

@@ -134,6 +134,15 @@ impl Workspace {
         Ok(Self { dir, path })
     }
 
+    /// Opens the folder of a session below `base`; `None` if it does not exist or cannot be opened.
+    #[must_use]
+    pub fn find(base: &Path, user: &str, session: &str) -> Option<Self> {
+        let path = base.join(safe_name(user)).join(safe_name(session));
+        let path = path.canonicalize().ok()?;
+        let dir = Dir::open_ambient_dir(&path, ambient_authority()).ok()?;
+        Some(Self { dir, path })
+    }
+
     /// The folder's path on the host.
     #[must_use]
     pub fn host_path(&self) -> &Path {

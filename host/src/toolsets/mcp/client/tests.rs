@@ -5,11 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::builtin;
-use crate::session::DeltaSink;
+use crate::session::{DeltaSink, OutputSink};
 use lucid_sandbox::workspace::Workspace;
-use lucid_sandbox::{
-    Choice, ExecRequest, Network, Process, Sandbox, SandboxError, Sandboxes, Settings, Spec,
-};
+use lucid_sandbox::{Choice, Network, Sandbox, Sandboxes, Settings, Spec};
+use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::wit::types::{Error, ErrorKind};
 
 const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
@@ -43,10 +42,6 @@ async fn sandbox() -> (tempfile::TempDir, Sandbox) {
 struct Room(Sandbox);
 
 impl Environment for Room {
-    fn workspace(&self) -> Option<Arc<Workspace>> {
-        None
-    }
-
     fn root(&self) -> String {
         self.0.workspace_path().to_owned()
     }
@@ -78,8 +73,33 @@ impl Environment for Room {
         std::future::ready(Err(error)).boxed()
     }
 
-    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, SandboxError>> {
-        std::future::ready(self.0.spawn(request)).boxed()
+    fn exec(
+        &self,
+        _: ExecRequest,
+        _: OutputSink,
+    ) -> BoxFuture<'static, Result<ExecResult, ExecError>> {
+        let refused = ExecError::Refused("It only starts programs that stay open.".to_owned());
+        std::future::ready(Err(refused)).boxed()
+    }
+
+    fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, ExecError>> {
+        std::future::ready(self.0.spawn(request).map_err(ExecError::from)).boxed()
+    }
+
+    fn notice(&self) -> BoxFuture<'static, Option<String>> {
+        std::future::ready(None).boxed()
+    }
+
+    fn pushed(&self) -> BoxFuture<'static, Option<String>> {
+        std::future::ready(None).boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'static, bool> {
+        std::future::ready(false).boxed()
+    }
+
+    fn tree_can_wait(&self) -> bool {
+        false
     }
 
     fn tree(&self) -> BoxFuture<'static, Option<String>> {
