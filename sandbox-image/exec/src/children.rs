@@ -9,10 +9,11 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, WaitIdOptions, WaitOptions, WaitStatus};
 
@@ -44,10 +45,6 @@ impl Children {
         Ok(children)
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts a process whose end is reported to `notes`. Only this process inherits `open`, under
     /// the same number.
     pub(crate) fn spawn(
@@ -58,7 +55,7 @@ impl Children {
     ) -> io::Result<Pid> {
         // The lock is held during the start: std waits for a child whose exec failed, and the
         // reaper must neither take that child away nor reap a good one before it is in the table.
-        let mut table = self.table();
+        let mut table = self.table.lock();
         if let Some(open) = open {
             fcntl_setfd(open, FdFlags::empty())?;
         }
@@ -78,20 +75,17 @@ impl Children {
 
     fn reap(&self) {
         loop {
-            let seen = self.table().starts;
+            let seen = self.table.lock().starts;
             // Peeks without reaping: the process that ended may be a failed start that std wants to
             // reap.
             let ended = rustix::process::waitid(
                 rustix::process::WaitId::All,
                 WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
             );
-            let mut table = self.table();
+            let mut table = self.table.lock();
             if ended.is_err_and(|error| error == rustix::io::Errno::CHILD) {
                 while table.starts == seen {
-                    table = self
-                        .started
-                        .wait(table)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    self.started.wait(&mut table);
                 }
                 continue;
             }

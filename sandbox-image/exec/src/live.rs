@@ -6,10 +6,12 @@
 //!   the command.
 
 use std::io::{PipeWriter, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// The most bytes that wait for a command to read them.
 const WAITING: usize = 8 << 20;
@@ -63,7 +65,7 @@ impl Live {
 
     /// Grants the command `bytes` more of output.
     pub(crate) fn grant(&self, bytes: usize) {
-        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut credit = self.credit.lock();
         credit.left = credit.left.saturating_add(bytes);
         self.changed.notify_all();
     }
@@ -71,28 +73,24 @@ impl Live {
     /// Waits until output is granted; `None` if the command is over and nothing was granted for a
     /// while.
     pub(crate) fn wait(&self) -> Option<usize> {
-        let credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
-        let credit = self
-            .changed
-            .wait_while(credit, |credit| credit.left == 0 && !credit.over)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut credit = self.credit.lock();
+        self.changed
+            .wait_while(&mut credit, |credit| credit.left == 0 && !credit.over);
         // A host that still reads grants the remaining output soon.
-        let (credit, _) = self
-            .changed
-            .wait_timeout_while(credit, LAST_WORDS, |credit| credit.left == 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.changed
+            .wait_while_for(&mut credit, |credit| credit.left == 0, LAST_WORDS);
         (credit.left > 0).then_some(credit.left)
     }
 
     /// Uses up a grant of `bytes`.
     pub(crate) fn spend(&self, bytes: usize) {
-        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut credit = self.credit.lock();
         credit.left = credit.left.saturating_sub(bytes);
     }
 
     /// Marks the command as over, which wakes all waiting threads.
     pub(crate) fn end(&self) {
-        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut credit = self.credit.lock();
         credit.over = true;
         self.changed.notify_all();
     }

@@ -5,7 +5,8 @@
 //! - Each hit is reported once.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 /// The files of cgroup v1 and v2 that hold the counter, and its name in them.
 const MEMORY: ([&str; 2], &str) = (
@@ -50,7 +51,7 @@ impl Pressure {
 
     /// How many processes were killed for memory, and how many were refused, since the last call.
     pub(crate) fn since_last(&self) -> (u64, u64) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let read = |path: &Option<PathBuf>, name| {
             path.as_ref()
                 .and_then(|path| std::fs::read_to_string(path).ok())

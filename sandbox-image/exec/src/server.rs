@@ -12,10 +12,11 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use lucid_exec::protocol::{Frame, Hello, Kind, MAX_COMMAND, Serve, Start, VERSION};
+use parking_lot::{Condvar, Mutex};
 use rustix::process::{
     DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior, setsid,
 };
@@ -101,7 +102,7 @@ impl Server {
 
     /// Sends a frame. That the host is gone is noticed by the reading side.
     pub(crate) fn send(&self, frame: &Frame) {
-        let out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let out = self.out.lock();
         match &*out {
             Out::Socket(socket) => {
                 if frame.write_to(socket).is_err() {
@@ -128,7 +129,7 @@ impl Server {
         let (notes, inbox) = mpsc::channel();
         let live = start.live.then(|| Live::new(start.output_head));
         {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut running = self.running.lock();
             if running.len() >= MAX_COMMANDS {
                 drop(running);
                 return failed(format!(
@@ -155,7 +156,7 @@ impl Server {
     }
 
     fn forget(&self, id: u32) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         running.remove(&id);
         if running.is_empty() {
             self.none_runs.notify_all();
@@ -163,18 +164,13 @@ impl Server {
     }
 
     fn kill(&self, id: u32) {
-        if let Some(running) = self
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-        {
+        if let Some(running) = self.running.lock().get(&id) {
             let _ = running.notes.send(Note::Kill);
         }
     }
 
     fn live(&self, id: u32) -> Option<Arc<Live>> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         running.get(&id)?.live.clone()
     }
 
@@ -245,13 +241,12 @@ impl Server {
 
     /// Kills the commands that still run, and waits until they are gone.
     pub(crate) fn end_commands(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         for running in running.values() {
             let _ = running.notes.send(Note::Kill);
         }
-        let _running = self
-            .none_runs
-            .wait_timeout_while(running, END, |running| !running.is_empty());
+        self.none_runs
+            .wait_while_for(&mut running, |running| !running.is_empty(), END);
     }
 }
 
