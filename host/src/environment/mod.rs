@@ -33,7 +33,7 @@ use lucid_sandbox::workspace::{Quota, Workspace};
 use lucid_sandbox::{Kind, Sandbox, SandboxError};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, LimitHit, Process};
 use lucid_types::unicode::Pieces;
-use lucid_types::wit::types::{BlobRef, Error, ErrorKind, ToolCall, ToolDefinition, ToolResult};
+use lucid_types::wit::types::{BlobRef, Error, ToolCall, ToolDefinition, ToolResult};
 
 /// The time limit of a command for which neither its call nor the policy sets one.
 const COMMAND_TIME: Duration = Duration::from_secs(120);
@@ -155,7 +155,7 @@ impl SessionEnvironment {
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
     ) -> Result<ToolResultWithEvent, Error> {
-        let tools = self.tools().await.map_err(fault)?;
+        let tools = self.tools().await.map_err(Error::internal)?;
         let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
         });
@@ -170,7 +170,7 @@ impl SessionEnvironment {
             .with_quota(self.files.quota().clone())
             .with_pictures(self.spec.images);
         let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
-        let mut outcome = ran.map_err(|error: SandboxError| fault(error.to_string()))?;
+        let mut outcome = ran.map_err(|error: SandboxError| Error::internal(error.to_string()))?;
         let blobs = self.keep_picture(&mut outcome).await;
         let full = self.files.after_tool(&mut outcome).await;
         let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
@@ -380,15 +380,5 @@ impl Environment for Shared {
             }
         }
         .boxed()
-    }
-}
-
-/// The host's own failure, as a policy sees it.
-fn fault(message: impl Into<String>) -> Error {
-    Error {
-        kind: ErrorKind::Internal,
-        code: None,
-        message: message.into(),
-        retry_after_ms: None,
     }
 }

@@ -100,7 +100,7 @@ async fn operation(
     operation: &Operation,
 ) -> Result<Reply, Error> {
     let Ok(_slot) = site.slots.acquire().await else {
-        return Err(fault(ErrorKind::Internal, "The server goes down."));
+        return Err(Error::internal("The server goes down."));
     };
     let blanker = Redactor::new(Some(token));
     let done = tokio::time::timeout(LONGEST, steps(site, token, operation)).await;
@@ -126,8 +126,7 @@ async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Resu
             Next::Done(reply) => return Ok(reply),
             Next::Send(sending) => {
                 if sending.state.len() > LARGEST_STATE {
-                    return Err(fault(
-                        ErrorKind::Internal,
+                    return Err(Error::internal(
                         "The git provider's integration wants to remember too much; report it to its author.",
                     ));
                 }
@@ -185,8 +184,7 @@ fn pause(method: &str, response: &HttpResponse, now: SystemTime) -> Option<Durat
 fn fit_account(mut account: Account) -> Result<Account, Error> {
     account.login = clean(account.login.trim(), 255);
     if account.login.is_empty() {
-        return Err(fault(
-            ErrorKind::Upstream,
+        return Err(Error::upstream(
             "The git provider does not say whose token it is.",
         ));
     }
@@ -228,33 +226,26 @@ fn web_address(text: &str) -> Result<String, Error> {
             && url.password().is_none()
             && text.len() <= 2_000
     });
-    url.map(String::from).ok_or_else(|| {
-        fault(
-            ErrorKind::Upstream,
-            "The git provider gave an address that is none of the web.",
-        )
-    })
+    url.map(String::from)
+        .ok_or_else(|| Error::upstream("The git provider gave an address that is none of the web."))
 }
 
 fn other_reply(site: &Site) -> Error {
-    fault(
-        ErrorKind::Internal,
-        format!(
-            "The integration `{}` answered something else than it was asked; report it to its author.",
-            site.provider()
-        ),
-    )
+    Error::internal(format!(
+        "The integration `{}` answered something else than it was asked; report it to its author.",
+        site.provider()
+    ))
 }
 
 fn endless(site: &Site) -> Error {
-    fault(
-        ErrorKind::Upstream,
-        format!("{} does not come to an end with its answer.", site.host()),
-    )
+    Error::upstream(format!(
+        "{} does not come to an end with its answer.",
+        site.host()
+    ))
 }
 
 fn too_slow(site: &Site, limit: Duration) -> Error {
-    fault(
+    Error::new(
         ErrorKind::Deadline,
         format!(
             "{} did not answer in full within {} s.",
@@ -262,15 +253,6 @@ fn too_slow(site: &Site, limit: Duration) -> Error {
             limit.as_secs()
         ),
     )
-}
-
-fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
-    Error {
-        kind,
-        code: None,
-        message: message.into(),
-        retry_after_ms: None,
-    }
 }
 
 #[cfg(test)]

@@ -43,11 +43,8 @@ pub(super) async fn place(
             return Err(fault("placed a file that the conversation does not hold"));
         };
         let bytes = files.get(&blob.digest).await.map_err(|cause| {
-            error(
-                ErrorKind::NotFound,
-                "file",
-                format!("A picture cannot be sent: {cause}."),
-            )
+            let message = format!("A picture cannot be sent: {cause}.");
+            Error::new(ErrorKind::NotFound, message).with_code("file")
         })?;
         // The real size, whatever the adapter says it is, counted each time the file is inlined.
         size = size.saturating_add(bytes.len());
@@ -62,7 +59,7 @@ pub(super) async fn place(
     encoded.request.body = placed
         .map_err(|cause| {
             let message = format!("The pictures could not be put into the request: {cause}.");
-            error(ErrorKind::Internal, "files", message)
+            Error::internal(message).with_code("files")
         })?
         .ok_or_else(|| fault("did not write a file's marker exactly once"))?;
     Ok(encoded)
@@ -111,21 +108,12 @@ fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
 fn too_much(what: &str) -> Error {
     let message =
         format!("The pictures of the conversation {what}, which is what can be sent at once.");
-    error(ErrorKind::ContextTooLong, "files", message)
+    Error::new(ErrorKind::ContextTooLong, message).with_code("files")
 }
 
 fn fault(what: &str) -> Error {
     let message = format!("The model's adapter {what}; report it to the adapter's author.");
-    error(ErrorKind::Internal, "adapter-files", message)
-}
-
-fn error(kind: ErrorKind, code: &str, message: String) -> Error {
-    Error {
-        kind,
-        code: Some(code.to_owned()),
-        message,
-        retry_after_ms: None,
-    }
+    Error::internal(message).with_code("adapter-files")
 }
 
 #[cfg(test)]

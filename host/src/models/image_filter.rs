@@ -182,12 +182,7 @@ mod tests {
     }
 
     fn error(kind: ErrorKind) -> Error {
-        Error {
-            kind,
-            code: None,
-            message: String::new(),
-            retry_after_ms: None,
-        }
+        Error::new(kind, String::new())
     }
 
     #[test]

@@ -614,12 +614,7 @@ async fn ask(
 
 /// The error for a request of a policy that is not permitted.
 fn refused(code: &str, message: String) -> Error {
-    Error {
-        kind: ErrorKind::Forbidden,
-        code: Some(code.to_owned()),
-        message,
-        retry_after_ms: None,
-    }
+    Error::new(ErrorKind::Forbidden, message).with_code(code)
 }
 
 /// The usage so far of a call in progress, as reported by the provider: all that is known of a
@@ -660,10 +655,8 @@ fn sendable(secret: &Secret) -> SecretString {
 
 /// The error for a session that outlived its provider.
 fn no_longer(name: &str) -> Error {
-    Error {
-        kind: ErrorKind::Unsupported,
-        code: None,
-        message: format!("This deployment no longer has the model provider '{name}'."),
-        retry_after_ms: None,
-    }
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("This deployment no longer has the model provider '{name}'."),
+    )
 }

@@ -214,12 +214,7 @@ mod tests {
     }
 
     fn error(message: &str) -> Error {
-        Error {
-            kind: ErrorKind::InvalidInput,
-            code: None,
-            message: message.into(),
-            retry_after_ms: None,
-        }
+        Error::invalid(message)
     }
 
     #[test]

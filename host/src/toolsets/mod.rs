@@ -28,7 +28,7 @@ use crate::session::{
 };
 use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
 use lucid_types::sanitize::clean;
-use lucid_types::wit::types::{Error, ErrorKind, ToolCall, ToolDefinition};
+use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The maximum length of a tool's full name that model providers accept, in characters.
 const LONGEST_NAME: usize = 64;
@@ -268,13 +268,9 @@ impl Inner {
             .catch_unwind()
             .await
             .unwrap_or_else(|_| {
-                Err(Error {
-                    kind: ErrorKind::Internal,
-                    code: None,
-                    message: "The server could not carry this out: its own work came to grief."
-                        .to_owned(),
-                    retry_after_ms: None,
-                })
+                Err(Error::internal(
+                    "The server could not carry this out: its own work came to grief.",
+                ))
             });
         self.notices.lock().extend(toolset.notices());
         done.map(|done| bounded(id, done))

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use lucid_types::wit::types::ToolResult;
+use lucid_types::wit::types::{ErrorKind, ToolResult};
 
 /// A source controlled by the test.
 #[derive(Clone, Default)]

@@ -21,6 +21,42 @@ impl fmt::Display for types::Error {
 
 impl std::error::Error for types::Error {}
 
+impl types::Error {
+    /// An error of a kind, with a message.
+    pub fn new(kind: types::ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            code: None,
+            message: message.into(),
+            retry_after_ms: None,
+        }
+    }
+
+    /// The same error with a code of who reports it.
+    #[must_use]
+    pub fn with_code(self, code: impl Into<String>) -> Self {
+        Self {
+            code: Some(code.into()),
+            ..self
+        }
+    }
+
+    /// A fault of the host itself.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(types::ErrorKind::Internal, message)
+    }
+
+    /// A request that will fail again.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(types::ErrorKind::InvalidInput, message)
+    }
+
+    /// A failure of the other side.
+    pub fn upstream(message: impl Into<String>) -> Self {
+        Self::new(types::ErrorKind::Upstream, message)
+    }
+}
+
 impl From<git::KeyPlace> for llm::KeyPlace {
     fn from(place: git::KeyPlace) -> Self {
         match place {

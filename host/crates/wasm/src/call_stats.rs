@@ -119,7 +119,7 @@ impl OfCall {
 mod tests {
     use super::super::limits::CallSite;
     use super::*;
-    use lucid_types::wit::types::{Error, ErrorKind};
+    use lucid_types::wit::types::Error;
 
     #[test]
     fn calls_are_counted_by_function_and_a_refusal_is_no_failure() {
@@ -138,12 +138,7 @@ mod tests {
                 7 => Err(CallError::OutOfFuel { at: at(), limit: 1 }),
                 8 | 9 => Err(CallError::Plugin {
                     at: at(),
-                    error: Error {
-                        kind: ErrorKind::InvalidInput,
-                        code: None,
-                        message: "no".into(),
-                        retry_after_ms: None,
-                    },
+                    error: Error::invalid("no"),
                 }),
                 _ => Ok(()),
             };

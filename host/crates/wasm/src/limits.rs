@@ -184,12 +184,7 @@ impl From<CallError> for types::Error {
             CallError::Trap { .. } => (types::ErrorKind::Internal, "plugin-trap"),
             CallError::Internal { .. } => (types::ErrorKind::Internal, "plugin-call"),
         };
-        types::Error {
-            kind,
-            code: Some(code.to_owned()),
-            message: error.to_string(),
-            retry_after_ms: None,
-        }
+        types::Error::new(kind, error.to_string()).with_code(code)
     }
 }
 

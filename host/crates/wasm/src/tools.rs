@@ -66,12 +66,7 @@ impl ToolsPlugin {
                 *input_schema = paired_text(input_schema).into_owned();
             }
             tool_schema::check(&tools).map(|()| tools).map_err(|why| {
-                let error = Error {
-                    kind: ErrorKind::Unsupported,
-                    code: Some("tool-definition".to_owned()),
-                    message: why,
-                    retry_after_ms: None,
-                };
+                let error = Error::new(ErrorKind::Unsupported, why).with_code("tool-definition");
                 let at = self.core().site("definitions");
                 CallError::Plugin { at, error }
             })

@@ -129,31 +129,22 @@ async fn carried_out(
     action: Action,
     left: Duration,
 ) -> Result<Answer, Error> {
-    check(&action).map_err(|message| Error {
-        kind: ErrorKind::InvalidInput,
-        code: Some("tool-action".to_owned()),
-        message,
-        retry_after_ms: None,
-    })?;
+    check(&action).map_err(|message| Error::invalid(message).with_code("tool-action"))?;
     match action {
         Action::Run(command) => hands.run(&command, left).await.map(Answer::Ran),
         Action::Send(request) => {
             let sent = tokio::time::timeout(left, hands.send(&request, left)).await;
-            let late = |_| Error {
-                kind: ErrorKind::Deadline,
-                code: Some("tool-time".to_owned()),
-                message: "The server did not answer before the call's time was over.".to_owned(),
-                retry_after_ms: None,
+            let late = |_| {
+                Error::new(
+                    ErrorKind::Deadline,
+                    "The server did not answer before the call's time was over.",
+                )
+                .with_code("tool-time")
             };
             sent.map_err(late)?.map(Answer::Responded)
         }
         // The caller returned before.
-        Action::Done(reply) => Err(Error {
-            kind: ErrorKind::Internal,
-            code: None,
-            message: reply.text,
-            retry_after_ms: None,
-        }),
+        Action::Done(reply) => Err(Error::internal(reply.text)),
     }
 }
 

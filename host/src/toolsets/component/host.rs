@@ -42,7 +42,7 @@ impl SessionToolHost {
         if (self.showing.events)(event).await {
             return Ok(());
         }
-        Err(error(ErrorKind::Cancelled, "The call was given up."))
+        Err(Error::new(ErrorKind::Cancelled, "The call was given up."))
     }
 }
 
@@ -55,7 +55,7 @@ impl ToolHost for SessionToolHost {
         async move {
             let Some(place) = &self.place else {
                 let what = "There is no sandbox in this session, so no command can be run.";
-                return Err(error(ErrorKind::Unsupported, what));
+                return Err(Error::new(ErrorKind::Unsupported, what));
             };
             let line = line_of(&command.program);
             self.show(EventDraft {
@@ -74,8 +74,8 @@ impl ToolHost for SessionToolHost {
             let request = request_of(command, &place.root(), most);
             let ran = place.exec(request, Box::new(output)).await;
             let ran = ran.map_err(|why| match why {
-                ExecError::Refused(sentence) => error(ErrorKind::InvalidInput, sentence),
-                why => error(ErrorKind::Unsupported, why.to_string()),
+                ExecError::Refused(sentence) => Error::invalid(sentence),
+                why => Error::new(ErrorKind::Unsupported, why.to_string()),
             })?;
             self.show(EventDraft {
                 command: Some(line),
@@ -110,7 +110,7 @@ impl ToolHost for SessionToolHost {
             } = &*self.component;
             let Some(endpoint) = endpoint else {
                 let what = "These tools were given no server: `base_url` in their entry of the deployment's manifest says which one they may ask.";
-                return Err(error(ErrorKind::Unsupported, what));
+                return Err(Error::new(ErrorKind::Unsupported, what));
             };
             self.show(EventDraft::text(
                 "CmdRunAction",
@@ -141,15 +141,6 @@ fn readable(answer: HttpResponse) -> HttpResponse {
     }
     let body = readable_json(&answer.body).into_owned();
     HttpResponse { body, ..answer }
-}
-
-fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
-    Error {
-        kind,
-        code: None,
-        message: message.into(),
-        retry_after_ms: None,
-    }
 }
 
 /// A command for display.

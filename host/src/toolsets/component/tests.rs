@@ -30,12 +30,7 @@ impl Diary {
         if !self.gone {
             return Ok(());
         }
-        Err(Error {
-            kind: ErrorKind::Unsupported,
-            code: None,
-            message: "There is no sandbox.".into(),
-            retry_after_ms: None,
-        })
+        Err(Error::new(ErrorKind::Unsupported, "There is no sandbox."))
     }
 
     fn lines(&self) -> Vec<String> {

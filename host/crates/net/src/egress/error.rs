@@ -192,12 +192,7 @@ impl From<EgressError> for types::Error {
             EgressError::Unreadable { .. } => (Upstream, "unreadable"),
             EgressError::Broken { .. } => (Upstream, "broken"),
         };
-        types::Error {
-            kind,
-            code: Some(code.to_owned()),
-            message: error.to_string(),
-            retry_after_ms: None,
-        }
+        types::Error::new(kind, error.to_string()).with_code(code)
     }
 }
 

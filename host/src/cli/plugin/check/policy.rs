@@ -287,12 +287,7 @@ impl<'a> Session<'a> {
         let failed = |effect: String, kind, message: &str| {
             Input::EffectFailed(Failure {
                 effect,
-                error: Error {
-                    kind,
-                    code: None,
-                    message: message.into(),
-                    retry_after_ms: None,
-                },
+                error: Error::new(kind, message),
             })
         };
         if let Open::Cancelled(effect) = open {

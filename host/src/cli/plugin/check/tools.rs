@@ -195,12 +195,7 @@ pub(super) async fn play(
 
 fn answer(action: &Action, world: World) -> Answer {
     if world == World::Gone {
-        return Answer::Failed(Error {
-            kind: ErrorKind::Unsupported,
-            code: None,
-            message: "It cannot be done.".to_owned(),
-            retry_after_ms: None,
-        });
+        return Answer::Failed(Error::new(ErrorKind::Unsupported, "It cannot be done."));
     }
     if let Action::Run(_) = action {
         let text = match world {

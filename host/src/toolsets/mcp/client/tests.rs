@@ -64,12 +64,7 @@ impl Environment for Room {
         _: Option<u32>,
         _: DeltaSink,
     ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
-        let error = Error {
-            kind: ErrorKind::Unsupported,
-            code: None,
-            message: "It has no tools.".to_owned(),
-            retry_after_ms: None,
-        };
+        let error = Error::new(ErrorKind::Unsupported, "It has no tools.");
         std::future::ready(Err(error)).boxed()
     }
 
