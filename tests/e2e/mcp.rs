@@ -243,7 +243,7 @@ async fn a_hostile_program_harms_nothing_but_its_own_call_and_is_started_again()
     let mut socket = Socket::open(&host, "alice", task()).await;
     socket.completed().await;
     let said = results(&model);
-    let lost = "was lost under the call: It said more than the 4194304 bytes";
+    let lost = "was lost under the call: it said more than the 4194304 bytes";
     let wanted = [
         "count 1",
         "count 1",

@@ -12,7 +12,7 @@ use super::rollout::probation::Probations;
 use crate::config::Config;
 use crate::git_providers::GitProviders;
 use crate::manifest::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
-use crate::models::{Providers, Standing};
+use crate::models::{Providers, ReachError, Standing};
 use crate::session::Policies;
 use crate::toolsets::component::ToolComponents;
 use crate::toolsets::{Toolsets, mcp};
@@ -125,7 +125,7 @@ impl DeploymentSnapshot {
     }
 
     /// Checks that the default provider responds. The error says why not.
-    pub(crate) async fn default_answers(&self) -> Result<(), String> {
+    pub(crate) async fn default_answers(&self) -> Result<(), ReachError> {
         self.providers.default_answers().await
     }
 

@@ -28,6 +28,20 @@ pub enum SiteError {
     Address(String),
 }
 
+/// Why a provider of the deployment has no place.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PlaceError {
+    /// The integration names an invalid URL.
+    #[error("it names an address of its own that is none: report it to its author")]
+    OwnAddress(#[source] url::ParseError),
+    /// The address of the API does not tell where the repositories are. With the path that it lacks.
+    #[error("its `base_url` does not end in {0}, so `web_url` must say where its repositories are")]
+    NoWebUrl(String),
+    /// The endpoint, or the placement of the token, is invalid.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+}
+
 /// Where a provider is.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
@@ -42,13 +56,9 @@ impl Place {
         api: Option<Url>,
         web: Option<Url>,
         is_builtin: bool,
-    ) -> Result<Self, String> {
-        let usual = |text: &str| {
-            Url::parse(text).map_err(|_| {
-                "it names an address of its own that is none: report it to its author".to_owned()
-            })
-        };
-        let injection = injection(descriptor).map_err(|why| why.to_string())?;
+    ) -> Result<Self, PlaceError> {
+        let usual = |text: &str| Url::parse(text).map_err(PlaceError::OwnAddress);
+        let injection = injection(descriptor)?;
         let stated = api.is_some() || web.is_some();
         let (api, web) = match (api, web) {
             (None, None) => (
@@ -70,10 +80,7 @@ impl Place {
                 // A server's own address, as a browser shows it.
                 None if is_web(&api) => (api_of(&api, descriptor), api),
                 None => {
-                    return Err(format!(
-                        "its `base_url` does not end in {}, so `web_url` must say where its repositories are",
-                        descriptor.api_path
-                    ));
+                    return Err(PlaceError::NoWebUrl(descriptor.api_path.clone()));
                 }
             },
         };
@@ -82,7 +89,7 @@ impl Place {
         } else {
             Endpoint::public(api, injection)
         };
-        let api = api.map_err(|why| why.to_string())?.with_escaped_slashes();
+        let api = api?.with_escaped_slashes();
         Ok(Self {
             web: rooted(web),
             api,

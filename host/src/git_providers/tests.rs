@@ -162,7 +162,7 @@ async fn a_component_that_is_not_built_in_does_not_choose_the_address_behind_the
         let api = Url::parse(&descriptor.default_base_url).unwrap();
         Place::of(descriptor, Some(api), None, false)
     };
-    let wrong = place(&descriptor).unwrap_err();
+    let wrong = place(&descriptor).unwrap_err().to_string();
     assert!(wrong.contains("`web_url` must say"), "{wrong}");
     descriptor.default_base_url = "https://ghe.example.com/api/v3".to_owned();
     let web = place(&descriptor).unwrap().web;

@@ -20,7 +20,7 @@ use super::read::one_of;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
 use lucid_net::egress::{Endpoint, Injection, PastedError, pasted, without_query};
-use lucid_net::oci::{Reference, SCHEME};
+use lucid_net::oci::{Reference, ReferenceError, SCHEME};
 use lucid_types::wit::llm::{KeyPlace, Prices};
 
 pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];
@@ -126,11 +126,32 @@ fn component(
     let value = match source(reader.file, text.value, builtins, kind) {
         Ok(value) => value,
         Err(why) => {
-            reader.say_at(text.at, why);
+            reader.say_at(text.at, why.to_string());
             return None;
         }
     };
     Some(Located { value, at: text.at })
+}
+
+/// Why a `component` is none.
+#[derive(Debug, thiserror::Error)]
+enum SourceError {
+    /// No such component is built in.
+    #[error("there is no built-in {kind} `{name}`; {instead}")]
+    NoBuiltin {
+        kind: String,
+        name: String,
+        /// What there is instead.
+        instead: String,
+    },
+    /// It refers to no component in a registry.
+    #[error("this names no component in a registry: {0}")]
+    Registry(#[from] ReferenceError),
+    /// It is neither a name nor a path nor an address of a registry.
+    #[error(
+        "a component is \"builtin:NAME\", the path of a file, or \"oci://REGISTRY/REPOSITORY:TAG\""
+    )]
+    Other,
 }
 
 fn source(
@@ -138,25 +159,23 @@ fn source(
     text: &str,
     builtins: &'static [(&'static str, &'static [u8])],
     kind: &str,
-) -> Result<Source, String> {
+) -> Result<Source, SourceError> {
     if let Some(name) = text.strip_prefix("builtin:") {
         let names = builtins.iter().map(|(known, _)| *known);
         return match builtins.iter().find(|(known, _)| *known == name) {
             Some((known, _)) => Ok(Source::Builtin(known)),
-            None => Err(format!(
-                "there is no built-in {kind} `{name}`; {}",
-                instead(name, names)
-            )),
+            None => Err(SourceError::NoBuiltin {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                instead: instead(name, names),
+            }),
         };
     }
     if let Some(rest) = text.strip_prefix(SCHEME) {
-        let reference = Reference::parse(rest);
-        return reference
-            .map(Source::Registry)
-            .map_err(|why| format!("this names no component in a registry: {why}"));
+        return Ok(Source::Registry(Reference::parse(rest)?));
     }
     if text.is_empty() || text.contains("://") || text.contains(char::is_control) {
-        return Err("a component is \"builtin:NAME\", the path of a file, or \"oci://REGISTRY/REPOSITORY:TAG\"".to_owned());
+        return Err(SourceError::Other);
     }
     let folder = manifest.parent().unwrap_or(Path::new(""));
     Ok(Source::File(folder.join(PathBuf::from(text))))

@@ -25,6 +25,42 @@ const PATTERN: usize = 1 << 20;
 /// Keywords that could refer outside of the schema, or in cycles.
 const FORBIDDEN: &[&str] = &["$id", "id", "$dynamicRef", "$recursiveRef"];
 
+/// Why a schema cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SchemaError {
+    /// It is too large.
+    #[error("it has {0} bytes, and {LARGEST} are allowed")]
+    TooLarge(usize),
+    /// It is not JSON.
+    #[error("it is not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is too large once its references are expanded.
+    #[error(
+        "it is too large, too deep, or refers to itself (at most {MOST} values, {DEEPEST} in each other)"
+    )]
+    TooComplex,
+    /// It uses a keyword that could lead out of it, or in cycles.
+    #[error("it uses `{0}`, which is not supported")]
+    Keyword(&'static str),
+    /// It refers to something outside of it.
+    #[error("it refers to `{0}`, and only `#/…` within itself is supported")]
+    Outside(String),
+    /// It is no valid schema.
+    #[error(transparent)]
+    Invalid(#[from] Box<ValidationError<'static>>),
+}
+
+/// Why settings do not fit a plugin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The plugin's schema cannot be used.
+    #[error("its schema cannot be used: {0}")]
+    Schema(#[from] SchemaError),
+    /// The schema does not accept them, for these reasons.
+    #[error("the plugin {}", .0.join("; it "))]
+    Refused(Vec<String>),
+}
+
 /// A schema that can be used.
 #[derive(Debug)]
 pub(crate) struct Schema {
@@ -34,14 +70,12 @@ pub(crate) struct Schema {
 }
 
 impl Schema {
-    /// Compiles a schema. The error is the end of a sentence.
-    pub(crate) fn new(text: &str) -> Result<Self, String> {
+    /// Compiles a schema.
+    pub(crate) fn new(text: &str) -> Result<Self, SchemaError> {
         if text.len() > LARGEST {
-            let size = text.len();
-            return Err(format!("it has {size} bytes, and {LARGEST} are allowed"));
+            return Err(SchemaError::TooLarge(text.len()));
         }
-        let schema: Value =
-            serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+        let schema: Value = serde_json::from_str(text)?;
         let mut left = MOST;
         bounded(&schema, &schema, 0, &mut left)?;
         let validator = jsonschema::options()
@@ -53,7 +87,7 @@ impl Schema {
                     .dfa_size_limit(PATTERN),
             )
             .build(&schema)
-            .map_err(|error| error.to_string())?;
+            .map_err(Box::new)?;
         let names = schema.get("properties").and_then(Value::as_object);
         let names = names.map(|names| names.keys().cloned().collect());
         Ok(Self {
@@ -130,10 +164,9 @@ impl Schema {
 }
 
 /// Checks that a plugin's schema can be used and accepts these settings, for a plugin's author, so
-/// without positions. The error is the end of a sentence.
-pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<(), String> {
-    let usable = Schema::new(schema);
-    let schema = usable.map_err(|why| format!("its schema cannot be used: {why}"))?;
+/// without positions.
+pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<(), SettingsError> {
+    let schema = Schema::new(schema)?;
     let settings = Settings {
         values: values.clone(),
         ..Settings::default()
@@ -143,20 +176,15 @@ pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(format!("the plugin {}", wrong.join("; it ")))
+    Err(SettingsError::Refused(wrong))
 }
 
 /// Visits a schema as a validation would, following references.
-fn bounded(root: &Value, value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
-    let too_much = || {
-        format!(
-            "it is too large, too deep, or refers to itself (at most {MOST} values, {DEEPEST} in each other)"
-        )
-    };
+fn bounded(root: &Value, value: &Value, depth: usize, left: &mut usize) -> Result<(), SchemaError> {
     if depth > DEEPEST {
-        return Err(too_much());
+        return Err(SchemaError::TooComplex);
     }
-    *left = left.checked_sub(1).ok_or_else(too_much)?;
+    *left = left.checked_sub(1).ok_or(SchemaError::TooComplex)?;
     match value {
         Value::Array(all) => all
             .iter()
@@ -176,17 +204,16 @@ fn refers(
     fields: &Map<String, Value>,
     depth: usize,
     left: &mut usize,
-) -> Result<(), String> {
+) -> Result<(), SchemaError> {
     for name in FORBIDDEN {
         if fields.get(*name).is_some_and(Value::is_string) {
-            return Err(format!("it uses `{name}`, which is not supported"));
+            return Err(SchemaError::Keyword(name));
         }
     }
     let Some(Value::String(reference)) = fields.get("$ref") else {
         return Ok(());
     };
-    let outside =
-        || format!("it refers to `{reference}`, and only `#/…` within itself is supported");
+    let outside = || SchemaError::Outside(reference.clone());
     let pointer = reference.strip_prefix('#').ok_or_else(outside)?;
     // An escape could hide where the reference points.
     if pointer.contains('%') {

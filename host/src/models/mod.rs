@@ -36,6 +36,7 @@ use url::Url;
 use self::completion::{StreamEvent, Target, complete};
 use self::credentials::{COMPATIBLE, ProviderEndpoint};
 use self::provider::ModelProvider;
+pub(crate) use self::provider::ReachError;
 use crate::config::{Config, ModelSettings};
 use crate::manifest::{At, LoadedProvider, Manifest, Problem, Problems, instead};
 use crate::session::{
@@ -124,6 +125,20 @@ pub(super) struct ProviderStatus {
     pub(super) models: Vec<String>,
 }
 
+/// Why a session without a key of its own has no model.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoDefaultModel {
+    /// The default provider does not exist.
+    #[error("there is no provider `{0}`")]
+    Provider(String),
+    /// The variable with the provider's key is not set.
+    #[error("{0} is not set")]
+    Key(String),
+    /// The provider has no default model.
+    #[error("nothing says which model of `{0}`")]
+    Model(String),
+}
+
 impl Providers {
     /// The loaded providers, and warnings for the operator. `blobs` has the files of conversations.
     /// Connections of those `before` are reused where possible.
@@ -208,21 +223,21 @@ impl Providers {
     /// # Errors
     ///
     /// Says why a session without a key of its own cannot call it.
-    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), String> {
+    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), NoDefaultModel> {
         let Some(served) = self.named(&self.default) else {
-            return Err(format!("there is no provider `{}`", self.default));
+            return Err(NoDefaultModel::Provider(self.default.clone()));
         };
         if !served.usable(false) {
-            return Err(format!("{} is not set", served.variable));
+            return Err(NoDefaultModel::Key(served.variable.clone()));
         }
         match served.choice.default() {
             Some(model) => Ok((&served.name, model)),
-            None => Err(format!("nothing says which model of `{}`", served.name)),
+            None => Err(NoDefaultModel::Model(served.name.clone())),
         }
     }
 
     /// Checks that the default provider answers a session without a key of its own.
-    pub(super) async fn default_answers(&self) -> Result<(), String> {
+    pub(super) async fn default_answers(&self) -> Result<(), ReachError> {
         let named = self.named(&self.default);
         match named.map(|named| self.serving(named, false)) {
             Some(served) if served.usable(false) => served.reach(&self.egress).await,

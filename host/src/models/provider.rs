@@ -18,7 +18,7 @@ use super::{Standing, sendable};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
 use crate::session::CreateError;
-use lucid_net::egress::{Answer, Egress, Endpoint};
+use lucid_net::egress::{Answer, Egress, EgressError, Endpoint};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::Framing;
 use lucid_types::wit::types::ErrorKind;
@@ -47,6 +47,23 @@ pub(super) struct ModelProvider {
     keyless: bool,
     /// Digests of keys the provider accepted, so that each is validated once.
     taken: Mutex<HashSet<[u8; 32]>>,
+}
+
+/// Why a provider cannot be called with the deployment's key.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReachError {
+    /// The request could not be sent.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// It does not know the key.
+    #[error("it refuses the key in {0}")]
+    Key(String),
+    /// It is broken.
+    #[error("it answers with status {0}")]
+    Status(u16),
+    /// It takes too long.
+    #[error("it does not answer within {} seconds", CHECK.as_secs())]
+    TooSlow,
 }
 
 impl ModelProvider {
@@ -153,32 +170,24 @@ impl ModelProvider {
 
     /// Says why the provider cannot be called with the deployment's key, for the operator: what
     /// `check` ignores is reported here. A server without the probe's path counts as reachable.
-    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), String> {
+    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), ReachError> {
         let asked = tokio::time::timeout(CHECK, async {
             let Ok(Some(request)) = self.llm.probe(&self.settings).await.result else {
                 return Ok(());
             };
             let (key, framing) = (self.key.as_ref(), Framing::WholeBody);
             let answer = egress.send(&self.endpoint, key, &request, framing).await;
-            let no = match answer.map_err(|error| error.to_string())? {
+            let no = match answer? {
                 Answer::Frames(_) => return Ok(()),
                 Answer::Refused(no) => no,
             };
             let means = self.llm.classify(no.status, &no.headers, &no.body).await;
             match means.result.map(|error| error.kind) {
-                Ok(ErrorKind::Unauthenticated) => {
-                    Err(format!("it refuses the key in {}", self.variable))
-                }
-                _ if no.status >= 500 => Err(format!("it answers with status {}", no.status)),
+                Ok(ErrorKind::Unauthenticated) => Err(ReachError::Key(self.variable.clone())),
+                _ if no.status >= 500 => Err(ReachError::Status(no.status)),
                 _ => Ok(()),
             }
         });
-        let late = |_| {
-            Err(format!(
-                "it does not answer within {} seconds",
-                CHECK.as_secs()
-            ))
-        };
-        asked.await.unwrap_or_else(late)
+        asked.await.unwrap_or(Err(ReachError::TooSlow))
     }
 }

@@ -21,6 +21,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
+use self::mcp::error::ConnectError;
 use crate::manifest::is_source_name;
 use crate::session::{
     Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolResultWithEvent, Tools,
@@ -28,6 +29,7 @@ use crate::session::{
 };
 use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
 use lucid_types::sanitize::clean;
+use lucid_types::sentence::stopped;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The maximum length of a tool's full name that model providers accept, in characters.
@@ -56,13 +58,27 @@ pub(crate) trait ToolSource: Send + Sync {
     fn serves(&self, policy: &str) -> bool;
     /// The event that shows a call before it runs, whatever a model may have written. Pure.
     fn describe(&self, tool: &str, arguments: &str) -> EventDraft;
-    /// Opens it for a session. The error is a sentence. The environment outlives what is opened,
-    /// and is `None` if there is no sandbox. Dropping the future leaves nothing behind.
+    /// Opens it for a session. The environment outlives what is opened, and is `None` if there is
+    /// no sandbox. Dropping the future leaves nothing behind.
     fn open(
         &self,
         spec: ToolsSpec,
         place: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>>;
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>>;
+}
+
+/// Why a source of tools could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// An MCP server could not be started.
+    #[error(transparent)]
+    Server(#[from] ConnectError),
+    /// It took too long.
+    #[error("it was not ready after {} seconds", .0.as_secs())]
+    TooSlow(Duration),
+    /// Opening it panicked.
+    #[error("the server's own work came to grief")]
+    Panicked,
 }
 
 /// A source that was opened for a session.
@@ -183,6 +199,12 @@ struct SourceSlot {
     opened: tokio::sync::Mutex<Option<Arc<dyn OpenToolSource>>>,
 }
 
+/// The sentence for a source that did not open.
+fn not_there(source: &str, reason: &OpenError) -> String {
+    let reason = clean(&stopped(reason), REASON);
+    format!("The tools of {source} are not there: {reason}")
+}
+
 impl Inner {
     /// Opens a source at the session's start, and returns its tools.
     async fn first(&self, shelf: &SourceSlot) -> Option<Vec<ToolDefinition>> {
@@ -197,8 +219,7 @@ impl Inner {
                 Some(fit)
             }
             Err(reason) => {
-                let what = format!("The tools of {name} are not there: {reason}");
-                self.notice(name, what);
+                self.notice(name, not_there(name, &reason));
                 None
             }
         }
@@ -209,7 +230,7 @@ impl Inner {
         self.notices.lock().push(what);
     }
 
-    async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, String> {
+    async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, OpenError> {
         let mut opened = shelf.opened.lock().await;
         if let Some(there) = opened.as_ref() {
             return Ok(there.clone());
@@ -222,12 +243,9 @@ impl Inner {
         };
         let opening = AssertUnwindSafe(opening).catch_unwind();
         let toolset = match tokio::time::timeout(PATIENCE, opening).await {
-            Ok(Ok(result)) => result.map_err(|reason| clean(&reason, REASON))?,
-            Ok(Err(_)) => return Err("The server's own work came to grief.".to_owned()),
-            Err(_) => {
-                let seconds = PATIENCE.as_secs();
-                return Err(format!("It was not ready after {seconds} seconds."));
-            }
+            Ok(Ok(result)) => result?,
+            Ok(Err(_)) => return Err(OpenError::Panicked),
+            Err(_) => return Err(OpenError::TooSlow(PATIENCE)),
         };
         Ok(opened.insert(toolset).clone())
     }
@@ -251,13 +269,8 @@ impl Inner {
             Ok(toolset) => toolset,
             Err(reason) => {
                 let source = shelf.source.name();
-                tracing::warn!(
-                    session = self.spec.session,
-                    source,
-                    reason,
-                    "a source of tools could not be opened"
-                );
-                let what = format!("The tools of {source} are not there: {reason}");
+                let what = not_there(source, &reason);
+                tracing::warn!(session = self.spec.session, source, "{what}");
                 return Ok(ToolResultWithEvent::failed(&call, what));
             }
         };

@@ -55,13 +55,13 @@ impl ToolSource for Fake {
         &self,
         _: ToolsSpec,
         _: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>> {
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>> {
         let this = self.clone();
         async move {
             this.opened.fetch_add(1, Ordering::SeqCst);
             assert!(!this.panics, "a test panics on purpose");
             if this.broken.load(Ordering::SeqCst) {
-                return Err("It is broken.".to_owned());
+                return Err(ConnectError::Closed.into());
             }
             Ok(Arc::new(this) as Arc<dyn OpenToolSource>)
         }
@@ -177,7 +177,7 @@ async fn a_source_that_fails_is_left_out_and_tried_again_when_it_is_called() {
     let notices = tools.notices();
     assert_eq!(notices.len(), 2, "{notices:?}");
     assert!(
-        notices[0].contains("broken") && notices[0].contains("It is broken."),
+        notices[0].contains("broken") && notices[0].contains("it ended the connection."),
         "{notices:?}"
     );
     assert_eq!(
@@ -187,7 +187,7 @@ async fn a_source_that_fails_is_left_out_and_tried_again_when_it_is_called() {
     );
     let done = run(&tools, "broken__x").await.unwrap();
     assert!(
-        done.result.is_error && done.result.text.contains("It is broken."),
+        done.result.is_error && done.result.text.contains("it ended the connection."),
         "{done:?}"
     );
     broken.broken.store(false, Ordering::SeqCst);

@@ -11,6 +11,7 @@ pub mod plural;
 pub mod repository_url;
 pub mod sanitize;
 pub mod secret;
+pub mod sentence;
 pub mod unicode;
 pub mod user;
 pub mod wit;

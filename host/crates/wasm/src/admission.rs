@@ -156,12 +156,12 @@ pub enum LoadError {
     #[error("the plugin did not describe itself: {0}")]
     Describe(#[from] CallError),
     /// The plugin's descriptor is invalid.
-    #[error("the plugin `{plugin}` describes itself wrongly: {detail}")]
+    #[error("the plugin `{plugin}` describes itself wrongly: {source}")]
     Descriptor {
         /// The plugin's name.
         plugin: String,
         /// The problem with the descriptor.
-        detail: String,
+        source: DescriptorError,
     },
     /// Two plugins of one kind have the same name.
     #[error("there are two {kind} plugins with the name `{plugin}`; give one of them another")]
@@ -177,6 +177,31 @@ pub enum LoadError {
         /// The plugin's name.
         plugin: String,
     },
+}
+
+/// What is wrong with a plugin's descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DescriptorError {
+    /// The plugin's own name.
+    #[error("its name must be 1 to 64 lower-case letters, digits and hyphens")]
+    Name,
+    /// The plugin's version.
+    #[error("its version must be 1 to 64 characters")]
+    Version,
+    /// A policy that cannot migrate what it writes itself.
+    #[error("it migrates from schema {oldest} on, and writes the older schema {written}")]
+    Schema {
+        /// The oldest schema that it migrates from.
+        oldest: u32,
+        /// The schema that it writes.
+        written: u32,
+    },
+    /// The user name for git.
+    #[error("the user name for git must be 1 to 64 letters, digits, hyphens, points and _")]
+    GitUser,
+    /// The path of a git provider's API.
+    #[error("the path of its API must begin with / and be plain, such as /api/v4")]
+    ApiPath,
 }
 
 /// A component that passed admission.

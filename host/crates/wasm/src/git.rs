@@ -5,7 +5,7 @@
 
 use wasmtime::Store;
 
-use super::admission::{Kind, LoadError};
+use super::admission::{DescriptorError, Kind, LoadError};
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
@@ -46,8 +46,8 @@ impl World for GitWorld {
         about!(descriptor)
     }
 
-    fn check(descriptor: &mut Descriptor) -> Result<(), String> {
-        check(descriptor).map_err(str::to_owned)
+    fn check(descriptor: &mut Descriptor) -> Result<(), DescriptorError> {
+        check(descriptor)
     }
 
     async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
@@ -74,17 +74,17 @@ impl GitPlugin {
 }
 
 /// Checks the rest of the descriptor. The addresses in it are checked where they are used.
-fn check(descriptor: &mut Descriptor) -> Result<(), &'static str> {
+fn check(descriptor: &mut Descriptor) -> Result<(), DescriptorError> {
     let user = &descriptor.git_user;
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if user.is_empty() || user.len() > 64 || !user.chars().all(plain) {
-        return Err("the user name for git must be 1 to 64 letters, digits, hyphens, points and _");
+        return Err(DescriptorError::GitUser);
     }
     let path = &descriptor.api_path;
     let rooted = path.is_empty() || (path.starts_with('/') && !path.ends_with('/'));
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.~/".contains(c);
     if !rooted || path.len() > 200 || !path.chars().all(fits) || path.contains("..") {
-        return Err("the path of its API must begin with / and be plain, such as /api/v4");
+        return Err(DescriptorError::ApiPath);
     }
     descriptor.scopes.truncate(MOST_SCOPES);
     for scope in &mut descriptor.scopes {

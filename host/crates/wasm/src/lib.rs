@@ -47,7 +47,7 @@ pub use self::any_plugin::{AnyError, AnyPlugin};
 pub use self::call_stats::CallFigures;
 pub use self::log_label::LOG_TARGET;
 pub use self::progress::{Doing, Going, Work, Works};
-pub use admission::{ALLOWED_IMPORTS, Kind, LoadError};
+pub use admission::{ALLOWED_IMPORTS, DescriptorError, Kind, LoadError};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use git::GitPlugin;
 pub use limits::{CallError, CallSite, CallUsage, Called, Limits};

@@ -8,7 +8,7 @@
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
 
-use super::admission::{Kind, LoadError};
+use super::admission::{DescriptorError, Kind, LoadError};
 use super::engine::PoolClass;
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
@@ -56,7 +56,7 @@ impl World for LlmWorld {
         about!(descriptor)
     }
 
-    fn check(_: &mut Descriptor) -> Result<(), String> {
+    fn check(_: &mut Descriptor) -> Result<(), DescriptorError> {
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use wasmtime::Store;
 use wasmtime::component::{Component, Lift};
 
-use super::admission::{self, Admitted, Kind, LoadError, other_types};
+use super::admission::{self, Admitted, DescriptorError, Kind, LoadError, other_types};
 use super::call_stats::{CallFigures, CallStats};
 use super::engine::{Engine, PoolClass};
 use super::exports::{Exported, Exports};
@@ -146,8 +146,8 @@ pub trait World: Sized + 'static {
     /// The part of the descriptor that all kinds have, sanitized in the descriptor as well.
     fn about(descriptor: &mut Self::Descriptor) -> About;
 
-    /// Validates and sanitizes the rest of the descriptor. An error is the end of a sentence.
-    fn check(descriptor: &mut Self::Descriptor) -> Result<(), String>;
+    /// Validates and sanitizes the rest of the descriptor.
+    fn check(descriptor: &mut Self::Descriptor) -> Result<(), DescriptorError>;
 
     /// Asks what else is to be known.
     fn known(
@@ -189,9 +189,9 @@ impl<W: World> TypedPlugin<W> {
             extensions: Extensions::default(),
         };
         let mut descriptor = describe::<W>(&core, &exports).await?;
-        core.about = checked::<W>(&mut descriptor).map_err(|detail| LoadError::Descriptor {
+        core.about = checked::<W>(&mut descriptor).map_err(|source| LoadError::Descriptor {
             plugin: name.to_owned(),
-            detail,
+            source,
         })?;
         let known = W::known(&core, &exports).await?;
         Ok(Self(Arc::new(Inner {
@@ -264,15 +264,15 @@ async fn describe<W: World>(
 }
 
 /// Validates and sanitizes a descriptor.
-fn checked<W: World>(descriptor: &mut W::Descriptor) -> Result<About, String> {
+fn checked<W: World>(descriptor: &mut W::Descriptor) -> Result<About, DescriptorError> {
     let about = W::about(descriptor);
     let About { name, version, .. } = &about;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
-        return Err("its name must be 1 to 64 lower-case letters, digits and hyphens".to_owned());
+        return Err(DescriptorError::Name);
     }
     if version.is_empty() || version.len() > 64 || version.chars().any(char::is_control) {
-        return Err("its version must be 1 to 64 characters".to_owned());
+        return Err(DescriptorError::Version);
     }
     W::check(descriptor)?;
     Ok(about)

@@ -6,7 +6,7 @@
 
 use wasmtime::Store;
 
-use super::admission::{Kind, LoadError};
+use super::admission::{DescriptorError, Kind, LoadError};
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
@@ -43,12 +43,12 @@ impl World for PolicyWorld {
         about!(descriptor)
     }
 
-    fn check(descriptor: &mut Descriptor) -> Result<(), String> {
+    fn check(descriptor: &mut Descriptor) -> Result<(), DescriptorError> {
         if descriptor.oldest_schema > descriptor.schema {
-            return Err(format!(
-                "it migrates from schema {} on, and writes the older schema {}",
-                descriptor.oldest_schema, descriptor.schema
-            ));
+            return Err(DescriptorError::Schema {
+                oldest: descriptor.oldest_schema,
+                written: descriptor.schema,
+            });
         }
         Ok(())
     }

@@ -1,7 +1,5 @@
 //! Validates the tool definitions of a plugin, so that every model provider accepts them.
 //!
-//! What is wrong is phrased as the end of a sentence about the plugin.
-//!
 //! # Invariants
 //! - A list that passes is small, its names are distinct and made of the characters that providers
 //!   allow, and each schema is that of a JSON object.
@@ -25,46 +23,75 @@ const LARGEST: usize = 256 << 10;
 /// it.
 const LONGEST_NAME: usize = 61;
 
+/// What is wrong with a plugin's tools.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ToolSchemaError {
+    /// There are too many.
+    #[error("it has {0} tools, and {MOST} are allowed")]
+    TooMany(usize),
+    /// A name that providers do not take.
+    #[error("the tool `{0}` needs another name: 1 to {LONGEST_NAME} letters, digits, _ and -")]
+    Name(String),
+    /// Two tools have one name.
+    #[error("it has two tools with the name `{0}`")]
+    SameName(String),
+    /// A description is too long.
+    #[error("the description of `{name}` has {size} bytes, and {LONGEST_DESCRIPTION} are allowed")]
+    Description { name: String, size: usize },
+    /// A schema is too large.
+    #[error("the schema of `{name}` has {size} bytes, and {LARGEST_SCHEMA} are allowed")]
+    LargeSchema { name: String, size: usize },
+    /// All tools together are too large.
+    #[error("its tools have more than the {LARGEST} bytes that are allowed together")]
+    Large,
+    /// A schema is none of a tool's arguments.
+    #[error("the schema of `{name}` cannot be used: {source}")]
+    Schema { name: String, source: SchemaError },
+}
+
+/// Why a schema is none of a tool's arguments.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SchemaError {
+    #[error("it is no JSON object ({0})")]
+    NoObject(#[from] serde_json::Error),
+    #[error("arguments are an object, so its `type` must be \"object\"")]
+    Type,
+    #[error("its `properties` are no object")]
+    Properties,
+}
+
 /// Checks that these tools can be offered to a model.
-pub(super) fn check(tools: &[ToolDefinition]) -> Result<(), String> {
+pub(super) fn check(tools: &[ToolDefinition]) -> Result<(), ToolSchemaError> {
     if tools.len() > MOST {
-        return Err(format!(
-            "it has {} tools, and {MOST} are allowed",
-            tools.len()
-        ));
+        return Err(ToolSchemaError::TooMany(tools.len()));
     }
     let mut names = BTreeSet::new();
-    let mut size = 0_usize;
+    let mut total = 0_usize;
     for tool in tools {
-        let name = clean(&tool.name, 80);
+        let name = || clean(&tool.name, 80);
         if !is_tool_name(&tool.name) {
-            return Err(format!(
-                "the tool `{name}` needs another name: 1 to {LONGEST_NAME} letters, digits, _ and -"
-            ));
+            return Err(ToolSchemaError::Name(name()));
         }
         if !names.insert(&tool.name) {
-            return Err(format!("it has two tools with the name `{name}`"));
+            return Err(ToolSchemaError::SameName(name()));
         }
-        let described = tool.description.len();
+        let (described, schema) = (tool.description.len(), tool.input_schema.len());
         if described > LONGEST_DESCRIPTION {
-            return Err(format!(
-                "the description of `{name}` has {described} bytes, and {LONGEST_DESCRIPTION} are allowed"
-            ));
+            let (name, size) = (name(), described);
+            return Err(ToolSchemaError::Description { name, size });
         }
-        let schema = tool.input_schema.len();
         if schema > LARGEST_SCHEMA {
-            return Err(format!(
-                "the schema of `{name}` has {schema} bytes, and {LARGEST_SCHEMA} are allowed"
-            ));
+            let (name, size) = (name(), schema);
+            return Err(ToolSchemaError::LargeSchema { name, size });
         }
-        size += tool.name.len() + described + schema;
-        if size > LARGEST {
-            return Err(format!(
-                "its tools have more than the {LARGEST} bytes that are allowed together"
-            ));
+        total += tool.name.len() + described + schema;
+        if total > LARGEST {
+            return Err(ToolSchemaError::Large);
         }
-        check_schema(&tool.input_schema)
-            .map_err(|why| format!("the schema of `{name}` cannot be used: {why}"))?;
+        check_schema(&tool.input_schema).map_err(|source| {
+            let name = name();
+            ToolSchemaError::Schema { name, source }
+        })?;
     }
     Ok(())
 }
@@ -75,14 +102,13 @@ fn is_tool_name(name: &str) -> bool {
     (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(plain)
 }
 
-fn check_schema(schema: &str) -> Result<(), String> {
-    let schema: Map<String, Value> =
-        serde_json::from_str(schema).map_err(|why| format!("it is no JSON object ({why})"))?;
+fn check_schema(schema: &str) -> Result<(), SchemaError> {
+    let schema: Map<String, Value> = serde_json::from_str(schema)?;
     if schema.get("type").and_then(Value::as_str) != Some("object") {
-        return Err("arguments are an object, so its `type` must be \"object\"".to_owned());
+        return Err(SchemaError::Type);
     }
     if !schema.get("properties").is_none_or(Value::is_object) {
-        return Err("its `properties` are no object".to_owned());
+        return Err(SchemaError::Properties);
     }
     Ok(())
 }
@@ -107,10 +133,9 @@ mod tests {
     fn tools_that_every_provider_takes_pass() {
         let longest = "a".repeat(LONGEST_NAME);
         let tools = [tool("find-It_2", OBJECT), tool(&longest, OBJECT)];
-        assert_eq!(check(&tools), Ok(()));
-        assert_eq!(
-            check(&[]),
-            Ok(()),
+        assert!(check(&tools).is_ok());
+        assert!(
+            check(&[]).is_ok(),
             "one with no tools is of no use, and no harm"
         );
     }
@@ -157,14 +182,14 @@ mod tests {
             ),
             (vec![tool("a", OBJECT); MOST + 1], "has 129 tools"),
         ] {
-            let why = check(&tools).expect_err(said);
+            let why = check(&tools).expect_err(said).to_string();
             assert!(why.contains(said), "{said}: {why}");
         }
         let many = (0..100).map(|number| ToolDefinition {
             name: format!("t{number}"),
             ..long(LONGEST_DESCRIPTION)
         });
-        let why = check(&many.collect::<Vec<_>>()).unwrap_err();
+        let why = check(&many.collect::<Vec<_>>()).unwrap_err().to_string();
         assert!(why.contains("allowed together"), "{why}");
     }
 
@@ -176,6 +201,7 @@ mod tests {
         ) {
             let tools: Vec<_> = tools.iter().map(|(name, schema)| tool(name, schema)).collect();
             if let Err(why) = check(&tools) {
+                let why = why.to_string();
                 prop_assert!(!why.chars().any(char::is_control), "{:?}", why);
             }
         }

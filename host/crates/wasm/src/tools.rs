@@ -6,7 +6,7 @@
 
 use wasmtime::Store;
 
-use super::admission::{Kind, LoadError};
+use super::admission::{DescriptorError, Kind, LoadError};
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
@@ -41,7 +41,7 @@ impl World for ToolsWorld {
         about!(descriptor)
     }
 
-    fn check(_: &mut Descriptor) -> Result<(), String> {
+    fn check(_: &mut Descriptor) -> Result<(), DescriptorError> {
         Ok(())
     }
 
@@ -66,7 +66,8 @@ impl ToolsPlugin {
                 *input_schema = paired_text(input_schema).into_owned();
             }
             tool_schema::check(&tools).map(|()| tools).map_err(|why| {
-                let error = Error::new(ErrorKind::Unsupported, why).with_code("tool-definition");
+                let error = Error::new(ErrorKind::Unsupported, why.to_string())
+                    .with_code("tool-definition");
                 let at = self.core().site("definitions");
                 CallError::Plugin { at, error }
             })

@@ -5,6 +5,7 @@
 //! - Nothing that a plugin returned can move the cursor or change colours.
 //! - A failure makes the exit code 1.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -49,10 +50,10 @@ impl Report {
     }
 
     /// A success, or a failure with its reason.
-    pub(super) fn result(&mut self, what: &str, result: Result<String, String>) {
+    pub(super) fn result(&mut self, what: &str, result: Result<String, impl Display>) {
         match result {
             Ok(text) => self.good(what, &text),
-            Err(text) => self.bad(what, &text),
+            Err(why) => self.bad(what, &why.to_string()),
         }
     }
 

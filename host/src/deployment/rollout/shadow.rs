@@ -18,8 +18,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::policies;
 use crate::deployment::manager::{ChangeError, DeploymentManager};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
+use lucid_store::StoreError;
 use lucid_types::log_label::Caller;
-use lucid_wasm::{Kind, Plugin, PolicyPlugin};
+use lucid_types::sentence::sentence;
+use lucid_wasm::{Kind, LoadError, Plugin, PolicyPlugin};
 
 /// The shadow runs. A clone is a handle of the same.
 #[derive(Clone, Default)]
@@ -146,6 +148,21 @@ impl Shadows {
     }
 }
 
+/// Why a shadow run ended before its end.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("the server goes down")]
+    Closing,
+    #[error("the uploaded build cannot be read: {0}. Upload it again")]
+    Read(#[source] std::io::Error),
+    #[error("the uploaded build cannot be used: {0}")]
+    Load(#[from] LoadError),
+    #[error("it is not what was uploaded: the file has sha256:{0}. Upload it again")]
+    NotUploaded(String),
+    #[error("the log cannot be read: {0}")]
+    Log(#[source] StoreError),
+}
+
 async fn run(
     generations: DeploymentManager,
     sessions: Sessions,
@@ -159,11 +176,10 @@ async fn run(
         let build = policies::build(build);
         let bounds = ShadowBounds::default();
         let replayed = sessions.shadow(&name, &*build, most, bounds, &shadow.told);
-        Box::pin(replayed)
-            .await
-            .map_err(|cause| format!("The log cannot be read: {cause}."))
+        Box::pin(replayed).await.map_err(RunError::Log)
     };
     let failed = Caller::shadow().scope(ended).await.err();
+    let failed = failed.map(|why: RunError| sentence(why));
     let told = shadow.told();
     tracing::info!(
         name,
@@ -200,26 +216,21 @@ async fn load(
     generations: &DeploymentManager,
     name: &str,
     digest: &str,
-) -> Result<PolicyPlugin, String> {
+) -> Result<PolicyPlugin, RunError> {
     let file = generations.depot().file(digest);
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
-    let wasm = read.map_err(|_| "The server goes down.".to_owned())?;
-    let wasm =
-        wasm.map_err(|why| format!("The uploaded build cannot be read: {why}. Upload it again."))?;
+    let wasm = read
+        .map_err(|_| RunError::Closing)?
+        .map_err(RunError::Read)?;
     let manifest = generations.now().deployed.manifest.clone();
     let limits = manifest
         .entry(Kind::Policy, name)
         .map(|entry| entry.limits.limits());
     let limits = limits.unwrap_or_default();
     let loaded = PolicyPlugin::load(generations.engine(), name, &wasm, &limits);
-    let plugin = Box::pin(loaded)
-        .await
-        .map_err(|why| format!("The uploaded build cannot be used: {why}."))?;
+    let plugin = Box::pin(loaded).await?;
     if plugin.digest() != digest {
-        return Err(format!(
-            "It is not what was uploaded: the file has sha256:{}. Upload it again.",
-            plugin.digest()
-        ));
+        return Err(RunError::NotUploaded(plugin.digest().to_owned()));
     }
     Ok(plugin)
 }

@@ -9,6 +9,7 @@
 //!   from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -310,37 +311,58 @@ impl Record {
         .collect()
     }
 
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), RecordError> {
         if self.version != VERSION {
-            return Err(format!(
-                "it is of version {}, and this host knows version {VERSION}",
-                self.version
-            ));
+            return Err(RecordError::Version(self.version));
         }
         let mut names = Kind::ALL.iter().flat_map(|kind| self.of(*kind).keys());
         if !names.all(|name| is_name(name)) {
-            return Err("a plugin's name in it cannot be one".to_owned());
+            return Err(RecordError::Name);
         }
         let shares = self
             .policies
             .values()
             .filter_map(|one| one.candidate.as_ref());
         if shares.into_iter().any(|one| !(1..=99).contains(&one.share)) {
-            return Err("a share in it is not 1 to 99".to_owned());
+            return Err(RecordError::Share);
         }
         let mut others = Kind::ALL.iter().filter(|kind| **kind != Kind::Policy);
         let has_candidate =
             |kind: &Kind| self.of(*kind).values().any(|one| one.candidate.is_some());
         if others.any(has_candidate) {
-            return Err(
-                "it has a candidate that is no policy, and only policies have any".to_owned(),
-            );
+            return Err(RecordError::Candidate);
         }
-        match self.digests().into_iter().find(|digest| !is_digest(digest)) {
-            Some(_) => Err("a digest in it is not 64 hexadecimal digits".to_owned()),
-            None => Ok(()),
+        if !self.digests().into_iter().all(is_digest) {
+            return Err(RecordError::Digest);
         }
+        Ok(())
     }
+}
+
+/// Why a record cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It is not text.
+    #[error(transparent)]
+    Text(#[from] io::Error),
+    /// It is not JSON of a record's form.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// It was written by another version of the host.
+    #[error("it is of version {0}, and this host knows version {VERSION}")]
+    Version(u32),
+    /// A name in it is none.
+    #[error("a plugin's name in it cannot be one")]
+    Name,
+    /// A candidate's share is none.
+    #[error("a share in it is not 1 to 99")]
+    Share,
+    /// A plugin that is no policy has a candidate.
+    #[error("it has a candidate that is no policy, and only policies have any")]
+    Candidate,
+    /// A digest in it is none.
+    #[error("a digest in it is not 64 hexadecimal digits")]
+    Digest,
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use std::time::SystemTime;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use self::activations::RecordError;
 pub(crate) use self::activations::{Activation, AutoRollback, Candidate, Record, TakenOff};
 use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
 use lucid_types::digest::sha256_hex;
@@ -38,13 +39,13 @@ const LARGEST_RECORD: u64 = 4 << 20;
 pub enum UploadStoreError {
     /// The record is invalid.
     #[error(
-        "{path} cannot be understood ({why}), so nobody knows which uploaded builds are active: put it right, or remove it to run what the manifest names"
+        "{path} cannot be understood ({source}), so nobody knows which uploaded builds are active: put it right, or remove it to run what the manifest names"
     )]
     Damaged {
         /// Its path.
         path: PathBuf,
         /// What is wrong with it.
-        why: String,
+        source: RecordError,
     },
     /// A file operation failed.
     #[error("{path} cannot be {what}: {cause}")]
@@ -172,14 +173,14 @@ impl UploadStore {
                 return Err(failed(&path, "read", cause));
             }
             Err(cause) => {
-                let why = cause.to_string();
-                return Err(UploadStoreError::Damaged { path, why });
+                let source = cause.into();
+                return Err(UploadStoreError::Damaged { path, source });
             }
             Ok(_) => {}
         }
-        let parsed = serde_json::from_str::<Record>(&text).map_err(|error| error.to_string());
+        let parsed = serde_json::from_str::<Record>(&text).map_err(RecordError::from);
         let checked = parsed.and_then(|record| record.check().map(|()| record));
-        checked.map_err(|why| UploadStoreError::Damaged { path, why })
+        checked.map_err(|source| UploadStoreError::Damaged { path, source })
     }
 
     /// The uploads of a deployment: each plugin's active build, and its second build.

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use lucid_types::plural;
 use lucid_types::sanitize::clean;
+use lucid_types::sentence::sentence;
 use lucid_types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 use lucid_wasm::{CallUsage, ToolsPlugin};
@@ -129,7 +130,7 @@ async fn carried_out(
     action: Action,
     left: Duration,
 ) -> Result<Answer, Error> {
-    check(&action).map_err(|message| Error::invalid(message).with_code("tool-action"))?;
+    check(&action).map_err(|why| Error::invalid(sentence(why)).with_code("tool-action"))?;
     match action {
         Action::Run(command) => hands.run(&command, left).await.map(Answer::Ran),
         Action::Send(request) => {
@@ -148,9 +149,36 @@ async fn carried_out(
     }
 }
 
+/// Why an action that a component requests is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ActionError {
+    /// It has no program.
+    #[error("the command is empty")]
+    Empty,
+    /// It has a null character.
+    #[error("the command holds a null character, which no program can be given")]
+    Null,
+    /// It has too many variables.
+    #[error("the command has more than {MOST_VARIABLES} variables")]
+    Variables,
+    /// A variable's name is none.
+    #[error("`{0}` cannot be a variable's name")]
+    VariableName(String),
+    /// A part is too large.
+    #[error("the {what} has {size} bytes, and {most} are allowed")]
+    TooLarge {
+        /// The part.
+        what: &'static str,
+        /// Its size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        most: usize,
+    },
+}
+
 /// Checks that a requested action is within bounds. The parts of a request that belong to the host
 /// are refused by the egress.
-pub(crate) fn check(action: &Action) -> Result<(), String> {
+pub(crate) fn check(action: &Action) -> Result<(), ActionError> {
     match action {
         Action::Run(command) => check_command(command),
         Action::Send(request) => check_request(request),
@@ -158,13 +186,13 @@ pub(crate) fn check(action: &Action) -> Result<(), String> {
     }
 }
 
-fn check_command(command: &Command) -> Result<(), String> {
+fn check_command(command: &Command) -> Result<(), ActionError> {
     let empty = match &command.program {
         Program::Argv(argv) => argv.first().is_none_or(String::is_empty),
         Program::Shell(line) => line.trim().is_empty(),
     };
     if empty {
-        return Err("The command is empty.".to_owned());
+        return Err(ActionError::Empty);
     }
     let texts = match &command.program {
         Program::Argv(argv) => argv.iter().collect(),
@@ -173,14 +201,10 @@ fn check_command(command: &Command) -> Result<(), String> {
     let values = command.environment.iter().map(|(_, value)| value);
     let mut texts = texts.into_iter().chain(&command.folder).chain(values);
     if texts.any(|text| text.contains('\0')) {
-        return Err(
-            "The command holds a null character, which no program can be given.".to_owned(),
-        );
+        return Err(ActionError::Null);
     }
     if command.environment.len() > MOST_VARIABLES {
-        return Err(format!(
-            "The command has more than {MOST_VARIABLES} variables."
-        ));
+        return Err(ActionError::Variables);
     }
     for (name, _) in &command.environment {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -188,14 +212,13 @@ fn check_command(command: &Command) -> Result<(), String> {
             || name.starts_with(|c: char| c.is_ascii_digit())
             || !name.chars().all(plain)
         {
-            let name = clean(name, 60);
-            return Err(format!("`{name}` cannot be a variable's name."));
+            return Err(ActionError::VariableName(clean(name, 60)));
         }
     }
     within("command", size(command), LARGEST_COMMAND)
 }
 
-fn check_request(request: &HttpRequest) -> Result<(), String> {
+fn check_request(request: &HttpRequest) -> Result<(), ActionError> {
     within("request's body", request.body.len(), LARGEST_BODY)?;
     let headers = request.headers.iter();
     let headers: usize = headers.map(|one| one.name.len() + one.value.len()).sum();
@@ -204,11 +227,9 @@ fn check_request(request: &HttpRequest) -> Result<(), String> {
     within("request's head", headers + query, LARGEST_HEAD)
 }
 
-fn within(what: &str, size: usize, most: usize) -> Result<(), String> {
+fn within(what: &'static str, size: usize, most: usize) -> Result<(), ActionError> {
     if size > most {
-        return Err(format!(
-            "The {what} has {size} bytes, and {most} are allowed."
-        ));
+        return Err(ActionError::TooLarge { what, size, most });
     }
     Ok(())
 }
@@ -278,7 +299,7 @@ mod tests {
             // Six bytes each in JSON.
             (stdin("\u{1}".repeat(LARGEST_COMMAND / 5)), "bytes"),
         ] {
-            let why = check(&Action::Run(wrong)).expect_err(said);
+            let why = check(&Action::Run(wrong)).expect_err(said).to_string();
             assert!(why.contains(said), "{said}: {why}");
         }
         let good = Command {

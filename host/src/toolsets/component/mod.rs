@@ -20,8 +20,8 @@ use url::Url;
 
 use self::call::call_tool;
 use self::host::SessionToolHost;
-use super::{OpenToolSource, ToolSource};
-use crate::config::Config;
+use super::{OpenError, OpenToolSource, ToolSource};
+use crate::config::{Config, ConfigError};
 use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
@@ -77,7 +77,7 @@ impl ToolComponents {
                 Ok(site) => sites.push((tools, site)),
                 Err(why) => {
                     let at = tools.entry.plugin.at;
-                    wrong.push(Problem::at(manifest.path.as_deref(), at, why));
+                    wrong.push(Problem::at(manifest.path.as_deref(), at, why.to_string()));
                 }
             }
         }
@@ -195,7 +195,7 @@ impl ToolSource for ComponentToolSource {
         &self,
         _: ToolsSpec,
         place: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>> {
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>> {
         let opened = OfSession {
             component: self.0.clone(),
             place,
@@ -269,12 +269,30 @@ struct ToolEndpoint {
     key: Option<SecretString>,
 }
 
-/// The error is a sentence.
-fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, String> {
+/// An error that makes a component's endpoint unusable.
+#[derive(Debug, thiserror::Error)]
+enum ToolEndpointError {
+    /// The endpoint, or the placement of the key, is invalid.
+    #[error("the tools `{name}` cannot be used: {source}")]
+    Egress { name: String, source: EgressError },
+    /// The component names an invalid URL.
+    #[error(
+        "the tools `{0}` have a base URL of their own that cannot be read; report it to their author, or set `base_url`"
+    )]
+    BaseUrl(String),
+    /// The key is invalid.
+    #[error(transparent)]
+    Key(#[from] ConfigError),
+}
+
+fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, ToolEndpointError> {
     let LoadedTools { plugin, entry, .. } = tools;
     let name = plugin.name();
     let descriptor = plugin.descriptor();
-    let unusable = |cause: EgressError| format!("the tools `{name}` cannot be used: {cause}");
+    let unusable = |source| ToolEndpointError::Egress {
+        name: name.to_owned(),
+        source,
+    };
     let injection = match &entry.key_place {
         Some(place) => place.clone(),
         None => Injection::of(&descriptor.key.clone().into()).map_err(unusable)?,
@@ -282,18 +300,13 @@ fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, String> {
     let endpoint = match (&entry.base_url, &descriptor.default_base_url) {
         (Some(stated), _) => Some(Endpoint::new(stated.value.clone(), injection)),
         (None, Some(usual)) => {
-            let url = Url::parse(usual).map_err(|_| {
-                format!("the tools `{name}` have a base URL of their own that cannot be read; report it to their author, or set `base_url`")
-            })?;
+            let url = Url::parse(usual).map_err(|_| ToolEndpointError::BaseUrl(name.to_owned()))?;
             Some(Endpoint::public(url, injection))
         }
         (None, None) => None,
     };
     let key = match &entry.key {
-        Some(variable) => config
-            .variables
-            .key(&variable.value)
-            .map_err(|why| why.to_string())?,
+        Some(variable) => config.variables.key(&variable.value)?,
         None => None,
     };
     Ok(ToolEndpoint {

@@ -25,15 +25,16 @@ use rmcp::{ClientHandler, RoleClient, serve_client};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::server::{MOST_SAID, Server, Way};
+use super::error::{ConnectError, STARTS, ServerFailure, ToolCallError};
+use super::server::{Server, Way};
 use super::stdio::{self, Allowance};
 use super::{listing, names, result};
 use crate::manifest::AllowedTools;
 use crate::session::{Environment, EventDraft, ToolResultWithEvent};
 use lucid_net::egress::EgressError;
 use lucid_types::exec::ProcessEnd;
-use lucid_types::plural;
 use lucid_types::sanitize::clean;
+use lucid_types::sentence::sentence;
 use lucid_types::wit::types::{ToolCall, ToolDefinition, ToolResult};
 
 #[cfg(test)]
@@ -43,15 +44,11 @@ mod tests;
 const PAGES: usize = 32;
 /// The maximum number of tools that are looked at.
 const TOOLS: usize = 1024;
-/// How often a server may be started in a minute, including the first time.
-const STARTS: usize = 4;
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a server may take to end before it is left to itself.
 const END: Duration = Duration::from_secs(3);
 /// How long to wait for the reason why a server is gone.
 const REASON: Duration = Duration::from_millis(500);
-/// The maximum length of a server's error message, in characters.
-const SHOWN: usize = 500;
 
 /// The connection to one server, for one session.
 pub(crate) struct Client {
@@ -90,22 +87,22 @@ impl ClientHandler for Host {
 }
 
 impl Client {
-    /// Starts a server for a session and lists its tools. The error is a sentence.
+    /// Starts a server for a session and lists its tools.
     pub(crate) async fn open(
         server: Server,
         place: Option<Arc<dyn Environment>>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ConnectError> {
         let limit = server.start_time;
         let begun = async {
             let connected = connect(&server, place.as_deref()).await?;
             match list(&server, &connected).await {
                 Ok(listed) => Ok((connected, listed)),
-                Err(error) => Err(connected.why(&error).await),
+                Err(error) => Err(ConnectError::Failed(connected.why(&error).await)),
             }
         };
         let (connected, listed) = timeout(limit, Box::pin(begun))
             .await
-            .map_err(|_| not_ready(limit))??;
+            .map_err(|_| ConnectError::TooSlow(limit))??;
         let (definitions, own) = listed;
         Ok(Self {
             server,
@@ -150,7 +147,7 @@ impl Client {
                 },
                 notices: Vec::new(),
             },
-            Err(sentence) => ToolResultWithEvent::failed(&call, sentence),
+            Err(error) => ToolResultWithEvent::failed(&call, sentence(error)),
         }
     }
 
@@ -158,21 +155,22 @@ impl Client {
         &self,
         call: &ToolCall,
         limit: Option<Duration>,
-    ) -> Result<(String, bool), String> {
-        let name = &self.server.name;
-        let own = self.own.get(&call.name).ok_or_else(|| {
-            let tool = clean(&call.name, 100);
-            format!("The server {name} has no tool {tool:?} that may be called here.")
-        })?;
+    ) -> Result<(String, bool), ToolCallError> {
+        let server = || self.server.name.clone();
+        let own = self
+            .own
+            .get(&call.name)
+            .ok_or_else(|| ToolCallError::NoTool {
+                server: server(),
+                tool: clean(&call.name, 100),
+            })?;
         let arguments = match call.arguments.trim() {
             "" => Ok(serde_json::Map::new()),
             text => serde_json::from_str(text),
         };
-        let arguments = arguments.map_err(|error| {
-            format!(
-                "The arguments of {} are no JSON object: {error}.",
-                call.name
-            )
+        let arguments = arguments.map_err(|source| ToolCallError::Arguments {
+            tool: call.name.clone(),
+            source,
         })?;
         // A session's calls are sequential.
         let mut state = self.state.lock().await;
@@ -186,31 +184,28 @@ impl Client {
         let answered = timeout(limit, connected.running.call_tool_once(params)).await;
         match answered {
             Ok(Ok(CallToolResponse::Complete(result))) => Ok(result::text(result)),
-            Ok(Ok(_)) => Err(format!(
-                "The server {name} wants to ask something before it answers, which no one here replies to."
-            )),
+            Ok(Ok(_)) => Err(ToolCallError::Asks(server())),
             Ok(Err(error)) => {
-                let why = connected.why(&error).await;
+                let source = connected.why(&error).await;
+                let server = server();
                 if connected.is_gone() {
                     state.connected = None;
-                    return Err(format!(
-                        "The server {name} was lost under the call: {why} What was asked may or may not have happened."
-                    ));
+                    return Err(ToolCallError::Lost { server, source });
                 }
-                Err(format!("The server {name} failed: {why}"))
+                Err(ToolCallError::Failed { server, source })
             }
-            Err(_) => Err(format!(
-                "The server {name} did not answer within {}, and was told to give it up.",
-                plural::count(limit.as_secs_f64(), "second")
-            )),
+            Err(_) => Err(ToolCallError::TooSlow {
+                server: server(),
+                limit,
+            }),
         }
     }
 
     /// The server, restarted if it is gone.
-    async fn connected<'a>(&self, state: &'a mut State) -> Result<&'a Connected, String> {
-        let name = &self.server.name;
+    async fn connected<'a>(&self, state: &'a mut State) -> Result<&'a Connected, ToolCallError> {
+        let server = || self.server.name.clone();
         if state.closed {
-            return Err(format!("The server {name} was ended with the session."));
+            return Err(ToolCallError::Closed(server()));
         }
         if state.connected.as_ref().is_some_and(Connected::is_gone) {
             state.connected = None;
@@ -218,23 +213,22 @@ impl Client {
         if state.connected.is_none() {
             state.starts.retain(|start| start.elapsed() < MINUTE);
             if state.starts.len() >= STARTS {
-                return Err(format!(
-                    "The server {name} ended {STARTS} times within a minute, and is not started again for a while."
-                ));
+                return Err(ToolCallError::Restarts(server()));
             }
             state.starts.push_back(Instant::now());
             let limit = self.server.start_time;
             let connecting = Box::pin(connect(&self.server, self.place.as_deref()));
             let connected = timeout(limit, connecting)
                 .await
-                .unwrap_or_else(|_| Err(not_ready(limit)));
-            let connected = connected.map_err(|why| {
-                format!("The server {name} is gone and cannot be started again: {why}")
+                .unwrap_or(Err(ConnectError::TooSlow(limit)));
+            let connected = connected.map_err(|source| ToolCallError::Restart {
+                server: server(),
+                source,
             })?;
             return Ok(state.connected.insert(connected));
         }
         let there = state.connected.as_ref();
-        there.ok_or_else(|| format!("The server {name} is gone."))
+        there.ok_or_else(|| ToolCallError::Gone(server()))
     }
 
     /// Closes the server. Idempotent.
@@ -257,23 +251,16 @@ impl Connected {
         self.running.is_closed() || self.running.peer().is_transport_closed()
     }
 
-    /// The cause of a failure, in a sentence.
-    async fn why(&self, error: &ServiceError) -> String {
+    /// The cause of a failure.
+    async fn why(&self, error: &ServiceError) -> ServerFailure {
         if let ServiceError::McpError(error) = error {
-            return said(&error.message);
+            return ServerFailure::said(&error.message);
         }
-        if let Some(sentence) = ended(&self.program).await {
-            return sentence;
+        match ended(&self.program).await {
+            Some(failure) => failure,
+            None => ServerFailure::said(&words(error)),
         }
-        said(&words(error))
     }
-}
-
-fn not_ready(limit: Duration) -> String {
-    format!(
-        "it was not ready within {}.",
-        plural::count(limit.as_secs(), "second")
-    )
 }
 
 /// The egress's message if it is to blame, else the client's.
@@ -291,17 +278,15 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// How a program ended, if it did. Its output may end a moment earlier.
-async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<String> {
+async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<ServerFailure> {
     let (allowance, end) = program.as_ref()?;
     if allowance.is_used_up() {
-        return Some(format!(
-            "It said more than the {MOST_SAID} bytes that are taken from one call to the next, and was ended."
-        ));
+        return Some(ServerFailure::TooMuchOutput);
     }
     let begun = Instant::now();
     loop {
         if let Some(sentence) = end.sentence() {
-            return Some(sentence.to_owned());
+            return Some(ServerFailure::Ended(sentence.to_owned()));
         }
         if begun.elapsed() > REASON {
             return None;
@@ -310,23 +295,14 @@ async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<String> {
     }
 }
 
-/// A server's message, as a sentence.
-fn said(text: &str) -> String {
-    let text = clean(text, SHOWN);
-    match text.trim() {
-        "" => "It does not say why.".to_owned(),
-        text if text.ends_with(['.', '!', '?', '…']) => text.to_owned(),
-        text => format!("{text}."),
-    }
-}
-
 /// Starts a server and completes the handshake.
-async fn connect(server: &Server, place: Option<&dyn Environment>) -> Result<Connected, String> {
+async fn connect(
+    server: &Server,
+    place: Option<&dyn Environment>,
+) -> Result<Connected, ConnectError> {
     match &server.way {
         Way::Program { argv, env } => {
-            let place = place.ok_or(
-                "it is a program that runs in the session's sandbox, and there is none here.",
-            )?;
+            let place = place.ok_or(ConnectError::NoSandbox)?;
             let program = stdio::start(place, argv, env).await?;
             let of = Some((program.allowance, program.end));
             match Box::pin(serve_client(Host, program.transport)).await {
@@ -356,18 +332,19 @@ async fn connect(server: &Server, place: Option<&dyn Environment>) -> Result<Con
 async fn unstarted(
     error: &ClientInitializeError,
     program: &Option<(Allowance, ProcessEnd)>,
-) -> String {
+) -> ConnectError {
     if let ClientInitializeError::JsonRpcError(error) = error {
-        return format!("it refused the handshake: {}", said(&error.message));
+        return ConnectError::Refused(ServerFailure::said(&error.message));
     }
-    if let Some(sentence) = ended(program).await {
-        return sentence;
+    if let Some(failure) = ended(program).await {
+        return failure.into();
     }
     match error {
-        ClientInitializeError::TransportError { error, .. } => said(&words(&*error.error)),
-        ClientInitializeError::ConnectionClosed(_) => "it ended the connection.".to_owned(),
-        _ => "it does not speak the protocol: what it answered is no answer to the handshake."
-            .to_owned(),
+        ClientInitializeError::TransportError { error, .. } => {
+            ServerFailure::said(&words(&*error.error)).into()
+        }
+        ClientInitializeError::ConnectionClosed(_) => ConnectError::Closed,
+        _ => ConnectError::NoHandshake,
     }
 }
 

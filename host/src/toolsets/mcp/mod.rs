@@ -1,6 +1,6 @@
 //! The MCP servers of a deployment, as tool sources.
 //!
-//! `server` is a server's configuration, `client` a session's connection to one, `stdio` and `http` are the two
+//! `server` is a server's configuration, `client` a session's connection to one, `error` what can fail in it, `stdio` and `http` are the two
 //! transports, `listing` reads the tools it lists, `names` makes names that model providers accept, `result`
 //! converts results to text.
 //!
@@ -18,6 +18,7 @@
 //! - A call is never repeated.
 
 pub(crate) mod client;
+pub(crate) mod error;
 pub(crate) mod http;
 pub(crate) mod listing;
 pub(crate) mod names;
@@ -34,13 +35,13 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use self::server::{Client, Http, Server, Way};
-use super::{OpenToolSource, ToolSource};
-use crate::config::Config;
+use super::{OpenError, OpenToolSource, ToolSource};
+use crate::config::{Config, ConfigError};
 use crate::manifest::{Manifest, McpEntry, McpWay, Problem, Problems};
 use crate::session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use lucid_net::egress::{Egress, EgressLimits, Endpoint, Injection};
+use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The default time limit of one call.
@@ -62,11 +63,26 @@ pub(crate) fn sources(manifest: &Manifest, config: &Config) -> Result<Found, Pro
     for (name, entry) in &manifest.mcp {
         match source(name, entry, config, &mut warnings) {
             Ok(source) => all.push(Arc::new(source)),
-            Err(why) => wrong.push(Problem::at(manifest.path.as_deref(), entry.at, why)),
+            Err(why) => wrong.push(Problem::at(
+                manifest.path.as_deref(),
+                entry.at,
+                why.to_string(),
+            )),
         }
     }
     Problems::unless_none(wrong)?;
     Ok((all, warnings))
+}
+
+/// An error that makes a server of the manifest unusable.
+#[derive(Debug, thiserror::Error)]
+enum ServerError {
+    /// The endpoint, or the placement of the key, is invalid.
+    #[error("the MCP server `{name}` cannot be asked: {source}")]
+    Egress { name: String, source: EgressError },
+    /// The key is invalid.
+    #[error(transparent)]
+    Key(#[from] ConfigError),
 }
 
 fn source(
@@ -74,7 +90,11 @@ fn source(
     entry: &McpEntry,
     config: &Config,
     warnings: &mut Vec<String>,
-) -> Result<Mcp, String> {
+) -> Result<Mcp, ServerError> {
+    let unusable = |source| ServerError::Egress {
+        name: name.to_owned(),
+        source,
+    };
     // Without positions, so that moving it within the file is not a change.
     let mut identity = format!(
         "{:?} {:?} {:?} {:?}",
@@ -95,7 +115,7 @@ fn source(
         } => {
             let variable = key.as_ref().map(|key| key.value.as_str());
             let value = variable.map(|variable| config.variables.key(variable));
-            let value = value.transpose().map_err(|why| why.to_string())?.flatten();
+            let value = value.transpose()?.flatten();
             if let (Some(variable), None) = (variable, &value) {
                 warnings.push(format!(
                     "{variable} is not set, so the MCP server `{name}` is asked without a key."
@@ -105,18 +125,14 @@ fn source(
             let digest = key.as_ref().map(|key| Sha256::digest(key.expose_secret()));
             identity += &format!(" url {} {key_place:?} {digest:?}", url.value);
             let place = key_place.clone().unwrap_or(Injection::Bearer);
-            let endpoint = Endpoint::new(url.value.clone(), place);
-            let endpoint = endpoint
-                .map_err(|why| format!("the MCP server `{name}` cannot be asked: {why}"))?;
+            let endpoint = Endpoint::new(url.value.clone(), place).map_err(unusable)?;
             let limits = EgressLimits {
                 first_byte: LONGEST,
                 idle: LONGEST,
                 response: LARGEST_ANSWER,
                 ..EgressLimits::default()
             };
-            let egress = Egress::new(limits, [&endpoint]);
-            let egress =
-                egress.map_err(|why| format!("the MCP server `{name}` cannot be asked: {why}"))?;
+            let egress = Egress::new(limits, [&endpoint]).map_err(unusable)?;
             Way::Http(Box::new(Http {
                 egress,
                 endpoint,
@@ -167,7 +183,7 @@ impl ToolSource for Mcp {
         &self,
         _: ToolsSpec,
         place: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, String>> {
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>> {
         let server = self.server.clone();
         async move {
             let client = Client::open(server, place).await?;

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::server::MOST_SAID;
 use crate::session::Environment;
-use lucid_types::exec::{ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
+use lucid_types::exec::{ExecError, ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::unicode::JsonPieces;
 
 /// How many of the last bytes of its stderr are kept.
@@ -56,13 +56,12 @@ pub(super) async fn start(
     place: &dyn Environment,
     argv: &[String],
     env: &BTreeMap<String, String>,
-) -> Result<Program, String> {
+) -> Result<Program, ExecError> {
     let request = ExecRequest::argv(argv.iter().cloned()).keep(0, COMPLAINT);
     let request = env
         .iter()
         .fold(request, |request, (name, value)| request.env(name, value));
-    let started = place.spawn(request).await;
-    let process = started.map_err(|error| error.to_string())?;
+    let process = place.spawn(request).await?;
     let allowance = Allowance::default();
     allowance.renew();
     let output = Counted {

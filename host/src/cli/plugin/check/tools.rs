@@ -13,6 +13,7 @@ use super::super::report::Report;
 use crate::toolsets::component::call::{LARGEST_STATE, MOST_STEPS, check as check_action};
 use lucid_net::egress::refusal_of;
 use lucid_types::plural;
+use lucid_types::sentence::sentence;
 use lucid_types::wit::tools::{Action, Answer, Output, Progress};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 use lucid_wasm::{CallError, ToolsPlugin};
@@ -164,7 +165,7 @@ pub(super) async fn play(
             }
             Err(error) => return Err(error.to_string()),
         };
-        check_action(&turn.action)?;
+        check_action(&turn.action).map_err(sentence)?;
         match &turn.action {
             Action::Run(_) => tried.commands += 1,
             Action::Send(request) => {

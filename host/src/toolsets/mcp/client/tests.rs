@@ -184,6 +184,7 @@ async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
 #[tokio::test]
 async fn without_a_sandbox_a_program_is_refused_with_the_reason() {
     let refused = Client::open(server(&["count"]), None).await.err().unwrap();
+    let refused = refused.to_string();
     assert!(
         refused.contains("runs in the session's sandbox"),
         "{refused}"

@@ -1,0 +1,36 @@
+//! Makes sentences of errors, whose own text begins in lower case and has no full stop.
+
+use std::fmt::Display;
+
+/// The text as a sentence: with a capital and a full stop, as far as it lacks them.
+pub fn sentence(text: impl Display) -> String {
+    let text = stopped(text);
+    let mut rest = text.chars();
+    match rest.next() {
+        Some(first) if first.is_lowercase() => first.to_uppercase().chain(rest).collect(),
+        _ => text,
+    }
+}
+
+/// The text as the end of a sentence: with a full stop, unless it ends one already.
+pub fn stopped(text: impl Display) -> String {
+    let mut text = text.to_string();
+    if !text.ends_with(['.', '!', '?', '…']) {
+        text.push('.');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capital_and_a_full_stop_are_added_where_they_are_missing() {
+        assert_eq!(sentence("it is gone"), "It is gone.");
+        assert_eq!(sentence("Is it gone?"), "Is it gone?");
+        assert_eq!(sentence("`x` is no name"), "`x` is no name.");
+        assert_eq!(stopped("it is gone"), "it is gone.");
+        assert_eq!(sentence(""), ".");
+    }
+}
