@@ -21,7 +21,7 @@ use url::Url;
 
 use super::AuthError;
 use super::keys::{Found, KeySet, KeySetError};
-use lucid_net::egress::{Document, DocumentError, DocumentLimits};
+use lucid_net::fetch::{Document, DocumentError, DocumentLimits};
 use lucid_types::plural;
 
 /// The maximum size of a key set in bytes, with certificates beside the keys.

@@ -10,7 +10,7 @@ use url::Url;
 
 use super::ConfigError;
 use super::parse::{Values, shown};
-use lucid_net::egress::Document;
+use lucid_net::fetch::Document;
 
 /// The path below a Supabase project's URL. A project that still signs with its shared secret alone
 /// has an empty key set there.

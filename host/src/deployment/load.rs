@@ -4,7 +4,8 @@
 //!
 //! - A component's digest is compared before any of it is compiled, and settings are validated
 //!   before any code runs with them.
-//! - Every failure is reported, and if there is any, nothing is loaded.
+//! - Every failure is reported, and if there is any, nothing is loaded: [`load`] can be called again at any time,
+//!   and returns the plugins of a whole manifest or none.
 //! - A problem with an upload is reported for its file, which the manifest does not name.
 
 use std::borrow::Cow;
@@ -12,12 +13,14 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use url::Url;
 
 use crate::builtin;
+use crate::manifest::loaded::{
+    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools,
+};
 use crate::manifest::model::{
     GitEntry, Located, Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry,
 };
@@ -27,102 +30,13 @@ use crate::manifest::settings_schema::Schema;
 use crate::session::SEPARATOR;
 use lucid_net::oci::{Brought, Reference};
 use lucid_types::digest::sha256_hex;
-use lucid_types::wit::llm::ModelInfo;
-use lucid_types::wit::types::ToolDefinition;
-use lucid_wasm::{
-    Engine, EngineOptions, GitPlugin, Kind, LlmPlugin, Plugin, Plugins, PolicyPlugin, ToolsPlugin,
-    TypedPlugin, World,
-};
+use lucid_wasm::{Engine, EngineOptions, Kind, Plugin, Plugins, TypedPlugin, World};
 
 /// How many components are compiled at once. A single one uses all processors only part of the
 /// time.
 const AT_ONCE: usize = 4;
 /// The maximum length of a tool's name for models, in characters.
 const LONGEST_TOOL_NAME: usize = 64;
-
-/// The loaded plugins of a manifest, by name.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The policies.
-    pub policies: Vec<LoadedPolicy>,
-    /// The model providers.
-    pub providers: Vec<LoadedProvider>,
-    /// The components with tools.
-    pub tools: Vec<LoadedTools>,
-    /// The git providers.
-    pub git: Vec<LoadedGit>,
-}
-
-/// A policy, and what it is given.
-#[derive(Debug)]
-pub struct LoadedPolicy {
-    /// The component.
-    pub plugin: PolicyPlugin,
-    /// Its settings, validated if it has a schema.
-    pub settings: serde_json::Map<String, serde_json::Value>,
-    /// The built-in component it is, if it is one.
-    pub builtin: Option<&'static str>,
-    /// A second build of it.
-    pub beside: Option<LoadedBeside>,
-    /// A warning for the operator. A sentence.
-    pub warning: Option<String>,
-}
-
-/// A second build of a policy, which is given the same.
-#[derive(Debug)]
-pub struct LoadedBeside {
-    /// The component.
-    pub plugin: PolicyPlugin,
-    /// Its purpose.
-    pub role: Role,
-    /// The start of its probation, if it is on probation.
-    pub probation: Option<DateTime<Utc>>,
-    /// The built-in component it is, if it is one.
-    pub builtin: Option<&'static str>,
-}
-
-/// A provider adapter, and what it is given.
-#[derive(Debug)]
-pub struct LoadedProvider {
-    /// The component.
-    pub plugin: LlmPlugin,
-    /// Its settings as JSON, validated if it has a schema.
-    pub settings: String,
-    /// The models it knows with these settings.
-    pub models: Vec<ModelInfo>,
-    /// Its manifest entry. `None` without one.
-    pub entry: Option<Arc<ProviderEntry>>,
-    /// Whether it is built in, so that its address can be trusted.
-    pub builtin: bool,
-}
-
-/// A tool component, and what it is given.
-#[derive(Debug)]
-pub struct LoadedTools {
-    /// The component.
-    pub plugin: ToolsPlugin,
-    /// Its settings as JSON, validated if it has a schema.
-    pub settings: String,
-    /// Its tools with these settings, by their own names.
-    pub definitions: Vec<ToolDefinition>,
-    /// Its manifest entry.
-    pub entry: ToolsEntry,
-}
-
-/// A git provider plugin, and what it is given.
-#[derive(Debug)]
-pub struct LoadedGit {
-    /// The component.
-    pub plugin: GitPlugin,
-    /// Its settings as JSON, validated if it has a schema.
-    pub settings: String,
-    /// The address of its API, if the manifest names one.
-    pub base_url: Option<Url>,
-    /// The address of its repositories, if the manifest names one.
-    pub web_url: Option<Url>,
-    /// Whether it is built in, so that its addresses can be trusted.
-    pub builtin: bool,
-}
 
 /// Loads all plugins of a manifest. Reads files, and uses processors to compile what was not
 /// compiled before. If `only` names a plugin, the others are taken from `known`, whatever became of
@@ -131,7 +45,7 @@ pub struct LoadedGit {
 /// # Errors
 ///
 /// Reports the reason for each plugin that cannot be loaded.
-pub async fn load(
+pub(crate) async fn load(
     manifest: &Manifest,
     engine: &Engine,
     known: &Plugins,

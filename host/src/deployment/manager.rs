@@ -31,8 +31,9 @@ use super::snapshot::DeploymentSnapshot;
 use super::uploads::{
     Activation, AutoRollback, Candidate, Label, Record, UploadStore, UploadStoreError, Writer,
 };
+use super::watch::Watch;
 use crate::config::Config;
-use crate::manifest::{Manifest, Problem, Problems, Uploads, Watch, instead, is_name};
+use crate::manifest::{Manifest, Problem, Problems, Uploads, instead, is_name};
 use crate::session::{Deployment, Generation};
 use lucid_net::oci::{Components, Tags};
 use lucid_store::blobs::Blobs;

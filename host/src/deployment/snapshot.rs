@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
+use super::load::load;
 use super::rollout::policies::PolicyRegistry;
 use super::rollout::probation::Probations;
 use crate::config::Config;
 use crate::git_providers::GitProviders;
-use crate::manifest::{self, At, Loaded, LoadedGit, Manifest, Problem, Problems};
+use crate::manifest::{At, Loaded, LoadedGit, Manifest, Problem, Problems};
 use crate::models::{Providers, ReachError, Standing};
 use crate::session::Policies;
 use crate::toolsets::component::ToolComponents;
@@ -50,7 +51,7 @@ impl DeploymentSnapshot {
     ) -> Result<Self, Problems> {
         let none = Plugins::default();
         let known = before.map_or(&none, |before| &before.plugins);
-        let loaded = manifest::load(&manifest, engine, known, only).await?;
+        let loaded = load(&manifest, engine, known, only).await?;
         let Loaded {
             policies,
             providers,

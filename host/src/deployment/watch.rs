@@ -64,7 +64,7 @@ impl Stamp {
 
 /// Watches some files.
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     /// `None` if the system has none available.
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
@@ -77,7 +77,7 @@ pub struct Watch {
 
 impl Watch {
     /// A watch of nothing.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (stirred, open) = (Arc::new(Notify::new()), Arc::default());
         let (tell, writing) = (stirred.clone(), Arc::clone(&open));
         let told = move |event: notify::Result<notify::Event>| {
@@ -101,14 +101,14 @@ impl Watch {
     }
 
     /// Watches these files and no others, from their present state.
-    pub fn begin(&mut self, files: impl IntoIterator<Item = PathBuf>) {
+    pub(crate) fn begin(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         self.files.clear();
         self.also(files);
     }
 
     /// Watches these files as well, from their present state. One that is watched already keeps its
     /// recorded state.
-    pub fn also(&mut self, files: impl IntoIterator<Item = PathBuf>) {
+    pub(crate) fn also(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         for file in files {
             let stamp = Stamp::of(&file);
             self.files.entry(file).or_insert(stamp);
@@ -133,7 +133,7 @@ impl Watch {
     }
 
     /// Waits until one of the files has changed and all are quiet again. Cancel safe.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         loop {
             if self.differs().await {
                 self.settled().await;

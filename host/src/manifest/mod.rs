@@ -5,8 +5,8 @@
 //! `fields` reads single values of TOML, `plugins` the entry of one plugin, `mcp` and `registries`
 //! the tables of those names, and `read` combines them into the `model`. `settings_schema`
 //! validates a plugin's settings, `overrides` holds uploaded components that replace the
-//! manifest's, and `problem` reports errors with their positions. `deployment::load` fetches the
-//! components.
+//! manifest's, `loaded` what was loaded for a manifest (by `deployment::load`), and `problem` reports
+//! errors with their positions.
 //!
 //! # Invariants
 //!
@@ -15,9 +15,9 @@
 //!   what to do.
 //! - No key is ever in it: a field names the variable that holds one.
 //! - What it leaves open is read from the environment, under the same names as without a manifest.
-//! - [`load`] can be called again at any time, and returns the plugins of a whole manifest or none.
 
 mod fields;
+pub(crate) mod loaded;
 mod mcp;
 pub(crate) mod model;
 pub(crate) mod overrides;
@@ -32,6 +32,9 @@ mod tests;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+pub use self::loaded::{
+    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools,
+};
 pub use self::mcp::{AllowedTools, McpEntry, McpWay};
 pub use self::model::{
     Assignment, Bounds, Digest, GitEntry, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
@@ -44,10 +47,6 @@ pub(crate) use self::read::{is_name, is_source_name};
 pub use self::registries::{Login, RegistryEntry};
 pub(crate) use self::settings_schema::settings_fit;
 use crate::config::Config;
-pub use crate::deployment::load::{
-    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools, load,
-};
-pub use crate::deployment::watch::Watch;
 
 /// The schema of a manifest, for editors.
 pub const SCHEMA: &str = include_str!("lucid.schema.json");

@@ -16,6 +16,7 @@ use url::Url;
 
 use super::resolver::{AddressPolicy, PolicyResolver};
 use super::tls::prepare_tls;
+use lucid_types::sanitize::clean;
 
 /// How the host presents itself, unless a request says otherwise.
 const USER_AGENT: &str = concat!("lucid/", env!("CARGO_PKG_VERSION"));
@@ -127,6 +128,49 @@ fn proxy_hosts() -> BTreeSet<String> {
         url.ok()?.host_str().map(str::to_ascii_lowercase)
     });
     proxies.collect()
+}
+
+/// Messages of the client's own layers. They do not help to find what went wrong.
+const LAYERS: [&str; 5] = [
+    "error sending request",
+    "client error (",
+    "tcp connect error",
+    "dns error",
+    "error trying to connect",
+];
+
+/// The client's error message, with its causes and without the URL.
+pub fn error_message(cause: reqwest::Error) -> String {
+    let cause = cause.without_url();
+    words_of(&cause)
+}
+
+fn words_of(cause: &dyn std::error::Error) -> String {
+    let mut all = vec![cause.to_string()];
+    let mut next = cause.source();
+    while let Some(deeper) = next {
+        all.push(deeper.to_string());
+        next = deeper.source();
+    }
+    let is_layer = |said: &str| LAYERS.iter().any(|layer| said.starts_with(layer));
+    let telling = all.iter().filter(|said| !is_layer(said));
+    let mut text = String::new();
+    for said in telling {
+        if text.is_empty() {
+            text.clone_from(said);
+        } else if !text.contains(said.as_str()) {
+            text.push_str(": ");
+            text.push_str(said);
+        }
+    }
+    if text.is_empty() {
+        text.clone_from(&all[0]);
+    }
+    // rustls' word for anything that is not TLS.
+    if text.contains("InvalidContentType") {
+        text = "it answers without TLS, so its address may have to begin with http://".to_owned();
+    }
+    clean(&text, 500)
 }
 
 #[cfg(test)]

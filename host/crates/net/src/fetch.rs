@@ -15,7 +15,7 @@ use reqwest::header::ACCEPT;
 use url::Url;
 
 use super::client::ClientSpec;
-use super::egress::error::words;
+use super::client::error_message;
 use super::resolver::{self, AddressPolicy};
 
 /// Time and size limits of a document.
@@ -107,7 +107,7 @@ impl Document {
             .without_keep_alive()
             .build();
         let client = client.map_err(|cause| DocumentError::Client {
-            detail: words(cause),
+            detail: error_message(cause),
         })?;
         Ok(Self {
             url,
@@ -173,7 +173,7 @@ impl Document {
         }
         DocumentError::Connect {
             host,
-            detail: words(cause),
+            detail: error_message(cause),
         }
     }
 

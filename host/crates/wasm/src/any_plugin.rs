@@ -3,12 +3,14 @@
 //! # Invariants
 //! - The component is admitted under the rules of its kind.
 
-use super::admission::{Kind, LoadError};
+use super::admission::LoadError;
+use super::core::PluginCore;
 use super::engine::Engine;
 use super::git::GitPlugin;
+use super::kind::Kind;
 use super::limits::Limits;
 use super::llm::LlmPlugin;
-use super::plugin::{Plugin, PluginCore};
+use super::plugin::Plugin;
 use super::policy::PolicyPlugin;
 use super::tools::ToolsPlugin;
 

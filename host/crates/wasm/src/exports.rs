@@ -7,8 +7,8 @@ use wasmtime::component::{
     TypedFunc,
 };
 
-use super::admission::Kind;
 use super::host_state::Guest;
+use super::kind::Kind;
 
 /// The functions of an admitted component.
 pub struct Exports {

@@ -14,11 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
+use super::core::PluginCore;
 use super::engine::PoolClass;
 use super::host_state::{Guest, LastWords};
 use super::limits::{CallError, CallSite, CallUsage, Called, cleaned};
 use super::log_label::Label;
-use super::plugin::PluginCore;
 use super::wasi::CallClock;
 use lucid_types::log_label::Caller;
 use lucid_types::sanitize::clean;

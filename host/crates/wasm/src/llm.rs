@@ -8,13 +8,15 @@
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
 
-use super::admission::{DescriptorError, Kind, LoadError};
+use super::admission::{DescriptorError, LoadError};
+use super::core::{About, PluginCore};
 use super::engine::PoolClass;
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::{PluginInstance, boxed, call, fresh, not_begun};
+use super::kind::Kind;
 use super::limits::{CallError, CallUsage, Called, cleaned};
-use super::plugin::{About, Inner, PluginCore, TypedPlugin, World, about};
+use super::plugin::{Inner, TypedPlugin, World, about};
 use lucid_types::wit::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
 };

@@ -10,15 +10,17 @@ use std::future::Future;
 use std::sync::Arc;
 
 use wasmtime::Store;
-use wasmtime::component::{Component, Lift};
+use wasmtime::component::Lift;
 
-use super::admission::{self, Admitted, DescriptorError, Kind, LoadError, other_types};
+use super::admission::{self, Admitted, DescriptorError, LoadError, other_types};
 use super::call_stats::{CallFigures, CallStats};
+use super::core::{About, PluginCore};
 use super::engine::{Engine, PoolClass};
 use super::exports::{Exported, Exports};
 use super::extensions::Extensions;
 use super::host_state::Guest;
 use super::instance::{boxed, call};
+use super::kind::Kind;
 use super::limits::Limits;
 
 /// What every loaded plugin has, whatever its kind.
@@ -94,34 +96,11 @@ pub trait Plugin {
     }
 }
 
-/// The state common to admitted plugins of every kind.
-#[derive(Debug)]
-pub struct PluginCore {
-    pub(super) engine: Engine,
-    pub(super) kind: Kind,
-    pub(super) name: Arc<str>,
-    pub(super) digest: Arc<str>,
-    pub(super) limits: Limits,
-    pub(super) tally: CallStats,
-    component: Component,
-    about: About,
-    extensions: Extensions,
-}
-
-/// What the descriptors of all kinds say.
-#[derive(Debug, Clone, Default)]
-pub struct About {
-    pub(super) name: String,
-    pub(super) version: String,
-    pub(super) description: String,
-    pub(super) settings_schema: Option<String>,
-}
-
 /// Sanitizes a kind's own descriptor for display, and takes an [`About`] out of it.
 macro_rules! about {
     ($descriptor:expr) => {{
         $descriptor.description = lucid_types::sanitize::clean(&$descriptor.description, 500);
-        $crate::plugin::About {
+        $crate::core::About {
             name: $descriptor.name.clone(),
             version: $descriptor.version.clone(),
             description: $descriptor.description.clone(),

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::admission::{Kind, LoadError};
+use super::admission::LoadError;
 use super::any_plugin::AnyPlugin;
 use super::engine::Engine;
 use super::git::GitPlugin;
+use super::kind::Kind;
 use super::limits::Limits;
 use super::llm::LlmPlugin;
 use super::plugin::Plugin;

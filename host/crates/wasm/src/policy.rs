@@ -6,12 +6,14 @@
 
 use wasmtime::Store;
 
-use super::admission::{DescriptorError, Kind, LoadError};
+use super::admission::{DescriptorError, LoadError};
+use super::core::{About, PluginCore};
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
+use super::kind::Kind;
 use super::limits::Called;
-use super::plugin::{About, PluginCore, TypedPlugin, World, about};
+use super::plugin::{TypedPlugin, World, about};
 use super::wasi::CallClock;
 use lucid_types::log_label::Caller;
 use lucid_types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};

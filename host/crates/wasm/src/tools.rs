@@ -6,12 +6,14 @@
 
 use wasmtime::Store;
 
-use super::admission::{DescriptorError, Kind, LoadError};
+use super::admission::{DescriptorError, LoadError};
+use super::core::{About, PluginCore};
 use super::exports::{Exported, Exports};
 use super::host_state::Guest;
 use super::instance::fresh;
+use super::kind::Kind;
 use super::limits::{CallError, Called};
-use super::plugin::{About, Plugin, PluginCore, TypedPlugin, World, about};
+use super::plugin::{Plugin, TypedPlugin, World, about};
 use super::tool_schema;
 use lucid_types::unicode::paired_text;
 use lucid_types::wit::tools::{Descriptor, Progress, Turn};

@@ -13,7 +13,8 @@ use std::time::SystemTime;
 
 use super::{CheckArgs, build, check};
 use crate::cli::{failed, interrupted};
-use crate::manifest::{Manifest, Watch};
+use crate::deployment::watch::Watch;
+use crate::manifest::Manifest;
 
 /// Folders and files that build tools create.
 const MADE: &[&str] = &[

@@ -15,6 +15,7 @@ use super::fields::Reader;
 use super::*;
 use super::{plugins, read, registries};
 use crate::builtin;
+use crate::deployment::load::load;
 use lucid_net::egress::Injection;
 use lucid_types::digest::sha256_hex;
 use lucid_wasm::testing::engine;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::as_json;
+use crate::deployment::load::load;
 use crate::manifest::*;
 use lucid_net::egress::Injection;
 use lucid_wasm::testing::engine;

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use super::redact::Redactor;
+use crate::client::error_message;
 use crate::resolver;
-use lucid_types::sanitize::clean;
 use lucid_types::wit::types;
 
 /// A request without a response, or without a complete one.
@@ -134,7 +134,7 @@ impl EgressError {
             return Self::Address { host };
         }
         let connect = cause.is_connect() || cause.is_timeout();
-        let detail = words(cause);
+        let detail = error_message(cause);
         if connect {
             Self::Connect { host, detail }
         } else {
@@ -194,47 +194,4 @@ impl From<EgressError> for types::Error {
         };
         types::Error::new(kind, error.to_string()).with_code(code)
     }
-}
-
-/// Messages of the client's own layers. They do not help to find what went wrong.
-const LAYERS: [&str; 5] = [
-    "error sending request",
-    "client error (",
-    "tcp connect error",
-    "dns error",
-    "error trying to connect",
-];
-
-/// The client's error message, with its causes and without the URL.
-pub fn words(cause: reqwest::Error) -> String {
-    let cause = cause.without_url();
-    words_of(&cause)
-}
-
-fn words_of(cause: &dyn std::error::Error) -> String {
-    let mut all = vec![cause.to_string()];
-    let mut next = cause.source();
-    while let Some(deeper) = next {
-        all.push(deeper.to_string());
-        next = deeper.source();
-    }
-    let is_layer = |said: &str| LAYERS.iter().any(|layer| said.starts_with(layer));
-    let telling = all.iter().filter(|said| !is_layer(said));
-    let mut text = String::new();
-    for said in telling {
-        if text.is_empty() {
-            text.clone_from(said);
-        } else if !text.contains(said.as_str()) {
-            text.push_str(": ");
-            text.push_str(said);
-        }
-    }
-    if text.is_empty() {
-        text.clone_from(&all[0]);
-    }
-    // rustls' word for anything that is not TLS.
-    if text.contains("InvalidContentType") {
-        text = "it answers without TLS, so its address may have to begin with http://".to_owned();
-    }
-    clean(&text, 500)
 }

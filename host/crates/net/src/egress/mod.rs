@@ -34,7 +34,7 @@ use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::client::ClientSpec;
+use super::client::{ClientSpec, error_message};
 use super::resolver::{self, AddressPolicy};
 use lucid_types::wit::llm::{Framing, KeyPlace};
 use lucid_types::wit::types::{HttpRequest, HttpResponse};
@@ -43,10 +43,8 @@ pub use self::raw::Opened;
 pub use self::redact::{Redactor, blank};
 pub use self::redact_stream::StreamRedactor;
 pub use self::response::{Answer, Frames, Refusal};
-pub use super::fetch::{Document, DocumentError, DocumentLimits};
 pub use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
 pub use error::EgressError;
-pub use error::words;
 pub use retry_after::retry_after_ms;
 
 /// Timeouts and size limits.
@@ -335,7 +333,7 @@ impl Egress {
         let client = ClientSpec::new(addresses, limits.connect)
             .build()
             .map_err(|cause| EgressError::Client {
-                detail: error::words(cause),
+                detail: error_message(cause),
             })?;
         Ok(Self {
             client,

@@ -18,10 +18,10 @@ use reqwest::Response;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use sse_stream::SseStream;
 
-use super::error::words;
 use super::redact::Redactor;
 use super::stream_start::by_its_beginning;
 use super::{EgressError, EgressLimits};
+use crate::client::error_message;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::llm::{Frame, Framing, Sse};
 use lucid_types::wit::types::{Header, HttpResponse};
@@ -214,7 +214,7 @@ fn pieces(response: Response, limits: &EgressLimits) -> Pieces {
                 .await
                 .map_err(|_| EgressError::Idle { limit: idle })?
                 .map_err(|cause| EgressError::Broken {
-                    detail: words(cause),
+                    detail: error_message(cause),
                 })?;
             let Some(piece) = piece else {
                 return Ok(None);

@@ -28,7 +28,7 @@ use super::error::OciError;
 use super::manifest::{self, Layer};
 use super::reference::{Reference, Registry};
 use crate::client::ClientSpec;
-use crate::egress::words;
+use crate::client::error_message;
 use crate::resolver::{AddressPolicy, literal_allowed, was_refused};
 use lucid_types::digest::sha256_hex;
 use lucid_types::secret::Secret;
@@ -104,7 +104,7 @@ impl Client {
         let http = ClientSpec::new(addresses, limits.connect)
             .read_timeout(limits.idle)
             .build()
-            .map_err(|cause| OciError::Client(words(cause)))?;
+            .map_err(|cause| OciError::Client(error_message(cause)))?;
         Ok(Self {
             http,
             named,
@@ -332,7 +332,7 @@ impl Pull<'_> {
             if was_refused(&cause) {
                 return OciError::Address { host };
             }
-            let detail = words(cause);
+            let detail = error_message(cause);
             OciError::Unreachable { host, detail }
         })
     }
@@ -427,7 +427,7 @@ impl Pull<'_> {
     fn broken(&self, cause: reqwest::Error) -> OciError {
         OciError::Broken {
             host: self.host.clone(),
-            detail: words(cause),
+            detail: error_message(cause),
         }
     }
 
