@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use lucid_store::{
     Chat, ChatMessage, ChatStore, LocalRecords, Principal, Store, Supabase as Project,
-    SupabaseRecords, SupabaseSettings, Totals,
+    SupabaseRecords, SupabaseSettings,
 };
 use lucid_tests::{Supabase, anon_key, service_key, token};
+use lucid_types::log::Totals;
 use lucid_types::secret::Secret;
 use rusqlite::Connection;
 use uuid::Uuid;

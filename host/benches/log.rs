@@ -11,9 +11,10 @@ use futures::future::join_all;
 use lucid::config::Config;
 use lucid::server::App;
 use lucid::session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
-use lucid_store::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status, Store,
-    frames_after,
+use lucid_store::Store;
+use lucid_types::log::{
+    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, SessionLog,
+    Status,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -58,8 +59,7 @@ impl Writer {
             ..NewSessionRow::default()
         };
         let first = writer.round();
-        let insert = store.write(move |connection| new.insert(connection, "Fix", &first, false));
-        insert.await.unwrap();
+        store.create(Arc::new(new), first).await.unwrap();
         writer
     }
 
@@ -131,11 +131,7 @@ impl Writer {
 
     async fn append(&mut self) {
         let round = self.round();
-        let written = self
-            .store
-            .write(move |connection| round.insert(connection))
-            .await;
-        written.unwrap();
+        self.store.append(Arc::new(round)).await.unwrap();
     }
 }
 
@@ -190,9 +186,7 @@ fn read_again(c: &mut Criterion) {
     group.throughput(Throughput::Elements(MISSED));
     group.bench_function("the last 100 frames of a session with 4,000", |b| {
         b.iter(|| {
-            let read = store.read(move |connection| {
-                frames_after(connection, "session-0", last - MISSED, usize::MAX)
-            });
+            let read = store.frames_after("session-0", last - MISSED, usize::MAX);
             let chunk = runtime.block_on(read).unwrap();
             assert_eq!(chunk.frames.len() as u64, MISSED);
         });

@@ -41,9 +41,10 @@ use lucid_sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
 use lucid_store::blobs::Blobs;
 use lucid_store::{
     ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase, SupabaseRecords,
-    Transient,
 };
 use lucid_types::disk_reserve::Reserve;
+use lucid_types::log::LogError;
+use lucid_types::transient::Transient;
 use lucid_wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
@@ -70,6 +71,9 @@ pub enum StartError {
     /// The database.
     #[error("The store cannot be used: {0}.")]
     Store(#[from] StoreError),
+    /// The session log.
+    #[error("The store cannot be used: {0}.")]
+    Log(#[from] LogError),
     /// Supabase.
     #[error("SUPABASE_URL cannot be used: {0}")]
     Supabase(#[from] ChatStoreError),
@@ -96,7 +100,7 @@ impl StartError {
     /// Whether the same start may succeed later: a disk is full, or another process holds the database's
     /// lock. What may not be written at all stays so.
     pub fn may_pass(&self) -> bool {
-        Transient::behind(self).is_some_and(|reason| reason != Transient::ReadOnly)
+        lucid_store::transient_cause(self).is_some_and(|reason| reason != Transient::ReadOnly)
     }
 }
 
@@ -243,7 +247,7 @@ impl App {
         disk_guard::watch(storage, ground.disk_limit, &ground.rooms);
         log_reserve::watch(reserve.clone(), store.clone(), &ground.rooms);
         let sessions = Sessions::new(Deps {
-            store: store.clone(),
+            log: Arc::new(store.clone()),
             sealer: Sealer::new(&keys.seal),
             deployment: generations.deployment(),
             places: Arc::new(ground),

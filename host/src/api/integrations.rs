@@ -16,9 +16,9 @@ use super::session_request::{unless_blank, unless_empty};
 use crate::api::identity::Authenticated;
 use crate::git_providers::SiteError;
 use crate::git_providers::accounts::{AccountError, AccountView, WantedChange};
-use lucid_store::cut;
 use lucid_types::repository_url::pasted_repository;
 use lucid_types::secret::Secret;
+use lucid_types::text::cut;
 use lucid_types::wit::git::Repository;
 
 /// The maximum length of a title, in characters. It has one line, and no provider accepts a longer

@@ -21,6 +21,8 @@ use utoipa::ToSchema;
 
 use crate::auth::AuthError;
 use lucid_store::StoreError;
+use lucid_types::log::LogError;
+use lucid_types::transient::Transient;
 use lucid_types::unicode::paired_json;
 
 /// A parser's message may repeat the input. More than this many characters help nobody.
@@ -143,9 +145,18 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// The log or the chats could not be read or written: 503 if that is temporary, else 500.
+    /// The chats could not be read or written: 503 if that is temporary, else 500.
     pub fn store(cause: &StoreError) -> Self {
-        match cause.transient() {
+        Self::database(cause.transient(), cause)
+    }
+
+    /// The log could not be read or written: 503 if that is temporary, else 500.
+    pub fn log(cause: &LogError) -> Self {
+        Self::database(cause.transient(), cause)
+    }
+
+    fn database(transient: Option<Transient>, cause: &(dyn Error + 'static)) -> Self {
+        match transient {
             Some(reason) => Self::unavailable(format!(
                 "The server's database cannot be used at the moment, because {reason}. Try again in a moment."
             ))

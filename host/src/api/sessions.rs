@@ -19,8 +19,8 @@ use crate::session::{
     WorkspaceLookupError, dollars,
 };
 use lucid_sandbox::workspace::Workspace;
-use lucid_store::Totals;
 use lucid_types::identity::Identity;
+use lucid_types::log::Totals;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
@@ -244,7 +244,7 @@ pub(super) async fn get(
         Err(DetailsError::Lookup(LookupError::NotYours)) => {
             Err(Problem::forbidden("Not authorized to see this session."))
         }
-        Err(DetailsError::Store(cause)) => Err(Problem::store(&cause)),
+        Err(DetailsError::Log(cause)) => Err(Problem::log(&cause)),
     }
 }
 
@@ -388,7 +388,7 @@ fn of_lookup(error: &WorkspaceLookupError, id: &str, not_yours: &str) -> Problem
     match error {
         WorkspaceLookupError::Lookup(LookupError::NotFound) => no_session(id),
         WorkspaceLookupError::Lookup(LookupError::NotYours) => Problem::forbidden(not_yours),
-        WorkspaceLookupError::Store(cause) => Problem::store(cause),
+        WorkspaceLookupError::Log(cause) => Problem::log(cause),
         WorkspaceLookupError::NotRemoved => Problem::unavailable(
             "The session's files could not be removed. That is tried again in ten minutes.",
         ),
@@ -420,7 +420,7 @@ impl From<CreateError> for Problem {
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
             CreateError::Paused(_) => Self::unavailable(detail).retry_after(STORE_AGAIN),
             CreateError::DiskShort(_) => Self::unavailable(detail).retry_after(DISK_AGAIN),
-            CreateError::Store(_) => Self::internal(&error),
+            CreateError::Log(_) => Self::internal(&error),
         }
     }
 }

@@ -17,8 +17,9 @@ use futures::future::join_all;
 use super::SessionEnvironment;
 use super::disk_guard::OpenEnvironments;
 use lucid_sandbox::Processes;
-use lucid_store::{Store, Transient};
+use lucid_store::Store;
 use lucid_types::disk_reserve::Reserve;
+use lucid_types::transient::Transient;
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at
 /// fault, in bytes.

@@ -13,11 +13,14 @@ use tokio::sync::mpsc;
 use url::Url;
 use uuid::Uuid;
 
-use lucid_store::{Counters, EffectRow, NewSessionRow, Status, StoreError, Transient};
+use lucid_types::log::{
+    Counters, EffectRow, InboxMessage, LogError, NewSessionRow, RoundRow, Status,
+};
 use lucid_types::log_label::Caller;
 use lucid_types::plural;
 use lucid_types::repository_url::{RepositoryUrlError, pasted_repository, repository_url};
 use lucid_types::secret::Secret;
+use lucid_types::transient::Transient;
 use lucid_types::user::UserId;
 use lucid_types::wit::policy::Snapshot;
 
@@ -97,14 +100,14 @@ pub enum CreateError {
     DiskShort(String),
     /// The log can never be written.
     #[error("The session could not be written down.")]
-    Store(StoreError),
+    Log(LogError),
 }
 
-impl From<StoreError> for CreateError {
-    fn from(error: StoreError) -> Self {
+impl From<LogError> for CreateError {
+    fn from(error: LogError) -> Self {
         match error.transient() {
             Some(reason) => Self::Paused(reason),
-            None => Self::Store(error),
+            None => Self::Log(error),
         }
     }
 }
@@ -313,13 +316,8 @@ impl Sessions {
             created_at: task_clock::now(),
             id: name,
         });
-        let first = first_round(&fixed, info, deps.store.uptime());
+        let first = first_round(&fixed, info, deps.log.uptime());
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
-        let title = lucid_store::cut(
-            fixed.task.lines().next().unwrap_or_default(),
-            lucid_store::TITLE_LENGTH,
-        )
-        .to_owned();
         let found = Found {
             taken_over: None,
             generation,
@@ -336,25 +334,19 @@ impl Sessions {
             held: false,
         };
         let shared = self.shared.clone();
-        let sent = deps.store.sends_chats();
         // Runs to completion even if the caller goes away: a session that is written must exist.
         let made = tokio::spawn(async move {
             let _claim = claim;
-            shared
-                .deps
-                .store
-                .write(move |connection| fixed.insert(connection, &title, &first, sent))
-                .await?;
+            shared.deps.log.create(fixed, first).await?;
             if let Some(turn) = turn {
                 turn.keep();
             }
-            shared.deps.store.wrote_chat();
             let session = shared.assemble(id, found);
             session.feed.publish(first_seq, &frames);
             Ok(session)
         });
         made.await
-            .unwrap_or_else(|_| Err(CreateError::Store(StoreError::Closed)))
+            .unwrap_or_else(|_| Err(CreateError::Log(LogError::Closed)))
     }
 
     /// Returns the provider that would serve such a session with this policy, or why there is none.
@@ -411,7 +403,7 @@ pub(super) struct Found {
     pub(super) pushed: Option<String>,
     pub(super) open: Vec<EffectRow>,
     /// Messages from the user that no round has processed.
-    pub(super) unread: Vec<(u64, String)>,
+    pub(super) unread: Vec<InboxMessage>,
     pub(super) status: Status,
     /// Whether the session resumes only when its user comes back.
     pub(super) held: bool,
@@ -441,7 +433,7 @@ impl Shared {
                 actors.spawn(caller.scope(actor::live(shared, session, found, news)));
             }
         });
-        let session = Session::new(about, last_seq, self.deps.store.clone(), mailbox, launch);
+        let session = Session::new(about, last_seq, self.deps.log.clone(), mailbox, launch);
         session.set_runs(policy.info(), &provider);
         self.remember(&session);
         session
@@ -449,7 +441,7 @@ impl Shared {
 }
 
 /// The first round: the task, and the start of the session.
-fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> lucid_store::RoundRow {
+fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> RoundRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();
     let scene = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());

@@ -4,7 +4,7 @@
 //! - A session is looked up together with its user.
 //! - No secret is included.
 
-use lucid_store::{SessionRow, Status, StoreError, Totals};
+use lucid_types::log::{LogError, Status, Totals};
 use lucid_types::user::UserId;
 
 use super::stream::frames::timestamp;
@@ -57,17 +57,13 @@ pub enum DetailsError {
     Lookup(#[from] LookupError),
     /// The log could not be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Log(#[from] LogError),
 }
 
 impl Sessions {
     /// Returns one session of this user, whatever its status.
     pub async fn details(&self, id: &SessionId, user: &UserId) -> Result<Details, DetailsError> {
-        let name = id.to_string();
-        let store = &self.shared.deps.store;
-        let row = store
-            .read(move |connection| SessionRow::find(connection, &name))
-            .await?;
+        let row = self.shared.deps.log.find(&id.to_string()).await?;
         let row = row.ok_or(LookupError::NotFound)?;
         if row.fixed.user != user.as_str() {
             return Err(LookupError::NotYours.into());

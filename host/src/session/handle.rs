@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use lucid_store::{Store, StoreError};
+use lucid_types::log::{LogError, SessionLog};
 use lucid_types::user::UserId;
 
 use super::actor::idle::Standing;
@@ -23,14 +23,10 @@ use super::stream::positions::{Loss, Position, Positions};
 use super::stream::subscription::Subscription;
 use super::{CloseReason, NotTaken, SessionId};
 
-/// How long a message waits for another process's lock on the log. Its client sends nothing else
-/// meanwhile.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// A session that is live or has just ended.
 pub struct Session {
     pub(super) about: SessionInfo,
-    pub(super) store: Store,
+    pub(super) log: Arc<dyn SessionLog>,
     pub(super) mailbox: Mailbox,
     /// Whether the session's files can be read.
     has_workspace: AtomicBool,
@@ -100,13 +96,13 @@ impl Session {
     pub(super) fn new(
         about: SessionInfo,
         seq: u64,
-        store: Store,
+        log: Arc<dyn SessionLog>,
         mailbox: Mailbox,
         launch: Launch,
     ) -> Arc<Self> {
         Arc::new(Self {
             about,
-            store,
+            log,
             mailbox,
             has_workspace: AtomicBool::new(false),
             stop: CancellationToken::new(),
@@ -195,17 +191,15 @@ impl Session {
             mpsc::error::TrySendError::Full(_) => NotTaken::Busy,
             mpsc::error::TrySendError::Closed(_) => NotTaken::Over,
         })?;
-        let (id, text) = (self.about.id.to_string(), text.into());
-        let store = self.store.clone();
+        let kept = self
+            .log
+            .keep_message(&self.about.id.to_string(), text.into());
         // Runs to completion even if the client goes away: a message that is written is also
         // delivered.
         let kept = tokio::spawn(async move {
-            let written = store.write_within(PATIENCE, move |connection| {
-                let number = lucid_store::keep_message(connection, &id, &text)?;
-                Ok(number.map(|number| ActorMessage::Message(number, text)))
-            });
-            let news = written.await?;
-            Ok::<_, StoreError>(news.map(|news| {
+            let kept = kept.await?;
+            Ok::<_, LogError>(kept.map(|message| {
+                let news = ActorMessage::Message(message.number, message.text);
                 room.send(Box::new(news));
             }))
         });

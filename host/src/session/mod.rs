@@ -16,6 +16,7 @@ mod recover;
 mod registry;
 mod replay;
 mod retention;
+mod retry;
 mod round;
 mod seal;
 mod traffic_split;
@@ -65,8 +66,9 @@ use uuid::Uuid;
 
 use self::actor::{idle, task_clock};
 use self::stream::frames;
-use lucid_store::{Store, Transient};
 use lucid_types::disk_reserve::Reserve;
+use lucid_types::log::SessionLog;
+use lucid_types::transient::Transient;
 use lucid_types::user::UserId;
 
 use self::handle::held;
@@ -222,7 +224,7 @@ pub struct Limits {
 /// The dependencies of [`Sessions`].
 pub struct Deps {
     /// The log.
-    pub store: Store,
+    pub log: Arc<dyn SessionLog>,
     /// Seals the secrets in the log.
     pub sealer: Sealer,
     /// The current policies and models.
@@ -406,7 +408,7 @@ impl Sessions {
         match self.details(id, user).await {
             Ok(details) => details.is_alive,
             Err(DetailsError::Lookup(_)) => false,
-            Err(DetailsError::Store(_)) => true,
+            Err(DetailsError::Log(_)) => true,
         }
     }
 
@@ -429,7 +431,7 @@ impl Sessions {
 
     /// Why the log cannot be written at the moment, or `None` if it can.
     pub fn log_failure(&self) -> Option<Transient> {
-        self.shared.deps.store.health().failure()
+        self.shared.deps.log.health().failure()
     }
 
     /// Returns an explanation if the remaining disk space is reserved for the log.
@@ -486,7 +488,7 @@ impl Sessions {
             shared.hurry.cancel();
             shared.actors.wait().await;
         }
-        if let Err(cause) = shared.deps.store.note_uptime().await {
+        if let Err(cause) = shared.deps.log.note_uptime().await {
             tracing::warn!(%cause, "the host's uptime was not noted");
         }
         self.take_paused()

@@ -8,35 +8,34 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use lucid_store::{EffectRow, SessionRow, Status, StoreError};
+use lucid_types::log::{LivingSession, LogError, Status};
 use lucid_types::wit::policy::Snapshot;
 
 use super::actor::idle::Standing;
 use super::actor::takes_over;
 use super::create::{Found, key_for, seal_context};
 use super::handle::{Session, held};
+use super::retry::when_possible;
 use super::{SessionId, Sessions};
 
 impl Sessions {
     /// The ids of all sessions that the log does not call ended.
-    pub async fn in_log(&self) -> Result<HashSet<String>, StoreError> {
-        let read = |connection: &rusqlite::Connection| {
-            let rows = SessionRow::alive(connection)?;
-            Ok(rows.into_iter().map(|row| row.fixed.id).collect())
-        };
-        self.shared.deps.store.read_when_possible(read).await
+    pub async fn in_log(&self) -> Result<HashSet<String>, LogError> {
+        let log = &self.shared.deps.log;
+        let ids = when_possible(|| log.living_ids()).await?;
+        Ok(ids.into_iter().collect())
     }
 
     /// Restarts every session that has not ended, and returns how many. Sessions that wait for
     /// their users are neither started nor counted. A session that cannot continue (its policy is
     /// not in this deployment, or its secrets do not open with this key) stays in the log, with its
     /// workspace, for a start that has what it needs; the host's log says why.
-    pub async fn recover(&self) -> Result<usize, StoreError> {
+    pub async fn recover(&self) -> Result<usize, LogError> {
         self.go_on(false).await
     }
 
     /// Like [`Sessions::recover`], but holds all of them until their users come back.
-    pub async fn recover_held(&self) -> Result<(), StoreError> {
+    pub async fn recover_held(&self) -> Result<(), LogError> {
         self.go_on(true).await.map(drop)
     }
 
@@ -47,40 +46,30 @@ impl Sessions {
         registry.by_id.values().filter(is_held).count()
     }
 
-    async fn go_on(&self, hold_all: bool) -> Result<usize, StoreError> {
-        let read = |connection: &rusqlite::Connection| {
-            let rows = SessionRow::alive(connection)?;
-            let with_effects = |row: SessionRow| {
-                let effects = lucid_store::open_effects(connection, &row.fixed.id)?;
-                let unread = lucid_store::unread(connection, &row.fixed.id)?;
-                let plugin = lucid_store::last_plugin(connection, &row.fixed.id)?;
-                Ok((row, effects, unread, plugin))
-            };
-            rows.into_iter()
-                .map(with_effects)
-                .collect::<Result<Vec<_>, StoreError>>()
-        };
-        let rows = self.shared.deps.store.read_when_possible(read).await?;
+    async fn go_on(&self, hold_all: bool) -> Result<usize, LogError> {
+        let log = &self.shared.deps.log;
+        let living = when_possible(|| log.living()).await?;
         let mut count = 0;
-        for (mut row, effects, unread, plugin) in rows {
+        for mut session in living {
+            let row = &mut session.row;
             row.held |= hold_all;
             // A session that was never started waits anyway, and one that is over is cleaned up in
             // any case.
             row.held &= row.status == Status::Running;
             let held = row.held;
-            count += usize::from(self.resume(row, effects, unread, plugin) && !held);
+            count += usize::from(self.resume(session) && !held);
         }
         self.take_kept_positions().await;
         Ok(count)
     }
 
-    fn resume(
-        &self,
-        mut row: SessionRow,
-        effects: Vec<EffectRow>,
-        unread: Vec<(u64, String)>,
-        plugin: Option<String>,
-    ) -> bool {
+    fn resume(&self, living: LivingSession) -> bool {
+        let LivingSession {
+            mut row,
+            effects,
+            unread,
+            plugin,
+        } = living;
         let Ok(id) = row.fixed.id.parse::<SessionId>() else {
             tracing::error!(
                 session = row.fixed.id,

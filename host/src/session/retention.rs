@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_store::{Retained, StoreError};
+use lucid_types::log::{LogError, Retained};
 use lucid_types::plural;
 use lucid_types::user::UserId;
 
@@ -30,7 +30,7 @@ pub enum WorkspaceLookupError {
     Lookup(#[from] LookupError),
     /// The log could not be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Log(#[from] LogError),
     /// The files stay where they are. Why is in the host's log.
     #[error("the session's files could not be removed; that is tried again in ten minutes")]
     NotRemoved,
@@ -93,9 +93,9 @@ pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, retenti
 }
 
 impl Shared {
-    async fn remove_overdue(&self, retention: Duration) -> Result<(), StoreError> {
+    async fn remove_overdue(&self, retention: Duration) -> Result<(), LogError> {
         let retention = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
-        let uptime = self.deps.store.uptime();
+        let uptime = self.deps.log.uptime();
         // Also those of uptime 0, which are of no use any more.
         let before = uptime.saturating_sub(retention);
         for kept in self.retained_before(before).await? {
@@ -117,13 +117,12 @@ impl Shared {
         Ok(())
     }
 
-    async fn retained_before(&self, uptime: u64) -> Result<Vec<Retained>, StoreError> {
-        let read = move |connection: &_| lucid_store::retained_before(connection, uptime);
-        self.deps.store.read(read).await
+    async fn retained_before(&self, uptime: u64) -> Result<Vec<Retained>, LogError> {
+        self.deps.log.retained_before(uptime).await
     }
 
     /// True where nothing of it is left.
-    async fn remove_retained(&self, kept: Retained) -> Result<bool, StoreError> {
+    async fn remove_retained(&self, kept: Retained) -> Result<bool, LogError> {
         let session = kept.session.clone();
         let removed = self.deps.places.wipe(spec_of(kept)).await;
         if let Err(cause) = &removed {
@@ -135,24 +134,19 @@ impl Shared {
         }
         let gone = removed.is_ok();
         let time = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let begun = self.deps.store.uptime().saturating_add(time(AGAIN));
+        let begun = self.deps.log.uptime().saturating_add(time(AGAIN));
         let begun = begun.saturating_sub(time(self.deps.limits.retention));
-        let write = move |connection: &_| {
-            if gone {
-                lucid_store::forget_retained(connection, &session)
-            } else {
-                // Its time is up again in a while, whatever it was kept for.
-                lucid_store::retain_longer(connection, &session, begun.max(1))
-            }
-        };
-        self.deps.store.write(write).await?;
+        if gone {
+            self.deps.log.forget_retained(&session).await?;
+        } else {
+            // Its time is up again in a while, whatever it was kept for.
+            self.deps.log.retain_longer(&session, begun.max(1)).await?;
+        }
         Ok(gone)
     }
 
-    async fn retained(&self, id: &SessionId) -> Result<Option<Retained>, StoreError> {
-        let session = id.to_string();
-        let read = move |connection: &_| lucid_store::retained(connection, &session);
-        self.deps.store.read(read).await
+    async fn retained(&self, id: &SessionId) -> Result<Option<Retained>, LogError> {
+        self.deps.log.retained(&id.to_string()).await
     }
 }
 

@@ -4,10 +4,11 @@
 use chrono::{DateTime, Duration, Utc};
 use lucid_store::{
     Chat, ChatMessage, ChatStore, Integrations, LocalRecords, NewIntegration, Principal, Progress,
-    Store, Supabase as Project, SupabaseRecords, SupabaseSettings, Totals,
+    Store, Supabase as Project, SupabaseRecords, SupabaseSettings,
 };
 use lucid_tests::{Supabase, anon_key, service_key, token};
 use lucid_types::identity::Identity;
+use lucid_types::log::Totals;
 use lucid_types::secret::Secret;
 use uuid::Uuid;
 

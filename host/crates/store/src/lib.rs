@@ -29,30 +29,16 @@ pub(crate) mod sqlite;
 mod tests;
 
 pub use self::accounts::{Integration, Integrations, Kept, NewIntegration};
-pub use self::chats::sqlite::{LocalRecords, last_line};
+pub use self::chats::sqlite::LocalRecords;
 pub use self::chats::store::{
     Chat, ChatMessage, ChatStore, ChatStoreError, Lack, Principal, Progress, Recorded, TITLE_LENGTH,
 };
-pub use self::log::model::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow,
-    RoundRow, SessionRow, Status, cut,
-};
-pub use self::log::positions::{PositionRow, keep_positions, kept_positions};
-pub use self::log::read::{
-    frames_after, last_plugin, last_sessions, logged_steps, open_effects, transcript, unread,
-    visit_commands,
-};
-pub use self::log::retained::{
-    Retained, forget_retained, retain_longer, retained, retained_before,
-};
-pub use self::log::usage::{CallRow, Totals};
-pub use self::log::write::{keep_message, mark_begun, mark_started};
-pub use self::sqlite::failure::Transient;
-pub use self::sqlite::health::pauses;
-pub use self::sqlite::health::{Health, Waiting};
+pub use self::log::read::{find_session, logged_steps};
+pub use self::sqlite::failure::transient_cause;
 pub use self::sqlite::origin::{Origin, begin, origin, release_sessions};
-use self::sqlite::{health, readers, uptime, writer};
+use self::sqlite::{readers, uptime, writer};
 pub use chats::{Chats, Deleted};
+use lucid_types::log::Health;
 pub use outbox::Outbox;
 pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
 
@@ -230,19 +216,19 @@ impl Store {
     }
 
     /// Returns whether the chat of a new session is to be sent to another store.
-    pub fn sends_chats(&self) -> bool {
+    fn sends_chats(&self) -> bool {
         self.inner.news.get().is_some()
     }
 
     /// Notifies the outbox that a session and its chat were written.
-    pub fn wrote_chat(&self) {
+    fn wrote_chat(&self) {
         if let Some(news) = self.inner.news.get() {
             news.chat();
         }
     }
 
     /// Notifies the outbox that a step was written, with this many chat messages.
-    pub fn wrote_lines(&self, lines: usize) {
+    fn wrote_lines(&self, lines: usize) {
         if let Some(news) = self.inner.news.get() {
             news.lines(lines);
         }
@@ -305,26 +291,6 @@ impl Store {
     {
         let store = self.inner.clone();
         store.readers.read(read).await
-    }
-
-    /// Like [`Store::read`], but retries for as long as the failure is transient. Cancel safe.
-    pub async fn read_when_possible<T, F>(&self, read: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Fn(&Connection) -> Result<T, StoreError> + Clone + Send + 'static,
-    {
-        let mut pauses = health::pauses();
-        let mut told = false;
-        loop {
-            let failed = match self.read(read.clone()).await {
-                Err(cause) if cause.transient().is_some() => cause,
-                result => return result,
-            };
-            if !std::mem::replace(&mut told, true) {
-                tracing::warn!(cause = %failed, "the log could not be read; it is tried again");
-            }
-            tokio::time::sleep(pauses.next().unwrap_or_default()).await;
-        }
     }
 
     /// Makes the writer accept this many more writes and then stop as in a crash.

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 
 use super::*;
+use lucid_types::transient::Transient;
 
 fn count(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("SELECT count(*) FROM transcript", [], |row| row.get(0))?)
@@ -109,14 +110,6 @@ fn a_newer_database_is_left_alone() {
         Store::open(folder.path()),
         Err(StoreError::TooNew { found: 99, .. })
     ));
-}
-
-#[test]
-fn a_text_is_cut_on_a_characters_boundary() {
-    assert_eq!(
-        (cut("añb", 2), cut("añb", 3), cut("añb", 9), cut("", 0)),
-        ("añ", "añb", "añb", "")
-    );
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::cli::render::clean;
 use crate::config::Config;
 use crate::server::Folders;
 use crate::session::{difference, readable};
-use lucid_store::{LoggedStep, SessionRow};
+use lucid_types::log::LoggedStep;
 use lucid_types::plural;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 use lucid_wasm::{Limits, PolicyPlugin};
@@ -36,7 +36,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     let log = lucid_store::look(folders.data()).map_err(|error| {
         format!("The log cannot be read: {error}. WORKSPACE_BASE_PATH says where it is.")
     })?;
-    let row = SessionRow::find(&log, &args.session).map_err(|error| error.to_string())?;
+    let row = lucid_store::find_session(&log, &args.session).map_err(|error| error.to_string())?;
     let row = row.ok_or_else(|| format!("There is no session {} in the log.", args.session))?;
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let engine = engine()?;

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::policies;
 use crate::deployment::manager::{ChangeError, DeploymentManager};
 use crate::session::{Sessions, ShadowBounds, Shadowed};
-use lucid_store::StoreError;
+use lucid_types::log::LogError;
 use lucid_types::log_label::Caller;
 use lucid_types::sentence::sentence;
 use lucid_wasm::{Kind, LoadError, Plugin, PolicyPlugin};
@@ -160,7 +160,7 @@ enum RunError {
     #[error("it is not what was uploaded: the file has sha256:{0}. Upload it again")]
     NotUploaded(String),
     #[error("the log cannot be read: {0}")]
-    Log(#[source] StoreError),
+    Log(#[source] LogError),
 }
 
 async fn run(

@@ -8,7 +8,7 @@
 //!   model, with nobody watching, so the actor ends the whole session, whatever is running. The
 //!   policy is told in time how much is left.
 
-use lucid_store::{Counters, NewSessionRow};
+use lucid_types::log::{Counters, NewSessionRow};
 use lucid_types::plural;
 
 /// The limits of a session.
@@ -93,7 +93,7 @@ pub(crate) fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lucid_store::Totals;
+    use lucid_types::log::Totals;
 
     fn used(tokens: u64, cost: u64, iterations: u32) -> Counters {
         Counters {

@@ -10,11 +10,12 @@
 
 use std::collections::HashMap;
 
-use lucid_store::StoreError;
+use lucid_types::log::LogError;
 use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
 use super::super::ports::ActorMessage;
 use super::{Actor, End};
+use crate::session::retry::when_possible;
 use crate::session::round::StartedWork;
 
 impl Actor {
@@ -59,7 +60,7 @@ impl Actor {
         }
         let wanted = std::mem::take(&mut self.paused);
         let last_entry = self.counters.next_entry.saturating_sub(1);
-        let mut begins = match self.commands_of(wanted.clone()).await {
+        let mut begins = match self.commands_of(&wanted).await {
             Ok(begins) => begins,
             Err(cause) => {
                 tracing::warn!(session = %self.id, %cause, "what was to begin is not known any more, and is taken to be lost");
@@ -68,8 +69,7 @@ impl Actor {
         };
         // From here on the log says they have begun: after a crash they are lost like any other.
         let id = self.id.clone();
-        self.persist(move |connection| lucid_store::mark_begun(connection, &id))
-            .await?;
+        self.persist(move |log| log.mark_begun(&id)).await?;
         self.effects.at_step(self.counters.step.saturating_sub(1));
         for effect in wanted {
             match begins.remove(&effect) {
@@ -85,33 +85,40 @@ impl Actor {
     /// Looks up the commands that opened these effects.
     async fn commands_of(
         &self,
-        wanted: Vec<String>,
-    ) -> Result<HashMap<String, StartedWork>, StoreError> {
-        let id = self.id.to_string();
-        let read = move |connection: &rusqlite::Connection| {
-            let mut found = HashMap::new();
-            lucid_store::visit_commands(connection, &id, |commands| {
-                let commands: Vec<Command> = serde_json::from_str(commands).unwrap_or_default();
-                for command in commands {
-                    let begin = match command {
-                        Command::CallModel(call) => StartedWork::Model(call),
-                        Command::RunTool(run) => StartedWork::Tool(run),
-                        _ => continue,
-                    };
-                    let (StartedWork::Model(ModelCall { effect, .. })
-                    | StartedWork::Tool(ToolRun { effect, .. })) = &begin
-                    else {
-                        continue;
-                    };
-                    // Newest first: an effect's name may be reused once it is closed.
-                    if wanted.contains(effect) && !found.contains_key(effect) {
-                        found.insert(effect.clone(), begin);
-                    }
-                }
-                found.len() < wanted.len()
-            })?;
-            Ok(found)
+        wanted: &[String],
+    ) -> Result<HashMap<String, StartedWork>, LogError> {
+        let log = &self.shared.deps.log;
+        let (mut found, mut before) = (HashMap::new(), u64::MAX);
+        while found.len() < wanted.len() {
+            let steps = when_possible(|| log.commands_before(&self.id, before)).await?;
+            let Some(oldest) = steps.last() else { break };
+            before = oldest.row;
+            for step in &steps {
+                let commands: Vec<Command> =
+                    serde_json::from_str(&step.commands).unwrap_or_default();
+                find_begun(commands, wanted, &mut found);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Adds the commands that opened wanted effects. The newest steps come first, because an effect's
+/// name may be reused once it is closed.
+fn find_begun(commands: Vec<Command>, wanted: &[String], found: &mut HashMap<String, StartedWork>) {
+    for command in commands {
+        let begin = match command {
+            Command::CallModel(call) => StartedWork::Model(call),
+            Command::RunTool(run) => StartedWork::Tool(run),
+            _ => continue,
         };
-        self.shared.deps.store.read_when_possible(read).await
+        let (StartedWork::Model(ModelCall { effect, .. })
+        | StartedWork::Tool(ToolRun { effect, .. })) = &begin
+        else {
+            continue;
+        };
+        if wanted.contains(effect) && !found.contains_key(effect) {
+            found.insert(effect.clone(), begin);
+        }
     }
 }

@@ -121,7 +121,7 @@ pub(crate) async fn sweep(
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        let now = (Instant::now(), shared.deps.store.uptime());
+        let now = (Instant::now(), shared.deps.log.uptime());
         let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
         for session in sessions {
             let standing = *held(&session.standing);

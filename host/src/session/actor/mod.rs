@@ -23,7 +23,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
-use lucid_store::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
+use lucid_types::log::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
+use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use self::budget::Budget;
@@ -38,6 +39,7 @@ use super::ports::{
     ActorMessage, AvailableModels, Deployment, Environment, EnvironmentSpec, Generation,
     NewPullRequest, Policy, Started, StepOutcome,
 };
+use super::retry::when_possible;
 use super::round::{
     CommittedRound, RoundBuilder, RoundContext, STEPS_ALONE, ShownTree, StartedWork,
 };
@@ -180,7 +182,7 @@ pub(super) async fn live(
     let unread = found.unread.into_iter();
     actor
         .queue
-        .extend(unread.map(|(number, text)| ActorMessage::Message(number, text)));
+        .extend(unread.map(|message| ActorMessage::Message(message.number, message.text)));
     let end = if found.status == Status::Stopping {
         End::Stopped
     } else {
@@ -250,7 +252,7 @@ impl Actor {
             // A clone takes time, and the host may stop meanwhile.
             let id = self.id.clone();
             let stop = self.session.stop.clone();
-            let noted = self.persist(move |connection| lucid_store::mark_started(connection, &id));
+            let noted = self.persist(move |log| log.mark_started(&id));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Err(End::Stopped),
@@ -397,7 +399,7 @@ impl Actor {
         let limit = self.shared.deps.limits.task_time;
         self.count_time();
         let mut counters = self.counters;
-        counters.uptime_ms = self.shared.deps.store.uptime();
+        counters.uptime_ms = self.shared.deps.log.uptime();
         if task_clock::left(&counters, limit).is_zero() {
             // So that no policy is stepped with no time left.
             return Err(End::TimedOut);
@@ -494,10 +496,8 @@ impl Actor {
 
     /// Reads the input that began the session from the log.
     async fn first_input(&self) -> Option<Input> {
-        let id = self.id.to_string();
-        let first = move |connection: &_| lucid_store::logged_steps(connection, &id, 0);
-        let store = &self.shared.deps.store;
-        let steps = store.read_when_possible(first).await.ok()?;
+        let log = &self.shared.deps.log;
+        let steps = when_possible(|| log.steps_from(&self.id, 0)).await.ok()?;
         let inputs: Vec<Input> = serde_json::from_str(&steps.first()?.inputs).ok()?;
         inputs
             .into_iter()
@@ -515,11 +515,8 @@ impl Actor {
             pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
-        let lines = row.chat_lines.len();
         let row = Arc::new(row);
-        let written = self.persist(move |connection| row.insert(connection));
-        let waited = written.await?;
-        self.shared.deps.store.wrote_lines(lines);
+        let waited = self.persist(move |log| log.append(row.clone())).await?;
         self.counters = counters;
         if waited {
             // Time during which the log could not be written is not charged to the task.
@@ -573,7 +570,7 @@ impl Actor {
         };
         let task = &self.fixed.task;
         let title = task.lines().find(|line| !line.trim().is_empty());
-        let title = lucid_store::cut(title.unwrap_or_default().trim(), TITLE);
+        let title = cut(title.unwrap_or_default().trim(), TITLE);
         let base = self.fixed.branch.clone();
         self.effects.change(NewPullRequest {
             user: self.fixed.user.clone(),

@@ -10,18 +10,12 @@
 //! - A session that is stopped during a wait does no more work; the stop is written as soon as
 //!   possible. A host that is shutting down makes one more attempt.
 
-use std::time::Duration;
-
-use rusqlite::Connection;
-
-use lucid_store::{StoreError, Transient, Waiting};
+use lucid_types::log::{Logged, SessionLog, Waiting};
+use lucid_types::transient::Transient;
 
 use super::super::ports::ActorMessage;
 use super::{Actor, End};
 use crate::session::stream::frames;
-
-/// How long an attempt waits for another process's lock. Clients are told of longer waits.
-const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// An ongoing wait for the log.
 struct Wait {
@@ -34,15 +28,14 @@ impl Actor {
     /// Writes as soon as that is possible. Returns whether it had to wait.
     pub(super) async fn persist<W>(&mut self, write: W) -> Result<bool, End>
     where
-        W: Fn(&Connection) -> Result<(), StoreError> + Clone + Send + 'static,
+        W: Fn(&dyn SessionLog) -> Logged<()>,
     {
-        let store = self.shared.deps.store.clone();
+        let log = self.shared.deps.log.clone();
         let (stop, halt) = (self.session.stop.clone(), self.shared.halt.clone());
         let mut wait: Option<Wait> = None;
         loop {
             let last = halt.is_cancelled();
-            let attempt = store.write_within(ATTEMPT, write.clone());
-            let failed = match attempt.await {
+            let failed = match write(&*log).await {
                 Ok(()) => {
                     if wait.is_some() {
                         self.session.feed.resume();
@@ -84,7 +77,7 @@ impl Actor {
             .feed
             .pause(frames::status("paused", &sentence, None));
         Wait {
-            attempts: self.shared.deps.store.health().wait(),
+            attempts: self.shared.deps.log.health().wait(),
             is_quiet: false,
         }
     }

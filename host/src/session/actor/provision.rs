@@ -9,7 +9,8 @@
 
 use std::sync::Arc;
 
-use lucid_store::{Transient, pauses};
+use lucid_types::log::pauses;
+use lucid_types::transient::Transient;
 
 use super::super::ports::Environment;
 use super::{Actor, End};

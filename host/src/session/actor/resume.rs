@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use lucid_store as store;
 use lucid_types::wit::policy::Input;
 use lucid_types::wit::types::Custom;
 
@@ -31,8 +30,7 @@ impl Actor {
         }
         if self.was_held {
             let id = self.id.clone();
-            self.persist(move |connection| store::release_sessions(connection, Some(&id)))
-                .await?;
+            self.persist(move |log| log.release(&id)).await?;
         }
         if self.has_lost_workspace().await {
             tracing::warn!(session = %self.id, "the session's workspace is gone; it goes on in a new one");
@@ -48,14 +46,10 @@ impl Actor {
     /// What the agent said last in its open task, as the chat has it. Where nobody knows any more, it is
     /// taken to have said nothing.
     async fn last_said(&self) -> Option<Arc<str>> {
-        let (id, chat) = (self.id.clone(), self.chat.clone());
-        let since = self.counters.task_started_at;
-        let read = move |connection: &_| {
-            store::last_line(connection, (&id, &chat), since, EventDraft::says_type)
-        };
+        let (log, since) = (&self.shared.deps.log, self.counters.task_started_at);
         // Once: it is not worth a session that stands still.
-        let found = self.shared.deps.store.read(read).await;
-        found.ok().flatten().map(Arc::from)
+        let found = log.last_line(&self.id, &self.chat, since, EventDraft::says_type);
+        found.await.ok().flatten().map(Arc::from)
     }
 
     /// Whether it had files, and they are not there any more.

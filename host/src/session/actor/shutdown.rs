@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_store::Status;
+use lucid_types::log::Status;
 use lucid_types::plural;
 
 use super::super::ports::{ActorMessage, CallCost};
@@ -154,7 +154,7 @@ impl Actor {
     async fn expire(mut self, spent: Vec<(String, CallCost)>, shown: Shown, close: CloseReason) {
         // Before the log says that it ended: from then on its files may be removed at any time.
         self.effects.close_place().await;
-        self.counters.uptime_ms = self.shared.deps.store.uptime();
+        self.counters.uptime_ms = self.shared.deps.log.uptime();
         let written = self
             .last_round(spent, shown, (Status::Ended, true), &close)
             .await;

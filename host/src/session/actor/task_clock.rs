@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_store::{Counters, EffectKind};
+use lucid_types::log::{Counters, EffectKind};
 
 use crate::session::Shared;
 use crate::session::handle::held;
@@ -206,10 +206,10 @@ pub(crate) async fn watch(shared: Weak<Shared>, halt: CancellationToken) {
             continue;
         }
         noted = Instant::now();
-        let Some(store) = shared.upgrade().map(|shared| shared.deps.store.clone()) else {
+        let Some(log) = shared.upgrade().map(|shared| shared.deps.log.clone()) else {
             return;
         };
-        if let Err(cause) = store.note_uptime().await {
+        if let Err(cause) = log.note_uptime().await {
             tracing::debug!(%cause, "the host's uptime was not noted");
         }
     }

@@ -20,7 +20,7 @@ use crate::session::ports::{
     AvailableModels, Deployment, Generation, Models, Policy, PolicyInfo, StepOutcome, StepVerdict,
 };
 use crate::session::round::RoundBuilder;
-use lucid_store::NewSessionRow;
+use lucid_types::log::NewSessionRow;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use super::Actor;

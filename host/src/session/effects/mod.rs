@@ -22,9 +22,10 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use lucid_store::{EffectKind, NewSessionRow, cut};
+use lucid_types::log::{EffectKind, NewSessionRow};
 use lucid_types::log_label::Caller;
 use lucid_types::secret::Secret;
+use lucid_types::text::cut;
 use lucid_types::wit::policy::{ModelCall, ToolRun};
 use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
 
@@ -314,7 +315,7 @@ impl Effects {
                 call.model.clone_from(&session.model);
             }
             let answer =
-                match prompt::resolve(&shared.deps.store, &session.id, parts, last_entry).await {
+                match prompt::resolve(&*shared.deps.log, &session.id, parts, last_entry).await {
                     Ok(messages) => {
                         let request = ModelRequest {
                             session: session.id.clone(),

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use lucid_store::Transient;
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::secret::Secret;
+use lucid_types::transient::Transient;
 use lucid_types::wit::policy::{Context, Input, ModelCall, ModelOffer, Snapshot, Transition};
 use lucid_types::wit::types::{
     Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,

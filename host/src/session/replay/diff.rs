@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use similar::TextDiff;
 
-use lucid_store::cut;
 use lucid_types::plural;
+use lucid_types::text::cut;
 
 /// Maximum number of lines in a diff.
 const LINES: usize = 60;

@@ -8,7 +8,7 @@
 pub(crate) mod diff;
 pub(crate) mod shadow;
 
-use lucid_store::{LoggedStep, SessionRow, Store, StoreError};
+use lucid_types::log::{LogError, LoggedStep, SessionLog};
 use lucid_types::log_label::Caller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
@@ -35,41 +35,35 @@ pub enum ReplayError {
     Policy(#[from] super::CreateError),
     /// The log could not be read.
     #[error("{0}")]
-    Store(#[from] StoreError),
+    Log(#[from] LogError),
 }
 
 impl Sessions {
     /// Replays a session's logged inputs through its policy, as this deployment has it.
     pub async fn replay(&self, session: &str) -> Result<Replay, ReplayError> {
-        let name = session.to_owned();
-        let store = &self.shared.deps.store;
-        let row = store
-            .read(move |connection| SessionRow::find(connection, &name))
-            .await?;
+        let log = &*self.shared.deps.log;
+        let row = log.find(session).await?;
         let row = row.ok_or_else(|| ReplayError::NotFound(session.to_owned()))?;
         let policy = {
             let generation = self.shared.deps.deployment.borrow().clone();
             generation.policies.find(Some(&row.fixed.policy))?
         };
-        let replayed = replay(store, session, &*policy);
+        let replayed = replay(log, session, &*policy);
         Ok(Caller::shadow().scope(replayed).await?)
     }
 }
 
 /// Replays a session's logged inputs through the given policy.
 pub(super) async fn replay(
-    store: &Store,
+    log: &dyn SessionLog,
     session: &str,
     policy: &dyn Policy,
-) -> Result<Replay, StoreError> {
+) -> Result<Replay, LogError> {
     let mut state: Option<Snapshot> = None;
     let mut same = 0;
     let mut next = 0;
     loop {
-        let name = session.to_owned();
-        let steps = store
-            .read(move |connection| lucid_store::logged_steps(connection, &name, next))
-            .await?;
+        let steps = log.steps_from(session, next).await?;
         let Some(last) = steps.last() else {
             return Ok(Replay {
                 same,
@@ -111,8 +105,8 @@ pub(super) async fn again(
     policy: &dyn Policy,
     logged: &LoggedStep,
     state: Option<&Snapshot>,
-) -> Result<Again, StoreError> {
-    let content = |cause: serde_json::Error| StoreError::Content(cause.to_string());
+) -> Result<Again, LogError> {
+    let content = |cause: serde_json::Error| LogError::Content(cause.to_string());
     let context: Context = serde_json::from_str(&logged.context).map_err(content)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(content)?;
     let failed = |reason, fuel| Again {

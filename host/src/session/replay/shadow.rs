@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use lucid_store::{LoggedStep, SessionRow, StoreError};
+use lucid_types::log::{LogError, LoggedStep};
 use lucid_types::log_label::Caller;
 use lucid_types::plural;
 use lucid_types::wit::policy::Snapshot;
@@ -122,13 +122,10 @@ impl Sessions {
         most: u64,
         bounds: Bounds,
         told: &Mutex<Shadowed>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), LogError> {
         let until = Instant::now() + bounds.time;
-        let store = &self.shared.deps.store;
-        let name = name.to_owned();
-        let found =
-            store.read(move |connection| lucid_store::last_sessions(connection, &name, most));
-        let found = found.await?;
+        let log = &self.shared.deps.log;
+        let found = log.last_sessions(name, most).await?;
         held(told).wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
         if found.is_empty() {
             let nothing =
@@ -136,9 +133,9 @@ impl Sessions {
             held(told).cut = Some(nothing.to_owned());
         }
         for session in found {
-            let id = session.clone();
-            let row = store.read(move |connection| SessionRow::find(connection, &id));
-            let Some(row) = row.await? else { continue };
+            let Some(row) = log.find(&session).await? else {
+                continue;
+            };
             let mut one = One {
                 sessions: self,
                 build,
@@ -151,7 +148,7 @@ impl Sessions {
             let caller = Caller::shadow().in_session(&one.session);
             let steps = caller.clone().scope(one.steps(row.counters.step));
             let verdict = match steps.await {
-                Err(StoreError::Content(cause)) => {
+                Err(LogError::Content(cause)) => {
                     tracing::warn!(session = one.session, cause, "a session cannot be replayed");
                     held(told).unread += 1;
                     continue;
@@ -199,16 +196,13 @@ struct One<'a> {
 impl One<'_> {
     /// Replays the first steps, up to this number, so that the replay of a session that is still
     /// running also ends.
-    async fn steps(&mut self, end: u64) -> Result<Verdict, StoreError> {
-        let store = &self.sessions.shared.deps.store;
+    async fn steps(&mut self, end: u64) -> Result<Verdict, LogError> {
+        let log = &self.sessions.shared.deps.log;
         let mut state: Option<Snapshot> = None;
         let mut next = 0;
         let end = end.min(self.bounds.session_steps);
         while next < end {
-            let id = self.session.clone();
-            let piece =
-                store.read(move |connection| lucid_store::logged_steps(connection, &id, next));
-            let piece = piece.await?;
+            let piece = log.steps_from(&self.session, next).await?;
             let Some(last) = piece.last() else { break };
             next = last.step + 1;
             for logged in piece.into_iter().filter(|logged| logged.step < end) {
@@ -260,7 +254,7 @@ impl One<'_> {
         &mut self,
         logged: &LoggedStep,
         state: Option<&Snapshot>,
-    ) -> Result<Option<Option<Snapshot>>, StoreError> {
+    ) -> Result<Option<Option<Snapshot>>, LogError> {
         let again = again(self.build, logged, state).await?;
         {
             let mut told = held(self.told);

@@ -5,7 +5,7 @@
 //! - A message about an effect that is not open changes only the totals: what a model call cost is
 //!   charged whether or not anybody waits for its answer.
 
-use lucid_store::{CallRow, ChatLine, EffectKind, Totals};
+use lucid_types::log::{CallRow, ChatLine, EffectKind, Totals};
 use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
 use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 

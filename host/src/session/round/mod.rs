@@ -17,7 +17,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use lucid_store::{
+use lucid_types::log::{
     CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status,
 };
 use lucid_types::wit::policy::{

@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 
-use lucid_store::{Store, StoreError};
+use crate::session::retry::when_possible;
+use lucid_types::log::{LogError, SessionLog};
 use lucid_types::wit::policy::Part;
 use lucid_types::wit::types::{Content, Message, Role, ToolResult};
 
@@ -17,25 +18,21 @@ const NO_RESULT: &str = "There is no result of this call: it was not run, or it 
 
 /// Reads the ranges of the transcript that a prompt names. `last` is the newest entry.
 pub(crate) async fn resolve(
-    store: &Store,
+    log: &dyn SessionLog,
     session: &str,
     parts: Vec<Part>,
     last: u64,
-) -> Result<Vec<Message>, StoreError> {
+) -> Result<Vec<Message>, LogError> {
     let mut messages = Vec::new();
     for part in parts {
         match part {
             Part::Inline(message) => messages.push(message),
             Part::History(span) => {
-                let session = session.to_owned();
                 let end = span.last.unwrap_or(last);
-                let read = move |connection: &rusqlite::Connection| {
-                    lucid_store::transcript(connection, &session, span.first, end)
-                };
-                let rows = store.read_when_possible(read).await?;
+                let rows = when_possible(|| log.transcript(session, span.first, end)).await?;
                 for row in rows {
                     let message = serde_json::from_str(&row)
-                        .map_err(|cause| StoreError::Content(cause.to_string()))?;
+                        .map_err(|cause| LogError::Content(cause.to_string()))?;
                     messages.push(message);
                 }
             }

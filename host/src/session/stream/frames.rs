@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use lucid_store::{CallRow, ChatLine, Counters, cut};
+use lucid_types::log::{CallRow, ChatLine, Counters};
+use lucid_types::text::cut;
 use lucid_types::wit::policy::Event;
 
 use crate::session::ports::DeltaKind;

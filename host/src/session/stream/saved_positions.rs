@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_store::PositionRow;
+use lucid_types::log::PositionRow;
 
 use super::frames::Features;
 use crate::session::handle::{Session, held};
+use crate::session::retry::when_possible;
 use crate::session::{Sessions, Shared};
 
 /// The interval between two checks for changes.
@@ -60,9 +61,8 @@ impl Shared {
     /// Stores the positions, and returns whether that succeeded.
     async fn keep(&self, rows: Vec<PositionRow>) -> bool {
         let count = rows.len();
-        let write = move |connection: &_| lucid_store::keep_positions(connection, &rows);
         tracing::debug!(count, "how far clients came is written down");
-        match self.deps.store.write_within(PAUSE, write).await {
+        match self.deps.log.keep_positions(rows).await {
             Ok(()) => true,
             Err(cause) => {
                 tracing::debug!(%cause, "how far clients came could not be written down");
@@ -84,8 +84,8 @@ impl Sessions {
     /// Loads the clients that the previous run left as lost ones, and starts tracking those of this
     /// run.
     pub(crate) async fn take_kept_positions(&self) {
-        let read = |connection: &rusqlite::Connection| lucid_store::kept_positions(connection);
-        let kept = self.shared.deps.store.read_when_possible(read).await;
+        let log = &self.shared.deps.log;
+        let kept = when_possible(|| log.kept_positions()).await;
         let kept = kept.unwrap_or_else(|cause| {
             tracing::warn!(%cause, "how far clients came is not known any more, and they are shown all again");
             Vec::new()

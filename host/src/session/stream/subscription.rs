@@ -17,13 +17,13 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, watch};
 
-use lucid_store as store;
 
 use super::feed::{Head, Item};
 use super::frames;
 use crate::session::CloseReason;
 use crate::session::handle::Session;
 use crate::session::ports::DeltaKind;
+use crate::session::retry::when_possible;
 
 /// Maximum amount read from the log at once.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -230,11 +230,9 @@ impl Subscription {
         let mut frames = match self.session.feed.recent(self.seen) {
             Some(frames) => frames,
             None => {
-                let (id, seen) = (self.session.id().to_string(), self.seen);
-                let read = move |connection: &rusqlite::Connection| {
-                    store::frames_after(connection, &id, seen, CHUNK_BYTES)
-                };
-                match self.session.store.read_when_possible(read).await {
+                let (log, id) = (&self.session.log, self.session.id().to_string());
+                let read = || log.frames_after(&id, self.seen, CHUNK_BYTES);
+                match when_possible(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
                         tracing::error!(session = %self.session.id(), %cause, "frames could not be read");

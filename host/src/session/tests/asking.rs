@@ -95,7 +95,7 @@ async fn the_days_that_a_question_waits_are_not_the_tasks_also_over_restarts_of_
         host.shutdown().await;
         drop((session, host));
         host = sessions(folder.path(), &world);
-        let back = host.shared.deps.store.write(|connection| {
+        let back = host.store.write(|connection| {
             let moved = "UPDATE sessions SET uptime_ms = uptime_ms - ?1";
             Ok(connection.execute(moved, [i64::try_from(DAY_MS).unwrap()])?)
         });
@@ -169,7 +169,7 @@ async fn a_question_that_nobody_answers_for_a_week_ends_its_session_also_after_a
             limits.grace = Duration::from_millis(300)
         });
         let back = i64::try_from(days * DAY_MS).unwrap();
-        let moved = second.shared.deps.store.write(move |connection| {
+        let moved = second.store.write(move |connection| {
             let moved = "UPDATE sessions SET uptime_ms = uptime_ms - ?1";
             Ok(connection.execute(moved, [back])?)
         });

@@ -11,7 +11,7 @@ async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice()
         let folder = tempfile::tempdir().unwrap();
         let world = World::new(worker);
         let first = sessions(folder.path(), &world);
-        first.shared.deps.store.crash_after(writes);
+        first.store.crash_after(writes);
         let session = first.create(new("u")).await.unwrap();
         let id = *session.id();
         let mut frames = session.subscribe(0);
@@ -42,11 +42,9 @@ async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice()
         for effect in ["model m m", "tool a", "tool b"] {
             assert!(world.done(effect) <= 1, "{effect} after {writes} writes");
         }
-        let key = second.shared.deps.store.read(move |connection| {
-            let row = lucid_store::SessionRow::find(connection, &id.to_string())?.unwrap();
-            Ok(row.fixed.api_key.unwrap())
-        });
-        assert!(!key.await.unwrap().windows(6).any(|part| part == b"sk-key"));
+        let row = second.store.find(&id.to_string()).await.unwrap().unwrap();
+        let key = row.fixed.api_key.unwrap();
+        assert!(!key.windows(6).any(|part| part == b"sk-key"));
         let replay = second.replay(&id.to_string()).await.unwrap();
         assert_eq!(replay.different, None);
         second.stop(&id).await;
@@ -104,7 +102,7 @@ async fn a_session_that_was_ending_ends_at_the_next_start() {
     first.start(&session);
     until(&mut session.subscribe(0), "completed").await;
     // The round that says `stopping` is written, the one that says `ended` is not.
-    first.shared.deps.store.crash_after(1);
+    first.store.crash_after(1);
     first.stop(&id).await;
     assert_eq!(world.done("wipe"), 1);
     first.shutdown().await;
@@ -123,7 +121,7 @@ async fn a_session_whose_place_was_being_made_goes_on_by_itself() {
     let world = World::new(worker);
     let first = sessions(folder.path(), &world);
     // The creation and the start are written, the first step is not.
-    first.shared.deps.store.crash_after(2);
+    first.store.crash_after(2);
     let session = first.create(new("u")).await.unwrap();
     let id = *session.id();
     let mut frames = session.subscribe(0);
@@ -160,7 +158,7 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
 
         let second = sessions(folder.path(), &world);
         // A day passed, by the wall clock.
-        let a_day_ago = second.shared.deps.store.write(move |connection| {
+        let a_day_ago = second.store.write(move |connection| {
             let moved = "UPDATE sessions SET updated_at = updated_at - 86400000,
                 task_started_at = task_started_at - 86400000, task_used_ms = task_used_ms + ?1";
             Ok(connection.execute(moved, [used_before])?)
@@ -170,10 +168,8 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
         if ends {
             // It may be over before anybody could look at it.
             eventually("it ends", || second.count() == 0).await;
-            let read = move |connection: &_| {
-                lucid_store::frames_after(connection, &id.to_string(), 0, usize::MAX)
-            };
-            let frames = second.shared.deps.store.read(read).await.unwrap().frames;
+            let read = second.store.frames_after(&id.to_string(), 0, usize::MAX);
+            let frames = read.await.unwrap().frames;
             let last = frames.last().map(|(_, frame)| frame.to_string());
             assert!(
                 last.is_some_and(|last| last.contains("longer than 20 seconds")),
@@ -197,7 +193,7 @@ async fn what_a_task_used_is_written_when_the_host_stops() {
     first.start(&session);
     eventually("the model is asked", || world.done("model m m") == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let before = first.shared.deps.store.uptime();
+    let before = first.store.uptime();
     first.shutdown().await;
     drop((session, first));
     let store = opened(folder.path());
@@ -219,7 +215,7 @@ async fn a_workspace_stays_when_the_end_of_its_session_cannot_be_written() {
     let id = *session.id();
     first.start(&session);
     until(&mut session.subscribe(0), "completed").await;
-    first.shared.deps.store.crash_after(0);
+    first.store.crash_after(0);
     first.stop(&id).await;
     assert_eq!(
         world.done("wipe"),
@@ -255,15 +251,8 @@ async fn a_message_that_no_step_has_taken_yet_is_taken_once_after_a_crash() {
 
     let third = sessions(folder.path(), &world);
     assert_eq!(third.recover().await.unwrap(), 1);
-    let name = id.to_string();
-    let inputs = third.shared.deps.store.read(move |connection| {
-        let steps = lucid_store::logged_steps(connection, &name, 0)?;
-        Ok(steps
-            .into_iter()
-            .map(|step| step.inputs)
-            .collect::<String>())
-    });
-    let inputs = inputs.await.unwrap();
+    let steps = third.store.steps_from(&id.to_string(), 0).await.unwrap();
+    let inputs: String = steps.into_iter().map(|step| step.inputs).collect();
     assert_eq!(
         inputs.matches("and one thing more").count(),
         1,

@@ -109,7 +109,7 @@ fn session(store: &Store) -> Arc<Session> {
         mock: false,
         created_at: 0,
     };
-    Session::new(about, 0, store.clone(), mailbox, Box::new(|_| {}))
+    Session::new(about, 0, Arc::new(store.clone()), mailbox, Box::new(|_| {}))
 }
 
 /// The number of completed runs of each effect, by the rows up to a number.

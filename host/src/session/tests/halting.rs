@@ -32,7 +32,7 @@ fn large(command: Command) -> Command {
 const LONG: Duration = Duration::from_secs(10);
 
 /// Starts a session whose first tool runs until `world.hold` is false.
-async fn held_at_its_first_tool(host: &Sessions, world: &World) -> SessionId {
+async fn held_at_its_first_tool(host: &Host, world: &World) -> SessionId {
     world.hold.store(true, Ordering::SeqCst);
     let session = host.create(new("u")).await.unwrap();
     host.start(&session);
@@ -88,7 +88,7 @@ async fn what_begins_after_a_restart_is_lost_after_a_crash_and_not_run_twice() {
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
     eventually("the second tool runs", || world.done("tool b") == 1).await;
-    second.shared.deps.store.crash_after(0);
+    second.store.crash_after(0);
     second.shutdown().await;
     drop(second);
 

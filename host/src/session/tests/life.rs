@@ -54,7 +54,7 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
             "completed",
         ]
     );
-    let chats = Chats::new(sessions.shared.deps.store.clone());
+    let chats = Chats::new(sessions.store.clone());
     let listed = chats.list(&Principal::service("u"), 10, 0).await.unwrap();
     assert_eq!(
         (listed.len(), listed[0].title.as_str(), listed[0].is_active),
@@ -116,9 +116,9 @@ async fn a_mock_session_without_a_sandbox_is_two_writes_and_its_end_one() {
         names(&seen),
         ["initializing", "mock_mode", "ThinkAction", "completed"]
     );
-    assert_eq!(sessions.shared.deps.store.written().1, 2);
+    assert_eq!(sessions.store.written().1, 2);
     sessions.stop(session.id()).await;
-    assert_eq!(sessions.shared.deps.store.written().1, 3);
+    assert_eq!(sessions.store.written().1, 3);
 }
 
 #[tokio::test]
@@ -143,7 +143,7 @@ async fn two_users_do_not_see_each_other() {
     assert!(sessions.find_same(&ann, Some("p"), "do it", None).is_some());
     assert!(sessions.find_same(&bob, Some("p"), "do it", None).is_none());
     assert!(sessions.find_same(&ann, None, "do it", None).is_none());
-    let chats = Chats::new(sessions.shared.deps.store.clone());
+    let chats = Chats::new(sessions.store.clone());
     let chat = chats
         .list(&Principal::service("ann"), 1, 0)
         .await
@@ -213,7 +213,7 @@ async fn what_cannot_be_made_is_refused_before_anything_is_written() {
         .await
         .unwrap_err();
     assert!(matches!(refused, CreateError::UnknownPolicy(..)));
-    assert_eq!(sessions.shared.deps.store.written().1, 0);
+    assert_eq!(sessions.store.written().1, 0);
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn a_credential_in_a_repository_url_is_kept_out_of_the_log() {
             .is_ok_and(|same| same.id() == session.id()),
         "the same work is not recognised"
     );
-    for file in std::fs::read_dir(sessions.shared.deps.store.folder()).unwrap() {
+    for file in std::fs::read_dir(sessions.store.folder()).unwrap() {
         let path = file.unwrap().path();
         let text = std::fs::read(&path).unwrap();
         assert!(
@@ -608,14 +608,14 @@ async fn a_user_who_asks_for_many_sessions_at_once_gets_as_many_as_allowed() {
     // A slot is released whether the session ended or was never created.
     let one = made.into_iter().find_map(Result::ok).unwrap();
     sessions.stop(one.id()).await;
-    sessions.shared.deps.store.crash_after(0);
+    sessions.store.crash_after(0);
     assert!(matches!(
         sessions.create(new("u")).await.unwrap_err(),
-        CreateError::Store(_)
+        CreateError::Log(_)
     ));
     assert!(matches!(
         sessions.create(new("u")).await.unwrap_err(),
-        CreateError::Store(_)
+        CreateError::Log(_)
     ));
 }
 
@@ -635,12 +635,8 @@ async fn a_session_whose_asker_goes_away_while_it_is_made_is_there_all_the_same(
         }
         drop(asking);
         let alive = || {
-            let rows = sessions
-                .shared
-                .deps
-                .store
-                .read(|connection| Ok(lucid_store::SessionRow::alive(connection)?.len()));
-            async { rows.await.unwrap() }
+            let ids = sessions.store.living_ids();
+            async { ids.await.unwrap().len() }
         };
         // The writer works in order: once this session exists, the earlier requests are done too.
         sessions.create(new("v")).await.unwrap();
@@ -677,11 +673,8 @@ async fn a_message_to_a_session_that_is_over_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     let sessions = sessions(folder.path(), &World::new(greets));
     let session = sessions.create(new("u")).await.unwrap();
-    let store = sessions.shared.deps.store.clone();
-    let keep = || {
-        let id = session.id().to_string();
-        store.write(move |connection| lucid_store::keep_message(connection, &id, "hello"))
-    };
+    let store = sessions.store.clone();
+    let keep = || store.keep_message(&session.id().to_string(), "hello".to_owned());
     assert!(keep().await.unwrap().is_some());
     sessions.stop(session.id()).await;
     // As if the session ended between the check that it is alive and this.

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use super::SessionId;
 use super::*;
+use lucid_store::{Store, StoreError};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::*;
@@ -103,11 +104,26 @@ fn worker(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Com
     Ok(commands)
 }
 
-fn sessions(folder: &Path, world: &World) -> Sessions {
+/// Sessions, and the store that holds their log.
+#[derive(Clone)]
+struct Host {
+    sessions: Sessions,
+    store: Store,
+}
+
+impl std::ops::Deref for Host {
+    type Target = Sessions;
+
+    fn deref(&self) -> &Sessions {
+        &self.sessions
+    }
+}
+
+fn sessions(folder: &Path, world: &World) -> Host {
     with_key(folder, world, "k")
 }
 
-fn with_key(folder: &Path, world: &World, key: &str) -> Sessions {
+fn with_key(folder: &Path, world: &World, key: &str) -> Host {
     made_of(opened(folder), world, key, |_| {})
 }
 
@@ -116,18 +132,18 @@ fn opened(folder: &Path) -> Store {
     let mut tries = 0;
     loop {
         match Store::open(folder) {
-            Err(lucid_store::StoreError::InUse(_)) if tries < 200 => tries += 1,
+            Err(StoreError::InUse(_)) if tries < 200 => tries += 1,
             other => return other.unwrap(),
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Sessions {
+fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Host {
     made_of(store, world, "k", change)
 }
 
-fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> Sessions {
+fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> Host {
     let (_, deployment) = deployment(1, world);
     deployed(store, deployment, world, key, change)
 }
@@ -138,7 +154,7 @@ fn deployed(
     world: &World,
     key: &str,
     change: fn(&mut Limits),
-) -> Sessions {
+) -> Host {
     let mut limits = Limits {
         iterations: 5,
         session_tokens: None,
@@ -149,15 +165,16 @@ fn deployed(
         sessions_per_user: 100,
     };
     change(&mut limits);
-    Sessions::new(Deps {
-        store,
+    let sessions = Sessions::new(Deps {
+        log: Arc::new(store.clone()),
         sealer: Sealer::new(&Secret::new(key)),
         deployment,
         places: Arc::new(world.clone()),
         changes: Arc::new(world.clone()),
         reserve: lucid_types::disk_reserve::Reserve::none(),
         limits,
-    })
+    });
+    Host { sessions, store }
 }
 
 /// A deployment with the world's policies and models, and the sender for new generations.

@@ -16,7 +16,7 @@ struct Ground {
     folder: tempfile::TempDir,
     world: World,
     published: watch::Sender<Arc<Generation>>,
-    sessions: Sessions,
+    sessions: Host,
 }
 
 impl Ground {
@@ -53,9 +53,8 @@ impl Ground {
 
     /// The component, the inputs and the resulting state of each step.
     async fn steps(&self, session: &Session) -> Vec<(String, Vec<Input>)> {
-        let id = session.id().to_string();
-        let store = &self.sessions.shared.deps.store;
-        let steps = store.read(move |connection| lucid_store::logged_steps(connection, &id, 0));
+        let store = &self.sessions.store;
+        let steps = store.steps_from(&session.id().to_string(), 0);
         let steps = steps.await.unwrap().into_iter();
         steps
             .map(|step| {

@@ -34,13 +34,13 @@ fn numbered(seen: Vec<(u64, String)>) -> Vec<(u64, String)> {
 }
 
 /// A session whose model has not answered, on a disk that is now full.
-async fn on_a_full_disk(folder: &Path, world: &World) -> (Sessions, Arc<Session>) {
+async fn on_a_full_disk(folder: &Path, world: &World) -> (Host, Arc<Session>) {
     let sessions = sessions(folder, world);
     world.hold.store(true, Ordering::SeqCst);
     let session = sessions.create(new("u")).await.unwrap();
     sessions.start(&session);
     eventually("the model to be asked", || world.done("model m m") == 1).await;
-    sessions.shared.deps.store.fill_disk(true);
+    sessions.store.fill_disk(true);
     world.hold.store(false, Ordering::SeqCst);
     (sessions, session)
 }
@@ -67,10 +67,10 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
     );
     assert!(matches!(
         sessions.create(new("v")).await.map(drop),
-        Err(CreateError::Paused(lucid_store::Transient::DiskFull))
+        Err(CreateError::Paused(Transient::DiskFull))
     ));
 
-    sessions.shared.deps.store.fill_disk(false);
+    sessions.store.fill_disk(false);
     before.extend(noticed(&mut frames, "completed").await);
     assert!(before.iter().any(|(_, frame)| frame.contains("resumed")));
     let shown = numbered(before);
@@ -100,7 +100,7 @@ async fn a_session_that_is_stopped_while_it_waits_works_no_more_and_ends_when_th
     assert!(!stopping.is_finished(), "it is not written that it ended");
     assert_eq!(world.done("wipe"), 0);
 
-    sessions.shared.deps.store.fill_disk(false);
+    sessions.store.fill_disk(false);
     stopping.await.unwrap();
     assert_eq!((world.any("tool"), world.done("wipe")), (0, 1));
     assert_eq!(sessions.count(), 0);

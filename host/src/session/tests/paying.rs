@@ -2,13 +2,13 @@
 
 use super::world::EARLY;
 use super::*;
-use lucid_store::Totals;
+use lucid_types::log::Totals;
 
 /// The totals of the session's row, its chat and the rows of its calls, which are equal.
-async fn totals(sessions: &Sessions, id: SessionId) -> Totals {
+async fn totals(sessions: &Host, id: SessionId) -> Totals {
     let user = UserId::from("u");
     let totals = sessions.details(&id, &user).await.unwrap().totals;
-    let store = sessions.shared.deps.store.clone();
+    let store = sessions.store.clone();
     let chats = lucid_store::Chats::new(store.clone());
     let chat = chats
         .list(&lucid_store::Principal::service("u"), 1, 0)

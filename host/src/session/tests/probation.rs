@@ -54,7 +54,7 @@ fn takes(
 struct Ground {
     _folder: tempfile::TempDir,
     world: World,
-    sessions: Sessions,
+    sessions: Host,
 }
 
 impl Ground {
@@ -80,9 +80,8 @@ impl Ground {
     }
 
     async fn plugins(&self, session: &Session) -> Vec<String> {
-        let id = session.id().to_string();
-        let store = &self.sessions.shared.deps.store;
-        let steps = store.read(move |connection| lucid_store::logged_steps(connection, &id, 0));
+        let store = &self.sessions.store;
+        let steps = store.steps_from(&session.id().to_string(), 0);
         let steps = steps.await.unwrap().into_iter();
         steps.map(|step| step.plugin).collect()
     }
@@ -226,9 +225,7 @@ async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_
         seen.extend(until(&mut frames, "\"completed\"").await);
     }
     assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
-    let store = &second.shared.deps.store;
-    let name = id.to_string();
-    let steps = store.read(move |connection| lucid_store::logged_steps(connection, &name, 0));
+    let steps = second.store.steps_from(&id.to_string(), 0);
     let last = steps.await.unwrap().pop().unwrap();
     assert_eq!(last.plugin, "c");
     let inputs: Vec<Input> = serde_json::from_str(&last.inputs).unwrap();

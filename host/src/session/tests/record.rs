@@ -8,7 +8,7 @@ use super::super::ports::{ActorMessage, Started, Tree};
 use super::*;
 use crate::session::actor::budget::Budget;
 use crate::session::round::{RoundBuilder, RoundContext, StartedWork, fault, of_effect};
-use lucid_store::{Counters, EffectKind};
+use lucid_types::log::{Counters, EffectKind};
 
 fn tree(number: u64, json: &str) -> Tree {
     Tree {

@@ -7,7 +7,7 @@ fn impatient(limits: &mut Limits) {
 }
 
 /// A session that ends because nobody is attached.
-async fn left_alone(host: &Sessions, task: &str) -> SessionId {
+async fn left_alone(host: &Host, task: &str) -> SessionId {
     let wanted = NewSession {
         task: task.to_owned(),
         ..new("u")
@@ -61,7 +61,7 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
             let kept = "SELECT count(*) FROM retained_workspaces";
             Ok(connection.query_row(kept, [], |row| row.get::<_, i64>(0))?)
         };
-        second.shared.deps.store.read(count).await.unwrap()
+        second.store.read(count).await.unwrap()
     };
     // The row is deleted after the files.
     let forgotten = async {
@@ -161,7 +161,7 @@ async fn what_cannot_be_removed_is_put_off_also_where_its_chat_was_deleted() {
     let host = with_limits(opened(folder.path()), &world, impatient);
     left_alone(&host, "do it").await;
     world.stuck.store(true, Ordering::SeqCst);
-    let store = &host.shared.deps.store;
+    let store = &host.store;
     // As the deletion of its chat leaves it.
     let overdue = |connection: &rusqlite::Connection| {
         Ok(connection.execute("UPDATE retained_workspaces SET uptime_ms = 0", [])?)
@@ -169,8 +169,7 @@ async fn what_cannot_be_removed_is_put_off_also_where_its_chat_was_deleted() {
     assert_eq!(store.write(overdue).await.unwrap(), 1);
     let is_overdue = async || {
         let before = store.uptime() - 3_600_000;
-        let read = move |connection: &_| lucid_store::retained_before(connection, before);
-        !store.read(read).await.unwrap().is_empty()
+        !store.retained_before(before).await.unwrap().is_empty()
     };
     let put_off = async {
         while is_overdue().await {

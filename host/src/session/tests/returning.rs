@@ -19,7 +19,7 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(worker);
     let id = left_at_work(folder.path(), &world).await;
-    let waiting = |host: &Sessions| (host.count(), host.count_held());
+    let waiting = |host: &Host| (host.count(), host.count_held());
     let user = UserId::from("u");
 
     let second = with_limits(opened(folder.path()), &world, |limits| {
@@ -40,7 +40,7 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
     let held = |connection: &rusqlite::Connection| {
         Ok(connection.execute("UPDATE sessions SET held = 1", [])?)
     };
-    third.shared.deps.store.write(held).await.unwrap();
+    third.store.write(held).await.unwrap();
     assert_eq!(third.recover().await.unwrap(), 0);
     assert_eq!(waiting(&third), (1, 1));
     let session = third.get(&id, &user).unwrap();

@@ -8,7 +8,7 @@ use crate::session::{Differs, ShadowBounds, Shadowed};
 struct Ground {
     _folder: tempfile::TempDir,
     world: World,
-    sessions: Sessions,
+    sessions: Host,
     ids: Vec<String>,
 }
 
@@ -97,7 +97,7 @@ fn breaks(
 #[tokio::test]
 async fn a_build_that_does_the_same_differs_nowhere_and_nothing_is_written_or_done() {
     let ground = Ground::new(2).await;
-    let store = &ground.sessions.shared.deps.store;
+    let store = &ground.sessions.store;
     let done = || ground.world.diary.lock().unwrap().len();
     let before = (store.written(), done());
     let shown = ground.shadow(worker, BUILD, 10).await;

@@ -4,7 +4,7 @@ use super::super::ports::{ActorMessage, Tree};
 use super::*;
 use crate::session::actor::budget::Budget;
 use crate::session::round::{RoundBuilder, RoundContext, ShownTree};
-use lucid_store::Counters;
+use lucid_types::log::{Counters, Status};
 
 fn trees(frames: &[(u64, String)]) -> Vec<&str> {
     let trees = frames
@@ -126,7 +126,7 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
             }));
         }
         assert!(draft.inputs.is_empty(), "a tree is nothing to decide on");
-        let round = draft.close_round(lucid_store::Status::Running, None);
+        let round = draft.close_round(Status::Running, None);
         assert!(round.row.decision.is_none());
         let frames = round.row.frames;
         let tree = |frame: &Arc<str>| {

@@ -13,7 +13,9 @@ use super::store::{
 use crate::log::texts::{self, Packed};
 use crate::log::usage;
 use crate::log::write::to_sql;
-use crate::{Store, StoreError, Totals, cut};
+use crate::{Store, StoreError};
+use lucid_types::log::Totals;
+use lucid_types::text::cut;
 
 /// The chats of all users in the local database; each call sees those of one user.
 #[derive(Debug, Clone)]
@@ -256,7 +258,7 @@ pub(crate) fn insert_message(
 
 /// Returns the text of the last message in a session's chat that has one of the wanted types and is
 /// no older than `since`.
-pub fn last_line(
+pub(crate) fn last_line(
     connection: &Connection,
     (session, chat): (&str, &str),
     since: u64,
@@ -288,7 +290,7 @@ fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
         title: row.get(3)?,
         model_provider: row.get(4)?,
         is_active: row.get(5)?,
-        totals: Totals::read(row)?,
+        totals: usage::read(row)?,
         created_at: time(row, 6)?,
         updated_at: time(row, 7)?,
     })

@@ -10,8 +10,9 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
-use crate::{StoreError, Totals};
+use crate::StoreError;
 use lucid_types::identity::Identity;
+use lucid_types::log::Totals;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 

@@ -10,8 +10,8 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::model::Status;
 use crate::StoreError;
+use lucid_types::log::Status;
 
 /// Tables whose rows name their session in a column `session_id`.
 const OF_SESSION: &[&str] = &[

@@ -1,10 +1,10 @@
 //! The session log: how rounds are written, and how they are read back.
 
-pub mod discard;
-pub mod model;
-pub mod positions;
-pub mod read;
-pub mod retained;
+pub(crate) mod discard;
+pub(crate) mod positions;
+pub(crate) mod read;
+pub(crate) mod retained;
+mod session_log;
 pub(crate) mod texts;
 pub mod usage;
 pub mod write;

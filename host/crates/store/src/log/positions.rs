@@ -8,20 +8,13 @@ use rusqlite::{Connection, params};
 
 use super::write::to_sql;
 use crate::StoreError;
-
-/// The position of one client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PositionRow {
-    /// The client's session.
-    pub session: String,
-    /// The features that it requested, as a text by which it is recognised.
-    pub features: String,
-    /// The last frame that it has.
-    pub taken: u64,
-}
+use lucid_types::log::PositionRow;
 
 /// Replaces the stored positions with these.
-pub fn keep_positions(connection: &Connection, rows: &[PositionRow]) -> Result<(), StoreError> {
+pub(super) fn keep_positions(
+    connection: &Connection,
+    rows: &[PositionRow],
+) -> Result<(), StoreError> {
     connection.execute("DELETE FROM client_positions", [])?;
     let mut insert = connection.prepare_cached(
         "INSERT INTO client_positions (session_id, features, taken) VALUES (?1, ?2, ?3)",
@@ -33,7 +26,7 @@ pub fn keep_positions(connection: &Connection, rows: &[PositionRow]) -> Result<(
 }
 
 /// Reads all stored positions.
-pub fn kept_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
+pub(super) fn kept_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
     let mut select =
         connection.prepare("SELECT session_id, features, taken FROM client_positions")?;
     let rows = select.query_map([], |row| {

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
-use super::model::{
-    Counters, EffectKind, EffectRow, FrameChunk, LoggedStep, NewSessionRow, SessionRow, Status,
-};
-use super::texts;
-use super::usage::Totals;
 use super::write::to_sql;
+use super::{texts, usage};
 use crate::StoreError;
+use lucid_types::log::{
+    Counters, EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands,
+    LoggedStep, NewSessionRow, SessionRow, Status,
+};
 
 /// Approximate number of bytes of steps read at once.
 const PIECE: usize = 4 << 20;
@@ -24,75 +24,100 @@ fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 
-impl SessionRow {
-    /// Reads all sessions that have not ended, oldest first.
-    pub fn alive(connection: &Connection) -> Result<Vec<Self>, StoreError> {
-        let mut select = connection
-            .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
-        let rows = select.query_map([], Self::read)?;
-        rows.map(|row| row.map_err(StoreError::from)).collect()
-    }
+/// Reads all sessions that have not ended, oldest first.
+pub(super) fn living_sessions(connection: &Connection) -> Result<Vec<SessionRow>, StoreError> {
+    let mut select = connection
+        .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
+    let rows = select.query_map([], session_row)?;
+    rows.map(|row| row.map_err(StoreError::from)).collect()
+}
 
-    /// Reads one session, whatever its status.
-    pub fn find(connection: &Connection, id: &str) -> Result<Option<Self>, StoreError> {
-        let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
-        Ok(select.query_row([id], Self::read).optional()?)
-    }
+/// Reads one session, whatever its status.
+pub fn find_session(connection: &Connection, id: &str) -> Result<Option<SessionRow>, StoreError> {
+    let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
+    Ok(select.query_row([id], session_row).optional()?)
+}
 
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let schema: Option<u32> = row.get("state_schema")?;
-        let bytes: Option<Vec<u8>> = row.get("state")?;
-        let limit = |column| -> rusqlite::Result<Option<u64>> {
-            let limit: Option<i64> = row.get(column)?;
-            Ok(limit.map(|limit| u64::try_from(limit).unwrap_or(0)))
-        };
-        Ok(Self {
-            updated_at: from_sql(row, "updated_at")?,
-            end_reason: row.get("end_reason")?,
-            held: row.get("held")?,
-            pushed: row.get("pushed_branch")?,
-            fixed: NewSessionRow {
-                id: row.get("id")?,
-                user: row.get("user_id")?,
-                project_id: row.get("project_id")?,
-                task: row.get("task")?,
-                repo_url: row.get("repo_url")?,
-                branch: row.get("branch")?,
-                open_change: row.get("open_change")?,
-                git_user_name: row.get("git_user_name")?,
-                git_user_email: row.get("git_user_email")?,
-                policy: row.get("policy")?,
-                provider: row.get("provider")?,
-                model: row.get("model")?,
-                token_limit: limit("token_limit")?,
-                cost_limit: limit("cost_limit")?,
-                chat_id: row.get("chat_id")?,
-                api_key: row.get("api_key_sealed")?,
-                git_token: row.get("git_token_sealed")?,
-                created_at: from_sql(row, "created_at")?,
-            },
-            status: Status::parse(&row.get::<_, String>("status")?),
-            counters: Counters {
-                step: from_sql(row, "step")?,
-                next_row: from_sql(row, "next_row")?,
-                next_seq: from_sql(row, "next_seq")?,
-                next_entry: from_sql(row, "next_entry")?,
-                task_open: row.get("task_open")?,
-                task_started_at: from_sql(row, "task_started_at")?,
-                task_used_ms: from_sql(row, "task_used_ms")?,
-                uptime_ms: from_sql(row, "uptime_ms")?,
-                iterations: row.get("iterations")?,
-                tokens: from_sql(row, "tokens")?,
-                totals: Totals::read(row)?,
-                steps_alone: row.get("steps_alone")?,
-            },
-            state: schema.zip(bytes),
+fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
+    let schema: Option<u32> = row.get("state_schema")?;
+    let bytes: Option<Vec<u8>> = row.get("state")?;
+    let limit = |column| -> rusqlite::Result<Option<u64>> {
+        let limit: Option<i64> = row.get(column)?;
+        Ok(limit.map(|limit| u64::try_from(limit).unwrap_or(0)))
+    };
+    Ok(SessionRow {
+        updated_at: from_sql(row, "updated_at")?,
+        end_reason: row.get("end_reason")?,
+        held: row.get("held")?,
+        pushed: row.get("pushed_branch")?,
+        fixed: NewSessionRow {
+            id: row.get("id")?,
+            user: row.get("user_id")?,
+            project_id: row.get("project_id")?,
+            task: row.get("task")?,
+            repo_url: row.get("repo_url")?,
+            branch: row.get("branch")?,
+            open_change: row.get("open_change")?,
+            git_user_name: row.get("git_user_name")?,
+            git_user_email: row.get("git_user_email")?,
+            policy: row.get("policy")?,
+            provider: row.get("provider")?,
+            model: row.get("model")?,
+            token_limit: limit("token_limit")?,
+            cost_limit: limit("cost_limit")?,
+            chat_id: row.get("chat_id")?,
+            api_key: row.get("api_key_sealed")?,
+            git_token: row.get("git_token_sealed")?,
+            created_at: from_sql(row, "created_at")?,
+        },
+        status: Status::parse(&row.get::<_, String>("status")?),
+        counters: Counters {
+            step: from_sql(row, "step")?,
+            next_row: from_sql(row, "next_row")?,
+            next_seq: from_sql(row, "next_seq")?,
+            next_entry: from_sql(row, "next_entry")?,
+            task_open: row.get("task_open")?,
+            task_started_at: from_sql(row, "task_started_at")?,
+            task_used_ms: from_sql(row, "task_used_ms")?,
+            uptime_ms: from_sql(row, "uptime_ms")?,
+            iterations: row.get("iterations")?,
+            tokens: from_sql(row, "tokens")?,
+            totals: usage::read(row)?,
+            steps_alone: row.get("steps_alone")?,
+        },
+        state: schema.zip(bytes),
+    })
+}
+
+/// Reads the ids of all sessions that have not ended.
+pub(super) fn living_ids(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let rows = living_sessions(connection)?.into_iter();
+    Ok(rows.map(|row| row.fixed.id).collect())
+}
+
+/// Reads all sessions that have not ended, oldest first, with what is needed to resume them.
+pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, StoreError> {
+    let with_effects = |row: SessionRow| {
+        Ok(LivingSession {
+            effects: open_effects(connection, &row.fixed.id)?,
+            unread: unread(connection, &row.fixed.id)?,
+            plugin: last_plugin(connection, &row.fixed.id)?,
+            row,
         })
-    }
+    };
+    let rows = living_sessions(connection)?.into_iter();
+    rows.map(with_effects).collect()
+}
+
+fn unknown_kind(kind: &str) -> StoreError {
+    StoreError::Content(format!("an effect of kind {kind:?}"))
 }
 
 /// Reads the effects of a session that have no result.
-pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<EffectRow>, StoreError> {
+pub(super) fn open_effects(
+    connection: &Connection,
+    session: &str,
+) -> Result<Vec<EffectRow>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1",
     )?;
@@ -103,9 +128,10 @@ pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<Effect
         Ok(number.map(|number| u64::try_from(number).unwrap_or(0)))
     };
     while let Some(row) = rows.next()? {
+        let kind: String = row.get(1)?;
         effects.push(EffectRow {
             id: row.get(0)?,
-            kind: EffectKind::parse(&row.get::<_, String>(1)?)?,
+            kind: EffectKind::parse(&kind).ok_or_else(|| unknown_kind(&kind))?,
             due_at: number(row, 2)?,
             begun: row.get(3)?,
             delay_ms: number(row, 4)?,
@@ -114,33 +140,46 @@ pub fn open_effects(connection: &Connection, session: &str) -> Result<Vec<Effect
     Ok(effects)
 }
 
-/// Passes the commands of a session's steps, as JSON, to the visitor, newest step first, for as
-/// long as it wants more.
-pub fn visit_commands(
+/// Reads the commands of some of a session's steps before a row, newest first; empty if there are no
+/// more.
+pub(super) fn commands_before(
     connection: &Connection,
     session: &str,
-    mut visit: impl FnMut(&str) -> bool,
-) -> Result<(), StoreError> {
+    row: u64,
+) -> Result<Vec<LoggedCommands>, StoreError> {
     let mut select = connection.prepare_cached(
-        "SELECT commands FROM steps WHERE session_id = ?1 AND commands IS NOT NULL ORDER BY row DESC",
+        "SELECT row, commands FROM steps
+         WHERE session_id = ?1 AND row < ?2 AND commands IS NOT NULL ORDER BY row DESC LIMIT 8",
     )?;
-    let mut rows = select.query([session])?;
-    while let Some(row) = rows.next()?
-        && visit(&texts::whole(connection, session, row, 0)?)
-    {}
-    Ok(())
+    let mut rows = select.query(params![session, to_sql(row)])?;
+    let mut steps = Vec::new();
+    while let Some(row) = rows.next()? {
+        steps.push(LoggedCommands {
+            row: from_sql(row, "row")?,
+            commands: texts::whole(connection, session, row, 1)?,
+        });
+    }
+    Ok(steps)
 }
 
-/// Reads the user's messages that no round has processed, with their numbers, in order.
-pub fn unread(connection: &Connection, session: &str) -> Result<Vec<(u64, String)>, StoreError> {
+/// Reads the user's messages that no round has processed, in order.
+pub(super) fn unread(
+    connection: &Connection,
+    session: &str,
+) -> Result<Vec<InboxMessage>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT n, text FROM inbox WHERE session_id = ?1 ORDER BY n")?;
-    let rows = select.query_map([session], |row| Ok((from_sql(row, "n")?, row.get(1)?)))?;
+    let rows = select.query_map([session], |row| {
+        Ok(InboxMessage {
+            number: from_sql(row, "n")?,
+            text: row.get(1)?,
+        })
+    })?;
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 
 /// Reads transcript entries, as JSON, from one number to another, inclusive.
-pub fn transcript(
+pub(super) fn transcript(
     connection: &Connection,
     session: &str,
     first: u64,
@@ -158,7 +197,7 @@ pub fn transcript(
 }
 
 /// Reads some of the frames after a sequence number; empty if there are no more.
-pub fn frames_after(
+pub(super) fn frames_after(
     connection: &Connection,
     session: &str,
     seq: u64,
@@ -195,7 +234,10 @@ pub fn frames_after(
 
 /// Returns the digest of the component whose state a session has: the one that took the last
 /// successful step.
-pub fn last_plugin(connection: &Connection, session: &str) -> Result<Option<String>, StoreError> {
+pub(super) fn last_plugin(
+    connection: &Connection,
+    session: &str,
+) -> Result<Option<String>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT plugin FROM steps WHERE session_id = ?1 AND state_digest IS NOT NULL
          ORDER BY row DESC LIMIT 1",
@@ -234,7 +276,7 @@ pub fn logged_steps(
 }
 
 /// Returns the ids of a policy's most recent sessions that have stepped, newest first.
-pub fn last_sessions(
+pub(super) fn last_sessions(
     connection: &Connection,
     policy: &str,
     most: u64,

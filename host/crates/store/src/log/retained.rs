@@ -9,15 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::write::to_sql;
 use crate::StoreError;
-
-/// A workspace that is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retained {
-    /// The id of its former session.
-    pub session: String,
-    /// The user that owned the session.
-    pub user: String,
-}
+use lucid_types::log::Retained;
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Retained> {
     Ok(Retained {
@@ -43,7 +35,7 @@ pub(super) fn retain(
 
 /// Reads some of the workspaces that have been kept since before this uptime of the host, oldest
 /// first.
-pub fn retained_before(
+pub(super) fn retained_before(
     connection: &Connection,
     uptime_ms: u64,
 ) -> Result<Vec<Retained>, StoreError> {
@@ -56,7 +48,10 @@ pub fn retained_before(
 }
 
 /// Reads the entry of one session, if its workspace is kept.
-pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retained>, StoreError> {
+pub(super) fn retained(
+    connection: &Connection,
+    session: &str,
+) -> Result<Option<Retained>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT session_id, user_id FROM retained_workspaces WHERE session_id = ?1",
     )?;
@@ -64,7 +59,7 @@ pub fn retained(connection: &Connection, session: &str) -> Result<Option<Retaine
 }
 
 /// Postpones a removal, as if the workspace had been kept since this uptime of the host.
-pub fn retain_longer(
+pub(super) fn retain_longer(
     connection: &Connection,
     session: &str,
     uptime_ms: u64,
@@ -76,7 +71,7 @@ pub fn retain_longer(
 }
 
 /// Records that a workspace is gone.
-pub fn forget_retained(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn forget_retained(connection: &Connection, session: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("DELETE FROM retained_workspaces WHERE session_id = ?1")?
         .execute([session])?;

@@ -8,82 +8,25 @@ use rusqlite::{Connection, Row, params};
 
 use super::write::to_sql;
 use crate::StoreError;
+use lucid_types::log::{CallRow, Totals};
 
-/// Usage totals of a session's model calls so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
-    /// The number of calls.
-    pub calls: u64,
-    /// Tokens read by the model, excluding those from a cache.
-    pub input_tokens: u64,
-    /// Tokens written by the model.
-    pub output_tokens: u64,
-    /// Tokens read from a prompt cache.
-    pub cache_read_tokens: u64,
-    /// Tokens written to a prompt cache.
-    pub cache_write_tokens: u64,
-    /// Cost of the calls whose model has known prices, in millionths of a US dollar.
-    pub cost: u64,
-}
-
-/// A model call that was answered.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CallRow {
-    /// The call's effect.
-    pub effect: String,
-    /// The provider's name.
-    pub provider: String,
-    /// The model's name.
-    pub model: String,
-    /// Usage of this call; `calls` is 1, and `cost` is 0 if it is unknown.
-    pub used: Totals,
-    /// Whether the model's prices are known.
-    pub priced: bool,
-    /// The number of requests made to the provider.
-    pub tries: u32,
-}
-
-/// The columns of the totals, in the order that [`Totals::read`] expects.
+/// The columns of the totals, in the order that [`read`] expects.
 pub(crate) const COLUMNS: &str =
     "model_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost";
 
-impl Totals {
-    /// The sum of all tokens.
-    pub fn tokens(&self) -> u64 {
-        self.input_tokens
-            .saturating_add(self.output_tokens)
-            .saturating_add(self.cache_read_tokens)
-            .saturating_add(self.cache_write_tokens)
-    }
-
-    /// Adds other totals.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, more) in [
-            (&mut self.calls, other.calls),
-            (&mut self.input_tokens, other.input_tokens),
-            (&mut self.output_tokens, other.output_tokens),
-            (&mut self.cache_read_tokens, other.cache_read_tokens),
-            (&mut self.cache_write_tokens, other.cache_write_tokens),
-            (&mut self.cost, other.cost),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
-    }
-
-    /// Reads the totals from a row that has their columns.
-    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let number = |column: &str| -> rusqlite::Result<u64> {
-            Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
-        };
-        Ok(Self {
-            calls: number("model_calls")?,
-            input_tokens: number("input_tokens")?,
-            output_tokens: number("output_tokens")?,
-            cache_read_tokens: number("cache_read_tokens")?,
-            cache_write_tokens: number("cache_write_tokens")?,
-            cost: number("cost")?,
-        })
-    }
+/// Reads the totals from a row that has their columns.
+pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Totals> {
+    let number = |column: &str| -> rusqlite::Result<u64> {
+        Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+    };
+    Ok(Totals {
+        calls: number("model_calls")?,
+        input_tokens: number("input_tokens")?,
+        output_tokens: number("output_tokens")?,
+        cache_read_tokens: number("cache_read_tokens")?,
+        cache_write_tokens: number("cache_write_tokens")?,
+        cost: number("cost")?,
+    })
 }
 
 /// Writes the calls of a round, and the resulting totals.

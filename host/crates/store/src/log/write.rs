@@ -8,11 +8,12 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::model::{Decision, NewSessionRow, RoundRow, Status};
 use super::texts::Texts;
 use super::{discard, retained, usage};
 use crate::chats::sqlite::{self, Line};
-use crate::{Chat, StoreError, Totals, outbox};
+use crate::{Chat, StoreError, TITLE_LENGTH, outbox};
+use lucid_types::log::{Decision, InboxMessage, NewSessionRow, RoundRow, Status, Totals};
+use lucid_types::text::cut;
 
 /// SQLite's integers are signed; none of these numbers comes near the limit.
 pub(crate) fn to_sql(number: u64) -> i64 {
@@ -23,75 +24,77 @@ fn time(at: u64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(to_sql(at)).unwrap_or_default()
 }
 
-impl NewSessionRow {
-    /// Writes the session, its chat and its first round. `sent` says whether the chat is to be sent
-    /// to another store.
-    pub fn insert(
-        &self,
-        connection: &Connection,
-        title: &str,
-        first: &RoundRow,
-        sent: bool,
-    ) -> Result<(), StoreError> {
-        let counters = &first.counters;
-        connection
-            .prepare_cached(
-                "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
-                     policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
-                     next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
-                     updated_at, token_limit, cost_limit, open_change, uptime_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
-                     ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25)",
-            )?
-            .execute(params![
-                self.id,
-                self.user,
-                self.project_id,
-                self.task,
-                self.repo_url,
-                self.branch,
-                self.git_user_name,
-                self.git_user_email,
-                self.policy,
-                self.provider,
-                self.model,
-                self.chat_id,
-                self.api_key,
-                self.git_token,
-                to_sql(self.created_at),
-                first.status.text(),
-                to_sql(counters.next_row),
-                to_sql(counters.next_seq),
-                to_sql(counters.next_entry),
-                counters.task_open,
-                to_sql(counters.task_started_at),
-                self.token_limit.map(to_sql),
-                self.cost_limit.map(to_sql),
-                self.open_change,
-                to_sql(counters.uptime_ms),
-            ])?;
-        let began = time(self.created_at);
-        let chat = Chat {
-            id: self.chat_id.clone(),
-            agent_session_id: Some(self.id.clone()),
-            project_id: self.project_id.clone(),
-            title: title.to_owned(),
-            model_provider: Some(self.provider.clone()),
-            is_active: true,
-            totals: Totals::default(),
-            created_at: began,
-            updated_at: began,
-        };
-        sqlite::insert_chat(connection, &self.user, &chat)?;
-        if sent {
-            outbox::add(connection, &self.chat_id, &self.user)?;
-        }
-        first.insert_parts(connection)
+/// Writes the session, its chat and its first round. `sent` says whether the chat is to be sent
+/// to another store.
+pub(super) fn insert_session(
+    connection: &Connection,
+    session: &NewSessionRow,
+    first: &RoundRow,
+    sent: bool,
+) -> Result<(), StoreError> {
+    let counters = &first.counters;
+    connection
+        .prepare_cached(
+            "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
+                 policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
+                 next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
+                 updated_at, token_limit, cost_limit, open_change, uptime_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
+                 ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25)",
+        )?
+        .execute(params![
+            session.id,
+            session.user,
+            session.project_id,
+            session.task,
+            session.repo_url,
+            session.branch,
+            session.git_user_name,
+            session.git_user_email,
+            session.policy,
+            session.provider,
+            session.model,
+            session.chat_id,
+            session.api_key,
+            session.git_token,
+            to_sql(session.created_at),
+            first.status.text(),
+            to_sql(counters.next_row),
+            to_sql(counters.next_seq),
+            to_sql(counters.next_entry),
+            counters.task_open,
+            to_sql(counters.task_started_at),
+            session.token_limit.map(to_sql),
+            session.cost_limit.map(to_sql),
+            session.open_change,
+            to_sql(counters.uptime_ms),
+        ])?;
+    let began = time(session.created_at);
+    let chat = Chat {
+        id: session.chat_id.clone(),
+        agent_session_id: Some(session.id.clone()),
+        project_id: session.project_id.clone(),
+        title: title_of(&session.task).to_owned(),
+        model_provider: Some(session.provider.clone()),
+        is_active: true,
+        totals: Totals::default(),
+        created_at: began,
+        updated_at: began,
+    };
+    sqlite::insert_chat(connection, &session.user, &chat)?;
+    if sent {
+        outbox::add(connection, &session.chat_id, &session.user)?;
     }
+    insert_parts(connection, first)
+}
+
+/// The title of a session's chat: the beginning of its task.
+fn title_of(task: &str) -> &str {
+    cut(task.lines().next().unwrap_or_default(), TITLE_LENGTH)
 }
 
 /// Records that a session was started, before it has stepped: after a crash it resumes by itself.
-pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE sessions SET status = ?2 WHERE id = ?1 AND status = ?3")?
         .execute(params![
@@ -103,20 +106,20 @@ pub fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreE
 }
 
 /// Records that all open effects of a session begin, including those that an older host left.
-pub fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
         .execute([session])?;
     Ok(())
 }
 
-/// Stores a user's message until a round processes it, and returns its number, or `None` if the
-/// session is over and no round will.
-pub fn keep_message(
+/// Stores a user's message until a round processes it. Returns `None` if the session is over and no
+/// round will.
+pub(super) fn keep_message(
     connection: &Connection,
     session: &str,
-    text: &str,
-) -> Result<Option<u64>, StoreError> {
+    text: String,
+) -> Result<Option<InboxMessage>, StoreError> {
     let kept = connection
         .prepare_cached(
             "INSERT INTO inbox (session_id, text)
@@ -129,198 +132,196 @@ pub fn keep_message(
             Status::Running.text()
         ])?;
     let number = u64::try_from(connection.last_insert_rowid()).unwrap_or(0);
-    Ok((kept > 0).then_some(number))
+    Ok((kept > 0).then_some(InboxMessage { number, text }))
 }
 
-impl RoundRow {
-    /// Writes the round. The caller's transaction makes it atomic.
-    pub fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
-        let counters = &self.counters;
-        let state = self
-            .decision
-            .as_ref()
-            .and_then(|decision| decision.state.as_ref());
+/// Writes the round. The caller's transaction makes it atomic.
+pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
+    let counters = &round.counters;
+    let state = round
+        .decision
+        .as_ref()
+        .and_then(|decision| decision.state.as_ref());
+    connection
+        .prepare_cached(
+            "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
+                 next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
+                 steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
+                 state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END,
+                 task_used_ms = ?18, uptime_ms = ?19
+             WHERE id = ?1",
+        )?
+        .execute(params![
+            &*round.session,
+            round.status.text(),
+            round.end_reason,
+            to_sql(counters.step),
+            to_sql(counters.next_row),
+            to_sql(counters.next_seq),
+            to_sql(counters.next_entry),
+            counters.task_open,
+            to_sql(counters.task_started_at),
+            counters.iterations,
+            to_sql(counters.tokens),
+            counters.steps_alone,
+            to_sql(round.at),
+            state.map(|(schema, _)| schema),
+            state.map(|(_, bytes)| bytes.as_slice()),
+            round.pushed.is_some(),
+            round.pushed.as_ref().and_then(Option::as_ref),
+            to_sql(counters.task_used_ms),
+            to_sql(counters.uptime_ms),
+        ])?;
+    let over = matches!(round.status, Status::Stopping | Status::Ended);
+    if over || !round.chat_lines.is_empty() {
         connection
             .prepare_cached(
-                "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
-                     next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
-                     steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
-                     state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END,
-                     task_used_ms = ?18, uptime_ms = ?19
-                 WHERE id = ?1",
+                "UPDATE chat_sessions SET updated_at = ?2, is_active = is_active AND NOT ?3 WHERE id = ?1",
             )?
-            .execute(params![
-                &*self.session,
-                self.status.text(),
-                self.end_reason,
-                to_sql(counters.step),
-                to_sql(counters.next_row),
-                to_sql(counters.next_seq),
-                to_sql(counters.next_entry),
-                counters.task_open,
-                to_sql(counters.task_started_at),
-                counters.iterations,
-                to_sql(counters.tokens),
-                counters.steps_alone,
-                to_sql(self.at),
-                state.map(|(schema, _)| schema),
-                state.map(|(_, bytes)| bytes.as_slice()),
-                self.pushed.is_some(),
-                self.pushed.as_ref().and_then(Option::as_ref),
-                to_sql(counters.task_used_ms),
-                to_sql(counters.uptime_ms),
-            ])?;
-        let over = matches!(self.status, Status::Stopping | Status::Ended);
-        if over || !self.chat_lines.is_empty() {
-            connection
-                .prepare_cached(
-                    "UPDATE chat_sessions SET updated_at = ?2, is_active = is_active AND NOT ?3 WHERE id = ?1",
-                )?
-                .execute(params![&*self.chat, to_sql(self.at), over])?;
-        }
-        if over || !self.chat_lines.is_empty() || !self.calls.is_empty() {
-            outbox::changed(connection, &self.chat)?;
-        }
-        if over {
-            for table in ["effects", "inbox"] {
-                connection
-                    .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
-                    .execute(params![&*self.session])?;
-            }
-            // A key is kept only as long as it can be used.
-            connection
-                .prepare_cached(
-                    "UPDATE sessions SET api_key_sealed = NULL, git_token_sealed = NULL WHERE id = ?1
-                     AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
-                )?
-                .execute(params![&*self.session])?;
-        }
-        if self.retains_workspace {
-            retained::retain(connection, &self.session, counters.uptime_ms)?;
-        }
-        self.insert_parts(connection)?;
-        if self.status == Status::Ended {
-            discard::at_end(connection, &self.session)?;
-        }
-        Ok(())
+            .execute(params![&*round.chat, to_sql(round.at), over])?;
     }
+    if over || !round.chat_lines.is_empty() || !round.calls.is_empty() {
+        outbox::changed(connection, &round.chat)?;
+    }
+    if over {
+        for table in ["effects", "inbox"] {
+            connection
+                .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
+                .execute(params![&*round.session])?;
+        }
+        // A key is kept only as long as it can be used.
+        connection
+            .prepare_cached(
+                "UPDATE sessions SET api_key_sealed = NULL, git_token_sealed = NULL WHERE id = ?1
+                 AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
+            )?
+            .execute(params![&*round.session])?;
+    }
+    if round.retains_workspace {
+        retained::retain(connection, &round.session, counters.uptime_ms)?;
+    }
+    insert_parts(connection, round)?;
+    if round.status == Status::Ended {
+        discard::at_end(connection, &round.session)?;
+    }
+    Ok(())
+}
 
-    fn insert_parts(&self, connection: &Connection) -> Result<(), StoreError> {
-        let nothing = Decision::default();
-        let decision = self.decision.as_ref();
-        let d = decision.unwrap_or(&nothing);
-        let length = self
-            .frames
-            .iter()
-            .map(|frame| frame.len() + 1)
-            .sum::<usize>()
-            + 2;
-        let mut frames = String::with_capacity(length);
-        frames.push('[');
-        for frame in &self.frames {
-            if frames.len() > 1 {
-                frames.push(',');
-            }
-            frames.push_str(frame);
+fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
+    let nothing = Decision::default();
+    let decision = round.decision.as_ref();
+    let d = decision.unwrap_or(&nothing);
+    let length = round
+        .frames
+        .iter()
+        .map(|frame| frame.len() + 1)
+        .sum::<usize>()
+        + 2;
+    let mut frames = String::with_capacity(length);
+    frames.push('[');
+    for frame in &round.frames {
+        if frames.len() > 1 {
+            frames.push(',');
         }
-        frames.push(']');
-        let mut texts = Texts::new(connection, &self.session);
-        let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
-        let commands = d.commands.as_deref();
-        let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
-        let entries = self.entries.iter();
-        let entries = entries.map(|(entry, json)| Ok((*entry, texts.pack_json(json)?)));
-        let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
-        // After the texts that they may be the beginning of.
-        let frames = texts.pack_json(&frames)?;
+        frames.push_str(frame);
+    }
+    frames.push(']');
+    let mut texts = Texts::new(connection, &round.session);
+    let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
+    let commands = d.commands.as_deref();
+    let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
+    let entries = round.entries.iter();
+    let entries = entries.map(|(entry, json)| Ok((*entry, texts.pack_json(json)?)));
+    let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
+    // After the texts that they may be the beginning of.
+    let frames = texts.pack_json(&frames)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
+                 micros, error, context, inputs, commands, frames)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        )?
+        .execute(params![
+            &*round.session,
+            to_sql(round.row),
+            to_sql(round.first_seq),
+            to_sql(round.first_seq + round.frames.len() as u64) - 1,
+            to_sql(round.at),
+            decision.map(|d| to_sql(d.step)),
+            decision.map(|d| &d.plugin),
+            d.state_digest.as_ref().map(|digest| &digest[..]),
+            decision.map(|d| to_sql(d.fuel)),
+            decision.map(|d| to_sql(d.memory)),
+            decision.map(|d| to_sql(d.micros)),
+            d.error,
+            decision.map(|d| &d.context),
+            inputs,
+            commands,
+            frames,
+        ])?;
+    if !entries.is_empty() {
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
+        )?;
+        for (entry, message) in entries {
+            insert.execute(params![&*round.session, to_sql(entry), message])?;
+        }
+    }
+    if !round.chat_lines.is_empty() {
+        let mut buffer = Uuid::encode_buffer();
+        for line in &round.chat_lines {
+            let metadata = line.metadata.as_deref();
+            let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
+            sqlite::insert_message(
+                connection,
+                &round.chat,
+                &Line {
+                    id,
+                    role: line.role,
+                    content: texts.pack_text(&line.content)?,
+                    event_type: Some(&line.event_type),
+                    metadata: metadata.map(|json| texts.pack_json(json)).transpose()?,
+                    at: to_sql(round.at),
+                },
+            )?;
+        }
+    }
+    usage::write(
+        connection,
+        (&round.session, &round.chat),
+        round.row,
+        &round.calls,
+        &round.counters.totals,
+    )?;
+    for number in &round.taken {
+        connection
+            .prepare_cached("DELETE FROM inbox WHERE n = ?1")?
+            .execute([to_sql(*number)])?;
+    }
+    for effect in &round.closed {
+        connection
+            .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
+            .execute(params![&*round.session, effect])?;
+    }
+    for effect in &round.opened {
         connection
             .prepare_cached(
-                "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
-                     micros, error, context, inputs, commands, frames)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
             .execute(params![
-                &*self.session,
-                to_sql(self.row),
-                to_sql(self.first_seq),
-                to_sql(self.first_seq + self.frames.len() as u64) - 1,
-                to_sql(self.at),
-                decision.map(|d| to_sql(d.step)),
-                decision.map(|d| &d.plugin),
-                d.state_digest.as_ref().map(|digest| &digest[..]),
-                decision.map(|d| to_sql(d.fuel)),
-                decision.map(|d| to_sql(d.memory)),
-                decision.map(|d| to_sql(d.micros)),
-                d.error,
-                decision.map(|d| &d.context),
-                inputs,
-                commands,
-                frames,
+                &*round.session,
+                effect.id,
+                effect.kind.text(),
+                effect.due_at.map(to_sql),
+                effect.delay_ms.map(to_sql),
             ])?;
-        if !entries.is_empty() {
-            let mut insert = connection.prepare_cached(
-                "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
-            )?;
-            for (entry, message) in entries {
-                insert.execute(params![&*self.session, to_sql(entry), message])?;
-            }
-        }
-        if !self.chat_lines.is_empty() {
-            let mut buffer = Uuid::encode_buffer();
-            for line in &self.chat_lines {
-                let metadata = line.metadata.as_deref();
-                let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
-                sqlite::insert_message(
-                    connection,
-                    &self.chat,
-                    &Line {
-                        id,
-                        role: line.role,
-                        content: texts.pack_text(&line.content)?,
-                        event_type: Some(&line.event_type),
-                        metadata: metadata.map(|json| texts.pack_json(json)).transpose()?,
-                        at: to_sql(self.at),
-                    },
-                )?;
-            }
-        }
-        usage::write(
-            connection,
-            (&self.session, &self.chat),
-            self.row,
-            &self.calls,
-            &self.counters.totals,
-        )?;
-        for number in &self.taken {
-            connection
-                .prepare_cached("DELETE FROM inbox WHERE n = ?1")?
-                .execute([to_sql(*number)])?;
-        }
-        for effect in &self.closed {
-            connection
-                .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
-                .execute(params![&*self.session, effect])?;
-        }
-        for effect in &self.opened {
-            connection
-                .prepare_cached(
-                    "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .execute(params![
-                    &*self.session,
-                    effect.id,
-                    effect.kind.text(),
-                    effect.due_at.map(to_sql),
-                    effect.delay_ms.map(to_sql),
-                ])?;
-        }
-        for effect in &self.not_begun {
-            connection
-                .prepare_cached(
-                    "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
-                )?
-                .execute(params![&*self.session, effect])?;
-        }
-        Ok(())
     }
+    for effect in &round.not_begun {
+        connection
+            .prepare_cached(
+                "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
+            )?
+            .execute(params![&*round.session, effect])?;
+    }
+    Ok(())
 }

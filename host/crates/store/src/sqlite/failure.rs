@@ -6,40 +6,12 @@
 //! - A transient failure left nothing behind: the same call can simply be repeated.
 
 use std::error::Error;
-use std::io;
 
 use rusqlite::ErrorCode;
 
 use crate::StoreError;
-
-/// The reason for a transient failure. Each message is the end of a sentence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Transient {
-    /// ENOSPC.
-    #[error("the disk is full")]
-    DiskFull,
-    /// SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PROTOCOL.
-    #[error("another process has locked the database")]
-    Locked,
-    /// SQLITE_CANTOPEN.
-    #[error("a file of the database cannot be opened, or no file descriptor is left")]
-    CannotOpen,
-    /// EMFILE, ENFILE.
-    #[error("no file descriptor is left")]
-    NoDescriptor,
-    /// EAGAIN when starting a process.
-    #[error("no more processes can be started")]
-    NoProcess,
-    /// SQLITE_NOMEM.
-    #[error("no memory is left")]
-    OutOfMemory,
-    /// A file system mounted read-only, or a permission that was revoked.
-    #[error("the database may not be written")]
-    ReadOnly,
-    /// SQLITE_IOERR, and any other error from the operating system.
-    #[error("the disk reports an error")]
-    Io,
-}
+use lucid_types::log::LogError;
+use lucid_types::transient::Transient;
 
 impl StoreError {
     /// Returns why the call failed if the same call may succeed later, or `None` if it never will.
@@ -53,34 +25,15 @@ impl StoreError {
     }
 }
 
-impl Transient {
-    /// Returns the reason for a transient failure if one of the error's causes is transient.
-    pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
-        let of_store = || error.downcast_ref().and_then(StoreError::transient);
-        let of_database = || error.downcast_ref().and_then(of_sqlite);
-        let of_system = || error.downcast_ref().and_then(Self::of_io);
-        let own = of_store().or_else(of_database).or_else(of_system);
-        own.or_else(|| Self::behind(error.source()?))
-    }
-
-    /// Classifies an error of the operating system; `None` if it is permanent.
-    pub fn of_io(error: &io::Error) -> Option<Self> {
-        let errno = rustix::io::Errno::from_io_error(error);
-        if matches!(
-            errno,
-            Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
-        ) {
-            return Some(Self::NoDescriptor);
-        }
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::DiskFull),
-            io::ErrorKind::OutOfMemory => Some(Self::OutOfMemory),
-            io::ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
-            io::ErrorKind::WouldBlock => Some(Self::NoProcess),
-            io::ErrorKind::Interrupted | io::ErrorKind::ResourceBusy => Some(Self::Io),
-            _ => None,
-        }
-    }
+/// Returns the reason for a transient failure if one of the error's causes is transient.
+pub fn transient_cause(error: &(dyn Error + 'static)) -> Option<Transient> {
+    let of_log = || error.downcast_ref().and_then(LogError::transient);
+    let of_store = || error.downcast_ref().and_then(StoreError::transient);
+    let of_database = || error.downcast_ref().and_then(of_sqlite);
+    let of_system = || error.downcast_ref().and_then(Transient::of_io);
+    let own = of_log().or_else(of_store).or_else(of_database);
+    let own = own.or_else(of_system);
+    own.or_else(|| transient_cause(error.source()?))
 }
 
 /// Classifies an error of SQLite; `None` if it is permanent.
@@ -104,6 +57,8 @@ pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use rusqlite::ffi;
 
     use super::*;
@@ -144,11 +99,16 @@ mod tests {
         #[error("nothing starts: {0}")]
         struct Outer(#[source] Box<dyn Error>);
         let full = || io::Error::from(rustix::io::Errno::NOSPC);
-        let found = |cause: Box<dyn Error>| Transient::behind(&Outer(cause));
+        let found = |cause: Box<dyn Error>| transient_cause(&Outer(cause));
         assert_eq!(found(full().into()), Some(Transient::DiskFull));
         let busy = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None);
         let busy = StoreError::Commit(std::sync::Arc::new(busy));
         assert_eq!(found(busy.into()), Some(Transient::Locked));
+        let logged = LogError::Transient {
+            reason: Transient::Locked,
+            source: "the log is locked".into(),
+        };
+        assert_eq!(found(logged.into()), Some(Transient::Locked));
         assert_eq!(found(StoreError::Closed.into()), None);
     }
 

@@ -1,7 +1,6 @@
-//! The SQLite database: one connection that writes, several that read, and the state of its health.
+//! The SQLite database: one connection that writes, and several that read.
 
 pub(crate) mod failure;
-pub(crate) mod health;
 pub(crate) mod origin;
 pub(crate) mod readers;
 pub(crate) mod uptime;

@@ -22,7 +22,9 @@ use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use super::failure::of_sqlite;
-use crate::{Health, StoreError};
+use crate::StoreError;
+use lucid_types::log::Health;
+use lucid_types::transient::Transient;
 
 /// The capacity of the queue.
 const QUEUE: usize = 1024;
@@ -273,7 +275,7 @@ impl Work {
             let Err(cause) = self.try_begin() else {
                 return true;
             };
-            let locked = of_sqlite(&cause) == Some(crate::Transient::Locked);
+            let locked = of_sqlite(&cause) == Some(Transient::Locked);
             self.note(&cause);
             let cause = Arc::new(cause);
             let now = Instant::now();

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::client::{CHAT, INTEGRATION};
-use crate::{ChatStoreError, Lack, cut};
+use crate::{ChatStoreError, Lack};
+use lucid_types::text::cut;
 
 /// The tables that this version uses.
 const TABLES: [&str; 4] = ["users", "chat_sessions", "chat_messages", "integrations"];

@@ -12,7 +12,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{Chat, ChatMessage, Progress, TITLE_LENGTH, Totals, cut};
+use crate::{Chat, ChatMessage, Progress, TITLE_LENGTH};
+use lucid_types::log::Totals;
+use lucid_types::text::cut;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ChatRow {

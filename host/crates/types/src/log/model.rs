@@ -1,6 +1,4 @@
-//! The row types of the log.
-//!
-//! These are plain values; they are written in `write` and read in `read`.
+//! The values that the log holds.
 //!
 //! # Invariants
 //! - One [`RoundRow`] is everything that a round did.
@@ -8,7 +6,6 @@
 use std::sync::Arc;
 
 use super::usage::{CallRow, Totals};
-use crate::StoreError;
 
 /// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +31,8 @@ impl Status {
         }
     }
 
-    pub(super) fn parse(text: &str) -> Self {
+    /// The status of this text. An unknown one counts as the end.
+    pub fn parse(text: &str) -> Self {
         match text {
             "created" => Self::Created,
             "running" => Self::Running,
@@ -63,7 +61,8 @@ pub enum EffectKind {
 }
 
 impl EffectKind {
-    pub(super) fn text(self) -> &'static str {
+    /// The kind as the log has it.
+    pub fn text(self) -> &'static str {
         match self {
             Self::Model => "model",
             Self::Tool => "tool",
@@ -74,15 +73,16 @@ impl EffectKind {
         }
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, StoreError> {
+    /// The kind of this text; `None` if this build knows no such kind.
+    pub fn parse(text: &str) -> Option<Self> {
         match text {
-            "model" => Ok(Self::Model),
-            "tool" => Ok(Self::Tool),
-            "ask" => Ok(Self::Ask),
-            "timer" => Ok(Self::Timer),
-            "orphan" => Ok(Self::Orphan),
-            "change" => Ok(Self::Change),
-            other => Err(StoreError::Content(format!("an effect of kind {other:?}"))),
+            "model" => Some(Self::Model),
+            "tool" => Some(Self::Tool),
+            "ask" => Some(Self::Ask),
+            "timer" => Some(Self::Timer),
+            "orphan" => Some(Self::Orphan),
+            "change" => Some(Self::Change),
+            _ => None,
         }
     }
 }
@@ -301,14 +301,54 @@ pub struct LoggedStep {
     pub fuel: u64,
 }
 
-/// Truncates a text to at most `most` characters.
-pub fn cut(text: &str, most: usize) -> &str {
-    // There are never fewer bytes than characters, so most texts need no counting.
-    if text.len() <= most {
-        text
-    } else {
-        text.char_indices()
-            .nth(most)
-            .map_or(text, |(at, _)| &text[..at])
-    }
+/// The commands of a policy step read from the log.
+#[derive(Debug, Clone)]
+pub struct LoggedCommands {
+    /// The number of the step's row.
+    pub row: u64,
+    /// The commands, as JSON.
+    pub commands: String,
+}
+
+/// A user's message that no round has processed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxMessage {
+    /// Its number in the inbox.
+    pub number: u64,
+    /// What the user said.
+    pub text: String,
+}
+
+/// A session that has not ended, with everything that is needed to resume it.
+#[derive(Debug, Clone)]
+pub struct LivingSession {
+    /// The session.
+    pub row: SessionRow,
+    /// Its effects that have no result.
+    pub effects: Vec<EffectRow>,
+    /// The user's messages that no round has processed, in order.
+    pub unread: Vec<InboxMessage>,
+    /// The digest of the component whose state the session has: the one that took the last
+    /// successful step.
+    pub plugin: Option<String>,
+}
+
+/// The position of one client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PositionRow {
+    /// The client's session.
+    pub session: String,
+    /// The features that it requested, as a text by which it is recognised.
+    pub features: String,
+    /// The last frame that it has.
+    pub taken: u64,
+}
+
+/// A workspace that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retained {
+    /// The id of its former session.
+    pub session: String,
+    /// The user that owned the session.
+    pub user: String,
 }

@@ -4,7 +4,7 @@
 //!
 //! - The host's log says once that the log cannot be written, and once that it can again, however
 //!   many writes fail in between.
-//! - The store counts as failing from the first write with a transient failure until a write
+//! - The log counts as failing from the first write with a transient failure until a write
 //!   succeeds and no task waits for another attempt any more.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::Transient;
+use crate::transient::Transient;
 
 /// The pause before the second attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -55,7 +55,7 @@ impl Health {
     }
 
     /// Records a failed write.
-    pub(super) fn failed(&self, reason: Transient) {
+    pub fn failed(&self, reason: Transient) {
         let mut state = self.state.lock();
         state.failing = Some(reason);
         let before = state.told.replace(reason);
@@ -65,7 +65,7 @@ impl Health {
     }
 
     /// Records a successful write.
-    pub(super) fn succeeded(&self) {
+    pub fn succeeded(&self) {
         let mut state = self.state.lock();
         if state.failing.take().is_some() {
             self.recoveries.send_modify(|count| *count += 1);
@@ -100,7 +100,7 @@ pub fn pauses() -> ExponentialBackoff {
         .build()
 }
 
-/// A task that waits to write again. The store does not count as healthy before it is dropped.
+/// A task that waits to write again. The log does not count as healthy before it is dropped.
 #[derive(Debug)]
 pub struct Waiting {
     health: Health,
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_store_is_well_again_when_a_write_succeeded_and_nobody_waits() {
+    async fn the_log_is_well_again_when_a_write_succeeded_and_nobody_waits() {
         let health = Health::default();
         assert_eq!(health.failure(), None);
         health.failed(Transient::Locked);

@@ -1,0 +1,101 @@
+//! The session log: what the engine writes and reads, and the trait that it does so through.
+//!
+//! A log holds, for each session, its configuration, the rounds in order, the effects that have no
+//! result, and the user's messages that no round has processed; beside that the positions of
+//! clients and the workspaces that outlive their sessions.
+//!
+//! # Invariants
+//! - What a method has returned is committed, and survives a crash of the host.
+//! - A call that fails leaves nothing behind. If its failure is transient, the same call can simply
+//!   be repeated.
+//! - Reads see whatever was committed before.
+
+mod error;
+mod health;
+mod model;
+mod usage;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+pub use self::error::LogError;
+pub use self::health::{Health, Waiting, pauses};
+pub use self::model::{
+    ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession,
+    LoggedCommands, LoggedStep, NewSessionRow, PositionRow, Retained, RoundRow, SessionRow, Status,
+};
+pub use self::usage::{CallRow, Totals};
+
+/// The result of a call of the log.
+pub type Logged<T> = BoxFuture<'static, Result<T, LogError>>;
+
+/// The log of all sessions.
+///
+/// No method retries: how long a transient failure is waited for is the caller's decision, except
+/// that a method may wait for seconds if another process locks the log.
+pub trait SessionLog: Send + Sync {
+    /// Writes a session, the chat that records it, and its first round, all or nothing.
+    fn create(&self, session: Arc<NewSessionRow>, first: RoundRow) -> Logged<()>;
+    /// Writes a round, all or nothing. Rounds of many sessions may be committed together.
+    fn append(&self, round: Arc<RoundRow>) -> Logged<()>;
+    /// Records that a session was started, before it has stepped: after a crash it resumes by
+    /// itself.
+    fn mark_started(&self, session: &str) -> Logged<()>;
+    /// Records that all open effects of a session begin, including those that an older host left.
+    fn mark_begun(&self, session: &str) -> Logged<()>;
+    /// Lets a session that was held resume by itself from now on.
+    fn release(&self, session: &str) -> Logged<()>;
+    /// Stores a user's message until a round processes it. Returns `None` if the session is over
+    /// and no round will.
+    fn keep_message(&self, session: &str, text: String) -> Logged<Option<InboxMessage>>;
+
+    /// Reads one session, whatever its status.
+    fn find(&self, session: &str) -> Logged<Option<SessionRow>>;
+    /// Reads all sessions that have not ended, oldest first.
+    fn living(&self) -> Logged<Vec<LivingSession>>;
+    /// Reads the ids of all sessions that have not ended.
+    fn living_ids(&self) -> Logged<Vec<String>>;
+    /// Reads the ids of a policy's most recent sessions that have stepped, newest first.
+    fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<String>>;
+    /// Reads some of the frames after a sequence number; empty if there are no more.
+    fn frames_after(&self, session: &str, seq: u64, most_bytes: usize) -> Logged<FrameChunk>;
+    /// Reads some policy steps from a number on, at least one unless there are no more.
+    fn steps_from(&self, session: &str, step: u64) -> Logged<Vec<LoggedStep>>;
+    /// Reads the commands of some policy steps before a row, newest first; empty if there are no
+    /// more.
+    fn commands_before(&self, session: &str, row: u64) -> Logged<Vec<LoggedCommands>>;
+    /// Reads transcript entries, as JSON, from one number to another, inclusive.
+    fn transcript(&self, session: &str, first: u64, last: u64) -> Logged<Vec<String>>;
+    /// Reads the text of the last message in a session's chat that is of a wanted event type and
+    /// no older than `since`, in milliseconds since 1970.
+    fn last_line(
+        &self,
+        session: &str,
+        chat: &str,
+        since: u64,
+        is_wanted: fn(&str) -> bool,
+    ) -> Logged<Option<String>>;
+
+    /// Replaces the stored positions of clients with these.
+    fn keep_positions(&self, positions: Vec<PositionRow>) -> Logged<()>;
+    /// Reads the stored positions of clients.
+    fn kept_positions(&self) -> Logged<Vec<PositionRow>>;
+
+    /// Reads some of the workspaces that have been kept since before this uptime of the host,
+    /// oldest first.
+    fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<Retained>>;
+    /// Reads the entry of one session, if its workspace is kept.
+    fn retained(&self, session: &str) -> Logged<Option<Retained>>;
+    /// Postpones the removal of a workspace, as if it had been kept since this uptime of the host.
+    fn retain_longer(&self, session: &str, uptime_ms: u64) -> Logged<()>;
+    /// Records that a workspace is gone.
+    fn forget_retained(&self, session: &str) -> Logged<()>;
+
+    /// Whether the log can be written at the moment.
+    fn health(&self) -> &Health;
+    /// How long hosts have run on this log, in milliseconds. Only differences are meaningful.
+    fn uptime(&self) -> u64;
+    /// Stores the uptime.
+    fn note_uptime(&self) -> Logged<()>;
+}
