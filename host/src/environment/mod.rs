@@ -25,13 +25,15 @@ use self::tree_watch::Files;
 
 use self::factory::{EnvironmentFactory, blocking};
 use crate::session::{
-    DeltaKind, DeltaSink, Environment, EnvironmentSpec, EventDraft, OutputSink, ToolResultWithEvent,
+    DeltaKind, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, EventDraft, OutputSink,
+    ToolResultWithEvent,
 };
 use lucid_sandbox::git::{self, Gateway};
 use lucid_sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
 use lucid_sandbox::workspace::{Quota, Workspace};
 use lucid_sandbox::{Kind, Sandbox, SandboxError};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, LimitHit, Process};
+use lucid_types::sentence::sentence;
 use lucid_types::unicode::Pieces;
 use lucid_types::wit::types::{BlobRef, Error, ToolCall, ToolDefinition, ToolResult};
 
@@ -130,23 +132,21 @@ impl SessionEnvironment {
     }
 
     /// The tools, in a new sandbox if the old one died.
-    async fn tools(&self) -> Result<ToolBox, String> {
+    async fn tools(&self) -> Result<ToolBox, ToolsError> {
         let mut opened = self.opened.lock().await;
-        let Some(present) = opened.as_ref() else {
-            return Err("The sandbox was closed.".to_owned());
-        };
+        let present = opened.as_ref().ok_or(ToolsError::Closed)?;
         if !present.tools.sandbox().is_alive() {
             present.tools.sandbox().close().await;
             let workspace = self.workspace.clone();
             let other = self
                 .ground
                 .open_and_watch(&self.spec, workspace, &self.notices);
-            let other = other.await.map_err(|error| error.to_string())?;
+            let other = other.await?;
             self.set_sandbox(Some(other.tools.sandbox().clone()));
             *opened = Some(other);
         }
         let tools = opened.as_ref().map(|opened| opened.tools.clone());
-        tools.ok_or_else(|| "The sandbox was closed.".to_owned())
+        tools.ok_or(ToolsError::Closed)
     }
 
     async fn run(
@@ -155,7 +155,10 @@ impl SessionEnvironment {
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
     ) -> Result<ToolResultWithEvent, Error> {
-        let tools = self.tools().await.map_err(Error::internal)?;
+        let tools = self
+            .tools()
+            .await
+            .map_err(|error| Error::internal(sentence(error)))?;
         let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
         });
@@ -227,7 +230,7 @@ impl SessionEnvironment {
         request: ExecRequest,
         output: OutputSink,
     ) -> Result<ExecResult, SandboxError> {
-        let tools = self.tools().await.map_err(SandboxError::Gone)?;
+        let tools = self.tools().await?;
         let ran = tools.sandbox().exec(request, output).await;
         // What it wrote to the workspace counts towards the quota, as with any command.
         let mut outcome = ToolOutcome {
@@ -260,6 +263,23 @@ impl SessionEnvironment {
     }
 }
 
+/// Why there are no tools.
+#[derive(Debug, thiserror::Error)]
+enum ToolsError {
+    /// The environment was closed.
+    #[error("the sandbox was closed")]
+    Closed,
+    /// Its sandbox died, and there is no other.
+    #[error(transparent)]
+    Open(#[from] EnvironmentError),
+}
+
+impl From<ToolsError> for SandboxError {
+    fn from(error: ToolsError) -> Self {
+        Self::Gone(sentence(error))
+    }
+}
+
 /// The engine's handle of an environment. Work in progress holds it too.
 pub(super) struct Shared(pub(super) Arc<SessionEnvironment>);
 
@@ -274,7 +294,7 @@ impl Environment for Shared {
             let Some(url) = &room.spec.repo_url else {
                 return Ok(());
             };
-            let tools = room.tools().await?;
+            let tools = room.tools().await.map_err(sentence)?;
             let wanted = git::Checkout {
                 repository: url,
                 branch: room.spec.branch.as_deref(),
@@ -343,7 +363,7 @@ impl Environment for Shared {
     fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, ExecError>> {
         let room = self.0.clone();
         async move {
-            let tools = room.tools().await.map_err(SandboxError::Gone)?;
+            let tools = room.tools().await.map_err(SandboxError::from)?;
             Ok(tools.sandbox().spawn(request)?)
         }
         .boxed()

@@ -29,7 +29,7 @@ use crate::session::{
 };
 use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
 use lucid_types::sanitize::clean;
-use lucid_types::sentence::stopped;
+use lucid_types::sentence::full_stop;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The maximum length of a tool's full name that model providers accept, in characters.
@@ -201,7 +201,7 @@ struct SourceSlot {
 
 /// The sentence for a source that did not open.
 fn not_there(source: &str, reason: &OpenError) -> String {
-    let reason = clean(&stopped(reason), REASON);
+    let reason = clean(&full_stop(reason), REASON);
     format!("The tools of {source} are not there: {reason}")
 }
 

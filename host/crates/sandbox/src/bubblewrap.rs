@@ -17,6 +17,20 @@ use super::runtime_dir::{Runtime, SessionDir};
 use super::workspace::box_user;
 use super::{Network, SandboxError, Settings, Spec, system_mounts};
 
+/// Why there is no bubblewrap to use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BubblewrapError {
+    /// There is none.
+    #[error("bwrap is not installed (`apt-get install bubblewrap`)")]
+    Missing,
+    /// It could not be run.
+    #[error("bwrap does not run: {0}")]
+    Run(#[source] std::io::Error),
+    /// It cannot limit the size of an in-memory file system.
+    #[error("this bwrap is too old: 0.7 or later is needed")]
+    Old,
+}
+
 /// The installed bwrap, and its capabilities.
 pub(super) struct Program {
     path: PathBuf,
@@ -24,7 +38,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub(super) async fn find() -> Result<Self, String> {
+    pub(super) async fn find() -> Result<Self, BubblewrapError> {
         let path = [
             "/usr/bin/bwrap",
             "/usr/local/bin/bwrap",
@@ -34,15 +48,15 @@ impl Program {
         .into_iter()
         .map(PathBuf::from)
         .find(|path| path.exists())
-        .ok_or("bwrap is not installed (`apt-get install bubblewrap`).")?;
+        .ok_or(BubblewrapError::Missing)?;
         let help = Command::new(&path)
             .arg("--help")
             .output()
             .await
-            .map_err(|error| format!("bwrap does not run: {error}."))?;
+            .map_err(BubblewrapError::Run)?;
         let help = String::from_utf8_lossy(&help.stdout).into_owned();
         if !help.contains("--size") {
-            return Err("this bwrap is too old: 0.7 or later is needed.".to_owned());
+            return Err(BubblewrapError::Old);
         }
         Ok(Self {
             path,

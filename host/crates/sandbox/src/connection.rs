@@ -27,6 +27,7 @@ use tokio::task::AbortHandle;
 
 use super::{SandboxError, io_error};
 use lucid_types::sanitize::clean;
+use lucid_types::sentence::full_stop;
 
 #[cfg(test)]
 mod tests;
@@ -76,11 +77,34 @@ pub(super) struct Connection {
     process: Option<u32>,
 }
 
-/// Reads the first frame. An error is a sentence.
+/// Why a sandbox's exec server is not used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GreetError {
+    /// It is of another build.
+    #[error("its exec server speaks another version")]
+    Version,
+    /// It sent something else first.
+    #[error("its exec server did not say hello")]
+    NoHello,
+    /// It closed the connection.
+    #[error("it ended at once")]
+    Ended(#[source] std::io::Error),
+    /// It sent nothing in time.
+    #[error("it was not ready after {} seconds", .0.as_secs())]
+    NotReady(Duration),
+}
+
+impl From<GreetError> for SandboxError {
+    fn from(error: GreetError) -> Self {
+        Self::Start(full_stop(error))
+    }
+}
+
+/// Reads the first frame.
 pub(super) async fn greet(
     reader: &mut (impl AsyncRead + Unpin),
     patience: Duration,
-) -> Result<(), String> {
+) -> Result<(), GreetError> {
     match tokio::time::timeout(patience, read_frame(reader)).await {
         Ok(Ok(Frame {
             kind: Kind::Hello,
@@ -88,14 +112,11 @@ pub(super) async fn greet(
             ..
         })) => match serde_json::from_slice::<Hello>(&payload) {
             Ok(hello) if hello.version == VERSION => Ok(()),
-            _ => Err("its exec server speaks another version.".to_owned()),
+            _ => Err(GreetError::Version),
         },
-        Ok(Ok(_)) => Err("its exec server did not say hello.".to_owned()),
-        Ok(Err(_)) => Err("it ended at once.".to_owned()),
-        Err(_) => Err(format!(
-            "it was not ready after {} seconds.",
-            patience.as_secs()
-        )),
+        Ok(Ok(_)) => Err(GreetError::NoHello),
+        Ok(Err(cause)) => Err(GreetError::Ended(cause)),
+        Err(_) => Err(GreetError::NotReady(patience)),
     }
 }
 
@@ -125,7 +146,7 @@ impl Connection {
             .take()
             .map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
         let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
-        if let Err(problem) = greet(&mut reader, patience).await {
+        if let Err(error) = greet(&mut reader, patience).await {
             drop((reader, writer));
             if tokio::time::timeout(Duration::from_secs(2), process.wait())
                 .await
@@ -137,6 +158,7 @@ impl Connection {
                 let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
             }
             let said = complaint.lock().trim().to_owned();
+            let problem = full_stop(error);
             return Err(SandboxError::Start(if said.is_empty() {
                 problem
             } else {

@@ -21,11 +21,31 @@ use super::{
     Choice, ExecRequest, Finding, Kind, Sandbox, SandboxError, Sandboxes, Settings, Shared, Spec,
     bubblewrap, docker,
 };
+use lucid_types::sentence::full_stop;
 
 /// Interval between checks for a backend better than the one in use.
 const EVERY: Duration = Duration::from_secs(5);
 /// How often an engine must fail to answer before it counts as gone: it may only be restarting.
 const FAILURES: u32 = 3;
+
+/// Why a backend does not work here.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    /// Bubblewrap is missing or unfit.
+    #[error(transparent)]
+    Bubblewrap(#[from] bubblewrap::BubblewrapError),
+    /// A sandbox of it could not be started, or ran no command.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A command in a sandbox of it failed.
+    #[error("a first command ended with code {code}: {output}")]
+    Command {
+        /// Its exit code.
+        code: i32,
+        /// What it wrote.
+        output: String,
+    },
+}
 
 /// The backends known to work on this machine.
 #[derive(Clone, Default)]
@@ -86,10 +106,10 @@ impl Found {
         problems.join(" ")
     }
 
-    fn note(&mut self, kind: Kind, tried: Result<Option<String>, String>) {
+    fn note(&mut self, kind: Kind, tried: Result<Option<String>, ProbeError>) {
         let (remark, problem) = match tried {
             Ok(remark) => (remark, None),
-            Err(problem) => (None, Some(problem)),
+            Err(error) => (None, Some(full_stop(error))),
         };
         let finding = Finding {
             kind,
@@ -192,7 +212,7 @@ impl Sandboxes {
                 let answer = docker.check().await;
                 *failures = if answer.is_ok() { 0 } else { *failures + 1 };
                 if answer.is_ok() || *failures >= FAILURES {
-                    found.note(kind, answer.map(|()| None).map_err(|it| it.to_string()));
+                    found.note(kind, answer.map(|()| None).map_err(ProbeError::from));
                 }
             } else if !found.works(kind) {
                 let tried = self.attempt(&mut found, kind).await;
@@ -220,7 +240,7 @@ impl Sandboxes {
                 .check()
                 .await
                 .map(|()| None)
-                .map_err(|it| it.to_string()),
+                .map_err(ProbeError::from),
             None => Box::pin(self.attempt(&mut found, kind)).await,
         };
         let works = tried.is_ok();
@@ -263,11 +283,11 @@ impl Sandboxes {
     }
 
     /// Tries to run a sandbox. Returns what the backend lacks here, or why it does not work.
-    async fn attempt(&self, found: &mut Found, kind: Kind) -> Result<Option<String>, String> {
+    async fn attempt(&self, found: &mut Found, kind: Kind) -> Result<Option<String>, ProbeError> {
         match kind {
             Kind::Docker => {
                 let docker = Box::pin(self.find_docker()).await;
-                found.docker = Some(Arc::new(docker.map_err(|error| error.to_string())?));
+                found.docker = Some(Arc::new(docker?));
                 Ok(None)
             }
             Kind::Bubblewrap => {
@@ -283,7 +303,7 @@ impl Sandboxes {
                 self.run_one(found, kind).await?;
                 Ok(Some(format!(
                     "Its sandboxes have no /tmp, terminals and shared memory of their own, only TMPDIR, since this machine does not let it make them: {}",
-                    reason(&why)
+                    reason(&why.to_string())
                 )))
             }
             Kind::Local | Kind::None => self.run_one(found, kind).await.map(|()| None),
@@ -302,9 +322,8 @@ impl Sandboxes {
         found
     }
 
-    async fn run_one(&self, found: &Found, kind: Kind) -> Result<(), String> {
-        let workspace = self.0.runtime.probe_workspace();
-        let workspace = workspace.map_err(|error| error.to_string())?;
+    async fn run_one(&self, found: &Found, kind: Kind) -> Result<(), ProbeError> {
+        let workspace = self.0.runtime.probe_workspace()?;
         let spec = Spec {
             session: "probe",
             workspace: &workspace,
@@ -318,13 +337,12 @@ impl Sandboxes {
         };
         let outcome = Box::pin(outcome).await;
         let _ = super::workspace::erase(&workspace);
-        match outcome {
-            Ok(result) if result.exit_code == 0 => Ok(()),
-            Ok(result) => Err(format!(
-                "a first command ended with code {}: {}",
-                result.exit_code, result.output
-            )),
-            Err(error) => Err(error.to_string()),
+        match outcome? {
+            result if result.exit_code == 0 => Ok(()),
+            result => Err(ProbeError::Command {
+                code: result.exit_code,
+                output: result.output.trim_end().to_owned(),
+            }),
         }
     }
 }
@@ -371,7 +389,8 @@ mod tests {
         let mut found = before.clone();
         for kind in choice.kinds() {
             let works = working.contains(kind);
-            let tried = works.then_some(None).ok_or(format!("no {kind} here."));
+            let why = SandboxError::Engine(format!("no {kind} here."));
+            let tried = works.then_some(None).ok_or(why.into());
             found.note(*kind, tried);
         }
         found.choose(choice).unwrap();

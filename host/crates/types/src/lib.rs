@@ -1,6 +1,6 @@
 //! Types and helpers shared by every part of the host: users, secrets, the types of the WIT
 //! packages, the session log's trait and values, the disk reserve, text sanitizing, Unicode repair,
-//! digests, and counts and sizes in words.
+//! digests, and counts, sizes and errors in words.
 
 pub mod digest;
 pub mod disk_reserve;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 /// The text as a sentence: with a capital and a full stop, as far as it lacks them.
 pub fn sentence(text: impl Display) -> String {
-    let text = stopped(text);
+    let text = full_stop(text);
     let mut rest = text.chars();
     match rest.next() {
         Some(first) if first.is_lowercase() => first.to_uppercase().chain(rest).collect(),
@@ -13,7 +13,7 @@ pub fn sentence(text: impl Display) -> String {
 }
 
 /// The text as the end of a sentence: with a full stop, unless it ends one already.
-pub fn stopped(text: impl Display) -> String {
+pub fn full_stop(text: impl Display) -> String {
     let mut text = text.to_string();
     if !text.ends_with(['.', '!', '?', '…']) {
         text.push('.');
@@ -30,7 +30,7 @@ mod tests {
         assert_eq!(sentence("it is gone"), "It is gone.");
         assert_eq!(sentence("Is it gone?"), "Is it gone?");
         assert_eq!(sentence("`x` is no name"), "`x` is no name.");
-        assert_eq!(stopped("it is gone"), "it is gone.");
+        assert_eq!(full_stop("it is gone"), "it is gone.");
         assert_eq!(sentence(""), ".");
     }
 }

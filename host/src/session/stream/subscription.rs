@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, watch};
 
-
 use super::feed::{Head, Item};
 use super::frames;
 use crate::session::CloseReason;

@@ -10,7 +10,7 @@ use super::server::MOST_SAID;
 use lucid_types::exec::ExecError;
 use lucid_types::plural;
 use lucid_types::sanitize::clean;
-use lucid_types::sentence::stopped;
+use lucid_types::sentence::full_stop;
 
 /// How often a server may be started in a minute, including the first time.
 pub(super) const STARTS: usize = 4;
@@ -100,7 +100,7 @@ pub(crate) enum ToolCallError {
     /// The server died during the call.
     #[error(
         "the server {server} was lost under the call: {} What was asked may or may not have happened",
-        stopped(.source)
+        full_stop(.source)
     )]
     Lost {
         /// The server's name.

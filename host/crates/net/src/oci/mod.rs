@@ -75,15 +75,26 @@ pub struct Fetched {
 /// The results for some references. Two are equal if the components are, whatever the warnings.
 #[derive(Debug, Clone, Default)]
 pub struct Brought {
-    /// The result for each reference; an error's text is the end of a sentence.
-    pub by_reference: BTreeMap<Reference, Result<Fetched, String>>,
+    /// The result for each reference.
+    pub by_reference: BTreeMap<Reference, Result<Fetched, Arc<OciError>>>,
     /// Warnings for the operator, a sentence each.
     pub warnings: Vec<String>,
 }
 
 impl PartialEq for Brought {
     fn eq(&self, other: &Self) -> bool {
-        self.by_reference == other.by_reference
+        // Errors hold errors of the system, which cannot be compared.
+        let results = |brought: &Self| -> Vec<_> {
+            let each = brought.by_reference.iter();
+            each.map(|(reference, came)| {
+                (
+                    reference.clone(),
+                    came.clone().map_err(|why| why.to_string()),
+                )
+            })
+            .collect()
+        };
+        results(self) == results(other)
     }
 }
 
@@ -123,13 +134,14 @@ impl Components {
             let registry = one.reference.registry().clone();
             registries.entry(registry).or_default();
         }
-        let client = &Client::new(registries, self.limits.clone());
+        let client = Client::new(registries, self.limits.clone());
+        let client = &client.map_err(Arc::new);
         // Two plugins may use the same component.
         let each: BTreeMap<&Reference, &Wanted> =
             wanted.iter().map(|one| (&one.reference, one)).collect();
         let one = |wanted| {
             let brought = async move {
-                let client = client.as_ref().map_err(OciError::to_string);
+                let client = client.as_ref().map_err(Arc::clone);
                 (wanted, self.one(wanted, client, tags).await)
             };
             brought.boxed()
@@ -156,9 +168,9 @@ impl Components {
     async fn one(
         &self,
         wanted: &Wanted,
-        client: Result<&Client, String>,
+        client: Result<&Client, Arc<OciError>>,
         tags: Tags,
-    ) -> Result<Found, String> {
+    ) -> Result<Found, Arc<OciError>> {
         let reference = &wanted.reference;
         let meant = wanted.component.as_ref();
         let before = self.asked.lock().get(reference).cloned();
@@ -177,10 +189,7 @@ impl Components {
             return Ok(kept.clone());
         }
         let came = match client {
-            Ok(client) => self
-                .fetch(reference, client)
-                .await
-                .map_err(|why| why.to_string()),
+            Ok(client) => self.fetch(reference, client).await.map_err(Arc::new),
             Err(why) => Err(why),
         };
         let (found, warning) = match (came, kept) {

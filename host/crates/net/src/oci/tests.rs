@@ -65,7 +65,7 @@ impl Ground {
     async fn bring(&self, reference: &str, tags: Tags) -> Result<(Vec<u8>, Vec<String>), String> {
         let brought = self.bring_all(reference, None, tags).await;
         let (_, came) = brought.by_reference.into_iter().next().unwrap();
-        let bytes = std::fs::read(came?.file).unwrap();
+        let bytes = std::fs::read(came.map_err(|why| why.to_string())?.file).unwrap();
         Ok((bytes, brought.warnings))
     }
 
@@ -402,7 +402,9 @@ async fn a_registry_that_wants_a_password_itself_gets_it_and_a_wrong_one_is_said
     assert!(said.contains("say `user` and `password`"), "{said}");
     ground.name(&fake.address, Some(("me", "hunter3")));
     let brought = ground.bring_all(&tagged, None, Tags::Anew).await;
-    let said = format!("{brought:?} {:?}", ground.registries);
+    let why = brought.by_reference.values().next().unwrap();
+    let why = why.as_ref().unwrap_err();
+    let said = format!("{why} {brought:?} {:?}", ground.registries);
     assert!(
         said.contains("are not good for it") && !said.contains("hunter"),
         "{said}"

@@ -104,9 +104,7 @@ impl Listener {
         drop(self);
         let process = peer_of(&stream);
         let (mut reader, writer) = stream.into_split();
-        greet(&mut reader, patience)
-            .await
-            .map_err(SandboxError::Start)?;
+        greet(&mut reader, patience).await?;
         Ok(Connection::over(reader, writer, Some(inquiry)).with(process))
     }
 }
@@ -193,8 +191,6 @@ pub(super) async fn attach(
         })
         .boxed();
     let mut reader = StreamReader::new(bytes);
-    greet(&mut reader, patience)
-        .await
-        .map_err(SandboxError::Start)?;
+    greet(&mut reader, patience).await?;
     Ok(Connection::over(reader, input, Some(inquiry)))
 }

@@ -20,11 +20,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
+use super::error::{HelperError, PushError, UpstreamError};
 use super::receive_pack::Commands;
-use super::upstream::{Remote, next_part, too_slow};
+use super::upstream::{Remote, next_part};
 use super::url::{neighbour, permitted, plain};
 use crate::read_frame;
-use lucid_types::plural;
 
 /// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
 const MAX_KEPT: usize = 16 << 20;
@@ -35,10 +35,9 @@ const SMALL_PUSH: usize = 1 << 20;
 const MAX_REPORT: usize = 64 << 10;
 /// How long a helper may be silent.
 const IDLE: Duration = Duration::from_secs(600);
-const GONE: &str = "the git helper went away";
 
-/// Serves one helper. An error is a sentence for git's user.
-pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), String> {
+/// Serves one helper.
+pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), HelperError> {
     let (mut reader, writer) = connection.split();
     let open = match tokio::time::timeout(Duration::from_secs(10), read_frame(&mut reader)).await {
         Ok(Ok(Frame {
@@ -48,25 +47,19 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
         })) => serde_json::from_slice::<GitOpen>(&payload).ok(),
         _ => None,
     };
-    let open = open.ok_or("the git helper did not say what it wants")?;
+    let open = open.ok_or(HelperError::Hello)?;
     if open.version != VERSION {
-        return Err("the git helper speaks another version than the host".to_owned());
+        return Err(HelperError::Version);
     }
     if !bool::from(open.key.as_bytes().ct_eq(remote.key.as_bytes())) {
-        return Err("the git helper does not belong to this session".to_owned());
+        return Err(HelperError::Key);
     }
     let url = permitted(&remote.url, &open.url, remote.rules.allow_owner).ok_or_else(|| {
-        let others = if remote.rules.allow_owner {
-            "no repository but its owner's others"
-        } else {
-            "no other repository"
-        };
-        let around = neighbour(&remote.url, &open.url).map_or_else(String::new, |url| {
-            format!(
-                ": where the sandbox has a network, `git -c url.{url}.insteadOf={url} …` takes it"
-            )
-        });
-        format!("this session may reach {} and {others}{around}", remote.url)
+        HelperError::Repository {
+            own: remote.url.clone(),
+            allow_owner: remote.rules.allow_owner,
+            neighbour: neighbour(&remote.url, &open.url),
+        }
     })?;
     let mut talk = Talk {
         reader,
@@ -102,7 +95,7 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    async fn fetch(&mut self, url: &str) -> Result<(), String> {
+    async fn fetch(&mut self, url: &str) -> Result<(), HelperError> {
         loop {
             let mut request = Vec::new();
             loop {
@@ -110,7 +103,7 @@ impl Talk<'_> {
                     Sent::Part(part) if request.len() + part.len() <= MAX_KEPT => {
                         request.extend(part);
                     }
-                    Sent::Part(_) => return Err("git's request is too large".to_owned()),
+                    Sent::Part(_) => return Err(HelperError::LargeRequest),
                     Sent::Whole => break,
                     Sent::Nothing => return Ok(()),
                 }
@@ -119,18 +112,18 @@ impl Talk<'_> {
             let answered = async {
                 let answer = tokio::select! {
                     answer = self.remote.post(url, GitService::Fetch, request.into()) => answer?,
-                    () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                    () = gone(&mut self.reader) => return Err(HelperError::Gone),
                 };
                 self.pass_on(answer, None).await
             };
             tokio::time::timeout(longest, answered)
                 .await
-                .unwrap_or_else(|_| Err(too_slow(longest)))?;
+                .unwrap_or_else(|_| Err(UpstreamError::Slow { limit: longest }.into()))?;
         }
     }
 
     /// `own` says whether this is the session's own repository.
-    async fn push(&mut self, url: &str, own: bool) -> Result<(), String> {
+    async fn push(&mut self, url: &str, own: bool) -> Result<(), HelperError> {
         let mut first = Vec::new();
         let mut commands = Commands::default();
         let mut known = false;
@@ -138,14 +131,14 @@ impl Talk<'_> {
             match next_sent(&mut self.reader).await? {
                 Sent::Part(part) => first.extend(part),
                 Sent::Whole if known => break true,
-                Sent::Whole => return Err("git's push ends within its commands".to_owned()),
+                Sent::Whole => return Err(HelperError::ShortPush),
                 Sent::Nothing if first.is_empty() => return Ok(()),
-                Sent::Nothing => return Err(GONE.to_owned()),
+                Sent::Nothing => return Err(HelperError::Gone),
             }
             if !known && commands.read(&first)? {
                 known = true;
-                if let Some(sentence) = commands.refusal(&self.remote.rules.branches) {
-                    return self.refuse(&commands, sentence, first.len()).await;
+                if let Some(refusal) = commands.refusal(&self.remote.rules.branches) {
+                    return self.refuse(&commands, refusal, first.len()).await;
                 }
             }
             // Until the command list is complete, it may be larger than a small push.
@@ -158,7 +151,7 @@ impl Talk<'_> {
             let answer = if small {
                 tokio::select! {
                     answer = self.remote.post(url, GitService::Push, first.into()) => answer?,
-                    () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                    () = gone(&mut self.reader) => return Err(HelperError::Gone),
                 }
             } else {
                 self.post_as_it_comes(url, first).await?
@@ -167,18 +160,18 @@ impl Talk<'_> {
         };
         tokio::time::timeout(longest, pushed)
             .await
-            .unwrap_or_else(|_| Err(too_slow(longest)))
+            .unwrap_or_else(|_| Err(UpstreamError::Slow { limit: longest }.into()))
     }
 
     /// Reports to git, in the server's place, that nothing was changed, and why.
     async fn refuse(
         &mut self,
         commands: &Commands,
-        sentence: String,
+        refusal: PushError,
         came: usize,
-    ) -> Result<(), String> {
-        let Some(report) = commands.report(&self.remote.rules.branches, &sentence) else {
-            return Err(sentence);
+    ) -> Result<(), HelperError> {
+        let Some(report) = commands.report(&self.remote.rules.branches, &refusal) else {
+            return Err(refusal.into());
         };
         // The helper listens only after sending the pack.
         let (most, longest) = (self.remote.rules.largest, self.remote.rules.longest);
@@ -188,22 +181,26 @@ impl Talk<'_> {
                 match next_sent(&mut self.reader).await? {
                     Sent::Part(part) => came += part.len() as u64,
                     Sent::Whole => return Ok(()),
-                    Sent::Nothing => return Err(GONE.to_owned()),
+                    Sent::Nothing => return Err(HelperError::Gone),
                 }
                 if came > most {
-                    return Err(sentence.clone());
+                    return Err(refusal.clone().into());
                 }
             }
         };
         tokio::time::timeout(longest, rest)
             .await
-            .unwrap_or_else(|_| Err(sentence.clone()))?;
+            .unwrap_or_else(|_| Err(refusal.clone().into()))?;
         self.send(&report).await?;
         self.end().await
     }
 
     /// Forwards a push while the helper still sends it.
-    async fn post_as_it_comes(&mut self, url: &str, first: Vec<u8>) -> Result<Response, String> {
+    async fn post_as_it_comes(
+        &mut self,
+        url: &str,
+        first: Vec<u8>,
+    ) -> Result<Response, HelperError> {
         let most = self.remote.rules.largest;
         let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
         let parts = futures::stream::unfold(receiver, async |mut receiver| {
@@ -223,13 +220,13 @@ impl Talk<'_> {
                     Ok(Sent::Part(part)) => {
                         sent += part.len() as u64;
                         if sent > most {
-                            break format!("this push is larger than {}", plural::size(most));
+                            break HelperError::LargePush { most };
                         }
                         let _ = sender.send(Ok(part.into())).await;
                     }
                     Ok(Sent::Whole) => return Ok(()),
-                    Ok(Sent::Nothing) => break GONE.to_owned(),
-                    Err(sentence) => break sentence,
+                    Ok(Sent::Nothing) => break HelperError::Gone,
+                    Err(error) => break error,
                 }
             };
             // A request that simply ended here would look complete to the server.
@@ -246,14 +243,18 @@ impl Talk<'_> {
             }
             uploaded = &mut upload => {
                 uploaded?;
-                answer.await
+                Ok(answer.await?)
             }
         }
     }
 
     /// Forwards a response to the helper. If it is to a push of the session's own repository, the
     /// accepted branch is noted before the helper learns of it.
-    async fn pass_on(&mut self, answer: Response, push: Option<&Commands>) -> Result<(), String> {
+    async fn pass_on(
+        &mut self,
+        answer: Response,
+        push: Option<&Commands>,
+    ) -> Result<(), HelperError> {
         let mut report = Vec::new();
         let most = self.remote.rules.largest;
         let mut body = answer.bytes_stream();
@@ -261,17 +262,14 @@ impl Talk<'_> {
         loop {
             let part = tokio::select! {
                 part = next_part(&mut body) => part?,
-                () = gone(&mut self.reader) => return Err(GONE.to_owned()),
+                () = gone(&mut self.reader) => return Err(HelperError::Gone),
             };
             let Some(part) = part else {
                 return self.end().await;
             };
             received += part.len() as u64;
             if received > most {
-                return Err(format!(
-                    "what the git server sends is larger than {}, the most that one clone or fetch may bring here",
-                    plural::size(most)
-                ));
+                return Err(HelperError::LargeResponse { most });
             }
             if let Some(commands) = push
                 && report.len() < MAX_REPORT
@@ -285,27 +283,24 @@ impl Talk<'_> {
         }
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), HelperError> {
         for frame in Frame::split(Kind::GitData, 0, bytes) {
             self.write(&frame).await?;
         }
         Ok(())
     }
 
-    async fn end(&mut self) -> Result<(), String> {
+    async fn end(&mut self) -> Result<(), HelperError> {
         self.write(&Frame::new(Kind::GitEnd, 0, Vec::new())).await
     }
 
-    async fn write(&mut self, frame: &Frame) -> Result<(), String> {
+    async fn write(&mut self, frame: &Frame) -> Result<(), HelperError> {
         let written = tokio::time::timeout(IDLE, self.writer.write_all(&frame.encode())).await;
-        written
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| GONE.to_owned())
+        written.ok().and_then(Result::ok).ok_or(HelperError::Gone)
     }
 }
 
-async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, String> {
+async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, HelperError> {
     match tokio::time::timeout(IDLE, read_frame(reader)).await {
         Ok(Ok(Frame {
             kind: Kind::GitBody,
@@ -317,8 +312,8 @@ async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, String> {
             ..
         })) => Ok(Sent::Whole),
         Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => Ok(Sent::Nothing),
-        Ok(_) => Err("the git helper's request cannot be read".to_owned()),
-        Err(_) => Err("the git helper was silent for too long".to_owned()),
+        Ok(_) => Err(HelperError::Frame),
+        Err(_) => Err(HelperError::Silent),
     }
 }
 

@@ -11,6 +11,7 @@ use reqwest::Client;
 use url::Url;
 
 use super::GatewayError;
+use super::error::UpstreamError;
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;
 
@@ -31,16 +32,10 @@ pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
 
 /// Refuses a URL whose host is an address that is not allowed. A literal address is never resolved,
 /// so the client's resolver does not see it.
-pub(super) fn check_literal(url: &Url, allow_private: bool) -> Result<(), String> {
+pub(super) fn check_literal(url: &Url, allow_private: bool) -> Result<(), UpstreamError> {
     if AddressPolicy::public_or_private(allow_private).allows_literal(url) {
         return Ok(());
     }
-    Err(refused_address(url.host_str().unwrap_or_default()))
-}
-
-/// The message for a host whose addresses are all refused.
-pub(super) fn refused_address(host: &str) -> String {
-    format!(
-        "{host} is at an address of a private network, which this host does not let sessions reach"
-    )
+    let host = url.host_str().unwrap_or_default().to_owned();
+    Err(UpstreamError::Address { host })
 }

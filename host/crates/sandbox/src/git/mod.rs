@@ -14,6 +14,7 @@
 mod branch_policy;
 mod clone;
 mod connection;
+mod error;
 mod http;
 mod receive_pack;
 #[cfg(test)]
@@ -183,8 +184,8 @@ async fn listen(listener: UnixListener, remote: Arc<Remote>) {
         helpers.spawn(async move {
             let _place = place;
             let mut connection = connection;
-            if let Err(sentence) = serve(&mut connection, &remote).await {
-                let frame = Frame::new(Kind::GitError, 0, sentence).encode();
+            if let Err(error) = serve(&mut connection, &remote).await {
+                let frame = Frame::new(Kind::GitError, 0, error.to_string()).encode();
                 // One that does not read is not waited for: its slot is needed for another.
                 let told = connection.write_all(&frame);
                 let _ = tokio::time::timeout(Duration::from_secs(10), told).await;

@@ -9,6 +9,7 @@
 //!   piece.
 
 use super::branch_policy::Branches;
+use super::error::PushError;
 
 /// Maximum size of a list in bytes: some thousand branches.
 pub(super) const MAX_COMMANDS: usize = 1 << 20;
@@ -16,9 +17,6 @@ pub(super) const MAX_COMMANDS: usize = 1 << 20;
 const MAX_LINE: usize = 65_520;
 /// The longest packet line if git asked for the short ones.
 const SHORT_LINE: usize = 1000;
-
-const UNREADABLE: &str = "git's push cannot be read";
-const TOO_MANY: &str = "this push changes too many branches at a time";
 
 /// The commands of one push, as far as they were read.
 #[derive(Debug, Default)]
@@ -47,25 +45,25 @@ struct Abilities {
 impl Commands {
     /// Continues parsing a push of which `bytes` were received so far, and returns whether the list
     /// is complete.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<bool, String> {
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<bool, PushError> {
         while let Some((length, rest)) = bytes
             .get(self.at..)
             .and_then(<[u8]>::split_first_chunk::<4>)
         {
-            let size = packet_size(*length).ok_or(UNREADABLE)?;
+            let size = packet_size(*length).ok_or(PushError::Unreadable)?;
             if size == 0 {
                 if self.refs.is_empty() {
-                    return Err(UNREADABLE.to_owned());
+                    return Err(PushError::Unreadable);
                 }
                 return Ok(true);
             }
             // An empty line has size 4. A smaller size is no line, and servers differ in how they
             // interpret it.
             if size <= 4 || size > MAX_LINE {
-                return Err(UNREADABLE.to_owned());
+                return Err(PushError::Unreadable);
             }
             if self.at + size > MAX_COMMANDS {
-                return Err(TOO_MANY.to_owned());
+                return Err(PushError::TooMany);
             }
             let Some(line) = rest.get(..size - 4) else {
                 break;
@@ -74,19 +72,19 @@ impl Commands {
             self.at += size;
         }
         if bytes.len() >= MAX_COMMANDS {
-            return Err(TOO_MANY.to_owned());
+            return Err(PushError::TooMany);
         }
         Ok(false)
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(line).map_err(|_| UNREADABLE)?;
+    fn line(&mut self, line: &[u8]) -> Result<(), PushError> {
+        let text = std::str::from_utf8(line).map_err(|_| PushError::Unreadable)?;
         let text = text.strip_suffix('\n').unwrap_or(text);
         if text.starts_with("push-cert") {
-            return Err("signed pushes are not taken here: push without --signed".to_owned());
+            return Err(PushError::Signed);
         }
         if let Some(commit) = text.strip_prefix("shallow ") {
-            return is_hash(commit).then_some(()).ok_or(UNREADABLE.to_owned());
+            return is_hash(commit).then_some(()).ok_or(PushError::Unreadable);
         }
         let (command, abilities) = match text.split_once('\0') {
             Some((command, abilities)) => (command, Some(abilities)),
@@ -94,18 +92,18 @@ impl Commands {
         };
         let mut words = command.splitn(3, ' ');
         let (Some(old), Some(new), Some(name)) = (words.next(), words.next(), words.next()) else {
-            return Err(UNREADABLE.to_owned());
+            return Err(PushError::Unreadable);
         };
         let hashes = is_hash(old) && is_hash(new) && old.len() == new.len();
         if !hashes || name.is_empty() || name.chars().any(char::is_control) {
-            return Err(UNREADABLE.to_owned());
+            return Err(PushError::Unreadable);
         }
         if let Some(abilities) = abilities {
             // Capabilities follow the first command. A server may accept them elsewhere too.
             if !self.refs.is_empty() {
-                return Err(UNREADABLE.to_owned());
+                return Err(PushError::Unreadable);
             }
-            self.abilities = Abilities::read(abilities).ok_or(UNREADABLE)?;
+            self.abilities = Abilities::read(abilities).ok_or(PushError::Unreadable)?;
         }
         if new.bytes().any(|digit| digit != b'0') {
             self.kept.push(name.to_owned());
@@ -133,40 +131,33 @@ impl Commands {
         taken.last()
     }
 
-    /// Why this push is not allowed, as a sentence for git's user; `None` if it is.
-    pub(super) fn refusal(&self, branches: &Branches) -> Option<String> {
+    /// Why this push is not allowed; `None` if it is.
+    pub(super) fn refusal(&self, branches: &Branches) -> Option<PushError> {
         if self.refs.iter().any(|name| !branches.allow(name)) {
             return Some(match branches {
-                Branches::Any => {
-                    "a session may push here to every branch, but to no tag or other ref".to_owned()
-                }
-                Branches::These(_) => format!(
-                    "a session may push here only to branches named {branches}, and to no tag: name one, as in `git push origin HEAD:<branch>`"
-                ),
+                Branches::Any => PushError::NoBranch,
+                Branches::These(_) => PushError::OtherBranch(branches.clone()),
             });
         }
         // An option may have the server merge what is pushed, into any branch.
-        if self.abilities.options && *branches != Branches::Any {
-            return Some(format!(
-                "a session may push here only to branches named {branches}, and without push options"
-            ));
-        }
-        None
+        (self.abilities.options && *branches != Branches::Any)
+            .then(|| PushError::Options(branches.clone()))
     }
 
     /// The report that git reads as the server's, saying that nothing was changed and why; `None`
     /// if git requested none.
-    pub(super) fn report(&self, branches: &Branches, sentence: &str) -> Option<Vec<u8>> {
+    pub(super) fn report(&self, branches: &Branches, refusal: &PushError) -> Option<Vec<u8>> {
         if !self.abilities.report {
             return None;
         }
+        let sentence = refusal.to_string();
         let mut report = packet(b"unpack ok\n");
         for name in &self.refs {
             let innocent = branches.allow(name) && !self.abilities.options;
             let why = if innocent {
                 "nothing of this push was taken, because of its other refs"
             } else {
-                sentence
+                &sentence
             };
             // A name too long for any server need not be repeated in full.
             let name: String = name.chars().take(1000).collect();
@@ -296,12 +287,13 @@ mod tests {
         list(&lines)
     }
 
-    fn read(bytes: &[u8]) -> Result<Commands, String> {
+    /// No error is one of a list that is not whole.
+    fn read(bytes: &[u8]) -> Result<Commands, Option<PushError>> {
         let mut commands = Commands::default();
         match commands.read(bytes) {
             Ok(true) => Ok(commands),
-            Ok(false) => Err("not whole".to_owned()),
-            Err(sentence) => Err(sentence),
+            Ok(false) => Err(None),
+            Err(error) => Err(Some(error)),
         }
     }
 
@@ -354,14 +346,14 @@ mod tests {
             &["refs/heads/lucid/../main"],
         ] {
             let commands = read(&push(names, ASKED)).unwrap();
-            let sentence = commands.refusal(&Branches::default()).unwrap();
+            let sentence = commands.refusal(&Branches::default()).unwrap().to_string();
             assert!(
                 sentence.contains("only to branches named lucid/*"),
                 "{sentence}"
             );
         }
         let tag = read(&push(&["refs/tags/v1"], ASKED)).unwrap();
-        let sentence = tag.refusal(&Branches::Any).unwrap();
+        let sentence = tag.refusal(&Branches::Any).unwrap().to_string();
         assert!(sentence.contains("to no tag"), "{sentence}");
         let main = read(&push(&["refs/heads/main"], ASKED)).unwrap();
         assert_eq!(main.refusal(&Branches::Any), None);
@@ -375,7 +367,7 @@ mod tests {
             "\0push-options=1",
         ] {
             let commands = read(&push(&["refs/heads/lucid/a"], asked)).unwrap();
-            let sentence = commands.refusal(&Branches::default()).unwrap();
+            let sentence = commands.refusal(&Branches::default()).unwrap().to_string();
             assert!(sentence.contains("without push options"), "{sentence}");
             assert_eq!(commands.refusal(&Branches::Any), None);
         }
@@ -429,7 +421,7 @@ mod tests {
             assert!(refused.is_err(), "{text:?}: {refused:?}");
         }
         let signed = with("push-cert\0report-status".to_owned());
-        assert!(read(&signed).unwrap_err().contains("--signed"));
+        assert_eq!(read(&signed).unwrap_err(), Some(PushError::Signed));
     }
 
     #[test]
@@ -447,12 +439,16 @@ mod tests {
         let names = ["refs/heads/lucid/a", "refs/heads/main"];
         let report = |asked: &str| {
             let commands = read(&push(&names, asked)).unwrap();
-            commands.report(&Branches::default(), "why it is so")
+            commands.report(&Branches::default(), &PushError::NoBranch)
         };
         let plain = report("\0 report-status").unwrap();
         let text = String::from_utf8(plain.clone()).unwrap();
         assert!(text.starts_with("000eunpack ok\n"), "{text}");
-        assert!(text.contains("ng refs/heads/main why it is so\n"), "{text}");
+        let why = PushError::NoBranch;
+        assert!(
+            text.contains(&format!("ng refs/heads/main {why}\n")),
+            "{text}"
+        );
         assert!(
             text.contains("ng refs/heads/lucid/a nothing of this push"),
             "{text}"
@@ -549,7 +545,7 @@ mod tests {
                     prop_assert_eq!(last, Ok(true));
                     prop_assert_eq!(commands.refs, whole.refs);
                 }
-                Err(sentence) => prop_assert!(last == Err(sentence) || last == Ok(false)),
+                Err(error) => prop_assert!(last == Ok(false) || last.err() == error),
             }
         }
     }

@@ -24,9 +24,9 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::Rules;
-use super::http::{check_literal, refused_address};
+use super::error::UpstreamError;
+use super::http::check_literal;
 use lucid_net::resolver::was_refused;
-use lucid_types::plural;
 
 /// Maximum size of the response to the first request, in bytes: for a push it lists all branches.
 const MAX_ADVERTISEMENT: usize = 16 << 20;
@@ -80,7 +80,7 @@ impl Remote {
         &self,
         url: &str,
         service: GitService,
-    ) -> Result<Advertisement, String> {
+    ) -> Result<Advertisement, UpstreamError> {
         let asked = async {
             let (url, answer) = self.discover(url, service).await?;
             let kind = format!("application/x-{}-advertisement", service.name());
@@ -91,7 +91,7 @@ impl Remote {
         let longest = FIRST_ANSWER.min(self.rules.longest);
         tokio::time::timeout(longest, asked)
             .await
-            .unwrap_or_else(|_| Err(too_slow(longest)))
+            .unwrap_or(Err(UpstreamError::Slow { limit: longest }))
     }
 
     /// Sends one of git's requests, and returns the server's response with its body still unread.
@@ -100,7 +100,7 @@ impl Remote {
         url: &str,
         service: GitService,
         body: Body,
-    ) -> Result<Response, String> {
+    ) -> Result<Response, UpstreamError> {
         let name = service.name();
         let answer = self
             .client
@@ -117,18 +117,18 @@ impl Remote {
 
     /// Sends the first request, and follows redirects on the same server, as it sends them for a
     /// renamed repository, and GitLab for one without `.git`.
-    async fn discover(&self, url: &str, service: GitService) -> Result<(String, Response), String> {
+    async fn discover(
+        &self,
+        url: &str,
+        service: GitService,
+    ) -> Result<(String, Response), UpstreamError> {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
             let question = format!("{url}/info/refs?service={}", service.name());
-            let question = Url::parse(&question)
-                .map_err(|_| "the repository's URL cannot be read".to_owned())?;
+            let question = Url::parse(&question).map_err(UpstreamError::Url)?;
             check_literal(&question, self.rules.allow_private)?;
             if self.login.is_some() && question.scheme() != "https" && !self.rules.allow_private {
-                return Err(
-                    "a token is sent only over https: use the https URL of the repository"
-                        .to_owned(),
-                );
+                return Err(UpstreamError::PlainHttp);
             }
             let request = self.client.get(question.clone());
             let answer = request
@@ -143,13 +143,10 @@ impl Remote {
                 .headers()
                 .get(LOCATION)
                 .and_then(|value| question.join(value.to_str().ok()?).ok())
-                .ok_or("the git server sends on to an address that cannot be read")?;
+                .ok_or(UpstreamError::Redirect)?;
             // Another server would get the token.
             if target.origin() != question.origin() {
-                return Err(
-                    "the git server sends on to another server, where git does not follow: give the repository's own URL, with https:// where it has that"
-                        .to_owned(),
-                );
+                return Err(UpstreamError::OtherServer);
             }
             // Not the redirected request, but a sign-in page.
             let Some(path) = target.path().strip_suffix("/info/refs") else {
@@ -157,7 +154,7 @@ impl Remote {
             };
             url = format!("{}{path}", target.origin().ascii_serialization());
         }
-        Err("the git server sends on from address to address without an end".to_owned())
+        Err(UpstreamError::Redirects)
     }
 
     /// Notes that the server accepted a push of this branch.
@@ -166,7 +163,7 @@ impl Remote {
         *pushed = Some(branch);
     }
 
-    fn headers(&self, service: GitService) -> Result<HeaderMap, String> {
+    fn headers(&self, service: GitService) -> Result<HeaderMap, UpstreamError> {
         let mut headers = HeaderMap::new();
         if service == GitService::Fetch {
             headers.insert("git-protocol", HeaderValue::from_static("version=2"));
@@ -179,8 +176,7 @@ impl Remote {
                 "Basic {}",
                 base64::engine::general_purpose::STANDARD.encode(pair)
             );
-            let mut value = HeaderValue::from_str(&value)
-                .map_err(|_| "the git token cannot be sent".to_owned())?;
+            let mut value = HeaderValue::from_str(&value).map_err(UpstreamError::Token)?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -192,33 +188,30 @@ impl Remote {
         answer: Response,
         service: GitService,
         content_type: &str,
-    ) -> Result<Response, String> {
+    ) -> Result<Response, UpstreamError> {
         let status = answer.status();
         if status.is_redirection() {
-            return Err("the repository has moved: give its new URL".to_owned());
+            return Err(UpstreamError::Moved);
         }
         match status {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.refused(service)),
             // A private repository is reported as missing.
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                return Err(if self.login.is_some() {
-                    "the git server knows no such repository, or the token may not see it"
-                } else {
-                    "the git server knows no such repository, or it is private: connect an account, or give a token, that may read it"
-                }
-                .to_owned());
+                let with_token = self.login.is_some();
+                return Err(UpstreamError::Missing { with_token });
             }
             StatusCode::PAYLOAD_TOO_LARGE => {
-                return Err("the git server finds this push too large".to_owned());
+                return Err(UpstreamError::LargePush);
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                return Err(format!(
-                    "the git server is busy ({}): try again later",
-                    status.as_u16()
-                ));
+                let status = status.as_u16();
+                return Err(UpstreamError::Busy { status });
             }
-            _ => return Err(format!("the git server answered {}", status.as_u16())),
+            _ => {
+                let status = status.as_u16();
+                return Err(UpstreamError::Status { status });
+            }
         }
         let header = |name| {
             let value = answer.headers().get(name)?;
@@ -226,30 +219,19 @@ impl Remote {
         };
         let given = header(CONTENT_TYPE).unwrap_or_default();
         if given.split(';').next().unwrap_or_default().trim() != content_type {
-            return Err("the server at that URL is not a git server".to_owned());
+            return Err(UpstreamError::NotGit);
         }
         // No encoding was requested, and a decompression bomb must not be unpacked.
         if header(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            return Err(
-                "the git server answered in a compression that it was not asked for".to_owned(),
-            );
+            return Err(UpstreamError::Compressed);
         }
         Ok(answer)
     }
 
-    fn refused(&self, service: GitService) -> String {
-        let may = match service {
-            GitService::Fetch => "read",
-            GitService::Push => "write to",
-        };
-        if self.login.is_some() {
-            format!(
-                "the git server refused the token: it is wrong, has expired, or may not {may} the repository"
-            )
-        } else {
-            format!(
-                "the git server refused access without a token: connect an account, or give a token, that may {may} the repository"
-            )
+    fn refused(&self, service: GitService) -> UpstreamError {
+        UpstreamError::Refused {
+            service,
+            with_token: self.login.is_some(),
         }
     }
 }
@@ -257,35 +239,27 @@ impl Remote {
 /// The next part of a response; `None` at its end.
 pub(super) async fn next_part(
     body: &mut (impl futures::Stream<Item = reqwest::Result<Bytes>> + Unpin),
-) -> Result<Option<Bytes>, String> {
+) -> Result<Option<Bytes>, UpstreamError> {
     match tokio::time::timeout(SILENCE, body.next()).await {
         Ok(part) => part.transpose().map_err(broken),
-        Err(_) => Err(too_slow(SILENCE)),
+        Err(_) => Err(UpstreamError::Slow { limit: SILENCE }),
     }
 }
 
-/// The message for a timeout.
-pub(super) fn too_slow(time: Duration) -> String {
-    format!(
-        "the git server did not answer in full within {}",
-        plural::count(time.as_secs(), "second")
-    )
-}
-
-async fn whole(answer: Response) -> Result<Vec<u8>, String> {
+async fn whole(answer: Response) -> Result<Vec<u8>, UpstreamError> {
     let mut bytes = Vec::new();
     let mut body = answer.bytes_stream();
     while let Some(part) = next_part(&mut body).await? {
         bytes.extend(part);
         if bytes.len() > MAX_ADVERTISEMENT {
-            return Err("the git server's first answer is too long".to_owned());
+            return Err(UpstreamError::LongAdvertisement);
         }
     }
     Ok(bytes)
 }
 
 /// Strips what only HTTP puts before an advertisement, and checks that one follows.
-fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, String> {
+fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, UpstreamError> {
     let line = format!("# service={}\n", service.name());
     let prefix = format!("{:04x}{line}0000", line.len() + 4);
     let bytes = bytes.strip_prefix(prefix.as_bytes()).unwrap_or(bytes);
@@ -299,23 +273,26 @@ fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, String> {
     };
     match service {
         _ if good => Ok(bytes.to_vec()),
-        GitService::Fetch => Err("the git server does not speak protocol version 2".to_owned()),
-        GitService::Push => Err("the git server's first answer cannot be read".to_owned()),
+        GitService::Fetch => Err(UpstreamError::OldProtocol),
+        GitService::Push => Err(UpstreamError::Advertisement),
     }
 }
 
-/// The innermost cause is the most specific, and none of them contains a header.
-fn broken(error: reqwest::Error) -> String {
-    let host = error.url().and_then(Url::host_str).map(str::to_owned);
-    let error = error.without_url();
-    let mut reason: &dyn std::error::Error = &error;
-    while let Some(deeper) = reason.source() {
-        reason = deeper;
+/// The error for a request that failed. No cause of it contains a header.
+fn broken(cause: reqwest::Error) -> UpstreamError {
+    let host = cause.url().and_then(Url::host_str).map(str::to_owned);
+    let cause = cause.without_url();
+    if let Some(host) = host.filter(|_| was_refused(&cause)) {
+        return UpstreamError::Address { host };
     }
-    let reason = match host {
-        Some(host) if was_refused(&error) => refused_address(&host),
-        _ => reason.to_string(),
-    };
+    let mut deepest: &dyn std::error::Error = &cause;
+    while let Some(deeper) = deepest.source() {
+        deepest = deeper;
+    }
+    let reason = deepest.to_string();
     let reason = reason.split(" (os error").next().unwrap_or_default();
-    format!("the connection to the git server failed: {reason}")
+    UpstreamError::Connection {
+        reason: reason.to_owned(),
+        cause,
+    }
 }

@@ -7,6 +7,7 @@
 
 use serde::Deserialize;
 
+use super::edit_error::EditError;
 use super::history::{Before, Change, History};
 use super::locate::locate;
 use super::present::{MAX_FILE, Present, Side, diff};
@@ -49,8 +50,8 @@ pub(super) struct Edit {
     view_range: Option<(i64, i64)>,
 }
 
-/// The result of a call, or a sentence that says why nothing was done.
-type Done = Result<ToolOutcome, String>;
+/// The result of a call, or why nothing was done.
+type Done = Result<ToolOutcome, EditError>;
 
 /// The context of one call.
 #[derive(Clone, Copy)]
@@ -66,17 +67,16 @@ pub(super) struct Ground<'a> {
 
 impl Ground<'_> {
     /// Replaces a file, if the workspace's quota allows its growth.
-    fn write(&self, path: &WorkspacePath, before: u64, after: &[u8]) -> Result<(), String> {
+    fn write(&self, path: &WorkspacePath, before: u64, after: &[u8]) -> Result<(), EditError> {
         if let Some(quota) = self.quota {
             quota.admit(self.workspace, (after.len() as u64).saturating_sub(before))?;
         }
-        self.workspace.write(path, after).map_err(|error| match error {
-            WorkspaceError::NotFound(_) => format!(
-                "{} cannot be written: a part of the path is a file, a link that leads nowhere, or too long a name.",
-                path.relative()
-            ),
-            error => sentence(error),
-        })
+        self.workspace
+            .write(path, after)
+            .map_err(|error| match error {
+                WorkspaceError::NotFound(_) => EditError::Unwritable(path.relative()),
+                error => error.into(),
+            })
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
     let workspace = ground.workspace;
     let path = match locate(workspace, ground.root, &edit.path) {
         Ok(path) => path,
-        Err(why) => return ToolOutcome::failed(why),
+        Err(error) => return ToolOutcome::failed(EditError::from(error).told()),
     };
     let done = match edit.command {
         Command::View => image::view(workspace, &path, ground.pictures)
@@ -100,52 +100,24 @@ pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
             path: shown,
             ..outcome
         },
-        Err(sentence) => ToolOutcome {
+        Err(error) => ToolOutcome {
             path: shown,
-            ..ToolOutcome::failed(sentence)
+            ..ToolOutcome::failed(error.told())
         },
     }
 }
 
-fn sentence(mut error: WorkspaceError) -> String {
-    use WorkspaceError::{Forbidden, Io, NotAFile, NotFound, TooLarge, Traversal};
-    // A model reads paths as its commands see them.
-    if let NotFound(path)
-    | NotAFile(path)
-    | Forbidden(path)
-    | TooLarge { path, .. }
-    | Io { path, .. } = &mut error
-        && path.len() > 1
-        && path.starts_with('/')
-    {
-        path.remove(0);
-    }
-    match error {
-        Traversal => "That path leads out of the workspace through a symbolic link.".to_owned(),
-        Io { path, cause } => format!("{path}: {cause}."),
-        other => other.to_string(),
-    }
-}
-
-fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<TextFile, String> {
-    let bytes = workspace.read(path, MAX_FILE).map_err(sentence)?;
-    TextFile::open(bytes).map_err(|_| {
-        format!(
-            "{} is a binary file. Use the terminal for it.",
-            path.relative()
-        )
-    })
+fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<TextFile, EditError> {
+    let bytes = workspace.read(path, MAX_FILE)?;
+    TextFile::open(bytes).map_err(|_| EditError::Binary(path.relative()))
 }
 
 fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) -> Done {
-    if workspace.is_folder(path).map_err(sentence)? {
+    if workspace.is_folder(path)? {
         if range.is_some() {
-            return Err(format!(
-                "{} is a folder: it has no lines to choose from.",
-                path.relative()
-            ));
+            return Err(EditError::Folder(path.relative()));
         }
-        let names = workspace.list(path, MAX_NAMES).map_err(sentence)?;
+        let names = workspace.list(path, MAX_NAMES)?;
         let more = if names.len() == MAX_NAMES {
             "\n[… there are more …]"
         } else {
@@ -177,11 +149,12 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
                     (first, last.min(count))
                 }
                 _ => {
-                    return Err(format!(
-                        "The lines {first} to {last} cannot be shown: {} has {}.",
-                        path.relative(),
-                        plural::count(count, "line")
-                    ));
+                    return Err(EditError::Lines {
+                        first,
+                        last,
+                        path: path.relative(),
+                        count,
+                    });
                 }
             }
         }
@@ -201,8 +174,8 @@ fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let text = edit
         .file_text
         .as_deref()
-        .ok_or("`create` needs `file_text`.")?;
-    let present = Present::find(ground.workspace, path).map_err(sentence)?;
+        .ok_or(missing("create", "file_text"))?;
+    let present = Present::find(ground.workspace, path)?;
     let mut said = match present {
         Present::Absent => "was created",
         _ => "was written anew",
@@ -246,23 +219,20 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let old = edit
         .old_str
         .as_deref()
-        .ok_or("`str_replace` needs `old_str`.")?;
+        .ok_or(missing("str_replace", "old_str"))?;
     let new = edit.new_str.as_deref().unwrap_or_default();
     let path_name = path.relative();
     if old.is_empty() {
-        return Err(
-            "`old_str` is empty. Use `insert` to add text, or `create` to write a whole file."
-                .to_owned(),
-        );
+        return Err(EditError::EmptyText);
     }
     if old == new {
-        return Err("`old_str` and `new_str` are the same: nothing to do.".to_owned());
+        return Err(EditError::SameText);
     }
     let file = read(ground.workspace, path)?;
     let (old, new) = (file.normalized(old), file.normalized(new));
     let (old, new) = (old.as_str(), new.as_str());
     if old == new {
-        return Err("`old_str` and `new_str` differ in line ends alone, and the editor keeps those of the file. Convert them with a command.".to_owned());
+        return Err(EditError::LineEnds);
     }
     let before = file.text();
     // Overlapping places count too: each of them could be meant.
@@ -278,11 +248,11 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     }
     let line_of = |at: usize| before[..at].matches('\n').count() + 1;
     match places.as_slice() {
-        [] => Err(match match_hint::explain(before, old) {
-            Some(why) => format!("`old_str` does not occur in {path_name}. {why}"),
-            None => format!(
-                "`old_str` does not occur in {path_name}. It must match exactly, spaces too: view the file first."
-            ),
+        [] => Err(EditError::NoMatch {
+            path: path_name,
+            hint: match_hint::explain(before, old).unwrap_or_else(|| {
+                "It must match exactly, spaces too: view the file first.".to_owned()
+            }),
         }),
         [at] => {
             let end = at + old.len();
@@ -292,42 +262,36 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
             let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
             let bytes = file
                 .replace(*at..end, new)
-                .map_err(|why| unencodable(&path_name, &why))?;
+                .map_err(|cause| unencodable(path, cause))?;
             change(ground, path, Present::Text(file), &bytes, &after, text)
         }
         _ => {
-            let mut lines: Vec<String> = places
-                .iter()
-                .take(PLACES)
-                .map(|at| line_of(*at).to_string())
-                .collect();
-            let more = places.len() > lines.len();
-            if more {
-                lines.push("…".to_owned());
-            }
-            Err(format!(
-                "`old_str` occurs {}{} times in {}, at the lines {}. Add what is around the one you mean.",
-                if more { "more than " } else { "" },
-                places.len().min(PLACES),
-                path_name,
-                lines.join(", ")
-            ))
+            let shown = places.iter().take(PLACES);
+            Err(EditError::Ambiguous {
+                path: path_name,
+                lines: shown.map(|at| line_of(*at)).collect(),
+                more: places.len() > PLACES,
+            })
         }
     }
 }
 
 fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
-    let line = edit.insert_line.ok_or("`insert` needs `insert_line`.")?;
-    let new = edit.new_str.as_deref().ok_or("`insert` needs `new_str`.")?;
+    let line = edit.insert_line.ok_or(missing("insert", "insert_line"))?;
+    let new = edit
+        .new_str
+        .as_deref()
+        .ok_or(missing("insert", "new_str"))?;
     let file = read(ground.workspace, path)?;
     let path_name = path.relative();
     let before = file.text();
     let lines: Vec<&str> = before.split_inclusive('\n').collect();
     if line > lines.len() {
-        return Err(format!(
-            "Nothing can be inserted behind line {line}: {path_name} has {}.",
-            plural::count(lines.len(), "line")
-        ));
+        return Err(EditError::NoLine {
+            line,
+            path: path_name,
+            count: lines.len(),
+        });
     }
     let at: usize = lines[..line].iter().map(|line| line.len()).sum();
     let (head, rest) = before.split_at(at);
@@ -344,22 +308,22 @@ fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
     let bytes = file
         .replace(at..at, &inserted)
-        .map_err(|why| unencodable(&path_name, &why))?;
+        .map_err(|cause| unencodable(path, cause))?;
     change(ground, path, Present::Text(file), &bytes, &after, text)
 }
 
-fn unencodable(path: &str, why: &Unencodable) -> String {
-    format!(
-        "{path} was not changed: {why}. Convert the file to UTF-8 with a command first (`iconv -f WINDOWS-1252 -t UTF-8`)."
-    )
+fn missing(command: &'static str, argument: &'static str) -> EditError {
+    EditError::Missing { command, argument }
+}
+
+fn unencodable(path: &WorkspacePath, cause: Unencodable) -> EditError {
+    let path = path.relative();
+    EditError::Encoding { path, cause }
 }
 
 fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
     let Some(change) = ground.history.pop(path) else {
-        return Err(format!(
-            "There is no change of {} to take back.",
-            path.relative()
-        ));
+        return Err(EditError::NoChange(path.relative()));
     };
     take_back(ground, path, &change).inspect_err(|_| {
         // Put back, since undoing it may be possible later.
@@ -373,16 +337,12 @@ fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done
     let now = match ground.workspace.read(path, limit) {
         Ok(now) if change.is_latest(&now) => now,
         Ok(_) | Err(WorkspaceError::TooLarge { .. }) => {
-            return Err(format!(
-                "{name} was changed by something else since the editor changed it, and that would be lost. View it, and edit what it is now."
-            ));
+            return Err(EditError::ChangedSince(name));
         }
         Err(WorkspaceError::NotFound(_)) => {
-            return Err(format!(
-                "{name} was removed by something else since the editor changed it: there is nothing to take back."
-            ));
+            return Err(EditError::RemovedSince(name));
         }
-        Err(error) => return Err(sentence(error)),
+        Err(error) => return Err(error.into()),
     };
     let length = now.len() as u64;
     let (text, before) = match &change.before {
@@ -392,13 +352,14 @@ fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done
             (format!("The last change of {name} was taken back."), before)
         }
         Before::Absent => {
-            ground.workspace.remove_file(path).map_err(sentence)?;
+            ground.workspace.remove_file(path)?;
             (format!("{name} was removed again."), Present::Absent)
         }
         Before::TooLarge(size) => {
-            return Err(format!(
-                "{name} had {size} bytes before its last change, too many to be kept: that cannot be taken back."
-            ));
+            return Err(EditError::NotKept {
+                path: name,
+                size: *size,
+            });
         }
     };
     let now = TextFile::open(now).map_or_else(Present::Binary, Present::Text);

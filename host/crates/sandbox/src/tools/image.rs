@@ -6,6 +6,7 @@
 //!   since once in the conversation it would be refused with every later request.
 
 use super::ToolOutcome;
+use super::edit_error::EditError;
 use crate::workspace::{Workspace, WorkspaceError, WorkspacePath};
 use lucid_types::limits::LARGEST_BLOB;
 
@@ -62,20 +63,19 @@ pub(super) fn view(
     workspace: &Workspace,
     path: &WorkspacePath,
     seen: bool,
-) -> Option<Result<ToolOutcome, String>> {
+) -> Option<Result<ToolOutcome, EditError>> {
     let mut first = [0; 16];
     let (mut file, size) = workspace.open(path).ok()?;
     let read = std::io::Read::read(&mut file, &mut first).ok()?;
     let media_type = kind(&first[..read])?;
     let shown = path.relative();
     if !seen {
-        return Some(Err(format!(
-            "{shown} is a picture ({media_type}, {size} bytes), and this model does not see pictures. Use the terminal to learn more of it."
-        )));
+        let problem = ImageError::Unseen { media_type, size };
+        return Some(Err(EditError::image(path, problem)));
     }
     Some(match workspace.read(path, LARGEST_BLOB) {
         Ok(bytes) => fit(media_type, &bytes)
-            .map_err(|why| format!("{shown} {why}"))
+            .map_err(|problem| EditError::image(path, problem))
             .map(|(width, height)| ToolOutcome {
                 text: format!(
                     "{shown} is a picture ({media_type}, {width}x{height} pixels, {} bytes):",
@@ -84,24 +84,60 @@ pub(super) fn view(
                 picture: Some(Picture { media_type, bytes }),
                 ..ToolOutcome::default()
             }),
-        Err(WorkspaceError::TooLarge { size, limit, .. }) => Err(format!(
-            "{shown} is a picture of {size} bytes; at most {limit} can be shown. {SMALLER}"
-        )),
-        Err(error) => Err(error.to_string()),
+        Err(WorkspaceError::TooLarge { size, limit, .. }) => {
+            Err(EditError::image(path, ImageError::Large { size, limit }))
+        }
+        Err(error) => Err(error.into()),
     })
 }
 
 const SMALLER: &str = "Make a smaller copy of it with a command (`convert a.png -resize 1500x1500 b.png`, or \
-                       Python's Pillow, where they are there) and view that.";
+                       Python's Pillow, where they are there) and view that";
 
-/// Width and height in pixels of an image that providers accept. An error is a phrase that follows
-/// the file's name.
-fn fit(media_type: &str, bytes: &[u8]) -> Result<(usize, usize), String> {
-    let broken = || {
-        format!(
-            "begins like a picture ({media_type}), but is broken or not whole, so it cannot be shown. Make it anew, or learn more of it with a command (`file`)."
-        )
-    };
+/// Why a file is not shown. The message follows the file's name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ImageError {
+    /// The model accepts no images.
+    #[error(
+        "is a picture ({media_type}, {size} bytes), and this model does not see pictures. Use the terminal to learn more of it"
+    )]
+    Unseen {
+        /// Its format.
+        media_type: &'static str,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The file is too large.
+    #[error("is a picture of {size} bytes; at most {limit} can be shown. {SMALLER}")]
+    Large {
+        /// Its size in bytes.
+        size: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The file is incomplete, or none of the format that its beginning says.
+    #[error(
+        "begins like a picture ({media_type}), but is broken or not whole, so it cannot be shown. Make it anew, or learn more of it with a command (`file`)"
+    )]
+    Broken {
+        /// The format that its beginning says.
+        media_type: &'static str,
+    },
+    /// The image has too many pixels.
+    #[error(
+        "is a picture of {width}x{height} pixels; at most {LONGEST_SIDE} a side can be shown. {SMALLER}"
+    )]
+    Wide {
+        /// Its width in pixels.
+        width: usize,
+        /// Its height in pixels.
+        height: usize,
+    },
+}
+
+/// Width and height in pixels of an image that providers accept.
+fn fit(media_type: &'static str, bytes: &[u8]) -> Result<(usize, usize), ImageError> {
+    let broken = || ImageError::Broken { media_type };
     if !is_whole(media_type, bytes) {
         return Err(broken());
     }
@@ -111,9 +147,7 @@ fn fit(media_type: &str, bytes: &[u8]) -> Result<(usize, usize), String> {
         return Err(broken());
     }
     if width.max(height) > LONGEST_SIDE {
-        return Err(format!(
-            "is a picture of {width}x{height} pixels; at most {LONGEST_SIDE} a side can be shown. {SMALLER}"
-        ));
+        return Err(ImageError::Wide { width, height });
     }
     Ok((width, height))
 }
@@ -203,20 +237,22 @@ mod tests {
     #[test]
     fn a_picture_of_too_many_pixels_is_refused_with_what_to_do() {
         for bytes in each(3, 8_001) {
-            let told = fit(kind(&bytes).unwrap(), &bytes).unwrap_err();
+            let told = fit(kind(&bytes).unwrap(), &bytes).unwrap_err().to_string();
             assert!(
                 told.contains("3x8001") && told.contains("-resize"),
                 "{told}"
             );
         }
-        let told = fit("image/png", &png(u32::MAX, u32::MAX)).unwrap_err();
+        let told = fit("image/png", &png(u32::MAX, u32::MAX))
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("4294967295x4294967295"), "{told}");
     }
 
     #[test]
     fn a_picture_that_is_empty_or_cut_off_is_refused() {
         for bytes in [png(0, 5), png(5, 0), jpeg(0, 5), jpeg(5, 0), gif(0, 5)] {
-            let told = fit(kind(&bytes).unwrap(), &bytes).unwrap_err();
+            let told = fit(kind(&bytes).unwrap(), &bytes).unwrap_err().to_string();
             assert!(told.contains("broken"), "{told}");
         }
         for bytes in [png(5, 5), jpeg(5, 5), webp(5, 5)] {
@@ -293,16 +329,25 @@ mod tests {
             (picture.media_type, picture.bytes),
             ("image/png", png.clone())
         );
-        let told = view(&workspace, &path, false).unwrap().unwrap_err();
+        let told = view(&workspace, &path, false)
+            .unwrap()
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("does not see pictures"), "{told}");
         assert!(view(&workspace, &text, true).is_none());
         workspace.write(&path, &png[..30]).unwrap();
-        let told = view(&workspace, &path, true).unwrap().unwrap_err();
+        let told = view(&workspace, &path, true)
+            .unwrap()
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("a.png begins like a picture"), "{told}");
         let mut large = png;
         large.resize(usize::try_from(LARGEST_BLOB).unwrap() + 1, 0);
         workspace.write(&path, &large).unwrap();
-        let told = view(&workspace, &path, true).unwrap().unwrap_err();
+        let told = view(&workspace, &path, true)
+            .unwrap()
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("Make a smaller copy"), "{told}");
     }
 }

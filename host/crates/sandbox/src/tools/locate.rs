@@ -9,22 +9,45 @@ use crate::workspace::{Workspace, WorkspacePath};
 /// A path at which every workspace can be addressed, whatever its sandbox.
 const USUAL_ROOT: &str = "/workspace";
 
+/// A path that leads out of the workspace.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LocateError {
+    /// A relative path leads above the root.
+    #[error("{path} is not in the workspace. Relative paths begin at {root}")]
+    Above {
+        /// The path.
+        path: String,
+        /// The workspace's path.
+        root: String,
+    },
+    /// An absolute path is that of another folder.
+    #[error(
+        "{path} is outside the workspace, and the editor works in that alone. Use {instead}, or the terminal for {path}"
+    )]
+    Outside {
+        /// The path.
+        path: String,
+        /// The path that is probably meant.
+        instead: String,
+    },
+}
+
 /// The file that a model's path refers to: relative to the workspace's root, or absolute below
-/// `root`, the workspace's path as commands see it. The error is a sentence, if the file is
-/// outside.
+/// `root`, the workspace's path as commands see it.
 pub(super) fn locate(
     workspace: &Workspace,
     root: &str,
     text: &str,
-) -> Result<WorkspacePath, String> {
+) -> Result<WorkspacePath, LocateError> {
     // A file URL can hold absolute paths only.
     let text = text.strip_prefix("file://").unwrap_or(text);
     if is_elsewhere(text) {
         return Err(outside(workspace, root, text));
     }
     if !text.starts_with('/') {
-        return workspace.path(text).map_err(|_| {
-            format!("{text} is not in the workspace. Relative paths begin at {root}.")
+        return workspace.path(text).map_err(|_| LocateError::Above {
+            path: text.to_owned(),
+            root: root.to_owned(),
         });
     }
     let wanted = plain(text);
@@ -71,8 +94,8 @@ fn plain(path: &str) -> Vec<&str> {
     names
 }
 
-/// Says which path to use. If its folder exists in the workspace, that was meant.
-fn outside(workspace: &Workspace, root: &str, text: &str) -> String {
+/// The error for a path outside, with the one to use. If its folder exists in the workspace, that was meant.
+fn outside(workspace: &Workspace, root: &str, text: &str) -> LocateError {
     let below = match text.split_once(['/', '\\']) {
         _ if !is_elsewhere(text) => text.to_owned(),
         Some((_, below)) => below.replace('\\', "/"),
@@ -92,9 +115,10 @@ fn outside(workspace: &Workspace, root: &str, text: &str) -> String {
         Some(name) => format!("/{name}"),
     };
     let root = root.trim_end_matches('/');
-    format!(
-        "{text} is outside the workspace, and the editor works in that alone. Use {root}{meant}, or the terminal for {text}."
-    )
+    LocateError::Outside {
+        path: text.to_owned(),
+        instead: format!("{root}{meant}"),
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +164,7 @@ mod tests {
             ("C:\\Users\\me\\a.py", "Use /srv/code/a.py,"),
             ("/", "Use /srv/code,"),
         ] {
-            let why = located(text).unwrap_err();
+            let why = located(text).unwrap_err().to_string();
             assert!(why.contains(use_instead), "{text}: {why}");
             assert!(why.contains(&format!("the terminal for {text}")), "{why}");
         }

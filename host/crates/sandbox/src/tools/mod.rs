@@ -6,6 +6,7 @@
 //! - A result is bounded, and says what it leaves out.
 
 mod describe;
+mod edit_error;
 mod editor;
 mod history;
 mod image;

@@ -27,8 +27,7 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt}
 use rustix::fs::{AtFlags, Gid, OFlags, Uid};
 
 pub use self::path::WorkspacePath;
-pub use self::quota::disk_usage_of;
-pub use self::quota::{Excess, Quota};
+pub use self::quota::{Excess, Quota, QuotaError, disk_usage_of};
 pub use self::remove_tree::erase;
 pub use self::tree::{Node, NodeKind};
 pub use self::watch::{Watched, Watcher};

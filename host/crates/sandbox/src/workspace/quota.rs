@@ -119,6 +119,27 @@ pub enum Excess {
     NotKnown,
 }
 
+/// Why a file may not grow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaError {
+    /// The workspace is full, or its disk nearly is, as this sentence says.
+    #[error("{0}")]
+    Full(String),
+    /// It would not fit.
+    #[error(
+        "the workspace takes {} of the disk, and may take {}: {} more do not fit. Remove files that are not needed",
+        plural::size(*.takes), plural::size(*.limit), plural::size(*.growth)
+    )]
+    Growth {
+        /// What the workspace takes, in bytes.
+        takes: u64,
+        /// What it may take.
+        limit: u64,
+        /// By how much the file would grow.
+        growth: u64,
+    },
+}
+
 /// How much a workspace may take, and what is known of what it takes.
 #[derive(Debug)]
 pub struct Quota {
@@ -167,14 +188,17 @@ impl Quota {
         self.known.lock().stale = true;
     }
 
-    /// Whether a file may become `growth` bytes larger, which it is then taken to be; else a
-    /// sentence. What makes nothing larger is always allowed: it may be what makes room. Blocks.
-    pub fn admit(&self, workspace: &Workspace, growth: u64) -> Result<(), String> {
+    /// Lets a file become `growth` bytes larger, which it is then taken to be. What makes nothing larger is always
+    /// allowed: it may be what makes room. Blocks.
+    ///
+    /// # Errors
+    /// If that does not fit.
+    pub fn admit(&self, workspace: &Workspace, growth: u64) -> Result<(), QuotaError> {
         if growth == 0 {
             return Ok(());
         }
         if let Some(sentence) = self.short_disk() {
-            return Err(sentence);
+            return Err(QuotaError::Full(sentence));
         }
         let mut known = self.known.lock();
         self.count(&mut known, workspace);
@@ -182,17 +206,16 @@ impl Quota {
             return Ok(());
         };
         if let Some(sentence) = self.full(&counted.usage) {
-            return Err(sentence);
+            return Err(QuotaError::Full(sentence));
         }
         if let Usage::Bytes(bytes) = &mut counted.usage {
             let after = bytes.saturating_add(growth);
             if after > self.limit {
-                return Err(format!(
-                    "The workspace takes {} of the disk, and may take {}: {} more do not fit. Remove files that are not needed.",
-                    plural::size(*bytes),
-                    plural::size(self.limit),
-                    plural::size(growth)
-                ));
+                return Err(QuotaError::Growth {
+                    takes: *bytes,
+                    limit: self.limit,
+                    growth,
+                });
             }
             *bytes = after;
         }
@@ -346,7 +369,7 @@ mod tests {
         assert_eq!(quota.admit(&workspace, MIB), Ok(()));
         fill(&workspace, "a", MIB);
         assert_eq!(quota.newly_full(&workspace), None);
-        let refused = quota.admit(&workspace, 3 * MIB).unwrap_err();
+        let refused = quota.admit(&workspace, 3 * MIB).unwrap_err().to_string();
         assert!(
             refused.contains("3 MiB more do not fit") && refused.contains("may take 3 MiB"),
             "{refused}"
@@ -359,7 +382,7 @@ mod tests {
         assert!(told.contains("may take 3 MiB"), "{told}");
         assert_eq!(quota.newly_full(&workspace), None, "told twice");
         assert!(quota.fullness(&workspace).is_some());
-        assert_eq!(quota.admit(&workspace, 1).unwrap_err(), told);
+        assert_eq!(quota.admit(&workspace, 1), Err(QuotaError::Full(told)));
         assert_eq!(
             quota.admit(&workspace, 0),
             Ok(()),
