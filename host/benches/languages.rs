@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lucid::builtin;
-use lucid::session::AvailableModels;
+use lucid_session::AvailableModels;
 use lucid_types::wit::policy::{Context, Input, Start};
 use lucid_wasm::{Engine, EngineOptions, Limits, PolicyPlugin};
 use sha2::{Digest as _, Sha256};

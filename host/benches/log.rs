@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::join_all;
 use lucid::config::Config;
 use lucid::server::App;
-use lucid::session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
+use lucid_session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
 use lucid_store::Store;
 use lucid_types::log::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, SessionLog,

@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lucid::builtin;
-use lucid::session::AvailableModels;
+use lucid_session::AvailableModels;
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Context, Input, Start};
 use lucid_types::wit::types::{Content, Message, Role, ToolDefinition};

@@ -36,5 +36,4 @@ pub mod git_providers;
 pub mod manifest;
 pub mod models;
 pub mod server;
-pub mod session;
 pub mod toolsets;

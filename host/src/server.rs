@@ -32,12 +32,12 @@ use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::{Accounts, Cipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
 use crate::manifest::Problems;
-use crate::session::{Deps, Limits, Paused, Sealer, Sessions};
 use lucid_net::oci::Components;
 use lucid_sandbox::docker::{self, TakenOver, Transport};
 use lucid_sandbox::git::{self, GatewayError};
 use lucid_sandbox::workspace::Watcher;
 use lucid_sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
+use lucid_session::{Deps, Limits, Paused, Sealer, Sessions};
 use lucid_store::blobs::Blobs;
 use lucid_store::{
     ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase, SupabaseRecords,

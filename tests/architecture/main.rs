@@ -13,22 +13,24 @@ use serde_json::Value;
 use self::source::Crate;
 
 /// The crates of the server, from the ground up: each may use those before it.
-const LAYERS: [&str; 6] = [
+const LAYERS: [&str; 7] = [
     "lucid-types",
     "lucid-wasm",
     "lucid-net",
     "lucid-store",
     "lucid-sandbox",
+    "lucid-session",
     "lucid",
 ];
 
 /// What each crate below the server may use of the others.
-const ALLOWED: [(&str, &[&str]); 5] = [
+const ALLOWED: [(&str, &[&str]); 6] = [
     ("lucid-types", &[]),
     ("lucid-wasm", &["lucid-types"]),
     ("lucid-net", &["lucid-types"]),
     ("lucid-store", &["lucid-types", "lucid-net"]),
     ("lucid-sandbox", &["lucid-types", "lucid-net"]),
+    ("lucid-session", &["lucid-types"]),
 ];
 
 /// What the tests of the session engine do without.

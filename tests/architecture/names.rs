@@ -10,7 +10,7 @@ use super::source::is_for_tests;
 
 /// Packages whose types a reader of the workspace meets. Components share no names with anybody: they export
 /// functions.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
     "lucid",
     "lucid-conformance",
     "lucid-exec",
@@ -19,6 +19,7 @@ const PACKAGES: [&str; 11] = [
     "lucid-plugin",
     "lucid-precompiled",
     "lucid-sandbox",
+    "lucid-session",
     "lucid-store",
     "lucid-types",
     "lucid-wasm",

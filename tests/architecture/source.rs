@@ -260,7 +260,7 @@ impl<'ast> Visit<'ast> for Uses {
 
     fn visit_item_mod(&mut self, _: &'ast syn::ItemMod) {}
 
-    // A visibility such as `pub(in crate::sandbox)` is no use.
+    // A visibility such as `pub(in lucid_sandbox)` is no use.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_attribute(&mut self, _: &'ast Attribute) {}

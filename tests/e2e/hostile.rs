@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lucid::builtin::{MOCK, OPENAI};
-use lucid::session::AvailableModels;
+use lucid_session::AvailableModels;
 use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, guest_memories, within};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Command, Context, Input, Start, Transition, UserMessage};

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use lucid::session::AvailableModels;
+use lucid_session::AvailableModels;
 use lucid_tests::{Host, Socket, Template, event, kinds};
 use lucid_types::wit::policy::{Context, Input, Start, Transition};
 use lucid_wasm::{Called, Engine, EngineOptions, Limits, PolicyPlugin};

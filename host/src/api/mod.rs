@@ -58,7 +58,7 @@ use crate::deployment::manager::DeploymentManager;
 use crate::deployment::rollout::shadow::Shadows;
 use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::Accounts;
-use crate::session::Sessions;
+use lucid_session::Sessions;
 use lucid_store::Chats;
 
 /// The maximum size of a body, and of a WebSocket message, in bytes.

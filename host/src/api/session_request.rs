@@ -10,7 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
-use crate::session::{NewSession, OpenChange};
+use lucid_session::{NewSession, OpenChange};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 

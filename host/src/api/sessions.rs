@@ -14,11 +14,11 @@ use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
-use crate::session::{
+use lucid_sandbox::workspace::Workspace;
+use lucid_session::{
     CloseReason, CreateError, Details, DetailsError, LookupError, SessionId, Summary,
     WorkspaceLookupError, dollars,
 };
-use lucid_sandbox::workspace::Workspace;
 use lucid_types::identity::Identity;
 use lucid_types::log::Totals;
 
@@ -350,7 +350,7 @@ impl Api {
         id: &str,
         who: &Identity,
         not_yours: &str,
-    ) -> Result<std::sync::Arc<crate::session::Session>, Problem> {
+    ) -> Result<std::sync::Arc<lucid_session::Session>, Problem> {
         let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
         self.parts
             .sessions

@@ -25,7 +25,7 @@ use super::serve::LOCAL_USER;
 use super::{RunArgs, UNANSWERED, failed, interrupted, wrong, wrong_manifest};
 use crate::config::Config;
 use crate::server::{self, App, Keep, StartError};
-use crate::session::{Batch, NewSession, Session};
+use lucid_session::{Batch, NewSession, Session};
 
 /// The error of a task that ended with an unanswered question.
 const NO_ANSWER: &str = "The agent asked something, and standard input has no answer: run this in a terminal and type it, or pipe in a line for each answer.";

@@ -27,8 +27,8 @@ use crate::manifest::model::{
 use crate::manifest::overrides::{Role, Upload};
 use crate::manifest::problem::{At, Problem, Problems};
 use crate::manifest::settings_schema::Schema;
-use crate::session::SEPARATOR;
 use lucid_net::oci::{Brought, Reference};
+use lucid_session::SEPARATOR;
 use lucid_types::digest::sha256_hex;
 use lucid_wasm::{Engine, EngineOptions, Kind, Plugin, Plugins, TypedPlugin, World};
 

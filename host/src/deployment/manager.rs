@@ -34,8 +34,8 @@ use super::uploads::{
 use super::watch::Watch;
 use crate::config::Config;
 use crate::manifest::{Manifest, Problem, Problems, Uploads, instead, is_name};
-use crate::session::{Deployment, Generation};
 use lucid_net::oci::{Components, Tags};
+use lucid_session::{Deployment, Generation};
 use lucid_store::blobs::Blobs;
 use lucid_wasm::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugin, Plugins, PolicyPlugin};
 

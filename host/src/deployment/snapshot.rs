@@ -14,9 +14,9 @@ use crate::config::Config;
 use crate::git_providers::GitProviders;
 use crate::manifest::{At, Loaded, LoadedGit, Manifest, Problem, Problems};
 use crate::models::{Providers, ReachError, Standing};
-use crate::session::Policies;
 use crate::toolsets::component::ToolComponents;
 use crate::toolsets::{Toolsets, mcp};
+use lucid_session::Policies;
 use lucid_store::blobs::Blobs;
 use lucid_wasm::{Engine, Kind, Plugins};
 

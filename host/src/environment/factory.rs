@@ -14,13 +14,13 @@ use futures::{FutureExt, TryFutureExt};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::session::{
-    Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
-};
 use lucid_sandbox::git::{self, Gateway, Login};
 use lucid_sandbox::tools::{ToolBox, describe_call};
 use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError};
 use lucid_sandbox::{Sandboxes, Spec};
+use lucid_session::{
+    Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
+};
 use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::Reserve;
 use lucid_types::repository_url::repository_url;

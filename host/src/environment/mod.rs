@@ -24,14 +24,14 @@ use tokio::sync::{Mutex, mpsc};
 use self::tree_watch::Files;
 
 use self::factory::{EnvironmentFactory, blocking};
-use crate::session::{
-    DeltaKind, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, EventDraft, OutputSink,
-    ToolResultWithEvent,
-};
 use lucid_sandbox::git::{self, Gateway};
 use lucid_sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
 use lucid_sandbox::workspace::{Quota, Workspace};
 use lucid_sandbox::{Kind, Sandbox, SandboxError};
+use lucid_session::{
+    DeltaKind, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, EventDraft, OutputSink,
+    ToolResultWithEvent,
+};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, LimitHit, Process};
 use lucid_types::sentence::sentence;
 use lucid_types::unicode::Pieces;

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::accounts::{AccountError, Accounts, WantedChange};
-use crate::session::{Changes, NewPullRequest, OpenedPullRequest};
+use lucid_session::{Changes, NewPullRequest, OpenedPullRequest};
 use lucid_store::{ChatStoreError, Outbox};
 use lucid_types::identity::Identity;
 use lucid_types::user::UserId;

@@ -17,7 +17,7 @@ use super::plugins::{PLUGIN, git, plugin, provider, tools};
 use super::problem::{Problems, instead};
 use super::registries::registries;
 use crate::builtin;
-use crate::session::SEPARATOR;
+use lucid_session::SEPARATOR;
 
 pub(super) const ROOT: &[&str] = &[
     "policies",

@@ -9,7 +9,7 @@
 
 use crate::config::{ModelSettings, ProviderSettings};
 use crate::manifest::{PriceOf, ProviderEntry};
-use crate::session::AvailableModels;
+use lucid_session::AvailableModels;
 use lucid_types::wit::llm::{Descriptor, ModelInfo, Prices};
 use lucid_types::wit::policy::ModelOffer;
 use lucid_types::wit::types::Usage;

@@ -39,11 +39,11 @@ use self::provider::ModelProvider;
 pub(crate) use self::provider::ReachError;
 use crate::config::{Config, ModelSettings};
 use crate::manifest::{At, LoadedProvider, Manifest, Problem, Problems, instead};
-use crate::session::{
+use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
+use lucid_session::{
     AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
     ModelRequest, Models, Provider,
 };
-use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
 use lucid_store::blobs::Blobs;
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::{CompletionRequest, Delta};

@@ -23,11 +23,11 @@ use parking_lot::Mutex;
 
 use self::mcp::error::ConnectError;
 use crate::manifest::is_source_name;
-use crate::session::{
+use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
+use lucid_session::{
     Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolResultWithEvent, Tools,
     ToolsSpec,
 };
-use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
 use lucid_types::sanitize::clean;
 use lucid_types::sentence::full_stop;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};

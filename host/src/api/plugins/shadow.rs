@@ -20,7 +20,7 @@ use crate::api::Api;
 use crate::api::problem::{Json, Path, Problem};
 use crate::auth::Admin;
 use crate::deployment::rollout::shadow::{Shadow, ShadowError};
-use crate::session::{Difference, Differs};
+use lucid_session::{Difference, Differs};
 use lucid_wasm::Kind;
 
 /// The default number of sessions to replay.

@@ -17,8 +17,8 @@ use crate::api::{
 use crate::deployment::manager::{DeploymentManager, DeploymentStatus};
 use crate::deployment::uploads::{Activation, Kept, Record};
 use crate::manifest::{Manifest, Role, Source, Upload};
-use crate::session::{SessionPlugins, Sessions};
 use lucid_net::egress::Injection;
+use lucid_session::{SessionPlugins, Sessions};
 use lucid_wasm::{AnyPlugin, Kind, Plugin, Work};
 
 impl DeploymentManager {

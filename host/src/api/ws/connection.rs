@@ -25,7 +25,7 @@ use super::frames::ServerMessage;
 use super::handshake::{ClientMessage, later};
 use super::{Accepted, GOODBYE, STALLED, closing};
 use crate::api::Api;
-use crate::session::{Batch, CloseReason, Features, Loss, Position, Session, Subscription, render};
+use lucid_session::{Batch, CloseReason, Features, Loss, Position, Session, Subscription, render};
 
 /// The interval of the protocol's pings.
 const PING: Duration = Duration::from_secs(20);

@@ -7,7 +7,7 @@
 
 use serde::Serialize;
 
-use crate::session::Features;
+use lucid_session::Features;
 
 /// Reads `features`. Unknown names are ignored. A client that wants numbers gets every row of the
 /// log, since a hole would look like a loss.

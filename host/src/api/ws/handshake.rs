@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::frames::named;
 use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
-use crate::session::Features;
+use lucid_session::Features;
 use lucid_types::secret::Secret;
 use lucid_types::unicode::paired_text;
 

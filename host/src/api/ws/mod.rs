@@ -34,7 +34,7 @@ use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
 use crate::auth::AuthError;
-use crate::session::{Features, Session, SessionId};
+use lucid_session::{Features, Session, SessionId};
 use lucid_types::identity::Identity;
 
 /// How long a client has for its first message.

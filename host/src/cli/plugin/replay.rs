@@ -13,7 +13,7 @@ use crate::cli::failed;
 use crate::cli::render::clean;
 use crate::config::Config;
 use crate::server::Folders;
-use crate::session::{difference, readable};
+use lucid_session::{difference, readable};
 use lucid_types::log::LoggedStep;
 use lucid_types::plural;
 use lucid_types::wit::policy::{Context, Input, Snapshot};

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::probation::{Counts, Probation, ProbationStats, Probations};
 use crate::config::{Config, DefaultPolicy};
 use crate::manifest::{LoadedBeside, LoadedPolicy, Manifest, Problem, Role, instead};
-use crate::session::{
+use lucid_session::{
     BuildAssignment, CreateError, Policies, Policy, PolicyInfo, StepOutcome, StepVerdict,
     TrafficSplit,
 };

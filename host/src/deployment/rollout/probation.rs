@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::session::{StepVerdict, TrafficSplit};
+use lucid_session::{StepVerdict, TrafficSplit};
 use lucid_types::plural;
 
 /// Fewer failed steps may be coincidence.

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::policies;
 use crate::deployment::manager::{ChangeError, DeploymentManager};
-use crate::session::{Sessions, ShadowBounds, Shadowed};
+use lucid_session::{Sessions, ShadowBounds, Shadowed};
 use lucid_types::log::LogError;
 use lucid_types::log_label::Caller;
 use lucid_types::sentence::sentence;

@@ -15,9 +15,9 @@ use futures::future::BoxFuture;
 
 use super::ToolComponent;
 use super::call::ToolHost;
-use crate::session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_net::egress::Endpoint;
 use lucid_sandbox::tools::middle_left_out;
+use lucid_session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_types::exec::{ExecError, ExecRequest};
 use lucid_types::unicode::{Pieces, readable_json};
 use lucid_types::wit::tools::{Command, Output, Program};

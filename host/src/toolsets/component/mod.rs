@@ -23,10 +23,10 @@ use self::host::SessionToolHost;
 use super::{OpenError, OpenToolSource, ToolSource};
 use crate::config::{Config, ConfigError};
 use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
-use crate::session::{
+use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
+use lucid_session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 use lucid_wasm::{Plugin, ToolsPlugin};
 

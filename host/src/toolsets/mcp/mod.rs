@@ -38,10 +38,10 @@ use self::server::{Client, Http, Server, Way};
 use super::{OpenError, OpenToolSource, ToolSource};
 use crate::config::{Config, ConfigError};
 use crate::manifest::{Manifest, McpEntry, McpWay, Problem, Problems};
-use crate::session::{
+use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
+use lucid_session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
-use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// The default time limit of one call.

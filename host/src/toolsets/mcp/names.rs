@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::models::tool_names::{LONGEST, plain};
-use crate::session::SEPARATOR;
+use lucid_session::SEPARATOR;
 
 /// The maximum length of a server's own name for a tool, in bytes.
 const LONGEST_OWN: usize = 256;

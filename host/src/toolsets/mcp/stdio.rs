@@ -18,7 +18,7 @@ use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::server::MOST_SAID;
-use crate::session::Environment;
+use lucid_session::Environment;
 use lucid_types::exec::{ExecError, ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::unicode::JsonPieces;
 

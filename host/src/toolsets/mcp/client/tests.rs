@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::builtin;
-use crate::session::{DeltaSink, OutputSink};
 use lucid_sandbox::workspace::Workspace;
 use lucid_sandbox::{Choice, Network, Sandbox, Sandboxes, Settings, Spec};
+use lucid_session::{DeltaSink, OutputSink};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::wit::types::{Error, ErrorKind};
 

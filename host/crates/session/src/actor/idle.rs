@@ -1,0 +1,171 @@
+//! The idle policy: what happens to a session that nobody is attached to.
+//!
+//! # Invariants
+//! - A session with an open task continues without a client; its own limits end the task.
+//! - An idle session gets the grace period, counted from when it became idle or from when its last
+//!   client left, whichever is later.
+//! - A session that waits for its user's answer is kept longer: the user was asked and may come
+//!   back tomorrow, and the work done before the question would be lost. The sandbox is the
+//!   expensive part, so it is released after the grace period, and the next tool gets a new one.
+//!   What remains costs a row in the log, the workspace and one of the user's session slots.
+//! - That wait ends a week after the last activity: longer than a weekend, and shorter than a
+//!   secret should be kept for a session that nobody wants. The week is counted in the host's
+//!   uptime, which is stored in the database, so it also ends on a host that restarts every day,
+//!   and setting the clock forward does not end it. It is not configurable: a user who wants less
+//!   can stop the session.
+
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::handle::{Session, held};
+use crate::{CloseReason, EnvironmentSpec, Shared};
+
+/// How long a question waits for its answer with nobody attached.
+const ANSWER: Duration = Duration::from_hours(7 * 24);
+
+/// The message shown when the sandbox is released.
+pub(super) const PUT_AWAY: &str = "Nobody was connected while the agent waits for an answer, so its sandbox was given back, and what ran in it has ended. The files are there, and the next command gets a new one.";
+
+/// The state of a session, as far as it matters while nobody is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Being set up, or running a task.
+    Works,
+    /// Waiting for its user's answer and nothing else. Holds the host's uptime at the last
+    /// activity, in milliseconds.
+    Asks(u64),
+    /// No task is open, since this instant.
+    Idle(Instant),
+    /// Not started until its user comes back or an operator asks for it.
+    Held,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Stays,
+    GivesBack,
+    Ends,
+}
+
+/// Decides what happens to the session. `alone` is how long nobody has been attached; `uptime` is
+/// the host's uptime in milliseconds.
+fn verdict(
+    standing: Standing,
+    alone: Option<Duration>,
+    (now, uptime): (Instant, u64),
+    grace: Duration,
+) -> Verdict {
+    let Some(alone) = alone.filter(|alone| *alone >= grace) else {
+        return Verdict::Stays;
+    };
+    match standing {
+        Standing::Works | Standing::Held => Verdict::Stays,
+        Standing::Asks(since) => {
+            if Duration::from_millis(uptime.saturating_sub(since)) < ANSWER {
+                Verdict::GivesBack
+            } else {
+                Verdict::Ends
+            }
+        }
+        Standing::Idle(since) => {
+            if alone.min(now.saturating_duration_since(since)) < grace {
+                Verdict::Stays
+            } else {
+                Verdict::Ends
+            }
+        }
+    }
+}
+
+impl Session {
+    /// The key of the session's files.
+    fn spec(&self) -> EnvironmentSpec {
+        EnvironmentSpec {
+            session: self.about.id.to_string(),
+            user: self.about.user.to_string(),
+            ..EnvironmentSpec::default()
+        }
+    }
+
+    /// Sets the current state. A session that was already idle keeps the time at which it became
+    /// so.
+    pub(crate) fn stands(&self, standing: Standing) {
+        let mut known = held(&self.standing);
+        if !matches!((*known, standing), (Standing::Idle(_), Standing::Idle(_))) {
+            *known = standing;
+        }
+    }
+}
+
+/// Why a session ends that nobody is attached to.
+pub(crate) const ALONE: &str = "Nobody was connected any more, so the session was ended.";
+
+/// Watches over unattended sessions until the host halts or drops its sessions.
+pub(crate) async fn sweep(
+    shared: Weak<Shared>,
+    halt: CancellationToken,
+    grace: Duration,
+    retention: Duration,
+) {
+    let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
+    let ended = CloseReason::done(ALONE);
+    let keeps = !retention.is_zero();
+    let kept = CloseReason::expired(ALONE, Some(retention));
+    while halt
+        .run_until_cancelled(tokio::time::sleep(pause))
+        .await
+        .is_some()
+    {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let now = (Instant::now(), shared.deps.log.uptime());
+        let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
+        for session in sessions {
+            let standing = *held(&session.standing);
+            match verdict(standing, session.alone_for(), now, grace) {
+                Verdict::Stays => {}
+                // The actor checks again: somebody may have answered just now.
+                Verdict::GivesBack => session.unattended.notify_one(),
+                Verdict::Ends if keeps && shared.deps.places.has_workspace(&session.spec()) => {
+                    session.stop(kept.clone());
+                }
+                Verdict::Ends => session.stop(ended.clone()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_waits_a_week_an_idle_session_the_grace_time_and_work_goes_on() {
+        let grace = Duration::from_secs(300);
+        let now = Instant::now() + Duration::from_hours(2000);
+        let uptime = 1 << 50;
+        let hours = |hours| Some(Duration::from_hours(hours));
+        let short = Some(Duration::from_secs(299));
+        let idle = |alone: Option<Duration>| Standing::Idle(now - alone.unwrap_or_default());
+        let asks = |hours: u64| Standing::Asks(uptime - hours * 3_600_000);
+        for (alone, standing, expected) in [
+            (None, idle(hours(1000)), Verdict::Stays),
+            (None, asks(1000), Verdict::Stays),
+            (short, idle(hours(1000)), Verdict::Stays),
+            (hours(1000), idle(short), Verdict::Stays),
+            (hours(1000), Standing::Works, Verdict::Stays),
+            (hours(1000), Standing::Held, Verdict::Stays),
+            (short, asks(1000), Verdict::Stays),
+            (Some(grace), idle(Some(grace)), Verdict::Ends),
+            (Some(grace), asks(0), Verdict::GivesBack),
+            (hours(90), asks(7 * 24 - 1), Verdict::GivesBack),
+            (Some(grace), asks(7 * 24), Verdict::Ends),
+        ] {
+            let found = verdict(standing, alone, (now, uptime), grace);
+            assert_eq!(found, expected, "alone {alone:?}, {standing:?}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Gets a session its place, and waits where the machine has no room for one at the moment.
+//!
+//! # Invariants
+//!
+//! - What passes (no file descriptor, no process, no inode is left) never ends a session; what does not
+//!   ends it with a sentence.
+//! - Clients are told when a wait begins and when it ends, outside of the log. A stop, and a host that goes
+//!   down, end it at once.
+
+use std::sync::Arc;
+
+use lucid_types::log::pauses;
+use lucid_types::transient::Transient;
+
+use super::super::ports::Environment;
+use super::{Actor, End};
+use crate::stream::frames;
+
+impl Actor {
+    /// A new place, as soon as there can be one. From here on the end of the session closes it.
+    pub(super) async fn place(&mut self) -> Result<Arc<dyn Environment>, End> {
+        let mut pauses = pauses();
+        let mut waits = false;
+        loop {
+            let failed = match self.effects.provision().await {
+                Ok(place) => {
+                    if waits {
+                        self.session.feed.resume();
+                    }
+                    return Ok(place);
+                }
+                Err(failed) => failed,
+            };
+            let Some(reason) = failed.passing else {
+                return Err(End::NoPlace(failed.to_string()));
+            };
+            if !std::mem::replace(&mut waits, true) {
+                tracing::warn!(session = %self.id, cause = %failed, "a session waits until its workspace and sandbox can be made");
+                self.say_that_it_waits(reason);
+            }
+            tokio::select! {
+                biased;
+                () = self.session.stop.cancelled() => return Err(End::Stopped),
+                () = self.shared.halt.cancelled() => return Err(End::Halted),
+                () = tokio::time::sleep(pauses.next().unwrap_or_default()) => {}
+            }
+        }
+    }
+
+    fn say_that_it_waits(&self, reason: Transient) {
+        let sentence = format!(
+            "The session pauses: its workspace and sandbox cannot be made, because {reason}. It goes on by itself as soon as they can."
+        );
+        self.session
+            .feed
+            .pause(frames::status("paused", &sentence, None));
+    }
+}

@@ -1,0 +1,81 @@
+//! What a session does first when it goes on after a restart.
+//!
+//! # Invariants
+//! A session whose files are gone does not work on in an empty folder as if nothing had happened: its user
+//! reads that they are gone, its policy is told with the input [`WORKSPACE_LOST`], and its repository is
+//! cloned again before its next command.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use lucid_types::wit::policy::Input;
+use lucid_types::wit::types::Custom;
+
+use super::super::ports::ActorMessage;
+use super::{Actor, End};
+use crate::ports::tools::SEPARATOR;
+use crate::stream::frames::EventDraft;
+
+/// The kind of the input; its body has `text`, a sentence for the model, and `repository`, whether one is
+/// cloned again.
+const WORKSPACE_LOST: &str = "lucid.workspace-lost";
+
+impl Actor {
+    /// Whatever waited for this start.
+    pub(super) async fn come_back(&mut self) -> Result<(), End> {
+        if self.session.stop.is_cancelled() || self.shared.halt.is_cancelled() {
+            // Nothing begins for the moment that is left.
+            return Ok(());
+        }
+        if self.was_held {
+            let id = self.id.clone();
+            self.persist(move |log| log.release(&id)).await?;
+        }
+        if self.has_lost_workspace().await {
+            tracing::warn!(session = %self.id, "the session's workspace is gone; it goes on in a new one");
+            self.effects.renew_workspace();
+            self.queue.push_front(ActorMessage::WorkspaceLost);
+        }
+        if self.counters.task_open {
+            self.said = self.last_said().await;
+        }
+        self.begin_paused().await
+    }
+
+    /// What the agent said last in its open task, as the chat has it. Where nobody knows any more, it is
+    /// taken to have said nothing.
+    async fn last_said(&self) -> Option<Arc<str>> {
+        let (log, since) = (&self.shared.deps.log, self.counters.task_started_at);
+        // Once: it is not worth a session that stands still.
+        let found = log.last_line(&self.id, &self.chat, since, EventDraft::says_type);
+        found.await.ok().flatten().map(Arc::from)
+    }
+
+    /// Whether it had files, and they are not there any more.
+    async fn has_lost_workspace(&self) -> bool {
+        let possible = self.shared.deps.places.refusal().is_none() && !self.session.has_workspace();
+        possible
+            && matches!(
+                self.first_input().await,
+                Some(Input::Started(start)) if start.tools.iter().any(|tool| !tool.name.contains(SEPARATOR))
+            )
+    }
+}
+
+/// What is told of it: to people, and to the policy.
+pub(crate) fn workspace_lost(repository: bool) -> (String, Input) {
+    let next = if repository {
+        "The repository is cloned again before the next command; what was not pushed is lost."
+    } else {
+        "The work goes on in an empty one."
+    };
+    let text =
+        format!("The session's workspace, with all files in it, is gone from the server. {next}");
+    let body = json!({ "text": text, "repository": repository }).to_string();
+    let input = Input::Other(Custom {
+        kind: WORKSPACE_LOST.to_owned(),
+        body,
+    });
+    (text, input)
+}

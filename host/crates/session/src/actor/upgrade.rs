@@ -1,0 +1,364 @@
+//! Moves a session to a newer generation of the deployment.
+//!
+//! A step with a build on probation that fails is retried with the build before it, if that build
+//! can take the state back. The session continues there, and its user never notices. The outcome of
+//! each step is reported to the deployment, which judges builds by it.
+//!
+//! # Invariants
+//! - A session moves between two steps, or not at all.
+//! - What a newer build makes of the state and the next inputs is tried before any of it is
+//!   written. A step is pure, so if the newer build fails the older one takes the same inputs, and
+//!   nothing is lost.
+//! - The step that moved the session names the newer component in the log, and its first input is
+//!   `upgraded`.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::ports::{
+    AvailableModels, Deployment, Generation, Models, Policy, PolicyInfo, StepOutcome, StepVerdict,
+};
+use crate::round::RoundBuilder;
+use lucid_types::log::NewSessionRow;
+use lucid_types::wit::policy::{Context, Input, Snapshot};
+
+use super::Actor;
+
+/// A newer build, and its version of the session's state.
+pub(super) struct Next {
+    generation: Arc<Generation>,
+    policy: Arc<dyn Policy>,
+    /// The schema of the state that it takes over.
+    from: u32,
+    state: Result<Snapshot, String>,
+}
+
+impl Next {
+    async fn step(&self, context: &Context, inputs: &[Input]) -> StepOutcome {
+        let state = match &self.state {
+            Ok(state) => state,
+            Err(reason) => {
+                return StepOutcome {
+                    result: Err(reason.clone()),
+                    fuel: 0,
+                    memory: 0,
+                    micros: 0,
+                };
+            }
+        };
+        let mut all = vec![Input::Upgraded(self.from)];
+        all.extend_from_slice(inputs);
+        self.policy.step(context, Some(state), &all).await
+    }
+}
+
+/// A failed step.
+struct Failed {
+    stepped: StepOutcome,
+    /// Whether the build was called at all.
+    asked: bool,
+}
+
+/// Waits for a generation other than the one last examined, and then for a permit to move.
+pub(super) async fn turn(
+    deployment: &mut Deployment,
+    looked_at: u64,
+    turns: &Arc<Semaphore>,
+) -> Option<OwnedSemaphorePermit> {
+    while deployment.borrow_and_update().number == looked_at {
+        if deployment.changed().await.is_err() {
+            // The generation never changes again.
+            return std::future::pending().await;
+        }
+    }
+    turns.clone().acquire_owned().await.ok()
+}
+
+/// Returns the models that a generation offers to a session.
+pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<AvailableModels> {
+    let priced = fixed.cost_limit.is_some();
+    let (models, has_key) = (&generation.models, fixed.api_key.is_some());
+    Arc::new(models.offers(&fixed.provider, &fixed.model, priced, has_key))
+}
+
+/// Checks that a policy can take over a state. The error is a sentence that says why not.
+pub(crate) fn takes_over(policy: &PolicyInfo, state: &Snapshot) -> Result<(), String> {
+    let PolicyInfo {
+        name,
+        schema,
+        oldest_schema,
+        ..
+    } = policy;
+    if (*oldest_schema..=*schema).contains(&state.schema) {
+        return Ok(());
+    }
+    Err(format!(
+        "this build of the policy '{name}' takes over states of schema {oldest_schema} to {schema}, and the session's has {}",
+        state.schema
+    ))
+}
+
+impl Actor {
+    /// Returns the build to try with the next step, if there is a newer one that differs. One that
+    /// does not differ is adopted at once.
+    pub(super) async fn next(&mut self) -> Option<Next> {
+        let current = self.deployment.borrow_and_update().clone();
+        let number = current.number;
+        self.looked_at = number;
+        let newer = number != self.generation.number && self.passed_over != Some(number);
+        let (generation, policy) = match newer.then(|| self.successor(&current)) {
+            Some(Ok(policy)) => (current, policy),
+            Some(Err(reason)) => {
+                self.stay(number, &reason);
+                (self.generation.clone(), self.policy.clone())
+            }
+            None => (self.generation.clone(), self.policy.clone()),
+        };
+        let differs =
+            self.taken_over.is_some() || policy.info().digest != self.policy.info().digest;
+        let Some(old) = self.state.as_ref().filter(|_| differs) else {
+            if newer && self.passed_over != Some(number) {
+                self.adopt(generation, policy);
+            }
+            return None;
+        };
+        let state = migrated(&*policy, old).await;
+        if let (Err(reason), None) = (&state, &self.taken_over) {
+            self.stay(number, reason);
+            return None;
+        }
+        Some(Next {
+            from: old.schema,
+            generation,
+            policy,
+            state,
+        })
+    }
+
+    /// Runs one step, with the newer build if that succeeds. Returns `None` if there is nothing for
+    /// the older build to decide.
+    pub(super) async fn step(
+        &mut self,
+        context: &Context,
+        draft: &mut RoundBuilder<'_>,
+        next: Option<Next>,
+    ) -> Option<StepOutcome> {
+        let (generation, policy, failed) = match next {
+            Some(next) => {
+                let asked = next.state.is_ok();
+                let stepped = next.step(context, &draft.inputs).await;
+                match &stepped.result {
+                    Ok(_) => {
+                        self.took(&next.generation, &*next.policy, StepVerdict::Well);
+                        draft.inputs.insert(0, Input::Upgraded(next.from));
+                        draft.plugin.clone_from(&next.policy.info().digest);
+                        self.adopt(next.generation, next.policy);
+                        return Some(stepped);
+                    }
+                    // The build that it had is no longer active, but may still be loaded.
+                    Err(_) if self.taken_over.is_some() => {
+                        if draft.inputs.is_empty() {
+                            return None;
+                        }
+                        // A state that could not be taken over is not a failed step.
+                        (next.generation, next.policy, Failed { stepped, asked })
+                    }
+                    Err(reason) => {
+                        self.stay(next.generation.number, reason);
+                        return self.stay_with_a_step(context, draft, &next).await;
+                    }
+                }
+            }
+            None => {
+                let (generation, policy) = (self.generation.clone(), self.policy.clone());
+                let state = self.state.as_ref();
+                let stepped = policy.step(context, state, &draft.inputs).await;
+                if stepped.result.is_ok() {
+                    self.took(&generation, &*policy, StepVerdict::Well);
+                    return Some(stepped);
+                }
+                let asked = true;
+                (generation, policy, Failed { stepped, asked })
+            }
+        };
+        Some(
+            self.fall_back(context, draft, (generation, policy), failed)
+                .await,
+        )
+    }
+
+    /// Runs one step with the session's current build, after a newer one failed it.
+    async fn stay_with_a_step(
+        &mut self,
+        context: &Context,
+        draft: &RoundBuilder<'_>,
+        next: &Next,
+    ) -> Option<StepOutcome> {
+        if draft.inputs.is_empty() {
+            self.took(&next.generation, &*next.policy, StepVerdict::Badly);
+            return None;
+        }
+        let state = self.state.as_ref();
+        let stepped = self.policy.step(context, state, &draft.inputs).await;
+        // If both fail, the newer one is not to blame.
+        if stepped.result.is_ok() {
+            self.took(&next.generation, &*next.policy, StepVerdict::Badly);
+            self.took(&self.generation, &*self.policy, StepVerdict::Well);
+        }
+        Some(stepped)
+    }
+
+    /// Gives the same inputs to the build before one that is on probation and failed them. Returns
+    /// the outcome of that build, or the original failure.
+    async fn fall_back(
+        &mut self,
+        context: &Context,
+        draft: &mut RoundBuilder<'_>,
+        (generation, policy): (Arc<Generation>, Arc<dyn Policy>),
+        failed: Failed,
+    ) -> StepOutcome {
+        let Failed {
+            stepped: failed,
+            asked,
+        } = failed;
+        let info = policy.info();
+        let older = generation.policies.older(&self.fixed.policy, &info.digest);
+        let Some((older, state)) = self.taken_back(older, info).await else {
+            if asked {
+                self.took(&generation, &*policy, StepVerdict::Badly);
+            }
+            return failed;
+        };
+        let upgraded = state.as_ref().and_then(|(_, from)| *from);
+        let mut inputs = draft.inputs.clone();
+        if let Some(from) = upgraded {
+            inputs.insert(0, Input::Upgraded(from));
+        }
+        let state = state.as_ref().map(|(state, _)| state);
+        let stepped = older.step(context, state, &inputs).await;
+        if stepped.result.is_err() {
+            // The inputs or a passing condition are the cause: this says nothing about either
+            // build.
+            return failed;
+        }
+        tracing::warn!(
+            session = %self.id,
+            failed = info.digest,
+            older = older.info().digest,
+            reason = failed.result.err(),
+            "a step failed with a build on probation, and the build before took it"
+        );
+        if asked {
+            self.took(&generation, &*policy, StepVerdict::Badly);
+        }
+        self.took(&generation, &*older, StepVerdict::Well);
+        draft.inputs = inputs;
+        draft.plugin.clone_from(&older.info().digest);
+        self.adopt(generation, older);
+        stepped
+    }
+
+    /// Returns the older build if it can continue this session in place of one that requests the
+    /// same, with the state to continue from and, if that was taken over from another build, its
+    /// schema.
+    async fn taken_back(
+        &self,
+        older: Option<Arc<dyn Policy>>,
+        newer: &PolicyInfo,
+    ) -> Option<(Arc<dyn Policy>, Option<(Snapshot, Option<u32>)>)> {
+        let older = older?;
+        let info = older.info();
+        let asks = |info: &PolicyInfo| (info.calls_models, info.needs_sandbox);
+        if asks(info) != asks(newer) {
+            return None;
+        }
+        let Some(state) = &self.state else {
+            return Some((older, None));
+        };
+        // After a restart the state may be this very build's own.
+        if self.taken_over.as_ref() == Some(&info.digest) {
+            let own = (state.clone(), None);
+            return Some((older, Some(own)));
+        }
+        takes_over(info, state).ok()?;
+        let taken = migrated(&*older, state).await.ok()?;
+        Some((older, Some((taken, Some(state.schema)))))
+    }
+
+    fn took(&self, generation: &Generation, policy: &dyn Policy, took: StepVerdict) {
+        let (name, digest) = (&self.fixed.policy, &policy.info().digest);
+        generation.policies.took(name, digest, &self.id, took);
+    }
+
+    /// Returns the policy that would continue this session.
+    fn successor(&self, current: &Generation) -> Result<Arc<dyn Policy>, String> {
+        let (fixed, info) = (&self.fixed, self.policy.info());
+        let policy = current.policies.successor(&fixed.policy, &info.digest);
+        let policy = policy.ok_or("the deployment no longer has the policy")?;
+        let next = policy.info();
+        if next.digest != info.digest {
+            self.state
+                .as_ref()
+                .map_or(Ok(()), |state| takes_over(next, state))?;
+        }
+        if next.needs_sandbox
+            && let Some(reason) = self.shared.deps.places.refusal()
+        {
+            return Err(reason);
+        }
+        if next.calls_models {
+            let (provider, model) = (Some(&*fixed.provider), Some(&*fixed.model));
+            let found = current.models.find(provider, model, self.effects.has_key());
+            let found = found.map_err(|cause| cause.to_string())?;
+            let server = |models: &dyn Models| models.server(&fixed.provider);
+            if self.effects.has_key()
+                && server(&*current.models) != server(&*self.generation.models)
+            {
+                return Err(
+                    "its user's own key was for another server than the provider's is now".into(),
+                );
+            }
+            if fixed.cost_limit.is_some()
+                && let Some(unpriced) =
+                    current
+                        .models
+                        .unpriced(&found.name, &found.model, self.effects.has_key())
+            {
+                return Err(unpriced.to_string());
+            }
+        }
+        Ok(policy)
+    }
+
+    fn adopt(&mut self, generation: Arc<Generation>, policy: Arc<dyn Policy>) {
+        tracing::debug!(
+            session = %self.id,
+            generation = generation.number,
+            plugin = policy.info().digest,
+            "a session moved on"
+        );
+        self.session.set_runs(policy.info(), &self.fixed.provider);
+        self.offers = offers_of(&generation, &self.fixed);
+        self.effects.adopt(&generation);
+        (self.generation, self.policy) = (generation, policy);
+        self.taken_over = None;
+    }
+
+    fn stay(&mut self, generation: u64, reason: &str) {
+        tracing::warn!(session = %self.id, generation, reason, "a session stays with the generation it has");
+        self.passed_over = Some(generation);
+    }
+}
+
+async fn migrated(policy: &dyn Policy, old: &Snapshot) -> Result<Snapshot, String> {
+    let state = policy.migrate(old).await?;
+    let schema = policy.info().schema;
+    if state.schema == schema {
+        return Ok(state);
+    }
+    Err(format!(
+        "it made a state of schema {} of the older one, and writes {schema} itself",
+        state.schema
+    ))
+}

@@ -1,0 +1,80 @@
+//! The delta stream of one effect, and the decision of who closes it: the effect itself, or its
+//! canceller.
+//!
+//! # Invariants
+//! - An effect is closed once, so it has one result, even if it finishes at the moment it is
+//!   cancelled.
+//! - Nothing of an effect is shown after it is closed. If no frame of the log will replace the
+//!   deltas that were shown, they are voided first.
+
+use std::sync::{Arc, Mutex};
+
+use crate::handle::{Session, held};
+use crate::ports::DeltaKind;
+use crate::stream::feed::Item;
+use crate::stream::frames;
+
+pub(crate) struct Stream {
+    session: Arc<Session>,
+    effect: Arc<str>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    over: bool,
+    /// The number of the next delta.
+    number: u64,
+    again: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(session: Arc<Session>, effect: &str) -> Arc<Self> {
+        Arc::new(Self {
+            session,
+            effect: effect.into(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Shows a delta. It is built only if a client follows deltas, and counted in any case: a later
+    /// follower must be able to see that it missed something.
+    pub(crate) fn show(&self, kind: DeltaKind, text: &str) {
+        let mut state = held(&self.state);
+        if state.over {
+            return;
+        }
+        if kind == DeltaKind::Reset {
+            (state.number, state.again) = (0, true);
+            return self.tell(Item::Void);
+        }
+        let (number, again) = (state.number, state.again);
+        state.number += 1;
+        self.session.feed.tell(|| Item::Piece {
+            effect: self.effect.clone(),
+            number,
+            again,
+            frame: frames::delta(kind, &self.effect, text).into(),
+        });
+    }
+
+    /// Closes the stream. Returns `false` if it was closed already. `stands` says whether a frame
+    /// of the log will replace the deltas that were shown.
+    pub(crate) fn finish(&self, stands: bool) -> bool {
+        let mut state = held(&self.state);
+        if std::mem::replace(&mut state.over, true) {
+            return false;
+        }
+        if state.number > 0 && !stands {
+            self.tell(Item::Void);
+        }
+        if state.number > 0 || state.again {
+            self.tell(Item::Done);
+        }
+        true
+    }
+
+    fn tell(&self, item: fn(Arc<str>) -> Item) {
+        self.session.feed.tell(|| item(self.effect.clone()));
+    }
+}

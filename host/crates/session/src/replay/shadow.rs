@@ -1,0 +1,333 @@
+//! Shadow runs: the logged inputs of the most recent sessions are replayed through a build of a
+//! policy, and its commands are compared with those in the log.
+//!
+//! # Invariants
+//! - A step is pure, and nothing is carried out or written, so no session and no user notices.
+//! - A build begins each session from an empty state, as if it had started the session, and
+//!   continues with the state that it left.
+//! - The amount replayed, its duration and the number of differences kept are limited. One step
+//!   runs at a time, so that sessions have the rest of the machine.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use lucid_types::log::{LogError, LoggedStep};
+use lucid_types::log_label::Caller;
+use lucid_types::plural;
+use lucid_types::wit::policy::Snapshot;
+
+use super::again;
+use super::diff::{difference, readable};
+use crate::Sessions;
+use crate::actor::takes_over;
+use crate::handle::held;
+use crate::ports::Policy;
+
+/// The limits of a shadow run.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Steps per session, counted from its first.
+    pub session_steps: u64,
+    /// Steps of all sessions.
+    pub steps: u64,
+    /// Wall-clock time, checked between steps.
+    pub time: Duration,
+    /// Differences kept.
+    pub differences: usize,
+}
+
+impl Default for Bounds {
+    /// A step takes well below a millisecond, so these limits are for unusual builds and sessions.
+    fn default() -> Self {
+        Self {
+            session_steps: 2_000,
+            steps: 50_000,
+            time: Duration::from_secs(600),
+            differences: 40,
+        }
+    }
+}
+
+/// The progress and the findings of a shadow run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shadowed {
+    /// Sessions to be replayed in total.
+    pub wanted: u64,
+    /// Sessions replayed. Each is counted in one of the next three.
+    pub sessions: u64,
+    /// Sessions in which all steps gave the same commands.
+    pub same: u64,
+    /// Sessions in which a step gave other commands and none failed.
+    pub different: u64,
+    /// Sessions in which a step failed (a crash, a refusal or a limit) that succeeded when
+    /// recorded.
+    pub failed: u64,
+    /// Sessions whose last state the build cannot take over, whatever their steps did. If still
+    /// running, such a session would stay with its current build.
+    pub not_migrated: u64,
+    /// Sessions skipped because this host cannot read their steps.
+    pub unread: u64,
+    /// Steps compared.
+    pub steps: u64,
+    /// Compared steps that differed, whether they failed or not.
+    pub steps_different: u64,
+    /// Fuel that the compared steps used when they were recorded.
+    pub fuel_then: u64,
+    /// Fuel that the build used for the same steps.
+    pub fuel_now: u64,
+    /// The first differences: at most two per session for its steps and one for its state.
+    pub differences: Vec<Difference>,
+    /// Why not everything was replayed, as a sentence, if that is so.
+    pub cut: Option<String>,
+}
+
+/// A difference in the build's behaviour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The session's id.
+    pub session: String,
+    /// The step's number; `None` if the difference is in the session's last state.
+    pub step: Option<u64>,
+    /// The kind of difference.
+    pub what: Differs,
+    /// The SHA-256 in lower-case hex of the component that the log names; empty if there is no
+    /// step.
+    pub recorded_by: String,
+    /// The lines that differ, or the build's own reason. Truncated.
+    pub text: String,
+}
+
+/// How a build differs from the recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Differs {
+    /// It gives other commands.
+    Commands,
+    /// It gives no commands: it crashed, refused or met a limit.
+    Failed,
+    /// It gives commands where the recorded step failed.
+    Mended,
+    /// It cannot take over the session's last state.
+    NotMigrated,
+}
+
+impl Sessions {
+    /// Shadows a build with the most recent sessions of the policy of this name. `told` holds the
+    /// progress at any time, and the full result in the end.
+    pub async fn shadow(
+        &self,
+        name: &str,
+        build: &dyn Policy,
+        most: u64,
+        bounds: Bounds,
+        told: &Mutex<Shadowed>,
+    ) -> Result<(), LogError> {
+        let until = Instant::now() + bounds.time;
+        let log = &self.shared.deps.log;
+        let found = log.last_sessions(name, most).await?;
+        held(told).wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
+        if found.is_empty() {
+            let nothing =
+                "No session of this policy has stepped yet, so there is nothing to replay.";
+            held(told).cut = Some(nothing.to_owned());
+        }
+        for session in found {
+            let Some(row) = log.find(&session).await? else {
+                continue;
+            };
+            let mut one = One {
+                sessions: self,
+                build,
+                bounds,
+                until,
+                told,
+                session,
+                first_differs: false,
+            };
+            let caller = Caller::shadow().in_session(&one.session);
+            let steps = caller.clone().scope(one.steps(row.counters.step));
+            let verdict = match steps.await {
+                Err(LogError::Content(cause)) => {
+                    tracing::warn!(session = one.session, cause, "a session cannot be replayed");
+                    held(told).unread += 1;
+                    continue;
+                }
+                other => other?,
+            };
+            if let Some((schema, bytes)) = row.state {
+                caller.scope(one.migrate(&Snapshot { schema, bytes })).await;
+            }
+            let mut told = held(told);
+            told.sessions += 1;
+            match verdict {
+                Verdict::Same => told.same += 1,
+                Verdict::Different => told.different += 1,
+                Verdict::Failed => told.failed += 1,
+            }
+            if told.cut.is_some() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The outcome of a session.
+#[derive(Clone, Copy)]
+enum Verdict {
+    Same,
+    Different,
+    Failed,
+}
+
+/// One session of a shadow run.
+struct One<'a> {
+    sessions: &'a Sessions,
+    build: &'a dyn Policy,
+    bounds: Bounds,
+    until: Instant,
+    told: &'a Mutex<Shadowed>,
+    session: String,
+    /// Whether an earlier step of the session differed.
+    first_differs: bool,
+}
+
+impl One<'_> {
+    /// Replays the first steps, up to this number, so that the replay of a session that is still
+    /// running also ends.
+    async fn steps(&mut self, end: u64) -> Result<Verdict, LogError> {
+        let log = &self.sessions.shared.deps.log;
+        let mut state: Option<Snapshot> = None;
+        let mut next = 0;
+        let end = end.min(self.bounds.session_steps);
+        while next < end {
+            let piece = log.steps_from(&self.session, next).await?;
+            let Some(last) = piece.last() else { break };
+            next = last.step + 1;
+            for logged in piece.into_iter().filter(|logged| logged.step < end) {
+                // The host ended the step before any build was called.
+                if logged.commands.is_none() && logged.fuel == 0 {
+                    continue;
+                }
+                if self.is_over() {
+                    return Ok(self.verdict());
+                }
+                match self.step(&logged, state.as_ref()).await? {
+                    Some(after) => state = after.or(state),
+                    None => return Ok(Verdict::Failed),
+                }
+                // Let other work waiting for this thread run first.
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(self.verdict())
+    }
+
+    fn verdict(&self) -> Verdict {
+        if self.first_differs {
+            Verdict::Different
+        } else {
+            Verdict::Same
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let mut told = held(self.told);
+        let Bounds { steps, time, .. } = self.bounds;
+        if told.steps >= steps {
+            told.cut = Some(format!(
+                "It was ended after {}.",
+                plural::count(steps, "step")
+            ));
+        } else if Instant::now() >= self.until {
+            let seconds = plural::count(time.as_secs(), "second");
+            told.cut = Some(format!("It was ended after {seconds}."));
+        }
+        told.cut.is_some()
+    }
+
+    /// Replays one step and returns the state to continue from: the build's own, or the previous
+    /// one if the recorded step failed. Returns `None` if the build fails, as there is nothing to
+    /// continue from.
+    async fn step(
+        &mut self,
+        logged: &LoggedStep,
+        state: Option<&Snapshot>,
+    ) -> Result<Option<Option<Snapshot>>, LogError> {
+        let again = again(self.build, logged, state).await?;
+        {
+            let mut told = held(self.told);
+            told.steps += 1;
+            told.fuel_then = told.fuel_then.saturating_add(logged.fuel);
+            told.fuel_now = told.fuel_now.saturating_add(again.fuel);
+        }
+        match (&logged.commands, &again.commands) {
+            // The build's own state is used even if its bytes differ: only commands are visible
+            // outside.
+            (Some(then), Ok(now)) => {
+                if then != now && self.differs() {
+                    let text = difference(&readable(then), &readable(now));
+                    self.keep(logged, Differs::Commands, text);
+                }
+                Ok(Some(again.state))
+            }
+            (Some(_), Err(reason)) => {
+                self.differs();
+                self.keep(logged, Differs::Failed, reason.clone());
+                Ok(None)
+            }
+            (None, Err(_)) => Ok(Some(None)),
+            (None, Ok(now)) => {
+                if self.differs() {
+                    let text = difference("(the step failed)\n", &readable(now));
+                    self.keep(logged, Differs::Mended, text);
+                }
+                // The log continues from the previous state.
+                Ok(Some(None))
+            }
+        }
+    }
+
+    /// Counts a step that differs, and returns whether it is the session's first. The inputs of
+    /// later steps answer what was recorded, so those are counted and not shown.
+    fn differs(&mut self) -> bool {
+        held(self.told).steps_different += 1;
+        !std::mem::replace(&mut self.first_differs, true)
+    }
+
+    fn keep(&self, logged: &LoggedStep, what: Differs, text: String) {
+        self.push(Difference {
+            session: self.session.clone(),
+            step: Some(logged.step),
+            what,
+            recorded_by: logged.plugin.clone(),
+            text,
+        });
+    }
+
+    fn push(&self, difference: Difference) {
+        let mut told = held(self.told);
+        if told.differences.len() < self.bounds.differences {
+            told.differences.push(difference);
+        }
+    }
+
+    /// Checks whether the build would take over the session as it stands.
+    async fn migrate(&self, last: &Snapshot) {
+        let taken = match takes_over(self.build.info(), last) {
+            Ok(()) => self.build.migrate(last).await.map(|_| ()),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = taken {
+            held(self.told).not_migrated += 1;
+            self.push(Difference {
+                session: self.session.clone(),
+                step: None,
+                what: Differs::NotMigrated,
+                recorded_by: String::new(),
+                text: reason,
+            });
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The inputs of a round: turns what arrived into policy inputs, transcript entries and frames.
+//!
+//! # Invariants
+//! - Pure, like all of `round`.
+//! - A message about an effect that is not open changes only the totals: what a model call cost is
+//!   charged whether or not anybody waits for its answer.
+
+use lucid_types::log::{CallRow, ChatLine, EffectKind, Totals};
+use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
+use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
+
+use super::{CHANGE, RoundBuilder};
+use crate::actor::workspace_lost;
+use crate::ports::{
+    ActorMessage, AvailableModels, CallCost, ModelAnswer, OpenedPullRequest, Started,
+};
+use crate::stream::frames::{self, EventDraft};
+
+/// The type of events that say that a model is unavailable or available again. Clients that do not
+/// know the type show it in the chat because its name contains `Message`, and none of them mistakes
+/// a state for a failure.
+pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
+
+impl RoundBuilder<'_> {
+    /// Takes one message from the mailbox.
+    pub(crate) fn take(&mut self, news: ActorMessage) {
+        match news {
+            ActorMessage::Started(started) => self.started(started),
+            ActorMessage::Message(number, text) => {
+                self.takes(number);
+                self.message(text);
+            }
+            ActorMessage::Spent(effect, spent) => self.spend(&effect, spent),
+            ActorMessage::Model(effect, result) => {
+                let open = self.close(&effect, Some(EffectKind::Model));
+                match result {
+                    Ok(answer) if open => self.model(effect, answer),
+                    Ok(answer) => self.spend(&effect, answer.spent),
+                    Err(failure) => {
+                        if let Some(spent) = failure.spent {
+                            self.spend(&effect, *spent);
+                        }
+                        if open {
+                            self.failed(effect, failure.error);
+                        }
+                    }
+                }
+            }
+            ActorMessage::ModelNotice(effect, text) => {
+                if self.open.get(&effect) == Some(&EffectKind::Model) {
+                    self.event(EventDraft::text(MODEL_NOTICE, text));
+                }
+            }
+            ActorMessage::Tool(effect, result, tree) => {
+                if self.close(&effect, Some(EffectKind::Tool)) {
+                    match result {
+                        Ok(done) => {
+                            let done = *done;
+                            self.event(done.shown);
+                            for notice in done.notices {
+                                self.event(notice);
+                            }
+                            let entry = self.entry(&tool_says(&done.result));
+                            self.inputs.push(Input::ToolReplied(ToolReply {
+                                effect,
+                                entry,
+                                outcome: done.result,
+                            }));
+                        }
+                        Err(error) => self.failed(effect, error),
+                    }
+                    if let Some(tree) = &tree {
+                        self.tree(tree);
+                    }
+                }
+            }
+            ActorMessage::Shows(effect, event, told) => self.shows(&effect, *event, told),
+            ActorMessage::Tree(tree) => self.tree(&tree),
+            ActorMessage::Pushed(branch) => self.pushed = Some(Some(branch)),
+            ActorMessage::Change(result) => {
+                if self.close(CHANGE, Some(EffectKind::Change)) {
+                    self.event(change_event(result));
+                }
+            }
+            ActorMessage::Notice(text) => {
+                self.event(EventDraft::text("AgentErrorObservation", text))
+            }
+            ActorMessage::WorkspaceLost => {
+                let (text, input) = workspace_lost(self.scene.repository.is_some());
+                self.event(EventDraft::text("AgentErrorObservation", text));
+                self.inputs.push(input);
+            }
+            ActorMessage::Timer(effect) => {
+                if self.close(&effect, Some(EffectKind::Timer)) {
+                    self.inputs.push(Input::TimerFired(effect));
+                }
+            }
+            ActorMessage::Lost(effect) => {
+                let said = match self.open.get(&effect) {
+                    Some(EffectKind::Model) => {
+                        "The server was restarted while the model answered, and the answer was lost."
+                    }
+                    _ => {
+                        "The server was restarted while this ran. It may or may not have happened, and was not run again."
+                    }
+                };
+                if self.close(&effect, None) {
+                    self.event(EventDraft::text("AgentErrorObservation", said));
+                    self.inputs.push(Input::EffectLost(effect));
+                }
+            }
+            ActorMessage::Failed(effect, error) => {
+                if self.close(&effect, None) {
+                    self.failed(effect, error);
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, started: Started) {
+        let scene = self.scene;
+        let (status, message) = if scene.mock {
+            ("mock_mode", "Running the mock agent: no model is called.")
+        } else {
+            ("ready", "The session is ready.")
+        };
+        self.frame(frames::status(status, message, Some(scene.session)));
+        self.open_task(scene.task);
+        if let Some(tree) = &started.tree {
+            self.tree(tree);
+        }
+        let offers = scene.offers.cloned();
+        let offers = offers.unwrap_or_else(|| AvailableModels::only(scene.model));
+        self.inputs.push(Input::Started(Start {
+            task: scene.task.to_owned(),
+            entry: 0,
+            workspace: started.workspace,
+            repository: scene.repository.map(str::to_owned),
+            branch: scene.branch.map(str::to_owned),
+            model: offers.model,
+            small_model: offers.small,
+            models: offers.names,
+            instructions: started.instructions,
+            tools: started.tools,
+            settings: scene.settings.to_owned(),
+        }));
+    }
+
+    fn message(&mut self, text: String) {
+        self.counters.steps_alone = 0;
+        self.tell_of_orphans();
+        let message = user_says(&text);
+        let question = self
+            .open
+            .iter()
+            .find(|(_, kind)| **kind == EffectKind::Ask)
+            .map(|(id, _)| id.clone());
+        if question.is_none() && !self.counters.task_open {
+            self.open_task(&text);
+        }
+        let entry = self.entry(&message);
+        match question {
+            Some(effect) => {
+                self.close(&effect, None);
+                self.inputs.push(Input::Answered(Answer {
+                    effect,
+                    entry,
+                    text: text.clone(),
+                }));
+            }
+            None => self.inputs.push(Input::UserMessage(UserMessage {
+                entry,
+                content: message.content,
+            })),
+        }
+        self.lines.push(ChatLine {
+            role: "user",
+            content: text,
+            event_type: "FollowUp".to_owned(),
+            metadata: None,
+        });
+    }
+
+    /// Adds what a model call cost to the totals, and reports it.
+    pub(crate) fn spend(&mut self, effect: &str, spent: CallCost) {
+        let used = Totals {
+            calls: 1,
+            input_tokens: spent.usage.input_tokens,
+            output_tokens: spent.usage.output_tokens,
+            cache_read_tokens: spent.usage.cache_read_tokens,
+            cache_write_tokens: spent.usage.cache_write_tokens,
+            cost: spent.cost.unwrap_or(0),
+        };
+        self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
+        self.counters.totals.add(&used);
+        let call = CallRow {
+            effect: effect.to_owned(),
+            provider: spent.provider,
+            model: spent.model,
+            used,
+            priced: spent.cost.is_some(),
+            tries: spent.tries,
+        };
+        self.frame(frames::usage(&call, &self.counters));
+        self.calls.push(call);
+    }
+
+    fn model(&mut self, effect: String, answer: ModelAnswer) {
+        let entry = self.entry(&answer.message);
+        let (mut text, mut thought) = (String::new(), String::new());
+        for content in &answer.message.content {
+            match content {
+                Content::Text(piece) => text.push_str(piece),
+                Content::Thinking(piece) => thought.push_str(&piece.text),
+                _ => {}
+            }
+        }
+        let event_type = if answer.aside || text.trim().is_empty() {
+            "ThinkAction"
+        } else {
+            "AgentMessageAction"
+        };
+        if text.trim().is_empty() {
+            text.clone_from(&thought);
+        }
+        if !text.trim().is_empty() {
+            let thought = Some(thought).filter(|thought| !thought.is_empty());
+            self.event(EventDraft {
+                thought,
+                ..EventDraft::text(event_type, text)
+            });
+        }
+        self.spend(&effect, answer.spent);
+        self.inputs.push(Input::ModelReplied(ModelReply {
+            effect,
+            entry,
+            message: answer.message,
+            stop: answer.stop,
+            usage: answer.usage,
+        }));
+    }
+
+    fn failed(&mut self, effect: String, error: Error) {
+        if error.kind != ErrorKind::Cancelled {
+            self.event(EventDraft::text(
+                "AgentErrorObservation",
+                error.message.clone(),
+            ));
+        }
+        self.inputs
+            .push(Input::EffectFailed(Failure { effect, error }));
+    }
+}
+
+pub(super) fn user_says(text: &str) -> Message {
+    Message {
+        role: Role::User,
+        content: vec![Content::Text(text.to_owned())],
+    }
+}
+
+fn tool_says(result: &ToolResult) -> Message {
+    Message {
+        role: Role::Tool,
+        content: vec![Content::ToolResult(result.clone())],
+    }
+}
+
+/// The event that shows the outcome of opening a pull request.
+pub(crate) fn change_event(result: Result<OpenedPullRequest, String>) -> EventDraft {
+    match result {
+        Ok(change) => {
+            let opened = if change.existed {
+                "The change is open already"
+            } else {
+                "Opened a change"
+            };
+            let OpenedPullRequest {
+                number, title, url, ..
+            } = change;
+            // Clients that do not know a type show it in the chat if its name contains `Message`.
+            EventDraft {
+                url: Some(url.clone()),
+                ..EventDraft::text(
+                    "ChangeMessage",
+                    format!("{opened}: #{number} {title}\n{url}"),
+                )
+            }
+        }
+        Err(why) => EventDraft::text(
+            "AgentErrorObservation",
+            format!("The change could not be opened: {why}"),
+        ),
+    }
+}

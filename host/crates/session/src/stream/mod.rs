@@ -1,0 +1,7 @@
+//! What clients see of a session: its frames in one order, and each client's position among them.
+
+pub mod feed;
+pub mod frames;
+pub(crate) mod positions;
+pub(crate) mod saved_positions;
+pub mod subscription;

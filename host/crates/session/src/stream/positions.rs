@@ -1,0 +1,385 @@
+//! The positions of clients that do not count frames themselves, so that a client whose connection
+//! broke continues where it was.
+//!
+//! Such a client comes back by sending its first message again. Nothing in that message says which
+//! connection it had, so if several are possible, positions are handed out such that none of the
+//! clients misses a frame.
+//!
+//! A connection has taken what was written to it before its client ended it in an orderly way: a
+//! client that closes a socket properly has read what arrived. If a connection was reset or went
+//! silent, only what the client acknowledged counts: a ping sent after a frame carries the frame's
+//! number, and its pong proves that everything before it arrived.
+//!
+//! # Invariants
+//! - No client misses a frame that its connection may not have delivered; if that cannot be known,
+//!   the client gets the frame again.
+//! - A position is handed out once, to a client with the same features, and for no longer than a
+//!   client keeps retrying.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout_at;
+
+use super::frames::Features;
+use crate::handle::held;
+
+/// How long a lost client may take to come back. An old client tries three times, two seconds
+/// apart; one that comes later is a different page.
+const RETURNS_WITHIN: Duration = Duration::from_secs(30);
+/// A client that has not answered a ping for this long is not reading what it is sent.
+const UNANSWERED: Duration = Duration::from_secs(10);
+/// How long a returning client may be ahead of the report that its connection broke.
+const OVERTAKEN: Duration = Duration::from_millis(200);
+/// The number of lost clients remembered per session.
+const REMEMBERED: usize = 64;
+
+/// How a connection was lost without a close frame from its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The client's side ended it in an orderly way.
+    Ended,
+    /// It was reset, or nothing more arrived on it.
+    Broken,
+}
+
+/// The position of one connection.
+#[derive(Debug)]
+pub struct Position {
+    features: Features,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The last frame that was written to it.
+    sent: u64,
+    /// The last frame that its client has certainly received.
+    acknowledged: u64,
+    /// The last frame that was followed by a ping.
+    asked: u64,
+    /// Since when a ping has been unanswered, if one is.
+    unanswered: Option<Instant>,
+    /// Whether another client has come back in place of this one.
+    replaced: bool,
+}
+
+impl State {
+    /// The last frame that counts as received.
+    fn taken(&self, loss: Loss, now: Instant) -> u64 {
+        match loss {
+            Loss::Ended if !self.is_silent(now) => self.sent,
+            _ => self.acknowledged,
+        }
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.unanswered
+            .is_some_and(|since| now.saturating_duration_since(since) >= UNANSWERED)
+    }
+}
+
+impl Position {
+    /// Creates the position of a connection that is given everything after frame `from`.
+    fn new(features: Features, from: u64) -> Self {
+        Self {
+            features,
+            state: Mutex::new(State {
+                sent: from,
+                acknowledged: from,
+                asked: from,
+                unanswered: None,
+                replaced: false,
+            }),
+        }
+    }
+
+    /// The payload of a ping after this frame.
+    pub fn ping(&self, seq: u64) -> [u8; 8] {
+        let mut state = held(&self.state);
+        state.asked = seq;
+        state.unanswered.get_or_insert_with(Instant::now);
+        seq.to_be_bytes()
+    }
+
+    /// Records the client's answer to a ping.
+    pub fn pong(&self, said: &[u8]) {
+        let Ok(said) = said.try_into() else {
+            return;
+        };
+        let seq = u64::from_be_bytes(said);
+        let mut state = held(&self.state);
+        if (state.acknowledged + 1..=state.asked).contains(&seq) {
+            state.acknowledged = seq;
+            state.unanswered = (seq < state.asked).then(Instant::now);
+        }
+    }
+
+    /// Records that the frames up to this one were written.
+    pub fn sent(&self, seq: u64) {
+        held(&self.state).sent = seq;
+    }
+}
+
+/// The connections of a session whose clients do not count frames.
+#[derive(Debug, Default)]
+pub(crate) struct Positions {
+    known: Mutex<Known>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    open: Vec<Arc<Position>>,
+    lost: Vec<Lost>,
+}
+
+/// A client whose connection broke.
+#[derive(Debug)]
+struct Lost {
+    features: Features,
+    taken: u64,
+    at: Instant,
+}
+
+impl Lost {
+    fn may_return(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < RETURNS_WITHIN
+    }
+}
+
+impl Positions {
+    /// Registers the connection of a client that is given everything after a frame.
+    pub(crate) fn open(&self, features: Features, from: u64) -> Arc<Position> {
+        let position = Arc::new(Position::new(features, from));
+        held(&self.known).open.push(position.clone());
+        position
+    }
+
+    /// Removes a connection that was lost, or that its client closed; the latter starts afresh when
+    /// it comes back.
+    pub(crate) fn close(&self, position: &Arc<Position>, loss: Option<Loss>) {
+        let mut known = held(&self.known);
+        known.open.retain(|open| !Arc::ptr_eq(open, position));
+        let state = held(&position.state);
+        let Some(loss) = loss.filter(|_| !state.replaced) else {
+            return;
+        };
+        let taken = state.taken(loss, Instant::now());
+        drop(state);
+        drop(known);
+        self.lost(position.features, taken);
+    }
+
+    /// The last frame that each client has certainly received, for open connections and lost ones.
+    pub(super) fn taken(&self) -> Vec<(Features, u64)> {
+        let now = Instant::now();
+        let known = held(&self.known);
+        let open = known.open.iter().filter_map(|position| {
+            let state = held(&position.state);
+            (!state.replaced).then_some((position.features, state.acknowledged))
+        });
+        let lost = known.lost.iter().filter(|lost| lost.may_return(now));
+        open.chain(lost.map(|lost| (lost.features, lost.taken)))
+            .collect()
+    }
+
+    /// Records a lost client, to be continued after this frame.
+    pub(super) fn lost(&self, features: Features, taken: u64) {
+        let mut known = held(&self.known);
+        known.lost.push(Lost {
+            features,
+            taken,
+            at: Instant::now(),
+        });
+        if known.lost.len() > REMEMBERED {
+            known.forget_the_furthest(features);
+        }
+        drop(known);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns the last frame that a returning client has, if one was lost. If another connection
+    /// is open that may be the same client's, waits a moment for the news that it is lost.
+    pub(crate) async fn find(&self, features: Features) -> Option<u64> {
+        let deadline = Instant::now() + OVERTAKEN;
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let found = self.take(features);
+            let alike = |open: &Arc<Position>| open.features == features;
+            if found.is_some() || !held(&self.known).open.iter().any(alike) {
+                return found;
+            }
+            timeout_at(deadline.into(), changed).await.ok()?;
+        }
+    }
+
+    /// Takes the last frame of a lost client.
+    ///
+    /// If several are possible, the client is given the earliest position, and the furthest one is
+    /// forgotten: whichever client comes next then misses nothing either.
+    fn take(&self, features: Features) -> Option<u64> {
+        self.take_at(features, Instant::now())
+    }
+
+    fn take_at(&self, features: Features, now: Instant) -> Option<u64> {
+        let mut known = held(&self.known);
+        known.lost.retain(|lost| lost.may_return(now));
+        known.lose_the_silent(features, now);
+        let alike = known.lost.iter().filter(|lost| lost.features == features);
+        let least = alike.map(|lost| lost.taken).min()?;
+        known.forget_the_furthest(features);
+        Some(least)
+    }
+}
+
+impl Known {
+    /// Treats a connection whose client does not answer as lost, though nothing has reported it
+    /// yet.
+    fn lose_the_silent(&mut self, features: Features, now: Instant) {
+        for position in &self.open {
+            let mut state = held(&position.state);
+            if position.features == features && !state.replaced && state.is_silent(now) {
+                state.replaced = true;
+                self.lost.push(Lost {
+                    features,
+                    taken: state.acknowledged,
+                    at: now,
+                });
+            }
+        }
+    }
+
+    fn forget_the_furthest(&mut self, features: Features) {
+        let alike = self.lost.iter().enumerate();
+        let alike = alike.filter(|(_, lost)| lost.features == features);
+        if let Some((furthest, _)) = alike.max_by_key(|(_, lost)| lost.taken) {
+            self.lost.swap_remove(furthest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Features = Features {
+        seq: false,
+        deltas: false,
+        diffs: false,
+        usage: false,
+    };
+
+    fn lost(positions: &Positions, features: Features, sent: u64, loss: Loss) {
+        let position = positions.open(features, 0);
+        position.sent(sent);
+        positions.close(&position, Some(loss));
+    }
+
+    #[test]
+    fn who_was_lost_is_continued_once_and_who_closed_begins_anew() {
+        let positions = Positions::default();
+        assert_eq!(positions.take(NONE), None);
+        lost(&positions, NONE, 7, Loss::Ended);
+        assert_eq!(positions.take(NONE), Some(7));
+        assert_eq!(positions.take(NONE), None);
+        let closed = positions.open(NONE, 0);
+        closed.sent(9);
+        positions.close(&closed, None);
+        assert_eq!(positions.take(NONE), None);
+    }
+
+    #[test]
+    fn what_was_written_to_a_connection_that_broke_counts_only_as_far_as_it_was_acknowledged() {
+        let positions = Positions::default();
+        let position = positions.open(NONE, 2);
+        let pings = [3, 4, 5].map(|seq| position.ping(seq));
+        position.sent(5);
+        position.pong(b"another");
+        position.pong(&9_u64.to_be_bytes());
+        assert_eq!(positions.taken(), [(NONE, 2)]);
+        // An answer covers the pings before it, and an older one does not move the position back.
+        position.pong(&pings[1]);
+        position.pong(&pings[0]);
+        positions.close(&position, Some(Loss::Broken));
+        assert_eq!(positions.taken(), [(NONE, 4)]);
+        assert_eq!(positions.take(NONE), Some(4));
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_before_its_connection_is_known_to_be_lost_is_continued_too() {
+        let positions = Arc::new(Positions::default());
+        let position = positions.open(NONE, 0);
+        position.sent(3);
+        let finding = tokio::spawn({
+            let positions = positions.clone();
+            async move { positions.find(NONE).await }
+        });
+        tokio::task::yield_now().await;
+        positions.close(&position, Some(Loss::Ended));
+        assert_eq!(finding.await.unwrap(), Some(3));
+        // Another connection that stays open is another tab.
+        let _open = positions.open(NONE, 0);
+        assert_eq!(positions.find(NONE).await, None);
+    }
+
+    #[test]
+    fn of_several_lost_clients_none_misses_a_frame_whoever_comes_first() {
+        let positions = Positions::default();
+        for sent in [20, 10, 30] {
+            lost(&positions, NONE, sent, Loss::Ended);
+        }
+        let given: Vec<_> = (0..4).map(|_| positions.take(NONE)).collect();
+        assert_eq!(given, [Some(10), Some(10), Some(10), None]);
+    }
+
+    #[test]
+    fn a_client_with_other_features_is_another_client() {
+        let positions = Positions::default();
+        let usage = Features {
+            usage: true,
+            ..NONE
+        };
+        lost(&positions, usage, 10, Loss::Ended);
+        assert_eq!(positions.take(NONE), None);
+        assert_eq!(positions.take(usage), Some(10));
+    }
+
+    #[test]
+    fn who_comes_too_late_is_another_page() {
+        let positions = Positions::default();
+        lost(&positions, NONE, 10, Loss::Ended);
+        let late = Instant::now() + RETURNS_WITHIN;
+        assert_eq!(positions.take_at(NONE, late), None);
+    }
+
+    #[test]
+    fn a_connection_whose_client_does_not_answer_is_lost_and_one_that_does_is_another_tab() {
+        let positions = Positions::default();
+        let position = positions.open(NONE, 0);
+        let ping = position.ping(4);
+        position.sent(4);
+        position.pong(&ping);
+        position.ping(8);
+        position.sent(8);
+        assert_eq!(positions.take(NONE), None, "it may still answer");
+        let later = Instant::now() + UNANSWERED;
+        assert_eq!(positions.take_at(NONE, later), Some(4));
+        assert_eq!(positions.take_at(NONE, later), None);
+        positions.close(&position, Some(Loss::Ended));
+        assert_eq!(positions.take(NONE), None, "its client is back already");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_the_least_stays() {
+        let positions = Positions::default();
+        for sent in 0..200 {
+            lost(&positions, NONE, 200 - sent, Loss::Ended);
+        }
+        assert_eq!(held(&positions.known).lost.len(), REMEMBERED);
+        assert_eq!(positions.take(NONE), Some(1));
+    }
+}

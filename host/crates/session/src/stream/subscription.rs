@@ -1,0 +1,264 @@
+//! A client's subscription to a session.
+//!
+//! A reader goes at its own pace: what it has not taken is read from the log when it is ready, so
+//! nothing is buffered for it. A reader of deltas takes frames and deltas in the one order of the
+//! session's feed.
+//!
+//! # Invariants
+//! - Frames come in order, each once, with none left out; if the log cannot supply one, a
+//!   [`Batch::Gap`] says so. Only deltas may be lost.
+//! - No delta comes after the frame that replaces it.
+//! - A reader of deltas is shown an effect's text from its beginning and without a hole, or not at
+//!   all. One that fell behind is told to discard what it has, continues at the end of the feed,
+//!   and sees the next effect, or the next attempt, from its beginning again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, watch};
+
+use super::feed::{Head, Item};
+use super::frames;
+use crate::CloseReason;
+use crate::handle::Session;
+use crate::ports::DeltaKind;
+use crate::retry::when_possible;
+
+/// Maximum amount read from the log at once.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// The items of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Batch {
+    /// The next frames, with their sequence numbers.
+    Frames(Vec<(u64, Arc<str>)>),
+    /// A delta, or a notice that deltas are void. Not in the log, and may be lost.
+    Delta(Arc<str>),
+    /// A notice that the session pauses or resumes. Not in the log, and without a number.
+    Notice(Arc<str>),
+    /// The frames from the first to the last number, inclusive, are not available.
+    Gap(u64, u64),
+    /// The end of the subscription.
+    Ended(CloseReason),
+}
+
+/// A client's subscription to a session.
+#[derive(Debug)]
+pub struct Subscription {
+    session: Arc<Session>,
+    seen: u64,
+    source: Source,
+    pauses: watch::Receiver<Option<Arc<str>>>,
+    /// Whether the client was told of a pause and not yet of its end.
+    paused: bool,
+}
+
+/// The source of new items.
+#[derive(Debug)]
+enum Source {
+    /// Frames only.
+    Frames(watch::Receiver<Head>),
+    /// Frames, and the deltas between them.
+    All(Follower),
+}
+
+#[derive(Debug)]
+struct Follower {
+    items: broadcast::Receiver<Item>,
+    /// The position of the last item received: what the log has beyond it comes later.
+    head: Head,
+    screen: Screen,
+}
+
+/// What the client has of running effects, and what it is to be sent.
+#[derive(Debug, Default)]
+struct Screen {
+    /// The index of the next delta of each effect that is shown.
+    next: HashMap<Arc<str>, u64>,
+    due: VecDeque<Arc<str>>,
+}
+
+impl Screen {
+    fn piece(&mut self, effect: Arc<str>, number: u64, again: bool, frame: Arc<str>) {
+        let next = self.next.get(&effect).copied();
+        if next != Some(number) {
+            if number > 0 {
+                // The preceding deltas were never sent.
+                return;
+            }
+            if again || next.is_some() {
+                self.void(&effect);
+            }
+        }
+        self.next.insert(effect, number + 1);
+        self.due.push_back(frame);
+    }
+
+    /// Sent even if nothing is shown: the client may have deltas from an earlier connection.
+    fn void(&mut self, effect: &Arc<str>) {
+        let frame = frames::delta(DeltaKind::Reset, effect, "");
+        self.due.push_back(frame.into());
+    }
+
+    /// Items were lost, and it is unknown of which effects.
+    fn lost(&mut self) {
+        for (effect, next) in std::mem::take(&mut self.next) {
+            if next > 0 {
+                self.void(&effect);
+            }
+        }
+    }
+}
+
+impl Follower {
+    fn new(session: &Session) -> Self {
+        let (items, head) = session.feed.follow();
+        Self {
+            items,
+            head,
+            screen: Screen::default(),
+        }
+    }
+
+    /// Takes the next item. Cancel safe.
+    async fn advance(&mut self, session: &Session) {
+        match self.items.recv().await {
+            Ok(Item::Head(head)) => self.head = head,
+            Ok(Item::Piece {
+                effect,
+                number,
+                again,
+                frame,
+            }) => self.screen.piece(effect, number, again, frame),
+            Ok(Item::Void(effect)) => {
+                self.screen.void(&effect);
+                self.screen.next.insert(effect, 0);
+            }
+            Ok(Item::Done(effect)) => {
+                self.screen.next.remove(&effect);
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.screen.lost();
+                (self.items, self.head) = session.feed.follow();
+            }
+            // The feed lives as long as its session, which is held here.
+            Err(broadcast::error::RecvError::Closed) => self.head.ended = true,
+        }
+    }
+}
+
+impl Subscription {
+    pub fn new(session: Arc<Session>, last_seq: u64) -> Self {
+        let source = Source::Frames(session.feed.watch());
+        let pauses = session.feed.watch_pauses();
+        Self {
+            session,
+            seen: last_seq,
+            source,
+            pauses,
+            paused: false,
+        }
+    }
+
+    /// Includes deltas.
+    #[must_use]
+    pub fn with_deltas(mut self) -> Self {
+        self.source = Source::All(Follower::new(&self.session));
+        self
+    }
+
+    /// The number of the last frame that was returned.
+    pub fn last_seq(&self) -> u64 {
+        self.seen
+    }
+
+    /// Returns the next item. Cancel safe: nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Batch {
+        loop {
+            let head = match &mut self.source {
+                Source::Frames(head) => *head.borrow_and_update(),
+                Source::All(follower) => {
+                    if let Some(frame) = follower.screen.due.pop_front() {
+                        return Batch::Delta(frame);
+                    }
+                    follower.head
+                }
+            };
+            if self.seen > head.seq {
+                // The client claims more than there is: its numbers are from another log.
+                let from = self.seen;
+                self.seen = head.seq;
+                return Batch::Gap(head.seq + 1, from);
+            }
+            if self.seen < head.seq {
+                return self.behind(head.seq).await;
+            }
+            if head.ended {
+                return Batch::Ended(self.session.close_reason());
+            }
+            if let Some(notice) = self.notice() {
+                return Batch::Notice(notice);
+            }
+            let pause = self.pauses.changed();
+            match &mut self.source {
+                // Neither sender is dropped before the session, which is held here.
+                Source::Frames(head) => tokio::select! {
+                    _ = head.changed() => {}
+                    _ = pause => {}
+                },
+                Source::All(follower) => tokio::select! {
+                    () = follower.advance(&self.session) => {}
+                    _ = pause => {}
+                },
+            }
+        }
+    }
+
+    /// Returns a notice that the session pauses or resumes, if the client has not been told.
+    fn notice(&mut self) -> Option<Arc<str>> {
+        let pause = self.pauses.borrow_and_update().clone();
+        if pause.is_some() == self.paused {
+            return None;
+        }
+        self.paused = pause.is_some();
+        let goes_on = || frames::status("resumed", "The session goes on.", None).into();
+        Some(pause.unwrap_or_else(goes_on))
+    }
+
+    async fn behind(&mut self, head: u64) -> Batch {
+        let mut frames = match self.session.feed.recent(self.seen) {
+            Some(frames) => frames,
+            None => {
+                let (log, id) = (&self.session.log, self.session.id().to_string());
+                let read = || log.frames_after(&id, self.seen, CHUNK_BYTES);
+                match when_possible(read).await {
+                    Ok(chunk) => chunk.frames,
+                    Err(cause) => {
+                        tracing::error!(session = %self.session.id(), %cause, "frames could not be read");
+                        // The client reconnects and asks for the same again.
+                        return Batch::Ended(CloseReason::failed(
+                            "The session's log could not be read.",
+                        ));
+                    }
+                }
+            }
+        };
+        // What is committed and not yet published comes with the next head.
+        frames.retain(|(seq, _)| *seq <= head);
+        let expected = self.seen + 1;
+        match (frames.first(), frames.last()) {
+            (Some((first, _)), Some(_)) if *first > expected => {
+                self.seen = *first - 1;
+                Batch::Gap(expected, *first - 1)
+            }
+            (Some(_), Some((last, _))) => {
+                self.seen = *last;
+                Batch::Frames(frames)
+            }
+            _ => {
+                self.seen = head;
+                Batch::Gap(expected, head)
+            }
+        }
+    }
+}

@@ -1,7 +1,0 @@
-//! What clients see of a session: its frames in one order, and each client's position among them.
-
-pub(crate) mod feed;
-pub(crate) mod frames;
-pub(crate) mod positions;
-pub(crate) mod saved_positions;
-pub(crate) mod subscription;
